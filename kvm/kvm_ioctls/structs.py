@@ -1,0 +1,257 @@
+"""The kernel's structures, field for field, from <linux/kvm.h> and <asm/kvm.h> (x86).
+
+Names are the kernel's without `kvm_`. Where a structure ends in a flexible array, only the part before the
+array is here: its size is what the ioctl's number encodes, and the modules that use it pack the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+
+
+class UserspaceMemoryRegion(ctypes.Structure):
+    """KVM_SET_USER_MEMORY_REGION (api.rst 4.35)."""
+
+    _fields_ = (
+        ("slot", c_uint32),
+        ("flags", c_uint32),
+        ("guest_phys_addr", c_uint64),
+        ("memory_size", c_uint64),
+        ("userspace_addr", c_uint64),
+    )
+
+
+class IrqLevel(ctypes.Structure):
+    """KVM_IRQ_LINE (api.rst 4.25)."""
+
+    _fields_ = (("irq", c_uint32), ("level", c_uint32))
+
+
+class PitConfig(ctypes.Structure):
+    """KVM_CREATE_PIT2 (api.rst 4.71)."""
+
+    _fields_ = (("flags", c_uint32), ("pad", c_uint32 * 15))
+
+
+class Irqfd(ctypes.Structure):
+    """KVM_IRQFD (api.rst 4.75)."""
+
+    _fields_ = (
+        ("fd", c_uint32),
+        ("gsi", c_uint32),
+        ("flags", c_uint32),
+        ("resamplefd", c_uint32),
+        ("pad", c_uint8 * 16),
+    )
+
+
+class Ioeventfd(ctypes.Structure):
+    """KVM_IOEVENTFD (api.rst 4.59)."""
+
+    _fields_ = (
+        ("datamatch", c_uint64),
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_int32),
+        ("flags", c_uint32),
+        ("pad", c_uint8 * 36),
+    )
+
+
+class Ioregion(ctypes.Structure):
+    """KVM_SET_IOREGION, version 3 of a proposal that was never merged."""
+
+    _fields_ = (
+        ("guest_paddr", c_uint64),
+        ("memory_size", c_uint64),
+        ("user_data", c_uint64),
+        ("read_fd", c_int32),
+        ("write_fd", c_int32),
+        ("flags", c_uint32),
+        ("pad", c_uint8 * 28),
+    )
+
+
+class IrqRouting(ctypes.Structure):
+    """The head of KVM_SET_GSI_ROUTING (api.rst 4.52); `nr` entries of 48 bytes follow."""
+
+    _fields_ = (("nr", c_uint32), ("flags", c_uint32))
+
+
+class Msi(ctypes.Structure):
+    """KVM_SIGNAL_MSI (api.rst 4.70)."""
+
+    _fields_ = (
+        ("address_lo", c_uint32),
+        ("address_hi", c_uint32),
+        ("data", c_uint32),
+        ("flags", c_uint32),
+        ("devid", c_uint32),
+        ("pad", c_uint8 * 12),
+    )
+
+
+class EnableCap(ctypes.Structure):
+    """KVM_ENABLE_CAP (api.rst 4.37)."""
+
+    _fields_ = (
+        ("cap", c_uint32),
+        ("flags", c_uint32),
+        ("args", c_uint64 * 4),
+        ("pad", c_uint8 * 64),
+    )
+
+
+class MsrList(ctypes.Structure):
+    """The head of KVM_GET_MSR_INDEX_LIST (api.rst 4.3); `nmsrs` 32-bit indices follow."""
+
+    _fields_ = (("nmsrs", c_uint32),)
+
+
+class Msrs(ctypes.Structure):
+    """The head of KVM_GET_MSRS and KVM_SET_MSRS (api.rst 4.18); `nmsrs` entries of 16 bytes follow."""
+
+    _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32))
+
+
+class Cpuid2(ctypes.Structure):
+    """The head of the CPUID requests (api.rst 4.20 and 4.46); `nent` entries of 40 bytes follow."""
+
+    _fields_ = (("nent", c_uint32), ("padding", c_uint32))
+
+
+class MpStateStruct(ctypes.Structure):
+    """KVM_GET_MP_STATE and KVM_SET_MP_STATE (api.rst 4.38)."""
+
+    _fields_ = (("mp_state", c_uint32),)
+
+
+class Interrupt(ctypes.Structure):
+    """KVM_INTERRUPT (api.rst 4.16)."""
+
+    _fields_ = (("irq", c_uint32),)
+
+
+class GuestDebug(ctypes.Structure):
+    """KVM_SET_GUEST_DEBUG (api.rst 4.87)."""
+
+    _fields_ = (("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8))
+
+
+class LapicState(ctypes.Structure):
+    """KVM_GET_LAPIC and KVM_SET_LAPIC (api.rst 4.57): the local APIC's register page."""
+
+    _fields_ = (("regs", c_uint8 * 1024),)
+
+    def read(self, offset: int) -> int:
+        """Return the 32-bit register at `offset` (0x20: APIC id, 0x80: TPR, 0x350: LINT0, ...)."""
+        return c_uint32.from_buffer(self, _lapic_offset(offset)).value
+
+    def write(self, offset: int, value: int) -> None:
+        """Change the 32-bit register at `offset` in this copy; `Vcpu.set_lapic` makes it real."""
+        c_uint32.from_buffer(self, _lapic_offset(offset)).value = value
+
+
+def _lapic_offset(offset: int) -> int:
+    if not 0 <= offset < 1024 or offset % 16:
+        raise ValueError(f"no local APIC register at {offset:#x}: expected a multiple of 16 below 0x400")
+    return offset
+
+
+class Regs(ctypes.Structure):
+    """General registers: KVM_GET_REGS and KVM_SET_REGS (api.rst 4.11)."""
+
+    _fields_ = tuple(
+        (name, c_uint64)
+        for name in (
+            *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+            *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+        )
+    )
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    rsp: int
+    rbp: int
+    r8: int
+    r9: int
+    r10: int
+    r11: int
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+    rip: int
+    rflags: int
+
+
+class Segment(ctypes.Structure):
+    """A segment register with its hidden part. `limit` is in bytes whatever `g` says."""
+
+    _fields_ = (
+        ("base", c_uint64),
+        ("limit", c_uint32),
+        ("selector", c_uint16),
+        ("type", c_uint8),
+        ("present", c_uint8),
+        ("dpl", c_uint8),
+        ("db", c_uint8),
+        ("s", c_uint8),
+        ("l", c_uint8),
+        ("g", c_uint8),
+        ("avl", c_uint8),
+        ("unusable", c_uint8),
+        ("padding", c_uint8),
+    )
+    base: int
+    limit: int
+    selector: int
+    type: int
+    present: int
+    dpl: int
+    db: int
+    s: int
+    l: int  # noqa: E741 - the kernel's name of the long-mode bit
+    g: int
+    avl: int
+    unusable: int
+
+
+class Dtable(ctypes.Structure):
+    """GDTR or IDTR."""
+
+    _fields_ = (("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3))
+    base: int
+    limit: int
+
+
+class Sregs(ctypes.Structure):
+    """Segment, table and control registers: KVM_GET_SREGS and KVM_SET_SREGS (api.rst 4.13)."""
+
+    _fields_ = (
+        *((name, Segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
+        *((name, Dtable) for name in ("gdt", "idt")),
+        *((name, c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
+        ("interrupt_bitmap", c_uint64 * 4),
+    )
+    cs: Segment
+    ds: Segment
+    es: Segment
+    fs: Segment
+    gs: Segment
+    ss: Segment
+    tr: Segment
+    ldt: Segment
+    gdt: Dtable
+    idt: Dtable
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    cr8: int
+    efer: int
+    apic_base: int

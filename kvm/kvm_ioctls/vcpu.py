@@ -1,0 +1,207 @@
+"""A virtual CPU: its registers, and the loop it runs in."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import struct
+import threading
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+
+from . import requests, structs
+from .cpuid import Cpuid
+from .errors import ioctl_error
+from .exits import EXIT_MEMORY_FAULT, REASON_OFFSET, Exit, Interrupted, decode
+from .handle import Handle
+from .ioctl import Ioctl, invoke, libc_ioctl
+from .kick import kick_thread
+from .stats import Stats
+
+_REQUEST_INTERRUPT_WINDOW, _IMMEDIATE_EXIT, _READY_FOR_INTERRUPT = 0, 1, 12
+_MSR_ENTRY = struct.Struct("=I4xQ")
+_MSR_HEAD = ctypes.sizeof(structs.Msrs)
+_RUN = requests.RUN.number
+
+
+class MpState(IntEnum):
+    """KVM_MP_STATE_* on x86: what a vCPU is waiting for."""
+
+    RUNNABLE = 0
+    UNINITIALIZED = 1
+    INIT_RECEIVED = 2
+    HALTED = 3
+    SIPI_RECEIVED = 4
+
+
+class Vcpu(Handle):
+    """One CPU of a VM, made by `Vm.create_vcpu`. One thread at a time may use it, but for `kick`.
+
+    A CPU other than 0 of a VM with an irqchip waits for an INIT until `set_mp_state(MpState.RUNNABLE)`.
+    """
+
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int):
+        super().__init__(fd)
+        self.id = vcpu_id
+        self._thread = 0
+        try:
+            self._page = mmap.mmap(fd, mmap_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor and unmap `struct kvm_run`. `kick` the thread out of `run()` first."""
+        super().close()
+        if hasattr(self, "_page"):
+            self._page.close()
+
+    # Running
+
+    def run(self) -> Exit:
+        """KVM_RUN (api.rst 4.10): run the guest until it needs something, and return what.
+
+        An answer owed to the last exit must have been given by its `reply`. Raises `IoctlError`: EBADF after
+        `close()`, EFAULT for guest memory that is not mapped here, EINVAL for state that makes no sense.
+        """
+        self._thread = threading.get_native_id()
+        if libc_ioctl(self.fd, _RUN, None) >= 0:
+            return decode(self._page)
+        return self._stopped(ctypes.get_errno())
+
+    def _stopped(self, code: int) -> Exit:
+        # EAGAIN: a CPU that waits to be started was woken and has nothing to do yet.
+        if code in (errno.EINTR, errno.EAGAIN):
+            self.immediate_exit = False
+            return Interrupted()
+        if (
+            code == errno.EFAULT
+            and struct.unpack_from("=I", self._page, REASON_OFFSET)[0] == EXIT_MEMORY_FAULT
+        ):
+            return decode(self._page)
+        raise ioctl_error(code, requests.RUN.name, {"vcpu": self.id, "fd": self.fd})
+
+    def kick(self) -> None:
+        """Make the present `run()`, or else the next one, return `Interrupted`. For any thread.
+
+        Change the state that the vCPU's thread is to see *before* the kick. `run()` forgets kicks only just
+        before it returns `Interrupted`, so a thread that looks at that state whenever it gets one misses
+        nothing: a kick is never lost, at most several become one. Needs `install_kick_handler`.
+        """
+        self.immediate_exit = True
+        if self._thread:
+            kick_thread(self._thread)
+
+    @property
+    def immediate_exit(self) -> bool:
+        """Whether the next `run()` completes the last access and returns `Interrupted` (api.rst 5)."""
+        return bool(self._page[_IMMEDIATE_EXIT])
+
+    @immediate_exit.setter
+    def immediate_exit(self, value: bool) -> None:
+        self._page[_IMMEDIATE_EXIT] = value
+
+    @property
+    def request_interrupt_window(self) -> bool:
+        """Whether `run()` is to return `IrqWindowOpen` once `interrupt` may be used (no irqchip)."""
+        return bool(self._page[_REQUEST_INTERRUPT_WINDOW])
+
+    @request_interrupt_window.setter
+    def request_interrupt_window(self, value: bool) -> None:
+        self._page[_REQUEST_INTERRUPT_WINDOW] = value
+
+    @property
+    def ready_for_interrupt(self) -> bool:
+        """Whether, at the last exit, the guest would have taken an interrupt. Without irqchip only."""
+        return bool(self._page[_READY_FOR_INTERRUPT])
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT (api.rst 4.16): queue an external interrupt. ENXIO: there is an in-kernel irqchip."""
+        invoke(self.fd, requests.INTERRUPT, structs.Interrupt(vector))
+
+    # Registers
+
+    def get_regs(self) -> structs.Regs:
+        """KVM_GET_REGS (api.rst 4.11)."""
+        regs = structs.Regs()
+        invoke(self.fd, requests.GET_REGS, regs)
+        return regs
+
+    def set_regs(self, regs: structs.Regs) -> None:
+        """KVM_SET_REGS (api.rst 4.12). Mind that bit 1 of `rflags` is always set."""
+        invoke(self.fd, requests.SET_REGS, regs)
+
+    def get_sregs(self) -> structs.Sregs:
+        """KVM_GET_SREGS (api.rst 4.13)."""
+        sregs = structs.Sregs()
+        invoke(self.fd, requests.GET_SREGS, sregs)
+        return sregs
+
+    def set_sregs(self, sregs: structs.Sregs) -> None:
+        """KVM_SET_SREGS (api.rst 4.14). EINVAL: the control registers contradict each other."""
+        invoke(self.fd, requests.SET_SREGS, sregs)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS (api.rst 4.18): values by index. EINVAL, naming the index: KVM refuses one."""
+        wanted = list(indices)
+        buffer = self._msrs(requests.GET_MSRS, [(index, 0) for index in wanted])
+        return dict(_MSR_ENTRY.iter_unpack(buffer.raw[_MSR_HEAD:]))
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """KVM_SET_MSRS (api.rst 4.19), in the mapping's order; those before a refused one have been set."""
+        self._msrs(requests.SET_MSRS, list(values.items()))
+
+    def _msrs(self, request: Ioctl, entries: list[tuple[int, int]]) -> ctypes.Array[ctypes.c_char]:
+        count = len(entries)
+        data = b"".join((struct.pack("=I4x", count), *(_MSR_ENTRY.pack(*entry) for entry in entries)))
+        buffer = ctypes.create_string_buffer(data, len(data))
+        done = invoke(self.fd, request, buffer, nmsrs=count)
+        if done < count:
+            index, value = entries[done]
+            raise ioctl_error(errno.EINVAL, request.name, {"index": index, "data": value})
+        return buffer
+
+    def get_cpuid2(self) -> Cpuid:
+        """KVM_GET_CPUID2: what `set_cpuid2` set; the structure is that of api.rst 4.46."""
+        return Cpuid.fetch(self.fd, requests.GET_CPUID2)
+
+    def set_cpuid2(self, cpuid: Cpuid) -> None:
+        """KVM_SET_CPUID2 (api.rst 4.20). Call it before long mode and before the first `run()`."""
+        invoke(self.fd, requests.SET_CPUID2, ctypes.create_string_buffer(cpuid.pack()), nent=len(cpuid))
+
+    def get_mp_state(self) -> MpState:
+        """KVM_GET_MP_STATE (api.rst 4.38)."""
+        state = structs.MpStateStruct()
+        invoke(self.fd, requests.GET_MP_STATE, state)
+        return MpState(state.mp_state)
+
+    def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE (api.rst 4.39)."""
+        invoke(self.fd, requests.SET_MP_STATE, structs.MpStateStruct(int(state)))
+
+    def get_lapic(self) -> structs.LapicState:
+        """KVM_GET_LAPIC (api.rst 4.57). EINVAL: there is no in-kernel irqchip."""
+        lapic = structs.LapicState()
+        invoke(self.fd, requests.GET_LAPIC, lapic)
+        return lapic
+
+    def set_lapic(self, lapic: structs.LapicState) -> None:
+        """KVM_SET_LAPIC (api.rst 4.58)."""
+        invoke(self.fd, requests.SET_LAPIC, lapic)
+
+    def enable_cap(self, cap: int, *args: int) -> None:
+        """KVM_ENABLE_CAP (api.rst 4.37) with up to four arguments: api.rst 6 lists a vCPU's."""
+        invoke(self.fd, requests.ENABLE_CAP, structs.EnableCap(cap, 0, args))
+
+    def set_guest_debug(self, control: int, debugreg: Iterable[int] = ()) -> None:
+        """KVM_SET_GUEST_DEBUG (api.rst 4.87). `control`: 1 enable, 2 step, 1 << 16 and 17 breakpoints."""
+        invoke(self.fd, requests.SET_GUEST_DEBUG, structs.GuestDebug(control, 0, tuple(debugreg)))
+
+    def tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ (api.rst 4.56): the guest's clock rate. EIO: the host's clock is unstable."""
+        return invoke(self.fd, requests.GET_TSC_KHZ)
+
+    def stats(self) -> Stats:
+        """KVM_GET_STATS_FD (api.rst 4.133): the kernel's own counters for this CPU; close them."""
+        return Stats(invoke(self.fd, requests.GET_STATS_FD))
