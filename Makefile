@@ -1,0 +1,81 @@
+# Two commands to know: `make demo` and `make test`. Each installs what is missing (apt packages through sudo
+# where needed, then a virtual environment in .venv) and is quick when everything is there.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PYTEST := $(BIN)/python -m pytest
+
+# $(call need,COMMAND THAT SUCCEEDS WHERE THEY ARE INSTALLED,PACKAGES)
+define need
+@{ $(1); } >/dev/null 2>&1 || { \
+	command -v apt-get >/dev/null || { echo "make: install $(2), or what your system calls it" >&2; exit 1; }; \
+	echo "installing $(2)"; \
+	$(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
+endef
+
+.PHONY: help demo check lint types quick test-kvm test-slow test coverage guests clean python
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/.run ## ring a device in every way there is, and show what each costs
+	$(BIN)/bellwire demo $(DEMO)
+
+check: lint types quick ## the quick part: lint, types, tests that need no VM (under a minute)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+quick: $(VENV)/.dev
+	$(PYTEST) -q -m "not kvm and not slow"
+
+test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
+	$(PYTEST) -q -m "kvm"
+
+test-slow: $(VENV)/.dev $(VENV)/.tools
+	$(PYTEST) -q -m "slow and not kvm"
+
+test: check $(VENV)/.tools ## everything
+	$(PYTEST) -q -m "kvm or slow"
+
+coverage: $(VENV)/.dev $(VENV)/.tools ## the same tests, with a coverage report
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage report
+
+guests: $(VENV)/.tools ## build the micro guests anew, in place
+	$(BIN)/python -m bellwire_vmm.guests.build
+
+clean: ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+python:
+	$(if $(PYTHON),,$(call need,command -v python3.11,python3.11 python3.11-venv))
+
+$(VENV)/bin/python: | python
+	$(call need,$(or $(PYTHON),python3.11) -c 'import ensurepip',python3-venv)
+	$(or $(PYTHON),python3.11) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+# A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
+$(VENV)/.tools: | $(VENV)/.dev
+	$(call need,command -v gcc && command -v objcopy && test -e /usr/include/linux/kvm.h \
+		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
+	$(call need,command -v strace,strace)
+	@touch $@

@@ -1,0 +1,1 @@
+"""The ``bellwire`` command: run a device, run a small VM, show what a doorbell costs."""

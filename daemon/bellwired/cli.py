@@ -1,0 +1,64 @@
+"""The ``bellwire`` command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from bellwire import BellwireError
+from bellwired import demo, run, vmm
+from bellwired.errors import CommandError
+from kvm_ioctls import KvmError
+from vfio_user import VfioUserError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    top = argparse.ArgumentParser(
+        prog="bellwire",
+        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
+    )
+    top.add_argument("--version", action="version", version=f"bellwire {_version()}")
+    top.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)"
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run, vmm, demo):
+        module.add_parser(commands)
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. Errors become one line, with a hint where there is one."""
+    arguments = parser().parse_args(words)
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = arguments.command(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"bellwire: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return 1
+    except (BellwireError, VfioUserError, KvmError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not isinstance(error, VfioUserError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
+            return 1
+        print(f"bellwire: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _version() -> str:
+    try:
+        return version("bellwire")
+    except PackageNotFoundError:
+        return "(not installed)"

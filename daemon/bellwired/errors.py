@@ -1,0 +1,13 @@
+"""Errors that end a command with one clear line."""
+
+from __future__ import annotations
+
+from bellwire import BellwireError
+
+
+class CommandError(BellwireError):
+    """What went wrong, and in ``hint`` what to do about it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -1,0 +1,254 @@
+"""The device's end of doorbells that ring without a message: eventfds and ioregionfd sockets.
+
+All of them hang in one epoll of their own, so that "has anything rung?" is a single system call. Ringing is
+in two steps: :meth:`Bells.gather` takes what has been rung out of the fds, :meth:`Bells.run` runs the hooks.
+Whatever the client posted before a gathered ring is in the socket by then; draining the socket between
+the two steps makes a ring see every write that came before it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from bellwire.core import Core
+from bellwire.doorbell import Doorbell, IoRegion
+from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
+
+MOST_COMMANDS = 256  # taken from one socket in a turn: a flood in one must not starve the others
+
+Guard = Callable[..., int | None]
+"""Runs device code; an exception in it is logged, and None comes back."""
+
+
+class Source(Protocol):
+    """One fd that rings."""
+
+    def gather(self) -> None:
+        """Take what was rung out of the fd."""
+
+    def run(self) -> None:
+        """Run the hooks for what was gathered."""
+
+    def discard(self) -> None:
+        """Drop what was gathered, but answer whoever waits."""
+
+    def close(self) -> None:
+        """Close the fds."""
+
+
+class EventSource:
+    """A doorbell by ioeventfd: KVM counts, we read the count."""
+
+    def __init__(self, core: Core, bell: Doorbell, guard: Guard) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._core = core
+        self._bell = bell
+        self._guard = guard
+        self._count = 0
+
+    def gather(self) -> None:
+        """Add the eventfd's count."""
+        try:
+            self._count += os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass  # somebody else who holds the fd has read it
+
+    def run(self) -> None:
+        """One hook call for however many rings."""
+        count, self._count = self._count, 0
+        if count:
+            self._guard(self._core.ring, self._bell, count)
+
+    def discard(self) -> None:
+        """Forget the rings."""
+        self._count = 0
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        os.close(self.fd)
+
+
+class CommandSource:
+    """Doorbells with values, or one stretch, by ioregionfd: 32-byte commands on a socket."""
+
+    def __init__(
+        self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]
+    ) -> None:
+        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours.setblocking(False)
+        self.wire = IoRegionServer(ours)
+        self.fd = ours.fileno()
+        self.client_fd = self._theirs.fileno()
+        self.targets: list[Doorbell | IoRegion] = []
+        self._core = core
+        self._guard = guard
+        self._failed = failed
+        self._commands: deque[IoCommand] = deque()
+
+    def gather(self) -> None:
+        """Take commands off the socket, in order."""
+        try:
+            for _ in range(MOST_COMMANDS - len(self._commands)):
+                command = self.wire.receive()
+                if command is None:
+                    break
+                self._commands.append(command)
+        except VfioUserError as error:
+            self._failed(self, error)
+
+    def run(self) -> None:
+        """Hand each command to its doorbell or stretch, and answer where an answer is awaited."""
+        commands = self._commands
+        while commands:
+            command = commands.popleft()
+            result = self._guard(self._deliver, command)
+            if command.respond:
+                self._respond(result)
+
+    def discard(self) -> None:
+        """Drop the posted ones; a guest that waits gets all ones, as from a device in reset."""
+        commands = self._commands
+        while commands:
+            if commands.popleft().respond:
+                self._respond(None)
+
+    def close(self) -> None:
+        """Close both ends: KVM or the relay falls back to messages."""
+        self._commands.clear()
+        self.wire.close()
+        self._theirs.close()
+
+    def _respond(self, value: int | None) -> None:
+        try:
+            self.wire.respond((1 << 64) - 1 if value is None else value)
+        except VfioUserError as error:
+            self._failed(self, error)
+
+    def _deliver(self, command: IoCommand) -> int:
+        """What the command does; the value of a read, 0 for a write."""
+        target = self.targets[command.user_data] if command.user_data < len(self.targets) else None
+        if target is None or command.offset + command.size > target.size:
+            raise VfioUserError(
+                f"ioregionfd command: user_data {command.user_data}, offset {command.offset:#x}, size {command.size} "
+                "lies in no sub-region that was handed out"
+            )
+        if isinstance(target, IoRegion):
+            if not command.write:
+                return self._core.ioregion_read(target, command.offset, command.size)
+            self._core.ioregion_write(target, command.offset, command.size, command.data)
+        elif command.write and command.offset == 0:
+            self._core.ring_value(target, command.data)
+        return 0
+
+
+class Bells:
+    """All fds of one device for one client: made when the client asks, gone when it leaves."""
+
+    def __init__(self, core: Core, guard: Guard) -> None:
+        self._core = core
+        self._guard = guard
+        self._epoll = select.epoll()
+        self._sources: dict[int, Source] = {}
+        self._known: dict[Doorbell | IoRegion, EventSource | CommandSource] = {}
+        self._rung: list[Source] = []
+        self._values: CommandSource | None = None
+
+    def fileno(self) -> int:
+        """Readable while anything has rung."""
+        return self._epoll.fileno()
+
+    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> list[SubRegion]:
+        """What GET_REGION_IO_FDS says about a region, within ``mechanisms``; asking twice gives the same fds."""
+        plan = self._core.layout.bars.get(index)
+        if plan is None:
+            return []
+        pio = plan.bar.io
+        found: list[SubRegion] = []
+        for bell in plan.doorbells:
+            if bell.value:
+                if "ioregionfd" in mechanisms:
+                    found.append(self._by_value(bell, pio))
+            elif "ioeventfd" in mechanisms:
+                size = 0 if bell.match is None else bell.size
+                found.append(IoEventFd(bell.offset, size, self._event(bell).fd, bell.match, pio))
+        if "ioregionfd" in mechanisms:
+            for region in plan.ioregions:
+                source = self._known.get(region)
+                if not isinstance(source, CommandSource):
+                    source = self._commands([region])
+                found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
+        return found
+
+    def gather(self) -> None:
+        """Take everything that has rung out of its fd."""
+        for fd, _ in self._epoll.poll(0):
+            source = self._sources.get(fd)
+            if source is not None:
+                source.gather()
+                self._rung.append(source)
+
+    def run(self) -> None:
+        """Run the hooks of what was gathered."""
+        rung = self._rung
+        while rung:
+            rung.pop().run()
+
+    def discard(self) -> None:
+        """A reset: what rang before it means nothing any more, but nobody is left waiting."""
+        self.gather()
+        rung = self._rung
+        while rung:
+            rung.pop().discard()
+
+    def close(self) -> None:
+        """Close every fd that was handed out."""
+        self._epoll.close()
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+        self._known.clear()
+
+    def _event(self, bell: Doorbell) -> EventSource:
+        source = self._known.get(bell)
+        if not isinstance(source, EventSource):
+            source = EventSource(self._core, bell, self._guard)
+            self._known[bell] = source
+            self._add(source.fd, source)
+        return source
+
+    def _by_value(self, bell: Doorbell, pio: bool) -> IoRegionFd:
+        """Doorbells with values share one socket and are told apart by user_data."""
+        if self._values is None:
+            self._values = self._commands([])
+        source = self._values
+        if bell not in source.targets:
+            source.targets.append(bell)
+        user_data = source.targets.index(bell)
+        return IoRegionFd(bell.offset, bell.size, source.client_fd, user_data, pio, True)
+
+    def _commands(self, targets: list[Doorbell | IoRegion]) -> CommandSource:
+        source = CommandSource(self._core, self._guard, self._drop)
+        source.targets = targets
+        for target in targets:
+            self._known[target] = source
+        self._add(source.fd, source)
+        return source
+
+    def _add(self, fd: int, source: Source) -> None:
+        self._sources[fd] = source
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _drop(self, source: CommandSource, error: VfioUserError) -> None:
+        """A socket whose far end has gone or talks nonsense: close it, and the client goes on by message."""
+        self._core.log.warning(("ioregionfd", source.fd), "ioregionfd socket closed: %s", error)
+        if self._sources.pop(source.fd, None) is not None:
+            self._epoll.unregister(source.fd)
+            source.close()
+        self._known = {target: known for target, known in self._known.items() if known is not source}
+        if self._values is source:
+            self._values = None

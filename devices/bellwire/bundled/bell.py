@@ -1,0 +1,127 @@
+"""bell: one doorbell of every kind, a counter for each, and an interrupt on demand.
+
+The demo, the benchmarks and the VMM's tests ring it. Offsets are in docs/devices.md.
+"""
+
+from __future__ import annotations
+
+from bellwire import Bar, MsiX, PciDevice, Saved, SavedBytes
+
+MATCH = 0x42
+SCRATCH = 256
+
+
+class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
+    """Counts how it is rung, by every way there is, and checks that values come intact and in order."""
+
+    irq = MsiX(8)
+
+    control = Bar(0, size=4096)
+    ident = control.reg(0x00, access="constant", reset=0xBE11_0001)
+    irq_on_ring = control.reg(0x04)
+    irq_now = control.reg(0x08, access="wo")
+    reset_counters = control.reg(0x0C, access="wo")
+    plain = control.reg(0x10)
+    wildcard_count = control.reg(0x40, size=8, access="ro")
+    datamatch_count = control.reg(0x48, size=8, access="ro")
+    value_count = control.reg(0x50, size=8, access="ro")
+    pio_count = control.reg(0x58, size=8, access="ro")
+    acked_count = control.reg(0x60, size=8, access="ro")
+    plain_count = control.reg(0x68, size=8, access="ro")
+    pio_plain_count = control.reg(0x70, size=8, access="ro")
+    read_count = control.reg(0x78, size=8, access="ro")
+    value_errors = control.reg(0x80, size=8, access="ro")
+    acked_errors = control.reg(0x88, size=8, access="ro")
+    plain_errors = control.reg(0x90, size=8, access="ro")
+    pio_plain_errors = control.reg(0x98, size=8, access="ro")
+
+    bells = Bar(1, size=4096)
+    wildcard = bells.doorbell(0x000)
+    datamatch = bells.doorbell(0x010, match=MATCH)
+    value = bells.doorbell(0x020, value=True)
+    region = bells.ioregion(0x100, SCRATCH)
+
+    ports = Bar(2, size=16, io=True)
+    pio = ports.doorbell(0x0)
+    pio_plain = ports.reg(0x4)
+
+    # What the counters stood at when the guest last cleared them: the doorbells' own counts only ever grow.
+    wildcard_base = Saved(0)
+    datamatch_base = Saved(0)
+    pio_base = Saved(0)
+    scratch = SavedBytes(SCRATCH)
+
+    @irq_now.write
+    def interrupt_now(self, number: int) -> None:
+        """Trigger vector ``number``; a number out of range does nothing."""
+        if number < len(self.irq):
+            self.irq[number].trigger()
+
+    @reset_counters.write
+    def clear_counters(self, _: int) -> None:
+        """All counters to zero, whatever was written."""
+        self.wildcard_base = self.wildcard.rung
+        self.datamatch_base = self.datamatch.rung
+        self.pio_base = self.pio.rung
+        self.wildcard_count = self.datamatch_count = self.pio_count = 0
+        self.value_count = self.acked_count = self.plain_count = self.pio_plain_count = self.read_count = 0
+        self.value_errors = self.acked_errors = self.plain_errors = self.pio_plain_errors = 0
+
+    @wildcard.ring
+    def wildcard_rang(self) -> None:
+        """Rung by any write."""
+        self.wildcard_count = self.wildcard.rung - self.wildcard_base
+        self.arrived()
+
+    @datamatch.ring
+    def datamatch_rang(self) -> None:
+        """Rung by writes of MATCH."""
+        self.datamatch_count = self.datamatch.rung - self.datamatch_base
+        self.arrived()
+
+    @pio.ring
+    def pio_rang(self) -> None:
+        """Rung through an I/O port."""
+        self.pio_count = self.pio.rung - self.pio_base
+        self.arrived()
+
+    @value.ring
+    def value_rang(self, value: int) -> None:
+        """Rung with a value, which counts 1, 2, 3, ..."""
+        self.value_count += 1
+        self.value_errors += value != self.value_count & 0xFFFF_FFFF
+        self.arrived()
+
+    @region.write
+    def region_written(self, offset: int, size: int, value: int) -> None:
+        """Keeps what is written; what goes to offset 0 is counted and should count 1, 2, 3, ..."""
+        self.scratch[offset : offset + size] = value.to_bytes(size, "little")
+        if offset == 0:
+            self.acked_count += 1
+            self.acked_errors += value != self.acked_count & 0xFFFF_FFFF
+            self.arrived()
+
+    @region.read
+    def region_was_read(self, offset: int, size: int) -> int:
+        """Gives back what was written."""
+        self.read_count += 1
+        return int.from_bytes(self.scratch[offset : offset + size], "little")
+
+    @plain.write
+    def plain_written(self, value: int) -> None:
+        """An ordinary register, by message."""
+        self.plain_count += 1
+        self.plain_errors += value != self.plain_count & 0xFFFF_FFFF
+        self.arrived()
+
+    @pio_plain.write
+    def pio_plain_written(self, value: int) -> None:
+        """An ordinary I/O port: the guest waits for the reply."""
+        self.pio_plain_count += 1
+        self.pio_plain_errors += value != self.pio_plain_count & 0xFFFF_FFFF
+        self.arrived()
+
+    def arrived(self) -> None:
+        """Interrupt, if the guest wants one for each arrival."""
+        if 0 < self.irq_on_ring <= len(self.irq):
+            self.irq[self.irq_on_ring - 1].trigger()

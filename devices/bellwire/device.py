@@ -1,0 +1,177 @@
+"""What a device author derives from."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from bellwire.capabilities import Identity
+from bellwire.core import Core
+from bellwire.declare import hexadecimal
+from bellwire.dma import Dma
+from bellwire.errors import DeclarationError
+from bellwire.host import Timer
+from bellwire.layout import Layout, plan
+from bellwire.option import parse_options
+
+_WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
+
+
+class PciDevice:
+    """A PCI device.
+
+    A subclass says who it is in its class line, declares what it has in its body, and reacts in methods tied
+    to those declarations::
+
+        class Copier(PciDevice, vendor=0x1234, device=0x11F0, class_code=0x088000):
+            irq = MsiX(1)
+            mmio = Bar(0, size=4096)
+            ...
+
+    Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
+    interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
+    device, which has no function-level reset), ``name`` (what users call it; the class's name in lower case
+    unless given). A subclass inherits them. Without ``vendor`` the class is a base for others.
+
+    Hooks run one at a time on the device's own thread, and a hook has finished before the guest's access is
+    answered.
+    """
+
+    name: ClassVar[str] = ""
+    layout: ClassVar[Layout]
+    identity: ClassVar[Identity | None] = None
+
+    core: Core
+    dma: Dma
+    log: logging.Logger
+
+    def __init_subclass__(
+        cls,
+        *,
+        vendor: int | None = None,
+        device: int | None = None,
+        class_code: int | None = None,
+        revision: int | None = None,
+        subsystem: tuple[int, int] | None = None,
+        express: bool | None = None,
+        name: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        if keywords:
+            raise DeclarationError(
+                f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
+                "there are vendor, device, class_code, revision, subsystem, express, name"
+            )
+        cls.layout = plan(cls)
+        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
+        cls.name = name if name is not None else cls.__name__.lower()
+        if cls.identity is not None:
+            _claim(cls)
+
+    def __init__(self, **options: Any) -> None:
+        if self.identity is None:
+            raise DeclarationError(
+                f"{type(self).__qualname__} is a base for devices: give a subclass vendor=, device= and class_code="
+            )
+        values = parse_options(self.layout.options, options, self.name)
+        self.log = logging.getLogger(f"bellwire.device.{self.name}")
+        self.core = Core(self, self.identity, self.layout, values)
+        self.dma = Dma(self.core)
+        self.core.state.reset()
+        self.core.config.reset()
+
+    def setup(self) -> None:
+        """Called once before the first guest comes: open what the options name. Override it."""
+
+    def reset(self) -> None:
+        """Called after registers and saved fields have been reset, and once after :meth:`setup`. Override it."""
+
+    def restored(self) -> None:
+        """Called after a snapshot has been put back: set timers anew. Override it."""
+
+    def close(self) -> None:
+        """Called once at the end: close what :meth:`setup` opened. Override it."""
+
+    def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+        """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
+        core = self.core
+        generation = core.generation
+
+        def due() -> None:
+            if core.generation == generation:
+                core.call(callback, *arguments)
+
+        return core.host.after(seconds, due)
+
+    def background(
+        self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None
+    ) -> None:
+        """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
+
+        ``work`` must not touch registers, saved fields or interrupts. If it raises, that is logged and
+        ``done`` is not called; nor is it after a reset.
+        """
+        core = self.core
+        generation = core.generation
+
+        def finished(result: Any) -> None:
+            if done is not None and core.generation == generation:
+                core.call(done, result)
+
+        core.host.background(lambda: work(*arguments), finished)
+
+
+def _identity(
+    cls: type[PciDevice],
+    vendor: int | None,
+    device: int | None,
+    class_code: int | None,
+    revision: int | None,
+    subsystem: tuple[int, int] | None,
+    express: bool | None,
+) -> Identity | None:
+    """What the class line says, over what the base class said."""
+    base = cls.identity
+    given = {"vendor": vendor, "device": device, "class_code": class_code, "revision": revision}
+    for key, value in given.items():
+        if value is not None and not 0 <= value < 1 << _WIDTHS[key]:
+            raise DeclarationError(
+                f"{cls.__qualname__}: {key}={hexadecimal(value)} does not fit in {_WIDTHS[key]} bits"
+            )
+    if base is None:
+        missing = [key for key in ("vendor", "device", "class_code") if given[key] is None]
+        if len(missing) == 3:
+            return None
+        if missing:
+            raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
+        base = Identity(0, 0, 0, 0, 0, 0, express=True)
+    own_vendor, own_device = _first(vendor, base.vendor), _first(device, base.device)
+    sub_vendor, sub_device = subsystem or (base.subsystem_vendor or own_vendor, base.subsystem or own_device)
+    if not (0 <= sub_vendor < 1 << 16 and 0 <= sub_device < 1 << 16):
+        raise DeclarationError(f"{cls.__qualname__}: subsystem is a pair of 16-bit numbers")
+    return Identity(
+        vendor=own_vendor,
+        device=own_device,
+        class_code=_first(class_code, base.class_code),
+        revision=_first(revision, base.revision),
+        subsystem_vendor=sub_vendor,
+        subsystem=sub_device,
+        express=_first(express, base.express),
+    )
+
+
+def _first(given: Any, inherited: Any) -> Any:
+    return inherited if given is None else given
+
+
+def _claim(cls: type[PciDevice]) -> None:
+    """Two devices of one file may not answer to one name: a user could ask for only one of them."""
+    module = sys.modules.get(cls.__module__)
+    names: dict[str, str] = module.__dict__.setdefault("__bellwire_names__", {}) if module else {}
+    holder = names.setdefault(cls.name, cls.__qualname__)
+    if holder != cls.__qualname__:
+        raise DeclarationError(
+            f"{cls.__qualname__} and {holder} of {cls.__module__} are both named {cls.name!r}: give one name="
+        )

@@ -1,0 +1,48 @@
+"""Logging that a guest can cause, at a rate that it cannot choose."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Any
+
+BURST = 5
+INTERVAL = 10.0  # seconds
+KEYS = 256
+
+
+class LimitedLog:
+    """A logger that passes ``BURST`` records of each kind in ``INTERVAL`` seconds and counts the others."""
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self.logger = logger
+        self._clock = clock
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+
+    def warning(self, kind: Hashable, message: str, *arguments: Any) -> None:
+        """Log a warning, if records of this ``kind`` have not been too many."""
+        if self._admit(kind):
+            self.logger.warning(message, *arguments)
+
+    def exception(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
+        """Log an error: its traceback the first time, a line after that."""
+        first = kind not in self._kinds
+        if self._admit(kind):
+            details: tuple[type[BaseException], BaseException, TracebackType | None] | None = (
+                (type(error), error, error.__traceback__) if first else None
+            )
+            self.logger.error(message, *arguments, exc_info=details)
+
+    def _admit(self, kind: Hashable) -> bool:
+        now = self._clock()
+        since, count = self._kinds.pop(kind, (now, 0))
+        if now - since >= INTERVAL:
+            if count > BURST:
+                self.logger.warning("%d more like the last were not logged", count - BURST)
+            since, count = now, 0
+        if len(self._kinds) >= KEYS:  # a guest may make up kinds: forget the oldest
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = (since, count + 1)
+        return count < BURST

@@ -1,0 +1,122 @@
+"""The worker's event loop: file descriptors, timers, and what other threads have finished."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+THREADS = 4
+Callback = Callable[[], None]
+
+
+class Deadline:
+    """A timer in the loop's heap."""
+
+    __slots__ = ("callback", "order", "when")
+
+    def __init__(self, when: float, order: int, callback: Callback | None) -> None:
+        self.when = when
+        self.order = order
+        self.callback = callback
+
+    def cancel(self) -> None:
+        """Forget it. Its place in the heap stays until its time comes."""
+        self.callback = None
+
+    def __lt__(self, other: Deadline) -> bool:
+        return (self.when, self.order) < (other.when, other.order)
+
+
+class Loop:
+    """One epoll. Not thread-safe, but for :meth:`stop` and the completions of :meth:`background`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._timers: list[Deadline] = []
+        self._order = itertools.count()
+        self._finished: deque[Callback] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.stopping = False
+        self.watch(self._wake, self._drain_wake)
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Run ``callback`` whenever ``fd`` can be read."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching ``fd``; call it before closing it."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def wait(self, timeout: float | None = None) -> list[Callback]:
+        """Sleep until something is ready or a timer is due; returns what to call, and calls nothing."""
+        if self._timers:
+            due = max(0.0, self._timers[0].when - self._clock())
+            timeout = due if timeout is None else min(timeout, due)
+        ready = self._epoll.poll(timeout)
+        return [self._callbacks[fd] for fd, _ in ready]
+
+    def run_timers(self) -> None:
+        """Run the timers that are due now; one that sets another for now does not starve the loop."""
+        now = self._clock()
+        due = []
+        while self._timers and self._timers[0].when <= now:
+            due.append(heapq.heappop(self._timers))
+        for timer in due:
+            callback = timer.callback
+            if callback is not None:
+                timer.callback = None
+                callback()
+
+    def after(self, delay: float, callback: Callback) -> Deadline:
+        """Run ``callback`` in ``delay`` seconds."""
+        timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
+        """Run ``work`` on one of a few threads, then ``done`` with its future on this one."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
+
+        def hand_over(future: Future[Any]) -> None:
+            self._finished.append(lambda: done(future))
+            self.wake()
+
+        self._pool.submit(work).add_done_callback(hand_over)
+
+    def wake(self) -> None:
+        """End the current or next :meth:`wait`; from any thread or signal handler."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Ask the owner to stop, from any thread or signal handler."""
+        self.stopping = True
+        self.wake()
+
+    def close(self) -> None:
+        """Forget timers, drop queued background work, wait for what runs, close the loop's own fds."""
+        self._timers.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._finished.clear()
+        self._epoll.close()
+        os.close(self._wake)
+        self._wake = -1
+
+    def _drain_wake(self) -> None:
+        os.eventfd_read(self._wake)
+        for _ in range(len(self._finished)):
+            self._finished.popleft()()

@@ -1,0 +1,223 @@
+"""A device joined to one client: the session's backend on one side, the device's host on the other."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from bellwire.bells import Bells
+from bellwire.core import Core
+from bellwire.device import PciDevice
+from bellwire.errors import GuestError
+from bellwire.loop import Deadline, Loop
+from vfio_user import (
+    Command,
+    DeviceFlags,
+    DmaFault,
+    IrqFlags,
+    IrqIndex,
+    IrqInfo,
+    MmapArea,
+    Region,
+    RegionFlags,
+    RegionInfo,
+    Segment,
+    Session,
+    SubRegion,
+)
+
+DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
+
+
+class Served:
+    """One device and, while there is one, its client."""
+
+    device_flags = DeviceFlags.RESET | DeviceFlags.PCI
+
+    def __init__(self, device: PciDevice, loop: Loop) -> None:
+        self.core: Core = device.core
+        self.core.host = self
+        self.session: Session | None = None
+        self._loop = loop
+        self._bells: Bells | None = None
+
+    # -- a client comes and goes
+
+    def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
+        """Serve the client at the far end of ``connection``; the session owns it from now on."""
+        self.session = Session(connection, self, io_fd_entry_size=io_fd_entry_size)
+        self._bells = Bells(self.core, self.guard)
+        self._loop.watch(self.session.fileno(), _nothing)
+        self._loop.watch(self._bells.fileno(), _nothing)
+        self.core.signals.relevel()
+        self.core.signals.resend()
+
+    def detach(self) -> None:
+        """Let the client go: its memory, its eventfds and our doorbells' fds; the device's state stays."""
+        if self.session is None or self._bells is None:
+            return
+        self._bells.gather()
+        self._bells.run()
+        self._loop.unwatch(self._bells.fileno())
+        self._loop.unwatch(self.session.fileno())
+        self._bells.close()
+        self.session.close()
+        self.session = self._bells = None
+
+    def turn(self) -> bool:
+        """Handle what the client has sent and rung. True when there is more to do at once.
+
+        Rings are taken out of their fds first and acted upon last, with the socket drained in between: so a ring
+        sees every write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the
+        client is gone.
+        """
+        session, bells = self.session, self._bells
+        if session is None or bells is None:
+            return False
+        bells.gather()
+        more = session.service(DRAIN)
+        bells.run()
+        return more or session.waiting
+
+    def guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call into device code; what it raises is logged, and None comes back."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # noqa: BLE001 the boundary to device code: nothing of it may end the worker
+            self._log_failure(getattr(function, "__name__", "device code"), error)
+            return None
+
+    # -- vfio_user.Backend
+
+    def region(self, index: int) -> Region:
+        """Size, rights and mmap-able areas of a region."""
+        size = self.core.region_size(index)
+        if size == 0:
+            return Region(RegionInfo(index, RegionFlags(0), 0), None)
+        flags = RegionFlags.READ | RegionFlags.WRITE
+        plan = self.core.layout.bars.get(index)
+        areas = tuple(MmapArea(area.offset, area.size) for area in plan.areas) if plan else ()
+        if areas:
+            flags |= RegionFlags.MMAP
+        return Region(RegionInfo(index, flags, size, 0, areas), self.core.state.area_fds.get(index))
+
+    def irq(self, index: int) -> IrqInfo:
+        """How many interrupts of a kind there are."""
+        layout = self.core.layout
+        count, flags = 0, IrqFlags.EVENTFD
+        if index == IrqIndex.INTX and layout.intx:
+            count, flags = 1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED
+        elif index == IrqIndex.MSI and layout.msi:
+            count = layout.msi.count
+        elif index == IrqIndex.MSIX and layout.msix:
+            count = layout.msix.count
+        elif index in (IrqIndex.ERR, IrqIndex.REQ):
+            count = 1
+        return IrqInfo(index, count, flags)
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Guest read."""
+        return self.core.read(index, offset, count)
+
+    def region_write(self, index: int, offset: int, data: memoryview) -> None:
+        """Guest write."""
+        self.core.write(index, offset, data)
+
+    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+        """Doorbells and stretches that the client may register with KVM."""
+        return self._bells.sub_regions(index, mechanisms) if self._bells else ()
+
+    def reset(self) -> None:
+        """DEVICE_RESET: rings from before it are void."""
+        if self._bells is not None:
+            self._bells.discard()
+        self.core.reset()
+
+    def before_reply(self) -> None:
+        """A reply flushes rings: the client may rely on what it rang before it asked."""
+        if self._bells is not None:
+            self._bells.gather()
+            self._bells.run()
+
+    def dma_changed(self) -> None:
+        """Device code asks for guest memory anew each time: nothing to drop."""
+
+    def irqs_changed(self, index: int) -> None:
+        """The client has set, masked or unmasked interrupts."""
+        if index == IrqIndex.MSIX:
+            self.core.signals.taken()
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Session's own fds (INTx resample) on the loop."""
+        self._loop.watch(fd, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Take one off."""
+        self._loop.unwatch(fd)
+
+    def hook_failed(self, command: Command, error: Exception) -> None:
+        """Device code raised while a message was handled; the client has been told so by errno."""
+        self._log_failure(command.name, error)
+
+    # -- bellwire.host.Host
+
+    def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
+        """Guest memory as the client has mapped it."""
+        if self.session is None:
+            raise DmaFault(address, size, "no client is connected")
+        return self.session.dma.segments(address, size, write)
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        """DMA_READ."""
+        assert self.session is not None  # segments() has been asked first
+        return self.session.dma_read(address, size)
+
+    def dma_write(self, address: int, data: memoryview) -> None:
+        """DMA_WRITE."""
+        assert self.session is not None
+        self.session.dma_write(address, data)
+
+    def signal(self, index: IrqIndex, vector: int) -> bool:
+        """Write the client's eventfd."""
+        return self.session is not None and self.session.irqs.trigger(index, vector)
+
+    def undelivered(self, index: IrqIndex, vector: int) -> bool:
+        """Whether the session still holds it back."""
+        return self.session is None or self.session.irqs.pending(index, vector)
+
+    def level(self, asserted: bool) -> None:
+        """The INTx line."""
+        if self.session is not None:
+            self.session.irqs.set_level(asserted)
+
+    def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
+        """A timer whose failure is logged."""
+        return self._loop.after(delay, lambda: self.guard(callback))
+
+    def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Work on a thread; its failure is logged."""
+
+        def finished(future: Future[Any]) -> None:
+            try:
+                result = future.result()
+            except CancelledError:
+                return
+            except Exception as error:  # noqa: BLE001 as in guard()
+                self._log_failure("background work", error)
+                return
+            self.guard(done, result)
+
+        self._loop.background(work, finished)
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        log = self.core.log
+        if isinstance(error, GuestError):
+            log.warning(("guest", str(error)[:24]), "guest error during %s: %s", what, error)
+        else:
+            log.exception((what, type(error)), error, "device code failed during %s: %s", what, error)
+
+
+def _nothing() -> None:
+    """The session and the doorbells have their own place in the turn; here they only end the wait."""

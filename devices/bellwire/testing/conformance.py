@@ -1,0 +1,134 @@
+"""A suite for any device, in one line: ``TestCopier = conformance(Copier)``."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from vfio_user import RegionIndex
+
+from bellwire import capabilities as pci
+from bellwire.device import PciDevice
+from bellwire.errors import GuestError
+from bellwire.register import Register
+from bellwire.testing.guest import Guest
+
+ACCESSES = 2000
+SEED = 0xBE11
+_WIDTHS = (1, 2, 4, 8)
+
+
+def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
+    """A class of tests that pytest collects: what every PCI device must do, tried on ``device(**options)``."""
+
+    class Conformance:
+        __doc__ = f"What every PCI device must do, tried on {device.name}."
+
+        def guest(self) -> Guest:
+            return Guest(device, **options)
+
+        def test_reset_is_idempotent(self) -> None:
+            with self.guest() as guest:
+                core = guest.device.core
+                core.reset()
+                once = core.snapshot()
+                disturb(guest, random.Random(SEED))
+                core.reset()
+                assert core.snapshot() == once, "a reset does not lead back to the state after reset"
+                core.reset()
+                assert core.snapshot() == once
+
+        def test_a_snapshot_brings_the_state_back(self) -> None:
+            with self.guest() as guest:
+                core = guest.device.core
+                disturb(guest, random.Random(SEED))
+                before = core.snapshot()
+                disturb(guest, random.Random(SEED + 1))
+                core.restore(before)
+                assert core.snapshot() == before
+
+        def test_random_accesses_raise_nothing_but_guest_errors(self) -> None:
+            with self.guest() as guest:
+                disturb(guest, random.Random(SEED + 2))
+
+        def test_registers_start_at_their_reset_values(self) -> None:
+            with self.guest() as guest:
+                for plan in device.layout.bars.values():
+                    for item in plan.placed:
+                        if isinstance(item, Register) and ("read", item) not in device.layout.hooks:
+                            stored = item.load(guest.device.core.state.registers[plan.bar.index])
+                            assert stored == item.reset, f"{item.name} is {stored:#x} after reset"
+
+        def test_bars_report_their_size(self) -> None:
+            with self.guest() as guest:
+                check_bars(guest)
+
+        def test_capabilities_form_a_list_that_ends(self) -> None:
+            with self.guest() as guest:
+                check_capabilities(guest)
+
+        def test_identity_is_read_only(self) -> None:
+            with self.guest() as guest:
+                for offset, size in ((0x00, 4), (0x08, 4), (0x0E, 1), (0x2C, 4), (0x34, 1), (0x3D, 1)):
+                    before = guest.config_read(offset, size)
+                    guest.config_write(offset, ~before, size)
+                    assert guest.config_read(offset, size) == before, f"config {offset:#x} took a write"
+
+    Conformance.__name__ = Conformance.__qualname__ = f"Conformance[{device.name}]"
+    return Conformance
+
+
+def disturb(guest: Guest, chance: random.Random) -> None:
+    """Do anything that a guest can: accesses of every width anywhere, rings, time; GuestErrors are its own."""
+    layout = guest.device.layout
+    indices = [*layout.bars, RegionIndex.CONFIG]
+    spots = {
+        index: [item.offset for item in layout.bars[index].placed] if index in layout.bars else [pci.COMMAND]
+        for index in indices
+    }
+    for _ in range(ACCESSES):
+        index = chance.choice(indices)
+        size = guest.device.core.region_size(index)
+        width = chance.choice(_WIDTHS)
+        near = chance.choice(spots[index]) if spots[index] and chance.random() < 0.8 else chance.randrange(size)
+        offset = min(max(0, near + chance.randint(-2, 8)), size - width)
+        try:
+            if chance.random() < 0.5:
+                guest.read(index, offset, width)
+            else:
+                guest.write(index, chance.getrandbits(64), offset=offset, size=width)
+            if layout.doorbells and chance.random() < 0.1:
+                guest.ring(chance.choice(layout.doorbells), chance.getrandbits(32))
+            if chance.random() < 0.05:
+                guest.advance(1.0)
+        except GuestError:
+            continue
+
+
+def check_bars(guest: Guest) -> None:
+    """Sizing by all ones (PCI 3.0 §6.2.5.1), and the old address back afterwards."""
+    for index, plan in guest.device.layout.bars.items():
+        bar = plan.bar
+        offset, width = pci.BAR0 + 4 * index, bar.bits // 8
+        before = guest.config_read(offset, width)
+        guest.config_write(offset, (1 << bar.bits) - 1, width)
+        answer = guest.config_read(offset, width)
+        flags = 0b11 if bar.io else 0b1111
+        size = (~(answer & ~flags) & ((1 << bar.bits) - 1)) + 1
+        assert size == bar.size, f"BAR {index} says {size:#x} bytes, {bar.name} has {bar.size:#x}"
+        guest.config_write(offset, before, width)
+        assert guest.config_read(offset, width) == before
+
+
+def check_capabilities(guest: Guest) -> None:
+    """The chain starts at 34h, stays on dwords beyond the header, repeats nothing and ends with zero (§6.7)."""
+    assert guest.config_read(pci.STATUS, 2) & pci.STATUS_CAPABILITIES
+    seen: set[int] = set()
+    at = guest.config_read(pci.CAPABILITY_POINTER, 1)
+    while at:
+        assert at >= pci.FIRST_CAPABILITY, f"capability at {at:#x}, inside the header"
+        assert at % 4 == 0, f"capability at {at:#x}, off a dword"
+        assert at not in seen, f"the list runs in a circle at {at:#x}"
+        seen.add(at)
+        at = guest.config_read(at + 1, 1)
+    assert seen == set(guest.device.core.config.at.values())

@@ -1,0 +1,177 @@
+"""The guest's side of a device, in the test's own process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment
+
+from bellwire import capabilities as pci
+from bellwire.bar import Area
+from bellwire.device import PciDevice
+from bellwire.doorbell import Doorbell, IoRegion
+from bellwire.loop import Deadline
+from bellwire.register import Register
+
+Device = TypeVar("Device", bound=PciDevice)
+Place = Register[Any] | Doorbell | IoRegion | Area
+MEMORY = 1 << 20
+
+
+class Guest:
+    """A guest that has found ``device``, given it ``memory`` bytes at address 0 and turned bus mastering on.
+
+    Everything happens in the call: a write has run its hook when it returns, and a GuestError comes out of it.
+    Time stands still between calls of :meth:`advance`; background work runs at once, in the call that asks
+    for it, and its result arrives with the next :meth:`advance`.
+    """
+
+    def __init__(self, device: PciDevice | type[PciDevice], *, memory: int = MEMORY, **options: Any) -> None:
+        self.device = device(**options) if isinstance(device, type) else device
+        self.interrupts: Counter[tuple[IrqIndex, int]] = Counter()
+        """How often each MSI or MSI-X vector was delivered."""
+        self.line = False
+        """The INTx level that the guest sees."""
+        self.now = 0.0
+        self._timers: list[Deadline] = []
+        self._order = itertools.count()
+        self._dma = DmaTable()
+        self._memory_fd = os.memfd_create("bellwire-test-guest", os.MFD_CLOEXEC)
+        os.ftruncate(self._memory_fd, memory)
+        flags = DmaFlags.READ | DmaFlags.WRITE
+        self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
+        self.memory = next(iter(self._dma.segments(0, memory, True))).view
+        core = self.device.core
+        core.host = self
+        self.device.setup()
+        core.reset()
+        self.enable()
+
+    # -- what a driver does
+
+    def enable(self) -> None:
+        """Turn memory, I/O and bus mastering on, and MSI-X or MSI if the device has it."""
+        config = self.device.core.config
+        space = config.at
+        self.config_write(pci.COMMAND, pci.IO_ENABLE | pci.MEMORY_ENABLE | pci.BUS_MASTER, 2)
+        for capability, enable in ((pci.MSIX, 0x8000), (pci.MSI, 0x0001)):
+            at = space.get(capability)
+            if at is not None:
+                self.config_write(at + 2, self.config_read(at + 2, 2) | enable, 2)
+                return
+
+    @overload
+    def read(self, place: Place, /, *, offset: int = 0, size: int | None = None) -> int: ...
+    @overload
+    def read(self, place: int, offset: int, size: int, /) -> int: ...
+    def read(self, place: Place | int, offset: int = 0, size: int | None = None) -> int:
+        """Read a register by name, or ``size`` bytes at ``offset`` of a region by index."""
+        index, start, count = self._where(place, offset, size)
+        self._check(index, start, count)
+        return int.from_bytes(self.device.core.read(index, start, count), "little")
+
+    def write(self, place: Place | int, value: int, *, offset: int = 0, size: int | None = None) -> None:
+        """Write a register by name, or ``size`` bytes at ``offset`` of a region by index."""
+        index, start, count = self._where(place, offset, size)
+        self._check(index, start, count)
+        data = (value & ((1 << 8 * count) - 1)).to_bytes(count, "little")
+        self.device.core.write(index, start, memoryview(data))
+
+    def ring(self, bell: Doorbell, value: int | None = None) -> None:
+        """Ring a doorbell as KVM would: with ``value`` where it takes one."""
+        core = self.device.core
+        if bell.value:
+            core.ring_value(bell, 0 if value is None else value)
+        else:
+            core.ring(bell, 1)
+
+    def config_read(self, offset: int, size: int) -> int:
+        """Read config space."""
+        return self.read(RegionIndex.CONFIG, offset, size)
+
+    def config_write(self, offset: int, value: int, size: int) -> None:
+        """Write config space."""
+        self.write(RegionIndex.CONFIG, value, offset=offset, size=size)
+
+    def advance(self, seconds: float = 0.0) -> None:
+        """Let time pass: timers run when they are due, in order, those that they set too."""
+        end = self.now + seconds
+        while self._timers:
+            timer = min(self._timers)
+            if timer.when > end:
+                break
+            self._timers.remove(timer)
+            self.now = max(self.now, timer.when)
+            if timer.callback is not None:
+                timer.callback()
+        self.now = end
+
+    def close(self) -> None:
+        """Take the device down."""
+        self.device.close()
+        self.device.core.close()
+        self._dma.clear()
+        os.close(self._memory_fd)
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _where(self, place: Place | int, offset: int, size: int | None) -> tuple[int, int, int]:
+        if isinstance(place, int):
+            if size is None:
+                raise TypeError("an access by region index needs a size")
+            return place, offset, size
+        return place.bar.index, place.offset + offset, place.size if size is None else size
+
+    def _check(self, index: int, offset: int, count: int) -> None:
+        size = self.device.core.region_size(index)
+        if not 0 <= offset <= offset + count <= size:
+            raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
+
+    # -- bellwire.host.Host
+
+    def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
+        """The guest's memory."""
+        return self._dma.segments(address, size, write)
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        """All memory here is shared, so nobody asks."""
+        raise AssertionError("segments() gives a view for every byte of the test guest's memory")
+
+    def dma_write(self, address: int, data: memoryview) -> None:
+        """As for :meth:`dma_read`."""
+        raise AssertionError("segments() gives a view for every byte of the test guest's memory")
+
+    def signal(self, index: IrqIndex, vector: int) -> bool:
+        """Count an interrupt."""
+        self.interrupts[index, vector] += 1
+        return True
+
+    def undelivered(self, index: IrqIndex, vector: int) -> bool:
+        """Every interrupt is delivered at once."""
+        return False
+
+    def level(self, asserted: bool) -> None:
+        """Take the line's level."""
+        self.line = asserted
+
+    def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
+        """A timer in the test's time."""
+        timer = Deadline(self.now + max(0.0, delay), next(self._order), callback)
+        self._timers.append(timer)
+        return timer
+
+    def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do it now, tell of it later."""
+        result = work()
+        self.after(0, lambda: done(result))

@@ -1,0 +1,91 @@
+"""A worker: one device, one listening socket, one client at a time, one plain loop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+from bellwire.device import PciDevice
+from bellwire.loop import Loop
+from bellwire.served import Served
+from vfio_user import FramingError, VfioUserError
+
+SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
+
+log = logging.getLogger("bellwire.worker")
+
+
+class Worker:
+    """Runs ``device`` for the clients of ``listener``, one after the other; a second one waits its turn.
+
+    ``connection`` may stand in place of a listener: then the worker ends with that client.
+    """
+
+    def __init__(
+        self,
+        device: PciDevice,
+        listener: socket.socket | None = None,
+        *,
+        connection: socket.socket | None = None,
+        io_fd_entry_size: int = 40,
+    ) -> None:
+        self.device = device
+        self.loop = Loop()
+        self.served = Served(device, self.loop)
+        self._listener = listener
+        self._connection = connection
+        self._entry_size = io_fd_entry_size
+        if listener is not None:
+            listener.setblocking(False)
+
+    def run(self) -> None:
+        """Set the device up, serve until :meth:`stop`, and take it down again."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        self.device.setup()
+        try:
+            self.device.core.reset()
+            if self._connection is not None:
+                self.served.attach(self._connection, self._entry_size)
+            elif self._listener is not None:
+                self.loop.watch(self._listener.fileno(), self._accept)
+            more = False
+            while not self.loop.stopping:
+                ready = self.loop.wait(0 if more else None)
+                more = self._serve()
+                for callback in ready:
+                    callback()
+                self.loop.run_timers()
+        finally:
+            self.served.detach()
+            self.loop.close()
+            self.device.close()
+            self.device.core.close()
+
+    def stop(self) -> None:
+        """End :meth:`run`; from any thread or signal handler."""
+        self.loop.stop()
+
+    def _serve(self) -> bool:
+        try:
+            return self.served.turn()
+        except VfioUserError as error:
+            log.log(
+                logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error
+            )
+            self.served.detach()
+            if self._listener is None:
+                self.loop.stop()
+            else:
+                self.loop.watch(self._listener.fileno(), self._accept)
+            return False
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        log.info("client connected")
+        self.loop.unwatch(self._listener.fileno())
+        self.served.attach(connection, self._entry_size)

@@ -1,0 +1,21 @@
+"""What all tests share: KVM tests run wherever /dev/kvm exists, and skip nowhere else in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+KVM = Path("/dev/kvm")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kvm") and not KVM.exists():
+        pytest.skip("no /dev/kvm on this machine")
+
+
+@pytest.fixture
+def open_fds() -> set[int]:
+    """The descriptors open when the test starts, to compare with at its end."""
+    return {int(name) for name in os.listdir("/proc/self/fd")}
