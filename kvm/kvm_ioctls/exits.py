@@ -10,17 +10,44 @@ import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
-_UNION = 32
-_REASON = struct.Struct("=I")
+# Offsets in `struct kvm_run`. The union holds what each reason adds.
+_REASON, _UNION = 8, 32
+_MMIO_DATA = _UNION + 8
+
+_U32 = struct.Struct("=I")
 _MMIO = struct.Struct("=Q8sIB")
 _IO = struct.Struct("=BBHIQ")
-_INTERNAL = struct.Struct("=II16Q")
 _DEBUG = struct.Struct("=I4xQQQ")
+_FAIL_ENTRY = struct.Struct("=QI")
+_WORDS = struct.Struct("=II16Q")
+_INSTRUCTION = struct.Struct("=16xB15s")
+_MSR_ERROR = struct.Struct("=B")
 _MSR = struct.Struct("=8xIIQ")
+_MEMORY_FAULT = struct.Struct("=QQQ")
 
-REASON_OFFSET = 8
-MMIO_DATA_OFFSET = _UNION + 8
+_EMULATION = 1
+_HAS_INSTRUCTION = 1
+
+
+class ExitReason(IntEnum):
+    """KVM_EXIT_*: those that have a class here."""
+
+    IO = 2
+    DEBUG = 4
+    HLT = 5
+    MMIO = 6
+    IRQ_WINDOW_OPEN = 7
+    SHUTDOWN = 8
+    FAIL_ENTRY = 9
+    INTR = 10
+    INTERNAL_ERROR = 17
+    SYSTEM_EVENT = 24
+    IOAPIC_EOI = 26
+    X86_RDMSR = 29
+    X86_WRMSR = 30
+    MEMORY_FAULT = 39
 
 
 @dataclass(slots=True)
@@ -33,7 +60,7 @@ class MmioRead:
 
     def reply(self, data: bytes) -> None:
         """Give the guest its `size` bytes, in memory order."""
-        _fill(self._page, MMIO_DATA_OFFSET, self.size, data)
+        _fill(self._page, _MMIO_DATA, self.size, data)
 
 
 @dataclass(slots=True)
@@ -141,12 +168,12 @@ class MsrRead:
 
     def reply(self, value: int) -> None:
         """Give the guest the MSR's value."""
-        struct.pack_into("=B", self._page, _UNION, 0)
-        struct.pack_into("=Q", self._page, _UNION + 16, value)
+        _MSR_ERROR.pack_into(self._page, _UNION, 0)
+        self._page[_UNION + 16 : _UNION + 24] = value.to_bytes(8, "little")
 
     def fail(self) -> None:
         """Give the guest a #GP instead."""
-        struct.pack_into("=B", self._page, _UNION, 1)
+        _MSR_ERROR.pack_into(self._page, _UNION, 1)
 
 
 @dataclass(slots=True)
@@ -160,7 +187,7 @@ class MsrWrite:
 
     def fail(self) -> None:
         """Give the guest a #GP."""
-        struct.pack_into("=B", self._page, _UNION, 1)
+        _MSR_ERROR.pack_into(self._page, _UNION, 1)
 
 
 @dataclass(slots=True)
@@ -210,9 +237,15 @@ Exit = (
 
 def decode(page: mmap.mmap) -> Exit:
     """Return what `struct kvm_run` in `page` says about the run that just ended."""
-    (reason,) = _REASON.unpack_from(page, REASON_OFFSET)
+    reason = exit_reason(page)
     decoder = _DECODERS.get(reason)
     return decoder(page) if decoder else Unknown(reason, page[_UNION : _UNION + 64])
+
+
+def exit_reason(page: mmap.mmap) -> int:
+    """Return the KVM_EXIT_* number in `page`."""
+    (reason,) = _U32.unpack_from(page, _REASON)
+    return int(reason)
 
 
 def _fill(page: mmap.mmap, offset: int, size: int, data: bytes) -> None:
@@ -234,17 +267,17 @@ def _io(page: mmap.mmap) -> IoIn | IoOut:
 
 
 def _internal_error(page: mmap.mmap) -> InternalError:
-    suberror, count, *data = _INTERNAL.unpack_from(page, _UNION)
+    suberror, count, *data = _WORDS.unpack_from(page, _UNION)
     data = data[:count]
     instruction = b""
-    if suberror == _EMULATION and data and data[0] & _FLAG_INSTRUCTION:
-        size, code = struct.unpack_from("=B15s", page, _UNION + 16)
+    if suberror == _EMULATION and data and data[0] & _HAS_INSTRUCTION:
+        size, code = _INSTRUCTION.unpack_from(page, _UNION)
         instruction = code[:size]
     return InternalError(suberror, tuple(data), instruction)
 
 
 def _system_event(page: mmap.mmap) -> SystemEvent:
-    kind, count, *data = _INTERNAL.unpack_from(page, _UNION)
+    kind, count, *data = _WORDS.unpack_from(page, _UNION)
     return SystemEvent(kind, tuple(data[:count]))
 
 
@@ -258,24 +291,19 @@ def _msr_write(page: mmap.mmap) -> MsrWrite:
     return MsrWrite(index, reason, value, page)
 
 
-_EMULATION = 1
-_FLAG_INSTRUCTION = 1
-
-EXIT_MEMORY_FAULT = 39
-
 _DECODERS: dict[int, Callable[[mmap.mmap], Exit]] = {
-    2: _io,
-    4: lambda page: Debug(*_DEBUG.unpack_from(page, _UNION)),
-    5: lambda page: Hlt(),
-    6: _mmio,
-    7: lambda page: IrqWindowOpen(),
-    8: lambda page: Shutdown(),
-    9: lambda page: FailEntry(*struct.unpack_from("=QI", page, _UNION)),
-    10: lambda page: Interrupted(),
-    17: _internal_error,
-    24: _system_event,
-    26: lambda page: IoapicEoi(page[_UNION]),
-    29: _msr_read,
-    30: _msr_write,
-    EXIT_MEMORY_FAULT: lambda page: MemoryFault(*struct.unpack_from("=QQQ", page, _UNION)),
+    ExitReason.IO: _io,
+    ExitReason.DEBUG: lambda page: Debug(*_DEBUG.unpack_from(page, _UNION)),
+    ExitReason.HLT: lambda page: Hlt(),
+    ExitReason.MMIO: _mmio,
+    ExitReason.IRQ_WINDOW_OPEN: lambda page: IrqWindowOpen(),
+    ExitReason.SHUTDOWN: lambda page: Shutdown(),
+    ExitReason.FAIL_ENTRY: lambda page: FailEntry(*_FAIL_ENTRY.unpack_from(page, _UNION)),
+    ExitReason.INTR: lambda page: Interrupted(),
+    ExitReason.INTERNAL_ERROR: _internal_error,
+    ExitReason.SYSTEM_EVENT: _system_event,
+    ExitReason.IOAPIC_EOI: lambda page: IoapicEoi(page[_UNION]),
+    ExitReason.X86_RDMSR: _msr_read,
+    ExitReason.X86_WRMSR: _msr_write,
+    ExitReason.MEMORY_FAULT: lambda page: MemoryFault(*_MEMORY_FAULT.unpack_from(page, _UNION)),
 }

@@ -48,7 +48,7 @@ def _IOWR(name: str, nr: int, argument: type[Any]) -> Ioctl:  # noqa: N802
     return Ioctl(name, 3 << 30 | ctypes.sizeof(argument) << 16 | KVMIO << 8 | nr)
 
 
-def invoke(fd: int, request: Ioctl, argument: Any = 0, **named: int) -> int:
+def invoke(fd: int, request: Ioctl, argument: Any = 0, /, **named: int) -> int:
     """Make the request and return the kernel's answer (0 or more); raise `IoctlError` where it refuses.
 
     `argument` is a structure, a ctypes buffer or a plain number. `named` is what an error shows of it;

@@ -13,7 +13,7 @@ from enum import IntEnum
 from . import requests, structs
 from .cpuid import Cpuid
 from .errors import ioctl_error
-from .exits import EXIT_MEMORY_FAULT, REASON_OFFSET, Exit, Interrupted, decode
+from .exits import Exit, ExitReason, Interrupted, decode, exit_reason
 from .handle import Handle
 from .ioctl import Ioctl, invoke, libc_ioctl
 from .kick import kick_thread
@@ -75,10 +75,7 @@ class Vcpu(Handle):
         if code in (errno.EINTR, errno.EAGAIN):
             self.immediate_exit = False
             return Interrupted()
-        if (
-            code == errno.EFAULT
-            and struct.unpack_from("=I", self._page, REASON_OFFSET)[0] == EXIT_MEMORY_FAULT
-        ):
+        if code == errno.EFAULT and exit_reason(self._page) == ExitReason.MEMORY_FAULT:
             return decode(self._page)
         raise ioctl_error(code, requests.RUN.name, {"vcpu": self.id, "fd": self.fd})
 
