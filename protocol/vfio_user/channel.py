@@ -1,0 +1,216 @@
+"""Framing: messages with file descriptors over a UNIX stream socket.
+
+A message may arrive in any number of pieces, and several in one. Fds belong to the message that holds the
+last byte received with them: the kernel never joins bytes behind fds to bytes before the next ones.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
+from vfio_user.errors import Disconnected, FramingError, TimedOut
+
+HEADER = struct.Struct("<HHIII")
+SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
+KERNEL_MAX_FDS = 253
+_FD = struct.Struct("i")
+_CHUNK = 1 << 16
+_ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
+
+
+class Message(NamedTuple):
+    """A message as received. ``payload`` is valid until the next receive; ``fds`` are the receiver's to close."""
+
+    id: int
+    command: int
+    flags: int
+    error: int
+    payload: memoryview
+    fds: list[int]
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether it answers a command."""
+        return self.flags & 0xF == MessageFlags.REPLY
+
+    @property
+    def name(self) -> str:
+        """The command's name, or its number."""
+        return command_name(self.command)
+
+
+def command_name(number: int) -> str:
+    """``REGION_READ``, or ``command 99``."""
+    return Command(number).name if number in Command._value2member_map_ else f"command {number}"
+
+
+def close_fds(fds: list[int]) -> None:
+    """Close and forget descriptors."""
+    while fds:
+        os.close(fds.pop())
+
+
+class Channel:
+    """One end of a vfio-user socket, which it owns."""
+
+    def __init__(self, sock: socket.socket, max_transfer: int, timeout: float = 5.0) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._timeout = timeout
+        self.max_message = HEADER_SIZE + max_transfer + SPARE
+        self._buffer = bytearray(2 * _CHUNK)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # of the first byte not yet given out
+        self._end = 0  # of the last byte received
+        self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
+        self._position = 0  # of self._start in the stream
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes have been received that were not given out yet."""
+        return self._end > self._start
+
+    def receive(self) -> Message | None:
+        """The next message if it has arrived whole, else None. Disconnected at the end of the stream."""
+        while True:
+            message = self._parse()
+            if message is not None:
+                return message
+            if not self._fill():
+                return None
+
+    def receive_by(self, deadline: float) -> Message:
+        """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""
+        while True:
+            message = self.receive()
+            if message is not None:
+                return message
+            self._wait(select.POLLIN, deadline, "nothing came from the peer")
+
+    def send(
+        self,
+        message_id: int,
+        command: int,
+        flags: int,
+        error: int = 0,
+        parts: Sequence[bytes | bytearray | memoryview] = (),
+        fds: Sequence[int] = (),
+    ) -> None:
+        """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone."""
+        size = HEADER_SIZE + sum(map(len, parts))
+        pieces: list[bytes | bytearray | memoryview] = [HEADER.pack(message_id, command, size, flags, error), *parts]
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            sent = self._sock.sendmsg(pieces, ancillary)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error_:
+            raise Disconnected(f"sending {command_name(command)}: {error_.strerror}") from None
+        if sent < size:
+            self._send_rest(b"".join(pieces), sent, ancillary if sent == 0 else [], command_name(command))
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody has taken."""
+        for _, fds in self._fds:
+            close_fds(fds)
+        self._fds.clear()
+        self._sock.close()
+
+    def _send_rest(self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str) -> None:
+        deadline = time.monotonic() + self._timeout
+        view = memoryview(data)
+        while sent < len(data):
+            self._wait(select.POLLOUT, deadline, f"the peer does not read {name}")
+            try:
+                sent += self._sock.sendmsg([view[sent:]], ancillary)
+                ancillary = []
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Disconnected(f"sending {name}: {error.strerror}") from None
+
+    def _wait(self, event: int, deadline: float, why: str) -> None:
+        poll = select.poll()
+        poll.register(self._sock, event)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimedOut(why)
+
+    def _parse(self) -> Message | None:
+        available = self._end - self._start
+        if available < HEADER_SIZE:
+            return None
+        message_id, command, size, flags, error = HEADER.unpack_from(self._buffer, self._start)
+        if not HEADER_SIZE <= size <= self.max_message:
+            raise FramingError(
+                f"{command_name(command)}: message size {size}, expected {HEADER_SIZE} to {self.max_message}"
+            )
+        if available < size:
+            self._make_room(size)
+            return None
+        payload = self._view[self._start + HEADER_SIZE : self._start + size]
+        self._start += size
+        self._position += size
+        return Message(message_id, command, flags, error, payload, self._take_fds())
+
+    def _take_fds(self) -> list[int]:
+        """The fds that came with bytes of the message that ends at the current position."""
+        taken: list[int] = []
+        while self._fds and self._fds[0][0] <= self._position:
+            taken += self._fds.pop(0)[1]
+        return taken
+
+    def _make_room(self, size: int) -> None:
+        """See that a message of ``size`` bytes at the start of what is buffered can be received whole."""
+        if len(self._buffer) - self._start >= size:
+            return
+        kept = self._end - self._start
+        if len(self._buffer) < size:
+            larger = bytearray(size + _CHUNK)
+            larger[:kept] = self._view[self._start : self._end]
+            self._buffer, self._view = larger, memoryview(larger)
+        else:
+            self._buffer[:kept] = bytes(self._view[self._start : self._end])
+        self._start, self._end = 0, kept
+
+    def _fill(self) -> bool:
+        """Receive what is there; False when nothing is."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif len(self._buffer) - self._end < HEADER_SIZE:
+            self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
+        try:
+            count, ancillary, flags, _ = self._sock.recvmsg_into(
+                [self._view[self._end :]], _ANCILLARY, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise Disconnected(f"receiving: {error.strerror}") from None
+        self._end += count
+        if ancillary:
+            self._keep_fds(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
+        if count == 0:
+            raise Disconnected
+        return True
+
+    def _keep_fds(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                usable = len(data) - len(data) % _FD.size
+                fds = [fd for (fd,) in _FD.iter_unpack(data[:usable])]
+                self._fds.append((self._position + self._end - self._start, fds))

@@ -1,0 +1,139 @@
+"""The protocol's numbers, by name."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+HEADER_SIZE = 16
+DEFAULT_MAX_FDS = 1
+DEFAULT_MAX_TRANSFER = 1 << 20
+DEFAULT_MAX_DMA_MAPS = 65535
+DEFAULT_PGSIZES = 4096
+PCI_REGIONS = 9
+PCI_IRQS = 5
+
+
+class Command(IntEnum):
+    """What a message asks for (number, direction)."""
+
+    VERSION = 1
+    DMA_MAP = 2
+    DMA_UNMAP = 3
+    DEVICE_GET_INFO = 4
+    DEVICE_GET_REGION_INFO = 5
+    DEVICE_GET_REGION_IO_FDS = 6
+    DEVICE_GET_IRQ_INFO = 7
+    DEVICE_SET_IRQS = 8
+    REGION_READ = 9
+    REGION_WRITE = 10
+    DMA_READ = 11
+    """Server to client, as is DMA_WRITE; all others go from client to server."""
+    DMA_WRITE = 12
+    DEVICE_RESET = 13
+    REGION_WRITE_MULTI = 15
+    DEVICE_FEATURE = 16
+    MIG_DATA_READ = 17
+    MIG_DATA_WRITE = 18
+
+
+class MessageFlags(IntFlag):
+    """Header flags: bits 0 to 3 are the type, 0 a command and 1 a reply."""
+
+    REPLY = 0x1
+    NO_REPLY = 0x10
+    ERROR = 0x20
+
+
+class RegionIndex(IntEnum):
+    """A PCI device's regions."""
+
+    BAR0 = 0
+    BAR1 = 1
+    BAR2 = 2
+    BAR3 = 3
+    BAR4 = 4
+    BAR5 = 5
+    ROM = 6
+    CONFIG = 7
+    VGA = 8
+
+
+class IrqIndex(IntEnum):
+    """A PCI device's kinds of interrupt."""
+
+    INTX = 0
+    MSI = 1
+    MSIX = 2
+    ERR = 3
+    REQ = 4
+
+
+class DeviceFlags(IntFlag):
+    """DEVICE_GET_INFO."""
+
+    RESET = 1
+    PCI = 2
+
+
+class RegionFlags(IntFlag):
+    """DEVICE_GET_REGION_INFO."""
+
+    READ = 1
+    WRITE = 2
+    MMAP = 4
+    CAPS = 8
+
+
+class IrqFlags(IntFlag):
+    """DEVICE_GET_IRQ_INFO."""
+
+    EVENTFD = 1
+    MASKABLE = 2
+    AUTOMASKED = 4
+    NORESIZE = 8
+
+
+class SetIrqsFlags(IntFlag):
+    """DEVICE_SET_IRQS: exactly one kind of data and one action."""
+
+    DATA_NONE = 1
+    DATA_BOOL = 2
+    DATA_EVENTFD = 4
+    MASK = 8
+    UNMASK = 16
+    TRIGGER = 32
+
+    @classmethod
+    def data_kinds(cls) -> SetIrqsFlags:
+        """All kinds of data."""
+        return cls.DATA_NONE | cls.DATA_BOOL | cls.DATA_EVENTFD
+
+    @classmethod
+    def actions(cls) -> SetIrqsFlags:
+        """All actions."""
+        return cls.MASK | cls.UNMASK | cls.TRIGGER
+
+
+class DmaFlags(IntFlag):
+    """DMA_MAP: what the device may do there; newer texts add how it is to be done."""
+
+    READ = 1
+    WRITE = 2
+    BY_MMAP = 4
+    BY_FILE_IO = 8
+
+
+class IoFdType(IntEnum):
+    """GET_REGION_IO_FDS: the mechanism of a sub-region (the text names them; the numbers are libvfio-user's)."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+    SHADOW = 2
+
+
+class FeatureFlags(IntFlag):
+    """DEVICE_FEATURE: bits 0 to 15 are the feature's number."""
+
+    GET = 1 << 16
+    SET = 1 << 17
+    PROBE = 1 << 18

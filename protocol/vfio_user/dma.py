@@ -1,0 +1,203 @@
+"""DMA_MAP, DMA_UNMAP, and the table of guest memory that a server keeps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
+from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
+from vfio_user.memory import Mapping
+
+MAP = struct.Struct("<IIQQQ")  # argsz, flags, offset, address, size
+UNMAP = struct.Struct("<IIQQ")  # argsz, flags, address, size
+_TOP = 1 << 64
+_ALL_FLAGS = DmaFlags.READ | DmaFlags.WRITE | DmaFlags.BY_MMAP | DmaFlags.BY_FILE_IO
+
+
+class DmaMap(NamedTuple):
+    """A DMA_MAP request: ``size`` bytes of guest memory at ``address``, at ``offset`` of the fd if one came."""
+
+    flags: DmaFlags
+    offset: int
+    address: int
+    size: int
+
+    def pack(self) -> bytes:
+        """The request's 32 bytes."""
+        return MAP.pack(MAP.size, self.flags, self.offset, self.address, self.size)
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> DmaMap:
+        """From a request."""
+        if len(payload) != MAP.size:
+            raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected {MAP.size}")
+        argsz, flags, offset, address, size = MAP.unpack(payload)
+        if argsz < MAP.size:
+            raise ProtocolError(f"DMA_MAP: argsz {argsz}, expected at least {MAP.size}")
+        if flags & ~_ALL_FLAGS:
+            raise ProtocolError(f"DMA_MAP: flags {flags:#x}, expected bits of {int(_ALL_FLAGS):#x}")
+        return cls(DmaFlags(flags), offset, address, size)
+
+
+class DmaUnmap(NamedTuple):
+    """A DMA_UNMAP request: exactly one earlier map."""
+
+    address: int
+    size: int
+
+    def pack(self) -> bytes:
+        """The request's 24 bytes; the reply echoes them."""
+        return UNMAP.pack(UNMAP.size, 0, self.address, self.size)
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> DmaUnmap:
+        """From a request."""
+        if len(payload) != UNMAP.size:
+            raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected {UNMAP.size}")
+        argsz, flags, address, size = UNMAP.unpack(payload)
+        if argsz < UNMAP.size:
+            raise ProtocolError(f"DMA_UNMAP: argsz {argsz}, expected at least {UNMAP.size}")
+        if flags:
+            raise ProtocolError(f"DMA_UNMAP: flags {flags:#x}, expected 0", errno.ENOTSUP)
+        return cls(address, size)
+
+
+class Segment(NamedTuple):
+    """A stretch of guest memory inside one map; ``view`` is None where it can be had by message only."""
+
+    address: int
+    size: int
+    view: memoryview | None
+
+
+class MappedRange:
+    """One entry of the table."""
+
+    __slots__ = ("end", "mapping", "readable", "size", "start", "view", "writable")
+
+    def __init__(self, request: DmaMap, mapping: Mapping | None) -> None:
+        self.start = request.address
+        self.size = request.size
+        self.end = request.address + request.size
+        self.readable = bool(request.flags & DmaFlags.READ)
+        self.writable = bool(request.flags & DmaFlags.WRITE)
+        self.mapping = mapping
+        self.view = mapping.view() if mapping else None
+
+
+class DmaTable:
+    """The guest memory that a client has mapped: non-overlapping ranges in order of address."""
+
+    def __init__(self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES) -> None:
+        self._max = max_maps
+        self._page = pgsizes & -pgsizes
+        self._ranges: list[MappedRange] = []
+        self._starts: list[int] = []
+        self._last: MappedRange | None = None
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __iter__(self) -> Iterator[MappedRange]:
+        return iter(self._ranges)
+
+    def map(self, request: DmaMap, fd: int | None) -> None:
+        """Add a range; ``fd`` is used up, whatever happens.
+
+        EEXIST on overlap, ENOSPC beyond the limit, EINVAL for a size or an alignment that cannot be.
+        """
+        try:
+            self._insert(request, fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def unmap(self, address: int, size: int) -> None:
+        """Drop exactly one range; ENOENT when there is none such. Its file is let go before this returns."""
+        slot = bisect_right(self._starts, address) - 1
+        if slot < 0 or self._starts[slot] != address or self._ranges[slot].size != size:
+            raise VfioUserError(f"DMA_UNMAP: {address:#x}+{size:#x} is no mapped range", errno.ENOENT)
+        del self._starts[slot]
+        self._release(self._ranges.pop(slot))
+
+    def clear(self) -> None:
+        """Drop all."""
+        while self._ranges:
+            self._release(self._ranges.pop())
+        self._starts.clear()
+
+    def segments(self, address: int, size: int, write: bool) -> tuple[Segment, ...]:
+        """The stretches that make up ``[address, address + size)``, in order. A DmaFault outside the maps."""
+        last = self._last
+        if last is None or not (last.start <= address and address + size <= last.end):
+            last = self._find(address)
+            if last is None:
+                raise DmaFault(address, size, "the client has mapped nothing there")
+            if address + size > last.end:
+                return tuple(self._walk(address, size, write))
+            self._last = last
+        return (self._segment(last, address, size, write),)
+
+    def _insert(self, request: DmaMap, fd: int | None) -> None:
+        size, address = request.size, request.address
+        if size == 0 or address + size > _TOP or request.offset + size > _TOP >> 1:
+            raise ProtocolError(f"DMA_MAP: address {address:#x}, size {size:#x}, offset {request.offset:#x} wrap around")
+        if address % self._page or size % self._page:
+            raise ProtocolError(f"DMA_MAP: {address:#x}+{size:#x} is no multiple of the page size {self._page}")
+        if not request.flags & (DmaFlags.READ | DmaFlags.WRITE):
+            raise ProtocolError("DMA_MAP: flags allow neither reading nor writing")
+        if fd is None and request.flags & (DmaFlags.BY_MMAP | DmaFlags.BY_FILE_IO):
+            raise ProtocolError("DMA_MAP: flags ask for access through a file descriptor, and none came")
+        slot = bisect_right(self._starts, address)
+        before = self._ranges[slot - 1] if slot else None
+        after = self._ranges[slot] if slot < len(self._ranges) else None
+        if (before and before.end > address) or (after and address + size > after.start):
+            raise VfioUserError(f"DMA_MAP: {address:#x}+{size:#x} overlaps a mapped range", errno.EEXIST)
+        if len(self._ranges) >= self._max:
+            raise VfioUserError(f"DMA_MAP: more than max_dma_maps ({self._max}) ranges", errno.ENOSPC)
+        mapping = None
+        if fd is not None:
+            mapping = Mapping(fd, request.offset, size, write=bool(request.flags & DmaFlags.WRITE))
+        self._ranges.insert(slot, MappedRange(request, mapping))
+        self._starts.insert(slot, address)
+
+    def _release(self, mapped: MappedRange) -> None:
+        if self._last is mapped:
+            self._last = None
+        mapped.view = None
+        if mapped.mapping is not None:
+            mapped.mapping.detach()
+
+    def _find(self, address: int) -> MappedRange | None:
+        slot = bisect_right(self._starts, address) - 1
+        if slot < 0:
+            return None
+        mapped = self._ranges[slot]
+        return mapped if address < mapped.end else None
+
+    def _walk(self, address: int, size: int, write: bool) -> Iterator[Segment]:
+        end = address + size
+        while address < end:
+            mapped = self._find(address)
+            if mapped is None:
+                raise DmaFault(address, end - address, "the client has mapped nothing there")
+            stop = min(end, mapped.end)
+            yield self._segment(mapped, address, stop - address, write)
+            address = stop
+
+    def _segment(self, mapped: MappedRange, address: int, size: int, write: bool) -> Segment:
+        if not (mapped.writable if write else mapped.readable):
+            verb = "writing" if write else "reading"
+            raise DmaFault(address, size, f"the client has not mapped it for {verb}", errno.EPERM)
+        view = mapped.view
+        if view is not None:
+            start = address - mapped.start
+            view = view[start : start + size]
+            if not write and not view.readonly:
+                view = view.toreadonly()
+        return Segment(address, size, view)

@@ -1,0 +1,53 @@
+"""The errors of the vfio-user protocol: one small tree, each with the errno that goes on the wire."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class VfioUserError(Exception):
+    """Base of every error here. ``errno`` is what an error reply would carry."""
+
+    def __init__(self, message: str, errno_: int = errno.EINVAL) -> None:
+        super().__init__(message)
+        self.errno = errno_
+
+
+class ProtocolError(VfioUserError):
+    """The peer sent a message that the protocol does not allow; the message says which, and which field."""
+
+
+class FramingError(ProtocolError):
+    """The byte stream itself is broken: the connection cannot go on."""
+
+
+class RemoteError(VfioUserError):
+    """The peer answered with an error reply."""
+
+    def __init__(self, command: str, errno_: int) -> None:
+        super().__init__(f"{command} failed at the other end: {os.strerror(errno_)} (errno {errno_})", errno_)
+        self.command = command
+
+
+class Disconnected(VfioUserError):
+    """The peer has closed the connection."""
+
+    def __init__(self, message: str = "the peer has closed the connection") -> None:
+        super().__init__(message, errno.ENOTCONN)
+
+
+class TimedOut(VfioUserError):
+    """The peer did not answer, or did not read, in time."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, errno.ETIMEDOUT)
+
+
+class DmaFault(VfioUserError):
+    """A DMA outside the client's maps (EFAULT), or a write to a read-only one (EPERM)."""
+
+    def __init__(self, address: int, size: int, why: str, errno_: int = errno.EFAULT) -> None:
+        super().__init__(f"{size} bytes at {address:#x}: {why}", errno_)
+        self.address = address
+        self.size = size

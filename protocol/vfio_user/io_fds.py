@@ -1,0 +1,172 @@
+"""DEVICE_GET_REGION_IO_FDS: sub-regions that are handed over as file descriptors.
+
+Entries are 40 bytes in the ratified text and 48 in libvfio-user's headers. A receiver computes the stride from
+argsz and count, and reads both.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vfio_user.constants import IoFdType
+from vfio_user.errors import ProtocolError
+
+INFO = struct.Struct("<IIII")  # argsz, flags, index, count
+COMMON = struct.Struct("<QQIII")  # offset, size, fd_index, type, flags
+TAIL = struct.Struct("<IQ")  # ratified: padding, then datamatch or user_data
+TAIL_48 = struct.Struct("<IQQ")  # libvfio-user: shadow_mem_fd_index, shadow_offset, datamatch
+ENTRY, ENTRY_48 = 40, 48
+MOST_ENTRIES = 4096
+
+DATAMATCH, PIO, CCW = 1, 2, 8  # KVM_IOEVENTFD_FLAG_*
+REGION_PIO, POSTED_WRITES = 1, 2  # KVM_IOREGION_*
+NO_FD = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class IoEventFd:
+    """KVM adds 1 to ``fd`` on a write at ``offset``. ``size`` 0 is any size; ``datamatch`` None any value."""
+
+    offset: int
+    size: int
+    fd: int
+    datamatch: int | None = None
+    pio: bool = False
+    ccw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IoRegionFd:
+    """KVM sends commands down ``fd``, each with ``user_data``. ``size`` 0 only with posted writes."""
+
+    offset: int
+    size: int
+    fd: int
+    user_data: int
+    pio: bool = False
+    posted_writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowIoEventFd:
+    """As an ioeventfd, with the value stored at ``shadow_offset`` of ``shadow_fd`` (libvfio-user only)."""
+
+    offset: int
+    size: int
+    fd: int
+    shadow_fd: int
+    shadow_offset: int
+    datamatch: int | None = None
+    pio: bool = False
+
+
+SubRegion = IoEventFd | IoRegionFd | ShadowIoEventFd
+
+
+def mechanism(sub: SubRegion) -> str:
+    """The word for a sub-region's mechanism in the ``io_fds`` capability."""
+    match sub:
+        case IoEventFd():
+            return "ioeventfd"
+        case IoRegionFd():
+            return "ioregionfd"
+        case ShadowIoEventFd():
+            return "shadow"
+
+
+def pack_sub_regions(subs: Sequence[SubRegion], entry_size: int = ENTRY) -> tuple[bytes, list[int]]:
+    """The array of entries, and the fds to send with it (each once, however many entries share it)."""
+    fds: list[int] = []
+
+    def index(fd: int) -> int:
+        if fd not in fds:
+            fds.append(fd)
+        return fds.index(fd)
+
+    return b"".join(_pack(sub, entry_size, index) for sub in subs), fds
+
+
+def _pack(sub: SubRegion, entry_size: int, index: object) -> bytes:
+    assert callable(index)
+    shadow, shadow_offset = 0, 0
+    match sub:
+        case IoEventFd():
+            flags = (DATAMATCH if sub.datamatch is not None else 0) | (PIO if sub.pio else 0) | (CCW if sub.ccw else 0)
+            kind, last = IoFdType.IOEVENTFD, sub.datamatch or 0
+        case IoRegionFd():
+            flags = (REGION_PIO if sub.pio else 0) | (POSTED_WRITES if sub.posted_writes else 0)
+            kind, last = IoFdType.IOREGIONFD, sub.user_data
+        case ShadowIoEventFd():
+            flags = (DATAMATCH if sub.datamatch is not None else 0) | (PIO if sub.pio else 0)
+            kind, last = IoFdType.SHADOW, sub.datamatch or 0
+            shadow, shadow_offset = index(sub.shadow_fd), sub.shadow_offset
+    common = COMMON.pack(sub.offset, sub.size, index(sub.fd), kind, flags)
+    if entry_size == ENTRY_48 and kind != IoFdType.IOREGIONFD:
+        return common + TAIL_48.pack(shadow, shadow_offset, last)
+    return (common + TAIL.pack(0, last)).ljust(entry_size, b"\0")
+
+
+def unpack_sub_regions(payload: memoryview, fds: Sequence[int], region_size: int) -> list[SubRegion]:
+    """The sub-regions of a whole reply (info struct and array), each field checked against the region."""
+    name = "DEVICE_GET_REGION_IO_FDS reply"
+    if len(payload) < INFO.size:
+        raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {INFO.size}")
+    argsz, flags, _, count = INFO.unpack_from(payload)
+    if flags:
+        raise ProtocolError(f"{name}: flags {flags:#x}, expected 0")
+    if count == 0:
+        return []
+    if count > MOST_ENTRIES:
+        raise ProtocolError(f"{name}: count {count}, at most {MOST_ENTRIES}")
+    if argsz > len(payload):
+        raise ProtocolError(f"{name}: argsz {argsz}, but only {len(payload)} bytes came")
+    stride, rest = divmod(argsz - INFO.size, count)
+    if rest or stride not in (ENTRY, ENTRY_48):
+        raise ProtocolError(f"{name}: argsz {argsz} over count {count} is no stride of {ENTRY} or {ENTRY_48} bytes")
+    return [
+        _unpack(payload[at : at + stride], fds, region_size, f"{name}: entry {number}")
+        for number, at in enumerate(range(INFO.size, argsz, stride))
+    ]
+
+
+def _unpack(entry: memoryview, fds: Sequence[int], region_size: int, name: str) -> SubRegion:
+    offset, size, fd_index, kind, flags = COMMON.unpack_from(entry)
+    _check_span(offset, size, region_size, name)
+    fd = _fd(fd_index, fds, name, "fd_index")
+    shadow, shadow_offset = 0, 0
+    if len(entry) == ENTRY_48 and kind != IoFdType.IOREGIONFD:
+        shadow, shadow_offset, last = TAIL_48.unpack_from(entry, COMMON.size)
+    else:
+        _, last = TAIL.unpack_from(entry, COMMON.size)
+    if kind == IoFdType.IOREGIONFD:
+        if flags & ~(REGION_PIO | POSTED_WRITES):
+            raise ProtocolError(f"{name}: ioregionfd flags {flags:#x}, expected bits of 0x3")
+        if size == 0 and not flags & POSTED_WRITES:
+            raise ProtocolError(f"{name}: size 0 needs posted writes")
+        return IoRegionFd(offset, size, fd, last, bool(flags & REGION_PIO), bool(flags & POSTED_WRITES))
+    if kind not in (IoFdType.IOEVENTFD, IoFdType.SHADOW):
+        raise ProtocolError(f"{name}: type {kind}, expected 0 (ioeventfd), 1 (ioregionfd) or 2 (shadow)")
+    if flags & ~(DATAMATCH | PIO | CCW):
+        raise ProtocolError(f"{name}: ioeventfd flags {flags:#x}, expected bits of 0xb")
+    if size not in (0, 1, 2, 4, 8) or (flags & DATAMATCH and size == 0):
+        raise ProtocolError(f"{name}: ioeventfd size {size}, expected 1, 2, 4, 8, or 0 without datamatch")
+    datamatch = last if flags & DATAMATCH else None
+    if kind == IoFdType.SHADOW:
+        if len(entry) != ENTRY_48:
+            raise ProtocolError(f"{name}: a shadow ioeventfd needs an entry of {ENTRY_48} bytes")
+        memory = _fd(shadow, fds, name, "shadow_mem_fd_index")
+        return ShadowIoEventFd(offset, size, fd, memory, shadow_offset, datamatch, bool(flags & PIO))
+    return IoEventFd(offset, size, fd, datamatch, bool(flags & PIO), bool(flags & CCW))
+
+
+def _check_span(offset: int, size: int, region_size: int, name: str) -> None:
+    if offset >= region_size or size > region_size - offset:
+        raise ProtocolError(f"{name}: {offset:#x}+{size:#x} lies outside the region, which has {region_size:#x} bytes")
+
+
+def _fd(index: int, fds: Sequence[int], name: str, field: str) -> int:
+    if index >= len(fds):
+        raise ProtocolError(f"{name}: {field} {index}, but {len(fds)} fds came")
+    return fds[index]

@@ -1,0 +1,252 @@
+"""Interrupts: GET_IRQ_INFO, SET_IRQS, and the table of eventfds that a server signals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
+from vfio_user.errors import ProtocolError
+
+INFO = struct.Struct("<IIII")  # argsz, flags, index, count
+SET = struct.Struct("<IIIII")  # argsz, flags, index, start, count
+MOST_VECTORS = 2048
+
+
+class IrqInfo(NamedTuple):
+    """What DEVICE_GET_IRQ_INFO tells of one kind of interrupt."""
+
+    index: int
+    count: int
+    flags: IrqFlags
+
+    def pack(self) -> bytes:
+        """The reply's 16 bytes."""
+        return INFO.pack(INFO.size, self.flags, self.index, self.count)
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> IrqInfo:
+        """From a reply."""
+        if len(payload) < INFO.size:
+            raise ProtocolError(f"DEVICE_GET_IRQ_INFO reply: {len(payload)} bytes, expected {INFO.size}")
+        _, flags, index, count = INFO.unpack_from(payload)
+        return cls(index, count, IrqFlags(flags))
+
+
+class SetIrqs(NamedTuple):
+    """A DEVICE_SET_IRQS request; ``data`` has the bytes of DATA_BOOL."""
+
+    flags: SetIrqsFlags
+    index: int
+    start: int
+    count: int
+    data: bytes = b""
+
+    def pack(self) -> bytes:
+        """The request's payload."""
+        return SET.pack(SET.size + len(self.data), self.flags, self.index, self.start, self.count) + self.data
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> SetIrqs:
+        """From a request, its flags and lengths checked."""
+        if len(payload) < SET.size:
+            raise ProtocolError(f"DEVICE_SET_IRQS: {len(payload)} bytes, expected at least {SET.size}")
+        argsz, flags, index, start, count = SET.unpack_from(payload)
+        if not SET.size <= argsz <= len(payload):
+            raise ProtocolError(f"DEVICE_SET_IRQS: argsz {argsz}, but {len(payload)} bytes came")
+        known = SetIrqsFlags.data_kinds() | SetIrqsFlags.actions()
+        kinds, actions = flags & SetIrqsFlags.data_kinds(), flags & SetIrqsFlags.actions()
+        if flags & ~known or kinds.bit_count() != 1 or actions.bit_count() != 1:
+            raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
+        data = bytes(payload[SET.size :])
+        if kinds == SetIrqsFlags.DATA_BOOL and len(data) != count:
+            raise ProtocolError(f"DEVICE_SET_IRQS: {len(data)} bytes of data for count {count}")
+        return cls(SetIrqsFlags(flags), index, start, count, data)
+
+
+class _Irq:
+    """One interrupt: the client's eventfd, and whether it is masked or waits to be delivered."""
+
+    __slots__ = ("fd", "masked", "pending")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.masked = False
+        self.pending = False
+
+
+class IrqTable:
+    """The interrupts of one device as one client has set them up. Eventfds in it are the table's own.
+
+    ``watch`` and ``unwatch`` put a descriptor on the caller's event loop: INTx's UNMASK eventfd is polled.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+    ) -> None:
+        self._irqs = [[_Irq() for _ in range(count)] for count in counts]
+        self._watch = watch
+        self._unwatch = unwatch
+        self._resample = -1
+        self._level = False
+        self._raised = False  # INTx has been signalled and not been unmasked since
+
+    def apply(self, request: SetIrqs, fds: list[int]) -> None:
+        """Carry out DEVICE_SET_IRQS. ``fds`` that are kept are taken out of the list."""
+        if request.index >= len(self._irqs):
+            raise ProtocolError(f"DEVICE_SET_IRQS: index {request.index}, expected 0 to {len(self._irqs) - 1}")
+        row = self._irqs[request.index]
+        flags, start, count = request.flags, request.start, request.count
+        if count == 0:
+            self._disable(request, row)
+            return
+        if start >= len(row) or count > len(row) - start:
+            raise ProtocolError(
+                f"DEVICE_SET_IRQS: [{start}, {start + count}) of index {request.index}, which has {len(row)}"
+            )
+        if SetIrqsFlags.DATA_EVENTFD in flags:
+            self._set_eventfds(request, row, fds)
+            return
+        if fds:
+            raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds without DATA_EVENTFD")
+        chosen = range(start, start + count)
+        if SetIrqsFlags.DATA_BOOL in flags:
+            chosen = [start + i for i in range(count) if request.data[i]]  # type: ignore[assignment]
+        for vector in chosen:
+            if SetIrqsFlags.TRIGGER in flags:
+                self._loop_back(request.index, row[vector])
+            elif SetIrqsFlags.MASK in flags:
+                row[vector].masked = True
+            else:
+                self._unmask(request.index, row[vector])
+
+    def trigger(self, index: int, vector: int = 0) -> bool:
+        """Signal an interrupt. False when it is masked or nobody listens: then it is kept pending."""
+        irq = self._irqs[index][vector]
+        if irq.masked or irq.fd < 0:
+            irq.pending = True
+            return False
+        self._signal(irq.fd)
+        return True
+
+    def set_level(self, asserted: bool) -> None:
+        """Drive INTx. It is signalled once, and again after each unmask while it is still asserted."""
+        self._level = asserted
+        if not asserted and self._resample < 0:
+            self._raised = False  # nobody will tell us of an EOI: the next rising edge is news
+        self._raise_line()
+
+    def pending(self, index: int, vector: int = 0) -> bool:
+        """Whether a trigger waits."""
+        return self._irqs[index][vector].pending
+
+    def enabled(self, index: int) -> bool:
+        """Whether the client listens to any interrupt of this kind."""
+        return any(irq.fd >= 0 for irq in self._irqs[index])
+
+    def clear(self) -> None:
+        """Forget everything that the client has set."""
+        for row in self._irqs:
+            for irq in row:
+                self._assign(irq, -1)
+                irq.masked = irq.pending = False
+        self._set_resample(-1)
+        self._raised = False
+
+    def _disable(self, request: SetIrqs, row: list[_Irq]) -> None:
+        if request.start or SetIrqsFlags.DATA_NONE not in request.flags or SetIrqsFlags.TRIGGER not in request.flags:
+            raise ProtocolError("DEVICE_SET_IRQS: count 0 is for disabling: DATA_NONE, TRIGGER, start 0")
+        for irq in row:
+            self._assign(irq, -1)
+            irq.masked = irq.pending = False
+        if request.index == IrqIndex.INTX:
+            self._set_resample(-1)
+            self._raised = False
+
+    def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
+        if fds and len(fds) != request.count:
+            raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds for count {request.count}; expected all or none")
+        for fd in fds:
+            _check_eventfd(fd)
+        taken = list(fds) or [-1] * request.count
+        if SetIrqsFlags.TRIGGER in request.flags:
+            fds.clear()
+            for irq, fd in zip(row[request.start :], taken, strict=False):
+                self._assign(irq, fd)
+                self._deliver(irq)
+            if request.index == IrqIndex.INTX:
+                self._raised = False
+                self._raise_line()
+        elif SetIrqsFlags.UNMASK in request.flags and request.index == IrqIndex.INTX:
+            fds.clear()
+            self._set_resample(taken[0])
+        else:
+            raise ProtocolError("DEVICE_SET_IRQS: an eventfd can trigger any interrupt, or unmask INTx", errno.ENOTSUP)
+
+    def _assign(self, irq: _Irq, fd: int) -> None:
+        if irq.fd >= 0:
+            os.close(irq.fd)
+        irq.fd = fd
+
+    def _deliver(self, irq: _Irq) -> None:
+        if irq.pending and not irq.masked and irq.fd >= 0:
+            irq.pending = False
+            self._signal(irq.fd)
+
+    def _loop_back(self, index: int, irq: _Irq) -> None:
+        """The client has triggered the interrupt itself."""
+        if irq.fd >= 0 and not irq.masked:
+            self._signal(irq.fd)
+            self._raised |= index == IrqIndex.INTX
+        else:
+            irq.pending = True
+
+    def _unmask(self, index: int, irq: _Irq) -> None:
+        irq.masked = False
+        if index == IrqIndex.INTX:
+            irq.pending = self._raised = False
+            self._raise_line()
+        else:
+            self._deliver(irq)
+
+    def _raise_line(self) -> None:
+        line = self._irqs[IrqIndex.INTX]
+        if self._level and not self._raised and line and line[0].fd >= 0 and not line[0].masked:
+            self._raised = True
+            self._signal(line[0].fd)
+
+    def _set_resample(self, fd: int) -> None:
+        if self._resample >= 0:
+            self._unwatch(self._resample)
+            os.close(self._resample)
+        self._resample = fd
+        if fd >= 0:
+            self._watch(fd, self._resampled)
+
+    def _resampled(self) -> None:
+        """The guest has acknowledged INTx (the ratified text has the direction the other way about)."""
+        try:
+            os.eventfd_read(self._resample)
+        except BlockingIOError:
+            return
+        self._unmask(IrqIndex.INTX, self._irqs[IrqIndex.INTX][0])
+
+    @staticmethod
+    def _signal(fd: int) -> None:
+        try:
+            os.eventfd_write(fd, 1)
+        except BlockingIOError:
+            pass  # the counter is full: whoever reads it will see that it was signalled
+
+
+def _check_eventfd(fd: int) -> None:
+    """An irq fd must be an eventfd, and must not block us."""
+    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
+        raise ProtocolError("DEVICE_SET_IRQS: an fd is not an eventfd")
+    os.set_blocking(fd, False)

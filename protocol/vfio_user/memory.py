@@ -1,0 +1,93 @@
+"""Mapping somebody else's file so that no view of it can ever become a wild pointer."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+
+from vfio_user.errors import VfioUserError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong,
+]  # fmt: skip
+_libc.munmap.restype = ctypes.c_int
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED = ctypes.c_void_p(-1).value
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+
+
+class Mapping:
+    """``size`` bytes of a file at ``offset``, mapped shared.
+
+    :meth:`view` gives memory that stays addressable for as long as the view lives: :meth:`detach` lays
+    anonymous memory over the file's pages, and the addresses are given back with the last view.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int, *, write: bool) -> None:
+        self.size = size
+        self.write = write
+        base = offset - offset % mmap.PAGESIZE
+        self._lead = offset - base
+        self._length = -(-(size + self._lead) // mmap.PAGESIZE) * mmap.PAGESIZE
+        _check_file(fd, offset, size)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+        self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
+        self._array = _Span.from_address_with_owner(self._address, self._length)
+        whole = memoryview(self._array.array).cast("B")
+        self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
+
+    def view(self) -> memoryview:
+        """All of it; read-only unless mapped for writing."""
+        return self._view
+
+    @property
+    def address(self) -> int:
+        """Where the first byte lies in this process, for system calls that take addresses."""
+        return self._address + self._lead
+
+    def detach(self) -> None:
+        """Let go of the file at once: views that are still about show zeros from here on."""
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+        _map(self._address, self._length, protection, flags, -1, 0)
+        self._view = memoryview(b"")
+        del self._array
+
+
+class _Span:
+    """Owns an address range: it is unmapped when the ctypes array over it, and every view of that, is gone."""
+
+    def __init__(self, address: int, length: int) -> None:
+        self.address = address
+        self.length = length
+        self.array: ctypes.Array[ctypes.c_char]
+
+    @classmethod
+    def from_address_with_owner(cls, address: int, length: int) -> _Span:
+        """The range as a ctypes array whose end is the range's end."""
+        span = cls(address, length)
+        owner = type("Pages", (ctypes.c_char * length,), {"__del__": lambda _: _libc.munmap(address, length)})
+        span.array = owner.from_address(address)
+        return span
+
+
+def _check_file(fd: int, offset: int, size: int) -> None:
+    """Touching pages beyond a file's end raises SIGBUS: refuse what is not there now."""
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and offset + size > status.st_size:
+        raise VfioUserError(
+            f"the file has {status.st_size} bytes, too few for {size} at offset {offset:#x}"
+        )
+
+
+def _map(address: int | None, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    result: int | None = _libc.mmap(address, length, protection, flags, fd, offset)
+    if result is None or result == _FAILED:
+        error = ctypes.get_errno()
+        raise VfioUserError(f"mmap of {length} bytes: {os.strerror(error)}", error)
+    return result
