@@ -1,0 +1,60 @@
+"""The connection to a device as its guest feels it: what goes wrong reads as ones and swallows writes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+from vfio_user import Client, Disconnected, VfioUserError
+
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """Wraps a `vfio_user.Client` for use on vCPU threads. ``lock`` is the platform's.
+
+    ``refused`` counts accesses that the device answered with an error; ``lost`` says why there will be no
+    more answers, once that is so.
+    """
+
+    def __init__(self, client: Client, lock: threading.RLock) -> None:
+        self.client = client
+        self.lock = lock
+        self.refused = 0
+        self.lost = ""
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """``size`` bytes of a region, or all ones."""
+        if not self.lost:
+            try:
+                return self.client.read(region, offset, size)
+            except VfioUserError as error:
+                self._note(error)
+        return b"\xff" * size
+
+    def write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
+        """Write a region; ``posted`` returns without knowing whether the device took it."""
+        if not self.lost:
+            try:
+                self.client.write(region, offset, data, posted=posted)
+            except VfioUserError as error:
+                self._note(error)
+
+    @contextlib.contextmanager
+    def tolerant(self) -> Iterator[None]:
+        """A stretch of talk with the device that the guest has no way to see fail."""
+        try:
+            yield
+        except VfioUserError as error:
+            self._note(error)
+
+    def _note(self, error: VfioUserError) -> None:
+        if isinstance(error, Disconnected):
+            if not self.lost:
+                _log.warning("the device is gone: %s", error)
+            self.lost = str(error)
+        else:
+            self.refused += 1
+            _log.debug("the device refused: %s", error)

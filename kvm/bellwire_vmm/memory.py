@@ -1,0 +1,68 @@
+"""The guest's RAM: one memfd, mapped here, shown to KVM as a slot and to devices by DMA_MAP."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+
+from bellwire_vmm.errors import VmmError
+
+PAGE = mmap.PAGESIZE
+
+
+class GuestMemory:
+    """``size`` bytes from guest-physical address 0 on.
+
+    The memfd is sealed against shrinking and growing: a device that holds it cannot take pages from under
+    this process. Close it after the VM whose slot it is.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size <= 0 or size % PAGE:
+            raise VmmError(f"guest memory of {size:#x} bytes: expected a positive multiple of {PAGE:#x}")
+        self.size = size
+        self.fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, size)
+            fcntl.fcntl(
+                self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
+            self._bytes = mmap.mmap(self.fd, size)
+        except OSError:
+            os.close(self.fd)
+            raise
+        self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._bytes)
+
+    @property
+    def host_address(self) -> int:
+        """Where guest-physical address 0 lies in this process."""
+        if self._anchor is None:
+            raise VmmError("the guest memory is closed")
+        return ctypes.addressof(self._anchor)
+
+    def read(self, address: int, count: int) -> bytes:
+        """The ``count`` bytes at ``address``; VmmError where there is no RAM."""
+        self._check(address, count)
+        return self._bytes[address : address + count]
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store ``data`` at ``address``; VmmError where there is no RAM."""
+        self._check(address, len(data))
+        self._bytes[address : address + len(data)] = bytes(data)
+
+    def clear(self, address: int, count: int) -> None:
+        """Zero ``count`` bytes."""
+        self.write(address, bytes(count))
+
+    def close(self) -> None:
+        """Unmap, and close the memfd. Twice is fine."""
+        if self._anchor is not None:
+            self._anchor = None
+            self._bytes.close()
+            os.close(self.fd)
+
+    def _check(self, address: int, count: int) -> None:
+        if address < 0 or count < 0 or address + count > self.size:
+            raise VmmError(f"guest memory ends at {self.size:#x}: no {count} bytes at {address:#x}")

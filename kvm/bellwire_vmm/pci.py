@@ -1,0 +1,86 @@
+"""PCI bus 0: configuration mechanism #1 (PCI 3.0 §3.2.2.3.2) and the host bridge in slot 0."""
+
+from __future__ import annotations
+
+import struct
+from typing import Protocol
+
+from bellwire_vmm.errors import AddressConflictError
+
+CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
+SLOTS = 32
+
+
+class Function(Protocol):
+    """The one function of a slot. Accesses are 1, 2 or 4 bytes within 256, never across a dword."""
+
+    def config_read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes of config space."""
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """A guest's write to config space."""
+
+
+class HostBridge:
+    """Slot 0: nothing but an identity, for guests that look for one."""
+
+    _CONTENT = struct.pack("<HHHHBBBB", 0x1B36, 0x0008, 0, 0, 0, 0, 0, 6).ljust(256, b"\0")
+
+    def config_read(self, offset: int, size: int) -> bytes:
+        """From a constant header."""
+        return self._CONTENT[offset : offset + size]
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Nothing here can be changed."""
+
+
+class PciBus:
+    """The slots, and the eight ports through which a guest configures them (a `bus.Target`)."""
+
+    def __init__(self) -> None:
+        self._functions: dict[int, Function] = {0: HostBridge()}
+        self._selected = 0
+
+    def free_slot(self) -> int:
+        """The first empty slot; AddressConflictError when the bus is full."""
+        for slot in range(SLOTS):
+            if slot not in self._functions:
+                return slot
+        raise AddressConflictError(f"all {SLOTS} slots of the PCI bus are taken")
+
+    def insert(self, slot: int, function: Function) -> None:
+        """Put a function into an empty slot."""
+        self._functions[slot] = function
+
+    def remove(self, slot: int) -> None:
+        """Empty a slot."""
+        del self._functions[slot]
+
+    def read(self, offset: int, size: int) -> bytes:
+        """CONFIG_ADDRESS as it was written; CONFIG_DATA from the function that it selects."""
+        if offset == 0 and size == 4:
+            return self._selected.to_bytes(4, "little")
+        found = self._function(offset, size)
+        return b"\xff" * size if found is None else found[0].config_read(found[1], size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """CONFIG_ADDRESS takes dwords only; CONFIG_DATA reaches the function that it selects."""
+        if offset == 0 and len(data) == 4:
+            self._selected = int.from_bytes(data, "little")
+            return
+        found = self._function(offset, len(data))
+        if found is not None:
+            found[0].config_write(found[1], data)
+
+    def _function(self, offset: int, size: int) -> tuple[Function, int] | None:
+        within = offset - (CONFIG_DATA - CONFIG_ADDRESS)
+        enabled, bus, slot, number = (
+            self._selected >> 31,
+            self._selected >> 16 & 0xFF,
+            self._selected >> 11 & 0x1F,
+            self._selected >> 8 & 7,
+        )
+        if within < 0 or within + size > 4 or not enabled or bus or number:
+            return None
+        function = self._functions.get(slot)
+        return None if function is None else (function, (self._selected & 0xFC) + within)

@@ -1,0 +1,85 @@
+"""The worker's loop."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import pytest
+
+from bellwire.loop import Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def turn(loop: Loop, timeout: float = 5.0) -> None:
+    for callback in loop.wait(timeout):
+        callback()
+    loop.run_timers()
+
+
+def test_a_readable_fd_calls_back(loop: Loop) -> None:
+    heard: list[int] = []
+    fd = os.eventfd(0)
+    loop.watch(fd, lambda: heard.append(os.eventfd_read(fd)))
+    os.eventfd_write(fd, 3)
+    turn(loop)
+    loop.unwatch(fd)
+    os.close(fd)
+    assert heard == [3]
+
+
+def test_timers_run_in_order(loop: Loop) -> None:
+    heard: list[int] = []
+    loop.after(0.002, lambda: heard.append(2))
+    loop.after(0.001, lambda: heard.append(1))
+    while len(heard) < 2:
+        turn(loop)
+    assert heard == [1, 2]
+
+
+def test_a_timer_that_sets_another_for_now_does_not_starve_the_loop(loop: Loop) -> None:
+    heard: list[int] = []
+
+    def again() -> None:
+        heard.append(1)
+        loop.after(0, again)
+
+    loop.after(0, again)
+    turn(loop)
+    assert len(heard) == 1
+
+
+def test_a_cancelled_timer_does_not_run(loop: Loop) -> None:
+    heard: list[int] = []
+    loop.after(0, lambda: heard.append(1)).cancel()
+    turn(loop)
+    assert heard == []
+
+
+def test_background_work_runs_elsewhere_and_ends_here(loop: Loop) -> None:
+    heard: list[object] = []
+
+    def done(future: Future[int]) -> None:
+        heard.extend([future.result(), threading.get_ident()])
+
+    loop.background(threading.get_ident, done)
+    while not heard:
+        turn(loop)
+    assert heard[0] != threading.get_ident()
+    assert heard[1] == threading.get_ident()
+
+
+def test_stop_ends_a_wait_from_another_thread(loop: Loop) -> None:
+    thread = threading.Thread(target=loop.stop)
+    thread.start()
+    turn(loop)
+    thread.join()
+    assert loop.stopping

@@ -1,0 +1,213 @@
+"""State, snapshots, saved fields, DMA, timers, background work, options."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from bellwire import Bar, GuestError, Option, OptionError, PciDevice, Saved, SavedBytes, StateError
+from bellwire.testing import Guest
+
+
+class Keeper(PciDevice, vendor=0x1234, device=3, class_code=0xFF0000, name="keeper"):
+    mmio = Bar(0, size=256)
+    one = mmio.reg(0)
+    go = mmio.doorbell(4)
+    number = Saved(7)
+    yes = Saved(False)
+    ratio = Saved(0.5)
+    store = SavedBytes(16)
+    size = Option(1 << 20, help="bytes")
+    label = Option("none")
+    quick = Option(False)
+    image = Option(Path("disk.img"))
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.log_of: list[str] = []
+
+    @go.ring
+    def copy(self) -> None:
+        self.dma.write(self.one + 64, self.dma.read(self.one, 64))
+
+    def restored(self) -> None:
+        self.log_of.append("restored")
+
+
+class Wider(PciDevice, vendor=0x1234, device=4, class_code=0xFF0000, name="wider"):
+    mmio = Bar(0, size=256)
+    two = mmio.reg(0)
+    go = mmio.doorbell(4)
+    number = Saved(7)
+    yes = Saved(False)
+    ratio = Saved(0.5)
+    store = SavedBytes(16)
+
+
+def keeper(guest: Guest) -> Keeper:
+    assert isinstance(guest.device, Keeper)
+    return guest.device
+
+
+def test_saved_fields_keep_their_type() -> None:
+    with Guest(Keeper) as guest:
+        device = keeper(guest)
+        device.number, device.yes, device.ratio = -(2**63), True, 2.25
+        device.number += 1
+        assert (device.number, device.yes, device.ratio) == (-(2**63) + 1, True, 2.25)
+        device.number = 2**64 - 1
+        assert device.number == 2**64 - 1
+
+
+def test_a_saved_field_that_cannot_hold_a_value_says_so() -> None:
+    with Guest(Keeper) as guest, pytest.raises(StateError, match=r"Keeper\.number cannot hold"):
+        keeper(guest).number = 2**127
+
+
+def test_reset_brings_saved_fields_back() -> None:
+    with Guest(Keeper) as guest:
+        device = keeper(guest)
+        device.number, device.store[3] = 1, 9
+        device.core.reset()
+        assert device.number == 7
+        assert bytes(device.store) == bytes(16)
+
+
+def test_restore_puts_everything_back_and_tells_the_device() -> None:
+    with Guest(Keeper) as guest:
+        device = keeper(guest)
+        device.number, device.store[0] = 42, 5
+        guest.write(Keeper.one, 0x100)
+        guest.ring(Keeper.go)
+        before = device.core.snapshot()
+        device.core.reset()
+        device.core.restore(before)
+        assert (device.number, device.store[0], device.one, device.go.rung) == (42, 5, 0x100, 1)
+        assert device.core.config.bus_master
+        assert device.log_of == ["restored"]
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"XXXX" + b[4:]])
+def test_a_snapshot_that_was_spoilt_is_refused(spoil: object) -> None:
+    with Guest(Keeper) as guest, pytest.raises(StateError):
+        guest.device.core.restore(spoil(guest.device.core.snapshot()))  # type: ignore[operator]
+
+
+def test_another_devices_snapshot_is_refused() -> None:
+    with Guest(Keeper) as one, Guest(Wider) as other, pytest.raises(StateError, match="not one of Keeper"):
+        one.device.core.restore(other.device.core.snapshot())
+
+
+def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
+    class Selfie(PciDevice, vendor=1, device=1, class_code=1, name="selfie"):
+        mmio = Bar(0, size=16)
+        one = mmio.reg(0)
+        picture = b""
+
+        @one.write
+        def take(self, value: int) -> None:
+            self.picture = self.core.snapshot()
+
+    with Guest(Selfie) as guest:
+        guest.write(Selfie.one, 1)
+        assert not guest.device.core.state.busy
+        with pytest.raises(StateError, match="torn"):
+            guest.device.core.restore(guest.device.picture)  # type: ignore[attr-defined]
+
+
+def test_areas_cannot_be_shrunk_by_a_client() -> None:
+    class Framed(PciDevice, vendor=1, device=1, class_code=1, name="framed"):
+        mmio = Bar(0, size=4096)
+        frame = mmio.area(0, 4096)
+
+    with Guest(Framed) as guest:
+        fd = guest.device.core.state.area_fds[0]
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+        with mmap.mmap(fd, 4096) as client:
+            client[0] = 3
+        assert guest.device.frame[0] == 3  # type: ignore[attr-defined]
+
+
+def test_dma_copies_guest_memory() -> None:
+    with Guest(Keeper) as guest:
+        assert guest.memory is not None
+        guest.memory[0:64] = bytes(range(64))
+        guest.ring(Keeper.go)
+        assert bytes(guest.memory[64:128]) == bytes(range(64))
+
+
+def test_dma_outside_the_guests_memory_is_its_error() -> None:
+    with Guest(Keeper, memory=4096) as guest:
+        guest.write(Keeper.one, 4090)
+        with pytest.raises(GuestError, match="DMA read of 64 bytes at 0xffa"):
+            guest.ring(Keeper.go)
+
+
+def test_dma_map_gives_guest_memory_itself() -> None:
+    with Guest(Keeper) as guest:
+        assert guest.memory is not None
+        (view,) = guest.device.dma.map(0x1000, 16, write=True)
+        view[0] = 0xAB
+        assert guest.memory[0x1000] == 0xAB
+        (readable,) = guest.device.dma.map(0x1000, 16)
+        assert readable.readonly
+
+
+def test_timers_run_in_order_when_due() -> None:
+    with Guest(Keeper) as guest:
+        heard: list[str] = []
+        guest.device.after(2, heard.append, "late")
+        guest.device.after(1, heard.append, "soon")
+        guest.device.after(1, heard.append, "never").cancel()
+        guest.advance(1.5)
+        assert heard == ["soon"]
+        guest.advance(1)
+        assert heard == ["soon", "late"]
+
+
+def test_reset_cancels_timers() -> None:
+    with Guest(Keeper) as guest:
+        heard: list[str] = []
+        guest.device.after(1, heard.append, "stale")
+        guest.device.core.reset()
+        guest.advance(2)
+        assert heard == []
+
+
+def test_background_work_hands_its_result_back() -> None:
+    with Guest(Keeper) as guest:
+        heard: list[int] = []
+        guest.device.background(lambda a, b: a + b, 2, 3, done=heard.append)
+        assert heard == []
+        guest.advance()
+        assert heard == [5]
+
+
+def test_options_are_parsed_by_their_defaults_type() -> None:
+    device = Keeper(size="64K", quick="yes", image="/tmp/x")
+    assert (device.size, device.label, device.quick, device.image) == (65536, "none", True, Path("/tmp/x"))
+    device.core.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sise": "1"}, "no option sise: did you mean size"),
+        ({"size": "big"}, "size=big: expected a value of type int"),
+        ({"quick": "perhaps"}, "expected yes or no"),
+        ({"label": 3}, "expected a value of type str"),
+    ],
+)
+def test_a_bad_option_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Keeper(**options)
+
+
+def test_a_device_leaves_no_descriptor_behind(open_fds: set[int]) -> None:
+    with Guest(Keeper):
+        pass
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds) + 1}
