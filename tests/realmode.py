@@ -79,8 +79,7 @@ def ioapic_route(pin: int, vector: int, level: bool = False) -> bytes:
     low = vector | level << 15
     registers = ((0x10 + 2 * pin + 1, 0), (0x10 + 2 * pin, low))
     return b"".join(
-        eax(index) + _store_eax(0x00, 4, _GS) + eax(value) + _store_eax(0x10, 4, _GS)
-        for index, value in registers
+        eax(index) + _store_eax(0x00, 4, _GS) + eax(value) + _store_eax(0x10, 4, _GS) for index, value in registers
     )
 
 

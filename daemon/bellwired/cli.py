@@ -25,9 +25,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
     )
     top.add_argument("--version", action="version", version=f"bellwire {_version()}")
-    top.add_argument(
-        "--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)"
-    )
+    top.add_argument("--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (run, vmm, demo):
         module.add_parser(commands)
@@ -46,10 +44,10 @@ def main(words: Sequence[str] | None = None) -> int:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
+        return 1
     except (BellwireError, VfioUserError, KvmError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and not isinstance(error, VfioUserError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
-            return 1
         print(f"bellwire: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

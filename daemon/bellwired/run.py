@@ -45,7 +45,9 @@ def add_parser(commands: Any) -> None:
         help="set an option of the device (repeat it for more)",
     )
     parser.add_argument(
-        "--print-capabilities", action="store_true", help="describe the device and its options in JSON, and end"
+        "--print-capabilities",
+        action="store_true",
+        help="describe the device and its options in JSON, and end",
     )
     parser.add_argument(
         "--io-fd-entry",

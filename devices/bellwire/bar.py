@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from bellwire.declare import Declared, hexadecimal, is_power_of_two
 from bellwire.doorbell import Doorbell, IoRegion
@@ -120,13 +120,13 @@ class Bar(Declared):
     def reg(
         self,
         offset: int,
-        kind: type[IntFlag | IntEnum] | None = None,
+        kind: type[Any] | None = None,
         *,
         size: int = 4,
         access: str = "rw",
         reset: int = 0,
         writable: int | None = None,
-    ) -> Register[int] | Register[Typed]:
+    ) -> Register[Any]:
         """A register of ``size`` bytes (1 to 8) at ``offset``.
 
         ``kind`` is an IntFlag or IntEnum that the device sees instead of a plain int; ``access`` is one of
@@ -135,9 +135,7 @@ class Bar(Declared):
         """
         return Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable)
 
-    def doorbell(
-        self, offset: int, *, size: int = 4, match: int | None = None, value: bool = False
-    ) -> Doorbell:
+    def doorbell(self, offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> Doorbell:
         """A register whose write means "look at your queue": see :class:`~bellwire.doorbell.Doorbell`."""
         return Doorbell(self, offset, size=size, match=match, value=value)
 

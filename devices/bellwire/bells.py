@@ -8,6 +8,7 @@ the two steps makes a ring see every write that came before it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -53,10 +54,8 @@ class EventSource:
 
     def gather(self) -> None:
         """Add the eventfd's count."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # somebody else who holds the fd may have read it
             self._count += os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass  # somebody else who holds the fd has read it
 
     def run(self) -> None:
         """One hook call for however many rings."""
@@ -76,9 +75,7 @@ class EventSource:
 class CommandSource:
     """Doorbells with values, or one stretch, by ioregionfd: 32-byte commands on a socket."""
 
-    def __init__(
-        self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]
-    ) -> None:
+    def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
         self.wire = IoRegionServer(ours)

@@ -117,9 +117,7 @@ def _bodies(identity: Identity, layout: Layout) -> list[tuple[int, _Fields]]:
     ]
     if layout.msi is not None:  # §6.8.1, 64-bit address, no per-vector mask
         capable = (layout.msi.count.bit_length() - 1) << 1
-        found.append(
-            (MSI, [(2, 0x0080 | capable, 0x0071), (4, 0, 0xFFFF_FFFC), (4, 0, 0xFFFF_FFFF), (2, 0, 0xFFFF)])
-        )
+        found.append((MSI, [(2, 0x0080 | capable, 0x0071), (4, 0, 0xFFFF_FFFC), (4, 0, 0xFFFF_FFFF), (2, 0, 0xFFFF)]))
     if layout.msix is not None:  # §6.8.2
         table = layout.msix.offset | layout.msix_bar
         pending = (layout.msix.offset + layout.msix.pba_offset) | layout.msix_bar

@@ -30,9 +30,7 @@ _ALL_ONES = (1 << 64) - 1
 class Core:
     """What the SDK keeps about one device; device code has no need of it."""
 
-    def __init__(
-        self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]) -> None:
         self.device = device
         self.identity = identity
         self.layout = layout
@@ -139,9 +137,7 @@ class Core:
 
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
         """The guest used something documented that the device does not model."""
-        self.log.warning(
-            (verb, register), "guest %s of %s, which is documented but not implemented", verb, register
-        )
+        self.log.warning((verb, register), "guest %s of %s, which is documented but not implemented", verb, register)
 
     def _react(self, effect: Effect) -> None:
         if Effect.RESET in effect:

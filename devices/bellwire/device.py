@@ -105,9 +105,7 @@ class PciDevice:
 
         return core.host.after(seconds, due)
 
-    def background(
-        self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None
-    ) -> None:
+    def background(self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None) -> None:
         """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
 
         ``work`` must not touch registers, saved fields or interrupts. If it raises, that is logged and

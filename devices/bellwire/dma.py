@@ -65,9 +65,7 @@ class Dma:
         try:
             for part in self._core.host.segments(address, size, write):
                 if part.view is None:
-                    raise GuestError(
-                        f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory"
-                    )
+                    raise GuestError(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
                 views.append(part.view)
         except VfioUserError as error:
             raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error

@@ -71,9 +71,7 @@ class Detached:
 
     def after(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Time stands still."""
-        raise RuntimeError(
-            "a device can set timers once a worker or a test guest runs it, not while it is made"
-        )
+        raise RuntimeError("a device can set timers once a worker or a test guest runs it, not while it is made")
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """As for :meth:`after`."""

@@ -133,9 +133,7 @@ def _declarations(device: type[Any]) -> dict[str, Declared]:
         for name, member in vars(ancestor).items():
             if isinstance(member, Declared):
                 if hasattr(own, name) or name in own.__annotations__:
-                    member.refuse(
-                        device.__qualname__, "PciDevice has this name for its own use: choose another"
-                    )
+                    member.refuse(device.__qualname__, "PciDevice has this name for its own use: choose another")
                 found[name] = member
             elif name in found and not name.startswith("__"):
                 raise DeclarationError(
@@ -214,9 +212,7 @@ def _span(item: Placed) -> str:
 def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
     for (event, target), method in hooks.items():
         if id(target) not in known:
-            raise DeclarationError(
-                f"{where}.{method} is the {event} hook of {target}, which {where} does not have"
-            )
+            raise DeclarationError(f"{where}.{method} is the {event} hook of {target}, which {where} does not have")
         if isinstance(target, Register):
             if event == "write" and not target.access.takes_writes:
                 raise DeclarationError(

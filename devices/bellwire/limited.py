@@ -26,7 +26,7 @@ class LimitedLog:
         if self._admit(kind):
             self.logger.warning(message, *arguments)
 
-    def exception(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
+    def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: its traceback the first time, a line after that."""
         first = kind not in self._kinds
         if self._admit(kind):

@@ -13,7 +13,7 @@ from bellwire.errors import OptionError
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
 
-Setting = TypeVar("Setting", bool, int, float, str, Path)
+Setting = TypeVar("Setting", bound=bool | int | float | str | Path)
 
 _WORDS = {
     "1": True,
@@ -35,15 +35,13 @@ class Option(Declared, Generic[Setting]):
     """
 
     def __init__(self, default: Setting, *, help: str = "") -> None:
-        self.default = default
+        self.default: Setting = default
         self.help = help
 
     def check(self, where: str) -> None:
         """Refuse a type that no command line could set."""
         if not isinstance(self.default, bool | int | float | str | Path):
-            self.refuse(
-                where, f"an option is a bool, int, float, str or Path, not {type(self.default).__name__}"
-            )
+            self.refuse(where, f"an option is a bool, int, float, str or Path, not {type(self.default).__name__}")
 
     @overload
     def __get__(self, device: None, owner: type[PciDevice]) -> Option[Setting]: ...
@@ -73,9 +71,7 @@ class Option(Declared, Generic[Setting]):
             raise OptionError(f"option {self.name}={text}: expected {expected}") from None
 
 
-def parse_options(
-    options: Mapping[str, Option[Any]], given: Mapping[str, Any], device: str
-) -> dict[str, Any]:
+def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Check ``given`` (texts, or values of the right type) against what ``device`` declares."""
     values: dict[str, Any] = {}
     for name, value in given.items():

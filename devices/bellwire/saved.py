@@ -11,7 +11,7 @@ from bellwire.errors import StateError
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
 
-Scalar = TypeVar("Scalar", bool, int, float)
+Scalar = TypeVar("Scalar", bound=bool | int | float)
 
 _FLOAT = struct.Struct("<d")
 CELL = 16  # bytes: an int of 64 bits, signed or not, fits with room to spare
@@ -21,7 +21,7 @@ class Saved(Declared, Generic[Scalar]):
     """``copied = Saved(0)``: an int (of up to 128 bits, signed), bool or float; reset brings the default back."""
 
     def __init__(self, default: Scalar) -> None:
-        self.default = default
+        self.default: Scalar = default
         self.size = CELL
 
     def check(self, where: str) -> None:

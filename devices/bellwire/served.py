@@ -26,6 +26,7 @@ from vfio_user import (
     Segment,
     Session,
     SubRegion,
+    VfioUserError,
 )
 
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -157,6 +158,10 @@ class Served:
         """Take one off."""
         self._loop.unwatch(fd)
 
+    def refused(self, error: VfioUserError) -> None:
+        """The client sent something that it should not have."""
+        self.core.log.warning(("refused", str(error)[:24]), "refused: %s", error)
+
     def hook_failed(self, command: Command, error: Exception) -> None:
         """Device code raised while a message was handled; the client has been told so by errno."""
         self._log_failure(command.name, error)
@@ -216,7 +221,7 @@ class Served:
         if isinstance(error, GuestError):
             log.warning(("guest", str(error)[:24]), "guest error during %s: %s", what, error)
         else:
-            log.exception((what, type(error)), error, "device code failed during %s: %s", what, error)
+            log.failure((what, type(error)), error, "device code failed during %s: %s", what, error)
 
 
 def _nothing() -> None:

@@ -64,9 +64,7 @@ class State:
         }
         self.msix = self._view[table]
         self.pba = self._view[pba]
-        self.saved: dict[Saved[Any] | SavedBytes, memoryview] = {
-            item: self._view[span] for item, span in saved
-        }
+        self.saved: dict[Saved[Any] | SavedBytes, memoryview] = {item: self._view[span] for item, span in saved}
 
         self.area_fds: dict[int, int] = {}
         self._area_maps: list[mmap.mmap] = []
@@ -124,8 +122,8 @@ class State:
         for entry in range(0, len(self.msix), 16):
             self.msix[entry + 12] = 1  # every vector starts masked (PCI 3.0 §6.8.2.9)
         self.pba[:] = bytes(len(self.pba))
-        for item, cell in self.saved.items():
-            item.clear(cell)
+        for saved, cell in self.saved.items():
+            saved.clear(cell)
         for view in self.areas.values():
             view[:] = bytes(len(view))
 

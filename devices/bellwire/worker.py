@@ -70,9 +70,7 @@ class Worker:
         try:
             return self.served.turn()
         except VfioUserError as error:
-            log.log(
-                logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error
-            )
+            log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
             self.served.detach()
             if self._listener is None:
                 self.loop.stop()

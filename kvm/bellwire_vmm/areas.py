@@ -20,7 +20,7 @@ def outside(areas: Iterable[range], traps: Iterable[range]) -> list[range]:
     left = list(areas)
     for trap in traps:
         start, stop = trap.start // PAGE * PAGE, -(-max(trap.stop, trap.start + 1) // PAGE) * PAGE
-        pieces = []
+        pieces: list[range] = []
         for area in left:
             pieces += (range(area.start, min(area.stop, start)), range(max(area.start, stop), area.stop))
         left = [piece for piece in pieces if piece]

@@ -22,15 +22,11 @@ class Bar:
         self._flags = flags & (3 if self.ports else 15)
         least = 4 if self.ports else 16
         if size < least or size & (size - 1):
-            raise DeviceRefusedError(
-                f"BAR{index} has {size:#x} bytes: expected a power of two from {least} on"
-            )
+            raise DeviceRefusedError(f"BAR{index} has {size:#x} bytes: expected a power of two from {least} on")
         if self.wide and index == BARS - 1:
             raise DeviceRefusedError(f"BAR{index} is 64 bits wide: there is no register for its upper half")
         if size > (0x1_0000 if self.ports else ADDRESS_LIMIT >> 1 if self.wide else 1 << 31):
-            raise DeviceRefusedError(
-                f"BAR{index} has {size:#x} bytes: no guest of ours has so many addresses"
-            )
+            raise DeviceRefusedError(f"BAR{index} has {size:#x} bytes: no guest of ours has so many addresses")
 
     @property
     def register(self) -> range:

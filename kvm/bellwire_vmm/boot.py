@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 
 from bellwire_vmm.memory import PAGE, GuestMemory
-from kvm_ioctls import MpState, Segment, Sregs, Vcpu
+from kvm_ioctls import MpState, Regs, Segment, Sregs, Vcpu
 
 IMAGE = 0x10_0000
 ADDRESS_LIMIT = 1 << 40
@@ -54,9 +54,7 @@ def write_tables(memory: GuestMemory, vcpus: int) -> None:
     for window, directory, first in zip(MAPPED, _DIRECTORIES, _TABLES, strict=True):
         tables = range(first, first + len(window) // _GIB * PAGE, PAGE)
         _write_words(memory, _PML4 + 8 * (window.start >> 39), [directory | entries])
-        _write_words(
-            memory, directory + 8 * (window.start // _GIB % 512), [table | entries for table in tables]
-        )
+        _write_words(memory, directory + 8 * (window.start // _GIB % 512), [table | entries for table in tables])
         pages = range(window.start, window.stop, _LARGE_PAGE)
         _write_words(memory, first, [page | entries | _LARGE for page in pages])
 
@@ -77,9 +75,7 @@ def start(vcpu: Vcpu, number: int, vcpus: int) -> None:
     sregs = vcpu.get_sregs()
     _set_sregs(sregs, number, vcpus)
     vcpu.set_sregs(sregs)
-    regs = vcpu.get_regs()
-    for name, _ in regs._fields_:
-        setattr(regs, name, 0)
+    regs = Regs()
     regs.rip, regs.rsp, regs.rdi, regs.rflags = IMAGE, _stack(number), number, 2
     vcpu.set_regs(regs)
     vcpu.set_mp_state(MpState.RUNNABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import NamedTuple
 
 MSI, EXPRESS, MSIX = 0x05, 0x10, 0x11
@@ -23,7 +24,8 @@ def find(config: bytes) -> dict[int, int]:
     return found
 
 
-class Msi(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Msi:
     """Message Control and what follows it, decoded."""
 
     enabled: bool

@@ -68,9 +68,7 @@ def describe(client: Client, slots: MemorySlots) -> Description:
     return description
 
 
-def _bar(
-    client: Client, description: Description, slots: MemorySlots, index: int, on_failure: ExitStack
-) -> Bar | None:
+def _bar(client: Client, description: Description, slots: MemorySlots, index: int, on_failure: ExitStack) -> Bar | None:
     info, fd = client.region_info(index)
     with ExitStack() as stack:
         if fd is not None:
@@ -103,9 +101,7 @@ def _mappable(info: RegionInfo) -> list[range]:
     listed = [range(area.offset, area.offset + area.size) for area in info.areas] or [range(info.size)]
     for extent in listed:
         if extent.stop > info.size:
-            raise DeviceRefusedError(
-                f"region {info.index} has {info.size:#x} bytes, but an mmap area at {extent}"
-            )
+            raise DeviceRefusedError(f"region {info.index} has {info.size:#x} bytes, but an mmap area at {extent}")
     return listed
 
 

@@ -25,9 +25,7 @@ class GsiTable:
     def take(self) -> int:
         """A GSI without a route yet."""
         gsi = next(
-            gsi
-            for gsi in range(IOAPIC_PINS, IOAPIC_PINS + len(self._messages) + 1)
-            if gsi not in self._messages
+            gsi for gsi in range(IOAPIC_PINS, IOAPIC_PINS + len(self._messages) + 1) if gsi not in self._messages
         )
         self._messages[gsi] = MsiRoute(gsi, 0, 0)
         return gsi

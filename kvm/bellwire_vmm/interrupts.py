@@ -15,14 +15,10 @@ _ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
 class Interrupts:
     """Follows a device's interrupt capabilities. One kind is connected at a time, the pin by default."""
 
-    def __init__(
-        self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixLayout | None
-    ) -> None:
+    def __init__(self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixLayout | None) -> None:
         self._platform = platform
         self._client = client
-        counts = {
-            index: client.irq_info(index).count for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX)
-        }
+        counts = {index: client.irq_info(index).count for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX)}
         self.pin = IntxLine(platform, client, slot, pin) if pin and counts[IrqIndex.INTX] else None
         self.msi_count = counts[IrqIndex.MSI]
         usable = msix is not None and counts[IrqIndex.MSIX] >= msix.vectors

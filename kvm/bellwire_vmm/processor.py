@@ -45,9 +45,7 @@ class Listener(Protocol):
 class Processor:
     """Runs one vCPU until its listener is stopping, or it cannot go on."""
 
-    def __init__(
-        self, vcpu: Vcpu, number: int, memory: AddressSpace, ports: AddressSpace, listener: Listener
-    ) -> None:
+    def __init__(self, vcpu: Vcpu, number: int, memory: AddressSpace, ports: AddressSpace, listener: Listener) -> None:
         self.vcpu = vcpu
         self.number = number
         self.runs = 0

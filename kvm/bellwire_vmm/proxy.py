@@ -19,6 +19,7 @@ from vfio_user import Client, RegionIndex
 
 _COMMAND, _ROM, _LINE = 0x04, 0x30, 0x3C
 _DECODE_PORTS, _DECODE_MEMORY = 1, 2
+_FOLLOWED = capabilities.MSI, capabilities.MSIX, capabilities.EXPRESS
 _FUNCTION_RESET = 0x80  # in the upper byte of Device Control (PCI Express 4.0 §7.5.3.4)
 
 _log = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ class ProxyDevice:
             self._bars = about.bars
             self._areas = about.areas
             stack.callback(self._close_areas)
-            self._doorbells = Doorbells(
-                platform.vm, [(about.bars[at], found) for at, found in about.regions.items()]
-            )
+            self._doorbells = Doorbells(platform.vm, [(about.bars[at], found) for at, found in about.regions.items()])
             stack.callback(self._doorbells.close)
             client.memory = platform.memory
             client.dma_map(0, platform.memory.size, fd=platform.memory.fd if share_memory else None)
@@ -115,16 +114,14 @@ class ProxyDevice:
             command = self.link.read(RegionIndex.CONFIG, _COMMAND, 2)
             self._decoding = 0 if self.link.lost else command[0]
         self._remap()
-        at = self._capabilities.get(capabilities.MSI)
-        if at is not None and _overlap(written, range(at + 2, at + 24)):
-            size = Msi.size(int.from_bytes(self.link.read(RegionIndex.CONFIG, at + 2, 2), "little"))
-            self._interrupts.msi_changed(Msi.unpack(self.link.read(RegionIndex.CONFIG, at, size)))
-        at = self._capabilities.get(capabilities.MSIX)
-        if at is not None and _overlap(written, range(at + 2, at + 4)):
-            control = self.link.read(RegionIndex.CONFIG, at + 2, 2)
+        msi, msix, express = map(self._capabilities.get, _FOLLOWED)
+        if msi is not None and _overlap(written, range(msi + 2, msi + 24)):
+            size = Msi.size(int.from_bytes(self.link.read(RegionIndex.CONFIG, msi + 2, 2), "little"))
+            self._interrupts.msi_changed(Msi.unpack(self.link.read(RegionIndex.CONFIG, msi, size)))
+        if msix is not None and _overlap(written, range(msix + 2, msix + 4)):
+            control = self.link.read(RegionIndex.CONFIG, msix + 2, 2)
             self._interrupts.msix_changed(int.from_bytes(control, "little"))
-        at = self._capabilities.get(capabilities.EXPRESS)
-        if at is not None and at + 9 in written and data[at + 9 - written.start] & _FUNCTION_RESET:
+        if express is not None and express + 9 in written and data[express + 9 - written.start] & _FUNCTION_RESET:
             self._forget()
 
     # Addresses

@@ -55,9 +55,7 @@ class Cpuid:
 
     def pack(self) -> bytes:
         """Return the bytes of `struct kvm_cpuid2` with its entries."""
-        entries = (
-            _ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in self.entries
-        )
+        entries = (_ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in self.entries)
         return b"".join((struct.pack("=I4x", len(self.entries)), *entries))
 
     @classmethod

@@ -41,6 +41,4 @@ class IoRegion:
             flags |= IoRegionFlags.POSTED_WRITES
         if deassign:
             flags |= IoRegionFlags.DEASSIGN
-        return Ioregion(
-            self.guest_paddr, self.memory_size, self.user_data, self.read_fd, self.write_fd, int(flags)
-        )
+        return Ioregion(self.guest_paddr, self.memory_size, self.user_data, self.read_fd, self.write_fd, int(flags))

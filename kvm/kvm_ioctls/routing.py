@@ -53,9 +53,7 @@ def default_routes() -> list[Route]:
 
     GSIs 0-15 lead to the two PICs and to the IOAPIC, 16-23 to the IOAPIC alone.
     """
-    pics = (
-        IrqchipRoute(gsi, Irqchip.PIC_SLAVE if gsi > 7 else Irqchip.PIC_MASTER, gsi % 8) for gsi in range(16)
-    )
+    pics = (IrqchipRoute(gsi, Irqchip.PIC_SLAVE if gsi > 7 else Irqchip.PIC_MASTER, gsi % 8) for gsi in range(16))
     return [*pics, *(IrqchipRoute(gsi, Irqchip.IOAPIC, gsi) for gsi in range(24))]
 
 

@@ -78,9 +78,18 @@ class Channel:
         return self._sock.fileno()
 
     @property
-    def buffered(self) -> bool:
-        """Whether bytes have been received that were not given out yet."""
-        return self._end > self._start
+    def ready(self) -> bool:
+        """Whether a whole message has been received that was not given out: the socket no longer shows it."""
+        available = self._end - self._start
+        return available >= HEADER_SIZE and available >= HEADER.unpack_from(self._buffer, self._start)[2]
+
+    def keep(self) -> None:
+        """Let the payload that was given out last stay valid for as long as somebody holds it."""
+        kept = self._end - self._start
+        fresh = bytearray(max(2 * _CHUNK, kept + _CHUNK))
+        fresh[:kept] = self._view[self._start : self._end]
+        self._buffer, self._view = fresh, memoryview(fresh)
+        self._start, self._end = 0, kept
 
     def receive(self) -> Message | None:
         """The next message if it has arrived whole, else None. Disconnected at the end of the stream."""
@@ -110,7 +119,10 @@ class Channel:
     ) -> None:
         """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone."""
         size = HEADER_SIZE + sum(map(len, parts))
-        pieces: list[bytes | bytearray | memoryview] = [HEADER.pack(message_id, command, size, flags, error), *parts]
+        pieces: list[bytes | bytearray | memoryview] = [
+            HEADER.pack(message_id, command, size, flags, error),
+            *parts,
+        ]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             sent = self._sock.sendmsg(pieces, ancillary)
@@ -155,7 +167,8 @@ class Channel:
         message_id, command, size, flags, error = HEADER.unpack_from(self._buffer, self._start)
         if not HEADER_SIZE <= size <= self.max_message:
             raise FramingError(
-                f"{command_name(command)}: message size {size}, expected {HEADER_SIZE} to {self.max_message}"
+                f"{command_name(command)}: message size {size}, expected {HEADER_SIZE} to {self.max_message}",
+                None if flags & MessageFlags.NO_REPLY else (message_id, command),
             )
         if available < size:
             self._make_room(size)

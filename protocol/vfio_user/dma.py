@@ -146,7 +146,9 @@ class DmaTable:
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address
         if size == 0 or address + size > _TOP or request.offset + size > _TOP >> 1:
-            raise ProtocolError(f"DMA_MAP: address {address:#x}, size {size:#x}, offset {request.offset:#x} wrap around")
+            raise ProtocolError(
+                f"DMA_MAP: address {address:#x}, size {size:#x}, offset {request.offset:#x} wrap around"
+            )
         if address % self._page or size % self._page:
             raise ProtocolError(f"DMA_MAP: {address:#x}+{size:#x} is no multiple of the page size {self._page}")
         if not request.flags & (DmaFlags.READ | DmaFlags.WRITE):

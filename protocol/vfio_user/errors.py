@@ -19,7 +19,11 @@ class ProtocolError(VfioUserError):
 
 
 class FramingError(ProtocolError):
-    """The byte stream itself is broken: the connection cannot go on."""
+    """The connection cannot go on. ``answer_to`` is the id and the command that an error reply may still go to."""
+
+    def __init__(self, message: str, answer_to: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.answer_to = answer_to
 
 
 class RemoteError(VfioUserError):

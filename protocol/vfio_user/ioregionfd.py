@@ -6,6 +6,7 @@ bytes are spoken by a kernel that has KVM_SET_IOREGION and by a VMM that relays 
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -122,29 +123,37 @@ class IoRegionServer:
 
 
 class IoRegionClient:
-    """The kernel's end, as a relay plays it. It owns the socket; use it from one thread at a time."""
+    """The kernel's end, as a relay plays it, on a duplicate of ``fd``. Use it from one thread at a time.
 
-    def __init__(self, sock: socket.socket, timeout: float = 5.0) -> None:
-        sock.setblocking(False)
-        self._sock = sock
+    Data is 1, 2, 4 or 8 bytes, little-endian as the guest stores it.
+    """
+
+    def __init__(self, fd: int, timeout: float = 5.0) -> None:
+        own = os.dup(fd)
+        try:
+            self._sock = socket.socket(fileno=own)
+        except OSError as error:
+            os.close(own)
+            raise ProtocolError(f"ioregionfd: the descriptor is no socket: {error.strerror}") from None
+        self._sock.setblocking(False)
         self._timeout = timeout
 
-    def post(self, user_data: int, offset: int, size: int, value: int) -> None:
+    def post(self, user_data: int, offset: int, data: bytes) -> None:
         """A posted write: waits only while the socket's buffer is full."""
-        self._send(IoCommand(True, size, False, user_data, offset, value))
+        self._send(IoCommand(True, len(data), False, user_data, offset, int.from_bytes(data, "little")))
 
-    def write(self, user_data: int, offset: int, size: int, value: int) -> None:
+    def write(self, user_data: int, offset: int, data: bytes) -> None:
         """A write that the device acknowledges."""
-        self._send(IoCommand(True, size, True, user_data, offset, value))
+        self._send(IoCommand(True, len(data), True, user_data, offset, int.from_bytes(data, "little")))
         self._receive()
 
-    def read(self, user_data: int, offset: int, size: int) -> int:
-        """A read; the value in the low ``size`` bytes."""
+    def read(self, user_data: int, offset: int, size: int) -> bytes:
+        """A read of ``size`` bytes."""
         self._send(IoCommand(False, size, True, user_data, offset))
-        return self._receive() & ((1 << 8 * size) - 1)
+        return (self._receive() & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the duplicate."""
         self._sock.close()
 
     def _send(self, command: IoCommand) -> None:

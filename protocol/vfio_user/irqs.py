@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
@@ -16,7 +17,8 @@ SET = struct.Struct("<IIIII")  # argsz, flags, index, start, count
 MOST_VECTORS = 2048
 
 
-class IrqInfo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IrqInfo:
     """What DEVICE_GET_IRQ_INFO tells of one kind of interrupt."""
 
     index: int
@@ -36,7 +38,8 @@ class IrqInfo(NamedTuple):
         return cls(index, count, IrqFlags(flags))
 
 
-class SetIrqs(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SetIrqs:
     """A DEVICE_SET_IRQS request; ``data`` has the bytes of DATA_BOOL."""
 
     flags: SetIrqsFlags
@@ -239,10 +242,10 @@ class IrqTable:
 
     @staticmethod
     def _signal(fd: int) -> None:
-        try:
+        with contextlib.suppress(
+            BlockingIOError
+        ):  # the counter is full: whoever reads it will see that it was signalled
             os.eventfd_write(fd, 1)
-        except BlockingIOError:
-            pass  # the counter is full: whoever reads it will see that it was signalled
 
 
 def _check_eventfd(fd: int) -> None:

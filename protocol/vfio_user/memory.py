@@ -37,8 +37,8 @@ class Mapping:
         _check_file(fd, offset, size)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
-        self._array = _Span.from_address_with_owner(self._address, self._length)
-        whole = memoryview(self._array.array).cast("B")
+        self._pages: ctypes.Array[ctypes.c_char] | None = _pages(self._address, self._length)
+        whole = memoryview(self._pages).cast("B")
         self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
 
     def view(self) -> memoryview:
@@ -56,33 +56,28 @@ class Mapping:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
         _map(self._address, self._length, protection, flags, -1, 0)
         self._view = memoryview(b"")
-        del self._array
+        self._pages = None
 
 
-class _Span:
-    """Owns an address range: it is unmapped when the ctypes array over it, and every view of that, is gone."""
+def _pages(address: int, length: int) -> ctypes.Array[ctypes.c_char]:
+    """The range as a ctypes array; the addresses are given back when it, and every view of it, is gone."""
+    unmap = _libc.munmap
 
-    def __init__(self, address: int, length: int) -> None:
-        self.address = address
-        self.length = length
-        self.array: ctypes.Array[ctypes.c_char]
+    class Pages(ctypes.Array[ctypes.c_char]):
+        _type_ = ctypes.c_char
+        _length_ = length
 
-    @classmethod
-    def from_address_with_owner(cls, address: int, length: int) -> _Span:
-        """The range as a ctypes array whose end is the range's end."""
-        span = cls(address, length)
-        owner = type("Pages", (ctypes.c_char * length,), {"__del__": lambda _: _libc.munmap(address, length)})
-        span.array = owner.from_address(address)
-        return span
+        def __del__(self) -> None:
+            unmap(address, length)
+
+    return Pages.from_address(address)
 
 
 def _check_file(fd: int, offset: int, size: int) -> None:
     """Touching pages beyond a file's end raises SIGBUS: refuse what is not there now."""
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and offset + size > status.st_size:
-        raise VfioUserError(
-            f"the file has {status.st_size} bytes, too few for {size} at offset {offset:#x}"
-        )
+        raise VfioUserError(f"the file has {status.st_size} bytes, too few for {size} at offset {offset:#x}")
 
 
 def _map(address: int | None, length: int, protection: int, flags: int, fd: int, offset: int) -> int:

@@ -1,11 +1,11 @@
-"""VERSION: which protocol both sides speak, and what each can do."""
+"""VERSION: which protocol both sides speak, and what each can take."""
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 from vfio_user.constants import (
     DEFAULT_MAX_DMA_MAPS,
@@ -20,12 +20,23 @@ MAJOR, MINOR = 0, 2
 LARGEST_JSON = 4096
 QEMU_REPLY = 214  # bytes of a whole VERSION reply, header and all: QEMU refuses a longer one
 MECHANISMS = ("ioeventfd", "ioregionfd", "shadow")
-MOST_FDS = 253  # the kernel's limit for one message
+_RANGES = {
+    "max_msg_fds": (0, 1 << 16),
+    "max_data_xfer_size": (1, 1 << 40),
+    "max_dma_maps": (0, 1 << 32),
+    "pgsizes": (1, (1 << 64) - 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one side can take. ``io_fds`` is None when it says nothing of it."""
+    """What one side can take; ``named`` are the capabilities that it spoke of, the others have their defaults.
+
+    ``io_fds`` are the mechanisms for sub-regions that it knows, None when it says nothing of them.
+    """
+
+    MOST_FDS: ClassVar[int] = 253
+    """The kernel's limit for one message, whatever a peer says."""
 
     max_msg_fds: int = DEFAULT_MAX_FDS
     max_data_xfer_size: int = DEFAULT_MAX_TRANSFER
@@ -34,78 +45,92 @@ class Capabilities:
     write_multiple: bool = False
     twin_socket: bool = False
     io_fds: frozenset[str] | None = None
-    unknown: frozenset[str] = field(default_factory=frozenset)
+    named: frozenset[str] = frozenset()
 
-    def to_json(self, *names: str) -> dict[str, Any]:
+    @classmethod
+    def of(cls, **values: Any) -> Capabilities:
+        """The given capabilities, which are thereby the named ones."""
+        return cls(**values, named=frozenset(values))
+
+    def within(self, proposed: Capabilities) -> Capabilities:
+        """What a server that can take ``self`` answers a client that has ``proposed``: nothing unasked."""
+        values = {name: getattr(self, name) for name in _WORDS if name in proposed.named and name != "twin_socket"}
+        if "write_multiple" in values:
+            values["write_multiple"] = self.write_multiple and proposed.write_multiple
+        if "io_fds" in values:
+            values["io_fds"] = (self.io_fds or frozenset()) & (proposed.io_fds or frozenset())
+        return Capabilities.of(**values)
+
+    def to_json(self) -> dict[str, Any]:
         """The named capabilities as the wire has them."""
-        values: dict[str, Any] = {}
-        for name in names:
-            value = getattr(self, name)
-            if name == "io_fds":
-                if value is not None:
-                    values[name] = [word for word in MECHANISMS if word in value]
-            elif name == "twin_socket":
-                values[name] = {"supported": value}
-            else:
-                values[name] = value
+        values = {name: getattr(self, name) for name in _WORDS if name in self.named}
+        if "io_fds" in values:
+            values["io_fds"] = [word for word in MECHANISMS if word in (self.io_fds or ())]
+        if "twin_socket" in values:
+            values["twin_socket"] = {"supported": self.twin_socket}
         return values
 
-
-def pack_version(major: int, minor: int, capabilities: dict[str, Any]) -> bytes:
-    """A VERSION payload: numbers and NUL-terminated JSON."""
-    text = json.dumps({"capabilities": capabilities}, separators=(",", ":"))
-    return NUMBERS.pack(major, minor) + text.encode() + b"\0"
-
-
-def unpack_version(payload: memoryview) -> tuple[int, int, Capabilities]:
-    """Major, minor and capabilities; a ProtocolError names the field that is wrong."""
-    if len(payload) < NUMBERS.size:
-        raise ProtocolError(f"VERSION: {len(payload)} bytes, expected at least {NUMBERS.size}")
-    major, minor = NUMBERS.unpack_from(payload)
-    text = bytes(payload[NUMBERS.size :])
-    if not text:
-        return major, minor, Capabilities()
-    if len(text) > LARGEST_JSON:
-        raise ProtocolError(f"VERSION: {len(text)} bytes of JSON, at most {LARGEST_JSON}")
-    if text[-1:] != b"\0":
-        raise ProtocolError("VERSION: the JSON is not terminated by a NUL")
-    try:
-        document = json.loads(text[:-1].decode())
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"VERSION: not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ProtocolError("VERSION: the JSON is no object")
-    return major, minor, _capabilities(document.get("capabilities", {}))
+    @classmethod
+    def from_json(cls, given: Any) -> Capabilities:
+        """From a peer's JSON; words that we do not know mean nothing to us."""
+        if not isinstance(given, dict):
+            raise ProtocolError("VERSION: capabilities is no object")
+        values: dict[str, Any] = {}
+        for name, (least, most) in _RANGES.items():
+            if name in given:
+                values[name] = _number(given[name], name, least, most)
+        if values.get("pgsizes", 0) & 0xFFF:
+            raise ProtocolError(f"VERSION: pgsizes {values['pgsizes']:#x}, expected pages of 4096 bytes or more")
+        if "write_multiple" in given:
+            values["write_multiple"] = _truth(given["write_multiple"], "write_multiple")
+        if "twin_socket" in given:
+            twin = given["twin_socket"]
+            if not isinstance(twin, dict):
+                raise ProtocolError("VERSION: twin_socket is no object")
+            values["twin_socket"] = _truth(twin.get("supported", False), "twin_socket.supported")
+        if "io_fds" in given:
+            words = given["io_fds"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ProtocolError("VERSION: io_fds is no list of words")
+            values["io_fds"] = frozenset(words) & frozenset(MECHANISMS)
+        return cls.of(**values)
 
 
-def _capabilities(given: Any) -> Capabilities:
-    if not isinstance(given, dict):
-        raise ProtocolError("VERSION: capabilities is no object")
-    values: dict[str, Any] = {}
-    for name, (least, most) in {
-        "max_msg_fds": (0, 1 << 16),
-        "max_data_xfer_size": (1, 1 << 40),
-        "max_dma_maps": (0, 1 << 32),
-        "pgsizes": (1, (1 << 64) - 1),
-    }.items():
-        if name in given:
-            values[name] = _number(given[name], name, least, most)
-    if "pgsizes" in values and values["pgsizes"] & 0xFFF:
-        raise ProtocolError(f"VERSION: pgsizes {values['pgsizes']:#x}, expected pages of 4096 bytes or more")
-    if "write_multiple" in given:
-        values["write_multiple"] = _truth(given["write_multiple"], "write_multiple")
-    if "twin_socket" in given:
-        twin = given["twin_socket"]
-        if not isinstance(twin, dict):
-            raise ProtocolError("VERSION: twin_socket is no object")
-        values["twin_socket"] = _truth(twin.get("supported", False), "twin_socket.supported")
-    if "io_fds" in given:
-        words = given["io_fds"]
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ProtocolError("VERSION: io_fds is no list of words")
-        values["io_fds"] = frozenset(words) & frozenset(MECHANISMS)
-    known = set(Capabilities.__slots__) | {"migration"}
-    return Capabilities(**values, unknown=frozenset(map(str, given)) - known)
+_WORDS = tuple(field.name for field in fields(Capabilities) if field.name != "named")
+
+
+class Version(NamedTuple):
+    """A VERSION request or reply."""
+
+    major: int
+    minor: int
+    capabilities: Capabilities
+
+    def pack(self) -> bytes:
+        """The payload: numbers and NUL-terminated JSON."""
+        text = json.dumps({"capabilities": self.capabilities.to_json()}, separators=(",", ":"))
+        return NUMBERS.pack(self.major, self.minor) + text.encode() + b"\0"
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> Version:
+        """From a payload, whose JSON may be missing; a ProtocolError names the field that is wrong."""
+        if len(payload) < NUMBERS.size:
+            raise ProtocolError(f"VERSION: {len(payload)} bytes, expected at least {NUMBERS.size}")
+        major, minor = NUMBERS.unpack_from(payload)
+        text = bytes(payload[NUMBERS.size :])
+        if not text:
+            return cls(major, minor, Capabilities())
+        if len(text) > LARGEST_JSON:
+            raise ProtocolError(f"VERSION: {len(text)} bytes of JSON, at most {LARGEST_JSON}")
+        if text[-1:] != b"\0":
+            raise ProtocolError("VERSION: the JSON is not terminated by a NUL")
+        try:
+            document = json.loads(text[:-1].decode())
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"VERSION: not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise ProtocolError("VERSION: the JSON is no object")
+        return cls(major, minor, Capabilities.from_json(document.get("capabilities", {})))
 
 
 def _number(value: Any, name: str, least: int, most: int) -> int:

@@ -136,9 +136,7 @@ def test_reserved_reads_as_nothing(guest: Guest) -> None:
     assert guest.read(Board.reserved) == 0xEEEE_EEEE
 
 
-def test_unimplemented_is_logged_and_keeps_its_reset_value(
-    guest: Guest, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unimplemented_is_logged_and_keeps_its_reset_value(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
     guest.write(Board.missing, 1)
     assert guest.read(Board.missing) == 3
     assert [record.getMessage() for record in caplog.records] == [
@@ -207,11 +205,12 @@ def test_reset_brings_the_reset_values_back(guest: Guest) -> None:
 
 @settings(max_examples=200)
 @given(
-    first=st.integers(0, 7), size=st.integers(1, 8), value=st.integers(0, 2**64 - 1), start=st.integers(0, 2**64 - 1)
+    first=st.integers(0, 7),
+    size=st.integers(1, 8),
+    value=st.integers(0, 2**64 - 1),
+    start=st.integers(0, 2**64 - 1),
 )
-def test_any_access_of_an_rw_register_touches_exactly_its_bytes(
-    first: int, size: int, value: int, start: int
-) -> None:
+def test_any_access_of_an_rw_register_touches_exactly_its_bytes(first: int, size: int, value: int, start: int) -> None:
     size = min(size, 8 - first)
     with Guest(Board) as guest:
         board(guest).wide = start

@@ -99,9 +99,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]
 
 
 def parsed(output: bytes) -> dict[str, int]:
-    return {
-        name: int(value) for name, value in (line.rsplit(" ", 1) for line in output.decode().splitlines())
-    }
+    return {name: int(value) for name, value in (line.rsplit(" ", 1) for line in output.decode().splitlines())}
 
 
 def test_structures_have_the_headers_size_and_offsets(compiled: Callable[[str], bytes]) -> None:
@@ -151,14 +149,10 @@ def page_with(content: bytes) -> mmap.mmap:
 WRITTEN_BY_C = {
     "run.mmio.phys_addr = 0xd0000004; run.mmio.len = 2; run.mmio.is_write = 1;"
     'memcpy(run.mmio.data, "abcdefgh", 8); run.exit_reason = KVM_EXIT_MMIO;': MmioWrite(0xD0000004, b"ab"),
-    "run.mmio.phys_addr = 1ull << 39; run.mmio.len = 8; run.exit_reason = KVM_EXIT_MMIO;": MmioRead(
-        1 << 39, 8, None
-    ),
+    "run.mmio.phys_addr = 1ull << 39; run.mmio.len = 8; run.exit_reason = KVM_EXIT_MMIO;": MmioRead(1 << 39, 8, None),
     "run.io.direction = KVM_EXIT_IO_OUT; run.io.size = 2; run.io.port = 0xcf8; run.io.count = 3;"
     "run.io.data_offset = offsetof(struct kvm_run, io) + 100;"
-    'memcpy((char *)&run.io + 100, "123456", 6); run.exit_reason = KVM_EXIT_IO;': IoOut(
-        0xCF8, 2, 3, b"123456"
-    ),
+    'memcpy((char *)&run.io + 100, "123456", 6); run.exit_reason = KVM_EXIT_IO;': IoOut(0xCF8, 2, 3, b"123456"),
     "run.io.direction = KVM_EXIT_IO_IN; run.io.size = 4; run.io.port = 0xcfc; run.io.count = 1;"
     "run.exit_reason = KVM_EXIT_IO;": IoIn(0xCFC, 4, 1, None, 0),
     "run.exit_reason = KVM_EXIT_HLT;": Hlt(),

@@ -58,9 +58,7 @@ def test_an_irqfd_with_an_msi_route_interrupts(listener: Callable[..., Guest], e
         assert (guest.run(), guest.run()) == (TAKEN, DONE)
 
 
-def test_an_irqfd_bound_before_its_route_exists_interrupts(
-    listener: Callable[..., Guest], eventfd: Make
-) -> None:
+def test_an_irqfd_bound_before_its_route_exists_interrupts(listener: Callable[..., Guest], eventfd: Make) -> None:
     guest, bell = listener(), eventfd()
     guest.vm.irqfd(bell, 30)
     guest.vm.set_gsi_routing([MsiRoute(30, LAPIC, VECTOR)])
@@ -89,9 +87,7 @@ def test_an_eventfd_serves_one_irqfd_at_a_time(listener: Callable[..., Guest], e
     assert caught.value.errno == errno.EBUSY
 
 
-def test_a_resampling_irqfd_reports_each_end_of_interrupt(
-    listener: Callable[..., Guest], eventfd: Make
-) -> None:
+def test_a_resampling_irqfd_reports_each_end_of_interrupt(listener: Callable[..., Guest], eventfd: Make) -> None:
     guest = listener(ioapic_route(16, VECTOR, level=True))
     bell, resample = eventfd(), eventfd()
     guest.vm.irqfd(bell, 16, resample)
@@ -115,9 +111,7 @@ def test_a_resampling_irqfd_interrupts_again_when_it_is_rung_again_for_a_line_st
         os.eventfd_write(bell, 1)
 
 
-def test_a_resampling_irqfd_can_be_taken_away_and_bound_again(
-    listener: Callable[..., Guest], eventfd: Make
-) -> None:
+def test_a_resampling_irqfd_can_be_taken_away_and_bound_again(listener: Callable[..., Guest], eventfd: Make) -> None:
     guest = listener(ioapic_route(16, VECTOR, level=True))
     bell, resample = eventfd(), eventfd()
     guest.vm.irqfd(bell, 16, resample)

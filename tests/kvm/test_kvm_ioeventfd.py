@@ -24,9 +24,7 @@ def rung(fd: int) -> int:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_doorbell_of_length_0_hears_a_write_of_any_size_without_an_exit(
-    boot: Boot, eventfd: Make, size: int
-) -> None:
+def test_a_doorbell_of_length_0_hears_a_write_of_any_size_without_an_exit(boot: Boot, eventfd: Make, size: int) -> None:
     guest, bell = boot(store(0x10, 7, size) + HLT), eventfd()
     guest.vm.ioeventfd(bell, MMIO + 0x10)
     assert guest.run() == Hlt()

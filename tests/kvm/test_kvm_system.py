@@ -25,9 +25,7 @@ Boot = Callable[..., Guest]
 
 
 def test_a_missing_device_comes_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(
-        UnavailableError, match=r"cannot open .*/kvm: No such file .*; load kvm_amd"
-    ) as caught:
+    with pytest.raises(UnavailableError, match=r"cannot open .*/kvm: No such file .*; load kvm_amd") as caught:
         Kvm.open(str(tmp_path / "kvm"))
     assert caught.value.errno == errno.ENOENT
 

@@ -27,6 +27,7 @@ from vfio_user import (
     RegionInfo,
     Session,
     SubRegion,
+    VfioUserError,
 )
 
 VENDOR, DEVICE = 0x1234, 0xBE11
@@ -178,6 +179,8 @@ class Toy:
     def unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None):
             self._epoll.unregister(fd)
+
+    def refused(self, error: VfioUserError) -> None: ...
 
     def hook_failed(self, command: Command, error: Exception) -> None:
         raise AssertionError(f"{command!r} failed") from error

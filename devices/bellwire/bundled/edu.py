@@ -162,7 +162,5 @@ class Edu(
         """The part of the buffer that a transfer touches."""
         start, count = address - DMA_START, self.dma_count
         if start < 0 or start + count > DMA_SIZE:
-            raise GuestError(
-                f"DMA of {count} bytes at {address:#x}: the buffer is {DMA_SIZE} bytes at {DMA_START:#x}"
-            )
+            raise GuestError(f"DMA of {count} bytes at {address:#x}: the buffer is {DMA_SIZE} bytes at {DMA_START:#x}")
         return self.buffer[start : start + count]

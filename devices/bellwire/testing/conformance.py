@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from vfio_user import RegionIndex
-
 from bellwire import capabilities as pci
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.register import Register
 from bellwire.testing.guest import Guest
+from vfio_user import RegionIndex
 
 ACCESSES = 2000
 SEED = 0xBE11

@@ -7,9 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar, overload
-
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment
+from typing import Any, Self, TypeVar, overload
 
 from bellwire import capabilities as pci
 from bellwire.bar import Area
@@ -17,6 +15,7 @@ from bellwire.device import PciDevice
 from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.loop import Deadline
 from bellwire.register import Register
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -118,7 +117,7 @@ class Guest:
         self._dma.clear()
         os.close(self._memory_fd)
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -181,9 +181,7 @@ class PciResults(NamedTuple):
     moved_back: int
 
 
-def pack_pci(
-    *, vendor: int, device: int, doorbell_bar: int, doorbell: int, counter: int, new_address: int
-) -> bytes:
+def pack_pci(*, vendor: int, device: int, doorbell_bar: int, doorbell: int, counter: int, new_address: int) -> bytes:
     """The parameter page for ``pci``: whose doorbell to move, which BAR0 counter tells, and where to."""
     return struct.pack("<7I4x", _PCI_MAGIC, vendor, device, doorbell_bar, doorbell, counter, new_address)
 
@@ -205,6 +203,4 @@ def _samples(memory: Memory, address: int, count: int) -> tuple[int, ...]:
 
 def _expect(magic: int, expected: int, guest: str) -> None:
     if magic != expected:
-        raise ResultError(
-            f"no results of {guest} at {RESULTS:#x}: found {magic:#010x}, expected {expected:#010x}"
-        )
+        raise ResultError(f"no results of {guest} at {RESULTS:#x}: found {magic:#010x}, expected {expected:#010x}")

@@ -1,0 +1,95 @@
+"""The vfio-user protocol: messages, framing with file descriptors, a server session and a client.
+
+It knows no particular device and no hypervisor. A server implements :class:`Backend` and runs a
+:class:`Session` for each connection; a client is a :class:`Client`.
+"""
+
+from vfio_user.backend import Backend
+from vfio_user.channel import Channel, Message
+from vfio_user.client import PROPOSAL, Client, Memory
+from vfio_user.constants import (
+    Command,
+    DeviceFlags,
+    DmaFlags,
+    FeatureFlags,
+    IoFdType,
+    IrqFlags,
+    IrqIndex,
+    MessageFlags,
+    RegionFlags,
+    RegionIndex,
+    SetIrqsFlags,
+)
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment
+from vfio_user.errors import (
+    Disconnected,
+    DmaFault,
+    FramingError,
+    ProtocolError,
+    RemoteError,
+    TimedOut,
+    VfioUserError,
+)
+from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
+from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
+from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
+from vfio_user.session import SERVER, Session
+from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
+from vfio_user.version import Capabilities, Version
+
+__all__ = [
+    "PROPOSAL",
+    "SERVER",
+    "Backend",
+    "Capabilities",
+    "Channel",
+    "Client",
+    "Command",
+    "DeviceFeature",
+    "DeviceFlags",
+    "DeviceInfo",
+    "Disconnected",
+    "DmaAccess",
+    "DmaFault",
+    "DmaFlags",
+    "DmaMap",
+    "DmaTable",
+    "DmaUnmap",
+    "FeatureFlags",
+    "FramingError",
+    "IoCommand",
+    "IoEventFd",
+    "IoFdType",
+    "IoRegionClient",
+    "IoRegionFd",
+    "IoRegionServer",
+    "IrqFlags",
+    "IrqIndex",
+    "IrqInfo",
+    "IrqTable",
+    "Memory",
+    "Message",
+    "MessageFlags",
+    "MigrationData",
+    "MigrationRead",
+    "MmapArea",
+    "ProtocolError",
+    "Region",
+    "RegionAccess",
+    "RegionFlags",
+    "RegionIndex",
+    "RegionInfo",
+    "RegionWrite",
+    "RemoteError",
+    "Segment",
+    "Session",
+    "SetIrqs",
+    "SetIrqsFlags",
+    "ShadowIoEventFd",
+    "SubRegion",
+    "TimedOut",
+    "Version",
+    "VfioUserError",
+]

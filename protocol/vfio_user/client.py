@@ -1,0 +1,366 @@
+"""The client's side: a library for whatever wants to use a device over vfio-user."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from vfio_user.channel import Channel, Message, close_fds
+from vfio_user.constants import (
+    Command,
+    DmaFlags,
+    FeatureFlags,
+    IrqIndex,
+    MessageFlags,
+    RegionFlags,
+    SetIrqsFlags,
+)
+from vfio_user.dma import DmaMap, DmaUnmap
+from vfio_user.errors import Disconnected, ProtocolError, RemoteError, VfioUserError
+from vfio_user.io_fds import ENTRY_48, SubRegion, unpack_sub_regions
+from vfio_user.io_fds import INFO as IO_FDS_INFO
+from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.irqs import IrqInfo, SetIrqs
+from vfio_user.migration import DeviceFeature
+from vfio_user.regions import DEVICE as DEVICE_INFO
+from vfio_user.regions import REGION as REGION_INFO
+from vfio_user.regions import DeviceInfo, Region, RegionInfo
+from vfio_user.transfer import MULTI, DmaAccess, RegionAccess, RegionWrite, pack_writes
+from vfio_user.version import MAJOR, MINOR, Capabilities, Version
+
+PROPOSAL = Capabilities.of(
+    max_msg_fds=Capabilities.MOST_FDS,
+    max_data_xfer_size=1 << 20,
+    max_dma_maps=65535,
+    pgsizes=4096,
+    write_multiple=True,
+    io_fds=frozenset(("ioeventfd", "ioregionfd")),
+)
+"""What a client proposes unless told otherwise."""
+LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
+_GUESS = 16  # sub-regions that the first GET_REGION_IO_FDS makes room for
+
+
+class Memory(Protocol):
+    """Guest memory, for a server that was given no file descriptor of it."""
+
+    def read(self, address: int, count: int) -> bytes:
+        """``count`` bytes; a VfioUserError where there is no such memory."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write; a VfioUserError where there is no such memory."""
+
+
+class Client:
+    """One device at the far end of ``sock``, which the client owns. Blocking; any thread may use it.
+
+    Every call raises a VfioUserError: RemoteError when the server refuses, TimedOut when it does not answer
+    within ``timeout`` seconds, Disconnected when it is gone, ProtocolError when it talks nonsense.
+
+    ``memory`` answers DMA_READ and DMA_WRITE, which may come at any time: whoever sets it also calls
+    :meth:`poll` when :meth:`fileno` can be read. ``capabilities`` and ``minor`` are what the server answered.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        timeout: float = 5.0,
+        proposal: Capabilities = PROPOSAL,
+        minor: int = MINOR,
+        memory: Memory | None = None,
+    ) -> None:
+        self.memory = memory
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._channel = Channel(sock, proposal.max_data_xfer_size, timeout)
+        self._next_id = 0
+        self._sizes: dict[int, int] = {}
+        try:
+            answer = Version.unpack(memoryview(self._request(Command.VERSION, Version(MAJOR, minor, proposal).pack())))
+            if answer.major != MAJOR or answer.minor > minor:
+                raise ProtocolError(f"VERSION reply: {answer.major}.{answer.minor}, proposed was {MAJOR}.{minor}")
+            unasked = answer.capabilities.named - proposal.named
+            if unasked:
+                raise ProtocolError(f"VERSION reply: {', '.join(sorted(unasked))} was not proposed")
+        except VfioUserError:
+            self.close()
+            raise
+        self.minor = answer.minor
+        self.capabilities = answer.capabilities
+        self._most = min(answer.capabilities.max_data_xfer_size, proposal.max_data_xfer_size)
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
+        """To the server that listens at ``path``. Disconnected, with the reason, when there is none."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(timeout)
+        try:
+            sock.connect(os.fspath(path))
+        except OSError as error:
+            sock.close()
+            why = error.strerror or str(error)
+            raise Disconnected(f"{os.fspath(path)}: {why}; is a device being served there?") from None
+        return cls(sock, timeout=timeout, memory=memory)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._channel.fileno()
+
+    @property
+    def mechanisms(self) -> frozenset[str] | None:
+        """The mechanisms for sub-regions that both sides know; None when the server did not say."""
+        return self.capabilities.io_fds
+
+    # -- what the device is
+
+    def device_info(self) -> DeviceInfo:
+        """DEVICE_GET_INFO."""
+        request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0)
+        return DeviceInfo.unpack(memoryview(self._request(Command.DEVICE_GET_INFO, request)))
+
+    def region_info(self, index: int) -> Region:
+        """DEVICE_GET_REGION_INFO. The fd of a region with mmap areas is the caller's to close."""
+        command, argsz = Command.DEVICE_GET_REGION_INFO, REGION_INFO.size
+        while True:
+            fds: list[int] = []
+            try:
+                payload = memoryview(self._request(command, REGION_INFO.pack(argsz, 0, index, 0, 0, 0), reply_fds=fds))
+                info, need = RegionInfo.unpack(payload)
+                if need <= argsz:
+                    self._sizes[index] = info.size
+                    return Region(info, fds.pop(0) if fds and info.flags & RegionFlags.MMAP else None)
+                argsz = _larger(need, argsz, command)
+            finally:
+                close_fds(fds)
+
+    def io_fds(self, index: int) -> list[SubRegion]:
+        """DEVICE_GET_REGION_IO_FDS: what of a region was handed over as fds; each, once, is the caller's to close."""
+        if index not in self._sizes:
+            _, fd = self.region_info(index)
+            if fd is not None:
+                os.close(fd)
+        command, argsz = Command.DEVICE_GET_REGION_IO_FDS, IO_FDS_INFO.size + _GUESS * ENTRY_48
+        while True:
+            fds: list[int] = []
+            try:
+                payload = self._request(command, IO_FDS_INFO.pack(argsz, 0, index, 0), reply_fds=fds)
+                if len(payload) < IO_FDS_INFO.size:
+                    raise ProtocolError(f"{command.name} reply: {len(payload)} bytes, expected {IO_FDS_INFO.size}")
+                need = IO_FDS_INFO.unpack_from(payload)[0]
+                if need <= argsz:
+                    subs = unpack_sub_regions(memoryview(payload), fds, self._sizes[index])
+                    used = {sub.fd for sub in subs} | {getattr(sub, "shadow_fd", -1) for sub in subs}
+                    fds[:] = [fd for fd in fds if fd not in used]
+                    return subs
+                argsz = _larger(need, argsz, command)
+            finally:
+                close_fds(fds)
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """DEVICE_GET_IRQ_INFO."""
+        request = IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0)
+        return IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
+
+    # -- its registers
+
+    def read(self, region: int, offset: int, count: int) -> bytes:
+        """REGION_READ of ``count`` bytes."""
+        head = RegionAccess(offset, region, count).pack()
+        reply = self._request(Command.REGION_READ, head)
+        if len(reply) != len(head) + count:
+            raise ProtocolError(f"REGION_READ reply: {len(reply) - len(head)} bytes, expected {count}")
+        return reply[len(head) :]
+
+    def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
+        """REGION_WRITE. A posted one (No_reply) returns at once, and whether it worked is never known."""
+        head = RegionAccess(offset, region, len(data)).pack()
+        if posted:
+            with self._lock:
+                self._channel.send(self._new_id(), Command.REGION_WRITE, MessageFlags.NO_REPLY, 0, [head, data])
+        else:
+            self._request(Command.REGION_WRITE, head, data)
+
+    def write_multi(self, writes: Sequence[RegionWrite], *, posted: bool = False) -> int:
+        """REGION_WRITE_MULTI; how many of the writes were done (all, as far as known, when posted)."""
+        if not self.capabilities.write_multiple:
+            raise VfioUserError("REGION_WRITE_MULTI: the server has not agreed to write_multiple", errno.ENOTSUP)
+        payload = pack_writes(writes)
+        if posted:
+            with self._lock:
+                self._channel.send(self._new_id(), Command.REGION_WRITE_MULTI, MessageFlags.NO_REPLY, 0, [payload])
+            return len(writes)
+        reply = self._request(Command.REGION_WRITE_MULTI, payload)
+        if len(reply) != MULTI.size:
+            raise ProtocolError(f"REGION_WRITE_MULTI reply: {len(reply)} bytes, expected {MULTI.size}")
+        done: int = MULTI.unpack(reply)[0]
+        return done
+
+    def reset(self) -> None:
+        """DEVICE_RESET."""
+        self._request(Command.DEVICE_RESET)
+
+    def device_feature(self, flags: FeatureFlags, feature: int, data: bytes = b"", argsz: int = 0) -> DeviceFeature:
+        """DEVICE_FEATURE; ``argsz`` is the room for the reply's payload where that is larger than the request's."""
+        request = DeviceFeature(flags, feature, data).pack(argsz)
+        return DeviceFeature.unpack(memoryview(self._request(Command.DEVICE_FEATURE, request)))
+
+    # -- its interrupts
+
+    def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
+        """DEVICE_SET_IRQS, in any form. The fds stay the caller's."""
+        self._request(Command.DEVICE_SET_IRQS, request.pack(), fds=fds)
+
+    def trigger_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
+        """Have interrupts ``start``... written to these eventfds, in as many messages as the server's limit needs."""
+        flags = SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER
+        most = max(1, min(self.capabilities.max_msg_fds, Capabilities.MOST_FDS))
+        for at in range(0, len(fds), most):
+            some = fds[at : at + most]
+            self.set_irqs(SetIrqs(flags, index, start + at, len(some)), some)
+
+    def release_eventfds(self, index: int, start: int, count: int) -> None:
+        """De-assign interrupts ``start``...: what they trigger from now on is kept pending."""
+        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER, index, start, count))
+
+    def unmask_eventfd(self, fd: int) -> None:
+        """INTx resample: writing ``fd`` tells the server that the guest has handled the interrupt."""
+        flags = SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.UNMASK
+        self.set_irqs(SetIrqs(flags, IrqIndex.INTX, 0, 1), [fd])
+
+    def mask(self, index: int, start: int = 0, count: int = 1) -> None:
+        """Hold interrupts back."""
+        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.MASK, index, start, count))
+
+    def unmask(self, index: int, start: int = 0, count: int = 1) -> None:
+        """Let interrupts through, those held back first."""
+        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.UNMASK, index, start, count))
+
+    def disable(self, index: int) -> None:
+        """Turn all interrupts of a kind off."""
+        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.TRIGGER, index, 0, 0))
+
+    # -- its view of memory
+
+    def dma_map(
+        self,
+        address: int,
+        size: int,
+        fd: int | None = None,
+        offset: int = 0,
+        *,
+        read: bool = True,
+        write: bool = True,
+    ) -> None:
+        """DMA_MAP; without ``fd`` the server asks for the memory by message. The fd stays the caller's."""
+        flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
+        fds = [] if fd is None else [fd]
+        self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
+
+    def dma_unmap(self, address: int, size: int) -> None:
+        """DMA_UNMAP of exactly what was mapped; the server has let go of it when this returns."""
+        self._request(Command.DMA_UNMAP, DmaUnmap(address, size).pack())
+
+    def poll(self, timeout: float | None = 0.0) -> None:
+        """Answer what the server asks for, waiting for it up to ``timeout`` seconds (None: for ever)."""
+        waiter = select.poll()
+        waiter.register(self._channel, select.POLLIN)
+        if not self._channel.ready and not waiter.poll(None if timeout is None else timeout * 1000):
+            return
+        with self._lock:
+            while (message := self._channel.receive()) is not None:
+                self._serve(message)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- messages
+
+    def _new_id(self) -> int:
+        self._next_id = (self._next_id + 1) & 0xFFFF
+        return self._next_id
+
+    def _request(
+        self,
+        command: Command,
+        *parts: bytes | memoryview,
+        fds: Sequence[int] = (),
+        reply_fds: list[int] | None = None,
+    ) -> bytes:
+        """Send a command and wait for its reply's payload; the reply's fds go to ``reply_fds``, or are closed."""
+        with self._lock:
+            number = self._new_id()
+            self._channel.send(number, command, 0, 0, parts, fds)
+            deadline = time.monotonic() + self._timeout
+            while True:
+                message = self._channel.receive_by(deadline)
+                if not message.is_reply or message.id != number:
+                    self._serve(message)
+                    continue
+                return self._accept(message, command, reply_fds)
+
+    def _accept(self, message: Message, command: Command, reply_fds: list[int] | None) -> bytes:
+        try:
+            if message.command != command:
+                raise ProtocolError(f"{command.name} was answered by a reply to {message.name}")
+            if message.flags & MessageFlags.ERROR:
+                raise RemoteError(command.name, message.error)
+            if reply_fds is not None:
+                reply_fds += message.fds
+                message.fds.clear()
+            return bytes(message.payload)
+        finally:
+            close_fds(message.fds)
+
+    def _serve(self, message: Message) -> None:
+        """A message that is no awaited reply: a DMA command, or something late."""
+        close_fds(message.fds)
+        if message.is_reply:
+            return
+        error, parts = 0, [b""]
+        try:
+            parts = [self._dma(message)]
+        except VfioUserError as refusal:
+            error = refusal.errno
+        if not message.flags & MessageFlags.NO_REPLY:
+            flags = MessageFlags.REPLY | MessageFlags.ERROR if error else MessageFlags.REPLY
+            self._channel.send(message.id, message.command, flags, error, [] if error else parts)
+
+    def _dma(self, message: Message) -> bytes:
+        name, payload = message.name, message.payload
+        if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
+            raise ProtocolError(f"{name}: not a command that a server can send")
+        access = DmaAccess.unpack(payload, name)
+        head = access.pack()
+        if self.memory is None:
+            raise VfioUserError(f"{name}: this client has no memory to offer", errno.EFAULT)
+        if message.command == Command.DMA_READ:
+            if access.count > self._most:
+                raise ProtocolError(f"{name}: count {access.count}, max_data_xfer_size is {self._most}")
+            return head + self.memory.read(access.address, access.count)
+        if len(payload) != len(head) + access.count:
+            raise ProtocolError(f"{name}: count {access.count}, but {len(payload) - len(head)} bytes of data came")
+        self.memory.write(access.address, bytes(payload[len(head) :]))
+        return head
+
+
+def _larger(need: int, argsz: int, command: Command) -> int:
+    if need > LARGEST_ANSWER:
+        raise ProtocolError(f"{command.name} reply: argsz {need}, at most {LARGEST_ANSWER} is believed")
+    return need

@@ -1,0 +1,81 @@
+"""DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE: understood on the wire, and not supported yet."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from vfio_user.constants import FeatureFlags
+from vfio_user.errors import ProtocolError
+
+FEATURE = struct.Struct("<II")  # argsz, flags
+DATA = struct.Struct("<II")  # argsz, size
+_NUMBER = 0xFFFF
+
+
+class DeviceFeature(NamedTuple):
+    """A DEVICE_FEATURE request or reply: a feature's number, what to do with it, and its data."""
+
+    flags: FeatureFlags
+    feature: int
+    data: bytes = b""
+
+    def pack(self, argsz: int = 0) -> bytes:
+        """The payload; ``argsz`` where a reply may be longer than this."""
+        return FEATURE.pack(max(argsz, FEATURE.size + len(self.data)), self.flags | self.feature) + self.data
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> DeviceFeature:
+        """From a request or a reply."""
+        if len(payload) < FEATURE.size:
+            raise ProtocolError(f"DEVICE_FEATURE: {len(payload)} bytes, expected at least {FEATURE.size}")
+        argsz, flags = FEATURE.unpack_from(payload)
+        actions = FeatureFlags(flags & ~_NUMBER)
+        both = FeatureFlags.GET | FeatureFlags.SET
+        if argsz < FEATURE.size:
+            raise ProtocolError(f"DEVICE_FEATURE: argsz {argsz}, expected at least {FEATURE.size}")
+        if actions & ~(both | FeatureFlags.PROBE) or not actions:
+            raise ProtocolError(f"DEVICE_FEATURE: flags {flags:#x}, expected GET, SET or PROBE")
+        if actions & both == both and FeatureFlags.PROBE not in actions:
+            raise ProtocolError(f"DEVICE_FEATURE: flags {flags:#x}: GET and SET together are for PROBE only")
+        return cls(actions, flags & _NUMBER, bytes(payload[FEATURE.size :]))
+
+
+class MigrationRead(NamedTuple):
+    """A MIG_DATA_READ request: at most ``size`` bytes of device state."""
+
+    size: int
+
+    def pack(self) -> bytes:
+        """8 bytes."""
+        return DATA.pack(DATA.size + self.size, self.size)
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> MigrationRead:
+        """From a request."""
+        if len(payload) != DATA.size:
+            raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected {DATA.size}")
+        argsz, size = DATA.unpack(payload)
+        if argsz < DATA.size + size:
+            raise ProtocolError(f"MIG_DATA_READ: argsz {argsz} leaves no room for size {size}")
+        return cls(size)
+
+
+class MigrationData(NamedTuple):
+    """A MIG_DATA_WRITE request, or MIG_DATA_READ's reply: device state that no one else understands."""
+
+    data: bytes
+
+    def pack(self) -> bytes:
+        """8 bytes and the data."""
+        return DATA.pack(DATA.size + len(self.data), len(self.data)) + self.data
+
+    @classmethod
+    def unpack(cls, payload: memoryview) -> MigrationData:
+        """From a request or a reply; padding behind the data is allowed."""
+        if len(payload) < DATA.size:
+            raise ProtocolError(f"MIG_DATA_WRITE: {len(payload)} bytes, expected at least {DATA.size}")
+        _, size = DATA.unpack_from(payload)
+        if size > len(payload) - DATA.size:
+            raise ProtocolError(f"MIG_DATA_WRITE: size {size}, but {len(payload) - DATA.size} bytes came")
+        return cls(bytes(payload[DATA.size : DATA.size + size]))

@@ -1,0 +1,384 @@
+"""The server's side of one connection: commands in, a backend's answers out."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from vfio_user.backend import Backend
+from vfio_user.channel import Channel, Message, close_fds
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags, RegionFlags
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
+from vfio_user.errors import Disconnected, FramingError, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.io_fds import ENTRY, SubRegion, pack_sub_regions
+from vfio_user.io_fds import INFO as IO_FDS_INFO
+from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.regions import DEVICE as DEVICE_INFO
+from vfio_user.regions import REGION as REGION_INFO
+from vfio_user.regions import DeviceInfo
+from vfio_user.transfer import MULTI, REGION_ACCESS, DmaAccess, unpack_writes
+from vfio_user.version import MAJOR, MINOR, Capabilities, Version
+
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
+"""What a session can take. 16 fds are the most that QEMU takes note of."""
+MOST_QUEUED = 1024  # commands, and
+MOST_QUEUED_BYTES = 16 << 20  # of payload, that may come in while a DMA message waits for its reply
+_UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
+_ALL_REPLY_FLAGS = MessageFlags.REPLY | MessageFlags.ERROR
+
+
+class Reply(NamedTuple):
+    """A command's answer."""
+
+    parts: Sequence[bytes | memoryview] = ()
+    fds: Sequence[int] = ()
+
+
+_DONE = Reply()
+
+
+class Session:
+    """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
+
+    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        backend: Backend,
+        *,
+        limits: Capabilities = SERVER,
+        io_fd_entry_size: int = ENTRY,
+        timeout: float = 5.0,
+    ) -> None:
+        self.client: Capabilities | None = None
+        self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
+        self._backend = backend
+        self._limits = limits
+        self._mechanisms = _UNASKED
+        self._entry_size = io_fd_entry_size
+        self._timeout = timeout
+        self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._queue: deque[Message] = deque()
+        self._queued_bytes = 0
+        self._next_id = 0
+        self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
+        self._sizes = [region.info.size for region in self._regions]
+        irqs = [backend.irq(index) for index in range(PCI_IRQS)]
+        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
+        self._handlers: dict[int, Callable[[Message], Reply]] = {
+            Command.REGION_WRITE: self._region_write,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE_MULTI: self._write_multi,
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._device_info,
+            Command.DEVICE_GET_REGION_INFO: self._region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.DEVICE_RESET: self._reset,
+            Command.DEVICE_FEATURE: lambda message: _unsupported(DeviceFeature.unpack(message.payload)),
+            Command.MIG_DATA_READ: lambda message: _unsupported(MigrationRead.unpack(message.payload)),
+            Command.MIG_DATA_WRITE: lambda message: _unsupported(MigrationData.unpack(message.payload)),
+        }
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._channel.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
+        return bool(self._queue) or self._channel.ready
+
+    def service(self, budget: int = 64) -> bool:
+        """Handle what has arrived, up to ``budget`` commands; True when there may be more.
+
+        Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
+        the caller closes the session.
+        """
+        for _ in range(budget):
+            if self._queue:
+                message = self._queue.popleft()
+                self._queued_bytes -= len(message.payload)
+            else:
+                received = self._receive()
+                if received is None:
+                    return False
+                message = received
+            try:
+                self._handle(message)
+            finally:
+                close_fds(message.fds)
+        return True
+
+    def dma_read(self, address: int, count: int) -> bytes:
+        """Guest memory by DMA_READ; commands that come in meanwhile are kept for later."""
+        data = bytearray()
+        for at, size in self._pieces(address, count):
+            request = DmaAccess(at, size)
+            reply = self._ask(Command.DMA_READ, [request.pack()])
+            if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + size:
+                raise ProtocolError(f"DMA_READ reply: not the {size} bytes at {at:#x} that were asked for")
+            data += reply[16:]
+        return bytes(data)
+
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
+        """Write guest memory by DMA_WRITE; commands that come in meanwhile are kept for later."""
+        view = memoryview(data)
+        for at, size in self._pieces(address, len(view)):
+            request = DmaAccess(at, size)
+            start = at - address
+            reply = self._ask(Command.DMA_WRITE, [request.pack(), view[start : start + size]])
+            if DmaAccess.unpack(reply, "DMA_WRITE reply") != request:
+                raise ProtocolError(f"DMA_WRITE reply: not for the {size} bytes at {at:#x} that were sent")
+
+    def close(self) -> None:
+        """Release the client's memory, its eventfds and the socket. The backend is not told."""
+        self.dma.clear()
+        self.irqs.clear()
+        for message in self._queue:
+            close_fds(message.fds)
+        self._queue.clear()
+        self._channel.close()
+
+    # -- one command
+
+    def _receive(self) -> Message | None:
+        try:
+            return self._channel.receive()
+        except FramingError as error:
+            if error.answer_to is not None:
+                self._channel.send(*error.answer_to, _ALL_REPLY_FLAGS, errno.EINVAL)
+            raise
+
+    def _handle(self, message: Message) -> None:
+        flags = message.flags
+        if flags & 0xF == MessageFlags.REPLY:
+            return  # to a DMA message that we no longer wait for
+        wants_reply = not flags & MessageFlags.NO_REPLY
+        if wants_reply:
+            self._backend.before_reply()
+        try:
+            reply = self._answer(message)
+        except FramingError:
+            if wants_reply:
+                self._channel.send(message.id, message.command, _ALL_REPLY_FLAGS, errno.EINVAL)
+            raise
+        except VfioUserError as error:
+            if wants_reply:
+                self._channel.send(message.id, message.command, _ALL_REPLY_FLAGS, error.errno)
+            self._backend.refused(error)
+            return
+        if wants_reply:
+            self._channel.send(message.id, message.command, MessageFlags.REPLY, 0, reply.parts, reply.fds)
+
+    def _answer(self, message: Message) -> Reply:
+        if message.flags & 0xF:
+            raise ProtocolError(f"{message.name}: flags {message.flags:#x} are of no known message type")
+        if self.client is None:
+            return self._version(message)
+        handler = self._handlers.get(message.command)
+        if handler is None:
+            raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
+        if len(message.fds) > self._limits.max_msg_fds:
+            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
+        return handler(message)
+
+    def _version(self, message: Message) -> Reply:
+        if message.command != Command.VERSION:
+            raise ProtocolError(f"{message.name}: VERSION must come first")
+        asked = Version.unpack(message.payload)
+        if asked.major != MAJOR:
+            raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
+        self.client = asked.capabilities
+        ours = self._limits.within(asked.capabilities)
+        if asked.capabilities.io_fds is not None:
+            self._mechanisms = asked.capabilities.io_fds & (self._limits.io_fds or frozenset())
+        return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
+
+    def _device_info(self, message: Message) -> Reply:
+        _request(message, DEVICE_INFO)
+        return Reply([DeviceInfo(self._backend.device_flags, PCI_REGIONS, PCI_IRQS).pack()])
+
+    def _region_info(self, message: Message) -> Reply:
+        argsz, _, index = _request(message, REGION_INFO)[:3]
+        region = self._regions[_index(message, index, PCI_REGIONS)]
+        payload = region.info.pack(argsz)
+        whole = not region.info.areas or len(payload) > REGION_INFO.size
+        return Reply([payload], [region.fd] if whole and region.fd is not None else [])
+
+    def _io_fds(self, message: Message) -> Reply:
+        argsz, flags, index, count = _request(message, IO_FDS_INFO)
+        if flags or count:
+            raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
+        index = _index(message, index, PCI_REGIONS)
+        subs = self._fitting(self._backend.sub_regions(index, self._mechanisms))
+        entries, fds = pack_sub_regions(subs, self._entry_size)
+        need = IO_FDS_INFO.size + len(entries)
+        info = IO_FDS_INFO.pack(need, 0, index, len(subs))
+        return Reply([info]) if argsz < need else Reply([info, entries], fds)
+
+    def _fitting(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
+        """Those whose fds the client can take in one message; the others stay with REGION_WRITE."""
+        assert self.client is not None
+        most = min(self.client.max_msg_fds, Capabilities.MOST_FDS)
+        fds: set[int] = set()
+        fitting = []
+        for sub in subs:
+            if len(fds | {sub.fd}) <= most:
+                fds.add(sub.fd)
+                fitting.append(sub)
+        return fitting
+
+    def _irq_info(self, message: Message) -> Reply:
+        _, _, index, _ = _request(message, IRQ_INFO)
+        return Reply([self._backend.irq(_index(message, index, PCI_IRQS)).pack()])
+
+    def _set_irqs(self, message: Message) -> Reply:
+        request = SetIrqs.unpack(message.payload)
+        self.irqs.apply(request, message.fds)
+        self._backend.irqs_changed(request.index)
+        return _DONE
+
+    def _dma_map(self, message: Message) -> Reply:
+        request = DmaMap.unpack(message.payload)
+        if len(message.fds) > 1:
+            raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
+        self.dma.map(request, message.fds.pop() if message.fds else None)
+        self._backend.dma_changed()
+        return _DONE
+
+    def _dma_unmap(self, message: Message) -> Reply:
+        request = DmaUnmap.unpack(message.payload)
+        self.dma.unmap(request.address, request.size)
+        self._backend.dma_changed()
+        return Reply([request.pack()])
+
+    def _region_read(self, message: Message) -> Reply:
+        payload = message.payload
+        if len(payload) != REGION_ACCESS.size:
+            raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected {REGION_ACCESS.size}")
+        offset, region, count = REGION_ACCESS.unpack(payload)
+        self._check(region, offset, count, RegionFlags.READ, "REGION_READ")
+        data = self._call(Command.REGION_READ, self._backend.region_read, region, offset, count)
+        return Reply([payload, data])
+
+    def _region_write(self, message: Message) -> Reply:
+        payload = message.payload
+        if len(payload) < REGION_ACCESS.size:
+            raise ProtocolError(f"REGION_WRITE: {len(payload)} bytes, expected at least {REGION_ACCESS.size}")
+        offset, region, count = REGION_ACCESS.unpack_from(payload)
+        head, data = payload[: REGION_ACCESS.size], payload[REGION_ACCESS.size :]
+        if len(data) != count:
+            raise ProtocolError(f"REGION_WRITE: count {count}, but {len(data)} bytes of data came")
+        self._check(region, offset, count, RegionFlags.WRITE, "REGION_WRITE")
+        self._call(Command.REGION_WRITE, self._backend.region_write, region, offset, data)
+        return Reply([head])
+
+    def _write_multi(self, message: Message) -> Reply:
+        """All entries are checked before the first is written; the reply says how many were."""
+        if not (self.client and self.client.write_multiple and self._limits.write_multiple):
+            raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
+        writes = unpack_writes(message.payload)
+        for region, offset, data in writes:
+            self._check(region, offset, len(data), RegionFlags.WRITE, "REGION_WRITE_MULTI")
+        done = 0
+        for region, offset, data in writes:
+            try:
+                self._call(Command.REGION_WRITE_MULTI, self._backend.region_write, region, offset, memoryview(data))
+            except VfioUserError:
+                if done == 0:
+                    raise
+                break
+            done += 1
+        return Reply([MULTI.pack(done)])
+
+    def _reset(self, message: Message) -> Reply:
+        if len(message.payload):
+            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
+        self._call(Command.DEVICE_RESET, self._backend.reset)
+        return _DONE
+
+    def _check(self, region: int, offset: int, count: int, right: RegionFlags, name: str) -> None:
+        if region >= PCI_REGIONS:
+            raise ProtocolError(f"{name}: region {region}, expected 0 to {PCI_REGIONS - 1}")
+        if count > self._limits.max_data_xfer_size:
+            raise ProtocolError(f"{name}: count {count}, max_data_xfer_size is {self._limits.max_data_xfer_size}")
+        size = self._sizes[region]
+        if offset >= size or count > size - offset:
+            raise ProtocolError(
+                f"{name}: {offset:#x}+{count:#x} lies outside region {region}, which has {size:#x} bytes"
+            )
+        if not self._regions[region].info.flags & right:
+            raise ProtocolError(f"{name}: region {region} has no right to {right.name}", errno.EPERM)
+
+    def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call into the device; what it raises is the backend's to log, and EIO to the client."""
+        try:
+            return function(*arguments)
+        except VfioUserError:
+            raise
+        except Exception as error:  # noqa: BLE001 the boundary to device code
+            self._backend.hook_failed(command, error)
+            raise VfioUserError(f"{command.name}: the device's own code failed", errno.EIO) from None
+
+    # -- messages of our own
+
+    def _pieces(self, address: int, count: int) -> list[tuple[int, int]]:
+        if self.client is None:
+            raise Disconnected("no client has introduced itself yet")
+        most = min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
+        return [(address + at, min(most, count - at)) for at in range(0, count, most)]
+
+    def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
+        """Send a command to the client and return its reply's payload."""
+        self._channel.keep()
+        self._next_id = (self._next_id + 1) & 0xFFFF
+        self._channel.send(self._next_id, command, 0, 0, parts)
+        deadline = time.monotonic() + self._timeout
+        while True:
+            message = self._channel.receive_by(deadline)
+            if message.flags & 0xF != MessageFlags.REPLY:
+                self._enqueue(message)
+                continue
+            close_fds(message.fds)
+            if message.id == self._next_id and message.command == command:
+                if message.flags & MessageFlags.ERROR:
+                    raise RemoteError(command.name, message.error)
+                return message.payload
+
+    def _enqueue(self, message: Message) -> None:
+        self._queue.append(message._replace(payload=memoryview(bytes(message.payload))))
+        self._queued_bytes += len(message.payload)
+        if len(self._queue) > MOST_QUEUED or self._queued_bytes > MOST_QUEUED_BYTES:
+            raise TimedOut(f"{len(self._queue)} commands came instead of the reply to a DMA message")
+
+
+def _request(message: Message, layout: struct.Struct) -> tuple[int, ...]:
+    """A getter's request, whose first field is argsz; its length and argsz checked."""
+    if len(message.payload) != layout.size:
+        raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected {layout.size}")
+    fields: tuple[int, ...] = layout.unpack(message.payload)
+    if fields[0] < layout.size:
+        raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {layout.size}")
+    return fields
+
+
+def _index(message: Message, index: int, count: int) -> int:
+    if index >= count:
+        raise ProtocolError(f"{message.name}: index {index}, expected 0 to {count - 1}")
+    return index
+
+
+def _unsupported(request: NamedTuple) -> Reply:
+    raise VfioUserError(f"{type(request).__name__}: not supported yet", errno.ENOTSUP)

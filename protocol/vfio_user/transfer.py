@@ -1,0 +1,90 @@
+"""Moving bytes: REGION_READ, REGION_WRITE, REGION_WRITE_MULTI, DMA_READ and DMA_WRITE."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vfio_user.errors import ProtocolError
+
+REGION_ACCESS = struct.Struct("<QII")  # offset, region, count
+DMA_ACCESS = struct.Struct("<QQ")  # address, count
+MULTI = struct.Struct("<Q")  # wr_cnt
+MULTI_ENTRY = struct.Struct("<QII8s")  # offset, region, count, data
+MULTI_LARGEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RegionAccess:
+    """The head of REGION_READ and REGION_WRITE: ``count`` bytes at ``offset`` of a region."""
+
+    offset: int
+    region: int
+    count: int
+
+    def pack(self) -> bytes:
+        """16 bytes; the data of a write, or of a read's reply, follows them."""
+        return REGION_ACCESS.pack(self.offset, self.region, self.count)
+
+    @classmethod
+    def unpack(cls, payload: memoryview, name: str) -> RegionAccess:
+        """From the start of a message called ``name``."""
+        if len(payload) < REGION_ACCESS.size:
+            raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {REGION_ACCESS.size}")
+        return cls(*REGION_ACCESS.unpack_from(payload))
+
+
+@dataclass(frozen=True, slots=True)
+class DmaAccess:
+    """The head of DMA_READ and DMA_WRITE: ``count`` bytes of guest memory at ``address``."""
+
+    address: int
+    count: int
+
+    def pack(self) -> bytes:
+        """16 bytes; the data of a write, or of a read's reply, follows them."""
+        return DMA_ACCESS.pack(self.address, self.count)
+
+    @classmethod
+    def unpack(cls, payload: memoryview, name: str) -> DmaAccess:
+        """From the start of a message called ``name``."""
+        if len(payload) < DMA_ACCESS.size:
+            raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {DMA_ACCESS.size}")
+        return cls(*DMA_ACCESS.unpack_from(payload))
+
+
+class RegionWrite(NamedTuple):
+    """One write of REGION_WRITE_MULTI, of at most 8 bytes."""
+
+    region: int
+    offset: int
+    data: bytes | memoryview
+
+
+def pack_writes(writes: Sequence[RegionWrite]) -> bytes:
+    """A REGION_WRITE_MULTI request's payload."""
+    for write in writes:
+        if not 1 <= len(write.data) <= MULTI_LARGEST:
+            raise ProtocolError(
+                f"REGION_WRITE_MULTI: a write of {len(write.data)} bytes, expected 1 to {MULTI_LARGEST}"
+            )
+    entries = (MULTI_ENTRY.pack(at, region, len(data), bytes(data)) for region, at, data in writes)
+    return MULTI.pack(len(writes)) + b"".join(entries)
+
+
+def unpack_writes(payload: memoryview) -> list[RegionWrite]:
+    """From a request, every count checked."""
+    name = "REGION_WRITE_MULTI"
+    if len(payload) < MULTI.size:
+        raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {MULTI.size}")
+    (count,) = MULTI.unpack_from(payload)
+    if len(payload) - MULTI.size != count * MULTI_ENTRY.size:
+        raise ProtocolError(f"{name}: wr_cnt {count}, but {len(payload) - MULTI.size} bytes of entries came")
+    writes = []
+    for number, (offset, region, size, data) in enumerate(MULTI_ENTRY.iter_unpack(payload[MULTI.size :])):
+        if not 1 <= size <= MULTI_LARGEST:
+            raise ProtocolError(f"{name}: entry {number}: count {size}, expected 1 to {MULTI_LARGEST}")
+        writes.append(RegionWrite(region, offset, data[:size]))
+    return writes
