@@ -1,0 +1,50 @@
+"""A device in a process of its own, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from bellwired.errors import CommandError
+
+PATIENCE = 5.0  # seconds to end by itself once its client has gone
+
+
+@contextlib.contextmanager
+def device_process(name: str, *options: str) -> Iterator[socket.socket]:
+    """Run ``bellwire run NAME`` and yield a socket to it, which the caller (or its client) closes.
+
+    The process ends when that socket closes; one that does not is killed.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [
+            sys.executable,
+            "-m",
+            "bellwired",
+            "--log-level",
+            "warning",
+            "run",
+            name,
+            "--fd",
+            str(theirs.fileno()),
+        ]
+        for option in options:
+            command += ["-o", option]
+        process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    try:
+        yield ours
+    finally:
+        ours.close()
+        try:
+            status = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+    if status:
+        raise CommandError(f"the process of the device {name} ended with status {status}", "its own messages are above")
