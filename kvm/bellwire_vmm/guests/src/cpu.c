@@ -7,7 +7,7 @@
 
 volatile u64 irq_time;
 volatile u32 irq_count;
-void (*irq_hook)(void);
+int (*irq_hook)(void);
 
 struct frame { u64 rip, cs, rflags, rsp, ss; };
 
@@ -15,11 +15,12 @@ __attribute__((interrupt)) static void on_irq(struct frame *frame)
 {
     u64 now = rdtsc();
     (void)frame;
-    irq_count++;
-    if (irq_hook)
-        irq_hook();
+    int ours = !irq_hook || irq_hook();
     write32(APIC_EOI, 0);
-    irq_time = now;
+    if (ours) {
+        irq_count++;
+        irq_time = now;
+    }
 }
 
 __attribute__((interrupt)) static void on_fault(struct frame *frame)

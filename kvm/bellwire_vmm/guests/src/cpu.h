@@ -48,8 +48,8 @@ static inline void write64(u64 at, u64 value) { *(volatile u64 *)at = value; }
 extern volatile u64 irq_time;    /* rdtsc at the handler's start; 0 = none since it was last taken */
 extern volatile u32 irq_count;
 
-/* Called by the handler before it tells the local APIC that it is done. */
-extern void (*irq_hook)(void);
+/* Asks the device, before the local APIC hears that we are done: 0 = it was not ours, and is not counted. */
+extern int (*irq_hook)(void);
 
 void cpu_init(void);             /* interrupt table, local APIC; interrupts stay off in ring 0 */
 void enter_ring3(void (*program)(void));

@@ -27,15 +27,21 @@ static u64 edu;
 static volatile u32 seen;        /* irq status as the handler found it */
 static u32 let_pass;             /* how many more times the handler leaves the line asserted */
 
-static void on_interrupt(void)
+/* A line may come once more than it was raised (it is shared, and a KVM may resample it as it delivers it):
+   a driver asks its device. */
+static int on_interrupt(void)
 {
-    seen = read32(edu + EDU_IRQ_STATUS);
+    u32 status = read32(edu + EDU_IRQ_STATUS);
+    if (!status)
+        return 0;
+    seen = status;
     if (let_pass) {
         let_pass--;
-        return;
+        return 1;
     }
-    write32(edu + EDU_ACKNOWLEDGE, seen);
+    write32(edu + EDU_ACKNOWLEDGE, status);
     (void)read32(edu + EDU_IRQ_STATUS);  /* the line is down before the local APIC hears that we are done */
+    return 1;
 }
 
 static u32 wait(void)

@@ -90,9 +90,9 @@ struct edu_interrupts {          /* what one kind of interrupt did */
     u32 to_device_status;        /* expect 0x100 */
     u32 from_device_status;      /* expect 0x100 */
     u32 raised_status;           /* what was written to 0x60 */
-    u32 raised_arrivals;         /* handler runs for that one raise: 1 for MSI, unacknowledged + 1 for INTx */
+    u32 raised_arrivals;         /* interrupts taken for that one raise: 1 for MSI, unacknowledged + 1 for INTx */
     u32 copied;                  /* bytes that came back unharmed */
-    u32 arrivals;                /* handler runs in all */
+    u32 arrivals;                /* interrupts taken in all */
 };
 
 struct edu_results {
