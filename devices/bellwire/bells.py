@@ -20,7 +20,7 @@ from bellwire.core import Core
 from bellwire.doorbell import Doorbell, IoRegion
 from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
 
-MOST_COMMANDS = 256  # taken from one socket in a turn: a flood in one must not starve the others
+MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
 
 Guard = Callable[..., int | None]
 """Runs device code; an exception in it is logged, and None comes back."""

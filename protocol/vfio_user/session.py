@@ -166,7 +166,7 @@ class Session:
         if flags & 0xF == MessageFlags.REPLY:
             return  # to a DMA message that we no longer wait for
         wants_reply = not flags & MessageFlags.NO_REPLY
-        if wants_reply:
+        if wants_reply and message.command != Command.DEVICE_RESET:  # a reset voids what has been rung
             self._backend.before_reply()
         try:
             reply = self._answer(message)
