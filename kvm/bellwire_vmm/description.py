@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from bellwire_vmm import capabilities
 from bellwire_vmm.areas import MappedArea, outside
 from bellwire_vmm.bars import BARS, FIRST_BAR, Bar
 from bellwire_vmm.capabilities import MsixLayout
+from bellwire_vmm.doorbells import descriptors
 from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.slots import MemorySlots
 from vfio_user import Client, DeviceFlags, RegionFlags, RegionIndex, RegionInfo, RemoteError, SubRegion
@@ -83,7 +85,7 @@ def _bar(client: Client, description: Description, slots: MemorySlots, index: in
         except RemoteError:
             regions = []  # a server that does not know the command
         description.regions[index] = regions
-        for each in {region.fd for region in regions}:
+        for each in descriptors(regions):
             on_failure.callback(os.close, each)
         description.areas[index] = []
         if fd is not None and not bar.ports:
@@ -99,9 +101,10 @@ def _mappable(info: RegionInfo) -> list[range]:
     if not info.flags & RegionFlags.MMAP or not info.flags & RegionFlags.WRITE:
         return []
     listed = [range(area.offset, area.offset + area.size) for area in info.areas] or [range(info.size)]
-    for extent in listed:
-        if extent.stop > info.size:
-            raise DeviceRefusedError(f"region {info.index} has {info.size:#x} bytes, but an mmap area at {extent}")
+    listed.sort(key=lambda extent: extent.start)
+    for extent, following in pairwise([*listed, range(info.size, info.size)]):
+        if extent.stop > following.start:
+            raise DeviceRefusedError(f"region {info.index}: its mmap area {extent} reaches beyond {following.start:#x}")
     return listed
 
 

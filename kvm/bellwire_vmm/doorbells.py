@@ -11,7 +11,7 @@ from bellwire_vmm.bars import Bar
 from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.relay import Relay, RelayedRegion
 from kvm_ioctls import IoRegion, KvmError, Vm
-from vfio_user import IoEventFd, IoRegionFd, SubRegion
+from vfio_user import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion, VfioUserError
 
 
 class Mechanism(NamedTuple):
@@ -48,9 +48,14 @@ class Doorbells:
         self._relays: dict[int, Relay] = {}
         self._fds: set[int] = set()
         self.relayed: dict[int, list[RelayedRegion]] = {}
-        for bar, regions in bars:
-            self._fds |= {region.fd for region in regions}
-            self._doorbells += (self._choose(bar, region) for region in regions)
+        taken = list(bars)
+        for _, regions in taken:
+            self._fds |= descriptors(regions)
+        try:
+            self._doorbells += [self._choose(bar, region) for bar, regions in taken for region in regions]
+        except (DeviceRefusedError, VfioUserError):
+            self.close()
+            raise
 
     def mechanisms(self) -> list[Mechanism]:
         """What each sub-region got, in the device's order."""
@@ -105,14 +110,15 @@ class Doorbells:
         return Doorbell(bar, region, "ioregionfd relay")
 
     def _standing(self, doorbell: Doorbell) -> tuple[str, str]:
-        if doorbell.mechanism == "ioregionfd relay" and self._relays[doorbell.region.fd].client is None:
+        if doorbell.mechanism == "ioregionfd relay" and not self._relays[doorbell.region.fd].alive:
             return "region_write", "the device closed its ioregionfd"
         return ("region_write", doorbell.reason) if doorbell.reason else (doorbell.mechanism, "")
 
     def _register(self, doorbell: Doorbell, base: int) -> None:
         region = doorbell.region
         if isinstance(region, IoEventFd):
-            self._vm.ioeventfd(region.fd, base + region.offset, region.size, region.datamatch, region.pio)
+            where = base + region.offset
+            self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, ccw=region.ccw)
         elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
             self._vm.set_ioregion(_kernel_region(region, base))
 
@@ -123,6 +129,16 @@ class Doorbells:
             self._vm.ioeventfd_deassign(region.fd, where, region.size, region.datamatch, region.pio)
         elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
             self._vm.ioregion_deassign(_kernel_region(region, base))
+
+
+def descriptors(regions: Iterable[SubRegion]) -> set[int]:
+    """The file descriptors that came with sub-regions: several may share one."""
+    found = set()
+    for region in regions:
+        found.add(region.fd)
+        if isinstance(region, ShadowIoEventFd):
+            found.add(region.shadow_fd)
+    return found
 
 
 def _kernel_region(region: IoRegionFd, base: int) -> IoRegion:

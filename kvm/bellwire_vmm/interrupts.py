@@ -37,7 +37,7 @@ class Interrupts:
         if self._mode is not IrqIndex.MSI or len(self._vectors) != count:
             self._switch(IrqIndex.MSI, count)
         for number, vector in enumerate(self._vectors):
-            data = msi.data & ~(count - 1) | number
+            data = msi.data & ~(msi.count - 1) | number
             vector.set(msi.address, data, opened=not msi.mask >> number & 1)
 
     def msix_changed(self, control: int) -> None:

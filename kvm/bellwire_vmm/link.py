@@ -7,7 +7,9 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from vfio_user import Client, Disconnected, VfioUserError
+from vfio_user import Client, Disconnected, FramingError, TimedOut, VfioUserError
+
+_FATAL = Disconnected, FramingError, TimedOut  # an answer that comes late, or half a message, is none
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +26,11 @@ class Link:
         self.lock = lock
         self.refused = 0
         self.lost = ""
+
+    def answer(self) -> None:
+        """Answer what the device asks for by message, if it has asked."""
+        with self.tolerant():
+            self.client.poll()
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """``size`` bytes of a region, or all ones."""
@@ -51,7 +58,7 @@ class Link:
             self._note(error)
 
     def _note(self, error: VfioUserError) -> None:
-        if isinstance(error, Disconnected):
+        if isinstance(error, _FATAL):
             if not self.lost:
                 _log.warning("the device is gone: %s", error)
             self.lost = str(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from bellwire_vmm import boot, guests
-from bellwire_vmm.errors import GuestImageError, VmmError
+from bellwire_vmm.errors import AddressConflictError, GuestImageError, VmmError
 from bellwire_vmm.guests.layout import PARAMETERS, PARAMETERS_SIZE, RESULTS_END
 from bellwire_vmm.memory import GuestMemory
 from bellwire_vmm.pci import CONFIG_ADDRESS, PciBus
@@ -93,7 +93,11 @@ class Machine:
         ``share_memory`` hands it the guest's RAM as a file descriptor; otherwise it must ask for what it
         wants by message. DeviceRefusedError: no guest can be shown such a device.
         """
-        slot = self.bus.free_slot()
+        try:
+            slot = self.bus.free_slot()
+        except AddressConflictError:
+            client.close()
+            raise
         device = ProxyDevice(self.platform, client, slot, share_memory=share_memory)
         self.bus.insert(slot, device)
         self.devices.append(device)

@@ -10,6 +10,7 @@ from bellwire_vmm.access import BarTarget
 from bellwire_vmm.bars import Bar
 from bellwire_vmm.capabilities import Msi
 from bellwire_vmm.description import describe
+from bellwire_vmm.dma import DmaMemory, DmaThread
 from bellwire_vmm.doorbells import Doorbells, Mechanism
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.interrupts import Interrupts
@@ -51,8 +52,10 @@ class ProxyDevice:
             stack.callback(self._close_areas)
             self._doorbells = Doorbells(platform.vm, [(about.bars[at], found) for at, found in about.regions.items()])
             stack.callback(self._doorbells.close)
-            client.memory = platform.memory
+            client.memory = DmaMemory(platform.memory)
             client.dma_map(0, platform.memory.size, fd=platform.memory.fd if share_memory else None)
+            if not share_memory:
+                stack.callback(DmaThread(self.link).close)
             self._interrupts = Interrupts(platform, client, slot, about.pin, about.msix)
             stack.callback(lambda: self._interrupts.close(tell=not self.link.lost))
             self._targets = {index: self._target(bar) for index, bar in about.bars.items()}

@@ -7,20 +7,59 @@ Everything else, and everything after a hang-up, is left to messages.
 
 from __future__ import annotations
 
+import threading
+
 from vfio_user import IoRegionClient, IoRegionFd, VfioUserError
 
 _WIDTHS = frozenset((1, 2, 4, 8))
 
 
 class Relay:
-    """One ioregionfd socket, which several sub-regions may share."""
+    """One ioregionfd socket, which several sub-regions may share and several vCPUs use: one at a time.
+
+    A device that does not play its part (it hangs up, answers nonsense, or not in time) is not spoken to
+    again.
+    """
 
     def __init__(self, fd: int) -> None:
-        self.client: IoRegionClient | None = IoRegionClient(fd)
+        self._client: IoRegionClient | None = IoRegionClient(fd)
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the socket still works."""
+        return self._client is not None
+
+    def write(self, user_data: int, offset: int, data: bytes, *, posted: bool) -> bool:
+        """Send a write, and wait for its acknowledgement unless it is posted; False if that cannot be."""
+        with self._lock:
+            if self._client is None:
+                return False
+            try:
+                (self._client.post if posted else self._client.write)(user_data, offset, data)
+            except VfioUserError:
+                self._close()
+                return False
+            return True
+
+    def read(self, user_data: int, offset: int, size: int) -> bytes | None:
+        """Send a read and wait for its answer; None if that cannot be."""
+        with self._lock:
+            if self._client is None:
+                return None
+            try:
+                return self._client.read(user_data, offset, size)
+            except VfioUserError:
+                self._close()
+                return None
 
     def hang_up(self) -> None:
         """Speak no more."""
-        client, self.client = self.client, None
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        client, self._client = self._client, None
         if client is not None:
             client.close()
 
@@ -28,19 +67,15 @@ class Relay:
 class RelayedRegion:
     """One sub-region on its socket."""
 
-    __slots__ = ("_exact", "_relay", "end", "region", "start")
+    __slots__ = ("_exact", "_posted", "_relay", "_user_data", "end", "start")
 
     def __init__(self, region: IoRegionFd, relay: Relay) -> None:
-        self.region = region
         self.start = region.offset
         self.end = region.offset + region.size
         self._exact = region.size == 0
+        self._posted = region.posted_writes
+        self._user_data = region.user_data
         self._relay = relay
-
-    @property
-    def alive(self) -> bool:
-        """Whether the socket still works."""
-        return self._relay.client is not None
 
     def covers(self, offset: int, size: int) -> bool:
         """Whether an access goes to this region. Size 0 means its very address, at any width."""
@@ -50,27 +85,10 @@ class RelayedRegion:
 
     def write(self, offset: int, data: bytes) -> bool:
         """Send a write; False when it must go by message instead."""
-        client = self._relay.client
-        if client is None or (self._exact and len(data) not in _WIDTHS):
+        if len(data) not in _WIDTHS:
             return False
-        region = self.region
-        try:
-            if region.posted_writes:
-                client.post(region.user_data, offset - self.start, data)
-            else:
-                client.write(region.user_data, offset - self.start, data)
-        except VfioUserError:
-            self._relay.hang_up()
-            return False
-        return True
+        return self._relay.write(self._user_data, offset - self.start, data, posted=self._posted)
 
     def read(self, offset: int, size: int) -> bytes | None:
         """Send a read and wait; None when it must go by message instead."""
-        client = self._relay.client
-        if client is None or self._exact:
-            return None
-        try:
-            return client.read(self.region.user_data, offset - self.start, size)
-        except VfioUserError:
-            self._relay.hang_up()
-            return None
+        return None if self._exact else self._relay.read(self._user_data, offset - self.start, size)

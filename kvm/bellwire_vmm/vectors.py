@@ -38,7 +38,9 @@ class Vector:
     @property
     def pending(self) -> bool:
         """Whether the device has raised it since it was closed."""
-        return not self._open and bool(select.select([self.eventfd], [], [], 0)[0])
+        waiter = select.poll()
+        waiter.register(self.eventfd, select.POLLIN)
+        return not self._open and bool(waiter.poll(0))
 
     def close(self) -> None:
         """Release the eventfd and the GSI."""
