@@ -185,6 +185,7 @@ class Client:
         if posted:
             with self._lock:
                 self._channel.send(self._new_id(), Command.REGION_WRITE, MessageFlags.NO_REPLY, 0, [head, data])
+                self._serve_received()
         else:
             self._request(Command.REGION_WRITE, head, data)
 
@@ -196,6 +197,7 @@ class Client:
         if posted:
             with self._lock:
                 self._channel.send(self._new_id(), Command.REGION_WRITE_MULTI, MessageFlags.NO_REPLY, 0, [payload])
+                self._serve_received()
             return len(writes)
         reply = self._request(Command.REGION_WRITE_MULTI, payload)
         if len(reply) != MULTI.size:
@@ -313,7 +315,10 @@ class Client:
                 if not message.is_reply or message.id != number:
                     self._serve(message)
                     continue
-                return self._accept(message, command, reply_fds)
+                try:
+                    return self._accept(message, command, reply_fds)
+                finally:
+                    self._serve_received()
 
     def _accept(self, message: Message, command: Command, reply_fds: list[int] | None) -> bytes:
         try:
@@ -327,6 +332,11 @@ class Client:
             return bytes(message.payload)
         finally:
             close_fds(message.fds)
+
+    def _serve_received(self) -> None:
+        """Serve what came along with something else: no poll of the socket will show it."""
+        while self._channel.ready and (message := self._channel.receive()):
+            self._serve(message)
 
     def _serve(self, message: Message) -> None:
         """A message that is no awaited reply: a DMA command, or something late."""
