@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from bellwire import BellwireError
+from bellwire_vmm.errors import VmmError
 from bellwired import demo, run, vmm
 from bellwired.errors import CommandError
 from kvm_ioctls import KvmError
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
         return 1
-    except (BellwireError, VfioUserError, KvmError, OSError) as error:
+    except (BellwireError, VfioUserError, VmmError, KvmError, OSError) as error:
         print(f"bellwire: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -63,13 +63,16 @@ def _load(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is the user's: whatever it raises ends the command, with the place named
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the file is the user's: whatever it raises ends the command, with the place named
         sys.modules.pop(name, None)
         raise CommandError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
     return module
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """FILE:LINE of the innermost frame that lies in the user's file."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{path}:{error.lineno}"

@@ -10,7 +10,6 @@ import json
 import logging
 import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
                 worker = Worker(instance, given, io_fd_entry_size=arguments.io_fd_entry)
             else:
                 worker = Worker(instance, connection=given, io_fd_entry_size=arguments.io_fd_entry)
-            _serve(worker)
+            _end_on_signals(worker)
+            worker.run()
         return 0
     path = arguments.socket_path or default_path(device.name)
     with listening(path) as listener:
         worker = Worker(instance, listener, io_fd_entry_size=arguments.io_fd_entry)
+        _end_on_signals(worker)
         print(f"{device.name}: serving on {path}. To attach it to QEMU (10.1.1 or newer):", flush=True)
         print(f"  {qemu_command(path)}", flush=True)
-        _serve(worker)
+        worker.run()
     return 0
 
 
@@ -125,7 +126,8 @@ def qemu_command(path: Path) -> str:
     return shlex.join(words)
 
 
-def _serve(worker: Worker) -> None:
+def _end_on_signals(worker: Worker) -> None:
+    """Before anybody can know that the device is there, so that no signal finds Python's own handler."""
     log = logging.getLogger("bellwire")
 
     def end(number: int, _: object) -> None:
@@ -134,8 +136,6 @@ def _serve(worker: Worker) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    worker.run()
-    sys.stdout.flush()
 
 
 def _plain(value: Any) -> Any:

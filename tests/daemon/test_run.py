@@ -1,0 +1,233 @@
+"""``bellwire run`` and ``bellwire vmm``, as users and service managers meet them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from bellwired.cli import main
+from daemon.commands import COMMAND, bellwire, ended, line, started
+from vfio_user import Client, RegionIndex
+
+MINE = """
+from bellwire import Bar, Option, PciDevice
+
+class Mine(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
+    "A device of my own."
+    pace = Option(3, help="how fast")
+    mmio = Bar(0, size=4096)
+    speed = mmio.reg(0x0)
+
+    def reset(self) -> None:
+        self.speed = self.pace
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
+    path = tmp_path / "bell.sock"
+    with started("run", "bell", "--socket-path", str(path)) as process:
+        assert line(process) == f"bell: serving on {path}. To attach it to QEMU (10.1.1 or newer):\n"
+        command = line(process)
+        assert "memory-backend-memfd,id=mem,size=1G,share=on" in command
+        assert f'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}' in command
+        assert ended(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_in_the_middle_of_a_client(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "bell.sock"
+    with started("run", "bell", "--socket-path", str(path)) as process:
+        line(process)
+        with Client.connect(path) as client:
+            assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
+            assert ended(process, number) == 0
+        assert not path.exists()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_live_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bell.sock"
+    with started("run", "bell", "--socket-path", str(path)) as process:
+        line(process)
+        refused = bellwire("run", "bell", "--socket-path", str(path))
+        assert refused.returncode == 1
+        assert "a live server listens there" in refused.stderr
+        process.kill()
+        process.wait()
+    assert path.exists()
+    with started("run", "bell", "--socket-path", str(path)) as process:
+        assert "serving on" in line(process)
+        assert ended(process, signal.SIGTERM) == 0
+
+
+def test_an_inherited_listening_socket_serves_one_client_after_the_other(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / "socket"))
+        listener.listen()
+        with started("run", "edu", "--fd", str(listener.fileno()), pass_fds=(listener.fileno(),)) as process:
+            for _ in range(3):
+                with Client.connect(tmp_path / "socket") as client:
+                    assert client.read(0, 0, 4) == bytes.fromhex("ed000001")
+            assert ended(process, signal.SIGTERM) == 0
+
+
+def test_an_inherited_connected_socket_ends_it_when_the_client_leaves() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, started("run", "edu", "--fd", str(theirs.fileno()), pass_fds=(theirs.fileno(),)) as process:
+        theirs.close()
+        with Client(ours) as client:
+            assert client.device_info().num_regions == 9
+        assert process.wait(10) == 0
+
+
+def test_a_file_of_ones_own_is_served_with_its_options(mine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with started("run", str(mine), "-o", "pace=0x11", "--socket-path", str(path)) as process:
+        assert line(process).startswith("mine: serving")
+        with Client.connect(path) as client:
+            assert client.read(0, 0, 4) == b"\x11\0\0\0"
+        assert ended(process, signal.SIGTERM) == 0
+
+
+def test_capabilities_are_printed_as_json(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(mine), "--print-capabilities"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["type"], about["name"], about["vendor"], about["device"]) == ("pci", "mine", "1234", "0001")
+    assert about["description"] == "A device of my own."
+    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bel"], "did you mean bell?"),
+        (["./nothing.py"], "nothing.py: no such file"),
+        (["bell", "-o", "x=1"], "bell has no option x"),
+        (["edu", "-o", "dma_dela=1"], "did you mean dma_delay?"),
+        (["edu", "-o", "dma_delay"], "expected KEY=VALUE"),
+        (["edu", "-o", "dma_delay=soon"], "expected a value of type float"),
+        (["bell", "--fd", "99"], "--fd 99: not a socket"),
+        (["bell", "--socket-path", "/nonexistent/socket"], "/nonexistent/socket"),
+        (["bell", "--socket-path", "x" * 120], "at most 107 bytes"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("bellwire: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_of_that_name\n", "mine.py:1: ModuleNotFoundError"),
+        ("def f(:\n", "mine.py:1: SyntaxError"),
+        ("x = 1\n", "defines no device"),
+        (MINE.replace("0x0)", "0x2)"), "mine.py:4: DeclarationError: Mine.speed"),
+        (MINE.replace("size=4096", "size=5000"), "DeclarationError: Mine.mmio"),
+        (MINE + MINE.replace("class Mine", "class Yours"), "defines several devices: mine, yours"),
+        ("raise SystemExit(3)\n", "mine.py:1: SystemExit"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_line(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert main(["run", str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_device_of_a_file_is_picked_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(MINE + MINE.replace("class Mine", "class Yours"))
+    assert main(["run", f"{path}:yours", "--print-capabilities"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "yours"
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("device", "guest", "said"),
+    [
+        ("bell", "bell", "ioeventfd wildcard: 1000 rung, 1000 received, 10 interrupts"),
+        ("bell", "bell3", "REGION_WRITE with reply: 1000 rung, 1000 received, 10 interrupts"),
+        ("bell", "pci", "as the doorbell's BAR moved: 1, 2, 2, 2, 3, 4"),
+        ("edu", "edu", "MSI: 10! = 3628800, 4096 bytes copied through the device, 4 interrupts"),
+    ],
+)
+def test_vmm_boots_a_guest_and_says_what_it_found(device: str, guest: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with started("run", device, "--socket-path", str(path)) as process:
+        line(process)
+        done = bellwire("vmm", "--device", str(path), "--guest", guest, "--memory", "32")
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert "The guest ended well" in done.stdout
+        assert ended(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.kvm
+def test_vmm_takes_several_devices_and_vcpus(tmp_path: Path) -> None:
+    paths = [tmp_path / "bell", tmp_path / "edu"]
+    with (
+        started("run", "bell", "--socket-path", str(paths[0])) as bell,
+        started("run", "edu", "--socket-path", str(paths[1])) as edu,
+    ):
+        line(bell)
+        line(edu)
+        devices = [word for path in paths for word in ("--device", str(path))]
+        done = bellwire("vmm", *devices, "--guest", "edu", "--vcpus", "2")
+        assert done.returncode == 0, done.stderr
+        assert "slot 1: 1234:be11" in done.stdout
+        assert "slot 2: 1234:11e8" in done.stdout
+
+
+@pytest.mark.kvm
+def test_vmm_fails_when_its_guest_does() -> None:
+    done = bellwire("vmm", "--guest", "bell")
+    assert done.returncode == 1
+    assert "no device" in done.stdout
+    assert "the guest ended with code 1" in done.stderr
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--guest", "belll"], "no guest 'belll'"),
+        (["--guest", "bell", "--device", "/nonexistent"], "is a device being served there?"),
+        (["--guest", "bell", "--memory", "1"], "bytes of memory"),
+        (["--guest", "bell", "--vcpus", "0"], "0 vCPUs"),
+        (["--guest", "/nonexistent.bin"], "cannot read the guest image"),
+    ],
+)
+def test_vmm_says_what_it_cannot_do(words: list[str], said: str) -> None:
+    done = bellwire("vmm", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_command() -> None:
+    done = bellwire("--help")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("run", "vmm", "demo"))
+
+
+def test_the_command_runs_as_a_module() -> None:
+    assert COMMAND[1:] == ["-m", "bellwired"]
+    assert bellwire("--version").stdout.startswith("bellwire ")
