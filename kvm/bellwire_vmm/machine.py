@@ -20,7 +20,7 @@ from bellwire_vmm.pci import CONFIG_ADDRESS, PciBus
 from bellwire_vmm.platform import Platform
 from bellwire_vmm.processor import Mark, Processor
 from bellwire_vmm.proxy import ProxyDevice
-from kvm_ioctls import Exit, InternalError, Kvm, install_kick_handler
+from kvm_ioctls import Exit, InternalError, Irqchip, Kvm, install_kick_handler
 from vfio_user import Client
 
 _TSS_PAGES = 0xFFFB_D000
@@ -83,6 +83,7 @@ class Machine:
                 vcpu.set_cpuid2(cpuid)
                 spaces = self.platform.memory_space, self.platform.port_space
                 self.processors.append(Processor(vcpu, number, *spaces, self))
+            self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
             self._lapics = [each.vcpu.get_lapic() for each in self.processors]
             stack.callback(self._unplug_all)
             self._stack = stack.pop_all()
@@ -110,12 +111,18 @@ class Machine:
         device.close()
 
     def load(self, guest: str | Path, parameters: bytes = b"") -> None:
-        """Put a guest (a name of ours, or a flat image's path) into memory, and all vCPUs at its start."""
+        """Reset the machine and its devices, and put a guest into memory and all vCPUs at its start.
+
+        ``guest`` is the name of one of ours, or the path of a flat image.
+        """
         image = guests.image(guest)
         if boot.IMAGE + len(image) > boot.LEAST_MEMORY - boot.STACK * len(self.processors):
             raise GuestImageError(f"the guest image has {len(image)} bytes: it would reach into the stacks")
         if len(parameters) > PARAMETERS_SIZE:
             raise GuestImageError(f"{len(parameters)} bytes of parameters: the page holds {PARAMETERS_SIZE}")
+        for device in self.devices:
+            device.reset()
+        self.vm.set_irqchip(self._ioapic)
         self.memory.clear(0, RESULTS_END)
         self.memory.write(PARAMETERS, parameters)
         self.memory.write(boot.IMAGE, image)

@@ -70,7 +70,7 @@ class ProxyDevice:
 
     def reset(self) -> None:
         """Reset the device, as the machine's reset line would, and place its BARs as at first."""
-        with self._platform.lock:
+        with self._platform.lock, self.link.tolerant():
             self._forget()
             if self._resettable:
                 self.link.client.reset()

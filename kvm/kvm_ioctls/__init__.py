@@ -48,7 +48,7 @@ from .kick import KICK_SIGNAL, install_kick_handler
 from .kvm import Kvm
 from .routing import Irqchip, IrqchipRoute, MsiRoute, Route, default_routes
 from .stats import Stats
-from .structs import Dtable, LapicState, Regs, Segment, Sregs
+from .structs import Dtable, IrqchipState, LapicState, Regs, Segment, Sregs
 from .vcpu import MpState, Vcpu
 from .vm import MemoryFlags, Vm
 
@@ -74,6 +74,7 @@ __all__ = [
     "IrqWindowOpen",
     "Irqchip",
     "IrqchipRoute",
+    "IrqchipState",
     "Kvm",
     "KvmError",
     "LapicState",

@@ -31,7 +31,7 @@ class Kvm(Handle):
     """The system: what this kernel can do, and the maker of virtual machines."""
 
     @classmethod
-    def open(cls, path: str = "/dev/kvm") -> Self:
+    def open(cls, path: str | os.PathLike[str] = "/dev/kvm") -> Self:
         """Open KVM; raise `UnavailableError` with a remedy where that cannot be."""
         try:
             kvm = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))

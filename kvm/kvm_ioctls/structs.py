@@ -28,6 +28,12 @@ class IrqLevel(ctypes.Structure):
     _fields_ = (("irq", c_uint32), ("level", c_uint32))
 
 
+class IrqchipState(ctypes.Structure):
+    """KVM_GET_IRQCHIP and KVM_SET_IRQCHIP (api.rst 4.26): what `chip` holds depends on the controller."""
+
+    _fields_ = (("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512))
+
+
 class PitConfig(ctypes.Structure):
     """KVM_CREATE_PIT2 (api.rst 4.71)."""
 

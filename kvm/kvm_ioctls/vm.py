@@ -97,6 +97,16 @@ class Vm(Handle):
         """KVM_CREATE_IRQCHIP (api.rst 4.24): two PICs, an IOAPIC, a local APIC in each later vCPU."""
         invoke(self.fd, requests.CREATE_IRQCHIP)
 
+    def get_irqchip(self, irqchip: int) -> structs.IrqchipState:
+        """KVM_GET_IRQCHIP (api.rst 4.26): the state of one controller, an `Irqchip`, for `set_irqchip`."""
+        state = structs.IrqchipState(irqchip)
+        invoke(self.fd, requests.GET_IRQCHIP, state)
+        return state
+
+    def set_irqchip(self, state: structs.IrqchipState) -> None:
+        """KVM_SET_IRQCHIP (api.rst 4.27): put a controller back into a state that `get_irqchip` returned."""
+        invoke(self.fd, requests.SET_IRQCHIP, state)
+
     def create_pit2(self) -> None:
         """KVM_CREATE_PIT2 (api.rst 4.71): the i8254 timer. Needs the irqchip."""
         invoke(self.fd, requests.CREATE_PIT2, structs.PitConfig())

@@ -43,6 +43,7 @@ HEADER = Path("/usr/include/linux/kvm.h")
 
 C_NAMES = {
     structs.MpStateStruct: "kvm_mp_state",
+    structs.IrqchipState: "kvm_irqchip",
     structs.GuestDebug: "kvm_guest_debug",
 }
 C_FIELDS = {(structs.GuestDebug, "debugreg"): "arch.debugreg"}

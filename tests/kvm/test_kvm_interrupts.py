@@ -11,7 +11,9 @@ from kvm_ioctls import (
     ConflictError,
     IoctlError,
     IoOut,
+    Irqchip,
     IrqchipRoute,
+    IrqchipState,
     MsiRoute,
     default_routes,
 )
@@ -128,6 +130,23 @@ def test_an_interrupt_line_stays_up_until_it_is_lowered(listener: Callable[..., 
     guest.vm.irq_line(16, False)
     guest.vm.irq_line(16, True)
     assert guest.run() == TAKEN
+
+
+def test_an_interrupt_controller_can_be_put_back_into_an_earlier_state(boot: Boot) -> None:
+    guest = boot(ioapic_route(16, VECTOR) + out(0xF4, 1), irqchip=True)
+    fresh = bytes(guest.vm.get_irqchip(Irqchip.IOAPIC))
+    assert guest.run() == READY
+    routed = guest.vm.get_irqchip(Irqchip.IOAPIC)
+    assert bytes(routed) != fresh
+    guest.vm.set_irqchip(IrqchipState.from_buffer_copy(fresh))
+    assert bytes(guest.vm.get_irqchip(Irqchip.IOAPIC)) == fresh
+    guest.vm.set_irqchip(routed)
+    assert bytes(guest.vm.get_irqchip(Irqchip.IOAPIC)) == bytes(routed)
+
+
+def test_a_controller_that_is_not_there_is_refused(boot: Boot) -> None:
+    with pytest.raises(IoctlError, match=r"KVM_GET_IRQCHIP\(chip_id=9\)"):
+        boot(HLT, irqchip=True).vm.get_irqchip(9)
 
 
 def test_signal_msi_interrupts_at_once(listener: Callable[..., Guest]) -> None:

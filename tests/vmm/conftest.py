@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bellwire_vmm.machine import Machine
+from bellwire_vmm.proxy import ProxyDevice
+from kvm_ioctls import KICK_SIGNAL
+from vfio_user import Client
+from vmm.program import Outcome, Program, execute
+from vmm.toy import Toy, served
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Every test of the VMM ends with the descriptors, threads and signal handlers that it began with."""
+    handler = signal.getsignal(KICK_SIGNAL)
+    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    yield
+    signal.signal(KICK_SIGNAL, handler)
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+@pytest.fixture
+def machine(nothing_left_behind: None) -> Iterator[Machine]:
+    with Machine(16 * MIB) as machine:
+        yield machine
+
+
+@pytest.fixture
+def serve(machine: Machine) -> Iterator[Callable[[Toy], Client]]:
+    """A client of a toy, which is served for as long as the test runs, and closed after its machine."""
+    with ExitStack() as stack:
+        yield lambda toy: Client(stack.enter_context(served(toy)))
+        machine.close()
+
+
+@pytest.fixture
+def plug(machine: Machine, serve: Callable[[Toy], Client]) -> Callable[[Toy], ProxyDevice]:
+    """Plug a toy into the machine."""
+    return lambda toy: machine.plug(serve(toy))
+
+
+@pytest.fixture
+def run(machine: Machine, tmp_path: Path) -> Callable[[Program], Outcome]:
+    """Run a program on the machine to its good end."""
+
+    def run(program: Program) -> Outcome:
+        outcome = execute(machine, program, tmp_path)
+        assert outcome.run.ok, outcome.run
+        return outcome
+
+    return run
