@@ -6,7 +6,7 @@ It knows no particular device and no hypervisor. A server implements :class:`Bac
 
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message
-from vfio_user.client import PROPOSAL, Client, Memory
+from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
     Command,
     DeviceFlags,
@@ -30,6 +30,7 @@ from vfio_user.errors import (
     TimedOut,
     VfioUserError,
 )
+from vfio_user.guest_memory import Memory
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs

@@ -21,6 +21,7 @@ from vfio_user.errors import Disconnected, FramingError, TimedOut
 HEADER = struct.Struct("<HHIII")
 SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
 KERNEL_MAX_FDS = 253
+MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of a message that has not come whole, and may end in a receive with the next one's
 _FD = struct.Struct("i")
 _CHUNK = 1 << 16
 _ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
@@ -72,6 +73,7 @@ class Channel:
         self._end = 0  # of the last byte received
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
         self._position = 0  # of self._start in the stream
+        self._broken = ""  # why nothing more can be sent: a message was cut short
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -117,7 +119,12 @@ class Channel:
         parts: Sequence[bytes | bytearray | memoryview] = (),
         fds: Sequence[int] = (),
     ) -> None:
-        """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone."""
+        """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone.
+
+        After a TimedOut that cut a message short there is no sending another: that is Disconnected too.
+        """
+        if self._broken:
+            raise Disconnected(self._broken)
         size = HEADER_SIZE + sum(map(len, parts))
         pieces: list[bytes | bytearray | memoryview] = [
             HEADER.pack(message_id, command, size, flags, error),
@@ -125,7 +132,7 @@ class Channel:
         ]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            sent = self._sock.sendmsg(pieces, ancillary)
+            sent = self._sock.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError as error_:
@@ -141,24 +148,40 @@ class Channel:
         self._sock.close()
 
     def _send_rest(self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str) -> None:
+        """Send as the peer reads, and take in what it sends meanwhile: it may itself be held up by us."""
         deadline = time.monotonic() + self._timeout
         view = memoryview(data)
+        listening = True
         while sent < len(data):
-            self._wait(select.POLLOUT, deadline, f"the peer does not read {name}")
+            listening = listening and self._end - self._start < 2 * self.max_message
+            events = select.POLLOUT | (select.POLLIN if listening else 0)
             try:
-                sent += self._sock.sendmsg([view[sent:]], ancillary)
+                ready = self._wait(events, deadline, f"the peer does not read {name}")
+            except TimedOut:
+                if sent:
+                    self._broken = f"an earlier {name} was cut short, because the peer did not read it"
+                raise
+            if listening and ready & select.POLLIN:
+                try:
+                    self._fill()
+                except Disconnected:
+                    listening = False  # it has nothing more to say, and may still be reading
+            try:
+                sent += self._sock.sendmsg([view[sent:]], ancillary, socket.MSG_NOSIGNAL)
                 ancillary = []
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise Disconnected(f"sending {name}: {error.strerror}") from None
 
-    def _wait(self, event: int, deadline: float, why: str) -> None:
+    def _wait(self, events: int, deadline: float, why: str) -> int:
         poll = select.poll()
-        poll.register(self._sock, event)
+        poll.register(self._sock, events)
         left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        ready = poll.poll(left * 1000) if left > 0 else []
+        if not ready:
             raise TimedOut(why)
+        return ready[0][1]
 
     def _parse(self) -> Message | None:
         available = self._end - self._start
@@ -168,7 +191,7 @@ class Channel:
         if not HEADER_SIZE <= size <= self.max_message:
             raise FramingError(
                 f"{command_name(command)}: message size {size}, expected {HEADER_SIZE} to {self.max_message}",
-                None if flags & MessageFlags.NO_REPLY else (message_id, command),
+                None if flags & (MessageFlags.REPLY | MessageFlags.NO_REPLY) else (message_id, command),
             )
         if available < size:
             self._make_room(size)
@@ -227,3 +250,5 @@ class Channel:
                 usable = len(data) - len(data) % _FD.size
                 fds = [fd for (fd,) in _FD.iter_unpack(data[:usable])]
                 self._fds.append((self._position + self._end - self._start, fds))
+        if sum(len(fds) for _, fds in self._fds) > MOST_FDS_HELD:
+            raise FramingError(f"more than {MOST_FDS_HELD} file descriptors came with pieces of one message")

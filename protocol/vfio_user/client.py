@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from vfio_user.channel import Channel, Message, close_fds
 from vfio_user.constants import (
@@ -24,7 +24,8 @@ from vfio_user.constants import (
 )
 from vfio_user.dma import DmaMap, DmaUnmap
 from vfio_user.errors import Disconnected, ProtocolError, RemoteError, VfioUserError
-from vfio_user.io_fds import ENTRY_48, SubRegion, unpack_sub_regions
+from vfio_user.guest_memory import Memory, answer
+from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqInfo, SetIrqs
@@ -32,7 +33,7 @@ from vfio_user.migration import DeviceFeature
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region, RegionInfo
-from vfio_user.transfer import MULTI, DmaAccess, RegionAccess, RegionWrite, pack_writes
+from vfio_user.transfer import MULTI, RegionAccess, RegionWrite, pack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
 PROPOSAL = Capabilities.of(
@@ -45,17 +46,8 @@ PROPOSAL = Capabilities.of(
 )
 """What a client proposes unless told otherwise."""
 LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
+_TRIES = 3  # of a command whose answer needs a larger argsz
 _GUESS = 16  # sub-regions that the first GET_REGION_IO_FDS makes room for
-
-
-class Memory(Protocol):
-    """Guest memory, for a server that was given no file descriptor of it."""
-
-    def read(self, address: int, count: int) -> bytes:
-        """``count`` bytes; a VfioUserError where there is no such memory."""
-
-    def write(self, address: int, data: bytes) -> None:
-        """Write; a VfioUserError where there is no such memory."""
 
 
 class Client:
@@ -83,19 +75,20 @@ class Client:
         self._channel = Channel(sock, proposal.max_data_xfer_size, timeout)
         self._next_id = 0
         self._sizes: dict[int, int] = {}
+        self._most = proposal.max_data_xfer_size
         try:
             answer = Version.unpack(memoryview(self._request(Command.VERSION, Version(MAJOR, minor, proposal).pack())))
             if answer.major != MAJOR or answer.minor > minor:
                 raise ProtocolError(f"VERSION reply: {answer.major}.{answer.minor}, proposed was {MAJOR}.{minor}")
-            unasked = answer.capabilities.named - proposal.named
+            unasked = answer.capabilities.beyond(proposal)
             if unasked:
-                raise ProtocolError(f"VERSION reply: {', '.join(sorted(unasked))} was not proposed")
+                raise ProtocolError(f"VERSION reply: {', '.join(unasked)} was not proposed")
         except VfioUserError:
             self.close()
             raise
         self.minor = answer.minor
         self.capabilities = answer.capabilities
-        self._most = min(answer.capabilities.max_data_xfer_size, proposal.max_data_xfer_size)
+        self._most = min(self._most, answer.capabilities.max_data_xfer_size)
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
@@ -129,17 +122,19 @@ class Client:
     def region_info(self, index: int) -> Region:
         """DEVICE_GET_REGION_INFO. The fd of a region with mmap areas is the caller's to close."""
         command, argsz = Command.DEVICE_GET_REGION_INFO, REGION_INFO.size
-        while True:
+        for _ in range(_TRIES):
             fds: list[int] = []
             try:
                 payload = memoryview(self._request(command, REGION_INFO.pack(argsz, 0, index, 0, 0, 0), reply_fds=fds))
                 info, need = RegionInfo.unpack(payload)
+                _same(info.index, index, command)
                 if need <= argsz:
                     self._sizes[index] = info.size
                     return Region(info, fds.pop(0) if fds and info.flags & RegionFlags.MMAP else None)
-                argsz = _larger(need, argsz, command)
+                argsz = _believed(need, command)
             finally:
                 close_fds(fds)
+        raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
 
     def io_fds(self, index: int) -> list[SubRegion]:
         """DEVICE_GET_REGION_IO_FDS: what of a region was handed over as fds; each, once, is the caller's to close."""
@@ -148,31 +143,36 @@ class Client:
             if fd is not None:
                 os.close(fd)
         command, argsz = Command.DEVICE_GET_REGION_IO_FDS, IO_FDS_INFO.size + _GUESS * ENTRY_48
-        while True:
+        for _ in range(_TRIES):
             fds: list[int] = []
             try:
                 payload = self._request(command, IO_FDS_INFO.pack(argsz, 0, index, 0), reply_fds=fds)
                 if len(payload) < IO_FDS_INFO.size:
                     raise ProtocolError(f"{command.name} reply: {len(payload)} bytes, expected {IO_FDS_INFO.size}")
-                need = IO_FDS_INFO.unpack_from(payload)[0]
+                need, _, found, _ = IO_FDS_INFO.unpack_from(payload)
+                _same(found, index, command)
                 if need <= argsz:
                     subs = unpack_sub_regions(memoryview(payload), fds, self._sizes[index])
-                    used = {sub.fd for sub in subs} | {getattr(sub, "shadow_fd", -1) for sub in subs}
+                    used: set[int] = set().union(*map(descriptors, subs))
                     fds[:] = [fd for fd in fds if fd not in used]
                     return subs
-                argsz = _larger(need, argsz, command)
+                argsz = _believed(need, command)
             finally:
                 close_fds(fds)
+        raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
 
     def irq_info(self, index: int) -> IrqInfo:
         """DEVICE_GET_IRQ_INFO."""
         request = IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0)
-        return IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
+        info = IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
+        _same(info.index, index, Command.DEVICE_GET_IRQ_INFO)
+        return info
 
     # -- its registers
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """REGION_READ of ``count`` bytes."""
+        self._check_size(count, Command.REGION_READ)
         head = RegionAccess(offset, region, count).pack()
         reply = self._request(Command.REGION_READ, head)
         if len(reply) != len(head) + count:
@@ -181,11 +181,10 @@ class Client:
 
     def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
         """REGION_WRITE. A posted one (No_reply) returns at once, and whether it worked is never known."""
+        self._check_size(len(data), Command.REGION_WRITE)
         head = RegionAccess(offset, region, len(data)).pack()
         if posted:
-            with self._lock:
-                self._channel.send(self._new_id(), Command.REGION_WRITE, MessageFlags.NO_REPLY, 0, [head, data])
-                self._serve_received()
+            self._post(Command.REGION_WRITE, head, data)
         else:
             self._request(Command.REGION_WRITE, head, data)
 
@@ -194,10 +193,9 @@ class Client:
         if not self.capabilities.write_multiple:
             raise VfioUserError("REGION_WRITE_MULTI: the server has not agreed to write_multiple", errno.ENOTSUP)
         payload = pack_writes(writes)
+        self._check_size(len(payload), Command.REGION_WRITE_MULTI)
         if posted:
-            with self._lock:
-                self._channel.send(self._new_id(), Command.REGION_WRITE_MULTI, MessageFlags.NO_REPLY, 0, [payload])
-                self._serve_received()
+            self._post(Command.REGION_WRITE_MULTI, payload)
             return len(writes)
         reply = self._request(Command.REGION_WRITE_MULTI, payload)
         if len(reply) != MULTI.size:
@@ -298,6 +296,16 @@ class Client:
         self._next_id = (self._next_id + 1) & 0xFFFF
         return self._next_id
 
+    def _check_size(self, count: int, command: Command) -> None:
+        """A larger message would end the connection."""
+        if count > self._most:
+            raise VfioUserError(f"{command.name}: {count} bytes, at most {self._most} fit in a message", errno.E2BIG)
+
+    def _post(self, command: Command, *parts: bytes | memoryview) -> None:
+        with self._lock:
+            self._channel.send(self._new_id(), command, MessageFlags.NO_REPLY, 0, parts)
+            self._serve_received()
+
     def _request(
         self,
         command: Command,
@@ -343,34 +351,21 @@ class Client:
         close_fds(message.fds)
         if message.is_reply:
             return
-        error, parts = 0, [b""]
+        flags, error, parts = MessageFlags.REPLY, 0, []
         try:
-            parts = [self._dma(message)]
+            parts = [answer(message, self.memory, self._most)]
         except VfioUserError as refusal:
-            error = refusal.errno
+            flags, error = MessageFlags.REPLY | MessageFlags.ERROR, refusal.errno
         if not message.flags & MessageFlags.NO_REPLY:
-            flags = MessageFlags.REPLY | MessageFlags.ERROR if error else MessageFlags.REPLY
-            self._channel.send(message.id, message.command, flags, error, [] if error else parts)
-
-    def _dma(self, message: Message) -> bytes:
-        name, payload = message.name, message.payload
-        if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
-            raise ProtocolError(f"{name}: not a command that a server can send")
-        access = DmaAccess.unpack(payload, name)
-        head = access.pack()
-        if self.memory is None:
-            raise VfioUserError(f"{name}: this client has no memory to offer", errno.EFAULT)
-        if message.command == Command.DMA_READ:
-            if access.count > self._most:
-                raise ProtocolError(f"{name}: count {access.count}, max_data_xfer_size is {self._most}")
-            return head + self.memory.read(access.address, access.count)
-        if len(payload) != len(head) + access.count:
-            raise ProtocolError(f"{name}: count {access.count}, but {len(payload) - len(head)} bytes of data came")
-        self.memory.write(access.address, bytes(payload[len(head) :]))
-        return head
+            self._channel.send(message.id, message.command, flags, error, parts)
 
 
-def _larger(need: int, argsz: int, command: Command) -> int:
+def _believed(need: int, command: Command) -> int:
     if need > LARGEST_ANSWER:
         raise ProtocolError(f"{command.name} reply: argsz {need}, at most {LARGEST_ANSWER} is believed")
     return need
+
+
+def _same(index: int, asked: int, command: Command) -> None:
+    if index != asked:
+        raise ProtocolError(f"{command.name} reply: index {index}, asked was {asked}")

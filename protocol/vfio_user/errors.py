@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+LARGEST_ERRNO = 4095  # the kernel's MAX_ERRNO
+
 
 class VfioUserError(Exception):
     """Base of every error here. ``errno`` is what an error reply would carry."""
@@ -27,9 +29,11 @@ class FramingError(ProtocolError):
 
 
 class RemoteError(VfioUserError):
-    """The peer answered with an error reply."""
+    """The peer answered with an error reply. An errno that is none (the text allows 0) counts as EIO."""
 
     def __init__(self, command: str, errno_: int) -> None:
+        if not 0 < errno_ <= LARGEST_ERRNO:
+            errno_ = errno.EIO
         super().__init__(f"{command} failed at the other end: {os.strerror(errno_)} (errno {errno_})", errno_)
         self.command = command
 

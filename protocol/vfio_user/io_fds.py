@@ -7,7 +7,7 @@ argsz and count, and reads both.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vfio_user.constants import IoFdType
@@ -22,7 +22,6 @@ MOST_ENTRIES = 4096
 
 DATAMATCH, PIO, CCW = 1, 2, 8  # KVM_IOEVENTFD_FLAG_*
 REGION_PIO, POSTED_WRITES = 1, 2  # KVM_IOREGION_*
-NO_FD = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,11 @@ def mechanism(sub: SubRegion) -> str:
             return "shadow"
 
 
+def descriptors(sub: SubRegion) -> set[int]:
+    """The fds of a sub-region."""
+    return {sub.fd, sub.shadow_fd} if isinstance(sub, ShadowIoEventFd) else {sub.fd}
+
+
 def pack_sub_regions(subs: Sequence[SubRegion], entry_size: int = ENTRY) -> tuple[bytes, list[int]]:
     """The array of entries, and the fds to send with it (each once, however many entries share it)."""
     fds: list[int] = []
@@ -88,8 +92,7 @@ def pack_sub_regions(subs: Sequence[SubRegion], entry_size: int = ENTRY) -> tupl
     return b"".join(_pack(sub, entry_size, index) for sub in subs), fds
 
 
-def _pack(sub: SubRegion, entry_size: int, index: object) -> bytes:
-    assert callable(index)
+def _pack(sub: SubRegion, entry_size: int, index: Callable[[int], int]) -> bytes:
     shadow, shadow_offset = 0, 0
     match sub:
         case IoEventFd():
@@ -101,6 +104,8 @@ def _pack(sub: SubRegion, entry_size: int, index: object) -> bytes:
         case ShadowIoEventFd():
             flags = (DATAMATCH if sub.datamatch is not None else 0) | (PIO if sub.pio else 0)
             kind, last = IoFdType.SHADOW, sub.datamatch or 0
+            if entry_size != ENTRY_48:
+                raise ProtocolError(f"a shadow ioeventfd needs entries of {ENTRY_48} bytes, not {entry_size}")
             shadow, shadow_offset = index(sub.shadow_fd), sub.shadow_offset
     common = COMMON.pack(sub.offset, sub.size, index(sub.fd), kind, flags)
     if entry_size == ENTRY_48 and kind != IoFdType.IOREGIONFD:

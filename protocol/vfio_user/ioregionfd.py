@@ -80,7 +80,7 @@ class IoRegionServer:
         sock.setblocking(False)
         self._sock = sock
         self._stream = sock.type == socket.SOCK_STREAM
-        self._buffer = bytearray(SIZE)
+        self._buffer = bytearray(SIZE if self._stream else SIZE + 1)  # room to notice a packet that is too long
         self._view = memoryview(self._buffer)
         self._filled = 0
 
@@ -98,13 +98,12 @@ class IoRegionServer:
             raise Disconnected(f"ioregionfd: {error.strerror}") from None
         if count == 0:
             raise Disconnected("ioregionfd: the far end has closed the socket")
-        self._filled += count
-        if self._filled < SIZE:
-            if self._stream:
+        if self._stream:
+            self._filled += count
+            if self._filled < SIZE:
                 return None
-            raise ProtocolError(f"ioregionfd command: {count} bytes, expected {SIZE}")
-        self._filled = 0
-        return decode_command(self._view)
+            self._filled, count = 0, SIZE
+        return decode_command(self._view[:count])
 
     def respond(self, value: int) -> None:
         """Answer the command in flight."""
@@ -125,6 +124,7 @@ class IoRegionServer:
 class IoRegionClient:
     """The kernel's end, as a relay plays it, on a duplicate of ``fd``. Use it from one thread at a time.
 
+    Responses have no ids: after a TimedOut, the late one would pass for the next one's, and all is Disconnected.
     Data is 1, 2, 4 or 8 bytes, little-endian as the guest stores it.
     """
 
@@ -137,6 +137,7 @@ class IoRegionClient:
             raise ProtocolError(f"ioregionfd: the descriptor is no socket: {error.strerror}") from None
         self._sock.setblocking(False)
         self._timeout = timeout
+        self._late = False
 
     def post(self, user_data: int, offset: int, data: bytes) -> None:
         """A posted write: waits only while the socket's buffer is full."""
@@ -158,6 +159,8 @@ class IoRegionClient:
 
     def _send(self, command: IoCommand) -> None:
         data = encode_command(command)
+        if self._late:
+            raise Disconnected("ioregionfd: the device has let a command time out")
         deadline = 0.0
         while data:
             try:
@@ -189,4 +192,5 @@ class IoRegionClient:
         poll.register(self._sock, event)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
+            self._late = True
             raise TimedOut(f"ioregionfd: {why}")

@@ -14,7 +14,6 @@ from vfio_user.errors import ProtocolError
 
 INFO = struct.Struct("<IIII")  # argsz, flags, index, count
 SET = struct.Struct("<IIIII")  # argsz, flags, index, start, count
-MOST_VECTORS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class SetIrqs:
         argsz, flags, index, start, count = SET.unpack_from(payload)
         if not SET.size <= argsz <= len(payload):
             raise ProtocolError(f"DEVICE_SET_IRQS: argsz {argsz}, but {len(payload)} bytes came")
-        known = SetIrqsFlags.data_kinds() | SetIrqsFlags.actions()
+        known = int(SetIrqsFlags.data_kinds() | SetIrqsFlags.actions())  # ~ of an IntFlag has none but known bits
         kinds, actions = flags & SetIrqsFlags.data_kinds(), flags & SetIrqsFlags.actions()
         if flags & ~known or kinds.bit_count() != 1 or actions.bit_count() != 1:
             raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
@@ -84,7 +83,7 @@ class _Irq:
 class IrqTable:
     """The interrupts of one device as one client has set them up. Eventfds in it are the table's own.
 
-    ``watch`` and ``unwatch`` put a descriptor on the caller's event loop: INTx's UNMASK eventfd is polled.
+    ``watch`` and ``unwatch`` put a descriptor on the caller's event loop: INTx's MASK and UNMASK eventfds are polled.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class IrqTable:
         self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
-        self._resample = -1
+        self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK: the client rings these, for INTx
         self._level = False
         self._raised = False  # INTx has been signalled and not been unmasked since
 
@@ -118,16 +117,15 @@ class IrqTable:
             return
         if fds:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds without DATA_EVENTFD")
-        chosen = range(start, start + count)
-        if SetIrqsFlags.DATA_BOOL in flags:
-            chosen = [start + i for i in range(count) if request.data[i]]  # type: ignore[assignment]
-        for vector in chosen:
+        for number, irq in enumerate(row[start : start + count]):
+            if SetIrqsFlags.DATA_BOOL in flags and not request.data[number]:
+                continue
             if SetIrqsFlags.TRIGGER in flags:
-                self._loop_back(request.index, row[vector])
+                self._loop_back(request.index, irq)
             elif SetIrqsFlags.MASK in flags:
-                row[vector].masked = True
+                irq.masked = True
             else:
-                self._unmask(request.index, row[vector])
+                self._unmask(request.index, irq)
 
     def trigger(self, index: int, vector: int = 0) -> bool:
         """Signal an interrupt. False when it is masked or nobody listens: then it is kept pending."""
@@ -141,7 +139,7 @@ class IrqTable:
     def set_level(self, asserted: bool) -> None:
         """Drive INTx. It is signalled once, and again after each unmask while it is still asserted."""
         self._level = asserted
-        if not asserted and self._resample < 0:
+        if not asserted and SetIrqsFlags.UNMASK not in self._line_fds:
             self._raised = False  # nobody will tell us of an EOI: the next rising edge is news
         self._raise_line()
 
@@ -159,8 +157,7 @@ class IrqTable:
             for irq in row:
                 self._assign(irq, -1)
                 irq.masked = irq.pending = False
-        self._set_resample(-1)
-        self._raised = False
+        self._drop_line_fds()
 
     def _disable(self, request: SetIrqs, row: list[_Irq]) -> None:
         if request.start or SetIrqsFlags.DATA_NONE not in request.flags or SetIrqsFlags.TRIGGER not in request.flags:
@@ -169,28 +166,27 @@ class IrqTable:
             self._assign(irq, -1)
             irq.masked = irq.pending = False
         if request.index == IrqIndex.INTX:
-            self._set_resample(-1)
-            self._raised = False
+            self._drop_line_fds()
 
     def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
         if fds and len(fds) != request.count:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds for count {request.count}; expected all or none")
         for fd in fds:
             _check_eventfd(fd)
-        taken = list(fds) or [-1] * request.count
         if SetIrqsFlags.TRIGGER in request.flags:
+            taken = list(fds) or [-1] * request.count
             fds.clear()
             for irq, fd in zip(row[request.start :], taken, strict=False):
                 self._assign(irq, fd)
-                self._deliver(irq)
+                if request.index != IrqIndex.INTX:
+                    self._deliver(irq)
             if request.index == IrqIndex.INTX:
                 self._raised = False
                 self._raise_line()
-        elif SetIrqsFlags.UNMASK in request.flags and request.index == IrqIndex.INTX:
-            fds.clear()
-            self._set_resample(taken[0])
+        elif request.index == IrqIndex.INTX:
+            self._set_line_fd(request.flags & SetIrqsFlags.actions(), fds.pop(0) if fds else -1)
         else:
-            raise ProtocolError("DEVICE_SET_IRQS: an eventfd can trigger any interrupt, or unmask INTx", errno.ENOTSUP)
+            raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
 
     def _assign(self, irq: _Irq, fd: int) -> None:
         if irq.fd >= 0:
@@ -213,38 +209,49 @@ class IrqTable:
     def _unmask(self, index: int, irq: _Irq) -> None:
         irq.masked = False
         if index == IrqIndex.INTX:
-            irq.pending = self._raised = False
+            self._raised = False
             self._raise_line()
         else:
             self._deliver(irq)
 
     def _raise_line(self) -> None:
-        line = self._irqs[IrqIndex.INTX]
-        if self._level and not self._raised and line and line[0].fd >= 0 and not line[0].masked:
-            self._raised = True
-            self._signal(line[0].fd)
+        for line in self._irqs[IrqIndex.INTX][:1]:
+            if (self._level or line.pending) and not self._raised and line.fd >= 0 and not line.masked:
+                self._raised, line.pending = True, False
+                self._signal(line.fd)
 
-    def _set_resample(self, fd: int) -> None:
-        if self._resample >= 0:
-            self._unwatch(self._resample)
-            os.close(self._resample)
-        self._resample = fd
+    def _set_line_fd(self, action: SetIrqsFlags, fd: int) -> None:
+        old = self._line_fds.pop(action, -1)
+        if old >= 0:
+            self._unwatch(old)
+            os.close(old)
         if fd >= 0:
-            self._watch(fd, self._resampled)
+            self._line_fds[action] = fd
+            self._watch(fd, lambda: self._line_rung(action))
 
-    def _resampled(self) -> None:
-        """The guest has acknowledged INTx (the ratified text has the direction the other way about)."""
+    def _drop_line_fds(self) -> None:
+        for action in tuple(self._line_fds):
+            self._set_line_fd(action, -1)
+        self._raised = False
+
+    def _line_rung(self, action: SetIrqsFlags) -> None:
+        """The guest has acknowledged INTx, or wants it masked (the ratified text has the direction the other way)."""
+        fd = self._line_fds.get(action)
+        if fd is None:
+            return  # taken back between the wake-up and this call
         try:
-            os.eventfd_read(self._resample)
+            os.eventfd_read(fd)
         except BlockingIOError:
             return
-        self._unmask(IrqIndex.INTX, self._irqs[IrqIndex.INTX][0])
+        line = self._irqs[IrqIndex.INTX][0]
+        if action == SetIrqsFlags.MASK:
+            line.masked = True
+        else:
+            self._unmask(IrqIndex.INTX, line)
 
     @staticmethod
     def _signal(fd: int) -> None:
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # the counter is full: whoever reads it will see that it was signalled
+        with contextlib.suppress(BlockingIOError):  # a full counter says "signalled" well enough
             os.eventfd_write(fd, 1)
 
 

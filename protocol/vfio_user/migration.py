@@ -11,6 +11,8 @@ from vfio_user.errors import ProtocolError
 FEATURE = struct.Struct("<II")  # argsz, flags
 DATA = struct.Struct("<II")  # argsz, size
 _NUMBER = 0xFFFF
+_BOTH = FeatureFlags.GET | FeatureFlags.SET
+_ACTIONS = int(_BOTH | FeatureFlags.PROBE)  # ~ of an IntFlag has none but known bits
 
 
 class DeviceFeature(NamedTuple):
@@ -30,15 +32,14 @@ class DeviceFeature(NamedTuple):
         if len(payload) < FEATURE.size:
             raise ProtocolError(f"DEVICE_FEATURE: {len(payload)} bytes, expected at least {FEATURE.size}")
         argsz, flags = FEATURE.unpack_from(payload)
-        actions = FeatureFlags(flags & ~_NUMBER)
-        both = FeatureFlags.GET | FeatureFlags.SET
+        actions = flags & ~_NUMBER
         if argsz < FEATURE.size:
             raise ProtocolError(f"DEVICE_FEATURE: argsz {argsz}, expected at least {FEATURE.size}")
-        if actions & ~(both | FeatureFlags.PROBE) or not actions:
+        if actions & ~_ACTIONS or not actions:
             raise ProtocolError(f"DEVICE_FEATURE: flags {flags:#x}, expected GET, SET or PROBE")
-        if actions & both == both and FeatureFlags.PROBE not in actions:
+        if actions == _BOTH:
             raise ProtocolError(f"DEVICE_FEATURE: flags {flags:#x}: GET and SET together are for PROBE only")
-        return cls(actions, flags & _NUMBER, bytes(payload[FEATURE.size :]))
+        return cls(FeatureFlags(actions), flags & _NUMBER, bytes(payload[FEATURE.size :]))
 
 
 class MigrationRead(NamedTuple):

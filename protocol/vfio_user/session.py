@@ -15,7 +15,7 @@ from vfio_user.channel import Channel, Message, close_fds
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags, RegionFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, RemoteError, TimedOut, VfioUserError
-from vfio_user.io_fds import ENTRY, SubRegion, pack_sub_regions
+from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqTable, SetIrqs
@@ -29,7 +29,8 @@ from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
 """What a session can take. 16 fds are the most that QEMU takes note of."""
 MOST_QUEUED = 1024  # commands, and
-MOST_QUEUED_BYTES = 16 << 20  # of payload, that may come in while a DMA message waits for its reply
+MOST_QUEUED_BYTES = 16 << 20  # of payload, and
+MOST_QUEUED_FDS = 512  # with them, that may come in while a DMA message waits for its reply
 _UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
 _ALL_REPLY_FLAGS = MessageFlags.REPLY | MessageFlags.ERROR
 
@@ -69,6 +70,7 @@ class Session:
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
+        self._queued_fds = 0
         self._next_id = 0
         self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self._regions]
@@ -110,6 +112,7 @@ class Session:
             if self._queue:
                 message = self._queue.popleft()
                 self._queued_bytes -= len(message.payload)
+                self._queued_fds -= len(message.fds)
             else:
                 received = self._receive()
                 if received is None:
@@ -222,23 +225,23 @@ class Session:
         if flags or count:
             raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
         index = _index(message, index, PCI_REGIONS)
-        subs = self._fitting(self._backend.sub_regions(index, self._mechanisms))
+        subs = self._offered(self._backend.sub_regions(index, self._mechanisms))
         entries, fds = pack_sub_regions(subs, self._entry_size)
         need = IO_FDS_INFO.size + len(entries)
         info = IO_FDS_INFO.pack(need, 0, index, len(subs))
         return Reply([info]) if argsz < need else Reply([info, entries], fds)
 
-    def _fitting(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
-        """Those whose fds the client can take in one message; the others stay with REGION_WRITE."""
+    def _offered(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
+        """Those that the client knows, and whose fds it can take in one message; others stay with REGION_WRITE."""
         assert self.client is not None
         most = min(self.client.max_msg_fds, Capabilities.MOST_FDS)
         fds: set[int] = set()
-        fitting = []
+        offered = []
         for sub in subs:
-            if len(fds | {sub.fd}) <= most:
-                fds.add(sub.fd)
-                fitting.append(sub)
-        return fitting
+            if mechanism(sub) in self._mechanisms and len(fds | descriptors(sub)) <= most:
+                fds |= descriptors(sub)
+                offered.append(sub)
+        return offered
 
     def _irq_info(self, message: Message) -> Reply:
         _, _, index, _ = _request(message, IRQ_INFO)
@@ -271,6 +274,8 @@ class Session:
         offset, region, count = REGION_ACCESS.unpack(payload)
         self._check(region, offset, count, RegionFlags.READ, "REGION_READ")
         data = self._call(Command.REGION_READ, self._backend.region_read, region, offset, count)
+        if len(data) != count:
+            raise VfioUserError(f"REGION_READ: the device gave {len(data)} bytes for {count}", errno.EIO)
         return Reply([payload, data])
 
     def _region_write(self, message: Message) -> Reply:
@@ -360,7 +365,12 @@ class Session:
     def _enqueue(self, message: Message) -> None:
         self._queue.append(message._replace(payload=memoryview(bytes(message.payload))))
         self._queued_bytes += len(message.payload)
-        if len(self._queue) > MOST_QUEUED or self._queued_bytes > MOST_QUEUED_BYTES:
+        self._queued_fds += len(message.fds)
+        if (
+            len(self._queue) > MOST_QUEUED
+            or self._queued_bytes > MOST_QUEUED_BYTES
+            or self._queued_fds > MOST_QUEUED_FDS
+        ):
             raise TimedOut(f"{len(self._queue)} commands came instead of the reply to a DMA message")
 
 

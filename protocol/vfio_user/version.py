@@ -61,6 +61,14 @@ class Capabilities:
             values["io_fds"] = (self.io_fds or frozenset()) & (proposed.io_fds or frozenset())
         return Capabilities.of(**values)
 
+    def beyond(self, proposed: Capabilities) -> list[str]:
+        """What of a server's answer was not ``proposed``: nothing may be."""
+        unasked = set(self.named - proposed.named)
+        if self.write_multiple and not proposed.write_multiple:
+            unasked.add("write_multiple")
+        unasked |= {f"io_fds: {word}" for word in (self.io_fds or frozenset()) - (proposed.io_fds or frozenset())}
+        return sorted(unasked)
+
     def to_json(self) -> dict[str, Any]:
         """The named capabilities as the wire has them."""
         values = {name: getattr(self, name) for name in _WORDS if name in self.named}

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+from hypothesis import settings
+
+from protocol.backend import FakeDevice, Link, Wire
+from vfio_user import Channel
+
+settings.register_profile("protocol", deadline=None)
+settings.load_profile("protocol")
+
+
+@pytest.fixture
+def device() -> Iterator[FakeDevice]:
+    with closing(FakeDevice()) as device:
+        yield device
+
+
+@pytest.fixture
+def stranger(device: FakeDevice) -> Iterator[Link]:
+    """A client that has not introduced itself."""
+    with closing(Link(device)) as link:
+        yield link
+
+
+@pytest.fixture
+def link(stranger: Link) -> Link:
+    """A client that has introduced itself as QEMU does."""
+    assert stranger.greet().error == 0
+    stranger.device.calls.clear()
+    return stranger
+
+
+@pytest.fixture
+def eventfd() -> Iterator[Callable[[], int]]:
+    """Make an eventfd, closed when the test ends."""
+    with ExitStack() as stack:
+
+        def make() -> int:
+            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+
+        yield make
+
+
+@pytest.fixture
+def memfd() -> Iterator[Callable[[int], int]]:
+    """Make a memory file of a size, closed when the test ends."""
+    with ExitStack() as stack:
+
+        def make(size: int) -> int:
+            fd = os.memfd_create("guest")
+            stack.callback(os.close, fd)
+            os.ftruncate(fd, size)
+            return fd
+
+        yield make
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Wire, Channel]]:
+    """A raw peer and the channel at the other end."""
+    ours, theirs = socket.socketpair()
+    with closing(Wire(ours)) as wire, closing(Channel(theirs, 1 << 20, timeout=0.05)) as channel:
+        yield wire, channel
