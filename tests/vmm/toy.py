@@ -187,6 +187,11 @@ class Toy:
 
     # The device
 
+    def preset(self, offset: int, data: bytes) -> None:
+        """Give config space other contents, which a reset brings back."""
+        self.config[offset : offset + len(data)] = data
+        self._fresh = bytes(self.config)
+
     def arrived(self, counter: int, value: int | None = None, errors: int = 0, times: int = 1) -> None:
         count = self.counts[counter] = self.counts.get(counter, 0) + times
         if value is not None and value != count:

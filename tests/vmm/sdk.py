@@ -1,0 +1,29 @@
+"""Devices of the SDK, served by a worker on a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+from bellwire import PciDevice
+from bellwire.worker import Worker
+
+
+@contextlib.contextmanager
+def working(kind: type[PciDevice], **options: object) -> Iterator[socket.socket]:
+    """A socket to a device, whose worker ends with it."""
+    ours, theirs = socket.socketpair()
+    interval = sys.getswitchinterval()
+    worker = Worker(kind(**options), connection=theirs)
+    thread = threading.Thread(target=worker.run, name=kind.__name__)
+    thread.start()
+    try:
+        yield ours
+    finally:
+        worker.stop()
+        thread.join()
+        ours.close()
+        sys.setswitchinterval(interval)

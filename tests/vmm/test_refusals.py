@@ -1,0 +1,217 @@
+"""Devices that describe themselves in ways that no guest can be shown: refused at once, and nothing kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from bellwire_vmm.bars import Bar
+from bellwire_vmm.doorbells import Doorbells
+from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, VmmError
+from bellwire_vmm.machine import Machine
+from vfio_user import (
+    Client,
+    DeviceFlags,
+    IoEventFd,
+    IoRegionFd,
+    MmapArea,
+    ProtocolError,
+    Region,
+    RegionFlags,
+    RegionInfo,
+    ShadowIoEventFd,
+    SubRegion,
+    VfioUserError,
+)
+from vmm.toy import MSI_AT, MSIX_AT, Toy
+
+pytestmark = pytest.mark.kvm
+
+Serve = Callable[[Toy], Client]
+READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
+
+
+class Odd(Toy):
+    """A toy whose regions or sub-regions are replaced."""
+
+    def __init__(self, *, regions: dict[int, RegionInfo] | None = None, subs: Sequence[SubRegion] = ()) -> None:
+        super().__init__(mapped=True)
+        self.odd_regions = regions or {}
+        self.odd_subs = subs
+
+    def region(self, index: int) -> Region:
+        if index in self.odd_regions:
+            info = self.odd_regions[index]
+            return Region(info, self.area if info.flags & RegionFlags.MMAP else None)
+        return super().region(index)
+
+    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+        return self.odd_subs if index == 1 else ()
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def refused(machine: Machine, serve: Serve, device: Toy, why: str, error: type[Exception] = DeviceRefusedError) -> None:
+    client = serve(device)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(error, match=why):
+        machine.plug(client)
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+    assert machine.devices == []
+    assert machine.bus.free_slot() == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        (4095, "BAR1 has 0xfff bytes: expected a power of two from 16 on"),
+        (8, "BAR1 has 0x8 bytes: expected a power of two from 16 on"),
+        (1 << 32, "BAR1 has 0x100000000 bytes: no guest of ours has so many addresses"),
+        (1 << 63, "no guest of ours"),
+    ],
+)
+def test_a_bar_of_a_size_that_no_bar_has(machine: Machine, serve: Serve, size: int, why: str) -> None:
+    refused(machine, serve, Odd(regions={1: RegionInfo(1, READ_WRITE, size)}), why)
+
+
+def test_a_bar_for_which_there_is_no_room(machine: Machine, serve: Serve) -> None:
+    device = Odd(regions={1: RegionInfo(1, READ_WRITE, 1 << 31)})
+    refused(machine, serve, device, "no room for a BAR of 0x80000000 bytes", AddressConflictError)
+
+
+def test_a_wide_bar_without_an_upper_half(machine: Machine, serve: Serve) -> None:
+    device = Odd(regions={5: RegionInfo(5, READ_WRITE, 4096), 4: RegionInfo(4, READ_WRITE, 0)})
+    device.preset(0x24, b"\4")
+    refused(machine, serve, device, "BAR5 is 64 bits wide: there is no register for its upper half")
+
+
+@pytest.mark.parametrize(
+    ("areas", "offset", "why"),
+    [
+        ((MmapArea(100, 4096),), 0, "expected whole pages"),
+        ((MmapArea(4096, 100),), 0, "expected whole pages"),
+        ((MmapArea(4096, 4096),), 12, "expected whole pages"),
+        ((MmapArea(4096, 4096),), 1 << 40, "reaches beyond the end of its file"),
+        ((MmapArea(0, 8192), MmapArea(4096, 4096)), 0, "reaches beyond 0x1000"),
+    ],
+)
+def test_an_mmap_area_that_cannot_be_mapped(
+    machine: Machine, serve: Serve, areas: tuple[MmapArea, ...], offset: int, why: str
+) -> None:
+    info = RegionInfo(3, READ_WRITE | RegionFlags.MMAP, 8192, offset, areas)
+    refused(machine, serve, Odd(regions={3: info}), why)
+
+
+def test_an_mmap_area_outside_its_region(machine: Machine, serve: Serve) -> None:
+    info = RegionInfo(3, READ_WRITE | RegionFlags.MMAP, 8192, 0, (MmapArea(8192, 4096),))
+    refused(machine, serve, Odd(regions={3: info}), "outside the region", ProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("table", "pending", "why"),
+    [
+        (4 | 0x1FF8, 4 | 0x1000, "the MSI-X table of the device at BAR4.0x1ff8 lies in no memory BAR"),
+        (4, 4 | 0x2000, "the MSI-X pending bits of the device at BAR4.0x2000 lies? in no memory BAR"),
+        (2, 4 | 0x1000, "the MSI-X table of the device at BAR2.0x0 lies in no memory BAR"),
+        (5, 4 | 0x1000, "the MSI-X table of the device at BAR5.0x0 lies in no memory BAR"),
+        (7, 4 | 0x1000, "the MSI-X table of the device at BAR7.0x0 lies in no memory BAR"),
+    ],
+)
+def test_an_msix_table_outside_its_bar(machine: Machine, serve: Serve, table: int, pending: int, why: str) -> None:
+    device = Toy()
+    device.preset(MSIX_AT + 4, struct.pack("<II", table, pending))
+    refused(machine, serve, device, why)
+
+
+def test_a_sub_region_outside_its_region(machine: Machine, serve: Serve) -> None:
+    with closing(os.eventfd(0)) as fd:
+        refused(machine, serve, Odd(subs=[IoEventFd(4094, 4, fd)]), "lies outside the region", ProtocolError)
+
+
+def test_a_sub_region_in_the_other_address_space(machine: Machine, serve: Serve) -> None:
+    with closing(os.eventfd(0)) as fd:
+        why = "the sub-region at BAR1.0x10 says I/O ports, but its BAR is memory"
+        refused(machine, serve, Odd(subs=[IoEventFd(0, 4, fd), IoEventFd(16, 4, fd, pio=True)]), why)
+
+
+def test_an_ioregionfd_that_is_no_socket(machine: Machine, serve: Serve) -> None:
+    with closing(os.eventfd(0)) as fd:
+        refused(machine, serve, Odd(subs=[IoRegionFd(0, 4, fd, 1)]), "the descriptor is no socket", VfioUserError)
+
+
+@pytest.mark.parametrize(
+    ("region", "reason"),
+    [
+        (lambda fd: IoEventFd(0, 4, fd, ccw=True), "CCW doorbells exist on s390 only"),
+        (lambda fd: IoEventFd(0, 2, fd, datamatch=0x1_0000), "datamatch does not fit in 2 bytes"),
+    ],
+)
+def test_a_doorbell_that_kvm_cannot_have_stays_with_messages(
+    machine: Machine, serve: Serve, region: Callable[[int], SubRegion], reason: str
+) -> None:
+    with closing(os.eventfd(0)) as fd:
+        device = machine.plug(serve(Odd(subs=[region(fd)])), share_memory=True)
+        (mechanism,) = device.mechanisms()
+        assert mechanism.mechanism == "region_write"
+        assert reason in mechanism.reason
+
+
+def test_a_shadow_ioeventfd_stays_with_messages_and_both_its_descriptors_are_closed(machine: Machine) -> None:
+    bell, memory = os.eventfd(0), os.memfd_create("shadow")
+    doorbells = Doorbells(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
+    assert [each.reason for each in doorbells.mechanisms()] == ["shadow ioeventfds need a patched kernel"]
+    doorbells.close()
+    for fd in (bell, memory):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_doorbell_that_is_no_eventfd_stays_with_messages(machine: Machine, serve: Serve) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        (mechanism,) = machine.plug(serve(Odd(subs=[IoEventFd(0, 4, ours.fileno())]))).mechanisms()
+    assert mechanism.mechanism == "region_write"
+    assert "KVM_IOEVENTFD" in mechanism.reason
+
+
+def test_of_two_doorbells_for_one_write_the_first_is_registered(machine: Machine, serve: Serve) -> None:
+    with closing(os.eventfd(0)) as fd:
+        device = machine.plug(serve(Odd(subs=[IoEventFd(0, 4, fd), IoEventFd(0, 4, fd)])))
+        assert [each.mechanism for each in device.mechanisms()] == ["ioeventfd", "region_write"]
+
+
+def test_a_device_that_is_not_pci(machine: Machine, serve: Serve) -> None:
+    device = Toy()
+    device.device_flags = DeviceFlags.RESET
+    refused(machine, serve, device, "not a PCI device")
+
+
+def test_capabilities_in_a_circle_come_to_an_end(machine: Machine, serve: Serve) -> None:
+    device = Toy()
+    device.preset(MSI_AT + 1, bytes([MSI_AT]))
+    machine.plug(serve(device))
+
+
+def test_a_33rd_device_is_refused_and_its_connection_closed(machine: Machine, serve: Serve) -> None:
+    while machine.bus._functions.keys() != set(range(32)):
+        machine.bus.insert(machine.bus.free_slot(), machine.bus._functions[0])
+    client = serve(Toy())
+    with pytest.raises(AddressConflictError, match="all 32 slots of the PCI bus are taken"):
+        machine.plug(client)
+    assert client.fileno() < 0
+
+
+def test_refusals_are_errors_of_the_vmm() -> None:
+    assert issubclass(DeviceRefusedError, VmmError)
+    assert issubclass(AddressConflictError, VmmError)
