@@ -71,7 +71,7 @@ class Doorbells:
                 try:
                     self._register(each, bar.address)
                 except KvmError as error:
-                    each.reason = str(error)
+                    each.reason = error.strerror or str(error)
                 else:
                     each.registered, each.reason = bar.address, ""
 

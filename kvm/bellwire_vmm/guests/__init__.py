@@ -12,19 +12,19 @@ from pathlib import Path
 
 from bellwire_vmm.errors import GuestImageError
 
-_IMAGES = Path(__file__).parent / "bin"
+IMAGES = Path(__file__).parent / "bin"
 
 
 def names() -> list[str]:
     """The guests that come with the package."""
-    return sorted(path.stem for path in _IMAGES.glob("*.bin"))
+    return sorted(path.stem for path in IMAGES.glob("*.bin"))
 
 
 def image(guest: str | Path) -> bytes:
     """The flat image of a guest, by its name or by a path (anything with a slash or a suffix)."""
     path = Path(guest)
     if isinstance(guest, str) and path.name == guest and not path.suffix:
-        path = _IMAGES / f"{guest}.bin"
+        path = IMAGES / f"{guest}.bin"
         if not path.is_file():
             raise GuestImageError(f"no guest {guest!r}: there are {', '.join(names())}, or name a file")
     try:

@@ -1,4 +1,4 @@
-"""Build the micro guests from their sources: ``python -m bellwire_vmm.guests.build DIRECTORY``.
+"""Build the micro guests from their sources: ``python -m bellwire_vmm.guests.build [DIRECTORY]``.
 
 The prebuilt images beside this file are what a machine loads; only who changes a guest needs a compiler
 (gcc and binutils for x86-64).
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from bellwire_vmm.guests import IMAGES
 
 SOURCES = Path(__file__).parent / "src"
 SHARED = ("start.S", "cpu.c", "config.c")
@@ -47,11 +49,8 @@ def build(name: str, target: Path) -> None:
 
 
 def main() -> int:
-    """Build every guest into the directory named on the command line."""
-    if len(sys.argv) != 2:
-        print("usage: python -m bellwire_vmm.guests.build DIRECTORY", file=sys.stderr)
-        return 2
-    directory = Path(sys.argv[1])
+    """Build every guest into the directory named on the command line, or in place of the prebuilt ones."""
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
     directory.mkdir(parents=True, exist_ok=True)
     for name in GUESTS:
         build(name, directory / f"{name}.bin")

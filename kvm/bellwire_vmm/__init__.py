@@ -1,0 +1,32 @@
+"""A minimal VMM for vfio-user devices: guest memory, a PCI bus, doorbells, interrupts, and small guests.
+
+    with Machine() as machine:
+        device = machine.plug(Client.connect("/run/device.sock"))
+        machine.load("bell", pack_rings([Ring(bar=1, offset=0, count=1000)]))
+        result = machine.run(timeout=10)
+
+To read it in an afternoon, begin with `machine` and `processor` (the loop around KVM_RUN), then `proxy`, which
+joins one device to the bus, and from there `doorbells` and `relay` (a guest's writes), `areas` (memory shared
+with the device), `interrupts`, `msix`, `intx` and `vectors` (the way back). `boot` and `guests` are the other
+side: what runs in the machine.
+"""
+
+from __future__ import annotations
+
+from bellwire_vmm.doorbells import Mechanism
+from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, GuestImageError, VmmError
+from bellwire_vmm.machine import Machine, RunResult
+from bellwire_vmm.processor import Mark
+from bellwire_vmm.proxy import ProxyDevice
+
+__all__ = [
+    "AddressConflictError",
+    "DeviceRefusedError",
+    "GuestImageError",
+    "Machine",
+    "Mark",
+    "Mechanism",
+    "ProxyDevice",
+    "RunResult",
+    "VmmError",
+]
