@@ -1,0 +1,71 @@
+"""docs/devices.md has every register of the bundled devices, where it is, and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bellwire import Doorbell, IoRegion, MsiX, PciDevice
+from bellwire.layout import BarLayout
+from bellwired.find import bundled
+from docs.documents import DOCS, rows, section
+
+PAGE = DOCS / "devices.md"
+DEVICES = bundled()
+BARS = [
+    pytest.param(device, plan, id=f"{device.name}-{plan.bar.name}")
+    for device in DEVICES.values()
+    for plan in device.layout.bars.values()
+    if not all(isinstance(item, MsiX) for item in plan.placed)
+]
+
+
+def declared(plan: BarLayout) -> list[tuple[int, int, str, str]]:
+    return [(item.offset, item.size, item.name, access(item)) for item in plan.placed]
+
+
+def access(item: Any) -> str:
+    match item:
+        case Doorbell():
+            return "doorbell"
+        case IoRegion():
+            return "ioregion"
+        case _:
+            return str(item.access_word)
+
+
+@pytest.mark.parametrize(("device", "plan"), BARS)
+def test_the_table_of_a_bar_is_the_class(device: type[PciDevice], plan: BarLayout) -> None:
+    title = f"{device.name} BAR{plan.bar.index}: {plan.bar.name}"
+    _, *table = [row for row in rows(section(PAGE, title)) if len(row) == 5]
+    written = [(int(offset, 16), int(size), name, word) for offset, size, name, word, _ in table]
+    assert written == declared(plan)
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_the_identity_is_the_class(device: type[PciDevice]) -> None:
+    identity = device.identity
+    assert identity is not None
+    facts = {row[0]: row[1] for row in rows(section(PAGE, device.name)) if len(row) == 2}
+    assert facts["vendor, device"].startswith(f"{identity.vendor:#06x}, 0x{identity.device:04X}")
+    assert int(facts["class"], 16) == identity.class_code
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_every_option_is_listed_with_its_default(device: type[PciDevice]) -> None:
+    listed = [row for row in rows(section(PAGE, device.name)) if len(row) == 4 and row[0] != "option"]
+    options = device.layout.options
+    assert {row[0] for row in listed} == set(options)
+    for name, kind, default, _ in listed:
+        assert kind == options[name].type_name
+        assert options[name].parse(default) == options[name].default
+
+
+def test_bell_matches_the_value_that_the_page_says() -> None:
+    match = DEVICES["bell"].layout.bars[1].doorbells[1].match
+    assert f"write of {match:#x}" in section(PAGE, "bell BAR1: bells")
+
+
+def test_bell_keeps_its_msix_table_where_the_page_says() -> None:
+    assert f"table in BAR{DEVICES['bell'].layout.msix_bar}" in section(PAGE, "bell")
