@@ -13,7 +13,9 @@ class IntxLine:
     """INT``pin`` of ``slot``, as KVM and the device share it: one eventfd raises it, another one re-arms it.
 
     At the guest's end of interrupt KVM lowers the line and writes the resample eventfd; the device, for which
-    that is SET_IRQS with UNMASK, raises it again if it still wants attention.
+    that is SET_IRQS with UNMASK, raises it again if it still wants attention. A software-virtualised KVM may
+    do so as it delivers the interrupt, before the guest has seen it: then the line comes once more than it was
+    raised, as shared lines do, and a driver asks its device.
     """
 
     def __init__(self, platform: Platform, client: Client, slot: int, pin: int) -> None:

@@ -19,15 +19,19 @@ from vmm.toy import Toy, served
 MIB = 1 << 20
 
 
+def _held() -> tuple[int, int, int]:
+    mapped = Path("/proc/self/maps").read_text()
+    mappings = sum(mapped.count(name) for name in ("guest-memory", "kvm-vcpu", "toy-area"))
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), mappings
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Every test of the VMM ends with the descriptors, threads and signal handlers that it began with."""
-    handler = signal.getsignal(KICK_SIGNAL)
-    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    """Every test of the VMM ends with the descriptors, threads, mappings and signal handler that it began with."""
+    handler, before = signal.getsignal(KICK_SIGNAL), _held()
     yield
     signal.signal(KICK_SIGNAL, handler)
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert _held() == before
 
 
 @pytest.fixture
