@@ -1,13 +1,18 @@
-"""From what a user types to a device class: a bundled device's name, or a Python file."""
+"""From what a user types to a device class: a bundled device, an entry point, a plugin, or a Python file."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
+import os
 import pkgutil
+import stat
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -15,32 +20,75 @@ import bellwire.bundled
 from bellwire import PciDevice
 from bellwired.errors import CommandError
 
+GROUP = "bellwire.devices"
+Found = dict[str, type[PciDevice]]
 
-def bundled() -> dict[str, type[PciDevice]]:
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One device that can be asked for, or in ``error`` why a plugin has none."""
+
+    name: str
+    source: str
+    description: str = ""
+    error: str = ""
+
+
+def bundled() -> Found:
     """The devices that come with Bellwire, by name."""
-    found: dict[str, type[PciDevice]] = {}
+    found: Found = {}
     for module in pkgutil.iter_modules(bellwire.bundled.__path__):
         found |= devices_in(importlib.import_module(f"bellwire.bundled.{module.name}"))
     return found
 
 
-def find_device(wanted: str) -> type[PciDevice]:
-    """The class for ``bell``, ``./mine.py`` or ``./mine.py:name`` (where a file holds several)."""
+def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
+    """The class for ``bell``, ``./mine.py`` or ``./mine.py:name`` (where a file holds several).
+
+    A plain name is looked for among the bundled devices, then the entry points, then as NAME.py in the
+    ``plugins`` folders, the first one first. Only what is asked for is imported.
+    """
     path, _, name = wanted.partition(":")
     if path.endswith(".py"):
         return _one_of(devices_in(_load(Path(path))), name, path)
     known = bundled()
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=1)
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name == wanted:
+            return _from_entry(entry)
+    files = {file.stem: file for file in reversed(list(_files(plugins)))}
+    if path in files:
+        check_trusted(files[path])
+        found = devices_in(_load(files[path]))
+        return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
+    names = [*known, *files, *(entry.name for entry in importlib.metadata.entry_points(group=GROUP))]
+    near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise CommandError(
         f"there is no device {wanted!r}",
-        f"{hint}Bundled: {', '.join(sorted(known))}. A device of your own: give its file, as in ./{wanted}.py",
+        f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in ./{wanted}.py",
     )
 
 
-def devices_in(module: ModuleType) -> dict[str, type[PciDevice]]:
+def plugins(folders: Sequence[Path]) -> list[Plugin]:
+    """All that :func:`find_device` would find. A plugin that cannot be used is in the list with its error."""
+    listed = [Plugin(name, "bundled", _describe(kind)) for name, kind in sorted(bundled().items())]
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        source = f"entry point {entry.value}"
+        try:
+            listed.append(Plugin(entry.name, source, _describe(_from_entry(entry))))
+        except CommandError as error:
+            listed.append(Plugin(entry.name, source, error=str(error)))
+    seen: set[str] = set()
+    for file in _files(folders):
+        if file.stem not in seen:
+            seen.add(file.stem)
+            listed += _list_file(file)
+    return listed
+
+
+def devices_in(module: ModuleType) -> Found:
     """The complete device classes that ``module`` itself defines, by name."""
     return {
         member.name: member
@@ -50,6 +98,47 @@ def devices_in(module: ModuleType) -> dict[str, type[PciDevice]]:
         and member.identity is not None
         and member.__module__ == module.__name__
     }
+
+
+def check_trusted(path: Path) -> None:
+    """Refuse a plugin that somebody else could have written: it would run with the daemon's rights."""
+    for place in (path.resolve(), path.resolve().parent):
+        status = place.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+            raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
+
+
+def _files(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.glob("[!_.]*.py"))
+
+
+def _list_file(file: Path) -> list[Plugin]:
+    try:
+        check_trusted(file)
+        found = devices_in(_load(file))
+    except (CommandError, OSError) as error:
+        return [Plugin(file.stem, str(file), error=str(error))]
+    if not found:
+        return [Plugin(file.stem, str(file), error="defines no device")]
+    names = {name: name if name == file.stem or len(found) == 1 else f"{file.stem}:{name}" for name in found}
+    return [Plugin(names[name], str(file), _describe(kind)) for name, kind in sorted(found.items())]
+
+
+def _describe(kind: type[PciDevice]) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def _from_entry(entry: importlib.metadata.EntryPoint) -> type[PciDevice]:
+    try:
+        kind = entry.load()
+    except Exception as error:
+        raise CommandError(f"entry point {entry.value}: {type(error).__name__}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, PciDevice) and kind.identity is not None):
+        raise CommandError(f"entry point {entry.value}: not a complete bellwire.PciDevice")
+    return kind
 
 
 def _load(path: Path) -> ModuleType:
@@ -63,10 +152,7 @@ def _load(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # the file is the user's: whatever it raises ends the command, with the place named
+    except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is said, with the place
         sys.modules.pop(name, None)
         raise CommandError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
     return module
@@ -84,7 +170,7 @@ def _place(error: BaseException, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _one_of(found: dict[str, type[PciDevice]], name: str, path: str) -> type[PciDevice]:
+def _one_of(found: Found, name: str, path: str) -> type[PciDevice]:
     if name:
         if name in found:
             return found[name]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
+import pwd
 import socket
 import stat
 from collections.abc import Iterator
@@ -22,31 +24,48 @@ def default_path(name: str) -> Path:
     return Path(folder) / f"bellwire-{name}.sock" if folder else Path(f"bellwire-{name}.sock")
 
 
+class Listener:
+    """A listening socket at ``path``, which is removed again at the end if it is still ours.
+
+    A stale socket that is in the way is replaced, a live one refused. ``mode`` are the permissions: who may
+    write to the socket may have the device. It is never open to more, not even for a moment.
+    """
+
+    def __init__(self, path: Path, mode: int = 0o600, owner: str = "", group: str = "") -> None:
+        if len(os.fsencode(path)) > LONGEST:
+            raise CommandError(f"{path}: a socket's path has at most {LONGEST} bytes", "choose a shorter one")
+        ids = _user(owner), _group(group)
+        _clear(path)
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            mask = os.umask(0o777)
+            try:
+                self.socket.bind(os.fspath(path))
+            finally:
+                os.umask(mask)
+            self._ours = _identity(path)
+            self.socket.listen(BACKLOG)
+            if ids != (-1, -1):
+                os.chown(path, *ids)
+            path.chmod(mode)
+        except OSError as error:
+            self.socket.close()
+            raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.socket.close()
+        if _identity(self.path) == self._ours:
+            self.path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, open to its owner alone; a stale socket is replaced, a live one is refused.
-
-    The path is removed again at the end, if it is still ours.
-    """
-    if len(os.fsencode(path)) > LONGEST:
-        raise CommandError(f"{path}: a socket's path has at most {LONGEST} bytes", "choose a shorter one")
-    _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """Listen at ``path``, open to its owner alone, while the block lasts."""
+    listener = Listener(path)
     try:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-        except OSError as error:
-            raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
-        finally:
-            os.umask(mask)
-        ours = _identity(path)
-        try:
-            listener.listen(BACKLOG)
-            yield listener
-        finally:
-            if _identity(path) == ours:
-                path.unlink(missing_ok=True)
+        yield listener.socket
     finally:
         listener.close()
 
@@ -92,3 +111,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _user(name: str) -> int:
+    """A user's id; -1, which chown(2) leaves alone, for none."""
+    try:
+        return pwd.getpwnam(name).pw_uid if name else -1
+    except KeyError:
+        raise CommandError(f"there is no user {name!r}") from None
+
+
+def _group(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid if name else -1
+    except KeyError:
+        raise CommandError(f"there is no group {name!r}") from None

@@ -61,6 +61,7 @@ class EventSource:
         """One hook call for however many rings."""
         count, self._count = self._count, 0
         if count:
+            self._core.tally.rings["ioeventfd"] += count
             self._guard(self._core.ring, self._bell, count)
 
     def discard(self) -> None:
@@ -103,6 +104,7 @@ class CommandSource:
         commands = self._commands
         while commands:
             command = commands.popleft()
+            self._core.tally.rings["ioregionfd"] += 1
             result = self._guard(self._deliver, command)
             if command.respond:
                 self._respond(result)

@@ -18,6 +18,7 @@ from bellwire.register import Register
 from bellwire.signals import Signals
 from bellwire.space import Space
 from bellwire.state import State
+from bellwire.tally import Tally
 from vfio_user import RegionIndex
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Core:
         self.layout = layout
         self.options = options
         self.host: Host = Detached()
+        self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
         self.state = State(layout, len(space.content))
@@ -117,6 +119,7 @@ class Core:
     def reset(self) -> None:
         """Power-on state, then the device's own ``reset`` hook."""
         self.generation += 1
+        self.tally.resets += 1
         self.state.reset()
         self.config.reset()
         self.signals.relevel()

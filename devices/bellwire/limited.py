@@ -18,6 +18,8 @@ class LimitedLog:
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self.logger = logger
+        self.tell: Callable[[str], object] = str
+        """Hears every message that is logged."""
         self._clock = clock
         self._kinds: dict[Hashable, tuple[float, int]] = {}
 
@@ -25,6 +27,7 @@ class LimitedLog:
         """Log a warning, if records of this ``kind`` have not been too many."""
         if self._admit(kind):
             self.logger.warning(message, *arguments)
+            self.tell(message % arguments)
 
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: its traceback the first time, a line after that."""
@@ -34,6 +37,7 @@ class LimitedLog:
                 (type(error), error, error.__traceback__) if first else None
             )
             self.logger.error(message, *arguments, exc_info=details)
+            self.tell(message % arguments)
 
     def _admit(self, kind: Hashable) -> bool:
         now = self._clock()

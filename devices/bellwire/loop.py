@@ -59,13 +59,19 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def wait(self, timeout: float | None = None) -> list[Callback]:
-        """Sleep until something is ready or a timer is due; returns what to call, and calls nothing."""
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""
         if self._timers:
             due = max(0.0, self._timers[0].when - self._clock())
             timeout = due if timeout is None else min(timeout, due)
-        ready = self._epoll.poll(timeout)
-        return [self._callbacks[fd] for fd, _ in ready]
+        return [fd for fd, _ in self._epoll.poll(timeout)]
+
+    def run(self, ready: list[int]) -> None:
+        """Call back for each fd that is still watched: an earlier one's callback may have ended that."""
+        for fd in ready:
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
 
     def run_timers(self) -> None:
         """Run the timers that are due now; one that sets another for now does not starve the loop."""

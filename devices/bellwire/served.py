@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -12,6 +13,7 @@ from bellwire.core import Core
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.loop import Deadline, Loop
+from bellwire.observer import Observer
 from vfio_user import (
     Command,
     DeviceFlags,
@@ -29,6 +31,7 @@ from vfio_user import (
     VfioUserError,
 )
 
+_UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
 
 
@@ -37,9 +40,12 @@ class Served:
 
     device_flags = DeviceFlags.RESET | DeviceFlags.PCI
 
-    def __init__(self, device: PciDevice, loop: Loop) -> None:
+    def __init__(self, device: PciDevice, loop: Loop, observer: Observer | None = None) -> None:
         self.core: Core = device.core
         self.core.host = self
+        self.core.log.tell = (observer or Observer()).trouble
+        self._observer = observer or Observer()
+        self._introduced = False
         self.session: Session | None = None
         self._loop = loop
         self._bells: Bells | None = None
@@ -50,12 +56,15 @@ class Served:
         """Serve the client at the far end of ``connection``; the session owns it from now on."""
         self.session = Session(connection, self, io_fd_entry_size=io_fd_entry_size)
         self._bells = Bells(self.core, self.guard)
+        self._introduced = False
+        self.core.tally.clients += 1
+        self._observer.connected(*_credentials(connection))
         self._loop.watch(self.session.fileno(), _nothing)
         self._loop.watch(self._bells.fileno(), _nothing)
         self.core.signals.relevel()
         self.core.signals.resend()
 
-    def detach(self) -> None:
+    def detach(self, reason: str = "the device is being stopped") -> None:
         """Let the client go: its memory, its eventfds and our doorbells' fds; the device's state stays."""
         if self.session is None or self._bells is None:
             return
@@ -66,6 +75,7 @@ class Served:
         self._bells.close()
         self.session.close()
         self.session = self._bells = None
+        self._observer.left(reason)
 
     def turn(self) -> bool:
         """Handle what the client has sent and rung. True when there is more to do at once.
@@ -79,8 +89,16 @@ class Served:
             return False
         bells.gather()
         more = session.service(DRAIN)
+        if not self._introduced and session.client is not None:
+            self._introduced = True
+            self._observer.introduced(session.client)
         bells.run()
         return more or session.waiting
+
+    def statistics(self) -> dict[str, int]:
+        """What has happened so far, and what the client has set up now."""
+        now = {"dma_maps": len(self.session.dma) if self.session else 0, "connected": int(self.session is not None)}
+        return self.core.tally.to_dict() | now
 
     def guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into device code; what it raises is logged, and None comes back."""
@@ -120,10 +138,12 @@ class Served:
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """Guest read."""
+        self.core.tally.reads += 1
         return self.core.read(index, offset, count)
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write."""
+        self.core.tally.writes += 1
         self.core.write(index, offset, data)
 
     def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
@@ -144,6 +164,9 @@ class Served:
 
     def dma_changed(self) -> None:
         """Device code asks for guest memory anew each time: nothing to drop."""
+        if self.session is not None:
+            table = self.session.dma
+            self._observer.mapped(len(table), sum(mapped.size for mapped in table))
 
     def irqs_changed(self, index: int) -> None:
         """The client has set, masked or unmasked interrupts."""
@@ -219,9 +242,17 @@ class Served:
     def _log_failure(self, what: str, error: Exception) -> None:
         log = self.core.log
         if isinstance(error, GuestError):
+            self.core.tally.guest_errors += 1
             log.warning(("guest", str(error)[:24]), "guest error during %s: %s", what, error)
         else:
+            self.core.tally.failures += 1
             log.failure((what, type(error)), error, "device code failed during %s: %s", what, error)
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int]:
+    """The peer's process and user (unix(7), SO_PEERCRED)."""
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 def _nothing() -> None:

@@ -103,6 +103,7 @@ class Signals:
         core = self._core
         if not self.config.bus_master:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
+        core.tally.interrupts += 1
         if index is IrqIndex.MSIX:
             if self._masked(vector) or not core.host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)
@@ -111,6 +112,8 @@ class Signals:
 
     def drive(self, asserted: bool) -> None:
         """Set the INTx level and tell the client what it should see."""
+        if asserted and not self.config.interrupt_status:
+            self._core.tally.interrupts += 1
         self.config.interrupt_status = asserted
         self.relevel()
 

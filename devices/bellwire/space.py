@@ -190,9 +190,11 @@ class DoorbellCell:
             value = int.from_bytes(data, "little")
             for bell in self._bells:
                 if bell.value:
+                    self._core.tally.rings["message"] += 1
                     self._core.ring_value(bell, value)
                     return
                 if bell.match is None or (bell.match == value and bell.size == len(data)):
+                    self._core.tally.rings["message"] += 1
                     self._core.ring(bell, 1)
                     return
         if self._register is not None:

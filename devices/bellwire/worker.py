@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from collections.abc import Callable
 
 from bellwire.device import PciDevice
 from bellwire.loop import Loop
+from bellwire.observer import Observer
 from bellwire.served import Served
 from vfio_user import FramingError, VfioUserError
 
@@ -28,19 +30,20 @@ class Worker:
         listener: socket.socket | None = None,
         *,
         connection: socket.socket | None = None,
+        observer: Observer | None = None,
         io_fd_entry_size: int = 40,
     ) -> None:
         self.device = device
         self.loop = Loop()
-        self.served = Served(device, self.loop)
+        self.served = Served(device, self.loop, observer)
         self._listener = listener
         self._connection = connection
         self._entry_size = io_fd_entry_size
         if listener is not None:
             listener.setblocking(False)
 
-    def run(self) -> None:
-        """Set the device up, serve until :meth:`stop`, and take it down again."""
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Set the device up, call ``ready``, serve until :meth:`stop`, and take the device down again."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self.device.setup()
         try:
@@ -49,13 +52,16 @@ class Worker:
                 self.served.attach(self._connection, self._entry_size)
             elif self._listener is not None:
                 self.loop.watch(self._listener.fileno(), self._accept)
+            if ready is not None:
+                ready()
             more = False
             while not self.loop.stopping:
-                ready = self.loop.wait(0 if more else None)
+                rung = self.loop.wait(0 if more else None)
                 more = self._serve()
-                for callback in ready:
-                    callback()
+                self.loop.run(rung)
                 self.loop.run_timers()
+            self.served.detach()
+            self.device.core.reset()
         finally:
             self.served.detach()
             self.loop.close()
@@ -71,7 +77,7 @@ class Worker:
             return self.served.turn()
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
-            self.served.detach()
+            self.served.detach(str(error))
             if self._listener is None:
                 self.loop.stop()
             else:

@@ -20,8 +20,7 @@ def loop() -> Iterator[Loop]:
 
 
 def turn(loop: Loop, timeout: float = 5.0) -> None:
-    for callback in loop.wait(timeout):
-        callback()
+    loop.run(loop.wait(timeout))
     loop.run_timers()
 
 

@@ -1,0 +1,261 @@
+"""The control API: varlink on the control socket. The commands use it, and so may anybody's program.
+
+Root and the user that the daemon runs as may do everything; members of ``control-group`` may look.
+"""
+
+import asyncio
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import struct
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
+
+from asyncvarlink import (
+    TypedVarlinkErrorReply,
+    VarlinkInterface,
+    VarlinkInterfaceRegistry,
+    VarlinkInterfaceServerProtocol,
+    VarlinkTransport,
+    varlinkmethod,
+)
+from asyncvarlink.serviceinterface import PermissionDenied, VarlinkServiceInterface
+
+from bellwired.errors import CommandError
+from bellwired.listen import Listener
+from bellwired.manager.describe import Description, RegisterValue, describe
+from bellwired.manager.manager import Manager
+
+INTERFACE = "org.bellwire.Manager"
+_UCRED = struct.Struct("3i")
+
+
+class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
+    """What was asked for cannot be done."""
+
+    class Parameters:
+        """What, and what to do about it."""
+
+        message: str
+        hint: str
+
+
+class Happening(TypedDict):
+    """One event of the stream."""
+
+    time: float
+    device: str
+    kind: str
+    fields: dict[str, str]
+
+
+class Outcome(TypedDict):
+    """What a reload did, by names."""
+
+    started: list[str]
+    restarted: list[str]
+    stopped: list[str]
+    unchanged: list[str]
+    failed: dict[str, str]
+
+
+class File(TypedDict):
+    """A configuration file that counts."""
+
+    path: str
+    content: str
+
+
+class Control(VarlinkInterface, name=INTERFACE):
+    """Devices: what there is, how it is doing, and what is to be done with it."""
+
+    errors = (Failed,)
+
+    def __init__(self, manager: Manager, *, may_look: bool, may_change: bool) -> None:
+        self._manager = manager
+        self._may_look = may_look
+        self._may_change = may_change
+
+    @varlinkmethod(return_parameter="devices")
+    async def List(self) -> list[Description]:
+        """Every device of the configuration."""
+        with self._looking():
+            units = sorted(self._manager.units.values(), key=lambda unit: unit.name)
+            return [await describe(unit, brief=True) for unit in units]
+
+    @varlinkmethod(return_parameter="device")
+    async def Describe(self, *, name: str) -> Description:
+        """One device, with its statistics, its client and what happened to it lately."""
+        with self._looking():
+            return await describe(self._manager.unit(name), brief=False)
+
+    @varlinkmethod
+    async def Start(self, *, name: str) -> None:
+        """Start a device; returns when it accepts clients."""
+        with self._changing():
+            await self._manager.unit(name).start()
+
+    @varlinkmethod
+    async def Stop(self, *, name: str) -> None:
+        """Stop a device in order, and remove its socket."""
+        with self._changing():
+            await self._manager.unit(name).stop()
+
+    @varlinkmethod
+    async def Restart(self, *, name: str) -> None:
+        """Give a device a new worker; clients that connect meanwhile wait."""
+        with self._changing():
+            await self._manager.unit(name).restart()
+
+    @varlinkmethod
+    async def Reset(self, *, name: str) -> None:
+        """Reset a device, as the guest's DEVICE_RESET would."""
+        with self._changing():
+            await self._manager.unit(name).ask("reset")
+
+    @varlinkmethod(return_parameter="outcome")
+    async def Reload(self) -> Outcome:
+        """Read configuration and plugins again; only what has changed is touched."""
+        with self._changing():
+            done = await self._manager.reload()
+            return Outcome(
+                started=done.started,
+                restarted=done.restarted,
+                stopped=done.stopped,
+                unchanged=done.unchanged,
+                failed=done.failed,
+            )
+
+    @varlinkmethod(return_parameter="registers")
+    async def Registers(self, *, name: str) -> list[RegisterValue]:
+        """A device's registers, decoded; reading them so has no side effects."""
+        with self._looking():
+            return list(await self._manager.unit(name).ask("registers"))
+
+    @varlinkmethod(return_parameter="statistics")
+    async def Statistics(self, *, name: str) -> dict[str, int]:
+        """A device's counters since its worker was started."""
+        with self._looking():
+            return dict(await self._manager.unit(name).ask("statistics"))
+
+    @varlinkmethod(return_parameter="files")
+    async def Configuration(self) -> list[File]:
+        """The configuration files that count, in order."""
+        with self._looking():
+            return [File(path=str(path), content=text) for path, text in self._manager.configuration()]
+
+    @varlinkmethod(return_parameter="event", delay_generator=False)
+    async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
+        """Events as they happen, of one device or all, until the caller hangs up."""
+        with self._looking(), self._manager.hub.listening() as queue:
+            while True:
+                event = await queue.get()
+                if name in (None, event.device):
+                    fields = {key: str(value) for key, value in event.fields.items()}
+                    yield Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        if not self._may_look:
+            raise PermissionDenied
+        with _failing():
+            yield
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        if not self._may_change:
+            raise PermissionDenied
+        with _failing():
+            yield
+
+
+@contextlib.asynccontextmanager
+async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterator[None]:
+    """Serve the control API on ``given``, or on a socket of our own making."""
+    group = manager.settings.daemon.control_group
+    own = None
+    if given is None:
+        own = Listener(manager.places.control, 0o660 if group else 0o600, group=group)
+        given = own.socket
+    server = Server(manager, given)
+    server.open()
+    try:
+        yield
+    finally:
+        server.close()
+        if own is not None:
+            own.close()
+
+
+class Server:
+    """Accepts callers; what each may do depends on who it is, as the kernel says."""
+
+    def __init__(self, manager: Manager, sock: socket.socket) -> None:
+        self._manager = manager
+        self._sock = sock
+        self._callers: weakref.WeakSet[VarlinkTransport] = weakref.WeakSet()
+
+    def open(self) -> None:
+        """Begin."""
+        self._sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept nobody any more, and hang up on those who are there."""
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        for caller in list(self._callers):
+            caller.close()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        protocol = VarlinkInterfaceServerProtocol(self._offer(_peer(connection)))
+        self._callers.add(VarlinkTransport(asyncio.get_running_loop(), connection, connection, protocol))
+
+    def _offer(self, uid: int) -> VarlinkInterfaceRegistry:
+        registry = VarlinkInterfaceRegistry()
+        may_change = uid in (0, os.geteuid())
+        may_look = may_change or _in_group(uid, self._manager.settings.daemon.control_group)
+        registry.register_interface(Control(self._manager, may_look=may_look, may_change=may_change))
+        registry.register_interface(VarlinkServiceInterface("Bellwire", "bellwired", _version(), "", registry))
+        return registry
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    """A CommandError becomes the API's own error."""
+    try:
+        yield
+    except CommandError as error:
+        raise Failed(message=str(error), hint=error.hint) from None
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end."""
+    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
+
+
+def _in_group(uid: int, group: str) -> bool:
+    if not group:
+        return False
+    try:
+        gid = grp.getgrnam(group).gr_gid
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _version() -> str:
+    try:
+        return version("bellwire")
+    except PackageNotFoundError:
+        return "unknown"

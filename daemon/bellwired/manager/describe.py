@@ -1,0 +1,95 @@
+"""A device as the control API tells of it. (Varlink reads these annotations as they are, not as text.)"""
+
+import contextlib
+from typing import TypedDict
+
+from bellwired.errors import CommandError
+from bellwired.manager import process
+from bellwired.manager.unit import State, Unit
+
+
+class Client(TypedDict):
+    """Who is connected."""
+
+    pid: int
+    uid: int
+    since: float
+    capabilities: dict[str, str]
+    maps: int
+    bytes: int
+
+
+class Note(TypedDict):
+    """Something that happened."""
+
+    time: float
+    text: str
+
+
+class RegisterValue(TypedDict):
+    """One register; ``meaning`` has the names of its flags or of its value."""
+
+    name: str
+    bar: int
+    offset: int
+    size: int
+    access: str
+    value: int
+    meaning: str
+
+
+class Description(TypedDict):
+    """One device. ``memory`` is its share (PSS) in bytes, ``since`` seconds of the epoch."""
+
+    name: str
+    device: str
+    state: str
+    since: float
+    autostart: bool
+    socket: str
+    pid: int
+    memory: int
+    restarts: int
+    error: str
+    connected: bool
+    client: Client | None
+    statistics: dict[str, int]
+    recent: list[Note]
+
+
+async def describe(unit: Unit, *, brief: bool) -> Description:
+    """All about ``unit``; ``brief`` leaves out what must be asked of the worker."""
+    statistics: dict[str, int] = {}
+    if not brief and unit.state is State.RUNNING:
+        with contextlib.suppress(CommandError):  # it has just ended, or is busy: the rest is true all the same
+            statistics = dict(await unit.ask("statistics"))
+    return Description(
+        name=unit.name,
+        device=unit.settings.device,
+        state=str(unit.state),
+        since=unit.since,
+        autostart=unit.settings.autostart,
+        socket=str(unit.path),
+        pid=unit.pid,
+        memory=process.memory(unit.pid) if unit.pid else 0,
+        restarts=unit.restarts,
+        error=unit.error,
+        connected=unit.client is not None,
+        client=None if brief else _client(unit),
+        statistics=statistics,
+        recent=[] if brief else [Note(time=when, text=text) for when, text in unit.recent],
+    )
+
+
+def _client(unit: Unit) -> Client | None:
+    known = unit.client
+    if known is None:
+        return None
+    return Client(
+        pid=known["pid"],
+        uid=known["uid"],
+        since=known["since"],
+        capabilities={key: str(value) for key, value in known.get("capabilities", {}).items()},
+        maps=known.get("maps", 0),
+        bytes=known.get("bytes", 0),
+    )

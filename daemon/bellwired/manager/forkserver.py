@@ -1,0 +1,97 @@
+"""The fork server: warm, with one thread and no device's code, so that forking a worker is cheap and clean.
+
+It is the workers' parent and reaps them. It dies with the manager, and they die with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from bellwired.manager import process, wire
+from bellwired.manager.wire import Answer, Ask, Exited, Spawn, Spawned
+from bellwired.manager.worker import run_device
+
+
+class ForkServer:
+    """Serves the manager behind ``sock`` until that closes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._workers: dict[int, int] = {}  # pidfd -> pid
+
+    def run(self) -> Callable[[], None] | None:
+        """Fork as asked. Returns in a forked child, with what is to be run there; in the server itself, None."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd in self._workers:
+                    self._reap(fd)
+                    continue
+                received = wire.receive(self._sock)
+                if received is None:
+                    return None
+                message, fds = received
+                if isinstance(message, Ask):
+                    wire.send(self._sock, Answer(message.number))
+                elif isinstance(message, Spawn):
+                    child = self._spawn(message, fds)
+                    if child is not None:
+                        return child
+
+    def _spawn(self, message: Spawn, fds: list[int]) -> Callable[[], None] | None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            wire.send(self._sock, Spawned(message.name, 0, str(error)))
+            pid = -1
+        if pid == 0:
+            process.die_with_parent(parent)
+            process.close_all_but(*fds)
+            return lambda: run_device(message, *fds)
+        for fd in fds:
+            os.close(fd)
+        if pid > 0:
+            handle = os.pidfd_open(pid)
+            self._workers[handle] = pid
+            self._poll.register(handle, select.POLLIN)
+            wire.send(self._sock, Spawned(message.name, pid), [handle])
+        return None
+
+    def _reap(self, handle: int) -> None:
+        pid = self._workers.pop(handle)
+        self._poll.unregister(handle)
+        os.close(handle)
+        _, status = os.waitpid(pid, 0)
+        wire.send(self._sock, Exited(pid, os.waitstatus_to_exitcode(status)))
+
+
+def main() -> int:
+    """``python -m bellwired.manager.forkserver FD PARENT``."""
+    fd, parent = map(int, sys.argv[1:])
+    process.die_with_parent(parent)
+    process.name("bellwire-fork")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()  # so that a collection in a worker touches none of the pages that all of them share
+    with socket.socket(fileno=fd) as sock:
+        try:
+            child = ForkServer(sock).run()
+        except (BrokenPipeError, ConnectionResetError):
+            return 0  # the manager has gone
+        if child is not None:
+            sock.detach()  # closed already, with everything else that is the server's
+    if child is not None:
+        child()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What a service manager is told, and what it has given us (sd_notify(3), sd_listen_fds(3)).
+
+With systemd-python where that is installed; the few bytes of sd_notify are sent by ourselves where it is not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+FIRST_FD = 3
+
+
+def notify(**state: str) -> None:
+    """``notify(READY="1", STATUS="...")``; nothing happens without a service manager."""
+    text = "\n".join(f"{key}={value}" for key, value in state.items())
+    try:
+        from systemd import daemon
+    except ImportError:
+        _send(text)
+    else:
+        daemon.notify(text)
+
+
+def reloading() -> None:
+    """A reload has begun; ``notify(READY="1")`` ends it."""
+    notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
+
+
+def watchdog_interval() -> float:
+    """Seconds between two signs of life that the service manager wants; 0 when it wants none."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    text = os.environ.get("WATCHDOG_USEC", "0")
+    return int(text) / 1e6 if text.isdigit() else 0.0
+
+
+def listeners() -> dict[str, socket.socket]:
+    """The sockets that the service manager has opened for us, by name; they are ours from now on."""
+    found = {}
+    for fd, name in _passed().items():
+        found[name] = given = socket.socket(fileno=fd)
+        given.set_inheritable(False)
+    return found
+
+
+def _passed() -> dict[int, str]:
+    try:
+        from systemd.daemon import listen_fds_with_names
+    except ImportError:
+        pass
+    else:
+        passed: dict[int, str] = listen_fds_with_names(unset_environment=True)
+        return passed
+    mine = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    count = int(os.environ.pop("LISTEN_FDS", "") or 0)
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not mine:
+        return {}
+    return {FIRST_FD + at: names[at] if at < len(names) and names[at] else "unknown" for at in range(count)}
+
+
+def _send(text: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.connect(address)
+        sock.sendall(text.encode())

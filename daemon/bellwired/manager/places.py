@@ -1,0 +1,85 @@
+"""Where configuration, plugins and sockets are, looked up as systemd looks up its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM = (Path("/etc/bellwire"), Path("/run/bellwire"), Path("/usr/lib/bellwire"))
+LOCAL_PLUGINS = Path("/usr/local/lib/bellwire/plugins")
+NOWHERE = Path(os.devnull)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """``config`` folders, the one that wins first; ``runtime`` has the sockets."""
+
+    config: tuple[Path, ...]
+    plugins: tuple[Path, ...]
+    runtime: Path
+
+    @classmethod
+    def of(
+        cls,
+        config_dir: Path | None = None,
+        runtime_dir: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
+        uid: int | None = None,
+    ) -> Places:
+        """The system's places for root, the user's (XDG) before those for others; the arguments replace them."""
+        config: tuple[Path, ...] = SYSTEM
+        runtime = Path(environment.get("RUNTIME_DIRECTORY", "/run/bellwire").partition(":")[0])
+        if (os.geteuid() if uid is None else uid) != 0 and "RUNTIME_DIRECTORY" not in environment:
+            config = (*_user(environment), *SYSTEM)
+            runtime = Path(environment.get("XDG_RUNTIME_DIR") or f"/tmp/bellwire-{os.getuid()}") / "bellwire"
+        plugins = (*(folder / "plugins" for folder in config), LOCAL_PLUGINS)
+        if config_dir is not None:
+            config = (config_dir,)
+            plugins = (config_dir / "plugins",)
+        return cls(config, plugins, runtime if runtime_dir is None else runtime_dir)
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.runtime / "control"
+
+    def socket(self, name: str) -> Path:
+        """A device's socket, unless its file names another."""
+        return self.runtime / f"{name}.sock"
+
+    def file(self, name: str) -> Path | None:
+        """The file called ``name`` that counts, if there is one and it is not masked."""
+        for folder in self.config:
+            path = folder / name
+            if path.is_file() or path.is_symlink():
+                return None if masked(path) else path
+        return None
+
+    def files(self, folder: str, suffix: str) -> Iterator[Path]:
+        """The files that count below ``folder`` of the configuration, in order of their names."""
+        found: dict[str, Path] = {}
+        for place in self.config:
+            for path in sorted((place / folder).glob(f"*{suffix}")):
+                found.setdefault(path.name, path)
+        for _, path in sorted(found.items()):
+            if not masked(path):
+                yield path
+
+
+def masked(path: Path) -> bool:
+    """Whether a file is there to say that there is none: empty, or a link to /dev/null."""
+    try:
+        return path.resolve() == NOWHERE or path.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _user(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    home = Path(environment.get("HOME", "/"))
+    config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    data = Path(environment.get("XDG_DATA_HOME") or home / ".local/share")
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    between = (Path(runtime) / "bellwire",) if runtime else ()
+    return (config / "bellwire", *between, data / "bellwire")

@@ -1,0 +1,49 @@
+"""What Linux offers a process about itself and its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process ``parent``, which must be ours, ends; at once if it has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def name(text: str) -> None:
+    """What ``ps`` shows, the first 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, text.encode()[:15], 0, 0, 0)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor from 3 on that is not named."""
+    for fd in list(map(int, os.listdir("/proc/self/fd"))):
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # listdir's own
+                os.close(fd)
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what the service manager means for the manager alone."""
+    return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process is charged for: its proportional set size; 0 when it has gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as lines:
+            for line in lines:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0

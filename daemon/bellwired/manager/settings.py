@@ -1,0 +1,145 @@
+"""The configuration files, decoded: bellwired.toml for the daemon, one file for each device."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from bellwired.errors import CommandError
+from bellwired.manager.places import Places
+
+DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+
+Restart = Literal["on-failure", "always", "no"]
+Level = Literal["debug", "info", "warning", "error"]
+Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$")]
+Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
+
+
+class SettingsError(CommandError):
+    """A configuration file that cannot be used: which one, which key, what was expected."""
+
+
+class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
+    """``devices.d/NAME.toml``."""
+
+    device: str
+    """A bundled device, an entry point, a plugin, or the path of a Python file."""
+    options: dict[str, bool | int | float | str] = {}
+    socket: str = ""
+    """Where it listens; below the runtime folder unless given."""
+    mode: Mode = "0600"
+    owner: str = ""
+    group: str = ""
+    restart: Restart = "on-failure"
+    log_level: Level = "info"
+    autostart: bool = True
+    io_fd_entry: Literal[40, 48] = 40
+
+
+class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
+    """``bellwired.toml``."""
+
+    control_group: str = ""
+    """Members of this group may look, but change nothing."""
+    metrics: str = ""
+    """``unix:PATH`` or ``ADDRESS:PORT``; off unless given."""
+    log_level: Level = "info"
+    ping_interval: Seconds = 5.0
+    ping_timeout: Seconds = 15.0
+    """A worker that does not answer for so long is killed and started again."""
+    restart_delay: Seconds = 0.1
+    """Before the first restart; each further one in a row waits twice as long,"""
+    restart_delay_max: Seconds = 30.0
+    """but never longer than this."""
+    restart_limit: Annotated[int, Meta(ge=0, le=1000)] = 10
+    """Restarts in ``restart_window`` seconds after which a device is given up."""
+    restart_window: Seconds = 300.0
+    stop_timeout: Seconds = 10.0
+    """For a worker to end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that was found. ``errors`` are of files that cannot be used: the others do not suffer from them."""
+
+    daemon: Daemon
+    devices: dict[str, Device]
+    sources: dict[str, Path]
+    errors: dict[str, SettingsError]
+
+
+def load(places: Places) -> Settings:
+    """Read everything. Only a bad ``bellwired.toml`` is raised; a bad device's file is in ``errors``."""
+    main = places.file(DAEMON)
+    daemon = read(main, Daemon) if main else Daemon()
+    devices: dict[str, Device] = {}
+    sources: dict[str, Path] = {}
+    errors: dict[str, SettingsError] = {}
+    for path in places.files(DEVICES, SUFFIX):
+        name = path.name.removesuffix(SUFFIX)
+        sources[name] = path
+        try:
+            if not NAME.fullmatch(name):
+                raise SettingsError(f"{path}: a device's name has letters, digits and _ . @ -, at most 64")
+            devices[name] = read(path, Device)
+        except SettingsError as error:
+            errors[name] = error
+    return Settings(daemon, devices, sources, errors)
+
+
+def used(places: Places) -> Iterator[Path]:
+    """The files that count, bellwired.toml first."""
+    main = places.file(DAEMON)
+    if main:
+        yield main
+    yield from places.files(DEVICES, SUFFIX)
+
+
+Table = TypeVar("Table", Device, Daemon)
+
+
+def read(path: Path, kind: type[Table]) -> Table:
+    """One file."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from None
+    return decode(content, kind, str(path))
+
+
+def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
+    """From a table; every key is checked by itself, so that an error can name it."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    hints = get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        field = fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(fields))}"
+            raise SettingsError(f"{where}: unknown key {key}", hint)
+        try:
+            values[field.name] = msgspec.convert(value, hints[field.name])
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{where}: {key} = {value!r}: {_expected(hints[field.name], error)}") from None
+    for key, field in fields.items():
+        if field.required and field.name not in values:
+            raise SettingsError(f"{where}: {key} is missing")
+    return kind(**values)
+
+
+def _expected(hint: Any, error: msgspec.ValidationError) -> str:
+    words = get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
+    return f"expected {' or '.join(map(str, words))}" if words else str(error).replace("`", "")
