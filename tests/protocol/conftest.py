@@ -4,12 +4,15 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from protocol.backend import FakeDevice, Link, Wire
-from vfio_user import Channel
+from protocol.backend import REPLY, FakeDevice, Link, Wire, message
+from vfio_user import Capabilities, Channel, Client, Command, DmaTable, Version
+
+ANSWER = Version(0, 2, Capabilities.of(max_msg_fds=16, write_multiple=True)).pack()
 
 settings.register_profile("protocol", deadline=None)
 settings.load_profile("protocol")
@@ -69,3 +72,28 @@ def ends() -> Iterator[tuple[Wire, Channel]]:
     ours, theirs = socket.socketpair()
     with closing(Wire(ours)) as wire, closing(Channel(theirs, 1 << 20, timeout=0.05)) as channel:
         yield wire, channel
+
+
+@pytest.fixture
+def fake_server() -> Iterator[Callable[..., tuple[Client, Wire]]]:
+    """Make a client, with these options, and the raw server that it talks to."""
+    with ExitStack() as stack:
+
+        def make(answer: bytes = ANSWER, **options: Any) -> tuple[Client, Wire]:
+            ours, theirs = socket.socketpair()
+            wire = Wire(theirs)
+            stack.callback(wire.close)
+            wire.raw(message(Command.VERSION, answer, flags=REPLY))
+            client = Client(ours, **options)
+            stack.callback(client.close)
+            assert wire.receive().command == Command.VERSION
+            return client, wire
+
+        yield make
+
+
+@pytest.fixture
+def table() -> Iterator[DmaTable]:
+    table = DmaTable(max_maps=8)
+    yield table
+    table.clear()

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.backend import (
     Link,
     Wire,
     drain,
+    fd_count,
     message,
     same_file,
     take,
@@ -79,10 +80,8 @@ def test_fds_that_come_behind_a_whole_message_wait_for_the_rest_of_theirs(
     parts=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=12),
     reads=st.lists(st.booleans(), min_size=1, max_size=12),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_each_message_gets_just_the_fds_that_were_sent_with_it(
-    open_fds: set[int], parts: list[tuple[int, int]], reads: list[bool]
-) -> None:
+def test_each_message_gets_just_the_fds_that_were_sent_with_it(parts: list[tuple[int, int]], reads: list[bool]) -> None:
+    before = fd_count()
     ours, theirs = socket.socketpair()
     spare = os.eventfd(0)
     with closing(Wire(ours)) as wire, closing(Channel(theirs, 1 << 20)) as channel:
@@ -94,7 +93,7 @@ def test_each_message_gets_just_the_fds_that_were_sent_with_it(
         found += drain(channel)
     os.close(spare)
     assert found == [(number, bytes(length), fds) for number, (length, fds) in enumerate(parts)]
-    assert {int(name) for name in os.listdir("/proc/self/fd")} == open_fds
+    assert fd_count() == before
 
 
 def test_received_fds_are_closed_on_exec(ends: tuple[Wire, Channel], eventfd: Callable[[], int]) -> None:
@@ -105,23 +104,22 @@ def test_received_fds_are_closed_on_exec(ends: tuple[Wire, Channel], eventfd: Ca
     close_fds(received.fds)
 
 
-def test_fds_of_a_message_that_never_came_whole_are_closed_with_the_channel(
-    open_fds: set[int], eventfd: Callable[[], int]
-) -> None:
-    ours, theirs = socket.socketpair()
+def test_fds_of_a_message_that_never_came_whole_are_closed_with_the_channel(eventfd: Callable[[], int]) -> None:
     fd = eventfd()
+    before = fd_count()
+    ours, theirs = socket.socketpair()
     with closing(Wire(ours)) as wire, closing(Channel(theirs, 1 << 20)) as channel:
         wire.raw(message(2, bytes(32))[:20], [fd])
         assert channel.receive() is None
-    assert {int(name) for name in os.listdir("/proc/self/fd")} == open_fds | {fd}
+    assert fd_count() == before
 
 
 def test_stray_fds_are_closed_when_their_command_is_done(link: Link, eventfd: Callable[[], int]) -> None:
     fd = eventfd()
-    before = len(os.listdir("/proc/self/fd"))
+    before = fd_count()
     link.ok(Command.DEVICE_RESET, fds=[fd] * 5)
     link.refused(99, fds=[fd] * 5)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert fd_count() == before
 
 
 def test_more_fds_than_max_msg_fds_are_refused(link: Link, eventfd: Callable[[], int]) -> None:

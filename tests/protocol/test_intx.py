@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol.backend import Link
+from protocol.backend import Link, fd_count
 from protocol.set_irqs import BOOL, EVENTFD, INTX, MASK, NONE, SET, TRIGGER, UNMASK, count, request
 
 
@@ -150,12 +150,12 @@ def test_a_wake_up_whose_count_somebody_has_read_does_nothing(link: Link, line: 
 
 def test_disabling_intx_gives_all_of_its_eventfds_back(link: Link, eventfd: Callable[[], int]) -> None:
     fds = [eventfd() for _ in range(3)]
-    before = len(os.listdir("/proc/self/fd"))
+    before = fd_count()
     for action, fd in zip((TRIGGER, MASK, UNMASK), fds, strict=True):
         link.ok(SET, request(EVENTFD | action, INTX), fds=[fd])
     link.ok(SET, request(NONE | TRIGGER, INTX, count=0))
     assert link.device.watched == {}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert fd_count() == before
 
 
 def test_a_line_that_is_still_asserted_is_signalled_to_the_next_eventfd(

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.backend import Link, fd_count
+from protocol.guest import BOTH, PAGE, TOP, add, mapping, maps, unmapping
+from vfio_user import (
+    Capabilities,
+    Command,
+    DmaFlags,
+    DmaMap,
+    DmaTable,
+    DmaUnmap,
+    ProtocolError,
+    VfioUserError,
+)
+
+# -- DMA_MAP and DMA_UNMAP
+
+
+def test_mapping_and_unmapping_are_answered_as_the_text_says(link: Link, memfd: Callable[[int], int]) -> None:
+    assert link.ok(Command.DMA_MAP, mapping(0x10000, PAGE), fds=[memfd(PAGE)]) == b""
+    assert [(found.start, found.size) for found in link.session.dma] == [(0x10000, PAGE)]
+    assert link.ok(Command.DMA_UNMAP, unmapping(0x10000, PAGE)) == unmapping(0x10000, PAGE)
+    assert len(link.session.dma) == 0
+    assert link.device.calls.count("dma_changed") == 2
+
+
+def test_the_server_lets_go_of_fd_and_memory_at_the_unmap(link: Link, memfd: Callable[[int], int]) -> None:
+    fd = memfd(PAGE)
+    fds, inode = fd_count(), f" {os.fstat(fd).st_ino} "
+    link.ok(Command.DMA_MAP, mapping(0, PAGE), fds=[fd])
+    assert inode in maps()
+    link.ok(Command.DMA_UNMAP, unmapping(0, PAGE))
+    assert inode not in maps()
+    assert fd_count() == fds
+
+
+def test_all_memory_is_let_go_of_when_the_session_closes(link: Link, memfd: Callable[[int], int]) -> None:
+    fd = memfd(4 * PAGE)
+    for page in range(4):
+        link.ok(Command.DMA_MAP, mapping(page * PAGE, PAGE, offset=page * PAGE), fds=[fd])
+    link.session.close()
+    assert f" {os.fstat(fd).st_ino} " not in maps()
+    assert len(link.session.dma) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [(0x4000, 0x2000), (0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x2000), (0x5000, 0x2000), (0x2000, 0x8000)],
+)
+def test_an_overlap_is_refused_with_eexist(link: Link, address: int, size: int) -> None:
+    link.ok(Command.DMA_MAP, mapping(0x4000, 0x2000))
+    assert link.refused(Command.DMA_MAP, mapping(address, size)) == errno.EEXIST
+    assert len(link.session.dma) == 1
+
+
+def test_neighbours_do_not_overlap(link: Link) -> None:
+    for address in (0x4000, 0x3000, 0x5000):
+        link.ok(Command.DMA_MAP, mapping(address, 0x1000))
+    assert [found.start for found in link.session.dma] == [0x3000, 0x4000, 0x5000]
+
+
+@pytest.mark.parametrize(
+    ("address", "size"), [(0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x3000), (0, 0x2000), (0x9000, 0x2000), (0, 0)]
+)
+def test_an_unmap_that_does_not_match_exactly_is_refused_with_enoent(link: Link, address: int, size: int) -> None:
+    link.ok(Command.DMA_MAP, mapping(0x4000, 0x2000))
+    assert link.refused(Command.DMA_UNMAP, unmapping(address, size)) == errno.ENOENT
+    assert len(link.session.dma) == 1
+
+
+def test_what_was_unmapped_can_be_mapped_again(link: Link) -> None:
+    for _ in range(2):
+        link.ok(Command.DMA_MAP, mapping(0x4000, 0x1000))
+        link.ok(Command.DMA_UNMAP, unmapping(0x4000, 0x1000))
+
+
+def test_the_very_top_of_memory_can_be_mapped(link: Link) -> None:
+    link.ok(Command.DMA_MAP, mapping(TOP - PAGE, PAGE))
+
+
+BAD_MAPS = {
+    "size 0": mapping(0, 0),
+    "address wraps around": mapping(TOP - PAGE, 2 * PAGE),
+    "offset wraps around": mapping(0, PAGE, offset=TOP - PAGE),
+    "offset beyond a file's range": mapping(0, PAGE, offset=(1 << 63) - PAGE + 1),
+    "address unaligned": mapping(1, PAGE),
+    "size unaligned": mapping(0, PAGE + 1),
+    "no rights": mapping(0, PAGE, flags=0),
+    "unknown flag": mapping(0, PAGE, flags=0x13),
+    "by mmap without an fd": mapping(0, PAGE, flags=BOTH | DmaFlags.BY_MMAP),
+    "by file I/O without an fd": mapping(0, PAGE, flags=BOTH | DmaFlags.BY_FILE_IO),
+    "argsz": mapping(0, PAGE, argsz=31),
+    "short": mapping(0, PAGE)[:31],
+    "long": mapping(0, PAGE) + b"\0",
+}
+
+
+@pytest.mark.parametrize("payload", BAD_MAPS.values(), ids=BAD_MAPS.keys())
+def test_a_map_that_cannot_be_is_refused(link: Link, payload: bytes) -> None:
+    assert link.refused(Command.DMA_MAP, payload) == errno.EINVAL
+    assert len(link.session.dma) == 0
+
+
+BAD_UNMAPS = {
+    "argsz": (unmapping(0, PAGE, argsz=23), errno.EINVAL),
+    "short": (unmapping(0, PAGE)[:23], errno.EINVAL),
+    "long": (unmapping(0, PAGE) + bytes(16), errno.EINVAL),
+    "dirty bitmap": (unmapping(0, PAGE, flags=1), errno.ENOTSUP),
+    "all": (unmapping(0, 0, flags=2), errno.ENOTSUP),
+}
+
+
+@pytest.mark.parametrize(("payload", "error"), BAD_UNMAPS.values(), ids=BAD_UNMAPS.keys())
+def test_an_unmap_that_cannot_be_is_refused(link: Link, payload: bytes, error: int) -> None:
+    assert link.refused(Command.DMA_UNMAP, payload) == error
+
+
+def test_only_one_fd_can_stand_behind_a_map(link: Link, memfd: Callable[[int], int]) -> None:
+    assert link.refused(Command.DMA_MAP, mapping(0, PAGE), fds=[memfd(PAGE)] * 2) == errno.EINVAL
+
+
+def test_max_dma_maps_is_a_limit(table: DmaTable) -> None:
+    for page in range(8):
+        add(table, page * PAGE, PAGE)
+    with pytest.raises(VfioUserError, match=r"max_dma_maps \(8\)") as refusal:
+        add(table, 8 * PAGE, PAGE)
+    assert refusal.value.errno == errno.ENOSPC
+
+
+def test_pgsizes_is_what_maps_are_aligned_to() -> None:
+    table = DmaTable(pgsizes=0x200000)
+    with pytest.raises(ProtocolError, match="page size 2097152"):
+        add(table, PAGE, PAGE)
+    add(table, 0x200000, 0x200000)
+
+
+def test_the_defaults_are_those_of_the_text() -> None:
+    assert (Capabilities().max_dma_maps, Capabilities().pgsizes) == (65535, 4096)
+
+
+# -- encode and decode
+
+u64 = st.integers(0, TOP - 1)
+
+
+@given(st.builds(DmaMap, st.integers(0, 15).map(DmaFlags), u64, u64, u64))
+def test_a_map_is_read_as_it_was_written(request: DmaMap) -> None:
+    assert DmaMap.unpack(memoryview(request.pack())) == request
+
+
+@given(st.builds(DmaUnmap, u64, u64))
+def test_an_unmap_is_read_as_it_was_written(request: DmaUnmap) -> None:
+    assert DmaUnmap.unpack(memoryview(request.pack())) == request

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import errno
+import gc
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.backend import Link, fd_count
+from protocol.guest import PAGE, READ, TOP, WRITE, add, mapping, maps, view
+from vfio_user import (
+    Command,
+    DmaFault,
+    DmaTable,
+    VfioUserError,
+)
+
+# -- the file behind a map
+
+
+@pytest.mark.parametrize(("size", "offset"), [(PAGE - 1, 0), (0, 0), (2 * PAGE, PAGE + 1), (PAGE, 1 << 40)])
+def test_a_file_that_is_too_small_is_refused(link: Link, memfd: Callable[[int], int], size: int, offset: int) -> None:
+    assert link.refused(Command.DMA_MAP, mapping(0, PAGE, offset=offset), fds=[memfd(size)]) == errno.EINVAL
+    assert "too few" in str(link.device.refusals[0])
+
+
+def test_an_fd_that_cannot_be_mapped_is_refused(link: Link, eventfd: Callable[[], int]) -> None:
+    before = fd_count()
+    fd = eventfd()
+    assert link.refused(Command.DMA_MAP, mapping(0, PAGE), fds=[fd]) == errno.ENODEV
+    assert fd_count() == before + 1
+
+
+def test_a_file_open_for_reading_is_not_mapped_for_writing(link: Link, memfd: Callable[[int], int]) -> None:
+    fd = os.open(f"/proc/self/fd/{memfd(PAGE)}", os.O_RDONLY)
+    assert link.refused(Command.DMA_MAP, mapping(0, PAGE), fds=[fd]) == errno.EACCES
+    link.ok(Command.DMA_MAP, mapping(0, PAGE, flags=READ), fds=[fd])
+    os.close(fd)
+
+
+def test_the_clients_memory_is_shared_not_copied(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(2 * PAGE)
+    add(table, 0x8000, PAGE, fd, offset=PAGE)
+    view(table, 0x8010, 4, write=True)[:] = b"bell"
+    assert os.pread(fd, 4, PAGE + 0x10) == b"bell"
+    os.pwrite(fd, b"ring", PAGE + 0x10)
+    assert bytes(view(table, 0x8010, 4)) == b"ring"
+
+
+def test_the_offset_in_the_file_need_not_be_a_multiple_of_a_page(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(2 * PAGE)
+    os.pwrite(fd, b"odd", 0x123)
+    add(table, 0, PAGE, fd, offset=0x123)
+    assert bytes(view(table, 0, 3)) == b"odd"
+
+
+# -- rights
+
+
+def test_a_read_only_map_gives_views_that_cannot_be_written(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0, PAGE, memfd(PAGE), flags=READ)
+    assert view(table, 0, PAGE).readonly
+    with pytest.raises(DmaFault, match="not mapped it for writing") as fault:
+        table.segments(0, 8, write=True)
+    assert fault.value.errno == errno.EPERM
+
+
+def test_a_view_for_reading_cannot_be_written_even_if_the_map_can(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0, PAGE, memfd(PAGE))
+    assert view(table, 0, 8).readonly
+    assert not view(table, 0, 8, write=True).readonly
+
+
+def test_a_write_only_map_is_not_read(table: DmaTable) -> None:
+    add(table, 0, PAGE, flags=WRITE)
+    with pytest.raises(DmaFault, match="not mapped it for reading"):
+        table.segments(0, 8, write=False)
+
+
+# -- segments
+
+
+def test_a_range_in_one_map_is_one_segment(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0x1000, PAGE, memfd(PAGE))
+    ((address, size, found),) = table.segments(0x1FF0, 0x10, False)
+    assert (address, size, found is not None and len(found)) == (0x1FF0, 0x10, 0x10)
+
+
+def test_a_range_across_maps_is_a_segment_of_each(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(PAGE)
+    add(table, 0x1000, PAGE, fd)
+    add(table, 0x2000, PAGE)
+    add(table, 0x3000, PAGE, fd)
+    found = table.segments(0x1800, 0x2000, False)
+    assert [(part.address, part.size, part.view is None) for part in found] == [
+        (0x1800, 0x800, False),
+        (0x2000, 0x1000, True),
+        (0x3000, 0x800, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "size"), [(0, 8), (0xFF8, 16), (0x2FF8, 16), (0x3000, 1), (0x5FF8, 16), (TOP - 8, 16), (0x1000, TOP)]
+)
+def test_a_range_that_is_not_mapped_all_through_is_a_fault(table: DmaTable, address: int, size: int) -> None:
+    add(table, 0x1000, 0x2000)
+    add(table, 0x5000, 0x1000)
+    table.segments(0x1000, 8, False)  # the last hit must not answer for others
+    with pytest.raises(DmaFault, match="mapped nothing there") as fault:
+        table.segments(address, size, False)
+    assert fault.value.errno == errno.EFAULT
+
+
+def test_a_range_across_maps_needs_the_right_in_each(table: DmaTable) -> None:
+    add(table, 0x1000, PAGE)
+    add(table, 0x2000, PAGE, flags=READ)
+    assert len(table.segments(0x1800, 0x1000, False)) == 2
+    with pytest.raises(DmaFault):
+        table.segments(0x1800, 0x1000, True)
+
+
+def test_the_last_hit_is_forgotten_with_its_map(table: DmaTable) -> None:
+    add(table, 0, PAGE)
+    table.segments(0, 8, False)
+    table.unmap(0, PAGE)
+    with pytest.raises(DmaFault):
+        table.segments(0, 8, False)
+
+
+@given(st.data())
+def test_a_table_behaves_as_a_map_of_pages(data: st.DataObject) -> None:
+    table = DmaTable()
+    pages: dict[int, int] = {}
+    ranges: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(1, 20))):
+        start, size = data.draw(st.integers(0, 15)), data.draw(st.integers(1, 4))
+        if data.draw(st.booleans()):
+            expected = not any(page in pages for page in range(start, start + size))
+            if expected:
+                ranges[start] = size
+                pages |= dict.fromkeys(range(start, start + size), start)
+            assert attempt(add, table, start * PAGE, size * PAGE) == expected
+        else:
+            expected = ranges.get(start) == size
+            if expected:
+                del ranges[start]
+                pages = {page: owner for page, owner in pages.items() if owner != start}
+            assert attempt(table.unmap, start * PAGE, size * PAGE) == expected
+        at, length = data.draw(st.integers(0, 18)), data.draw(st.integers(1, 6))
+        reachable = all(page in pages for page in range(at, at + length))
+        assert attempt(table.segments, at * PAGE, length * PAGE, True) == reachable
+    assert [(found.start, found.size) for found in table] == [(s * PAGE, n * PAGE) for s, n in sorted(ranges.items())]
+
+
+def attempt(action: Callable[..., object], *arguments: object) -> bool:
+    try:
+        action(*arguments)
+    except VfioUserError:
+        return False
+    return True
+
+
+# -- views that outlive their map
+
+
+def test_a_view_that_outlives_its_map_shows_zeros_and_harms_nobody(
+    table: DmaTable, memfd: Callable[[int], int]
+) -> None:
+    fd = memfd(PAGE)
+    os.pwrite(fd, b"secret", 0)
+    add(table, 0, PAGE, fd)
+    stale = view(table, 0, 6, write=True)
+    table.unmap(0, PAGE)
+    assert stale == bytes(6)
+    stale[:] = b"astray"
+    assert os.pread(fd, 6, 0) == b"secret"
+
+
+def test_addresses_are_given_back_with_the_last_view(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0, PAGE, memfd(PAGE))
+    (mapped,) = table
+    assert mapped.mapping is not None
+    place = f"{mapped.mapping.address:x}-"
+    stale = view(table, 0, 6)
+    del mapped
+    table.unmap(0, PAGE)
+    assert place in maps()
+    del stale
+    gc.collect()
+    assert place not in maps()
+
+
+def test_a_view_of_a_file_that_its_owner_cuts_short_is_not_touched_by_unmapping(
+    table: DmaTable, memfd: Callable[[int], int]
+) -> None:
+    fd = memfd(PAGE)
+    add(table, 0, PAGE, fd)
+    os.ftruncate(fd, 0)
+    table.unmap(0, PAGE)
