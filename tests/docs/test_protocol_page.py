@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_every_limit_is_the_codes() -> None:
     assert limits
     for _, value, where in limits:
         package, module, *path = where.split(".")
-        found = importlib.import_module(f"{package}.{module}")
+        found: Any = importlib.import_module(f"{package}.{module}")
         for name in path:
             found = getattr(found, name)
         assert found == int(value), where
