@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+import shtab
+
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired import demo, run, vmm
+from bellwired import demo, inspect_files, operate, run, vmm
 from bellwired.errors import CommandError
+from bellwired.manager.main import add_places
 from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
@@ -30,6 +33,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (run, vmm, demo):
         module.add_parser(commands)
+    shared = argparse.ArgumentParser(add_help=False)
+    add_places(shared)
+    shared.add_argument("--json", action="store_true", help="print JSON instead of tables and words")
+    operate.add_parsers(commands, shared)
+    inspect_files.add_parsers(commands, shared)
+    shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
     return top
 
 

@@ -193,16 +193,16 @@ class Bells:
 
     def run(self) -> None:
         """Run the hooks of what was gathered."""
-        rung = self._rung
-        while rung:
-            rung.pop().run()
+        rung, self._rung = self._rung, []
+        for source in rung:
+            source.run()
 
     def discard(self) -> None:
         """A reset: what rang before it means nothing any more, but nobody is left waiting."""
         self.gather()
-        rung = self._rung
-        while rung:
-            rung.pop().discard()
+        rung, self._rung = self._rung, []
+        for source in rung:
+            source.discard()
 
     def close(self) -> None:
         """Close every fd that was handed out."""

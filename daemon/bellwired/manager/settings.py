@@ -140,6 +140,12 @@ def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
     return kind(**values)
 
 
+def plain(table: Device | Daemon) -> dict[str, Any]:
+    """As it would be written, every key with its value."""
+    built: dict[str, Any] = msgspec.to_builtins(table)
+    return built
+
+
 def _expected(hint: Any, error: msgspec.ValidationError) -> str:
     words = get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
     return f"expected {' or '.join(map(str, words))}" if words else str(error).replace("`", "")

@@ -28,6 +28,7 @@ def run_device(spawn: Spawn, listener: int, control: int) -> None:
     """The life of a worker, from just after the fork."""
     process.name(f"bw:{spawn.name}")
     to_stderr_or_journal(spawn.log_level, device=spawn.name)
+    logging.getLogger("bellwire.worker").setLevel(logging.WARNING)  # of clients that come and go, the manager tells
     with socket.socket(fileno=listener) as listening, socket.socket(fileno=control) as channel:
         channel.setblocking(False)
         try:
