@@ -21,8 +21,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 Restart = Literal["on-failure", "always", "no"]
 Level = Literal["debug", "info", "warning", "error"]
-Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$")]
 Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
+Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
+Count = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class SettingsError(CommandError):
@@ -32,40 +33,43 @@ class SettingsError(CommandError):
 class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     """``devices.d/NAME.toml``."""
 
-    device: str
-    """A bundled device, an entry point, a plugin, or the path of a Python file."""
-    options: dict[str, bool | int | float | str] = {}
-    socket: str = ""
-    """Where it listens; below the runtime folder unless given."""
+    device: Annotated[str, Meta(description="A bundled device, entry point or plugin by name, or a Python file.")]
+    options: Annotated[
+        dict[str, bool | int | float | str], Meta(description="The device's own options, as its plugin declares them.")
+    ] = {}
+    socket: Annotated[str, Meta(description="Where it listens; NAME.sock in the runtime folder unless given.")] = ""
     mode: Mode = "0600"
-    owner: str = ""
-    group: str = ""
-    restart: Restart = "on-failure"
-    log_level: Level = "info"
-    autostart: bool = True
-    io_fd_entry: Literal[40, 48] = 40
+    owner: Annotated[str, Meta(description="The user that its socket belongs to; the daemon's own unless given.")] = ""
+    group: Annotated[str, Meta(description="The group that its socket belongs to; the daemon's own unless given.")] = ""
+    restart: Annotated[Restart, Meta(description="When to start another worker after one has ended by itself.")] = (
+        "on-failure"
+    )
+    log_level: Annotated[Level, Meta(description="What its worker logs.")] = "info"
+    autostart: Annotated[bool, Meta(description="Whether it starts with the daemon.")] = True
+    io_fd_entry: Annotated[
+        Literal[40, 48], Meta(description="Bytes of a GET_REGION_IO_FDS entry: ratified, or libvfio-user's.")
+    ] = 40
 
 
 class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
     """``bellwired.toml``."""
 
-    control_group: str = ""
-    """Members of this group may look, but change nothing."""
-    metrics: str = ""
-    """``unix:PATH`` or ``ADDRESS:PORT``; off unless given."""
-    log_level: Level = "info"
-    ping_interval: Seconds = 5.0
-    ping_timeout: Seconds = 15.0
-    """A worker that does not answer for so long is killed and started again."""
-    restart_delay: Seconds = 0.1
-    """Before the first restart; each further one in a row waits twice as long,"""
-    restart_delay_max: Seconds = 30.0
-    """but never longer than this."""
-    restart_limit: Annotated[int, Meta(ge=0, le=1000)] = 10
-    """Restarts in ``restart_window`` seconds after which a device is given up."""
-    restart_window: Seconds = 300.0
-    stop_timeout: Seconds = 10.0
-    """For a worker to end by itself."""
+    control_group: Annotated[str, Meta(description="Members of this group may look, but change nothing.")] = ""
+    metrics: Annotated[str, Meta(description="OpenMetrics at unix:PATH or ADDRESS:PORT; off unless given.")] = ""
+    log_level: Annotated[Level, Meta(description="What the daemon logs.")] = "info"
+    ping_interval: Annotated[Seconds, Meta(description="Between two pings of each worker.")] = 5.0
+    ping_timeout: Annotated[
+        Seconds, Meta(description="A worker that does not answer for so long is killed, and another started.")
+    ] = 15.0
+    restart_delay: Annotated[
+        Seconds, Meta(description="Before the first restart; each further one in a row waits twice as long.")
+    ] = 0.1
+    restart_delay_max: Annotated[Seconds, Meta(description="The longest wait before a restart.")] = 30.0
+    restart_limit: Annotated[
+        Count, Meta(description="Restarts within restart-window after which a device is given up.")
+    ] = 10
+    restart_window: Annotated[Seconds, Meta(description="See restart-limit.")] = 300.0
+    stop_timeout: Annotated[Seconds, Meta(description="For a worker to end by itself, before it is killed.")] = 10.0
 
 
 @dataclass(frozen=True, slots=True)
