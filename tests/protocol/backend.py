@@ -181,6 +181,23 @@ class Wire:
             payload += self.sock.recv(size - HEADER.size - len(payload))
         return Answer(number, command, flags, error, payload, fds)
 
+    @contextlib.contextmanager
+    def answering(self, *replies: tuple[bytes, Sequence[int]]) -> Iterator[list[Answer]]:
+        """Answer one command after the other with these payloads and fds; the commands, as they came."""
+        asked: list[Answer] = []
+
+        def run() -> None:
+            for payload, fds in replies:
+                asked.append(self.receive())
+                self.reply(asked[-1], payload, fds=fds)
+
+        thread = threading.Thread(target=run, name="answering")
+        thread.start()
+        try:
+            yield asked
+        finally:
+            thread.join()
+
     @property
     def silent(self) -> bool:
         """Whether nothing can be received now."""
