@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 
 from bellwired.cli import parser
 from bellwired.find import find_device
+from bellwired.manager.settings import Device, decode
 from bellwired.run import describe, qemu_command
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
 
-LANGUAGES = {"python", "sh", "text", "json"}
+LANGUAGES = {"python", "sh", "text", "toml", "json"}
 EXPECTED = {"README.md": 2, "writing-a-device.md": 15}  # tests: so that none is passed over in silence
 README = ROOT / "README.md"
 every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
@@ -95,3 +97,9 @@ def test_the_readme_attaches_qemu_as_bellwire_run_says() -> None:
 def test_the_architecture_opens_with_four_sentences() -> None:
     opening = (DOCS / "architecture.md").read_text().split("\n\n")[1]
     assert len(re.findall(r"\.(?:\s|$)", opening)) == 4
+
+
+@every_page
+def test_configuration_that_is_shown_is_right(page: Path) -> None:
+    for block in blocks(page, "toml"):
+        assert decode(tomllib.loads(block.text), Device, page.name).device
