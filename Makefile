@@ -18,7 +18,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo check lint types quick test-kvm test-slow test coverage guests clean python
+.PHONY: help demo check lint types quick test-kvm test-slow test-systemd test coverage guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,7 +36,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not kvm and not slow"
+	$(PYTEST) -q -m "not kvm and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
@@ -44,10 +44,13 @@ test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 test-slow: $(VENV)/.dev $(VENV)/.tools
 	$(PYTEST) -q -m "slow and not kvm"
 
-test: check $(VENV)/.tools ## everything
-	$(PYTEST) -q -m "kvm or slow"
+test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in namespaces (as root)
+	$(PYTEST) -q -m "systemd"
 
-coverage: $(VENV)/.dev $(VENV)/.tools ## the same tests, with a coverage report
+test: check $(VENV)/.tools $(VENV)/.systemd ## everything
+	$(PYTEST) -q -m "kvm or slow or systemd"
+
+coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd ## the same tests, with a coverage report
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
@@ -78,4 +81,11 @@ $(VENV)/.tools: | $(VENV)/.dev
 	$(call need,command -v gcc && command -v objcopy && test -e /usr/include/linux/kvm.h \
 		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
 	$(call need,command -v strace,strace)
+	@touch $@
+
+# A systemd to boot, and what the services in it run on: the system's own Python with systemd-python.
+$(VENV)/.systemd: | $(VENV)/.dev
+	$(call need,test -x /lib/systemd/systemd && command -v nsenter \
+		&& cd / && /usr/bin/python3 -c 'import ensurepip; import systemd.journal',\
+		systemd util-linux python3-venv python3-systemd)
 	@touch $@

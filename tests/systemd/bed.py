@@ -1,0 +1,200 @@
+"""A real systemd to test in, booted in namespaces on a scratch copy of this machine's own root.
+
+It is the first process of its own mount, pid, network, UTS, IPC and cgroup namespaces: it cannot touch the host's
+services, and everything in it ends with it. From outside its files are below ``bed.path("/")``, sockets included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bed_venv import PYTHON, venv
+from daemon.commands import children, first_child
+
+CHECKOUT = Path(__file__).parents[2]
+BOOT = Path(__file__).with_name("boot.sh")
+INIT = Path("/lib/systemd/systemd")
+TOOLS = ("unshare", "nsenter", "setpriv", "mount", "pivot_root", "journalctl", "systemctl")
+SPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private")
+LOG = "log"
+PREFIX = "bellwire-bed-"
+PATIENCE = 30.0  # seconds
+Entry = dict[str, Any]
+
+
+class BootError(Exception):
+    """The systemd under test did not come up."""
+
+
+class Bed:
+    """A booted systemd, whose first process is ``init`` to the host."""
+
+    def __init__(self, init: int) -> None:
+        self.init = init
+
+    def path(self, inside: str | Path) -> Path:
+        """Where a path of the inside is from outside."""
+        return Path(f"/proc/{self.init}/root", *Path(inside).parts[1:])
+
+    def run(self, *words: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, as root."""
+        done = subprocess.run(
+            self._inside(words), capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def systemctl(self, *words: str, check: bool = True) -> str:
+        """What ``systemctl`` says."""
+        return self.run("systemctl", "--no-pager", *words, check=check).stdout
+
+    def start(self, *units: str) -> None:
+        """Start units, and wait until they are started; the journal tells why one is not."""
+        done = self.run("systemctl", "start", *units, check=False)
+        if done.returncode:
+            status = self.systemctl("status", "--lines=50", "--full", *units, check=False)
+            raise AssertionError(f"{done.stderr}\n{status}")
+
+    def stop(self, *units: str) -> None:
+        """Stop units, and wait until they are stopped."""
+        self.systemctl("stop", *units)
+
+    def show(self, unit: str, property_: str) -> str:
+        """A unit's property."""
+        return self.systemctl("show", "--value", f"--property={property_}", unit).strip()
+
+    def unit(self, name: str, text: str) -> None:
+        """Write a unit's file, or a drop-in of one (``name.service.d/x.conf``), and have it read."""
+        path = self.path(f"/run/systemd/system/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self.systemctl("daemon-reload")
+
+    def journal(self, **matches: str) -> list[Entry]:
+        """The journal's entries with these fields, as ``journalctl -o json`` has them."""
+        self.run("journalctl", "--sync")
+        return [json.loads(line) for line in self.run(*_query(matches)).stdout.splitlines()]
+
+    def heard(self, **matches: str) -> Entry:
+        """The first entry with these fields, waited for."""
+        with subprocess.Popen(self._inside([*_query(matches), "--follow", "--lines=all"]), stdout=-1) as reader:
+            try:
+                assert reader.stdout is not None
+                if not select.select([reader.stdout], [], [], PATIENCE)[0]:
+                    raise AssertionError(f"nothing in the journal has {matches}")
+                entry: Entry = json.loads(reader.stdout.readline())
+                return entry
+            finally:
+                reader.kill()
+
+    def _inside(self, words: Any) -> list[str]:
+        clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8"]
+        return ["nsenter", "--all", f"--target={self.init}", "--", *clean, *words]
+
+
+@contextlib.contextmanager
+def booted() -> Iterator[Bed]:
+    """Boot, and end it with the block, with every process and mount in it."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        stack.callback(shutil.rmtree, folder)
+        cgroup = _cgroup_root() / folder.name
+        cgroup.mkdir()
+        stack.callback(_remove_cgroup, cgroup)
+        for name in ("root", "host"):
+            (folder / name).mkdir()
+        ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        ready.bind(os.fspath(folder / "host/ready"))
+        process = stack.enter_context(_started(folder, cgroup))
+        _await_ready(ready, process, folder / LOG)
+        yield Bed(first_child(process.pid))
+
+
+def why_not() -> str:
+    """What this machine lacks for a systemd in namespaces; empty where nothing is missing."""
+    if os.geteuid() != 0:
+        return "not root"
+    if not INIT.exists():
+        return f"no {INIT}"
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"no {', '.join(missing)}"
+    check = "import ensurepip, sys, systemd.journal; sys.exit(sys.version_info < (3, 11))"
+    if subprocess.run([PYTHON, "-c", check], cwd="/", capture_output=True, check=False).returncode:
+        return f"{PYTHON} is older than 3.11, or has no ensurepip or systemd-python (python3-venv, python3-systemd)"
+    trial = ["unshare", *SPACES, "--cgroup", "mount", "-t", "tmpfs", "trial", "/tmp"]
+    done = subprocess.run(trial, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"no namespaces: {done.stderr.strip()}"
+    try:
+        root = _cgroup_root()
+    except BootError as error:
+        return str(error)
+    return "" if os.access(root, os.W_OK) else f"{root} is read-only"
+
+
+@contextlib.contextmanager
+def _started(folder: Path, cgroup: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``boot.sh`` in its namespaces. All of it ends with this process too, even if that is killed."""
+    words = ["setpriv", "--pdeathsig=KILL", "unshare", *SPACES, "sh", BOOT, folder, cgroup, venv(CHECKOUT), CHECKOUT]
+    with (folder / LOG).open("wb") as log, subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
+        try:
+            yield process
+        finally:
+            for pid in children(process.pid) or [process.pid]:
+                os.kill(pid, signal.SIGKILL)  # with a namespace's first process go all others
+            process.wait(PATIENCE)
+
+
+def _await_ready(ready: socket.socket, process: subprocess.Popen[bytes], log: Path) -> None:
+    """systemd tells a container's manager when it has reached its target, as services tell systemd."""
+    deadline = time.monotonic() + PATIENCE
+    ended = os.pidfd_open(process.pid)
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([ready, ended], [], [], left)
+            if ready in readable and b"READY=1" in ready.recv(4096).splitlines():
+                return
+            if ended in readable:
+                raise BootError(f"systemd has ended:\n{log.read_text(errors='replace')}")
+    finally:
+        os.close(ended)
+    raise BootError(f"systemd is not ready after {PATIENCE} s:\n{log.read_text(errors='replace')}")
+
+
+def _cgroup_root() -> Path:
+    """Where the unified hierarchy is mounted, be it the only one or beside those of version 1."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(place)
+    raise BootError("no cgroup2 is mounted")
+
+
+def _remove_cgroup(cgroup: Path) -> None:
+    """Remove it and those below, as soon as the last process has left."""
+    deadline = time.monotonic() + PATIENCE
+    with (cgroup / "cgroup.events").open("rb") as events:
+        changed = select.poll()
+        changed.register(events, select.POLLPRI)
+        while b"populated 1" in events.read() and time.monotonic() < deadline:
+            changed.poll(1000)
+            events.seek(0)
+    for folder, _, _ in os.walk(cgroup, topdown=False):
+        os.rmdir(folder)
+
+
+def _query(matches: dict[str, str]) -> list[str]:
+    return ["journalctl", "--quiet", "--no-pager", "--output=json", *(f"{key}={value}" for key, value in matches.items())]
