@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bellwired.errors import CommandError
+from bellwired.manager.notify import passed
 
 LONGEST = 107  # bytes: sockaddr_un has 108 with the NUL
 BACKLOG = 16
@@ -83,6 +84,19 @@ def inherited(fd: int) -> tuple[socket.socket, bool]:
         raise CommandError(f"--fd {fd}: not a UNIX stream socket")
     given.set_inheritable(False)
     return given, bool(given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def activated() -> tuple[socket.socket, bool]:
+    """The one UNIX stream socket that the service manager has opened for us (sd_listen_fds(3)), as by `inherited`."""
+    given = list(passed())
+    if len(given) != 1:
+        for fd in given:
+            os.close(fd)
+        raise CommandError(
+            f"--fd systemd: expected one socket from the service manager, got {len(given) or 'none'}",
+            "start it through a .socket unit with one ListenStream=",
+        )
+    return inherited(given[0])
 
 
 def _clear(path: Path) -> None:

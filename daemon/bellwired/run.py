@@ -17,7 +17,9 @@ from bellwire import OptionError, PciDevice
 from bellwire.worker import Worker
 from bellwired.errors import CommandError
 from bellwired.find import find_device
-from bellwired.listen import default_path, inherited, listening
+from bellwired.listen import activated, default_path, inherited, listening
+
+ACTIVATED = "systemd"
 
 
 def add_parser(commands: Any) -> None:
@@ -33,7 +35,10 @@ def add_parser(commands: Any) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", type=Path, help="the socket to make and listen on")
     where.add_argument(
-        "--fd", metavar="N", type=int, help="an inherited UNIX stream socket instead, listening or connected"
+        "--fd",
+        metavar="N|systemd",
+        type=_descriptor,
+        help="an inherited UNIX stream socket instead, listening or connected; or the one of socket activation",
     )
     parser.add_argument(
         "-o",
@@ -66,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     instance = make(device, arguments.options)
     if arguments.fd is not None:
-        given, listens = inherited(arguments.fd)
+        given, listens = activated() if arguments.fd == ACTIVATED else inherited(arguments.fd)
         with given:
             if listens:
                 worker = Worker(instance, given, io_fd_entry_size=arguments.io_fd_entry)
@@ -136,6 +141,14 @@ def _end_on_signals(worker: Worker) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+
+
+def _descriptor(text: str) -> int | str:
+    if text == ACTIVATED:
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
+    return int(text)
 
 
 def _plain(value: Any) -> Any:

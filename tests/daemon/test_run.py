@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,31 @@ def test_an_inherited_connected_socket_ends_it_when_the_client_leaves() -> None:
         with Client(ours) as client:
             assert client.device_info().num_regions == 9
         assert process.wait(10) == 0
+
+
+def activation(listeners: int, pid: str = "$$") -> str:
+    """A shell's words that become ``bellwire run bell --fd systemd`` with as many copies of its standard input."""
+    copies = " ".join(f"{3 + at}<&0" for at in range(listeners))
+    words = " ".join(map(shlex.quote, [*COMMAND, "run", "bell", "--fd", "systemd"]))
+    return f"LISTEN_PID={pid} LISTEN_FDS={listeners} exec {words} {copies} </dev/null"
+
+
+def test_a_socket_of_the_service_manager_is_served(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / "socket"))
+        listener.listen()
+        with subprocess.Popen(["sh", "-c", activation(1)], stdin=listener, text=True) as process:
+            with Client.connect(tmp_path / "socket") as client:
+                assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
+            assert ended(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(("script", "said"), [(activation(2), "got 2"), (activation(1, pid="1"), "got none")])
+def test_anything_but_one_socket_of_the_service_manager_is_refused(script: str, said: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        done = subprocess.run(["sh", "-c", script], stdin=listener, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert f"expected one socket from the service manager, {said}" in done.stderr
 
 
 def test_a_file_of_ones_own_is_served_with_its_options(mine: Path, tmp_path: Path) -> None:

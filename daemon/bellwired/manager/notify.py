@@ -39,13 +39,14 @@ def watchdog_interval() -> float:
 def listeners() -> dict[str, socket.socket]:
     """The sockets that the service manager has opened for us, by name; they are ours from now on."""
     found = {}
-    for fd, name in _passed().items():
+    for fd, name in passed().items():
         found[name] = given = socket.socket(fileno=fd)
         given.set_inheritable(False)
     return found
 
 
-def _passed() -> dict[int, str]:
+def passed() -> dict[int, str]:
+    """The descriptors that the service manager has opened for this very process, with their names; asked for once."""
     try:
         from systemd.daemon import listen_fds_with_names
     except ImportError:
