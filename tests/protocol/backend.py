@@ -288,7 +288,7 @@ class Server:
     def __init__(self, device: FakeDevice, sock: socket.socket, **options: Any) -> None:
         self.device = device
         self.session = Session(sock, device, **options)
-        self.ended: VfioUserError | None = None
+        self.ended: Exception | None = None
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._stopping = False
@@ -305,13 +305,17 @@ class Server:
         """Wait until the client has left or was thrown out; why."""
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
-        return self.ended
+        if isinstance(self.ended, VfioUserError | None):
+            return self.ended
+        raise self.ended
 
     def stop(self) -> None:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self.join()
-        os.close(self._wake)
+        try:
+            self.join()
+        finally:
+            os.close(self._wake)
 
     def _run(self) -> None:
         try:
@@ -322,7 +326,7 @@ class Server:
                 self.device.run_watched()
                 while not self._tasks.empty():
                     self._run_task()
-        except VfioUserError as error:
+        except Exception as error:  # noqa: BLE001 it is told to whoever stops the server
             self.ended = error
         finally:
             self.session.close()

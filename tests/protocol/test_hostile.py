@@ -1,0 +1,61 @@
+"""Whatever a client sends, the server lives, nothing leaks, and the next client is served."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import closing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from protocol.attack import ATTACKS, Attack, arm, carry_out, descriptors
+from protocol.backend import PLAIN, FakeDevice, fd_count, served
+from protocol.guest import maps
+from vfio_user import Client, IoEventFd, VfioUserError
+
+PATIENCE = 0.01  # seconds that the server waits for a client that neither answers nor reads
+
+
+def survive(attack: Attack) -> None:
+    """Carry out an attack on a live server; then count descriptors and mappings, and be a good client."""
+    with closing(FakeDevice()) as device, descriptors() as pool:
+        bell = os.eventfd(0)
+        device.subs[PLAIN] = [IoEventFd(0, 4, bell)]
+        before = fd_count()
+        with served(device, timeout=PATIENCE) as (server, sock):
+            arm(device, lambda: server)
+            carry_out(attack, sock, pool)
+            sock.shutdown(socket.SHUT_RDWR)  # a close would not do: the server may hold this end of it too
+            assert isinstance(server.join(), VfioUserError)
+        assert fd_count() == before
+        assert device.watched == {}
+        assert "memfd:hostile" not in maps()
+        assert device.failures == []
+        device.on_write = device.store
+        with served(device) as (_, sock), Client(sock) as client:
+            client.write(PLAIN, 8, b"served")
+            assert client.read(PLAIN, 8, 6) == b"served"
+            (sub,) = client.io_fds(PLAIN)
+            os.close(sub.fd)
+        assert fd_count() == before
+        os.close(bell)
+
+
+hostile = given(ATTACKS)
+unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@hostile
+@settings(max_examples=250, suppress_health_check=unhurried)
+def test_a_server_survives_hostile_clients(attack: Attack) -> None:
+    survive(attack)
+
+
+@pytest.mark.slow
+def test_a_server_survives_hostile_clients_for_half_a_minute() -> None:
+    some = hostile(settings(max_examples=200, database=None, suppress_health_check=unhurried)(survive))
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        some()
