@@ -4,6 +4,10 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+PREFIX ?= /usr
+LIBDIR := $(PREFIX)/lib/bellwire
+# The system's own Python has systemd-python where the distribution's package is installed.
+SYSTEM_PYTHON = $(or $(shell /usr/bin/python3 -c 'import sys, ensurepip; sys.version_info < (3, 11) or print(sys.executable)' 2>/dev/null),$(PYTHON),python3.11)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -18,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo check lint types quick test-kvm test-slow test-systemd test coverage guests clean python
+.PHONY: help demo man install check lint types quick test-kvm test-slow test-systemd test coverage guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,6 +61,27 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd ## the same tests, with a
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
+
+man: $(VENV)/.dev ## write the manual pages into build/man
+	$(BIN)/python -m bellwired.manual build/man
+
+install: man ## install for all users, below DESTDIR if that is set (the package itself goes to PREFIX/lib/bellwire)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/devices.d $(DESTDIR)$(LIBDIR)/plugins $(DESTDIR)/etc/bellwire/devices.d
+	$(SYSTEM_PYTHON) -m venv --system-site-packages $(DESTDIR)$(LIBDIR)/venv
+	$(DESTDIR)$(LIBDIR)/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt .
+	sed -i '1s|^#!.*|#!$(LIBDIR)/venv/bin/python|' $(DESTDIR)$(LIBDIR)/venv/bin/bellwire $(DESTDIR)$(LIBDIR)/venv/bin/bellwired
+	ln -sf $(LIBDIR)/venv/bin/bellwire $(LIBDIR)/venv/bin/bellwired $(DESTDIR)$(PREFIX)/bin/
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man1 build/man/bellwire.1
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man5 build/man/bellwire-device.toml.5
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man8 build/man/bellwired.8
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	$(BIN)/bellwire --print-completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bellwire
+	$(BIN)/bellwire --print-completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bellwire
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/vfio-user systemd/50-bellwire.json
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.service systemd/*.socket
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d systemd/sysusers.d/bellwire.conf
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d systemd/tmpfiles.d/bellwire.conf
+	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/catalog systemd/catalog/bellwire.catalog
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
