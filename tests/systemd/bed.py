@@ -16,11 +16,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bed_venv import PYTHON, venv
+import bed_venv
 from daemon.commands import children, first_child
 
 CHECKOUT = Path(__file__).parents[2]
@@ -29,6 +29,7 @@ INIT = Path("/lib/systemd/systemd")
 TOOLS = ("unshare", "nsenter", "setpriv", "mount", "pivot_root", "journalctl", "systemctl")
 SPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private")
 LOG = "log"
+PYTHON = "/srv/bellwire/venv/bin/python"  # inside
 PREFIX = "bellwire-bed-"
 PATIENCE = 30.0  # seconds
 Entry = dict[str, Any]
@@ -90,17 +91,31 @@ class Bed:
 
     def heard(self, **matches: str) -> Entry:
         """The first entry with these fields, waited for."""
-        with subprocess.Popen(self._inside([*_query(matches), "--follow", "--lines=all"]), stdout=-1) as reader:
-            try:
-                assert reader.stdout is not None
+        words = self._inside([*_query(matches), "--follow", "--lines=all"])
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
+            assert reader.stdout is not None
+            with reader.stdout:  # when that closes, journalctl ends
                 if not select.select([reader.stdout], [], [], PATIENCE)[0]:
                     raise AssertionError(f"nothing in the journal has {matches}")
                 entry: Entry = json.loads(reader.stdout.readline())
-                return entry
-            finally:
-                reader.kill()
+            return entry
 
-    def _inside(self, words: Any) -> list[str]:
+    def install(self) -> None:
+        """Put Bellwire's files where a package would, and do what it would then."""
+        ours, library = CHECKOUT / "systemd", self.path("/usr/lib")
+        for unit in filter(Path.is_file, ours.iterdir()):
+            shutil.copy(unit, library / "systemd/system")
+        for folder in ("sysusers.d", "tmpfiles.d"):
+            shutil.copy(ours / folder / "bellwire.conf", library / folder)
+        shutil.copy(ours / "catalog/bellwire.catalog", library / "systemd/catalog")
+        for command in ("bellwire", "bellwired"):
+            self.path(f"/usr/bin/{command}").symlink_to(f"/srv/bellwire/venv/bin/{command}")
+        self.run("systemd-sysusers")
+        self.run("systemd-tmpfiles", "--create", "bellwire.conf")
+        self.run("journalctl", "--update-catalog")
+        self.systemctl("daemon-reload")
+
+    def _inside(self, words: Sequence[str]) -> list[str]:
         clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8"]
         return ["nsenter", "--all", f"--target={self.init}", "--", *clean, *words]
 
@@ -109,9 +124,9 @@ class Bed:
 def booted() -> Iterator[Bed]:
     """Boot, and end it with the block, with every process and mount in it."""
     with contextlib.ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         stack.callback(shutil.rmtree, folder)
-        cgroup = _cgroup_root() / folder.name
+        cgroup = cgroup_root() / folder.name
         cgroup.mkdir()
         stack.callback(_remove_cgroup, cgroup)
         for name in ("root", "host"):
@@ -131,15 +146,14 @@ def why_not() -> str:
         return f"no {INIT}"
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"no {', '.join(missing)}"
-    check = "import ensurepip, sys, systemd.journal; sys.exit(sys.version_info < (3, 11))"
-    if subprocess.run([PYTHON, "-c", check], cwd="/", capture_output=True, check=False).returncode:
-        return f"{PYTHON} is older than 3.11, or has no ensurepip or systemd-python (python3-venv, python3-systemd)"
+    if reason := bed_venv.why_not():
+        return reason
     trial = ["unshare", *SPACES, "--cgroup", "mount", "-t", "tmpfs", "trial", "/tmp"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"no namespaces: {done.stderr.strip()}"
     try:
-        root = _cgroup_root()
+        root = cgroup_root()
     except BootError as error:
         return str(error)
     return "" if os.access(root, os.W_OK) else f"{root} is read-only"
@@ -148,8 +162,22 @@ def why_not() -> str:
 @contextlib.contextmanager
 def _started(folder: Path, cgroup: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``boot.sh`` in its namespaces. All of it ends with this process too, even if that is killed."""
-    words = ["setpriv", "--pdeathsig=KILL", "unshare", *SPACES, "sh", BOOT, folder, cgroup, venv(CHECKOUT), CHECKOUT]
-    with (folder / LOG).open("wb") as log, subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
+    words = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        *SPACES,
+        "sh",
+        BOOT,
+        folder,
+        cgroup,
+        bed_venv.venv(CHECKOUT),
+        CHECKOUT,
+    ]
+    with (
+        (folder / LOG).open("wb") as log,
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+    ):
         try:
             yield process
         finally:
@@ -164,8 +192,8 @@ def _await_ready(ready: socket.socket, process: subprocess.Popen[bytes], log: Pa
     ended = os.pidfd_open(process.pid)
     try:
         while (left := deadline - time.monotonic()) > 0:
-            readable, _, _ = select.select([ready, ended], [], [], left)
-            if ready in readable and b"READY=1" in ready.recv(4096).splitlines():
+            readable, _, _ = select.select([ready.fileno(), ended], [], [], left)
+            if ready.fileno() in readable and b"READY=1" in ready.recv(4096).splitlines():
                 return
             if ended in readable:
                 raise BootError(f"systemd has ended:\n{log.read_text(errors='replace')}")
@@ -174,7 +202,7 @@ def _await_ready(ready: socket.socket, process: subprocess.Popen[bytes], log: Pa
     raise BootError(f"systemd is not ready after {PATIENCE} s:\n{log.read_text(errors='replace')}")
 
 
-def _cgroup_root() -> Path:
+def cgroup_root() -> Path:
     """Where the unified hierarchy is mounted, be it the only one or beside those of version 1."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, *_ = line.split()
@@ -197,4 +225,10 @@ def _remove_cgroup(cgroup: Path) -> None:
 
 
 def _query(matches: dict[str, str]) -> list[str]:
-    return ["journalctl", "--quiet", "--no-pager", "--output=json", *(f"{key}={value}" for key, value in matches.items())]
+    return [
+        "journalctl",
+        "--quiet",
+        "--no-pager",
+        "--output=json",
+        *(f"{key}={value}" for key, value in matches.items()),
+    ]

@@ -26,6 +26,18 @@ $0 -m venv --system-site-packages /srv/bellwire/venv
 """
 
 
+def why_not() -> str:
+    """What the system's interpreter lacks; empty where it lacks nothing."""
+    check = "import ensurepip, sys, systemd.journal; sys.exit(sys.version_info < (3, 11))"
+    try:
+        done = subprocess.run([PYTHON, "-c", check], cwd="/", capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return f"no {PYTHON}"
+    if done.returncode:
+        return f"{PYTHON}: {done.stderr.strip().rpartition(chr(10))[2] or 'older than 3.11'}"
+    return ""
+
+
 def venv(checkout: Path) -> Path:
     """Where it is kept. It works only when it is mounted as /srv/bellwire/venv."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bellwire"
@@ -43,7 +55,7 @@ def _make(place: Path, checkout: Path) -> None:
     half = place.with_suffix(".half")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
-    words = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", MAKE, PYTHON, half, checkout]
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", MAKE, PYTHON, str(half), str(checkout)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"cannot make the virtual environment of the tests:\n{done.stdout}{done.stderr}")
