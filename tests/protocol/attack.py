@@ -9,108 +9,16 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from random import Random
 from typing import NamedTuple
-
-from hypothesis import strategies as st
 
 from protocol.backend import ERROR, NO_REPLY, PLAIN, QEMU_PROPOSAL, REPLY, FakeDevice, Server, message
 from vfio_user import Command, IrqIndex, VfioUserError
 
 OWN = "the attacker's own socket"
-LAYOUTS = {
-    Command.DMA_MAP: "IIQQQ",
-    Command.DMA_UNMAP: "IIQQ",
-    Command.DEVICE_GET_INFO: "IIII",
-    Command.DEVICE_GET_REGION_INFO: "IIIIQQ",
-    Command.DEVICE_GET_REGION_IO_FDS: "IIII",
-    Command.DEVICE_GET_IRQ_INFO: "IIII",
-    Command.DEVICE_SET_IRQS: "IIIII",
-    Command.REGION_READ: "QII",
-    Command.REGION_WRITE: "QII",
-    Command.DMA_READ: "QQ",
-    Command.DMA_WRITE: "QQ",
-    Command.DEVICE_RESET: "",
-    Command.REGION_WRITE_MULTI: "QQIIQ",
-    Command.DEVICE_FEATURE: "II",
-    Command.MIG_DATA_READ: "II",
-    Command.MIG_DATA_WRITE: "II",
-}
-LIKELY = [0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 24, 32, 0x14, 0x21, 0x24, 0x0C, 80, 4096, 0x2000, 1 << 20, 1 << 31]
-WORDS = st.sampled_from([*LIKELY, (1 << 32) - 1]) | st.integers(0, (1 << 32) - 1)
-LONGS = st.sampled_from([*LIKELY, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
-FLAGS = st.sampled_from([0, 0, 0, 0, NO_REPLY, REPLY, REPLY | ERROR, ERROR, 2]) | WORDS
-
-
-def _well_formed(command: Command) -> st.SearchStrategy[bytes]:
-    """A payload of the right shape whose data has the right length."""
-    match command:
-        case Command.REGION_WRITE:
-            return st.builds(
-                lambda at, region, data: struct.pack("<QII", at, region, len(data)) + data,
-                st.integers(0, 4096),
-                st.integers(0, 9),
-                st.binary(max_size=16),
-            )
-        case Command.DEVICE_SET_IRQS:
-            actions = st.sampled_from([8, 16, 32])
-            return st.builds(
-                lambda kind, action, index, start, count: struct.pack("<IIIII", 20, kind | action, index, start, count),
-                st.sampled_from([1, 4]),
-                actions,
-                st.integers(0, 3),
-                st.integers(0, 8),
-                st.integers(0, 8),
-            )
-        case Command.DMA_MAP:
-            return st.builds(
-                lambda flags, offset, page, pages: struct.pack("<IIQQQ", 32, flags, offset, page << 12, pages << 12),
-                st.integers(0, 15),
-                st.sampled_from([0, 4096, 100]),
-                st.integers(0, 16),
-                st.integers(0, 4),
-            )
-    fields = [LONGS if kind == "Q" else WORDS for kind in LAYOUTS[command]]
-    return st.tuples(*fields).map(lambda values: struct.pack("<" + LAYOUTS[command], *values))
-
-
-def _mutated(payload: bytes, how: tuple[str, int, int]) -> bytes:
-    kind, at, value = how
-    match kind:
-        case "cut":
-            return payload[: at % (len(payload) + 1)]
-        case "grow":
-            return payload + bytes([value]) * (at % 5000)
-        case "flip" if payload:
-            spoilt = bytearray(payload)
-            spoilt[at % len(payload)] ^= value
-            return bytes(spoilt)
-    return payload
-
-
-MUTATIONS = st.tuples(
-    st.sampled_from(["none", "none", "none", "cut", "grow", "flip"]), st.integers(0, 9999), st.integers(0, 255)
-)
-PAYLOADS = st.sampled_from(list(LAYOUTS)).flatmap(
-    lambda command: st.tuples(st.just(int(command)), _well_formed(command) | st.binary(max_size=64))
-)
-HELLO = st.integers(0, 3).map(lambda minor: message(Command.VERSION, struct.pack("<HH", 0, minor) + QEMU_PROPOSAL))
-
-
-def _message(body: tuple[int, bytes], how: tuple[str, int, int], flags: int, id: int, lie: int | None) -> bytes:
-    command, payload = body
-    data = message(command, _mutated(payload, how), id=id, flags=flags)
-    return data if lie is None else data[:4] + struct.pack("<I", lie) + data[8:]
-
-
-MESSAGES = st.builds(
-    _message,
-    PAYLOADS | st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=64)),
-    MUTATIONS,
-    FLAGS,
-    st.integers(0, 4) | st.integers(0, 0xFFFF),
-    st.sampled_from([None] * 30 + [0, 15, 16, 17, 1 << 20, 1 << 21, (1 << 32) - 1]),
-)
-KINDS = ["eventfd", "eventfd", "eventfd", "memory", "memory", "pipe", "socket", "null", "directory", "epoll", OWN]
+KINDS = ["eventfd"] * 4 + ["memory"] * 4 + ["pipe", "socket", "null", "directory", "epoll", OWN]
+NUMBERS = [0, 1, 2, 4, 8, 9, 16, 32, 4096, 1 << 20, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1]
+SIZES = [0, 15, 17, 1 << 20, 1 << 21, (1 << 32) - 1]  # that do not fit what follows
 
 
 class Piece(NamedTuple):
@@ -120,28 +28,119 @@ class Piece(NamedTuple):
     fds: list[str]
 
 
-PIECES = st.builds(
-    lambda data, cut, fds: [Piece(data[:cut], fds[:4]), Piece(data[cut:], fds[4:])] if cut else [Piece(data, fds)],
-    MESSAGES | MESSAGES | MESSAGES | HELLO | st.binary(max_size=40),
-    st.sampled_from([0, 0, 0, 1, 15, 16, 17, 20]),
-    st.lists(st.sampled_from(KINDS), max_size=3) | st.lists(st.sampled_from(KINDS), max_size=20),
-)
+class Attack:
+    """The pieces of one connection: mostly good commands, some spoilt, and often nonsense at the end.
 
+    The same seed gives the same attack, and a smaller ``length`` the beginning of it.
+    """
 
-class Attack(NamedTuple):
-    """A connection's worth of pieces; whether it begins as it should, and whether its replies are read."""
+    def __init__(self, seed: int, length: int) -> None:
+        self._random = Random(seed)
+        self.reads = self._random.random() < 0.8  # its replies
+        self.pieces: list[Piece] = []
+        if self._random.random() < 0.9:
+            self.pieces.append(Piece(message(Command.VERSION, bytes(4) + QEMU_PROPOSAL), []))
+        for _ in range(length):
+            self._add(*self._command())
+        if self._random.random() < 0.6:
+            self._add(self._nonsense(), self._fds())
 
-    polite: bool
-    reads: bool
-    pieces: list[list[Piece]]
+    def _command(self) -> tuple[bytes, list[str]]:
+        choose = self._random
+        command, payload, fds = choose.choice(self._good())()
+        if choose.random() < 0.2:
+            payload = self._spoilt(payload)
+        if choose.random() < 0.1:
+            fds = self._fds()
+        kinds = [0, NO_REPLY] * 10 + [REPLY, REPLY | ERROR, ERROR, 2, (1 << 32) - 1]
+        if command in (Command.DMA_READ, Command.DMA_WRITE):
+            kinds += [REPLY] * 20
+        return message(command, payload, id=choose.randrange(6), flags=choose.choice(kinds)), fds
 
+    def _good(self) -> list[Callable[[], tuple[int, bytes, list[str]]]]:
+        """Makers of commands that have the right shape, though not always the right values."""
+        one = self._random.choice
+        upto = self._random.randrange
 
-ATTACKS = st.builds(
-    Attack,
-    st.sampled_from([True, True, True, False]),
-    st.sampled_from([True, True, True, False]),
-    st.lists(PIECES, max_size=15),
-)
+        def dma_map() -> tuple[int, bytes, list[str]]:
+            fds = ["memory"] * upto(2)
+            flags = one([1, 3, 3, 3, 7 if fds else 3, 0, 11])
+            sizes = one([0, 0, 4096, 100]), upto(8) << 12, one([1, 1, 2, 4]) << 12
+            return Command.DMA_MAP, struct.pack("<IIQQQ", 32, flags, *sizes), fds
+
+        def dma_unmap() -> tuple[int, bytes, list[str]]:
+            return Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, upto(8) << 12, one([1, 1, 2, 4]) << 12), []
+
+        def set_irqs() -> tuple[int, bytes, list[str]]:
+            kind, action, index, start, count = one([1, 2, 4, 4]), one([8, 16, 32, 32]), one([0, 2]), upto(4), upto(5)
+            start = 0 if index == 0 or count == 0 else start
+            count = min(count, 1) if index == 0 else count
+            data = self._random.randbytes(count) if kind == 2 else b""
+            head = struct.pack("<IIIII", 20 + len(data), kind | action, index, start, count)
+            return Command.DEVICE_SET_IRQS, head + data, ["eventfd"] * (count if kind == 4 and upto(4) else 0)
+
+        def write() -> tuple[int, bytes, list[str]]:
+            data = self._random.randbytes(upto(9))
+            return Command.REGION_WRITE, struct.pack("<QII", upto(64), upto(4), len(data)) + data, []
+
+        def write_multi() -> tuple[int, bytes, list[str]]:
+            count = upto(4)
+            entries = [struct.pack("<QIIQ", upto(4096), upto(4), 1 + upto(8), upto(1 << 64)) for _ in range(count)]
+            return Command.REGION_WRITE_MULTI, struct.pack("<Q", count) + b"".join(entries), []
+
+        def getter() -> tuple[int, bytes, list[str]]:
+            layouts = {4: "IIII", 5: "IIIIQQ", 6: "IIII", 7: "IIII"}
+            command = one(list(layouts))
+            fields = [one([16, 32, 80, 4096]), 0, upto(10)] + [0] * (len(layouts[command]) - 3)
+            return command, struct.pack("<" + layouts[command], *fields), []
+
+        def answer() -> tuple[int, bytes, list[str]]:
+            return one([Command.DMA_READ, Command.DMA_WRITE]), struct.pack("<QQ", upto(64) << 8, 256) + bytes(256), []
+
+        def anything() -> tuple[int, bytes, list[str]]:
+            return upto(20), b"".join(struct.pack("<Q", one(NUMBERS)) for _ in range(upto(6))), []
+
+        read = struct.pack("<QII", one([0, 8, 4095]), upto(10), one([0, 1, 8, 256]))
+        rare = [
+            getter,
+            answer,
+            anything,
+            lambda: (Command.REGION_READ, read, []),
+            lambda: (Command.DEVICE_RESET, b"", []),
+        ]
+        return [dma_map, dma_map, dma_unmap, set_irqs, set_irqs, set_irqs, write, write, write_multi, *rare]
+
+    def _spoilt(self, payload: bytes) -> bytes:
+        choose = self._random
+        match choose.randrange(3):
+            case 0:
+                return payload[: choose.randrange(len(payload) + 1)]
+            case 1:
+                return payload + choose.randbytes(choose.choice([1, 16, 5000]))
+        spoilt = bytearray(payload or b"!")
+        at = choose.randrange(len(spoilt))
+        spoilt[at : at + 8] = struct.pack("<Q", choose.choice(NUMBERS))[: len(spoilt) - at]
+        return bytes(spoilt)
+
+    def _nonsense(self) -> bytes:
+        choose = self._random
+        data, _ = self._command()
+        return choose.choice(
+            [
+                data[:4] + struct.pack("<I", choose.choice(SIZES)) + data[8:],
+                data[: choose.randrange(1, len(data))],
+                choose.randbytes(choose.randrange(1, 60)),
+            ]
+        )
+
+    def _fds(self) -> list[str]:
+        return self._random.choices(KINDS, k=self._random.choice([0, 1, 2, 20]))
+
+    def _add(self, data: bytes, fds: list[str]) -> None:
+        """In one piece, or in two with descriptors at both."""
+        cut = self._random.choice([0, 0, 0, 1, 15, 16, 17, 20])
+        parts = [Piece(data[:cut], fds[:1]), Piece(data[cut:], fds[1:])] if cut else [Piece(data, fds)]
+        self.pieces += [part for part in parts if part.data]
 
 
 @contextlib.contextmanager
@@ -166,11 +165,8 @@ def descriptors() -> Iterator[dict[str, int]]:
 
 def carry_out(attack: Attack, sock: socket.socket, pool: dict[str, int]) -> None:
     """Send it all, or as much as the server takes."""
-    pieces = [piece for some in attack.pieces for piece in some if piece.data]
-    if attack.polite:
-        pieces.insert(0, Piece(message(Command.VERSION, bytes(4) + QEMU_PROPOSAL), []))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
-        for data, kinds in pieces:
+        for data, kinds in attack.pieces:
             sock.settimeout(1.0)
             fds = [sock.fileno() if kind == OWN else pool[kind] for kind in kinds]
             sent = socket.send_fds(sock, [data], fds) if fds else 0

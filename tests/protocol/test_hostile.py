@@ -8,9 +8,10 @@ import time
 from contextlib import closing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from protocol.attack import ATTACKS, Attack, arm, carry_out, descriptors
+from protocol.attack import Attack, arm, carry_out, descriptors
 from protocol.backend import PLAIN, FakeDevice, fd_count, served
 from protocol.guest import maps
 from vfio_user import Client, IoEventFd, VfioUserError
@@ -43,19 +44,22 @@ def survive(attack: Attack) -> None:
         os.close(bell)
 
 
-hostile = given(ATTACKS)
-unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
+hostile = given(seed=st.integers(0, (1 << 64) - 1), length=st.integers(1, 40))
 
 
 @hostile
-@settings(max_examples=250, suppress_health_check=unhurried)
-def test_a_server_survives_hostile_clients(attack: Attack) -> None:
-    survive(attack)
+@settings(max_examples=400)
+def test_a_server_survives_hostile_clients(seed: int, length: int) -> None:
+    survive(Attack(seed, length))
 
 
 @pytest.mark.slow
 def test_a_server_survives_hostile_clients_for_half_a_minute() -> None:
-    some = hostile(settings(max_examples=200, database=None, suppress_health_check=unhurried)(survive))
+    @hostile
+    @settings(max_examples=200, database=None)
+    def many(seed: int, length: int) -> None:
+        survive(Attack(seed, length))
+
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        some()
+        many()
