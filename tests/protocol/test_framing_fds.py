@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -141,3 +142,21 @@ def test_fds_without_end_in_one_message_end_the_connection(
     send_with_fds(1)
     with pytest.raises(FramingError, match=f"more than {MOST_FDS_HELD} file descriptors"):
         send_with_fds(2)
+
+
+def test_fds_that_find_no_room_in_the_process_end_the_connection_and_none_leaks(
+    ends: tuple[Wire, Channel], eventfd: Callable[[], int]
+) -> None:
+    wire, channel = ends
+    wire.raw(message(2), [eventfd()] * 5)
+    limit, before = resource.getrlimit(resource.RLIMIT_NOFILE), fd_count()
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 2, limit[1]))
+    try:
+        with pytest.raises(FramingError, match="none could be taken"):
+            channel.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    channel.close()
+    assert fd_count() == before - 1
