@@ -77,8 +77,13 @@ class Served:
         self.session = self._bells = None
         self._observer.left(reason)
 
-    def turn(self) -> bool:
-        """Handle what the client has sent and rung. True when there is more to do at once.
+    @property
+    def waiting(self) -> bool:
+        """Whether a command is here that no descriptor shows: a DMA message's wait may have taken it off the socket."""
+        return self.session is not None and self.session.waiting
+
+    def turn(self) -> None:
+        """Handle what the client has sent and rung.
 
         Rings are taken out of their fds first and acted upon last, with the socket drained in between: so a ring
         sees every write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the
@@ -86,14 +91,13 @@ class Served:
         """
         session, bells = self.session, self._bells
         if session is None or bells is None:
-            return False
+            return
         bells.gather()
-        more = session.service(DRAIN)
+        session.service(DRAIN)
         if not self._introduced and session.client is not None:
             self._introduced = True
             self._observer.introduced(session.client)
         bells.run()
-        return more or session.waiting
 
     def statistics(self) -> dict[str, int]:
         """What has happened so far, and what the client has set up now."""

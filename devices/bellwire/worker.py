@@ -54,10 +54,9 @@ class Worker:
                 self.loop.watch(self._listener.fileno(), self._accept)
             if ready is not None:
                 ready()
-            more = False
             while not self.loop.stopping:
-                rung = self.loop.wait(0 if more else None)
-                more = self._serve()
+                rung = self.loop.wait(0 if self.served.waiting else None)
+                self._serve()
                 self.loop.run(rung)
                 self.loop.run_timers()
             self.served.detach()
@@ -72,9 +71,9 @@ class Worker:
         """End :meth:`run`; from any thread or signal handler."""
         self.loop.stop()
 
-    def _serve(self) -> bool:
+    def _serve(self) -> None:
         try:
-            return self.served.turn()
+            self.served.turn()
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
             self.served.detach(str(error))
@@ -82,7 +81,6 @@ class Worker:
                 self.loop.stop()
             else:
                 self.loop.watch(self._listener.fileno(), self._accept)
-            return False
 
     def _accept(self) -> None:
         assert self._listener is not None

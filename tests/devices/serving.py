@@ -35,15 +35,18 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
     window = mmio.ioregion(0x100, 16)
     raise_line = mmio.reg(0x40, access="wo")
     trigger = mmio.reg(0x44, access="wo")
+    fetch_later = mmio.reg(0x48, access="wo")
 
     def setup(self) -> None:
         self.seen: list[object] = []
         self.blocked = threading.Event()
         self.go_on = threading.Event()
+        self.wrote = threading.Event()
 
     @scratch.write
     def scratch_written(self, value: int) -> None:
         self.seen.append(("scratch", value))
+        self.wrote.set()
 
     @fails.write
     def fail(self, value: int) -> None:
@@ -61,6 +64,10 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
     @fetch.write
     def fetch_from(self, address: int) -> None:
         self.fetched = int.from_bytes(self.dma.read(address, 4), "little")
+
+    @fetch_later.write
+    def fetch_by_timer(self, address: int) -> None:
+        self.after(0.01, lambda: self.fetch_from(address))
 
     @store.write
     def store_to(self, address: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -201,10 +202,14 @@ class Ram:
 
     def __init__(self) -> None:
         self.content = bytearray(4096)
+        self.asked = 0
+        self.before_reading: Callable[[], None] = lambda: None
 
     def read(self, address: int, count: int) -> bytes:
         if address + count > len(self.content):
             raise VfioUserError("no such memory", errno.EFAULT)
+        self.asked += 1
+        self.before_reading()
         return bytes(self.content[address : address + count])
 
     def write(self, address: int, data: bytes) -> None:
@@ -235,6 +240,18 @@ def test_commands_that_come_while_memory_is_asked_for_keep_their_order() -> None
             write(client, Probe.scratch.offset, value, posted=True)
         assert read(client, Probe.scratch.offset) == 19
         assert device.seen == [("scratch", value) for value in range(20)]
+
+
+def test_commands_that_come_while_a_timer_asks_for_memory_are_handled_at_once() -> None:
+    memory = Ram()
+    device = Probe()
+    with served(device, memory=memory) as client:
+        client.dma_map(0, 4096)
+        write(client, Probe.fetch_later.offset, 0x40)
+        memory.before_reading = lambda: write(client, Probe.scratch.offset, 9, posted=True)
+        while not memory.asked:
+            client.poll(PATIENCE)
+        assert device.wrote.wait(PATIENCE)
 
 
 def test_dma_outside_the_map_is_the_guests_own_error(caplog: pytest.LogCaptureFixture) -> None:
