@@ -44,6 +44,7 @@ class Bed:
 
     def __init__(self, init: int) -> None:
         self.init = init
+        self._since: tuple[str, ...] = ()
 
     def path(self, inside: str | Path) -> Path:
         """Where a path of the inside is from outside."""
@@ -66,8 +67,8 @@ class Bed:
         """Start units, and wait until they are started; the journal tells why one is not."""
         done = self.run("systemctl", "start", *units, check=False)
         if done.returncode:
-            status = self.systemctl("status", "--lines=50", "--full", *units, check=False)
-            raise AssertionError(f"{done.stderr}\n{status}")
+            log = "\n".join(str(entry["MESSAGE"]) for entry in self.journal())
+            raise AssertionError(f"{done.stderr}\n{log}")
 
     def stop(self, *units: str) -> None:
         """Stop units, and wait until they are stopped."""
@@ -87,11 +88,16 @@ class Bed:
     def journal(self, **matches: str) -> list[Entry]:
         """The journal's entries with these fields, as ``journalctl -o json`` has them."""
         self.run("journalctl", "--sync")
-        return [json.loads(line) for line in self.run(*_query(matches)).stdout.splitlines()]
+        return [json.loads(line) for line in self.run(*self._query(matches)).stdout.splitlines()]
+
+    def forget(self) -> None:
+        """Leave out of the journal all that is in it now."""
+        last = int(self.journal()[-1]["__REALTIME_TIMESTAMP"])
+        self._since = (f"--since=@{(last + 1) / 1e6:.6f}",)  # --after-cursor= skips one more where there are matches
 
     def heard(self, **matches: str) -> Entry:
         """The first entry with these fields, waited for."""
-        words = self._inside([*_query(matches), "--follow", "--lines=all"])
+        words = self._inside([*self._query(matches), "--follow", "--lines=all"])
         with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
             assert reader.stdout is not None
             with reader.stdout:  # when that closes, journalctl ends
@@ -103,7 +109,7 @@ class Bed:
     def install(self) -> None:
         """Put Bellwire's files where a package would, and do what it would then."""
         ours, library = CHECKOUT / "systemd", self.path("/usr/lib")
-        for unit in filter(Path.is_file, ours.iterdir()):
+        for unit in (*ours.glob("*.service"), *ours.glob("*.socket")):
             shutil.copy(unit, library / "systemd/system")
         for folder in ("sysusers.d", "tmpfiles.d"):
             shutil.copy(ours / folder / "bellwire.conf", library / folder)
@@ -114,6 +120,10 @@ class Bed:
         self.run("systemd-tmpfiles", "--create", "bellwire.conf")
         self.run("journalctl", "--update-catalog")
         self.systemctl("daemon-reload")
+
+    def _query(self, matches: dict[str, str]) -> list[str]:
+        fields = (f"{key}={value}" for key, value in matches.items())
+        return ["journalctl", "--quiet", "--no-pager", "--output=json", *self._since, *fields]
 
     def _inside(self, words: Sequence[str]) -> list[str]:
         clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8"]
@@ -162,18 +172,8 @@ def why_not() -> str:
 @contextlib.contextmanager
 def _started(folder: Path, cgroup: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``boot.sh`` in its namespaces. All of it ends with this process too, even if that is killed."""
-    words = [
-        "setpriv",
-        "--pdeathsig=KILL",
-        "unshare",
-        *SPACES,
-        "sh",
-        BOOT,
-        folder,
-        cgroup,
-        bed_venv.venv(CHECKOUT),
-        CHECKOUT,
-    ]
+    paths = map(str, (BOOT, folder, cgroup, bed_venv.venv(CHECKOUT), CHECKOUT))
+    words: list[str] = ["setpriv", "--pdeathsig=KILL", "unshare", *SPACES, "sh", *paths]
     with (
         (folder / LOG).open("wb") as log,
         subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
@@ -222,13 +222,3 @@ def _remove_cgroup(cgroup: Path) -> None:
             events.seek(0)
     for folder, _, _ in os.walk(cgroup, topdown=False):
         os.rmdir(folder)
-
-
-def _query(matches: dict[str, str]) -> list[str]:
-    return [
-        "journalctl",
-        "--quiet",
-        "--no-pager",
-        "--output=json",
-        *(f"{key}={value}" for key, value in matches.items()),
-    ]
