@@ -133,6 +133,7 @@ class Bed:
 @contextlib.contextmanager
 def booted() -> Iterator[Bed]:
     """Boot, and end it with the block, with every process and mount in it."""
+    _sweep()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         stack.callback(shutil.rmtree, folder)
@@ -146,6 +147,12 @@ def booted() -> Iterator[Bed]:
         process = stack.enter_context(_started(folder, cgroup))
         _await_ready(ready, process, folder / LOG)
         yield Bed(first_child(process.pid))
+
+
+def places(pid: int | None = None) -> list[Path]:
+    """The folder and the cgroup of each bed that a process has, or all processes."""
+    pattern = f"{PREFIX}{'*' if pid is None else pid}-*"
+    return [path for root in (Path(tempfile.gettempdir()), cgroup_root()) for path in root.glob(pattern)]
 
 
 def why_not() -> str:
@@ -167,6 +174,15 @@ def why_not() -> str:
     except BootError as error:
         return str(error)
     return "" if os.access(root, os.W_OK) else f"{root} is read-only"
+
+
+def _sweep() -> None:
+    """Remove what beds have left whose process was killed: the kernel has ended all in them."""
+    for path in places():
+        owner = path.name.removeprefix(PREFIX).partition("-")[0]
+        if not Path(f"/proc/{owner}").exists():
+            remove = _remove_cgroup if path.parent == cgroup_root() else shutil.rmtree
+            remove(path)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ cd root
 
 # /proc/sys and /sys are the kernel's, thus the host's: read-only, so that no sysctl or udev of ours touches them.
 mount -t proc proc proc
-for path in proc/sys $(ls -d proc/sysrq-trigger 2>/dev/null); do
+for path in proc/sys proc/sysrq-trigger; do
+    [ -e "$path" ] || continue
     mount --bind "$path" "$path"
     mount -o remount,bind,ro "$path"
 done
@@ -59,7 +60,7 @@ mount -o remount,bind,ro srv/bellwire/src
 
 # Nothing of what the host starts and mounts is started and mounted here, and no kernel module is loaded.
 mount -t tmpfs -o mode=755 bed etc/systemd/system
-for unit in modprobe@.service systemd-modules-load.service sys-kernel-debug.mount sys-kernel-tracing.mount; do
+for unit in dbus.socket modprobe@.service systemd-modules-load.service sys-kernel-debug.mount sys-kernel-tracing.mount; do
     ln -s /dev/null "etc/systemd/system/$unit"
 done
 : > etc/fstab

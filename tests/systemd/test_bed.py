@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import bed
 from bed import Bed
+from daemon.commands import gone
 
 pytestmark = pytest.mark.systemd
 
@@ -19,21 +21,15 @@ class Failure(Exception):
     """What goes wrong in a test."""
 
 
-def leftovers() -> list[Path]:
-    """What a bed has outside while it is there."""
-    places = (bed.cgroup_root(), Path(tempfile.gettempdir()))
-    return [path for place in places for path in place.glob(f"{bed.PREFIX}{os.getpid()}-*")]
-
-
 def test_a_bed_leaves_nothing_behind_when_a_test_fails(systemd: Bed) -> None:
-    before = leftovers()
+    before = bed.places(os.getpid())
     with pytest.raises(Failure), bed.booted() as booted:  # noqa: PT012
         booted.unit("lasting.service", "[Service]\nExecStart=sleep infinity\nSendSIGKILL=no\nKillSignal=SIGCONT\n")
         booted.start("lasting.service")
-        assert len(leftovers()) == len(before) + 2
+        assert len(bed.places(os.getpid())) == len(before) + 2
         handle = os.pidfd_open(booted.init)
         raise Failure
-    assert leftovers() == before
+    assert bed.places(os.getpid()) == before
     with pytest.raises(ProcessLookupError):
         signal.pidfd_send_signal(handle, 0)
     os.close(handle)
@@ -60,3 +56,16 @@ def test_the_journal_is_read_by_field(systemd: Bed) -> None:
     systemd.run("sh", "-c", r"printf 'MESSAGE=rung\nBELLWIRE_DEVICE=edu\n' | logger --journald")
     assert systemd.heard(BELLWIRE_DEVICE="edu")["MESSAGE"] == "rung"
     assert [entry["MESSAGE"] for entry in systemd.journal(BELLWIRE_DEVICE="edu")] == ["rung"]
+
+
+def test_a_process_that_is_killed_takes_its_bed_along() -> None:
+    script = "import bed, signal\nwith bed.booted() as booted: print(booted.init, flush=True); signal.pause()"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ | path) as other:
+        assert other.stdout is not None
+        init = int(other.stdout.readline())
+        other.kill()
+        other.wait()
+    assert gone(init)
+    with bed.booted():
+        assert not bed.places(other.pid)
