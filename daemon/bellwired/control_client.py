@@ -8,22 +8,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, connect_unix_varlink
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.manager.places import Places
 
 Result = TypeVar("Result")
+PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
+LONGEST = 300.0  # for what takes its time: starting a device, reading the configuration again
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
 
 
-def call(places: Places, work: Callable[[Any], Awaitable[Result]]) -> Result:
+def call(places: Places, work: Callable[[Any], Awaitable[Result]], timeout: float | None = LONGEST) -> Result:
     """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed."""
 
     async def talk() -> Result:
         transport, protocol = await _connect(places.control)
         try:
-            return await work(protocol.make_proxy(Control))
+            async with asyncio.timeout(PATIENCE):
+                await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
+            async with asyncio.timeout(timeout):
+                return await work(protocol.make_proxy(Control))
+        except TimeoutError:
+            raise CommandError(f"{places.control}: the daemon does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
             raise _explain(error) from None
         except (EOFError, ConnectionError):
@@ -52,7 +60,7 @@ def stream(places: Places, name: str | None, each: Callable[[dict[str, Any]], No
         async for reply in events:
             each(dict(reply["event"]))
 
-    call(places, work)
+    call(places, work, timeout=None)
 
 
 async def _connect(path: Path) -> Any:

@@ -103,7 +103,10 @@ def devices_in(module: ModuleType) -> Found:
 def check_trusted(path: Path) -> None:
     """Refuse a plugin that somebody else could have written: it would run with the daemon's rights."""
     for place in (path.resolve(), path.resolve().parent):
-        status = place.stat()
+        try:
+            status = place.stat()
+        except OSError as error:
+            raise CommandError(f"{place}: {error.strerror}") from None
         if status.st_uid not in (0, os.geteuid()):
             raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:

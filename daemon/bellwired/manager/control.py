@@ -3,35 +3,47 @@
 Root and the user that the daemon runs as may do everything; members of ``control-group`` may look.
 """
 
+import array
 import asyncio
 import contextlib
 import grp
+import logging
 import os
-import pwd
 import socket
 import struct
-import weakref
 from collections.abc import AsyncIterator, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
 from asyncvarlink import (
+    GenericVarlinkErrorReply,
+    LastResult,
     TypedVarlinkErrorReply,
     VarlinkInterface,
-    VarlinkInterfaceRegistry,
-    VarlinkInterfaceServerProtocol,
     VarlinkTransport,
     varlinkmethod,
 )
-from asyncvarlink.serviceinterface import PermissionDenied, VarlinkServiceInterface
+from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.caller import Caller
 from bellwired.manager.describe import Description, RegisterValue, describe
 from bellwired.manager.manager import Manager
 
 INTERFACE = "org.bellwire.Manager"
-_UCRED = struct.Struct("3i")
+LAST = "stopping"
+"""The kind of the stream's last event."""
+STILL_THERE = 5.0  # seconds between two looks whether a listener who hears nothing has hung up
+LAST_WORDS = 2.0  # seconds for callers to take what they still wait for
+PAUSE = 1.0
+MOST_CALLERS = 200  # at a time who may but look
+NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
+"""Ends the stream of a listener who has gone, whom it does not reach."""
+_UCRED = struct.Struct("iII")
+_SO_PEERGROUPS = 59
+_MOST_GROUPS = 256  # what Python's getsockopt() has room for
+
+log = logging.getLogger("bellwired")
 
 
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
@@ -75,8 +87,9 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     errors = (Failed,)
 
-    def __init__(self, manager: Manager, *, may_look: bool, may_change: bool) -> None:
+    def __init__(self, manager: Manager, caller: "Caller", *, may_look: bool, may_change: bool) -> None:
         self._manager = manager
+        self._caller = caller
         self._may_look = may_look
         self._may_change = may_change
 
@@ -151,12 +164,22 @@ class Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
         """Events as they happen, of one device or all, until the caller hangs up."""
-        with self._looking(), self._manager.hub.listening() as queue:
+        with self._looking(), self._manager.hub.listening(name) as ear:
             while True:
-                event = await queue.get()
-                if name in (None, event.device):
-                    fields = {key: str(value) for key, value in event.fields.items()}
-                    yield Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
+                try:
+                    async with asyncio.timeout(STILL_THERE):
+                        event = await ear.get()
+                except TimeoutError:
+                    event = None
+                if self._caller.has_hung_up():
+                    raise NOBODY
+                if event is None:
+                    continue
+                fields = {key: str(value) for key, value in event.fields.items()}
+                happening = Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
+                if event.kind == LAST:
+                    raise LastResult(happening)
+                yield happening
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
@@ -186,7 +209,7 @@ async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterato
     try:
         yield
     finally:
-        server.close()
+        await server.close()
         if own is not None:
             own.close()
 
@@ -197,35 +220,53 @@ class Server:
     def __init__(self, manager: Manager, sock: socket.socket) -> None:
         self._manager = manager
         self._sock = sock
-        self._callers: weakref.WeakSet[VarlinkTransport] = weakref.WeakSet()
+        self._callers: dict[VarlinkTransport, Caller] = {}
 
     def open(self) -> None:
         """Begin."""
         self._sock.setblocking(False)
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
-    def close(self) -> None:
-        """Accept nobody any more, and hang up on those who are there."""
+    async def close(self) -> None:
+        """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        for caller in list(self._callers):
-            caller.close()
+        self._manager.hub.publish("", LAST, {"text": "the daemon stops"})
+        await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await asyncio.gather(*(caller.idle() for caller in self._callers.values()))
+        transports = list(self._callers)
+        for transport in transports:
+            transport.abort()
+        await asyncio.gather(*(transport.closed_future for transport in transports))
 
     def _accept(self) -> None:
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        protocol = VarlinkInterfaceServerProtocol(self._offer(_peer(connection)))
-        self._callers.add(VarlinkTransport(asyncio.get_running_loop(), connection, connection, protocol))
-
-    def _offer(self, uid: int) -> VarlinkInterfaceRegistry:
-        registry = VarlinkInterfaceRegistry()
+        except OSError as error:  # no descriptor left, most likely
+            log.error("cannot accept a caller: %s", error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sock.fileno())
+            loop.call_later(PAUSE, self._go_on)
+            return
+        uid, gids = _peer(connection)
         may_change = uid in (0, os.geteuid())
-        may_look = may_change or _in_group(uid, self._manager.settings.daemon.control_group)
-        registry.register_interface(Control(self._manager, may_look=may_look, may_change=may_change))
-        registry.register_interface(VarlinkServiceInterface("Bellwire", "bellwired", _version(), "", registry))
-        return registry
+        if len(self._callers) >= MOST_CALLERS and not may_change:
+            connection.close()
+            return
+        caller = Caller(connection)
+        may_look = may_change or _gid(self._manager.settings.daemon.control_group) in gids
+        caller.offer(Control(self._manager, caller, may_look=may_look, may_change=may_change))
+        transport = VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)
+        self._callers[transport] = caller
+        transport.closed_future.add_done_callback(lambda _: self._callers.pop(transport))
+
+    def _go_on(self) -> None:
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
 
 @contextlib.contextmanager
@@ -237,25 +278,20 @@ def _failing() -> Iterator[None]:
         raise Failed(message=str(error), hint=error.hint) from None
 
 
-def _peer(connection: socket.socket) -> int:
-    """The user at the other end."""
-    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(uid)
-
-
-def _in_group(uid: int, group: str) -> bool:
-    if not group:
-        return False
+def _peer(connection: socket.socket) -> tuple[int, set[int]]:
+    """The user at the other end, and its groups, when it connected (unix(7), socket(7))."""
+    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
-        gid = grp.getgrnam(group).gr_gid
-        user = pwd.getpwuid(uid)
+        groups = array.array("I", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS))
+    except OSError:  # more than Python has room for
+        return uid, {gid}
+    return uid, {gid, *groups}
+
+
+def _gid(group: str) -> int:
+    """-1, which is nobody's, for none."""
+    try:
+        return grp.getgrnam(group).gr_gid if group else -1
     except KeyError:
-        return False
-    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
-
-
-def _version() -> str:
-    try:
-        return version("bellwire")
-    except PackageNotFoundError:
-        return "unknown"
+        log.error("control-group: there is no group %r", group)
+        return -1

@@ -7,6 +7,8 @@ from bellwired.errors import CommandError
 from bellwired.manager import process
 from bellwired.manager.unit import State, Unit
 
+PATIENCE = 1.0  # seconds: one that hangs is to be described all the same
+
 
 class Client(TypedDict):
     """Who is connected."""
@@ -62,7 +64,7 @@ async def describe(unit: Unit, *, brief: bool) -> Description:
     statistics: dict[str, int] = {}
     if not brief and unit.state is State.RUNNING:
         with contextlib.suppress(CommandError):  # it has just ended, or is busy: the rest is true all the same
-            statistics = dict(await unit.ask("statistics"))
+            statistics = dict(await unit.ask("statistics", PATIENCE))
     return Description(
         name=unit.name,
         device=unit.settings.device,

@@ -1,7 +1,9 @@
 """What happens, as a stream that anybody may listen to.
 
 Kinds: started, stopped, died, restarted, hung, killed, failed; connected, introduced (with what the client can
-take), mapped (its memory), left; trouble (the guest's, or the device code's); statistics; reloaded; lost.
+take), mapped (its memory), left; trouble (the guest's, or the device code's), crashed (the device code's last);
+statistics (what has been counted since the last such event, a second ago); reloaded; lost (events that were more than
+the listener or the worker's socket could take); stopping (the daemon, and with it the stream).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,28 +29,60 @@ class Event:
     time: float = field(default_factory=time.time)
 
 
+class Ear:
+    """One listener's queue: of the device ``name``, or of everything."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._waiting: deque[Event] = deque()
+        self._lost = 0
+        self._something = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Never waits. What concerns the daemon concerns every listener."""
+        if self._name is not None and event.device not in (self._name, ""):
+            return
+        if len(self._waiting) == MOST:
+            self._waiting.popleft()
+            self._lost += 1
+        self._waiting.append(event)
+        self._something.set()
+
+    async def get(self) -> Event:
+        """The oldest; before it, if any were lost, how many."""
+        await self._something.wait()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return Event("", "lost", {"count": lost, "text": f"{lost} events were lost: the listener is too slow"})
+        event = self._waiting.popleft()
+        if not self._waiting:
+            self._something.clear()
+        return event
+
+
 class Hub:
     """Hands every event to everyone who listens."""
 
     def __init__(self) -> None:
-        self._queues: set[asyncio.Queue[Event]] = set()
+        self._ears: set[Ear] = set()
+        self.heard = asyncio.Event()
+        """Set while anybody listens."""
 
     def publish(self, device: str, kind: str, fields: dict[str, Any]) -> None:
         """Never waits: who does not keep up is told so."""
         event = Event(device, kind, fields)
-        for queue in self._queues:
-            if queue.full():
-                queue.get_nowait()
-                queue.get_nowait()
-                queue.put_nowait(Event("", "lost", {"text": "events were lost: the listener is too slow"}))
-            queue.put_nowait(event)
+        for ear in self._ears:
+            ear.put(event)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[asyncio.Queue[Event]]:
+    def listening(self, name: str | None = None) -> Iterator[Ear]:
         """A queue that gets what happens during the block."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(MOST)
-        self._queues.add(queue)
+        ear = Ear(name)
+        self._ears.add(ear)
+        self.heard.set()
         try:
-            yield queue
+            yield ear
         finally:
-            self._queues.discard(queue)
+            self._ears.discard(ear)
+            if not self._ears:
+                self.heard.clear()

@@ -6,6 +6,7 @@ It is the workers' parent and reaps them. It dies with the manager, and they die
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable
 
 from bellwired.manager import process, wire
-from bellwired.manager.wire import Answer, Ask, Exited, Spawn, Spawned
+from bellwired.manager.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 from bellwired.manager.worker import run_device
 
 
@@ -27,14 +28,18 @@ class ForkServer:
         self._poll.register(sock, select.POLLIN)
         self._workers: dict[int, int] = {}  # pidfd -> pid
 
-    def run(self) -> Callable[[], None] | None:
+    def run(self) -> Callable[[], int] | None:
         """Fork as asked. Returns in a forked child, with what is to be run there; in the server itself, None."""
         while True:
             for fd, _ in self._poll.poll():
                 if fd in self._workers:
                     self._reap(fd)
                     continue
-                received = wire.receive(self._sock)
+                try:
+                    received = wire.receive(self._sock)
+                except WireError as error:
+                    logging.getLogger("bellwired").error("the fork server was asked for nonsense: %s", error)
+                    continue
                 if received is None:
                     return None
                 message, fds = received
@@ -45,24 +50,26 @@ class ForkServer:
                     if child is not None:
                         return child
 
-    def _spawn(self, message: Spawn, fds: list[int]) -> Callable[[], None] | None:
+    def _spawn(self, message: Spawn, fds: list[int]) -> Callable[[], int] | None:
         parent = os.getpid()
+        pid = 0
         try:
             pid = os.fork()
-        except OSError as error:
-            wire.send(self._sock, Spawned(message.name, 0, str(error)))
-            pid = -1
-        if pid == 0:
-            process.die_with_parent(parent)
-            process.close_all_but(*fds)
-            return lambda: run_device(message, *fds)
-        for fd in fds:
-            os.close(fd)
-        if pid > 0:
+            if pid == 0:
+                process.die_with_parent(parent)
+                process.close_all_but(*fds)
+                return lambda: run_device(message, *fds)
             handle = os.pidfd_open(pid)
+        except OSError as error:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            wire.send(self._sock, Spawned(message.number, 0, error.strerror or str(error)))
+        else:
             self._workers[handle] = pid
             self._poll.register(handle, select.POLLIN)
-            wire.send(self._sock, Spawned(message.name, pid), [handle])
+            wire.send(self._sock, Spawned(message.number, pid), [handle])
+        wire.close(fds)
         return None
 
     def _reap(self, handle: int) -> None:
@@ -78,7 +85,8 @@ def main() -> int:
     fd, parent = map(int, sys.argv[1:])
     process.die_with_parent(parent)
     process.name("bellwire-fork")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # meant for the manager, when the whole group gets them
     gc.collect()
     gc.freeze()  # so that a collection in a worker touches none of the pages that all of them share
     with socket.socket(fileno=fd) as sock:
@@ -88,9 +96,7 @@ def main() -> int:
             return 0  # the manager has gone
         if child is not None:
             sock.detach()  # closed already, with everything else that is the server's
-    if child is not None:
-        child()
-    return 0
+    return 0 if child is None else child()
 
 
 if __name__ == "__main__":

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager import control, metrics, notify
-from bellwired.manager.manager import Manager
+from bellwired.manager import control, metrics, notify, process
+from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.places import Places
+from bellwired.manager.settings import Daemon
+from bellwired.manager.tasks import alongside
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
@@ -42,75 +44,96 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run until told to stop."""
     arguments = parser().parse_args(words)
-    to_stderr_or_journal(arguments.log_level or "info")
+
+    def apply(settings: Daemon) -> None:
+        _log_to(arguments.log_level or settings.log_level)
+
+    _log_to(arguments.log_level or "info")
+    process.allow_many_files()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir))
-        if not arguments.log_level:
-            to_stderr_or_journal(manager.settings.daemon.log_level)
-        asyncio.run(serve(manager))
+        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
+        apply(manager.settings.daemon)
+        prepare(manager.places.runtime)
+        asyncio.run(Life(manager).run())
     except CommandError as error:
-        log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
+        log.error("%s", _in_words(error))
         return 1
     return 0
 
 
-async def serve(manager: Manager) -> None:
-    """The daemon's life."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    given = notify.listeners()
-    listener = given.pop("control", None)
-    manager.take_listeners(given)
-    reloads: set[asyncio.Task[None]] = set()
+class Life:
+    """From start to stop, as signals and the service manager have it."""
 
-    def reload() -> None:
-        task = asyncio.ensure_future(_reload(manager))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._stop = asyncio.Event()
+        self._reloads: set[asyncio.Task[None]] = set()
 
-    async with (
-        manager.running(),
-        control.serving(manager, listener),
-        metrics.serving(manager),
-        _signs_of_life(manager),
-    ):
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        notify.notify(READY="1", STATUS=manager.summary)
-        log.info("ready: %s", manager.summary)
-        await stop.wait()
-        notify.notify(STOPPING="1", STATUS="stopping")
-        log.info("stopping")
+    async def run(self) -> None:
+        """The whole of it. Callers are answered from the first moment to the last."""
+        manager = self._manager
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        given = notify.listeners()
+        listener = given.pop("control", None)
+        manager.take_listeners(given)
+        async with (
+            control.serving(manager, listener),
+            manager.running(),
+            metrics.serving(manager),
+            alongside(self._show_life),
+        ):
+            starting = asyncio.create_task(manager.start_all())
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                await starting
+                notify.notify(READY="1", STATUS=manager.summary)
+                log.info("ready: %s", manager.summary)
+                await stopping
+            notify.notify(STOPPING="1", STATUS="stopping")
+            log.info("stopping")
+        await starting
+        if self._reloads:
+            await asyncio.wait(self._reloads)
+
+    def _reload(self) -> None:
+        task = asyncio.create_task(self._reload_and_say())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_and_say(self) -> None:
+        notify.reloading()
+        try:
+            await self._manager.reload()
+        except CommandError as error:
+            log.error("not reloaded: %s", _in_words(error))
+        finally:
+            if not self._stop.is_set():
+                notify.notify(READY="1", STATUS=self._manager.summary)
+
+    async def _show_life(self) -> None:
+        """Status text, and the watchdog's due: only while this loop turns and the fork server answers."""
+        interval = notify.watchdog_interval()
+        while True:
+            if interval and await self._manager.nursery.ping():
+                notify.notify(WATCHDOG="1")
+            if not self._stop.is_set():
+                notify.notify(STATUS=self._manager.summary)
+            await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
 
-async def _reload(manager: Manager) -> None:
-    notify.reloading()
-    try:
-        await manager.reload()
-    except CommandError as error:
-        log.error("not reloaded: %s%s", error, f" ({error.hint})" if error.hint else "")
-    notify.notify(READY="1", STATUS=manager.summary)
+def _log_to(level: str) -> None:
+    to_stderr_or_journal(level)
+    # asyncvarlink says at length what we know: that a caller has hung up.
+    logging.getLogger("asyncvarlink").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
 
 
-@contextlib.asynccontextmanager
-async def _signs_of_life(manager: Manager) -> AsyncIterator[None]:
-    """Status text, and the watchdog's due: only while this loop turns and the fork server answers."""
-    task = asyncio.create_task(_live(manager))
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def _live(manager: Manager) -> None:
-    interval = notify.watchdog_interval()
-    while True:
-        if interval and await manager.nursery.ping():
-            notify.notify(WATCHDOG="1", STATUS=manager.summary)
-        else:
-            notify.notify(STATUS=manager.summary)
-        await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
+def _in_words(error: CommandError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bellwired.errors import CommandError
-from bellwired.manager import messages, settings
+from bellwired.manager import messages, settings, trial
 from bellwired.manager.events import Hub
 from bellwired.manager.nursery import Nursery
 from bellwired.manager.places import Places
-from bellwired.manager.settings import Device, Settings
+from bellwired.manager.settings import Daemon, Device, Settings
+from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import State, Unit
 
 log = logging.getLogger("bellwired")
-AT_ONCE = 8  # devices that are started at the same time
+COUNTING = 1.0  # seconds between two statistics events, while somebody listens
 
 
 @dataclass(slots=True)
@@ -33,19 +36,27 @@ class Reloaded:
     unchanged: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def sort(self) -> None:
+        """By name."""
+        for names in (self.started, self.restarted, self.stopped, self.unchanged):
+            names.sort()
+        self.failed = dict(sorted(self.failed.items()))
+
 
 class Manager:
-    """All devices of one instance."""
+    """All devices of one instance. ``apply`` is told when a reload has changed the daemon's own settings."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, apply: Callable[[Daemon], None] = lambda _: None) -> None:
         self.places = places
         self.settings: Settings = settings.load(places)
         self.units: dict[str, Unit] = {}
         self.hub = Hub()
-        self.nursery = Nursery(lost=lambda: None)
+        self.nursery = Nursery()
+        self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
         self._turn = asyncio.Lock()
+        self._closing = False
 
     def unit(self, name: str) -> Unit:
         """The unit called so; a CommandError names those that are there."""
@@ -70,19 +81,27 @@ class Manager:
             except (OSError, UnicodeDecodeError) as error:
                 raise CommandError(f"{path}: {error}") from None
 
-    async def open(self) -> None:
-        """Start the fork server and every device that starts by itself; a device that fails hurts no other."""
-        self.places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Manager]:
+        """The fork server runs and the units are there, not yet started, for the block; they are stopped after it."""
         self.nursery.open()
-        self._report_bad_files()
-        for name in self.settings.devices:
-            self._add(name)
-        await self._start_all([unit for unit in self.units.values() if unit.settings.autostart])
+        try:
+            self._report_bad_files()
+            for name in self.settings.devices:
+                self._add(name)
+            async with alongside(self._watch_over, self._count):
+                yield self
+        finally:
+            await self._close()
 
-    async def close(self) -> None:
-        """Stop everything in order."""
-        await asyncio.gather(*(unit.stop() for unit in self.units.values()))
-        self.nursery.close()
+    async def start_all(self) -> None:
+        """Start every device that starts by itself; one that fails has said why, and hurts no other."""
+
+        async def start(unit: Unit) -> None:
+            with contextlib.suppress(CommandError):
+                await unit.start()
+
+        await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.autostart)
 
     async def reload(self) -> Reloaded:
         """Read configuration and plugins anew, and touch only what has changed."""
@@ -91,35 +110,15 @@ class Manager:
             done = Reloaded(failed={name: str(error) for name, error in fresh.errors.items()})
             old, self.settings = self.settings, fresh
             self._report_bad_files()
-            for name in sorted(self.units):
-                if name not in fresh.devices and name not in fresh.errors:
-                    await self.units.pop(name).stop()
-                    done.stopped.append(name)
-            for name in sorted(fresh.devices):
-                await self._bring_up_to_date(name, fresh.daemon != old.daemon, done)
+            self._take_daemon(old.daemon, fresh.daemon)
+            gone = [name for name in self.units if name not in fresh.devices and name not in fresh.errors]
+            await a_few_at_once(self._remove(name, done) for name in gone)
+            await a_few_at_once(self._bring_up_to_date(name, done) for name in fresh.devices)
+            done.sort()
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
             log.info("configuration read again: %s", summary, extra={"MESSAGE_ID": messages.RELOADED})
             self.hub.publish("", "reloaded", {"text": summary})
             return done
-
-    async def watch_over(self) -> None:
-        """Ping every worker, for ever."""
-        while True:
-            await asyncio.sleep(self.settings.daemon.ping_interval)
-            await asyncio.gather(*(unit.check() for unit in list(self.units.values())))
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Manager]:
-        """Open for the block, watched over, and closed after it."""
-        try:
-            await self.open()
-            watch = asyncio.create_task(self.watch_over())
-            try:
-                yield self
-            finally:
-                watch.cancel()
-        finally:
-            await self.close()
 
     @property
     def summary(self) -> str:
@@ -130,47 +129,108 @@ class Manager:
         text = f"{up} of {len(self.units)} devices running, {clients} with a client"
         return f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
 
-    async def _bring_up_to_date(self, name: str, daemon_changed: bool, done: Reloaded) -> None:
+    # -- health
+
+    async def _watch_over(self) -> None:
+        """Ping every worker, for ever. One that takes its time does not keep the others from being pinged."""
+        busy: dict[Unit, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(self.settings.daemon.ping_interval)
+                busy = {unit: check for unit, check in busy.items() if not check.done()}
+                for unit in self.units.values():
+                    if unit not in busy:
+                        busy[unit] = asyncio.create_task(unit.check())
+        finally:
+            for check in busy.values():
+                check.cancel()
+
+    async def _count(self) -> None:
+        """While anybody listens, tell what the devices have counted."""
+        last: dict[Unit, dict[str, int]] = {}
+        while True:
+            if not self.hub.heard.is_set():
+                last.clear()
+                await self.hub.heard.wait()
+            units = [unit for unit in self.units.values() if unit.state is State.RUNNING]
+            answers = await asyncio.gather(*(unit.ask("statistics") for unit in units), return_exceptions=True)
+            for unit, answer in zip(units, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    continue  # it has just ended, or hangs: that is told elsewhere
+                before = last.get(unit, answer)
+                news = {key: value - before.get(key, 0) for key, value in answer.items() if value > before.get(key, 0)}
+                last[unit] = answer
+                if news:
+                    self.hub.publish(unit.name, "statistics", news)
+            await asyncio.sleep(COUNTING)
+
+    # -- changes
+
+    async def _close(self) -> None:
+        """Stop everything in order; what goes wrong with one stops no other from being stopped."""
+        self._closing = True
+        units = list(self.units.values())
+        ends = await asyncio.gather(*(unit.retire() for unit in units), return_exceptions=True)
+        for unit, end in zip(units, ends, strict=True):
+            if isinstance(end, Exception):
+                log.error("%s: not stopped in order", unit.name, exc_info=end)
+        await self.nursery.close()
+        for listener in self._given.values():
+            listener.close()
+
+    async def _remove(self, name: str, done: Reloaded) -> None:
+        await self.units.pop(name).retire()
+        del self._prints[name]
+        done.stopped.append(name)
+
+    async def _bring_up_to_date(self, name: str, done: Reloaded) -> None:
         device = self.settings.devices[name]
         unit = self.units.get(name)
         try:
             if unit is None:
                 unit = self._add(name)
                 if device.autostart:
-                    await unit.start()
                     done.started.append(name)
-            elif self._print(name) != self._prints[name]:
-                was_up = unit.state is not State.STOPPED
-                await unit.stop()
-                unit = self._add(name)
-                if was_up or device.autostart:
                     await unit.start()
+            elif (fresh := self._print(name)) != self._prints[name]:
+                if unit.state is State.RUNNING:
+                    order = unit.order(device, trial=True)
+                    await trial.attempt(self.nursery, order, self.settings.daemon.start_timeout)
+                self._prints[name] = fresh
                 done.restarted.append(name)
+                await unit.change(device, self._path(name))
             else:
-                unit.daemon = self.settings.daemon
                 done.unchanged.append(name)
         except CommandError as error:
             done.failed[name] = str(error)
-
-    async def _start_all(self, units: list[Unit]) -> None:
-        room = asyncio.Semaphore(AT_ONCE)
-
-        async def start(unit: Unit) -> None:
-            async with room:
-                with contextlib.suppress(CommandError, TimeoutError):  # the unit has said why
-                    await unit.start()
-
-        await asyncio.gather(*map(start, units))
+            log.error("%s", error, extra={"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name})
+            for names in (done.started, done.restarted):
+                if name in names:
+                    names.remove(name)
 
     def _add(self, name: str) -> Unit:
+        if self._closing:
+            raise CommandError("the daemon is stopping")
         device = self.settings.devices[name]
-        path = Path(device.socket) if device.socket else self.places.socket(name)
         plugins = [str(folder) for folder in self.places.plugins]
-        unit = Unit(name, device, self.settings.daemon, path, plugins, self.nursery, self._tell)
+        unit = Unit(name, device, self.settings.daemon, self._path(name), plugins, self.nursery, self._tell)
         unit.given = self._given.get(name)
         self.units[name] = unit
         self._prints[name] = self._print(name)
         return unit
+
+    def _take_daemon(self, old: Daemon, fresh: Daemon) -> None:
+        for unit in self.units.values():
+            unit.daemon = fresh
+        if fresh != old:
+            self._apply(fresh)
+        for key in ("control_group", "metrics"):
+            if getattr(old, key) != getattr(fresh, key):
+                log.warning("a change of %s counts from the daemon's next start on", key.replace("_", "-"))
+
+    def _path(self, name: str) -> Path:
+        configured = self.settings.devices[name].socket
+        return Path(configured) if configured else self.places.socket(name)
 
     def _print(self, name: str) -> tuple[Any, ...]:
         """What a device is made of: a change of any of it is worth a restart."""
@@ -188,9 +248,22 @@ class Manager:
         self.hub.publish(unit.name, kind, fields)
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def prepare(folder: Path) -> None:
+    """Make the runtime folder. A CommandError if somebody else could put sockets of his own there."""
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
+    if status.st_uid not in (0, os.geteuid()):
+        raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

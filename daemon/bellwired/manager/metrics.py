@@ -21,7 +21,7 @@ from bellwired.manager.unit import State
 
 log = logging.getLogger("bellwired")
 LONGEST_REQUEST = 8192
-PATIENCE = 5.0
+PATIENCE = 3.0
 GAUGES = ("dma_maps", "connected")
 
 
@@ -35,7 +35,7 @@ class Devices(Collector):
     async def refresh(self) -> None:
         """Ask every running worker for its counters."""
         units = [unit for unit in self._manager.units.values() if unit.state is State.RUNNING]
-        answers = await asyncio.gather(*(unit.ask("statistics") for unit in units), return_exceptions=True)
+        answers = await asyncio.gather(*(unit.ask("statistics", PATIENCE) for unit in units), return_exceptions=True)
         pairs = zip(units, answers, strict=True)
         self._numbers = {unit.name: dict(answer) for unit, answer in pairs if not isinstance(answer, BaseException)}
 
@@ -71,7 +71,8 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
     registry.register(devices)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        nothing_to_say = (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
+        with contextlib.suppress(*nothing_to_say), contextlib.closing(writer):
             request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             if request.startswith((b"GET /metrics ", b"GET / ")):
                 await devices.refresh()
@@ -81,7 +82,6 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
             text = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             writer.write(text.encode() + body)
             await asyncio.wait_for(writer.drain(), PATIENCE)
-        writer.close()
 
     kind, _, path = where.partition(":")
     own: Listener | None = None
@@ -91,11 +91,15 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
             server = await asyncio.start_unix_server(answer, sock=own.socket, limit=LONGEST_REQUEST)
         else:
             host, _, port = where.rpartition(":")
-            server = await asyncio.start_server(answer, host.strip("[]") or None, int(port), limit=LONGEST_REQUEST)
-    except (OSError, ValueError) as error:
+            if not host:
+                raise ValueError("no address to listen on")
+            server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=LONGEST_REQUEST)
+    except (OSError, ValueError, OverflowError) as error:
         raise CommandError(f"metrics = {where!r}: {error}", "write unix:PATH or ADDRESS:PORT") from None
     log.info("metrics at %s", where)
-    async with server:
+    try:
         yield
-    if own is not None:
-        own.close()
+    finally:
+        server.close()  # who is being answered is not waited for
+        if own is not None:
+            own.close()

@@ -5,6 +5,7 @@ With systemd-python where that is installed; the few bytes of sd_notify are sent
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -20,7 +21,8 @@ def notify(**state: str) -> None:
     except ImportError:
         _send(text)
     else:
-        daemon.notify(text)
+        with contextlib.suppress(OSError):
+            daemon.notify(text)
 
 
 def reloading() -> None:
@@ -68,6 +70,9 @@ def _send(text: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with (
+        contextlib.suppress(OSError),  # a service manager that does not listen is no reason to stop
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+    ):
         sock.connect(address)
         sock.sendall(text.encode())

@@ -61,7 +61,7 @@ class Places:
         """The files that count below ``folder`` of the configuration, in order of their names."""
         found: dict[str, Path] = {}
         for place in self.config:
-            for path in sorted((place / folder).glob(f"*{suffix}")):
+            for path in sorted((place / folder).glob(f"[!.]*{suffix}")):  # not an editor's own
                 found.setdefault(path.name, path)
         for _, path in sorted(found.items()):
             if not masked(path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,9 +34,36 @@ def close_all_but(*kept: int) -> None:
                 os.close(fd)
 
 
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: three or four for each device, more than 1024 in all."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then what was given must do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def environment() -> dict[str, str]:
     """Ours, without what the service manager means for the manager alone."""
     return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
+
+
+async def over(pid: int, timeout: float) -> bool:
+    """Wait for a process to end (it need not be ours); False when it has not within ``timeout`` seconds."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(timeout):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return True
 
 
 def memory(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterator
@@ -61,6 +62,9 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
     ping_timeout: Annotated[
         Seconds, Meta(description="A worker that does not answer for so long is killed, and another started.")
     ] = 15.0
+    start_timeout: Annotated[
+        Seconds, Meta(description="A worker that does not accept clients for so long after its start is killed.")
+    ] = 30.0
     restart_delay: Annotated[
         Seconds, Meta(description="Before the first restart; each further one in a row waits twice as long.")
     ] = 0.1
@@ -136,12 +140,22 @@ def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
             raise SettingsError(f"{where}: unknown key {key}", hint)
         try:
             values[field.name] = msgspec.convert(value, hints[field.name])
+            _check_numbers(value)
         except msgspec.ValidationError as error:
             raise SettingsError(f"{where}: {key} = {value!r}: {_expected(hints[field.name], error)}") from None
     for key, field in fields.items():
         if field.required and field.name not in values:
             raise SettingsError(f"{where}: {key} is missing")
     return kind(**values)
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse what TOML can say and JSON cannot."""
+    for each in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise msgspec.ValidationError("Expected a finite number")
+        if isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+            raise msgspec.ValidationError("Expected a number of at most 64 bits")
 
 
 def plain(table: Device | Daemon) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -17,14 +15,16 @@ from typing import Any
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager import messages, wire
-from bellwired.manager.nursery import Nursery
+from bellwired.manager import messages
+from bellwired.manager.link import Link
+from bellwired.manager.nursery import Child, Nursery
 from bellwired.manager.settings import Daemon, Device
-from bellwired.manager.wire import Answer, Ask, Event, Spawn
+from bellwired.manager.wire import Event, Spawn
 from bellwired.manager.worker import REFUSED
 
 log = logging.getLogger("bellwired")
-READY_TIMEOUT = 60.0
+ANSWER_TIMEOUT = 5.0
+KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 RECENT = 20
 
 
@@ -41,7 +41,11 @@ class State(StrEnum):
 
 
 class Unit:
-    """The device ``name``. ``tell`` hears every change."""
+    """The device ``name``. ``tell`` hears every change.
+
+    Whatever starts or ends a worker holds ``_turn``; waiting for a worker to be ready does not, so that a stop need
+    not wait for a device that hangs at its start.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,6 @@ class Unit:
         self.path = path
         self.state = State.STOPPED
         self.since = time.time()
-        self.pid = 0
         self.restarts = 0
         self.error = ""
         self.client: dict[str, Any] | None = None
@@ -69,155 +72,193 @@ class Unit:
         self._plugins = plugins
         self._nursery = nursery
         self._tell = tell
+        self._turn = asyncio.Lock()
+        self._retired = False
         self._listener: Listener | None = None
-        self._handle = -1
-        self._channel: socket.socket | None = None
-        self._number = 0
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._settled = asyncio.Event()  # running, or not going to be
-        self._ended = asyncio.Event()
-        self._ended.set()
+        self._child: Child | None = None
+        self._link: Link | None = None
+        self._attempt: asyncio.Future[str] | None = None
+        """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
+        self._overdue: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque()
         self._retry: asyncio.TimerHandle | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._relaunching: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The worker's; 0 while there is none."""
+        return self._child.pid if self._child is not None else 0
 
     # -- what an operator does
 
     async def start(self) -> None:
         """Start it, if it is not running; returns when it accepts clients. A CommandError says why it does not."""
-        if self.state in (State.STOPPED, State.FAILED, State.WAITING):
-            self._cancel_retry()
-            self._deaths.clear()
-            await self._launch()
-        await asyncio.wait_for(self._settled.wait(), READY_TIMEOUT)
-        if self.state is not State.RUNNING:
-            raise CommandError(f"{self.name} has not started: {self.error or self.state}")
+        async with self._turn:
+            if self.state in (State.STOPPED, State.FAILED, State.WAITING):
+                self._forget_deaths()
+                await self._launch()
+            attempt = self._attempt
+        await self._accepting(attempt)
 
     async def stop(self) -> None:
         """Stop it in order: no new client, the device reset, its socket removed."""
-        await self._end()
-        self._close_listener()
-        self._set(State.STOPPED)
+        async with self._turn:
+            await self._end()
+
+    async def retire(self) -> None:
+        """Stop it, never to start again."""
+        self._retired = True
+        await self.stop()
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait."""
-        await self._end()
-        self._set(State.STOPPED)
-        await self.start()
+        async with self._turn:
+            self._forget_deaths()
+            await self._end_worker()
+            await self._launch()
+            attempt = self._attempt
+        await self._accepting(attempt)
 
-    async def ask(self, what: str, timeout: float = 5.0) -> Any:
+    async def change(self, settings: Device, path: Path) -> None:
+        """Go on with other settings. One that was stopped remains so, unless it is to start by itself from now on."""
+        async with self._turn:
+            wanted = self.state is not State.STOPPED or (settings.autostart and not self.settings.autostart)
+            old = self.settings, self.path
+            if _listens(*old) != _listens(settings, path):
+                await self._end()
+            self.settings, self.path = settings, path
+            self._forget_deaths()
+            await self._end_worker()
+            if not wanted:
+                self._set(State.STOPPED)
+                return
+            await self._launch()
+            attempt = self._attempt
+        await self._accepting(attempt)
+
+    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
-        if self._channel is None:
-            raise CommandError(f"{self.name} is not running", f"bellwire start {self.name}")
-        self._number += 1
-        number = self._number
-        future = self._answers[number] = asyncio.get_running_loop().create_future()
-        try:
-            wire.send(self._channel, Ask(number, what))
-            return await asyncio.wait_for(future, timeout)
-        except TimeoutError:
-            raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
-        except OSError as error:
-            raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
-        finally:
-            self._answers.pop(number, None)
+        if self._link is None or self.state is not State.RUNNING:
+            hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
+            raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
+        return await self._link.ask(what, timeout)
 
     async def check(self) -> None:
         """Ping it; kill it when it does not answer, whereupon it is started again."""
-        if self.state is not State.RUNNING:
+        link, child = self._link, self._child
+        if link is None or child is None or self.state is not State.RUNNING:
             return
-        pid = self.pid
         try:
-            await self.ask("ping", self.daemon.ping_timeout)
+            await link.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
-            if self.pid == pid and self.state is State.RUNNING:
+            if self._child is child and self.state is State.RUNNING:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
-                self.kill()
+                child.kill()
 
-    def kill(self) -> None:
-        """SIGKILL, to the very process that is meant."""
-        if self._handle >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-
-    # -- the worker's life
-
-    async def _launch(self) -> None:
-        self._settled.clear()
-        self._ended.clear()
-        self._set(State.STARTING)
-        try:
-            await self._fork()
-        except (CommandError, TimeoutError) as error:
-            self._give_up(str(error))
-            self._ended.set()
-
-    async def _fork(self) -> None:
-        listener = self._open_listener()
-        ours, theirs = wire.pair()
-        ours.setblocking(False)
-        self._channel = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
-        settings = self.settings
-        spawn = Spawn(
+    def order(self, settings: Device, *, trial: bool = False) -> Spawn:
+        """What the fork server is to do for this device."""
+        return Spawn(
             name=self.name,
             device=settings.device,
             options=dict(settings.options),
             log_level=settings.log_level,
             io_fd_entry=settings.io_fd_entry,
             plugins=self._plugins,
+            trial=trial,
         )
-        with theirs:
-            try:
-                self.pid, self._handle = await self._nursery.spawn(
-                    spawn, [listener.fileno(), theirs.fileno()], self._exited
-                )
-            except BaseException:
-                self._close_channel()
-                raise
 
-    def _exited(self, status: int) -> None:
-        while self._channel is not None and self._read():
-            pass  # what it said last tells why
-        self._close_channel()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-        self.pid, self.client = 0, None
-        self._ended.set()
-        if self.state is State.STOPPING:
+    # -- the worker's life; all that waits is called with the turn held
+
+    async def _launch(self) -> None:
+        if self._retired:
+            raise CommandError(f"{self.name} is gone for good")
+        loop = asyncio.get_running_loop()
+        self._attempt = loop.create_future()
+        self._set(State.STARTING)
+        try:
+            listener = self._open_listener()
+        except CommandError as error:
+            self._give_up(str(error))
             return
-        why = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
+        link = Link(self.name, self._heard)
+        try:
+            child = await self._nursery.spawn(self.order(self.settings), [listener.fileno(), link.theirs.fileno()])
+        except CommandError as error:
+            link.close()
+            self._fell(str(error))
+            return
+        except BaseException:
+            link.close()
+            self._close_listener()
+            self._settle("its start was called off")
+            self._set(State.STOPPED)
+            raise
+        link.handed_over()
+        self._child, self._link = child, link
+        child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
+
+    async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
+        """Returns when the start has succeeded; a CommandError says why it has not."""
+        why = await asyncio.shield(attempt) if attempt is not None else "it was never tried"
+        if why:
+            raise CommandError(f"{self.name} has not started: {why}")
+
+    def _too_slow(self) -> None:
+        self._note("hung", messages.HUNG, f"not ready after {self.daemon.start_timeout:g} s: killing it", logging.ERROR)
+        if self._child is not None:
+            self._child.kill()
+
+    def _ended(self, child: Child, status: int) -> None:
+        if child is not self._child:
+            return
+        assert self._link is not None
+        self._link.close()  # what it said last tells why
+        self._child = self._link = self.client = None
+        if self.state is State.STOPPING:
+            self._settle("it was stopped")
+            return
+        why = f"its worker was killed by {_signal(-status)}" if status < 0 else f"its worker ended with status {status}"
         if status == REFUSED:
             self._give_up(self.error or "it was refused")
-        elif self.settings.restart == "always" or (self.settings.restart == "on-failure" and status != 0):
-            self._note("died", messages.DIED, f"its worker {why}", logging.ERROR)
-            self._retry_later(why)
-        elif status == 0:
+        elif status == 0 and self.settings.restart != "always":
+            self._settle(why)
+            self._close_listener()
+            self._note("stopped", messages.STOPPED, why, logging.WARNING)
             self._set(State.STOPPED)
-            self._settled.set()
         else:
-            self._give_up(f"its worker {why}")
+            self._fell(f"{why}: {self.error}" if self.error else why)
 
-    def _retry_later(self, why: str) -> None:
+    def _fell(self, why: str) -> None:
+        """It has come to an untimely end: try again, within reason."""
+        self._note("died", messages.DIED, why, logging.ERROR)
+        if self.settings.restart == "no":
+            self._give_up(why)
+            return
         now, daemon = time.monotonic(), self.daemon
         self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > daemon.restart_window:
+        while now - self._deaths[0] > daemon.restart_window:
             self._deaths.popleft()
         count = len(self._deaths)
         if count > daemon.restart_limit:
-            self._give_up(f"its worker {why}, {count} times in {daemon.restart_window:g} s")
+            self._give_up(f"{why}; {count} times in {daemon.restart_window:g} s")
             return
-        delay = min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (count - 1))
-        self.error = f"its worker {why}"
+        self.error = why
         self._set(State.WAITING)
+        delay = min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (count - 1))
         self._retry = asyncio.get_running_loop().call_later(delay, self._relaunch)
+        self._settle(f"{why}; it will be tried again")
 
     def _relaunch(self) -> None:
         self._retry = None
-        self.restarts += 1
-        self._note("restarted", messages.RESTARTED, "starting it again", logging.WARNING)
-        self._starting = asyncio.ensure_future(self._launch())
+        self._relaunching = asyncio.create_task(self._launch_again())
+
+    async def _launch_again(self) -> None:
+        async with self._turn:
+            if self.state is State.WAITING and not self._retired:  # nobody was faster
+                self.restarts += 1
+                self._note("restarted", messages.RESTARTED, "starting it again", logging.WARNING)
+                await self._launch()
 
     def _give_up(self, why: str) -> None:
         """No worker will come: whoever connects shall hear so at once."""
@@ -225,72 +266,63 @@ class Unit:
         self._close_listener()
         self._note("failed", messages.FAILED, why, logging.ERROR)
         self._set(State.FAILED)
-        self._settled.set()
+        self._settle(why)
 
     async def _end(self) -> None:
-        """Stop the worker, by force if need be."""
-        self._cancel_retry()
-        if self._starting is not None:
-            await self._starting
-        if not self._ended.is_set():
-            self._set(State.STOPPING)
-            with contextlib.suppress(CommandError):
-                await self.ask("stop")
-            try:
-                await asyncio.wait_for(self._ended.wait(), self.daemon.stop_timeout)
-            except TimeoutError:
-                self._note("killed", messages.HUNG, "it does not stop: killing it", logging.ERROR)
-                self.kill()
-                await self._ended.wait()
+        """Stop the worker, and remove the socket."""
+        await self._end_worker()
+        self._close_listener()
+        self._forget_deaths()
+        if self.state is not State.STOPPED:
             self._note("stopped", messages.STOPPED, "stopped", logging.INFO)
+            self._set(State.STOPPED)
+        self.error = ""
 
-    def _cancel_retry(self) -> None:
+    async def _end_worker(self) -> None:
+        """By force if need be."""
+        self._forget_retry()
+        child, link = self._child, self._link
+        if child is None or link is None:
+            return
+        self._set(State.STOPPING)
+        link.tell("stop")
+        timeout = self.daemon.stop_timeout
+        await asyncio.wait([child.ended], timeout=timeout)
+        if not child.ended.done():
+            text = f"it has not stopped within {timeout:g} s: killing it"
+            self._note("killed", messages.HUNG, text, logging.ERROR)
+            child.kill()
+            await asyncio.wait([child.ended], timeout=KILL_TIMEOUT)
+        if not child.ended.done():
+            self._note("trouble", messages.HUNG, f"process {child.pid} cannot be killed: left alone", logging.ERROR)
+        self._ended(child, 0)  # unless that has been said already
+
+    def _forget_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
 
+    def _forget_deaths(self) -> None:
+        self._forget_retry()
+        self._deaths.clear()
+
     # -- what the worker says
 
-    def _readable(self) -> None:
-        self._read()
-
-    def _read(self) -> bool:
-        """Take one message; False when there is none."""
-        assert self._channel is not None
-        try:
-            received = wire.receive(self._channel)
-        except (BlockingIOError, ConnectionResetError):
-            return False
-        if received is None:
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            return False
-        message = received[0]
-        if isinstance(message, Answer):
-            self._answered(message)
-        elif isinstance(message, Event):
-            self._heard(message.kind, message.fields)
-        return True
-
-    def _answered(self, answer: Answer) -> None:
-        future = self._answers.get(answer.number)
-        if future is None or future.done():
-            return
-        if answer.error:
-            future.set_exception(CommandError(f"{self.name}: {answer.error}"))
-        else:
-            future.set_result(answer.value)
-
-    def _heard(self, kind: str, fields: dict[str, Any]) -> None:
+    def _heard(self, event: Event) -> None:
+        kind, fields = event.kind, event.fields
         match kind:
             case "ready":
-                self._set(State.RUNNING)
-                self.error = ""
-                self._settled.set()
-                self._note("started", messages.STARTED, "accepts clients", logging.INFO)
+                if self.state is State.STARTING:
+                    self._set(State.RUNNING)
+                    self.error = ""
+                    self._settle("")
+                    self._note("started", messages.STARTED, "accepts clients", logging.INFO)
                 return
             case "refused":
                 self.error = fields["error"]
                 return
+            case "crashed":
+                self.error = fields["error"]
             case "connected":
                 self.client = {**fields, "since": time.time()}
                 self._note(kind, messages.CLIENT, f"client connected: process {fields['pid']}, user {fields['uid']}")
@@ -313,6 +345,14 @@ class Unit:
         if state is not self.state:
             self.state, self.since = state, time.time()
 
+    def _settle(self, why: str) -> None:
+        """The last start has come to something, or to nothing because of ``why``."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if self._attempt is not None and not self._attempt.done():
+            self._attempt.set_result(why)
+
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
         """Log, remember, and tell the world."""
         log.log(level, "%s: %s", self.name, text, extra={"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name})
@@ -332,11 +372,14 @@ class Unit:
             self._listener.close()
             self._listener = None
 
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
-        for future in self._answers.values():
-            if not future.done():
-                future.set_exception(CommandError(f"{self.name} has ended"))
+
+def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:
+    """What a listener is made of."""
+    return path, settings.mode, settings.owner, settings.group
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,20 +1,34 @@
-"""What the manager, the fork server and the workers say to each other: JSON in datagrams, fds beside it."""
+"""What the manager, the fork server and the workers say to each other: JSON in datagrams, fds beside it.
+
+A message that is too long for a datagram travels in a memfd, which comes with a datagram of one byte.
+"""
 
 from __future__ import annotations
 
 import array
+import contextlib
+import os
 import socket
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-LARGEST = 1 << 18  # bytes of a message: a device with thousands of registers fits
+LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
+LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
 MOST_FDS = 4
+_IN_MEMFD = b"@"
+
+
+class WireError(Exception):
+    """What came is no message of ours."""
 
 
 class Spawn(Struct, tag=True):
-    """Manager to fork server: run a device, on the listener and the control socket that come with it."""
+    """Manager to fork server: run a device, on the listener and the control socket that come with it.
+
+    As a ``trial`` the device is imported and its options are checked, and that is all; only the control socket comes.
+    """
 
     name: str
     device: str
@@ -22,12 +36,14 @@ class Spawn(Struct, tag=True):
     log_level: str
     io_fd_entry: int
     plugins: list[str]
+    trial: bool = False
+    number: int = 0
 
 
 class Spawned(Struct, tag=True):
     """Fork server to manager: it runs as ``pid``, whose pidfd comes with this; 0 when it could not be forked."""
 
-    name: str
+    number: int
     pid: int
     error: str = ""
 
@@ -73,13 +89,56 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(sock: socket.socket, message: Message, fds: list[int] | None = None) -> None:
     """One message. An OSError when the far end is gone, or its queue is full."""
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([_encoder.encode(message)], ancillary)
+    data = _encoder.encode(message)
+    if len(data) <= LARGEST_DATAGRAM:
+        _send(sock, data, fds or [])
+        return
+    memfd = os.memfd_create("bellwire-message", os.MFD_CLOEXEC)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(data)
+        _send(sock, _IN_MEMFD, [memfd, *(fds or [])])
+    finally:
+        os.close(memfd)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """The next message and its fds, which are the receiver's; None at the end. BlockingIOError when none is there."""
-    data, fds, _, _ = socket.recv_fds(sock, LARGEST, MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, fds, flags, _ = socket.recv_fds(sock, LARGEST_DATAGRAM, MOST_FDS + 1, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
     if not data:
         return None
-    return _decoder.decode(data), fds
+    try:
+        if data == _IN_MEMFD and fds:
+            data = _content(fds.pop(0))
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError("a message or its descriptors have been cut off")
+        return _decoder.decode(data), fds
+    except (msgspec.DecodeError, WireError) as error:
+        close(fds)
+        raise WireError(str(error)) from None
+
+
+def close(fds: list[int]) -> None:
+    """Give back descriptors that nobody wants."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+
+
+def _content(memfd: int) -> bytes:
+    try:
+        size = os.fstat(memfd).st_size
+        if not 0 < size <= LARGEST:
+            raise WireError(f"a message of {size} bytes, expected at most {LARGEST}")
+        return os.pread(memfd, size, 0)
+    except OSError as error:
+        raise WireError(f"a message that cannot be read: {error.strerror}") from None
+    finally:
+        os.close(memfd)
