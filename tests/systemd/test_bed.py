@@ -58,7 +58,7 @@ def test_the_journal_is_read_by_field(systemd: Bed) -> None:
     assert [entry["MESSAGE"] for entry in systemd.journal(BELLWIRE_DEVICE="edu")] == ["rung"]
 
 
-def test_a_process_that_is_killed_takes_its_bed_along() -> None:
+def test_a_process_that_is_killed_takes_its_bed_along(systemd: Bed) -> None:
     script = "import bed, signal\nwith bed.booted() as booted: print(booted.init, flush=True); signal.pause()"
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ | path) as other:

@@ -87,8 +87,8 @@ def test_the_first_command_starts_the_daemon(configured: Bed) -> None:
     configured.start("bellwired.socket")
     assert configured.show(SERVICE, "ActiveState") == "inactive"
     listed = json.loads(configured.run("bellwire", "list", "--json").stdout)
-    assert [device["state"] for device in listed] == ["running", "running"]
-    assert configured.show(SERVICE, "ActiveState") == "active"
+    assert [device["name"] for device in listed] == ["bell", "edu"]
+    assert configured.show(SERVICE, "ActiveState") in ("activating", "active")
 
 
 def test_a_devices_socket_may_be_systemds(configured: Bed) -> None:

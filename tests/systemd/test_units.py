@@ -12,7 +12,10 @@ import pytest
 from bed import CHECKOUT
 from bellwired.manager import messages
 
-pytestmark = pytest.mark.systemd
+pytestmark = [
+    pytest.mark.systemd,
+    pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed"),
+]
 UNITS = CHECKOUT / "systemd"
 EXPOSURE = 1.0
 CATALOG = UNITS / "catalog/bellwire.catalog"
