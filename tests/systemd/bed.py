@@ -165,10 +165,11 @@ def why_not() -> str:
         return f"no {', '.join(missing)}"
     if reason := bed_venv.why_not():
         return reason
-    trial = ["unshare", *SPACES, "--cgroup", "mount", "-t", "tmpfs", "trial", "/tmp"]
+    mounts = "mount -t tmpfs trial /tmp && mknod /tmp/null c 1 3 && : > /tmp/null"
+    trial = ["unshare", *SPACES, "--cgroup", "sh", "-c", mounts]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     if done.returncode:
-        return f"no namespaces: {done.stderr.strip()}"
+        return f"no namespaces of one's own: {done.stderr.strip()}"
     try:
         root = cgroup_root()
     except BootError as error:
