@@ -22,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-systemd test coverage guests clean python
+.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-systemd test coverage guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,7 +40,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not kvm and not slow and not systemd"
+	$(PYTEST) -q -m "not kvm and not slow and not guest and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
@@ -48,13 +48,20 @@ test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 test-slow: $(VENV)/.dev $(VENV)/.tools
 	$(PYTEST) -q -m "slow and not kvm"
 
+test-guest: $(VENV)/.dev provision ## the tests in stock QEMU, with Linux or a program of our own as the guest
+	$(PYTEST) -q -m "guest"
+
+# Where it cannot be had, the tests that need it skip, and say why.
+provision: $(VENV)/.dev $(VENV)/.tools
+	@$(BIN)/python tests/guest/provision.py || true
+
 test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in namespaces (as root)
 	$(PYTEST) -q -m "systemd"
 
-test: check $(VENV)/.tools $(VENV)/.systemd ## everything
-	$(PYTEST) -q -m "kvm or slow or systemd"
+test: check $(VENV)/.tools $(VENV)/.systemd provision ## everything
+	$(PYTEST) -q -m "kvm or slow or guest or systemd"
 
-coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd ## the same tests, with a coverage report
+coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd provision ## the same tests, with a coverage report
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report

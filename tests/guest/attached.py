@@ -1,0 +1,86 @@
+"""A device served by a process of its own, as users serve it, with a tap before it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tap import Tap
+
+PATIENCE = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to serve: a name or file as ``bellwire run`` takes it, and options of the device and of QEMU's side."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    qemu: dict[str, Any] = field(default_factory=dict)
+
+
+class Served:
+    """A device that runs; it ends with the block that has made it."""
+
+    def __init__(self, device: Device, folder: Path, process: subprocess.Popen[bytes], tap: Tap, log: Path) -> None:
+        self.device = device
+        self.folder = folder
+        self.process = process
+        self.tap = tap
+        self._log = log
+
+    @property
+    def argument(self) -> str:
+        """QEMU's ``-device`` for it."""
+        socket = {"path": os.fspath(self.tap.path), "type": "unix"}
+        return json.dumps({"driver": "vfio-user-pci", "socket": socket, **self.device.qemu})
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def serving(device: Device, folder: Path) -> Iterator[Served]:
+    """Serve ``device`` in ``folder``, which is made."""
+    folder.mkdir()
+    path, log = folder / "device", folder / "log"
+    options = [word for key, value in device.options.items() for word in ("-o", f"{key}={value}")]
+    words = [sys.executable, "-m", "bellwired", "run", device.name, "--socket-path", os.fspath(path), *options]
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        process = stack.enter_context(
+            subprocess.Popen(with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output)
+        )
+        stack.callback(end, process)
+        assert process.stdout is not None
+        if not process.stdout.readline():  # where it serves: it listens by now
+            process.wait(PATIENCE)
+            raise AssertionError(f"{device.name} is not served:\n{log.read_text(errors='replace')}")
+        tap = stack.enter_context(contextlib.closing(Tap(folder / "tap", path)))
+        yield Served(device, folder, process, tap, log)
+
+
+def with_us(words: list[str]) -> list[str]:
+    """A command that ends when the tests do, even when those are killed."""
+    return ["setpriv", "--pdeathsig=KILL", *words]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Politely, then not."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attached import Device, Served, serving
+from debian import AptError
+from linux import Guest, Outcome
+from provision import provision
+from toolbox import Toolbox
+
+_REPORTS = pytest.StashKey[list[Callable[[], dict[str, str]]]]()
+
+
+@pytest.fixture(scope="session")
+def tools() -> Toolbox:
+    try:
+        return provision()
+    except (AptError, OSError) as error:
+        pytest.skip(f"no QEMU guest could be provided: {error}")
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[Callable[[], dict[str, str]]], None]:
+    """Have something told, should the test fail: titles and texts."""
+    return request.node.stash.setdefault(_REPORTS, []).append
+
+
+@pytest.fixture
+def serve(tmp_path: Path, tell: Callable[..., None]) -> Iterator[Callable[[Device], Served]]:
+    """Serve a device until the test ends."""
+    with ExitStack() as stack:
+
+        def serve(device: Device) -> Served:
+            folder = tmp_path / f"{Path(device.name).stem}-{len(list(tmp_path.iterdir()))}"
+            served = stack.enter_context(serving(device, folder))
+            tell(lambda: {f"{folder.name}: log": served.log, f"{folder.name}: messages": served.tap.trace()})
+            return served
+
+        yield serve
+
+
+@pytest.fixture
+def linux(
+    tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served], tell: Callable[..., None]
+) -> Callable[..., Outcome]:
+    """Run a script in a Linux guest with these devices: ``linux(script, Device(...), ..., timeout=...)``."""
+
+    def run(script: str, *devices: Device | Served, **options: Any) -> Outcome:
+        folder = tmp_path / f"linux-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        guest = Guest(tools, folder)
+        tell(guest.report)
+        served = [serve(device) if isinstance(device, Device) else device for device in devices]
+        return guest.run(script, served, **options)
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and report.when == "call":
+        for told in item.stash.get(_REPORTS, []):
+            report.sections += [(title, text) for title, text in told().items() if text]
+    return report

@@ -1,0 +1,96 @@
+"""Debian packages of another release, unpacked beside the machine's own: no root, no chroot, nothing installed.
+
+apt runs with state of its own that knows no installed package, so that it names everything that is needed; the mirror,
+proxies and keys are the machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+PATIENCE = 600.0  # seconds, for a slow mirror
+
+
+class AptError(Exception):
+    """apt or dpkg could not do it; the message says what and why."""
+
+
+class Apt:
+    """An apt whose state is in ``folder``.
+
+    ``pins`` are sources of packages that come from another suite than the first.
+    """
+
+    def __init__(self, folder: Path, suites: Sequence[str], pins: dict[str, str]) -> None:
+        self._archives = folder / "archives"
+        for name in ("lists/partial", "archives/partial"):
+            (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
+        mirror = find_mirror()
+        signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+        (folder / "sources.list").write_text("".join(f"deb {signed}{mirror} {suite} main\n" for suite in suites))
+        pinned = (f"Package: src:{name}\nPin: release n={suite}\nPin-Priority: 990\n" for name, suite in pins.items())
+        (folder / "preferences").write_text("\n".join(pinned))
+        settings = {
+            "Dir::State": folder,
+            "Dir::State::status": folder / "status",
+            "Dir::Cache": folder,
+            "Dir::Etc::sourcelist": folder / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": folder / "preferences",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "APT::Architecture": "amd64",
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "root",
+            "APT::Update::Error-Mode": "any",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+        }
+        self._options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+    def download(self, packages: Sequence[str]) -> list[Path]:
+        """The packages, and all that they need."""
+        run("apt-get", "-qq", *self._options, "update")
+        run("apt-get", "-qqy", *self._options, "install", "--download-only", *packages)
+        return sorted(self._archives.glob("*.deb"))
+
+
+def find_mirror() -> str:
+    """A mirror of Debian's main archive, as the machine's apt knows it."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise AptError("this is no Debian: there is no apt-get or no dpkg-deb")
+    # Without release information, apt answers before its first update too.
+    found = run(
+        "apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"
+    ).split()
+    for address in found:
+        if address.rstrip("/").endswith("/debian"):
+            return address
+    raise AptError(f"apt's sources name no mirror of Debian (only {', '.join(sorted(set(found))) or 'none'})")
+
+
+def unpack(packages: Sequence[Path], root: Path) -> None:
+    """Lay out their files below ``root``; their scripts are not run."""
+    root.mkdir(parents=True)
+    for package in packages:
+        run("dpkg-deb", "--extract", os.fspath(package), os.fspath(root))
+
+
+def run(*words: str) -> str:
+    """What a command prints; an AptError with what it complains about when it fails."""
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(
+            words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise AptError(f"{words[0]} was not done after {PATIENCE:.0f} s") from None
+    if done.returncode:
+        complaint = (done.stderr or done.stdout).strip().splitlines()
+        raise AptError(f"{words[0]}: {'; '.join(complaint[-3:]) or f'status {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,126 @@
+"""A Linux guest that runs one shell script with our devices in its machine, and tells how that went."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cpio
+from attached import Served
+from qemu import attach, memory, qemu
+from toolbox import Toolbox
+
+INIT = """\
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mkdir -p /proc /sys /dev /tmp /run /mnt /root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
+cd /root
+stty -F /dev/ttyS1 raw
+for module in {modules}; do insmod /modules/$module.ko || echo "no module $module"; done
+sh /script </dev/null >/dev/ttyS1 2>&1
+echo "{mark}$?" >/dev/ttyS1
+sync
+poweroff -f
+"""
+MARK = "the script's status: "
+_STATUS = re.compile(rf"^{MARK}(\d+)$", re.MULTILINE)
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+
+
+class Outcome(NamedTuple):
+    """``status`` of the script (None when the guest ended before it did), what it printed, what the kernel printed."""
+
+    status: int | None
+    output: str
+    console: str
+    seconds: float
+
+
+class Guest:
+    """A guest in the making; its files are in ``folder``, and stay there for whoever wants to know what happened."""
+
+    def __init__(self, tools: Toolbox, folder: Path) -> None:
+        self._tools = tools
+        self._folder = folder
+        self._output = folder / "output"
+        self._console = folder / "console"
+
+    def run(
+        self,
+        script: str,
+        devices: Sequence[Served] = (),
+        *,
+        files: Mapping[str, bytes | Path] | None = None,
+        programs: Iterable[str] = (),
+        modules: Iterable[str] = (),
+        arguments: Sequence[str] = (),
+        mib: int = 256,
+        shared: bool = True,
+        timeout: float = 60.0,
+    ) -> Outcome:
+        """Boot, run ``script``, and power off. An AssertionError when that takes longer than ``timeout``.
+
+        ``programs`` are paths in Debian's packages, ``modules`` names of the kernel's, ``arguments`` more of QEMU's.
+        """
+        initramfs = self._folder / "initramfs"
+        initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules))
+        words = ["-accel", "tcg", *memory(mib, shared=shared), "-no-reboot"]
+        words += ["-kernel", str(self._tools.kernel), "-initrd", str(initramfs)]
+        words += ["-append", "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on"]
+        words += ["-serial", f"file:{self._console}", "-serial", f"file:{self._output}"]
+        start = time.monotonic()
+        with qemu(self._tools, self._folder, *words, *attach(devices), *arguments) as process:
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"the guest is not done after {timeout:.0f} s") from None
+        seconds = time.monotonic() - start
+        output, console = self._read(self._output), self._read(self._console)
+        found = _STATUS.search(output)
+        if found is None:
+            return Outcome(None, output, console, seconds)
+        return Outcome(int(found[1]), output[: found.start()], console, seconds)
+
+    def report(self) -> dict[str, str]:
+        """What there is to know of a run that went wrong."""
+        names = {"the guest's output": "output", "the guest's console": "console", "QEMU": "qemu"}
+        return {title: self._read(self._folder / name) for title, name in names.items()}
+
+    def _initramfs(
+        self, script: str, files: Mapping[str, bytes | Path], programs: Iterable[str], modules: Iterable[str]
+    ) -> bytes:
+        loaded = self._with_dependencies(modules)
+        content: dict[str, bytes | Path] = {
+            "init": INIT.format(modules=" ".join(loaded), mark=MARK).encode(),
+            "script": script.encode(),
+            "bin/busybox": self._tools.busybox,
+        }
+        for name, module in loaded.items():
+            content[f"modules/{name}.ko"] = module
+        for program in programs:
+            content |= self._tools.program(program)
+        return cpio.archive(content | files, {"bin/sh": "busybox"})
+
+    def _with_dependencies(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Modules by name, each after those that it needs."""
+        loaded: dict[str, bytes] = {}
+        for name in names:
+            module = lzma.decompress(self._tools.module(name).read_bytes())
+            depends = _DEPENDS.search(module)
+            needed = depends[1].decode().split(",") if depends and depends[1] else []
+            loaded |= self._with_dependencies(needed)
+            loaded[name] = module
+        return loaded
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        return path.read_text(errors="replace").replace("\r\n", "\n") if path.exists() else ""

@@ -1,0 +1,47 @@
+"""QEMU with our devices in it: an emulated PC (TCG, q35), its memory in a file that it shares with them, or not."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attached import Served, end, with_us
+from toolbox import Toolbox
+
+
+def memory(mib: int, *, shared: bool) -> list[str]:
+    """Arguments for the guest's memory. Only what is shared goes to devices as a file descriptor."""
+    backend = f"memory-backend-memfd,id=ram,size={mib}M,share={'on' if shared else 'off'}"
+    return ["-m", f"{mib}M", "-object", backend, "-machine", "memory-backend=ram"]
+
+
+def attach(devices: Sequence[Served]) -> list[str]:
+    """Arguments that attach devices."""
+    return [word for device in devices for word in ("-device", device.argument)]
+
+
+@contextlib.contextmanager
+def qemu(tools: Toolbox, folder: Path, *arguments: str, talk: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """QEMU with no device but the board's own; ``talk`` makes pipes of its standard input and output.
+
+    What it complains about is in the file ``qemu`` of ``folder``. It ends with the block.
+    """
+    words = [*tools.qemu, "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", *arguments]
+    pipe = subprocess.PIPE if talk else None
+    with (
+        (folder / "qemu").open("wb") as log,
+        subprocess.Popen(
+            with_us(words),
+            env=tools.qemu_environment,
+            stdin=pipe or subprocess.DEVNULL,
+            stdout=pipe or log,
+            stderr=log,
+            bufsize=0,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            end(process)
