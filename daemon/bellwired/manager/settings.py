@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -165,5 +165,7 @@ def plain(table: Device | Daemon) -> dict[str, Any]:
 
 
 def _expected(hint: Any, error: msgspec.ValidationError) -> str:
-    words = get_args(hint) if getattr(hint, "__origin__", None) is Literal else ()
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    words = get_args(hint) if get_origin(hint) is Literal else ()
     return f"expected {' or '.join(map(str, words))}" if words else str(error).replace("`", "")

@@ -1,0 +1,43 @@
+"""One daemon for all tests that do not end it: each adds devices of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from operating.instance import Instance
+
+UNWELCOME = ("ERROR asyncio", "never awaited", "never retrieved", "has failed", "nonsense")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    with Instance(tmp_path_factory.mktemp("shared")) as running:
+        running.configure("steady", 'device = "bell"')
+        running.reload()
+        yield running
+
+
+@pytest.fixture
+def daemon(shared: Instance) -> Iterator[Instance]:
+    """The shared daemon, without what the test before has added, and with nothing bad to say about itself."""
+    since = shared.now()
+    files = {path: path.read_text() for path in shared.config.rglob("*") if path.suffix in (".py", ".toml")}
+    yield shared
+    for path in set(shared.devices.iterdir()) | set(shared.plugins.glob("*.py")):
+        if path not in files:
+            path.unlink()
+    for path, text in files.items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    shared.reload()
+    said = "".join(shared.log.splitlines(keepends=True)[since:])
+    assert not [words for words in UNWELCOME if words in said], said
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Instance:
+    """A daemon of the test's own, not yet started."""
+    return Instance(tmp_path)

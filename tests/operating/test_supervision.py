@@ -1,0 +1,218 @@
+"""A worker that fails is started again; nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, over, read, write
+from operating.varlink import Refused
+from vfio_user import Client, Disconnected
+
+
+def test_devices_accept_clients(daemon: Instance) -> None:
+    with connect(daemon.socket(daemon.add())) as client:
+        write(client, PLAIN, 42)
+        assert read(client, PLAIN) == 42
+
+
+def test_a_killed_worker_is_started_again_and_counted(daemon: Instance) -> None:
+    name = daemon.add()
+    before = daemon.pid(name)
+    with daemon.monitor(name) as events:
+        os.kill(before, signal.SIGKILL)
+        assert "was killed by SIGKILL" in events.until("died", name)["fields"]["text"]
+        events.until("restarted", name)
+        events.until("started", name)
+    after = daemon.describe(name)
+    assert after["restarts"] == 1
+    assert after["state"] == "running"
+    assert after["pid"] not in (0, before)
+
+
+def test_a_client_that_connects_while_no_worker_is_there_waits_and_is_served(instance: Instance) -> None:
+    path = instance.configure("one")
+    instance.settings("restart-delay = 0.5")
+    with instance, instance.monitor("one") as events:
+        os.kill(instance.pid("one"), signal.SIGKILL)
+        events.until("died", "one")
+        with connect(path) as client:
+            assert read(client, EDITION) == 1
+        assert instance.describe("one")["restarts"] == 1
+
+
+def test_the_others_never_notice(daemon: Instance) -> None:
+    lucky, unlucky = daemon.add(), daemon.add()
+    pid = daemon.pid(lucky)
+    with connect(daemon.socket(lucky)) as client, daemon.monitor(unlucky) as events:
+        write(client, PLAIN, 7)
+        os.kill(daemon.pid(unlucky), signal.SIGKILL)
+        events.until("started", unlucky)
+        assert read(client, PLAIN) == 7
+    assert daemon.pid(lucky) == pid
+    assert daemon.describe(lucky)["restarts"] == 0
+
+
+def test_a_status_other_than_0_is_told_and_the_worker_started_again(daemon: Instance) -> None:
+    name = daemon.add()
+    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
+        write(client, LEAVE, 5, posted=True)
+        assert "ended with status 5" in events.until("died", name)["fields"]["text"]
+        events.until("started", name)
+
+
+def test_after_status_0_a_device_is_stopped_and_its_socket_gone(daemon: Instance) -> None:
+    name = daemon.add()
+    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
+        write(client, LEAVE, 0, posted=True)
+        events.until("stopped", name)
+    assert daemon.describe(name)["state"] == "stopped"
+    assert not daemon.socket(name).exists()
+
+
+def test_restart_always_starts_it_again_even_after_status_0(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nrestart = "always"')
+    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
+        write(client, LEAVE, 0, posted=True)
+        events.until("started", name)
+
+
+def test_restart_no_gives_it_up_at_once(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nrestart = "no"')
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("failed", name)
+    assert daemon.describe(name)["state"] == "failed"
+    assert not daemon.socket(name).exists()
+
+
+def test_the_wait_grows_and_after_the_limit_the_device_is_given_up(instance: Instance) -> None:
+    instance.settings("restart-delay = 0.01\nrestart-delay-max = 0.2\nrestart-limit = 4")
+    instance.configure("one", 'device = "probe"\nautostart = false\noptions.mood = "leaves"')
+    with instance, instance.monitor("one") as events:
+        with pytest.raises(Refused) as refused:
+            instance.call("Start", name="one")
+        assert "ended with status 9; it will be tried again" in refused.value.parameters["message"]
+        died, restarted = [events.until("died")["time"]], []
+        for _ in range(4):
+            restarted.append(events.until("restarted")["time"])
+            died.append(events.until("died")["time"])
+        assert "5 times in 300 s" in events.until("failed")["fields"]["text"]
+        waits = [again - end for end, again in zip(died, restarted, strict=False)]
+        assert all(wait > 0.009 * 2**turn for turn, wait in enumerate(waits))
+        assert instance.describe("one")["state"] == "failed"
+        with pytest.raises(Disconnected, match="No such file"):
+            Client.connect(instance.socket("one"))
+
+
+def test_a_device_that_was_given_up_can_be_started_again(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nrestart = "no"')
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("failed", name)
+    daemon.call("Start", name=name)
+    connect(daemon.socket(name)).close()
+
+
+def test_a_worker_that_hangs_is_killed_and_another_started(daemon: Instance) -> None:
+    name = daemon.add()
+    daemon.settings(QUICK.replace("ping-timeout = 10", "ping-timeout = 0.5"))
+    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
+        pid = daemon.pid(name)
+        write(client, HANG, 1, posted=True)
+        assert "has not answered within 0.5 s: killing it" in events.until("hung", name)["fields"]["text"]
+        events.until("started", name)
+        assert over(pid)
+    connect(daemon.socket(name)).close()
+
+
+def test_a_device_that_hangs_can_be_described_meanwhile(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, HANG, 1, posted=True)
+        device = daemon.describe(name)
+        assert device["client"]["pid"] == os.getpid()
+        assert device["statistics"] == {}
+        os.kill(device["pid"], signal.SIGKILL)
+        events.until("started", name)
+
+
+def test_what_the_device_raises_at_its_start_is_what_the_operator_is_told(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nautostart = false\nrestart = "no"\noptions.mood = "raises"')
+    with pytest.raises(Refused, match="a tap needs CAP_NET_ADMIN"):
+        daemon.call("Start", name=name)
+    assert "CAP_NET_ADMIN" in daemon.describe(name)["error"]
+
+
+def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance: Instance) -> None:
+    instance.settings("start-timeout = 1\nrestart-limit = 0")
+    instance.configure("sleepy", 'device = "probe"\noptions.mood = "sleeps"')
+    path = instance.configure("lively")
+    with instance:
+        instance.said("sleepy: not ready after 1 s: killing it")
+        assert instance.describe("sleepy")["state"] == "failed"
+        connect(path).close()
+
+
+def test_a_worker_that_ignores_its_stop_is_killed(instance: Instance) -> None:
+    instance.settings("stop-timeout = 0.3")
+    instance.configure("one", 'device = "probe"\noptions.mood = "stubborn"')
+    with instance:
+        pid = instance.pid("one")
+        instance.call("Stop", name="one")
+        assert over(pid)
+        instance.said("it has not stopped within 0.3 s: killing it")
+        assert instance.describe("one")["state"] == "stopped"
+
+
+def test_a_worker_that_is_stopped_by_a_signal_ends_all_the_same(instance: Instance) -> None:
+    instance.settings("stop-timeout = 0.3")
+    instance.configure("one")
+    with instance:
+        os.kill(instance.pid("one"), signal.SIGSTOP)
+        instance.call("Stop", name="one")
+
+
+def test_a_stop_need_not_wait_for_a_start_that_hangs(instance: Instance) -> None:
+    instance.settings("stop-timeout = 0.3")
+    instance.configure("one", 'device = "probe"\nautostart = false\noptions.mood = "sleeps"')
+    with instance, instance.control() as starter:
+        starter.send("Start", name="one")
+        assert eventually(lambda: instance.describe("one")["state"] == "starting")
+        instance.call("Stop", name="one")
+        with pytest.raises(Refused, match="it was stopped"):
+            starter.receive()
+        assert instance.describe("one")["state"] == "stopped"
+
+
+def test_many_operators_at_once_leave_one_worker(daemon: Instance) -> None:
+    name = daemon.add()
+
+    def operate(method: str) -> None:
+        for _ in range(5):
+            with contextlib.suppress(Refused):  # a start that somebody else's stop has met
+                daemon.call(method, name=name)
+
+    threads = [threading.Thread(target=operate, args=[method]) for method in ("Start", "Stop", "Restart", "Start")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    daemon.call("Start", name=name)
+    (mine,) = [pid for pid in worker_pids(daemon) if name == process_name(pid)]
+    assert daemon.pid(name) == mine
+    connect(daemon.socket(name)).close()
+
+
+def worker_pids(daemon: Instance) -> list[int]:
+    server = daemon.fork_server
+    return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
+
+
+def process_name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("bw:")
