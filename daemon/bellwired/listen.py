@@ -16,7 +16,7 @@ from bellwired.errors import CommandError
 from bellwired.manager.notify import passed
 
 LONGEST = 107  # bytes: sockaddr_un has 108 with the NUL
-BACKLOG = 16
+BACKLOG = 128  # a client that finds no room is refused at once, if it does not block
 
 
 def default_path(name: str) -> Path:
@@ -51,6 +51,8 @@ class Listener:
                 os.chown(path, *ids)
             path.chmod(mode)
         except OSError as error:
+            if self.socket.getsockname():  # bound: what is there is ours
+                path.unlink(missing_ok=True)
             self.socket.close()
             raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
 

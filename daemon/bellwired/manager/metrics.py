@@ -94,7 +94,7 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
             if not host:
                 raise ValueError("no address to listen on")
             server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=LONGEST_REQUEST)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, CommandError) as error:
         raise CommandError(f"metrics = {where!r}: {error}", "write unix:PATH or ADDRESS:PORT") from None
     log.info("metrics at %s", where)
     try:

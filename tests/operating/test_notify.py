@@ -1,0 +1,141 @@
+"""What the service manager is told (sd_notify(3))."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from operating.instance import PATIENCE, Instance, connect
+
+
+class Heard:
+    """The far end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        self.sock.settimeout(PATIENCE)
+
+    def next(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self.sock.recv(4096).decode().splitlines())
+
+    def until(self, key: str) -> dict[str, str]:
+        """The next datagram with ``key`` in it."""
+        while True:
+            said = self.next()
+            if key in said:
+                return said
+
+    def silence(self, key: str, seconds: float) -> bool:
+        """Whether nothing with ``key`` in it comes for so long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.sock.settimeout(left)
+            try:
+                if key in self.next():
+                    return False
+            except TimeoutError:
+                break
+        self.sock.settimeout(PATIENCE)
+        return True
+
+
+@pytest.fixture
+def heard(tmp_path: Path, instance: Instance) -> Iterator[Heard]:
+    listener = Heard(tmp_path / "notify")
+    instance.environment["NOTIFY_SOCKET"] = str(listener.path)
+    with listener.sock:
+        yield listener
+
+
+def test_it_is_ready_once_every_device_accepts_clients(instance: Instance, heard: Heard) -> None:
+    paths = [instance.configure(name) for name in ("one", "two", "three")]
+    instance.start()
+    try:
+        assert heard.until("READY")["STATUS"] == "3 of 3 devices running, 0 with a client"
+        for path in paths:
+            connect(path).close()
+    finally:
+        instance.__exit__(None, None, None)
+
+
+def test_a_device_that_fails_does_not_keep_it_from_being_ready_and_is_named(instance: Instance, heard: Heard) -> None:
+    instance.configure("good")
+    instance.configure("bad", 'device = "probe"\noptions.pace = "quick"')
+    with instance:
+        assert heard.until("READY")["STATUS"] == "1 of 2 devices running, 0 with a client; failed: bad"
+
+
+def test_a_reload_is_announced_with_its_time_and_ended_by_ready(instance: Instance, heard: Heard) -> None:
+    with instance:
+        heard.until("READY")
+        before = time.monotonic_ns() // 1000
+        instance.configure("one")
+        instance.process.send_signal(signal.SIGHUP)
+        assert before <= int(heard.until("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+        assert heard.until("READY")["STATUS"] == "1 of 1 devices running, 0 with a client"
+
+
+def test_a_reload_that_fails_is_ended_by_ready_too(instance: Instance, heard: Heard) -> None:
+    with instance:
+        heard.until("READY")
+        instance.settings("nonsense")
+        instance.process.send_signal(signal.SIGHUP)
+        heard.until("RELOADING")
+        heard.until("READY")
+
+
+def test_a_stop_is_announced(instance: Instance, heard: Heard) -> None:
+    with instance:
+        instance.stop()
+    assert heard.until("STOPPING")["STATUS"] == "stopping"
+
+
+def test_the_watchdog_is_fed_at_half_its_interval(instance: Instance, heard: Heard) -> None:
+    instance.environment["WATCHDOG_USEC"] = "400000"
+    with instance:
+        heard.until("WATCHDOG")
+        begin = time.monotonic()
+        for _ in range(3):
+            heard.until("WATCHDOG")
+        assert time.monotonic() - begin < 3 * 0.4
+
+
+def test_the_watchdog_is_not_fed_while_the_fork_server_does_not_answer(instance: Instance, heard: Heard) -> None:
+    instance.environment["WATCHDOG_USEC"] = "200000"
+    with instance:
+        heard.until("WATCHDOG")
+        server = instance.fork_server
+        os.kill(server, signal.SIGSTOP)
+        while not heard.silence("WATCHDOG", 0.5):  # what was under way
+            pass
+        os.kill(server, signal.SIGCONT)
+        heard.until("WATCHDOG")
+
+
+def test_a_watchdog_that_is_meant_for_another_process_is_none_of_ours(instance: Instance, heard: Heard) -> None:
+    instance.environment |= {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"}
+    with instance:
+        heard.until("READY")
+        assert heard.silence("WATCHDOG", 0.3)
+
+
+def test_the_status_counts_clients(instance: Instance, heard: Heard) -> None:
+    instance.environment["WATCHDOG_USEC"] = "200000"
+    path = instance.configure("one")
+    with instance, connect(path):
+        while heard.until("STATUS")["STATUS"] != "1 of 1 devices running, 1 with a client":
+            pass
+
+
+def test_a_service_manager_that_does_not_listen_is_no_reason_to_stop(instance: Instance, tmp_path: Path) -> None:
+    instance.environment["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
+    with instance:
+        assert instance.stop() == 0

@@ -1,0 +1,56 @@
+"""Many devices on one machine: how long until all accept clients, and what each costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.commands import children
+from operating.instance import Instance, connect
+
+pytestmark = pytest.mark.slow
+DEVICES = 200
+START, STOP = 15.0, 15.0  # seconds
+SHARE = 8 << 20  # bytes
+
+
+def proportional(pid: int) -> int:
+    """A process's PSS in bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no Pss line")
+
+
+def test_two_hundred_devices_start_and_stop_soon_and_are_small(
+    instance: Instance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [instance.configure(f"device{number}", 'device = "bell"') for number in range(DEVICES)]
+    begin = time.monotonic()
+    with instance:
+        ready = time.monotonic() - begin
+        for path in paths:
+            connect(path).close()
+        server = instance.fork_server
+        workers = children(server)
+        assert len(workers) == DEVICES
+        shares = sorted(map(proportional, workers))
+        manager, warm = proportional(instance.process.pid), proportional(server)
+        begin = time.monotonic()
+        assert instance.stop() == 0
+        stopped = time.monotonic() - begin
+    assert not [pid for pid in [server, *workers] if Path(f"/proc/{pid}").exists()]
+    assert list(instance.runtime.iterdir()) == []
+    mean = sum(shares) / DEVICES
+    with capsys.disabled():
+        print(
+            f"\n{DEVICES} devices on {os.cpu_count()} CPUs: all accept clients after {ready:.1f} s, all stopped after "
+            f"{stopped:.1f} s; PSS of a worker {mean / 2**20:.2f} MiB on average ({shares[0] / 2**20:.2f} to "
+            f"{shares[-1] / 2**20:.2f}), fork server {warm / 2**20:.1f} MiB, manager {manager / 2**20:.1f} MiB"
+        )
+    assert ready < START
+    assert stopped < STOP
+    assert mean < SHARE
