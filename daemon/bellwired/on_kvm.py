@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from bellwire_vmm.errors import VmmError
@@ -39,9 +43,10 @@ def measure(
     with Machine(MEMORY, on_mark=tell) as machine:
         device = machine.plug(client)
         machine.load(GUEST, pack_rings([way.ring(count, roundtrips) for way in ways]))
-        run = machine.run(timeout)
+        with _ended_with_its_device(machine, client):
+            run = machine.run(timeout)
         if not run.ok:
-            raise VmmError(f"the guest did not finish: {run.failure or run.text.strip() or f'exit code {run.code}'}")
+            raise VmmError(f"the guest did not finish: {_why(run)}")
         results = unpack_rings(machine.memory)
         us = 1000 / machine.tsc_khz
         names = _mechanisms(device, ways)
@@ -52,9 +57,37 @@ def measure(
         return measured, sum(run.runs)
 
 
+@contextlib.contextmanager
+def _ended_with_its_device(machine: Machine, client: Client) -> Iterator[None]:
+    """Stop the machine when the device hangs up: the guest would wait for its interrupts for ever."""
+    over = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def watch() -> None:
+        waiter = select.poll()
+        waiter.register(client.fileno(), 0)  # for its end alone
+        waiter.register(over, select.POLLIN)
+        if all(fd != over for fd, _ in waiter.poll()):
+            machine.stop()
+
+    thread = threading.Thread(target=watch, name="device-watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(over, 1)
+        thread.join()
+        os.close(over)
+
+
 _STEPS: dict[int, str] = {Phase.RINGS: "ringing", Phase.RAM: "the same loop to RAM", Phase.ROUNDTRIPS: "ring and wait"}
 STEPS = len(_STEPS)
 """How often ``progress`` is called for each way."""
+
+
+def _why(run: RunResult) -> str:
+    if run.failure or run.text:
+        return run.failure or run.text.strip()
+    return "the device has gone" if run.code is None else f"exit code {run.code}"
 
 
 def _mechanisms(device: ProxyDevice, ways: Sequence[Way]) -> list[str]:

@@ -46,5 +46,5 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
-    if status:
-        raise CommandError(f"the process of the device {name} ended with status {status}", "its own messages are above")
+        if status:  # whatever went wrong here besides, this is why
+            raise CommandError(f"the process of the device {name} ended with status {status}", "see its messages above")

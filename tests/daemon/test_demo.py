@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from bellwired import demo, ways
 from bellwired.cli import main
-from daemon.commands import COMMAND, bellwire, ended, first_child, gone, started
+from daemon.commands import COMMAND, PATIENCE, bellwire, ended, first_child, gone, started
 
 COUNT = 640
 NAMES = [
@@ -158,6 +159,17 @@ def test_a_count_out_of_range_is_refused(text: str) -> None:
 def test_a_report_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--no-kvm", "--count", "10", "--json", "/nonexistent/report.json"]) == 1
     assert "/nonexistent/report.json: cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [pytest.param([], marks=pytest.mark.kvm), ["--no-kvm"]], ids=["kvm", "no-kvm"])
+def test_a_device_that_dies_ends_the_demo_at_once(where: list[str]) -> None:
+    with started("demo", "--count", str(demo.LARGEST), *where) as process:
+        os.kill(first_child(process.pid), signal.SIGKILL)
+        assert process.wait(PATIENCE) == 1
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert "bellwire: the process of the device bell ended with status -9" in said
+        assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("where", [pytest.param([], marks=pytest.mark.kvm), ["--no-kvm"]], ids=["kvm", "no-kvm"])
