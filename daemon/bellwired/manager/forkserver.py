@@ -1,4 +1,4 @@
-"""The fork server: warm, with one thread and no device's code, so that forking a worker is cheap and clean.
+"""The fork server: warm, with one thread and no plugin's code, so that forking a worker is cheap and clean.
 
 It is the workers' parent and reaps them. It dies with the manager, and they die with it.
 """
@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from bellwired.find import bundled
 from bellwired.manager import process, wire
 from bellwired.manager.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 from bellwired.manager.worker import run_device
@@ -87,6 +88,7 @@ def main() -> int:
     process.name("bellwire-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the manager, when the whole group gets them
+    bundled()  # these change with the daemon only: imported once, their pages are shared
     gc.collect()
     gc.freeze()  # so that a collection in a worker touches none of the pages that all of them share
     with socket.socket(fileno=fd) as sock:

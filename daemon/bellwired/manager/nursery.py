@@ -114,7 +114,7 @@ class Nursery:
         self._hang_up()
         server, self._process = self._process, None
         if server is not None:
-            if not await process.over(server.pid, PATIENCE):
+            if not await _over(server.pid, PATIENCE):
                 server.kill()
             server.wait()
         for child in list(self._children.values()):
@@ -204,6 +204,26 @@ class Nursery:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()
             self._sock = None
+
+
+async def _over(pid: int, timeout: float) -> bool:
+    """Wait for a process to end (it need not be ours); False when it has not within ``timeout`` seconds."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(timeout):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return True
 
 
 def _kill(born: asyncio.Future[Child]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
@@ -44,26 +43,6 @@ def allow_many_files() -> None:
 def environment() -> dict[str, str]:
     """Ours, without what the service manager means for the manager alone."""
     return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
-
-
-async def over(pid: int, timeout: float) -> bool:
-    """Wait for a process to end (it need not be ours); False when it has not within ``timeout`` seconds."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(handle, ended.set)
-    try:
-        async with asyncio.timeout(timeout):
-            await ended.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
-    return True
 
 
 def memory(pid: int) -> int:
