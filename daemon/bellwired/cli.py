@@ -57,8 +57,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
         return 1
-    except (BellwireError, VfioUserError, VmmError, KvmError, OSError) as error:
+    except (BellwireError, VfioUserError, VmmError, KvmError) as error:
         print(f"bellwire: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bellwire: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
