@@ -139,9 +139,9 @@ class Bar(Declared):
         """A register whose write means "look at your queue": see :class:`~bellwire.doorbell.Doorbell`."""
         return Doorbell(self, offset, size=size, match=match, value=value)
 
-    def ioregion(self, offset: int, size: int, *, posted: bool = False) -> IoRegion:
+    def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
         """A stretch handed over whole, reads too: see :class:`~bellwire.doorbell.IoRegion`."""
-        return IoRegion(self, offset, size, posted=posted)
+        return IoRegion(self, offset, size, posted=posted, bell=bell)
 
     def area(self, offset: int, size: int) -> Area:
         """A stretch that the guest maps: see :class:`Area`."""

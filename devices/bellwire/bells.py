@@ -14,13 +14,15 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from bellwire.core import Core
 from bellwire.doorbell import Doorbell, IoRegion
 from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
+
+Bell = TypeVar("Bell", bound=Doorbell | tuple[IoRegion, int])
 
 Guard = Callable[..., int | None]
 """Runs device code; an exception in it is logged, and None comes back."""
@@ -42,13 +44,14 @@ class Source(Protocol):
         """Close the fds."""
 
 
-class EventSource:
+class EventSource(Generic[Bell]):
     """A doorbell by ioeventfd: KVM counts, we read the count."""
 
-    def __init__(self, core: Core, bell: Doorbell, guard: Guard) -> None:
+    def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._core = core
         self._bell = bell
+        self._ring = ring
         self._guard = guard
         self._count = 0
 
@@ -62,7 +65,7 @@ class EventSource:
         count, self._count = self._count, 0
         if count:
             self._core.tally.rings["ioeventfd"] += count
-            self._guard(self._core.ring, self._bell, count)
+            self._guard(self._ring, self._bell, count)
 
     def discard(self) -> None:
         """Forget the rings."""
@@ -153,7 +156,8 @@ class Bells:
         self._guard = guard
         self._epoll = select.epoll()
         self._sources: dict[int, Source] = {}
-        self._known: dict[Doorbell | IoRegion, EventSource | CommandSource] = {}
+        self._events: dict[Doorbell | tuple[IoRegion, int], EventSource[Any]] = {}
+        self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
         self._values: CommandSource | None = None
 
@@ -174,12 +178,15 @@ class Bells:
                     found.append(self._by_value(bell, pio))
             elif "ioeventfd" in mechanisms:
                 size = 0 if bell.match is None else bell.size
-                found.append(IoEventFd(bell.offset, size, self._event(bell).fd, bell.match, pio))
-        if "ioregionfd" in mechanisms:
-            for region in plan.ioregions:
-                source = self._known.get(region)
-                if not isinstance(source, CommandSource):
-                    source = self._commands([region])
+                found.append(IoEventFd(bell.offset, size, self._event(bell, self._core.ring), bell.match, pio))
+        for region in plan.ioregions:
+            if region in self._core.by_event and "ioeventfd" in mechanisms:
+                found += [
+                    IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
+                    for at in range(0, region.size, region.bell)
+                ]
+            elif "ioregionfd" in mechanisms:
+                source = self._regions.get(region) or self._commands([region])
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         return found
 
@@ -210,15 +217,17 @@ class Bells:
         for source in self._sources.values():
             source.close()
         self._sources.clear()
-        self._known.clear()
+        self._events.clear()
+        self._regions.clear()
 
-    def _event(self, bell: Doorbell) -> EventSource:
-        source = self._known.get(bell)
-        if not isinstance(source, EventSource):
-            source = EventSource(self._core, bell, self._guard)
-            self._known[bell] = source
+    def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
+        """The eventfd of a doorbell."""
+        source = self._events.get(bell)
+        if source is None:
+            source = EventSource(self._core, bell, ring, self._guard)
+            self._events[bell] = source
             self._add(source.fd, source)
-        return source
+        return source.fd
 
     def _by_value(self, bell: Doorbell, pio: bool) -> IoRegionFd:
         """Doorbells with values share one socket and are told apart by user_data."""
@@ -234,7 +243,8 @@ class Bells:
         source = CommandSource(self._core, self._guard, self._drop)
         source.targets = targets
         for target in targets:
-            self._known[target] = source
+            if isinstance(target, IoRegion):
+                self._regions[target] = source
         self._add(source.fd, source)
         return source
 
@@ -248,6 +258,6 @@ class Bells:
         if self._sources.pop(source.fd, None) is not None:
             self._epoll.unregister(source.fd)
             source.close()
-        self._known = {target: known for target, known in self._known.items() if known is not source}
+        self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:
             self._values = None

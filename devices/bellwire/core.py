@@ -48,6 +48,9 @@ class Core:
         regions = [region for plan in layout.bars.values() for region in plan.ioregions]
         self._region_reads = {region: self.hook(("read", region)) for region in regions}
         self._region_writes = {region: self.hook(("write", region)) for region in regions}
+        self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
+        self.by_event: set[IoRegion] = set()
+        """Rows of doorbells that are handed over as ioeventfds."""
         self.generation = 0
         """Counts resets: a timer or background result from before the last one is stale."""
 
@@ -115,6 +118,13 @@ class Core:
         hook = self._region_writes[region]
         if hook is not None:
             self.call(hook, offset, size, value)
+
+    def ring_in_row(self, bell: tuple[IoRegion, int], _count: int) -> None:
+        """A doorbell of a row was rung, and its value is lost."""
+        region, offset = bell
+        hook = self._row_hooks[region]
+        if hook is not None:
+            self.call(hook, offset)
 
     def reset(self) -> None:
         """Power-on state, then the device's own ``reset`` hook."""

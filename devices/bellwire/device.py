@@ -11,10 +11,12 @@ from bellwire.capabilities import Identity
 from bellwire.core import Core
 from bellwire.declare import hexadecimal
 from bellwire.dma import Dma
+from bellwire.doorbell import IoRegion
 from bellwire.errors import DeclarationError
 from bellwire.host import Timer
 from bellwire.layout import Layout, plan
 from bellwire.option import parse_options
+from bellwire.pool import Job, Pool
 
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
@@ -94,6 +96,12 @@ class PciDevice:
     def close(self) -> None:
         """Called once at the end: close what :meth:`setup` opened. Override it."""
 
+    def ring_by_event(self, row: IoRegion) -> None:
+        """Hand the doorbells of ``row`` over as ioeventfds from now on: call it in :meth:`setup`."""
+        if not row.bell:
+            raise DeclarationError(f"{row}: only an ioregion with bell= is a row of doorbells")
+        self.core.by_event.add(row)
+
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
         core = self.core
@@ -119,6 +127,15 @@ class PciDevice:
                 core.call(done, result)
 
         core.host.background(lambda: work(*arguments), finished)
+
+    def pool(self, threads: int, done: Callable[[list[Job]], None]) -> Pool:
+        """``threads`` of the device's own, for work that comes thick and fast. Ask in :meth:`setup`.
+
+        ``done(jobs)`` runs on the device's thread, with all that have finished since it last ran. What
+        :meth:`background` says of ``work`` goes for jobs too, but that they may use views of guest memory that
+        were made for them. A reset cancels nothing: :meth:`Pool.settle` does. Close it in :meth:`close`.
+        """
+        return self.core.host.pool(threads, lambda jobs: self.core.call(done, jobs))
 
 
 def _identity(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RingHook = TypeVar("RingHook", bound=Callable[..., None])
 RegionRead = TypeVar("RegionRead", bound=Callable[[Any, int, int], int])
 RegionWrite = TypeVar("RegionWrite", bound=Callable[[Any, int, int, int], None])
+RegionRing = TypeVar("RegionRing", bound=Callable[[Any, int], None])
 
 SIZES = (1, 2, 4, 8)
 
@@ -92,18 +93,27 @@ class IoRegion(Declared):
 
     It travels by ioregionfd where the client can. Unless ``posted``, the guest waits for each write to be
     handled, as it waits for a read. Without a hook, reads give zero and writes are dropped.
+
+    With ``bell=4`` the stretch is a row of doorbells of 4 bytes each. A device whose guests keep the values in
+    memory of their own may then call :meth:`bellwire.PciDevice.ring_by_event` in ``setup``: each doorbell travels
+    by an ioeventfd where the client can, its value is lost, and the ring hook runs in place of the write hook.
     """
 
-    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool) -> None:
+    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int = 0) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size
         self.posted = posted
+        self.bell = bell
 
     def check(self, where: str) -> None:
-        """Refuse an empty stretch."""
+        """Refuse an empty stretch, and a row of doorbells that no client could register."""
         if self.size <= 0:
             self.refuse(where, f"size is at least 1, not {self.size}")
+        if self.bell and self.bell not in SIZES:
+            self.refuse(where, f"a doorbell has 1, 2, 4 or 8 bytes, not {self.bell}")
+        if self.bell and (self.size % self.bell or self.offset % self.bell):
+            self.refuse(where, f"offset and size must be multiples of bell={self.bell}")
 
     def read(self, hook: RegionRead) -> RegionRead:
         """``hook(self, offset, size) -> int``: offset within the stretch, size 1 to 8 bytes."""
@@ -112,3 +122,7 @@ class IoRegion(Declared):
     def write(self, hook: RegionWrite) -> RegionWrite:
         """``hook(self, offset, size, value)``: offset within the stretch, size 1 to 8 bytes."""
         return mark(hook, "write", self)
+
+    def ring(self, hook: RegionRing) -> RegionRing:
+        """``hook(self, offset)``: the doorbell at ``offset`` of the row was rung, nobody knows with which value."""
+        return mark(hook, "ring", self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from bellwire.pool import Done, Pool
 from vfio_user import DmaFault, IrqIndex, Segment
 
 
@@ -42,6 +43,9 @@ class Host(Protocol):
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run ``work`` on another thread, then ``done`` with its result on the device's thread."""
 
+    def pool(self, threads: int, done: Done) -> Pool:
+        """Threads for jobs; ``done`` gets those that have finished, on the device's thread."""
+
 
 class Detached:
     """The host of a device that nothing has taken in yet: memory empty, interrupts unheard, no time."""
@@ -76,3 +80,7 @@ class Detached:
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """As for :meth:`after`."""
         raise RuntimeError("a device can use the background once a worker or a test guest runs it")
+
+    def pool(self, threads: int, done: Done) -> Pool:
+        """As for :meth:`after`."""
+        raise RuntimeError("a device can have a pool once a worker or a test guest runs it: ask in setup()")

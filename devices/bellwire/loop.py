@@ -118,6 +118,7 @@ class Loop:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._finished.clear()
+        self._callbacks.clear()
         self._epoll.close()
         os.close(self._wake)
         self._wake = -1

@@ -14,6 +14,7 @@ from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.loop import Deadline, Loop
 from bellwire.observer import Observer
+from bellwire.pool import Done, Threads
 from vfio_user import (
     Command,
     DeviceFlags,
@@ -242,6 +243,10 @@ class Served:
             self.guard(done, result)
 
         self._loop.background(work, finished)
+
+    def pool(self, threads: int, done: Done) -> Threads:
+        """Real threads."""
+        return Threads(self._loop, threads, lambda jobs: self.guard(done, jobs))
 
     def _log_failure(self, what: str, error: Exception) -> None:
         log = self.core.log

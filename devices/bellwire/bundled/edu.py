@@ -145,9 +145,7 @@ class Edu(
 
     def transfer(self) -> None:
         """Copy between guest memory and the buffer, which the guest sees at DMA_START."""
-        command = self.dma_command & ~DmaCommand.START
-        self.dma_command = command
-        self.held_command = command
+        command = self.dma_command
         try:
             if DmaCommand.TO_GUEST in command:
                 self.dma.write(self.dma_destination & self.dma_mask, self.window(self.dma_source))
@@ -155,6 +153,7 @@ class Edu(
                 window = self.window(self.dma_destination)
                 window[:] = self.dma.read(self.dma_source & self.dma_mask, len(window))
         finally:
+            self.dma_command = self.held_command = command & ~DmaCommand.START
             if DmaCommand.INTERRUPT in command:
                 self.interrupt(IRQ_DMA)
 

@@ -14,6 +14,7 @@ from bellwire.bar import Area
 from bellwire.device import PciDevice
 from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.loop import Deadline
+from bellwire.pool import Done, Job
 from bellwire.register import Register
 from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment
 
@@ -27,7 +28,7 @@ class Guest:
 
     Everything happens in the call: a write has run its hook when it returns, and a GuestError comes out of it.
     Time stands still between calls of :meth:`advance`; background work runs at once, in the call that asks
-    for it, and its result arrives with the next :meth:`advance`.
+    for it, and its result arrives with the next :meth:`advance`; so do the jobs of a pool.
     """
 
     def __init__(self, device: PciDevice | type[PciDevice], *, memory: int = MEMORY, **options: Any) -> None:
@@ -174,3 +175,36 @@ class Guest:
         """Do it now, tell of it later."""
         result = work()
         self.after(0, lambda: done(result))
+
+    def pool(self, threads: int, done: Done) -> AtOnce:
+        """Jobs run in the call that submits them, and are told of later."""
+        return AtOnce(self, done)
+
+
+class AtOnce:
+    """A pool without threads."""
+
+    def __init__(self, guest: Guest, done: Done) -> None:
+        self._guest = guest
+        self._done = done
+        self._finished: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        """Run it; :meth:`Guest.advance` tells of it, and of all others that have run until then."""
+        job.run()
+        if not self._finished:
+            self._guest.after(0, self._tell)
+        self._finished.append(job)
+
+    def settle(self) -> None:
+        """Forget what has not been told."""
+        self._finished.clear()
+
+    def close(self) -> None:
+        """Nothing to end."""
+        self.settle()
+
+    def _tell(self) -> None:
+        finished, self._finished = self._finished, []
+        if finished:
+            self._done(finished)

@@ -1,0 +1,129 @@
+"""Threads for work that blocks, and its results in batches.
+
+``background`` is for a job now and then. A disk has thousands a second, so here a job costs one queue operation
+each way, and results that pile up while the loop is busy come in one call: one wake-up, one interrupt.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from bellwire.loop import Loop
+
+
+class Job:
+    """``work(*arguments)`` to be done on another thread; ``tag`` is for whoever asks for it.
+
+    When it has been done, ``error`` is what it raised, or None.
+    """
+
+    __slots__ = ("arguments", "error", "tag", "work")
+
+    def __init__(self, work: Callable[..., object], *arguments: Any, tag: Any = None) -> None:
+        self.work = work
+        self.arguments = arguments
+        self.tag = tag
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Do it, here and now."""
+        try:
+            self.work(*self.arguments)
+        except Exception as error:  # noqa: BLE001 a thread has nobody to raise to: whoever asked looks at it
+            self.error = error
+
+
+Done = Callable[[list[Job]], None]
+
+
+class Pool(Protocol):
+    """What :meth:`bellwire.PciDevice.pool` returns. For the device's own thread only."""
+
+    def submit(self, job: Job) -> None:
+        """Have ``job`` run; it will be in a list that ``done`` gets."""
+
+    def settle(self) -> None:
+        """Drop what has not begun, wait for what has, and forget the results: nothing is under way any more."""
+
+    def close(self) -> None:
+        """Settle, and end the threads."""
+
+
+class Threads:
+    """The pool of a worker: ``count`` threads, started with the first job, on ``loop``."""
+
+    def __init__(self, loop: Loop, count: int, done: Done) -> None:
+        self._loop = loop
+        self._count = count
+        self._done = done
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._finished: deque[Job] = deque()
+        self._told = False
+        self._outstanding = 0
+        self._threads: list[threading.Thread] = []
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        loop.watch(self._wake, self._collect)
+
+    def submit(self, job: Job) -> None:
+        """Queue it; an idle thread takes it at once."""
+        self._outstanding += 1
+        if len(self._threads) < min(self._count, self._outstanding):
+            thread = threading.Thread(target=self._work, name=f"pool-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put(job)
+
+    def settle(self) -> None:
+        """Wait for the jobs that a thread has taken: at most one a thread."""
+        try:
+            while True:
+                self._jobs.get_nowait()
+                self._outstanding -= 1
+        except Empty:
+            pass
+        waiter = select.poll()
+        waiter.register(self._wake, select.POLLIN)
+        while self._outstanding:
+            waiter.poll()
+            self._take()
+
+    def close(self) -> None:
+        """End the threads; a second call does nothing."""
+        if self._wake < 0:
+            return
+        self.settle()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._loop.unwatch(self._wake)
+        os.close(self._wake)
+        self._wake = -1
+
+    def _work(self) -> None:
+        jobs, finished = self._jobs, self._finished
+        while (job := jobs.get()) is not None:
+            job.run()
+            finished.append(job)
+            if not self._told:  # cleared before the list is emptied, so that no result is left behind unannounced
+                self._told = True
+                os.eventfd_write(self._wake, 1)
+
+    def _take(self) -> list[Job]:
+        os.eventfd_read(self._wake)
+        self._told = False
+        finished = self._finished
+        taken = [finished.popleft() for _ in range(len(finished))]
+        self._outstanding -= len(taken)
+        return taken
+
+    def _collect(self) -> None:
+        taken = self._take()
+        if taken:
+            self._done(taken)

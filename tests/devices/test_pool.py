@@ -1,0 +1,96 @@
+"""Threads for jobs: results in batches, on the loop's thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bellwire.loop import Loop
+from bellwire.pool import Job, Threads
+
+PATIENCE = 5.0
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def turn(loop: Loop) -> None:
+    loop.run(loop.wait(PATIENCE))
+
+
+def test_a_job_runs_elsewhere_and_ends_here(loop: Loop) -> None:
+    seen: list[int] = []
+    done: list[tuple[Job, int]] = []
+    pool = Threads(loop, 2, lambda jobs: done.extend((job, threading.get_ident()) for job in jobs))
+    pool.submit(Job(lambda: seen.append(threading.get_ident()), tag="first"))
+    while not done:
+        turn(loop)
+    pool.close()
+    assert (done[0][0].tag, done[0][1]) == ("first", threading.get_ident())
+    assert seen[0] != threading.get_ident()
+
+
+def test_what_finishes_while_the_loop_is_busy_comes_in_one_batch(loop: Loop) -> None:
+    batches: list[int] = []
+    pool = Threads(loop, 1, lambda jobs: batches.append(len(jobs)))
+    last = threading.Event()
+    for _ in range(9):
+        pool.submit(Job(lambda: None))
+    pool.submit(Job(last.set))
+    assert last.wait(PATIENCE)
+    while sum(batches) < 10:
+        turn(loop)
+    pool.close()
+    assert batches[0] >= 9
+    assert len(batches) <= 2
+
+
+def test_what_a_job_raises_is_in_it(loop: Loop) -> None:
+    done: list[Job] = []
+    pool = Threads(loop, 1, done.extend)
+    pool.submit(Job(int, "no number"))
+    while not done:
+        turn(loop)
+    pool.close()
+    assert isinstance(done[0].error, ValueError)
+
+
+def test_settling_waits_for_what_runs_and_drops_the_rest(loop: Loop) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    ran: list[str] = []
+    done: list[Job] = []
+    pool = Threads(loop, 1, done.extend)
+
+    def slow() -> None:
+        started.set()
+        assert go_on.wait(PATIENCE)
+        ran.append("slow")
+
+    pool.submit(Job(slow))
+    pool.submit(Job(ran.append, "dropped"))
+    assert started.wait(PATIENCE)
+    releaser = threading.Timer(0.01, go_on.set)
+    releaser.start()
+    pool.settle()
+    releaser.join()
+    assert ran == ["slow"]
+    loop.run(loop.wait(0))
+    assert done == []
+    pool.close()
+
+
+def test_threads_start_with_need_and_end_with_close(loop: Loop) -> None:
+    before = threading.active_count()
+    pool = Threads(loop, 4, lambda jobs: None)
+    assert threading.active_count() == before
+    pool.submit(Job(lambda: None))
+    assert threading.active_count() <= before + 1
+    pool.close()
+    pool.close()
+    assert threading.active_count() == before
