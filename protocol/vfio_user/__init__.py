@@ -27,6 +27,7 @@ from vfio_user.errors import (
     FramingError,
     ProtocolError,
     RemoteError,
+    Stalemate,
     TimedOut,
     VfioUserError,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "SetIrqs",
     "SetIrqsFlags",
     "ShadowIoEventFd",
+    "Stalemate",
     "SubRegion",
     "TimedOut",
     "Version",

@@ -52,6 +52,17 @@ class TimedOut(VfioUserError):
         super().__init__(message, errno.ETIMEDOUT)
 
 
+class Stalemate(VfioUserError):
+    """The client does not answer what we ask, because it waits for our own answer first."""
+
+    def __init__(self, asked: str, waited_for: str) -> None:
+        super().__init__(
+            f"the client does not answer {asked} while it waits for the reply to {waited_for}: "
+            "have it share guest memory (QEMU: memory-backend-memfd,share=on), or do this from a doorbell or a timer",
+            errno.EDEADLK,
+        )
+
+
 class DmaFault(VfioUserError):
     """A DMA outside the client's maps (EFAULT), or a write to a read-only one (EPERM)."""
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from vfio_user.asking import Asker
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, close_fds
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags, RegionFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
-from vfio_user.errors import Disconnected, FramingError, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
@@ -23,14 +22,11 @@ from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo
-from vfio_user.transfer import MULTI, REGION_ACCESS, DmaAccess, unpack_writes
+from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
 """What a session can take. 16 fds are the most that QEMU takes note of."""
-MOST_QUEUED = 1024  # commands, and
-MOST_QUEUED_BYTES = 16 << 20  # of payload, and
-MOST_QUEUED_FDS = 512  # with them, that may come in while a DMA message waits for its reply
 _UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
 _ALL_REPLY_FLAGS = MessageFlags.REPLY | MessageFlags.ERROR
 
@@ -66,12 +62,8 @@ class Session:
         self._limits = limits
         self._mechanisms = _UNASKED
         self._entry_size = io_fd_entry_size
-        self._timeout = timeout
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
-        self._queue: deque[Message] = deque()
-        self._queued_bytes = 0
-        self._queued_fds = 0
-        self._next_id = 0
+        self._asker = Asker(self._channel, timeout, self._handle)
         self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self._regions]
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
@@ -100,7 +92,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
-        return bool(self._queue) or self._channel.ready
+        return len(self._asker) > 0 or self._channel.ready
 
     def service(self, budget: int = 64) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -109,10 +101,8 @@ class Session:
         the caller closes the session.
         """
         for _ in range(budget):
-            if self._queue:
-                message = self._queue.popleft()
-                self._queued_bytes -= len(message.payload)
-                self._queued_fds -= len(message.fds)
+            if self._asker:
+                message = self._asker.pop()
             else:
                 received = self._receive()
                 if received is None:
@@ -125,33 +115,20 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Guest memory by DMA_READ; commands that come in meanwhile are kept for later."""
-        data = bytearray()
-        for at, size in self._pieces(address, count):
-            request = DmaAccess(at, size)
-            reply = self._ask(Command.DMA_READ, [request.pack()])
-            if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + size:
-                raise ProtocolError(f"DMA_READ reply: not the {size} bytes at {at:#x} that were asked for")
-            data += reply[16:]
-        return bytes(data)
+        """Guest memory by DMA_READ. Commands that come in meanwhile are kept for later, if the client can wait: a
+        Stalemate where it cannot (see :class:`~vfio_user.asking.Asker`).
+        """
+        return self._asker.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; commands that come in meanwhile are kept for later."""
-        view = memoryview(data)
-        for at, size in self._pieces(address, len(view)):
-            request = DmaAccess(at, size)
-            start = at - address
-            reply = self._ask(Command.DMA_WRITE, [request.pack(), view[start : start + size]])
-            if DmaAccess.unpack(reply, "DMA_WRITE reply") != request:
-                raise ProtocolError(f"DMA_WRITE reply: not for the {size} bytes at {at:#x} that were sent")
+        """Write guest memory by DMA_WRITE; the rest as for :meth:`dma_read`."""
+        self._asker.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket. The backend is not told."""
         self.dma.clear()
         self.irqs.clear()
-        for message in self._queue:
-            close_fds(message.fds)
-        self._queue.clear()
+        self._asker.close()
         self._channel.close()
 
     # -- one command
@@ -168,9 +145,19 @@ class Session:
         flags = message.flags
         if flags & 0xF == MessageFlags.REPLY:
             return  # to a DMA message that we no longer wait for
-        wants_reply = not flags & MessageFlags.NO_REPLY
-        if wants_reply and message.command != Command.DEVICE_RESET:  # a reset voids what has been rung
-            self._backend.before_reply()
+        if flags & MessageFlags.NO_REPLY:
+            self._answer_or_refuse(message, wants_reply=False)
+            return
+        asker = self._asker
+        before, asker.answering = asker.answering, message
+        try:
+            if message.command != Command.DEVICE_RESET and not asker.asking:  # a reset voids what has been rung
+                self._backend.before_reply()
+            self._answer_or_refuse(message, wants_reply=True)
+        finally:
+            asker.answering = before
+
+    def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
         try:
             reply = self._answer(message)
         except FramingError:
@@ -337,41 +324,11 @@ class Session:
             self._backend.hook_failed(command, error)
             raise VfioUserError(f"{command.name}: the device's own code failed", errno.EIO) from None
 
-    # -- messages of our own
-
-    def _pieces(self, address: int, count: int) -> list[tuple[int, int]]:
+    def _most(self) -> int:
+        """Bytes that a DMA message may move."""
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
-        most = min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
-        return [(address + at, min(most, count - at)) for at in range(0, count, most)]
-
-    def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
-        """Send a command to the client and return its reply's payload."""
-        self._channel.keep()
-        self._next_id = (self._next_id + 1) & 0xFFFF
-        self._channel.send(self._next_id, command, 0, 0, parts)
-        deadline = time.monotonic() + self._timeout
-        while True:
-            message = self._channel.receive_by(deadline)
-            if message.flags & 0xF != MessageFlags.REPLY:
-                self._enqueue(message)
-                continue
-            close_fds(message.fds)
-            if message.id == self._next_id and message.command == command:
-                if message.flags & MessageFlags.ERROR:
-                    raise RemoteError(command.name, message.error)
-                return message.payload
-
-    def _enqueue(self, message: Message) -> None:
-        self._queue.append(message._replace(payload=memoryview(bytes(message.payload))))
-        self._queued_bytes += len(message.payload)
-        self._queued_fds += len(message.fds)
-        if (
-            len(self._queue) > MOST_QUEUED
-            or self._queued_bytes > MOST_QUEUED_BYTES
-            or self._queued_fds > MOST_QUEUED_FDS
-        ):
-            raise TimedOut(f"{len(self._queue)} commands came instead of the reply to a DMA message")
+        return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
 
 
 def _request(message: Message, layout: struct.Struct) -> tuple[int, ...]:

@@ -35,10 +35,11 @@ from vfio_user import (
     ProtocolError,
     RegionAccess,
     RemoteError,
+    Stalemate,
     TimedOut,
     VfioUserError,
 )
-from vfio_user.session import MOST_QUEUED, MOST_QUEUED_FDS
+from vfio_user.asking import MOST_QUEUED, MOST_QUEUED_FDS
 
 
 def wait(client: Client, future: Future[bytes | None]) -> bytes | None:
@@ -264,6 +265,65 @@ def test_fds_without_end_instead_of_a_reply_are_given_up_on_and_closed(
         with pytest.raises(TimedOut):
             future.result(DEADLINE)
     assert fd_count() == before
+
+
+# -- a raw client that does not listen while it waits itself
+
+
+@pytest.fixture
+def stubborn(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Wire]]:
+    """A server with little patience, and a raw client which has introduced itself."""
+    monkeypatch.setattr("vfio_user.asking.GRACE", 0.05)
+    with served(device) as (server, sock), closing(Wire(sock)) as wire:
+        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
+        assert wire.receive().flags == REPLY
+        device.calls.clear()
+        yield server, wire
+
+
+def test_dma_for_an_access_fails_when_the_client_listens_to_nothing_but_its_reply(
+    stubborn: tuple[Server, Wire],
+) -> None:
+    server, wire = stubborn
+    server.device.on_read = lambda region, offset, count: server.session.dma_read(0, count)
+    wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack())
+    asked = wire.receive()
+    assert asked.command == Command.DMA_READ
+    refusal = wire.receive()
+    assert refusal[1:] == (Command.REGION_READ, REPLY | ERROR, errno.EDEADLK, b"", [])
+    wire.reply(asked, asked.payload + b"late")
+    wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack())
+    assert wire.receive().error == errno.EDEADLK  # and it is not asked again
+
+
+def test_a_register_is_read_while_dma_waits_for_a_client_that_waits_for_the_register(
+    stubborn: tuple[Server, Wire],
+) -> None:
+    server, wire = stubborn
+    future = server.call(lambda: server.session.dma_read(0, 4))
+    asked = wire.receive()
+    for number in range(3):
+        wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack(), id=number)
+        assert wire.receive()[:3] == (number, Command.REGION_READ, REPLY)
+    wire.reply(asked, asked.payload + b"late")
+    assert future.result(DEADLINE) == b"late"
+    assert server.device.calls == ["read"] * 3
+
+
+@pytest.mark.parametrize("posted", [0, NO_REPLY])
+def test_dma_fails_when_the_client_waits_for_something_that_must_come_after_it(
+    stubborn: tuple[Server, Wire], posted: int
+) -> None:
+    server, wire = stubborn
+    future = server.call(lambda: server.session.dma_read(0, 4))
+    wire.receive()
+    wire.send(Command.REGION_WRITE, RegionAccess(0, PLAIN, 1).pack() + b"!", flags=posted)
+    wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack(), id=9)
+    with pytest.raises(Stalemate, match="DMA_READ while it waits for the reply to REGION_"):
+        future.result(DEADLINE)
+    while wire.receive().id != 9:
+        pass
+    assert [call for call in server.device.calls if call != "before_reply"] == ["write", "read"]
 
 
 # -- a raw server
