@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bellwire import BellwireError
+from bellwire.option import parse_options
 from bellwired import show, template
 from bellwired.errors import CommandError
-from bellwired.find import plugins
+from bellwired.find import find_device, plugins
 from bellwired.manager import settings
 from bellwired.manager.places import Places
 
@@ -19,7 +21,8 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         "cat-config",
         help="show the configuration files that count, and check them",
         description="Shows every configuration file that counts, in order, with its path, as the daemon would read it. "
-        "Ends with status 1 if one cannot be used.",
+        "Checks the devices' options too, for which their plugins are imported. Ends with status 1 if one cannot be "
+        "used.",
         parents=[shared],
     )
     parser.set_defaults(command=cat_config)
@@ -45,13 +48,20 @@ def cat_config(arguments: argparse.Namespace) -> int:
     """``bellwire cat-config``."""
     places = Places.of(arguments.config_dir, arguments.runtime_dir)
     found = settings.load(places)
+    errors: dict[str, CommandError] = {**found.errors}
+    for name, device in found.devices.items():
+        try:
+            kind = find_device(device.device, places.plugins)
+            parse_options(kind.layout.options, device.options, kind.name)
+        except BellwireError as error:
+            errors[name] = CommandError(f"{found.sources[name]}: {error}", getattr(error, "hint", ""))
     if arguments.json:
         show.as_json(
             {
                 "files": [str(path) for path in settings.used(places)],
                 "daemon": settings.plain(found.daemon),
                 "devices": {name: settings.plain(device) for name, device in found.devices.items()},
-                "errors": {name: str(error) for name, error in found.errors.items()},
+                "errors": {name: str(error) for name, error in errors.items()},
             }
         )
     else:
@@ -60,9 +70,8 @@ def cat_config(arguments: argparse.Namespace) -> int:
             print(path.read_text(errors="replace").rstrip("\n"), end="\n\n")
         if not list(settings.used(places)):
             print(f"# no files in {', '.join(map(str, places.config))}")
-    if found.errors:
-        errors = list(found.errors.values())
-        raise CommandError("; ".join(map(str, errors)), errors[0].hint)
+    if errors:
+        raise CommandError("; ".join(map(str, errors.values())), next(iter(errors.values())).hint)
     return 0
 
 

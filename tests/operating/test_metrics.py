@@ -12,7 +12,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from operating.instance import PATIENCE, PLAIN, Instance, connect, write
 
-
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

@@ -1,0 +1,330 @@
+"""``bellwire``'s commands for a daemon: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwired import control_client
+from bellwired.cli import main, parser
+from operating.instance import HANG, PLUGINS, Instance, connect, write
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command on the shared daemon: its status, and what it said on standard output and error."""
+
+    def work(*words: str) -> tuple[int, str, str]:
+        status = main([*words, *daemon.places])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return work
+
+
+def as_json(run: Run, *words: str) -> Any:
+    status, out, _ = run(*words, "--json")
+    assert status == 0
+    return json.loads(out)
+
+
+# -- looking
+
+
+def test_list_is_a_table_with_a_line_for_each_device(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "probe"\nautostart = false')
+    status, out, _ = run("list")
+    assert status == 0
+    assert re.search(r"^ *name +device +state +for +client +memory +restarts *$", out, re.MULTILINE)
+    assert re.search(rf"^ *{name} +probe +stopped .* - +- +0 *$", out, re.MULTILINE)
+    assert re.search(r"^ *steady +bell +running .* MiB +0 *$", out, re.MULTILINE)
+
+
+def test_list_in_json_has_every_device_with_its_state(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    assert {each["name"]: each["state"] for each in as_json(run, "list")} == {"steady": "running", name: "running"}
+
+
+def test_status_says_state_since_when_process_memory_client_and_what_happened(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)):
+        status, out, _ = run("status", name)
+    assert status == 0
+    facts = dict(re.findall(r"^ *(\w+): (.*)$", out, re.MULTILINE))
+    assert facts["Device"] == f"{name} (probe)"
+    assert facts["State"].startswith("running since 2")
+    assert facts["Process"].isdigit()
+    assert facts["Memory"].endswith("MiB")
+    assert facts["Client"].startswith(f"process {os.getpid()}, user {os.getuid()}")
+    assert f"client connected: process {os.getpid()}" in out
+
+
+def test_status_3_means_that_a_device_does_not_run(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "probe"\nautostart = false')
+    assert run("status", name)[0] == 3
+    assert run("status", name, "--json")[0] == 3
+    assert run("status", "steady", "--json")[0] == 0
+
+
+def test_regs_shows_each_register_by_name(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"')
+    status, out, _ = run("regs", name)
+    assert status == 0
+    assert re.search(r"^ *ident +BAR0\+0x000 +4 +constant +0x010000ed", out, re.MULTILINE)
+    assert {
+        "name": "ident",
+        "bar": 0,
+        "offset": 0,
+        "size": 4,
+        "access": "constant",
+        "value": 0x10000ED,
+        "meaning": "",
+    } in (as_json(run, "regs", name))
+
+
+def test_qemu_args_attach_the_devices_socket(daemon: Instance, run: Run) -> None:
+    assert str(daemon.socket("steady")) in run("qemu-args", "steady")[1]
+    assert as_json(run, "qemu-args", "steady")["socket"] == str(daemon.socket("steady"))
+
+
+def test_monitor_prints_events_until_interrupted(daemon: Instance) -> None:
+    name = daemon.add()
+    words = [sys.executable, "-m", "bellwired", "monitor", name, "--json", *daemon.places]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not select.select([process.stdout], [], [], 0.1)[0]:
+            daemon.call("Restart", name=name)
+        event = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert event["device"] == name
+    assert event["kind"] in ("stopped", "started", "statistics")
+
+
+# -- changing
+
+
+def test_start_stop_and_restart_do_so_and_say_nothing(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    assert run("stop", name) == (0, "", "")
+    assert daemon.describe(name)["state"] == "stopped"
+    assert run("start", name) == (0, "", "")
+    pid = daemon.pid(name)
+    assert run("restart", name) == (0, "", "")
+    assert daemon.pid(name) not in (0, pid)
+    assert run("reset", name) == (0, "", "")
+
+
+def test_several_devices_are_tried_each_whatever_became_of_the_one_before(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    status, _, err = run("stop", "nope", name)
+    assert status == 1
+    assert "there is no device 'nope'" in err
+    assert daemon.describe(name)["state"] == "stopped"
+    status, out, _ = run("start", "nope", name, "--json")
+    assert status == 1
+    assert json.loads(out) == {"nope": "there is no device 'nope'", name: ""}
+
+
+def test_reload_says_what_it_has_done(daemon: Instance, run: Run) -> None:
+    daemon.configure("extra")
+    assert run("reload") == (0, "started: extra\n", "")
+    assert run("reload") == (0, "nothing has changed\n", "")
+    daemon.configure("extra", "device = 1")
+    status, _, err = run("reload")
+    assert (status, "Expected str, got int" in err) == (1, True)
+    daemon.remove("extra")
+    assert as_json(run, "reload")["stopped"] == ["extra"]
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize("command", ["status", "start", "stop", "restart", "reset", "regs", "monitor", "qemu-args"])
+def test_an_unknown_device_is_status_1_and_a_line_that_names_those_there_are(run: Run, command: str) -> None:
+    status, out, err = run(command, "nope")
+    assert (status, out) == (1, "")
+    assert err == "bellwire: there is no device 'nope'\n  there are: steady\n"
+
+
+def test_where_no_daemon_runs_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--runtime-dir", str(tmp_path)]) == 1
+    assert f"{tmp_path}/control: no daemon is running there" in capsys.readouterr().err
+
+
+def test_a_daemon_that_hangs_is_not_waited_for(daemon: Instance, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_client, "PATIENCE", 0.2)
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        status, _, err = run("list")
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    assert status == 1
+    assert "the daemon does not answer" in err
+
+
+def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, HANG, 1, posted=True)
+        status, out, _ = run("status", name)
+        assert (status, "running since" in out) == (0, True)
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("started", name)
+
+
+@pytest.mark.parametrize("words", [["status"], ["nonsense"], ["list", "--nonsense"], ["start"]])
+def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "usage: bellwire" in capsys.readouterr().err
+
+
+# -- what needs no daemon
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "devices.d").mkdir()
+    shutil.copytree(PLUGINS, tmp_path / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "bellwired.toml").write_text("ping-interval = 7\n")
+    (tmp_path / "devices.d/one.toml").write_text('device = "probe"\noptions.pace = 4\n')
+    return tmp_path
+
+
+def test_cat_config_shows_each_file_with_its_path(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cat-config", "--config-dir", str(files)]) == 0
+    assert capsys.readouterr().out == (
+        f"# {files}/bellwired.toml\nping-interval = 7\n\n"
+        f'# {files}/devices.d/one.toml\ndevice = "probe"\noptions.pace = 4\n\n'
+    )
+
+
+def test_cat_config_in_json_has_every_key_with_its_value(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cat-config", "--config-dir", str(files), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["daemon"]["ping-interval"] == 7
+    assert shown["devices"]["one"]["options"] == {"pace": 4}
+    assert shown["devices"]["one"]["restart"] == "on-failure"
+    assert shown["errors"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("device = 1", "one.toml: device = 1: Expected str"),
+        ('device = "prope"', "one.toml: there is no device 'prope'"),
+        ('device = "probe"\noptions.pase = 4', "one.toml: probe has no option pase: did you mean pace?"),
+    ],
+)
+def test_cat_config_ends_with_status_1_where_a_file_cannot_be_used(
+    files: Path, text: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "devices.d/one.toml").write_text(text)
+    assert main(["cat-config", "--config-dir", str(files)]) == 1
+    assert error in capsys.readouterr().err
+
+
+def test_plugins_lists_what_can_be_run_and_why_something_cannot(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "plugins/broken.py").write_text("1 / 0")
+    assert main(["plugins", "--config-dir", str(files)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ *edu +bundled", out, re.MULTILINE)
+    assert "ZeroDivisionError" in out
+    assert main(["plugins", "--config-dir", str(files), "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed["probe"]["error"] == ""
+    assert "division by zero" in listed["broken"]["error"]
+
+
+def test_what_new_writes_passes_its_own_tests_and_can_be_hosted(
+    daemon: Instance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["new", "my_nic", "--directory", str(tmp_path)]) == 0
+    assert "Try it: bellwire run" in capsys.readouterr().out
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "-c", "/dev/null", "test_my_nic.py"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    shutil.copy(tmp_path / "my_nic.py", daemon.plugins)
+    shutil.copy(tmp_path / "my_nic.toml", daemon.devices)
+    assert daemon.reload()["started"] == ["my_nic"]
+
+
+@pytest.mark.parametrize("name", ["My_nic", "my-nic", "class", "9p", ""])
+def test_new_takes_no_name_that_python_would_not(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", name, "--directory", str(tmp_path)]) == 1
+    assert "is no name for a device" in capsys.readouterr().err
+
+
+def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my_nic.toml").write_text("mine")
+    assert main(["new", "my_nic", "--directory", str(tmp_path)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["my_nic.toml"]
+
+
+# -- shells and terminals
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_script_is_one_that_the_shell_can_read(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(["--print-completion", shell])
+    assert end.value.code == 0
+    script = capsys.readouterr().out
+    assert "qemu-args" in script
+    assert "--runtime-dir" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+def on_a_terminal(words: list[str], environment: dict[str, str]) -> str:
+    """What a command shows on a terminal."""
+    ours, theirs = pty.openpty()
+    base = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "bellwired", *words], stdout=theirs, env={**base, "TERM": "xterm", **environment}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                data = os.read(ours, 1 << 16)
+            except OSError:  # the far end is closed
+                break
+            shown += data
+    os.close(ours)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_a_terminal_gets_colours_unless_no_color_is_set(daemon: Instance) -> None:
+    assert "\x1b[32mrunning" in on_a_terminal(["list", *daemon.places], {})
+    assert "\x1b[3" not in on_a_terminal(["list", *daemon.places], {"NO_COLOR": "1"})
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "status", "start", "reload", "regs", "monitor", "cat-config", "plugins", "new"]
+)
+def test_every_command_for_a_daemon_takes_json_and_the_places(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--json", "--config-dir", "--runtime-dir"))

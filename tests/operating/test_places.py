@@ -1,0 +1,110 @@
+"""Where configuration is looked for, and which file counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bellwired.manager.places import Places
+
+USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
+SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/lib/bellwire")
+
+
+def texts(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(map(str, paths))
+
+
+def test_root_has_the_systems_places() -> None:
+    places = Places.of(environment={}, uid=0)
+    assert texts(places.config) == SYSTEM
+    assert texts(places.plugins) == (
+        *(f"{folder}/plugins" for folder in SYSTEM),
+        "/usr/local/lib/bellwire/plugins",
+    )
+    assert str(places.control) == "/run/bellwire/control"
+    assert str(places.socket("disk0")) == "/run/bellwire/disk0.sock"
+
+
+def test_a_user_has_places_of_their_own_before_the_systems() -> None:
+    places = Places.of(environment=USER, uid=7)
+    assert texts(places.config) == (
+        "/home/ada/.config/bellwire", "/run/user/7/bellwire", "/home/ada/.local/share/bellwire", *SYSTEM,
+    )  # fmt: skip
+    assert str(places.plugins[0]) == "/home/ada/.config/bellwire/plugins"
+    assert str(places.runtime) == "/run/user/7/bellwire"
+
+
+def test_the_xdg_variables_move_a_users_places() -> None:
+    moved = {**USER, "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d"}
+    places = Places.of(environment=moved, uid=7)
+    assert texts(places.config[:3]) == ("/c/bellwire", "/run/user/7/bellwire", "/d/bellwire")
+
+
+def test_a_service_uses_the_runtime_folder_that_it_was_given_and_the_systems_files() -> None:
+    places = Places.of(environment={**USER, "RUNTIME_DIRECTORY": "/run/bellwire"}, uid=7)
+    assert texts(places.config) == SYSTEM
+    assert str(places.runtime) == "/run/bellwire"
+
+
+def test_private_folders_replace_them_all() -> None:
+    places = Places.of(Path("/p/config"), Path("/p/run"), environment=USER, uid=0)
+    assert texts(places.config) == ("/p/config",)
+    assert texts(places.plugins) == ("/p/config/plugins",)
+    assert str(places.control) == "/p/run/control"
+
+
+class Folders:
+    """Three configuration folders, the one that wins first."""
+
+    def __init__(self, root: Path) -> None:
+        self.high, self.middle, self.low = (root / name for name in ("high", "middle", "low"))
+        for folder in (self.high, self.middle, self.low):
+            (folder / "devices.d").mkdir(parents=True)
+        self.places = Places((self.high, self.middle, self.low), (), root / "run")
+
+    def found(self) -> list[str]:
+        return [str(path.parent.parent.name) + "/" + path.name for path in self.places.files("devices.d", ".toml")]
+
+
+def test_the_same_name_in_a_higher_folder_overrides(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    for folder in (folders.low, folders.middle):
+        (folder / "devices.d/one.toml").write_text("x = 1")
+    (folders.low / "devices.d/two.toml").write_text("x = 1")
+    assert folders.found() == ["middle/one.toml", "low/two.toml"]
+
+
+def test_an_empty_file_masks_those_below(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.low / "devices.d/one.toml").write_text("x = 1")
+    (folders.high / "devices.d/one.toml").touch()
+    assert folders.found() == []
+
+
+def test_a_link_to_dev_null_masks_those_below(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.low / "devices.d/one.toml").write_text("x = 1")
+    (folders.high / "devices.d/one.toml").symlink_to("/dev/null")
+    assert folders.found() == []
+
+
+def test_a_masked_daemon_file_is_no_file(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.low / "bellwired.toml").write_text("x = 1")
+    assert folders.places.file("bellwired.toml") == folders.low / "bellwired.toml"
+    (folders.middle / "bellwired.toml").symlink_to("/dev/null")
+    assert folders.places.file("bellwired.toml") is None
+
+
+def test_what_an_editor_leaves_behind_is_no_device(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.low / "devices.d/.one.toml").write_text("x = 1")
+    (folders.low / "devices.d/.#one.toml").symlink_to("ada@host.1234")
+    (folders.low / "devices.d/one.toml~").write_text("x = 1")
+    assert folders.found() == []
+
+
+def test_folders_that_are_not_there_are_no_trouble(tmp_path: Path) -> None:
+    places = Places((tmp_path / "nowhere",), (), tmp_path)
+    assert list(places.files("devices.d", ".toml")) == []
+    assert places.file("bellwired.toml") is None

@@ -1,0 +1,146 @@
+"""The configuration files: what each key takes, and what an error says."""
+
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bellwired.manager.places import Places
+from bellwired.manager.settings import Daemon, Device, SettingsError, decode, load, plain, read
+
+DEVICE = {
+    "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
+    "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "io-fd-entry": 48,
+}  # fmt: skip
+DAEMON = {
+    "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
+    "start-timeout": 3.0, "restart-delay": 0.5, "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0,
+    "stop-timeout": 5.0,
+}  # fmt: skip
+
+
+def test_a_device_takes_every_key() -> None:
+    assert plain(decode(DEVICE, Device, "x")) == DEVICE
+
+
+def test_the_daemon_takes_every_key() -> None:
+    assert plain(decode(DAEMON, Daemon, "x")) == DAEMON
+
+
+def test_a_device_needs_no_more_than_its_kind() -> None:
+    device = decode({"device": "bell"}, Device, "x")
+    assert (device.options, device.socket, device.mode, device.restart, device.autostart) == (
+        {}, "", "0600", "on-failure", True,
+    )  # fmt: skip
+
+
+def test_a_whole_number_will_do_for_seconds() -> None:
+    assert decode({"ping-interval": 5}, Daemon, "x").ping_interval == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "x: device is missing", ""),
+        ("device = 3", "x: device = 3: Expected str, got int", ""),
+        ('device = "bell"\nmod = "0600"', "x: unknown key mod", "did you mean mode?"),
+        ('device = "bell"\nautosart = true', "x: unknown key autosart", "did you mean autostart?"),
+        (
+            'device = "bell"\nzzz = 1',
+            "x: unknown key zzz",
+            "there are autostart, device, group, io-fd-entry, log-level",
+        ),
+        ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
+        ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
+        ('device = "bell"\nrestart = "often"', "restart = 'often': expected on-failure or always or no", ""),
+        ('device = "bell"\nlog-level = 3', "log-level = 3: expected debug or info or warning or error", ""),
+        ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
+        ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
+        ('device = "bell"\noptions = 1', "options = 1: Expected object, got int", ""),
+        ('device = "bell"\noptions.list = [1]', "options = {'list': [1]}: Expected ", ""),
+        ('device = "bell"\noptions.much = inf', "options = {'much': inf}: Expected a finite number", ""),
+        ('device = "bell"\noptions.much = 99999999999999999999', "Expected a number of at most 64 bits", ""),
+    ],
+)
+def test_an_error_in_a_devices_file_names_the_key_and_what_was_expected(text: str, message: str, hint: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        decode(tomllib.loads(text), Device, "x")
+    assert message in str(error.value)
+    assert error.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ping-interval = 0", "ping-interval = 0: Expected float >= 0.01"),
+        ("stop-timeout = 1e9", "stop-timeout = 1000000000.0: Expected float <= 86400"),
+        ("restart-limit = -1", "restart-limit = -1: Expected int >= 0"),
+        ("restart-limit = 2.5", "restart-limit = 2.5: Expected int, got float"),
+        ("ping-timeout = nan", "ping-timeout = nan: "),
+    ],
+)
+def test_an_error_in_the_daemons_file_names_the_key_and_what_was_expected(text: str, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        decode(tomllib.loads(text), Daemon, "x")
+    assert message in str(error.value)
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text("device = \n")
+    with pytest.raises(SettingsError, match=f"^{path}: not TOML: .*line 1"):
+        read(path, Device)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=f"^{path}: not TOML"):
+        read(path, Device)
+    with pytest.raises(SettingsError, match="No such file"):
+        read(tmp_path / "two.toml", Device)
+
+
+def folder(tmp_path: Path, **files: str) -> Places:
+    (tmp_path / "devices.d").mkdir()
+    for name, text in files.items():
+        (tmp_path / "devices.d" / f"{name}.toml").write_text(text)
+    return Places.of(tmp_path, tmp_path)
+
+
+def test_one_bad_file_does_not_hurt_the_others(tmp_path: Path) -> None:
+    settings = load(folder(tmp_path, good='device = "bell"', bad="device = 1"))
+    assert list(settings.devices) == ["good"]
+    assert list(settings.errors) == ["bad"]
+
+
+def test_a_bad_daemon_file_is_an_error_of_the_whole(tmp_path: Path) -> None:
+    places = folder(tmp_path)
+    (tmp_path / "bellwired.toml").write_text("metric = 1")
+    with pytest.raises(SettingsError, match="unknown key metric"):
+        load(places)
+
+
+@pytest.mark.parametrize("name", ["two words", "-dash", "ü", "x" * 65])
+def test_a_name_that_would_make_trouble_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    settings = load(folder(tmp_path, **{name: 'device = "bell"'}))
+    assert not settings.devices
+    assert "a device's name has letters" in str(settings.errors[name])
+
+
+WORDS = st.text(max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*DEVICE, *DAEMON]) | WORDS, VALUES, max_size=4), st.sampled_from([Device, Daemon])
+)
+def test_whatever_is_in_a_file_it_is_decoded_or_refused(content: dict[str, Any], kind: type[Device | Daemon]) -> None:
+    with contextlib.suppress(SettingsError):
+        decode(content, kind, "x")
