@@ -179,11 +179,12 @@ def test_a_daemon_that_hangs_is_not_waited_for(daemon: Instance, run: Run, monke
 
 def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
     name = daemon.add()
+    pid = daemon.pid(name)
     with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
         write(client, HANG, 1, posted=True)
         status, out, _ = run("status", name)
         assert (status, "running since" in out) == (0, True)
-        os.kill(daemon.pid(name), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         events.until("started", name)
 
 

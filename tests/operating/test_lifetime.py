@@ -151,12 +151,12 @@ def test_a_fork_server_that_cannot_live_is_not_tried_in_a_tight_circle(instance:
     instance.settings("restart-limit = 1000\nrestart-delay = 0.02\nrestart-delay-max = 0.05")
     instance.configure("one")
     with instance, instance.monitor("one") as events:
-        for _ in range(4):
+        for _ in range(3):
             assert eventually(lambda: bool(children(instance.process.pid)))
             os.kill(instance.fork_server, signal.SIGKILL)
             events.until("started")
         lines = instance.log.splitlines()
-    assert sum("the fork server has died" in line for line in lines) == 4
+    assert sum("the fork server has died" in line for line in lines) == 3
 
 
 def test_a_stop_with_a_fork_server_that_is_stuck_ends_all_the_same(instance: Instance) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from bellwired.errors import CommandError
+from bellwired.manager import metrics
+from bellwired.manager.manager import Manager
+from bellwired.manager.places import Places
 from operating.instance import PATIENCE, PLAIN, Instance, connect, write
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -88,12 +93,12 @@ def test_a_scraper_that_never_asks_holds_up_no_stop(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize("where", ["9464", ":9464", "127.0.0.1:http", "127.0.0.1:99999", "nowhere", "unix:/no/such/x"])
-def test_an_address_that_is_none_is_refused_at_the_start(instance: Instance, where: str) -> None:
-    instance.settings(f'metrics = "{where}"')
-    instance.start()
-    try:
-        assert instance.process.wait(PATIENCE) == 1
-    finally:
-        instance.__exit__(None, None, None)
-    assert "metrics" in instance.log
-    assert "Traceback" not in instance.log
+def test_an_address_that_is_none_is_refused_at_the_start(tmp_path: Path, where: str) -> None:
+    (tmp_path / "bellwired.toml").write_text(f'metrics = "{where}"')
+
+    async def start() -> None:
+        async with metrics.serving(Manager(Places.of(tmp_path, tmp_path))):
+            pass
+
+    with pytest.raises(CommandError, match=r"^metrics = "):
+        asyncio.run(start())

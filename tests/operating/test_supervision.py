@@ -14,6 +14,8 @@ from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, con
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected
 
+IMPATIENT = QUICK.replace("stop-timeout = 10", "stop-timeout = 0.3")
+
 
 def test_devices_accept_clients(daemon: Instance) -> None:
     with connect(daemon.socket(daemon.add())) as client:
@@ -35,15 +37,15 @@ def test_a_killed_worker_is_started_again_and_counted(daemon: Instance) -> None:
     assert after["pid"] not in (0, before)
 
 
-def test_a_client_that_connects_while_no_worker_is_there_waits_and_is_served(instance: Instance) -> None:
-    path = instance.configure("one")
-    instance.settings("restart-delay = 0.5")
-    with instance, instance.monitor("one") as events:
-        os.kill(instance.pid("one"), signal.SIGKILL)
-        events.until("died", "one")
-        with connect(path) as client:
+def test_a_client_that_connects_while_no_worker_is_there_waits_and_is_served(daemon: Instance) -> None:
+    daemon.settings(QUICK.replace("restart-delay = 0.02", "restart-delay = 0.5").replace("max = 0.2", "max = 0.5"))
+    name = daemon.add()
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("died", name)
+        with connect(daemon.socket(name)) as client:
             assert read(client, EDITION) == 1
-        assert instance.describe("one")["restarts"] == 1
+        assert daemon.describe(name)["restarts"] == 1
 
 
 def test_the_others_never_notice(daemon: Instance) -> None:
@@ -91,23 +93,23 @@ def test_restart_no_gives_it_up_at_once(daemon: Instance) -> None:
     assert not daemon.socket(name).exists()
 
 
-def test_the_wait_grows_and_after_the_limit_the_device_is_given_up(instance: Instance) -> None:
-    instance.settings("restart-delay = 0.01\nrestart-delay-max = 0.2\nrestart-limit = 4")
-    instance.configure("one", 'device = "probe"\nautostart = false\noptions.mood = "leaves"')
-    with instance, instance.monitor("one") as events:
+def test_the_wait_grows_and_after_the_limit_the_device_is_given_up(daemon: Instance) -> None:
+    daemon.settings("restart-delay = 0.01\nrestart-delay-max = 0.2\nrestart-limit = 4")
+    name = daemon.add('device = "probe"\nautostart = false\noptions.mood = "leaves"')
+    with daemon.monitor(name) as events:
         with pytest.raises(Refused) as refused:
-            instance.call("Start", name="one")
+            daemon.call("Start", name=name)
         assert "ended with status 9; it will be tried again" in refused.value.parameters["message"]
         died, restarted = [events.until("died")["time"]], []
         for _ in range(4):
             restarted.append(events.until("restarted")["time"])
             died.append(events.until("died")["time"])
         assert "5 times in 300 s" in events.until("failed")["fields"]["text"]
-        waits = [again - end for end, again in zip(died, restarted, strict=False)]
-        assert all(wait > 0.009 * 2**turn for turn, wait in enumerate(waits))
-        assert instance.describe("one")["state"] == "failed"
-        with pytest.raises(Disconnected, match="No such file"):
-            Client.connect(instance.socket("one"))
+    waits = [again - end for end, again in zip(died, restarted, strict=False)]
+    assert all(wait > 0.009 * 2**turn for turn, wait in enumerate(waits))
+    assert daemon.describe(name)["state"] == "failed"
+    with pytest.raises(Disconnected, match="No such file"):
+        Client.connect(daemon.socket(name))
 
 
 def test_a_device_that_was_given_up_can_be_started_again(daemon: Instance) -> None:
@@ -159,35 +161,35 @@ def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance
         connect(path).close()
 
 
-def test_a_worker_that_ignores_its_stop_is_killed(instance: Instance) -> None:
-    instance.settings("stop-timeout = 0.3")
-    instance.configure("one", 'device = "probe"\noptions.mood = "stubborn"')
-    with instance:
-        pid = instance.pid("one")
-        instance.call("Stop", name="one")
-        assert over(pid)
-        instance.said("it has not stopped within 0.3 s: killing it")
-        assert instance.describe("one")["state"] == "stopped"
+def test_a_worker_that_ignores_its_stop_is_killed(daemon: Instance) -> None:
+    daemon.settings(IMPATIENT)
+    name = daemon.add('device = "probe"\noptions.mood = "stubborn"')
+    pid, since = daemon.pid(name), daemon.now()
+    daemon.call("Stop", name=name)
+    assert over(pid)
+    daemon.said("it has not stopped within 0.3 s: killing it", since)
+    assert daemon.describe(name)["state"] == "stopped"
 
 
-def test_a_worker_that_is_stopped_by_a_signal_ends_all_the_same(instance: Instance) -> None:
-    instance.settings("stop-timeout = 0.3")
-    instance.configure("one")
-    with instance:
-        os.kill(instance.pid("one"), signal.SIGSTOP)
-        instance.call("Stop", name="one")
+def test_a_worker_that_is_stopped_by_a_signal_ends_all_the_same(daemon: Instance) -> None:
+    daemon.settings(IMPATIENT)
+    name = daemon.add()
+    pid = daemon.pid(name)
+    os.kill(pid, signal.SIGSTOP)
+    daemon.call("Stop", name=name)
+    assert over(pid)
 
 
-def test_a_stop_need_not_wait_for_a_start_that_hangs(instance: Instance) -> None:
-    instance.settings("stop-timeout = 0.3")
-    instance.configure("one", 'device = "probe"\nautostart = false\noptions.mood = "sleeps"')
-    with instance, instance.control() as starter:
-        starter.send("Start", name="one")
-        assert eventually(lambda: instance.describe("one")["state"] == "starting")
-        instance.call("Stop", name="one")
+def test_a_stop_need_not_wait_for_a_start_that_hangs(daemon: Instance) -> None:
+    daemon.settings(IMPATIENT)
+    name = daemon.add('device = "probe"\nautostart = false\noptions.mood = "sleeps"')
+    with daemon.control() as starter:
+        starter.send("Start", name=name)
+        assert eventually(lambda: daemon.describe(name)["state"] == "starting")
+        daemon.call("Stop", name=name)
         with pytest.raises(Refused, match="it was stopped"):
             starter.receive()
-        assert instance.describe("one")["state"] == "stopped"
+        assert daemon.describe(name)["state"] == "stopped"
 
 
 def test_many_operators_at_once_leave_one_worker(daemon: Instance) -> None:

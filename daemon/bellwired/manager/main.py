@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager import control, metrics, notify, process
+from bellwired.manager import control, notify, process
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.places import Places
 from bellwired.manager.settings import Daemon
@@ -82,7 +83,7 @@ class Life:
         async with (
             control.serving(manager, listener),
             manager.running(),
-            metrics.serving(manager),
+            _metrics(manager),
             alongside(self._show_life),
         ):
             starting = asyncio.create_task(manager.start_all())
@@ -123,6 +124,15 @@ class Life:
             if not self._stop.is_set():
                 notify.notify(STATUS=self._manager.summary)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
+
+
+def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
+    """They cost an import and some memory: only where they are wanted."""
+    if not manager.settings.daemon.metrics:
+        return contextlib.nullcontext()
+    from bellwired.manager import metrics
+
+    return metrics.serving(manager)
 
 
 def _log_to(level: str) -> None:

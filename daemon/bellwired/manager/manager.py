@@ -56,6 +56,7 @@ class Manager:
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
         self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
         self._closing = False
 
     def unit(self, name: str) -> Unit:
@@ -136,7 +137,8 @@ class Manager:
         busy: dict[Unit, asyncio.Task[None]] = {}
         try:
             while True:
-                await asyncio.sleep(self.settings.daemon.ping_interval)
+                if await self._changes_within(self.settings.daemon.ping_interval):
+                    continue
                 busy = {unit: check for unit, check in busy.items() if not check.done()}
                 for unit in self.units.values():
                     if unit not in busy:
@@ -144,6 +146,14 @@ class Manager:
         finally:
             for check in busy.values():
                 check.cancel()
+
+    async def _changes_within(self, seconds: float) -> bool:
+        """Sleep; True as soon as the daemon's settings are others."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._changed.wait()
+        return False
 
     async def _count(self) -> None:
         """While anybody listens, tell what the devices have counted."""
@@ -223,6 +233,7 @@ class Manager:
         for unit in self.units.values():
             unit.daemon = fresh
         if fresh != old:
+            self._changed.set()
             self._apply(fresh)
         for key in ("control_group", "metrics"):
             if getattr(old, key) != getattr(fresh, key):

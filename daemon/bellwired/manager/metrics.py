@@ -61,11 +61,8 @@ class Devices(Collector):
 
 @contextlib.asynccontextmanager
 async def serving(manager: Manager) -> AsyncIterator[None]:
-    """Answer scrapes for the block, if that is configured."""
+    """Answer scrapes for the block, where the configuration says."""
     where = manager.settings.daemon.metrics
-    if not where:
-        yield
-        return
     devices = Devices(manager)
     registry = CollectorRegistry()
     registry.register(devices)

@@ -11,6 +11,7 @@ import socket
 import time
 
 FIRST_FD = 3
+PATIENCE = 1.0  # seconds for a service manager whose queue is full
 
 
 def notify(**state: str) -> None:
@@ -74,5 +75,6 @@ def _send(text: str) -> None:
         contextlib.suppress(OSError),  # a service manager that does not listen is no reason to stop
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
     ):
+        sock.settimeout(PATIENCE)
         sock.connect(address)
         sock.sendall(text.encode())
