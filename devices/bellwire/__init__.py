@@ -13,6 +13,7 @@ from bellwire.interrupts import IntX, Msi, MsiX
 from bellwire.option import Option
 from bellwire.register import Register
 from bellwire.saved import Saved, SavedBytes
+from bellwire.vendor import VendorCapability
 
 __all__ = [
     "Access",
@@ -34,4 +35,5 @@ __all__ = [
     "SavedBytes",
     "StateError",
     "Timer",
+    "VendorCapability",
 ]

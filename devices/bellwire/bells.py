@@ -183,7 +183,7 @@ class Bells:
             if region in self._core.by_event and "ioeventfd" in mechanisms:
                 found += [
                     IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
-                    for at in range(0, region.size, region.bell)
+                    for at in range(0, self._core.by_event[region] * region.bell, region.bell)
                 ]
             elif "ioregionfd" in mechanisms:
                 source = self._regions.get(region) or self._commands([region])

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 
 from bellwire.layout import Layout
+from bellwire.vendor import HEADER, VendorCapability
 
 CONVENTIONAL_SIZE = 256
 EXPRESS_SIZE = 4096
@@ -30,7 +31,7 @@ COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | 1 << 8 | IN
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
 
-POWER_MANAGEMENT, MSI, EXPRESS, MSIX = 0x01, 0x05, 0x10, 0x11
+POWER_MANAGEMENT, MSI, VENDOR, EXPRESS, MSIX = 0x01, 0x05, 0x09, 0x10, 0x11
 FUNCTION_LEVEL_RESET = 1 << 15
 _FLR_CAPABLE = 1 << 28
 _ROLE_BASED_ERRORS = 1 << 15
@@ -58,6 +59,8 @@ class Template:
     content: bytearray
     writable: bytearray
     at: dict[int, int] = field(default_factory=dict)
+    vendor: dict[VendorCapability, int] = field(default_factory=dict)
+    """Where the body of each vendor-specific capability lies."""
 
     def put(self, offset: int, size: int, value: int, writable: int = 0) -> None:
         """Lay down a little-endian field."""
@@ -95,10 +98,14 @@ def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
     """The capability list (§6.7), each on a dword, the pointers threaded through."""
     link = CAPABILITY_POINTER
     offset = FIRST_CAPABILITY
-    for number, body in _bodies(identity, layout):
+    for what, body in _bodies(identity, layout):
         space.put(link, 1, offset)
-        space.at[number] = offset
-        space.put(offset, 1, number)
+        if isinstance(what, VendorCapability):
+            space.put(offset, 1, VENDOR)
+            space.vendor[what] = offset + HEADER
+        else:
+            space.put(offset, 1, what)
+            space.at[what] = offset
         link = offset + 1
         position = offset + 2
         for size, value, writable in body:
@@ -110,9 +117,9 @@ def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
 _Fields = list[tuple[int, int, int]]
 
 
-def _bodies(identity: Identity, layout: Layout) -> list[tuple[int, _Fields]]:
+def _bodies(identity: Identity, layout: Layout) -> list[tuple[int | VendorCapability, _Fields]]:
     """Number and fields (size, reset value, writable bits) of each capability."""
-    found: list[tuple[int, _Fields]] = [
+    found: list[tuple[int | VendorCapability, _Fields]] = [
         (POWER_MANAGEMENT, [(2, 0x0003, 0), (2, _NO_SOFT_RESET, 0x0003), (2, 0, 0)]),  # PM 1.2 §3.2
     ]
     if layout.msi is not None:  # §6.8.1, 64-bit address, no per-vector mask
@@ -138,4 +145,7 @@ def _bodies(identity: Identity, layout: Layout) -> list[tuple[int, _Fields]]:
                 ],
             )
         )
+    for vendor in layout.vendor:  # §6.7: the length of it all, then what the device's own specification says
+        content = ((1, value, writable) for value, writable in zip(vendor.body, vendor.writable, strict=True))
+        found.append((vendor, [(1, HEADER + vendor.size, 0), *content]))
     return found

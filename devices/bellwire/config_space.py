@@ -7,6 +7,7 @@ from enum import Flag, auto
 
 from bellwire import capabilities as pci
 from bellwire.capabilities import Template
+from bellwire.vendor import VendorCapability
 
 
 class Effect(Flag):
@@ -47,6 +48,11 @@ class ConfigSpace:
     def at(self) -> Mapping[int, int]:
         """Where each capability lies, by its number."""
         return self._space.at
+
+    @property
+    def vendor(self) -> Mapping[VendorCapability, int]:
+        """Where the body of each vendor-specific capability lies."""
+        return self._space.vendor
 
     def field(self, offset: int, size: int = 2) -> int:
         """The little-endian field at ``offset``."""

@@ -49,8 +49,10 @@ class Core:
         self._region_reads = {region: self.hook(("read", region)) for region in regions}
         self._region_writes = {region: self.hook(("write", region)) for region in regions}
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
-        self.by_event: set[IoRegion] = set()
-        """Rows of doorbells that are handed over as ioeventfds."""
+        self.by_event: dict[IoRegion, int] = {}
+        """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.maps = 0
+        """Counts changes of what is mapped: a view of guest memory from before the last one may be stale."""
         self.generation = 0
         """Counts resets: a timer or background result from before the last one is stale."""
 
@@ -76,6 +78,7 @@ class Core:
         if space is not None:
             return space.read(offset, count)
         if index == RegionIndex.CONFIG:
+            self._call_vendor("read", offset, count)
             return self.config.read(offset, count)
         return bytes(count)
 
@@ -86,6 +89,7 @@ class Core:
             space.write(offset, data)
         elif index == RegionIndex.CONFIG:
             self.config.write(offset, data)
+            self._call_vendor("write", offset, len(data))
 
     def region_size(self, index: int) -> int:
         """Bytes of a region, 0 where the device has none."""
@@ -151,6 +155,13 @@ class Core:
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
         """The guest used something documented that the device does not model."""
         self.log.warning((verb, register), "guest %s of %s, which is documented but not implemented", verb, register)
+
+    def _call_vendor(self, event: str, offset: int, size: int) -> None:
+        """Run the hooks of the vendor-specific capabilities that a config access touches."""
+        for capability, start in self.config.vendor.items():
+            first, last = max(offset, start), min(offset + size, start + capability.size)
+            if first < last and (hook := self.hook((event, capability))) is not None:
+                self.call(hook, first - start, last - first)
 
     def _react(self, effect: Effect) -> None:
         if Effect.RESET in effect:

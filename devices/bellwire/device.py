@@ -96,11 +96,14 @@ class PciDevice:
     def close(self) -> None:
         """Called once at the end: close what :meth:`setup` opened. Override it."""
 
-    def ring_by_event(self, row: IoRegion) -> None:
-        """Hand the doorbells of ``row`` over as ioeventfds from now on: call it in :meth:`setup`."""
+    def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
+        """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
+
+        Call it in :meth:`setup`. The others stay messages, and run the write hook.
+        """
         if not row.bell:
             raise DeclarationError(f"{row}: only an ioregion with bell= is a row of doorbells")
-        self.core.by_event.add(row)
+        self.core.by_event[row] = row.size // row.bell if count is None else count
 
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""

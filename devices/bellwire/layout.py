@@ -17,9 +17,11 @@ from bellwire.interrupts import IntX, Msi, MsiX
 from bellwire.option import Option
 from bellwire.register import Register
 from bellwire.saved import Saved, SavedBytes
+from bellwire.vendor import HEADER, VendorCapability
 
 Placed = Register[Any] | Doorbell | IoRegion | Area | MsiX
 PAGE = 4096
+VENDOR_ROOM = 96  # bytes of the capability list's 192: the standard capabilities may take the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Layout:
     msix_bar: int
     msi: Msi | None
     intx: IntX | None
+    vendor: tuple[VendorCapability, ...]
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
@@ -77,7 +80,7 @@ class Layout:
             for plan in self.bars.values()
             for item in plan.placed
         ]
-        parts += [f"{type(item).__name__}:{item.name}:{item.size}" for item in self.saved]
+        parts += [f"{type(item).__name__}:{item.name}:{item.size}" for item in (*self.saved, *self.vendor)]
         return zlib.crc32("\n".join(parts).encode())
 
 
@@ -122,6 +125,7 @@ def plan(device: type[Any]) -> Layout:
         msix_bar=msix_bar,
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
+        vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
     )
 
 
@@ -173,6 +177,15 @@ def _one(where: str, declared: Mapping[str, Declared], kind: type[Any]) -> Any:
     if len(found) > 1:
         raise DeclarationError(f"{where} declares {kind.__name__} twice: {found[0].name} and {found[1].name}")
     return found[0] if found else None
+
+
+def _vendor(where: str, found: list[VendorCapability]) -> tuple[VendorCapability, ...]:
+    room = VENDOR_ROOM
+    for item in found:
+        room -= -(-(HEADER + item.size) // 4) * 4
+        if room < 0:
+            item.refuse(where, f"vendor-specific capabilities have {VENDOR_ROOM} bytes together, headers included")
+    return tuple(found)
 
 
 def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:

@@ -59,6 +59,7 @@ class Served:
         self._bells = Bells(self.core, self.guard)
         self._introduced = False
         self.core.tally.clients += 1
+        self.core.maps += 1
         self._observer.connected(*_credentials(connection))
         self._loop.watch(self.session.fileno(), _nothing)
         self._loop.watch(self._bells.fileno(), _nothing)
@@ -168,7 +169,8 @@ class Served:
             self._bells.run()
 
     def dma_changed(self) -> None:
-        """Device code asks for guest memory anew each time: nothing to drop."""
+        """The client has mapped or unmapped memory."""
+        self.core.maps += 1
         if self.session is not None:
             table = self.session.dma
             self._observer.mapped(len(table), sum(mapped.size for mapped in table))

@@ -10,6 +10,7 @@ from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.register import Register
 from bellwire.testing.guest import Guest
+from bellwire.vendor import HEADER
 from vfio_user import RegionIndex
 
 ACCESSES = 2000
@@ -130,4 +131,5 @@ def check_capabilities(guest: Guest) -> None:
         assert at not in seen, f"the list runs in a circle at {at:#x}"
         seen.add(at)
         at = guest.config_read(at + 1, 1)
-    assert seen == set(guest.device.core.config.at.values())
+    config = guest.device.core.config
+    assert seen == {*config.at.values(), *(body - HEADER for body in config.vendor.values())}
