@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import pytest
 from attached import Device, Served, serving
 from debian import AptError
 from linux import Guest, Outcome
+from machine import Machine, driven
 from provision import provision
+from tap import Tap
 from toolbox import Toolbox
 
 _REPORTS = pytest.StashKey[list[Callable[[], dict[str, str]]]]()
@@ -32,16 +34,19 @@ def tell(request: pytest.FixtureRequest) -> Callable[[Callable[[], dict[str, str
 
 @pytest.fixture
 def serve(tmp_path: Path, tell: Callable[..., None]) -> Iterator[Callable[[Device], Served]]:
-    """Serve a device until the test ends."""
+    """Serve a device until the test ends. Whatever was tested, no reply was longer than QEMU takes."""
+    taps: list[Tap] = []
     with ExitStack() as stack:
 
         def serve(device: Device) -> Served:
             folder = tmp_path / f"{Path(device.name).stem}-{len(list(tmp_path.iterdir()))}"
             served = stack.enter_context(serving(device, folder))
+            taps.append(served.tap)
             tell(lambda: {f"{folder.name}: log": served.log, f"{folder.name}: messages": served.tap.trace()})
             return served
 
         yield serve
+    assert [seen for tap in taps for seen in tap.overlong] == []
 
 
 @pytest.fixture
@@ -59,6 +64,24 @@ def linux(
         return guest.run(script, served, **options)
 
     return run
+
+
+@pytest.fixture
+def drive(
+    tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served], tell: Callable[..., None]
+) -> Iterator[Callable[..., Machine]]:
+    """A machine under qtest with these devices: ``drive(Device(...), ...)``."""
+    with ExitStack() as stack:
+
+        def drive(*devices: Device | Served, arguments: Sequence[str] = (), **options: bool) -> Machine:
+            folder = tmp_path / f"qtest-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            log = folder / "qemu"
+            tell(lambda: {"QEMU": log.read_text() if log.exists() else ""})
+            served = [serve(device) if isinstance(device, Device) else device for device in devices]
+            return stack.enter_context(driven(tools, folder, served, *arguments, **options))
+
+        yield drive
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,7 @@ mkdir -p /proc /sys /dev /tmp /run /mnt /root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
+export PATH=/usr/sbin:/usr/bin:/bin HOME=/root
 cd /root
 stty -F /dev/ttyS1 raw
 for module in {modules}; do insmod /modules/$module.ko || echo "no module $module"; done
@@ -60,7 +60,7 @@ class Guest:
         devices: Sequence[Served] = (),
         *,
         files: Mapping[str, bytes | Path] | None = None,
-        programs: Iterable[str] = (),
+        programs: Sequence[str] = (),
         modules: Iterable[str] = (),
         arguments: Sequence[str] = (),
         mib: int = 256,
@@ -96,12 +96,12 @@ class Guest:
         return {title: self._read(self._folder / name) for title, name in names.items()}
 
     def _initramfs(
-        self, script: str, files: Mapping[str, bytes | Path], programs: Iterable[str], modules: Iterable[str]
+        self, script: str, files: Mapping[str, bytes | Path], programs: Sequence[str], modules: Iterable[str]
     ) -> bytes:
         loaded = self._with_dependencies(modules)
         content: dict[str, bytes | Path] = {
             "init": INIT.format(modules=" ".join(loaded), mark=MARK).encode(),
-            "script": script.encode(),
+            "script": (_preferred(programs) + script).encode(),
             "bin/busybox": self._tools.busybox,
         }
         for name, module in loaded.items():
@@ -124,3 +124,9 @@ class Guest:
     @staticmethod
     def _read(path: Path) -> str:
         return path.read_text(errors="replace").replace("\r\n", "\n") if path.exists() else ""
+
+
+def _preferred(programs: Iterable[str]) -> str:
+    """Shell functions that prefer programs to what busybox has under the same name, which its shell does not."""
+    named = ((Path(program).name, program) for program in programs)
+    return "".join(f'{name}() {{ /{program} "$@"; }}\n' for name, program in named if name.isidentifier())

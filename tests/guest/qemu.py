@@ -12,9 +12,12 @@ from toolbox import Toolbox
 
 
 def memory(mib: int, *, shared: bool) -> list[str]:
-    """Arguments for the guest's memory. Only what is shared goes to devices as a file descriptor."""
-    backend = f"memory-backend-memfd,id=ram,size={mib}M,share={'on' if shared else 'off'}"
-    return ["-m", f"{mib}M", "-object", backend, "-machine", "memory-backend=ram"]
+    """Arguments for the guest's memory: a file that devices map, or memory that they must ask for by message.
+
+    (A file with ``share=off`` would be a trap: QEMU hands it over all the same, and the guest's stores are not in it.)
+    """
+    backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram"
+    return ["-m", f"{mib}M", "-object", f"{backend},id=ram,size={mib}M", "-machine", "memory-backend=ram"]
 
 
 def attach(devices: Sequence[Served]) -> list[str]:

@@ -13,15 +13,25 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from vfio_user import Channel, MessageFlags, VfioUserError, constants
+from vfio_user import Channel, Command, MessageFlags, VfioUserError
 from vfio_user.channel import Message, close_fds, command_name
 
 REMEMBERED = 4000  # messages
 SHOWN = 80
 BYTES = 48  # of a payload
 LARGEST = 1 << 20
+LONGEST_VERSION = 214 - 16  # QEMU's own
 _ACCESS = struct.Struct("<QII")
-_SIZES = {constants.Command.REGION_READ, constants.Command.REGION_WRITE}
+_ACCESSES = {Command.REGION_READ, Command.REGION_WRITE}
+_WITH_ARGSZ = {Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS}
+_REPLIES = {
+    Command.VERSION: LONGEST_VERSION,
+    Command.DMA_UNMAP: 24,
+    Command.DEVICE_GET_INFO: 16,
+    Command.DEVICE_GET_IRQ_INFO: 16,
+    Command.REGION_WRITE: 16,
+    Command.REGION_WRITE_MULTI: 8,
+}
 
 
 class Seen(NamedTuple):
@@ -56,9 +66,9 @@ class Seen(NamedTuple):
         return f"{self.when:8.3f} {arrow} {self.number:5} {command_name(self.command)}{marks} {self._body()}"
 
     def _body(self) -> str:
-        if self.command == constants.Command.VERSION:
+        if self.command == Command.VERSION:
             return self.start[4:].decode(errors="replace")
-        if self.command in _SIZES and len(self.start) >= _ACCESS.size:
+        if self.command in _ACCESSES and len(self.start) >= _ACCESS.size:
             offset, region, count = _ACCESS.unpack_from(self.start)
             data = self.start[_ACCESS.size : _ACCESS.size + count]
             value = (
@@ -75,7 +85,10 @@ class Tap:
         self.path = path
         self._server = server
         self._seen: deque[Seen] = deque(maxlen=REMEMBERED)
-        self._news = threading.Condition()
+        self.overlong: list[Seen] = []
+        """Replies longer than was asked for, and errors with a payload: QEMU gives a server up for them."""
+        self._room: dict[int, int] = {}  # that a command leaves for its reply, by the command's number
+        self._news = threading.Lock()
         self._start = time.monotonic()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.fspath(path))
@@ -89,7 +102,7 @@ class Tap:
         with self._news:
             return list(self._seen)
 
-    def commands(self) -> list[constants.Command | int]:
+    def commands(self) -> list[int]:
         """The commands among it, in order, replies left out."""
         return [seen.command for seen in self.messages() if not seen.is_reply]
 
@@ -131,14 +144,30 @@ class Tap:
                     close_fds(message.fds)
 
     def _note(self, message: Message, to_server: bool) -> None:
-        most = 1024 if message.command == constants.Command.VERSION else BYTES
+        most = 1024 if message.command == Command.VERSION else BYTES
         when = time.monotonic() - self._start
         start = bytes(message.payload[:most])
         number, command, flags, error, payload, fds = message
+        seen = Seen(when, to_server, number, command, flags, error, len(payload), start, len(fds))
         with self._news:
-            self._seen.append(Seen(when, to_server, number, command, flags, error, len(payload), start, len(fds)))
+            self._seen.append(seen)
+        if to_server and not seen.is_reply:
+            self._room[number] = _room(seen)
+        elif not to_server and seen.is_reply:
+            room = self._room.pop(number, 0)
+            if seen.size > (0 if flags & MessageFlags.ERROR else room):
+                self.overlong.append(seen)
 
     def _ready(self, *fds: int) -> list[int]:
         """Those that can be read, waited for; none when it is time to end."""
         readable, _, _ = select.select([self._stop, *fds], [], [])
         return [] if self._stop in readable else readable
+
+
+def _room(command: Seen) -> int:
+    """The most bytes of payload that a reply may have."""
+    if command.command == Command.REGION_READ:
+        return _ACCESS.size + int(_ACCESS.unpack_from(command.start)[2])
+    if command.command in _WITH_ARGSZ:
+        return int.from_bytes(command.start[:4], "little")
+    return _REPLIES.get(command.command, 0)

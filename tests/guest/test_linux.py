@@ -42,6 +42,16 @@ def test_linux_finds_the_devices_and_gives_them_their_bars(linux: Callable[..., 
     assert (outcome.status, outcome.output) == (0, SEEN)
 
 
-def test_the_status_of_the_script_is_told(linux: Callable[..., Outcome]) -> None:
-    outcome = linux("echo here; exit 3")
-    assert (outcome.status, outcome.output) == (3, "here\n")
+PROGRAMS = ("usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs")
+VERSIONS = """
+fio --version && nvme version && mke2fs -V 2>&1 || exit 1
+grep -c uio_pci_generic /proc/modules
+cat greeting
+exit 3
+"""
+
+
+def test_programs_modules_and_files_are_there_and_the_scripts_status_is_told(linux: Callable[..., Outcome]) -> None:
+    outcome = linux(VERSIONS, programs=PROGRAMS, modules=["uio_pci_generic"], files={"root/greeting": b"hello"})
+    assert outcome.status == 3
+    assert outcome.output.endswith("\n1\nhello")

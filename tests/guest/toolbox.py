@@ -11,6 +11,7 @@ from pathlib import Path
 from debian import AptError
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph")  # fio is linked with that
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 QEMU = "usr/bin/qemu-system-x86_64"
 BUSYBOX = "usr/bin/busybox"
@@ -56,7 +57,7 @@ class Toolbox:
     def program(self, path: str) -> dict[str, Path]:
         """A program of the packages and the libraries that it needs: where in the guest, and where here."""
         listed = subprocess.run(
-            [*self._loaded(path, "--list")], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+            self._loaded(path, "--list"), capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
         ).stdout
         files = {path: self.root / path, "lib64/ld-linux-x86-64.so.2": self.root / LOADER}
         for name, found in _NEEDED.findall(listed):
@@ -89,5 +90,5 @@ class Toolbox:
         return f"QEMU {self.qemu_version}, Linux {self.kernel.name.removeprefix('vmlinuz-')}: {self.folder}"
 
     def _loaded(self, path: str, *options: str) -> list[str]:
-        library_path = os.fspath(self.root / LIBRARIES)
+        library_path = ":".join(os.fspath(self.root / folder) for folder in FOLDERS)
         return [os.fspath(self.root / LOADER), "--library-path", library_path, *options, os.fspath(self.root / path)]
