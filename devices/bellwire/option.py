@@ -82,7 +82,9 @@ def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], 
             raise OptionError(f"{device} has no option {name}: {hint}")
         if isinstance(value, str):
             value = option.parse(value)
-        elif not isinstance(value, type(option.default)):
+        elif isinstance(option.default, float) and type(value) is int:
+            value = float(value)
+        elif isinstance(value, bool) != isinstance(option.default, bool) or not isinstance(value, type(option.default)):
             raise OptionError(f"option {name}={value!r}: expected a value of type {option.type_name}")
         values[name] = value
     return values

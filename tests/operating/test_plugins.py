@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwire import OptionError
 from bellwire.bundled.edu import Edu
 from bellwired.errors import CommandError
 from bellwired.find import check_trusted, find_device, plugins
@@ -151,3 +152,11 @@ def test_wrong_options_are_refused_before_anything_starts(daemon: Instance) -> N
     device = daemon.describe("wrong")
     assert (device["state"], device["restarts"]) == ("failed", 0)
     assert not daemon.socket("wrong").exists()
+
+
+def test_a_whole_number_will_do_for_an_option_with_a_fraction_and_a_truth_for_no_number() -> None:
+    device = Edu(dma_delay=1)
+    assert device.dma_delay == 1.0
+    device.core.close()
+    with pytest.raises(OptionError, match="expected a value of type float"):
+        Edu(dma_delay=True)
