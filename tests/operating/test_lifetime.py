@@ -111,6 +111,22 @@ def test_a_stop_during_the_start_does_not_wait_for_it(instance: Instance) -> Non
         instance.__exit__(None, None, None)
 
 
+def test_a_stop_during_a_reload_does_not_wait_for_it(instance: Instance) -> None:
+    instance.settings("stop-timeout = 0.2")
+    instance.configure("one")
+    with instance:
+        instance.configure("one", 'device = "probe"\noptions.pace = 4')
+        instance.configure("two", 'device = "probe"\noptions.mood = "sleeps"')
+        instance.process.send_signal(signal.SIGHUP)
+        starting = ("two", "starting")
+        assert eventually(
+            lambda: starting in [(each["name"], each["state"]) for each in instance.call("List")["devices"]]
+        )
+        assert instance.stop() == 0
+    assert "Traceback" not in instance.log
+    assert list(instance.runtime.iterdir()) == []
+
+
 def test_no_worker_outlives_a_manager_that_is_killed(instance: Instance) -> None:
     instance.configure("one")
     instance.configure("two")

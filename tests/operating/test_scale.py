@@ -37,6 +37,9 @@ def test_two_hundred_devices_start_and_stop_soon_and_are_small(
         server = instance.fork_server
         workers = children(server)
         assert len(workers) == DEVICES
+        begin = time.monotonic()
+        assert len(instance.call("List")["devices"]) == DEVICES
+        listed = time.monotonic() - begin
         shares = sorted(map(proportional, workers))
         manager, warm = proportional(instance.process.pid), proportional(server)
         begin = time.monotonic()
@@ -44,12 +47,13 @@ def test_two_hundred_devices_start_and_stop_soon_and_are_small(
         stopped = time.monotonic() - begin
     assert not [pid for pid in [server, *workers] if Path(f"/proc/{pid}").exists()]
     assert list(instance.runtime.iterdir()) == []
-    mean = sum(shares) / DEVICES
+    mean, mib = sum(shares) / DEVICES, 1 << 20
     with capsys.disabled():
         print(
             f"\n{DEVICES} devices on {os.cpu_count()} CPUs: all accept clients after {ready:.1f} s, all stopped after "
-            f"{stopped:.1f} s; PSS of a worker {mean / 2**20:.2f} MiB on average ({shares[0] / 2**20:.2f} to "
-            f"{shares[-1] / 2**20:.2f}), fork server {warm / 2**20:.1f} MiB, manager {manager / 2**20:.1f} MiB"
+            f"{stopped:.1f} s, all listed in {listed:.2f} s\nPSS of a worker {mean / mib:.2f} MiB on average "
+            f"({shares[0] / mib:.2f} to {shares[-1] / mib:.2f}), fork server {warm / mib:.1f} MiB, "
+            f"manager {manager / mib:.1f} MiB"
         )
     assert ready < START
     assert stopped < STOP

@@ -90,6 +90,8 @@ class Manager:
             self._report_bad_files()
             for name in self.settings.devices:
                 self._add(name)
+            for name in self._given.keys() - self.units.keys():
+                log.warning("a socket was passed for %s, which is no device: it is left alone", name)
             async with alongside(self._watch_over, self._count):
                 yield self
         finally:
@@ -169,9 +171,10 @@ class Manager:
                     continue  # it has just ended, or hangs: that is told elsewhere
                 before = last.get(unit, answer)
                 news = {key: value - before.get(key, 0) for key, value in answer.items() if value > before.get(key, 0)}
-                last[unit] = answer
                 if news:
                     self.hub.publish(unit.name, "statistics", news)
+            pairs = zip(units, answers, strict=True)
+            last = {unit: answer for unit, answer in pairs if not isinstance(answer, BaseException)}
             await asyncio.sleep(COUNTING)
 
     # -- changes
