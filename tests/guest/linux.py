@@ -15,8 +15,7 @@ from attached import Served
 from qemu import attach, memory, qemu
 from toolbox import Toolbox
 
-INIT = """\
-#!/bin/busybox sh
+INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /tmp /run /mnt /root
 mount -t proc proc /proc
@@ -27,12 +26,12 @@ cd /root
 stty -F /dev/ttyS1 raw
 for module in {modules}; do insmod /modules/$module.ko || echo "no module $module"; done
 sh /script </dev/null >/dev/ttyS1 2>&1
-echo "{mark}$?" >/dev/ttyS1
+printf '\n{mark}%d\n' $? >/dev/ttyS1
 sync
 poweroff -f
 """
-MARK = "the script's status: "
-_STATUS = re.compile(rf"^{MARK}(\d+)$", re.MULTILINE)
+MARK = "status of the script: "
+_STATUS = re.compile(rf"\n{MARK}(\d+)\n")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 

@@ -45,7 +45,7 @@ def test_linux_finds_the_devices_and_gives_them_their_bars(linux: Callable[..., 
 PROGRAMS = ("usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs")
 VERSIONS = """
 fio --version && nvme version && mke2fs -V 2>&1 || exit 1
-grep -c uio_pci_generic /proc/modules
+grep -c ^uio_pci_generic /proc/modules
 cat greeting
 exit 3
 """
