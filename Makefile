@@ -40,7 +40,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not kvm and not slow and not guest and not systemd"
+	$(PYTEST) -q -m "not daemon and not guest and not kvm and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
@@ -59,7 +59,7 @@ test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in 
 	$(PYTEST) -q -m "systemd"
 
 test: check $(VENV)/.tools $(VENV)/.systemd provision ## everything
-	$(PYTEST) -q -m "kvm or slow or guest or systemd"
+	$(PYTEST) -q -m "daemon or guest or kvm or slow or systemd"
 
 coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd provision ## the same tests, with a coverage report
 	$(BIN)/coverage erase

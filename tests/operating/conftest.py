@@ -12,6 +12,14 @@ from operating.instance import Instance
 UNWELCOME = ("ERROR asyncio", "never awaited", "never retrieved", "has failed", "nonsense")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a daemon of its own is left to the long part: each does so several times."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here and "instance" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.daemon)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     with Instance(tmp_path_factory.mktemp("shared")) as running:
