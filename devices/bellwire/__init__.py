@@ -7,10 +7,11 @@ from bellwire.access import Access
 from bellwire.bar import Area, Bar
 from bellwire.device import PciDevice
 from bellwire.doorbell import Doorbell, IoRegion
-from bellwire.errors import BellwireError, DeclarationError, GuestError, OptionError, StateError
+from bellwire.errors import BellwireError, DeclarationError, GuestError, OptionError, StateError, Unshared
 from bellwire.host import Timer
 from bellwire.interrupts import IntX, Msi, MsiX
 from bellwire.option import Option
+from bellwire.pool import Job, Pool
 from bellwire.register import Register
 from bellwire.saved import Saved, SavedBytes
 from bellwire.vendor import VendorCapability
@@ -25,15 +26,18 @@ __all__ = [
     "GuestError",
     "IntX",
     "IoRegion",
+    "Job",
     "Msi",
     "MsiX",
     "Option",
     "OptionError",
     "PciDevice",
+    "Pool",
     "Register",
     "Saved",
     "SavedBytes",
     "StateError",
     "Timer",
+    "Unshared",
     "VendorCapability",
 ]

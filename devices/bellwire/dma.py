@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bellwire.errors import GuestError
+from bellwire.errors import GuestError, Unshared
 from vfio_user import VfioUserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Dma:
         """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
 
         Use them within the hook: the client may take the memory back between hooks (a view kept for longer
-        stays harmless, and shows zeros). A GuestError where the client has not shared the memory: use
+        stays harmless, and shows zeros). Unshared, a GuestError, where the client has not shared the memory: use
         :meth:`read` and :meth:`write`, which work for every client.
         """
         self._check(address, size)
@@ -65,7 +65,7 @@ class Dma:
         try:
             for part in self._core.host.segments(address, size, write):
                 if part.view is None:
-                    raise GuestError(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
+                    raise Unshared(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
                 views.append(part.view)
         except VfioUserError as error:
             raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error

@@ -29,3 +29,7 @@ class GuestError(BellwireError):
     Device code raises it (or lets the SDK's own pass through); the SDK logs it at a limited rate and the
     device lives on.
     """
+
+
+class Unshared(GuestError):
+    """Memory that the client has not shared was to be mapped: it can only be copied, by messages."""

@@ -1,0 +1,77 @@
+"""What the host submits and what it gets back: 64 and 16 bytes."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+COMMAND_SIZE = 64
+COMPLETION_SIZE = 16
+COMPLETION = struct.Struct("<IIHHHH")  # result, reserved, SQ head, SQ id, command id, phase and status (§4.6)
+_COMMAND = struct.Struct("<BBHIQQQQ6I")
+ALL_NAMESPACES = 0xFFFF_FFFF
+
+
+class Command(NamedTuple):
+    """A submission queue entry (§4.2), dwords 2 and 3 left together."""
+
+    opcode: int
+    flags: int
+    cid: int
+    nsid: int
+    reserved: int
+    metadata: int
+    prp1: int
+    prp2: int
+    cdw10: int
+    cdw11: int
+    cdw12: int
+    cdw13: int
+    cdw14: int
+    cdw15: int
+
+    @classmethod
+    def unpack(cls, entry: bytes | memoryview) -> Command:
+        """From the 64 bytes of the queue."""
+        return cls._make(_COMMAND.unpack(entry))
+
+
+class Byte(IntEnum):
+    """Where in a command a field starts: what an error log entry points at."""
+
+    OPCODE = 0
+    FLAGS = 1
+    NSID = 4
+    PRP1 = 24
+    PRP2 = 32
+    CDW10 = 40
+    CDW11 = 44
+    CDW12 = 48
+    CDW13 = 52
+
+
+class AdminOpcode(IntEnum):
+    """Admin commands (§5)."""
+
+    DELETE_SUBMISSION_QUEUE = 0x00
+    CREATE_SUBMISSION_QUEUE = 0x01
+    GET_LOG_PAGE = 0x02
+    DELETE_COMPLETION_QUEUE = 0x04
+    CREATE_COMPLETION_QUEUE = 0x05
+    IDENTIFY = 0x06
+    ABORT = 0x08
+    SET_FEATURES = 0x09
+    GET_FEATURES = 0x0A
+    ASYNC_EVENT_REQUEST = 0x0C
+    DOORBELL_BUFFER_CONFIG = 0x7C
+
+
+class IoOpcode(IntEnum):
+    """NVM commands (§6)."""
+
+    FLUSH = 0x00
+    WRITE = 0x01
+    READ = 0x02
+    WRITE_ZEROES = 0x08
+    DATASET_MANAGEMENT = 0x09

@@ -1,0 +1,153 @@
+"""Features: what the host may get and set (§5.13, §5.21)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import NamedTuple
+
+from bellwire.nvme.command import Byte, Command
+from bellwire.nvme.registers import QUEUES
+from bellwire.nvme.status import CommandError, Status
+
+SAVE = 1 << 31
+
+
+class FeatureId(IntEnum):
+    """Feature identifiers (§5.21.1)."""
+
+    ARBITRATION = 0x01
+    POWER_MANAGEMENT = 0x02
+    TEMPERATURE_THRESHOLD = 0x04
+    ERROR_RECOVERY = 0x05
+    WRITE_CACHE = 0x06
+    QUEUES = 0x07
+    COALESCING = 0x08
+    VECTOR = 0x09
+    ATOMICITY = 0x0A
+    EVENTS = 0x0B
+
+
+class Select(IntEnum):
+    """What Get Features asks about (§5.13)."""
+
+    CURRENT = 0
+    DEFAULT = 1
+    SAVED = 2
+    CAPABILITIES = 3
+
+
+class Feature(NamedTuple):
+    """One feature: its value after a reset, and the bits that a host can set."""
+
+    default: int
+    settable: int
+    per_namespace: bool = False
+
+
+FEATURES: Mapping[FeatureId, Feature] = {
+    FeatureId.ARBITRATION: Feature(7, 0xFFFF_FF07),
+    FeatureId.POWER_MANAGEMENT: Feature(0, 0),
+    FeatureId.TEMPERATURE_THRESHOLD: Feature(343, 0x003F_FFFF),
+    FeatureId.ERROR_RECOVERY: Feature(0, 0x0000_FFFF, per_namespace=True),
+    FeatureId.WRITE_CACHE: Feature(1, 1),
+    FeatureId.QUEUES: Feature(0, 0),
+    FeatureId.COALESCING: Feature(0, 0x0000_FFFF),
+    FeatureId.VECTOR: Feature(0, 0),
+    FeatureId.ATOMICITY: Feature(0, 1),
+    FeatureId.EVENTS: Feature(0, 0x0000_01FF),
+}
+COALESCING_DISABLED = 1 << 16
+WORDS = 16 + QUEUES + 1
+"""u32 words of state: a feature has the one with its number, a vector's configuration one after those."""
+_VECTORS = 16
+
+
+class Features:
+    """The features of one controller; ``words`` lie in its state."""
+
+    def __init__(self, words: memoryview, queues: int, namespaces: int) -> None:
+        self._words = words
+        self._granted = (queues - 1) << 16 | queues - 1
+        self._namespaces = namespaces
+
+    def reset(self) -> None:
+        """Defaults, as after a controller reset (§7.3.2)."""
+        for number in range(WORDS):
+            self._words[number] = 0
+        for identifier, feature in FEATURES.items():
+            self._words[identifier] = feature.default
+
+    def __getitem__(self, identifier: FeatureId) -> int:
+        value: int = self._words[identifier]
+        return value
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether writes may stay in the host's page cache until a flush (§5.21.1.6)."""
+        return bool(self._words[FeatureId.WRITE_CACHE])
+
+    def coalesces(self, vector: int) -> bool:
+        """Whether interrupts of ``vector`` may be put together (§5.21.1.9)."""
+        return not self._words[_VECTORS + vector] & COALESCING_DISABLED
+
+    def get(self, command: Command) -> int:
+        """Get Features: the result dword."""
+        identifier, feature = _find(command)
+        select = command.cdw10 >> 8 & 7
+        if select == Select.CAPABILITIES:
+            changeable = feature.settable or identifier in (FeatureId.QUEUES, FeatureId.VECTOR)
+            return bool(changeable) << 2 | feature.per_namespace << 1
+        if select > Select.CAPABILITIES:
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
+        self._check_namespace(command, feature)
+        if identifier is FeatureId.QUEUES:
+            return self._granted
+        if identifier is FeatureId.VECTOR:
+            vector = self._vector(command)
+            return vector | (self._words[_VECTORS + vector] if select == Select.CURRENT else 0)
+        return self._words[identifier] if select == Select.CURRENT else feature.default
+
+    def set(self, command: Command, *, queues_exist: bool) -> int:
+        """Set Features: the result dword."""
+        identifier, feature = _find(command)
+        value = command.cdw11
+        if command.cdw10 & SAVE:
+            raise CommandError(Status.FEATURE_NOT_SAVEABLE, Byte.CDW10)
+        self._check_namespace(command, feature)
+        if identifier is FeatureId.QUEUES:
+            if queues_exist:
+                raise CommandError(Status.COMMAND_SEQUENCE_ERROR, Byte.CDW10)
+            if 0xFFFF in (value & 0xFFFF, value >> 16):
+                raise CommandError(Status.INVALID_FIELD, Byte.CDW11)
+            return self._granted
+        if identifier is FeatureId.VECTOR:
+            self._words[_VECTORS + self._vector(command)] = value & COALESCING_DISABLED
+            return 0
+        if identifier is FeatureId.POWER_MANAGEMENT and value & 0x1F:
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW11)  # there is but one power state
+        self._words[identifier] = value & feature.settable
+        return 0
+
+    def _vector(self, command: Command) -> int:
+        vector = command.cdw11 & 0xFFFF
+        if vector > QUEUES:
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW11)
+        return vector
+
+    def _check_namespace(self, command: Command, feature: Feature) -> None:
+        """A namespace that is not there, or one where the feature is the controller's (§5.21)."""
+        nsid = command.nsid
+        if nsid in (0, 0xFFFF_FFFF):
+            return
+        if nsid > self._namespaces:
+            raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
+
+
+def _find(command: Command) -> tuple[FeatureId, Feature]:
+    number = command.cdw10 & 0xFF
+    try:
+        identifier = FeatureId(number)
+    except ValueError:
+        raise CommandError(Status.INVALID_FIELD, Byte.CDW10) from None
+    return identifier, FEATURES[identifier]

@@ -1,0 +1,66 @@
+"""How a command ends (§4.6.1)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+DO_NOT_RETRY = 0x4000
+MORE = 0x2000
+"""Set where the error log says more (§4.6.1)."""
+
+
+class Status(IntEnum):
+    """Status code type and status code, as the low 11 bits of a completion's status field have them."""
+
+    SUCCESS = 0x000
+    INVALID_OPCODE = 0x001
+    INVALID_FIELD = 0x002
+    DATA_TRANSFER_ERROR = 0x004
+    INTERNAL_ERROR = 0x006
+    ABORTED_BY_REQUEST = 0x007
+    ABORTED_SQ_DELETION = 0x008
+    INVALID_NAMESPACE = 0x00B
+    COMMAND_SEQUENCE_ERROR = 0x00C
+    INVALID_PRP_OFFSET = 0x013
+    WRITE_PROTECTED = 0x020
+    LBA_OUT_OF_RANGE = 0x080
+    CAPACITY_EXCEEDED = 0x081
+
+    INVALID_COMPLETION_QUEUE = 0x100
+    INVALID_QUEUE_ID = 0x101
+    INVALID_QUEUE_SIZE = 0x102
+    ABORT_LIMIT_EXCEEDED = 0x103
+    TOO_MANY_EVENT_REQUESTS = 0x105
+    INVALID_INTERRUPT_VECTOR = 0x108
+    INVALID_LOG_PAGE = 0x109
+    INVALID_QUEUE_DELETION = 0x10C
+    FEATURE_NOT_SAVEABLE = 0x10D
+    FEATURE_NOT_CHANGEABLE = 0x10E
+
+    WRITE_FAULT = 0x280
+    UNRECOVERED_READ_ERROR = 0x281
+
+    @property
+    def field(self) -> int:
+        """The completion's status field without its phase bit; errors that a retry would only repeat say so."""
+        return self if self in _RETRY else self | DO_NOT_RETRY
+
+
+_RETRY = frozenset(
+    {
+        Status.SUCCESS,
+        Status.INTERNAL_ERROR,
+        Status.ABORTED_BY_REQUEST,
+        Status.ABORTED_SQ_DELETION,
+        Status.CAPACITY_EXCEEDED,
+    }
+)
+
+
+class CommandError(Exception):
+    """A command cannot be done; ``parameter`` is the offset of the byte at fault in the command (§5.14.1.1)."""
+
+    def __init__(self, status: Status, parameter: int = 0xFFFF) -> None:
+        super().__init__(status.name)
+        self.status = status
+        self.parameter = parameter

@@ -1,0 +1,176 @@
+"""A disk's bytes, read and written at offsets."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from bellwire.errors import BellwireError
+from bellwire.storage.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+
+Buffers = Sequence[memoryview | bytearray]
+
+MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
+_ZEROES = bytes(1 << 20)
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class StorageError(BellwireError):
+    """An image that cannot be opened, or is not what it was said to be."""
+
+
+class Disk:
+    """``size`` bytes behind ``fd``, which it owns. Offsets and lengths are the caller's to check.
+
+    :meth:`read`, :meth:`write`, :meth:`flush`, :meth:`discard` and :meth:`zero` may wait for the medium and may
+    be called from any thread; they raise OSError. :meth:`try_read` never waits.
+    """
+
+    def __init__(self, fd: int, size: int, *, readonly: bool = False, instant: bool = False) -> None:
+        self.fd = fd
+        self.size = size
+        self.readonly = readonly
+        self.instant = instant
+        """Whether nothing here ever waits: the bytes are memory."""
+        self._cached_reads = hasattr(os, "RWF_NOWAIT")
+
+    @classmethod
+    def memory(cls, size: int) -> Disk:
+        """Bytes that are forgotten at the end; the memory is taken as it is written."""
+        fd = os.memfd_create("bellwire-disk", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        return cls(fd, size, instant=True)
+
+    @classmethod
+    def open(cls, path: Path, *, readonly: bool = False, size: int = 0) -> Disk:
+        """A raw file or a block device.
+
+        Where there is no file, a sparse one of ``size`` bytes is made; one that exists must have ``size`` bytes,
+        unless that is 0. It is locked (flock(2)), so that no two of our devices write one image.
+        """
+        flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            hint = "; give size= to have it made" if error.errno == errno.ENOENT and not readonly else ""
+            raise StorageError(f"image {path}: {error.strerror}{hint}") from error
+        try:
+            return cls(fd, _measure(fd, path, size, readonly), readonly=readonly)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def read(self, buffers: Buffers, offset: int) -> None:
+        """Fill ``buffers`` from ``offset`` on."""
+        for some, at, length in _portions(buffers, offset):
+            got = os.preadv(self.fd, some, at)
+            while got < length:
+                more = os.preadv(self.fd, _after(some, got), at + got)
+                if more == 0:
+                    raise OSError(errno.EIO, f"the image ends at {at + got:#x}: somebody has cut it short")
+                got += more
+
+    def try_read(self, buffers: Buffers, offset: int) -> bool:
+        """:meth:`read`, if the bytes are in memory; False, with the buffers in any state, if they are not."""
+        if self.instant:
+            self.read(buffers, offset)
+            return True
+        if not self._cached_reads or len(buffers) > MOST_BUFFERS:
+            return False
+        try:
+            return os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT) == sum(map(len, buffers))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            self._cached_reads = False  # this kind of file cannot tell
+            return False
+
+    def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
+        """Write ``buffers`` from ``offset`` on; ``durable``: onto the medium before it returns."""
+        flags = os.RWF_DSYNC if durable else 0
+        for some, at, length in _portions(buffers, offset):
+            done = os.pwritev(self.fd, some, at, flags)
+            while done < length:
+                done += os.pwritev(self.fd, _after(some, done), at + done, flags)
+
+    def flush(self) -> None:
+        """Everything written so far onto the medium."""
+        if not self.readonly:
+            os.fdatasync(self.fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the space back, where that can be done; what is read there afterwards is zeroes or the old bytes."""
+        try:
+            fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+
+    def zero(self, offset: int, length: int, *, release: bool = False) -> None:
+        """Make it read as zeroes; ``release``: give the space back if that does it too."""
+        for mode in (PUNCH_HOLE, ZERO_RANGE) if release else (ZERO_RANGE, PUNCH_HOLE):
+            try:
+                return fallocate(self.fd, mode | KEEP_SIZE, offset, length)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+        zeroes = memoryview(_ZEROES)
+        for at in range(0, length, len(zeroes)):
+            self.write([zeroes[: length - at]], offset + at)
+        return None
+
+    def close(self) -> None:
+        """Close the descriptor, and with it the lock; a second call does nothing."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # there is nobody left to tell
+                self.flush()
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
+    """The image's size, once it is locked and, where it is new, made as large as asked for."""
+    kind = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+        raise StorageError(f"image {path}: neither a file nor a block device")
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(f"image {path}: another device uses it") from None
+    found = os.lseek(fd, 0, os.SEEK_END)
+    if found == 0 and size and stat.S_ISREG(kind) and not readonly:
+        os.ftruncate(fd, size)
+        found = size
+    if size and found != size:
+        raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
+    return found
+
+
+def _portions(buffers: Buffers, offset: int) -> list[tuple[Buffers, int, int]]:
+    """``buffers`` in lots that one system call can take, with the offset and length of each."""
+    if len(buffers) <= MOST_BUFFERS:
+        return [(buffers, offset, sum(map(len, buffers)))]
+    lots = []
+    for first in range(0, len(buffers), MOST_BUFFERS):
+        some = buffers[first : first + MOST_BUFFERS]
+        length = sum(map(len, some))
+        lots.append((some, offset, length))
+        offset += length
+    return lots
+
+
+def _after(buffers: Buffers, done: int) -> list[memoryview]:
+    """What is left of ``buffers`` after the first ``done`` bytes."""
+    left = []
+    for buffer in buffers:
+        if done < len(buffer):
+            left.append(memoryview(buffer)[done:])
+        done = max(0, done - len(buffer))
+    return left
