@@ -15,7 +15,8 @@ from provision import provision
 from tap import Tap
 from toolbox import Toolbox
 
-_REPORTS = pytest.StashKey[list[Callable[[], dict[str, str]]]]()
+Report = Callable[[], dict[str, str]]
+_REPORTS = pytest.StashKey[list[Report]]()
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +28,10 @@ def tools() -> Toolbox:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[Callable[[], dict[str, str]]], None]:
+def tell(request: pytest.FixtureRequest) -> Callable[[Report], None]:
     """Have something told, should the test fail: titles and texts."""
-    return request.node.stash.setdefault(_REPORTS, []).append
+    item: pytest.Item = request.node
+    return item.stash.setdefault(_REPORTS, []).append
 
 
 @pytest.fixture

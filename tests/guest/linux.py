@@ -107,7 +107,7 @@ class Guest:
             content[f"modules/{name}.ko"] = module
         for program in programs:
             content |= self._tools.program(program)
-        return cpio.archive(content | files, {"bin/sh": "busybox"})
+        return cpio.archive({**content, **files}, {"bin/sh": "busybox"})
 
     def _with_dependencies(self, names: Iterable[str]) -> dict[str, bytes]:
         """Modules by name, each after those that it needs."""

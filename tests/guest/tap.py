@@ -24,7 +24,7 @@ LONGEST_VERSION = 214 - 16  # QEMU's own
 _ACCESS = struct.Struct("<QII")
 _ACCESSES = {Command.REGION_READ, Command.REGION_WRITE}
 _WITH_ARGSZ = {Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS}
-_REPLIES = {
+_REPLIES: dict[int, int] = {
     Command.VERSION: LONGEST_VERSION,
     Command.DMA_UNMAP: 24,
     Command.DEVICE_GET_INFO: 16,
