@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -601,7 +602,7 @@ def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
     "options",
     [{"block_size": 1024}, {"queues": 0}, {"queues": 65}, {"serial": "x" * 21}, {"doorbells": "loud"}, {"threads": 0}],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         Guest(Nvme, **options)
 

@@ -1,0 +1,227 @@
+"""nvme against models and hostile guests: data integrity, snapshots, and whatever a guest may make up."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from bellwire.bundled.nvme import Nvme
+from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.nvme.prp import PAGE, extents
+from bellwire.nvme.queues import CompletionQueue
+from bellwire.nvme.status import CommandError, Status
+from bellwire.testing import Guest
+from devices.nvme_driver import Driver, TestMachine, transfer
+
+READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
+MEMORY = 4 << 20
+BLOCKS = 2048
+
+
+class DiskModel(RuleBasedStateMachine):
+    """Reads, writes, zeroes and discards of any length, resets and moves to another process, against a bytearray."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = contextlib.ExitStack()
+
+    @initialize(block_size=st.sampled_from([512, 4096]))
+    def plug(self, block_size: int) -> None:
+        self.shift = block_size.bit_length() - 1
+        self.guest = self.stack.enter_context(
+            Guest(Nvme, memory=MEMORY, size=BLOCKS << self.shift, block_size=block_size)
+        )
+        self.model = bytearray(BLOCKS << self.shift)
+        self.start()
+
+    def start(self) -> None:
+        self.driver = Driver(TestMachine(self.guest))
+        self.driver.enable()
+        self.queues = self.driver.create_queues(1, 8)
+        self.buffer = self.driver.allocate(256 << 10)
+
+    @rule(
+        start=st.integers(0, BLOCKS - 1),
+        count=st.integers(1, 32),
+        offset=st.integers(0, 1023),
+        seed=st.binary(max_size=9),
+    )
+    def write(self, start: int, count: int, offset: int, seed: bytes) -> None:
+        count = min(count, BLOCKS - start)
+        size = count << self.shift
+        content = ((seed or b"?") * size)[:size]
+        at = self.buffer + 4 * offset
+        self.driver.memory[at : at + size] = content
+        assert transfer(self.queues, WRITE, at, start, count, shift=self.shift).status == 0
+        self.model[start << self.shift : (start + count) << self.shift] = content
+
+    @rule(start=st.integers(0, BLOCKS - 1), count=st.integers(1, 32), offset=st.integers(0, 1023))
+    def read(self, start: int, count: int, offset: int) -> None:
+        count = min(count, BLOCKS - start)
+        at = self.buffer + 4 * offset
+        assert transfer(self.queues, READ, at, start, count, shift=self.shift).status == 0
+        size = count << self.shift
+        assert self.driver.memory[at : at + size] == self.model[start << self.shift :][:size]
+
+    @rule(start=st.integers(0, BLOCKS - 1), count=st.integers(1, 64), discard=st.booleans())
+    def zero(self, start: int, count: int, discard: bool) -> None:
+        count = min(count, BLOCKS - start)
+        if discard:
+            struct.pack_into("<IIQ", self.driver.memory, self.buffer, 0, count, start)
+            done = self.queues.do(IoOpcode.DATASET_MANAGEMENT, nsid=1, prp1=self.buffer, dwords=(0, 4))
+        else:
+            done = self.queues.do(IoOpcode.WRITE_ZEROES, nsid=1, dwords=(start, 0, count - 1))
+        assert done.status == 0
+        self.model[start << self.shift : (start + count) << self.shift] = bytes(count << self.shift)
+
+    @rule()
+    def reset(self) -> None:
+        self.driver.disable()
+        self.start()
+
+    @rule()
+    def restore_the_snapshot_of_now(self) -> None:
+        core = self.guest.device.core
+        core.restore(core.snapshot())
+
+    @invariant()
+    def nothing_is_broken(self) -> None:
+        assert not self.driver.csts & 2
+
+    def teardown(self) -> None:
+        self.stack.close()
+
+
+TestDiskModel = DiskModel.TestCase
+TestDiskModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+def test_commands_under_way_are_done_again_by_whoever_takes_the_state_over(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(64 << 10))
+    with Guest(Nvme, memory=MEMORY, image=str(image)) as guest:
+        driver = Driver(TestMachine(guest))
+        driver.enable()
+        queues = driver.create_queues()
+        page = driver.allocate(PAGE)
+        driver.memory[page : page + 5] = b"first"
+        cid = queues.put(WRITE, nsid=1, prp1=page, dwords=(0,))
+        queues.ring()
+        snapshot = guest.device.core.snapshot()
+        driver.memory[page : page + 5] = b"again"
+        guest.device.core.restore(snapshot)
+        assert [done.cid for done in queues.wait(cid)] == [cid]
+        guest.advance()
+        assert queues.reap() == []
+    assert image.read_bytes()[:5] == b"again"
+
+
+@given(
+    prp1=st.integers(0, (1 << 62) - 1).map(lambda dword: 4 * dword),
+    prp2=st.integers(0, (1 << 61) - 1).map(lambda qword: 8 * qword),
+    length=st.integers(1, 1 << 20),
+    seed=st.integers(),
+)
+def test_whatever_a_list_says_its_walk_ends_and_makes_up_the_length(
+    prp1: int, prp2: int, length: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    fetched = 0
+
+    def fetch(_: int, size: int) -> bytes:
+        nonlocal fetched
+        fetched += size
+        return struct.pack(f"<{size // 8}Q", *(chance.getrandbits(52) * PAGE for _ in range(size // 8)))
+
+    with contextlib.suppress(CommandError):  # a second page that starts within a page
+        found = extents(prp1, prp2, length, fetch)
+        assert sum(size for _, size in found) == length
+        assert all(size > 0 for _, size in found)
+    assert fetched <= 8 * 260
+
+
+ADDRESSES = st.one_of(
+    st.integers(0, MEMORY // PAGE - 1).map(lambda page: page * PAGE),
+    st.integers(0, MEMORY),
+    st.integers(0, (1 << 64) - 1),
+    st.sampled_from([MEMORY - PAGE, MEMORY - 8, (1 << 64) - PAGE, 0]),
+)
+DWORDS = st.one_of(
+    st.integers(0, 0x20),
+    st.sampled_from([1 << 16 | 1, 63 << 16 | 1, 63 << 16 | 3, 0x3FF << 16 | 2, 0xFFFF_FFFF, 0x8000_0000]),
+    st.integers(0, 0xFFFF_FFFF),
+)
+OPCODES = st.one_of(
+    st.sampled_from([*AdminOpcode, *IoOpcode]).map(int),
+    st.integers(0, 255),
+)
+COMMANDS = st.fixed_dictionaries(
+    {
+        "opcode": OPCODES,
+        "nsid": st.sampled_from([0, 1, 1, 1, 2, 0xFFFF_FFFF, 0xFFFF_FFFE]),
+        "prp1": ADDRESSES,
+        "prp2": ADDRESSES,
+        "dwords": st.lists(DWORDS, max_size=6),
+        "flags": st.sampled_from([0, 0, 0, 0, 1, 0x40, 0xFF]),
+    }
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("command"), st.integers(0, 2), COMMANDS),
+        st.tuples(st.just("doorbell"), st.integers(0, 131), st.one_of(st.integers(0, 70), st.integers(0, 0xFFFF_FFFF))),
+        st.tuples(st.just("register"), st.sampled_from([0x0C, 0x10, 0x14, 0x20, 0x24, 0x28, 0x30]), ADDRESSES),
+        st.tuples(st.just("junk"), ADDRESSES, st.binary(min_size=1, max_size=64)),
+        st.tuples(st.just("time"), st.just(0), st.floats(0, 0.01)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+KNOWN = frozenset(int(status) for status in Status)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(STEPS, st.sampled_from(["value", "shadow"]))
+def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(steps: list[Any], doorbells: str) -> None:
+    """Statuses are looked at where they are posted: the guest may have its data put over its own queues."""
+    told: list[int] = []
+    post = CompletionQueue.post
+
+    def overhear(queue: CompletionQueue, dma: Any, completions: list[Any]) -> None:
+        told.extend(done.status & 0x7FF for done in completions)
+        post(queue, dma, completions)
+
+    with (
+        mock.patch.object(CompletionQueue, "post", overhear),
+        Guest(Nvme, memory=MEMORY, size=1 << 20, doorbells=doorbells, queues=8) as guest,
+    ):
+        driver = Driver(TestMachine(guest))
+        driver.enable()
+        pairs = [driver.admin, driver.create_queues(1, 16), driver.create_queues(2, 4)]
+        for action, where, what in steps:
+            if action == "command":
+                pairs[where].put(**what)
+                pairs[where].ring()
+            elif action == "doorbell":
+                guest.write(0, what, offset=0x1000 + 4 * where, size=4)
+            elif action == "register":
+                guest.write(0, what, offset=where, size=4)
+            elif action == "time":
+                guest.advance(what)
+            elif where + len(what) <= MEMORY:
+                driver.memory[where : where + len(what)] = what
+        guest.advance(1)
+        assert set(told) <= KNOWN
+        guest.write(Nvme.cc, 0)
+        guest.advance(1)
+        assert guest.read(Nvme.csts) & 3 == 0
+        again = Driver(TestMachine(guest))
+        again.enable()
+        assert len(again.identify(1)) == PAGE

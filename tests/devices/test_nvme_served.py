@@ -1,0 +1,221 @@
+"""nvme in a worker: threads, memory that is not shared, shadow doorbells by ioeventfd, a disk that takes its time."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.storage import Disk
+from devices.nvme_driver import PAGE, Driver, Queues, transfer
+from devices.nvme_served import ServedMachine, driving
+from devices.serving import PATIENCE, sub_regions
+from vfio_user import IoEventFd
+
+READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
+BLOCKS = 1024
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(1).randbytes(BLOCKS * PAGE))
+    return path
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_random_writes_and_reads_at_depth_32_agree_with_a_model(image: Path, shared: bool, cached: bool) -> None:
+    """Each slot owns every 32nd block, so that commands under way at once never touch the same one."""
+    chance = random.Random(2)
+    model = bytearray(image.read_bytes())
+    if not cached:
+        fd = os.open(image, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    with driving(image=str(image), block_size=PAGE, shared=shared) as driver:
+        queues = driver.create_queues(1, 64)
+        pages = [driver.allocate(PAGE) for _ in range(32)]
+        for _ in range(12):
+            expected: dict[int, tuple[int, int]] = {}
+            for slot, page in enumerate(pages):
+                block = chance.randrange(BLOCKS // 32) * 32 + slot
+                if chance.random() < 0.5:
+                    content = chance.randbytes(PAGE)
+                    driver.memory[page : page + PAGE] = content
+                    model[block * PAGE : (block + 1) * PAGE] = content
+                    queues.put(WRITE, nsid=1, prp1=page, dwords=(block,), cid=slot)
+                else:
+                    queues.put(READ, nsid=1, prp1=page, dwords=(block,), cid=slot)
+                expected[slot] = (page, block)
+            queues.ring()
+            for done in queues.wait(*expected):
+                assert done.status == 0
+            for page, block in expected.values():
+                assert driver.memory[page : page + PAGE] == model[block * PAGE : (block + 1) * PAGE]
+    assert image.read_bytes() == model
+
+
+class Gate:
+    """Holds a disk's reads back."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.waiting = threading.Semaphore(0)
+        read = Disk.read
+
+        def slow(disk: Disk, buffers: Sequence[memoryview | bytearray], offset: int) -> None:
+            self.waiting.release()
+            assert self.open.wait(PATIENCE)
+            read(disk, buffers, offset)
+
+        monkeypatch.setattr(Disk, "read", slow)
+        monkeypatch.setattr(Disk, "try_read", lambda *_: False)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+def start_read(driver: Driver, queues: Queues, gate: Gate) -> int:
+    page = driver.allocate(PAGE)
+    cid = queues.put(READ, nsid=1, prp1=page, dwords=(0,))
+    queues.ring()
+    assert gate.waiting.acquire(timeout=PATIENCE)
+    return cid
+
+
+def test_a_slow_disk_holds_up_no_register_and_no_other_queue(image: Path, gate: Gate) -> None:
+    with driving(image=str(image)) as driver:
+        slow, quick = driver.create_queues(1), driver.create_queues(2)
+        cid = start_read(driver, slow, gate)
+        assert quick.do(IoOpcode.FLUSH, nsid=1).status == 0
+        assert driver.csts == 1
+        assert slow.reap() == []
+        gate.open.set()
+        assert slow.wait(cid)[0].status == 0
+
+
+def test_a_stopping_controller_is_ready_until_the_disk_has_answered(image: Path, gate: Gate) -> None:
+    with driving(image=str(image)) as driver:
+        queues = driver.create_queues(1)
+        start_read(driver, queues, gate)
+        driver.machine.write(0x14, 0x0046_0000, 4)
+        assert driver.csts == 1
+        gate.open.set()
+        driver.wait_for(3, 0)
+        driver.admin = Queues(driver, 0, 32)
+        driver.enable()
+        assert driver.create_queues(1).do(IoOpcode.FLUSH, nsid=1).status == 0
+
+
+def test_a_device_reset_waits_for_the_disk(image: Path, gate: Gate) -> None:
+    with driving(image=str(image)) as driver:
+        start_read(driver, driver.create_queues(1), gate)
+        threading.Timer(0.02, gate.open.set).start()
+        assert isinstance(driver.machine, ServedMachine)
+        driver.machine.client.reset()
+        assert driver.csts == 0
+
+
+def test_a_queue_is_deleted_once_the_disk_has_answered(image: Path, gate: Gate) -> None:
+    with driving(image=str(image)) as driver:
+        queues = driver.create_queues(1)
+        cid = start_read(driver, queues, gate)
+        deletion = driver.admin.put(AdminOpcode.DELETE_SUBMISSION_QUEUE, dwords=(1,))
+        driver.admin.ring()
+        assert driver.csts == 1
+        assert driver.admin.reap() == []
+        gate.open.set()
+        assert driver.admin.wait(deletion)[0].status == 0
+        assert queues.wait(cid)[0].status == 0
+
+
+def test_more_commands_than_the_controller_takes_at_once_all_complete(image: Path, gate: Gate) -> None:
+    with driving(image=str(image)) as driver:
+        queues = driver.create_queues(1, 1024)
+        page = driver.allocate(PAGE)
+        cids = [queues.put(READ, nsid=1, prp1=page, dwords=(n % 64,)) for n in range(1000)]
+        queues.ring()
+        gate.open.set()
+        assert {done.status for done in queues.wait(*cids)} == {0}
+
+
+class ShadowDriver:
+    """Linux's side of shadow doorbells: store, then ring if that passes the event index."""
+
+    def __init__(self, driver: Driver, queues: Queues) -> None:
+        self.driver = driver
+        self.queues = queues
+        self.doorbells, self.events = driver.allocate(PAGE), driver.allocate(PAGE)
+        self.rings = 0
+        done = driver.admin.do(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=self.doorbells, prp2=self.events)
+        assert done.status == 0
+        queues.auto_head = False
+
+    def _update(self, at: int, value: int, ring: bool = True) -> None:
+        memory = self.driver.memory
+        (old,) = struct.unpack_from("<I", memory, self.doorbells + at)
+        struct.pack_into("<I", memory, self.doorbells + at, value)
+        (event,) = struct.unpack_from("<I", memory, self.events + at)
+        if (value - event - 1) & 0xFFFF < (value - old) & 0xFFFF:
+            self.rings += 1
+            self.driver.machine.write(0x1000 + at, value, 4)
+
+    def submit(self) -> None:
+        self._update(8 * self.queues.qid, self.queues.tail)
+
+    def wait(self, *cids: int) -> None:
+        for done in self.queues.wait(*cids):
+            assert done.status == 0
+        self._update(8 * self.queues.qid + 4, self.queues.head)
+
+
+@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize("by_event", [True, False])
+def test_shadow_doorbells_work_by_event_and_by_message(image: Path, by_event: bool, size: int) -> None:
+    with driving(image=str(image), block_size=PAGE, doorbells="shadow") as driver:
+        machine = driver.machine
+        assert isinstance(machine, ServedMachine)
+        with sub_regions(machine.client) as found:
+            assert all(isinstance(found[0x1008 + 4 * n], IoEventFd) for n in range(4))
+            if by_event:
+                machine.bells = {at: sub.fd for at, sub in found.items() if isinstance(sub, IoEventFd)}
+            shadow = ShadowDriver(driver, driver.create_queues(1, size))
+            page = driver.allocate(PAGE)
+            content = image.read_bytes()
+            for block in range(200):
+                cid = shadow.queues.put(READ, nsid=1, prp1=page, dwords=(block,))
+                shadow.submit()
+                shadow.wait(cid)
+                assert driver.memory[page : page + PAGE] == content[block * PAGE : (block + 1) * PAGE]
+            assert shadow.rings <= 600
+
+
+def test_a_ring_by_event_without_shadow_doorbells_does_no_harm(image: Path) -> None:
+    with driving(image=str(image), doorbells="shadow") as driver:
+        queues = driver.create_queues(1)
+        machine = driver.machine
+        assert isinstance(machine, ServedMachine)
+        with sub_regions(machine.client) as found:
+            os.eventfd_write(found[0x1008].fd, 1)
+            assert driver.csts == 1
+        assert queues.do(IoOpcode.FLUSH, nsid=1).status == 0
+
+
+def test_transfers_of_every_size_work_without_shared_memory(image: Path) -> None:
+    content = image.read_bytes()
+    with driving(image=str(image), shared=False) as driver:
+        queues = driver.create_queues(1)
+        place = driver.allocate(1 << 20)
+        for blocks in (1, 9, 2048):
+            assert transfer(queues, READ, place, 5, blocks).status == 0
+            assert driver.memory[place : place + blocks * 512] == content[5 * 512 : (5 + blocks) * 512]
