@@ -22,7 +22,7 @@ from toolbox import Toolbox
 
 SUITE, BACKPORTS = "trixie", "trixie-backports"
 FROM_BACKPORTS = ("qemu", "seabios")
-PACKAGES = ("qemu-system-x86", "linux-image-cloud-amd64", "busybox-static", "e2fsprogs", "nvme-cli", "fio")
+PACKAGES = ("qemu-system-x86", "linux-image-cloud-amd64", "busybox-static", "e2fsprogs", "nvme-cli", "fio", "systemd")
 LAYOUT = 1  # raise it when what is made of the packages changes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from debian import AptError
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
-FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph")  # fio is linked with that
+FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph", f"{LIBRARIES}/systemd")  # fio and varlinkctl are linked with those
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 QEMU = "usr/bin/qemu-system-x86_64"
 BUSYBOX = "usr/bin/busybox"
@@ -53,6 +53,10 @@ class Toolbox:
         if not found:
             raise LookupError(f"the kernel has no module {name} (it may be built in)")
         return found[0]
+
+    def command(self, path: str) -> list[str]:
+        """The command line of a program of the packages, to run it here."""
+        return self._loaded(path)
 
     def program(self, path: str) -> dict[str, Path]:
         """A program of the packages and the libraries that it needs: where in the guest, and where here."""
