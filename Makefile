@@ -85,6 +85,7 @@ install: man ## install for all users, below DESTDIR if that is set (the package
 	$(BIN)/bellwire --print-completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bellwire
 	$(BIN)/bellwire --print-completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bellwire
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/vfio-user systemd/50-bellwire.json
+	install -Dm644 -t $(DESTDIR)$(LIBDIR) systemd/bellwired.toml
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.service systemd/*.socket
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d systemd/sysusers.d/bellwire.conf
 	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d systemd/tmpfiles.d/bellwire.conf

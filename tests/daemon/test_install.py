@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 PLACES = [
     "usr/bin/bellwire",
     "usr/bin/bellwired",
+    "usr/lib/bellwire/bellwired.toml",
     "usr/lib/systemd/system/bellwired.service",
     "usr/lib/systemd/system/bellwired.socket",
     "usr/lib/systemd/system/bellwire@.service",

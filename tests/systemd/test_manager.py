@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bed import Bed
+from bellwire.bundled.edu import Edu
 from bellwired.manager import messages
 from vfio_user import Client, Disconnected, RegionIndex, VfioUserError
 
@@ -128,6 +129,13 @@ def test_a_client_is_noted_as_it_comes_and_goes(bellwired: Bed) -> None:
     assert identity_of(bellwired, "edu") == EDU
     assert bellwired.heard(MESSAGE_ID=messages.CLIENT, BELLWIRE_DEVICE="edu")
     assert bellwired.heard(MESSAGE_ID=messages.CLIENT_LEFT, BELLWIRE_DEVICE="edu")
+
+
+def test_what_a_guest_does_wrong_is_noted(bellwired: Bed) -> None:
+    with Client.connect(socket_of(bellwired, "edu")) as client:
+        client.write(0, Edu.dma_command.offset, (1).to_bytes(8, "little"))  # with bus mastering off
+        entry = bellwired.heard(MESSAGE_ID=messages.TROUBLE, BELLWIRE_DEVICE="edu")
+    assert (entry["PRIORITY"], "bus mastering off" in entry["MESSAGE"] or "DMA" in entry["MESSAGE"]) == ("4", True)
 
 
 def test_reload_touches_only_what_has_changed(bellwired: Bed) -> None:

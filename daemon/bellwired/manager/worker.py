@@ -21,7 +21,7 @@ from bellwire.register import Register
 from bellwire.worker import Worker
 from bellwired.find import check_trusted, find_device
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager import process, wire
+from bellwired.manager import messages, process, wire
 from bellwired.manager.wire import Answer, Ask, Event, Spawn, WireError
 from vfio_user import Capabilities
 
@@ -41,6 +41,8 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     process.name(f"bw:{spawn.name}")
     to_stderr_or_journal(spawn.log_level, device=spawn.name)
     log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_mark_trouble)
     *listeners, control = fds
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
@@ -80,6 +82,13 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
     _say(channel, Event("crashed", {"error": f"{type(error).__name__}: {error}"}))
     return CRASHED
+
+
+def _mark_trouble(record: logging.LogRecord) -> bool:
+    """What a device logs as a warning or worse has a MESSAGE_ID."""
+    if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
+        record.MESSAGE_ID = messages.TROUBLE
+    return True
 
 
 class Serving:
