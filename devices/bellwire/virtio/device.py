@@ -1,0 +1,311 @@
+"""A virtio device over PCI: initialization, queues, interrupts. A device type derives from it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, ClassVar
+
+from bellwire.errors import GuestError
+from bellwire.interrupts import MsiX
+from bellwire.option import Option
+from bellwire.saved import Saved, SavedBytes
+from bellwire.virtio.status import Cause, Feature, Status
+from bellwire.virtio.transport import BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
+from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
+
+VENDOR = 0x1AF4
+FIRST_ID = 0x1040
+_TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
+
+
+class VirtioDevice(Transport):
+    """The base of a device type.
+
+    Class keywords beside those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues`` how
+    many queues it can have, ``queue_size`` how large each can be. To override: :meth:`features`,
+    :meth:`notified`, and where needed :meth:`started`, :meth:`stopped`, :attr:`queue_count`.
+    """
+
+    packed = Option(True, help="offer packed rings too")
+
+    accepted = Saved(0)
+    """The driver's features, as bits."""
+    queue_state = SavedBytes(ctypes.sizeof(Virtqueue))
+
+    largest_queue: ClassVar[int] = 256
+    most_queues: ClassVar[int] = 1
+
+    def __init_subclass__(
+        cls, *, kind: int | None = None, queues: int = 1, queue_size: int = 256, **keywords: Any
+    ) -> None:
+        if kind is not None:
+            assert queues <= MOST_QUEUES
+            keywords = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1} | keywords
+            cls.most_queues, cls.largest_queue = queues, queue_size
+            cls.irq = MsiX(queues + 1)
+            cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
+            for name in ("irq", "queue_state"):
+                vars(cls)[name].__set_name__(cls, name)
+        super().__init_subclass__(**keywords)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.queues = [Virtqueue.at(self.queue_state, index, self) for index in range(self.queue_count)]
+        self.negotiated: frozenset[int] = frozenset()
+        """Features that both sides have agreed on."""
+        self.running = False
+        """Whether queues may be touched: the driver is ready, and nothing has gone wrong."""
+        self.ring_by_event(Transport.notify, len(self.queues))
+
+    # -- what a device type says and does
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues it has, with the options that it was given."""
+        return self.most_queues
+
+    def features(self) -> set[int]:
+        """The bits that the device type offers (§2.2), those of the transport left out. Override it."""
+        return set()
+
+    def notified(self, queue: Virtqueue) -> None:
+        """The driver has made buffers available. Override it."""
+
+    def started(self) -> None:
+        """The driver is ready (DRIVER_OK), or was when a snapshot that was put back was taken. Override it."""
+
+    def stopped(self) -> None:
+        """A reset: nothing is negotiated, queues are void. Called before the first driver too. Override it."""
+
+    # -- what a device type may ask for
+
+    def attend(self, queue: Virtqueue) -> None:
+        """Have :meth:`notified` look at ``queue``; a GuestError from there ends in DEVICE_NEEDS_RESET."""
+        if self.running and queue.enabled:
+            try:
+                self.notified(queue)
+            except GuestError as error:
+                raise self.broken(str(error)) from error
+
+    def configuration_changed(self) -> None:
+        """Tell the driver that fields of the configuration have other values now (§2.5, §4.1.5.4)."""
+        self.config_generation += 1
+        if Status.DRIVER_OK in self.device_status:
+            self.interrupt(self.config_msix_vector, Cause.CONFIGURATION)
+
+    def broken(self, why: str) -> GuestError:
+        """Set DEVICE_NEEDS_RESET (§2.1.2); what comes back is to be raised, and so to be logged."""
+        if Status.NEEDS_RESET not in self.device_status:
+            self.running = False
+            self.device_status |= Status.NEEDS_RESET
+            self.configuration_changed()
+            why += "; the device needs a reset"
+        return GuestError(why)
+
+    def interrupt(self, vector: int, cause: Cause = Cause.QUEUE) -> None:
+        """By MSI-X, or by the line and the ISR status (§4.1.5.3, §4.1.5.4)."""
+        if not self.core.config.bus_master:
+            return
+        if self.irq.enabled:
+            if vector != NO_VECTOR:
+                self.irq[vector].trigger()
+        else:
+            self.isr |= cause
+            self.line.high()
+
+    # -- initialization (§3.1.1)
+
+    def reset(self) -> None:
+        """A PCI reset."""
+        self.renew()
+
+    def renew(self) -> None:
+        """A virtio reset (§2.4): back to where initialization starts, whatever BARs and MSI-X say."""
+        self.running = False
+        self.negotiated = frozenset()
+        for queue in self.queues:
+            queue.clear(self.largest_queue)
+        self.stopped()
+        self.accepted = 0
+        self.device_status = Status(0)
+        self.device_feature_select = self.driver_feature_select = self.queue_select = 0
+        self.config_msix_vector = NO_VECTOR
+        self.isr = Cause(0)
+        self.line.low()
+        self.show_queue()
+
+    def restored(self) -> None:
+        """Make again what a snapshot does not have."""
+        for queue in self.queues:
+            queue.forget()
+        self.stopped()
+        status = self.device_status
+        self.negotiated = _bits(self.accepted) if Status.FEATURES_OK in status else frozenset()
+        self.running = Status.DRIVER_OK in status and Status.NEEDS_RESET not in status
+        if self.running:
+            self.started()
+            for queue in self.queues:  # a notification may have been under way
+                self.after(0, self.attend, queue)
+
+    @Transport.device_status.write
+    def advance_status(self, written: Status) -> None:
+        """The driver goes on; only a reset ever goes back (§2.1.1)."""
+        before = self.device_status
+        if not written:
+            self.renew()
+            return
+        now = before | written & ~Status.NEEDS_RESET
+        if Status.FEATURES_OK in now & ~before and not self.agree_on_features():
+            now &= ~Status.FEATURES_OK
+        if Status.FEATURES_OK not in now:
+            now &= ~Status.DRIVER_OK
+        self.device_status = now
+        if Status.DRIVER_OK in now & ~before and Status.NEEDS_RESET not in now:
+            self.running = True
+            self.started()
+
+    def offered(self) -> set[int]:
+        """All bits that are offered. NOTIFICATION_DATA never is: a doorbell's value is lost on the way."""
+        return self.features() | _TRANSPORT | ({Feature.RING_PACKED} if self.packed else set())
+
+    def agree_on_features(self) -> bool:
+        """Whether the driver's features will do (§2.2.2, §6.1)."""
+        chosen = _bits(self.accepted)
+        if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
+            self.log.warning("features refused: %#x", self.accepted)
+            return False
+        self.negotiated = chosen
+        return True
+
+    @Transport.device_feature.read
+    def read_offered(self) -> int:
+        """A window of 32 bits (§4.1.4.3)."""
+        return _word(sum(1 << bit for bit in self.offered()), self.device_feature_select)
+
+    @Transport.driver_feature.read
+    def read_accepted(self) -> int:
+        """What the driver has written there."""
+        return _word(self.accepted, self.driver_feature_select)
+
+    @Transport.driver_feature.write
+    def accept_features(self, word: int) -> None:
+        """Bits beyond 63 are none; they are settled once FEATURES_OK is set."""
+        select = self.driver_feature_select
+        if select < 2 and Status.FEATURES_OK not in self.device_status:
+            self.accepted = self.accepted & ~(0xFFFF_FFFF << 32 * select) | word << 32 * select
+
+    # -- queues, one at a time behind queue_select (§4.1.4.3)
+
+    @property
+    def selected(self) -> Virtqueue | None:
+        """The queue that the registers speak of."""
+        index = self.queue_select
+        return self.queues[index] if index < len(self.queues) else None
+
+    @Transport.num_queues.read
+    def count_queues(self) -> int:
+        """How many there are."""
+        return len(self.queues)
+
+    @Transport.queue_select.write
+    def show_queue(self, _: int = 0) -> None:
+        """Bring the registers up to date with the queue selected; all of them are 0 where there is none."""
+        queue = self.selected
+        self.queue_msix_vector = queue.vector if queue else 0
+        self.queue_enable = queue.enabled if queue else 0
+        self.queue_notify_off = queue.index if queue else 0
+        self.queue_desc = queue.desc if queue else 0
+        self.queue_driver = queue.driver if queue else 0
+        self.queue_device = queue.device_area if queue else 0
+
+    @Transport.queue_size.read
+    def read_queue_size(self) -> int:
+        """How large it is, or can be until it is enabled."""
+        return self.selected.size if self.selected else 0
+
+    @Transport.queue_size.write
+    def choose_queue_size(self, size: int) -> None:
+        """The driver may want a smaller one."""
+        if self.selected and not self.selected.enabled:
+            self.selected.size = size
+
+    @Transport.queue_msix_vector.write
+    @Transport.queue_desc.write
+    @Transport.queue_driver.write
+    @Transport.queue_device.write
+    def configure_queue(self, _: int) -> None:
+        """Where a queue lies, until it is enabled; its vector at any time, NO_VECTOR where there is no such."""
+        queue = self.selected
+        if queue is not None:
+            queue.vector = self.usable_vector(self.queue_msix_vector)
+            if not queue.enabled:
+                queue.desc, queue.driver, queue.device_area = self.queue_desc, self.queue_driver, self.queue_device
+        self.show_queue()
+
+    @Transport.queue_enable.write
+    def enable_queue(self, value: int) -> None:
+        """Only a reset disables it again."""
+        queue = self.selected
+        if queue is not None and value == 1 and not queue.enabled:
+            queue.enable()
+            self.show_queue()
+
+    # -- interrupts and doorbells
+
+    @Transport.config_msix_vector.write
+    def choose_config_vector(self, vector: int) -> None:
+        """For changes of the configuration."""
+        self.config_msix_vector = self.usable_vector(vector)
+
+    def usable_vector(self, vector: int) -> int:
+        """A vector that exists, or NO_VECTOR: the driver reads it back to see (§4.1.5.1.2)."""
+        return vector if vector < len(self.irq) else NO_VECTOR
+
+    @Transport.isr.read
+    def acknowledge_isr(self) -> int:
+        """Reading lowers the line and clears the bits (§4.1.4.5)."""
+        self.line.low()
+        return self.isr
+
+    @Transport.notify.ring
+    def rung(self, offset: int) -> None:
+        """A doorbell, by its place (§4.1.4.4)."""
+        index = offset // BELL
+        if index < len(self.queues):
+            self.attend(self.queues[index])
+
+    @Transport.notify.write
+    def rung_by_message(self, offset: int, _size: int, _value: int) -> None:
+        """The same where the client has no ioeventfds."""
+        self.rung(offset)
+
+    # -- the window to the BAR in config space, for drivers that cannot map it (§4.1.4.9)
+
+    @Transport.window.read
+    def read_through(self, offset: int, size: int) -> None:
+        """A read of its data reads the BAR first."""
+        if offset + size > WINDOW_DATA and (place := self.behind_window()):
+            data = self.core.read(*place)
+            self.window[WINDOW_DATA : WINDOW_DATA + len(data)] = data
+
+    @Transport.window.write
+    def write_through(self, offset: int, size: int) -> None:
+        """A write to its data goes on to the BAR."""
+        if offset + size > WINDOW_DATA and (place := self.behind_window()):
+            bar, start, length = place
+            self.core.write(bar, start, memoryview(bytes(self.window[WINDOW_DATA : WINDOW_DATA + length])))
+
+    def behind_window(self) -> tuple[int, int, int] | None:
+        """BAR, offset and length, where they make sense."""
+        bar, offset, length = WINDOW.unpack_from(self.window)
+        if length in (1, 2, 4) and not offset % length and offset + length <= self.core.region_size(bar):
+            return bar, offset, length
+        return None
+
+
+def _bits(mask: int) -> frozenset[int]:
+    return frozenset(bit for bit in range(mask.bit_length()) if mask >> bit & 1)
+
+
+def _word(mask: int, select: int) -> int:
+    return mask >> 32 * select & 0xFFFF_FFFF if select < 2 else 0

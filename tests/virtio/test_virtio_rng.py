@@ -1,0 +1,49 @@
+"""virtio-rng (virtio 1.2 §5.4)."""
+
+from __future__ import annotations
+
+from bellwire.bundled.virtio_rng import LARGEST, VirtioRng
+from bellwire.testing import conformance
+from virtio.driver import Driver
+
+TestVirtioRng = conformance(VirtioRng)
+TestSlowVirtioRng = conformance(VirtioRng, rate=100)
+
+
+def test_buffers_are_filled_with_different_bytes(ring: set[int]) -> None:
+    with Driver(VirtioRng) as driver:
+        driver.start(ring)
+        driver.queues[0].add(write=64)
+        driver.queues[0].send(write=[30, 34])
+        one, other = driver.queues[0].answers()
+        assert len(one) == len(other) == 64
+        assert one != other
+
+
+def test_a_large_buffer_is_filled_in_part() -> None:
+    with Driver(VirtioRng) as driver:
+        driver.start()
+        driver.queues[0].send(write=1 << 16)
+        assert [len(answer) for answer in driver.queues[0].answers()] == [LARGEST]
+
+
+def test_a_rate_spreads_buffers_over_time(ring: set[int]) -> None:
+    with Driver(VirtioRng, rate=100) as driver:
+        driver.start(ring)
+        queue = driver.queues[0]
+        for _ in range(3):
+            queue.send(write=50)
+        counts = []
+        for _ in range(4):
+            counts.append(len(queue.answers()))
+            driver.guest.advance(0.5)
+        assert counts == [1, 1, 1, 0]
+
+
+def test_a_reset_ends_the_wait() -> None:
+    with Driver(VirtioRng, rate=1) as driver:
+        driver.start()
+        driver.queues[0].send(write=50)
+        driver.start()
+        driver.queues[0].send(write=5)
+        assert len(driver.queues[0].answers()) == 1
