@@ -1,0 +1,166 @@
+"""A stock Linux on our nvme, in a stock QEMU; afterwards the image on the host holds what the guest wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attached import Device
+from linux import Outcome
+from toolbox import Toolbox
+
+pytestmark = pytest.mark.guest
+
+NVME, MKE2FS, FIO = "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/bin/fio"
+AWAIT = """
+await() { n=0; until [ -e "$1" ]; do n=$((n + 1)); [ $n -lt 200 ] || exit 9; usleep 50000; done; }
+await /dev/nvme0n1
+"""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    return path
+
+
+def nvme(image: Path, **options: object) -> Device:
+    return Device("nvme", {"image": str(image), "serial": "BELL0001", **options})
+
+
+LOOK = f"""{AWAIT}
+nvme list | tail -1 | tr -s ' '
+nvme id-ctrl /dev/nvme0 | grep -E '^(sn|mn|ver|nn|mdts) '
+nvme smart-log /dev/nvme0 | grep critical_warning
+nvme error-log /dev/nvme0 | grep -c error_count
+nvme get-feature /dev/nvme0 -f 7
+for space in nvme0n1 nvme0n2; do
+    cat /sys/block/$space/size /sys/block/$space/queue/logical_block_size /sys/block/$space/queue/write_cache
+done
+dmesg | grep -iE 'nvme.*(fail|timeout|error|unable|invalid)'
+true
+"""
+
+
+def test_linux_and_nvme_cli_see_what_there_is(linux: Callable[..., Outcome], image: Path) -> None:
+    outcome = linux(LOOK, nvme(image, block_size=4096, namespaces=2, size="64M"), programs=[NVME])
+    assert outcome.status == 0
+    assert outcome.output.splitlines() == [
+        "/dev/nvme0n2 /dev/ng0n2 BELL0001 Bellwire NVMe 0x2 67.11 MB / 67.11 MB 4 KiB + 0 B 1 ",
+        "sn        : BELL0001            ",
+        "mn        : Bellwire NVMe                           ",
+        "mdts      : 8",
+        "ver       : 0x10400",
+        "nn        : 2",
+        "critical_warning\t\t\t: 0",
+        "64",
+        "get-feature:0x07 (Number of Queues), Current value:0x003f003f",
+        *("131072", "4096", "write back") * 2,
+    ]
+
+
+FILES = f"""{AWAIT}
+mke2fs -q -t ext4 -O ^has_journal /dev/nvme0n1 || exit 1
+mount -t ext4 /dev/nvme0n1 /mnt || exit 2
+dd if=/dev/urandom of=/mnt/kept bs=64k count=100 2>/dev/null
+dd if=/dev/urandom of=/mnt/gone bs=64k count=200 2>/dev/null
+sync
+before=$(sha256sum </mnt/kept)
+umount /mnt
+echo 0000:00:01.0 >/sys/bus/pci/drivers/nvme/unbind
+echo 0000:00:01.0 >/sys/bus/pci/drivers/nvme/bind
+await /dev/nvme0n1
+mount -t ext4 -o discard /dev/nvme0n1 /mnt || exit 3
+[ "$before" = "$(sha256sum </mnt/kept)" ] || exit 4
+rm /mnt/gone
+sync
+fstrim /mnt || exit 5
+umount /mnt
+mount -t ext4 /dev/nvme0n1 /mnt
+sha256sum </mnt/kept
+umount /mnt
+dd if=/dev/nvme0n1 bs=1M 2>/dev/null | sha256sum
+"""
+
+
+def test_a_file_system_survives_remounting_and_rebinding_and_gives_its_space_back(
+    linux: Callable[..., Outcome], image: Path, tools: Toolbox
+) -> None:
+    outcome = linux(FILES, nvme(image), programs=[NVME, MKE2FS])
+    assert outcome.status == 0, outcome.output
+    whole = outcome.output.split()[2]
+    assert whole == hashlib.sha256(image.read_bytes()).hexdigest()
+    assert image.stat().st_blocks * 512 < 12 << 20, "the space of the deleted file was not given back"
+    check = [*tools.command("usr/sbin/e2fsck"), "-fn", str(image)]
+    assert subprocess.run(check, capture_output=True, check=False).returncode == 0
+
+
+LOAD = f"""{AWAIT}
+fio --name=v --filename=/dev/nvme0n1 --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=32 \
+    --numjobs=4 --size=12m --offset_increment=12m --verify=crc32c --group_reporting --output-format=terse \
+    >/tmp/fio 2>&1 || {{ cat /tmp/fio; exit 1; }}
+cut -d';' -f5 /tmp/fio
+"""
+
+
+def test_fio_verifies_what_four_jobs_wrote_at_depth_32(linux: Callable[..., Outcome], image: Path) -> None:
+    outcome = linux(LOAD, nvme(image), programs=[FIO], timeout=120)
+    assert outcome.status == 0, outcome.output
+    assert outcome.output.split()[-1] == "0"
+
+
+RESETS = f"""{AWAIT}
+fio --name=v --filename=/dev/nvme0n1 --ioengine=libaio --direct=1 --rw=randwrite --bs=4k --iodepth=32 \
+    --size=8m --verify=crc32c --loops=3 --output-format=terse >/tmp/fio 2>&1 &
+for n in 1 2 3; do usleep 300000; nvme reset /dev/nvme0 || exit 1; done
+wait $! || {{ cat /tmp/fio; exit 2; }}
+dmesg | grep -c 'timeout, '
+true
+"""
+
+
+def test_resets_under_load_lose_nothing(linux: Callable[..., Outcome], image: Path) -> None:
+    outcome = linux(RESETS, nvme(image), programs=[NVME, FIO], timeout=120)
+    assert outcome.status == 0, outcome.output
+    assert outcome.output.strip() == "0"
+
+
+DIRTY = f"""{AWAIT}
+dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'B' | dd of=/dev/nvme0n1 bs=1M 2>/dev/null
+"""
+
+
+def test_what_was_in_the_guests_cache_at_power_off_is_in_the_image(linux: Callable[..., Outcome], image: Path) -> None:
+    assert linux(DIRTY, nvme(image)).status == 0
+    content = image.read_bytes()
+    assert content[: 8 << 20] == b"B" * (8 << 20)
+    assert not any(content[8 << 20 :])
+
+
+REFUSED = f"""{AWAIT}
+cat /sys/block/nvme0n1/ro
+dd if=/dev/zero of=/dev/nvme0n1 count=1 2>/dev/null && exit 1
+dd if=/dev/nvme0n1 bs=4k count=1 2>/dev/null | sha256sum
+"""
+
+
+def test_a_read_only_namespace_is_read_only_to_linux(linux: Callable[..., Outcome], image: Path) -> None:
+    outcome = linux(REFUSED, nvme(image, readonly="yes"))
+    assert outcome.output.split()[:2] == ["1", hashlib.sha256(bytes(4096)).hexdigest()]
+
+
+COPIED = f"""{AWAIT}
+dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=8 oflag=direct 2>/dev/null
+dd if=/dev/nvme0n1 bs=64k count=8 iflag=direct 2>/dev/null | sha256sum
+"""
+
+
+def test_memory_that_is_not_shared_serves_too(linux: Callable[..., Outcome], image: Path) -> None:
+    outcome = linux(COPIED, nvme(image), shared=False)
+    assert outcome.output.split()[:1] == [hashlib.sha256(image.read_bytes()[: 512 << 10]).hexdigest()]
