@@ -51,6 +51,8 @@ class Core:
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
         """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.connected = False
+        """Whether there is a client, and so a guest's memory."""
         self.maps = 0
         """Counts changes of what is mapped: a view of guest memory from before the last one may be stale."""
         self.generation = 0

@@ -116,6 +116,19 @@ class PciDevice:
 
         return core.host.after(seconds, due)
 
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Run ``callback()`` on the device's thread whenever ``fd`` can be read, whether or not there is a guest.
+
+        Resets change nothing about it. A descriptor that is not read from is told of again and again:
+        :meth:`unwatch` it while there is no use for what it has, and before it is closed.
+        """
+        core = self.core
+        core.host.watch_fd(fd, lambda: core.call(callback))
+
+    def unwatch(self, fd: int) -> None:
+        """Watch ``fd`` no longer; nothing happens if nobody did."""
+        self.core.host.unwatch_fd(fd)
+
     def background(self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None) -> None:
         """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
 

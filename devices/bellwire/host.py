@@ -40,6 +40,12 @@ class Host(Protocol):
     def after(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` on the device's thread ``delay`` seconds from now."""
 
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the device's thread whenever ``fd`` can be read."""
+
+    def unwatch_fd(self, fd: int) -> None:
+        """No longer."""
+
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run ``work`` on another thread, then ``done`` with its result on the device's thread."""
 
@@ -76,6 +82,13 @@ class Detached:
     def after(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Time stands still."""
         raise RuntimeError("a device can set timers once a worker or a test guest runs it, not while it is made")
+
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """As for :meth:`after`."""
+        raise RuntimeError("a device can watch descriptors once a worker or a test guest runs it: ask in setup()")
+
+    def unwatch_fd(self, fd: int) -> None:
+        """None is watched."""
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """As for :meth:`after`."""

@@ -60,6 +60,7 @@ class Served:
         self._introduced = False
         self.core.tally.clients += 1
         self.core.maps += 1
+        self.core.connected = True
         self._observer.connected(*_credentials(connection))
         self._loop.watch(self.session.fileno(), _nothing)
         self._loop.watch(self._bells.fileno(), _nothing)
@@ -77,6 +78,7 @@ class Served:
         self._bells.close()
         self.session.close()
         self.session = self._bells = None
+        self.core.connected = False
         self._observer.left(reason)
 
     @property
@@ -230,6 +232,14 @@ class Served:
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
         """A timer whose failure is logged."""
         return self._loop.after(delay, lambda: self.guard(callback))
+
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """Device code's own descriptors on the loop; a failure is logged."""
+        self._loop.watch(fd, lambda: self.guard(callback))
+
+    def unwatch_fd(self, fd: int) -> None:
+        """Take one off."""
+        self._loop.unwatch(fd)
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Work on a thread; its failure is logged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -46,8 +47,10 @@ class Guest:
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
         self.memory = next(iter(self._dma.segments(0, memory, True))).view
+        self._watched: dict[int, Callable[[], None]] = {}
         core = self.device.core
         core.host = self
+        core.connected = True
         self.device.setup()
         core.reset()
         self.enable()
@@ -111,6 +114,17 @@ class Guest:
                 timer.callback()
         self.now = end
 
+    def poll(self, timeout: float = 0.0) -> bool:
+        """Let the device have what its descriptors say, once; whether there was anything within ``timeout`` seconds."""
+        poll = select.poll()
+        for fd in self._watched:
+            poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(timeout * 1000)]
+        for fd in ready:
+            if fd in self._watched:
+                self._watched[fd]()
+        return bool(ready)
+
     def close(self) -> None:
         """Take the device down."""
         self.device.close()
@@ -170,6 +184,14 @@ class Guest:
         timer = Deadline(self.now + max(0.0, delay), next(self._order), callback)
         self._timers.append(timer)
         return timer
+
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """:meth:`poll` looks at it."""
+        self._watched[fd] = callback
+
+    def unwatch_fd(self, fd: int) -> None:
+        """No longer."""
+        self._watched.pop(fd, None)
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Do it now, tell of it later."""

@@ -144,11 +144,11 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def _live(self) -> SplitRing | PackedRing | None:
         """The ring in guest memory as it is mapped now, or None while the queue must be left alone (§3.1.1)."""
-        device = self.device
-        if not (self.enabled and device.running and device.core.config.bus_master):
+        device, core = self.device, self.device.core
+        if not (self.enabled and device.running and core.connected and core.config.bus_master):
             return None
-        if self._ring is None or self._maps != device.core.maps:
+        if self._ring is None or self._maps != core.maps:
             kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
             self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
-            self._maps = device.core.maps
+            self._maps = core.maps
         return self._ring
