@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from bellwire.nvme.command import Byte, Command
+from bellwire.nvme.command import ALL_NAMESPACES, Byte, Command
 from bellwire.nvme.registers import QUEUES
 from bellwire.nvme.status import CommandError, Status
 
@@ -100,7 +100,7 @@ class Features:
             return bool(changeable) << 2 | feature.per_namespace << 1
         if select > Select.CAPABILITIES:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
-        self._check_namespace(command, feature)
+        self._check_namespace(command)
         if identifier is FeatureId.QUEUES:
             return self._granted
         if identifier is FeatureId.VECTOR:
@@ -114,7 +114,7 @@ class Features:
         value = command.cdw11
         if command.cdw10 & SAVE:
             raise CommandError(Status.FEATURE_NOT_SAVEABLE, Byte.CDW10)
-        self._check_namespace(command, feature)
+        self._check_namespace(command)
         if identifier is FeatureId.QUEUES:
             if queues_exist:
                 raise CommandError(Status.COMMAND_SEQUENCE_ERROR, Byte.CDW10)
@@ -135,12 +135,9 @@ class Features:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW11)
         return vector
 
-    def _check_namespace(self, command: Command, feature: Feature) -> None:
-        """A namespace that is not there, or one where the feature is the controller's (§5.21)."""
-        nsid = command.nsid
-        if nsid in (0, 0xFFFF_FFFF):
-            return
-        if nsid > self._namespaces:
+    def _check_namespace(self, command: Command) -> None:
+        """Refuse a namespace that is not there; none and all mean the controller (§5.21)."""
+        if self._namespaces < command.nsid < ALL_NAMESPACES:
             raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
 
 

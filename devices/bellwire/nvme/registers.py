@@ -45,7 +45,7 @@ class Registers(PciDevice):
     aqa = mmio.reg(0x24, writable=0x0FFF_0FFF)
     asq = mmio.reg(0x28, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
     acq = mmio.reg(0x30, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
-    admin_bells = mmio.ioregion(0x1000, 8, posted=True, bell=4)
+    admin_bells = mmio.ioregion(0x1000, 8, posted=True)
     io_bells = mmio.ioregion(0x1008, 8 * QUEUES, posted=True, bell=4)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from bellwire.nvme.command import AdminOpcode, IoOpcode
 from bellwire.storage import Disk
-from devices.nvme_driver import PAGE, Driver, Queues, transfer
-from devices.nvme_served import ServedMachine, driving
 from devices.serving import PATIENCE, sub_regions
+from nvme.driver import PAGE, Driver, Queues, transfer
+from nvme.driving import ServedMachine, driving
 from vfio_user import IoEventFd
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE

@@ -19,7 +19,7 @@ from bellwire.nvme.prp import PAGE, extents
 from bellwire.nvme.queues import CompletionQueue
 from bellwire.nvme.status import CommandError, Status
 from bellwire.testing import Guest
-from devices.nvme_driver import Driver, TestMachine, transfer
+from nvme.driver import Driver, TestMachine, transfer
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 MEMORY = 4 << 20

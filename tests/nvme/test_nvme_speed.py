@@ -11,8 +11,8 @@ import pytest
 
 from bellwire.nvme.command import IoOpcode
 from bellwire.storage import Disk
-from devices.nvme_driver import PAGE, Driver
-from devices.nvme_served import driving
+from nvme.driver import PAGE, Driver
+from nvme.driving import driving
 
 pytestmark = pytest.mark.slow
 

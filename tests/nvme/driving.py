@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bellwire.bundled.nvme import Nvme
-from devices.nvme_driver import MEMORY, Driver
 from devices.serving import MSIX, eventfd, served
+from nvme.driver import MEMORY, Driver
 from vfio_user import Client
 
 

@@ -1,0 +1,173 @@
+"""nvme's registers, life, interrupts and options."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwire import OptionError
+from bellwire.bundled.nvme import Nvme
+from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.storage import StorageError
+from bellwire.testing import Guest, conformance
+from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine
+from vfio_user import IrqIndex
+
+TestNvme = conformance(Nvme, size=1 << 20)
+TestShadowNvme = conformance(Nvme, size=1 << 20, doorbells="shadow")
+
+
+def interrupts(guest: Guest, vector: int) -> int:
+    return guest.interrupts[IrqIndex.MSIX, vector]
+
+
+def test_it_is_an_nvme_controller_of_version_1_4(guest: Guest) -> None:
+    assert guest.config_read(0x09, 3) == 0x010802
+    assert guest.read(Nvme.vs) == 0x0001_0400
+    assert guest.read(Nvme.cap) & 0xFFFF == 1023
+
+
+def test_enabling_makes_it_ready_and_disabling_ends_that(driver: Driver) -> None:
+    assert driver.csts == 1
+    driver.disable()
+    assert driver.csts == 0
+
+
+@pytest.mark.parametrize("configuration", [0x0046_0011, 0x0046_0081, 0x0046_0801])
+def test_a_configuration_that_it_does_not_offer_is_fatal(guest: Guest, configuration: int) -> None:
+    driver = Driver(TestMachine(guest))
+    guest.write(Nvme.aqa, 0x001F_001F)
+    guest.write(Nvme.cc, configuration)
+    assert driver.csts == 2
+    guest.write(Nvme.cc, 0)
+    assert driver.csts == 0
+
+
+def test_a_queue_of_one_entry_is_fatal(guest: Guest) -> None:
+    guest.write(Nvme.cc, 0x0046_0001)
+    assert guest.read(Nvme.csts) == 2
+
+
+def test_an_admin_queue_outside_memory_is_fatal_once_it_is_rung(guest: Guest) -> None:
+    driver = Driver(TestMachine(guest))
+    driver.admin.sq = 1 << 40
+    driver.enable()
+    driver.machine.write(0x1000, 1, 4)
+    assert driver.csts & 2
+
+
+def test_shutdown_is_notified_when_all_is_on_the_disk(on_image: Driver) -> None:
+    on_image.machine.write(CC, 0x0046_4001, 4)
+    assert on_image.csts & 0xC == 0x4
+    on_image.wait_for(0xC, 0x8)
+
+
+def test_a_function_level_reset_brings_registers_and_queues_back(driver: Driver, guest: Guest) -> None:
+    driver.create_queues(1)
+    express = guest.device.core.config.at[0x10]
+    guest.config_write(express + 8, 0x8000, 2)
+    assert (guest.read(Nvme.cc), guest.read(Nvme.csts), guest.read(Nvme.asq)) == (0, 0, 0)
+    guest.enable()
+    again = Driver(TestMachine(guest))
+    again.enable()
+    again.create_queues(1)
+
+
+def test_a_controller_reset_keeps_the_admin_queues_registers(driver: Driver, guest: Guest) -> None:
+    driver.disable()
+    assert guest.read(Nvme.asq) == driver.admin.sq
+
+
+def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest) -> None:
+    queues = driver.create_queues(1, 64)
+    page = driver.allocate(PAGE)
+    for block in range(32):
+        queues.put(IoOpcode.READ, nsid=1, prp1=page, dwords=(block,))
+    queues.ring()
+    assert len(queues.reap()) == 32
+    assert interrupts(guest, 1) == 1
+
+
+def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: Guest) -> None:
+    queues = driver.create_queues(1, 64)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
+    for _ in range(3):
+        queues.put(IoOpcode.FLUSH, nsid=1)
+        queues.ring()
+    assert interrupts(guest, 1) == 0
+    guest.advance(0.001)
+    assert interrupts(guest, 1) == 1
+    for _ in range(4):
+        queues.put(IoOpcode.FLUSH, nsid=1)
+        queues.ring()
+    assert interrupts(guest, 1) == 2
+
+
+def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest) -> None:
+    queues = driver.create_queues(1, 64)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(9, 1 << 16 | 1))
+    queues.do(IoOpcode.FLUSH, nsid=1)
+    assert interrupts(guest, 1) == 1
+
+
+def test_the_line_is_up_while_completions_wait(guest: Guest) -> None:
+    guest.config_write(guest.device.core.config.at[0x11] + 2, 0, 2)
+    driver = Driver(TestMachine(guest))
+    driver.enable()
+    driver.admin.auto_head = False
+    cid = driver.admin.put(0x7F)
+    driver.admin.ring()
+    assert guest.line
+    guest.write(Nvme.intms, 1)
+    assert not guest.line
+    guest.write(Nvme.intmc, 1)
+    assert guest.line
+    driver.admin.wait(cid)
+    driver.admin.take_head()
+    assert not guest.line
+
+
+def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
+    capabilities = guest.device.core.config.at
+    guest.config_write(capabilities[0x11] + 2, 0, 2)
+    guest.config_write(capabilities[0x05] + 2, 1, 2)
+    driver = Driver(TestMachine(guest))
+    driver.enable()
+    driver.create_queues(1, vector=0).do(IoOpcode.FLUSH, nsid=1)
+    assert guest.interrupts[IrqIndex.MSI, 0] == 3
+    assert not guest.line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"block_size": 1024}, {"queues": 0}, {"queues": 65}, {"serial": "x" * 21}, {"doorbells": "loud"}, {"threads": 0}],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        Guest(Nvme, **options)
+
+
+def test_an_image_is_made_where_a_size_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "new.img"
+    with pytest.raises(StorageError, match="give size="):
+        Guest(Nvme, image=str(path))
+    with Guest(Nvme, image=str(path), size=1 << 20):
+        assert path.stat().st_size == 1 << 20
+    with pytest.raises(StorageError, match="leave size out"):
+        Guest(Nvme, image=str(path), size=2 << 20)
+
+
+def test_two_devices_do_not_share_an_image(on_image: Driver, image: Path) -> None:
+    with pytest.raises(StorageError, match="another device uses it"):
+        Guest(Nvme, image=str(image))
+
+
+def test_images_and_memory_may_be_mixed(image: Path) -> None:
+    with Guest(Nvme, memory=MEMORY, image=str(image), namespaces=2) as guest:
+        driver = Driver(TestMachine(guest))
+        driver.enable()
+        assert [struct.unpack_from("<Q", driver.identify(0, nsid))[0] for nsid in (1, 2)] == [2048, 131072]
