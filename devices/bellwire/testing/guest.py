@@ -51,7 +51,11 @@ class Guest:
         core = self.device.core
         core.host = self
         core.connected = True
-        self.device.setup()
+        try:
+            self.device.setup()
+        except BaseException:
+            self._let_go()
+            raise
         core.reset()
         self.enable()
 
@@ -128,9 +132,7 @@ class Guest:
     def close(self) -> None:
         """Take the device down."""
         self.device.close()
-        self.device.core.close()
-        self._dma.clear()
-        os.close(self._memory_fd)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +141,11 @@ class Guest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _let_go(self) -> None:
+        self.device.core.close()
+        self._dma.clear()
+        os.close(self._memory_fd)
 
     def _where(self, place: Place | int, offset: int, size: int | None) -> tuple[int, int, int]:
         if isinstance(place, int):

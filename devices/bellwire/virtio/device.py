@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 from bellwire.errors import GuestError
 from bellwire.interrupts import MsiX
 from bellwire.option import Option
+from bellwire.register import Register
 from bellwire.saved import Saved, SavedBytes
 from bellwire.virtio.status import Cause, Feature, Status
-from bellwire.virtio.transport import BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
+from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
 
 VENDOR = 0x1AF4
@@ -50,7 +51,9 @@ class VirtioDevice(Transport):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.queues = [Virtqueue.at(self.queue_state, index, self) for index in range(self.queue_count)]
+        self.queues = [
+            Virtqueue.at(self.queue_state, index, self) for index in range(min(self.queue_count, self.most_queues))
+        ]
         self.negotiated: frozenset[int] = frozenset()
         """Features that both sides have agreed on."""
         self.running = False
@@ -75,7 +78,11 @@ class VirtioDevice(Transport):
         """The driver is ready (DRIVER_OK), or was when a snapshot that was put back was taken. Override it."""
 
     def stopped(self) -> None:
-        """A reset: nothing is negotiated, queues are void. Called before the first driver too. Override it."""
+        """Nothing is under way any more: there was a reset, or a snapshot was put back. Override it.
+
+        Queues are void, and registers and saved fields have the values that they should have. Called before the
+        first driver too.
+        """
 
     # -- what a device type may ask for
 
@@ -120,19 +127,19 @@ class VirtioDevice(Transport):
         self.renew()
 
     def renew(self) -> None:
-        """A virtio reset (§2.4): back to where initialization starts, whatever BARs and MSI-X say."""
+        """A virtio reset (§2.4): registers and saved fields as after power-on; config space and MSI-X stay."""
         self.running = False
         self.negotiated = frozenset()
+        state = self.core.state
+        for saved, cell in state.saved.items():
+            saved.clear(cell)
+        for item in self.layout.bars[BAR].placed:
+            if isinstance(item, Register):
+                item.store(state.registers[BAR], item.reset)
         for queue in self.queues:
             queue.clear(self.largest_queue)
-        self.stopped()
-        self.accepted = 0
-        self.device_status = Status(0)
-        self.device_feature_select = self.driver_feature_select = self.queue_select = 0
-        self.config_msix_vector = NO_VECTOR
-        self.isr = Cause(0)
         self.line.low()
-        self.show_queue()
+        self.stopped()
 
     def restored(self) -> None:
         """Make again what a snapshot does not have."""

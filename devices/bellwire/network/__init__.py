@@ -1,0 +1,21 @@
+"""Where the frames of emulated network cards go to and come from: taps, and UNIX sockets.
+
+A :class:`Link` has a :class:`Port` for each pair of queues. What passes it is a virtio-net header (virtio 1.2 §5.1.6)
+and an Ethernet frame, whoever is at the other end.
+"""
+
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Link, LinkError, Offload, Port
+from bellwire.network.sockets import DatagramLink, StreamLink
+from bellwire.network.tap import TapLink
+
+__all__ = [
+    "HEADER_SIZE",
+    "LARGEST_PACKET",
+    "DatagramLink",
+    "Link",
+    "LinkError",
+    "Offload",
+    "Port",
+    "StreamLink",
+    "TapLink",
+]

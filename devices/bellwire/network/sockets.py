@@ -1,0 +1,249 @@
+"""Frames over UNIX sockets, as QEMU's ``-netdev dgram`` and ``-netdev stream`` carry them: no privilege is needed.
+
+A datagram is a frame; on a stream, four bytes with its length (network order) precede each. There are no headers on
+these wires: packets get an empty one, and offloads are not for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkError, Offload, Port
+
+LENGTH = struct.Struct(">I")
+LARGEST_FRAME = LARGEST_PACKET - HEADER_SIZE
+_NO_HEADER = bytes(HEADER_SIZE)
+_BUFFER = 1 << 20  # bytes for the kernel to keep
+
+
+class SocketLink:
+    """What both have in common: one port, no offloads."""
+
+    offloads = False
+    ports: Sequence[Port]
+
+    def offload(self, what: Offload) -> None:
+        """Nothing to tell."""
+
+    def use(self, pairs: int) -> None:
+        """There is one."""
+
+    def carrier(self, up: bool) -> None:
+        """The wire has no word for it."""
+
+
+class DatagramLink(SocketLink):
+    """Receives at ``local``, sends to ``remote``; either may be missing, and the remote may come and go."""
+
+    def __init__(self, local: Path | None, remote: Path | None) -> None:
+        self._local = local
+        self._remote = os.fspath(remote) if remote else ""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        self.ports = [self]
+        if local:
+            try:
+                remove_socket(local)
+                self._socket.bind(os.fspath(local))
+            except OSError as error:
+                self._socket.close()
+                raise LinkError(f"socket {local}: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """The socket's."""
+        return self._socket.fileno()
+
+    def receive(self, buffer: memoryview) -> int:
+        """A datagram, behind an empty header."""
+        try:
+            size = self._socket.recv_into(buffer[HEADER_SIZE:])
+        except OSError:
+            return 0
+        buffer[:HEADER_SIZE] = _NO_HEADER
+        return HEADER_SIZE + size if size else 0
+
+    def send(self, packet: Buffers) -> bool:
+        """Dropped while the remote is away or does not keep up."""
+        if not self._remote:
+            return False
+        try:
+            self._socket.sendmsg(without_header(packet), [], 0, self._remote)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close it, and take our name away."""
+        self._socket.close()
+        if self._local:
+            with contextlib.suppress(OSError):
+                self._local.unlink()
+
+
+class StreamLink(SocketLink):
+    """A connection: made to ``path``, or awaited there. One peer at a time; when it goes, the next may come.
+
+    A listening link is readable when somebody connects, too: :meth:`receive` takes that in its stride.
+    """
+
+    def __init__(self, path: Path, *, listen: bool = False) -> None:
+        self._path = path
+        self._listens = listen
+        self._listener: socket.socket | None = None
+        self._peer: socket.socket | None = None
+        self._epoll = select.epoll()
+        self._input = bytearray()
+        self._output = bytearray()
+        self.ports = [self]
+        try:
+            if listen:
+                remove_socket(path)
+                self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                self._listener.bind(os.fspath(path))
+                self._listener.listen(1)
+                self._epoll.register(self._listener, select.EPOLLIN)
+            else:
+                peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._take(peer)
+                peer.connect(os.fspath(path))
+                peer.setblocking(False)
+        except OSError as error:
+            self.close()
+            raise LinkError(f"socket {path}: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """Readable when a frame may be there, somebody connects, or what is left to send can be sent."""
+        return self._epoll.fileno()
+
+    def receive(self, buffer: memoryview) -> int:
+        """The next whole frame."""
+        while (size := self._frame(buffer)) == 0:
+            if self._peer is None:
+                self._accept()
+            if self._output:
+                self._drain()
+            if self._peer is None or not self._read(self._peer):
+                return 0
+        return size
+
+    def send(self, packet: Buffers) -> bool:
+        """Dropped while nobody is there, or while the peer has not taken what came before."""
+        if self._output:
+            self._drain()
+        if self._peer is None or self._output:
+            return False
+        frame = without_header(packet)
+        length = sum(map(len, frame))
+        try:
+            sent = self._peer.sendmsg([LENGTH.pack(length), *frame])
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._lose()
+            return False
+        if sent < LENGTH.size + length:  # half a frame would make nonsense of all that follow: the rest must go too
+            self._output += b"".join([LENGTH.pack(length), *frame])[sent:]
+            self._epoll.modify(self._peer, select.EPOLLIN | select.EPOLLOUT)
+        return True
+
+    def close(self) -> None:
+        """Hang up; a second call does nothing."""
+        self._lose()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self._epoll.close()
+
+    def _frame(self, buffer: memoryview) -> int:
+        """Take one out of what has been read, if it is all there."""
+        if len(self._input) < LENGTH.size:
+            return 0
+        (length,) = LENGTH.unpack_from(self._input)
+        if not 0 < length <= LARGEST_FRAME:
+            self._lose()  # there is no way to find the next frame
+            return 0
+        end = LENGTH.size + length
+        if len(self._input) < end:
+            return 0
+        buffer[:HEADER_SIZE] = _NO_HEADER
+        buffer[HEADER_SIZE : HEADER_SIZE + length] = self._input[LENGTH.size : end]
+        del self._input[:end]
+        return HEADER_SIZE + int(length)
+
+    def _read(self, peer: socket.socket) -> bool:
+        try:
+            data = peer.recv(_BUFFER)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._lose()
+        self._input += data
+        return bool(data)
+
+    def _drain(self) -> None:
+        """Send on what a full socket has left behind."""
+        if self._peer is None:
+            return
+        try:
+            del self._output[: self._peer.send(self._output)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose()
+            return
+        if not self._output:
+            self._epoll.modify(self._peer, select.EPOLLIN)
+
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            peer, _ = self._listener.accept()
+            peer.setblocking(False)
+            self._epoll.unregister(self._listener)  # whoever else comes waits
+            self._take(peer)
+
+    def _take(self, peer: socket.socket) -> None:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        self._peer = peer
+        self._epoll.register(peer, select.EPOLLIN)
+
+    def _lose(self) -> None:
+        """The peer is gone: so is what was half received or half sent."""
+        self._input.clear()
+        self._output.clear()
+        if self._peer is not None:
+            self._epoll.unregister(self._peer)
+            self._peer.close()
+            self._peer = None
+            if self._listener is not None:
+                self._epoll.register(self._listener, select.EPOLLIN)
+
+
+def without_header(packet: Buffers) -> list[memoryview]:
+    """The frame alone."""
+    left = HEADER_SIZE
+    frame = []
+    for piece in packet:
+        if left < len(piece):
+            frame.append(piece[left:] if left else piece)
+        left = max(0, left - len(piece))
+    return frame
+
+
+def remove_socket(path: Path) -> None:
+    """Make room for a socket where an earlier run has left one; a file of another kind stays, and is in the way."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.stat().st_mode):
+            path.unlink()

@@ -1,0 +1,140 @@
+"""A tap: an interface of the kernel's whose other end we are (Documentation/networking/tuntap.rst)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from bellwire.network.interface import Settings, configure, enter
+from bellwire.network.link import HEADER_SIZE, Buffers, LinkError, Offload
+
+DEVICE = "/dev/net/tun"
+LONGEST_NAME = 15
+
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+TUNSETQUEUE = 0x400454D9
+TUNSETVNETLE = 0x400454DC
+TUNSETCARRIER = 0x400454E2
+
+IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_ATTACH_QUEUE = 0x0200
+IFF_DETACH_QUEUE = 0x0400
+
+_REQUEST = struct.Struct("16sH22x")  # struct ifreq: name, flags
+Result = TypeVar("Result")
+
+
+class TapPort:
+    """One queue of a tap: reads and writes go between the kernel and guest memory."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.attached = True
+
+    def fileno(self) -> int:
+        """The queue's descriptor."""
+        return self._fd
+
+    def receive(self, buffer: memoryview) -> int:
+        """One packet a call: that is how taps are read."""
+        try:
+            return os.readv(self._fd, [buffer])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise LinkError(f"tap: {error.strerror}: it is gone") from error
+
+    def send(self, packet: Buffers) -> bool:
+        """The kernel refuses a header that makes no sense, and everything while the interface is down."""
+        try:
+            os.writev(self._fd, packet)
+        except OSError:
+            return False
+        return True
+
+
+class TapLink:
+    """``name`` with ``pairs`` queues, created where there is no such tap, and set up as ``settings`` say.
+
+    Creating one or setting it up takes CAP_NET_ADMIN; attaching to one that was made for this user does not. What we
+    have created goes when we do.
+    """
+
+    offloads = True
+
+    def __init__(self, name: str, pairs: int = 1, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        if not 1 <= len(name.encode()) <= LONGEST_NAME:
+            raise LinkError(f"tap {name!r}: a name of an interface has 1 to {LONGEST_NAME} bytes")
+        self.name = name
+        self.ports: list[TapPort] = []
+        try:
+            _apart(lambda: self._open(pairs, settings))
+        except OSError as error:
+            self.close()
+            raise LinkError(f"tap {name}: {_why(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def offload(self, what: Offload) -> None:
+        """For all queues: the kernel keeps one setting an interface."""
+        fcntl.ioctl(self.ports[0].fileno(), TUNSETOFFLOAD, int(what))
+
+    def use(self, pairs: int) -> None:
+        """Detach the queues beyond, so that the kernel steers no packet there."""
+        if len(self.ports) == 1:
+            return
+        for number, port in enumerate(self.ports):
+            if port.attached is not (wanted := number < pairs):
+                flags = IFF_ATTACH_QUEUE if wanted else IFF_DETACH_QUEUE
+                fcntl.ioctl(port.fileno(), TUNSETQUEUE, _REQUEST.pack(b"", flags))
+                port.attached = wanted
+
+    def carrier(self, up: bool) -> None:
+        """The interface shows NO-CARRIER while the cable is out."""
+        with contextlib.suppress(OSError):  # it needs CAP_NET_ADMIN or our own tap, and is a courtesy
+            fcntl.ioctl(self.ports[0].fileno(), TUNSETCARRIER, struct.pack("i", up))
+
+    def close(self) -> None:
+        """Close the queues; a second call does nothing."""
+        while self.ports:
+            os.close(self.ports.pop().fileno())
+
+    def _open(self, pairs: int, settings: Settings) -> None:
+        enter(settings.namespace)
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if pairs > 1 else 0)
+        for _ in range(pairs):
+            port = TapPort(os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            self.ports.append(port)
+            fcntl.ioctl(port.fileno(), TUNSETIFF, _REQUEST.pack(self.name.encode(), flags))
+            fcntl.ioctl(port.fileno(), TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
+            fcntl.ioctl(port.fileno(), TUNSETVNETLE, struct.pack("i", 1))
+        configure(self.name, settings)
+
+
+def _apart(work: Callable[[], Result]) -> Result:
+    """Do it on a thread of its own: a network namespace is entered by a thread, and left with it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="network") as thread:
+        return thread.submit(work).result()
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return "not permitted: it takes CAP_NET_ADMIN, or a tap that was made for this user"
+    if error.errno == errno.EBUSY:
+        return "somebody else has it open"
+    if error.errno == errno.EINVAL:
+        return "it exists and is another kind of interface, or has another number of queues"
+    return f"{error.strerror or error} ({error.filename})" if error.filename else error.strerror or str(error)
