@@ -175,7 +175,7 @@ class Served:
         self.core.maps += 1
         if self.session is not None:
             table = self.session.dma
-            self._observer.mapped(len(table), sum(mapped.size for mapped in table))
+            self._observer.mapped(len(table), table.total)
 
     def irqs_changed(self, index: int) -> None:
         """The client has set, masked or unmasked interrupts."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
-from vfio_user.memory import Mapping
+from vfio_user.memory import MOST_MAPPINGS, Mapping
 
 MAP = struct.Struct("<IIQQQ")  # argsz, flags, offset, address, size
 UNMAP = struct.Struct("<IIQQ")  # argsz, flags, address, size
@@ -91,9 +91,11 @@ class MappedRange:
 
 
 class DmaTable:
-    """The guest memory that a client has mapped: non-overlapping ranges in order of address."""
+    """The guest memory that a client has mapped: non-overlapping ranges in order of address, ``total`` bytes in all."""
 
     def __init__(self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES) -> None:
+        self.total = 0
+        self._files = 0  # ranges that have a file
         self._max = max_maps
         self._page = pgsizes & -pgsizes
         self._ranges: list[MappedRange] = []
@@ -164,15 +166,21 @@ class DmaTable:
             raise VfioUserError(f"DMA_MAP: more than max_dma_maps ({self._max}) ranges", errno.ENOSPC)
         mapping = None
         if fd is not None:
+            if self._files >= MOST_MAPPINGS:
+                raise VfioUserError(f"DMA_MAP: more than {MOST_MAPPINGS} ranges with a file", errno.ENOSPC)
             mapping = Mapping(fd, request.offset, size, write=bool(request.flags & DmaFlags.WRITE))
+            self._files += 1
+        self.total += size
         self._ranges.insert(slot, MappedRange(request, mapping))
         self._starts.insert(slot, address)
 
     def _release(self, mapped: MappedRange) -> None:
         if self._last is mapped:
             self._last = None
+        self.total -= mapped.size
         mapped.view = None
         if mapped.mapping is not None:
+            self._files -= 1
             mapped.mapping.detach()
 
     def _find(self, address: int) -> MappedRange | None:

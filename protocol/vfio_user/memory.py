@@ -6,6 +6,9 @@ import ctypes
 import mmap
 import os
 import stat
+import weakref
+from contextlib import suppress
+from pathlib import Path
 
 from vfio_user.errors import VfioUserError
 
@@ -19,22 +22,25 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+MOST_MAPPINGS = int(Path("/proc/sys/vm/max_map_count").read_text()) // 8 * 7
+"""Of files in a process. The kernel's own limit must stay out of reach: at it, nothing gets memory any more."""
 
 
 class Mapping:
     """``size`` bytes of a file at ``offset``, mapped shared.
 
     :meth:`view` gives memory that stays addressable for as long as the view lives: :meth:`detach` lays
-    anonymous memory over the file's pages, and the addresses are given back with the last view.
+    anonymous memory over the file's pages, and the addresses are given back with the last view. Huge pages are
+    mapped whole, whatever part of them is asked for.
     """
 
     def __init__(self, fd: int, offset: int, size: int, *, write: bool) -> None:
         self.size = size
         self.write = write
-        base = offset - offset % mmap.PAGESIZE
+        page = _check_file(fd, offset, size)
+        base = offset - offset % page
         self._lead = offset - base
-        self._length = -(-(size + self._lead) // mmap.PAGESIZE) * mmap.PAGESIZE
-        _check_file(fd, offset, size)
+        self._length = -(-(size + self._lead) // page) * page
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
         self._pages: ctypes.Array[ctypes.c_char] | None = _pages(self._address, self._length)
@@ -52,11 +58,17 @@ class Mapping:
 
     def detach(self) -> None:
         """Let go of the file at once: views that are still about show zeros from here on."""
+        self._view = memoryview(b"")
+        if self._pages is None:
+            return
+        pages = weakref.ref(self._pages)
+        self._pages = None
+        if pages() is None:
+            return  # nobody has kept a view: it is unmapped already
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
-        _map(self._address, self._length, protection, flags, -1, 0)
-        self._view = memoryview(b"")
-        self._pages = None
+        with suppress(VfioUserError):  # no memory for that: then the last view lets go of the file
+            _map(self._address, self._length, protection, flags, -1, 0)
 
 
 def _pages(address: int, length: int) -> ctypes.Array[ctypes.c_char]:
@@ -73,11 +85,14 @@ def _pages(address: int, length: int) -> ctypes.Array[ctypes.c_char]:
     return Pages.from_address(address)
 
 
-def _check_file(fd: int, offset: int, size: int) -> None:
-    """Touching pages beyond a file's end raises SIGBUS: refuse what is not there now."""
+def _check_file(fd: int, offset: int, size: int) -> int:
+    """The page size of a file. Touching pages beyond its end raises SIGBUS: refuse what is not there now."""
     status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and offset + size > status.st_size:
+    if not stat.S_ISREG(status.st_mode):
+        return mmap.PAGESIZE
+    if offset + size > status.st_size:
         raise VfioUserError(f"the file has {status.st_size} bytes, too few for {size} at offset {offset:#x}")
+    return status.st_blksize if status.st_blksize % mmap.PAGESIZE == 0 else mmap.PAGESIZE  # hugetlbfs: of its pages
 
 
 def _map(address: int | None, length: int, protection: int, flags: int, fd: int, offset: int) -> int:

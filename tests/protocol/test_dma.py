@@ -19,6 +19,7 @@ from vfio_user import (
     DmaUnmap,
     ProtocolError,
     VfioUserError,
+    dma,
 )
 
 # -- DMA_MAP and DMA_UNMAP
@@ -133,6 +134,22 @@ def test_max_dma_maps_is_a_limit(table: DmaTable) -> None:
     with pytest.raises(VfioUserError, match=r"max_dma_maps \(8\)") as refusal:
         add(table, 8 * PAGE, PAGE)
     assert refusal.value.errno == errno.ENOSPC
+
+
+def test_files_are_mapped_as_long_as_the_kernel_has_mappings_to_spare(
+    table: DmaTable, memfd: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dma, "MOST_MAPPINGS", 2)
+    fd = memfd(PAGE)
+    for page in (0, 2):
+        add(table, page * PAGE, PAGE, fd)
+    with pytest.raises(VfioUserError, match="more than 2 ranges with a file") as refusal:
+        add(table, 4 * PAGE, PAGE, fd)
+    assert refusal.value.errno == errno.ENOSPC
+    add(table, 4 * PAGE, PAGE)
+    table.unmap(0, PAGE)
+    add(table, 6 * PAGE, PAGE, fd)
+    assert table.total == 3 * PAGE
 
 
 def test_pgsizes_is_what_maps_are_aligned_to() -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from vfio_user import (
     DmaTable,
     VfioUserError,
 )
+from vfio_user import memory as memory_module
 
 # -- the file behind a map
 
@@ -55,6 +57,35 @@ def test_the_offset_in_the_file_need_not_be_a_multiple_of_a_page(table: DmaTable
     os.pwrite(fd, b"odd", 0x123)
     add(table, 0, PAGE, fd, offset=0x123)
     assert bytes(view(table, 0, 3)) == b"odd"
+
+
+@pytest.fixture
+def huge_file() -> Iterator[int]:
+    """A file of one huge page."""
+    fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    size = os.fstat(fd).st_blksize
+    os.ftruncate(fd, size)
+    try:
+        mmap.mmap(fd, size).close()
+    except OSError:
+        os.close(fd)
+        pytest.skip("no huge page is free")
+    yield fd
+    os.close(fd)
+
+
+def test_parts_of_huge_pages_are_mapped_and_let_go_of(table: DmaTable, huge_file: int) -> None:
+    size = os.fstat(huge_file).st_blksize
+    for offset, length in ((0, 0xA0000), (0xC0000, 0x40000), (size - PAGE, PAGE)):  # as QEMU cuts up a PC's memory
+        add(table, offset, length, huge_file, offset=offset)
+        view(table, offset, 4, write=True)[:] = offset.to_bytes(4, "little")
+    stale = view(table, 0xC0000, 4)
+    assert stale != bytes(4)
+    with mmap.mmap(huge_file, size) as file:
+        for offset in (0, 0xC0000, size - PAGE):
+            assert int.from_bytes(file[offset : offset + 4], "little") == offset
+    table.clear()
+    assert stale == bytes(4)
 
 
 # -- rights
@@ -191,6 +222,32 @@ def test_addresses_are_given_back_with_the_last_view(table: DmaTable, memfd: Cal
     del stale
     gc.collect()
     assert place not in maps()
+
+
+def test_without_views_the_addresses_are_given_back_at_once(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0, PAGE, memfd(PAGE))
+    (place,) = (f"{each.mapping.address:x}-" for each in table if each.mapping)
+    assert place in maps()
+    table.unmap(0, PAGE)
+    assert place not in maps()
+
+
+def test_where_the_kernel_has_no_memory_to_lay_over_a_view_the_rest_is_let_go_of_all_the_same(
+    table: DmaTable, memfd: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = memfd(PAGE)
+    os.pwrite(fd, b"kept", 0)
+    for address in (0, PAGE, 2 * PAGE):
+        add(table, address, PAGE, fd)
+    stale = view(table, PAGE, 4)
+
+    def refuse(*_: object) -> int:
+        raise VfioUserError("mmap: Cannot allocate memory", errno.ENOMEM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_module, "_map", refuse)
+        table.clear()
+    assert (len(table), table.total, bytes(stale)) == (0, 0, b"kept")
 
 
 def test_a_view_of_a_file_that_its_owner_cuts_short_is_not_touched_by_unmapping(
