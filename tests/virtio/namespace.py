@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 Result = TypeVar("Result")
+PATIENCE = 10.0
 
 
 class Namespace:
@@ -41,7 +43,10 @@ class Namespace:
         return self.inside(with_routes)
 
     def address(self, interface: str, address: str, length: int = 24) -> None:
-        """Give an interface an address."""
+        """Give an interface an address, once there is such an interface."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.exists(interface):
+            assert time.monotonic() < deadline, f"no interface {interface}"
         self.routes(
             lambda r: r.addr("add", index=r.link_lookup(ifname=interface)[0], address=address, prefixlen=length)
         )

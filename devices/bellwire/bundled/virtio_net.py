@@ -51,6 +51,7 @@ class VirtioNet(
     tap = Option("", help="the interface that is to be at the other side; made if there is none")
     bridge = Option("", help="tap: a bridge that the interface joins")
     namespace = Option("", help="tap: the network namespace it is in")
+    offloads = Option(True, help="tap: leave checksums and segmentation to whoever is better at it")
     up = Option(True, help="tap: bring the interface up")
     mtu = Option(0, help="largest payload of a frame, for the guest and the tap; 0: as they have it")
     dgram = Option(Path(), help="UNIX datagram socket that takes the guest's frames")
@@ -106,7 +107,7 @@ class VirtioNet(
         """Offloads only where headers travel."""
         offered: set[int] = {Net.MAC, Net.STATUS, Net.MRG_RXBUF, Net.CTRL_VQ, Net.CTRL_RX, Net.CTRL_RX_EXTRA}
         offered |= {Net.CTRL_VLAN, Net.CTRL_MAC_ADDR}
-        offered |= OFFLOADS if self.link.offloads else set()
+        offered |= OFFLOADS if self.offloads and self.link.offloads else set()
         return offered | ({Net.MTU} if self.mtu else set()) | ({Net.MQ} if self.pairs > 1 else set())
 
     # -- configuration (§5.1.4)
