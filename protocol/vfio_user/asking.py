@@ -110,6 +110,8 @@ class Asker:
                 if message.flags & MessageFlags.ERROR:
                     raise RemoteError(command.name, message.error)
                 return message.payload
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"the peer sends replies, but none to {command.name}")
 
     def _answer_first(self, command: Command) -> None:
         """Give the client the replies that it waits for."""

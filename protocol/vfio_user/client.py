@@ -23,7 +23,7 @@ from vfio_user.constants import (
     SetIrqsFlags,
 )
 from vfio_user.dma import DmaMap, DmaUnmap
-from vfio_user.errors import Disconnected, ProtocolError, RemoteError, VfioUserError
+from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
 from vfio_user.guest_memory import Memory, answer
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
@@ -47,6 +47,7 @@ PROPOSAL = Capabilities.of(
 """What a client proposes unless told otherwise."""
 LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
 _TRIES = 3  # of a command whose answer needs a larger argsz
+_SERVED_AT_ONCE = 64  # commands of a server: one that never stops does not hold up whoever wants to ask
 _GUESS = 16  # sub-regions that the first GET_REGION_IO_FDS makes room for
 
 
@@ -275,8 +276,12 @@ class Client:
         if not self._channel.ready and not waiter.poll(None if timeout is None else timeout * 1000):
             return
         with self._lock:
-            while (message := self._channel.receive()) is not None:
+            for _ in range(_SERVED_AT_ONCE):
+                message = self._channel.receive()
+                if message is None:
+                    return
                 self._serve(message)
+            self._serve_received()
 
     def close(self) -> None:
         """End the connection."""
@@ -322,6 +327,8 @@ class Client:
                 message = self._channel.receive_by(deadline)
                 if not message.is_reply or message.id != number:
                     self._serve(message)
+                    if time.monotonic() >= deadline:
+                        raise TimedOut(f"the peer sends all kinds of things, but no reply to {command.name}")
                     continue
                 try:
                     return self._accept(message, command, reply_fds)

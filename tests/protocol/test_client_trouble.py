@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -167,7 +169,51 @@ def test_an_error_whose_errno_is_none_is_eio(fake_server: MakeServer, code: int)
     assert refusal.value.errno == errno.EIO
 
 
+@contextmanager
+def chattering(wire: Wire, data: bytes) -> Iterator[None]:
+    """The far end sends ``data`` over and over, and reads what comes back."""
+    over = threading.Event()
+    wire.sock.setblocking(False)
+
+    def run() -> None:
+        rest = b""
+        while not over.is_set():
+            rest = rest or data * 100
+            with suppress(BlockingIOError):
+                rest = rest[wire.sock.send(rest) :]
+            with suppress(BlockingIOError):
+                wire.sock.recv(1 << 16)
+
+    thread = threading.Thread(target=run, name="chatter")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+ASKING = message(Command.DMA_READ, struct.pack("<QQ", GUEST, 4), id=9)
+
+
+STRAY = message(Command.DEVICE_RESET, id=99, flags=REPLY)
+
+
+@pytest.mark.parametrize("data", [ASKING, STRAY], ids=["asking", "stray"])
+def test_a_server_that_says_all_but_the_reply_times_out(fake_server: MakeServer, data: bytes) -> None:
+    client, wire = fake_server(timeout=0.1, memory=GuestMemory(64))
+    with chattering(wire, data), pytest.raises(TimedOut):
+        client.reset()
+
+
 # -- what the server asks
+
+
+def test_poll_returns_though_the_server_never_stops_asking(fake_server: MakeServer) -> None:
+    client, wire = fake_server(memory=GuestMemory(64))
+    with chattering(wire, ASKING):
+        for _ in range(10):
+            client.poll(DEADLINE)
 
 
 def test_poll_answers_what_has_come(fake_server: MakeServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -248,6 +249,18 @@ def test_commands_without_end_instead_of_a_reply_are_given_up_on(conversation: t
     wire.raw(flood)
     with pytest.raises(TimedOut, match="commands came instead"):
         future.result(DEADLINE)
+
+
+def test_replies_without_end_to_other_things_are_given_up_on(conversation: tuple[Server, Wire]) -> None:
+    server, wire = conversation
+    future = server.call(lambda: server.session.dma_read(0, 8))
+    asked = wire.receive()
+    deadline = time.monotonic() + DEADLINE
+    replies = message(Command.DMA_READ, id=asked.id ^ 1, flags=REPLY) * 100_000
+    while not future.done() and time.monotonic() < deadline:
+        wire.raw(replies)
+    with pytest.raises(TimedOut, match="none to DMA_READ"):
+        future.result(0)
 
 
 def test_fds_without_end_instead_of_a_reply_are_given_up_on_and_closed(
