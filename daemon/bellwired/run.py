@@ -18,6 +18,7 @@ from bellwire.worker import Worker
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import activated, default_path, inherited, listening
+from bellwired.manager.process import allow_many_files
 
 ACTIVATED = "systemd"
 
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(device), indent=2))
         return 0
     instance = make(device, arguments.options)
+    allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     if arguments.fd is not None:
         given, listens = activated() if arguments.fd == ACTIVATED else inherited(arguments.fd)
         with given:

@@ -108,7 +108,8 @@ class CommandSource:
         while commands:
             command = commands.popleft()
             self._core.tally.rings["ioregionfd"] += 1
-            result = self._guard(self._deliver, command)
+            target = self._target(command)
+            result = None if target is None else self._guard(self._deliver, target, command)
             if command.respond:
                 self._respond(result)
 
@@ -131,14 +132,23 @@ class CommandSource:
         except VfioUserError as error:
             self._failed(self, error)
 
-    def _deliver(self, command: IoCommand) -> int:
+    def _target(self, command: IoCommand) -> Doorbell | IoRegion | None:
+        """What the command is for; None, and a word in the log, if nothing that was handed out."""
+        if command.user_data < len(self.targets):
+            target = self.targets[command.user_data]
+            if command.offset + command.size <= target.size:
+                return target
+        self._core.log.warning(
+            ("ioregionfd", "outside"),
+            "refused: ioregionfd command: user_data %d, offset %#x, size %d lies in no sub-region that was handed out",
+            command.user_data,
+            command.offset,
+            command.size,
+        )
+        return None
+
+    def _deliver(self, target: Doorbell | IoRegion, command: IoCommand) -> int:
         """What the command does; the value of a read, 0 for a write."""
-        target = self.targets[command.user_data] if command.user_data < len(self.targets) else None
-        if target is None or command.offset + command.size > target.size:
-            raise VfioUserError(
-                f"ioregionfd command: user_data {command.user_data}, offset {command.offset:#x}, size {command.size} "
-                "lies in no sub-region that was handed out"
-            )
         if isinstance(target, IoRegion):
             if not command.write:
                 return self._core.ioregion_read(target, command.offset, command.size)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 THREADS = 4
+LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
 Callback = Callable[[], None]
 
 
@@ -62,7 +63,7 @@ class Loop:
     def wait(self, timeout: float | None = None) -> list[int]:
         """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""
         if self._timers:
-            due = max(0.0, self._timers[0].when - self._clock())
+            due = min(max(0.0, self._timers[0].when - self._clock()), LONGEST_WAIT)
             timeout = due if timeout is None else min(timeout, due)
         return [fd for fd, _ in self._epoll.poll(timeout)]
 

@@ -112,7 +112,7 @@ class Served:
         """Call into device code; what it raises is logged, and None comes back."""
         try:
             return function(*arguments)
-        except Exception as error:  # noqa: BLE001 the boundary to device code: nothing of it may end the worker
+        except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code: nothing of it may end us
             self._log_failure(getattr(function, "__name__", "device code"), error)
             return None
 
@@ -194,7 +194,7 @@ class Served:
         """The client sent something that it should not have."""
         self.core.log.warning(("refused", str(error)[:24]), "refused: %s", error)
 
-    def hook_failed(self, command: Command, error: Exception) -> None:
+    def hook_failed(self, command: Command, error: BaseException) -> None:
         """Device code raised while a message was handled; the client has been told so by errno."""
         self._log_failure(command.name, error)
 
@@ -249,7 +249,7 @@ class Served:
                 result = future.result()
             except CancelledError:
                 return
-            except Exception as error:  # noqa: BLE001 as in guard()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 as in guard()
                 self._log_failure("background work", error)
                 return
             self.guard(done, result)
@@ -260,7 +260,7 @@ class Served:
         """Real threads."""
         return Threads(self._loop, threads, lambda jobs: self.guard(done, jobs))
 
-    def _log_failure(self, what: str, error: Exception) -> None:
+    def _log_failure(self, what: str, error: BaseException) -> None:
         log = self.core.log
         if isinstance(error, GuestError):
             self.core.tally.guest_errors += 1

@@ -55,5 +55,5 @@ class Backend(Protocol):
     def refused(self, error: VfioUserError) -> None:
         """A command was refused; only the errno reaches the client, so that this is the place to say why."""
 
-    def hook_failed(self, command: Command, error: Exception) -> None:
+    def hook_failed(self, command: Command, error: BaseException) -> None:
         """The device's own code raised; the client is told EIO."""

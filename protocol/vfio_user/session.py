@@ -212,7 +212,8 @@ class Session:
         if flags or count:
             raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
         index = _index(message, index, PCI_REGIONS)
-        subs = self._offered(self._backend.sub_regions(index, self._mechanisms))
+        found = self._call(Command.DEVICE_GET_REGION_IO_FDS, self._backend.sub_regions, index, self._mechanisms)
+        subs = self._offered(found)
         entries, fds = pack_sub_regions(subs, self._entry_size)
         need = IO_FDS_INFO.size + len(entries)
         info = IO_FDS_INFO.pack(need, 0, index, len(subs))
@@ -320,7 +321,7 @@ class Session:
             return function(*arguments)
         except VfioUserError:
             raise
-        except Exception as error:  # noqa: BLE001 the boundary to device code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code
             self._backend.hook_failed(command, error)
             raise VfioUserError(f"{command.name}: the device's own code failed", errno.EIO) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -45,6 +46,16 @@ def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
         assert "memory-backend-memfd,id=mem,size=1G,share=on" in command
         assert f'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}' in command
         assert ended(process, signal.SIGTERM) == 0
+
+
+def test_it_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / "bell.sock"
+    words = ["prlimit", "--nofile=64:4000", *COMMAND, "run", "bell", "--socket-path", str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line(process)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert ended(process, signal.SIGTERM) == 0
+    assert re.search(r"Max open files +4000 +4000", limits)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from bellwire import Bar, IntX, MsiX, PciDevice
 from bellwire.worker import Worker
@@ -35,6 +38,8 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
     window = mmio.ioregion(0x100, 16)
     raise_line = mmio.reg(0x40, access="wo")
     trigger = mmio.reg(0x44, access="wo")
+    leave = mmio.reg(0x4C, access="wo")
+    leaving_bell = mmio.doorbell(0x50)
     fetch_later = mmio.reg(0x48, access="wo")
 
     def setup(self) -> None:
@@ -100,6 +105,19 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
         else:
             self.line.low()
 
+    @leave.write
+    def call_exit(self, how: int) -> None:
+        if how == 1:
+            self.after(0, sys.exit)
+        elif how == 2:
+            self.background(sys.exit)
+        else:
+            sys.exit("a hook leaves")
+
+    @leaving_bell.ring
+    def rang_to_leave(self) -> None:
+        sys.exit("a bell leaves")
+
     @trigger.write
     def trigger_vector(self, value: int) -> None:
         self.irq[value].trigger()
@@ -155,6 +173,25 @@ def eventfd() -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def wait_until(true: Callable[[], bool], timeout: float = PATIENCE) -> None:
+    """Until ``true()``; an AssertionError when that takes too long."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@contextlib.contextmanager
+def no_more_fds() -> Iterator[None]:
+    """No descriptor can be opened by this process meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # poll(2) wants as many as it polls
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def heard(fd: int, timeout: float = PATIENCE) -> int:

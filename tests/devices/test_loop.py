@@ -56,6 +56,17 @@ def test_a_timer_that_sets_another_for_now_does_not_starve_the_loop(loop: Loop) 
     assert len(heard) == 1
 
 
+def test_timers_may_be_ages_away(loop: Loop) -> None:
+    heard: list[int] = []
+    for seconds in (1e10, float("inf")):
+        loop.after(seconds, lambda: heard.append(2))
+        loop.wake()
+        loop.run(loop.wait())
+    loop.after(0, lambda: heard.append(1))
+    turn(loop)
+    assert heard == [1]
+
+
 def test_a_cancelled_timer_does_not_run(loop: Loop) -> None:
     heard: list[int] = []
     loop.after(0, lambda: heard.append(1)).cancel()

@@ -20,10 +20,12 @@ from devices.serving import (
     Probe,
     eventfd,
     heard,
+    no_more_fds,
     read,
     running,
     served,
     sub_regions,
+    wait_until,
     write,
 )
 from vfio_user import (
@@ -105,7 +107,7 @@ def test_an_acknowledged_write_has_been_handled_when_it_returns() -> None:
         wire.close()
 
 
-def test_an_ioregion_command_outside_its_stretch_does_nothing() -> None:
+def test_an_ioregion_command_outside_its_stretch_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
     device = Probe()
     with served(device) as client, sub_regions(client) as subs:
         wire = IoRegionClient(subs[Probe.window.offset].fd)
@@ -114,6 +116,8 @@ def test_an_ioregion_command_outside_its_stretch_does_nothing() -> None:
         assert wire.read(9, 0, 4) == b"\xff" * 4
         assert device.seen == []
         wire.close()
+    assert {record.levelname for record in caplog.records if "lies in no sub-region" in record.message} == {"WARNING"}
+    assert device.core.tally.failures == 0  # it is the client's
 
 
 def test_the_same_stretch_is_handed_over_by_the_same_fd() -> None:
@@ -185,6 +189,31 @@ def test_a_bell_that_raises_lives_on(caplog: pytest.LogCaptureFixture) -> None:
         read(client, Probe.scratch.offset)
         assert device.bell.rung == 1
     assert "a bell that breaks" in caplog.text
+
+
+def test_a_hook_that_calls_exit_does_not_end_its_worker(caplog: pytest.LogCaptureFixture) -> None:
+    with served(Probe()) as client, sub_regions(client) as subs:
+        with pytest.raises(RemoteError):
+            write(client, Probe.leave.offset, 0)
+        for how in (1, 2):
+            write(client, Probe.leave.offset, how)
+        os.eventfd_write(subs[Probe.leaving_bell.offset].fd, 1)
+        write(client, Probe.scratch.offset, 5)
+        wait_until(lambda: caplog.text.count("device code failed") == 4)
+        assert read(client, Probe.scratch.offset) == 5
+    assert "a hook leaves" in caplog.text
+    assert "a bell leaves" in caplog.text
+
+
+def test_a_device_without_descriptors_for_its_doorbells_refuses_and_lives_on(caplog: pytest.LogCaptureFixture) -> None:
+    with served(Probe()) as client:
+        client.region_info(0)
+        with no_more_fds(), pytest.raises(RemoteError) as refused:
+            client.io_fds(0)
+        assert refused.value.errno == errno.EIO
+        with sub_regions(client) as subs:
+            assert Probe.bell.offset in subs
+    assert "Too many open files" in caplog.text
 
 
 def test_a_slow_hook_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

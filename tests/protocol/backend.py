@@ -59,7 +59,7 @@ class FakeDevice:
         self.mechanisms: frozenset[str] = frozenset()
         self.calls: list[str] = []
         self.refusals: list[VfioUserError] = []
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self.on_read: Callable[[int, int, int], bytes] = lambda region, at, n: bytes(self.memory[region][at : at + n])
         self.on_write: Callable[[int, int, memoryview], None] = self.store
         self.watched: dict[int, Callable[[], None]] = {}
@@ -129,7 +129,7 @@ class FakeDevice:
     def refused(self, error: VfioUserError) -> None:
         self.refusals.append(error)
 
-    def hook_failed(self, command: Command, error: Exception) -> None:
+    def hook_failed(self, command: Command, error: BaseException) -> None:
         self.failures.append(error)
 
 

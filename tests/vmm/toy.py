@@ -182,7 +182,7 @@ class Toy:
 
     def refused(self, error: VfioUserError) -> None: ...
 
-    def hook_failed(self, command: Command, error: Exception) -> None:
+    def hook_failed(self, command: Command, error: BaseException) -> None:
         raise AssertionError(f"{command!r} failed") from error
 
     # The device
