@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
 from attached import Device, Served
 from linux import Outcome
+from toolbox import Toolbox
 from virtio.namespace import Namespace, own_namespace
 
 pytestmark = pytest.mark.guest
@@ -118,3 +121,62 @@ def test_files_go_both_ways_over_virtio_net(
     digest = hashlib.sha256(Exchange.content).hexdigest()
     bits = "11" if offloads == "yes" else "00"
     assert outcome.output.splitlines() == ["20", f"{digest}  -", digest, "52:54:00:12:34:56", "1500", 2 * bits]
+
+
+DISK = f"""{AWAIT}
+await /dev/vda
+cat /sys/block/vda/size /sys/block/vda/serial /sys/block/vda/cache_type
+echo
+cat /sys/block/vda/queue/logical_block_size /sys/block/vda/queue/discard_max_bytes
+mke2fs -q -t ext4 -O ^has_journal /dev/vda || exit 1
+mount -t ext4 -o discard /dev/vda /mnt || exit 2
+dd if=/dev/urandom of=/mnt/kept bs=64k count=160 2>/dev/null
+dd if=/dev/urandom of=/mnt/gone bs=64k count=160 2>/dev/null
+sync
+rm /mnt/gone
+umount /mnt
+echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/unbind
+echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/bind
+await /dev/vda
+mount -t ext4 /dev/vda /mnt || exit 3
+sha256sum </mnt/kept
+umount /mnt
+dmesg | grep -iE 'vda|virtio.*(fail|error|warn)' | grep -v 'logical blocks' | grep -v EXT4
+true
+"""
+
+
+@RINGS
+def test_a_filesystem_lives_on_virtio_blk(
+    linux: Callable[..., Outcome], tools: Toolbox, tmp_path: Path, packed: str
+) -> None:
+    image = tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    device = Device("virtio-blk", {"image": str(image), "packed": packed, "queues": 2, "serial": "BW1"})
+    outcome = linux(DISK, device, modules=["virtio_blk"], programs=["usr/sbin/mke2fs"])
+    assert outcome.status == 0
+    *facts, digest = outcome.output.splitlines()
+    assert facts == ["131072", "BW1write back", "", "512", str(2 << 30)]
+    found = tmp_path / "kept"
+    dump = [*tools.command("usr/sbin/debugfs"), "-R", f"dump kept {found}", str(image)]
+    subprocess.run(dump, check=True, capture_output=True)
+    assert f"{hashlib.sha256(found.read_bytes()).hexdigest()}  -" == digest
+    assert image.stat().st_blocks * 512 < 20 << 20, "what was deleted has been given back"
+
+
+LOAD = f"""{AWAIT}
+await /dev/vda
+fio --name=v --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=32 \
+    --numjobs=4 --size=8m --offset_increment=8m --verify=crc32c --group_reporting --output-format=terse \
+    >/tmp/fio 2>&1 || {{ cat /tmp/fio; exit 1; }}
+cut -d';' -f5 /tmp/fio
+"""
+
+
+@RINGS
+def test_fio_verifies_what_four_jobs_wrote_to_virtio_blk(linux: Callable[..., Outcome], packed: str) -> None:
+    device = Device("virtio-blk", {"size": "64M", "packed": packed, "queues": 2})
+    outcome = linux(LOAD, device, modules=["virtio_blk"], programs=["usr/bin/fio"], timeout=120)
+    assert outcome.status == 0, outcome.output
+    assert outcome.output.split()[-1] == "0"

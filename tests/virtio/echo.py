@@ -40,7 +40,7 @@ class Echo(VirtioDevice, kind=63, queues=3, queue_size=64, class_code=0xFF0000):
             chain.write(chain.read())
             chain.done()
         self.held.clear()
-        self.queues[2].flush()
+        self.virtqueues[2].flush()
 
     @size.read
     def read_size(self) -> int:

@@ -128,7 +128,7 @@ def test_an_indirect_table_that_loops(split: SplitQueue) -> None:
 
 
 def test_a_ring_outside_memory(split: SplitQueue) -> None:
-    split.driver.device.queues[0].driver = FAR
+    split.driver.device.virtqueues[0].driver = FAR
     breaks(split, "DMA map of 38 bytes")
 
 

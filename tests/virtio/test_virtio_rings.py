@@ -71,7 +71,7 @@ def test_the_ring_goes_round_and_round(queue: Queue) -> None:
 @pytest.mark.parametrize("ring", [KINDS["split"], KINDS["split-event"]], ids=["split", "split-event"])
 def test_indices_wrap_at_65536(driver: Driver, queue: Queue) -> None:
     assert isinstance(queue, SplitQueue)
-    ours = driver.device.queues[0]
+    ours = driver.device.virtqueues[0]
     ours.next = ours.used = queue.available = queue.seen = 0xFFFE
     queue.set_word(queue.ring + 2, 0xFFFE)
     for n in range(6):
@@ -127,7 +127,7 @@ def test_buffers_may_come_back_later_and_in_another_order(driver: Driver) -> Non
 
 
 def test_a_buffer_taken_can_be_put_back(driver: Driver) -> None:
-    queue, ours = driver.queues[0], driver.device.queues[0]
+    queue, ours = driver.queues[0], driver.device.virtqueues[0]
     for n in range(2 * queue.size):
         parts = (b"%d" % (n % 10), b"x")
         queue.add(*parts, write=2)
@@ -144,7 +144,7 @@ def test_a_device_that_may_not_be_bus_master_touches_nothing(driver: Driver, que
     driver.guest.config_write(pci.COMMAND, pci.MEMORY_ENABLE, 2)
     before = bytes(driver.memory)
     assert isinstance(driver.device, Echo)
-    driver.device.queues[2].flush()
+    driver.device.virtqueues[2].flush()
     driver.guest.write(0, 2, offset=chain_waits.bell, size=2)
     assert bytes(driver.memory) == before
 
@@ -158,7 +158,7 @@ def test_queues_are_left_alone_until_the_driver_is_ready(ring: set[int]) -> None
 
 
 def test_a_ringful_at_a_time_then_the_rest_of_the_device_has_its_turn(driver: Driver) -> None:
-    queue, ours = driver.queues[0], driver.device.queues[0]
+    queue, ours = driver.queues[0], driver.device.virtqueues[0]
     queue.add(write=1)
     seen = 0
     for chain in ours:

@@ -192,7 +192,7 @@ class VirtioNet(
 
     def receive(self, lane: Lane) -> None:
         """What the port has, as far as the guest has room for it (§5.1.6.4); one interrupt for all."""
-        queue = self.queues[2 * lane.number]
+        queue = self.virtqueues[2 * lane.number]
         queue.silence()
         for _ in range(BATCH):
             try:

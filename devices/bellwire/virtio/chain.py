@@ -86,6 +86,17 @@ class Chain:
             raise GuestError(f"a buffer of more than {MOST_BYTES} bytes")
 
 
+def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
+    """The bytes from ``start`` to ``stop`` of a buffer in pieces; drivers may lay them out as they like (§2.6.4.1)."""
+    found = []
+    for view in views:
+        if start < len(view) and stop > 0:
+            found.append(view[max(0, start) : stop])
+        start -= len(view)
+        stop -= len(view)
+    return found
+
+
 def table_size(length: int) -> int:
     """How many descriptors an indirect table of ``length`` bytes has (§2.7.5.3)."""
     count, rest = divmod(length, DESCRIPTOR.size)

@@ -51,14 +51,14 @@ class VirtioDevice(Transport):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.queues = [
+        self.virtqueues = [
             Virtqueue.at(self.queue_state, index, self) for index in range(min(self.queue_count, self.most_queues))
         ]
         self.negotiated: frozenset[int] = frozenset()
         """Features that both sides have agreed on."""
         self.running = False
         """Whether queues may be touched: the driver is ready, and nothing has gone wrong."""
-        self.ring_by_event(Transport.notify, len(self.queues))
+        self.ring_by_event(Transport.notify, len(self.virtqueues))
 
     # -- what a device type says and does
 
@@ -136,14 +136,14 @@ class VirtioDevice(Transport):
         for item in self.layout.bars[BAR].placed:
             if isinstance(item, Register):
                 item.store(state.registers[BAR], item.reset)
-        for queue in self.queues:
+        for queue in self.virtqueues:
             queue.clear(self.largest_queue)
         self.line.low()
         self.stopped()
 
     def restored(self) -> None:
         """Make again what a snapshot does not have."""
-        for queue in self.queues:
+        for queue in self.virtqueues:
             queue.forget()
         self.stopped()
         status = self.device_status
@@ -151,7 +151,7 @@ class VirtioDevice(Transport):
         self.running = Status.DRIVER_OK in status and Status.NEEDS_RESET not in status
         if self.running:
             self.started()
-            for queue in self.queues:  # a notification may have been under way
+            for queue in self.virtqueues:  # a notification may have been under way
                 self.after(0, self.attend, queue)
 
     @Transport.device_status.write
@@ -207,12 +207,12 @@ class VirtioDevice(Transport):
     def selected(self) -> Virtqueue | None:
         """The queue that the registers speak of."""
         index = self.queue_select
-        return self.queues[index] if index < len(self.queues) else None
+        return self.virtqueues[index] if index < len(self.virtqueues) else None
 
     @Transport.num_queues.read
     def count_queues(self) -> int:
         """How many there are."""
-        return len(self.queues)
+        return len(self.virtqueues)
 
     @Transport.queue_select.write
     def show_queue(self, _: int = 0) -> None:
@@ -278,8 +278,8 @@ class VirtioDevice(Transport):
     def rung(self, offset: int) -> None:
         """A doorbell, by its place (§4.1.4.4)."""
         index = offset // BELL
-        if index < len(self.queues):
-            self.attend(self.queues[index])
+        if index < len(self.virtqueues):
+            self.attend(self.virtqueues[index])
 
     @Transport.notify.write
     def rung_by_message(self, offset: int, _size: int, _value: int) -> None:

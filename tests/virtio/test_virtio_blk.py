@@ -1,0 +1,285 @@
+"""virtio-blk (virtio 1.2 §5.2): requests, features, several queues, resizing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwire import GuestError, OptionError
+from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.storage import StorageError
+from bellwire.testing import Guest, conformance
+from bellwire.virtio import Status
+from bellwire.virtio.block import Blk
+from vfio_user import IrqIndex
+from virtio.driver import Driver
+
+IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
+OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
+SIZE = 1 << 20
+SECTORS = SIZE // 512
+ALL = {Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE, Blk.DISCARD, Blk.WRITE_ZEROES}
+
+TestVirtioBlk = conformance(VirtioBlk, size=SIZE)
+
+
+class Disk:
+    """The driver of a disk."""
+
+    def __init__(self, features: set[int], queues: int = 1, **options: Any) -> None:
+        self.driver = Driver(VirtioBlk, queues=queues, **options)
+        assert isinstance(self.driver.device, VirtioBlk)
+        self.device = self.driver.device
+        self.driver.start(features, range(queues), size=64)
+
+    def request(
+        self,
+        kind: int,
+        sector: int = 0,
+        data: bytes = b"",
+        room: int = 0,
+        *,
+        queue: int = 0,
+        pieces: int = 1,
+        indirect: bool = False,
+    ) -> tuple[int, bytes]:
+        """Its result, and what was read."""
+        used = self.driver.queues[queue]
+        parts = [data[len(data) * n // pieces : len(data) * (n + 1) // pieces] for n in range(pieces)] if data else []
+        rooms = [room // pieces] * pieces if room else []
+        used.send(struct.pack("<IIQ", kind, 0, sector), *parts, write=[*rooms, 1], indirect=indirect)
+        self.driver.guest.advance()
+        (answer,) = used.answers()
+        return answer[-1], answer[:-1]
+
+    def write(self, sector: int, data: bytes) -> int:
+        return self.request(OUT, sector, data)[0]
+
+    def read(self, sector: int, size: int) -> bytes:
+        result, data = self.request(IN, sector, room=size)
+        assert result == OK
+        return data
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(random.Random(7).randbytes(SIZE))
+    return path
+
+
+@pytest.fixture
+def make(ring: set[int]) -> Iterator[Callable[..., Disk]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(features: set[int] | None = None, **options: Any) -> Disk:
+            disk = Disk(ring | (ALL if features is None else features), **options)
+            stack.callback(disk.driver.close)
+            return disk
+
+        yield make
+
+
+@pytest.fixture(params=["image", "memory"])
+def disk(request: pytest.FixtureRequest, make: Callable[..., Disk], image: Path) -> Disk:
+    return make(image=image) if request.param == "image" else make(size=SIZE)
+
+
+def test_what_was_written_is_read(disk: Disk) -> None:
+    data = os.urandom(4096)
+    assert disk.write(8, data) == OK
+    assert disk.read(8, 4096) == data
+    assert disk.read(10, 512) == data[1024:1536]
+
+
+@pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
+def test_data_may_be_in_pieces(disk: Disk, indirect: bool) -> None:
+    data = os.urandom(4096)
+    assert disk.request(OUT, 3, data, pieces=7, indirect=indirect)[0] == OK
+    assert disk.request(IN, 3, room=4096, pieces=8, indirect=indirect) == (OK, data)
+
+
+def test_a_request_may_be_laid_out_in_any_pieces(disk: Disk) -> None:
+    raw = struct.pack("<IIQ", OUT, 0, 5) + b"x" * 512
+    queue = disk.driver.queues[0]
+    queue.send(raw[:3], raw[3:30], raw[30:], write=[1])
+    disk.driver.guest.advance()
+    assert queue.answers() == [b"\0"]
+    queue.send(struct.pack("<IIQ", IN, 0, 5), write=[513])
+    disk.driver.guest.advance()
+    assert queue.answers() == [b"x" * 512 + b"\0"]
+
+
+def test_the_image_holds_what_was_written(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    assert disk.write(SECTORS - 1, b"z" * 512) == OK
+    assert image.read_bytes()[-512:] == b"z" * 512
+
+
+def test_a_flush_is_answered(disk: Disk) -> None:
+    assert disk.request(FLUSH)[0] == OK
+
+
+def test_the_serial_is_told(make: Callable[..., Disk]) -> None:
+    assert make(size=SIZE, serial="SN-1").request(GET_ID, room=20) == (OK, b"SN-1".ljust(20, b"\0"))
+
+
+@pytest.mark.parametrize("sector", [SECTORS, SECTORS - 1, 1 << 62])
+def test_what_lies_beyond_the_end_is_an_error(disk: Disk, sector: int) -> None:
+    assert disk.request(IN, sector, room=1024)[0] == IO_ERROR
+    assert disk.request(OUT, sector, bytes(1024))[0] == IO_ERROR
+
+
+def test_parts_of_sectors_are_an_error(disk: Disk) -> None:
+    assert disk.request(OUT, 0, bytes(100))[0] == IO_ERROR
+
+
+def test_an_unknown_request_is_unsupported(disk: Disk) -> None:
+    assert disk.request(99)[0] == UNSUPPORTED
+
+
+def segment(sector: int, count: int, flags: int = 0) -> bytes:
+    return struct.pack("<QII", sector, count, flags)
+
+
+@pytest.mark.parametrize("flags", [0, 1], ids=["keep", "unmap"])
+def test_zeroes_are_written(disk: Disk, flags: int) -> None:
+    disk.write(0, b"x" * 4096)
+    assert disk.request(WRITE_ZEROES, 0, segment(1, 2, flags) + segment(5, 1, flags))[0] == OK
+    data = disk.read(0, 4096)
+    assert [data[at : at + 1] for at in range(0, 4096, 512)] == [b"x", b"\0", b"\0", b"x", b"x", b"\0", b"x", b"x"]
+
+
+def test_discarded_space_is_given_back(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    before = image.stat().st_blocks
+    assert disk.request(DISCARD, 0, segment(0, SECTORS // 2))[0] == OK
+    assert image.stat().st_blocks < before
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "result"),
+    [
+        (DISCARD, segment(SECTORS, 1), IO_ERROR),
+        (DISCARD, segment(0, 1 << 23), IO_ERROR),
+        (DISCARD, segment(0, 1, 1), UNSUPPORTED),
+        (WRITE_ZEROES, segment(0, 1, 2), UNSUPPORTED),
+        (WRITE_ZEROES, segment(0, 1)[:-1], IO_ERROR),
+        (DISCARD, b"", IO_ERROR),
+        (DISCARD, segment(0, 0) * 257, IO_ERROR),
+    ],
+)
+def test_segments_that_cannot_be_are_refused(disk: Disk, kind: int, data: bytes, result: int) -> None:
+    before = disk.read(0, 512)
+    assert disk.request(kind, 0, data)[0] == result
+    assert disk.read(0, 512) == before
+
+
+def test_a_read_only_disk_refuses_writes_and_says_so(make: Callable[..., Disk], image: Path) -> None:
+    disk = make({Blk.RO, Blk.FLUSH}, image=image, readonly=True)
+    before = image.read_bytes()
+    assert not disk.driver.offered() & {Blk.DISCARD, Blk.WRITE_ZEROES}
+    for kind, data in ((OUT, bytes(512)), (DISCARD, segment(0, 1)), (WRITE_ZEROES, segment(0, 1))):
+        assert disk.request(kind, 0, data)[0] == IO_ERROR
+    assert disk.request(FLUSH)[0] == OK
+    assert image.read_bytes() == before
+
+
+def test_the_configuration_describes_the_disk(make: Callable[..., Disk], image: Path) -> None:
+    driver = make(image=image, block_size=4096).driver
+    assert driver.config(0x00, 8) == SECTORS
+    assert driver.config(0x14, 4) == 4096
+    assert driver.config(0x22, 2) == 1
+
+
+def test_several_queues_work_side_by_side(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(ALL | {Blk.MQ}, queues=4, image=image)
+    assert disk.driver.config(0x22, 2) == 4
+    for queue in range(4):
+        assert disk.request(OUT, queue, bytes([queue]) * 512, queue=queue)[0] == OK
+    assert disk.read(0, 2048) == b"".join(bytes([n]) * 512 for n in range(4))
+    assert {vector for _, vector in disk.driver.guest.interrupts} == {1, 2, 3, 4}
+
+
+def test_what_threads_have_done_together_is_one_interrupt(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    queue = disk.driver.queues[0]
+    for sector in range(6):
+        queue.send(struct.pack("<IIQ", OUT, 0, sector), bytes(512), write=1)
+    disk.driver.guest.advance()
+    assert queue.answers() == [b"\0"] * 6
+    assert disk.driver.guest.interrupts == {(IrqIndex.MSIX, 1): 1}
+
+
+def test_a_driver_that_cannot_flush_has_its_writes_on_the_medium(make: Callable[..., Disk], image: Path) -> None:
+    assert make(set(), image=image).device.durable
+    assert not make({Blk.FLUSH}, size=SIZE).device.durable
+
+
+def test_the_cache_can_be_turned_off(make: Callable[..., Disk]) -> None:
+    disk = make(size=SIZE)
+    place = disk.driver.places[4]
+    assert disk.driver.config(0x20, 1) == 1
+    disk.driver.guest.write(place.bar, 0, offset=place.offset + 0x20, size=1)
+    assert disk.driver.config(0x20, 1) == 0
+    assert disk.device.durable
+    assert disk.write(0, bytes(512)) == OK
+
+
+def test_a_disk_can_grow_while_the_guest_runs(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    disk.driver.set_common(0x10, 0, 2)
+    assert disk.request(IN, SECTORS, room=512)[0] == IO_ERROR
+    disk.device.resize(2 * SIZE)
+    assert disk.driver.guest.interrupts[IrqIndex.MSIX, 0] == 1
+    assert disk.driver.config(0x00, 8) == 2 * SECTORS
+    assert disk.read(SECTORS, 512) == bytes(512)
+
+
+def test_a_disk_takes_the_size_that_others_gave_its_image(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    os.truncate(image, SIZE // 2)
+    disk.device.resize()
+    assert disk.driver.config(0x00, 8) == SECTORS // 2
+
+
+def test_an_image_that_was_cut_short_is_an_error(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    os.truncate(image, 0)
+    assert disk.request(IN, 0, room=512)[0] == IO_ERROR
+
+
+@pytest.mark.parametrize(("header", "room"), [(b"short", 1), (bytes(16), 0)], ids=["header", "room"])
+def test_a_buffer_that_is_no_request_breaks_the_device(disk: Disk, header: bytes, room: int) -> None:
+    with pytest.raises(GuestError, match="a request of"):
+        disk.driver.queues[0].send(header, write=[room] if room else [])
+    assert Status.NEEDS_RESET in disk.driver.status
+
+
+def test_a_reset_forgets_what_was_under_way(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    disk.driver.queues[0].send(struct.pack("<IIQ", OUT, 0, 0), bytes(512), write=1)
+    disk.driver.status = Status(0)
+    disk.driver.guest.advance()
+    assert disk.driver.queues[0].answers() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"queues": 17}, OptionError, "queues=17: expected 1 to 16"),
+        ({"serial": "x" * 21}, OptionError, "at most 20 bytes"),
+        ({"block_size": 100}, OptionError, "block_size=100"),
+        ({"image": Path("/no/such/file")}, StorageError, "No such file"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Guest(VirtioBlk, **options)
