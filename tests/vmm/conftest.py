@@ -31,7 +31,7 @@ def nothing_left_behind() -> Iterator[None]:
     handler, before = signal.getsignal(KICK_SIGNAL), _held()
     yield
     signal.signal(KICK_SIGNAL, handler)
-    assert _held() == before
+    assert all(now <= then for now, then in zip(_held(), before, strict=True))  # less, when garbage of others went
 
 
 @pytest.fixture
