@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -180,3 +183,47 @@ def test_fio_verifies_what_four_jobs_wrote_to_virtio_blk(linux: Callable[..., Ou
     outcome = linux(LOAD, device, modules=["virtio_blk"], programs=["usr/bin/fio"], timeout=120)
     assert outcome.status == 0, outcome.output
     assert outcome.output.split()[-1] == "0"
+
+
+CONSOLE = """
+cat /sys/class/virtio-ports/vport0p1/name
+cat </dev/vport0p1 | sha256sum
+sh </dev/hvc0 >/dev/hvc0 2>&1
+"""
+
+
+@RINGS
+def test_a_shell_runs_on_virtio_console_and_a_port_carries_data(
+    linux: Callable[..., Outcome], serve: Callable[[Device], Served], tmp_path: Path, packed: str
+) -> None:
+    ends = {name: tmp_path / name for name in ("console", "data")}
+    ports = ",".join(f"{name}=unix:{path}" for name, path in ends.items())
+    console = serve(Device("virtio-console", {"ports": ports, "packed": packed}))
+    data = os.urandom(1 << 20)
+    heard = b""
+
+    def visit() -> None:
+        nonlocal heard
+        with joined(ends["data"]) as far:
+            far.sendall(data)
+        with joined(ends["console"]) as far:
+            far.sendall(b"echo $((6*7)) is the answer; exit\n")
+            while b"42 is the answer" not in heard:
+                heard += far.recv(1000)
+
+    with ThreadPoolExecutor(1) as visitor:
+        visited = visitor.submit(visit)
+        outcome = linux(CONSOLE, console)
+        visited.result()
+    assert outcome.status == 0
+    assert outcome.output.split() == ["data", hashlib.sha256(data).hexdigest(), "-"]
+
+
+def joined(path: Path) -> socket.socket:
+    far = socket.socket(socket.AF_UNIX)
+    far.settimeout(60)
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no socket {path}"
+    far.connect(os.fspath(path))
+    return far

@@ -1,0 +1,153 @@
+"""The streams that a user can name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import termios
+import tty
+from collections.abc import Callable
+from pathlib import Path
+
+from bellwire.stream.stream import Pieces, Stream, StreamError
+
+BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
+"""For help texts."""
+
+
+class Pty(Stream):
+    """A pseudo-terminal; ``link`` is made to point at the end that programs open.
+
+    Nobody can tell whether a program has that end open. What comes while none reads is kept as far as the kernel has
+    room, and then lost.
+    """
+
+    def __init__(self, link: Path | None = None) -> None:
+        super().__init__()
+        self._link = link
+        ours, self._theirs = os.openpty()  # theirs stays open: without it, ours would be readable for ever
+        tty.setraw(self._theirs, termios.TCSANOW)
+        self.path = os.ttyname(self._theirs)
+        self.take(ours)
+        if link:
+            try:
+                if link.is_symlink():
+                    link.unlink()
+                link.symlink_to(self.path)
+            except OSError as error:
+                self._link = None
+                self.close()
+                raise StreamError(f"pty link {link}: {error.strerror}") from error
+
+    def send(self, pieces: Pieces) -> int:
+        """Everything is taken, at once or never."""
+        with contextlib.suppress(BlockingIOError):
+            os.writev(self._out, list(pieces))
+        return sum(map(len, pieces))
+
+    def close(self) -> None:
+        """Take the link away too."""
+        os.close(self._theirs)
+        if self._link:
+            with contextlib.suppress(OSError):
+                self._link.unlink()
+        super().close()
+
+
+class Listening(Stream):
+    """A UNIX socket that takes one peer at a time; when it goes, the next may come."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(path.stat().st_mode):
+                    path.unlink()
+            self._listener.bind(os.fspath(path))
+            self._listener.listen(1)
+        except OSError as error:
+            self._listener.close()
+            self._epoll.close()
+            raise StreamError(f"socket {path}: {error.strerror}") from error
+        self._epoll.register(self._listener, select.EPOLLIN)
+
+    def look(self) -> None:
+        """Somebody may have come."""
+        super().look()
+        if not self.connected:
+            with contextlib.suppress(OSError):
+                peer, _ = self._listener.accept()
+                self._epoll.unregister(self._listener)  # whoever else comes waits
+                self.take(peer.detach())
+
+    def hang_up(self) -> None:
+        """Let the next one come."""
+        if self.connected:
+            super().hang_up()
+            self._epoll.register(self._listener, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Give up the socket's name too."""
+        super().close()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+class StandardStreams(Stream):
+    """Our own standard input and output, which stay open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take(0, 1)
+
+    def let_go(self, fd: int) -> None:
+        """They are not ours to close."""
+
+
+def connect(path: Path) -> Stream:
+    """To a socket that somebody listens at."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        peer.connect(os.fspath(path))
+    except OSError as error:
+        peer.close()
+        raise StreamError(f"socket {path}: {error.strerror}") from error
+    stream = Stream()
+    stream.take(peer.detach())
+    return stream
+
+
+def write_to(path: Path) -> Stream:
+    """A file that what is sent is appended to."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StreamError(f"file {path}: {error.strerror}") from error
+    stream = Stream()
+    stream.take(fd)
+    return stream
+
+
+_WITH_PATH: dict[str, Callable[[Path], Stream]] = {
+    "pty": Pty,
+    "unix": Listening,
+    "connect": connect,
+    "file": write_to,
+}
+_PLAIN: dict[str, Callable[[], Stream]] = {"pty": Pty, "stdio": StandardStreams, "null": Stream}
+
+
+def open_stream(name: str) -> Stream:
+    """The stream that ``name`` stands for: one of :data:`BACKENDS`. A StreamError says what is wrong."""
+    kind, colon, path = name.partition(":")
+    if colon and path and kind in _WITH_PATH:
+        return _WITH_PATH[kind](Path(path))
+    if not colon and kind in _PLAIN:
+        return _PLAIN[kind]()
+    raise StreamError(f"no stream {name!r}: expected {BACKENDS}")

@@ -1,0 +1,188 @@
+"""The streams that consoles and serial lines talk to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bellwire.stream import BACKENDS, Stream, StreamError, open_stream
+from bellwire.stream.backends import Pty
+
+PATIENCE = 5.0
+
+
+def readable(stream: Stream, timeout: float = PATIENCE) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+@pytest.fixture
+def opened() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def make(opened: contextlib.ExitStack, name: str) -> Stream:
+    return opened.enter_context(contextlib.closing(open_stream(name)))
+
+
+def join(opened: contextlib.ExitStack, stream: Stream, path: Path) -> socket.socket:
+    far = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    far.settimeout(PATIENCE)
+    far.connect(os.fspath(path))
+    assert readable(stream)
+    stream.look()
+    assert stream.connected
+    return far
+
+
+def test_a_socket_carries_bytes_both_ways(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    assert stream.send([b"hel", memoryview(b"lo")]) == 5
+    assert far.recv(100) == b"hello"
+    far.sendall(b"and back")
+    assert readable(stream)
+    assert stream.receive(3) == b"and"
+    assert stream.receive() == b" back"
+    assert stream.receive() == b""
+
+
+def test_when_a_peer_has_gone_the_next_may_come(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    join(opened, stream, tmp_path / "line").close()
+    assert readable(stream)
+    assert stream.receive() == b""
+    assert not stream.connected
+    join(opened, stream, tmp_path / "line")
+
+
+def test_without_a_peer_what_is_sent_is_lost(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    assert stream.send([b"hello"]) == 5
+    assert not readable(stream, 0)
+
+
+def test_a_full_socket_takes_no_more_and_says_when_it_does(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    block = b"x" * 65536
+    total = 0
+    while (sent := stream.send([block])) == len(block):
+        total += sent
+    total += sent
+    assert not readable(stream, 0)
+    got = 0
+    while got < total:
+        got += len(far.recv(1 << 20))
+    assert readable(stream)
+    stream.look()
+    assert stream.send([b"more"]) == 4
+    assert not readable(stream, 0)
+
+
+def test_a_stream_may_connect_itself(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(os.fspath(tmp_path / "line"))
+        listener.listen()
+        stream = make(opened, f"connect:{tmp_path / 'line'}")
+        far, _ = listener.accept()
+        with far:
+            stream.send([b"hello"])
+            assert far.recv(100) == b"hello"
+
+
+def test_a_pty_is_raw_and_can_be_named(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    link = tmp_path / "tty"
+    stream = make(opened, f"pty:{link}")
+    assert isinstance(stream, Pty)
+    assert os.readlink(link) == stream.path
+    far = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    try:
+        os.write(far, b"a\r\x03")
+        assert readable(stream)
+        assert stream.receive() == b"a\r\x03"
+        stream.send([b"one\ntwo\n"])
+        assert os.read(far, 100) == b"one\ntwo\n"
+    finally:
+        os.close(far)
+
+
+def test_a_pty_outlives_its_programs(opened: contextlib.ExitStack) -> None:
+    stream = make(opened, "pty")
+    assert isinstance(stream, Pty)
+    os.close(os.open(stream.path, os.O_RDWR | os.O_NOCTTY))
+    assert not readable(stream, 0)
+    assert stream.connected
+
+
+def test_a_pty_that_nobody_reads_holds_nothing_up(opened: contextlib.ExitStack) -> None:
+    stream = make(opened, "pty")
+    for _ in range(20):
+        assert stream.send([b"x" * 4096]) == 4096
+
+
+def test_a_file_is_appended_to(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before ")
+    stream = make(opened, f"file:{path}")
+    stream.send([b"after"])
+    assert stream.receive() == b""
+    assert stream.connected
+    assert path.read_text() == "before after"
+
+
+def test_nothing_comes_from_null(opened: contextlib.ExitStack) -> None:
+    stream = make(opened, "null")
+    assert stream.send([b"hello"]) == 5
+    assert stream.receive() == b""
+    assert not stream.connected
+
+
+def test_names_are_gone_afterwards(tmp_path: Path) -> None:
+    for kind in ("unix", "pty"):
+        open_stream(f"{kind}:{tmp_path / kind}").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for name in ("pty", f"unix:{tmp_path / 's'}", f"file:{tmp_path / 'f'}", "null"):
+        open_stream(name).close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["", "tty", "unix", "unix:", "stdio:x", "file", "null:x"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(StreamError, match="no stream"):
+        open_stream(name)
+    assert "unix:PATH" in BACKENDS
+
+
+@pytest.mark.parametrize("name", ["unix:/no/such/folder/line", "connect:/no/such/line", "file:/no/such/file"])
+def test_what_cannot_be_opened_is_told(name: str) -> None:
+    with pytest.raises(StreamError, match="No such file"):
+        open_stream(name)
+
+
+def test_a_pty_link_does_not_replace_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("kept")
+    with pytest.raises(StreamError, match="File exists"):
+        open_stream(f"pty:{path}")
+    assert path.read_text() == "kept"
+
+
+def test_standard_streams_stay_open(opened: contextlib.ExitStack) -> None:
+    code = "from bellwire.stream import open_stream; s = open_stream('stdio'); s.send([b'out']); s.close(); print('!')"
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, check=True)
+    assert done.stdout == b"out!\n"
