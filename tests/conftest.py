@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,12 @@ KVM = Path("/dev/kvm")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kvm") and not KVM.exists():
         pytest.skip("no /dev/kvm on this machine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage_of_others() -> None:
+    """Descriptors that the collector closes in the middle of a test would spoil its count."""
+    gc.collect()
 
 
 @pytest.fixture

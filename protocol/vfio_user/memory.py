@@ -22,7 +22,18 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-MOST_MAPPINGS = int(Path("/proc/sys/vm/max_map_count").read_text()) // 8 * 7
+_USUAL_LIMIT = 65530
+
+
+def _most_mappings(limit: Path = Path("/proc/sys/vm/max_map_count")) -> int:
+    """The kernel's limit may be out of sight (systemd's ProcSubset=pid): then it is what it usually is."""
+    try:
+        return int(limit.read_text()) // 8 * 7
+    except OSError:
+        return _USUAL_LIMIT // 8 * 7
+
+
+MOST_MAPPINGS = _most_mappings()
 """Of files in a process. The kernel's own limit must stay out of reach: at it, nothing gets memory any more."""
 
 

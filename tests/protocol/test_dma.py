@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from vfio_user import (
     ProtocolError,
     VfioUserError,
     dma,
+    memory,
 )
 
 # -- DMA_MAP and DMA_UNMAP
@@ -150,6 +152,12 @@ def test_files_are_mapped_as_long_as_the_kernel_has_mappings_to_spare(
     table.unmap(0, PAGE)
     add(table, 6 * PAGE, PAGE, fd)
     assert table.total == 3 * PAGE
+
+
+def test_a_limit_of_the_kernels_that_is_out_of_sight_is_taken_to_be_the_usual_one(tmp_path: Path) -> None:
+    assert memory._most_mappings(tmp_path / "max_map_count") == 65530 // 8 * 7
+    (tmp_path / "max_map_count").write_text("800\n")
+    assert memory._most_mappings(tmp_path / "max_map_count") == 700
 
 
 def test_pgsizes_is_what_maps_are_aligned_to() -> None:
