@@ -1,4 +1,4 @@
-"""The commands that operate a running daemon: list, status, start, stop, restart, reset, reload, regs, monitor."""
+"""The commands that operate a running daemon: list, status, start, stop, restart, reset, set, reload, regs, monitor."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     for name, (_, about) in VERBS.items():
         add(name, do, about).add_argument("name", nargs="+")
         commands.choices[name].set_defaults(verb=name)
+    parser = add("set", set_options, "give options of a running device other values, until it is started anew")
+    parser.add_argument("name")
+    parser.add_argument("option", nargs="+", metavar="KEY=VALUE")
     add("reload", reload, "have the daemon read configuration and plugins again")
     add("regs", registers, "show a device's registers, decoded; no read hook is run").add_argument("name")
     add("monitor", monitor, "show what happens, as it happens").add_argument("name", nargs="?")
@@ -104,6 +107,16 @@ def do(arguments: argparse.Namespace) -> int:
     if failed:
         first = next(iter(failed.values()))
         raise CommandError("; ".join(map(str, failed.values())), first.hint)
+    return 0
+
+
+def set_options(arguments: argparse.Namespace) -> int:
+    """``bellwire set NAME KEY=VALUE...``: in that order, up to the first that fails."""
+    for word in arguments.option:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise CommandError(f"{word}: expected KEY=VALUE")
+        method(places(arguments), "Set", name=arguments.name, option=key, value=value)
     return 0
 
 

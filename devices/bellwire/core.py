@@ -35,7 +35,7 @@ class Core:
         self.device = device
         self.identity = identity
         self.layout = layout
-        self.options = options
+        self.options = dict(options)
         self.host: Host = Detached()
         self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))

@@ -12,7 +12,7 @@ from bellwire.core import Core
 from bellwire.declare import hexadecimal
 from bellwire.dma import Dma
 from bellwire.doorbell import IoRegion
-from bellwire.errors import DeclarationError
+from bellwire.errors import DeclarationError, OptionError
 from bellwire.host import Timer
 from bellwire.layout import Layout, plan
 from bellwire.option import parse_options
@@ -104,6 +104,18 @@ class PciDevice:
         if not row.bell:
             raise DeclarationError(f"{row}: only an ioregion with bell= is a row of doorbells")
         self.core.by_event[row] = row.size // row.bell if count is None else count
+
+    def change(self, option: str, value: object) -> None:
+        """Give an option another value while the device runs: what a user does with ``bellwire set``.
+
+        An OptionError where there is no such option or value, or no ``set`` hook for it.
+        """
+        changed = parse_options(self.layout.options, {option: value}, self.name)
+        hook = self.core.hook(("set", self.layout.options[option]))
+        if hook is None:
+            raise OptionError(f"option {option} of {self.name} is for the start: restart the device with another value")
+        self.core.call(hook, changed[option])
+        self.core.options |= changed
 
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from bellwire.declare import Declared
 from bellwire.errors import OptionError
+from bellwire.hooks import mark
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
 
 Setting = TypeVar("Setting", bound=bool | int | float | str | Path)
+SetHook = TypeVar("SetHook", bound=Callable[[Any, Any], None])
 
 _WORDS = {
     "1": True,
@@ -42,6 +44,10 @@ class Option(Declared, Generic[Setting]):
         """Refuse a type that no command line could set."""
         if not isinstance(self.default, bool | int | float | str | Path):
             self.refuse(where, f"an option is a bool, int, float, str or Path, not {type(self.default).__name__}")
+
+    def set(self, hook: SetHook) -> SetHook:
+        """Let the option be changed while the device runs: ``hook(self, value)`` does so, or raises an OptionError."""
+        return mark(hook, "set", self)
 
     @overload
     def __get__(self, device: None, owner: type[PciDevice]) -> Option[Setting]: ...

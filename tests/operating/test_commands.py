@@ -129,6 +129,16 @@ def test_start_stop_and_restart_do_so_and_say_nothing(daemon: Instance, run: Run
     assert run("reset", name) == (0, "", "")
 
 
+def test_set_changes_options_of_a_running_device(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    assert run("set", name, "pace=7", "pace=8") == (0, "", "")
+    status, _, err = run("set", name, "mood")
+    assert (status, err) == (1, "bellwire: mood: expected KEY=VALUE\n")
+    status, _, err = run("set", name, "mood=good")
+    assert status == 1
+    assert "is for the start" in err
+
+
 def test_several_devices_are_tried_each_whatever_became_of_the_one_before(daemon: Instance, run: Run) -> None:
     name = daemon.add()
     status, _, err = run("stop", "nope", name)

@@ -21,7 +21,7 @@ from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
 METHODS = {
-    "List", "Describe", "Start", "Stop", "Restart", "Reset", "Reload",
+    "List", "Describe", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
     "Registers", "Statistics", "Configuration", "Monitor",
 }  # fmt: skip
 
@@ -123,6 +123,26 @@ def test_reset_resets_the_device(daemon: Instance) -> None:
         daemon.call("Reset", name=name)
         registers = {each["name"]: each["value"] for each in daemon.call("Registers", name=name)["registers"]}
     assert registers["plain"] == 0
+
+
+def test_an_option_can_be_changed_while_the_device_runs(daemon: Instance) -> None:
+    name = daemon.add()
+    daemon.call("Set", name=name, option="pace", value="1K")
+    registers = {each["name"]: each["value"] for each in daemon.call("Registers", name=name)["registers"]}
+    assert registers["plain"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("mood", "stubborn", "is for the start"),
+        ("pace", "fast", "expected a value of type int"),
+        ("pase", "1", "mean pace"),
+    ],
+)
+def test_an_option_that_cannot_be_changed_is_refused(daemon: Instance, option: str, value: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        daemon.call("Set", name=daemon.add(), option=option, value=value)
 
 
 def test_stop_removes_the_socket_and_start_makes_it_again(daemon: Instance) -> None:

@@ -204,6 +204,13 @@ def test_the_cable_can_be_pulled_and_put_back(make: Make, far: socket.socket) ->
         far.recv(2000)
 
 
+def test_the_cable_is_an_option_too(make: Make) -> None:
+    card = make(link=False)
+    assert card.driver.config(6, 2) == 0
+    card.device.change("link", "yes")
+    assert card.driver.config(6, 2) == 1
+
+
 def test_the_link_stays_as_it_is_through_a_reset(make: Make) -> None:
     card = make()
     card.device.set_link(False)

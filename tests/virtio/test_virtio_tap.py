@@ -214,9 +214,9 @@ def test_a_tap_that_is_taken_away_is_a_link_that_is_down(make: Make, namespace: 
 def test_several_pairs_of_queues_are_used_once_the_driver_says_so(make: Make, host: Host) -> None:
     card = make({Net.MQ}, pairs=4, memory=32 << 20)
     assert card.driver.config(8, 2) == 4
-    assert [port.attached for port in card.device.link.ports] == [True, False, False, False]  # type: ignore[attr-defined]
+    assert [port.attached for port in card.device.wire.ports] == [True, False, False, False]  # type: ignore[attr-defined]
     assert card.command(4, 0, struct.pack("<H", 3))
-    assert [port.attached for port in card.device.link.ports] == [True, True, True, False]  # type: ignore[attr-defined]
+    assert [port.attached for port in card.device.wire.ports] == [True, True, True, False]  # type: ignore[attr-defined]
     pinger = host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
     stack = Stack(MAC, socket.inet_aton(OURS))
     pinger.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), (OURS, 0))

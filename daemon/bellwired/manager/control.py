@@ -130,6 +130,12 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             await self._manager.unit(name).ask("reset")
 
+    @varlinkmethod
+    async def Set(self, *, name: str, option: str, value: str) -> None:
+        """Give an option of a running device another value, until the device is started anew."""
+        with self._changing():
+            await self._manager.unit(name).ask("set", option=option, value=value)
+
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
         """Read configuration and plugins again; only what has changed is touched."""

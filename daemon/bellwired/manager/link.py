@@ -32,13 +32,13 @@ class Link:
         """The worker has its end now."""
         self.theirs.close()
 
-    async def ask(self, what: str, timeout: float) -> Any:
+    async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
         """A CommandError when the worker is not there, refuses, or does not answer in time."""
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
-                self._send(Ask(number, what))
+                self._send(Ask(number, what, arguments))
                 return await future
         except TimeoutError:
             raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None

@@ -136,12 +136,12 @@ class Unit:
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT) -> Any:
+    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
         if self._link is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._link.ask(what, timeout)
+        return await self._link.ask(what, timeout, **arguments)
 
     async def check(self) -> None:
         """Ping it; kill it when it does not answer, whereupon it is started again."""

@@ -56,10 +56,11 @@ class Exited(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """Manager to worker: ``what`` is ping, reset, registers, statistics or stop. The fork server takes ping too."""
+    """Manager to worker: ``what`` is ping, reset, set, registers, statistics or stop; the fork server takes ping."""
 
     number: int
     what: str
+    arguments: dict[str, str] = {}
 
 
 class Answer(Struct, tag=True):

@@ -99,9 +99,10 @@ class Serving:
         reporter = Reporter()
         self._worker = Worker(device, listener, observer=reporter, io_fd_entry_size=spawn.io_fd_entry)
         reporter.mouth = self._mouth = Mouth(channel, self._worker.loop)
-        self._answers: dict[str, Callable[[], Any]] = {
+        self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
+            "set": device.change,
             "registers": lambda: registers(device),
             "statistics": self._worker.served.statistics,
             "stop": self._worker.stop,
@@ -136,7 +137,9 @@ class Serving:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
-                answer.value = do()
+                answer.value = do(**ask.arguments)
+        except BellwireError as error:
+            answer.error = str(error)
         except Exception as error:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"

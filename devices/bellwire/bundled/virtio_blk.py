@@ -34,7 +34,9 @@ class VirtioBlk(
     """A disk with as many queues as the guest has processors, if it is given them."""
 
     image = Option(Path(), help="raw file or block device; none: memory")
-    size = Option(0, help="bytes: of memory (64M), or of an image that is to be made")
+    size = Option(
+        0, help="bytes: of memory (64M), or of an image that is to be made; may be changed while the guest runs"
+    )
     readonly = Option(False, help="refuse every write")
     serial = Option("bellwire", help="what GET_ID tells, at most 20 bytes")
     block_size = Option(512, help="bytes of a logical block: 512 to 4096")
@@ -126,6 +128,7 @@ class VirtioBlk(
         """What is stored for BAR0."""
         return self.core.state.registers[0]
 
+    @size.set
     def resize(self, size: int = 0) -> None:
         """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
         if size:

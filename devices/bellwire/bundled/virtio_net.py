@@ -59,6 +59,7 @@ class VirtioNet(
     stream = Option(Path(), help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
     mac = Option("", help="address of the card; a local one is made up if it is not given")
+    link = Option(True, help="whether the cable is in; may be changed while the guest runs")
     pairs = Option(1, help=f"pairs of queues, 1 to {MOST_PAIRS}; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
@@ -68,18 +69,18 @@ class VirtioNet(
     max_virtqueue_pairs = field(0x08, size=2)
     max_mtu = field(0x0A, size=2)
 
-    link: Link
+    wire: Link
 
     def setup(self) -> None:
         """Open the other side."""
-        self.link_up = True
+        self.link_up = self.link
         self.dropped = 0
         self.used_pairs = 1
         self.filter = Filter.at(self.filter_state, parse_mac(self.mac) if self.mac else made_up_mac())
-        self.link = self.open_link()
-        self.lanes = [Lane(number, port) for number, port in enumerate(self.link.ports)]
+        self.wire = self.open_wire()
+        self.lanes = [Lane(number, port) for number, port in enumerate(self.wire.ports)]
 
-    def open_link(self) -> Link:
+    def open_wire(self) -> Link:
         """What the options name: one of tap, dgram (or local) and stream."""
         dgram, local, stream = (path if path.name else None for path in (self.dgram, self.local, self.stream))
         if sum((bool(self.tap), bool(dgram or local), bool(stream))) != 1:
@@ -94,9 +95,9 @@ class VirtioNet(
 
     def close(self) -> None:
         """Leave."""
-        if hasattr(self, "link"):
+        if hasattr(self, "wire"):
             self.stopped()
-            self.link.close()
+            self.wire.close()
 
     @property
     def queue_count(self) -> int:
@@ -107,7 +108,7 @@ class VirtioNet(
         """Offloads only where headers travel."""
         offered: set[int] = {Net.MAC, Net.STATUS, Net.MRG_RXBUF, Net.CTRL_VQ, Net.CTRL_RX, Net.CTRL_RX_EXTRA}
         offered |= {Net.CTRL_VLAN, Net.CTRL_MAC_ADDR}
-        offered |= OFFLOADS if self.offloads and self.link.offloads else set()
+        offered |= OFFLOADS if self.offloads and self.wire.offloads else set()
         return offered | ({Net.MTU} if self.mtu else set()) | ({Net.MQ} if self.pairs > 1 else set())
 
     # -- configuration (§5.1.4)
@@ -132,11 +133,12 @@ class VirtioNet(
         """What the option says; it means nothing without the feature."""
         return self.mtu
 
+    @link.set
     def set_link(self, up: bool) -> None:
         """Plug the cable in or out while the guest runs; it is told, and so is the tap's side."""
         if up != self.link_up:
             self.link_up = up
-            self.link.carrier(up)
+            self.wire.carrier(up)
             self.configuration_changed()
 
     # -- the life of the driver
@@ -157,13 +159,13 @@ class VirtioNet(
 
     def take_over(self, what: Offload) -> None:
         """Have packets come with work left in them, as the guest has agreed to."""
-        if self.link.offloads:
-            self.link.offload(what)
+        if self.wire.offloads:
+            self.wire.offload(what)
 
     def use_pairs(self, pairs: int) -> None:
         """Receive on so many pairs of queues."""
         self.used_pairs = pairs
-        self.link.use(pairs)
+        self.wire.use(pairs)
         for lane in self.lanes:
             self.watch_lane(lane, lane.number < pairs)
 

@@ -34,6 +34,11 @@ class Probe(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
         while self.mood == "stubborn":
             signal.pause()
 
+    @pace.set
+    def set_pace(self, pace: int) -> None:
+        """While it runs."""
+        self.plain = pace
+
     @hang.write
     def hang_written(self, _: int) -> None:
         """Never comes back."""
