@@ -1,5 +1,5 @@
 """``python -m bellwired``: the same as the ``bellwire`` command."""
 
-from bellwired.cli import main
+from bellwired.start import main
 
 raise SystemExit(main())

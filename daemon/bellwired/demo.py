@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from kvm_ioctls import Kvm, KvmError
 from vfio_user import Client
 
 COUNT, LARGEST = 10_000, 400_000
+WIDEST = 200  # columns: more than the table ever needs
 ROUNDTRIPS = 1000
 SECONDS_A_RING = 0.005  # far more than the slowest way takes: only a guest that hangs runs into it
 
@@ -50,12 +52,15 @@ def add_parser(commands: Any) -> None:
 def demo(arguments: argparse.Namespace) -> int:
     """Measure, show, judge."""
     out = Console(stderr=str(arguments.json) == "-", highlight=False)
+    if arguments.json:
+        _write(arguments.json, "", mode="a")  # what cannot be written is said before anything is measured
     reason = "told not to by --no-kvm" if arguments.no_kvm else kvm_unusable()
     if reason:
         out.print(f"No KVM: {reason}. This process rings the device's descriptors in a guest's place.")
     trips = max(1, min(ROUNDTRIPS, arguments.count // 20))
     measured, runs = _measure(out, arguments.count, trips, kvm=not reason)
     ok = all(not each.problem for each in measured)
+    _show(out, measured, kvm=not reason)
     if arguments.json:
         report = {
             "kvm": not reason,
@@ -66,7 +71,6 @@ def demo(arguments: argparse.Namespace) -> int:
             "paths": [each.to_json() for each in measured],
         }
         _write(arguments.json, json.dumps(report, indent=2) + "\n")
-    _show(out, measured, kvm=not reason)
     for each in measured:
         if each.problem:
             print(f"bellwire: {each.name}: {each.problem}", file=sys.stderr)
@@ -121,6 +125,8 @@ def _show(out: Console, measured: Sequence[Measured], *, kvm: bool) -> None:
             f"{percentile(each.trips_us, 50):.0f}",
             f"{percentile(each.trips_us, 99):.0f}",
         )
+    whole = Measurement.get(out, out.options.update(max_width=WIDEST), table).maximum
+    out.width = max(out.width, whole)  # rather wrapped by a narrow terminal than cut short
     out.print(table)
     cost = {each.name: each.ring_us for each in measured}
     first, posted, waited = (cost.get(way.name, 0.0) for way in (WAYS[0], *WAYS[-2:]))
@@ -137,12 +143,13 @@ def _by(mechanism: str) -> str:
     return {"ioeventfd": "kernel", "ioregionfd": detail}.get(kind, "message")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, mode: str = "w") -> None:
     if str(path) == "-":
         sys.stdout.write(text)
         return
     try:
-        path.write_text(text)
+        with path.open(mode) as file:
+            file.write(text)
     except OSError as error:
         raise CommandError(f"{path}: cannot write: {error.strerror}") from None
 

@@ -65,6 +65,8 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
     names = [*known, *files, *(entry.name for entry in importlib.metadata.entry_points(group=GROUP))]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
+    if "/" in path:
+        raise CommandError(f"{path}: the name of a device's file ends in .py")
     raise CommandError(
         f"there is no device {wanted!r}",
         f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in ./{wanted}.py",

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bellwire_vmm import guests
+from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.machine import Machine
+from bellwire_vmm.proxy import ProxyDevice
 from bellwired.errors import CommandError
 from bellwired.guests import parameters, report
-from vfio_user import Client
+from vfio_user import Client, VfioUserError
 
 MIB = 1 << 20
+LONGEST = 1_000_000  # seconds: twelve days
 
 
 def add_parser(commands: Any) -> None:
@@ -43,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--memory", type=int, default=64, metavar="MIB", help="guest memory in MiB (default 64)")
     parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="number of vCPUs (default 1)")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="when to give up on the guest (default 60)"
+        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="when to give up on the guest (default 60)"
     )
     parser.add_argument(
         "--parameters", type=Path, metavar="FILE", help="what to put on the guest's parameter page (at most 4 KiB)"
@@ -57,7 +60,7 @@ def vmm(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         machine = stack.enter_context(Machine(arguments.memory * MIB, arguments.vcpus))
         for path in arguments.devices:
-            device = machine.plug(Client.connect(path))
+            device = _plugged(machine, path)
             print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
             for each in device.mechanisms():
                 why = f" ({each.reason})" if each.reason else ""
@@ -73,6 +76,24 @@ def vmm(arguments: argparse.Namespace) -> int:
             print(line)
         print(f"The guest ended well after {result.seconds:.2f} s; KVM_RUN returned {sum(result.runs):,} times.")
     return 0
+
+
+def _plugged(machine: Machine, path: Path) -> ProxyDevice:
+    try:
+        return machine.plug(Client.connect(path))
+    except (VfioUserError, DeviceRefusedError) as error:
+        text = str(error)
+        raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 and at most {LONGEST}")
+    return seconds
 
 
 def _read(path: Path) -> bytes:

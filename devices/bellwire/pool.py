@@ -37,6 +37,8 @@ class Job:
             self.work(*self.arguments)
         except Exception as error:  # noqa: BLE001 a thread has nobody to raise to: whoever asked looks at it
             self.error = error
+        except SystemExit as error:
+            self.error = RuntimeError(f"the job called exit: {error}")
 
 
 Done = Callable[[list[Job]], None]

@@ -156,7 +156,17 @@ def test_a_count_out_of_range_is_refused(text: str) -> None:
         demo._count(text)
 
 
-def test_a_report_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_narrow_terminal_gets_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    done = bellwire("demo", "--no-kvm", "--count", "123")
+    assert "…" not in done.stdout
+    assert done.stdout.count(" 123 ") >= 2 * len(NAMES)
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_measure", lambda *_, **__: pytest.fail("measured"))
     assert main(["demo", "--no-kvm", "--count", "10", "--json", "/nonexistent/report.json"]) == 1
     assert "/nonexistent/report.json: cannot write" in capsys.readouterr().err
 

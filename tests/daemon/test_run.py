@@ -9,6 +9,8 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,6 +260,59 @@ def test_vmm_says_what_it_cannot_do(words: list[str], said: str) -> None:
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def hang_up(listener: socket.socket) -> None:
+    """On the first client that says something."""
+    client, _ = listener.accept()
+    with client:
+        client.recv(4096)
+
+
+@pytest.mark.kvm
+def test_vmm_says_which_device_it_cannot_use(tmp_path: Path) -> None:
+    path = tmp_path / "mute.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        talker = threading.Thread(target=hang_up, args=(listener,))
+        talker.start()
+        done = bellwire("vmm", "--guest", "bell", "--device", str(path))
+        talker.join()
+    assert done.stderr == f"bellwire: {path}: the peer has closed the connection\n"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e300", "soon"])
+def test_a_timeout_that_cannot_be_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["vmm", "--guest", "bell", f"--timeout={text}"])
+    assert ended.value.code == 2
+    assert f"argument --timeout: {text}" in capsys.readouterr().err.replace("'", "")
+
+
+def test_a_file_with_another_name_is_no_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "./copier.txt"]) == 1
+    assert capsys.readouterr().err == "bellwire: ./copier.txt: the name of a device's file ends in .py\n"
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "bellwired.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from bellwired.start import main
+main()
+"""
+
+
+def test_ctrl_c_while_modules_load_leaves_no_traceback() -> None:
+    words = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_help_names_every_command() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -51,14 +52,15 @@ def test_what_finishes_while_the_loop_is_busy_comes_in_one_batch(loop: Loop) -> 
     assert len(batches) <= 2
 
 
-def test_what_a_job_raises_is_in_it(loop: Loop) -> None:
+@pytest.mark.parametrize(("work", "kind"), [(int, ValueError), (sys.exit, RuntimeError)])
+def test_what_a_job_raises_is_in_it(loop: Loop, work: Callable[[str], object], kind: type[Exception]) -> None:
     done: list[Job] = []
     pool = Threads(loop, 1, done.extend)
-    pool.submit(Job(int, "no number"))
+    pool.submit(Job(work, "no number"))
     while not done:
         turn(loop)
     pool.close()
-    assert isinstance(done[0].error, ValueError)
+    assert isinstance(done[0].error, kind)
 
 
 def test_settling_waits_for_what_runs_and_drops_the_rest(loop: Loop) -> None:

@@ -1,0 +1,17 @@
+"""Where the ``bellwire`` command begins: Ctrl-C while its modules load ends it without a traceback."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> int:
+    """Load and run the command."""
+    quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if quiet:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from bellwired.cli import main as command
+
+    if quiet:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return command()
