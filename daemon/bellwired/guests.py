@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from bellwire.bundled.bell import Bell
-from bellwire_vmm.guests.layout import Memory, pack_edu, pack_pci, pack_rings, unpack_edu, unpack_pci, unpack_rings
+from bellwire_vmm.guests.layout import (
+    Memory,
+    pack_blk,
+    pack_edu,
+    pack_pci,
+    pack_rings,
+    unpack_blk,
+    unpack_edu,
+    unpack_pci,
+    unpack_rings,
+)
 from bellwired.ways import WAYS
 
 RINGS, ROUNDTRIPS = 1000, 10
@@ -26,6 +36,8 @@ def parameters(guest: str) -> bytes:
             counter=Bell.wildcard_count.offset,
             new_address=ELSEWHERE,
         )
+    if guest == "blk":
+        return pack_blk(polled=RINGS, waited=ROUNDTRIPS)
     return b""
 
 
@@ -56,4 +68,10 @@ def report(guest: str, memory: Memory) -> list[str]:
         moves = seen.old_place, seen.after_move, seen.at_old_place, seen.decoding_off, seen.decoding_on, seen.moved_back
         lines.append(f"rings counted as the doorbell's BAR moved: {', '.join(map(str, moves))}")
         return lines
+    if guest == "blk":
+        disk = unpack_blk(memory)
+        return [
+            f"{disk.sectors} sectors; {disk.polled} read by polling, {disk.waited} by interrupt, "
+            f"{disk.wrong} not numbered, {disk.failed} failed"
+        ]
     return []

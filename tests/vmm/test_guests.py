@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import pytest
 from bellwire import PciDevice
 from bellwire.bundled.bell import Bell
 from bellwire.bundled.edu import Edu
+from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire_vmm import guests
 from bellwire_vmm.guests import build
 from bellwire_vmm.guests.layout import (
@@ -20,9 +22,11 @@ from bellwire_vmm.guests.layout import (
     Phase,
     Ring,
     Space,
+    pack_blk,
     pack_edu,
     pack_pci,
     pack_rings,
+    unpack_blk,
     unpack_edu,
     unpack_pci,
     unpack_rings,
@@ -149,6 +153,23 @@ def test_pci_sizes_bars_and_moves_a_doorbell(machine: Machine, plug: Plug, guest
     assert [(each.size, each.flags & 1) for each in seen.bars if each.size][:3] == [(4096, 0), (4096, 0), (16, 1)]
     steps = seen.old_place, seen.after_move, seen.at_old_place, seen.decoding_off, seen.decoding_on, seen.moved_back
     assert steps == (1, 2, 2, 2, 3, 4)
+
+
+def test_a_virtio_disk_is_read_and_its_notifications_cost_no_exit(
+    machine: Machine, plug: Plug, guest: Guest, tmp_path: Path
+) -> None:
+    image = tmp_path / "numbers"
+    image.write_bytes(struct.pack("<4096Q", *range(4096)))
+    device = plug(VirtioBlk, image=image)
+    assert [each.mechanism for each in device.mechanisms()] == ["ioeventfd"]
+    machine.load(guest("blk"), pack_blk(polled=COUNT, waited=TRIPS))
+    run = machine.run(30)
+    assert run.ok, run
+    seen = unpack_blk(machine.memory)
+    assert (seen.sectors, seen.polled, seen.waited, seen.wrong, seen.failed) == (64, COUNT, TRIPS, 0, 0)
+    marks = {mark.value: mark for mark in run.marks}
+    begin, end = marks[Phase.RINGS], marks[Phase.RINGS_END]
+    assert (end.runs - begin.runs - 1, end.mmio_exits - begin.mmio_exits) == (0, 0)
 
 
 def test_a_guest_that_does_not_find_its_device_says_so(machine: Machine) -> None:

@@ -79,6 +79,7 @@ class VirtioBlk(
         """End the threads and close the image."""
         self.workers.close()
         self.disk.close()
+        super().close()
 
     @property
     def queue_count(self) -> int:

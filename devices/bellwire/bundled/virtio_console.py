@@ -74,6 +74,7 @@ class VirtioConsole(
         for port in self.lines:
             self.watch_port(port, False)
             port.stream.close()
+        super().close()
 
     @property
     def queue_count(self) -> int:

@@ -95,9 +95,11 @@ class VirtioNet(
 
     def close(self) -> None:
         """Leave."""
-        if hasattr(self, "wire"):
-            self.stopped()
-            self.wire.close()
+        for lane in self.lanes:
+            self.watch_lane(lane, False)
+        self.wire.close()
+        del self.filter  # it lies in the device's state
+        super().close()
 
     @property
     def queue_count(self) -> int:

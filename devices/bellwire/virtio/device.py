@@ -84,6 +84,10 @@ class VirtioDevice(Transport):
         first driver too.
         """
 
+    def close(self) -> None:
+        """The end; let go of the device's state. Who overrides it calls it last."""
+        self.virtqueues.clear()
+
     # -- what a device type may ask for
 
     def attend(self, queue: Virtqueue) -> None:

@@ -20,6 +20,7 @@ SHARED = ("start.S", "cpu.c", "config.c")
 GUESTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bell": ("bell.c", ()),
     "bell3": ("bell.c", ("-DRING3",)),
+    "blk": ("blk.c", ()),
     "edu": ("edu.c", ()),
     "pci": ("pci.c", ()),
 }

@@ -44,7 +44,9 @@ class Phase(IntEnum):
     ROUNDTRIPS_END = 6
 
 
-_BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC = (int.from_bytes(name, "little") for name in (b"BELL", b"EDU ", b"PCI "))
+_BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC, _BLK_MAGIC = (
+    int.from_bytes(name, "little") for name in (b"BELL", b"EDU ", b"PCI ", b"BLK ")
+)
 
 
 class Space(IntEnum):
@@ -193,6 +195,29 @@ def unpack_pci(memory: Memory) -> PciResults:
     _expect(magic, _PCI_MAGIC, "pci")
     bars = tuple(BarSeen(*fields) for fields in struct.iter_unpack("<QQI4x", data[8:152]))
     return PciResults(functions, bars, *struct.unpack_from("<6Q", data, 152))
+
+
+class BlkResults(NamedTuple):
+    """What the guest ``blk`` did: struct blk_results."""
+
+    sectors: int
+    polled: int
+    waited: int
+    wrong: int
+    failed: int
+    ticks: int
+
+
+def pack_blk(*, polled: int, waited: int) -> bytes:
+    """The parameter page for ``blk``: how many sectors to read, polling the queue and waiting for interrupts."""
+    return struct.pack("<4I", _BLK_MAGIC, polled, waited, 0)
+
+
+def unpack_blk(memory: Memory) -> BlkResults:
+    """The results of ``blk``; ResultError if it never began."""
+    magic, *counts = struct.unpack("<6IQ", memory.read(RESULTS, 32))
+    _expect(magic, _BLK_MAGIC, "blk")
+    return BlkResults(*counts)
 
 
 def _samples(memory: Memory, address: int, count: int) -> tuple[int, ...]:

@@ -138,6 +138,28 @@ struct pci_results {
     u64 moved_back;              /* after moving the BAR home and a ring there (4) */
 };
 
+/* ---- blk ---- */
+
+#define BLK_MAGIC 0x204b4c42u    /* "BLK " */
+
+struct blk_parameters {
+    u32 magic;
+    u32 polled;                  /* sectors to read with no interrupt wanted, watching the used ring */
+    u32 waited;                  /* sectors to read, each waited for by interrupt */
+    u32 reserved;
+};
+
+struct blk_results {
+    u32 magic;
+    u32 sectors;                 /* the disk's, low 32 bits */
+    u32 polled;                  /* reads of the first kind that ended */
+    u32 waited;                  /* of the second */
+    u32 wrong;                   /* sectors that did not hold 0, 1, 2, ... from the disk's start, as u64 */
+    u32 failed;                  /* requests that ended badly */
+    u64 ticks;                   /* TSC ticks of all polled reads */
+};
+
+_Static_assert(sizeof(struct blk_results) == 32, "mirrored in layout.py");
 _Static_assert(sizeof(struct bell_entry) == 48 && sizeof(struct bell_result) == 64, "mirrored in layout.py");
 _Static_assert(sizeof(struct edu_results) == 80 && sizeof(struct pci_results) == 200, "mirrored in layout.py");
 
