@@ -127,8 +127,9 @@ def test_the_journal_names_the_device_and_explains_the_message(bellwired: Bed) -
 
 def test_a_client_is_noted_as_it_comes_and_goes(bellwired: Bed) -> None:
     assert identity_of(bellwired, "edu") == EDU
-    assert bellwired.heard(MESSAGE_ID=messages.CLIENT, BELLWIRE_DEVICE="edu")
-    assert bellwired.heard(MESSAGE_ID=messages.CLIENT_LEFT, BELLWIRE_DEVICE="edu")
+    came = bellwired.heard(MESSAGE_ID=messages.CLIENT, BELLWIRE_DEVICE="edu")
+    left = bellwired.heard(MESSAGE_ID=messages.CLIENT_LEFT, BELLWIRE_DEVICE="edu")
+    assert came["BELLWIRE_CLIENT"] == left["BELLWIRE_CLIENT"]
 
 
 def test_what_a_guest_does_wrong_is_noted(bellwired: Bed) -> None:

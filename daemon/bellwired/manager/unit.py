@@ -332,8 +332,8 @@ class Unit:
             case "mapped" if self.client is not None:
                 self.client |= fields
             case "left":
-                self.client = None
                 self._note(kind, messages.CLIENT_LEFT, f"client left: {fields['reason']}")
+                self.client = None
                 return
             case "trouble":
                 self.recent.append((time.time(), fields["text"]))
@@ -355,7 +355,10 @@ class Unit:
 
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
         """Log, remember, and tell the world."""
-        log.log(level, "%s: %s", self.name, text, extra={"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name})
+        fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
+        if self.client is not None:
+            fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
+        log.log(level, "%s: %s", self.name, text, extra=fields)
         self.recent.append((time.time(), text))
         self._tell(self, kind, {"text": text})
 
