@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bellwire.declare import Declared
+from bellwire.errors import DeclarationError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Tie = tuple[str, Declared]
@@ -28,7 +29,15 @@ def collect(device: type[Any]) -> dict[Tie, str]:
     """Which method (by name) each event of each declaration runs, over the whole ancestry of ``device``."""
     found: dict[Tie, str] = {}
     for ancestor in reversed(device.__mro__):
+        own: dict[Tie, str] = {}
         for name, member in vars(ancestor).items():
             for tie in getattr(member, _TIES, ()):
-                found[tie] = name
+                other = own.setdefault(tie, name)
+                if vars(ancestor)[other] is not member:
+                    event, target = tie
+                    raise DeclarationError(
+                        f"{ancestor.__qualname__}: {other} and {name} are both the {event} hook of {target.name}: "
+                        "only one could run"
+                    )
+        found |= own
     return found

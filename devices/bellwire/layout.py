@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def plan(device: type[Any]) -> Layout:
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
     _check_hooks(where, hooks, {id(item) for item in declared.values()})
+    for tie, name in hooks.items():
+        _check_signature(where, tie, name, inspect.getattr_static(device, name))
     return Layout(
         where=where,
         bars=layouts,
@@ -237,3 +240,37 @@ def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
                     f"{where}.{method} is the read hook of {target.name}, whose access is {target.access_word}: "
                     "no guest's read would run it"
                 )
+
+
+def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
+    """That a hook takes what it will be given."""
+    event, target = tie
+    words = _arguments(event, target)
+    if words is None or not inspect.isfunction(hook):
+        return
+    called = f"{where}.{name} is the {event} hook of {target.name}"
+    if inspect.iscoroutinefunction(hook):
+        raise DeclarationError(f"{called}: it is called, and never awaited: write a plain method (def, not async def)")
+    try:
+        inspect.signature(hook).bind("self", *words)
+    except TypeError:
+        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})") from None
+
+
+def _arguments(event: str, target: object) -> tuple[str, ...] | None:
+    """What the hook of an event is given, besides the device."""
+    match target, event:
+        case (Register(), "write"):
+            return ("value",)
+        case (Register(), "read"):
+            return ()
+        case (Doorbell(), _):
+            return ("value",) if target.value else ()
+        case (IoRegion(), "write"):
+            return ("offset", "size", "value")
+        case (IoRegion(), "ring"):
+            return ("offset",)
+        case (IoRegion() | VendorCapability(), _):
+            return ("offset", "size")
+        case _:
+            return None
