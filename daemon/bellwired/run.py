@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     with listening(path) as listener:
         worker = Worker(instance, listener, io_fd_entry_size=arguments.io_fd_entry)
         _end_on_signals(worker)
-        print(f"{device.name}: serving on {path}. To attach it to QEMU (10.1.1 or newer):", flush=True)
-        print(f"  {qemu_command(path)}", flush=True)
-        worker.run()
+        worker.run(lambda: _announce(device.name, path))
     return 0
 
 
@@ -131,6 +129,11 @@ def qemu_command(path: Path) -> str:
     words += ["-object", "memory-backend-memfd,id=mem,size=1G,share=on", "-machine", "memory-backend=mem"]
     words += ["-device", json.dumps(device, separators=(",", ":"))]
     return shlex.join(words)
+
+
+def _announce(name: str, path: Path) -> None:
+    print(f"{name}: serving on {path}. To attach it to QEMU (10.1.1 or newer):", flush=True)
+    print(f"  {qemu_command(path)}", flush=True)
 
 
 def _end_on_signals(worker: Worker) -> None:

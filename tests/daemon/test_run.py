@@ -50,6 +50,13 @@ def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
         assert ended(process, signal.SIGTERM) == 0
 
 
+def test_it_says_nothing_of_serving_when_setting_up_fails(mine: Path, tmp_path: Path) -> None:
+    mine.write_text(MINE + "\n    def setup(self):\n        open('/nonexistent')\n")
+    done = bellwire("run", str(mine), "--socket-path", str(tmp_path / "socket"))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "bellwire: /nonexistent: No such file or directory\n")
+    assert not (tmp_path / "socket").exists()
+
+
 def test_it_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
     path = tmp_path / "bell.sock"
     words = ["prlimit", "--nofile=64:4000", *COMMAND, "run", "bell", "--socket-path", str(path)]
