@@ -169,5 +169,6 @@ def test_a_ringful_at_a_time_then_the_rest_of_the_device_has_its_turn(driver: Dr
         queue.add(b"more", write=4)
     assert seen == queue.size
     assert queue.answers() == []
+    assert len(driver.guest._timers) == 1
     driver.guest.advance()
     assert queue.answers() == [b"erom"]

@@ -31,6 +31,8 @@ class Port:
         self.announced = False
         """Whether the guest knows that somebody is at the other end."""
         self.watched = False
+        self.waits = False
+        """Whether a timer will look at it."""
 
 
 class VirtioConsole(
@@ -110,7 +112,7 @@ class VirtioConsole(
         for port in self.lines:
             self.watch_port(port, False)
             port.held = None
-            port.announced = False
+            port.announced = port.waits = False
 
     def notified(self, queue: Virtqueue) -> None:
         """Bytes to send, room to fill, or messages."""
@@ -169,8 +171,9 @@ class VirtioConsole(
                 if queue.listen():
                     continue
                 self.watch_port(port, False)  # until there is room again
-                if port.held:
-                    self.after(RETRY, self.moved, port)
+                if port.held and not port.waits:
+                    port.waits = True
+                    self.after(RETRY, self.look_again, port)
                 break
             if not chain.room:
                 chain.done()
@@ -183,6 +186,11 @@ class VirtioConsole(
             chain.done()
         queue.flush()
         self.announce(port)
+
+    def look_again(self, port: Port) -> None:
+        """The stream is not watched, for want of room, and yet may take more by now."""
+        port.waits = False
+        self.moved(port)
 
     def is_open(self, port: Port) -> bool:
         """Whether the guest has opened it."""

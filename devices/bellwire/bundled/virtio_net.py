@@ -41,6 +41,7 @@ class Lane:
         """Of the packet that waits in ``buffer``."""
         self.watched = -1
         """The descriptor that is being watched."""
+        self.waits_for_turn = False
 
 
 class VirtioNet(
@@ -158,6 +159,7 @@ class VirtioNet(
         for lane in self.lanes:
             self.watch_lane(lane, False)
             lane.size = 0
+            lane.waits_for_turn = False
 
     def take_over(self, what: Offload) -> None:
         """Have packets come with work left in them, as the guest has agreed to."""
@@ -216,11 +218,14 @@ class VirtioNet(
                 continue
             lane.size = 0
         else:
-            self.after(0, self.go_on, lane)
+            if not lane.waits_for_turn:
+                lane.waits_for_turn = True
+                self.after(0, self.go_on, lane)
         queue.flush()
 
     def go_on(self, lane: Lane) -> None:
         """There may be more than a batch."""
+        lane.waits_for_turn = False
         if lane.watched >= 0:
             self.receive(lane)
 

@@ -77,6 +77,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._ring: SplitRing | PackedRing | None = None
         self._maps = -1
         self._finished: list[Chain] = []
+        self._waits_for_turn = False
 
     def enable(self) -> None:
         """Start with empty rings (§4.1.4.3): the driver has said where they lie."""
@@ -104,7 +105,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
                         return
                     chain = self.take()
                 yield chain
-            self.device.after(0, self.device.attend, self)
+            self._ask_for_turn()
         finally:
             self.flush()
 
@@ -141,6 +142,16 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def listen(self) -> bool:
         """Ask to be notified of the next buffer; True if it is there already, and there will be no notification."""
         return (ring := self._live()) is not None and ring.listen()
+
+    def _ask_for_turn(self) -> None:
+        """Go on soon; however often a driver rings meanwhile, once is enough."""
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
+            self.device.after(0, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self.device.attend(self)
 
     def _live(self) -> SplitRing | PackedRing | None:
         """The ring in guest memory as it is mapped now, or None while the queue must be left alone (§3.1.1)."""
