@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire_vmm import boot
+from bellwire_vmm import boot, guests
 from bellwire_vmm.errors import GuestImageError, VmmError
 from bellwire_vmm.machine import Machine, RunResult
 from bellwire_vmm.processor import Mark
@@ -160,7 +160,7 @@ def test_guests_that_cannot_be_loaded_are_refused(machine: Machine, tmp_path: Pa
     large = tmp_path / "large.bin"
     large.write_bytes(bytes(MIB))
     cases = {
-        "no-such-guest": "no guest 'no-such-guest': there are bell, bell3, edu, pci, or name a file",
+        "no-such-guest": f"no guest 'no-such-guest': there are {', '.join(guests.names())}, or name a file",
         str(tmp_path / "none.bin"): "cannot read the guest image .*none.bin: No such file",
         str(large): "the guest image has 1048576 bytes: it would reach into the stacks",
     }
