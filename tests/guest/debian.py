@@ -59,6 +59,13 @@ class Apt:
         run("apt-get", "-qqy", *self._options, "install", "--download-only", *packages)
         return sorted(self._archives.glob("*.deb"))
 
+    def download_alone(self, package: str) -> Path:
+        """One package without what it needs: for what lies in it, not to run it."""
+        run("apt-get", "-qq", *self._options, "update")
+        run("apt-get", "-qq", *self._options, "download", package, folder=self._archives)
+        (found,) = self._archives.glob(f"{package}_*.deb")
+        return found
+
 
 def find_mirror() -> str:
     """A mirror of Debian's main archive, as the machine's apt knows it."""
@@ -81,12 +88,19 @@ def unpack(packages: Sequence[Path], root: Path) -> None:
         run("dpkg-deb", "--extract", os.fspath(package), os.fspath(root))
 
 
-def run(*words: str) -> str:
-    """What a command prints; an AptError with what it complains about when it fails."""
+def run(*words: str, folder: Path | None = None) -> str:
+    """What a command prints, run in ``folder``; an AptError with what it complains about when it fails."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
-            words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+            words,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise AptError(f"{words[0]} was not done after {PATIENCE:.0f} s") from None

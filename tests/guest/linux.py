@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import re
 import subprocess
 import time
@@ -32,7 +31,6 @@ poweroff -f
 """
 MARK = "status of the script: "
 _STATUS = re.compile(rf"\n{MARK}(\d+)\n")
-_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
 class Outcome(NamedTuple):
@@ -97,7 +95,7 @@ class Guest:
     def _initramfs(
         self, script: str, files: Mapping[str, bytes | Path], programs: Sequence[str], modules: Iterable[str]
     ) -> bytes:
-        loaded = self._with_dependencies(modules)
+        loaded = self._tools.modules(modules)
         content: dict[str, bytes | Path] = {
             "init": INIT.format(modules=" ".join(loaded), mark=MARK).encode(),
             "script": (_preferred(programs) + script).encode(),
@@ -108,17 +106,6 @@ class Guest:
         for program in programs:
             content |= self._tools.program(program)
         return cpio.archive({**content, **files}, {"bin/sh": "busybox"})
-
-    def _with_dependencies(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Modules by name, each after those that it needs."""
-        loaded: dict[str, bytes] = {}
-        for name in names:
-            module = lzma.decompress(self._tools.module(name).read_bytes())
-            depends = _DEPENDS.search(module)
-            needed = depends[1].decode().split(",") if depends and depends[1] else []
-            loaded |= self._with_dependencies(needed)
-            loaded[name] = module
-        return loaded
 
     @staticmethod
     def _read(path: Path) -> str:

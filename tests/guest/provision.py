@@ -22,22 +22,35 @@ from toolbox import Toolbox
 
 SUITE, BACKPORTS = "trixie", "trixie-backports"
 FROM_BACKPORTS = ("qemu", "seabios")
-PACKAGES = ("qemu-system-x86", "linux-image-cloud-amd64", "busybox-static", "e2fsprogs", "nvme-cli", "fio", "systemd")
+PACKAGES = (
+    "qemu-system-x86",
+    "virtiofsd",
+    "linux-image-cloud-amd64",
+    "busybox-static",
+    "e2fsprogs",
+    "nvme-cli",
+    "fio",
+    "systemd",
+)
 LAYOUT = 1  # raise it when what is made of the packages changes
+
+
+def caches() -> Path:
+    """Where everything is kept that tests fetch or build."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bellwire"
 
 
 def cache() -> Path:
     """Where it is kept: under a name that tells what is in it."""
     recipe = repr((LAYOUT, SUITE, BACKPORTS, FROM_BACKPORTS, PACKAGES))
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "bellwire" / "guest" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    return caches() / "guest" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 def provision() -> Toolbox:
     """The tools, fetched if they are not there yet. An AptError says what stands in the way."""
     folder = cache()
     if not folder.exists():
-        with _only_one(folder.parent):
+        with only_one(folder.parent):
             if not folder.exists():
                 _fetch(folder)
     return Toolbox(folder)
@@ -62,7 +75,7 @@ def _fetch(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(parent: Path) -> Iterator[None]:
+def only_one(parent: Path) -> Iterator[None]:
     """Others who want the same wait, and then find it there."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / "lock").open("w") as lock:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import lzma
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from debian import AptError
@@ -14,7 +16,9 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph", f"{LIBRARIES}/systemd")  # fio and varlinkctl are linked with those
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 QEMU = "usr/bin/qemu-system-x86_64"
+VIRTIOFSD = "usr/libexec/virtiofsd"
 BUSYBOX = "usr/bin/busybox"
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _NEEDED = re.compile(r"^\s*(\S+) => (/\S+)", re.MULTILINE)
 
 
@@ -36,6 +40,11 @@ class Toolbox:
         """QEMU's parts that are loaded when they are needed."""
         return {**os.environ, "QEMU_MODULE_DIR": os.fspath(self.root / LIBRARIES / "qemu")}
 
+    @property
+    def virtiofsd(self) -> list[str]:
+        """The command line of the server of a folder begins so."""
+        return self._loaded(VIRTIOFSD)
+
     @functools.cached_property
     def kernel(self) -> Path:
         """The Linux kernel's image."""
@@ -47,12 +56,15 @@ class Toolbox:
         """The guest's shell and tools, in one static program."""
         return self.root / BUSYBOX
 
-    def module(self, name: str) -> Path:
-        """A module of the kernel, compressed by xz."""
-        found = sorted((self.root / "usr/lib/modules").rglob(f"{name}.ko.xz"))
-        if not found:
-            raise LookupError(f"the kernel has no module {name} (it may be built in)")
-        return found[0]
+    def modules(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Modules of the kernel by name, each after those that it needs."""
+        loaded: dict[str, bytes] = {}
+        for name in names:
+            module = lzma.decompress(self._module(name).read_bytes())
+            depends = _DEPENDS.search(module)
+            loaded |= self.modules(depends[1].decode().split(",") if depends and depends[1] else [])
+            loaded[name] = module
+        return loaded
 
     def command(self, path: str) -> list[str]:
         """The command line of a program of the packages, to run it here."""
@@ -96,3 +108,10 @@ class Toolbox:
     def _loaded(self, path: str, *options: str) -> list[str]:
         library_path = ":".join(os.fspath(self.root / folder) for folder in FOLDERS)
         return [os.fspath(self.root / LOADER), "--library-path", library_path, *options, os.fspath(self.root / path)]
+
+    def _module(self, name: str) -> Path:
+        """Where it is, compressed by xz."""
+        found = sorted((self.root / "usr/lib/modules").rglob(f"{name}.ko.xz"))
+        if not found:
+            raise LookupError(f"the kernel has no module {name} (it may be built in)")
+        return found[0]

@@ -1,0 +1,186 @@
+"""The bed's kernels: Linux from the distribution's source package with our patches, or the distribution's own.
+
+Ours is built once and kept outside the checkout, under a name that tells what is in it: another source, patch or
+configuration makes another. The source package is fetched once; remove it from the cache to get a newer one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian import Apt, AptError, unpack
+from nested.boot import Image
+from nested.errors import BedError
+from provision import caches, only_one
+from toolbox import Toolbox
+
+HERE = Path(__file__).parent
+PATCHES = HERE.parents[1] / "kvm" / "kernel"
+SUITE, SOURCE = "bookworm", "linux-source-6.1"
+SPACE = 4 << 30  # bytes: the source unpacked, and what is made of it
+LAYOUT = 1  # raise it when what is made of the source changes
+MODULES = ("overlay", "kvm-amd", "tun")  # of Debian's kernel: what the bed and the tests need
+COMMANDS = {"gcc": "gcc", "make": "make", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc",
+            "patch": "patch", "tar": "tar", "xz": "xz-utils", "perl": "perl"}  # fmt: skip
+HEADERS = {"libelf.h": "libelf-dev", "stdio.h": "libc6-dev"}
+_STEP = re.compile(r"^  (CC|AS|AR|LD|HOSTCC|GEN)\b")
+
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A kernel of our own: fragments of configuration on top of `make tinyconfig`, and patches."""
+
+    name: str
+    fragments: tuple[Path, ...]
+    patches: tuple[Path, ...]
+
+
+def recipes() -> dict[str, Recipe]:
+    """What can be built, by name."""
+    plain = HERE / "kernel.config"
+    patches = tuple(sorted(PATCHES.glob("*.patch")))
+    return {
+        "patched": Recipe("patched", (plain,), patches),
+        "plain": Recipe("plain", (plain,), ()),
+        "debug": Recipe("debug", (plain, HERE / "debug.config"), patches),
+    }
+
+
+KERNELS = {
+    "patched": "Linux 6.1 with KVM_SET_IOREGION",
+    "plain": "the same without the patch",
+    "debug": "patched, with KASAN and lockdep",
+    "debian": "the kernel of Debian's cloud images, as it is",
+}
+
+
+def image(tools: Toolbox, name: str, progress: Progress) -> Image:
+    """One of KERNELS, or a kernel's file; built, if it has not been yet."""
+    if name == "debian":
+        return Image(tools.kernel, tools.kernel.name.removeprefix("vmlinuz-"), MODULES)
+    if name not in KERNELS:
+        file = Path(name)
+        if not file.is_file():
+            raise BedError(f"no kernel {name}", f"give a file, or one of {', '.join(KERNELS)}")
+        return Image(file, file.name)
+    return build(recipes()[name], progress)
+
+
+def build(recipe: Recipe, progress: Progress) -> Image:
+    """The kernel, from the cache if it is there. A BedError says what is missing or has failed."""
+    folder = caches() / "nested"
+    with only_one(folder):
+        package = _source(folder, progress)
+        version = package.name.split("_")[1]
+        made = folder / f"{recipe.name}-{version}-{_digest(recipe, package)}"
+        if not made.exists():
+            _check(folder)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+                _build(recipe, package, Path(name), progress)
+                (Path(name) / "made").rename(made)
+    return Image(made / "bzImage", f"{version} {recipe.name}")
+
+
+def _digest(recipe: Recipe, package: Path) -> str:
+    digest = hashlib.sha256(f"{LAYOUT} {package.name}".encode())
+    for file in (*recipe.fragments, *recipe.patches):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(folder: Path, progress: Progress) -> Path:
+    """The source package."""
+    found = sorted(folder.glob(f"{SOURCE}_*.deb"))
+    if found:
+        return found[-1]
+    progress(f"fetching {SOURCE} of Debian {SUITE}")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+            fetched = Apt(Path(name) / "apt", (SUITE,), {}).download_alone(SOURCE)
+            return fetched.rename(folder / fetched.name)
+    except AptError as error:
+        hint = f"put the package there by hand: {folder}"
+        raise BedError(f"the kernel's source cannot be fetched: {error}", hint) from None
+
+
+def _check(folder: Path) -> None:
+    """What the kernel's build would complain about in its own way, later."""
+    missing = {command: package for command, package in COMMANDS.items() if shutil.which(command) is None}
+    if "gcc" not in missing:
+        missing |= {header: package for header, package in HEADERS.items() if not _compiles(header)}
+    if missing:
+        packages = " ".join(sorted(set(missing.values())))
+        raise BedError(f"to build a kernel takes {', '.join(missing)}", f"apt-get install {packages}")
+    free = shutil.disk_usage(folder).free
+    if free < SPACE:
+        raise BedError(
+            f"to build a kernel takes {SPACE >> 30} GiB of disk, and {free / (1 << 30):.1f} are free in {folder}",
+            "make room there, or name another place by XDG_CACHE_HOME",
+        )
+
+
+def _compiles(header: str) -> bool:
+    words = ("gcc", "-fsyntax-only", "-x", "c", "-include", header, "/dev/null")
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def _build(recipe: Recipe, package: Path, folder: Path, progress: Progress) -> None:
+    """Make ``folder/made`` with the image, its configuration, and what the build said."""
+    progress("unpacking the kernel's source")
+    unpack([package], folder / "package")
+    (archive,) = (folder / "package" / "usr" / "src").glob("linux-source-*.tar.xz")
+    tree, made = folder / "tree", folder / "made"
+    tree.mkdir()
+    made.mkdir()
+    _run(["tar", "--extract", "--file", archive, "--directory", tree, "--strip-components", "1"], folder)
+    for patch in recipe.patches:
+        progress(f"applying {patch.name}")
+        _run(["patch", "--strip", "1", "--fuzz", "0", "--forward", "--input", patch], tree)
+    configure(tree, recipe.fragments)
+    compile_image(tree, f"building the {recipe.name} kernel", progress)
+    shutil.copy(tree / "arch/x86/boot/bzImage", made)
+    shutil.copy(tree / ".config", made / "config")
+
+
+def configure(tree: Path, fragments: tuple[Path, ...]) -> None:
+    """tinyconfig and the fragments; what they ask for and the kernel will not have is a BedError."""
+    _run(["make", "-s", "tinyconfig"], tree)
+    _run(["scripts/kconfig/merge_config.sh", "-m", ".config", *fragments], tree)
+    _run(["make", "-s", "olddefconfig"], tree)
+    have = set((tree / ".config").read_text().splitlines())
+    want = [line for file in fragments for line in file.read_text().splitlines() if line.startswith("CONFIG_")]
+    if lacking := [line for line in want if line not in have]:
+        raise BedError(f"this source does not take {', '.join(lacking)}", "a dependency has changed, it seems")
+
+
+def compile_image(tree: Path, title: str, progress: Progress) -> None:
+    """`make bzImage`, on all processors."""
+    start, steps, said = time.monotonic(), 0, []
+    words = ["nice", "make", f"-j{os.cpu_count()}", "bzImage"]
+    with subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            steps += _STEP.match(line) is not None
+            if not line.startswith("  "):
+                said.append(line)
+            progress(f"{title}: {steps} files, {time.monotonic() - start:.0f} s")
+    if process.returncode:
+        raise BedError("the kernel does not build", "".join(said[-30:]))
+
+
+def _run(words: list[str | Path], folder: Path) -> None:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        complaint = (done.stdout + done.stderr).strip().splitlines()
+        raise BedError(f"{Path(words[0]).name} failed", "\n".join(complaint[-20:]))
