@@ -118,9 +118,12 @@ class Channel:
         error: int = 0,
         parts: Sequence[bytes | bytearray | memoryview] = (),
         fds: Sequence[int] = (),
+        *,
+        listening: bool = True,
     ) -> None:
         """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone.
 
+        While the peer does not read, what it sends is taken in, if ``listening``: it may itself be held up by us.
         After a TimedOut that cut a message short there is no sending another: that is Disconnected too.
         """
         if self._broken:
@@ -138,7 +141,8 @@ class Channel:
         except OSError as error_:
             raise Disconnected(f"sending {command_name(command)}: {error_.strerror}") from None
         if sent < size:
-            self._send_rest(b"".join(pieces), sent, ancillary if sent == 0 else [], command_name(command))
+            ancillary = ancillary if sent == 0 else []
+            self._send_rest(b"".join(pieces), sent, ancillary, command_name(command), listening)
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody has taken."""
@@ -147,11 +151,12 @@ class Channel:
         self._fds.clear()
         self._sock.close()
 
-    def _send_rest(self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str) -> None:
-        """Send as the peer reads, and take in what it sends meanwhile: it may itself be held up by us."""
+    def _send_rest(
+        self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str, listening: bool
+    ) -> None:
+        """Send as the peer reads."""
         deadline = time.monotonic() + self._timeout
         view = memoryview(data)
-        listening = True
         while sent < len(data):
             listening = listening and self._end - self._start < 2 * self.max_message
             events = select.POLLOUT | (select.POLLIN if listening else 0)

@@ -349,11 +349,16 @@ class Client:
             close_fds(message.fds)
 
     def _serve_received(self) -> None:
-        """Serve what came along with something else: no poll of the socket will show it."""
-        while self._channel.ready and (message := self._channel.receive()):
-            self._serve(message)
+        """Serve what came along with something else: no poll of the socket will show it.
 
-    def _serve(self, message: Message) -> None:
+        From some point on, nothing more is taken in while answering: a server that never stops would keep us here.
+        """
+        served = 0
+        while self._channel.ready and (message := self._channel.receive()):
+            self._serve(message, listening=served < _SERVED_AT_ONCE)
+            served += 1
+
+    def _serve(self, message: Message, *, listening: bool = True) -> None:
         """A message that is no awaited reply: a DMA command, or something late."""
         close_fds(message.fds)
         if message.is_reply:
@@ -364,7 +369,7 @@ class Client:
         except VfioUserError as refusal:
             flags, error = MessageFlags.REPLY | MessageFlags.ERROR, refusal.errno
         if not message.flags & MessageFlags.NO_REPLY:
-            self._channel.send(message.id, message.command, flags, error, parts)
+            self._channel.send(message.id, message.command, flags, error, parts, listening=listening)
 
 
 def _believed(need: int, command: Command) -> int:
