@@ -23,6 +23,7 @@ class Capability(IntEnum):
     ENABLE_CAP = 54
     GET_TSC_KHZ = 61
     MAX_VCPUS = 66
+    TSC_DEADLINE_TIMER = 72
     SIGNAL_MSI = 77
     READONLY_MEM = 81
     IRQFD_RESAMPLE = 82

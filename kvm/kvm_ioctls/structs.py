@@ -145,6 +145,19 @@ class GuestDebug(ctypes.Structure):
     _fields_ = (("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8))
 
 
+class Translation(ctypes.Structure):
+    """KVM_TRANSLATE."""
+
+    _fields_ = (
+        ("linear_address", c_uint64),
+        ("physical_address", c_uint64),
+        ("valid", c_uint8),
+        ("writeable", c_uint8),
+        ("usermode", c_uint8),
+        ("pad", c_uint8 * 5),
+    )
+
+
 class LapicState(ctypes.Structure):
     """KVM_GET_LAPIC and KVM_SET_LAPIC (api.rst 4.57): the local APIC's register page."""
 

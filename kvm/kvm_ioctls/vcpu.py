@@ -139,6 +139,12 @@ class Vcpu(Handle):
         """KVM_SET_SREGS (api.rst 4.14). EINVAL: the control registers contradict each other."""
         invoke(self.fd, requests.SET_SREGS, sregs)
 
+    def translate(self, address: int) -> int | None:
+        """KVM_TRANSLATE (api.rst 4.15): where a linear address lies in guest-physical memory, None for nowhere."""
+        translation = structs.Translation(address)
+        invoke(self.fd, requests.TRANSLATE, translation)
+        return int(translation.physical_address) if translation.valid else None
+
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS (api.rst 4.18): values by index. EINVAL, naming the index: KVM refuses one."""
         wanted = list(indices)
