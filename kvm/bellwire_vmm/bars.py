@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bellwire_vmm.boot import ADDRESS_LIMIT
 from bellwire_vmm.errors import DeviceRefusedError
+from bellwire_vmm.windows import ADDRESS_LIMIT
 
 FIRST_BAR, BARS = 0x10, 6
 _PORTS, _WIDE, _PREFETCHABLE = 1, 4, 8

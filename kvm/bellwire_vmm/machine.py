@@ -9,29 +9,46 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Self
 
 from bellwire_vmm import boot, guests
-from bellwire_vmm.errors import AddressConflictError, GuestImageError, VmmError
-from bellwire_vmm.guests.layout import PARAMETERS, PARAMETERS_SIZE, RESULTS_END
+from bellwire_vmm.cpuid import cpuid_of
+from bellwire_vmm.errors import AddressConflictError, VmmError
+from bellwire_vmm.guests.layout import RESULTS_END
 from bellwire_vmm.memory import GuestMemory
 from bellwire_vmm.pci import CONFIG_ADDRESS, PciBus
 from bellwire_vmm.platform import Platform
 from bellwire_vmm.processor import Mark, Processor
 from bellwire_vmm.proxy import ProxyDevice
-from kvm_ioctls import Exit, InternalError, Irqchip, Kvm, install_kick_handler
+from bellwire_vmm.trouble import explain
+from kvm_ioctls import Exit, Irqchip, Kvm, install_kick_handler
 from vfio_user import Client
 
+MAX_VCPUS = 8
+MOST_MEMORY = 3 << 30
 _TSS_PAGES = 0xFFFB_D000
 _SWITCH_INTERVAL = 1e-5
 
 
+class Request(Enum):
+    """What a guest has asked of its machine."""
+
+    POWER_OFF = "power off"
+    RESET = "reset"
+
+
 @dataclass(slots=True)
 class RunResult:
-    """How a run ended. ``code`` is what the guest wrote to its exit port, None if it never did."""
+    """How a run ended.
+
+    ``code`` is what the guest wrote to its exit port, None if it never did; ``request`` what it asked of a board
+    that takes such requests.
+    """
 
     code: int | None = None
+    request: Request | None = None
     text: str = ""
     marks: list[Mark] = field(default_factory=list)
     failure: str = ""
@@ -41,7 +58,7 @@ class RunResult:
     @property
     def ok(self) -> bool:
         """Whether the guest ended the run itself, and well."""
-        return self.code == 0 and not self.failure
+        return (self.code == 0 or self.request is Request.POWER_OFF) and not self.failure
 
 
 class Machine:
@@ -53,9 +70,9 @@ class Machine:
     def __init__(
         self, memory: int = 64 << 20, vcpus: int = 1, *, on_mark: Callable[[Mark], None] | None = None
     ) -> None:
-        if not 1 <= vcpus <= boot.MAX_VCPUS:
-            raise VmmError(f"{vcpus} vCPUs: expected 1 to {boot.MAX_VCPUS}")
-        if not boot.LEAST_MEMORY <= memory <= 3 << 30:
+        if not 1 <= vcpus <= MAX_VCPUS:
+            raise VmmError(f"{vcpus} vCPUs: expected 1 to {MAX_VCPUS}")
+        if not boot.LEAST_MEMORY <= memory <= MOST_MEMORY:
             raise VmmError(f"{memory:#x} bytes of memory: expected 2 MiB to 3 GiB")
         if threading.current_thread() is threading.main_thread():
             install_kick_handler()
@@ -73,14 +90,14 @@ class Machine:
             self.vm.create_irqchip()
             self.platform = Platform(self.vm, self.memory)
             self.platform.slots.add(0, memory, self.memory.host_address)
-            cpuid = kvm.supported_cpuid()
+            supported = kvm.supported_cpuid()
             self.bus = PciBus()
             self.platform.port_space.add(CONFIG_ADDRESS, 8, self.bus)
             self.processors: list[Processor] = []
             stack.callback(self._close_processors)
             for number in range(vcpus):
                 vcpu = self.vm.create_vcpu(number)
-                vcpu.set_cpuid2(cpuid)
+                vcpu.set_cpuid2(cpuid_of(kvm, supported, number, vcpus))
                 spaces = self.platform.memory_space, self.platform.port_space
                 self.processors.append(Processor(vcpu, number, *spaces, self))
             self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
@@ -110,26 +127,23 @@ class Machine:
         self.bus.remove(device.slot)
         device.close()
 
-    def load(self, guest: str | Path, parameters: bytes = b"") -> None:
+    def load(self, guest: str | Path | boot.Guest, parameters: bytes = b"") -> None:
         """Reset the machine and its devices, and put a guest into memory and all vCPUs at its start.
 
-        ``guest`` is the name of one of ours, or the path of a flat image.
+        ``guest`` is the name of one of our micro guests, the path of a flat image (both take ``parameters``), or
+        something that knows how to start by itself. Model-specific registers keep what an earlier guest has put
+        there, which micro guests leave alone.
         """
-        image = guests.image(guest)
-        if boot.IMAGE + len(image) > boot.LEAST_MEMORY - boot.STACK * len(self.processors):
-            raise GuestImageError(f"the guest image has {len(image)} bytes: it would reach into the stacks")
-        if len(parameters) > PARAMETERS_SIZE:
-            raise GuestImageError(f"{len(parameters)} bytes of parameters: the page holds {PARAMETERS_SIZE}")
+        if isinstance(guest, str | Path):
+            guest = boot.MicroGuest(guests.image(guest), parameters)
         for device in self.devices:
             device.reset()
         self.vm.set_irqchip(self._ioapic)
         self.memory.clear(0, RESULTS_END)
-        self.memory.write(PARAMETERS, parameters)
-        self.memory.write(boot.IMAGE, image)
-        boot.write_tables(self.memory, len(self.processors))
+        guest.place(self.memory, len(self.processors))
         for each, lapic in zip(self.processors, self._lapics, strict=True):
             each.vcpu.set_lapic(lapic)
-            boot.start(each.vcpu, each.number, len(self.processors))
+            guest.start(each.vcpu, each.number, len(self.processors))
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run what was loaded until it writes to its exit port, breaks, or ``timeout`` seconds have passed.
@@ -208,11 +222,14 @@ class Machine:
 
     def broke(self, processor: Processor, reason: Exit) -> None:
         """A vCPU cannot go on: say where it stood."""
-        regs = processor.vcpu.get_regs()
-        what = type(reason).__name__
-        if isinstance(reason, InternalError):
-            what = f"KVM cannot emulate [{reason.instruction.hex(' ')}] (suberror {reason.suberror})"
-        self._result.failure = f"vCPU {processor.number} stopped at rip {regs.rip:#x}: {what}"
+        self._result.failure = f"vCPU {processor.number} {explain(processor.vcpu, reason, self.memory)}"
+        self.stop()
+
+    # What a board tells
+
+    def asked(self, request: Request) -> None:
+        """The guest wants the machine off, or to start anew: either ends the run."""
+        self._result.request = request
         self.stop()
 
     def _unplug_all(self) -> None:

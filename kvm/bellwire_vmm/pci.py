@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 from bellwire_vmm.errors import AddressConflictError
 
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 SLOTS = 32
+_RESET_CONTROL, _RESET = 1, 0x04  # port 0xCF9 lies among these eight, and resets PCs with Intel's chipsets
 
 
 class Function(Protocol):
@@ -35,9 +37,13 @@ class HostBridge:
 
 
 class PciBus:
-    """The slots, and the eight ports through which a guest configures them (a `bus.Target`)."""
+    """The slots, and the eight ports through which a guest configures them (a `bus.Target`).
+
+    ``on_reset`` is called when the guest resets the machine through one of them.
+    """
 
     def __init__(self) -> None:
+        self.on_reset: Callable[[], None] = lambda: None
         self._functions: dict[int, Function] = {0: HostBridge()}
         self._selected = 0
 
@@ -67,6 +73,9 @@ class PciBus:
         """CONFIG_ADDRESS takes dwords only; CONFIG_DATA reaches the function that it selects."""
         if offset == 0 and len(data) == 4:
             self._selected = int.from_bytes(data, "little")
+            return
+        if offset == _RESET_CONTROL and len(data) == 1 and data[0] & _RESET:
+            self.on_reset()
             return
         found = self._function(offset, len(data))
         if found is not None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 
 from bellwire_vmm.bars import Bar
-from bellwire_vmm.boot import HIGH_MEMORY
 from bellwire_vmm.bus import AddressSpace
 from bellwire_vmm.gsis import GsiTable
 from bellwire_vmm.memory import GuestMemory
 from bellwire_vmm.slots import MemorySlots
-from bellwire_vmm.windows import LOW_MEMORY, PORTS, Window
+from bellwire_vmm.windows import HIGH_MEMORY, LOW_MEMORY, PORTS, Window
 from kvm_ioctls import Vm
 
 

@@ -1,0 +1,25 @@
+"""A PC's board, as far as an operating system needs one: timer, serial port, power, and tables that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bellwire_vmm.board.power import CONTROL, CONTROL_SIZE, EVENTS, KEYBOARD, KeyboardController, PowerRegisters
+from bellwire_vmm.board.uart import PORT, PORTS, SERIAL_LINE, Uart
+from bellwire_vmm.machine import Machine, Request
+
+
+class Board:
+    """Put around ``machine`` once, before anything is loaded. What the guest says on its serial port goes to ``send``.
+
+    The local APICs, the IOAPIC and the interval timer are the kernel's; kvm-clock is the guest's to find.
+    """
+
+    def __init__(self, machine: Machine, send: Callable[[bytes], None]) -> None:
+        vm, ports = machine.vm, machine.platform.port_space
+        vm.create_pit2()
+        self.uart = Uart(send, lambda level: vm.irq_line(SERIAL_LINE, level))
+        ports.add(PORT, PORTS, self.uart)
+        ports.add(EVENTS, CONTROL + CONTROL_SIZE - EVENTS, PowerRegisters(machine.asked))
+        ports.add(KEYBOARD, 1, KeyboardController(machine.asked))
+        machine.bus.on_reset = lambda: machine.asked(Request.RESET)

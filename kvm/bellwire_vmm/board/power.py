@@ -1,0 +1,61 @@
+"""Off and reset: the fixed power management registers of ACPI, and the ports by which PCs have always been reset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bellwire_vmm.machine import Request
+
+EVENTS, EVENTS_SIZE = 0x600, 4
+CONTROL, CONTROL_SIZE = 0x604, 2
+SLEEP_OFF = 5
+"""What `_S5` says to write to the sleep type."""
+
+RESET, RESET_VALUE = 0xCF9, 0x06
+"""The reset control register of Intel's chipsets: bit 2 going to 1 resets."""
+
+KEYBOARD = 0x64
+_PULSE_RESET = 0xFE
+_ENABLE, _CONTROL = EVENTS_SIZE // 2, CONTROL - EVENTS
+_SCI_ENABLED = 1
+_TYPE_SHIFT, _TYPES, _SLEEP = 10, 7, 1 << 13
+
+Ask = Callable[[Request], None]
+
+
+class PowerRegisters:
+    """PM1 event and control blocks (ACPI 6.4 §4.8.3); a `bus.Target`. No event ever happens here."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._enabled = bytearray(EVENTS_SIZE // 2)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """No event's status, the enable bits as written, and that ACPI is on."""
+        registers = bytes(_ENABLE) + self._enabled + bytes([_SCI_ENABLED, 0])
+        return registers[offset : offset + size].ljust(size, b"\0")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Enable bits are kept: a guest looks whether they were. Sleep type 5 with the enable bit is power-off."""
+        for at, byte in enumerate(data, offset):
+            if _ENABLE <= at < EVENTS_SIZE:
+                self._enabled[at - _ENABLE] = byte
+        value = int.from_bytes(data, "little") << 8 * max(0, offset - _CONTROL)
+        if offset >= _CONTROL and value & _SLEEP and value >> _TYPE_SHIFT & _TYPES == SLEEP_OFF:
+            self._ask(Request.POWER_OFF)
+
+
+class KeyboardController:
+    """Port 0x64, of a keyboard that is not there: only its command that resets the machine."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Ready for a command, with nothing to say."""
+        return bytes(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Pulse the reset line, or nothing."""
+        if data[0] == _PULSE_RESET:
+            self._ask(Request.RESET)
