@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bellwire_vmm.bars import Bar
+from bellwire_vmm.doorbells import Count
 from bellwire_vmm.link import Link
 from bellwire_vmm.msix import MsixTable
 from bellwire_vmm.relay import RelayedRegion
@@ -14,13 +15,22 @@ class BarTarget:
     """One BAR, as `bus.Target`.
 
     ``posted`` lets writes go without waiting for their reply. ``table`` is given for the BARs that hold the
-    device's MSI-X table or its pending bits.
+    device's MSI-X table or its pending bits. ``counts`` counts writes at some offsets, ``reads`` and ``writes`` all.
     """
 
     def __init__(
-        self, link: Link, bar: Bar, relayed: Sequence[RelayedRegion], table: MsixTable | None, *, posted: bool
+        self,
+        link: Link,
+        bar: Bar,
+        relayed: Sequence[RelayedRegion],
+        counts: Mapping[int, Count],
+        table: MsixTable | None,
+        *,
+        posted: bool,
     ) -> None:
         self.bar = bar
+        self.reads = self.writes = 0
+        self._counts = counts
         self._link = link
         self._relayed = relayed
         self._posted = posted
@@ -31,6 +41,7 @@ class BarTarget:
 
     def read(self, offset: int, size: int) -> bytes:
         """The guest's read; all ones if the device does not answer."""
+        self.reads += 1
         if self._table is not None and _inside(self._entries, offset, size):
             return self._table.read(offset - self._entries.start, size)
         for region in self._relayed:
@@ -46,6 +57,10 @@ class BarTarget:
 
     def write(self, offset: int, data: bytes) -> None:
         """The guest's write; lost if the device does not take it."""
+        self.writes += 1
+        count = self._counts.get(offset)
+        if count is not None:
+            count.exits += 1
         if self._table is not None and _inside(self._entries, offset, len(data)):
             with self._link.lock:
                 self._table.write(offset - self._entries.start, data)

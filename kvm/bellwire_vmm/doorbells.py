@@ -28,6 +28,15 @@ class Mechanism(NamedTuple):
     reason: str = ""
 
 
+class Count:
+    """How many writes to one address have left the guest."""
+
+    __slots__ = ("exits",)
+
+    def __init__(self) -> None:
+        self.exits = 0
+
+
 @dataclass(slots=True)
 class Doorbell:
     """A sub-region of ``bar``. ``registered`` is the base address that KVM knows it at."""
@@ -35,8 +44,19 @@ class Doorbell:
     bar: Bar
     region: SubRegion
     mechanism: str
+    counted: Count | RelayedRegion
     reason: str = ""
     registered: int | None = None
+
+
+class Standing(NamedTuple):
+    """How a sub-region fares: ``address`` is where KVM knows it (None: it does not, or need not), ``exits`` how many
+    accesses to it have left the guest all the same.
+    """
+
+    mechanism: Mechanism
+    address: int | None
+    exits: int
 
 
 class Doorbells:
@@ -48,6 +68,7 @@ class Doorbells:
         self._relays: dict[int, Relay] = {}
         self._fds: set[int] = set()
         self.relayed: dict[int, list[RelayedRegion]] = {}
+        self.counts: dict[int, dict[int, Count]] = {}
         taken = list(bars)
         for _, regions in taken:
             self._fds |= descriptors(regions)
@@ -63,6 +84,15 @@ class Doorbells:
             Mechanism(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
             for each in self._doorbells
         ]
+
+    def standings(self) -> list[Standing]:
+        """The same, with what has come of it so far."""
+        standings = []
+        for mechanism, each in zip(self.mechanisms(), self._doorbells, strict=True):
+            known = each.registered is not None and mechanism.mechanism.startswith(("ioeventfd", "ioregionfd kernel"))
+            address = each.bar.address + each.region.offset if known else None
+            standings.append(Standing(mechanism, address, each.counted.exits))
+        return standings
 
     def attach(self, bar: Bar) -> None:
         """``bar`` answers at its address now: register what lies in it."""
@@ -99,15 +129,20 @@ class Doorbells:
             where = f"BAR{bar.index}+{region.offset:#x}"
             raise DeviceRefusedError(f"the sub-region at {where} says {said}, but its BAR is {is_}")
         if isinstance(region, IoEventFd):
-            return Doorbell(bar, region, "ioeventfd" if region.datamatch is None else "ioeventfd datamatch")
+            mechanism = "ioeventfd" if region.datamatch is None else "ioeventfd datamatch"
+            return Doorbell(bar, region, mechanism, self._count(bar, region))
         if not isinstance(region, IoRegionFd):
-            return Doorbell(bar, region, "region_write", "shadow ioeventfds need a patched kernel")
-        if self._vm.has_ioregion():
-            return Doorbell(bar, region, "ioregionfd kernel")
-        if region.fd not in self._relays:
+            why = "shadow ioeventfds need a patched kernel"
+            return Doorbell(bar, region, "region_write", self._count(bar, region), why)
+        in_kernel = self._vm.has_ioregion()
+        if not in_kernel and region.fd not in self._relays:
             self._relays[region.fd] = Relay(region.fd)
-        self.relayed.setdefault(bar.index, []).append(RelayedRegion(region, self._relays[region.fd]))
-        return Doorbell(bar, region, "ioregionfd relay")
+        relayed = RelayedRegion(region, self._relays.get(region.fd))
+        self.relayed.setdefault(bar.index, []).append(relayed)
+        return Doorbell(bar, region, "ioregionfd kernel" if in_kernel else "ioregionfd relay", relayed)
+
+    def _count(self, bar: Bar, region: SubRegion) -> Count:
+        return self.counts.setdefault(bar.index, {}).setdefault(region.offset, Count())
 
     def _standing(self, doorbell: Doorbell) -> tuple[str, str]:
         if doorbell.mechanism == "ioregionfd relay" and not self._relays[doorbell.region.fd].alive:

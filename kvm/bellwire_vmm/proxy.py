@@ -11,7 +11,7 @@ from bellwire_vmm.bars import Bar
 from bellwire_vmm.capabilities import Msi
 from bellwire_vmm.description import describe
 from bellwire_vmm.dma import DmaMemory, DmaThread
-from bellwire_vmm.doorbells import Doorbells, Mechanism
+from bellwire_vmm.doorbells import Doorbells, Mechanism, Standing
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.interrupts import Interrupts
 from bellwire_vmm.link import Link
@@ -67,6 +67,16 @@ class ProxyDevice:
     def mechanisms(self) -> list[Mechanism]:
         """How a write to each sub-region reaches the device."""
         return self._doorbells.mechanisms()
+
+    def standings(self) -> list[Standing]:
+        """The same, with how many accesses have left the guest."""
+        return self._doorbells.standings()
+
+    @property
+    def accesses(self) -> tuple[int, int]:
+        """Reads and writes of all BARs that have left the guest."""
+        targets = self._targets.values()
+        return sum(target.reads for target in targets), sum(target.writes for target in targets)
 
     def reset(self) -> None:
         """Reset the device, as the machine's reset line would, and place its BARs as at first."""
@@ -134,7 +144,8 @@ class ProxyDevice:
         # and PCI itself does not post writes to I/O ports.
         posted = not bar.ports and not any(self._areas.values())
         relayed = self._doorbells.relayed.get(bar.index, ())
-        return BarTarget(self.link, bar, relayed, self._interrupts.table, posted=posted)
+        counts = self._doorbells.counts.get(bar.index, {})
+        return BarTarget(self.link, bar, relayed, counts, self._interrupts.table, posted=posted)
 
     def _find_places(self) -> None:
         for bar in self._bars.values():
