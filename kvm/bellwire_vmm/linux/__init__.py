@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from bellwire_vmm.linux.guest import Kernel, Linux, read_kernel
+from bellwire_vmm.linux.panic import PanicWatch
 
-__all__ = ["Kernel", "Linux", "read_kernel"]
+__all__ = ["Kernel", "Linux", "PanicWatch", "read_kernel"]
