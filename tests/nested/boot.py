@@ -1,7 +1,7 @@
 """A Linux with /dev/kvm under QEMU's emulation of an AMD processor, on the host's own files.
 
-The host's root is shared by virtiofs and lies below a scratch overlay: everything that is installed here runs there, and
-nothing that it writes stays.
+The host's root is shared by virtiofs and lies below a scratch overlay: everything that is installed here runs there,
+and nothing that it writes stays.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from toolbox import Toolbox
 INIT = Path(__file__).with_name("init.sh")
 PROCESSOR = "qemu64,+svm,+npt"
 KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on printk.devkmsg=on"
+# What virtiofsd writes to memory, QEMU does not see: it would run code that it has translated from a page's former
+# contents. A page that the kernel clears before it is used has no such past.
+KERNEL_ARGUMENTS += " init_on_alloc=1"
+MANY_FILES = (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2  # virtiofsd keeps each open that was looked at
 TAIL = 30  # lines of the console, when something went wrong
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -149,22 +153,16 @@ def _running(
             stdout=subprocess.PIPE,
             stderr=log,
             bufsize=0,
-            preexec_fn=_many_files,
         )
         try:
             with process:
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, MANY_FILES)
                 try:
                     yield process
                 finally:
                     process.kill()
         finally:
             process.wait()
-
-
-def _many_files() -> None:
-    """virtiofsd keeps each file open that was ever looked at."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _follow(process: subprocess.Popen[bytes], output: Callable[[bytes], object], deadline: float) -> bool:
