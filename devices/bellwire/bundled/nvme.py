@@ -79,7 +79,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         self.controller = Controller(self, state, Namespaces(spaces), identity, self.queues)
         self.controller.pool = self.pool(self.threads, self.controller.finished)
         if self.doorbells == "shadow":
-            self.ring_by_event(Registers.io_bells)
+            self.ring_by_event(Registers.io_bells, 2 * self.queues)
 
     def check_options(self) -> None:
         """Refuse what no controller could be."""
