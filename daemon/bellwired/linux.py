@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
+from bellwire_vmm.doorbells import Standing
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine import Machine, Request, RunResult
 from bellwire_vmm.proxy import ProxyDevice
@@ -113,6 +115,20 @@ def _report(devices: dict[Path, ProxyDevice], result: RunResult) -> None:
         reads, writes = device.accesses
         print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}: ", end="")
         print(f"{reads} reads and {writes} writes of its BARs left the guest")
-        for (bar, offset, _, mechanism, reason), address, exits in device.standings():
-            where = f" at {address:#x}" if address is not None else f" ({reason})" if reason else ""
-            print(f"  BAR{bar}+{offset:#05x}  {mechanism}{where}: {exits} exits")
+        for each in _rows(device.standings()):
+            print(f"  {each}")
+
+
+def _rows(standings: Iterable[Standing]) -> Iterator[str]:
+    """A line for each sub-region, and one for a row of them that fare alike."""
+
+    def kind(standing: Standing) -> tuple[object, ...]:
+        return standing.mechanism._replace(offset=0), standing.address is None
+
+    for _, group in itertools.groupby(standings, kind):
+        row = list(group)
+        (bar, offset, _, mechanism, reason), address, _ = row[0]
+        last = f"-{row[-1].mechanism.offset:#x}" if len(row) > 1 else ""
+        where = f" at {address:#x}" if address is not None else f" ({reason})" if reason else ""
+        many = f"{len(row)} of " if len(row) > 1 else ""
+        yield f"BAR{bar}+{offset:#x}{last}  {many}{mechanism}{where}: {sum(each.exits for each in row)} exits"
