@@ -40,7 +40,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not daemon and not guest and not kvm and not slow and not systemd"
+	$(PYTEST) -q -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"

@@ -1,7 +1,8 @@
 """What runs in the bed: devices of ours, each in a process, and `bellwire vmm` with a Linux that uses them.
 
 ``python linux_runs.py PLAN`` reads a list of runs (JSON: devices with their options, the words of the command, what to
-type and what to wait for first, addresses of links, commands for before and after). It prints what came of each as a line of JSON.
+type and what to wait for first, addresses of links, commands for before and after). It prints what came of each as a
+line of JSON.
 """
 
 from __future__ import annotations
