@@ -25,6 +25,7 @@ from vfio_user import Client
 COUNT, LARGEST = 10_000, 400_000
 WIDEST = 200  # columns: more than the table ever needs
 ROUNDTRIPS = 1000
+PATIENCE = 60.0  # seconds for the device's process, which has yet to start
 SECONDS_A_RING = 0.005  # far more than the slowest way takes: only a guest that hangs runs into it
 
 
@@ -91,7 +92,7 @@ def _measure(out: Console, count: int, trips: int, *, kvm: bool) -> tuple[list[M
     steps = (on_kvm.STEPS if kvm else on_host.STEPS) * len(WAYS)
     with (
         device_process("bell") as sock,
-        Client(sock) as client,
+        Client(sock, timeout=PATIENCE) as client,
         Progress(*columns, console=out, transient=True, refresh_per_second=4, disable=not out.is_terminal) as bar,
     ):
         task = bar.add_task("starting", total=steps + 1)

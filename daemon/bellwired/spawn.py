@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bellwired.errors import CommandError
 
-PATIENCE = 5.0  # seconds to end by itself once its client has gone
+PATIENCE = 20.0  # seconds to end by itself once its client has gone
 
 
 @contextlib.contextmanager
