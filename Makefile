@@ -22,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-systemd test coverage guests clean python
+.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -66,6 +66,9 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd provision ## the same tes
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
 
+bench: $(VENV)/.bench $(VENV)/.tools ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
 
@@ -108,6 +111,10 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
 
 # A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
 $(VENV)/.tools: | $(VENV)/.dev

@@ -1,0 +1,64 @@
+"""``make bench``: measure side by side, judge by ratios, print tables, and write results.json and the plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import doorbells, machine, plots, protocol, tables
+from bench.build import TARGET
+from bench.samples import Results
+from bench.targets import judge
+
+Part = Callable[[Results, int], None]
+PARTS: dict[str, Part] = {
+    "doorbells": lambda results, rounds: doorbells.measure(results, rounds=rounds, count=4096, trips=400),
+    "protocol": lambda results, rounds: protocol.measure(results, rounds=rounds, count=4000),
+}
+ROUNDS = 5
+
+
+def main() -> int:
+    """Run the parts that are named, or all."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often to take turns (default {ROUNDS})")
+    parser.add_argument("--output", type=Path, default=TARGET, help="where results.json and the plots go")
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    out, results = Console(highlight=False), Results()
+    begin, about = time.monotonic(), machine.describe()
+    for name in arguments.parts or PARTS:
+        out.print(f"{name} ...", style="dim")
+        PARTS[name](results, arguments.rounds)
+    verdicts = judge(results)
+    tables.show(out, results, verdicts)
+    seconds = time.monotonic() - begin
+    document = {
+        "machine": about,
+        "seconds": round(seconds),
+        "rounds": arguments.rounds,
+        "targets": [
+            {"name": each.target.name, "bound": str(each.target), "ratio": each.ratio, "met": each.met}
+            for each in verdicts
+        ],
+        "series": results.to_json(),
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    drawn = plots.draw(results, arguments.output)
+    names = ", ".join(path.name for path in drawn)
+    out.print(f"{seconds:.0f} s; results.json, {names} are in {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The machine that a run was made on, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from bench.processes import cpus
+
+
+def describe() -> dict[str, str | int | list[float]]:
+    """What somebody else must know to make sense of the figures."""
+    return {
+        "cpu": _first(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo")),
+        "cpus": len(cpus()),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "kernel": platform.release(),
+        "kvm": _kvm(),
+        "python": platform.python_version(),
+        "cc": subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[
+            0
+        ],
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def _compiler() -> str:
+    said = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0]
+
+
+def _kvm() -> str:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "none"
+    modules = Path("/sys/module")
+    return next((name for name in ("kvm_intel", "kvm_amd", "kvm_pvm") if (modules / name).exists()), "built in")
+
+
+def _first(pattern: str, path: Path) -> str:
+    found = re.search(pattern, path.read_text())
+    return found.group(1) if found else "unknown"

@@ -1,0 +1,69 @@
+"""Devices and C programs in processes of their own, each on the CPU that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.build import program
+
+PATIENCE = 20.0  # seconds to end once the far end has gone
+PYTHON, C, ADAPTIVE = "Python", "C", "Python, adaptive"
+TIMED = f"{Path(__file__).parent / 'timed_bell.py'}"
+
+
+def cpus() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    """This process, and what it starts, on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[socket.socket]:
+    """A device behind a socket: ours, or the C program's bell. It ends when the socket is closed."""
+    ours, theirs = socket.socketpair()
+    with theirs, ours:
+        fd = theirs.fileno()
+        if subject == C:
+            command = [str(program("reference")), str(fd)]
+        else:
+            command = [sys.executable, "-m", "bellwired", "--log-level", "warning", "run", device, "--fd", str(fd)]
+            for option in options:
+                command += ["-o", option]
+        with pinned(cpu):
+            process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
+        theirs.close()
+        try:
+            yield ours
+        finally:
+            ours.close()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def output(name: str, cpu: int, *arguments: str, fds: tuple[int, ...] = ()) -> bytes:
+    """What the C program ``name`` writes to its standard output; subprocess.CalledProcessError if it fails."""
+    with pinned(cpu):
+        process = subprocess.Popen([str(program(name)), *arguments], pass_fds=fds, stdout=subprocess.PIPE)
+    written, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, name)
+    return written

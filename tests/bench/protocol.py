@@ -1,0 +1,39 @@
+"""What a message costs without a VM: one C client against the device in Python and the one in C."""
+
+from __future__ import annotations
+
+import struct
+
+from bench.processes import PYTHON, TIMED, C, cpus, output, serving
+from bench.samples import Results
+
+PART = "protocol"
+_HEAD = struct.Struct("<24sQ")
+
+
+def measure(results: Results, *, rounds: int, count: int) -> None:
+    """Every operation, with client and device on one CPU and on two."""
+    available = cpus()
+    places = {"one CPU": (available[0], available[0]), "two CPUs": (available[0], available[-1])}
+    for number in range(rounds):
+        for place, (client, device) in places.items():
+            subjects = (PYTHON, C) if number % 2 else (C, PYTHON)
+            for subject in subjects:
+                for operation, samples in timed(subject, "bell", client, device, count).items():
+                    results.add(PART, f"{operation}, {place}", subject, "µs", samples)
+                if subject == PYTHON:
+                    hooks = timed(subject, TIMED, client, device, count // 4)["ring to hook"]
+                    results.add(PART, f"ring to hook, {place}", subject, "µs", hooks)
+
+
+def timed(subject: str, device: str, client_cpu: int, device_cpu: int, count: int) -> dict[str, list[float]]:
+    """Microseconds that each operation took, ``count`` times or a fraction of that."""
+    with serving(subject, device_cpu, device) as sock:
+        data = output("client", client_cpu, str(sock.fileno()), str(max(16, count)), fds=(sock.fileno(),))
+    found = {}
+    while data:
+        name, samples = _HEAD.unpack_from(data)
+        end = _HEAD.size + 8 * samples
+        found[name.rstrip(b"\0").decode()] = [ns / 1000 for ns in struct.unpack(f"<{samples}Q", data[_HEAD.size : end])]
+        data = data[end:]
+    return found
