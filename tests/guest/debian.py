@@ -6,6 +6,7 @@ proxies and keys are the machine's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -23,17 +24,22 @@ class AptError(Exception):
 class Apt:
     """An apt whose state is in ``folder``.
 
-    ``pins`` are sources of packages that come from another suite than the first.
+    ``pins`` are sources of packages that come from another suite than the first. ``security`` is a suite of the
+    security archive, which is used where the machine's apt knows that.
     """
 
-    def __init__(self, folder: Path, suites: Sequence[str], pins: dict[str, str]) -> None:
+    def __init__(self, folder: Path, suites: Sequence[str], pins: dict[str, str], security: str = "") -> None:
         self._archives = folder / "archives"
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
         mirror = find_mirror()
         signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-        (folder / "sources.list").write_text("".join(f"deb {signed}{mirror} {suite} main\n" for suite in suites))
+        sources = [f"deb {signed}{mirror} {suite} main\n" for suite in suites]
+        if security:
+            with contextlib.suppress(AptError):
+                sources.append(f"deb {signed}{find_mirror('debian-security')} {security} main\n")
+        (folder / "sources.list").write_text("".join(sources))
         pinned = (f"Package: src:{name}\nPin: release n={suite}\nPin-Priority: 990\n" for name, suite in pins.items())
         (folder / "preferences").write_text("\n".join(pinned))
         settings = {
@@ -67,8 +73,8 @@ class Apt:
         return found
 
 
-def find_mirror() -> str:
-    """A mirror of Debian's main archive, as the machine's apt knows it."""
+def find_mirror(archive: str = "debian") -> str:
+    """A mirror of an archive of Debian's, as the machine's apt knows it."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise AptError("this is no Debian: there is no apt-get or no dpkg-deb")
     # Without release information, apt answers before its first update too.
@@ -76,9 +82,9 @@ def find_mirror() -> str:
         "apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"
     ).split()
     for address in found:
-        if address.rstrip("/").endswith("/debian"):
+        if address.rstrip("/").endswith(f"/{archive}"):
             return address
-    raise AptError(f"apt's sources name no mirror of Debian (only {', '.join(sorted(set(found))) or 'none'})")
+    raise AptError(f"apt's sources name no mirror of {archive} (only {', '.join(sorted(set(found))) or 'none'})")
 
 
 def unpack(packages: Sequence[Path], root: Path) -> None:

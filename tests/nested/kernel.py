@@ -25,7 +25,7 @@ from toolbox import Toolbox
 
 HERE = Path(__file__).parent
 PATCHES = HERE.parents[1] / "kvm" / "kernel"
-SUITE, SOURCE = "bookworm", "linux-source-6.1"
+SUITE, SECURITY, SOURCE = "bookworm", "bookworm-security", "linux-source-6.1"
 SPACE = 4 << 30  # bytes: the source unpacked, and what is made of it
 LAYOUT = 1  # raise it when what is made of the source changes
 MODULES = ("overlay", "kvm-amd", "tun")  # of Debian's kernel: what the bed and the tests need
@@ -107,7 +107,7 @@ def _source(folder: Path, progress: Progress) -> Path:
     progress(f"fetching {SOURCE} of Debian {SUITE}")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
-            fetched = Apt(Path(name) / "apt", (SUITE,), {}).download_alone(SOURCE)
+            fetched = Apt(Path(name) / "apt", (SUITE,), {}, SECURITY).download_alone(SOURCE)
             return fetched.rename(folder / fetched.name)
     except AptError as error:
         hint = f"put the package there by hand: {folder}"
