@@ -15,11 +15,11 @@ park:                            /* these guests use one vCPU; the others sleep 
 
     .text
     .globl enter_ring3
-enter_ring3:                     /* rdi = where to go; interrupts on, all ports open by the TSS's bitmap */
+enter_ring3:                     /* rdi = where to go; interrupts on, all ports open: by the TSS's bitmap, and by IOPL 3 */
     mov %rsp, %rax
     pushq $0x1b                  /* ss: the VMM's ring 3 data segment */
     pushq %rax
-    pushq $0x202
+    pushq $0x3202                /* under SVM, QEMU takes a busy TSS (and KVM has no other) for none */
     pushq $0x23                  /* cs: its ring 3 code segment */
     pushq %rdi
     iretq
