@@ -22,6 +22,7 @@ PARTS: dict[str, Part] = {
     "protocol": lambda results, rounds: protocol.measure(results, rounds=rounds, count=4000),
 }
 ROUNDS = 5
+WIDTH = 110
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     out, results = Console(highlight=False), Results()
+    out.width = max(out.width, WIDTH)  # rather wrapped by a narrow terminal than cut short
     begin, about = time.monotonic(), machine.describe()
     for name in arguments.parts or PARTS:
         out.print(f"{name} ...", style="dim")
