@@ -41,7 +41,9 @@ def boot(arguments: argparse.Namespace, plug: Plug) -> int:
             with Machine(arguments.memory or MEMORY, arguments.vcpus) as machine:
                 devices = {path: plug(machine, path) for path in arguments.devices}
                 result, left = _run(machine, guest, console, panics, arguments)
-                hint = meaning(machine.processors[0].stats) if result.failure else ""
+                hint = _hint(machine) if result.failure else ""
+                if not arguments.console:
+                    print()  # the guest may have left in the middle of a line
                 _report(devices, result)
             if panics.message:
                 print(f"The guest's kernel panicked: {panics.message}")
@@ -101,6 +103,11 @@ def _signals_end_it() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _hint(machine: Machine) -> str:
+    why = meaning(machine.processors[0].stats)
+    return f"{why}. Micro guests run here (--guest), and Linux does in QEMU's emulation." if why else ""
 
 
 def _end(result: RunResult, *, left: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vfio_user import Client, VfioUserError
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
 PATIENCE = 60.0  # seconds, with a micro guest
+FOR_GUESTS, FOR_LINUX = ("parameters",), ("initrd", "append", "console", "no_reboot")
 _SIZE = re.compile(r"(\d{1,9})([MG]?)", re.IGNORECASE)
 
 
@@ -88,6 +90,7 @@ def add_parser(commands: Any) -> None:
 
 def vmm(arguments: argparse.Namespace) -> int:
     """Boot, wait, report."""
+    _refuse(arguments, FOR_GUESTS if arguments.kernel else FOR_LINUX)
     if arguments.kernel:
         return linux.boot(arguments, plug)
     given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
@@ -119,6 +122,14 @@ def plug(machine: Machine, path: Path) -> ProxyDevice:
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
+
+
+def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:
+    """Say that an option is for the other kind of guest, rather than leave it without effect."""
+    for option in options:
+        if getattr(arguments, option):
+            what = "--guest" if arguments.kernel else "--kernel"
+            raise CommandError(f"--{option.replace('_', '-')} is for {what}")
 
 
 def _memory(text: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.cli import main
+from bellwired.cli import main, parser
 from daemon.commands import COMMAND, bellwire, ended, line, started
 from vfio_user import Client, RegionIndex
 
@@ -260,6 +260,11 @@ def test_vmm_fails_when_its_guest_does() -> None:
         (["--guest", "bell", "--memory", "1"], "bytes of memory"),
         (["--guest", "bell", "--vcpus", "0"], "0 vCPUs"),
         (["--guest", "/nonexistent.bin"], "cannot read the guest image"),
+        (["--guest", "bell", "--initrd", "/dev/null"], "--initrd is for --kernel"),
+        (["--guest", "bell", "--no-reboot"], "--no-reboot is for --kernel"),
+        (["--kernel", "/nonexistent"], "/nonexistent: No such file or directory"),
+        (["--kernel", "/dev/null"], "the kernel is neither a bzImage nor an ELF file"),
+        (["--kernel", "/dev/null", "--parameters", "/dev/null"], "--parameters is for --guest"),
     ],
 )
 def test_vmm_says_what_it_cannot_do(words: list[str], said: str) -> None:
@@ -287,6 +292,18 @@ def test_vmm_says_which_device_it_cannot_use(tmp_path: Path) -> None:
         done = bellwire("vmm", "--guest", "bell", "--device", str(path))
         talker.join()
     assert done.stderr == f"bellwire: {path}: the peer has closed the connection\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", 64 << 20), ("64M", 64 << 20), ("1g", 1 << 30), ("64K", None), ("-1", None), ("", None)]
+)
+def test_memory_is_given_in_mib_or_with_its_unit(text: str, size: int | None) -> None:
+    words = ["vmm", "--guest", "bell", f"--memory={text}"]
+    if size is None:
+        with pytest.raises(SystemExit):
+            parser().parse_args(words)
+    else:
+        assert parser().parse_args(words).memory == size
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e300", "soon"])

@@ -19,7 +19,8 @@ echo "up with $(/bin/busybox nproc) processors"
 /bin/busybox poweroff -f
 """
 FAILED = re.compile(
-    r"bellwire: vCPU 0 stopped (at rip 0x[0-9a-f]+: (KVM cannot emulate \[[0-9a-f ]+\]|a triple fault)|with a triple fault)"
+    r"bellwire: vCPU 0 stopped (with a triple fault|"
+    r"at rip 0x[0-9a-f]+: (a triple fault|KVM cannot emulate \[[0-9a-f ]+\]))"
 )
 
 
