@@ -31,9 +31,9 @@ def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
     for number in range(rounds):
         turn = number % len(subjects)
         for subject in subjects[turn:] + subjects[:turn]:
-            with serving(C if subject == C_VMM else subject, device) as sock:
+            with serving(C if subject == C_VMM else subject, device) as served:
                 run = under_c if subject == C_VMM else under_ours
-                for name, cost, times in run(sock, vcpu, count, trips):
+                for name, cost, times in run(served.sock, vcpu, count, trips):
                     results.add(COST, name, subject, "µs", [cost])
                     results.add(TRIP, name, subject, "µs", times)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.build import program
 
@@ -33,8 +34,15 @@ def pinned(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+class Served(NamedTuple):
+    """A device: the socket to it, and its process."""
+
+    sock: socket.socket
+    pid: int
+
+
 @contextlib.contextmanager
-def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[socket.socket]:
+def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[Served]:
     """A device behind a socket: ours, or the C program's bell. It ends when the socket is closed."""
     ours, theirs = socket.socketpair()
     with theirs, ours:
@@ -42,14 +50,14 @@ def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ..
         if subject == C:
             command = [str(program("reference")), str(fd)]
         else:
-            command = [sys.executable, "-m", "bellwired", "--log-level", "warning", "run", device, "--fd", str(fd)]
+            command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
             for option in options:
                 command += ["-o", option]
         with pinned(cpu):
             process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
         theirs.close()
         try:
-            yield ours
+            yield Served(ours, process.pid)
         finally:
             ours.close()
             try:

@@ -28,8 +28,9 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
 
 def timed(subject: str, device: str, client_cpu: int, device_cpu: int, count: int) -> dict[str, list[float]]:
     """Microseconds that each operation took, ``count`` times or a fraction of that."""
-    with serving(subject, device_cpu, device) as sock:
-        data = output("client", client_cpu, str(sock.fileno()), str(max(16, count)), fds=(sock.fileno(),))
+    with serving(subject, device_cpu, device) as served:
+        fd = served.sock.fileno()
+        data = output("client", client_cpu, str(fd), str(max(16, count)), fds=(fd,))
     found = {}
     while data:
         name, samples = _HEAD.unpack_from(data)

@@ -45,6 +45,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     namespaces = Option(0, help="namespaces: those without an image are memory; 0: one for each image")
     doorbells = Option("value", help="value; or shadow: by ioeventfd, for guests that use shadow doorbells")
     threads = Option(4, help="threads that wait for the images")
+    direct = Option(False, help="pass the page cache by (O_DIRECT)")
 
     before = Saved(0)  # CC as it was last written
     submission_state = SavedBytes((QUEUES + 1) * ctypes.sizeof(SubmissionQueue))
@@ -104,7 +105,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         disks: list[Disk] = []
         try:
             for path in paths:
-                disks.append(Disk.open(path, readonly=self.readonly, size=self.size))
+                disks.append(self.open_disk(path))
                 if disks[-1].size < self.block_size:
                     raise StorageError(f"image {path}: {disks[-1].size} bytes, too few for a block; give size=")
             while len(disks) < count:
@@ -116,6 +117,10 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
                 disk.close()
             raise
         return disks
+
+    def open_disk(self, path: Path) -> Disk:
+        """One image, as the options have it."""
+        return Disk.open(path, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size)
 
     def made_up_serial(self) -> str:
         """The same for the same images; for memory another one each time, since two of a kind confuse a guest."""

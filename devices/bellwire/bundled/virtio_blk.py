@@ -42,6 +42,7 @@ class VirtioBlk(
     block_size = Option(512, help="bytes of a logical block: 512 to 4096")
     queues = Option(1, help=f"request queues, 1 to {MOST_QUEUES}")
     threads = Option(4, help="threads that wait for the image")
+    direct = Option(False, help="pass the page cache by (O_DIRECT)")
 
     capacity = field(0x00, size=8)
     seg_max = field(0x0C, reset=QUEUE_SIZE - 2)
@@ -69,7 +70,9 @@ class VirtioBlk(
             if not good:
                 raise OptionError(f"option {name}={getattr(self, name)}: expected {expected}")
         if self.image.name:
-            self.disk = Disk.open(self.image, readonly=self.readonly, size=self.size)
+            self.disk = Disk.open(
+                self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
+            )
         else:
             self.disk = Disk.memory(self.size or 64 << 20)
             self.disk.readonly = self.readonly

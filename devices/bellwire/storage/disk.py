@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -31,13 +32,17 @@ class Disk:
     be called from any thread; they raise OSError. :meth:`try_read` never waits.
     """
 
-    def __init__(self, fd: int, size: int, *, readonly: bool = False, instant: bool = False) -> None:
+    def __init__(
+        self, fd: int, size: int, *, readonly: bool = False, instant: bool = False, direct: bool = False
+    ) -> None:
         self.fd = fd
         self.size = size
         self.readonly = readonly
         self.instant = instant
         """Whether nothing here ever waits: the bytes are memory."""
-        self._cached_reads = hasattr(os, "RWF_NOWAIT")
+        self.direct = direct
+        """Whether the page cache is passed by (O_DIRECT)."""
+        self._cached_reads = hasattr(os, "RWF_NOWAIT") and not direct
 
     @classmethod
     def memory(cls, size: int) -> Disk:
@@ -47,20 +52,26 @@ class Disk:
         return cls(fd, size, instant=True)
 
     @classmethod
-    def open(cls, path: Path, *, readonly: bool = False, size: int = 0) -> Disk:
-        """A raw file or a block device.
+    def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
+        """A raw file or a block device, in which every access is of whole blocks.
 
         Where there is no file, a sparse one of ``size`` bytes is made; one that exists must have ``size`` bytes,
         unless that is 0. It is locked (flock(2)), so that no two of our devices write one image.
         """
         flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
+        flags |= os.O_DIRECT if direct else 0
         try:
             fd = os.open(path, flags, 0o600)
         except OSError as error:
             hint = "; give size= to have it made" if error.errno == errno.ENOENT and not readonly else ""
+            if direct and error.errno == errno.EINVAL:
+                hint = "; its file system cannot pass the page cache by: leave direct out"
             raise StorageError(f"image {path}: {error.strerror}{hint}") from error
         try:
-            return cls(fd, _measure(fd, path, size, readonly), readonly=readonly)
+            disk = cls(fd, _measure(fd, path, size, readonly), readonly=readonly, direct=direct)
+            if direct:
+                _check_direct(disk, path, block)
+            return disk
         except BaseException:
             os.close(fd)
             raise
@@ -68,9 +79,9 @@ class Disk:
     def read(self, buffers: Buffers, offset: int) -> None:
         """Fill ``buffers`` from ``offset`` on."""
         for some, at, length in _portions(buffers, offset):
-            got = os.preadv(self.fd, some, at)
+            got = self._get(some, at)
             while got < length:
-                more = os.preadv(self.fd, _after(some, got), at + got)
+                more = self._get(_after(some, got), at + got)
                 if more == 0:
                     raise OSError(errno.EIO, f"the image ends at {at + got:#x}: somebody has cut it short")
                 got += more
@@ -96,9 +107,9 @@ class Disk:
         """Write ``buffers`` from ``offset`` on; ``durable``: onto the medium before it returns."""
         flags = os.RWF_DSYNC if durable else 0
         for some, at, length in _portions(buffers, offset):
-            done = os.pwritev(self.fd, some, at, flags)
+            done = self._put(some, at, flags)
             while done < length:
-                done += os.pwritev(self.fd, _after(some, done), at + done, flags)
+                done += self._put(_after(some, done), at + done, flags)
 
     def flush(self) -> None:
         """Everything written so far onto the medium."""
@@ -134,6 +145,32 @@ class Disk:
             os.close(self.fd)
             self.fd = -1
 
+    def _get(self, buffers: Buffers, offset: int) -> int:
+        """One preadv; by a copy where the medium wants memory that is better aligned."""
+        try:
+            return os.preadv(self.fd, buffers, offset)
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+        with mmap.mmap(-1, sum(map(len, buffers))) as aside:
+            got = os.preadv(self.fd, [aside], offset)
+            for buffer in buffers:
+                part = aside.read(len(buffer))
+                buffer[: len(part)] = part
+        return got
+
+    def _put(self, buffers: Buffers, offset: int, flags: int) -> int:
+        """The same for pwritev."""
+        try:
+            return os.pwritev(self.fd, buffers, offset, flags)
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+        with mmap.mmap(-1, sum(map(len, buffers))) as aside:
+            for buffer in buffers:
+                aside.write(buffer)
+            return os.pwritev(self.fd, [aside], offset, flags)
+
 
 def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
     """The image's size, once it is locked and, where it is new, made as large as asked for."""
@@ -151,6 +188,16 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
     if size and found != size:
         raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
     return found
+
+
+def _check_direct(disk: Disk, path: Path, block: int) -> None:
+    """A medium wants whole blocks of its own: too small ones of ours would fail one by one later."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
+        try:
+            os.preadv(disk.fd, [view[:block]], 0)
+        except OSError as error:
+            why = f"{error.strerror}; blocks of {block} bytes cannot be read with direct: give block_size=4096"
+            raise StorageError(f"image {path}: {why}") from error
 
 
 def _portions(buffers: Buffers, offset: int) -> list[tuple[Buffers, int, int]]:
