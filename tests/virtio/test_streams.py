@@ -186,3 +186,93 @@ def test_standard_streams_stay_open(opened: contextlib.ExitStack) -> None:
     code = "from bellwire.stream import open_stream; s = open_stream('stdio'); s.send([b'out']); s.close(); print('!')"
     done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, check=True)
     assert done.stdout == b"out!\n"
+
+
+def test_a_peer_that_is_on_hold_waits(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    stream.hold(True)
+    far.sendall(b"hello")
+    assert not readable(stream, 0)
+    stream.hold(False)
+    assert readable(stream)
+    assert stream.receive() == b"hello"
+
+
+def test_a_peer_on_hold_may_leave(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    stream.hold(True)
+    far.close()
+    assert readable(stream)
+    stream.look()
+    assert not stream.connected
+    assert not readable(stream, 0)
+
+
+def test_what_a_peer_said_before_it_left_can_still_be_read(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    stream.hold(True)
+    far.sendall(b"last words")
+    far.close()
+    assert readable(stream)
+    stream.look()
+    assert stream.send([b"lost"]) == 4
+    assert not readable(stream, 0), "nothing more can happen until somebody listens"
+    stream.hold(False)
+    assert stream.receive() == b"last words"
+    assert stream.receive() == b""
+    assert not stream.connected
+
+
+def test_a_peer_on_hold_may_take_what_is_sent(opened: contextlib.ExitStack, tmp_path: Path) -> None:
+    stream = make(opened, f"unix:{tmp_path / 'line'}")
+    far = join(opened, stream, tmp_path / "line")
+    stream.hold(True)
+    far.sendall(b"x")
+    while stream.send([bytes(65536)]) == 65536:
+        pass
+    assert not readable(stream, 0)
+    while not readable(stream, 0):
+        far.recv(1 << 20)
+    stream.look()
+    assert stream.send([b"more"]) == 4
+
+
+STDIO = """
+import select, sys
+from bellwire.stream import open_stream
+stream = open_stream("stdio")
+while select.select([stream], [], []) and (data := stream.receive(5)):
+    stream.send([data.upper()])
+assert stream.connected
+stream.send([b"; nothing more comes, and this is heard"])
+stream.close()
+"""
+
+
+def test_the_end_of_standard_input_is_not_the_end_of_standard_output() -> None:
+    done = subprocess.run([sys.executable, "-c", STDIO], input=b"hello there", capture_output=True, check=True)
+    assert done.stdout == b"HELLO THERE; nothing more comes, and this is heard"
+
+
+TERMINAL = """
+import os, termios
+from bellwire.stream import open_stream
+before = termios.tcgetattr(0), os.get_blocking(0), os.get_blocking(1)
+stream = open_stream("stdio")
+flags = termios.tcgetattr(0)[3]
+assert not flags & (termios.ICANON | termios.ECHO) and flags & termios.ISIG and not os.get_blocking(0)
+stream.close()
+assert before == (termios.tcgetattr(0), os.get_blocking(0), os.get_blocking(1))
+"""
+
+
+def test_a_terminal_gives_every_key_and_is_left_as_it_was() -> None:
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", TERMINAL], stdin=theirs, stdout=theirs, check=True)
+    finally:
+        os.close(ours)
+        os.close(theirs)

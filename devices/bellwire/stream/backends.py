@@ -30,7 +30,7 @@ class Pty(Stream):
         self._link = link
         ours, self._theirs = os.openpty()  # theirs stays open: without it, ours would be readable for ever
         tty.setraw(self._theirs, termios.TCSANOW)
-        self.path = os.ttyname(self._theirs)
+        self.name = self.path = os.ttyname(self._theirs)
         self.take(ours)
         if link:
             try:
@@ -61,7 +61,7 @@ class Listening(Stream):
     """A UNIX socket that takes one peer at a time; when it goes, the next may come."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__(f"socket {path}")
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -100,14 +100,26 @@ class Listening(Stream):
 
 
 class StandardStreams(Stream):
-    """Our own standard input and output, which stay open."""
+    """Our own standard input and output, which stay open. A terminal gives every key at once; Ctrl-C still ends us."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("standard input and output")
+        self._before = [os.get_blocking(fd) for fd in (0, 1)]
+        self._terminal = termios.tcgetattr(0) if os.isatty(0) else None
+        if self._terminal:
+            tty.setcbreak(0, termios.TCSANOW)
         self.take(0, 1)
 
     def let_go(self, fd: int) -> None:
         """They are not ours to close."""
+
+    def close(self) -> None:
+        """Leave them as they were."""
+        super().close()
+        if self._terminal:
+            termios.tcsetattr(0, termios.TCSANOW, self._terminal)
+        for fd, blocking in enumerate(self._before):
+            os.set_blocking(fd, blocking)
 
 
 def connect(path: Path) -> Stream:
@@ -118,7 +130,7 @@ def connect(path: Path) -> Stream:
     except OSError as error:
         peer.close()
         raise StreamError(f"socket {path}: {error.strerror}") from error
-    stream = Stream()
+    stream = Stream(f"socket {path}")
     stream.take(peer.detach())
     return stream
 
@@ -129,7 +141,7 @@ def write_to(path: Path) -> Stream:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StreamError(f"file {path}: {error.strerror}") from error
-    stream = Stream()
+    stream = Stream(f"file {path}")
     stream.take(fd)
     return stream
 

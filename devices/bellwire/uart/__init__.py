@@ -1,0 +1,1 @@
+"""Parts of the serial port: what its registers say, and its FIFOs."""
