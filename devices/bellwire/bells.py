@@ -8,7 +8,6 @@ the two steps makes a ring see every write that came before it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -57,8 +56,10 @@ class EventSource(Generic[Bell]):
 
     def gather(self) -> None:
         """Add the eventfd's count."""
-        with contextlib.suppress(BlockingIOError):  # somebody else who holds the fd may have read it
+        try:
             self._count += os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return  # somebody else who holds the fd has read it
 
     def run(self) -> None:
         """One hook call for however many rings."""
@@ -200,13 +201,14 @@ class Bells:
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         return found
 
-    def gather(self) -> None:
-        """Take everything that has rung out of its fd."""
+    def gather(self) -> bool:
+        """Take everything that has rung out of its fd; whether there is anything to run."""
         for fd, _ in self._epoll.poll(0):
             source = self._sources.get(fd)
             if source is not None:
                 source.gather()
                 self._rung.append(source)
+        return bool(self._rung)
 
     def run(self) -> None:
         """Run the hooks of what was gathered."""

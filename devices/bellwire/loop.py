@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from bellwire.busy_poll import BusyPoll
+
 THREADS = 4
 LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
 Callback = Callable[[], None]
@@ -48,6 +50,8 @@ class Loop:
         self._pool: ThreadPoolExecutor | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.stopping = False
+        self.busy_poll: BusyPoll | None = None
+        """Looks for a while before it sleeps, where the owner wants that."""
         self.watch(self._wake, self._drain_wake)
 
     def watch(self, fd: int, callback: Callback) -> None:
@@ -65,6 +69,8 @@ class Loop:
         if self._timers:
             due = min(max(0.0, self._timers[0].when - self._clock()), LONGEST_WAIT)
             timeout = due if timeout is None else min(timeout, due)
+        if self.busy_poll is not None and timeout != 0:
+            return self.busy_poll.wait(self._epoll, timeout)
         return [fd for fd, _ in self._epoll.poll(timeout)]
 
     def run(self, ready: list[int]) -> None:
@@ -76,6 +82,8 @@ class Loop:
 
     def run_timers(self) -> None:
         """Run the timers that are due now; one that sets another for now does not starve the loop."""
+        if not self._timers:
+            return
         now = self._clock()
         due = []
         while self._timers and self._timers[0].when <= now:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -50,6 +50,7 @@ class Served:
         self.session: Session | None = None
         self._loop = loop
         self._bells: Bells | None = None
+        self._session_fd = self._bells_fd = -1
 
     # -- a client comes and goes
 
@@ -62,8 +63,9 @@ class Served:
         self.core.maps += 1
         self.core.connected = True
         self._observer.connected(*_credentials(connection))
-        self._loop.watch(self.session.fileno(), _nothing)
-        self._loop.watch(self._bells.fileno(), _nothing)
+        self._session_fd, self._bells_fd = self.session.fileno(), self._bells.fileno()
+        self._loop.watch(self._session_fd, _nothing)
+        self._loop.watch(self._bells_fd, _nothing)
         self.core.signals.relevel()
         self.core.signals.resend()
 
@@ -86,8 +88,8 @@ class Served:
         """Whether a command is here that no descriptor shows: a DMA message's wait may have taken it off the socket."""
         return self.session is not None and self.session.waiting
 
-    def turn(self) -> None:
-        """Handle what the client has sent and rung.
+    def turn(self, ready: Container[int]) -> None:
+        """Handle what the client has sent and rung; ``ready`` are the descriptors that have something to read.
 
         Rings are taken out of their fds first and acted upon last, with the socket drained in between: so a ring
         sees every write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the
@@ -96,12 +98,14 @@ class Served:
         session, bells = self.session, self._bells
         if session is None or bells is None:
             return
-        bells.gather()
-        session.service(DRAIN)
+        if self._bells_fd in ready and bells.gather():
+            session.service(DRAIN)
+            bells.run()
+        elif self._session_fd in ready or session.waiting:
+            session.service(DRAIN, probe=False)
         if not self._introduced and session.client is not None:
             self._introduced = True
             self._observer.introduced(session.client)
-        bells.run()
 
     def statistics(self) -> dict[str, int]:
         """What has happened so far, and what the client has set up now."""
@@ -166,9 +170,9 @@ class Served:
 
     def before_reply(self) -> None:
         """A reply flushes rings: the client may rely on what it rang before it asked."""
-        if self._bells is not None:
-            self._bells.gather()
-            self._bells.run()
+        bells = self._bells
+        if bells is not None and bells.gather():
+            bells.run()
 
     def dma_changed(self) -> None:
         """The client has mapped or unmapped memory."""

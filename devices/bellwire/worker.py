@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from bellwire.busy_poll import BusyPoll
 from bellwire.device import PciDevice
 from bellwire.loop import Loop
 from bellwire.observer import Observer
@@ -21,7 +22,8 @@ log = logging.getLogger("bellwire.worker")
 class Worker:
     """Runs ``device`` for the clients of ``listener``, one after the other; a second one waits its turn.
 
-    ``connection`` may stand in place of a listener: then the worker ends with that client.
+    ``connection`` may stand in place of a listener: then the worker ends with that client. ``busy_poll`` are the
+    seconds that the loop may look for work before it sleeps; 0: none.
     """
 
     def __init__(
@@ -32,9 +34,12 @@ class Worker:
         connection: socket.socket | None = None,
         observer: Observer | None = None,
         io_fd_entry_size: int = 40,
+        busy_poll: float = 0.0,
     ) -> None:
         self.device = device
         self.loop = Loop()
+        if busy_poll:
+            self.loop.busy_poll = BusyPoll(busy_poll)
         self.served = Served(device, self.loop, observer)
         self._listener = listener
         self._connection = connection
@@ -55,10 +60,7 @@ class Worker:
             if ready is not None:
                 ready()
             while not self.loop.stopping:
-                rung = self.loop.wait(0 if self.served.waiting else None)
-                self._serve()
-                self.loop.run(rung)
-                self.loop.run_timers()
+                self.step()
             self.served.detach()
             self.device.core.reset()
         finally:
@@ -71,9 +73,16 @@ class Worker:
         """End :meth:`run`; from any thread or signal handler."""
         self.loop.stop()
 
-    def _serve(self) -> None:
+    def step(self) -> None:
+        """One turn of the loop: wait for something, and handle it."""
+        ready = self.loop.wait(0 if self.served.waiting else None)
+        self._serve(ready)
+        self.loop.run(ready)
+        self.loop.run_timers()
+
+    def _serve(self, ready: list[int]) -> None:
         try:
-            self.served.turn()
+            self.served.turn(ready)
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
             self.served.detach(str(error))

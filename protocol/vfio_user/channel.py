@@ -25,6 +25,11 @@ MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of a message that has not come whole, and 
 _FD = struct.Struct("i")
 _CHUNK = 1 << 16
 _ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
+# Plain numbers, since a flag's own operators cost more than a system call.
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_CUT = int(socket.MSG_CTRUNC)
+_SEND = int(socket.MSG_NOSIGNAL)
+_SHORT = 4096  # bytes that are joined rather than gathered
 
 
 class Message(NamedTuple):
@@ -74,6 +79,8 @@ class Channel:
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
         self._position = 0  # of self._start in the stream
         self._broken = ""  # why nothing more can be sent: a message was cut short
+        self.drained = False
+        """Whether the last receive left room: most likely, nothing more is there (a poll would tell)."""
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -129,13 +136,13 @@ class Channel:
         if self._broken:
             raise Disconnected(self._broken)
         size = HEADER_SIZE + sum(map(len, parts))
-        pieces: list[bytes | bytearray | memoryview] = [
-            HEADER.pack(message_id, command, size, flags, error),
-            *parts,
-        ]
+        pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            sent = self._sock.sendmsg(pieces, ancillary, socket.MSG_NOSIGNAL)
+            if size <= _SHORT and not fds:
+                sent = self._sock.send(b"".join(pieces), _SEND)
+            else:
+                sent = self._sock.sendmsg(pieces, ancillary, _SEND)
         except BlockingIOError:
             sent = 0
         except OSError as error_:
@@ -172,7 +179,7 @@ class Channel:
                 except Disconnected:
                     listening = False  # it has nothing more to say, and may still be reading
             try:
-                sent += self._sock.sendmsg([view[sent:]], ancillary, socket.MSG_NOSIGNAL)
+                sent += self._sock.sendmsg([view[sent:]], ancillary, _SEND)
                 ancillary = []
             except BlockingIOError:
                 continue
@@ -204,7 +211,7 @@ class Channel:
         payload = self._view[self._start + HEADER_SIZE : self._start + size]
         self._start += size
         self._position += size
-        return Message(message_id, command, flags, error, payload, self._take_fds())
+        return Message(message_id, command, flags, error, payload, self._take_fds() if self._fds else [])
 
     def _take_fds(self) -> list[int]:
         """The fds that came with bytes of the message that ends at the current position."""
@@ -232,18 +239,18 @@ class Channel:
             self._start = self._end = 0
         elif len(self._buffer) - self._end < HEADER_SIZE:
             self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
+        room = self._view[self._end :]
         try:
-            count, ancillary, flags, _ = self._sock.recvmsg_into(
-                [self._view[self._end :]], _ANCILLARY, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-            )
+            count, ancillary, flags, _ = self._sock.recvmsg_into([room], _ANCILLARY, _RECEIVE)
         except BlockingIOError:
             return False
         except OSError as error:
             raise Disconnected(f"receiving: {error.strerror}") from None
         self._end += count
+        self.drained = count < len(room)
         if ancillary:
             self._keep_fds(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CUT:
             raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
         if count == 0:
             raise Disconnected

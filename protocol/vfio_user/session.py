@@ -28,7 +28,10 @@ from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
 """What a session can take. 16 fds are the most that QEMU takes note of."""
 _UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
-_ALL_REPLY_FLAGS = MessageFlags.REPLY | MessageFlags.ERROR
+# Plain numbers, since a flag's own operators cost more than a system call.
+_REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
+_ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
+_RESET = int(Command.DEVICE_RESET)
 
 
 class Reply(NamedTuple):
@@ -66,6 +69,8 @@ class Session:
         self._asker = Asker(self._channel, timeout, self._handle)
         self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self._regions]
+        self._readable = [RegionFlags.READ in region.info.flags for region in self._regions]
+        self._writable = [RegionFlags.WRITE in region.info.flags for region in self._regions]
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
@@ -94,8 +99,11 @@ class Session:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
         return len(self._asker) > 0 or self._channel.ready
 
-    def service(self, budget: int = 64) -> bool:
+    def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
+
+        Without ``probe`` it is enough to handle what one look at the socket gives, if that seems to be all: the
+        socket tells whoever waits for it that there is more.
 
         Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
         the caller closes the session.
@@ -111,7 +119,10 @@ class Session:
             try:
                 self._handle(message)
             finally:
-                close_fds(message.fds)
+                if message.fds:
+                    close_fds(message.fds)
+            if not probe and self._channel.drained and not self.waiting:
+                return False
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
@@ -143,15 +154,15 @@ class Session:
 
     def _handle(self, message: Message) -> None:
         flags = message.flags
-        if flags & 0xF == MessageFlags.REPLY:
+        if flags & 0xF == _REPLY:
             return  # to a DMA message that we no longer wait for
-        if flags & MessageFlags.NO_REPLY:
+        if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
         asker = self._asker
         before, asker.answering = asker.answering, message
         try:
-            if message.command != Command.DEVICE_RESET and not asker.asking:  # a reset voids what has been rung
+            if message.command != _RESET and not asker.asking:  # a reset voids what has been rung
                 self._backend.before_reply()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
@@ -170,7 +181,7 @@ class Session:
             self._backend.refused(error)
             return
         if wants_reply:
-            self._channel.send(message.id, message.command, MessageFlags.REPLY, 0, reply.parts, reply.fds)
+            self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
 
     def _answer(self, message: Message) -> Reply:
         if message.flags & 0xF:
@@ -260,7 +271,7 @@ class Session:
         if len(payload) != REGION_ACCESS.size:
             raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected {REGION_ACCESS.size}")
         offset, region, count = REGION_ACCESS.unpack(payload)
-        self._check(region, offset, count, RegionFlags.READ, "REGION_READ")
+        self._check(region, offset, count, self._readable, "REGION_READ")
         data = self._call(Command.REGION_READ, self._backend.region_read, region, offset, count)
         if len(data) != count:
             raise VfioUserError(f"REGION_READ: the device gave {len(data)} bytes for {count}", errno.EIO)
@@ -274,7 +285,7 @@ class Session:
         head, data = payload[: REGION_ACCESS.size], payload[REGION_ACCESS.size :]
         if len(data) != count:
             raise ProtocolError(f"REGION_WRITE: count {count}, but {len(data)} bytes of data came")
-        self._check(region, offset, count, RegionFlags.WRITE, "REGION_WRITE")
+        self._check(region, offset, count, self._writable, "REGION_WRITE")
         self._call(Command.REGION_WRITE, self._backend.region_write, region, offset, data)
         return Reply([head])
 
@@ -284,7 +295,7 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         writes = unpack_writes(message.payload)
         for region, offset, data in writes:
-            self._check(region, offset, len(data), RegionFlags.WRITE, "REGION_WRITE_MULTI")
+            self._check(region, offset, len(data), self._writable, "REGION_WRITE_MULTI")
         done = 0
         for region, offset, data in writes:
             try:
@@ -302,7 +313,7 @@ class Session:
         self._call(Command.DEVICE_RESET, self._backend.reset)
         return _DONE
 
-    def _check(self, region: int, offset: int, count: int, right: RegionFlags, name: str) -> None:
+    def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
         if region >= PCI_REGIONS:
             raise ProtocolError(f"{name}: region {region}, expected 0 to {PCI_REGIONS - 1}")
         if count > self._limits.max_data_xfer_size:
@@ -312,8 +323,9 @@ class Session:
             raise ProtocolError(
                 f"{name}: {offset:#x}+{count:#x} lies outside region {region}, which has {size:#x} bytes"
             )
-        if not self._regions[region].info.flags & right:
-            raise ProtocolError(f"{name}: region {region} has no right to {right.name}", errno.EPERM)
+        if not allowed[region]:
+            verb = "READ" if allowed is self._readable else "WRITE"
+            raise ProtocolError(f"{name}: region {region} has no right to {verb}", errno.EPERM)
 
     def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into the device; what it raises is the backend's to log, and EIO to the client."""

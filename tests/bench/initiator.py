@@ -87,7 +87,7 @@ class Plugged:
 
 @contextlib.contextmanager
 def plugged(device: str, cpu: int, *options: str) -> Iterator[tuple[Plugged, Callable[[], float]]]:
-    """The device ``device`` in a process on ``cpu``, and a clock: the seconds of CPU time that this process has used."""
+    """The device ``device`` in a process on ``cpu``, and a clock of the CPU time that process has used, in seconds."""
     fd = os.memfd_create("guest", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, MEMORY)
