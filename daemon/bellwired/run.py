@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
+from bellwire.busy_poll import MOST
 from bellwire.worker import Worker
 from bellwired.errors import CommandError
 from bellwired.find import find_device
@@ -21,6 +22,7 @@ from bellwired.listen import activated, default_path, inherited, listening
 from bellwired.manager.process import allow_many_files
 
 ACTIVATED = "systemd"
+LONGEST_POLL = round(MOST * 1e6)
 
 
 def add_parser(commands: Any) -> None:
@@ -61,6 +63,14 @@ def add_parser(commands: Any) -> None:
         default=40,
         help="bytes of a GET_REGION_IO_FDS entry: 40 is the ratified layout, 48 libvfio-user's (default 40)",
     )
+    parser.add_argument(
+        "--busy-poll",
+        type=_microseconds,
+        default=0,
+        metavar="µS",
+        help="microseconds to look for work before sleeping, while there is much of it: 0, the default, to "
+        f"{LONGEST_POLL}",
+    )
     parser.set_defaults(command=run)
 
 
@@ -72,19 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     instance = make(device, arguments.options)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
+    settings = {"io_fd_entry_size": arguments.io_fd_entry, "busy_poll": arguments.busy_poll / 1e6}
     if arguments.fd is not None:
         given, listens = activated() if arguments.fd == ACTIVATED else inherited(arguments.fd)
         with given:
-            if listens:
-                worker = Worker(instance, given, io_fd_entry_size=arguments.io_fd_entry)
-            else:
-                worker = Worker(instance, connection=given, io_fd_entry_size=arguments.io_fd_entry)
+            worker = Worker(instance, given, **settings) if listens else Worker(instance, connection=given, **settings)
             _end_on_signals(worker)
             worker.run()
         return 0
     path = arguments.socket_path or default_path(device.name)
     with listening(path) as listener:
-        worker = Worker(instance, listener, io_fd_entry_size=arguments.io_fd_entry)
+        worker = Worker(instance, listener, **settings)
         _end_on_signals(worker)
         worker.run(lambda: _announce(device.name, path))
     return 0
@@ -153,6 +161,12 @@ def _descriptor(text: str) -> int | str:
         return text
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
+    return int(text)
+
+
+def _microseconds(text: str) -> int:
+    if not text.isdigit() or int(text) > LONGEST_POLL:
+        raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)
 
 

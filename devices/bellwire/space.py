@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bellwire.core import Core
 
 WIDEST = 8
+_STORED = frozenset({Access.RW, Access.RO, Access.W1C, Access.W1S})  # a read gives what the register file holds
 
 
 class Cell(Protocol):
@@ -121,9 +122,13 @@ class RegisterCell:
         self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
         self._read_hook: Callable[[], int] | None = core.hook(("read", register))
         self._write_hook: Callable[[Any], None] | None = core.hook(("write", register))
+        self._plain = self._read_hook is None and self._access in _STORED
 
     def read(self, first: int, count: int) -> bytes:
         """A guest's read, after the access word."""
+        if self._plain:
+            start = self.start + first
+            return self._file[start : start + count].tobytes()
         register = self._register
         match self._access:
             case Access.WO | Access.RESERVED:

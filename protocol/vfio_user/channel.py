@@ -103,9 +103,10 @@ class Channel:
     def receive(self) -> Message | None:
         """The next message if it has arrived whole, else None. Disconnected at the end of the stream."""
         while True:
-            message = self._parse()
-            if message is not None:
-                return message
+            if self._end > self._start:
+                message = self._parse()
+                if message is not None:
+                    return message
             if not self._fill():
                 return None
 
@@ -135,7 +136,9 @@ class Channel:
         """
         if self._broken:
             raise Disconnected(self._broken)
-        size = HEADER_SIZE + sum(map(len, parts))
+        size = HEADER_SIZE
+        for part in parts:
+            size += len(part)
         pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:

@@ -63,6 +63,7 @@ class Session:
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
+        self._largest = limits.max_data_xfer_size
         self._mechanisms = _UNASKED
         self._entry_size = io_fd_entry_size
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
@@ -97,7 +98,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
-        return len(self._asker) > 0 or self._channel.ready
+        return self._channel.ready or len(self._asker) > 0
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -108,20 +109,17 @@ class Session:
         Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
         the caller closes the session.
         """
+        asker, channel = self._asker, self._channel
         for _ in range(budget):
-            if self._asker:
-                message = self._asker.pop()
-            else:
-                received = self._receive()
-                if received is None:
-                    return False
-                message = received
+            message = asker.pop() if len(asker) else self._receive()
+            if message is None:
+                return False
             try:
                 self._handle(message)
             finally:
                 if message.fds:
                     close_fds(message.fds)
-            if not probe and self._channel.drained and not self.waiting:
+            if not probe and channel.drained and not channel.ready and not len(asker):
                 return False
         return True
 
@@ -184,15 +182,16 @@ class Session:
             self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
 
     def _answer(self, message: Message) -> Reply:
-        if message.flags & 0xF:
-            raise ProtocolError(f"{message.name}: flags {message.flags:#x} are of no known message type")
+        _, command, flags, _, _, fds = message
+        if flags & 0xF:
+            raise ProtocolError(f"{message.name}: flags {flags:#x} are of no known message type")
         if self.client is None:
             return self._version(message)
-        handler = self._handlers.get(message.command)
+        handler = self._handlers.get(command)
         if handler is None:
             raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
-        if len(message.fds) > self._limits.max_msg_fds:
-            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
+        if fds and len(fds) > self._limits.max_msg_fds:
+            raise ProtocolError(f"{message.name}: {len(fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
         return handler(message)
 
     def _version(self, message: Message) -> Reply:
@@ -314,10 +313,11 @@ class Session:
         return _DONE
 
     def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
+        """What a client may do with a region; ``allowed`` says whether it may be read, or written."""
         if region >= PCI_REGIONS:
             raise ProtocolError(f"{name}: region {region}, expected 0 to {PCI_REGIONS - 1}")
-        if count > self._limits.max_data_xfer_size:
-            raise ProtocolError(f"{name}: count {count}, max_data_xfer_size is {self._limits.max_data_xfer_size}")
+        if count > self._largest:
+            raise ProtocolError(f"{name}: count {count}, max_data_xfer_size is {self._largest}")
         size = self._sizes[region]
         if offset >= size or count > size - offset:
             raise ProtocolError(

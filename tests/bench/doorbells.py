@@ -13,7 +13,7 @@ from bellwire_vmm.guests.layout import BATCH, RingResult, pack_rings, unpack_rin
 from bellwire_vmm.machine import Machine
 from bellwired import on_kvm
 from bellwired.ways import WAYS, percentile
-from bench.processes import PYTHON, C, cpus, output, pinned, serving
+from bench.processes import ADAPTIVE, PYTHON, C, cpus, output, pinned, serving
 from bench.samples import Results
 from vfio_user import Client
 
@@ -27,7 +27,7 @@ def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
     """Every way, ``count`` rings and ``trips`` that are waited for: vCPU and device on a CPU each, if there are two."""
     available = cpus()
     vcpu, device = available[0], available[-1]
-    subjects = [PYTHON, C, C_VMM]
+    subjects = [PYTHON, *([ADAPTIVE] if vcpu != device else []), C, C_VMM]
     for number in range(rounds):
         turn = number % len(subjects)
         for subject in subjects[turn:] + subjects[:turn]:

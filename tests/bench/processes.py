@@ -14,7 +14,8 @@ from typing import NamedTuple
 from bench.build import program
 
 PATIENCE = 20.0  # seconds to end once the far end has gone
-PYTHON, C, ADAPTIVE = "Python", "C", "Python, adaptive"
+PYTHON, C, ADAPTIVE = "Python", "C", "Python, busy poll"
+BUSY_POLL = 200  # µs
 TIMED = f"{Path(__file__).parent / 'timed_bell.py'}"
 
 
@@ -53,6 +54,8 @@ def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ..
             command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
             for option in options:
                 command += ["-o", option]
+            if subject == ADAPTIVE:
+                command += ["--busy-poll", str(BUSY_POLL)]
         with pinned(cpu):
             process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
         theirs.close()

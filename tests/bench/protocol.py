@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from bench.processes import PYTHON, TIMED, C, cpus, output, serving
+from bench.processes import ADAPTIVE, PYTHON, TIMED, C, cpus, output, serving
 from bench.samples import Results
 
 PART = "protocol"
@@ -17,8 +17,9 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
     places = {"one CPU": (available[0], available[0]), "two CPUs": (available[0], available[-1])}
     for number in range(rounds):
         for place, (client, device) in places.items():
-            subjects = (PYTHON, C) if number % 2 else (C, PYTHON)
-            for subject in subjects:
+            subjects = [PYTHON, C, *([ADAPTIVE] if client != device else [])]
+            turn = number % len(subjects)
+            for subject in subjects[turn:] + subjects[:turn]:
                 for operation, samples in timed(subject, "bell", client, device, count).items():
                     results.add(PART, f"{operation}, {place}", subject, "µs", samples)
                 if subject == PYTHON:

@@ -17,6 +17,7 @@ from bellwired.manager.settings import Daemon, Device, SettingsError, decode, lo
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "io-fd-entry": 48,
+    "busy-poll": 200,
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
@@ -54,7 +55,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, device, group, io-fd-entry, log-level",
+            "there are autostart, busy-poll, device, group, io-fd-entry, log-level",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
@@ -62,6 +63,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         ('device = "bell"\nlog-level = 3', "log-level = 3: expected debug or info or warning or error", ""),
         ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
         ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
+        ('device = "bell"\nbusy-poll = 1001', "busy-poll = 1001: Expected int <= 1000", ""),
         ('device = "bell"\noptions = 1', "options = 1: Expected object, got int", ""),
         ('device = "bell"\noptions.list = [1]', "options = {'list': [1]}: Expected ", ""),
         ('device = "bell"\noptions.much = inf', "options = {'much': inf}: Expected a finite number", ""),

@@ -25,6 +25,7 @@ Level = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
 Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
 Count = Annotated[int, Meta(ge=0, le=1000)]
+Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class SettingsError(CommandError):
@@ -50,6 +51,9 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     io_fd_entry: Annotated[
         Literal[40, 48], Meta(description="Bytes of a GET_REGION_IO_FDS entry: ratified, or libvfio-user's.")
     ] = 40
+    busy_poll: Annotated[
+        Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
+    ] = 0
 
 
 class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -163,6 +163,7 @@ class Unit:
             options=dict(settings.options),
             log_level=settings.log_level,
             io_fd_entry=settings.io_fd_entry,
+            busy_poll=settings.busy_poll,
             plugins=self._plugins,
             trial=trial,
         )

@@ -35,6 +35,7 @@ class Spawn(Struct, tag=True):
     options: dict[str, bool | int | float | str]
     log_level: str
     io_fd_entry: int
+    busy_poll: int
     plugins: list[str]
     trial: bool = False
     number: int = 0

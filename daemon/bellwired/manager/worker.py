@@ -97,7 +97,13 @@ class Serving:
     def __init__(self, spawn: Spawn, device: PciDevice, listener: socket.socket, channel: socket.socket) -> None:
         self._channel = channel
         reporter = Reporter()
-        self._worker = Worker(device, listener, observer=reporter, io_fd_entry_size=spawn.io_fd_entry)
+        self._worker = Worker(
+            device,
+            listener,
+            observer=reporter,
+            io_fd_entry_size=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll / 1e6,
+        )
         reporter.mouth = self._mouth = Mouth(channel, self._worker.loop)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
