@@ -75,7 +75,7 @@ def _run(
     machine.load(guest)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_end_it())
-        if not arguments.console:
+        if not arguments.console and sys.stdin is not None:
             keys = sys.stdin.fileno()
             stack.enter_context(raw(keys))
             stack.enter_context(contextlib.closing(Keyboard(keys, board.uart, leave)))

@@ -19,7 +19,9 @@ PATIENCE = 60.0
 
 def bellwire(*words: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """The command's status and what it printed."""
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [*COMMAND, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+COM1, POWER, RESET, KEYBOARD = 0x3F8, 0x604, 0xCF9, 0x64
 LOAD = 0x10_0000
 SECTORS = 1
 ENTRY_64 = 0x200
@@ -37,3 +38,18 @@ def vmlinux(
     load = struct.pack("<IIQQQQQQ", 1, 7, at, address, address, len(code), size, 0x1000)
     notes = struct.pack("<IIQQQQQQ", 4, 4, at + len(code), 0, 0, len(note), len(note), 4)
     return header + load + notes + code + note
+
+
+def out(port: int, value: int, size: int = 1) -> bytes:
+    """Write an I/O port; code for 64 and for 32 bits."""
+    code = b"\x66\xba" + struct.pack("<H", port) + b"\xb8" + struct.pack("<I", value)
+    return code + {1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}[size]
+
+
+def say(text: bytes) -> bytes:
+    """Write to the serial port."""
+    return b"".join(out(COM1, byte) for byte in text)
+
+
+HANG = b"\xfa\xf4\xeb\xfc"
+POWER_OFF = out(POWER, 0x3400, 2) + HANG

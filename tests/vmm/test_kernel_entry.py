@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 import pytest
@@ -11,28 +10,15 @@ from bellwire_vmm.board import Board
 from bellwire_vmm.linux import Linux, read_kernel
 from bellwire_vmm.machine import Machine, Request, RunResult
 from bellwire_vmm.trouble import meaning
-from vmm.kernels import bzimage, vmlinux
+from vmm.kernels import HANG, KEYBOARD, POWER_OFF, RESET, bzimage, out, say, vmlinux
 
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
-COM1, POWER, RESET, KEYBOARD = 0x3F8, 0x604, 0xCF9, 0x64
-OFF = 0x3400
 SHLX = b"\xc4\x42\x69\xf7\xc0"  # shlx r8d, r8d, edx (BMI2)
 TRIPLE = b"\x0f\x0b"  # ud2
 
 
-def out(port: int, value: int, size: int = 1) -> bytes:
-    code = b"\x66\xba" + struct.pack("<H", port) + b"\xb8" + struct.pack("<I", value)
-    return code + {1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}[size]
-
-
-def say(text: bytes) -> bytes:
-    return b"".join(out(COM1, byte) for byte in text)
-
-
-HANG = b"\xfa\xf4\xeb\xfc"
-POWER_OFF = out(POWER, OFF, 2) + HANG
 SAY_MAGIC = b"\x66\xba\xf8\x03\x8b\x03\xee"  # mov dx, COM1; mov eax, [rbx]; out dx, al
 RBX_FROM_RSI = b"\x48\x8d\x9e\x02\x02\0\0"  # lea rbx, [rsi + 0x202]: the header's magic
 
