@@ -50,8 +50,8 @@ def boot(arguments: argparse.Namespace, plug: Plug) -> int:
                 return PANICKED
             if result.failure:
                 raise CommandError(result.failure, hint)
-            if left or result.request is Request.POWER_OFF or arguments.no_reboot:
-                print(f"The guest {_end(result, left=left)} after {result.seconds:.1f} s.")
+            if end := _end(result, left=left, no_reboot=arguments.no_reboot):
+                print(f"The guest {end} after {result.seconds:.1f} s.")
                 return 0
             print("The guest reboots.", flush=True)
 
@@ -110,10 +110,17 @@ def _hint(machine: Machine) -> str:
     return f"{why}. Micro guests run here (--guest), and Linux does in QEMU's emulation." if why else ""
 
 
-def _end(result: RunResult, *, left: bool) -> str:
+def _end(result: RunResult, *, left: bool, no_reboot: bool) -> str:
+    """How it ended, empty where it is to go on."""
     if left:
         return "was ended from the keyboard"
-    return "powered off" if result.request is Request.POWER_OFF else "rebooted"
+    match result.request:
+        case Request.POWER_OFF:
+            return "powered off"
+        case Request.RESET:
+            return "rebooted" if no_reboot else ""
+        case None:
+            raise CommandError(f"the guest wrote {result.code} to the exit port of micro guests, and that was the end")
 
 
 def _report(devices: dict[Path, ProxyDevice], result: RunResult) -> None:

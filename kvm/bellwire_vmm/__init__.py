@@ -8,7 +8,7 @@
 To read it in an afternoon, begin with `machine` and `processor` (the loop around KVM_RUN), then `proxy`, which
 joins one device to the bus, and from there `doorbells` and `relay` (a guest's writes), `areas` (memory shared
 with the device), `interrupts`, `msix`, `intx` and `vectors` (the way back). `boot` and `guests` are the other
-side: what runs in the machine.
+side: what runs in the machine. With a `board` around it, and a kernel that `linux` has read, that may be Linux.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def cpuid_of(kvm: Kvm, supported: Cpuid, number: int, vcpus: int) -> Cpuid:
                 entry.edx = entry.edx & ~_HYPER_THREADING | (_HYPER_THREADING if vcpus > 1 else 0)
             case 0x4 if entry.eax & 0x1F:
                 entry.eax = entry.eax & 0x3FFF | (1 << width) - 1 << 26
-            case 0xB | 0x1F:
-                continue
+            case 0xB | 0x1F | 0x8000_0026:
+                continue  # the host's topology
             case 0x8000_0001:
                 entry.ecx = entry.ecx & ~_LEGACY_CORES | (_LEGACY_CORES if vcpus > 1 else 0)
             case 0x8000_0008:

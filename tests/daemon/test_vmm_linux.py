@@ -70,6 +70,12 @@ def test_a_guest_that_cannot_go_on_says_where(kernel: Path) -> None:
     assert "a triple fault" in done.stderr
 
 
+def test_the_exit_port_of_micro_guests_is_no_reboot(kernel: Path) -> None:
+    done = boot(kernel, out(0xF4, 7) + HANG)
+    assert done.returncode == 1
+    assert "the guest wrote 7 to the exit port" in done.stderr
+
+
 def test_a_guest_that_takes_too_long_is_given_up(kernel: Path) -> None:
     done = boot(kernel, HANG, "--timeout", "0.3")
     assert (done.returncode, done.stderr) == (1, "bellwire: the guest was still running after 0.3 s\n")

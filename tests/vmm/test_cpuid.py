@@ -34,6 +34,7 @@ def supported() -> Cpuid:
             CpuidEntry(0x8000_0001, ecx=1 << 1 | 1 << 5),
             CpuidEntry(0x8000_0008, eax=0x3028, ecx=0x7007),
             CpuidEntry(0x8000_001E, eax=77, ebx=78, ecx=79),
+            CpuidEntry(0x8000_0026, 0, INDEXED, edx=99),
         ]
     )
 
@@ -61,6 +62,10 @@ def test_each_vcpu_is_a_core_with_its_number_for_its_apic_id(vcpus: int, width: 
         assert entry(cpuid, 0x8000_001E).eax == number
         assert entry(cpuid, 4).eax >> 26 == (1 << width) - 1
         assert entry(cpuid, 4, 1).eax == 0
+
+
+def test_nothing_of_the_hosts_topology_is_left() -> None:
+    assert of(1, 2).find(0x8000_0026) is None
 
 
 def test_one_vcpu_claims_no_siblings() -> None:
