@@ -60,6 +60,7 @@ class Guest:
         programs: Sequence[str] = (),
         modules: Iterable[str] = (),
         arguments: Sequence[str] = (),
+        console: str = "ttyS0",
         mib: int = 256,
         shared: bool = True,
         timeout: float = 60.0,
@@ -67,12 +68,13 @@ class Guest:
         """Boot, run ``script``, and power off. An AssertionError when that takes longer than ``timeout``.
 
         ``programs`` are paths in Debian's packages, ``modules`` names of the kernel's, ``arguments`` more of QEMU's.
+        The kernel's messages come back if ``console`` is ttyS0: it has only one console of that kind.
         """
         initramfs = self._folder / "initramfs"
         initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules))
         words = ["-accel", "tcg", *memory(mib, shared=shared), "-no-reboot"]
         words += ["-kernel", str(self._tools.kernel), "-initrd", str(initramfs)]
-        words += ["-append", "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on"]
+        words += ["-append", f"console={console} loglevel=6 panic=-1 random.trust_cpu=on"]
         words += ["-serial", f"file:{self._console}", "-serial", f"file:{self._output}"]
         start = time.monotonic()
         with qemu(self._tools, self._folder, *words, *attach(devices), *arguments) as process:
@@ -81,11 +83,11 @@ class Guest:
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"the guest is not done after {timeout:.0f} s") from None
         seconds = time.monotonic() - start
-        output, console = self._read(self._output), self._read(self._console)
+        output, messages = self._read(self._output), self._read(self._console)
         found = _STATUS.search(output)
         if found is None:
-            return Outcome(None, output, console, seconds)
-        return Outcome(int(found[1]), output[: found.start()], console, seconds)
+            return Outcome(None, output, messages, seconds)
+        return Outcome(int(found[1]), output[: found.start()], messages, seconds)
 
     def report(self) -> dict[str, str]:
         """What there is to know of a run that went wrong."""

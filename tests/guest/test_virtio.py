@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
-import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -18,6 +16,7 @@ import pytest
 
 from attached import Device, Served
 from linux import Outcome
+from rendezvous import joined
 from toolbox import Toolbox
 from virtio.namespace import Namespace, own_namespace
 
@@ -217,13 +216,3 @@ def test_a_shell_runs_on_virtio_console_and_a_port_carries_data(
         visited.result()
     assert outcome.status == 0
     assert outcome.output.split() == ["data", hashlib.sha256(data).hexdigest(), "-"]
-
-
-def joined(path: Path) -> socket.socket:
-    far = socket.socket(socket.AF_UNIX)
-    far.settimeout(60)
-    deadline = time.monotonic() + 10
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no socket {path}"
-    far.connect(os.fspath(path))
-    return far
