@@ -70,9 +70,9 @@ def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ..
                 process.wait()
 
 
-def output(name: str, cpu: int, *arguments: str, fds: tuple[int, ...] = ()) -> bytes:
+def output(name: str, cpu: int | None, *arguments: str, fds: tuple[int, ...] = ()) -> bytes:
     """What the C program ``name`` writes to its standard output; subprocess.CalledProcessError if it fails."""
-    with pinned(cpu):
+    with contextlib.nullcontext() if cpu is None else pinned(cpu):
         process = subprocess.Popen([str(program(name)), *arguments], pass_fds=fds, stdout=subprocess.PIPE)
     written, _ = process.communicate()
     if process.returncode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 from bench.processes import ADAPTIVE, PYTHON, TIMED, C, cpus, output, serving
@@ -20,18 +21,18 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
             subjects = [PYTHON, C, *([ADAPTIVE] if client != device else [])]
             turn = number % len(subjects)
             for subject in subjects[turn:] + subjects[:turn]:
-                for operation, samples in timed(subject, "bell", client, device, count).items():
+                with serving(subject, device) as served:
+                    found = timed(served.sock, count, client)
+                if subject != C:
+                    with serving(subject, device, TIMED) as served:
+                        found["ring to hook"] = timed(served.sock, count // 4, client)["ring to hook"]
+                for operation, samples in found.items():
                     results.add(PART, f"{operation}, {place}", subject, "µs", samples)
-                if subject == PYTHON:
-                    hooks = timed(subject, TIMED, client, device, count // 4)["ring to hook"]
-                    results.add(PART, f"ring to hook, {place}", subject, "µs", hooks)
 
 
-def timed(subject: str, device: str, client_cpu: int, device_cpu: int, count: int) -> dict[str, list[float]]:
-    """Microseconds that each operation took, ``count`` times or a fraction of that."""
-    with serving(subject, device_cpu, device) as served:
-        fd = served.sock.fileno()
-        data = output("client", client_cpu, str(fd), str(max(16, count)), fds=(fd,))
+def timed(sock: socket.socket, count: int, cpu: int | None = None) -> dict[str, list[float]]:
+    """Microseconds that each operation took, ``count`` times or a fraction of that, with the client on ``cpu``."""
+    data = output("client", cpu, str(sock.fileno()), str(max(16, count)), fds=(sock.fileno(),))
     found = {}
     while data:
         name, samples = _HEAD.unpack_from(data)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench import doorbells, protocol, storage
-from bench.processes import PYTHON, C
+from bench.processes import ADAPTIVE, PYTHON, C
 from bench.samples import Ratio, Results
 
 
@@ -62,6 +62,11 @@ TARGETS = (
         1.0,
         lambda results: results.ratio(doorbells.COST, "ioeventfd wildcard", C, doorbells.C_VMM),
         within_spread=True,
+    ),
+    Target(
+        "ring to interrupt, Python that polls by C that blocks",
+        1.0,
+        lambda results: results.ratio(doorbells.TRIP, "ioeventfd wildcard", ADAPTIVE, C),
     ),
     Target("nvme by preadv: 4 KiB, page cache", 0.25, _disk("4 KiB random read, depth 32, page cache"), at_least=True),
     Target("nvme by preadv: 4 KiB, O_DIRECT", 0.8, _disk("4 KiB random read, depth 32, O_DIRECT"), at_least=True),

@@ -1,0 +1,126 @@
+"""The benchmark itself: each part runs, and what it says of its samples is right."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench import doorbells, protocol, scale, storage
+from bench.processes import PYTHON, C
+from bench.samples import Ratio, Results, Series, percentile
+from bench.storage import BARE, NVME, VIRTIO, Load
+from bench.tables import figure, part_table, target_table
+from bench.targets import Target, judge
+
+
+def results(**rounds: list[list[float]]) -> Results:
+    """One part, one thing, by these subjects."""
+    made = Results()
+    for subject, samples in rounds.items():
+        for each in samples:
+            made.add("part", "thing", subject, "µs", each)
+    return made
+
+
+def test_percentiles_are_samples() -> None:
+    assert [percentile([4.0, 1.0, 3.0, 2.0], percent) for percent in (0, 25, 50, 99, 100)] == [1, 1, 2, 4, 4]
+
+
+def test_one_bad_round_does_not_move_the_median() -> None:
+    assert Series("µs", [[1.0, 1.0], [1.0], [1.0], [900.0] * 50]).p50 == 1.0
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    ratio = results(fast=[[1.0], [10.0], [2.0]], slow=[[2.0], [30.0], [2.0]]).ratio("part", "thing", "slow", "fast")
+    assert ratio == Ratio(2.0, 1.0, 3.0)
+
+
+def test_there_is_no_ratio_to_what_was_not_measured() -> None:
+    assert results(fast=[[1.0]]).ratio("part", "thing", "fast", "slow") is None
+
+
+def test_results_are_json() -> None:
+    (series,) = json.loads(json.dumps(results(one=[[3.0, 1.0], [2.0]]).to_json()))
+    assert (series["part"], series["what"], series["subject"], series["unit"]) == ("part", "thing", "one", "µs")
+    assert (series["samples"], series["p50"], series["quantiles"][0], series["quantiles"][-1]) == (3, 2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "at_least", "within_spread", "met"),
+    [
+        (2.5, False, False, True),
+        (1.9, False, False, False),
+        (2.5, True, False, False),
+        (1.9, True, False, True),
+        (1.5, False, True, True),
+        (0.9, False, True, False),
+    ],
+)
+def test_a_target_is_a_bound_on_a_ratio(bound: float, at_least: bool, within_spread: bool, met: bool) -> None:
+    target = Target("t", bound, lambda _: Ratio(2.0, 1.0, 3.0), at_least, within_spread)
+    verdict = target.judge(Results())
+    assert verdict is not None
+    assert verdict.met is met
+    assert target_table([verdict]).row_count == 1
+
+
+def test_targets_that_were_not_measured_are_not_judged() -> None:
+    assert judge(Results()) == []
+
+
+def test_a_table_has_a_line_for_each_who_did_it() -> None:
+    assert part_table(results(one=[[1.0]], two=[[2.0]]), "part").row_count == 2
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.123, "0.12"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")])
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_the_plots_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from bench import plots
+
+    made = Results()
+    for subject in (PYTHON, C):
+        made.add(protocol.PART, "REGION_READ, one CPU", subject, "µs", [1.0, 2.0, 300.0])
+    (path,) = plots.draw(made, tmp_path)
+    assert path.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.kvm
+def test_doorbells_are_measured_under_both_vmms() -> None:
+    made = Results()
+    doorbells.measure(made, rounds=1, count=64, trips=4)
+    assert {PYTHON, C, doorbells.C_VMM} <= set(made.subjects(doorbells.TRIP))
+    assert len(made.whats(doorbells.COST)) == 6
+
+
+@pytest.mark.slow
+def test_every_message_is_measured_with_both_devices() -> None:
+    made = Results()
+    protocol.measure(made, rounds=1, count=16)
+    for what in made.whats(protocol.PART):
+        ratio = made.ratio(protocol.PART, what, PYTHON, C)
+        assert ratio is not None
+        assert math.isfinite(ratio.value)
+    assert "REGION_READ, one CPU" in made.whats(protocol.PART)
+
+
+@pytest.mark.slow
+def test_disks_are_measured_beside_a_bare_loop() -> None:
+    made = Results()
+    loads = [Load(storage.SMALL, 8, write=True, direct=False), Load(storage.LARGE, 2, write=False, direct=True)]
+    storage.measure(made, rounds=1, count=64, loads=loads)
+    assert made.subjects(storage.PART) == [NVME, VIRTIO, BARE]
+    assert made.whats(storage.PART) == [load.name for load in loads]
+
+
+@pytest.mark.slow
+def test_scale_is_measured_by_number_of_devices() -> None:
+    made = Results()
+    scale.measure(made, rounds=1, count=16, counts=(1, 3))
+    assert "3 devices, 2 others rung without end: REGION_READ" in made.whats(scale.PART)
