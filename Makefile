@@ -22,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-systemd test coverage bench guests clean python
+.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,13 +55,16 @@ test-guest: $(VENV)/.dev provision ## the tests in stock QEMU, with Linux or a p
 provision: $(VENV)/.dev $(VENV)/.tools
 	@$(BIN)/python tests/guest/provision.py || true
 
+test-nested: $(VENV)/.dev provision $(VENV)/.kernel ## the tests in an emulated machine with KVM of its own (builds a kernel first)
+	$(PYTEST) -q -m "nested"
+
 test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in namespaces (as root)
 	$(PYTEST) -q -m "systemd"
 
-test: check $(VENV)/.tools $(VENV)/.systemd provision ## everything
-	$(PYTEST) -q -m "daemon or guest or kvm or slow or systemd"
+test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## everything
+	$(PYTEST) -q -m "daemon or guest or kvm or nested or slow or systemd"
 
-coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd provision ## the same tests, with a coverage report
+coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## the same tests, with a coverage report
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
@@ -121,6 +124,12 @@ $(VENV)/.tools: | $(VENV)/.dev
 	$(call need,command -v gcc && command -v objcopy && test -e /usr/include/linux/kvm.h \
 		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
 	$(call need,command -v strace,strace)
+	@touch $@
+
+# What a kernel is built with.
+$(VENV)/.kernel: | $(VENV)/.tools
+	$(call need,command -v make && command -v flex && command -v bison && command -v bc && command -v patch \
+		&& command -v xz && test -e /usr/include/libelf.h,make flex bison bc patch xz-utils libelf-dev)
 	@touch $@
 
 # A systemd to boot, and what the services in it run on: the system's own Python with systemd-python.

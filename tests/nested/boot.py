@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import cpio
-from nested.errors import BedError
+from nested.errors import BedError, LateError
 from toolbox import Toolbox
 
 INIT = Path(__file__).with_name("init.sh")
@@ -74,7 +74,7 @@ def run(
 ) -> Outcome:
     """Run ``command`` in ``folder`` (the current one), as root; ``output`` is called with what it prints.
 
-    A BedError when it is not done after ``timeout`` seconds, or when the kernel died of it.
+    A LateError when it is not done after ``timeout`` seconds, another BedError when the kernel died of it.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bellwire-bed-") as name:
@@ -100,7 +100,7 @@ def run(
         if console is not None:
             console(printed.encode())
         if not in_time:
-            raise BedError(f"not done after {timeout:.0f} s", _tail(printed))
+            raise LateError(f"not done after {timeout:.0f} s", _tail(printed))
         answer = status.read_text().strip() if status.exists() else ""
         if not answer:
             complaint = (place / "qemu").read_text(errors="replace").strip()

@@ -9,3 +9,7 @@ class BedError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class LateError(BedError):
+    """What runs in the bed was not done in time."""

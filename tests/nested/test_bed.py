@@ -1,0 +1,142 @@
+"""The bed itself, and what our tests and the demo find there: KVM on emulated AMD, with ioregionfds and without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from debian import AptError
+from nested import boot
+from nested.errors import BedError
+from nested.kernel import image
+from provision import provision
+from toolbox import Toolbox
+
+pytestmark = pytest.mark.nested
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--durations=5")
+IOREGION = [HERE / f"ioregion_{name}.py" for name in ("errors", "accesses", "signals")]
+TROUBLE = (
+    "WARNING:",
+    "BUG:",
+    "KASAN",
+    "INFO: task",
+    "possible circular locking",
+    "suspicious RCU",
+    "unreferenced object",
+)
+
+
+class Ran(NamedTuple):
+    """What the command printed, and what the kernel did."""
+
+    text: str
+    console: str
+
+
+Bed = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def tools() -> Toolbox:
+    try:
+        return provision()
+    except (AptError, OSError) as error:
+        pytest.skip(f"no bed could be made: {error}")
+
+
+@pytest.fixture
+def bed(tools: Toolbox) -> Bed:
+    """Run a command in the bed, to its good end."""
+
+    def run(kernel: str, *command: str | Path, timeout: float = 600.0) -> Ran:
+        try:
+            built = image(tools, kernel, lambda text: None)
+        except BedError as error:
+            pytest.skip(f"no kernel could be built: {error} {error.hint}")
+        output: list[bytes] = []
+        words = [str(word) for word in command]
+        outcome = boot.run(tools, built, words, output=output.append, timeout=timeout, folder=CHECKOUT)
+        text = b"".join(output).decode(errors="replace")
+        print(f"{text}\n({outcome.seconds:.0f} s)")
+        assert outcome.status == 0, text[-4000:]
+        return Ran(text, outcome.console)
+
+    return run
+
+
+def test_the_command_runs_on_the_hosts_files_and_nothing_that_it_writes_stays(bed: Bed, tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("before")
+    bed("patched", "sh", "-c", f"grep -q before {tmp_path}/here && echo after >{tmp_path}/here && touch {tmp_path}/new")
+    assert (tmp_path / "here").read_text() == "before"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_tool_returns_the_commands_status_and_output() -> None:
+    words = [HERE / "run", "-q", "--memory", "512", "sh", "-c", "echo hello; exit 7"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (7, "hello\n"), done.stderr
+
+
+def test_the_tool_gives_up_in_time() -> None:
+    words = [HERE / "run", "-q", "--timeout", "4", "sleep", "1000"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 124
+    assert "not done after 4 s" in done.stderr
+
+
+def test_a_kernel_that_dies_is_told_with_its_last_words(bed: Bed) -> None:
+    with pytest.raises(BedError, match="ended before the command did") as caught:
+        bed("patched", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    assert "sysrq triggered crash" in caught.value.hint
+
+
+def report(bed: Bed, kernel: str) -> dict[str, dict[str, Any]]:
+    """What the demo measured, by path."""
+    text = bed(kernel, sys.executable, "-m", "bellwired", "demo", "--count", "400", "--json", "-", timeout=300).text
+    found = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert found["ok"] is True
+    return {path["name"]: path for path in found["paths"]}
+
+
+def test_the_demo_finds_ioregionfds_in_a_kernel_that_has_them_and_no_exit(bed: Bed) -> None:
+    found = report(bed, "patched")
+    for name in ("ioregionfd posted", "ioregionfd acknowledged"):
+        path = found[name]
+        assert (path["mechanism"], path["vm_exits"], path["mmio_exits"]) == ("ioregionfd kernel", 0, 0)
+        assert path["rung"] == path["received"] == 400
+
+
+def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
+    found = report(bed, "debian")
+    for name in ("ioregionfd posted", "ioregionfd acknowledged"):
+        assert (found[name]["mechanism"], found[name]["vm_exits"]) == ("ioregionfd relay", 400)
+    assert found["ioeventfd wildcard"]["vm_exits"] == 0
+
+
+def test_the_projects_kvm_tests_pass_on_a_kernel_with_ioregionfds(bed: Bed) -> None:
+    bed("patched", *PYTEST, "-m", "kvm and not systemd", "tests", timeout=600)
+
+
+def test_what_touches_kvm_passes_on_a_distributions_kernel(bed: Bed) -> None:
+    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm/test_paths.py", timeout=600)
+
+
+def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
+    bed("patched", *PYTEST, *IOREGION, timeout=300)
+
+
+@pytest.mark.slow
+def test_ioregionfds_in_a_kernel_that_watches_itself(bed: Bed) -> None:
+    script = " ".join(map(str, (*PYTEST, *IOREGION)))
+    script += " && echo scan >/sys/kernel/debug/kmemleak && cat /sys/kernel/debug/kmemleak >/dev/kmsg"
+    ran = bed("debug", "sh", "-c", f"mount -t debugfs none /sys/kernel/debug; {script}", timeout=900)
+    assert not [line for line in ran.console.splitlines() if any(word in line for word in TROUBLE)]
