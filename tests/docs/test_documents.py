@@ -17,7 +17,7 @@ from bellwired.run import describe, qemu_command
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
 
 LANGUAGES = {"python", "sh", "text", "toml", "json"}
-EXPECTED = {"README.md": 2, "writing-a-device.md": 15}  # tests: so that none is passed over in silence
+EXPECTED = {"README.md": 2, "writing-a-device.md": 25}  # tests: so that none is passed over in silence
 README = ROOT / "README.md"
 every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 

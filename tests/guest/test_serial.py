@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from attached import Device, Served
+from docs.documents import DOCS, blocks
 from linux import Outcome
 from rendezvous import joined
 
@@ -67,6 +68,36 @@ def test_bytes_go_both_ways_at_the_pace_of_the_slower(
     with_us, without_us = states[:3], states[3:]
     assert with_us == [f"tx:{SIZE + 6}", f"rx:{SIZE}", "RTS|CTS|DTR|DSR|CD"]
     assert without_us == [f"tx:{SIZE + 10}", f"rx:{SIZE}", "RTS|DTR"]
+
+
+GREET = f"""{FIND.replace("16550A", "16450")}
+stty -F /dev/$port 115200 raw -echo clocal
+exec 3<>/dev/$port
+echo ready >&3
+head -n 1 <&3
+echo bye >&3
+"""
+
+
+def test_the_port_that_the_tutorial_builds_is_one_to_linux(
+    linux: Callable[..., Outcome], serve: Callable[[Device], Served], tmp_path: Path
+) -> None:
+    source = tmp_path / "tutorial.py"
+    source.write_text("\n".join(block.text for block in blocks(DOCS / "writing-a-device.md", "python")))
+    port = serve(Device(f"{source}:smallserial", {"backend": f"unix:{tmp_path / 'line'}"}))
+
+    def talk() -> None:
+        with joined(tmp_path / "line") as far, far.makefile("rb") as heard:
+            assert heard.readline() == b"ready\n"
+            far.sendall(b"hello, Linux\n")
+            assert heard.readline() == b"bye\n"
+
+    with ThreadPoolExecutor(1) as talker:
+        talked = talker.submit(talk)
+        outcome = linux(GREET, port)
+    talked.result()
+    assert outcome.status == 0
+    assert outcome.output.strip() == "hello, Linux"
 
 
 class Terminal:
