@@ -30,6 +30,7 @@ PACKAGES = (
     "e2fsprogs",
     "nvme-cli",
     "fio",
+    "iperf3",
     "systemd",
 )
 LAYOUT = 1  # raise it when what is made of the packages changes

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from attached import Device, Served
 from linux import Outcome
 from rendezvous import joined
 from toolbox import Toolbox
-from virtio.namespace import Namespace, own_namespace
 
 pytestmark = pytest.mark.guest
 
@@ -47,82 +43,6 @@ def test_hwrng_gives_what_virtio_rng_gives(linux: Callable[..., Outcome], packed
     assert int(compressed) > int(size), "random bytes do not compress"
     assert features == ("110011100000" if packed == "yes" else "110011000000")
     assert queues == "1"
-
-
-TAP, HOST, GUEST = "bwguest0", "10.98.0.1", "10.98.0.2"
-FILE_SIZE = 20 << 20
-
-NETWORK = f"""
-ip link set eth0 up
-ip addr add {GUEST}/24 dev eth0
-n=0; until ping -c 1 -W 1 {HOST} >/dev/null; do n=$((n + 1)); [ $n -lt 20 ] || exit 9; done
-ping -c 20 -i 0.02 -s 1400 {HOST} | grep -c 'seq='
-wget -q -O /file http://{HOST}:8080/ || exit 2
-sha256sum </file
-wget -q -O - --post-file=/file http://{HOST}:8080/ || exit 3
-cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
-cat /sys/bus/virtio/devices/virtio0/features | cut -c 1-2,12-13
-"""
-
-
-class Exchange(http.server.BaseHTTPRequestHandler):
-    """Gives a file, and says what the sum of one that it is given is."""
-
-    content = os.urandom(FILE_SIZE // 2).hex().encode()  # wget posts text only
-
-    def do_GET(self) -> None:
-        self.answer(self.content)
-
-    def do_POST(self) -> None:
-        received = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(hashlib.sha256(received).hexdigest().encode() + b"\n")
-
-    def answer(self, body: bytes) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def namespace() -> Iterator[Namespace]:
-    with own_namespace() as namespace:
-        yield namespace
-
-
-@pytest.fixture
-def exchange(namespace: Namespace) -> Iterator[None]:
-    """The server, reachable from the namespace's interfaces."""
-    server = namespace.inside(lambda: http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Exchange))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@RINGS
-@pytest.mark.parametrize("offloads", ["no", "yes"], ids=["plain", "offloads"])
-def test_files_go_both_ways_over_virtio_net(
-    linux: Callable[..., Outcome],
-    serve: Callable[[Device], Served],
-    namespace: Namespace,
-    exchange: None,
-    packed: str,
-    offloads: str,
-) -> None:
-    options = {"tap": TAP, "namespace": namespace.name, "mtu": 1500, "mac": "52:54:00:12:34:56"}
-    card = serve(Device("virtio-net", {**options, "packed": packed, "offloads": offloads}))
-    namespace.address(TAP, HOST)
-    outcome = linux(NETWORK, card, modules=["virtio_net"], timeout=120)
-    assert outcome.status == 0
-    digest = hashlib.sha256(Exchange.content).hexdigest()
-    bits = "11" if offloads == "yes" else "00"
-    assert outcome.output.splitlines() == ["20", f"{digest}  -", digest, "52:54:00:12:34:56", "1500", 2 * bits]
 
 
 DISK = f"""{AWAIT}

@@ -15,6 +15,7 @@ from debian import AptError
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph", f"{LIBRARIES}/systemd")  # fio and varlinkctl are linked with those
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
+CANCEL = f"{LIBRARIES}/libgcc_s.so.1"  # glibc loads it when a thread is cancelled, as iperf3's are
 QEMU = "usr/bin/qemu-system-x86_64"
 VIRTIOFSD = "usr/libexec/virtiofsd"
 BUSYBOX = "usr/bin/busybox"
@@ -75,7 +76,7 @@ class Toolbox:
         listed = subprocess.run(
             self._loaded(path, "--list"), capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
         ).stdout
-        files = {path: self.root / path, "lib64/ld-linux-x86-64.so.2": self.root / LOADER}
+        files = {path: self.root / path, "lib64/ld-linux-x86-64.so.2": self.root / LOADER, CANCEL: self.root / CANCEL}
         for name, found in _NEEDED.findall(listed):
             files[f"{LIBRARIES}/{name}"] = Path(found)
         return files
