@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import VfioUserError
+from vfio_user import VfioUserError, Window
 
 if TYPE_CHECKING:
     from bellwire.core import Core
@@ -70,6 +70,14 @@ class Dma:
         except VfioUserError as error:
             raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
         return views
+
+    def window(self, address: int, *, write: bool = False) -> Window | None:
+        """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
+
+        The same holds as for :meth:`map`.
+        """
+        self._check(address, 0)
+        return self._core.host.window(address, write)
 
     def _check(self, address: int, size: int) -> None:
         if not self._core.config.bus_master:

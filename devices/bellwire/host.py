@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from bellwire.pool import Done, Pool
-from vfio_user import DmaFault, IrqIndex, Segment
+from vfio_user import DmaFault, IrqIndex, Segment, Window
 
 
 class Timer(Protocol):
@@ -21,6 +21,9 @@ class Host(Protocol):
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory behind ``[address, address + size)``; vfio_user.DmaFault outside it."""
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """The whole stretch around ``address`` that is shared with us, if there is one."""
 
     def dma_read(self, address: int, size: int) -> bytes:
         """Ask the client for guest memory that it has not shared."""
@@ -59,6 +62,10 @@ class Detached:
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """Nothing is mapped."""
         raise DmaFault(address, size, "the device is not attached to a guest")
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """As :meth:`segments`."""
+        return None
 
     def dma_read(self, address: int, size: int) -> bytes:
         """Never reached: :meth:`segments` has refused."""

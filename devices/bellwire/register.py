@@ -80,7 +80,8 @@ class Register(Declared, Generic[Value]):
     def __get__(self, device: PciDevice | None, owner: type[PciDevice]) -> Any:
         if device is None:
             return self
-        value = self.load(device.core.state.registers[self.bar.index])
+        file = device.core.state.registers[self.bar.index]
+        value = self.load(file) if self._struct is None else self._struct.unpack_from(file, self.offset)[0]
         return value if self.kind is None else self.kind(value)
 
     def __set__(self, device: PciDevice, value: int) -> None:

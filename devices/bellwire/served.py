@@ -30,6 +30,7 @@ from vfio_user import (
     Session,
     SubRegion,
     VfioUserError,
+    Window,
 )
 
 _UCRED = struct.Struct("3i")
@@ -209,6 +210,10 @@ class Served:
         if self.session is None:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """A whole map of the client's."""
+        return None if self.session is None else self.session.dma.window(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """DMA_READ."""

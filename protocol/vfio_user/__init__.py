@@ -20,7 +20,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, Window
 from vfio_user.errors import (
     Disconnected,
     DmaFault,
@@ -95,4 +95,5 @@ __all__ = [
     "TimedOut",
     "Version",
     "VfioUserError",
+    "Window",
 ]

@@ -75,6 +75,14 @@ class Segment(NamedTuple):
     view: memoryview | None
 
 
+class Window(NamedTuple):
+    """A map that is shared, whole: ``view`` is of the addresses from ``start`` to ``end``."""
+
+    start: int
+    end: int
+    view: memoryview
+
+
 class MappedRange:
     """One entry of the table."""
 
@@ -144,6 +152,13 @@ class DmaTable:
                 return tuple(self._walk(address, size, write))
             self._last = last
         return (self._segment(last, address, size, write),)
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """The map around ``address``, if it is shared, and may be written (or read); it lives until the next unmap."""
+        mapped = self._find(address)
+        if mapped is None or mapped.view is None or not (mapped.writable if write else mapped.readable):
+            return None
+        return Window(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
 
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address

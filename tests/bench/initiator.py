@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -16,6 +17,8 @@ MEMORY = 64 << 20
 DATA = 16 << 20
 """Where buffers lie in guest memory; queues lie below."""
 PATIENCE = 60.0
+LOOKS = 200
+"""How often a driver looks for an answer before it waits for the interrupt."""
 _COMMAND, _MEMORY_AND_MASTER, _MSIX = 0x04, 0x06, 0x11
 _CPU_CLOCK_OF_PROCESS = 2  # clock_getcpuclockid(3)
 
@@ -44,7 +47,9 @@ class Plugged:
                 self._regions.append((range(sub.offset, sub.offset + sub.size), sub, IoRegionClient(sub.fd)))
                 os.close(sub.fd)
         client.write(RegionIndex.CONFIG, _COMMAND, _MEMORY_AND_MASTER.to_bytes(2, "little"))
-        for at in capability(client, _MSIX):  # the device tells of its work as it would a guest; nobody listens
+        self._waiter = select.poll()
+        self._waiter.register(self._interrupt, select.POLLIN)
+        for at in capability(client, _MSIX):
             client.trigger_eventfds(IrqIndex.MSIX, 0, [self._interrupt, self._interrupt])
             client.write(RegionIndex.CONFIG, at + 2, b"\0\x80")
 
@@ -74,8 +79,10 @@ class Plugged:
         return lambda value: self.write(offset, value, size)
 
     def step(self) -> None:
-        """Let the device run, where there is but one CPU."""
-        os.sched_yield()
+        """Wait for the device's interrupt; TimeoutError if none comes."""
+        if not self._waiter.poll(PATIENCE * 1000):
+            raise TimeoutError("the device has stopped answering")
+        os.eventfd_read(self._interrupt)
 
     def close(self) -> None:
         """What was handed over."""

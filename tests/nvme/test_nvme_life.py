@@ -11,6 +11,7 @@ import pytest
 from bellwire import OptionError
 from bellwire.bundled.nvme import Nvme
 from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.nvme.queues import BATCH
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
 from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine
@@ -84,10 +85,10 @@ def test_a_controller_reset_keeps_the_admin_queues_registers(driver: Driver, gue
 def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest) -> None:
     queues = driver.create_queues(1, 64)
     page = driver.allocate(PAGE)
-    for block in range(32):
+    for block in range(BATCH):
         queues.put(IoOpcode.READ, nsid=1, prp1=page, dwords=(block,))
     queues.ring()
-    assert len(queues.reap()) == 32
+    assert len(queues.reap()) == BATCH
     assert interrupts(guest, 1) == 1
 
 

@@ -25,7 +25,7 @@ MOST_QUEUES = 16
 QUEUE_SIZE = 256
 MOST_SECTORS = 1 << 22  # of one segment to discard or to zero: 2 GiB
 ID_SIZE = 20
-AT_ONCE = 256 << 10  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
+AT_ONCE = 1 << 20  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
 
 
 class VirtioBlk(
@@ -192,7 +192,7 @@ class VirtioBlk(
     def read(self, request: Request) -> Job | None:
         """From memory at once; else a thread waits for the disk."""
         offset = request.place(self.disk.size, request.room_size)
-        if request.room_size <= self.budget and self.disk.try_read(request.room, offset):
+        if request.room_size <= self.budget and self.disk.try_read(request.room, offset, request.room_size):
             self.budget -= request.room_size
             return None
         return Job(self.disk.read, request.room, offset)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 COMMAND_SIZE = 64
 COMPLETION_SIZE = 16
 COMPLETION = struct.Struct("<IIHHHH")  # result, reserved, SQ head, SQ id, command id, phase and status (§4.6)
-_COMMAND = struct.Struct("<BBHIQQQQ6I")
+COMMAND = struct.Struct("<BBHIQQQQ6I")
 ALL_NAMESPACES = 0xFFFF_FFFF
 
 
@@ -34,7 +34,7 @@ class Command(NamedTuple):
     @classmethod
     def unpack(cls, entry: bytes | memoryview) -> Command:
         """From the 64 bytes of the queue."""
-        return cls._make(_COMMAND.unpack(entry))
+        return cls._make(COMMAND.unpack(entry))
 
 
 class Byte(IntEnum):

@@ -9,7 +9,8 @@ from bellwire import GuestError, Job, Pool
 from bellwire.limited import LimitedLog
 from bellwire.nvme import registers
 from bellwire.nvme.admin import Admin
-from bellwire.nvme.command import Command
+from bellwire.nvme.at_once import AtOnce
+from bellwire.nvme.command import COMMAND_SIZE, Command
 from bellwire.nvme.events import Event, Events, EventState
 from bellwire.nvme.features import Features
 from bellwire.nvme.guest_pages import GuestPages
@@ -24,7 +25,7 @@ from bellwire.nvme.registers import ControllerConfiguration, Registers
 from bellwire.nvme.shadow import Shadow, ShadowState
 from bellwire.nvme.status import MORE, CommandError
 
-BURST = 4 * BATCH
+BURST = 16 * BATCH
 """Commands fetched from one queue before others get their turn."""
 
 
@@ -77,6 +78,7 @@ class Controller:
         self._journal = Journal(state.journal)
         self._admin = Admin(self)
         self._io = Io(self.pages, namespaces, self.features, self.logs.counters)
+        self._at_once = AtOnce(device.dma, namespaces, self._io, self.logs.counters)
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
         self._log: LimitedLog = device.core.log
@@ -122,7 +124,7 @@ class Controller:
         self.completions[0].running = sum(sq.deleter != 0 for sq in self.submissions if sq.size)
         for sqid, entry in entries:
             sq = self.submissions[sqid]
-            self._guarded(self._execute, sq, self.completions[sq.cqid], [memoryview(entry)])
+            self._guarded(self._execute, sq, self.completions[sq.cqid], entry)
         self._finish_deletions()
         self.kick_all()
 
@@ -200,11 +202,12 @@ class Controller:
         if queue is None or not queue.size:
             self._bad_doorbell(Event.INVALID_DOORBELL_REGISTER)
             return
+        was_full = queue.room <= 0
         if qid and self.shadow.active:
             self._guarded(self._look_at_head, queue)
         elif head is not None:
             self._move_head(queue, head)
-        self._freed(queue)
+        self._freed(queue, was_full=was_full)
 
     def kick_all(self) -> None:
         """Look at every queue."""
@@ -225,11 +228,12 @@ class Controller:
         else:
             queue.head = head
 
-    def _freed(self, queue: CompletionQueue) -> None:
+    def _freed(self, queue: CompletionQueue, *, was_full: bool) -> None:
         self.interrupts.level()
-        for submission in self.submissions:
-            if submission.size and submission.cqid == queue.qid and submission.head != submission.tail:
-                self._work_off(submission)
+        if was_full:  # else nobody has waited for this
+            for submission in self.submissions:
+                if submission.size and submission.cqid == queue.qid and submission.head != submission.tail:
+                    self._work_off(submission)
         if queue.qid == 0:
             self._tell_events()
 
@@ -262,15 +266,15 @@ class Controller:
             if room <= 0 and sq.qid and self.shadow.active:
                 self._look_at_head(cq)
                 room = cq.room
-            entries = sq.fetch(self.device.dma, min(room, BATCH, self._journal.room))
-            if not entries:
+            block = sq.fetch(self.device.dma, min(room, BATCH, self._journal.room))
+            if not block:
                 if shadowed and sq.head == sq.tail:
                     tail = self.shadow.wake_at_tail(sq.qid, sq.tail)
                     if tail != sq.tail:
                         self._take_tail(sq, tail)
                         continue
                 return
-            self._execute(sq, cq, entries)
+            self._execute(sq, cq, block)
         if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
             self._again.add(sq.qid)
             self.device.after(0, self._continue, sq)
@@ -286,16 +290,24 @@ class Controller:
         else:
             sq.tail = tail
 
-    def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, entries: list[memoryview]) -> None:
+    def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and tell of what is done already in one go."""
-        run = self._execute_io if sq.qid else self._execute_admin
-        cq.running += len(entries)
-        completions = [done for entry in entries if (done := run(sq, entry)) is not None]
-        cq.running -= len(entries)
+        count = len(block) // COMMAND_SIZE
+        cq.running += count
+        if sq.qid:
+            done, entries = self._at_once.read(block)
+            completions = [Completion(0, sq, cid, 0) for cid in done]
+            run = self._execute_io
+        else:
+            completions = []
+            entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
+            run = self._execute_admin
+        completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+        cq.running -= count
         if completions and self.live:
             self._post(cq, completions)
 
-    def _execute_admin(self, sq: SubmissionQueue, entry: memoryview) -> Completion | None:
+    def _execute_admin(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
         command = Command.unpack(entry)
         try:
             result = self._admin.execute(command)
@@ -303,7 +315,7 @@ class Controller:
             return self._failed(sq, command, error)
         return None if result is None else Completion(result, sq, command.cid, 0)
 
-    def _execute_io(self, sq: SubmissionQueue, entry: memoryview | bytes) -> Completion | None:
+    def _execute_io(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
         command = Command.unpack(entry)
         try:
             job = self._io.execute(command)

@@ -18,7 +18,7 @@ from bellwire.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
 SECTOR_SHIFT = 9
-AT_ONCE = 256 << 10
+AT_ONCE = 1 << 20
 """Bytes copied from the page cache before the next doorbell is looked at; what exceeds it is for the threads."""
 FORCE_UNIT_ACCESS = 1 << 30  # in dword 12
 DEALLOCATE = 1 << 25  # in dword 12 of Write Zeroes
@@ -68,7 +68,7 @@ class Io:
         disk = namespace.disk
         if views is None:
             return self._read_aside(disk, offset, length, places)
-        if length <= self.budget and disk.try_read(views, offset):
+        if length <= self.budget and disk.try_read(views, offset, length):
             self.budget -= length
             return None
         return Job(disk.read, views, offset)

@@ -13,8 +13,8 @@ from bellwire.nvme.command import COMMAND_SIZE, COMPLETION, COMPLETION_SIZE
 if TYPE_CHECKING:
     from bellwire.dma import Dma
 
-BATCH = 64
-"""Entries moved by one copy. A longer one might move completions in any order: a phase bit before its status."""
+BATCH = 16
+"""Entries moved by one copy, and told of by one interrupt: while the host takes them in, we are at work on the next."""
 
 
 class SubmissionQueue(ctypes.Structure):
@@ -45,15 +45,15 @@ class SubmissionQueue(ctypes.Structure):
         self.base, self.size, self.cqid = base, size, cqid
         self.head = self.tail = self.running = self.deleter = 0
 
-    def fetch(self, dma: Dma, most: int) -> list[memoryview]:
-        """Take at most ``most`` commands, as 64 bytes each, up to where the ring wraps; GuestError if it cannot."""
+    def fetch(self, dma: Dma, most: int) -> bytes:
+        """Take at most ``most`` commands of 64 bytes, up to where the ring wraps; GuestError if it cannot."""
         head, tail = self.head, self.tail
         count = min((tail if tail >= head else self.size) - head, most)
         if count <= 0:
-            return []
-        entries = memoryview(dma.read(self.base + head * COMMAND_SIZE, count * COMMAND_SIZE))
+            return b""
+        block = dma.read(self.base + head * COMMAND_SIZE, count * COMMAND_SIZE)
         self.head = (head + count) % self.size
-        return [entries[at : at + COMMAND_SIZE] for at in range(0, len(entries), COMMAND_SIZE)]
+        return block
 
 
 class Completion(NamedTuple):
@@ -108,10 +108,11 @@ class CompletionQueue(ctypes.Structure):
             tail, phase = self.tail, self.phase
             some = completions[at : at + min(self.size - tail, BATCH)]
             batch = bytearray(len(some) * COMPLETION_SIZE)
+            last, head, qid = None, 0, 0
             for place, (result, sq, cid, status) in enumerate(some):
-                COMPLETION.pack_into(
-                    batch, place * COMPLETION_SIZE, result, 0, sq.head, sq.qid, cid, status << 1 | phase
-                )
+                if sq is not last:
+                    last, head, qid = sq, sq.head, sq.qid
+                COMPLETION.pack_into(batch, place * COMPLETION_SIZE, result, 0, head, qid, cid, status << 1 | phase)
             dma.write(self.base + tail * COMPLETION_SIZE, batch)
             at += len(some)
             tail += len(some)

@@ -18,6 +18,7 @@ Buffers = Sequence[memoryview | bytearray]
 
 MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
 _ZEROES = bytes(1 << 20)
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -42,7 +43,7 @@ class Disk:
         """Whether nothing here ever waits: the bytes are memory."""
         self.direct = direct
         """Whether the page cache is passed by (O_DIRECT)."""
-        self._cached_reads = hasattr(os, "RWF_NOWAIT") and not direct
+        self._cached_reads = _NOWAIT != 0 and not direct
 
     @classmethod
     def memory(cls, size: int) -> Disk:
@@ -86,15 +87,15 @@ class Disk:
                     raise OSError(errno.EIO, f"the image ends at {at + got:#x}: somebody has cut it short")
                 got += more
 
-    def try_read(self, buffers: Buffers, offset: int) -> bool:
-        """:meth:`read`, if the bytes are in memory; False, with the buffers in any state, if they are not."""
+    def try_read(self, buffers: Buffers, offset: int, length: int) -> bool:
+        """:meth:`read` ``length`` bytes, if they are in memory; False, with the buffers in any state, if not."""
         if self.instant:
             self.read(buffers, offset)
             return True
         if not self._cached_reads or len(buffers) > MOST_BUFFERS:
             return False
         try:
-            return os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT) == sum(map(len, buffers))
+            return os.preadv(self.fd, buffers, offset, _NOWAIT) == length
         except BlockingIOError:
             return False
         except OSError as error:

@@ -17,7 +17,7 @@ from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.loop import Deadline
 from bellwire.pool import Done, Job
 from bellwire.register import Register
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -164,6 +164,10 @@ class Guest:
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The guest's memory."""
         return self._dma.segments(address, size, write)
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """All of the guest's memory."""
+        return self._dma.window(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """All memory here is shared, so nobody asks."""

@@ -1,0 +1,82 @@
+"""Plain reads of what is in the page cache, a batch at a time: most of what a busy guest asks for.
+
+Nothing is done here that :mod:`bellwire.nvme.io` could not do, with all its checks and errors. It is the short way:
+what is not plain, or not in memory, or wrong, is left to the long one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bellwire.errors import GuestError
+from bellwire.nvme.command import COMMAND, COMMAND_SIZE, IoOpcode
+from bellwire.nvme.guest_pages import SCATTERED
+from bellwire.nvme.io import SECTOR_SHIFT, Io
+from bellwire.nvme.namespaces import Namespace, Namespaces
+from bellwire.nvme.prp import PAGE
+
+if TYPE_CHECKING:
+    from bellwire.dma import Dma
+    from bellwire.nvme.logs import Counters
+
+
+class AtOnce:
+    """Reads of up to two pages that follow each other in guest memory, within ``io``'s budget."""
+
+    def __init__(self, dma: Dma, namespaces: Namespaces, io: Io, counters: Counters) -> None:
+        self._dma = dma
+        self._namespaces = namespaces
+        self._io = io
+        self._counters = counters
+
+    def read(self, block: bytes) -> tuple[list[int], list[bytes]]:
+        """The ids of those commands in ``block`` that have been done, and the others as they are."""
+        done: list[int] = []
+        left: list[bytes] = []
+        known, spaces = len(self._namespaces), self._namespaces
+        namespace: Namespace | None = None
+        nsid, shift, blocks = 0, 0, 0
+        start, end, memory = 0, 0, memoryview(b"")
+        budget, moved = self._io.budget, 0
+        at = 0
+        for opcode, flags, cid, wanted, _, _, prp1, prp2, low, high, count, _, _, _ in COMMAND.iter_unpack(block):
+            at += COMMAND_SIZE
+            if opcode == IoOpcode.READ and not flags & SCATTERED and 0 < wanted <= known:
+                if wanted != nsid:
+                    nsid, namespace = wanted, spaces[wanted]
+                    shift, blocks = namespace.shift, namespace.blocks
+                first = low | high << 32
+                count = (count & 0xFFFF) + 1
+                length = count << shift
+                inside = PAGE - prp1 % PAGE
+                plain = length <= inside or (length <= inside + PAGE and prp2 == prp1 + inside)
+                if plain and not prp1 & 3 and first + count <= blocks and moved + length <= budget:
+                    if not start <= prp1 <= end - length:
+                        start, end, memory = self._window(prp1)
+                    if prp1 + length <= end and namespace is not None:
+                        view = memory[prp1 - start : prp1 - start + length]
+                        if _read_now(namespace, view, first << shift, length):
+                            done.append(cid)
+                            moved += length
+                            continue
+            left.append(block[at - COMMAND_SIZE : at])
+        self._io.budget = budget - moved
+        self._counters.reads += len(done)
+        self._counters.sectors_read += moved >> SECTOR_SHIFT
+        return done, left
+
+    def _window(self, address: int) -> tuple[int, int, memoryview]:
+        """The stretch of guest memory around ``address`` that may be written: its start, its end, itself."""
+        try:
+            window = self._dma.window(address, write=True)
+        except GuestError:
+            window = None
+        return (0, 0, memoryview(b"")) if window is None else (window.start, window.end, window.view)
+
+
+def _read_now(namespace: Namespace, view: memoryview, offset: int, length: int) -> bool:
+    """Whether it could be read without waiting; an error of the disk will come again, and be dealt with then."""
+    try:
+        return namespace.disk.try_read([view], offset, length)
+    except OSError:
+        return False
