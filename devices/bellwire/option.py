@@ -22,10 +22,12 @@ _WORDS = {
     "yes": True,
     "true": True,
     "on": True,
+    "up": True,
     "0": False,
     "no": False,
     "false": False,
     "off": False,
+    "down": False,
 }
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 

@@ -193,6 +193,13 @@ def test_options_are_parsed_by_their_defaults_type() -> None:
     device.core.close()
 
 
+@pytest.mark.parametrize(("word", "value"), [("on", True), ("UP", True), ("0", False), ("down", False)])
+def test_yes_and_no_have_other_words(word: str, value: bool) -> None:
+    device = Keeper(quick=word)
+    assert device.quick is value
+    device.core.close()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -14,6 +14,7 @@ from machine import Machine, driven
 from provision import provision
 from tap import Tap
 from toolbox import Toolbox
+from virtio.namespace import Namespace, own_namespace
 
 Report = Callable[[], dict[str, str]]
 _REPORTS = pytest.StashKey[list[Report]]()
@@ -66,6 +67,13 @@ def linux(
         return guest.run(script, served, **options)
 
     return run
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """A network namespace of the test's own."""
+    with own_namespace() as namespace:
+        yield namespace
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import iperf
 from attached import Device, Served
 from linux import Outcome
 from toolbox import Toolbox
-from virtio.namespace import Namespace, own_namespace
+from virtio.namespace import Namespace
 
 pytestmark = pytest.mark.guest
 
@@ -47,12 +47,6 @@ class Taker(socketserver.BaseRequestHandler):
         while data := self.request.recv(1 << 20):
             digest.update(data)
         self.request.sendall(digest.hexdigest().encode() + b"\n")
-
-
-@pytest.fixture
-def namespace() -> Iterator[Namespace]:
-    with own_namespace() as namespace:
-        yield namespace
 
 
 @contextlib.contextmanager
