@@ -29,6 +29,7 @@ class ConfigSpace:
         self.size = len(content)
         self.bus_master = False
         self.intx_enabled = True
+        self.msi_enabled = self.msix_enabled = False  # MSI Enable (PCI 3.0 §6.8.1.3), MSI-X Enable (§6.8.2.3)
         self.msix_function_masked = False
 
     def reset(self) -> None:
@@ -40,8 +41,10 @@ class ConfigSpace:
         """Take the flags that hot paths ask for from the bytes anew (after a reset, a write, a restore)."""
         command = self.field(pci.COMMAND)
         self.bus_master = bool(command & pci.BUS_MASTER)
-        self.intx_enabled = not command & pci.INTX_DISABLE and not (self.msi_enabled or self.msix_enabled)
         control = self._capability_control(pci.MSIX)
+        self.msi_enabled = bool(self._capability_control(pci.MSI) & 1)
+        self.msix_enabled = bool(control & 0x8000)
+        self.intx_enabled = not command & pci.INTX_DISABLE and not (self.msi_enabled or self.msix_enabled)
         self.msix_function_masked = bool(control & 0x4000)
 
     @property
@@ -57,16 +60,6 @@ class ConfigSpace:
     def field(self, offset: int, size: int = 2) -> int:
         """The little-endian field at ``offset``."""
         return int.from_bytes(self._content[offset : offset + size], "little")
-
-    @property
-    def msi_enabled(self) -> bool:
-        """MSI Enable (PCI 3.0 §6.8.1.3)."""
-        return bool(self._capability_control(pci.MSI) & 1)
-
-    @property
-    def msix_enabled(self) -> bool:
-        """MSI-X Enable (PCI 3.0 §6.8.2.3)."""
-        return bool(self._capability_control(pci.MSIX) & 0x8000)
 
     @property
     def interrupt_status(self) -> bool:

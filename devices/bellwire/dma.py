@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bellwire.core import Core
 
 LARGEST_COPY = 64 << 20
+_NOWHERE = Window(1, 0, memoryview(b""))
 
 
 class Dma:
@@ -19,14 +20,20 @@ class Dma:
     All of it is refused while bus mastering is off (PCI 3.0 §6.2.2).
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "_maps", "_windows")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._maps = -1
+        self._windows = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while the maps are the same
 
     def read(self, address: int, size: int) -> bytes:
         """A copy of ``size`` bytes of guest memory, at most 64 MiB."""
         self._check(address, size)
+        window = self._near(address, size, False)
+        if window is not None:
+            start = address - window.start
+            return window.view[start : start + size].tobytes()
         host = self._core.host
         try:
             parts = [
@@ -40,10 +47,16 @@ class Dma:
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` into guest memory."""
         source = memoryview(data).cast("B")
-        self._check(address, len(source))
+        size = len(source)
+        self._check(address, size)
+        window = self._near(address, size, True)
+        if window is not None:
+            start = address - window.start
+            window.view[start : start + size] = source
+            return
         host = self._core.host
         try:
-            for part in list(host.segments(address, len(source), True)):
+            for part in list(host.segments(address, size, True)):
                 start = part.address - address
                 piece = source[start : start + part.size]
                 if part.view is None:
@@ -51,7 +64,7 @@ class Dma:
                 else:
                     part.view[:] = piece
         except VfioUserError as error:
-            raise GuestError(f"DMA write of {len(source)} bytes at {address:#x}: {error}") from error
+            raise GuestError(f"DMA write of {size} bytes at {address:#x}: {error}") from error
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
         """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
@@ -78,6 +91,20 @@ class Dma:
         """
         self._check(address, 0)
         return self._core.host.window(address, write)
+
+    def _near(self, address: int, size: int, write: bool) -> Window | None:
+        """The stretch of shared memory that these bytes lie in, all of them: most often, that of the last time."""
+        core = self._core
+        if self._maps != core.maps:
+            self._maps = core.maps
+            self._windows = [_NOWHERE, _NOWHERE]
+        window = self._windows[write]
+        if not window.start <= address <= window.end - size:
+            found = core.host.window(address, write)
+            if found is None or address + size > found.end:
+                return None
+            window = self._windows[write] = found
+        return window
 
     def _check(self, address: int, size: int) -> None:
         if not self._core.config.bus_master:

@@ -81,6 +81,7 @@ class Served:
         self._bells.close()
         self.session.close()
         self.session = self._bells = None
+        self.core.maps += 1
         self.core.connected = False
         self._observer.left(reason)
 

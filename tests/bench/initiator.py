@@ -13,10 +13,12 @@ from typing import Protocol
 from bench.processes import PYTHON, serving
 from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, RegionIndex
 
-MEMORY = 64 << 20
+MEMORY = 32 << 20
 DATA = 16 << 20
 """Where buffers lie in guest memory; queues lie below."""
 PATIENCE = 60.0
+BUFFERS = 32
+"""As many as the bare loop has, and as requests can be under way."""
 LOOKS = 200
 """How often a driver looks for an answer before it waits for the interrupt."""
 _COMMAND, _MEMORY_AND_MASTER, _MSIX = 0x04, 0x06, 0x11
@@ -27,7 +29,10 @@ class Disk(Protocol):
     """A driver that moves blocks."""
 
     def run(self, offsets: Sequence[int], depth: int) -> None:
-        """Move ``length`` bytes at each offset, keeping ``depth`` requests under way; TimeoutError if they stop."""
+        """Move ``length`` bytes at each offset, ``depth`` requests under way; TimeoutError if they stop.
+
+        When half of them have come back, as many new ones go out: one doorbell stands for several requests.
+        """
 
 
 class Plugged:

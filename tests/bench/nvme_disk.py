@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from bellwire.nvme.command import IoOpcode
-from bench.initiator import DATA, LOOKS, Plugged
+from bench.initiator import BUFFERS, DATA, LOOKS, Plugged
 from nvme.driver import Driver, prps
 
 SIZE = 256  # of the queues
@@ -31,9 +31,8 @@ class NvmeDisk:
         self._phase = 1
         self._ring_tail = device.bell(0x1008, 4)
         self._ring_head = device.bell(0x100C, 4)
-        buffers = (len(device.memory) - DATA) // length
         for slot in range(SIZE):
-            start = DATA + slot % buffers * length
+            start = DATA + slot % BUFFERS * length
             prp1, prp2 = prps(driver, range(start, start + length, 4096))
             opcode = IoOpcode.WRITE if write else IoOpcode.READ
             queues.tail = slot
@@ -54,7 +53,8 @@ class NvmeDisk:
             if tail != before:
                 ring_tail(tail)
             free = looks = 0
-            while not free:
+            enough = min(left, max(1, depth // 2))
+            while free < enough:
                 while (status := statuses[head * _WORDS + _STATUS]) & 1 == phase:
                     if status > 1:
                         raise OSError(f"a command failed with status {status >> 1:#x}")
@@ -63,7 +63,7 @@ class NvmeDisk:
                     if head == SIZE:
                         head, phase = 0, phase ^ 1
                 looks += 1
-                if not free and looks > LOOKS:
+                if free < enough and looks > LOOKS:
                     self._wait()
             ring_head(head)
             left -= free

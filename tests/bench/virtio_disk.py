@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from bellwire.virtio import Feature, Status
 from bellwire.virtio.block import HEADER, SECTOR, Blk, Type
 from bellwire.virtio.fence import fence
-from bench.initiator import DATA, LOOKS, Plugged, capability
+from bench.initiator import BUFFERS, DATA, LOOKS, Plugged, capability
 
 SIZE = 256  # descriptors
 SLOTS = SIZE // 3  # requests: a header, data, a byte for the result
@@ -31,11 +31,10 @@ class VirtioDisk:
         self._free = list(range(SLOTS))
         self._wait = device.step
         self._available = self._seen = 0
-        buffers = (len(memory) - DATA) // length
         for slot in range(SLOTS):
             first, header = 3 * slot, headers + HEADER.size * slot
             HEADER.pack_into(memory, header, Type.OUT if write else Type.IN, 0, 0)
-            data = DATA + slot % buffers * length
+            data = DATA + slot % BUFFERS * length
             for number, descriptor in enumerate(
                 (
                     (header, HEADER.size, _NEXT, first + 1),
@@ -66,7 +65,8 @@ class VirtioDisk:
                 if not used[0]:
                     bell(0)
             room = looks = 0
-            while not room:
+            enough = min(left, max(1, depth // 2))
+            while room < enough:
                 while seen != used[1]:
                     slot = used[2 + seen % SIZE * 4] // 3
                     if memory[results + slot]:
@@ -75,7 +75,7 @@ class VirtioDisk:
                     seen = seen + 1 & 0xFFFF
                     room += 1
                 looks += 1
-                if not room and looks > LOOKS:
+                if room < enough and looks > LOOKS:
                     self._wait()
             left -= room
         self._available, self._seen = available, seen

@@ -77,7 +77,7 @@ class Gate:
             read(disk, buffers, offset)
 
         monkeypatch.setattr(Disk, "read", slow)
-        monkeypatch.setattr(Disk, "try_read", lambda *_: False)
+        monkeypatch.setattr("bellwire.storage.disk._NOWAIT", 0)  # nothing can be read without waiting
 
 
 @pytest.fixture

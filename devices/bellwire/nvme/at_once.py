@@ -6,18 +6,22 @@ what is not plain, or not in memory, or wrong, is left to the long one.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.nvme.command import COMMAND, COMMAND_SIZE, IoOpcode
 from bellwire.nvme.guest_pages import SCATTERED
 from bellwire.nvme.io import SECTOR_SHIFT, Io
-from bellwire.nvme.namespaces import Namespace, Namespaces
+from bellwire.nvme.namespaces import Namespaces
 from bellwire.nvme.prp import PAGE
 
 if TYPE_CHECKING:
     from bellwire.dma import Dma
     from bellwire.nvme.logs import Counters
+
+
+READ = int(IoOpcode.READ)
 
 
 class AtOnce:
@@ -34,17 +38,20 @@ class AtOnce:
         done: list[int] = []
         left: list[bytes] = []
         known, spaces = len(self._namespaces), self._namespaces
-        namespace: Namespace | None = None
-        nsid, shift, blocks = 0, 0, 0
+        preadv = os.preadv
+        nsid, shift, blocks, fd = 0, 0, 0, -1
+        now: int | None = None
         start, end, memory = 0, 0, memoryview(b"")
         budget, moved = self._io.budget, 0
         at = 0
         for opcode, flags, cid, wanted, _, _, prp1, prp2, low, high, count, _, _, _ in COMMAND.iter_unpack(block):
             at += COMMAND_SIZE
-            if opcode == IoOpcode.READ and not flags & SCATTERED and 0 < wanted <= known:
+            if opcode == READ and not flags & SCATTERED and 0 < wanted <= known:
                 if wanted != nsid:
-                    nsid, namespace = wanted, spaces[wanted]
+                    nsid = wanted
+                    namespace = spaces[wanted]
                     shift, blocks = namespace.shift, namespace.blocks
+                    fd, now = namespace.disk.fd, namespace.disk.at_once
                 first = low | high << 32
                 count = (count & 0xFFFF) + 1
                 length = count << shift
@@ -53,9 +60,13 @@ class AtOnce:
                 if plain and not prp1 & 3 and first + count <= blocks and moved + length <= budget:
                     if not start <= prp1 <= end - length:
                         start, end, memory = self._window(prp1)
-                    if prp1 + length <= end and namespace is not None:
-                        view = memory[prp1 - start : prp1 - start + length]
-                        if _read_now(namespace, view, first << shift, length):
+                    if prp1 + length <= end and now is not None:
+                        where = prp1 - start
+                        try:
+                            got = preadv(fd, [memory[where : where + length]], first << shift, now)
+                        except OSError:  # it would wait; any other trouble will come again, and be dealt with then
+                            got = 0
+                        if got == length:
                             done.append(cid)
                             moved += length
                             continue
@@ -72,11 +83,3 @@ class AtOnce:
         except GuestError:
             window = None
         return (0, 0, memoryview(b"")) if window is None else (window.start, window.end, window.view)
-
-
-def _read_now(namespace: Namespace, view: memoryview, offset: int, length: int) -> bool:
-    """Whether it could be read without waiting; an error of the disk will come again, and be dealt with then."""
-    try:
-        return namespace.disk.try_read([view], offset, length)
-    except OSError:
-        return False

@@ -63,6 +63,7 @@ class Controller:
         queues: int,
     ) -> None:
         self.device = device
+        self._file = device.core.state.registers[0]
         self.namespaces = namespaces
         self.identity = identity
         self.queues = queues
@@ -87,9 +88,14 @@ class Controller:
 
     @property
     def live(self) -> bool:
-        """Whether commands are taken: ready, told to be so, and nothing has broken."""
-        return self.device.csts & (registers.READY | registers.FATAL) == registers.READY and bool(
-            self.device.cc & registers.ENABLE
+        """Whether commands are taken: ready, told to be so, and nothing has broken.
+
+        This is asked at every turn, so it looks at the lowest byte of each register itself.
+        """
+        file = self._file
+        status, configuration = file[Registers.csts.offset], file[Registers.cc.offset]
+        return status & (registers.READY | registers.FATAL) == registers.READY and bool(
+            configuration & registers.ENABLE
         )
 
     def configure(self, before: int, now: int) -> None:
@@ -296,7 +302,7 @@ class Controller:
         cq.running += count
         if sq.qid:
             done, entries = self._at_once.read(block)
-            completions = [Completion(0, sq, cid, 0) for cid in done]
+            completions = [(0, sq, cid, 0) for cid in done]
             run = self._execute_io
         else:
             completions = []
@@ -313,7 +319,7 @@ class Controller:
             result = self._admin.execute(command)
         except CommandError as error:
             return self._failed(sq, command, error)
-        return None if result is None else Completion(result, sq, command.cid, 0)
+        return None if result is None else (result, sq, command.cid, 0)
 
     def _execute_io(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
         command = Command.unpack(entry)
@@ -322,7 +328,7 @@ class Controller:
         except (CommandError, OSError) as error:
             return self._io_failed(sq, command, error)
         if job is None:
-            return Completion(0, sq, command.cid, 0)
+            return (0, sq, command.cid, 0)
         slot = self._journal.note(sq.qid, entry)
         job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
         sq.running += 1
@@ -338,7 +344,7 @@ class Controller:
 
     def _failed(self, sq: SubmissionQueue, command: Command, error: CommandError) -> Completion:
         self.logs.failed(sq.qid, command, error)
-        return Completion(0, sq, command.cid, error.status.field | MORE)
+        return (0, sq, command.cid, error.status.field | MORE)
 
     def finished(self, jobs: list[Job]) -> None:
         """Threads have done these: tell the host, each queue in one go, and go on with what had to wait."""
@@ -373,7 +379,7 @@ class Controller:
             except CommandError as trouble:
                 error = trouble
         if error is None:
-            return Completion(0, flight.sq, flight.command.cid, 0)
+            return (0, flight.sq, flight.command.cid, 0)
         return self._io_failed(flight.sq, flight.command, error)
 
     def _finish_deletions(self) -> None:
@@ -393,7 +399,7 @@ class Controller:
 
     def complete(self, result: int, cid: int, status: int) -> None:
         """Complete an admin command that was left open."""
-        self._guarded(self._post, self.completions[0], [Completion(result, self.submissions[0], cid, status)])
+        self._guarded(self._post, self.completions[0], [(result, self.submissions[0], cid, status)])
 
     def _post(self, cq: CompletionQueue, completions: list[Completion]) -> None:
         cq.post(self.device.dma, completions)

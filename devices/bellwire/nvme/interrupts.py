@@ -74,7 +74,7 @@ class Interrupts:
     def level(self) -> None:
         """Drive the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""
         device = self._device
-        wanted = not device.intms & 1 and self.level_matters and self._unread(self._queues)
+        wanted = self.level_matters and not device.intms & 1 and self._unread(self._queues)
         if wanted != device.line.asserted:
             if wanted:
                 device.line.high()

@@ -6,7 +6,7 @@ What is known of a queue lies in the device's state, as a structure there, so th
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bellwire.nvme.command import COMMAND_SIZE, COMPLETION, COMPLETION_SIZE
 
@@ -56,13 +56,8 @@ class SubmissionQueue(ctypes.Structure):
         return block
 
 
-class Completion(NamedTuple):
-    """What the device tells of a command."""
-
-    result: int
-    sq: SubmissionQueue
-    cid: int
-    status: int
+Completion = tuple[int, SubmissionQueue, int, int]
+"""What the device tells of a command: a result, the queue that it came from, its id, and its status."""
 
 
 class CompletionQueue(ctypes.Structure):

@@ -43,7 +43,10 @@ class Disk:
         """Whether nothing here ever waits: the bytes are memory."""
         self.direct = direct
         """Whether the page cache is passed by (O_DIRECT)."""
-        self._cached_reads = _NOWAIT != 0 and not direct
+        self.at_once: int | None = 0 if instant else _NOWAIT
+        """Flags for a preadv that never waits; None where there is no such thing."""
+        if direct or not (instant or _NOWAIT):
+            self.at_once = None
 
     @classmethod
     def memory(cls, size: int) -> Disk:
@@ -89,19 +92,16 @@ class Disk:
 
     def try_read(self, buffers: Buffers, offset: int, length: int) -> bool:
         """:meth:`read` ``length`` bytes, if they are in memory; False, with the buffers in any state, if not."""
-        if self.instant:
-            self.read(buffers, offset)
-            return True
-        if not self._cached_reads or len(buffers) > MOST_BUFFERS:
+        if self.at_once is None or len(buffers) > MOST_BUFFERS:
             return False
         try:
-            return os.preadv(self.fd, buffers, offset, _NOWAIT) == length
+            return os.preadv(self.fd, buffers, offset, self.at_once) == length
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-            self._cached_reads = False  # this kind of file cannot tell
+            self.at_once = None  # this kind of file cannot tell
             return False
 
     def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
