@@ -61,8 +61,8 @@ test-nested: $(VENV)/.dev provision $(VENV)/.kernel ## the tests in an emulated 
 test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in namespaces (as root)
 	$(PYTEST) -q -m "systemd"
 
-test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## everything
-	$(PYTEST) -q -m "daemon or guest or kvm or nested or slow or systemd"
+test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## everything but what takes minutes on end
+	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
 coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## the same tests, with a coverage report
 	$(BIN)/coverage erase

@@ -57,18 +57,22 @@ class Apt:
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
-        self._options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+        self.options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+    def update(self) -> None:
+        """Learn what there is."""
+        run("apt-get", "-qq", *self.options, "update")
 
     def download(self, packages: Sequence[str]) -> list[Path]:
         """The packages, and all that they need."""
-        run("apt-get", "-qq", *self._options, "update")
-        run("apt-get", "-qqy", *self._options, "install", "--download-only", *packages)
+        self.update()
+        run("apt-get", "-qqy", *self.options, "install", "--download-only", *packages)
         return sorted(self._archives.glob("*.deb"))
 
     def download_alone(self, package: str) -> Path:
         """One package without what it needs: for what lies in it, not to run it."""
-        run("apt-get", "-qq", *self._options, "update")
-        run("apt-get", "-qq", *self._options, "download", package, folder=self._archives)
+        self.update()
+        run("apt-get", "-qq", *self.options, "download", package, folder=self._archives)
         (found,) = self._archives.glob(f"{package}_*.deb")
         return found
 

@@ -85,7 +85,7 @@ def build(recipe: Recipe, progress: Progress) -> Image:
         version = package.name.split("_")[1]
         made = folder / f"{recipe.name}-{version}-{_digest(recipe, package)}"
         if not made.exists():
-            _check(folder)
+            check(folder)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
                 _build(recipe, package, Path(name), progress)
                 (Path(name) / "made").rename(made)
@@ -114,8 +114,8 @@ def _source(folder: Path, progress: Progress) -> Path:
         raise BedError(f"the kernel's source cannot be fetched: {error}", hint) from None
 
 
-def _check(folder: Path) -> None:
-    """What the kernel's build would complain about in its own way, later."""
+def check(folder: Path) -> None:
+    """A BedError that names what is missing for a build: make would say it later, in its own way."""
     missing = {command: package for command, package in COMMANDS.items() if shutil.which(command) is None}
     if "gcc" not in missing:
         missing |= {header: package for header, package in HEADERS.items() if not _compiles(header)}
@@ -143,10 +143,10 @@ def _build(recipe: Recipe, package: Path, folder: Path, progress: Progress) -> N
     tree, made = folder / "tree", folder / "made"
     tree.mkdir()
     made.mkdir()
-    _run(["tar", "--extract", "--file", archive, "--directory", tree, "--strip-components", "1"], folder)
+    run_quietly(["tar", "--extract", "--file", archive, "--directory", tree, "--strip-components", "1"], folder)
     for patch in recipe.patches:
         progress(f"applying {patch.name}")
-        _run(["patch", "--strip", "1", "--fuzz", "0", "--forward", "--input", patch], tree)
+        run_quietly(["patch", "--strip", "1", "--fuzz", "0", "--forward", "--input", patch], tree)
     configure(tree, recipe.fragments)
     compile_image(tree, f"building the {recipe.name} kernel", progress)
     shutil.copy(tree / "arch/x86/boot/bzImage", made)
@@ -155,9 +155,9 @@ def _build(recipe: Recipe, package: Path, folder: Path, progress: Progress) -> N
 
 def configure(tree: Path, fragments: tuple[Path, ...]) -> None:
     """tinyconfig and the fragments; what they ask for and the kernel will not have is a BedError."""
-    _run(["make", "-s", "tinyconfig"], tree)
-    _run(["scripts/kconfig/merge_config.sh", "-m", ".config", *fragments], tree)
-    _run(["make", "-s", "olddefconfig"], tree)
+    run_quietly(["make", "-s", "tinyconfig"], tree)
+    run_quietly(["scripts/kconfig/merge_config.sh", "-m", ".config", *fragments], tree)
+    run_quietly(["make", "-s", "olddefconfig"], tree)
     have = set((tree / ".config").read_text().splitlines())
     want = [line for file in fragments for line in file.read_text().splitlines() if line.startswith("CONFIG_")]
     if lacking := [line for line in want if line not in have]:
@@ -179,7 +179,8 @@ def compile_image(tree: Path, title: str, progress: Progress) -> None:
         raise BedError("the kernel does not build", "".join(said[-30:]))
 
 
-def _run(words: list[str | Path], folder: Path) -> None:
+def run_quietly(words: list[str | Path], folder: Path) -> None:
+    """Run a command in ``folder``; a BedError with its last words when it fails."""
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
         complaint = (done.stdout + done.stderr).strip().splitlines()

@@ -22,7 +22,18 @@ pytestmark = pytest.mark.nested
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--durations=5")
+PYTEST = (
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:hypothesispytest",
+    "--tb=short",
+    "--durations=5",
+)
 IOREGION = [HERE / f"ioregion_{name}.py" for name in ("errors", "accesses", "signals")]
 TROUBLE = (
     "WARNING:",
@@ -123,18 +134,18 @@ def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
 
 
 def test_the_projects_kvm_tests_pass_on_a_kernel_with_ioregionfds(bed: Bed) -> None:
-    bed("patched", *PYTEST, "-m", "kvm and not systemd", "tests", timeout=600)
+    bed("patched", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm", timeout=900)
 
 
 def test_what_touches_kvm_passes_on_a_distributions_kernel(bed: Bed) -> None:
-    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm/test_paths.py", timeout=600)
+    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm/test_paths.py", timeout=900)
 
 
 def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
     bed("patched", *PYTEST, *IOREGION, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ioregionfds_in_a_kernel_that_watches_itself(bed: Bed) -> None:
     script = " ".join(map(str, (*PYTEST, *IOREGION)))
     script += " && echo scan >/sys/kernel/debug/kmemleak && cat /sys/kernel/debug/kmemleak >/dev/kmsg"

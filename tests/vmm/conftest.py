@@ -11,7 +11,7 @@ import pytest
 
 from bellwire_vmm.machine import Machine
 from bellwire_vmm.proxy import ProxyDevice
-from kvm_ioctls import KICK_SIGNAL
+from kvm_ioctls import KICK_SIGNAL, Vm
 from vfio_user import Client
 from vmm.program import Outcome, Program, execute
 from vmm.toy import Toy, served
@@ -32,6 +32,12 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     signal.signal(KICK_SIGNAL, handler)
     assert all(now <= then for now, then in zip(_held(), before, strict=True))  # less, when garbage of others went
+
+
+@pytest.fixture
+def relaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay speaks for ioregionfds, also where the kernel could."""
+    monkeypatch.setattr(Vm, "has_ioregion", lambda vm: False)
 
 
 @pytest.fixture

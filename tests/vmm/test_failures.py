@@ -122,7 +122,7 @@ def test_a_device_that_does_not_answer_in_time_is_given_up(
 
 
 def test_a_relay_that_is_not_answered_is_given_up_for_messages(
-    machine: Machine, serve: Callable[[Toy], Client], tmp_path: Path
+    relaying: None, machine: Machine, serve: Callable[[Toy], Client], tmp_path: Path
 ) -> None:
     served = Toy("acked")
     device = machine.plug(serve(served))

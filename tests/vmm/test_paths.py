@@ -10,7 +10,7 @@ import pytest
 from bellwire_vmm.doorbells import Mechanism
 from bellwire_vmm.machine import Machine
 from bellwire_vmm.proxy import ProxyDevice
-from kvm_ioctls import Kvm, KvmError, Vm
+from kvm_ioctls import Kvm, KvmError
 from vfio_user import Client, RegionIndex
 from vmm import toy
 from vmm.program import Outcome, Program, bar
@@ -33,9 +33,9 @@ def speakers() -> list[str]:
 
 
 @pytest.fixture(params=speakers())
-def speaker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def speaker(request: pytest.FixtureRequest) -> str:
     if request.param == "relay":
-        monkeypatch.setattr(Vm, "has_ioregion", lambda vm: False)
+        request.getfixturevalue("relaying")
     return str(request.param)
 
 

@@ -145,7 +145,7 @@ def test_a_sub_region_in_the_other_address_space(machine: Machine, serve: Serve)
         refused(machine, serve, Odd(subs=[IoEventFd(0, 4, fd), IoEventFd(16, 4, fd, pio=True)]), why)
 
 
-def test_an_ioregionfd_that_is_no_socket(machine: Machine, serve: Serve) -> None:
+def test_an_ioregionfd_that_is_no_socket(relaying: None, machine: Machine, serve: Serve) -> None:
     with closing(os.eventfd(0)) as fd:
         refused(machine, serve, Odd(subs=[IoRegionFd(0, 4, fd, 1)]), "the descriptor is no socket", VfioUserError)
 
