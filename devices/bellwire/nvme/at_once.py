@@ -7,6 +7,7 @@ what is not plain, or not in memory, or wrong, is left to the long one.
 from __future__ import annotations
 
 import os
+import struct
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
@@ -14,7 +15,7 @@ from bellwire.nvme.command import COMMAND, COMMAND_SIZE, IoOpcode
 from bellwire.nvme.guest_pages import SCATTERED
 from bellwire.nvme.io import SECTOR_SHIFT, Io
 from bellwire.nvme.namespaces import Namespaces
-from bellwire.nvme.prp import PAGE
+from bellwire.nvme.prp import ENTRY, PAGE
 
 if TYPE_CHECKING:
     from bellwire.dma import Dma
@@ -25,7 +26,7 @@ READ = int(IoOpcode.READ)
 
 
 class AtOnce:
-    """Reads of up to two pages that follow each other in guest memory, within ``io``'s budget."""
+    """Reads into pages that follow each other in guest memory, within ``io``'s budget."""
 
     def __init__(self, dma: Dma, namespaces: Namespaces, io: Io, counters: Counters) -> None:
         self._dma = dma
@@ -56,11 +57,14 @@ class AtOnce:
                 count = (count & 0xFFFF) + 1
                 length = count << shift
                 inside = PAGE - prp1 % PAGE
-                plain = length <= inside or (length <= inside + PAGE and prp2 == prp1 + inside)
-                if plain and not prp1 & 3 and first + count <= blocks and moved + length <= budget:
+                if not prp1 & 3 and first + count <= blocks and moved + length <= budget and now is not None:
                     if not start <= prp1 <= end - length:
                         start, end, memory = self._window(prp1)
-                    if prp1 + length <= end and now is not None:
+                    if prp1 + length <= end and (
+                        length <= inside
+                        or (length <= inside + PAGE and prp2 == prp1 + inside)
+                        or self._in_a_row(prp2, prp1 + inside, -(-(length - inside) // PAGE))
+                    ):
                         where = prp1 - start
                         try:
                             got = preadv(fd, [memory[where : where + length]], first << shift, now)
@@ -75,6 +79,17 @@ class AtOnce:
         self._counters.reads += len(done)
         self._counters.sectors_read += moved >> SECTOR_SHIFT
         return done, left
+
+    def _in_a_row(self, address: int, page: int, count: int) -> bool:
+        """Whether the list of pages at ``address`` is of ``count`` that follow each other, the first being ``page``."""
+        size = count * ENTRY
+        if count < 2 or address & 7 or address % PAGE + size > PAGE:
+            return False
+        try:
+            pages = struct.unpack(f"<{count}Q", self._dma.read(address, size))
+        except GuestError:
+            return False
+        return pages == tuple(range(page, page + count * PAGE, PAGE))
 
     def _window(self, address: int) -> tuple[int, int, memoryview]:
         """The stretch of guest memory around ``address`` that may be written: its start, its end, itself."""
