@@ -91,6 +91,8 @@ class CommandSource:
         self._guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
+        self._socket = select.poll()
+        self._socket.register(ours, select.POLLIN)
 
     def gather(self) -> None:
         """Take commands off the socket, in order."""
@@ -100,6 +102,8 @@ class CommandSource:
                 if command is None:
                     break
                 self._commands.append(command)
+                if not self._socket.poll(0):  # a receive that finds nothing costs more
+                    break
         except VfioUserError as error:
             self._failed(self, error)
 

@@ -101,7 +101,8 @@ class Served:
         if session is None or bells is None:
             return
         if self._bells_fd in ready and bells.gather():
-            session.service(DRAIN)
+            if self._session_fd in ready or session.look():
+                session.service(DRAIN)
             bells.run()
         elif self._session_fd in ready or session.waiting:
             session.service(DRAIN, probe=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ class Session:
         self._mechanisms = _UNASKED
         self._entry_size = io_fd_entry_size
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._socket = select.poll()
+        self._socket.register(sock, select.POLLIN)
         self._asker = Asker(self._channel, timeout, self._handle)
         self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self._regions]
@@ -99,6 +102,10 @@ class Session:
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
         return self._channel.ready or len(self._asker) > 0
+
+    def look(self) -> bool:
+        """Whether anything has come, wherever it is: a receive that finds nothing costs four times as much."""
+        return self.waiting or bool(self._socket.poll(0))
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.

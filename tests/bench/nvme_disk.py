@@ -27,7 +27,7 @@ class NvmeDisk:
         self._sq = queues.sq
         self._statuses = device.memory[queues.cq : queues.cq + SIZE * 16].cast("H")
         self._wait = device.step
-        self._tail = self._head = 0
+        self._tail = self._head = self._untold = 0
         self._phase = 1
         self._ring_tail = device.bell(0x1008, 4)
         self._ring_head = device.bell(0x100C, 4)
@@ -42,7 +42,7 @@ class NvmeDisk:
         """As :class:`bench.initiator.Disk` has it."""
         memory, statuses, sq = self._memory, self._statuses, self._sq
         pack, ring_tail, ring_head = _BLOCK_NUMBER.pack_into, self._ring_tail, self._ring_head
-        tail, head, phase = self._tail, self._head, self._phase
+        tail, head, phase, untold = self._tail, self._head, self._phase, self._untold
         waiting = iter(offsets)
         left, free = len(offsets), depth
         while left:
@@ -65,6 +65,9 @@ class NvmeDisk:
                 looks += 1
                 if free < enough and looks > LOOKS:
                     self._wait()
-            ring_head(head)
+            untold += free
+            if untold > SIZE // 2:  # long before the queue is full
+                ring_head(head)
+                untold = 0
             left -= free
-        self._tail, self._head, self._phase = tail, head, phase
+        self._tail, self._head, self._phase, self._untold = tail, head, phase, untold
