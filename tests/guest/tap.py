@@ -133,15 +133,17 @@ class Tap:
 
     def _pass_on(self, client: Channel, server: Channel) -> None:
         ways = {client.fileno(): (client, server, True), server.fileno(): (server, client, False)}
-        while ready := self._ready(*ways):
-            for fd in ready:
-                source, target, to_server = ways[fd]
+        while ready := set(self._ready(*ways)):
+            while ready:
+                source, target, to_server = ways[ready.pop()]
                 while (message := source.receive()) is not None:
                     self._note(message, to_server)
                     target.send(
                         message.id, message.command, message.flags, message.error, [message.payload], message.fds
                     )
                     close_fds(message.fds)
+                # What came from the target while it would not take more lies in its channel: no socket shows it.
+                ready |= {fd for fd, (channel, _, _) in ways.items() if channel.ready}
 
     def _note(self, message: Message, to_server: bool) -> None:
         most = 1024 if message.command == Command.VERSION else BYTES
