@@ -9,7 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import doorbells, protocol
+from bench import doorbells, protocol, scale, storage
+from bench.processes import PYTHON
 from bench.samples import QUANTILES, Results
 
 COLUMNS = 3
@@ -25,7 +26,57 @@ def draw(results: Results, directory: Path) -> list[Path]:
         if whats:
             figure = distributions(results, part, whats)
             drawn.append(_save(figure, directory / f"{name}.svg"))
+    if results.whats(storage.PART):
+        drawn.append(_save(disks(results), directory / "storage.svg"))
+    if results.whats(scale.PART):
+        drawn.append(_save(devices(results), directory / "scale.svg"))
     return drawn
+
+
+def disks(results: Results) -> Figure:
+    """Against the queue's depth: how many requests there are in a second, and what one costs the device."""
+    figure, panels = _grid(6)
+    kinds = [(write, direct) for write, direct in ((False, False), (True, False), (False, True))]
+    for column, (write, direct) in enumerate(kinds):
+        loads = [load for load in storage.LOADS if (load.write, load.direct) == (write, direct)]
+        loads = [load for load in loads if load.length == storage.SMALL]
+        title = f"4 KiB {'write' if write else 'read'}, {'O_DIRECT' if direct else 'page cache'}"
+        for row, (part, label) in enumerate(
+            ((storage.PART, "requests a second"), (storage.COST, "CPU time of one, µs"))
+        ):
+            panel = panels[row * COLUMNS + column]
+            for subject in results.subjects(part):
+                found = [(load.depth, each) for load in loads if (each := results.get(part, load.name, subject))]
+                panel.plot([depth for depth, _ in found], [each.p50 for _, each in found], marker="o", label=subject)
+            _dress(panel, title, "depth", label)
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def devices(results: Results) -> Figure:
+    """Against the number of devices: how soon one answers, and what each takes."""
+    figure, panels = _grid(2)
+    for state in ("the others idle", f"{scale.BUSY} others rung without end"):
+        found = [
+            (number, series)
+            for number in scale.COUNTS
+            if (series := results.get(scale.PART, f"{scale.devices(number)}, {state}: ring to interrupt", PYTHON))
+        ]
+        for percent, style in ((50, "-"), (99, ":")):
+            places = [series.quantile(percent) for _, series in found]
+            panels[0].plot([number for number, _ in found], places, style, marker="o", label=f"{state}, p{percent}")
+    _dress(panels[0], "ring to interrupt", "devices", "µs")
+    panels[0].legend(fontsize=7)
+    found = [
+        (number, series)
+        for number in scale.COUNTS
+        if (series := results.get(scale.PART, f"{scale.devices(number)}: memory of each", PYTHON))
+    ]
+    panels[1].plot([number for number, _ in found], [series.p50 for _, series in found], marker="o")
+    _dress(panels[1], "memory of each", "devices", "MiB (PSS)")
+    panels[1].set_yscale("linear")
+    panels[1].set_ylim(bottom=0)
+    return figure
 
 
 def distributions(results: Results, part: str, whats: Sequence[str]) -> Figure:
@@ -38,14 +89,20 @@ def distributions(results: Results, part: str, whats: Sequence[str]) -> Figure:
             if series is not None:
                 unit = series.unit
                 panel.plot([series.quantile(percent) for percent in QUANTILES], QUANTILES, label=subject)
-        panel.set_xscale("log")
-        panel.set_title(what, fontsize=9)
-        panel.set_xlabel(unit, fontsize=8)
-        panel.set_ylabel("% of samples", fontsize=8)
-        panel.grid(visible=True, which="major", alpha=0.3)
-        panel.tick_params(labelsize=7)
+        _dress(panel, what, unit, "% of samples")
+        panel.set_yscale("linear")
     panels[0].legend(fontsize=7)
     return figure
+
+
+def _dress(panel: Axes, title: str, x: str, y: str) -> None:
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_title(title, fontsize=9)
+    panel.set_xlabel(x, fontsize=8)
+    panel.set_ylabel(y, fontsize=8)
+    panel.grid(visible=True, which="major", alpha=0.3)
+    panel.tick_params(labelsize=7)
 
 
 def _grid(count: int) -> tuple[Figure, list[Axes]]:

@@ -35,18 +35,23 @@ def measure(results: Results, *, rounds: int, count: int, counts: Sequence[int] 
 def _measure(results: Results, folder: Path, number: int, count: int) -> None:
     instance = Instance(folder, "")
     paths = [instance.configure(f"bell{each}", 'device = "bell"') for each in range(number)]
-    devices = f"{number} device{'s' if number > 1 else ''}"
+    name = devices(number)
     begin = time.perf_counter()
     with instance:
         for path in paths:
             connect(path).close()
-        results.add(PART, f"{devices}: start", PYTHON, "ms", [(time.perf_counter() - begin) * 1000])
+        results.add(PART, f"{name}: start", PYTHON, "ms", [(time.perf_counter() - begin) * 1000])
         shares = [proportional(pid) / 2**20 for pid in children(instance.fork_server)]
-        results.add(PART, f"{devices}: memory of each", PYTHON, "MiB", shares)
-        _latency(results, f"{devices}, the others idle", paths[0], count)
+        results.add(PART, f"{name}: memory of each", PYTHON, "MiB", shares)
+        _latency(results, f"{name}, the others idle", paths[0], count)
         with ringing(paths[1 : 1 + BUSY]):
             if number > 1:
-                _latency(results, f"{devices}, {min(BUSY, number - 1)} others rung without end", paths[0], count)
+                _latency(results, f"{name}, {min(BUSY, number - 1)} others rung without end", paths[0], count)
+
+
+def devices(number: int) -> str:
+    """In words."""
+    return f"{number} device{'s' if number > 1 else ''}"
 
 
 def _latency(results: Results, what: str, path: Path, count: int) -> None:

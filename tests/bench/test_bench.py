@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import doorbells, protocol, scale, storage
+from bench import doorbells, network, protocol, scale, storage
 from bench.processes import PYTHON, C
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -117,6 +117,13 @@ def test_disks_are_measured_beside_a_bare_loop() -> None:
     storage.measure(made, rounds=1, count=64, loads=loads)
     assert made.subjects(storage.PART) == [NVME, VIRTIO, BARE]
     assert made.whats(storage.PART) == [load.name for load in loads]
+
+
+@pytest.mark.slow
+def test_frames_are_sent_into_a_tap_where_one_may_be_made() -> None:
+    made = Results()
+    network.measure(made, rounds=1, count=64)
+    assert made.subjects(network.PART) == ([network.BARE, PYTHON] if network.usable() else [])
 
 
 @pytest.mark.slow

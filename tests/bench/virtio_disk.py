@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from bellwire.virtio import Feature, Status
 from bellwire.virtio.block import HEADER, SECTOR, Blk, Type
 from bellwire.virtio.fence import fence
-from bench.initiator import BUFFERS, DATA, LOOKS, Plugged, capability
+from bench.initiator import BUFFERS, DATA, LOOKS, Plugged
+from bench.virtio_start import start
 
 SIZE = 256  # descriptors
 SLOTS = SIZE // 3  # requests: a header, data, a byte for the result
 _DESCRIPTOR = struct.Struct("<QIHH")
 _NEXT, _WRITE = 1, 2
 _SECTOR_NUMBER = struct.Struct("<Q")
-_VENDOR, _COMMON, _NOTIFY = 0x09, 1, 2
 
 
 class VirtioDisk:
@@ -43,7 +42,7 @@ class VirtioDisk:
                 )
             ):
                 _DESCRIPTOR.pack_into(memory, table + 16 * (first + number), *descriptor)
-        self._bell = _start(device, (table, avail, used))
+        self._bell = start(device, 0, (table, avail, used), SIZE, 1 << Blk.FLUSH)
 
     def run(self, offsets: Sequence[int], depth: int) -> None:
         """As :class:`bench.initiator.Disk` has it."""
@@ -79,33 +78,3 @@ class VirtioDisk:
                     self._wait()
             left -= room
         self._available, self._seen = available, seen
-
-
-def _start(device: Plugged, parts: Sequence[int]) -> Callable[[int], None]:
-    """Bring the device up with its first queue (§3.1.1); returns what notifies it."""
-    places = {}
-    config = device.client.read(7, 0, 256)
-    for at in capability(device.client, _VENDOR):
-        places[config[at + 3]] = at, int.from_bytes(config[at + 8 : at + 12], "little")
-    common, (notify_at, notify) = places[_COMMON][1], places[_NOTIFY]
-    status = Status.ACKNOWLEDGE | Status.DRIVER
-    device.write(common + 0x14, 0, 1)
-    device.write(common + 0x14, status, 1)
-    features = 1 << Feature.VERSION_1 | 1 << Feature.ACCESS_PLATFORM | 1 << Blk.FLUSH
-    for select in range(2):
-        device.write(common + 0x08, select, 4)
-        device.write(common + 0x0C, features >> 32 * select & 0xFFFF_FFFF, 4)
-    status |= Status.FEATURES_OK
-    device.write(common + 0x14, status, 1)
-    if device.read(common + 0x14, 1) != status:
-        raise OSError("the device refuses the features")
-    device.write(common + 0x16, 0, 2)
-    device.write(common + 0x18, SIZE, 2)
-    device.write(common + 0x1A, 1, 2)
-    for offset, address in zip((0x20, 0x28, 0x30), parts, strict=True):
-        device.write(common + offset, address, 8)
-    device.write(common + 0x1C, 1, 2)
-    multiplier = int.from_bytes(config[notify_at + 16 : notify_at + 20], "little")
-    bell = notify + multiplier * device.read(common + 0x1E, 2)
-    device.write(common + 0x14, status | Status.DRIVER_OK, 1)
-    return device.bell(bell, 2)

@@ -1,0 +1,129 @@
+"""Packets from a driver through virtio-net into a tap, beside a bare loop of writev on a tap."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable
+
+from bellwire.network.tap import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, TUNSETVNETHDRSZ
+from bellwire.virtio.fence import fence
+from bench.initiator import DATA, LOOKS, Plugged, plugged
+from bench.processes import PYTHON, cpus, pinned
+from bench.samples import Results
+from bench.virtio_start import start
+
+PART = "network"
+BARE = "bare loop"
+SIZES = {"64 bytes": 64, "1514 bytes": 1514}
+DEPTH = 64
+TRANSMIT = 1  # the first pair's second queue
+SIZE = 256
+HEADER = bytes(12)
+FRAME = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5"  # to everybody, of a type for experiments: nobody takes it
+_DESCRIPTOR = struct.Struct("<QIHH")
+_REQUEST = struct.Struct("16sH22x")
+
+
+def usable() -> bool:
+    """Whether taps may be made here."""
+    try:
+        os.close(open_tap("bwbench0"))
+    except OSError:
+        return False
+    return True
+
+
+def measure(results: Results, *, rounds: int, count: int) -> None:
+    """Frames sent in a second; nothing where no tap may be made."""
+    if not usable():
+        return
+    available = cpus()
+    driver, device = available[0], available[-1]
+    for number in range(rounds):
+        for name, size in SIZES.items():
+            for subject in (PYTHON, BARE) if number % 2 else (BARE, PYTHON):
+                if subject == BARE:
+                    with pinned(device):
+                        seconds = bare(size, count)
+                else:
+                    with plugged("virtio-net", device, "tap=bwbench0") as (card, _), pinned(driver):
+                        sender = Sender(card, size)
+                        sender.run(4 * DEPTH)
+                        begin = time.perf_counter()
+                        sender.run(count)
+                        seconds = time.perf_counter() - begin
+                results.add(PART, f"frames of {name}", subject, "/s", [count / seconds])
+                results.add(PART, f"bytes in frames of {name}", subject, "MB/s", [count * size / seconds / 1e6])
+
+
+class Sender:
+    """One transmit queue with a frame of ``size`` bytes in each buffer."""
+
+    def __init__(self, card: Plugged, size: int) -> None:
+        memory = card.memory
+        table, avail, used = (card.allocate(each) for each in (16 * SIZE, 6 + 2 * SIZE, 6 + 8 * SIZE))
+        packet = HEADER + FRAME.ljust(size, b"\0")
+        for slot in range(SIZE):
+            at = DATA + 2048 * slot
+            memory[at : at + len(packet)] = packet
+            _DESCRIPTOR.pack_into(memory, table + 16 * slot, at, len(packet), 0, 0)
+        self._avail = memory[avail : avail + 4 + 2 * SIZE].cast("H")
+        self._used = memory[used : used + 4 + 8 * SIZE].cast("H")
+        for slot in range(SIZE):
+            self._avail[2 + slot] = slot
+        self._sent = self._done = 0
+        self._wait = card.step
+        self._bell: Callable[[int], None] = start(card, TRANSMIT, (table, avail, used), SIZE)
+
+    def run(self, count: int) -> None:
+        """Send so many frames, DEPTH at a time at most; every buffer goes round in order."""
+        avail, used = self._avail, self._used
+        sent, done = self._sent, self._done
+        last, end = sent + count, done + count
+        while done < end:
+            sent = min(last, done + DEPTH)
+            avail[1] = sent & 0xFFFF
+            fence()
+            if not used[0]:
+                self._bell(0)
+            looks = 0
+            enough = min(DEPTH // 2, end - done)
+            while (came := used[1] - done & 0xFFFF) < enough:
+                looks += 1
+                if looks > LOOKS:
+                    self._wait()
+            done += came
+        self._sent, self._done = sent, done
+
+
+def bare(size: int, count: int) -> float:
+    """Seconds that one system call after the other takes."""
+    fd = open_tap("bwbench0")
+    try:
+        packet = [HEADER, FRAME.ljust(size, b"\0")]
+        begin = time.perf_counter()
+        for _ in range(count):
+            os.writev(fd, packet)
+        return time.perf_counter() - begin
+    finally:
+        os.close(fd)
+
+
+def open_tap(name: str) -> int:
+    """A tap that takes frames with a virtio header in front, up; OSError where that is not allowed."""
+    from pyroute2 import IPRoute
+
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, _REQUEST.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", len(HEADER)))
+        with IPRoute() as routes:
+            (index,) = routes.link_lookup(ifname=name)
+            routes.link("set", index=index, state="up")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
