@@ -18,6 +18,7 @@ from bellwire.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.nvme.registers import QUEUES, Registers
 from bellwire.nvme.shadow import ShadowState
 from bellwire.storage import Disk, StorageError
+from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
 MOST_NAMESPACES = 256
@@ -78,7 +79,8 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.journal_state,
         )
         self.controller = Controller(self, state, Namespaces(spaces), identity, self.queues)
-        self.controller.pool = self.pool(self.threads, self.controller.finished)
+        threads = self.pool(self.threads, self.controller.finished)
+        self.controller.pool = direct_pool(self, threads, self.controller.finished) if self.direct else threads
         if self.doorbells == "shadow":
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bellwire import Job, Option, OptionError, Pool
 from bellwire.storage import Disk
+from bellwire.storage.aio import Transfer, direct_pool
 from bellwire.virtio import VirtioDevice, Virtqueue, field
 from bellwire.virtio.block import (
     MOST_SEGMENTS,
@@ -76,7 +77,8 @@ class VirtioBlk(
         else:
             self.disk = Disk.memory(self.size or 64 << 20)
             self.disk.readonly = self.readonly
-        self.workers = self.pool(self.threads, self.finished)
+        threads = self.pool(self.threads, self.finished)
+        self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
 
     def close(self) -> None:
         """End the threads and close the image."""
@@ -195,7 +197,7 @@ class VirtioBlk(
         if request.room_size <= self.budget and self.disk.try_read(request.room, offset, request.room_size):
             self.budget -= request.room_size
             return None
-        return Job(self.disk.read, request.room, offset)
+        return Transfer(self.disk, request.room, offset, write=False)
 
     def write(self, request: Request) -> Job | None:
         """The same the other way round."""
@@ -205,11 +207,13 @@ class VirtioBlk(
             self.budget -= request.data_size
             self.disk.write(request.data, offset)
             return None
-        return Job(self.store, request.data, offset, self.durable)
+        if not self.durable:
+            return Transfer(self.disk, request.data, offset, write=True)
+        return Job(self.store, request.data, offset)
 
-    def store(self, views: list[memoryview], offset: int, durable: bool) -> None:
-        """On a thread."""
-        self.disk.write(views, offset, durable=durable)
+    def store(self, views: list[memoryview], offset: int) -> None:
+        """On a thread, and onto the medium."""
+        self.disk.write(views, offset, durable=True)
 
     def check_writable(self) -> None:
         """§5.2.6.2."""

@@ -16,6 +16,7 @@ from bellwire.nvme.namespaces import Namespace, Namespaces
 from bellwire.nvme.prp import Extent
 from bellwire.nvme.status import CommandError, Status
 from bellwire.storage import Disk
+from bellwire.storage.aio import Transfer
 
 SECTOR_SHIFT = 9
 AT_ONCE = 1 << 20
@@ -71,7 +72,7 @@ class Io:
         if length <= self.budget and disk.try_read(views, offset, length):
             self.budget -= length
             return None
-        return Job(disk.read, views, offset)
+        return Transfer(disk, views, offset, write=False)
 
     def _read_aside(self, disk: Disk, offset: int, length: int, places: list[Extent]) -> Job:
         """Into memory of ours, for a guest that shares none: it gets a copy."""
@@ -93,7 +94,7 @@ class Io:
             self.budget -= length
             disk.write(views, offset)
             return None
-        return Job(_write_durably if durable else disk.write, *([disk] if durable else []), views, offset)
+        return Job(_write_durably, disk, views, offset) if durable else Transfer(disk, views, offset, write=True)
 
     def _flush(self, command: Command) -> Answer:
         """§6.8: one namespace, or all."""

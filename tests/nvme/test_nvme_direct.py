@@ -1,0 +1,113 @@
+"""Images opened with O_DIRECT: transfers that the kernel carries out, and those that it will not."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bellwire.nvme.command import IoOpcode
+from bellwire.storage import Disk, StorageError
+from bellwire.storage.aio import Transfer
+from nvme.driver import PAGE, Driver, prps, transfer
+from nvme.driving import driving
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(5).randbytes(SIZE))
+    try:
+        Disk.open(path, direct=True).close()
+    except StorageError as error:
+        pytest.skip(f"this file system knows no O_DIRECT: {error}")
+    return path
+
+
+@pytest.fixture
+def driver(image: Path) -> Iterator[Driver]:
+    with driving(image=str(image), block_size=PAGE, direct=True) as driver:
+        yield driver
+
+
+@pytest.fixture
+def slow_ways(monkeypatch: pytest.MonkeyPatch) -> list[Transfer]:
+    """The transfers that threads have done."""
+    done: list[Transfer] = []
+    run = Transfer.run
+
+    def noted(self: Transfer) -> None:
+        done.append(self)
+        run(self)
+
+    monkeypatch.setattr(Transfer, "run", noted)
+    return done
+
+
+def test_what_is_read_is_what_the_image_holds(driver: Driver, image: Path, slow_ways: list[Transfer]) -> None:
+    queues = driver.create_queues(1, 64)
+    pages = [driver.allocate(PAGE) for _ in range(32)]
+    cids = [
+        queues.put(IoOpcode.READ, nsid=1, prp1=page, dwords=(3 * number % 256,)) for number, page in enumerate(pages)
+    ]
+    queues.ring()
+    assert [done.status for done in queues.wait(*cids)] == [0] * 32
+    content = image.read_bytes()
+    for number, page in enumerate(pages):
+        start = 3 * number % 256 * PAGE
+        assert driver.memory[page : page + PAGE] == content[start : start + PAGE]
+    assert slow_ways == []
+
+
+def test_what_is_written_is_in_the_image(driver: Driver, image: Path) -> None:
+    queues = driver.create_queues(1, 64)
+    data = random.Random(6).randbytes(8 * PAGE)
+    address = driver.allocate(len(data))
+    driver.memory[address : address + len(data)] = data
+    assert transfer(queues, IoOpcode.WRITE, address, 5, 8, shift=12).status == 0
+    assert image.read_bytes()[5 * PAGE : 13 * PAGE] == data
+
+
+def test_pages_here_and_there_are_one_transfer(driver: Driver, image: Path, slow_ways: list[Transfer]) -> None:
+    queues = driver.create_queues(1, 64)
+    pages = [driver.allocate(2 * PAGE) for _ in range(5)]
+    prp1, prp2 = prps(driver, pages)
+    assert queues.do(IoOpcode.READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(7, 0, 4)).status == 0
+    content = image.read_bytes()
+    for number, page in enumerate(pages, 7):
+        assert driver.memory[page : page + PAGE] == content[number * PAGE : (number + 1) * PAGE]
+    assert slow_ways == []
+
+
+@pytest.mark.parametrize("opcode", [IoOpcode.READ, IoOpcode.WRITE])
+def test_memory_that_the_medium_finds_misaligned_is_copied(driver: Driver, image: Path, opcode: IoOpcode) -> None:
+    queues = driver.create_queues(1, 64)
+    address = driver.allocate(3 * PAGE) + 4
+    driver.memory[address : address + 2 * PAGE] = bytes(2 * PAGE)
+    assert transfer(queues, opcode, address, 1, 2, shift=12).status == 0
+    assert driver.memory[address : address + 2 * PAGE] == image.read_bytes()[PAGE : 3 * PAGE]
+
+
+def test_an_image_cut_short_is_an_error_of_the_command(driver: Driver, image: Path) -> None:
+    queues = driver.create_queues(1, 64)
+    os.truncate(image, 10 * PAGE)
+    address = driver.allocate(4 * PAGE)
+    assert transfer(queues, IoOpcode.READ, address, 8, 4, shift=12).status & 0x7FF == 0x281
+    assert transfer(queues, IoOpcode.READ, address, 6, 4, shift=12).status == 0
+
+
+def test_a_reset_waits_for_what_is_under_way(driver: Driver) -> None:
+    queues = driver.create_queues(1, 64)
+    page = driver.allocate(PAGE)
+    for block in range(32):
+        queues.put(IoOpcode.READ, nsid=1, prp1=page, dwords=(block,))
+    queues.ring()
+    driver.disable()
+    again = Driver(driver.machine)
+    again.enable()
+    assert transfer(again.create_queues(1, 16), IoOpcode.READ, page, 0, 1, shift=12).status == 0
