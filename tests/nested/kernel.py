@@ -80,15 +80,18 @@ def image(tools: Toolbox, name: str, progress: Progress) -> Image:
 def build(recipe: Recipe, progress: Progress) -> Image:
     """The kernel, from the cache if it is there. A BedError says what is missing or has failed."""
     folder = caches() / "nested"
+    folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
         package = _source(folder, progress)
-        version = package.name.split("_")[1]
-        made = folder / f"{recipe.name}-{version}-{_digest(recipe, package)}"
-        if not made.exists():
-            check(folder)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
-                _build(recipe, package, Path(name), progress)
-                (Path(name) / "made").rename(made)
+    version = package.name.split("_")[1]
+    made = folder / f"{recipe.name}-{version}-{_digest(recipe, package)}"
+    if not made.exists():
+        with only_one(folder / f"{recipe.name}.building"):
+            if not made.exists():
+                check(folder)
+                with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+                    _build(recipe, package, Path(name), progress)
+                    (Path(name) / "made").rename(made)
     return Image(made / "bzImage", f"{version} {recipe.name}")
 
 
