@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
-from bellwire.nvme.command import COMMAND, COMMAND_SIZE, IoOpcode
+from bellwire.nvme.command import COMMAND_SIZE, IoOpcode
 from bellwire.nvme.guest_pages import SCATTERED
 from bellwire.nvme.io import SECTOR_SHIFT, Io
 from bellwire.nvme.namespaces import Namespaces
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 READ = int(IoOpcode.READ)
+PLAIN_READ = struct.Struct("<BBHI16xQQQI12x")
+"""Of a command, what a read needs (§6.9): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
 
 
 class AtOnce:
@@ -45,7 +47,7 @@ class AtOnce:
         start, end, memory = 0, 0, memoryview(b"")
         budget, moved = self._io.budget, 0
         at = 0
-        for opcode, flags, cid, wanted, _, _, prp1, prp2, low, high, count, _, _, _ in COMMAND.iter_unpack(block):
+        for opcode, flags, cid, wanted, prp1, prp2, first, count in PLAIN_READ.iter_unpack(block):
             at += COMMAND_SIZE
             if opcode == READ and not flags & SCATTERED and 0 < wanted <= known:
                 if wanted != nsid:
@@ -53,7 +55,6 @@ class AtOnce:
                     namespace = spaces[wanted]
                     shift, blocks = namespace.shift, namespace.blocks
                     fd, now = namespace.disk.fd, namespace.disk.at_once
-                first = low | high << 32
                 count = (count & 0xFFFF) + 1
                 length = count << shift
                 inside = PAGE - prp1 % PAGE
