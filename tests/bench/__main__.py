@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all by default")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often to take turns (default {ROUNDS})")
     parser.add_argument("--output", type=Path, default=TARGET, help="where results.json and the plots go")
+    parser.add_argument("--document", action="store_true", help="put the figures into docs/performance.md too")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
@@ -60,6 +61,8 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     drawn = plots.draw(results, arguments.output)
+    if arguments.document:
+        document.write(results, verdicts, about)
     names = ", ".join(path.name for path in drawn)
     out.print(f"{seconds:.0f} s; results.json, {names} are in {arguments.output}")
     return 0

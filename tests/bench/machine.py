@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.processes import cpus
 
 
-def describe() -> dict[str, str | int | list[float]]:
+def describe() -> dict[str, object]:
     """What somebody else must know to make sense of the figures."""
     return {
         "cpu": _first(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo")),
