@@ -6,14 +6,14 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bellwire import PciDevice
 from bellwire.worker import Worker
 
 
 @contextlib.contextmanager
-def working(kind: type[PciDevice], **options: object) -> Iterator[socket.socket]:
+def working(kind: Callable[..., PciDevice], **options: object) -> Iterator[socket.socket]:
     """A socket to a device, whose worker ends with it."""
     ours, theirs = socket.socketpair()
     interval = sys.getswitchinterval()

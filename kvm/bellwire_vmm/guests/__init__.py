@@ -1,9 +1,9 @@
 """The micro guests: small freestanding programs that drive a device from inside a machine.
 
 ``bell`` rings every kind of doorbell and times it; ``bell3`` is the same with its loop in ring 3; ``edu``
-drives QEMU's edu device; ``pci`` moves BARs about. The images come prebuilt (``bin/``);
-`bellwire_vmm.guests.build` makes them from ``src/``, and `bellwire_vmm.guests.layout` says how to talk to
-them.
+drives QEMU's edu device; ``pci`` moves BARs about; ``blk`` reads a virtio disk; ``nvme`` writes and reads an NVMe
+one. The images come prebuilt (``bin/``); `bellwire_vmm.guests.build` makes them from ``src/``, and
+`bellwire_vmm.guests.layout` says how to talk to them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ GUESTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bell3": ("bell.c", ("-DRING3",)),
     "blk": ("blk.c", ()),
     "edu": ("edu.c", ()),
+    "nvme": ("nvme.c", ()),
     "pci": ("pci.c", ()),
 }
 

@@ -44,8 +44,8 @@ class Phase(IntEnum):
     ROUNDTRIPS_END = 6
 
 
-_BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC, _BLK_MAGIC = (
-    int.from_bytes(name, "little") for name in (b"BELL", b"EDU ", b"PCI ", b"BLK ")
+_BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC, _BLK_MAGIC, _NVME_MAGIC = (
+    int.from_bytes(name, "little") for name in (b"BELL", b"EDU ", b"PCI ", b"BLK ", b"NVME")
 )
 
 
@@ -218,6 +218,32 @@ def unpack_blk(memory: Memory) -> BlkResults:
     magic, *counts = struct.unpack("<6IQ", memory.read(RESULTS, 32))
     _expect(magic, _BLK_MAGIC, "blk")
     return BlkResults(*counts)
+
+
+class NvmeResults(NamedTuple):
+    """What the guest ``nvme`` did: struct nvme_results."""
+
+    block_size: int
+    blocks: int
+    written: int
+    waited: int
+    wrong: int
+    failed: int
+    moves: int
+    rings: int
+    ticks: int
+
+
+def pack_nvme(*, count: int, waited: int, shadowed: bool) -> bytes:
+    """The parameter page for ``nvme``: blocks to rewrite polling, to read by interrupt, and where doorbells lie."""
+    return struct.pack("<4I", _NVME_MAGIC, count, waited, shadowed)
+
+
+def unpack_nvme(memory: Memory) -> NvmeResults:
+    """The results of ``nvme``; ResultError if it never began."""
+    magic, *counts = struct.unpack("<IIQ6IQ", memory.read(RESULTS, 48))
+    _expect(magic, _NVME_MAGIC, "nvme")
+    return NvmeResults(*counts)
 
 
 def _samples(memory: Memory, address: int, count: int) -> tuple[int, ...]:

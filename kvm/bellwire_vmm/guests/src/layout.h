@@ -159,6 +159,32 @@ struct blk_results {
     u64 ticks;                   /* TSC ticks of all polled reads */
 };
 
+/* ---- nvme ---- */
+
+#define NVME_MAGIC 0x454d564eu   /* "NVME" */
+
+struct nvme_parameters {
+    u32 magic;
+    u32 count;                   /* blocks to read, write and read again, from the disk's start, polling */
+    u32 waited;                  /* blocks to read, each waited for by interrupt */
+    u32 shadowed;                /* 1: the I/O doorbells have buffers in memory (Doorbell Buffer Config) */
+};
+
+struct nvme_results {
+    u32 magic;
+    u32 block_size;              /* bytes */
+    u64 blocks;                  /* the disk's */
+    u32 written;                 /* blocks that were read, written and read again */
+    u32 waited;                  /* reads that were waited for */
+    u32 wrong;                   /* blocks that did not hold 0, 1, 2, ... from the disk's start, as u64; or their
+                                    complements, once those had been written */
+    u32 failed;                  /* I/O commands that ended badly */
+    u32 moves;                   /* how often an I/O queue's tail or head moved */
+    u32 rings;                   /* and how often its doorbell was written for that */
+    u64 ticks;                   /* TSC ticks of the polled part */
+};
+
+_Static_assert(sizeof(struct nvme_results) == 48, "mirrored in layout.py");
 _Static_assert(sizeof(struct blk_results) == 32, "mirrored in layout.py");
 _Static_assert(sizeof(struct bell_entry) == 48 && sizeof(struct bell_result) == 64, "mirrored in layout.py");
 _Static_assert(sizeof(struct edu_results) == 80 && sizeof(struct pci_results) == 200, "mirrored in layout.py");
