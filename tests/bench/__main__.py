@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import doorbells, machine, network, plots, protocol, scale, storage, tables
+from bench import document, doorbells, machine, network, plots, protocol, scale, storage, tables
 from bench.build import TARGET
 from bench.samples import Results
 from bench.targets import judge
@@ -48,7 +48,7 @@ def main() -> int:
     verdicts = judge(results)
     tables.show(out, results, verdicts)
     seconds = time.monotonic() - begin
-    document = {
+    report = {
         "machine": about,
         "seconds": round(seconds),
         "rounds": arguments.rounds,
@@ -59,7 +59,7 @@ def main() -> int:
         "series": results.to_json(),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (arguments.output / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     drawn = plots.draw(results, arguments.output)
     if arguments.document:
         document.write(results, verdicts, about)

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bench import doorbells, protocol, scale, storage
 from bench.processes import PYTHON
@@ -92,13 +93,18 @@ def distributions(results: Results, part: str, whats: Sequence[str]) -> Figure:
                 panel.plot([series.quantile(percent) for percent in QUANTILES], QUANTILES, label=subject)
         _dress(panel, what, unit, "% of samples")
         panel.set_yscale("linear")
-    panels[0].legend(fontsize=7)
+    fullest = max(panels, key=lambda panel: len(panel.lines))
+    fullest.legend(fontsize=7)
     return figure
 
 
 def _dress(panel: Axes, title: str, x: str, y: str) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.set_major_formatter("{x:g}")
+    panel.minorticks_off()
     panel.set_title(title, fontsize=9)
     panel.set_xlabel(x, fontsize=8)
     panel.set_ylabel(y, fontsize=8)
