@@ -7,10 +7,12 @@ from bellwire_vmm.guests.layout import (
     Memory,
     pack_blk,
     pack_edu,
+    pack_nvme,
     pack_pci,
     pack_rings,
     unpack_blk,
     unpack_edu,
+    unpack_nvme,
     unpack_pci,
     unpack_rings,
 )
@@ -38,6 +40,8 @@ def parameters(guest: str) -> bytes:
         )
     if guest == "blk":
         return pack_blk(polled=RINGS, waited=ROUNDTRIPS)
+    if guest == "nvme":
+        return pack_nvme(polled=RINGS, waited=ROUNDTRIPS)
     return b""
 
 
@@ -73,5 +77,12 @@ def report(guest: str, memory: Memory) -> list[str]:
         return [
             f"{disk.sectors} sectors; {disk.polled} read by polling, {disk.waited} by interrupt, "
             f"{disk.wrong} not numbered, {disk.failed} failed"
+        ]
+    if guest == "nvme":
+        nvme = unpack_nvme(memory)
+        return [
+            f"{nvme.blocks} blocks of {nvme.block_size} bytes; {nvme.polled} rewritten by polling, {nvme.waited} by "
+            f"interrupt, {nvme.wrong} not as written, {nvme.failed} commands failed; "
+            f"{nvme.rings} rings for {nvme.moves} moves of a tail or head"
         ]
     return []

@@ -214,6 +214,7 @@ def test_a_device_of_a_file_is_picked_by_its_name(tmp_path: Path, capsys: pytest
         ("bell", "bell3", "REGION_WRITE with reply: 1000 rung, 1000 received, 10 interrupts"),
         ("bell", "pci", "as the doorbell's BAR moved: 1, 2, 2, 2, 3, 4"),
         ("edu", "edu", "MSI: 10! = 3628800, 4096 bytes copied through the device, 4 interrupts"),
+        ("nvme", "nvme", "1000 rewritten by polling, 10 by interrupt, 0 not as written, 0 commands failed"),
     ],
 )
 def test_vmm_boots_a_guest_and_says_what_it_found(device: str, guest: str, said: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bellwire_vmm.bus import AddressSpace
 from bellwire_vmm.capabilities import Msi, MsixLayout
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.gsis import intx_gsi
-from bellwire_vmm.guests.layout import RESULTS, ResultError, Ring, unpack_edu, unpack_pci, unpack_rings
+from bellwire_vmm.guests.layout import RESULTS, ResultError, Ring, unpack_edu, unpack_nvme, unpack_pci, unpack_rings
 from bellwire_vmm.pci import PciBus
 from bellwire_vmm.windows import Window
 
@@ -203,7 +203,7 @@ class Memory:
 
 
 def test_results_that_no_guest_left_are_not_believed() -> None:
-    for unpack, guest in ((unpack_rings, "bell"), (unpack_edu, "edu"), (unpack_pci, "pci")):
+    for unpack, guest in ((unpack_rings, "bell"), (unpack_edu, "edu"), (unpack_pci, "pci"), (unpack_nvme, "nvme")):
         with pytest.raises(ResultError, match=f"no results of {guest} at 0x20000: found 0x00000000"):
             unpack(Memory())
 

@@ -1,8 +1,8 @@
 """The micro guests: small freestanding programs that drive a device from inside a machine.
 
 ``bell`` rings every kind of doorbell and times it; ``bell3`` is the same with its loop in ring 3; ``edu``
-drives QEMU's edu device; ``pci`` moves BARs about; ``blk`` reads a virtio disk; ``nvme`` writes and reads an NVMe
-one. The images come prebuilt (``bin/``); `bellwire_vmm.guests.build` makes them from ``src/``, and
+drives QEMU's edu device; ``pci`` moves BARs about; ``blk`` reads a virtio disk; ``nvme`` rewrites the first blocks of
+an NVMe one. The images come prebuilt (``bin/``); `bellwire_vmm.guests.build` makes them from ``src/``, and
 `bellwire_vmm.guests.layout` says how to talk to them.
 """
 

@@ -225,7 +225,7 @@ class NvmeResults(NamedTuple):
 
     block_size: int
     blocks: int
-    written: int
+    polled: int
     waited: int
     wrong: int
     failed: int
@@ -234,9 +234,12 @@ class NvmeResults(NamedTuple):
     ticks: int
 
 
-def pack_nvme(*, count: int, waited: int, shadowed: bool) -> bytes:
-    """The parameter page for ``nvme``: blocks to rewrite polling, to read by interrupt, and where doorbells lie."""
-    return struct.pack("<4I", _NVME_MAGIC, count, waited, shadowed)
+def pack_nvme(*, polled: int, waited: int, shadowed: bool = True) -> bytes:
+    """The parameter page for ``nvme``: how many blocks to rewrite, polling its queue and waiting for interrupts.
+
+    ``shadowed``: the guest keeps the I/O doorbells' values in its memory too (Doorbell Buffer Config).
+    """
+    return struct.pack("<4I", _NVME_MAGIC, polled, waited, shadowed)
 
 
 def unpack_nvme(memory: Memory) -> NvmeResults:

@@ -165,8 +165,9 @@ struct blk_results {
 
 struct nvme_parameters {
     u32 magic;
-    u32 count;                   /* blocks to read, write and read again, from the disk's start, polling */
-    u32 waited;                  /* blocks to read, each waited for by interrupt */
+    u32 polled;                  /* blocks to rewrite, from the disk's start: read, written with all bits flipped,
+                                    and read again, watching the completion queue */
+    u32 waited;                  /* the blocks after them, one by one, waiting for interrupts */
     u32 shadowed;                /* 1: the I/O doorbells have buffers in memory (Doorbell Buffer Config) */
 };
 
@@ -174,10 +175,9 @@ struct nvme_results {
     u32 magic;
     u32 block_size;              /* bytes */
     u64 blocks;                  /* the disk's */
-    u32 written;                 /* blocks that were read, written and read again */
-    u32 waited;                  /* reads that were waited for */
-    u32 wrong;                   /* blocks that did not hold 0, 1, 2, ... from the disk's start, as u64; or their
-                                    complements, once those had been written */
+    u32 polled;                  /* blocks rewritten in the first way */
+    u32 waited;                  /* in the second */
+    u32 wrong;                   /* blocks that did not hold what had been written */
     u32 failed;                  /* I/O commands that ended badly */
     u32 moves;                   /* how often an I/O queue's tail or head moved */
     u32 rings;                   /* and how often its doorbell was written for that */
