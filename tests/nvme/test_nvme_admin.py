@@ -32,6 +32,7 @@ def test_identify_namespace_says_how_large_it_is(driver: Driver) -> None:
     page = driver.identify(0x00, nsid=1)
     assert struct.unpack_from("<QQQ", page) == (16384, 16384, 16384)
     assert page[130] == 9
+    assert page[33] == 0b1001  # deallocated blocks read as zeroes, and Write Zeroes may deallocate
 
 
 def test_the_list_of_active_namespaces_starts_after_the_one_given(driver: Driver) -> None:
@@ -187,10 +188,38 @@ def test_features_are_kept_and_reset(driver: Driver) -> None:
         (0x07, 0xFFFF, Status.INVALID_FIELD),
         (0x09, 99, Status.INVALID_FIELD),
         (0x02, 1, Status.INVALID_FIELD),
+        (0x04, 1 << 16 | 300, Status.INVALID_FIELD),  # a sensor that there is not
+        (0x04, 2 << 20 | 300, Status.INVALID_FIELD),
+        (0x05, 1, Status.FEATURE_NOT_CHANGEABLE),
     ],
 )
 def test_features_that_cannot_be_set_are_refused(driver: Driver, dword10: int, dword11: int, status: Status) -> None:
     assert driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(dword10, dword11)).code == status
+
+
+def test_a_feature_of_the_controller_is_not_set_for_one_namespace(driver: Driver) -> None:
+    done = driver.admin.do(AdminOpcode.SET_FEATURES, nsid=1, dwords=(0x06, 0))
+    assert done.code == Status.FEATURE_NOT_NAMESPACE_SPECIFIC
+    assert driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(0x06,)).result == 1
+    assert driver.admin.do(AdminOpcode.SET_FEATURES, nsid=0xFFFF_FFFF, dwords=(0x06, 0)).status == 0
+
+
+def test_there_is_a_threshold_for_warmth_and_one_for_cold(driver: Driver) -> None:
+    def thresholds() -> list[int]:
+        return [driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(4, kind << 20)).result for kind in (0, 1)]
+
+    assert thresholds() == [343, 0]
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 1 << 20 | 280))
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 15 << 16 | 350))
+    assert thresholds() == [350, 280]
+    assert driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(4, 15 << 16)).code == Status.INVALID_FIELD
+
+
+@pytest.mark.parametrize(("dword11", "warning"), [(299, 0), (298, 2), (1 << 20 | 297, 0), (1 << 20 | 298, 2)])
+def test_a_temperature_beyond_a_threshold_is_a_critical_warning(driver: Driver, dword11: int, warning: int) -> None:
+    assert driver.log(2)[0] == 0
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, dword11))
+    assert driver.log(2)[0] == warning
 
 
 def test_the_number_of_queues_is_settled_before_there_are_any(driver: Driver) -> None:

@@ -71,7 +71,7 @@ class Controller:
         self.submissions = queues_in(state.submissions, SubmissionQueue)
         self.completions = queues_in(state.completions, CompletionQueue)
         self.features = Features(state.features.cast("I"), queues, len(namespaces))
-        self.logs = Logs(Counters.from_buffer(state.counters), state.errors)
+        self.logs = Logs(Counters.from_buffer(state.counters), state.errors, self.features)
         self.events = Events(EventState.from_buffer(state.events))
         self.shadow = Shadow(ShadowState.from_buffer(state.shadow), device.dma)
         self.pages = GuestPages(device.dma)

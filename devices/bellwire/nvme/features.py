@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from bellwire.nvme.command import ALL_NAMESPACES, Byte, Command
+from bellwire.nvme.command import ALL_NAMESPACES, AdminOpcode, Byte, Command
 from bellwire.nvme.registers import QUEUES
 from bellwire.nvme.status import CommandError, Status
 
@@ -48,8 +48,8 @@ class Feature(NamedTuple):
 FEATURES: Mapping[FeatureId, Feature] = {
     FeatureId.ARBITRATION: Feature(7, 0xFFFF_FF07),
     FeatureId.POWER_MANAGEMENT: Feature(0, 0),
-    FeatureId.TEMPERATURE_THRESHOLD: Feature(343, 0x003F_FFFF),
-    FeatureId.ERROR_RECOVERY: Feature(0, 0x0000_FFFF, per_namespace=True),
+    FeatureId.TEMPERATURE_THRESHOLD: Feature(343, 0x0000_FFFF),
+    FeatureId.ERROR_RECOVERY: Feature(0, 0, per_namespace=True),
     FeatureId.WRITE_CACHE: Feature(1, 1),
     FeatureId.QUEUES: Feature(0, 0),
     FeatureId.COALESCING: Feature(0, 0x0000_FFFF),
@@ -61,6 +61,8 @@ COALESCING_DISABLED = 1 << 16
 WORDS = 16 + QUEUES + 1
 """u32 words of state: a feature has the one with its number, a vector's configuration one after those."""
 _VECTORS = 16
+_TOO_COLD = 0  # the word of the lower temperature threshold: no feature has this number
+_ALL_SENSORS = 15
 
 
 class Features:
@@ -91,6 +93,10 @@ class Features:
         """Whether interrupts of ``vector`` may be put together (§5.21.1.9)."""
         return not self._words[_VECTORS + vector] & COALESCING_DISABLED
 
+    def bears(self, kelvins: int) -> bool:
+        """Whether this temperature lies between the thresholds (§5.21.1.4)."""
+        return self._words[_TOO_COLD] < kelvins < self._words[FeatureId.TEMPERATURE_THRESHOLD]
+
     def get(self, command: Command) -> int:
         """Get Features: the result dword."""
         identifier, feature = _find(command)
@@ -106,7 +112,9 @@ class Features:
         if identifier is FeatureId.VECTOR:
             vector = self._vector(command)
             return vector | (self._words[_VECTORS + vector] if select == Select.CURRENT else 0)
-        return self._words[identifier] if select == Select.CURRENT else feature.default
+        word = self._threshold(command) if identifier is FeatureId.TEMPERATURE_THRESHOLD else int(identifier)
+        default = 0 if word == _TOO_COLD else feature.default
+        return self._words[word] if select == Select.CURRENT else default
 
     def set(self, command: Command, *, queues_exist: bool) -> int:
         """Set Features: the result dword."""
@@ -115,6 +123,8 @@ class Features:
         if command.cdw10 & SAVE:
             raise CommandError(Status.FEATURE_NOT_SAVEABLE, Byte.CDW10)
         self._check_namespace(command)
+        if 0 < command.nsid < ALL_NAMESPACES and not feature.per_namespace:
+            raise CommandError(Status.FEATURE_NOT_NAMESPACE_SPECIFIC, Byte.NSID)
         if identifier is FeatureId.QUEUES:
             if queues_exist:
                 raise CommandError(Status.COMMAND_SEQUENCE_ERROR, Byte.CDW10)
@@ -126,8 +136,19 @@ class Features:
             return 0
         if identifier is FeatureId.POWER_MANAGEMENT and value & 0x1F:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW11)  # there is but one power state
-        self._words[identifier] = value & feature.settable
+        if identifier is FeatureId.ERROR_RECOVERY and value:
+            raise CommandError(Status.FEATURE_NOT_CHANGEABLE, Byte.CDW11)
+        word = self._threshold(command) if identifier is FeatureId.TEMPERATURE_THRESHOLD else int(identifier)
+        self._words[word] = value & feature.settable
         return 0
+
+    def _threshold(self, command: Command) -> int:
+        """The word of the threshold meant, the upper or the lower one (§5.21.1.4). There is but one temperature."""
+        sensor, kind = command.cdw11 >> 16 & 15, command.cdw11 >> 20 & 3
+        everyone = sensor == _ALL_SENSORS and command.opcode == AdminOpcode.SET_FEATURES
+        if kind > 1 or (sensor and not everyone):
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW11)
+        return _TOO_COLD if kind else FeatureId.TEMPERATURE_THRESHOLD
 
     def _vector(self, command: Command) -> int:
         vector = command.cdw11 & 0xFFFF

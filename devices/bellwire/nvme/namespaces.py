@@ -11,7 +11,7 @@ from bellwire.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
 WRITE_PROTECTED = 1  # NSATTR
-WRITE_ZEROES_DEALLOCATES = 1 << 3  # DLFEAT
+WRITE_ZEROES_DEALLOCATES, READS_ZEROES = 1 << 3, 1  # DLFEAT: what becomes of deallocated blocks
 UUID_DESCRIPTOR = 3
 
 SIZES = struct.Struct("<QQQ")
@@ -42,7 +42,7 @@ class Namespace:
         """Identify Namespace, 4096 bytes (§5.15.2.1): one LBA format, no metadata, no protection."""
         page = bytearray(4096)
         SIZES.pack_into(page, 0, self.blocks, self.blocks, self.blocks)
-        page[33] = WRITE_ZEROES_DEALLOCATES
+        page[33] = WRITE_ZEROES_DEALLOCATES | READS_ZEROES
         page[99] = WRITE_PROTECTED if self.disk.readonly else 0
         struct.pack_into("<I", page, 128, self.shift << 16)
         return bytes(page)
