@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import IoOpcode
+from bellwire.nvme.command import AdminOpcode, IoOpcode
 from bellwire.nvme.status import Status
 from bellwire.testing import Guest
-from nvme.driver import MEMORY, PAGE, Driver, TestMachine, prps, transfer
+from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine, prps, transfer
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 
@@ -105,6 +107,68 @@ def test_an_image_holds_what_was_written(on_image: Driver, image: Path) -> None:
     content = image.read_bytes()
     assert content[PAGE : 2 * PAGE] == b"bell" * 1024
     assert content[:PAGE] == bytes(range(256)) * 16
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What has been asked of the host's kernel that makes writes durable."""
+    calls: list[str] = []
+    pwritev, fdatasync = os.pwritev, os.fdatasync
+
+    def write(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_DSYNC:
+            calls.append("durable write")
+        return pwritev(fd, buffers, offset, flags)
+
+    def sync(fd: int) -> None:
+        calls.append("fdatasync")
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "pwritev", write)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    return calls
+
+
+def test_a_flush_is_an_fdatasync_and_a_write_alone_is_none(on_image: Driver, synced: list[str]) -> None:
+    queues = on_image.create_queues()
+    assert transfer(queues, WRITE, on_image.allocate(PAGE), 0, 8).status == 0
+    assert synced == []
+    assert queues.do(IoOpcode.FLUSH, nsid=1).status == 0
+    assert synced == ["fdatasync"]
+
+
+@pytest.mark.parametrize("asked", ["by the command", "by the write cache's being off"])
+def test_a_durable_write_is_on_the_medium_before_it_completes(on_image: Driver, synced: list[str], asked: str) -> None:
+    queues = on_image.create_queues()
+    unit_access = 1 << 30 if asked == "by the command" else 0
+    if not unit_access:
+        on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 0))
+    page = on_image.allocate(PAGE)
+    assert queues.do(WRITE, nsid=1, prp1=page, dwords=(0, 0, 7 | unit_access)).status == 0
+    assert synced == ["durable write"]
+    assert queues.do(IoOpcode.WRITE_ZEROES, nsid=1, dwords=(0, 0, 7 | unit_access)).status == 0
+    assert synced == ["durable write", "fdatasync"]
+
+
+def test_a_shutdown_flushes(on_image: Driver, synced: list[str]) -> None:
+    on_image.machine.write(CC, 0x0046_4001, 4)
+    on_image.wait_for(0xC, 0x8)
+    assert synced == ["fdatasync"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(errno.EIO, Status.WRITE_FAULT), (errno.ENOSPC, Status.CAPACITY_EXCEEDED)]
+)
+def test_a_write_that_fails_on_the_host_says_why(
+    on_image: Driver, monkeypatch: pytest.MonkeyPatch, error: int, status: Status
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    queues = on_image.create_queues()
+    assert transfer(queues, WRITE, on_image.allocate(PAGE), 0, 8).code == status
+    assert struct.unpack_from("<Q", on_image.log(2), 160) == (1,)
 
 
 @pytest.mark.parametrize("control", [0, 1 << 25])
