@@ -41,6 +41,8 @@ nvme list | grep ^/dev/ | tr -s ' ' | cut -d ' ' -f 3- | sort
 nvme id-ctrl /dev/nvme0 | grep -E '^(sn|mn|ver|nn|mdts) '
 nvme smart-log /dev/nvme0 | grep critical_warning
 nvme error-log /dev/nvme0 | grep -c error_count
+nvme get-log /dev/nvme0 --log-id=0x99 --log-len=64 2>/dev/null && exit 1
+nvme error-log /dev/nvme0 --log-entries=1 | grep status_field
 nvme get-feature /dev/nvme0 -f 7
 for space in nvme0n1 nvme0n2; do
     cat /sys/block/$space/size /sys/block/$space/queue/logical_block_size /sys/block/$space/queue/write_cache
@@ -63,6 +65,7 @@ def test_linux_and_nvme_cli_see_what_there_is(linux: Callable[..., Outcome], ima
         "nn        : 2",
         "critical_warning\t\t\t: 0",
         "64",
+        "status_field\t: 0x4109 (Invalid Log Page: The log page indicated is invalid)",
         "get-feature:0x07 (Number of Queues), Current value:0x003f003f",
         *("131072", "4096", "write back") * 2,
     ]
@@ -122,6 +125,9 @@ RESETS = f"""{AWAIT}
 fio --name=v --filename=/dev/nvme0n1 --ioengine=libaio --direct=1 --rw=randwrite --bs=4k --iodepth=32 \
     --size=8m --verify=crc32c --loops=3 --output-format=terse >/tmp/fio 2>&1 &
 for n in 1 2 3; do usleep 300000; nvme reset /dev/nvme0 || exit 1; done
+echo flr >/sys/bus/pci/devices/0000:00:01.0/reset_method || exit 3
+for n in 1 2; do usleep 300000; echo 1 >/sys/bus/pci/devices/0000:00:01.0/reset || exit 4; done
+[ -d /proc/$! ] || exit 5
 wait $! || {{ cat /tmp/fio; exit 2; }}
 dmesg | grep -c 'timeout, '
 true
@@ -135,15 +141,33 @@ def test_resets_under_load_lose_nothing(linux: Callable[..., Outcome], image: Pa
 
 
 DIRTY = f"""{AWAIT}
-dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'B' | dd of=/dev/nvme0n1 bs=1M 2>/dev/null
+dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'B' >/tmp/eight
+"""
+BUFFERED = f"""{DIRTY}
+dd if=/tmp/eight of=/dev/nvme0n1 bs=1M 2>/dev/null
+"""
+UNFLUSHED = f"""{DIRTY}
+dd if=/tmp/eight of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null || exit 1
+echo {{how}} >/proc/sysrq-trigger
+sleep 60
 """
 
 
-def test_what_was_in_the_guests_cache_at_power_off_is_in_the_image(linux: Callable[..., Outcome], image: Path) -> None:
-    assert linux(DIRTY, nvme(image)).status == 0
+def check_eight_megabytes(image: Path) -> None:
     content = image.read_bytes()
     assert content[: 8 << 20] == b"B" * (8 << 20)
     assert not any(content[8 << 20 :])
+
+
+def test_what_was_in_the_guests_cache_at_power_off_is_in_the_image(linux: Callable[..., Outcome], image: Path) -> None:
+    assert linux(BUFFERED, nvme(image)).status == 0
+    check_eight_megabytes(image)
+
+
+@pytest.mark.parametrize("how", ["o", "b"], ids=["power-off", "no-shutdown-at-all"])
+def test_what_the_guest_never_flushed_is_in_the_image(linux: Callable[..., Outcome], image: Path, how: str) -> None:
+    assert linux(UNFLUSHED.replace("{how}", how), nvme(image)).status is None
+    check_eight_megabytes(image)
 
 
 REFUSED = f"""{AWAIT}
