@@ -19,7 +19,7 @@ DATA = 16 << 20
 PATIENCE = 60.0
 BUFFERS = 32
 """As many as the bare loop has, and as requests can be under way."""
-LOOKS = 200
+LOOKS = 2000
 """How often a driver looks for an answer before it waits for the interrupt."""
 _COMMAND, _MEMORY_AND_MASTER, _MSIX = 0x04, 0x06, 0x11
 _CPU_CLOCK_OF_PROCESS = 2  # clock_getcpuclockid(3)
