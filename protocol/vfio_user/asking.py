@@ -15,6 +15,12 @@ MOST_QUEUED = 1024  # commands, and
 MOST_QUEUED_BYTES = 16 << 20  # of payload, and
 MOST_QUEUED_FDS = 512  # with them, that may come in while a DMA message waits for its reply
 GRACE = 1.0  # seconds for a client that waits for us itself; QEMU would give up on us after 5
+LARGEST_READ = 64 << 10
+"""Bytes asked for by one DMA_READ, even if the client would take more.
+
+QEMU (11.1) sends a reply by one call and forgets what the socket had no room for; what comes after it makes no sense then.
+A message that fits into half of a socket's buffer (208 KiB, unless sysctl says otherwise) is sent whole, or not yet.
+"""
 MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA_MAP, Command.DMA_UNMAP))
 """Commands that may be answered while device code waits for its DMA: of these, only a read is seen by the device."""
 
@@ -52,9 +58,9 @@ class Asker:
         return message
 
     def read(self, address: int, count: int, most: int) -> bytes:
-        """Guest memory by DMA_READ, ``most`` bytes at a time."""
+        """Guest memory by DMA_READ, at most ``most`` bytes at a time."""
         data = bytearray()
-        for request in _pieces(address, count, most):
+        for request in _pieces(address, count, min(most, LARGEST_READ)):
             reply = self._ask(Command.DMA_READ, [request.pack()])
             if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + request.count:
                 raise ProtocolError(f"DMA_READ reply: not the {request.count} bytes at {request.address:#x} asked for")

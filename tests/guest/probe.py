@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 from bellwire import Bar, MsiX, PciDevice
 
 PAGE = 4096
 
 
 class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
-    """Fetches 4 bytes from ``address`` into ``result``, or stores ``result`` there."""
+    """Fetches 4 bytes from ``address`` into ``result``, or stores ``result`` there; or sums up many bytes."""
 
     irq = MsiX(2)
 
@@ -20,6 +22,8 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
     fetch_by_read = mmio.reg(0x18)
     fetch_by_bell = mmio.doorbell(0x1C)
     store_by_bell = mmio.doorbell(0x20)
+    length = mmio.reg(0x24)
+    sum_by_bell = mmio.doorbell(0x28)
 
     ports = Bar(1, size=16, io=True)
     fetch_by_port = ports.reg(0x0, access="wo")
@@ -58,6 +62,11 @@ class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):
     def rung_to_store(self) -> None:
         """The other way."""
         self.dma.write(self.address, self.result.to_bytes(4, "little"))
+
+    @sum_by_bell.ring
+    def rung_to_sum(self) -> None:
+        """A checksum of ``length`` bytes, which are fetched at once."""
+        self.result = zlib.crc32(self.dma.read(self.address, self.length))
 
 
 class Shared(Probe, device=0xCAF0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ BELLS, REGION, PORTS, PIO_PLAIN, PIO_PLAIN_COUNT = 1, 0x100, 2, 4, 0x70
 PROBE = f"{Path(__file__).with_name('probe.py')}:probe"
 SHARED = f"{Path(__file__).with_name('probe.py')}:shared"
 ADDRESS, RESULT = 0x00, 0x08
-BY_WRITE, BY_TIMER, BY_READ, BY_BELL, STORE = 0x10, 0x14, 0x18, 0x1C, 0x20
+BY_WRITE, BY_TIMER, BY_READ, BY_BELL, STORE, LENGTH, SUM = 0x10, 0x14, 0x18, 0x1C, 0x20, 0x24, 0x28
 WINDOW, PAGE = 2, 4096
 
 RAM = 0x10_0000
@@ -305,6 +306,22 @@ def test_memory_is_fetched(drive: Drive, serve: Serve, how: int, shared: bool) -
     probe.write(0, how, 1)
     until(lambda: probe.read(0, RESULT) == 0x600D_DA7A)
     assert (Command.DMA_READ in served.tap.commands()) is not shared
+
+
+@pytest.mark.parametrize("size", [500 << 10, 3 << 20])
+def test_a_large_piece_of_memory_that_is_not_shared_is_fetched(drive: Drive, serve: Serve, size: int) -> None:
+    """QEMU would cut short a reply for which its socket has no room."""
+    served = serve(Device(PROBE))
+    machine = drive(served, shared=False)
+    (probe,) = machine.functions
+    content = bytearray(size)
+    for at in range(0, size, 64 << 10):
+        content[at : at + 4] = (0xBE11_0000 + at).to_bytes(4, "little")
+        machine.write(RAM + at, 0xBE11_0000 + at)
+    probe.write(0, ADDRESS, RAM, 8)
+    probe.write(0, LENGTH, size)
+    probe.write(0, SUM, 1)
+    until(lambda: probe.read(0, RESULT) == zlib.crc32(content))
 
 
 @pytest.mark.parametrize("shared", [True, False])

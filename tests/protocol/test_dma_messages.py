@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,23 @@ def test_guest_memory_is_read_by_message_in_pieces_of_what_the_client_takes(devi
     with served(device) as (server, sock), Client(sock, memory=memory) as client:
         future = server.call(lambda: server.session.dma_read(GUEST + 5, count))
         assert wait(client, future) == bytes(memory.data[5 : 5 + count])
+
+
+def test_no_reply_is_asked_for_that_a_client_could_not_send_by_one_call(device: FakeDevice) -> None:
+    """QEMU sends by one call, and forgets what the socket did not take."""
+    content = os.urandom(3 << 20)
+    with served(device) as (server, sock), closing(Wire(sock)) as wire:
+        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
+        wire.receive()
+        future = server.call(lambda: server.session.dma_read(0, len(content)))
+        sent = 0
+        while sent < len(content):
+            asked = wire.receive()
+            address, count = struct.unpack("<QQ", asked.payload)
+            reply = message(asked.command, asked.payload + content[address:][:count], id=asked.id, flags=REPLY)
+            assert sock.send(reply, socket.MSG_DONTWAIT) == len(reply)
+            sent += count
+        assert future.result(DEADLINE) == content
 
 
 @pytest.mark.parametrize("count", [0, 1, 4096, 1 << 20, (1 << 20) + 1, 3 << 20])
