@@ -18,7 +18,7 @@ GRACE = 1.0  # seconds for a client that waits for us itself; QEMU would give up
 LARGEST_READ = 64 << 10
 """Bytes asked for by one DMA_READ, even if the client would take more.
 
-QEMU (11.1) sends a reply by one call and forgets what the socket had no room for; what comes after it makes no sense then.
+QEMU (11.1) sends a reply by one call and forgets what the socket had no room for; what comes after it makes no sense.
 A message that fits into half of a socket's buffer (208 KiB, unless sysctl says otherwise) is sent whole, or not yet.
 """
 MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA_MAP, Command.DMA_UNMAP))
