@@ -102,7 +102,7 @@ def _measure(out: Console, count: int, trips: int, *, kvm: bool) -> tuple[list[M
 
         if not kvm:
             return on_host.measure(client, WAYS, count, trips, progress), 0
-        timeout = 10 + SECONDS_A_RING * (count + trips) * len(WAYS)
+        timeout = 60 + SECONDS_A_RING * (count + trips) * len(WAYS)
         return on_kvm.measure(client, WAYS, count, trips, timeout, progress)
 
 
