@@ -69,7 +69,7 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
 
-bench: $(VENV)/.bench $(VENV)/.tools ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
+bench: $(VENV)/.dev $(VENV)/.tools ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
@@ -114,10 +114,6 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
-
-$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@touch $@
 
 # A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
 $(VENV)/.tools: | $(VENV)/.dev

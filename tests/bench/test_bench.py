@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import doorbells, network, protocol, scale, storage
+from bench import doorbells, network, plots, protocol, scale, storage
 from bench.processes import PYTHON, C
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -81,9 +81,6 @@ def test_figures_have_three_digits(value: float, text: str) -> None:
 
 
 def test_the_plots_are_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from bench import plots
-
     made = Results()
     for subject in (PYTHON, C):
         made.add(protocol.PART, "REGION_READ, one CPU", subject, "µs", [1.0, 2.0, 300.0])
