@@ -122,8 +122,9 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         ready = Lsr.READY if self.received else Lsr(0)
         empty = Lsr(0) if self.unsent else Lsr.EMPTY | Lsr.IDLE
         self.lsr = self.lsr & Lsr.ERRORS | ready | empty
-        self.iir = self.cause | (FIFOS_ON if self.fcr else 0)
-        if self.cause is Cause.NONE:
+        cause = self.cause
+        self.iir = cause | (FIFOS_ON if self.fcr else 0)
+        if cause is Cause.NONE:
             self.line.low()
         else:
             self.line.high()
@@ -260,8 +261,9 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
     def read_lsr(self) -> int:
         """Errors are told once."""
         value = self.lsr
-        self.lsr &= ~Lsr.ERRORS
-        self.refresh()
+        if value & Lsr.ERRORS:
+            self.lsr &= ~Lsr.ERRORS
+            self.refresh()
         return value
 
     @msr.read
