@@ -142,6 +142,11 @@ def test_what_touches_kvm_passes_on_a_distributions_kernel(bed: Bed) -> None:
     bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm/test_paths.py", timeout=900)
 
 
+@pytest.mark.long
+def test_the_projects_kvm_tests_pass_on_a_distributions_kernel(bed: Bed) -> None:
+    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm", timeout=1500)
+
+
 def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
     bed("patched", *PYTEST, *IOREGION, timeout=300)
 
