@@ -22,7 +22,8 @@ from rendezvous import joined
 pytestmark = pytest.mark.guest
 
 PATIENCE = 60.0
-SIZE = 16 << 10
+SIZE = 64 << 10
+LONG = 300.0  # seconds for all of it: two accesses a byte, through an emulated processor
 FIND = """
 port=$(dmesg | sed -n 's/.*0000:00:0.*: \\(ttyS[0-9]*\\) at I\\/O .* is a 16550A$/\\1/p')
 """
@@ -50,6 +51,7 @@ def test_bytes_go_both_ways_at_the_pace_of_the_slower(
 
     def talk() -> bytes:
         with joined(tmp_path / "line") as far, far.makefile("rb") as heard:
+            far.settimeout(LONG)
             assert heard.readline() == b"ready\n"
             far.sendall(data)
             back = heard.read(SIZE)
@@ -58,7 +60,7 @@ def test_bytes_go_both_ways_at_the_pace_of_the_slower(
 
     with ThreadPoolExecutor(1) as talker:
         talked = talker.submit(talk)
-        outcome = linux(EXCHANGE, port, timeout=120)
+        outcome = linux(EXCHANGE, port, timeout=LONG)
         back = talked.result()
     name, digest, _, *states = outcome.output.split()
     assert outcome.status == 0
