@@ -27,6 +27,20 @@ class Device:
     qemu: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plugged:
+    """A device that is served at a socket, as QEMU attaches it."""
+
+    path: Path
+    qemu: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def argument(self) -> str:
+        """QEMU's ``-device`` for it."""
+        socket = {"path": os.fspath(self.path), "type": "unix"}
+        return json.dumps({"driver": "vfio-user-pci", "socket": socket, **self.qemu})
+
+
 class Served:
     """A device that runs; it ends with the block that has made it."""
 
@@ -40,8 +54,7 @@ class Served:
     @property
     def argument(self) -> str:
         """QEMU's ``-device`` for it."""
-        socket = {"path": os.fspath(self.tap.path), "type": "unix"}
-        return json.dumps({"driver": "vfio-user-pci", "socket": socket, **self.device.qemu})
+        return Plugged(self.tap.path, self.device.qemu).argument
 
     @property
     def log(self) -> str:
@@ -50,24 +63,34 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(device: Device, folder: Path) -> Iterator[Served]:
-    """Serve ``device`` in ``folder``, which is made."""
+def running(device: Device, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that serves ``device`` at ``folder/device``; what it says is in ``folder/log``."""
     folder.mkdir()
     path, log = folder / "device", folder / "log"
     options = [word for key, value in device.options.items() for word in ("-o", f"{key}={value}")]
     words = [sys.executable, "-m", "bellwired", "run", device.name, "--socket-path", os.fspath(path), *options]
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context(log.open("wb"))
-        process = stack.enter_context(
-            subprocess.Popen(with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output)
-        )
-        stack.callback(end, process)
-        assert process.stdout is not None
-        if not process.stdout.readline():  # where it serves: it listens by now
-            process.wait(PATIENCE)
-            raise AssertionError(f"{device.name} is not served:\n{log.read_text(errors='replace')}")
-        tap = stack.enter_context(contextlib.closing(Tap(folder / "tap", path)))
-        yield Served(device, folder, process, tap, log)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline():  # where it serves: it listens by now
+                process.wait(PATIENCE)
+                raise AssertionError(f"{device.name} is not served:\n{log.read_text(errors='replace')}")
+            yield process
+        finally:
+            end(process)
+
+
+@contextlib.contextmanager
+def serving(device: Device, folder: Path) -> Iterator[Served]:
+    """Serve ``device`` in ``folder``, which is made."""
+    with (
+        running(device, folder) as process,
+        contextlib.closing(Tap(folder / "tap", folder / "device")) as tap,
+    ):
+        yield Served(device, folder, process, tap, folder / "log")
 
 
 def with_us(words: list[str]) -> list[str]:

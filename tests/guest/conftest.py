@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attached import Device, Served, serving
+from attached import Device, Plugged, Served, serving
 from debian import AptError
 from linux import Guest, Outcome
 from machine import Machine, driven
@@ -58,7 +58,7 @@ def linux(
 ) -> Callable[..., Outcome]:
     """Run a script in a Linux guest with these devices: ``linux(script, Device(...), ..., timeout=...)``."""
 
-    def run(script: str, *devices: Device | Served, **options: Any) -> Outcome:
+    def run(script: str, *devices: Device | Served | Plugged, **options: Any) -> Outcome:
         folder = tmp_path / f"linux-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         guest = Guest(tools, folder)

@@ -44,9 +44,11 @@ def flows(output: str) -> dict[str, Flow]:
 
 
 @contextlib.contextmanager
-def server(tools: Toolbox, namespace: str) -> Iterator[None]:
-    """A server that listens, in a network namespace by name."""
-    words = ["nsenter", f"--net=/var/run/netns/{namespace}", *tools.command(PROGRAM), "--server", "--forceflush"]
+def server(tools: Toolbox, namespace: str = "") -> Iterator[None]:
+    """A server that listens, in a network namespace by name or in ours."""
+    words = [*tools.command(PROGRAM), "--server", "--forceflush"]
+    if namespace:
+        words = ["nsenter", f"--net=/var/run/netns/{namespace}", *words]
     with subprocess.Popen(
         with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cpio
-from attached import Served
+from attached import Plugged, Served
 from qemu import attach, memory, qemu
 from toolbox import Toolbox
 
@@ -54,7 +54,7 @@ class Guest:
     def run(
         self,
         script: str,
-        devices: Sequence[Served] = (),
+        devices: Sequence[Served | Plugged] = (),
         *,
         files: Mapping[str, bytes | Path] | None = None,
         programs: Sequence[str] = (),

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attached import Served, end, with_us
+from attached import Plugged, Served, end, with_us
 from toolbox import Toolbox
 
 
@@ -20,7 +20,7 @@ def memory(mib: int, *, shared: bool) -> list[str]:
     return ["-m", f"{mib}M", "-object", f"{backend},id=ram,size={mib}M", "-machine", "memory-backend=ram"]
 
 
-def attach(devices: Sequence[Served]) -> list[str]:
+def attach(devices: Sequence[Served | Plugged]) -> list[str]:
     """Arguments that attach devices."""
     return [word for device in devices for word in ("-device", device.argument)]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attached import Plugged
 from daemon.commands import bellwire
 from linux import Outcome
 from operating.instance import Instance
@@ -29,18 +28,6 @@ stty -F /dev/ttyS2 raw -echo
 exec 3>/dev/ttyS2
 shown() { until [ "$(cat $1 2>/dev/null)" = $2 ]; do :; done; echo $2 >&3; }
 """
-
-
-@dataclass(frozen=True)
-class Plugged:
-    """A device that a daemon serves, as QEMU attaches it."""
-
-    path: Path
-
-    @property
-    def argument(self) -> str:
-        socket = {"path": os.fspath(self.path), "type": "unix"}
-        return json.dumps({"driver": "vfio-user-pci", "socket": socket})
 
 
 class Conversation:
