@@ -61,11 +61,11 @@ class Namespace:
 
 
 @contextlib.contextmanager
-def own_namespace() -> Iterator[Namespace]:
+def own_namespace(suffix: str = "") -> Iterator[Namespace]:
     """One that is gone afterwards; skips where none can be made."""
     from pyroute2 import netns
 
-    name = f"bellwire-test-{os.getpid()}"
+    name = f"bellwire-test-{os.getpid()}{suffix}"
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("no /dev/net/tun on this machine")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from bellwire import Option, OptionError, SavedBytes
@@ -12,13 +13,14 @@ from bellwire.network import (
     DatagramLink,
     Link,
     LinkError,
+    MacvtapLink,
     Offload,
     Port,
     StreamLink,
     TapLink,
 )
 from bellwire.network.filter import Filter
-from bellwire.network.interface import Settings
+from bellwire.network.interface import Settings, Vxlan
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 from bellwire.virtio.net_control import answer
@@ -51,6 +53,8 @@ class VirtioNet(
 
     tap = Option("", help="the interface that is to be at the other side; made if there is none")
     bridge = Option("", help="tap: a bridge that the interface joins")
+    vxlan = Option("", help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host that joins the bridge too")
+    macvtap = Option("", help="tap: the host's interface that it is to share, instead of a bridge")
     namespace = Option("", help="tap: the network namespace it is in")
     offloads = Option(True, help="tap: leave checksums and segmentation to whoever is better at it")
     up = Option(True, help="tap: bring the interface up")
@@ -77,11 +81,12 @@ class VirtioNet(
         self.link_up = self.link
         self.dropped = 0
         self.used_pairs = 1
-        self.filter = Filter.at(self.filter_state, parse_mac(self.mac) if self.mac else made_up_mac())
-        self.wire = self.open_wire()
+        address = parse_mac(self.mac) if self.mac else made_up_mac()
+        self.filter = Filter.at(self.filter_state, address)
+        self.wire = self.open_wire(address)
         self.lanes = [Lane(number, port) for number, port in enumerate(self.wire.ports)]
 
-    def open_wire(self) -> Link:
+    def open_wire(self, address: bytes) -> Link:
         """What the options name: one of tap, dgram (or local) and stream."""
         dgram, local, stream = (path if path.name else None for path in (self.dgram, self.local, self.stream))
         if sum((bool(self.tap), bool(dgram or local), bool(stream))) != 1:
@@ -90,8 +95,16 @@ class VirtioNet(
             raise OptionError(f"option pairs={self.pairs}: 1 to {MOST_PAIRS} expected, and 1 on a socket")
         if self.mtu and not 68 <= self.mtu <= 65535:
             raise OptionError(f"option mtu={self.mtu}: 68 to 65535 expected")
+        if self.macvtap and (self.bridge or not self.tap):
+            raise OptionError(f"option macvtap={self.macvtap}: needs tap=, and goes without bridge=")
+        if self.vxlan and not self.bridge:
+            raise OptionError(f"option vxlan={self.vxlan}: needs bridge=")
         if self.tap:
-            return TapLink(self.tap, self.pairs, Settings(self.namespace, self.bridge, self.mtu, self.up))
+            settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
+            if self.macvtap:
+                return MacvtapLink(self.tap, self.macvtap, self.pairs, replace(settings, address=address.hex(":")))
+            tunnel = Vxlan.parse(self.vxlan) if self.vxlan else None
+            return TapLink(self.tap, self.pairs, replace(settings, vxlan=tunnel))
         return StreamLink(stream, listen=self.listen) if stream else DatagramLink(local, dgram)
 
     def close(self) -> None:

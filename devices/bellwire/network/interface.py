@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, NamedTuple
 
 from bellwire.network.link import LinkError
+
+HIGHEST_VNI = (1 << 24) - 1
+VXLAN_PORT = 4789
+"""RFC 7348 §5; what the kernel would take unasked is older than that."""
+
+
+class Vxlan(NamedTuple):
+    """A tunnel to a network on another host (RFC 7348)."""
+
+    vni: int
+    remote: str
+    """The other host's address."""
+
+    @classmethod
+    def parse(cls, text: str) -> Vxlan:
+        """``42@192.0.2.7``."""
+        number, _, remote = text.partition("@")
+        try:
+            tunnel = cls(int(number), str(ip_address(remote)))
+        except ValueError:
+            tunnel = cls(0, "")
+        if not 1 <= tunnel.vni <= HIGHEST_VNI or ip_address(tunnel.remote).is_multicast:
+            raise LinkError(f"vxlan {text!r}: NUMBER@ADDRESS expected, 1 to {HIGHEST_VNI} and another host's")
+        return tunnel
+
+    @property
+    def interface(self) -> str:
+        """Its name here."""
+        return f"vxlan{self.vni}"
 
 
 @dataclass(frozen=True)
@@ -18,11 +49,15 @@ class Settings:
     """A bridge to join."""
     mtu: int = 0
     up: bool = True
+    vxlan: Vxlan | None = None
+    """A tunnel that joins the bridge too; both are made where there are none, and stay."""
+    address: str = ""
+    """As six bytes in hexadecimal, with colons between."""
 
     @property
     def any(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.bridge or self.mtu or self.up)
+        return bool(self.bridge or self.mtu or self.up or self.address)
 
 
 def enter(namespace: str) -> None:
@@ -44,11 +79,15 @@ def configure(name: str, settings: Settings) -> None:
 
     with IPRoute() as routes:
         index = _index(routes, name)
+        if settings.vxlan:
+            _join(routes, settings.bridge, settings.vxlan)
         wanted: dict[str, Any] = {}
         if settings.mtu:
             wanted["mtu"] = settings.mtu
         if settings.bridge:
             wanted["master"] = _index(routes, settings.bridge)
+        if settings.address:
+            wanted["address"] = settings.address
         if settings.up:
             wanted["state"] = "up"
         if all(_has(routes, index, key, value) for key, value in wanted.items()):
@@ -58,6 +97,49 @@ def configure(name: str, settings: Settings) -> None:
         except NetlinkError as error:
             words = ", ".join(f"{key} {value}" for key, value in wanted.items())
             raise LinkError(f"interface {name}: cannot set {words}: {error}") from error
+
+
+def make(routes: Any, name: str, kind: str, **options: Any) -> bool:
+    """Make an interface where there is none of that name; False where there is."""
+    from pyroute2 import NetlinkError
+
+    if routes.link_lookup(ifname=name):
+        return False
+    try:
+        routes.link("add", ifname=name, kind=kind, **options)
+    except NetlinkError as error:
+        if error.code == errno.EOPNOTSUPP:
+            raise LinkError(f"interface {name}: this kernel has no {kind}: load its module, if there is one") from error
+        raise LinkError(f"interface {name}: cannot make a {kind}: {error}") from error
+    return True
+
+
+def make_macvtap(name: str, parent: str, address: str) -> bool:
+    """Make a macvtap on ``parent``, unless there is one; it is ``bridge``: those of one parent see one another."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as routes:
+        above = _index(routes, parent)
+        return make(routes, name, "macvtap", link=above, macvtap_mode="bridge", address=address)
+
+
+def remove(name: str) -> None:
+    """Take an interface of this thread's network namespace away, if it is there."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as routes:
+        for index in routes.link_lookup(ifname=name):
+            routes.link("del", index=index)
+
+
+def _join(routes: Any, bridge: str, tunnel: Vxlan) -> None:
+    """Have a tunnel and a bridge that it is a port of, both up."""
+    make(routes, bridge, "bridge", state="up")
+    master = _index(routes, bridge)
+    peer = "vxlan_group6" if ":" in tunnel.remote else "vxlan_group"
+    options = {"vxlan_id": tunnel.vni, "vxlan_port": VXLAN_PORT, peer: tunnel.remote}
+    if make(routes, tunnel.interface, "vxlan", **options):
+        routes.link("set", index=_index(routes, tunnel.interface), master=master, state="up")
 
 
 def _index(routes: Any, name: str) -> int:

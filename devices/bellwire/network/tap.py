@@ -80,7 +80,7 @@ class TapLink:
         self.name = name
         self.ports: list[TapPort] = []
         try:
-            _apart(lambda: self._open(pairs, settings))
+            apart(lambda: self._open(pairs, settings))
         except OSError as error:
             self.close()
             raise LinkError(f"tap {name}: {_why(error)}") from error
@@ -114,17 +114,22 @@ class TapLink:
 
     def _open(self, pairs: int, settings: Settings) -> None:
         enter(settings.namespace)
+        path = self._find(settings)
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if pairs > 1 else 0)
         for _ in range(pairs):
-            port = TapPort(os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            port = TapPort(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
             self.ports.append(port)
             fcntl.ioctl(port.fileno(), TUNSETIFF, _REQUEST.pack(self.name.encode(), flags))
             fcntl.ioctl(port.fileno(), TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
             fcntl.ioctl(port.fileno(), TUNSETVNETLE, struct.pack("i", 1))
         configure(self.name, settings)
 
+    def _find(self, settings: Settings) -> str:
+        """What to open; the thread is in the network namespace by now."""
+        return DEVICE
 
-def _apart(work: Callable[[], Result]) -> Result:
+
+def apart(work: Callable[[], Result]) -> Result:
     """Do it on a thread of its own: a network namespace is entered by a thread, and left with it."""
     with ThreadPoolExecutor(1, thread_name_prefix="network") as thread:
         return thread.submit(work).result()
