@@ -141,3 +141,26 @@ def test_two_processors_use_two_pairs_of_queues_and_large_frames(
     mtu, pings, *queues = outcome.output.splitlines()
     assert (mtu, pings) == ("9000", "3")
     assert queues == [f"virtio0-{way}.{number} 1" for number in (0, 1) for way in ("input", "output")]
+
+
+OTHER_MAC = "52:54:00:65:43:21"
+CONTROL = f"""{UP}
+ip link set eth0 address {OTHER_MAC}
+ip link set eth0 promisc on
+ip link set eth0 promisc off
+ip link add link eth0 name lan type vlan id 5 || exit 3
+ip link set lan up
+ping -c 2 {HOST} | grep -c 'seq='
+cat /sys/class/net/eth0/address
+dmesg | grep -ic 'virtio_net.*fail'
+true
+"""
+
+
+@RINGS
+def test_the_driver_changes_address_modes_and_vlans_and_complains_of_nothing(
+    linux: Callable[..., Outcome], card: Callable[..., Served], packed: str
+) -> None:
+    outcome = linux(CONTROL, card(packed=packed), modules=["virtio_net", "8021q"], timeout=240)
+    assert outcome.status == 0, outcome.output
+    assert outcome.output.splitlines() == ["2", OTHER_MAC, "0"]
