@@ -133,6 +133,7 @@ def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
     assert found["ioeventfd wildcard"]["vm_exits"] == 0
 
 
+@pytest.mark.long
 def test_the_projects_kvm_tests_pass_on_a_kernel_with_ioregionfds(bed: Bed) -> None:
     # The guests as they are: to compile them takes long here, and their sources are checked outside.
     bed("patched", *PYTEST, "-m", "kvm", "-k", "not rebuilt", "tests/kvm", "tests/vmm", timeout=900)
