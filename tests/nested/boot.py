@@ -104,7 +104,8 @@ def run(
         answer = status.read_text().strip() if status.exists() else ""
         if not answer:
             complaint = (place / "qemu").read_text(errors="replace").strip()
-            raise BedError(f"the bed's kernel ended before the command did {complaint}".strip(), _tail(printed))
+            ending = f"the bed's kernel ended before the command did (QEMU's status is {qemu.returncode})"
+            raise BedError(f"{ending} {complaint}".strip(), _tail(printed))
         return Outcome(int(answer), printed, time.monotonic() - start)
 
 
