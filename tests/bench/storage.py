@@ -22,7 +22,7 @@ NVME, VIRTIO, BARE = "nvme", "virtio-blk", "bare loop"
 SIZE = 64 << 20
 SMALL, LARGE = 4096, 128 << 10
 DRIVERS: dict[str, tuple[type[NvmeDisk | VirtioDisk], tuple[str, ...]]] = {
-    NVME: (NvmeDisk, ("block_size=4096",)),
+    NVME: (NvmeDisk, ("block_size=4096", "doorbells=shadow")),
     VIRTIO: (VirtioDisk, ()),
 }
 

@@ -275,7 +275,9 @@ class Controller:
             block = sq.fetch(self.device.dma, min(room, BATCH, self._journal.room))
             if not block:
                 if shadowed and sq.head == sq.tail:
-                    tail = self.shadow.wake_at_tail(sq.qid, sq.tail)
+                    tail = self.shadow.tail(sq.qid)
+                    if tail == sq.tail:  # only now: a guest that keeps us at work need not ring
+                        tail = self.shadow.wake_at_tail(sq.qid, tail)
                     if tail != sq.tail:
                         self._take_tail(sq, tail)
                         continue
