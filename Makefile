@@ -22,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench figures guests clean python
+.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,11 +69,8 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
 
-bench: $(VENV)/.dev $(VENV)/.tools ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
+bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
-
-figures: $(VENV)/.dev provision ## measure virtio disks and cards beside QEMU's own, in one Linux guest (3 minutes)
-	PYTHONPATH=tests/guest:tests unshare --user --map-root-user --net $(BIN)/python -m figures
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import doorbells, network, plots, protocol, scale, storage
+from bench import doorbells, guest, network, plots, protocol, scale, storage
 from bench.build import SOURCES
 from bench.samples import Results, Series
 from bench.tables import figure
@@ -13,12 +13,23 @@ from bench.targets import Verdict
 PAGE = SOURCES.parent.parent / "docs" / "performance.md"
 PICTURES = PAGE.with_suffix("")
 BEGIN, END = "<!-- figures: {} -->\n", "<!-- end -->"
+PARTS = (
+    doorbells.COST,
+    doorbells.TRIP,
+    protocol.PART,
+    storage.PART,
+    storage.COST,
+    network.PART,
+    guest.PART,
+    scale.PART,
+)
 REFERENCES = {
     doorbells.COST: doorbells.C_VMM,
     doorbells.TRIP: "C",
     protocol.PART: "C",
     storage.PART: storage.BARE,
     network.PART: network.BARE,
+    guest.PART: guest.QEMU,
 }
 """By what the other columns are divided."""
 
@@ -28,7 +39,7 @@ def write(results: Results, verdicts: Sequence[Verdict], about: dict[str, object
     text = PAGE.read_text()
     text = _replaced(text, "machine", _machine(about))
     text = _replaced(text, "targets", _targets(verdicts))
-    for part in (doorbells.COST, doorbells.TRIP, protocol.PART, storage.PART, storage.COST, network.PART, scale.PART):
+    for part in PARTS:
         if results.whats(part):
             text = _replaced(text, part, part_table(results, part))
     PAGE.write_text(text)

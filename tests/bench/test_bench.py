@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import doorbells, network, plots, protocol, scale, storage
+import figures
+from bench import doorbells, guest, network, plots, protocol, scale, storage
 from bench.processes import PYTHON, C
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -86,6 +87,15 @@ def test_the_plots_are_drawn(tmp_path: Path) -> None:
         made.add(protocol.PART, "REGION_READ, one CPU", subject, "µs", [1.0, 2.0, 300.0])
     (path,) = plots.draw(made, tmp_path)
     assert path.read_text().lstrip().startswith("<?xml")
+
+
+def test_what_the_guest_prints_is_told_in_units_of_ours() -> None:
+    printed = "figure@TCP@QEMU@8000@kbit/s\n\nfigure@nvme: read@bellwire@1000@KiB/s\nfigure@UDP@QEMU@10/2010@datagrams"
+    assert list(figures.parse(printed)) == [
+        ("TCP", guest.QEMU, 1.0, "MB/s"),
+        ("nvme: read", "bellwire", 1.024, "MB/s"),
+        ("UDP", guest.QEMU, 2000 / figures.SECONDS, "/s"),
+    ]
 
 
 @pytest.mark.kvm

@@ -1,21 +1,22 @@
-"""Our virtio devices beside QEMU's own: disks and cards of both in one Linux guest, driven in turns.
+"""Our devices beside QEMU's own: NVMe controllers, virtio disks and cards of both in one Linux guest, in turns.
 
-``make figures`` runs it in network and user namespaces of its own, so that it takes no privilege: both taps are there.
+The benchmark runs it in network and user namespaces of its own, so that it takes no privilege: both taps are there.
 The guest is emulated (TCG), which is most of what these figures tell; whose device is how much slower is the rest. QEMU
 does not ask for doorbells' descriptors: it tells our devices of notifications by message, and its own by ioeventfd.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import iperf
 from attached import Device, Plugged, running
@@ -25,31 +26,57 @@ from provision import provision
 from toolbox import Toolbox
 
 OURS, THEIRS = "bellwire", "QEMU"
-ROUNDS = 3
-SECONDS = 3  # for each figure of a round
+WHOSE = (OURS, THEIRS)
+SECONDS = 2  # for each figure of a round
 MIB = 128  # of each disk
 FIO = "usr/bin/fio"
-LOADS = {
-    "read 4k, random, 1 at a time": "--rw=randread --bs=4k --iodepth=1",
-    "read 4k, random, 32 at a time": "--rw=randread --bs=4k --iodepth=32",
-    "read 128k, in order, 8 at a time": "--rw=read --bs=128k --iodepth=8",
-    "write 128k, in order, 8 at a time": "--rw=write --bs=128k --iodepth=8",
-}
-WHOSE = (OURS, THEIRS)
+DISKS = ("nvme", "virtio-blk")
 TAPS = dict(zip(WHOSE, ("bwours", "bwqemu"), strict=True))
 NETWORKS = dict(zip(WHOSE, ("10.98.0", "10.98.1"), strict=True))
 MACS = dict(zip(WHOSE, ("52:54:00:00:00:01", "52:54:00:00:00:02"), strict=True))
 
+
+class Load(NamedTuple):
+    """What the guest's program is told, and which word of its last line has the figure."""
+
+    name: str
+    unit: str
+    options: str
+    word: int
+
+
+# fio's terse output has KiB/s and requests a second, of reads and of writes
+LOADS = (
+    Load("4 KiB random read, depth 1", "/s", "--rw=randread --bs=4k --iodepth=1", 8),
+    Load("4 KiB random read, depth 32", "/s", "--rw=randread --bs=4k --iodepth=32", 8),
+    Load("128 KiB sequential read, depth 8", "KiB/s", "--rw=read --bs=128k --iodepth=8", 7),
+    Load("128 KiB sequential write, depth 8", "KiB/s", "--rw=write --bs=128k --iodepth=8", 48),
+)
+# iperf3's last line has kbit/s, or of datagrams how many were lost and sent
+FLOWS = (
+    Load("TCP, guest to host", "kbit/s", "", 7),
+    Load("TCP, host to guest", "kbit/s", "--reverse", 7),
+    Load("UDP of 64 bytes, guest to host", "datagrams", "--udp --bandwidth 0 --length 64", 11),
+    Load("UDP of 64 bytes, host to guest", "datagrams", "--udp --bandwidth 0 --length 64 --reverse", 11),
+)
+
 FIND = """
-disk() { for d in /sys/block/vd*; do [ "$(cat $d/serial)" = $1 ] && echo /dev/${d##*/}; done; }
-card() { for d in /sys/class/net/eth*; do [ "$(cat $d/address)" = $1 ] && echo ${d##*/}; done; }
+nvme() { for d in /sys/block/nvme*; do grep -q $1 $d/device/serial && echo /dev/${d##*/}; done; }
+virtio_blk() { for d in /sys/block/vd*; do grep -q $1 $d/serial && echo /dev/${d##*/}; done; }
+card() { for d in /sys/class/net/eth*; do grep -q $1 $d/address && echo ${d##*/}; done; }
 """
 
-Figures = dict[tuple[str, str], list[float]]
-"""By what was measured and whose device it was: a figure a round."""
+
+class Figure(NamedTuple):
+    """What was measured, whose device it was, and what came out."""
+
+    what: str
+    whose: str
+    value: float
+    unit: str
 
 
-def script() -> str:
+def script(rounds: int) -> str:
     """What the guest does: a line for each figure, which begins with ``figure``, what, and whose."""
     lines = [FIND]
     for whose in WHOSE:
@@ -58,46 +85,40 @@ def script() -> str:
         lines += [
             f"n=0; until ping -c 1 -W 1 {NETWORKS[whose]}.1 >/dev/null; do n=$((n+1)); [ $n -lt 20 ] || exit 9; done"
         ]
-    for _ in range(ROUNDS):
-        for number, load in enumerate(LOADS.values()):
-            common = f"--name=x --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal"
-            column = 48 if "--rw=write" in load else 7  # of its terse output: KiB/s
-            for whose in WHOSE:
-                lines += [f"fio {common} --filename=$(disk {whose}) {load} >/out 2>&1 || {{ cat /out; exit 1; }}"]
-                lines += [f"echo figure {number} {whose} $(tail -n 1 /out | cut -d ';' -f {column})"]
-        for number, way in enumerate(iperf.WAYS.values(), len(LOADS)):
-            for whose in WHOSE:
-                lines += [
-                    f"iperf3 -f k -c {NETWORKS[whose]}.1 -t {SECONDS} {way} >/out 2>&1 || {{ cat /out; exit 2; }}"
-                ]
-                lines += [f"echo figure {number} {whose} $(awk '/receiver/ {{ print $7 }}' /out)"]
+    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal"
+    for number in range(rounds):
+        for whose in WHOSE if number % 2 else WHOSE[::-1]:
+            for disk in DISKS:
+                at = f"$({disk.replace('-', '_')} {whose})"
+                for load in LOADS:
+                    found = f"$(tail -n 1 /out | cut -d ';' -f {load.word})"
+                    lines += [f"{fio} --filename={at} {load.options} >/out 2>&1 || {{ cat /out; exit 1; }}"]
+                    lines += [f"echo figure@{disk}: {load.name}@{whose}@{found}@{load.unit}"]
+            client = f"iperf3 -f k -c {NETWORKS[whose]}.1 -t {SECONDS}"
+            for load in FLOWS:
+                found = f"$(awk '/receiver/ {{ print ${load.word} }}' /out)"
+                lines += [f"{client} {load.options} >/out 2>&1 || {{ cat /out; exit 2; }}"]
+                lines += [f"echo figure@{load.name}@{whose}@{found}@{load.unit}"]
     return "\n".join(lines) + "\n"
 
 
-def measure(tools: Toolbox, folder: Path) -> Figures:
+def measure(tools: Toolbox, folder: Path, rounds: int) -> list[Figure]:
     """Run the guest."""
-    image = {whose: folder / f"{whose}.img" for whose in WHOSE}
-    for path in image.values():
-        path.write_bytes(os.urandom(1 << 20) * MIB)
-    devices = {
-        "blk": Device("virtio-blk", {"image": image[OURS], "serial": OURS, "packed": "no"}),
-        "net": Device("virtio-net", {"tap": TAPS[OURS], "mac": MACS[OURS], "packed": "no"}),
-    }
-    theirs = ["-drive", f"file={image[THEIRS]},format=raw,if=none,id=disk,cache=writeback,aio=threads"]
-    theirs += ["-device", f"virtio-blk-pci,drive=disk,serial={THEIRS}"]
+    ours, theirs = _disks(folder)
+    ours["net"] = Device("virtio-net", {"tap": TAPS[OURS], "mac": MACS[OURS], "packed": "no"})
     theirs += ["-netdev", f"tap,id=net,ifname={TAPS[THEIRS]},script=no,downscript=no,vhost=off"]
     theirs += ["-device", f"virtio-net-pci,netdev=net,mac={MACS[THEIRS]}"]
     subprocess.run(["ip", "tuntap", "add", TAPS[THEIRS], "mode", "tap", "vnet_hdr"], check=True)
     with ExitStack() as stack:
-        for name, device in devices.items():
+        for name, device in ours.items():
             stack.enter_context(running(device, folder / name))
         for whose in WHOSE:
             subprocess.run(["ip", "addr", "add", f"{NETWORKS[whose]}.1/24", "dev", TAPS[whose]], check=True)
             subprocess.run(["ip", "link", "set", TAPS[whose], "up"], check=True)
         stack.enter_context(iperf.server(tools))
         outcome = Guest(tools, folder).run(
-            script(),
-            [Plugged(folder / name / "device") for name in devices],
+            script(rounds),
+            [Plugged(folder / name / "device") for name in ours],
             modules=["virtio_blk", "virtio_net"],
             programs=[FIO, iperf.PROGRAM],
             arguments=theirs,
@@ -105,49 +126,51 @@ def measure(tools: Toolbox, folder: Path) -> Figures:
         )
     if outcome.status:
         raise AssertionError(f"the guest's script has ended with status {outcome.status}:\n{outcome.output}")
-    return parse(outcome.output)
+    return list(parse(outcome.output))
 
 
-def parse(output: str) -> Figures:
-    """What the script has printed."""
-    names = [*LOADS, *iperf.WAYS]
-    figures: Figures = defaultdict(list)
+def _disks(folder: Path) -> tuple[dict[str, Device], list[str]]:
+    """Ours as devices to serve, and QEMU's as its arguments; each has an image of its own."""
+    ours, theirs = {}, []
+    for disk in DISKS:
+        image = {whose: folder / f"{disk}.{whose}" for whose in WHOSE}
+        for path in image.values():
+            path.write_bytes(os.urandom(1 << 20) * MIB)
+        packed = {"packed": "no"} if disk == "virtio-blk" else {}
+        ours[disk] = Device(disk, {"image": image[OURS], "serial": OURS, **packed})
+        theirs += ["-drive", f"file={image[THEIRS]},format=raw,if=none,id={disk},cache=writeback,aio=threads"]
+        model = disk if disk == "nvme" else f"{disk}-pci"
+        theirs += ["-device", f"{model},drive={disk},serial={THEIRS}"]
+    return ours, theirs
+
+
+def parse(output: str) -> Iterator[Figure]:
+    """What the script has printed, in units of ours."""
     for line in output.splitlines():
-        match line.split():
-            case ["figure", number, whose, figure]:
-                figures[names[int(number)], whose].append(float(figure))
-    return figures
-
-
-def table(figures: Figures) -> Iterator[str]:
-    """Medians, and from the least to the most of all rounds; MiB/s of disks, Mbit/s of cards."""
-    yield f"{'':<35}{'bellwire':>26}{'QEMU':>26}{'ratio':>8}"
-    for what in dict.fromkeys(what for what, _ in figures):
-        divisor, unit = (1024, "MiB/s") if what in LOADS else (1000, "Mbit/s")
-        cells = []
-        for whose in WHOSE:
-            found = [figure / divisor for figure in figures[what, whose]]
-            cells.append(f"{statistics.median(found):.0f} {unit} ({min(found):.0f}-{max(found):.0f})")
-        ratio = statistics.median(figures[what, OURS]) / statistics.median(figures[what, THEIRS])
-        yield f"{what:<35}{cells[0]:>26}{cells[1]:>26}{ratio:>8.2f}"
+        match line.split("@"):
+            case ["figure", what, whose, value, "KiB/s"]:
+                yield Figure(what, whose, float(value) * 1024 / 1e6, "MB/s")
+            case ["figure", what, whose, value, "kbit/s"]:
+                yield Figure(what, whose, float(value) / 8e3, "MB/s")
+            case ["figure", what, whose, value, "datagrams"]:
+                lost, _, sent = value.partition("/")
+                yield Figure(what, whose, (int(sent) - int(lost)) / SECONDS, "/s")
+            case ["figure", what, whose, value, unit]:
+                yield Figure(what, whose, float(value), unit)
 
 
 def main() -> int:
-    """Measure, and print the table."""
+    """Measure, and print what came out as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
     try:
         tools = provision()
     except (AptError, OSError) as error:
         print(f"no QEMU guest could be provided: {error}", file=sys.stderr)
         return 1
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bellwire-figures-") as folder:
-        figures = measure(tools, Path(folder))
-    kernel = tools.kernel.name.removeprefix("vmlinuz-")
-    print(
-        f"QEMU {tools.qemu_version} (TCG), Linux {kernel}, one processor; the median of {ROUNDS} rounds of {SECONDS} s"
-    )
-    print(f"{os.cpu_count()} processors here; load when it began: {load:.1f}\n")
-    print("\n".join(table(figures)))
+        json.dump(measure(tools, Path(folder), arguments.rounds), sys.stdout)
     return 0
 
 

@@ -12,7 +12,7 @@ from attached import end, with_us
 from toolbox import Toolbox
 
 PROGRAM = "usr/bin/iperf3"
-DURATION = 3  # seconds
+DURATION = 2  # seconds
 WAYS = {"guest to host": "", "host to guest": "--reverse"}
 
 

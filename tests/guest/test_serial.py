@@ -22,7 +22,7 @@ from rendezvous import joined
 pytestmark = pytest.mark.guest
 
 PATIENCE = 60.0
-SIZE = 16 << 10
+SIZE = 8 << 10
 LONG = 300.0  # seconds for all of it: two accesses a byte, through an emulated processor
 FIND = """
 port=$(dmesg | sed -n 's/.*0000:00:0.*: \\(ttyS[0-9]*\\) at I\\/O .* is a 16550A$/\\1/p')

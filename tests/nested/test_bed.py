@@ -133,19 +133,16 @@ def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
     assert found["ioeventfd wildcard"]["vm_exits"] == 0
 
 
-@pytest.mark.long
-def test_the_projects_kvm_tests_pass_on_a_kernel_with_ioregionfds(bed: Bed) -> None:
+@pytest.mark.parametrize("kernel", ["patched", "debian"])
+def test_the_projects_kvm_tests_pass(bed: Bed, kernel: str) -> None:
     # The guests as they are: to compile them takes long here, and their sources are checked outside.
-    bed("patched", *PYTEST, "-m", "kvm", "-k", "not rebuilt", "tests/kvm", "tests/vmm", timeout=900)
-
-
-def test_what_touches_kvm_passes_on_a_distributions_kernel(bed: Bed) -> None:
-    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm/test_paths.py", timeout=900)
+    bed(kernel, *PYTEST, "-m", "kvm", "-k", "not rebuilt", "tests/kvm", "tests/vmm", timeout=900)
 
 
 @pytest.mark.long
-def test_the_projects_kvm_tests_pass_on_a_distributions_kernel(bed: Bed) -> None:
-    bed("debian", *PYTEST, "-m", "kvm", "tests/kvm", "tests/vmm", timeout=1500)
+@pytest.mark.parametrize("kernel", ["patched", "debian"])
+def test_what_runs_devices_for_virtual_machines_passes(bed: Bed, kernel: str) -> None:
+    bed(kernel, *PYTEST, "-m", "kvm", "tests/daemon", "tests/operating", "tests/devices", timeout=1200)
 
 
 def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
