@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { IRQ_ON_RING = 0x04, RESET_COUNTERS = 0x0c, PLAIN = 0x10, TIME = 0xa0, BATCH = 64, MAPPED = 1 << 20 };
+enum { IRQ_ON_RING = 0x04, RESET_COUNTERS = 0x0c, PLAIN = 0x10, TIME = 0xc0, BATCH = 64, MAPPED = 1 << 20 };
 
 static int sock, memory, interrupt;
 static struct stream stream;

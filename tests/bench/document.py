@@ -15,6 +15,7 @@ PICTURES = PAGE.with_suffix("")
 BEGIN, END = "<!-- figures: {} -->\n", "<!-- end -->"
 PARTS = (
     doorbells.COST,
+    doorbells.HOOK,
     doorbells.TRIP,
     protocol.PART,
     storage.PART,
@@ -25,6 +26,7 @@ PARTS = (
 )
 REFERENCES = {
     doorbells.COST: doorbells.C_VMM,
+    doorbells.HOOK: "C",
     doorbells.TRIP: "C",
     protocol.PART: "C",
     storage.PART: storage.BARE,

@@ -1,4 +1,4 @@
-"""Doorbells on real KVM: what a ring costs the vCPU, and how long it takes until the guest has its interrupt.
+"""Doorbells on real KVM: what a ring costs the vCPU, how soon the device hears it, and the guest its interrupt.
 
 The guest is the demo's. It runs under our VMM with the device in Python and with the one in C, and under a VMM in C.
 """
@@ -7,20 +7,62 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
-from bellwire_vmm.guests.layout import BATCH, RingResult, pack_rings, unpack_rings
+from bellwire_vmm.guests.layout import BATCH, Ring, RingResult, pack_rings, unpack_rings
 from bellwire_vmm.machine import Machine
 from bellwired import on_kvm
 from bellwired.ways import WAYS, percentile
-from bench.processes import ADAPTIVE, PYTHON, C, cpus, output, pinned, serving
+from bench.bells import NotedBell, PolledBell
+from bench.processes import ADAPTIVE, NOTED, POLLED, PYTHON, C, cpus, output, pinned, serving
 from bench.samples import Results
 from vfio_user import Client
 
-COST, TRIP = "cost to the vCPU", "ring to interrupt"
+COST, HOOK, TRIP = "cost to the vCPU", "ring to hook", "ring to interrupt"
 C_VMM = "C, VMM in C"
 MEMORY = 16 << 20
 TIMEOUT = 120.0
+
+Rings = Mapping[str, Ring]
+
+
+class Figures(NamedTuple):
+    """Of one way, in µs: what a ring costs, and the times until the hook has run, and until the interrupt."""
+
+    name: str
+    cost: float
+    hooks: list[float]
+    trips: list[float]
+
+
+def rings(count: int, trips: int) -> Rings:
+    """Every way to ring the bell that is rung by what leaves the guest."""
+    noted = {"count": count, "roundtrips": trips, "notes": NotedBell.note_at.offset}
+    ways = {way.name: replace(way.ring(count, trips), notes=NotedBell.note_at.offset) for way in WAYS}
+    load, batched = NotedBell.load.offset, NotedBell.batched.offset
+    counters = {"counter": NotedBell.batched_count.offset, "errors": NotedBell.batched_errors.offset}
+    return ways | {
+        "REGION_WRITE_MULTI": Ring(bar=0, offset=batched, value=None, flush=True, **counters, **noted),
+        "REGION_READ": Ring(bar=0, offset=load, loads=True, counter=NotedBell.load_count.offset, **noted),
+    }
+
+
+def stores(count: int, trips: int) -> Rings:
+    """And the one that does not."""
+    return {
+        "memory that is polled": Ring(
+            bar=PolledBell.shared.index,
+            offset=PolledBell.mapped.offset,
+            count=count,
+            roundtrips=trips,
+            value=None,
+            counter=PolledBell.mapped_count.offset,
+            notes=NotedBell.note_at.offset,
+            look=PolledBell.look.offset,
+        )
+    }
 
 
 def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
@@ -28,30 +70,38 @@ def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
     available = cpus()
     vcpu, device = available[0], available[-1]
     subjects = [PYTHON, *([ADAPTIVE] if vcpu != device else []), C, C_VMM]
+    kinds = {NOTED: rings(count, trips)}
+    if vcpu != device:
+        kinds[POLLED] = stores(count, trips)
     for number in range(rounds):
         turn = number % len(subjects)
         for subject in subjects[turn:] + subjects[:turn]:
-            with serving(C if subject == C_VMM else subject, device) as served:
-                run = under_c if subject == C_VMM else under_ours
-                for name, cost, times in run(served.sock, vcpu, count, trips):
-                    results.add(COST, name, subject, "µs", [cost])
-                    results.add(TRIP, name, subject, "µs", times)
+            for kind, ways in kinds.items():
+                if (subject, kind) == (ADAPTIVE, POLLED):
+                    continue  # it polls as it is
+                with serving(C if subject == C_VMM else subject, device, kind) as served:
+                    run = under_c if subject == C_VMM else under_ours
+                    for found in run(served.sock, vcpu, ways):
+                        results.add(COST, found.name, subject, "µs", [found.cost])
+                        results.add(HOOK, found.name, subject, "µs", found.hooks)
+                        results.add(TRIP, found.name, subject, "µs", found.trips)
 
 
-def under_ours(sock: socket.socket, vcpu: int, count: int, trips: int) -> Iterable[tuple[str, float, Iterable[float]]]:
-    """Each way's name, and µs: what a ring costs, and each time until the interrupt."""
-    with pinned(vcpu), Client(sock) as client:
-        measured, _ = on_kvm.measure(client, WAYS, count, trips, TIMEOUT, lambda _: None)
-    for way in measured:
-        if way.problem:
-            raise AssertionError(f"{way.name}: {way.problem}")
-        yield way.name, way.ring_us, way.trips_us
+def under_ours(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
+    """What our VMM's guest found."""
+    with pinned(vcpu), Client(sock) as client, Machine(MEMORY) as machine:
+        machine.plug(client)
+        machine.load(on_kvm.GUEST, pack_rings(list(ways.values())))
+        run = machine.run(TIMEOUT)
+        if not run.ok:
+            raise AssertionError(f"the guest did not finish: {run.failure or run.text}")
+        yield from figures(machine, ways)
 
 
-def under_c(sock: socket.socket, vcpu: int, count: int, trips: int) -> Iterable[tuple[str, float, Iterable[float]]]:
+def under_c(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
     """The same. Our VMM prepares the guest, and lends memory and what its vCPU would start with."""
     with Machine(MEMORY) as machine:
-        machine.load(on_kvm.GUEST, pack_rings([way.ring(count, trips) for way in WAYS]))
+        machine.load(on_kvm.GUEST, pack_rings(list(ways.values())))
         cpu = machine.processors[0].vcpu
         state = os.memfd_create("state", os.MFD_CLOEXEC)
         try:
@@ -60,13 +110,20 @@ def under_c(sock: socket.socket, vcpu: int, count: int, trips: int) -> Iterable[
             output("vmm", vcpu, *map(str, fds), fds=fds)
         finally:
             os.close(state)
-        us = 1000 / machine.tsc_khz
-        for way, result in zip(WAYS, unpack_rings(machine.memory), strict=True):
-            _check(way.name, result, count, trips)
-            cost = percentile(result.ring_ticks, 50) - percentile(result.ram_ticks, 50)
-            yield way.name, cost * us / BATCH, [ticks * us for ticks in result.trip_ticks]
+        yield from figures(machine, ways)
 
 
-def _check(name: str, result: RingResult, count: int, trips: int) -> None:
-    if (result.received, result.received_in_all, result.disorder) != (count, count + trips, 0):
-        raise AssertionError(f"{name}: {count} and {trips} rung: {result[:5]}")
+def figures(machine: Machine, ways: Rings) -> Iterator[Figures]:
+    """What the guest has left in its memory; AssertionError where not every ring has arrived."""
+    us = 1000 / machine.tsc_khz
+    for (name, ring), result in zip(ways.items(), unpack_rings(machine.memory), strict=True):
+        _check(name, ring, result)
+        cost = percentile(result.ring_ticks, 50) - percentile(result.ram_ticks, 50)
+        hooks = [ticks * us for ticks in result.note_ticks]
+        yield Figures(name, cost * us / BATCH, hooks, [ticks * us for ticks in result.trip_ticks])
+
+
+def _check(name: str, ring: Ring, result: RingResult) -> None:
+    in_all = ring.count + 2 * ring.roundtrips
+    if (result.received, result.received_in_all, result.disorder) != (ring.count, in_all, 0):
+        raise AssertionError(f"{name}: {in_all} rung, {ring.count} at first: {result[:5]}")

@@ -16,7 +16,8 @@ from bench.build import program
 PATIENCE = 20.0  # seconds to end once the far end has gone
 PYTHON, C, ADAPTIVE = "Python", "C", "Python, busy poll"
 BUSY_POLL = 200  # µs
-TIMED = f"{Path(__file__).parent / 'timed_bell.py'}"
+BELLS = Path(__file__).parent / "bells.py"
+TIMED, NOTED, POLLED = (f"{BELLS}:{kind}-bell" for kind in ("timed", "noted", "polled"))
 
 
 def cpus() -> list[int]:
@@ -44,12 +45,12 @@ class Served(NamedTuple):
 
 @contextlib.contextmanager
 def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[Served]:
-    """A device behind a socket: ours, or the C program's bell. It ends when the socket is closed."""
+    """A device behind a socket: ours, or the C program's bell, which polls if asked to. It ends with the socket."""
     ours, theirs = socket.socketpair()
     with theirs, ours:
         fd = theirs.fileno()
         if subject == C:
-            command = [str(program("reference")), str(fd)]
+            command = [str(program("reference")), str(fd), *(["polled"] if device == POLLED else [])]
         else:
             command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
             for option in options:

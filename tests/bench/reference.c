@@ -1,8 +1,10 @@
 /* The bell device (docs/devices.md) as a C programmer would write it: what Python's share is measured against.
  *
- * reference FD serves one client on the connected socket FD, then ends. It keeps the same promises as the device in
- * Python: a read flushes rings, a ring sees every write that was posted before it, rings coalesce. It trusts its client.
+ * reference FD [polled] serves one client on the connected socket FD, then ends; polled, it has BAR3 to be mapped, where
+ * it looks for the guest's count when it is told to. It keeps the same promises as the device in Python: a read flushes
+ * rings, a ring sees every write that was posted before it, rings coalesce. It trusts its client.
  */
+#define _GNU_SOURCE
 #include "wire.h"
 
 #include <fcntl.h>
@@ -13,10 +15,14 @@
 #include <time.h>
 
 enum { VECTORS = 8, MATCH = 0x42, SCRATCH = 256, MAPS = 64, MSIX_AT = 0x40 };
-enum { ID = 0x00, IRQ_ON_RING = 0x04, IRQ_NOW = 0x08, RESET_COUNTERS = 0x0c, PLAIN = 0x10, COUNTERS = 0x40, TIME = 0xa0 };
+enum {
+    ID = 0x00, IRQ_ON_RING = 0x04, IRQ_NOW = 0x08, RESET_COUNTERS = 0x0c, PLAIN = 0x10, LOAD = 0x14, NOTE_AT = 0x18,
+    BATCHED = 0x20, LOOK = 0x24, COUNTERS = 0x40, TIME = 0xc0,
+};
 enum counter {                                   /* u64 registers from COUNTERS on */
     WILDCARD_COUNT, MATCH_COUNT, VALUE_COUNT, PIO_COUNT, ACKED_COUNT, PLAIN_COUNT, PIO_PLAIN_COUNT, READ_COUNT,
-    VALUE_ERRORS, ACKED_ERRORS, PLAIN_ERRORS, PIO_PLAIN_ERRORS, COUNTER_COUNT,
+    VALUE_ERRORS, ACKED_ERRORS, PLAIN_ERRORS, PIO_PLAIN_ERRORS,
+    LOAD_COUNT, BATCHED_COUNT, BATCHED_ERRORS, MAPPED_COUNT, COUNTER_COUNT,
 };
 enum source { WILDCARD, MATCHED, PIO_BELL, VALUES, STRETCH, SOURCES, SOCKET };
 
@@ -29,7 +35,11 @@ static u64 arrival;                              /* ns of CLOCK_MONOTONIC */
 static u8 scratch[SCRATCH], config[256];
 static int irq_fds[VECTORS];
 static struct { u64 address, size; void *at; } maps[MAPS];
-static const u64 sizes[REGIONS] = {[BAR0] = 4096, [BAR1] = 4096, [BAR2] = 16, [BAR4] = 4096, [CONFIG] = 256};
+static volatile u32 *note;                       /* a word of the guest's, changed with each arrival */
+static int polled = -1;                          /* the file behind BAR3 */
+static volatile u32 *mapped;
+static u32 looking;                              /* arrivals to look for */
+static u64 sizes[REGIONS] = {[BAR0] = 4096, [BAR1] = 4096, [BAR2] = 16, [BAR4] = 4096, [CONFIG] = 256};
 
 static void trigger(u32 vector)
 {
@@ -42,6 +52,8 @@ static void arrived(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     arrival = now.tv_sec * 1000000000ull + now.tv_nsec;
+    if (note)
+        ++*note;
     if (irq_on_ring)
         trigger(irq_on_ring - 1);
 }
@@ -54,6 +66,14 @@ static void counted(enum counter count, enum counter errors, u64 value)
 
 /* ---- registers */
 
+static void note_at(u64 address)
+{
+    note = NULL;
+    for (int i = 0; i < MAPS; i++)
+        if (maps[i].at && address >= maps[i].address && address + sizeof *note <= maps[i].address + maps[i].size && address)
+            note = (u32 *)((u8 *)maps[i].at + (address - maps[i].address));
+}
+
 static void write_region(u32 region, u64 offset, const u8 *data, u32 size)
 {
     u64 value = 0;
@@ -63,8 +83,11 @@ static void write_region(u32 region, u64 offset, const u8 *data, u32 size)
         switch (offset) {
         case IRQ_ON_RING: irq_on_ring = value; break;
         case IRQ_NOW: trigger(value); break;
-        case RESET_COUNTERS: memset(counters, 0, sizeof counters); break;
+        case RESET_COUNTERS: memset(counters, 0, sizeof counters), *mapped = 0; break;
         case PLAIN: plain_value = value; counted(PLAIN_COUNT, PLAIN_ERRORS, value); break;
+        case BATCHED: counted(BATCHED_COUNT, BATCHED_ERRORS, value); break;
+        case NOTE_AT: note_at(value); break;
+        case LOOK: looking = value; break;
         }
         break;
     case BAR1:
@@ -102,6 +125,7 @@ static void read_region(u32 region, u64 offset, u32 size, u8 *data)
         else if (offset == IRQ_ON_RING) value = irq_on_ring;
         else if (offset == PLAIN) value = plain_value;
         else if (offset == TIME) value = arrival;
+        else if (offset == LOAD) value = ++counters[LOAD_COUNT], arrived();
         else if (offset >= COUNTERS && offset < COUNTERS + sizeof counters) value = counters[(offset - COUNTERS) / 8];
         memcpy(data, &value, size > 8 ? 8 : size);
     }
@@ -256,6 +280,26 @@ static void reset(void)
     memset(scratch, 0, sizeof scratch);
     irq_on_ring = plain_value = pio_plain_value = 0;
     config[4] = config[5] = config[MSIX_AT + 3] = 0;
+    looking = 0, note = NULL;
+}
+
+static void look(void)                           /* as long as the guest counts */
+{
+    struct timespec now;
+    u64 end = counters[MAPPED_COUNT] + looking, deadline = 0;
+    for (u64 tick = 0; counters[MAPPED_COUNT] < end; tick++) {
+        u32 count = *mapped;
+        if (count != counters[MAPPED_COUNT])
+            counters[MAPPED_COUNT] = count, deadline = 0, arrived();
+        if (tick % 1024)
+            continue;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (!deadline)
+            deadline = now.tv_sec + 2;
+        if ((u64)now.tv_sec > deadline)
+            break;
+    }
+    looking = 0;
 }
 
 static void respond(struct header header, const void *first, u32 first_size, const void *second, u32 second_size)
@@ -306,8 +350,10 @@ static void handle(struct header header, u8 *payload, struct stream *stream)
         u32 index = ((struct region_info *)payload)->index;
         if (index >= REGIONS)
             return answer_fail(header, EINVAL);
-        struct region_info info = {sizeof info, sizes[index] ? 3 : 0, index, 0, sizes[index], 0};
-        return respond(header, &info, sizeof info, NULL, 0);
+        int to_map = index == BAR3 && sizes[BAR3];
+        struct region_info info = {sizeof info, to_map ? 7 : sizes[index] ? 3 : 0, index, 0, sizes[index], 0};
+        header.flags = REPLY;
+        return send_message(sock, header, &info, sizeof info, NULL, 0, &polled, to_map);
     }
     case GET_REGION_IO_FDS:
         header.flags = REPLY;
@@ -364,6 +410,10 @@ static void prepare(void)
         watch(loop, ours[source], source);
     }
     watch(loop, sock, SOCKET);
+    polled = memfd_create("bar3", MFD_CLOEXEC);
+    if (polled < 0 || ftruncate(polled, 4096))
+        fail("memfd");
+    mapped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, polled, 0);
 }
 
 int main(int argc, char **argv)
@@ -373,10 +423,11 @@ int main(int argc, char **argv)
     struct header header;
     u8 *payload;
 
-    if (argc != 2)
-        fail("usage: reference FD");
+    if (argc < 2)
+        fail("usage: reference FD [polled]");
     sock = atoi(argv[1]);
     prepare();
+    sizes[BAR3] = argc > 2 ? 4096 : 0;
     for (;;) {
         int count = epoll_wait(loop, ready, SOURCES + 1, -1), got;
         for (int i = 0; i < count; i++)
@@ -389,5 +440,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < count; i++)
             if (ready[i].data.u32 != SOCKET)
                 act(ready[i].data.u32);
+        if (looking)
+            look();
     }
 }

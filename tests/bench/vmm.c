@@ -15,6 +15,7 @@
 
 enum { TEXT = 0xe9, LEAVE = 0xf4, MARK = 0xf5, CONFIG_ADDRESS = 0xcf8, CONFIG_DATA = 0xcfc, SLOT = 1, GSI = 24 };
 enum { BARS = 6, BAR_AT = 0x10, PORTS = 0xc000 };
+enum { BATCHED = 0x20 };                         /* the register of BAR0 whose writes may wait for an exit */
 static const u64 FIRST = 0xe0000000;             /* memory BARs lie 64 KiB apart */
 
 static int sock, vm, vcpu, interrupt;
@@ -25,6 +26,9 @@ static u64 bars[BARS];
 static struct { u32 address, high, data, control; } entry;     /* vector 0, the only one in use */
 static int values = -1, stretch = -1;            /* ioregionfd sockets: a posted doorbell, an acknowledged stretch */
 static struct sub_region value_region, stretch_region;
+static struct kvm_coalesced_mmio_ring *late;     /* writes that have waited */
+static u32 late_most;
+static int is_mapped;                            /* a device that polls: no write is posted beside its memory */
 
 static void check(int result, const char *what)
 {
@@ -96,6 +100,37 @@ static void register_bells(u32 bar)
     }
 }
 
+static void map_bar(u32 bar, u64 size, u64 offset)
+{
+    struct kvm_userspace_memory_region region = {
+        .slot = 1 + bar, .guest_phys_addr = bars[bar], .memory_size = size,
+        .userspace_addr = (u64)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, stream.fds[0], offset),
+    };
+    check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+    is_mapped = 1;
+}
+
+static void hold_back(u64 address, u32 size)     /* until the next exit */
+{
+    struct kvm_coalesced_mmio_zone zone = {.addr = address, .size = size};
+    late = (void *)((u8 *)run + 4096 * ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_COALESCED_MMIO));
+    late_most = (4096 - sizeof *late) / sizeof late->coalesced_mmio[0];
+    check(ioctl(vm, KVM_REGISTER_COALESCED_MMIO, &zone), "KVM_REGISTER_COALESCED_MMIO");
+}
+
+static void bring_late_writes(void)
+{
+    struct { u64 count; struct multi_entry entries[256]; } multi = {0};
+    struct header header = {0, REGION_WRITE_MULTI, 0, NO_REPLY, 0};
+    for (u32 at = late->first; at != late->last; at = (at + 1) % late_most, late->first = at) {
+        struct kvm_coalesced_mmio *write = &late->coalesced_mmio[at];
+        struct multi_entry *entry = &multi.entries[multi.count++];
+        *entry = (struct multi_entry){write->phys_addr - bars[BAR0], BAR0, write->len, {0}};
+        memcpy(entry->data, write->data, sizeof entry->data);
+    }
+    send_message(sock, header, &multi, 8 + multi.count * sizeof multi.entries[0], NULL, 0, NULL, 0);
+}
+
 static void plug(int memory, u64 memory_size)
 {
     static const char text[] = "{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576,\"pgsizes\":4096,"
@@ -116,9 +151,13 @@ static void plug(int memory, u64 memory_size)
         info = *(struct region_info *)ask(GET_REGION_INFO, &info, sizeof info, NULL, 0, NULL, 0);
         if (info.size)
             bars[bar] = config[BAR_AT + 4 * bar] & 1 ? PORTS : FIRST + bar * 0x10000;
-        if (info.size)
+        if (info.flags & MAPPABLE)
+            map_bar(bar, info.size, info.offset);
+        else if (info.size)
             register_bells(bar);
     }
+    if (!is_mapped)
+        hold_back(bars[BAR0] + BATCHED, 4);
     ask(DMA_MAP, &map, sizeof map, NULL, 0, &memory, 1);
     interrupt = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ask(SET_IRQS, &irqs, sizeof irqs, NULL, 0, &interrupt, 1);
@@ -189,7 +228,7 @@ static void access_memory(u64 address, u8 *data, u32 size, int is_write)
         if (!is_write)
             memcpy(data, &value, size);
     } else if (is_write)
-        write_region(bar, offset, data, size, 1);
+        write_region(bar, offset, data, size, !is_mapped);
     else
         read_region(bar, offset, data, size);
 }
@@ -199,6 +238,8 @@ static int loop(void)
     for (;;) {
         if (ioctl(vcpu, KVM_RUN, 0) < 0)
             fail("KVM_RUN");
+        if (late && late->first != late->last)
+            bring_late_writes();
         u8 *data = (u8 *)run + run->io.data_offset;
         switch (run->exit_reason) {
         case KVM_EXIT_MMIO:

@@ -22,8 +22,9 @@ enum command {
 };
 
 enum { REPLY = 1, NO_REPLY = 0x10, ERROR = 0x20 };
-enum { BAR0, BAR1, BAR2, BAR4 = 4, CONFIG = 7, REGIONS = 9, IRQ_KINDS = 5, MSIX = 2 };
+enum { BAR0, BAR1, BAR2, BAR3, BAR4, CONFIG = 7, REGIONS = 9, IRQ_KINDS = 5, MSIX = 2 };
 enum { IOEVENTFD, IOREGIONFD };
+enum { MAPPABLE = 4 };
 enum { DATAMATCH = 1, PIO = 2, REGION_PIO = 1, POSTED = 2 };
 enum { LARGEST = 1 << 16, MOST_FDS = 16 };
 

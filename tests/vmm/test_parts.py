@@ -224,4 +224,5 @@ def test_results_that_point_elsewhere_are_not_believed(done: int, result: tuple[
 
 def test_a_ring_is_packed_as_the_guests_read_it() -> None:
     packed = Ring(bar=1, offset=0x20, count=7, roundtrips=3, value=None, counter=0x50).pack()
-    assert struct.unpack("<9I4xQ", packed) == (0, 1, 0x20, 4, 1, 7, 3, 0x50, 0xFFFF_FFFF, 0)
+    none = 0xFFFF_FFFF
+    assert struct.unpack("<12IQ", packed) == (0, 1, 0x20, 4, 1, 7, 3, 0x50, none, none, none, 0, 0)

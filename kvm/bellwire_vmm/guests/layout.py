@@ -42,11 +42,21 @@ class Phase(IntEnum):
     RAM_END = 4
     ROUNDTRIPS = 5
     ROUNDTRIPS_END = 6
+    NOTES = 7
+    NOTES_END = 8
 
 
 _BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC, _BLK_MAGIC, _NVME_MAGIC = (
     int.from_bytes(name, "little") for name in (b"BELL", b"EDU ", b"PCI ", b"BLK ", b"NVME")
 )
+
+
+class Mode(IntEnum):
+    """What a ring is: a store of one value, of 1, 2, 3, ..., or a load."""
+
+    CONSTANT = 0
+    COUNTING = 1
+    LOADING = 2
 
 
 class Space(IntEnum):
@@ -64,6 +74,11 @@ class Ring:
     ``roundtrips`` times waiting for one each. What is stored is ``value``, or with ``value=None`` 1, 2, 3,
     ... ``counter`` and ``errors`` are offsets in BAR0 of the device's 64-bit counts of arrivals and of values
     out of order, if the guest is to read them.
+
+    With ``loads``, a ring is a load of 4 bytes. ``notes`` is the offset of a 64-bit register that takes an address:
+    the guest then rings ``roundtrips`` times more, and waits until the device has changed the word there. ``look``
+    is the offset of a register that is told beforehand how many arrivals to look for, if the device polls.
+    ``flush`` has the guest leave for the VMM after each batch, and each ring that is waited for.
     """
 
     bar: int
@@ -75,14 +90,17 @@ class Ring:
     space: Space = Space.MEMORY
     counter: int | None = None
     errors: int | None = None
+    loads: bool = False
+    notes: int | None = None
+    look: int | None = None
+    flush: bool = False
 
     def pack(self) -> bytes:
-        """The 48 bytes of struct bell_entry."""
-        counting = self.value is None
-        counter = NONE if self.counter is None else self.counter
-        errors = NONE if self.errors is None else self.errors
-        head = (self.space, self.bar, self.offset, self.width, counting, self.count, self.roundtrips)
-        return _ENTRY.pack(*head, counter, errors, self.value or 0)
+        """The 56 bytes of struct bell_entry."""
+        mode = Mode.LOADING if self.loads else Mode.COUNTING if self.value is None else Mode.CONSTANT
+        offsets = (NONE if at is None else at for at in (self.counter, self.errors, self.notes, self.look))
+        head = (self.space, self.bar, self.offset, self.width, mode, self.count, self.roundtrips)
+        return _ENTRY.pack(*head, *offsets, self.flush, self.value or 0)
 
 
 class RingResult(NamedTuple):
@@ -93,14 +111,16 @@ class RingResult(NamedTuple):
     answered: int
     received_in_all: int
     disorder: int
+    noted: int
     ring_ticks: tuple[int, ...]
     ram_ticks: tuple[int, ...]
     trip_ticks: tuple[int, ...]
+    note_ticks: tuple[int, ...]
 
 
-_ENTRY = struct.Struct("<9I4xQ")
+_ENTRY = struct.Struct("<12IQ")
 _HEAD = struct.Struct("<II8x")
-_RESULT = struct.Struct("<8Q")
+_RESULT = struct.Struct("<10Q")
 
 
 def pack_rings(rings: Sequence[Ring]) -> bytes:
@@ -117,10 +137,10 @@ def unpack_rings(memory: Memory) -> list[RingResult]:
     results = []
     for index in range(done):
         at = RESULTS + _HEAD.size + index * _RESULT.size
-        *counts, rings, ram, trips = _RESULT.unpack(memory.read(at, _RESULT.size))
+        *counts, rings, ram, trips, notes = _RESULT.unpack(memory.read(at, _RESULT.size))
         batches = -(-counts[0] // BATCH)
-        lengths = (batches, batches, counts[2])
-        samples = (_samples(memory, at, n) for at, n in zip((rings, ram, trips), lengths, strict=True))
+        lengths = (batches, batches, counts[2], counts[5])
+        samples = (_samples(memory, at, n) for at, n in zip((rings, ram, trips, notes), lengths, strict=True))
         results.append(RingResult(*counts, *samples))
     return results
 

@@ -8,24 +8,33 @@ static u64 registers;            /* BAR0 */
 static u32 slot;
 static u64 free_results;         /* where the next times go */
 
+/* What an entry's rings are made of. */
+struct way {
+    u32 space, width, mode, flush;
+    u64 at;
+};
+
 /* n stores of value, value + step, ...: four instructions a turn, since ring 0 may be emulated one by one. */
 #define LOOP(store)                                                                                          \
     asm volatile("1: " store "; add %[step], %%rax; dec %%ecx; jnz 1b"                                       \
-                 : "+a"(value), "+c"(n) : "d"(at), [step] "r"(step) : "memory")
+                 : "+a"(value), "+c"(n) : "d"(way->at), [step] "r"(step) : "rbx", "memory")
 
-static u64 batch(u32 space, u32 width, u64 at, u64 value, u64 step, u32 n)
+static u64 batch(const struct way *way, u64 value, u64 step, u32 n)
 {
     u64 begin = rdtsc();
-    switch (space << 4 | width) {
-    case 0x01: LOOP("movb %%al, (%%rdx)"); break;
-    case 0x02: LOOP("movw %%ax, (%%rdx)"); break;
-    case 0x04: LOOP("movl %%eax, (%%rdx)"); break;
-    case 0x08: LOOP("movq %%rax, (%%rdx)"); break;
-    case 0x11: LOOP("outb %%al, %%dx"); break;
-    case 0x12: LOOP("outw %%ax, %%dx"); break;
-    case 0x14: LOOP("outl %%eax, %%dx"); break;
-    default: fail("a ring of this width does not exist", __LINE__);
+    switch (way->mode << 8 | way->space << 4 | way->width) {
+    case MODE_COUNTING << 8 | 0x01: case 0x01: LOOP("movb %%al, (%%rdx)"); break;
+    case MODE_COUNTING << 8 | 0x02: case 0x02: LOOP("movw %%ax, (%%rdx)"); break;
+    case MODE_COUNTING << 8 | 0x04: case 0x04: LOOP("movl %%eax, (%%rdx)"); break;
+    case MODE_COUNTING << 8 | 0x08: case 0x08: LOOP("movq %%rax, (%%rdx)"); break;
+    case MODE_COUNTING << 8 | 0x11: case 0x11: LOOP("outb %%al, %%dx"); break;
+    case MODE_COUNTING << 8 | 0x12: case 0x12: LOOP("outw %%ax, %%dx"); break;
+    case MODE_COUNTING << 8 | 0x14: case 0x14: LOOP("outl %%eax, %%dx"); break;
+    case MODE_LOADING << 8 | 0x04: LOOP("movl (%%rdx), %%ebx"); break;
+    default: fail("a ring of this kind does not exist", __LINE__);
     }
+    if (way->flush)
+        out8(PORT_FLUSH, 0);
     return rdtsc() - begin;
 }
 
@@ -48,27 +57,43 @@ static void irq_on_ring(u32 vector_plus_one)
     flush();
 }
 
+static void look(const struct bell_entry *entry, u32 arrivals)
+{
+    if (entry->look != NONE)
+        write32(registers + entry->look, arrivals);
+}
+
 static u64 counted(u32 offset) { return offset == NONE ? 0 : read64(registers + offset); }
 
-static void rings(u32 space, const struct bell_entry *entry, u64 at, u64 *times)
+static void rings(const struct bell_entry *entry, const struct way *way, u64 *times)
 {
     u64 step = entry->mode == MODE_COUNTING, value = step ? 1 : entry->value;
     for (u32 left = entry->count; left;) {
         u32 n = left < BATCH ? left : BATCH;
-        *times++ = batch(space, entry->width, at, value, step, n);
+        *times++ = batch(way, value, step, n);
         value += step * n;
         left -= n;
     }
 }
 
+static u64 wait_for_note(volatile u32 *note, u32 seen)
+{
+    while (*note == seen)
+        asm volatile("pause");
+    return rdtsc();
+}
+
 static void measure(u32 index, const struct bell_entry *entry, struct bell_result *result)
 {
-    static u64 ram;
-    u32 batches = (entry->count + BATCH - 1) / BATCH;
-    u64 *ring_times = reserve(batches), *ram_times = reserve(batches), *trip_times = reserve(entry->roundtrips);
+    static u32 ram[2], note;
+    u32 batches = (entry->count + BATCH - 1) / BATCH, noted = entry->notes == NONE ? 0 : entry->roundtrips;
+    u64 *ring_times = reserve(batches), *ram_times = reserve(batches);
+    u64 *trip_times = reserve(entry->roundtrips), *note_times = reserve(noted);
     u64 at = pci_bar(slot, entry->bar) + entry->offset;
-    u64 value = entry->mode == MODE_COUNTING ? entry->count + 1UL : entry->value;
+    u64 step = entry->mode == MODE_COUNTING, value = step ? entry->count + 1UL : entry->value;
     int is_ports = cfg_read32(slot, CFG_BAR0 + 4 * entry->bar) & 1;
+    struct way way = {entry->space, entry->width, entry->mode, entry->flush, at};
+    struct way to_ram = {SPACE_MEMORY, entry->width, entry->mode, 0, (u64)ram};
 
     check(entry->bar < 6 && at != entry->offset, "no such BAR");
     check(is_ports == (entry->space == SPACE_PORTS), "the BAR is in the other address space");
@@ -76,34 +101,52 @@ static void measure(u32 index, const struct bell_entry *entry, struct bell_resul
     write32(registers + BELL_RESET_COUNTERS, 1);
     flush();
 
+    look(entry, entry->count);
     out32(PORT_MARK, index << 8 | PHASE_RINGS);
-    rings(entry->space, entry, at, ring_times);
+    rings(entry, &way, ring_times);
     out32(PORT_MARK, index << 8 | PHASE_RINGS_END);
     flush();
     result->rung = entry->count;
     result->received = counted(entry->counter);
 
     out32(PORT_MARK, index << 8 | PHASE_RAM);
-    rings(SPACE_MEMORY, entry, (u64)&ram, ram_times);
+    rings(entry, &to_ram, ram_times);
     out32(PORT_MARK, index << 8 | PHASE_RAM_END);
 
     irq_on_ring(1);
     irq_time = 0;
+    look(entry, entry->roundtrips);
     out32(PORT_MARK, index << 8 | PHASE_ROUNDTRIPS);
-    for (u32 trip = 0; trip < entry->roundtrips; trip++) {
+    for (u32 trip = 0; trip < entry->roundtrips; trip++, value += step) {
         u64 begin = rdtsc();
-        batch(entry->space, entry->width, at, value, 0, 1);
+        batch(&way, value, 0, 1);
         trip_times[trip] = wait_for_interrupt() - begin;
-        value += entry->mode == MODE_COUNTING;
         result->answered++;
     }
     out32(PORT_MARK, index << 8 | PHASE_ROUNDTRIPS_END);
     irq_on_ring(0);
+
+    if (noted) {
+        write64(registers + entry->notes, (u64)&note);
+        look(entry, noted);
+        out32(PORT_MARK, index << 8 | PHASE_NOTES);
+        for (u32 trip = 0; trip < noted; trip++, value += step) {
+            u32 seen = note;
+            u64 begin = rdtsc();
+            batch(&way, value, 0, 1);
+            note_times[trip] = wait_for_note(&note, seen) - begin;
+            result->noted++;
+        }
+        out32(PORT_MARK, index << 8 | PHASE_NOTES_END);
+        write64(registers + entry->notes, 0);
+        flush();
+    }
     result->received_in_all = counted(entry->counter);
     result->disorder = counted(entry->errors);
     result->rings = (u64)ring_times;
     result->ram = (u64)ram_times;
     result->trips = (u64)trip_times;
+    result->notes = (u64)note_times;
 }
 
 static void program(void)

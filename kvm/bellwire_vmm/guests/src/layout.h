@@ -15,6 +15,7 @@ typedef unsigned long u64;
 #define PORT_TEXT 0xe9           /* 8-bit out: a character of debug text */
 #define PORT_EXIT 0xf4           /* 32-bit out: the run ends with this code; 0 = all is well */
 #define PORT_MARK 0xf5           /* 32-bit out: a mark that the VMM stamps with its counts */
+#define PORT_FLUSH 0xf6          /* 8-bit out: an exit and nothing else */
 
 /* A mark is entry << 8 | phase. */
 enum phase {
@@ -24,6 +25,8 @@ enum phase {
     PHASE_RAM_END = 4,
     PHASE_ROUNDTRIPS = 5,        /* ring, wait for the interrupt, again */
     PHASE_ROUNDTRIPS_END = 6,
+    PHASE_NOTES = 7,             /* ring, wait for the device's note in memory, again */
+    PHASE_NOTES_END = 8,
 };
 
 #define BATCH 64                 /* rings between two rdtsc */
@@ -33,7 +36,7 @@ enum phase {
 #define BELL_MAGIC 0x4c4c4542u   /* "BELL" */
 
 enum { SPACE_MEMORY = 0, SPACE_PORTS = 1 };
-enum { MODE_CONSTANT = 0, MODE_COUNTING = 1 };
+enum { MODE_CONSTANT = 0, MODE_COUNTING = 1, MODE_LOADING = 2 };
 #define NONE 0xffffffffu
 
 struct bell_parameters {
@@ -47,12 +50,17 @@ struct bell_entry {              /* one measurement */
     u32 bar;                     /* 0..5 */
     u32 offset;                  /* of the doorbell in its BAR, bytes */
     u32 width;                   /* of a ring, bytes: 1, 2, 4 or (memory only) 8 */
-    u32 mode;                    /* MODE_CONSTANT: `value` each time; MODE_COUNTING: 1, 2, 3, ... */
+    u32 mode;                    /* MODE_CONSTANT: `value` each time; MODE_COUNTING: 1, 2, 3, ...;
+                                    MODE_LOADING: nothing is stored, a ring is a load of 4 bytes from memory */
     u32 count;                   /* rings in the first phase */
     u32 roundtrips;              /* rings in the second one, each waited for */
     u32 counter;                 /* offset in BAR0 of the u64 that counts arrivals; NONE = not asked */
     u32 errors;                  /* offset in BAR0 of the u64 that counts values out of order; NONE = not asked */
-    u32 reserved;
+    u32 notes;                   /* offset in BAR0 of the u64 that takes an address: the device changes the u32
+                                    there with each arrival. NONE = there is no third phase */
+    u32 look;                    /* offset in BAR0 of the u32 that is told how many arrivals to look for, before
+                                    each phase, of a device that polls; NONE = it does not */
+    u32 flush;                   /* 1: an exit after each BATCH, and each ring that is waited for */
     u64 value;
 };
 
@@ -66,11 +74,13 @@ struct bell_result {
     u64 rung;                    /* rings of the first phase, as counted by the guest */
     u64 received;                /* arrivals after the first phase, as counted by the device */
     u64 answered;                /* interrupts that came, one for each ring of the second phase */
-    u64 received_in_all;         /* arrivals after the second phase */
+    u64 received_in_all;         /* arrivals after the last phase */
     u64 disorder;                /* values out of order, as counted by the device */
+    u64 noted;                   /* notes that came, one for each ring of the third phase */
     u64 rings;                   /* address of the batches' times: u64 TSC ticks, one for each begun BATCH */
     u64 ram;                     /* the same, for stores to RAM */
     u64 trips;                   /* address of the round trips' times: u64 TSC ticks, `answered` of them */
+    u64 notes;                   /* address of the times until they did: u64 TSC ticks, `noted` of them */
 };
 
 /* ---- edu ---- */
@@ -186,7 +196,7 @@ struct nvme_results {
 
 _Static_assert(sizeof(struct nvme_results) == 48, "mirrored in layout.py");
 _Static_assert(sizeof(struct blk_results) == 32, "mirrored in layout.py");
-_Static_assert(sizeof(struct bell_entry) == 48 && sizeof(struct bell_result) == 64, "mirrored in layout.py");
+_Static_assert(sizeof(struct bell_entry) == 56 && sizeof(struct bell_result) == 80, "mirrored in layout.py");
 _Static_assert(sizeof(struct edu_results) == 80 && sizeof(struct pci_results) == 200, "mirrored in layout.py");
 
 #endif
