@@ -53,6 +53,37 @@ def test_scattered_pages_come_in_their_order(driver: Driver) -> None:
     assert driver.memory[flat : flat + 64 * PAGE] == content
 
 
+@pytest.mark.parametrize("strays", [0, 1, 29, 30])
+def test_one_page_that_lies_elsewhere_gets_what_is_its_own(driver: Driver, strays: int) -> None:
+    queues = driver.create_queues()
+    content = random.Random(9).randbytes(32 * PAGE)
+    source, elsewhere = driver.allocate(32 * PAGE), driver.allocate(PAGE)
+    driver.memory[source : source + 32 * PAGE] = content
+    assert transfer(queues, WRITE, source, 0, 256).status == 0
+    base = driver.allocate(32 * PAGE)
+    pages = [base + PAGE * number for number in range(32)]
+    pages[1 + strays] = elsewhere
+    prp1, prp2 = prps(driver, pages)
+    assert queues.do(READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(0, 0, 255)).status == 0
+    assert b"".join(bytes(driver.memory[page : page + PAGE]) for page in pages) == content
+    assert not any(driver.memory[base + (1 + strays) * PAGE : base + (2 + strays) * PAGE])
+
+
+def test_many_large_reads_rung_for_at_once_all_come(driver: Driver) -> None:
+    queues = driver.create_queues(1, 64)
+    content = random.Random(10).randbytes(32 * PAGE)
+    source = driver.allocate(32 * PAGE)
+    driver.memory[source : source + 32 * PAGE] = content
+    assert transfer(queues, WRITE, source, 0, 256).status == 0
+    targets = [driver.allocate(32 * PAGE) for _ in range(40)]
+    for cid, target in enumerate(targets):
+        prp1, prp2 = prps(driver, range(target, target + 32 * PAGE, PAGE))
+        queues.put(READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(0, 0, 255), cid=cid)
+    queues.ring()
+    assert {done.status for done in queues.wait(*range(40))} == {0}
+    assert all(driver.memory[target : target + 32 * PAGE] == content for target in targets)
+
+
 def test_a_list_may_begin_at_the_end_of_its_page_and_go_on_in_another(driver: Driver) -> None:
     queues = driver.create_queues()
     pages = [driver.allocate(PAGE) for _ in range(5)]

@@ -6,6 +6,7 @@ what is not plain, or not in memory, or wrong, is left to the long one.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -23,8 +24,16 @@ if TYPE_CHECKING:
 
 
 READ = int(IoOpcode.READ)
+ENOUGH = 512 << 10
+"""Bytes after which the host is to be told: it takes them in, and asks for more, while we copy the next."""
 PLAIN_READ = struct.Struct("<BBHI16xQQQI12x")
 """Of a command, what a read needs (§6.9): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
+
+
+@functools.cache
+def _row(count: int) -> tuple[int, int]:
+    """What a list of ``count`` pages that follow each other is as one number: the first times this, plus that."""
+    return sum(1 << 64 * at for at in range(count)), sum(at * PAGE << 64 * at for at in range(count))
 
 
 class AtOnce:
@@ -36,8 +45,11 @@ class AtOnce:
         self._io = io
         self._counters = counters
 
-    def read(self, block: bytes) -> tuple[list[int], list[bytes]]:
-        """The ids of those commands in ``block`` that have been done, and the others as they are."""
+    def read(self, block: bytes) -> tuple[list[int], list[bytes], int]:
+        """The ids of those commands in ``block`` that have been done, and the others as they are, up to ENOUGH bytes.
+
+        Also how many commands have not been looked at for that reason.
+        """
         done: list[int] = []
         left: list[bytes] = []
         known, spaces = len(self._namespaces), self._namespaces
@@ -74,12 +86,14 @@ class AtOnce:
                         if got == length:
                             done.append(cid)
                             moved += length
-                            continue
+                            if moved < ENOUGH:
+                                continue
+                            break
             left.append(block[at - COMMAND_SIZE : at])
         self._io.budget = budget - moved
         self._counters.reads += len(done)
         self._counters.sectors_read += moved >> SECTOR_SHIFT
-        return done, left
+        return done, left, (len(block) - at) // COMMAND_SIZE
 
     def _in_a_row(self, address: int, page: int, count: int) -> bool:
         """Whether the list of pages at ``address`` is of ``count`` that follow each other, the first being ``page``."""
@@ -87,10 +101,11 @@ class AtOnce:
         if count < 2 or address & 7 or address % PAGE + size > PAGE:
             return False
         try:
-            pages = struct.unpack(f"<{count}Q", self._dma.read(address, size))
+            pages = int.from_bytes(self._dma.read(address, size), "little")
         except GuestError:
             return False
-        return pages == tuple(range(page, page + count * PAGE, PAGE))
+        ones, steps = _row(count)
+        return pages == page * ones + steps
 
     def _window(self, address: int) -> tuple[int, int, memoryview]:
         """The stretch of guest memory around ``address`` that may be written: its start, its end, itself."""

@@ -280,6 +280,8 @@ class Controller:
                         tail = self.shadow.wake_at_tail(sq.qid, tail)
                     if tail != sq.tail:
                         self._take_tail(sq, tail)
+                        if self._io.budget < AT_ONCE // 2:  # rather once round the loop than to the threads
+                            break
                         continue
                 return
             self._execute(sq, cq, block)
@@ -303,7 +305,9 @@ class Controller:
         count = len(block) // COMMAND_SIZE
         cq.running += count
         if sq.qid:
-            done, entries = self._at_once.read(block)
+            done, entries, rest = self._at_once.read(block)
+            if rest:
+                sq.give_back(rest)
             completions = [(0, sq, cid, 0) for cid in done]
             run = self._execute_io
         else:

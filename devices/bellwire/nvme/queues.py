@@ -55,6 +55,10 @@ class SubmissionQueue(ctypes.Structure):
         self.head = (head + count) % self.size
         return block
 
+    def give_back(self, count: int) -> None:
+        """The last ``count`` commands that were fetched have not been looked at."""
+        self.head = (self.head - count) % self.size
+
 
 Completion = tuple[int, SubmissionQueue, int, int]
 """What the device tells of a command: a result, the queue that it came from, its id, and its status."""
