@@ -13,6 +13,7 @@ Documentation/virt/kvm/api.rst that explains it. x86-64 only.
 from __future__ import annotations
 
 from .capability import Capability
+from .coalesced import CoalescedRing, CoalescedWrite
 from .cpuid import Cpuid, CpuidEntry
 from .errors import (
     ConflictError,
@@ -55,6 +56,8 @@ from .vm import MemoryFlags, Vm
 __all__ = [
     "KICK_SIGNAL",
     "Capability",
+    "CoalescedRing",
+    "CoalescedWrite",
     "ConflictError",
     "Cpuid",
     "CpuidEntry",

@@ -15,6 +15,7 @@ class Capability(IntEnum):
     NR_VCPUS = 9
     NR_MEMSLOTS = 10
     MP_STATE = 14
+    COALESCED_MMIO = 15
     SET_GUEST_DEBUG = 23
     IRQ_ROUTING = 25
     IRQFD = 32
@@ -35,6 +36,7 @@ class Capability(IntEnum):
     MAX_VCPU_ID = 128
     IMMEDIATE_EXIT = 136
     X86_DISABLE_EXITS = 143
+    COALESCED_PIO = 162
     X86_USER_SPACE_MSR = 188
     BINARY_STATS_FD = 203
     EXIT_ON_EMULATION_FAILURE = 204

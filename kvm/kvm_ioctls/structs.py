@@ -65,6 +65,12 @@ class Ioeventfd(ctypes.Structure):
     )
 
 
+class CoalescedMmioZone(ctypes.Structure):
+    """KVM_REGISTER_COALESCED_MMIO and KVM_UNREGISTER_COALESCED_MMIO (api.rst 4.116)."""
+
+    _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
+
+
 class Ioregion(ctypes.Structure):
     """KVM_SET_IOREGION, version 3 of a proposal that was never merged."""
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 from . import requests, structs
+from .coalesced import PAGE, CoalescedRing
 from .cpuid import Cpuid
-from .errors import ioctl_error
+from .errors import InvalidArgumentError, ioctl_error
 from .exits import Exit, ExitReason, Interrupted, decode, exit_reason
 from .handle import Handle
 from .ioctl import Ioctl, invoke, libc_ioctl
@@ -45,6 +46,7 @@ class Vcpu(Handle):
         super().__init__(fd)
         self.id = vcpu_id
         self._thread = 0
+        self._rings: list[CoalescedRing] = []
         try:
             self._page = mmap.mmap(fd, mmap_size)
         except BaseException:
@@ -54,6 +56,8 @@ class Vcpu(Handle):
     def close(self) -> None:
         """Close the descriptor and unmap `struct kvm_run`. `kick` the thread out of `run()` first."""
         super().close()
+        for ring in self._rings:
+            ring.close()
         if hasattr(self, "_page"):
             self._page.close()
 
@@ -116,6 +120,17 @@ class Vcpu(Handle):
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT (api.rst 4.16): queue an external interrupt. ENXIO: there is an in-kernel irqchip."""
         invoke(self.fd, requests.INTERRUPT, structs.Interrupt(vector))
+
+    def coalesced_ring(self, page: int) -> CoalescedRing:
+        """Return the ring of coalesced writes, which the VM's vCPUs share; it goes when this vCPU is closed.
+
+        `page` is the VM's answer to KVM_CAP_COALESCED_MMIO: where in this mapping it lies (api.rst 4.5 and 4.116).
+        """
+        if not 0 < page < len(self._page) // PAGE:
+            raise InvalidArgumentError(f"page {page} is no ring of coalesced writes: the mapping ends before it")
+        ring = CoalescedRing(memoryview(self._page)[page * PAGE : (page + 1) * PAGE])
+        self._rings.append(ring)
+        return ring
 
     # Registers
 

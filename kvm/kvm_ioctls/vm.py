@@ -192,6 +192,22 @@ class Vm(Handle):
             raise InvalidArgumentError("CCW doorbells exist on s390 only", "KVM_IOEVENTFD", asked)
         invoke(self.fd, requests.IOEVENTFD, request, **asked)
 
+    def register_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
+        """KVM_REGISTER_COALESCED_MMIO (api.rst 4.116): keep the guest's writes to `size` bytes at `addr` in a ring.
+
+        Writes that lie wholly in this zone do not exit while the ring has room: whoever runs a vCPU fetches them,
+        with `Vcpu.coalesced_ring`, whenever `run` returns. Reads exit as ever. `pio` makes it a zone of I/O ports.
+        ENXIO: this kernel has no such ring. ENOSPC: there are too many zones and doorbells.
+        """
+        invoke(self.fd, requests.REGISTER_COALESCED_MMIO, structs.CoalescedMmioZone(addr, size, int(pio)))
+
+    def unregister_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
+        """Undo `register_coalesced_mmio`: all zones go that hold these bytes, and no error says if there was none.
+
+        When this returns nothing more is put into the ring for them; what is in it stays there.
+        """
+        invoke(self.fd, requests.UNREGISTER_COALESCED_MMIO, structs.CoalescedMmioZone(addr, size, int(pio)))
+
     def has_ioregion(self) -> bool:
         """Return whether this kernel has KVM_SET_IOREGION, by taking away a region that is not there.
 

@@ -14,6 +14,8 @@ import pytest
 
 from kvm_ioctls import (
     Capability,
+    CoalescedRing,
+    CoalescedWrite,
     Debug,
     FailEntry,
     Hlt,
@@ -191,6 +193,19 @@ def test_what_c_writes_to_struct_kvm_run_decodes_to_the_same(compiled: Callable[
     for number, expected in enumerate(WRITTEN_BY_C.values()):
         with page_with(written[number * size : (number + 1) * size]) as page:
             assert decode(page) == expected
+
+
+def test_what_c_writes_to_the_ring_of_coalesced_writes_drains_to_the_same(compiled: Callable[[str], bytes]) -> None:
+    written = compiled(
+        "union { struct kvm_coalesced_mmio_ring ring; char page[4096]; } u;"
+        "memset(&u, 0, sizeof u); struct kvm_coalesced_mmio *last = &u.ring.coalesced_mmio[169];"
+        "u.ring.first = 169; u.ring.last = 0;"
+        'last->phys_addr = 1ull << 39; last->len = 3; last->pio = 1; memcpy(last->data, "abcdefgh", 8);'
+        "fwrite(&u, sizeof u, 1, stdout);"
+    )
+    taken: list[CoalescedWrite] = []
+    CoalescedRing(memoryview(bytearray(written))).drain(taken.extend)
+    assert taken == [CoalescedWrite(1 << 39, b"abc", True)]
 
 
 def test_replies_land_where_c_reads_them(compiled: Callable[[str], bytes]) -> None:

@@ -1,0 +1,92 @@
+"""Coalesced writes: a guest's stores that KVM keeps in a ring, so that many leave the guest at one exit.
+
+KVM has one such ring a VM, a page that lies in every vCPU's mapping. `struct kvm_coalesced_mmio_ring` begins with
+two indices: the kernel puts a write at `last`, we take them from `first` on, and where these are equal there is
+none (api.rst 4.116). One entry stays free. When the ring is full, a write exits as if it were in no zone.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .errors import KvmError
+
+PAGE = mmap.PAGESIZE
+_HEAD = struct.Struct("=II")
+_ENTRY = struct.Struct("=QII8s")  # struct kvm_coalesced_mmio: phys_addr, len, pio, data
+_FIRST, _LAST = 0, 1
+_MOST = (PAGE - _HEAD.size) // _ENTRY.size
+
+
+class CoalescedWrite(NamedTuple):
+    """The guest wrote `data` (1-8 bytes, memory order) at `phys_addr`, which is an I/O port if `pio`."""
+
+    phys_addr: int
+    data: bytes
+    pio: bool
+
+
+class CoalescedRing:
+    """The ring in `page`, which is one page long. Any thread may look whether it is empty; one at a time drains it."""
+
+    ROOM = _MOST - 1
+    """How many writes it holds."""
+
+    def __init__(self, page: memoryview):
+        if len(page) != PAGE:
+            raise ValueError(f"the ring of coalesced writes has {len(page)} bytes, expected a page of {PAGE}")
+        self._page = page
+        self._indices = page.cast("I")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits. Cheap enough to be asked after every exit."""
+        indices = self._indices
+        return indices[_FIRST] == indices[_LAST]
+
+    def drain(self, take: Callable[[list[CoalescedWrite]], None]) -> int:
+        """Give `take` all that waits, oldest first, and return how many that was.
+
+        Their places become free when `take` has returned: as long as it has not, the ring is not `empty`, and no
+        other thread can mistake writes under way for writes that have arrived. Raises `KvmError` for a ring that
+        no kernel would leave behind; what was in it is lost.
+        """
+        first, last = self._indices[_FIRST], self._indices[_LAST]
+        if first >= _MOST or last >= _MOST:
+            raise _broken(f"first {first} and last {last}, expected less than {_MOST}")
+        if first == last:
+            return 0
+        try:
+            writes = [_write(*fields) for fields in _ENTRY.iter_unpack(self._between(first, last))]
+            take(writes)
+        finally:
+            self._indices[_FIRST] = last
+        return len(writes)
+
+    def close(self) -> None:
+        """Let go of the page."""
+        self._indices.release()
+        self._page.release()
+
+    def _between(self, first: int, last: int) -> bytes:
+        start, stop = (_HEAD.size + index * _ENTRY.size for index in (first, last))
+        if first < last:
+            return bytes(self._page[start:stop])
+        end = _HEAD.size + _MOST * _ENTRY.size
+        return bytes(self._page[start:end]) + bytes(self._page[_HEAD.size : stop])
+
+
+def _write(phys_addr: int, length: int, pio: int, data: bytes) -> CoalescedWrite:
+    if not 1 <= length <= len(data):
+        raise _broken(f"an entry for {phys_addr:#x} has len {length}, expected 1 to {len(data)}")
+    if pio > 1:
+        raise _broken(f"an entry for {phys_addr:#x} has pio {pio}, expected 0 or 1")
+    return CoalescedWrite(phys_addr, data[:length], pio == 1)
+
+
+def _broken(reason: str) -> KvmError:
+    return KvmError(errno.EPROTO, f"the ring of coalesced writes: {reason}")
