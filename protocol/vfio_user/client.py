@@ -33,7 +33,7 @@ from vfio_user.migration import DeviceFeature
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region, RegionInfo
-from vfio_user.transfer import MULTI, RegionAccess, RegionWrite, pack_writes
+from vfio_user.transfer import MULTI, MULTI_ENTRY, RegionAccess, RegionWrite, pack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
 PROPOSAL = Capabilities.of(
@@ -188,6 +188,13 @@ class Client:
             self._post(Command.REGION_WRITE, head, data)
         else:
             self._request(Command.REGION_WRITE, head, data)
+
+    @property
+    def most_writes(self) -> int:
+        """How many writes one `write_multi` can take; 0 if the server has not agreed to any."""
+        if not self.capabilities.write_multiple:
+            return 0
+        return max(0, (self._most - MULTI.size) // MULTI_ENTRY.size)
 
     def write_multi(self, writes: Sequence[RegionWrite], *, posted: bool = False) -> int:
         """REGION_WRITE_MULTI; how many of the writes were done (all, as far as known, when posted)."""

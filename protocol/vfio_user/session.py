@@ -296,7 +296,11 @@ class Session:
         return Reply([head])
 
     def _write_multi(self, message: Message) -> Reply:
-        """All entries are checked before the first is written; the reply says how many were."""
+        """All entries are checked before the first is written; the reply says how many were.
+
+        The first that the device refuses is the last. Where there is no reply, nobody learns that, and each stands
+        for itself, as a posted REGION_WRITE does.
+        """
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         writes = unpack_writes(message.payload)
@@ -306,7 +310,10 @@ class Session:
         for region, offset, data in writes:
             try:
                 self._call(Command.REGION_WRITE_MULTI, self._backend.region_write, region, offset, memoryview(data))
-            except VfioUserError:
+            except VfioUserError as error:
+                if message.flags & _NO_REPLY:
+                    self._backend.refused(error)
+                    continue
                 if done == 0:
                     raise
                 break

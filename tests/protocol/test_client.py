@@ -284,6 +284,21 @@ def test_write_multi_must_have_been_agreed(fake_server: MakeServer) -> None:
     assert wire.silent
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "most"),
+    [
+        ({"write_multiple": True, "max_data_xfer_size": 8 + 24 * 170 + 23}, 170),
+        ({"write_multiple": True, "max_data_xfer_size": 1}, 0),
+        ({"write_multiple": False}, 0),
+    ],
+)
+def test_how_many_writes_fit_follows_from_what_the_server_takes(
+    fake_server: MakeServer, capabilities: dict[str, int], most: int
+) -> None:
+    client, _ = fake_server(answer(**capabilities))
+    assert client.most_writes == most
+
+
 def test_threads_may_share_a_client(client: Client) -> None:
     failures: list[int] = []
 

@@ -241,6 +241,24 @@ def test_writes_up_to_the_one_that_fails_are_counted(link: Link) -> None:
     assert link.refused(MULTI, multi(entry(2, b"x"), entry(3, b"x"))) == errno.EIO
 
 
+def test_posted_writes_each_stand_for_themselves(link: Link) -> None:
+    done = []
+
+    def hook(region: int, offset: int, data: memoryview) -> None:
+        if offset == 1:
+            raise VfioUserError("not now", errno.EBUSY)
+        if offset == 2:
+            raise RuntimeError
+        done.append(offset)
+
+    link.device.on_write = hook
+    link.send(MULTI, multi(*[entry(at, b"x") for at in range(4)]), flags=NO_REPLY)
+    link.session.service()
+    assert link.silent
+    assert done == [0, 3]
+    assert [error.errno for error in link.device.refusals] == [errno.EBUSY, errno.EIO]
+
+
 @pytest.mark.parametrize("proposal", [b"", b"{}\0", QEMU_PROPOSAL.replace(b"true", b"false")])
 def test_it_must_have_been_negotiated(stranger: Link, proposal: bytes) -> None:
     stranger.greet(proposal)
