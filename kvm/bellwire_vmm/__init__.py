@@ -6,18 +6,20 @@
         result = machine.run(timeout=10)
 
 To read it in an afternoon, begin with `machine` and `processor` (the loop around KVM_RUN), then `proxy`, which
-joins one device to the bus, and from there `doorbells` and `relay` (a guest's writes), `areas` (memory shared
-with the device), `interrupts`, `msix`, `intx` and `vectors` (the way back). `boot` and `guests` are the other
-side: what runs in the machine. With a `board` around it, and a kernel that `linux` has read, that may be Linux.
+joins one device to the bus, and from there `doorbells`, `relay`, `zones` and `coalescing` (a guest's writes),
+`areas` (memory shared with the device), `interrupts`, `msix`, `intx` and `vectors` (the way back). `boot` and
+`guests` are the other side: what runs in the machine. With a `board` around it, and a kernel that `linux` has
+read, that may be Linux.
 """
 
 from __future__ import annotations
 
 from bellwire_vmm.doorbells import Mechanism
-from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, GuestImageError, VmmError
+from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, GuestImageError, VmmError, ZoneRefusedError
 from bellwire_vmm.machine import Machine, RunResult
 from bellwire_vmm.processor import Mark
 from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.zones import Zone
 
 __all__ = [
     "AddressConflictError",
@@ -29,4 +31,6 @@ __all__ = [
     "ProxyDevice",
     "RunResult",
     "VmmError",
+    "Zone",
+    "ZoneRefusedError",
 ]

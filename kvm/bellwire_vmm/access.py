@@ -28,10 +28,10 @@ class BarTarget:
         *,
         posted: bool,
     ) -> None:
+        self.link = link
         self.bar = bar
         self.reads = self.writes = 0
         self._counts = counts
-        self._link = link
         self._relayed = relayed
         self._posted = posted
         self._table = table
@@ -50,7 +50,7 @@ class BarTarget:
                 if data is not None:
                     return data
                 break
-        data = self._link.read(self.bar.index, offset, size)
+        data = self.link.read(self.bar.index, offset, size)
         if self._table is not None and _inside(self._pending, offset, size):
             return self._table.pending(offset - self._pending.start, data)
         return data
@@ -62,7 +62,7 @@ class BarTarget:
         if count is not None:
             count.exits += 1
         if self._table is not None and _inside(self._entries, offset, len(data)):
-            with self._link.lock:
+            with self.link.lock:
                 self._table.write(offset - self._entries.start, data)
             return
         for region in self._relayed:
@@ -70,7 +70,7 @@ class BarTarget:
                 if region.write(offset, data):
                     return
                 break
-        self._link.write(self.bar.index, offset, data, posted=self._posted)
+        self.link.write(self.bar.index, offset, data, posted=self._posted)
 
 
 def _inside(extent: range, offset: int, size: int) -> bool:

@@ -15,5 +15,9 @@ class DeviceRefusedError(VmmError):
     """A device that describes itself in a way that no guest can be shown."""
 
 
+class ZoneRefusedError(VmmError):
+    """A part of a BAR whose writes cannot wait for the next exit."""
+
+
 class AddressConflictError(VmmError):
     """A range of addresses that is taken already."""

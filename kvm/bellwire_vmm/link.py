@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from vfio_user import Client, Disconnected, FramingError, TimedOut, VfioUserError
+from vfio_user import Client, Disconnected, FramingError, RegionWrite, TimedOut, VfioUserError
 
 _FATAL = Disconnected, FramingError, TimedOut  # an answer that comes late, or half a message, is none
 
@@ -48,6 +48,14 @@ class Link:
                 self.client.write(region, offset, data, posted=posted)
             except VfioUserError as error:
                 self._note(error)
+
+    def write_many(self, writes: Sequence[RegionWrite]) -> None:
+        """Post writes, in as few messages as the server's limit allows."""
+        most = self.client.most_writes
+        for at in range(0, len(writes), most):
+            if not self.lost:
+                with self.tolerant():
+                    self.client.write_multi(writes[at : at + most], posted=True)
 
     @contextlib.contextmanager
     def tolerant(self) -> Iterator[None]:

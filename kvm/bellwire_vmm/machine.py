@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -98,25 +98,32 @@ class Machine:
             for number in range(vcpus):
                 vcpu = self.vm.create_vcpu(number)
                 vcpu.set_cpuid2(cpuid_of(kvm, supported, number, vcpus))
-                spaces = self.platform.memory_space, self.platform.port_space
-                self.processors.append(Processor(vcpu, number, *spaces, self))
+                self.processors.append(Processor(vcpu, number, self.platform, self))
+            self.platform.coalescing.begin(self.processors[0].vcpu)
             self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
             self._lapics = [each.vcpu.get_lapic() for each in self.processors]
             stack.callback(self._unplug_all)
             self._stack = stack.pop_all()
 
-    def plug(self, client: Client, *, share_memory: bool = True) -> ProxyDevice:
+    def plug(
+        self, client: Client, *, share_memory: bool = True, coalesced: Iterable[tuple[int, int, int]] = ()
+    ) -> ProxyDevice:
         """Put the device behind ``client`` into the next free slot; the machine owns the client from now on.
 
         ``share_memory`` hands it the guest's RAM as a file descriptor; otherwise it must ask for what it
         wants by message. DeviceRefusedError: no guest can be shown such a device.
+
+        ``coalesced`` are zones of memory BARs: (BAR, offset, size in bytes). A write to one costs the guest no
+        exit, but waits for the next one of any vCPU; then all that wait go out as one posted message. So it is
+        for registers that are written many at a time, and of whose effect no guest waits without reading.
+        ZoneRefusedError: writes there cannot wait.
         """
         try:
             slot = self.bus.free_slot()
         except AddressConflictError:
             client.close()
             raise
-        device = ProxyDevice(self.platform, client, slot, share_memory=share_memory)
+        device = ProxyDevice(self.platform, client, slot, share_memory=share_memory, coalesced=coalesced)
         self.bus.insert(slot, device)
         self.devices.append(device)
         return device

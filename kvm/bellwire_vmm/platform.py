@@ -6,6 +6,7 @@ import threading
 
 from bellwire_vmm.bars import Bar
 from bellwire_vmm.bus import AddressSpace
+from bellwire_vmm.coalescing import Coalescing
 from bellwire_vmm.gsis import GsiTable
 from bellwire_vmm.memory import GuestMemory
 from bellwire_vmm.slots import MemorySlots
@@ -24,6 +25,7 @@ class Platform:
         self.slots = MemorySlots(vm)
         self.gsis = GsiTable(vm)
         self.lock = threading.RLock()
+        self.coalescing = Coalescing(vm, self.lock)
         self._low, self._high, self._ports = Window(LOW_MEMORY), Window(HIGH_MEMORY), Window(PORTS)
 
     def space(self, bar: Bar) -> AddressSpace:

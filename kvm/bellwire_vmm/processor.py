@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from bellwire_vmm.bus import AddressSpace
+from bellwire_vmm.platform import Platform
 from kvm_ioctls import Exit, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, Vcpu
 
 PORT_TEXT, PORT_EXIT, PORT_MARK = 0xE9, 0xF4, 0xF5
@@ -45,13 +45,14 @@ class Listener(Protocol):
 class Processor:
     """Runs one vCPU until its listener is stopping, or it cannot go on."""
 
-    def __init__(self, vcpu: Vcpu, number: int, memory: AddressSpace, ports: AddressSpace, listener: Listener) -> None:
+    def __init__(self, vcpu: Vcpu, number: int, platform: Platform, listener: Listener) -> None:
         self.vcpu = vcpu
         self.number = number
         self.runs = 0
         self.stats = vcpu.stats()
-        self._memory = memory
-        self._ports = ports
+        self._memory = platform.memory_space
+        self._ports = platform.port_space
+        self._coalescing = platform.coalescing
         self._listener = listener
 
     def run(self) -> None:
@@ -62,10 +63,12 @@ class Processor:
             self._complete()
 
     def _run(self) -> None:
-        run, memory, listener = self.vcpu.run, self._memory, self._listener
+        run, memory, coalescing, listener = self.vcpu.run, self._memory, self._coalescing, self._listener
         while not listener.stopping:
             reason = run()
             self.runs += 1
+            if coalescing.active:
+                coalescing.drain()
             match reason:
                 case MmioWrite():
                     memory.write(reason.addr, reason.data)
@@ -89,10 +92,11 @@ class Processor:
         self.vcpu.close()
 
     def _complete(self) -> None:
-        """Let KVM finish the last access, as api.rst 5 asks before registers are set anew."""
+        """Let KVM finish the last access, as api.rst 5 asks before registers are set anew, and no write wait longer."""
         self.vcpu.immediate_exit = True
         self.vcpu.run()
         self.runs += 1
+        self._coalescing.drain()
 
     def _out(self, port: int, data: bytes) -> None:
         match port:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from bellwire_vmm import capabilities
@@ -16,6 +17,7 @@ from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.interrupts import Interrupts
 from bellwire_vmm.link import Link
 from bellwire_vmm.platform import Platform
+from bellwire_vmm.zones import Zones
 from vfio_user import Client, RegionIndex
 
 _COMMAND, _ROM, _LINE = 0x04, 0x30, 0x3C
@@ -30,10 +32,19 @@ class ProxyDevice:
     """The device behind ``client``, as the function of ``slot``; made by `Machine.plug`, which owns it.
 
     The VMM keeps the BARs, the interrupt line register and the MSI-X table; the rest of config space is the
-    device's. Raises DeviceRefusedError for a device that no guest can be shown, and what the client raises.
+    device's. ``coalesced`` are the zones whose writes may wait: (BAR, offset, size). Raises DeviceRefusedError for
+    a device that no guest can be shown, ZoneRefusedError for a zone, and what the client raises.
     """
 
-    def __init__(self, platform: Platform, client: Client, slot: int, *, share_memory: bool = True) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        client: Client,
+        slot: int,
+        *,
+        share_memory: bool = True,
+        coalesced: Iterable[tuple[int, int, int]] = (),
+    ) -> None:
         self.slot = slot
         self.link = Link(client, platform.lock)
         self._platform = platform
@@ -52,6 +63,7 @@ class ProxyDevice:
             stack.callback(self._close_areas)
             self._doorbells = Doorbells(platform.vm, [(about.bars[at], found) for at, found in about.regions.items()])
             stack.callback(self._doorbells.close)
+            self._zones = Zones(platform.coalescing, about, client, coalesced)
             client.memory = DmaMemory(platform.memory)
             client.dma_map(0, platform.memory.size, fd=platform.memory.fd if share_memory else None)
             if not share_memory:
@@ -185,8 +197,10 @@ class ProxyDevice:
         for area in self._areas.get(bar.index, ()):
             area.attach(address)
         self._doorbells.attach(bar)
+        self._zones.attach(bar, self._targets[bar.index])
 
     def _unmap(self, bar: Bar) -> None:
+        self._zones.detach(bar)
         self._doorbells.detach(bar)
         for area in self._areas.get(bar.index, ()):
             area.detach()

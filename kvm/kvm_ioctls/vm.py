@@ -199,6 +199,9 @@ class Vm(Handle):
         with `Vcpu.coalesced_ring`, whenever `run` returns. Reads exit as ever. `pio` makes it a zone of I/O ports.
         ENXIO: this kernel has no such ring. ENOSPC: there are too many zones and doorbells.
         """
+        if not 0 < size < 1 << 32:
+            asked = {"addr": addr, "size": size, "pio": int(pio)}
+            raise InvalidArgumentError("expected 1 byte to 4 GiB - 1", "KVM_REGISTER_COALESCED_MMIO", asked)
         invoke(self.fd, requests.REGISTER_COALESCED_MMIO, structs.CoalescedMmioZone(addr, size, int(pio)))
 
     def unregister_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:

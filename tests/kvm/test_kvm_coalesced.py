@@ -107,6 +107,12 @@ def test_all_vcpus_share_one_ring(boot: Boot) -> None:
         assert ring_of(guest).empty
 
 
+@pytest.mark.parametrize("size", [0, -1, 1 << 32])
+def test_a_size_that_the_request_cannot_hold_is_refused(boot: Boot, size: int) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"KVM_REGISTER_COALESCED_MMIO\(addr=0xd0000000, size="):
+        boot(HLT).vm.register_coalesced_mmio(MMIO, size)
+
+
 @pytest.mark.parametrize("page", [0, -1, 3, 1 << 20])
 def test_a_ring_lies_within_the_mapping(boot: Boot, page: int) -> None:
     with pytest.raises(InvalidArgumentError, match=f"page {page} is no ring of coalesced writes"):
