@@ -48,10 +48,8 @@ class Zones:
         for one, other in combinations(self._zones, 2):
             if one.bar == other.bar and _overlap(one.extent, other.extent):
                 raise ZoneRefusedError(f"{other}: it overlaps the zone {one}")
-        if self._zones and not client.capabilities.write_multiple:
-            raise ZoneRefusedError("the server has not agreed to write_multiple, which delivers writes that waited")
         if self._zones and not client.most_writes:
-            raise ZoneRefusedError("the server's max_data_xfer_size leaves no room for a write that waited")
+            raise ZoneRefusedError("the server has not agreed to write_multiple, which delivers writes that waited")
         if self._zones and not coalescing.available:
             raise ZoneRefusedError("this kernel lets no writes wait (KVM_CAP_COALESCED_MMIO)")
 
