@@ -2,7 +2,8 @@
 
 KVM has one such ring a VM, a page that lies in every vCPU's mapping. `struct kvm_coalesced_mmio_ring` begins with
 two indices: the kernel puts a write at `last`, we take them from `first` on, and where these are equal there is
-none (api.rst 4.116). One entry stays free. When the ring is full, a write exits as if it were in no zone.
+none (api.rst 4.116). One entry stays free. When the ring is full, a write exits as if it were in no zone. Linux before
+6.12 sometimes takes it for full when it is half full: it takes the difference of the indices modulo 2**32 first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class CoalescedRing:
     """The ring in `page`, which is one page long. Any thread may look whether it is empty; one at a time drains it."""
 
     ROOM = _MOST - 1
-    """How many writes it holds."""
+    """How many writes it holds at most."""
+    EARLY = _MOST // 2
+    """With how many Linux before 6.12 may already take it for full, if the oldest lies in its first half."""
 
     def __init__(self, page: memoryview):
         if len(page) != PAGE:

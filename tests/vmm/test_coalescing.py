@@ -82,8 +82,10 @@ def test_4096_writes_arrive_in_order_with_one_exit_for_170(machine: Machine, gue
         begin, end = (
             next(mark for mark in run.marks if mark.value == phase) for phase in (Phase.RINGS, Phase.RINGS_END)
         )
-        exits = RINGS // (CoalescedRing.ROOM + 1)
-        assert (end.runs - begin.runs - 1, end.mmio_exits - begin.mmio_exits) == (exits, exits)
+        exits = end.mmio_exits - begin.mmio_exits
+        fewest = RINGS // (CoalescedRing.ROOM + 1)
+        assert exits in (fewest, fewest + 1), "one more where the kernel takes the ring for full early"
+        assert end.runs - begin.runs - 1 == exits
         assert device.accesses[1] > RINGS
 
 
@@ -91,9 +93,11 @@ def test_what_waits_goes_out_as_one_posted_message(machine: Machine, serve: Serv
     client = Recorder(serve(Toy()))
     device = machine.plug(client, coalesced=[PLAIN])
     client.posts.clear()
-    program = counting(bar(device, 0) + toy.PLAIN, CoalescedRing.ROOM + 3)
-    run(program)
-    assert client.posts == [[toy.PLAIN] * CoalescedRing.ROOM, [toy.PLAIN], [toy.PLAIN] * 2]
+    stores = CoalescedRing.ROOM + 3
+    run(counting(bar(device, 0) + toy.PLAIN, stores))
+    held = len(client.posts[0])
+    assert held in (CoalescedRing.ROOM, CoalescedRing.EARLY)
+    assert client.posts == [[toy.PLAIN] * held, [toy.PLAIN], [toy.PLAIN] * (stores - held - 1)]
 
 
 def test_a_read_sees_every_write_before_it(machine: Machine, serve: Serve, run: Run) -> None:
