@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from bellwire_vmm.guests.layout import BATCH, Ring, RingResult, pack_rings, unpack_rings
 from bellwire_vmm.machine import Machine
+from bellwire_vmm.zones import Zone
 from bellwired import on_kvm
 from bellwired.ways import WAYS, percentile
 from bench.bells import NotedBell, PolledBell
@@ -89,8 +90,9 @@ def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
 
 def under_ours(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
     """What our VMM's guest found."""
+    zones = [Zone(0, NotedBell.batched.offset, 4)] if "REGION_WRITE_MULTI" in ways else []
     with pinned(vcpu), Client(sock) as client, Machine(MEMORY) as machine:
-        machine.plug(client)
+        machine.plug(client, coalesced=zones)
         machine.load(on_kvm.GUEST, pack_rings(list(ways.values())))
         run = machine.run(TIMEOUT)
         if not run.ok:
