@@ -277,6 +277,21 @@ def test_a_wrong_doorbell_is_an_event_told_once_until_the_log_is_read(driver: Dr
     assert [(done.cid, done.result) for done in driver.admin.reap()] == [(requests[1], 0x0001_0100)]
 
 
+def test_a_wrong_tail_in_the_shadow_is_an_event_and_gives_the_device_nothing_to_do(
+    guest: Guest, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = driver.admin.put(AdminOpcode.ASYNC_EVENT_REQUEST)
+    queues = driver.create_queues(1, 8)
+    tails = driver.allocate(PAGE)
+    driver.admin.do(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=tails, prp2=driver.allocate(PAGE))
+    rounds: list[object] = []
+    monkeypatch.setattr(guest, "after", lambda *later: rounds.append(later))
+    driver.memory[tails + 8] = queues.size
+    driver.machine.write(0x1008, 0, 4)
+    assert driver.admin.wait(request)[0].result == 0x0001_0100
+    assert rounds == []
+
+
 def test_a_fifth_event_request_is_too_many(driver: Driver) -> None:
     for _ in range(4):
         driver.admin.put(AdminOpcode.ASYNC_EVENT_REQUEST)

@@ -273,21 +273,26 @@ class Controller:
                 self._look_at_head(cq)
                 room = cq.room
             block = sq.fetch(self.device.dma, min(room, BATCH, self._journal.room))
-            if not block:
-                if shadowed and sq.head == sq.tail:
-                    tail = self.shadow.tail(sq.qid)
-                    if tail == sq.tail:  # only now: a guest that keeps us at work need not ring
-                        tail = self.shadow.wake_at_tail(sq.qid, tail)
-                    if tail != sq.tail:
-                        self._take_tail(sq, tail)
-                        if self._io.budget < AT_ONCE // 2:  # rather once round the loop than to the threads
-                            break
-                        continue
+            if block:
+                self._execute(sq, cq, block)
+            elif not (shadowed and self._more_in_shadow(sq)):
                 return
-            self._execute(sq, cq, block)
+            elif self._io.budget < AT_ONCE // 2:  # rather once round the loop than to the threads
+                break
         if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
             self._again.add(sq.qid)
             self.device.after(0, self._continue, sq)
+
+    def _more_in_shadow(self, sq: SubmissionQueue) -> bool:
+        """Whether a queue that is done has got more to do; if not, the guest rings when it has."""
+        if sq.head == sq.tail:
+            tail = self.shadow.tail(sq.qid)
+            if tail == sq.tail:  # only now: a guest that keeps us at work need not ring
+                tail = self.shadow.wake_at_tail(sq.qid, tail)
+            if tail != sq.tail:
+                self._take_tail(sq, tail)
+                return sq.head != sq.tail
+        return False
 
     def _continue(self, sq: SubmissionQueue) -> None:
         self._again.discard(sq.qid)
