@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 QUANTILES = (*range(100), 99.5, 99.9, 100)
 """What of a distribution is kept, in percent."""
 
+NOTHING = 0.01
+"""In any unit, what is less than this lies within what measuring itself takes."""
+
 
 def percentile(samples: Sequence[float], percent: float) -> float:
     """The smallest sample that ``percent`` % of them do not exceed."""
@@ -49,10 +52,12 @@ class Series:
         """The median of the rounds' medians: a bad round does not count for more."""
         return statistics.median(self.medians)
 
-    def over(self, other: Series) -> Ratio:
-        """This by that, round by round."""
+    def over(self, other: Series) -> Ratio | None:
+        """This by that, round by round; None where one of them is too small to be told from nothing."""
+        if min(self.p50, other.p50) < NOTHING:
+            return None
         ratios = [mine / its for mine, its in zip(self.medians, other.medians, strict=True) if its > 0]
-        return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else Ratio(math.nan, 0, 0)
+        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
     def to_json(self) -> dict[str, Any]:
         """Without the samples themselves, which are many."""

@@ -34,9 +34,9 @@ def part_table(results: Results, part: str) -> Table:
         base = found[-1][1]
         for number, (subject, series) in enumerate(found):
             spread = f"{figure(min(series.medians))}-{figure(max(series.medians))}"
-            ratio = str(series.over(base)) if series is not base else ""
+            ratio = series.over(base) if series is not base else None
             p50, p99 = (f"{figure(value)} {series.unit}" for value in (series.p50, series.quantile(99)))
-            table.add_row("" if number else what, subject, p50, p99, spread, ratio)
+            table.add_row("" if number else what, subject, p50, p99, spread, str(ratio or ""))
     return table
 
 
@@ -52,7 +52,8 @@ def target_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def figure(value: float) -> str:
-    """Three digits that count."""
+    """Three digits that count; what is below nothing is nothing."""
+    value = max(0.0, value)
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

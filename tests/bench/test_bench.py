@@ -39,6 +39,12 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert ratio == Ratio(2.0, 1.0, 3.0)
 
 
+def test_there_is_no_ratio_to_next_to_nothing() -> None:
+    found = results(nothing=[[0.001], [-0.002]], little=[[0.1], [0.1]])
+    assert found.ratio("part", "thing", "little", "nothing") is None
+    assert found.ratio("part", "thing", "nothing", "little") is None
+
+
 def test_there_is_no_ratio_to_what_was_not_measured() -> None:
     assert results(fast=[[1.0]]).ratio("part", "thing", "fast", "slow") is None
 
