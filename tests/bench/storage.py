@@ -70,6 +70,7 @@ def measure(results: Results, *, rounds: int, count: int, loads: Sequence[Load] 
         for number in range(rounds):
             for load in loads:
                 offsets = load.offsets(_requests(load, count), number)
+                settle(image, load)
                 for subject in (BARE, *DRIVERS) if number % 2 else (*DRIVERS, BARE):
                     if subject == BARE:
                         with pinned(device):
@@ -88,8 +89,17 @@ def measure(results: Results, *, rounds: int, count: int, loads: Sequence[Load] 
 
 def _requests(load: Load, count: int) -> int:
     if load.direct or load.write:
-        count //= 8
-    return max(load.depth, count // 8 if load.length == LARGE else count)
+        count //= 64 if load.length == LARGE else 8
+    return max(load.depth, count)
+
+
+def settle(image: Path, load: Load) -> None:
+    """Have what was written before on the medium; and all in the page cache, which O_DIRECT takes things from."""
+    with image.open("r+b") as file:
+        os.fsync(file)
+        if not load.direct:
+            while file.read(1 << 20):
+                pass
 
 
 def bare(image: Path, load: Load, offsets: Sequence[int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,16 @@ def test_every_message_is_measured_with_both_devices() -> None:
         assert ratio is not None
         assert math.isfinite(ratio.value)
     assert "REGION_READ, one CPU" in made.whats(protocol.PART)
+
+
+def test_what_is_measured_in_the_page_cache_is_there(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(size := 4 << 20))
+    with image.open("rb", buffering=0) as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        storage.settle(image, Load(storage.LARGE, 8, write=False, direct=False))
+        assert os.preadv(file.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
 
 
 @pytest.mark.slow
