@@ -170,6 +170,8 @@ class Bells:
         self._core = core
         self._guard = guard
         self._epoll = select.epoll()
+        self.poll = self._epoll.poll
+        """Called with 0: what has rung and was not gathered."""
         self._sources: dict[int, Source] = {}
         self._events: dict[Doorbell | tuple[IoRegion, int], EventSource[Any]] = {}
         self._regions: dict[IoRegion, CommandSource] = {}
@@ -207,7 +209,7 @@ class Bells:
 
     def gather(self) -> bool:
         """Take everything that has rung out of its fd; whether there is anything to run."""
-        for fd, _ in self._epoll.poll(0):
+        for fd, _ in self.poll(0):
             source = self._sources.get(fd)
             if source is not None:
                 source.gather()

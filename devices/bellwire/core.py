@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from bellwire.signals import Signals
 from bellwire.space import Space
 from bellwire.state import State
 from bellwire.tally import Tally
-from vfio_user import RegionIndex
+from vfio_user import Reader, RegionIndex
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -83,6 +84,12 @@ class Core:
             self._call_vendor("read", offset, count)
             return self.config.read(offset, count)
         return bytes(count)
+
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        """What :meth:`read` does, for a read that comes again and again."""
+        space = self.spaces.get(index)
+        stored = None if space is None else space.stored(offset, count)
+        return Reader(functools.partial(self.read, index, offset, count)) if stored is None else Reader(stored, True)
 
     def write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write of a region; the caller has checked the bounds."""

@@ -43,6 +43,8 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll = select.epoll()
+        self.poll = self._epoll.poll
+        """Sleeps until something is ready; only while the loop is :attr:`calm`."""
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[Deadline] = []
         self._order = itertools.count()
@@ -63,6 +65,11 @@ class Loop:
         """Stop watching ``fd``; call it before closing it."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    @property
+    def calm(self) -> bool:
+        """Whether to wait is just to sleep: no timer is set, and there is no busy poll."""
+        return not self._timers and self.busy_poll is None
 
     def wait(self, timeout: float | None = None) -> list[int]:
         """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -23,6 +24,7 @@ from vfio_user import (
     IrqIndex,
     IrqInfo,
     MmapArea,
+    Reader,
     Region,
     RegionFlags,
     RegionInfo,
@@ -52,6 +54,7 @@ class Served:
         self._loop = loop
         self._bells: Bells | None = None
         self._session_fd = self._bells_fd = -1
+        self._alone: list[tuple[int, int]] = []
 
     # -- a client comes and goes
 
@@ -65,6 +68,7 @@ class Served:
         self.core.connected = True
         self._observer.connected(*_credentials(connection))
         self._session_fd, self._bells_fd = self.session.fileno(), self._bells.fileno()
+        self._alone = [(self._session_fd, int(select.EPOLLIN))]
         self._loop.watch(self._session_fd, _nothing)
         self._loop.watch(self._bells_fd, _nothing)
         self.core.signals.relevel()
@@ -79,16 +83,28 @@ class Served:
         self._loop.unwatch(self._bells.fileno())
         self._loop.unwatch(self.session.fileno())
         self._bells.close()
+        self._count_reads()
         self.session.close()
         self.session = self._bells = None
         self.core.maps += 1
         self.core.connected = False
         self._observer.left(reason)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether a command is here that no descriptor shows: a DMA message's wait may have taken it off the socket."""
-        return self.session is not None and self.session.waiting
+    def wait(self) -> list[int]:
+        """Sleep until there is something to do: the descriptors that can be read.
+
+        Reads of registers that run no device code are answered meanwhile, if nothing else is going on. Raises what
+        :meth:`turn` raises.
+        """
+        session, bells, loop = self.session, self._bells, self._loop
+        if session is None or bells is None:
+            return loop.wait()
+        if session.waiting:  # a DMA message's wait may have taken commands off the socket
+            return loop.wait(0)
+        if not loop.calm:
+            return loop.wait()
+        ready = session.wait(loop.poll, self._alone, bells.poll)
+        return [fd for fd, _ in ready]
 
     def turn(self, ready: Container[int]) -> None:
         """Handle what the client has sent and rung; ``ready`` are the descriptors that have something to read.
@@ -112,8 +128,14 @@ class Served:
 
     def statistics(self) -> dict[str, int]:
         """What has happened so far, and what the client has set up now."""
+        self._count_reads()
         now = {"dma_maps": len(self.session.dma) if self.session else 0, "connected": int(self.session is not None)}
         return self.core.tally.to_dict() | now
+
+    def _count_reads(self) -> None:
+        if self.session is not None:
+            self.core.tally.reads += self.session.reads
+            self.session.reads = 0
 
     def guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into device code; what it raises is logged, and None comes back."""
@@ -151,10 +173,9 @@ class Served:
             count = 1
         return IrqInfo(index, count, flags)
 
-    def region_read(self, index: int, offset: int, count: int) -> bytes:
-        """Guest read."""
-        self.core.tally.reads += 1
-        return self.core.read(index, offset, count)
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        """Guest reads."""
+        return self.core.reader(index, offset, count)
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write."""

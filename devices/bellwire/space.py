@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +59,11 @@ class Space:
                 parts.append(cell.read(offset - cell.start, stop - offset))
             offset = stop
         return b"".join(parts)
+
+    def stored(self, offset: int, count: int) -> Callable[[], memoryview] | None:
+        """What looks at a register's bytes, where that is all that a read does."""
+        cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
+        return cell.stored if isinstance(cell, RegisterCell) else None
 
     def write(self, offset: int, data: memoryview) -> None:
         """Guest write, within the BAR's bounds."""
@@ -122,13 +128,16 @@ class RegisterCell:
         self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
         self._read_hook: Callable[[], int] | None = core.hook(("read", register))
         self._write_hook: Callable[[Any], None] | None = core.hook(("write", register))
-        self._plain = self._read_hook is None and self._access in _STORED
+        plain = self._read_hook is None and self._access in _STORED
+        look: Callable[[slice], memoryview] = self._file.__getitem__
+        span = slice(self.start, self.start + self.size)
+        self.stored: Callable[[], memoryview] | None = functools.partial(look, span) if plain else None
+        """Looks at the register's bytes, where a guest's read gives just those."""
 
     def read(self, first: int, count: int) -> bytes:
         """A guest's read, after the access word."""
-        if self._plain:
-            start = self.start + first
-            return self._file[start : start + count].tobytes()
+        if self.stored is not None:
+            return self.stored()[first : first + count].tobytes()
         register = self._register
         match self._access:
             case Access.WO | Access.RESERVED:

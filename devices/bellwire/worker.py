@@ -75,13 +75,9 @@ class Worker:
 
     def step(self) -> None:
         """One turn of the loop: wait for something, and handle it."""
-        ready = self.loop.wait(0 if self.served.waiting else None)
-        self._serve(ready)
-        self.loop.run(ready)
-        self.loop.run_timers()
-
-    def _serve(self, ready: list[int]) -> None:
+        ready: list[int] = []
         try:
+            ready = self.served.wait()
             self.served.turn(ready)
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
@@ -90,6 +86,8 @@ class Worker:
                 self.loop.stop()
             else:
                 self.loop.watch(self._listener.fileno(), self._accept)
+        self.loop.run(ready)
+        self.loop.run_timers()
 
     def _accept(self) -> None:
         assert self._listener is not None

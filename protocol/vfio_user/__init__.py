@@ -4,7 +4,7 @@ It knows no particular device and no hypervisor. A server implements :class:`Bac
 :class:`Session` for each connection; a client is a :class:`Client`.
 """
 
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Reader
 from vfio_user.channel import Channel, Message
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
@@ -78,6 +78,7 @@ __all__ = [
     "MigrationRead",
     "MmapArea",
     "ProtocolError",
+    "Reader",
     "Region",
     "RegionAccess",
     "RegionFlags",

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vfio_user.channel import Channel, Message, close_fds
+from vfio_user.channel import Channel, Message, close_fds, command_name
 from vfio_user.constants import Command, MessageFlags
 from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut
 from vfio_user.transfer import DmaAccess
@@ -34,26 +34,24 @@ class Asker:
     """
 
     def __init__(self, channel: Channel, timeout: float, handle: Callable[[Message], None]) -> None:
-        self.answering: Message | None = None
+        self.answering: int | None = None
         """The command whose reply the client waits for now; :meth:`Session._handle` keeps it."""
+        self.kept: deque[Message] = deque()
+        """Commands that came during a wait; :meth:`pop` takes the oldest."""
         self.asking = False
         """Whether device code waits for its DMA now."""
         self._channel = channel
         self._timeout = timeout
         self._handle = handle
-        self._queue: deque[Message] = deque()
         self._bytes = 0
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not listen while it waits
         self._next_id = 0
 
-    def __len__(self) -> int:
-        return len(self._queue)
-
     def pop(self) -> Message:
         """The oldest command that was kept."""
-        message = self._queue.popleft()
+        message = self.kept.popleft()
         self._count(message, -1)
         return message
 
@@ -77,13 +75,13 @@ class Asker:
 
     def close(self) -> None:
         """Forget the commands that were kept."""
-        while self._queue:
+        while self.kept:
             close_fds(self.pop().fds)
 
     def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
         """Send a command to the client and return its reply's payload."""
         if self._deaf and self.answering is not None:
-            raise Stalemate(command.name, self.answering.name)
+            raise Stalemate(command.name, command_name(self.answering))
         self._channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self._channel.send(self._next_id, command, 0, 0, parts)
@@ -122,23 +120,19 @@ class Asker:
     def _answer_first(self, command: Command) -> None:
         """Give the client the replies that it waits for."""
         if self.answering is not None:
-            raise Stalemate(command.name, self.answering.name)
+            raise Stalemate(command.name, command_name(self.answering))
         while self._waited_for:
-            if self._queue[0].command not in MEANWHILE:
-                waited_for = next(message for message in self._queue if _wants_reply(message))
+            if self.kept[0].command not in MEANWHILE:
+                waited_for = next(message for message in self.kept if _wants_reply(message))
                 raise Stalemate(command.name, waited_for.name)
-            message = self.pop()
-            try:
-                self._handle(message)
-            finally:
-                close_fds(message.fds)
+            self._handle(self.pop())
 
     def _keep(self, message: Message) -> None:
         kept = message._replace(payload=memoryview(bytes(message.payload)))
-        self._queue.append(kept)
+        self.kept.append(kept)
         self._count(kept, 1)
-        if len(self._queue) > MOST_QUEUED or self._bytes > MOST_QUEUED_BYTES or self._fds > MOST_QUEUED_FDS:
-            raise TimedOut(f"{len(self._queue)} commands came instead of the reply to a DMA message")
+        if len(self.kept) > MOST_QUEUED or self._bytes > MOST_QUEUED_BYTES or self._fds > MOST_QUEUED_FDS:
+            raise TimedOut(f"{len(self.kept)} commands came instead of the reply to a DMA message")
 
     def _count(self, message: Message, sign: int) -> None:
         self._bytes += sign * len(message.payload)

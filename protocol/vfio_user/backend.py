@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vfio_user.constants import Command, DeviceFlags
 from vfio_user.errors import VfioUserError
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo
 from vfio_user.regions import Region
+
+
+class Reader(NamedTuple):
+    """How the same bytes of a region are read again and again."""
+
+    read: Callable[[], bytes | memoryview]
+    """Each call is one read by the client; what it gives is used at once."""
+    plain: bool = False
+    """Whether it only looks at memory: no device code runs, and nothing can fail."""
 
 
 class Backend(Protocol):
@@ -25,8 +34,8 @@ class Backend(Protocol):
     def irq(self, index: int) -> IrqInfo:
         """Interrupt index 0 to 4, count 0 where there is none. It never changes."""
 
-    def region_read(self, index: int, offset: int, count: int) -> bytes:
-        """``count`` bytes; the range is known to lie in the region."""
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        """What reads ``count`` bytes; the range is known to lie in the region."""
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Write; the range is known to lie in the region. ``data`` is valid until this returns."""

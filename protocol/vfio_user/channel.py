@@ -12,13 +12,15 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
 from vfio_user.errors import Disconnected, FramingError, TimedOut
 
 HEADER = struct.Struct("<HHIII")
+PREFIX = struct.Struct("<2s30s")  # a message's id, and what follows it up to the data of a REGION_READ or REGION_WRITE
+_unpack_prefix, PREFIX_SIZE = PREFIX.unpack_from, PREFIX.size
 SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
 KERNEL_MAX_FDS = 253
 MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of a message that has not come whole, and may end in a receive with the next one's
@@ -30,6 +32,24 @@ _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _CUT = int(socket.MSG_CTRUNC)
 _SEND = int(socket.MSG_NOSIGNAL)
 _SHORT = 4096  # bytes that are joined rather than gathered
+
+
+class Known(Protocol):
+    """What is known of a message before it comes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+
+
+T = TypeVar("T", bound=Known)
+
+
+Answer = tuple[bytes, Callable[[], bytes | memoryview]]
+"""A reply but for its id: what is always the same, and what gives the rest."""
+
+Ready = list[tuple[int, int]]
+"""What an epoll gives."""
 
 
 class Message(NamedTuple):
@@ -56,6 +76,10 @@ class Message(NamedTuple):
 def command_name(number: int) -> str:
     """``REGION_READ``, or ``command 99``."""
     return Command(number).name if number in Command._value2member_map_ else f"command {number}"
+
+
+def _name(message: bytes) -> str:
+    return command_name(HEADER.unpack_from(message)[1])
 
 
 def close_fds(fds: list[int]) -> None:
@@ -87,10 +111,15 @@ class Channel:
         return self._sock.fileno()
 
     @property
+    def empty(self) -> bool:
+        """Whether all that was received has been given out."""
+        return self._start == self._end
+
+    @property
     def ready(self) -> bool:
         """Whether a whole message has been received that was not given out: the socket no longer shows it."""
         available = self._end - self._start
-        return available >= HEADER_SIZE and available >= HEADER.unpack_from(self._buffer, self._start)[2]
+        return available >= HEADER_SIZE and available >= int(HEADER.unpack_from(self._buffer, self._start)[2])
 
     def keep(self) -> None:
         """Let the payload that was given out last stay valid for as long as somebody holds it."""
@@ -109,6 +138,66 @@ class Channel:
                     return message
             if not self._fill():
                 return None
+
+    def recall(self, known: Mapping[bytes, T]) -> tuple[bytes, T, memoryview] | None:
+        """The next message's id, what is ``known`` by the rest of its :data:`PREFIX`, and its data.
+
+        None, and the message stays for :meth:`receive`, if it is not known, has not come whole, or has descriptors.
+        """
+        start = self._start
+        if start == self._end:
+            if not self._fill():
+                return None
+            start = 0
+        if self._end - start < PREFIX_SIZE or self._fds:
+            return None
+        message_id, rest = _unpack_prefix(self._buffer, start)
+        found = known.get(rest)
+        if found is None:
+            return None
+        end = start + found.size
+        if end > self._end:
+            return None
+        self._start = end
+        self._position += found.size
+        return message_id, found, self._view[start + PREFIX_SIZE : end]
+
+    def answer(
+        self, plain: Mapping[bytes, Answer], wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]
+    ) -> tuple[Ready, int]:
+        """Answer messages that are known by all of :data:`PREFIX` but the id, for as long as they come one at a time.
+
+        ``wait`` sleeps until something happens, ``alone`` is what it gives when that is on this socket only, and
+        ``rung`` tells whether anything has happened since that comes first. What is not answered stays for
+        :meth:`receive`. Returns what ``wait`` gave last, and how many messages were answered.
+
+        This is for drivers that poll a register, and calls nothing but what it cannot do without.
+        """
+        answered = 0
+        if self._start != self._end:
+            return wait(), answered
+        self._start = self._end = 0
+        receive, room, known = self._sock.recvmsg_into, (self._view,), plain.get
+        while True:
+            ready = wait()
+            if ready != alone:
+                return ready, answered
+            try:
+                count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
+            except OSError:
+                return ready, answered
+            if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
+                message_id, rest = _unpack_prefix(self._buffer)
+                answer = known(rest)
+                if answer is not None and not rung(0):
+                    self._position += count
+                    self.send_whole(message_id + answer[0] + answer[1]())
+                    answered += 1
+                    if self._end == 0:  # nothing was taken in meanwhile
+                        continue
+                    return ready, answered
+            self._received(count, ancillary, flags)
+            return ready, answered
 
     def receive_by(self, deadline: float) -> Message:
         """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""
@@ -134,18 +223,18 @@ class Channel:
         While the peer does not read, what it sends is taken in, if ``listening``: it may itself be held up by us.
         After a TimedOut that cut a message short there is no sending another: that is Disconnected too.
         """
-        if self._broken:
-            raise Disconnected(self._broken)
         size = HEADER_SIZE
         for part in parts:
             size += len(part)
+        if size <= _SHORT and not fds:
+            self.send_whole(HEADER.pack(message_id, command, size, flags, error) + b"".join(parts), listening)
+            return
+        if self._broken:
+            raise Disconnected(self._broken)
         pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            if size <= _SHORT and not fds:
-                sent = self._sock.send(b"".join(pieces), _SEND)
-            else:
-                sent = self._sock.sendmsg(pieces, ancillary, _SEND)
+            sent = self._sock.sendmsg(pieces, ancillary, _SEND)
         except BlockingIOError:
             sent = 0
         except OSError as error_:
@@ -153,6 +242,19 @@ class Channel:
         if sent < size:
             ancillary = ancillary if sent == 0 else []
             self._send_rest(b"".join(pieces), sent, ancillary, command_name(command), listening)
+
+    def send_whole(self, message: bytes, listening: bool = True) -> None:
+        """Send a message that is packed already, as :meth:`send` does."""
+        if self._broken:
+            raise Disconnected(self._broken)
+        try:
+            sent = self._sock.send(message, _SEND)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise Disconnected(f"sending {_name(message)}: {error.strerror}") from None
+        if sent < len(message):
+            self._send_rest(message, sent, [], _name(message), listening)
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody has taken."""
@@ -238,26 +340,32 @@ class Channel:
 
     def _fill(self) -> bool:
         """Receive what is there; False when nothing is."""
+        room = self._view
         if self._start == self._end:
             self._start = self._end = 0
-        elif len(self._buffer) - self._end < HEADER_SIZE:
-            self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
-        room = self._view[self._end :]
+        else:
+            if len(self._buffer) - self._end < HEADER_SIZE:
+                self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
+            room = self._view[self._end :]
         try:
-            count, ancillary, flags, _ = self._sock.recvmsg_into([room], _ANCILLARY, _RECEIVE)
+            count, ancillary, flags, _ = self._sock.recvmsg_into((room,), _ANCILLARY, _RECEIVE)
         except BlockingIOError:
             return False
         except OSError as error:
             raise Disconnected(f"receiving: {error.strerror}") from None
+        self._received(count, ancillary, flags)
+        return True
+
+    def _received(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+        """Take note of what has come behind what is buffered."""
         self._end += count
-        self.drained = count < len(room)
+        self.drained = self._end < len(self._buffer)
         if ancillary:
             self._keep_fds(ancillary)
         if flags & _CUT:
             raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
         if count == 0:
             raise Disconnected
-        return True
 
     def _keep_fds(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:

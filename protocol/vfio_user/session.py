@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from vfio_user.accesses import Access, Accesses
 from vfio_user.asking import Asker
 from vfio_user.backend import Backend
-from vfio_user.channel import Channel, Message, close_fds
-from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags, RegionFlags
+from vfio_user.channel import Channel, Message, Ready, close_fds
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
@@ -48,7 +49,8 @@ _DONE = Reply()
 class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
-    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up.
+    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up;
+    ``reads`` counts how often it has read a region.
     """
 
     def __init__(
@@ -61,20 +63,17 @@ class Session:
         timeout: float = 5.0,
     ) -> None:
         self.client: Capabilities | None = None
+        self.reads = 0
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
-        self._largest = limits.max_data_xfer_size
         self._mechanisms = _UNASKED
         self._entry_size = io_fd_entry_size
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._asker = Asker(self._channel, timeout, self._handle)
-        self._regions = [backend.region(index) for index in range(PCI_REGIONS)]
-        self._sizes = [region.info.size for region in self._regions]
-        self._readable = [RegionFlags.READ in region.info.flags for region in self._regions]
-        self._writable = [RegionFlags.WRITE in region.info.flags for region in self._regions]
+        self._accesses = Accesses(backend, limits.max_data_xfer_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
@@ -101,11 +100,20 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
-        return self._channel.ready or len(self._asker) > 0
+        return bool(self._asker.kept) or self._channel.ready
 
     def look(self) -> bool:
         """Whether anything has come, wherever it is: a receive that finds nothing costs four times as much."""
         return self.waiting or bool(self._socket.poll(0))
+
+    def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
+        """What ``wait`` gives, as soon as that is more than reads of registers which only look at memory.
+
+        Those are answered on the spot (see :meth:`Channel.answer <vfio_user.channel.Channel.answer>`).
+        """
+        ready, reads = self._channel.answer(self._accesses.plain, wait, alone, rung)
+        self.reads += reads
+        return ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -116,17 +124,16 @@ class Session:
         Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
         the caller closes the session.
         """
-        asker, channel = self._asker, self._channel
+        asker, channel, known = self._asker, self._channel, self._accesses.known
         for _ in range(budget):
-            message = asker.pop() if len(asker) else self._receive()
-            if message is None:
+            found = None if asker.kept else channel.recall(known)
+            if found is not None:
+                self._again(*found)
+            elif asker.kept:
+                self._handle(asker.pop())
+            elif channel.empty or not self._next():
                 return False
-            try:
-                self._handle(message)
-            finally:
-                if message.fds:
-                    close_fds(message.fds)
-            if not probe and channel.drained and not channel.ready and not len(asker):
+            if not probe and channel.drained and channel.empty and not asker.kept:
                 return False
         return True
 
@@ -149,15 +156,43 @@ class Session:
 
     # -- one command
 
-    def _receive(self) -> Message | None:
+    def _again(self, message_id: bytes, access: Access, data: memoryview) -> None:
+        """Do an access that has passed its checks before."""
+        reply, asker = access.reply, self._asker
         try:
-            return self._channel.receive()
+            if reply:
+                asker.answering = access.command
+                self._backend.before_reply()
+            found = self._do(access, data)
+        except VfioUserError as error:
+            self._refuse(int.from_bytes(message_id, "little"), access.command, error, bool(reply))
+        else:
+            if reply:
+                self._channel.send_whole(message_id + reply + found)
+        finally:
+            asker.answering = None
+
+    def _next(self) -> bool:
+        """Handle the next message; whether it was there."""
+        try:
+            message = self._channel.receive()
         except FramingError as error:
             if error.answer_to is not None:
                 self._channel.send(*error.answer_to, _ALL_REPLY_FLAGS, errno.EINVAL)
             raise
+        if message is not None:
+            self._handle(message)
+        return message is not None
 
     def _handle(self, message: Message) -> None:
+        """Act upon a message, and close what descriptors it leaves."""
+        try:
+            self._act(message)
+        finally:
+            if message.fds:
+                close_fds(message.fds)
+
+    def _act(self, message: Message) -> None:
         flags = message.flags
         if flags & 0xF == _REPLY:
             return  # to a DMA message that we no longer wait for
@@ -165,7 +200,7 @@ class Session:
             self._answer_or_refuse(message, wants_reply=False)
             return
         asker = self._asker
-        before, asker.answering = asker.answering, message
+        before, asker.answering = asker.answering, message.command
         try:
             if message.command != _RESET and not asker.asking:  # a reset voids what has been rung
                 self._backend.before_reply()
@@ -176,17 +211,19 @@ class Session:
     def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
         try:
             reply = self._answer(message)
-        except FramingError:
-            if wants_reply:
-                self._channel.send(message.id, message.command, _ALL_REPLY_FLAGS, errno.EINVAL)
-            raise
         except VfioUserError as error:
-            if wants_reply:
-                self._channel.send(message.id, message.command, _ALL_REPLY_FLAGS, error.errno)
-            self._backend.refused(error)
+            self._refuse(message.id, message.command, error, wants_reply)
             return
         if wants_reply:
             self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+
+    def _refuse(self, message_id: int, command: int, error: VfioUserError, wants_reply: bool) -> None:
+        """Tell why not: the client by errno, the backend in words, and the caller if there is no going on."""
+        if wants_reply:
+            self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
+        if isinstance(error, FramingError):
+            raise error
+        self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
         _, command, flags, _, _, fds = message
@@ -219,7 +256,7 @@ class Session:
 
     def _region_info(self, message: Message) -> Reply:
         argsz, _, index = _request(message, REGION_INFO)[:3]
-        region = self._regions[_index(message, index, PCI_REGIONS)]
+        region = self._accesses.regions[_index(message, index, PCI_REGIONS)]
         payload = region.info.pack(argsz)
         whole = not region.info.areas or len(payload) > REGION_INFO.size
         return Reply([payload], [region.fd] if whole and region.fd is not None else [])
@@ -273,27 +310,30 @@ class Session:
         return Reply([request.pack()])
 
     def _region_read(self, message: Message) -> Reply:
-        payload = message.payload
-        if len(payload) != REGION_ACCESS.size:
-            raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected {REGION_ACCESS.size}")
-        offset, region, count = REGION_ACCESS.unpack(payload)
-        self._check(region, offset, count, self._readable, "REGION_READ")
-        data = self._call(Command.REGION_READ, self._backend.region_read, region, offset, count)
-        if len(data) != count:
-            raise VfioUserError(f"REGION_READ: the device gave {len(data)} bytes for {count}", errno.EIO)
-        return Reply([payload, data])
+        access = self._accesses.read(message)
+        return Reply([message.payload, self._do(access, message.payload)])
 
     def _region_write(self, message: Message) -> Reply:
-        payload = message.payload
-        if len(payload) < REGION_ACCESS.size:
-            raise ProtocolError(f"REGION_WRITE: {len(payload)} bytes, expected at least {REGION_ACCESS.size}")
-        offset, region, count = REGION_ACCESS.unpack_from(payload)
-        head, data = payload[: REGION_ACCESS.size], payload[REGION_ACCESS.size :]
-        if len(data) != count:
-            raise ProtocolError(f"REGION_WRITE: count {count}, but {len(data)} bytes of data came")
-        self._check(region, offset, count, self._writable, "REGION_WRITE")
-        self._call(Command.REGION_WRITE, self._backend.region_write, region, offset, data)
+        head, data = message.payload[: REGION_ACCESS.size], message.payload[REGION_ACCESS.size :]
+        self._do(self._accesses.write(message), data)
         return Reply([head])
+
+    def _do(self, access: Access, data: memoryview) -> bytes | memoryview:
+        """A read or a write that has passed its checks; the data of its reply."""
+        try:
+            if access.reader is not None:
+                self.reads += 1
+                found = access.reader()
+            elif access.writer is not None:
+                access.writer(data)
+                return b""
+        except VfioUserError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
+            raise self._failed(access.command, error) from None
+        if len(found) != access.answers:
+            raise VfioUserError(f"REGION_READ: the device gave {len(found)} bytes for {access.answers}", errno.EIO)
+        return found
 
     def _write_multi(self, message: Message) -> Reply:
         """All entries are checked before the first is written; the reply says how many were.
@@ -305,7 +345,7 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         writes = unpack_writes(message.payload)
         for region, offset, data in writes:
-            self._check(region, offset, len(data), self._writable, "REGION_WRITE_MULTI")
+            self._accesses.check_write(region, offset, len(data), "REGION_WRITE_MULTI")
         done = 0
         for region, offset, data in writes:
             try:
@@ -326,21 +366,6 @@ class Session:
         self._call(Command.DEVICE_RESET, self._backend.reset)
         return _DONE
 
-    def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
-        """What a client may do with a region; ``allowed`` says whether it may be read, or written."""
-        if region >= PCI_REGIONS:
-            raise ProtocolError(f"{name}: region {region}, expected 0 to {PCI_REGIONS - 1}")
-        if count > self._largest:
-            raise ProtocolError(f"{name}: count {count}, max_data_xfer_size is {self._largest}")
-        size = self._sizes[region]
-        if offset >= size or count > size - offset:
-            raise ProtocolError(
-                f"{name}: {offset:#x}+{count:#x} lies outside region {region}, which has {size:#x} bytes"
-            )
-        if not allowed[region]:
-            verb = "READ" if allowed is self._readable else "WRITE"
-            raise ProtocolError(f"{name}: region {region} has no right to {verb}", errno.EPERM)
-
     def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into the device; what it raises is the backend's to log, and EIO to the client."""
         try:
@@ -348,8 +373,12 @@ class Session:
         except VfioUserError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code
-            self._backend.hook_failed(command, error)
-            raise VfioUserError(f"{command.name}: the device's own code failed", errno.EIO) from None
+            raise self._failed(command, error) from None
+
+    def _failed(self, command: Command, error: BaseException) -> VfioUserError:
+        """What the client gets to know of an error in device code."""
+        self._backend.hook_failed(command, error)
+        return VfioUserError(f"{command.name}: the device's own code failed", errno.EIO)
 
     def _most(self) -> int:
         """Bytes that a DMA message may move."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import select
@@ -23,6 +24,7 @@ from vfio_user import (
     IrqInfo,
     Message,
     MmapArea,
+    Reader,
     Region,
     RegionFlags,
     RegionInfo,
@@ -58,6 +60,7 @@ class FakeDevice:
         self.subs: dict[int, list[SubRegion]] = {}
         self.mechanisms: frozenset[str] = frozenset()
         self.calls: list[str] = []
+        self.plain = False  # whether its reads look as if they only looked at memory
         self.refusals: list[VfioUserError] = []
         self.failures: list[BaseException] = []
         self.on_read: Callable[[int, int, int], bytes] = lambda region, at, n: bytes(self.memory[region][at : at + n])
@@ -96,7 +99,10 @@ class FakeDevice:
     def irq(self, index: int) -> IrqInfo:
         return IrqInfo(index, IRQ_COUNTS[index], IrqFlags.EVENTFD)
 
-    def region_read(self, index: int, offset: int, count: int) -> bytes:
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        return Reader(functools.partial(self.read, index, offset, count), self.plain)
+
+    def read(self, index: int, offset: int, count: int) -> bytes:
         self.calls.append("read")
         return self.on_read(index, offset, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ from vfio_user import (
     IrqIndex,
     IrqInfo,
     MmapArea,
+    Reader,
     Region,
     RegionFlags,
     RegionIndex,
@@ -105,6 +107,9 @@ class Toy:
     def irq(self, index: int) -> IrqInfo:
         count = {IrqIndex.INTX: int(self.config[0x3D] > 0), IrqIndex.MSI: 1, IrqIndex.MSIX: VECTORS}
         return IrqInfo(index, count.get(IrqIndex(index), 0), IrqFlags.EVENTFD)
+
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        return Reader(functools.partial(self.region_read, index, offset, count))
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         if index == RegionIndex.CONFIG:

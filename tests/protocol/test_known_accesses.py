@@ -1,0 +1,238 @@
+"""Reads and writes that have passed their checks once are known by their bytes, and no client can tell."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.backend import NO_REPLY, PLAIN, READ_ONLY, REPLY, SIZES, Answer, FakeDevice, Link, message
+from protocol.test_transfer import READ, WRITE, access, write
+from vfio_user import Disconnected, Message, TimedOut
+from vfio_user.accesses import MOST_KNOWN, Accesses
+from vfio_user.channel import Ready
+
+ALONE: Ready = [(7, 1)]
+ELSEWHERE: Ready = [(8, 1)]
+
+
+@pytest.fixture
+def plain(link: Link) -> Link:
+    """A client that has read four bytes which the device has only to look up: 'bell', at 8."""
+    link.device.plain = True
+    link.device.memory[PLAIN][8:12] = b"bell"
+    link.ok(READ, access(8, 4))
+    link.device.calls.clear()
+    return link
+
+
+def waited(link: Link, *happens: Ready, rung: bool = False) -> Ready:
+    """What comes of the session's wait, when all this happens."""
+    return link.session.wait(iter(happens).__next__, ALONE, lambda _: rung)
+
+
+# -- known accesses
+
+offsets = st.sampled_from([0, 8, 255, 256, 4095, 1 << 63])
+counts = st.integers(0, 9)
+regions = st.sampled_from([*SIZES, 5, 9])
+flags = st.sampled_from([0, NO_REPLY, 0x20, 0x40])
+
+
+@st.composite
+def accesses(draw: st.DrawFn) -> bytes:
+    """A read or a write, many of which no client may do."""
+    offset, count, region = draw(offsets), draw(counts), draw(regions)
+    if draw(st.booleans()):
+        return message(READ, access(offset, count, region), flags=draw(flags))
+    data = draw(st.binary(min_size=count, max_size=draw(st.sampled_from([count, count + 1]))))
+    return message(WRITE, access(offset, count, region) + data, flags=draw(flags))
+
+
+def answers(link: Link, stream: list[bytes]) -> list[Answer]:
+    """All that a server says to these messages."""
+    found = []
+    for sent in stream:
+        link.raw(sent)
+        link.session.service()
+        while not link.silent:
+            found.append(link.receive())
+    return found
+
+
+def introduced(device: FakeDevice) -> Link:
+    link = Link(device)
+    link.greet()
+    return link
+
+
+@given(st.lists(accesses(), max_size=8))
+def test_what_comes_again_is_answered_as_if_it_had_come_for_the_first_time(stream: list[bytes]) -> None:
+    with closing(FakeDevice()) as device, closing(FakeDevice()) as other:
+        with closing(introduced(device)) as link:
+            found = answers(link, stream * 2)
+        expected = []
+        for sent in stream * 2:
+            with closing(introduced(other)) as link:
+                expected += answers(link, [sent])
+        assert found == expected
+        assert device.memory == other.memory
+        assert [str(error) for error in device.refusals] == [str(error) for error in other.refusals]
+
+
+def test_a_read_that_is_known_finds_what_is_there_now(link: Link) -> None:
+    for value in (b"one!", b"two!"):
+        link.device.memory[PLAIN][8:12] = value
+        assert link.ok(READ, access(8, 4))[16:] == value
+
+
+def test_rings_go_before_a_read_that_is_known(link: Link) -> None:
+    link.ok(READ, access(8, 4))
+    link.ok(READ, access(8, 4))
+    assert link.device.calls == ["before_reply", "read"] * 2
+
+
+def test_a_posted_write_that_is_known_does_not_wait_for_rings(link: Link) -> None:
+    for _ in range(2):
+        link.send(WRITE, write(8, b"ring"), flags=NO_REPLY)
+        link.session.service()
+    assert link.device.calls == ["write"] * 2
+    assert link.silent
+
+
+@pytest.mark.parametrize("at", range(1, 36))
+def test_a_write_that_is_known_may_come_in_pieces(link: Link, at: int) -> None:
+    link.ok(WRITE, write(8, b"once"))
+    whole = message(WRITE, write(8, b"more"))
+    link.raw(whole[:at])
+    link.session.service()
+    assert link.device.memory[PLAIN][8:12] == b"once"
+    link.raw(whole[at:])
+    link.session.service()
+    assert link.receive().flags == REPLY
+    assert link.device.memory[PLAIN][8:12] == b"more"
+
+
+def test_descriptors_with_an_access_that_is_known_are_closed(link: Link) -> None:
+    link.ok(READ, access(8, 4))
+    before = len(os.listdir("/proc/self/fd"))
+    assert link.ok(READ, access(8, 4), fds=[1, 2]) == access(8, 4) + bytes(4)
+    assert link.refused(READ, access(8, 4), fds=[1] * 17) == errno.EINVAL
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_was_refused_is_not_known(link: Link) -> None:
+    assert [link.refused(WRITE, write(8, b"ring", READ_ONLY)) for _ in range(2)] == [errno.EPERM] * 2
+    assert link.device.memory[READ_ONLY][8:12] == bytes(4)
+
+
+def test_a_device_that_fails_at_an_access_that_is_known_is_reported(link: Link) -> None:
+    link.ok(READ, access(8, 4))
+    link.device.on_read = lambda *_: bytes(3)
+    assert link.refused(READ, access(8, 4)) == errno.EIO
+    link.device.on_read = lambda *_: b"%d" % (1 // 0)
+    assert link.refused(READ, access(8, 4)) == errno.EIO
+    assert [type(error) for error in link.device.failures] == [ZeroDivisionError]
+
+
+def test_no_more_than_so_many_accesses_are_kept(device: FakeDevice) -> None:
+    device.plain = True
+    accesses = Accesses(device, 4096)
+    for offset, count in itertools.product(range(MOST_KNOWN // 2), (1, 2, 4)):
+        accesses.read(Message(1, READ, 0, 0, memoryview(access(offset, count)), []))
+        assert 1 <= len(accesses.plain) == len(accesses.known) <= MOST_KNOWN
+
+
+# -- reads during the wait
+
+
+def test_reads_that_only_look_at_memory_are_answered_during_the_wait(plain: Link) -> None:
+    def happens() -> Ready:
+        plain.device.memory[PLAIN][8] += 1
+        if plain.device.memory[PLAIN][8] == ord("f"):
+            return ELSEWHERE
+        plain.send(READ, access(8, 4), id=plain.device.memory[PLAIN][8])
+        return ALONE
+
+    assert plain.session.wait(happens, ALONE, lambda _: False) == ELSEWHERE
+    for first in (b"c", b"d", b"e"):
+        assert plain.receive() == (first[0], READ, REPLY, 0, access(8, 4) + first + b"ell", [])
+    assert plain.session.reads == 4
+
+
+def test_a_read_is_not_answered_during_the_wait_when_something_has_rung(plain: Link) -> None:
+    plain.send(READ, access(8, 4))
+    assert waited(plain, ALONE, rung=True) == ALONE
+    assert plain.silent
+    plain.session.service()
+    assert plain.receive().payload[16:] == b"bell"
+    assert plain.device.calls == ["before_reply", "read"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        message(READ, access(12, 4)),
+        message(READ, access(8, 4)) * 2,
+        message(WRITE, write(8, b"four")),
+        message(READ, access(8, 4), flags=NO_REPLY) + message(READ, access(8, 4)),
+    ],
+    ids=["another read", "two of them", "a write", "one with no reply"],
+)
+def test_whatever_else_comes_during_the_wait_is_left_for_service(plain: Link, sent: bytes) -> None:
+    plain.raw(sent)
+    assert waited(plain, ALONE) == ALONE
+    assert plain.silent
+    plain.session.service()
+    assert plain.receive().flags == REPLY
+
+
+@pytest.mark.parametrize("at", [1, 16, 31])
+def test_a_read_that_comes_in_pieces_during_the_wait_is_answered_once(plain: Link, at: int) -> None:
+    whole = message(READ, access(8, 4))
+    plain.raw(whole[:at])
+    assert waited(plain, ALONE) == ALONE
+    plain.session.service()
+    plain.raw(whole[at:])
+    assert waited(plain, ALONE) == ALONE
+    plain.session.service()
+    assert plain.receive().payload[16:] == b"bell"
+    assert plain.silent
+
+
+def test_descriptors_that_come_during_the_wait_are_left_for_service(plain: Link) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    plain.send(READ, access(8, 4), fds=[1])
+    assert waited(plain, ALONE) == ALONE
+    plain.session.service()
+    assert plain.receive().payload[16:] == b"bell"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_client_that_leaves_during_the_wait_is_gone(plain: Link) -> None:
+    plain.sock.close()
+    with pytest.raises(Disconnected):
+        waited(plain, ALONE)
+
+
+def test_a_client_that_does_not_read_is_waited_for_as_ever(device: FakeDevice) -> None:
+    device.plain = True
+    with closing(Link(device, timeout=0.05)) as link:
+        link.greet()
+        link.ok(READ, access(0, 4096))
+        sent = 0
+
+        def happens() -> Ready:
+            nonlocal sent
+            sent += 1
+            link.send(READ, access(0, 4096))
+            return ALONE
+
+        with pytest.raises(TimedOut, match="does not read REGION_READ"):
+            link.session.wait(happens, ALONE, lambda _: False)
+        assert sent > 1
