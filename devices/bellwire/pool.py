@@ -118,7 +118,10 @@ class Threads:
                 os.eventfd_write(self._wake, 1)
 
     def _take(self) -> list[Job]:
-        os.eventfd_read(self._wake)
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return []  # settle() has been here, after the loop saw the wake-up and before this call
         self._told = False
         finished = self._finished
         taken = [finished.popleft() for _ in range(len(finished))]

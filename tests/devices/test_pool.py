@@ -87,6 +87,21 @@ def test_settling_waits_for_what_runs_and_drops_the_rest(loop: Loop) -> None:
     pool.close()
 
 
+def test_settling_between_the_wake_up_and_the_call_leaves_nothing_to_do(loop: Loop) -> None:
+    done: list[Job] = []
+    pool = Threads(loop, 1, done.extend)
+    pool.submit(Job(lambda: None))
+    ready = loop.wait(PATIENCE)
+    pool.settle()
+    loop.run(ready)
+    assert done == []
+    pool.submit(Job(lambda: None, tag="next"))
+    while not done:
+        turn(loop)
+    pool.close()
+    assert [job.tag for job in done] == ["next"]
+
+
 def test_threads_start_with_need_and_end_with_close(loop: Loop) -> None:
     before = threading.active_count()
     pool = Threads(loop, 4, lambda jobs: None)
