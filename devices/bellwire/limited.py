@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Any
 
 BURST = 5
+MOST = 100
 INTERVAL = 10.0  # seconds
 KEYS = 256
+_ALL = object()
+_NUMBER = re.compile(r"\d[\da-fx]*")
+
+
+def shape(error: BaseException) -> str:
+    """A kind for an error: its text without the numbers, most of which a guest or a client has chosen."""
+    return _NUMBER.sub("#", str(error))
 
 
 class LimitedLog:
-    """A logger that passes ``BURST`` records of each kind in ``INTERVAL`` seconds and counts the others."""
+    """A logger that passes ``BURST`` records of each kind in ``INTERVAL`` seconds and counts the others.
+
+    A guest may make up kinds of warnings: of all kinds together, it passes ``MOST``.
+    """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self.logger = logger
@@ -25,28 +37,28 @@ class LimitedLog:
 
     def warning(self, kind: Hashable, message: str, *arguments: Any) -> None:
         """Log a warning, if records of this ``kind`` have not been too many."""
-        if self._admit(kind):
+        if self._within(kind, BURST) and self._within(_ALL, MOST):
             self.logger.warning(message, *arguments)
             self.tell(message % arguments)
 
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: its traceback the first time, a line after that."""
         first = kind not in self._kinds
-        if self._admit(kind):
+        if self._within(kind, BURST):
             details: tuple[type[BaseException], BaseException, TracebackType | None] | None = (
                 (type(error), error, error.__traceback__) if first else None
             )
             self.logger.error(message, *arguments, exc_info=details)
             self.tell(message % arguments)
 
-    def _admit(self, kind: Hashable) -> bool:
+    def _within(self, kind: Hashable, most: int) -> bool:
         now = self._clock()
         since, count = self._kinds.pop(kind, (now, 0))
         if now - since >= INTERVAL:
-            if count > BURST:
-                self.logger.warning("%d more like the last were not logged", count - BURST)
+            if count > most:
+                self.logger.warning("%d more like the last were not logged", count - most)
             since, count = now, 0
-        if len(self._kinds) >= KEYS:  # a guest may make up kinds: forget the oldest
+        if len(self._kinds) >= KEYS:  # forget the oldest
             del self._kinds[next(iter(self._kinds))]
         self._kinds[kind] = (since, count + 1)
-        return count < BURST
+        return count < most

@@ -13,6 +13,7 @@ from bellwire.bells import Bells
 from bellwire.core import Core
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
+from bellwire.limited import shape
 from bellwire.loop import Deadline, Loop
 from bellwire.observer import Observer
 from bellwire.pool import Done, Threads
@@ -220,7 +221,7 @@ class Served:
 
     def refused(self, error: VfioUserError) -> None:
         """The client sent something that it should not have."""
-        self.core.log.warning(("refused", str(error)[:24]), "refused: %s", error)
+        self.core.log.warning(("refused", shape(error)), "refused: %s", error)
 
     def hook_failed(self, command: Command, error: BaseException) -> None:
         """Device code raised while a message was handled; the client has been told so by errno."""
@@ -296,7 +297,7 @@ class Served:
         log = self.core.log
         if isinstance(error, GuestError):
             self.core.tally.guest_errors += 1
-            log.warning(("guest", str(error)[:24]), "guest error during %s: %s", what, error)
+            log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
         else:
             self.core.tally.failures += 1
             log.failure((what, type(error)), error, "device code failed during %s: %s", what, error)

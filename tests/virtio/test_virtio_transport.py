@@ -95,6 +95,13 @@ def test_a_driver_without_version_1_is_refused(driver: Driver, caplog: pytest.Lo
     assert "features refused: 0x20" in caplog.text
 
 
+def test_refusals_without_end_do_not_fill_the_log(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            assert not driver.negotiate({6})
+    assert 1 <= caplog.text.count("features refused") <= 10
+
+
 def test_a_feature_that_was_not_offered_is_refused(driver: Driver) -> None:
     assert not driver.negotiate({COLOUR, 6})
 

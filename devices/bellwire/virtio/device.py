@@ -183,7 +183,7 @@ class VirtioDevice(Transport):
         """Whether the driver's features will do (§2.2.2, §6.1)."""
         chosen = _bits(self.accepted)
         if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
-            self.log.warning("features refused: %#x", self.accepted)
+            self.core.log.warning(("virtio", "features"), "features refused: %#x", self.accepted)
             return False
         self.negotiated = chosen
         return True
