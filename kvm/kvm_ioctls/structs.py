@@ -9,8 +9,23 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
+from .errors import InvalidArgumentError
 
-class UserspaceMemoryRegion(ctypes.Structure):
+
+class Struct(ctypes.Structure):
+    """A structure that is made of values which its fields can hold: ctypes would cut them to size without a word."""
+
+    def __init__(self, *values: int | tuple[int, ...], **named: int):
+        super().__init__(*values, **named)
+        names = (field[0] for field in self._fields_)
+        for name, value in (*zip(names, values, strict=False), *named.items()):
+            held = getattr(self, name)
+            if value != (held if isinstance(value, int) else tuple(held)[: len(value)]):
+                bits = 8 * getattr(type(self), name).size
+                raise InvalidArgumentError(f"{type(self).__name__}.{name}: {value} does not fit in {bits} bits")
+
+
+class UserspaceMemoryRegion(Struct):
     """KVM_SET_USER_MEMORY_REGION (api.rst 4.35)."""
 
     _fields_ = (
@@ -22,25 +37,25 @@ class UserspaceMemoryRegion(ctypes.Structure):
     )
 
 
-class IrqLevel(ctypes.Structure):
+class IrqLevel(Struct):
     """KVM_IRQ_LINE (api.rst 4.25)."""
 
     _fields_ = (("irq", c_uint32), ("level", c_uint32))
 
 
-class IrqchipState(ctypes.Structure):
+class IrqchipState(Struct):
     """KVM_GET_IRQCHIP and KVM_SET_IRQCHIP (api.rst 4.26): what `chip` holds depends on the controller."""
 
     _fields_ = (("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512))
 
 
-class PitConfig(ctypes.Structure):
+class PitConfig(Struct):
     """KVM_CREATE_PIT2 (api.rst 4.71)."""
 
     _fields_ = (("flags", c_uint32), ("pad", c_uint32 * 15))
 
 
-class Irqfd(ctypes.Structure):
+class Irqfd(Struct):
     """KVM_IRQFD (api.rst 4.75)."""
 
     _fields_ = (
@@ -52,7 +67,7 @@ class Irqfd(ctypes.Structure):
     )
 
 
-class Ioeventfd(ctypes.Structure):
+class Ioeventfd(Struct):
     """KVM_IOEVENTFD (api.rst 4.59)."""
 
     _fields_ = (
@@ -65,13 +80,13 @@ class Ioeventfd(ctypes.Structure):
     )
 
 
-class CoalescedMmioZone(ctypes.Structure):
+class CoalescedMmioZone(Struct):
     """KVM_REGISTER_COALESCED_MMIO and KVM_UNREGISTER_COALESCED_MMIO (api.rst 4.116)."""
 
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
 
 
-class Ioregion(ctypes.Structure):
+class Ioregion(Struct):
     """KVM_SET_IOREGION, version 3 of a proposal that was never merged."""
 
     _fields_ = (
@@ -85,13 +100,13 @@ class Ioregion(ctypes.Structure):
     )
 
 
-class IrqRouting(ctypes.Structure):
+class IrqRouting(Struct):
     """The head of KVM_SET_GSI_ROUTING (api.rst 4.52); `nr` entries of 48 bytes follow."""
 
     _fields_ = (("nr", c_uint32), ("flags", c_uint32))
 
 
-class Msi(ctypes.Structure):
+class Msi(Struct):
     """KVM_SIGNAL_MSI (api.rst 4.70)."""
 
     _fields_ = (
@@ -104,7 +119,7 @@ class Msi(ctypes.Structure):
     )
 
 
-class EnableCap(ctypes.Structure):
+class EnableCap(Struct):
     """KVM_ENABLE_CAP (api.rst 4.37)."""
 
     _fields_ = (
@@ -115,43 +130,43 @@ class EnableCap(ctypes.Structure):
     )
 
 
-class MsrList(ctypes.Structure):
+class MsrList(Struct):
     """The head of KVM_GET_MSR_INDEX_LIST (api.rst 4.3); `nmsrs` 32-bit indices follow."""
 
     _fields_ = (("nmsrs", c_uint32),)
 
 
-class Msrs(ctypes.Structure):
+class Msrs(Struct):
     """The head of KVM_GET_MSRS and KVM_SET_MSRS (api.rst 4.18); `nmsrs` entries of 16 bytes follow."""
 
     _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32))
 
 
-class Cpuid2(ctypes.Structure):
+class Cpuid2(Struct):
     """The head of the CPUID requests (api.rst 4.20 and 4.46); `nent` entries of 40 bytes follow."""
 
     _fields_ = (("nent", c_uint32), ("padding", c_uint32))
 
 
-class MpStateStruct(ctypes.Structure):
+class MpStateStruct(Struct):
     """KVM_GET_MP_STATE and KVM_SET_MP_STATE (api.rst 4.38)."""
 
     _fields_ = (("mp_state", c_uint32),)
 
 
-class Interrupt(ctypes.Structure):
+class Interrupt(Struct):
     """KVM_INTERRUPT (api.rst 4.16)."""
 
     _fields_ = (("irq", c_uint32),)
 
 
-class GuestDebug(ctypes.Structure):
+class GuestDebug(Struct):
     """KVM_SET_GUEST_DEBUG (api.rst 4.87)."""
 
     _fields_ = (("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8))
 
 
-class Translation(ctypes.Structure):
+class Translation(Struct):
     """KVM_TRANSLATE."""
 
     _fields_ = (
@@ -164,7 +179,7 @@ class Translation(ctypes.Structure):
     )
 
 
-class LapicState(ctypes.Structure):
+class LapicState(Struct):
     """KVM_GET_LAPIC and KVM_SET_LAPIC (api.rst 4.57): the local APIC's register page."""
 
     _fields_ = (("regs", c_uint8 * 1024),)
@@ -184,7 +199,7 @@ def _lapic_offset(offset: int) -> int:
     return offset
 
 
-class Regs(ctypes.Structure):
+class Regs(Struct):
     """General registers: KVM_GET_REGS and KVM_SET_REGS (api.rst 4.11)."""
 
     _fields_ = tuple(
@@ -214,7 +229,7 @@ class Regs(ctypes.Structure):
     rflags: int
 
 
-class Segment(ctypes.Structure):
+class Segment(Struct):
     """A segment register with its hidden part. `limit` is in bytes whatever `g` says."""
 
     _fields_ = (
@@ -246,7 +261,7 @@ class Segment(ctypes.Structure):
     unusable: int
 
 
-class Dtable(ctypes.Structure):
+class Dtable(Struct):
     """GDTR or IDTR."""
 
     _fields_ = (("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3))
@@ -254,7 +269,7 @@ class Dtable(ctypes.Structure):
     limit: int
 
 
-class Sregs(ctypes.Structure):
+class Sregs(Struct):
     """Segment, table and control registers: KVM_GET_SREGS and KVM_SET_SREGS (api.rst 4.13)."""
 
     _fields_ = (

@@ -181,7 +181,6 @@ class Vm(Handle):
             flags |= IoEventFlags.PIO
         if datamatch is not None:
             flags |= IoEventFlags.DATAMATCH
-        request = structs.Ioeventfd(datamatch or 0, addr, size, fd, int(flags))
         asked = {"addr": addr, "len": size, "fd": fd, "flags": int(flags)}
         if datamatch is not None:
             asked["datamatch"] = datamatch
@@ -190,6 +189,7 @@ class Vm(Handle):
         if ccw:
             # x86 KVM accepts the flag without a word and would listen at a memory address instead.
             raise InvalidArgumentError("CCW doorbells exist on s390 only", "KVM_IOEVENTFD", asked)
+        request = structs.Ioeventfd(datamatch or 0, addr, size, fd, int(flags))
         invoke(self.fd, requests.IOEVENTFD, request, **asked)
 
     def register_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:

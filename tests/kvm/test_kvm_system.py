@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -10,12 +11,15 @@ import pytest
 from kvm_ioctls import (
     Capability,
     ConflictError,
+    InvalidArgumentError,
     IoctlError,
     Kvm,
     KvmError,
     MmioWrite,
+    Segment,
     UnavailableError,
     UnsupportedError,
+    Vm,
 )
 from realmode import HLT, Guest, store
 
@@ -134,6 +138,23 @@ def test_overlapping_memory_conflicts_and_the_error_shows_all_of_it(boot: Boot) 
         "userspace_addr": 0x7000_0000,
     }
     assert "guest_phys_addr=0x1000" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda vm: vm.set_user_memory_region(1 << 32, 0, 0, 0), "UserspaceMemoryRegion.slot"),
+        (lambda vm: vm.ioeventfd(0, (1 << 64) + 0x5000), "Ioeventfd.addr"),
+        (lambda vm: vm.irqfd(-1, 16), "Irqfd.fd"),
+        (lambda vm: vm.signal_msi(1 << 64, 0), "Msi.address_hi"),
+        (lambda vm: vm.enable_cap(0, 1 << 64), "EnableCap.args"),
+        (lambda _: Segment(selector=1 << 16), "Segment.selector"),
+    ],
+)
+def test_a_number_is_not_cut_to_fit_the_kernels_field(call: Callable[[Vm], None], field: str) -> None:
+    with contextlib.closing(Vm(os.open(os.devnull, os.O_RDWR), 0)) as vm, pytest.raises(InvalidArgumentError) as caught:
+        call(vm)
+    assert field in str(caught.value)
 
 
 @kvm_only
