@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vfio_user.constants import DeviceFlags, RegionFlags
@@ -93,6 +93,10 @@ class Region(NamedTuple):
 
     info: RegionInfo
     fd: int | None
+
+    def unmapped(self) -> Region:
+        """The same, for a client that takes no descriptors."""
+        return Region(replace(self.info, flags=self.info.flags & ~RegionFlags.MMAP, offset=0, areas=()), None)
 
 
 def _areas(payload: memoryview, at: int, size: int, name: str) -> tuple[MmapArea, ...]:

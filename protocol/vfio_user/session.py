@@ -257,6 +257,8 @@ class Session:
     def _region_info(self, message: Message) -> Reply:
         argsz, _, index = _request(message, REGION_INFO)[:3]
         region = self._accesses.regions[_index(message, index, PCI_REGIONS)]
+        if self.client and not self.client.max_msg_fds:
+            region = region.unmapped()
         payload = region.info.pack(argsz)
         whole = not region.info.areas or len(payload) > REGION_INFO.size
         return Reply([payload], [region.fd] if whole and region.fd is not None else [])

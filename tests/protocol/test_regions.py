@@ -80,6 +80,13 @@ def test_sparse_areas_come_with_the_fd_behind_them(link: Link) -> None:
     assert os.fstat(fd).st_ino == os.fstat(link.device.area).st_ino
 
 
+def test_a_client_that_takes_no_fds_is_offered_nothing_to_map(stranger: Link) -> None:
+    stranger.introduce(max_msg_fds=0)
+    answer = stranger.ask(INFO, request(MAPPED, argsz=80))
+    assert answer.payload == struct.pack("<IIIIQQ", 32, 3, MAPPED, 0, SIZES[MAPPED], 0)
+    assert answer.fds == []
+
+
 @pytest.mark.parametrize("argsz", [32, 48, 79])
 def test_too_small_an_argsz_gets_the_struct_alone_and_the_size_needed(link: Link, argsz: int) -> None:
     answer = link.ask(INFO, request(MAPPED, argsz))
