@@ -278,6 +278,8 @@ class Client:
 
     def poll(self, timeout: float | None = 0.0) -> None:
         """Answer what the server asks for, waiting for it up to ``timeout`` seconds (None: for ever)."""
+        if self._channel.fileno() < 0:
+            raise Disconnected("this client has been closed")
         waiter = select.poll()
         waiter.register(self._channel, select.POLLIN)
         if not self._channel.ready and not waiter.poll(None if timeout is None else timeout * 1000):

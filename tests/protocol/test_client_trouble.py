@@ -72,6 +72,8 @@ def test_a_closed_client_is_disconnected(fake_server: MakeServer) -> None:
     client.close()
     with pytest.raises(Disconnected):
         client.device_info()
+    with pytest.raises(Disconnected):
+        client.poll()
 
 
 def test_a_size_that_cannot_be_is_a_framing_error(fake_server: MakeServer) -> None:
