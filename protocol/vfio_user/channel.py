@@ -257,11 +257,14 @@ class Channel:
             self._send_rest(message, sent, [], _name(message), listening)
 
     def close(self) -> None:
-        """Close the socket and every descriptor that nobody has taken."""
+        """Close the socket and every descriptor that nobody has taken, and give up the buffer, which may be large."""
         for _, fds in self._fds:
             close_fds(fds)
         self._fds.clear()
         self._sock.close()
+        self._buffer = bytearray()
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
 
     def _send_rest(
         self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str, listening: bool

@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -99,6 +100,22 @@ def test_buffers_are_compacted_rather_than_grown(ends: tuple[Wire, Channel]) -> 
         assert channel.receive() is None
         wire.raw(message(10, bytes(5000), id=number)[4000:])
         assert take(channel).payload == bytes(5000)
+
+
+def test_a_closed_channel_keeps_no_buffer() -> None:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        ours, theirs = socket.socketpair()
+        channel = Channel(theirs, 1 << 20)
+        ours.close()
+        channel.close()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1 << 15
+    with pytest.raises(Disconnected):
+        channel.receive()
 
 
 def test_a_kept_payload_outlives_what_comes_after_it(ends: tuple[Wire, Channel]) -> None:
