@@ -18,6 +18,7 @@ from vfio_user import Command, IrqIndex, VfioUserError
 OWN = "the attacker's own socket"
 KINDS = ["eventfd"] * 4 + ["memory"] * 4 + ["pipe", "socket", "null", "directory", "epoll", OWN]
 NUMBERS = [0, 1, 2, 4, 8, 9, 16, 32, 4096, 1 << 20, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1]
+Makers = list[Callable[[], tuple[int, bytes, list[str]]]]
 SIZES = [0, 15, 17, 1 << 20, 1 << 21, (1 << 32) - 1]  # that do not fit what follows
 
 
@@ -57,7 +58,7 @@ class Attack:
             kinds += [REPLY] * 20
         return message(command, payload, id=choose.randrange(6), flags=choose.choice(kinds)), fds
 
-    def _good(self) -> list[Callable[[], tuple[int, bytes, list[str]]]]:
+    def _good(self) -> Makers:
         """Makers of commands that have the right shape, though not always the right values."""
         one = self._random.choice
         upto = self._random.randrange
