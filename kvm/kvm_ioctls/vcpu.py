@@ -88,8 +88,11 @@ class Vcpu(Handle):
 
         Change the state that the vCPU's thread is to see *before* the kick. `run()` forgets kicks only just
         before it returns `Interrupted`, so a thread that looks at that state whenever it gets one misses
-        nothing: a kick is never lost, at most several become one. Needs `install_kick_handler`.
+        nothing: a kick is never lost, at most several become one. A closed vCPU has nothing to be kicked out of.
+        Needs `install_kick_handler`.
         """
+        if self.closed:
+            return
         self.immediate_exit = True
         if self._thread:
             kick_thread(self._thread)

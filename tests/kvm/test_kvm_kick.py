@@ -148,6 +148,13 @@ def test_a_kick_after_the_thread_is_gone_does_no_harm(boot: Boot) -> None:
     assert guest.run() == Interrupted()
 
 
+def test_a_kick_after_the_vcpu_is_closed_does_no_harm(boot: Boot) -> None:
+    vcpu = boot(HLT).vcpu
+    assert vcpu.run() == Hlt()
+    vcpu.close()
+    vcpu.kick()
+
+
 def test_any_other_signal_interrupts_as_well(boot: Boot) -> None:
     guest = boot(store(0, 1) + SPIN)
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
