@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from .errors import IoctlError
+from .errors import InvalidArgumentError, IoctlError
 from .ioctl import Ioctl, invoke
 from .structs import Cpuid2
 
@@ -55,8 +55,7 @@ class Cpuid:
 
     def pack(self) -> bytes:
         """Return the bytes of `struct kvm_cpuid2` with its entries."""
-        entries = (_ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in self.entries)
-        return b"".join((struct.pack("=I4x", len(self.entries)), *entries))
+        return b"".join((struct.pack("=I4x", len(self.entries)), *map(_packed, self.entries)))
 
     @classmethod
     def unpack(cls, data: bytes) -> Cpuid:
@@ -79,3 +78,10 @@ class Cpuid:
                 room *= 2
             else:
                 return cls.unpack(buffer.raw)
+
+
+def _packed(entry: CpuidEntry) -> bytes:
+    try:
+        return _ENTRY.pack(entry.function, entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx)
+    except struct.error as error:
+        raise InvalidArgumentError(str(error), "KVM_SET_CPUID2", asdict(entry)) from None

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from .errors import InvalidArgumentError
+
 _ENTRY_IRQCHIP = struct.Struct("=II8xII24x")
 _ENTRY_MSI = struct.Struct("=II8xIII20x")
 _TYPE_IRQCHIP, _TYPE_MSI = 1, 2
@@ -59,4 +61,11 @@ def default_routes() -> list[Route]:
 
 def pack_routes(routes: Sequence[Route]) -> bytes:
     """Return `struct kvm_irq_routing` with its entries."""
-    return b"".join((struct.pack("=II", len(routes), 0), *(route.pack() for route in routes)))
+    return b"".join((struct.pack("=II", len(routes), 0), *map(_packed, routes)))
+
+
+def _packed(route: Route) -> bytes:
+    try:
+        return route.pack()
+    except struct.error as error:
+        raise InvalidArgumentError(str(error), "KVM_SET_GSI_ROUTING", route._asdict()) from None

@@ -175,7 +175,7 @@ class Vcpu(Handle):
 
     def _msrs(self, request: Ioctl, entries: list[tuple[int, int]]) -> ctypes.Array[ctypes.c_char]:
         count = len(entries)
-        data = b"".join((struct.pack("=I4x", count), *(_MSR_ENTRY.pack(*entry) for entry in entries)))
+        data = b"".join((struct.pack("=I4x", count), *(_packed(request, *entry) for entry in entries)))
         buffer = ctypes.create_string_buffer(data, len(data))
         done = invoke(self.fd, request, buffer, nmsrs=count)
         if done < count:
@@ -226,3 +226,10 @@ class Vcpu(Handle):
     def stats(self) -> Stats:
         """KVM_GET_STATS_FD (api.rst 4.133): the kernel's own counters for this CPU; close them."""
         return Stats(invoke(self.fd, requests.GET_STATS_FD))
+
+
+def _packed(request: Ioctl, index: int, data: int) -> bytes:
+    try:
+        return _MSR_ENTRY.pack(index, data)
+    except struct.error as error:
+        raise InvalidArgumentError(str(error), request.name, {"index": index, "data": data}) from None

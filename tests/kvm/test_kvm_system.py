@@ -11,16 +11,20 @@ import pytest
 from kvm_ioctls import (
     Capability,
     ConflictError,
+    Cpuid,
+    CpuidEntry,
     InvalidArgumentError,
     IoctlError,
     Kvm,
     KvmError,
     MmioWrite,
+    MsiRoute,
     Segment,
     UnavailableError,
     UnsupportedError,
     Vm,
 )
+from kvm_ioctls.routing import pack_routes
 from realmode import HLT, Guest, store
 
 kvm_only = pytest.mark.kvm
@@ -155,6 +159,19 @@ def test_a_number_is_not_cut_to_fit_the_kernels_field(call: Callable[[Vm], None]
     with contextlib.closing(Vm(os.open(os.devnull, os.O_RDWR), 0)) as vm, pytest.raises(InvalidArgumentError) as caught:
         call(vm)
     assert field in str(caught.value)
+
+
+def test_what_does_not_fit_into_a_list_of_entries_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"KVM_SET_GSI_ROUTING\(gsi=24, address=0x10{16}, data=0\)"):
+        pack_routes([MsiRoute(24, 1 << 64, 0)])
+    with pytest.raises(InvalidArgumentError, match=r"KVM_SET_CPUID2\(function=0x100000000, "):
+        Cpuid([CpuidEntry(1 << 32)]).pack()
+
+
+@kvm_only
+def test_an_msr_value_that_does_not_fit_is_named(boot: Boot) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"KVM_SET_MSRS\(index=372, data=0x10{16}\)"):
+        boot(HLT).vcpu.set_msrs({0x174: 1 << 64})
 
 
 @kvm_only
