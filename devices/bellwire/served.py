@@ -84,7 +84,7 @@ class Served:
         self._loop.unwatch(self._bells.fileno())
         self._loop.unwatch(self.session.fileno())
         self._bells.close()
-        self._count_reads()
+        self.core.tally.reads += self.session.reads
         self.session.close()
         self.session = self._bells = None
         self.core.maps += 1
@@ -129,14 +129,10 @@ class Served:
 
     def statistics(self) -> dict[str, int]:
         """What has happened so far, and what the client has set up now."""
-        self._count_reads()
-        now = {"dma_maps": len(self.session.dma) if self.session else 0, "connected": int(self.session is not None)}
-        return self.core.tally.to_dict() | now
-
-    def _count_reads(self) -> None:
-        if self.session is not None:
-            self.core.tally.reads += self.session.reads
-            self.session.reads = 0
+        numbers, session = self.core.tally.to_dict(), self.session
+        if session is not None:
+            numbers["reads"] += session.reads
+        return numbers | {"dma_maps": len(session.dma) if session else 0, "connected": int(session is not None)}
 
     def guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into device code; what it raises is logged, and None comes back."""

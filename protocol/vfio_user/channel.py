@@ -103,6 +103,8 @@ class Channel:
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
         self._position = 0  # of self._start in the stream
         self._broken = ""  # why nothing more can be sent: a message was cut short
+        self.answered = 0
+        """Messages that :meth:`answer` has answered."""
         self.drained = False
         """Whether the last receive left room: most likely, nothing more is there (a poll would tell)."""
 
@@ -164,40 +166,42 @@ class Channel:
 
     def answer(
         self, plain: Mapping[bytes, Answer], wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]
-    ) -> tuple[Ready, int]:
+    ) -> Ready:
         """Answer messages that are known by all of :data:`PREFIX` but the id, for as long as they come one at a time.
 
         ``wait`` sleeps until something happens, ``alone`` is what it gives when that is on this socket only, and
         ``rung`` tells whether anything has happened since that comes first. What is not answered stays for
-        :meth:`receive`. Returns what ``wait`` gave last, and how many messages were answered.
+        :meth:`receive`. Returns what ``wait`` gave last.
 
         This is for drivers that poll a register, and calls nothing but what it cannot do without.
         """
-        answered = 0
         if self._start != self._end:
-            return wait(), answered
-        self._start = self._end = 0
+            return wait()
+        self._start = self._end = answered = 0
         receive, room, known = self._sock.recvmsg_into, (self._view,), plain.get
-        while True:
-            ready = wait()
-            if ready != alone:
-                return ready, answered
-            try:
-                count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
-            except OSError:
-                return ready, answered
-            if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
-                message_id, rest = _unpack_prefix(self._buffer)
-                answer = known(rest)
-                if answer is not None and not rung(0):
-                    self._position += count
-                    self.send_whole(message_id + answer[0] + answer[1]())
-                    answered += 1
-                    if self._end == 0:  # nothing was taken in meanwhile
-                        continue
-                    return ready, answered
-            self._received(count, ancillary, flags)
-            return ready, answered
+        try:
+            while True:
+                ready = wait()
+                if ready != alone:
+                    return ready
+                try:
+                    count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
+                except OSError:
+                    return ready
+                answer = None
+                if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
+                    message_id, rest = _unpack_prefix(self._buffer)
+                    answer = known(rest)
+                if answer is None or rung(0):
+                    self._received(count, ancillary, flags)
+                    return ready
+                self._position += count
+                self.send_whole(message_id + answer[0] + answer[1]())
+                answered += 1
+                if self._end:  # something was taken in meanwhile
+                    return ready
+        finally:
+            self.answered += answered
 
     def receive_by(self, deadline: float) -> Message:
         """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""

@@ -46,11 +46,14 @@ class Reply(NamedTuple):
 _DONE = Reply()
 
 
+class _HookFailedError(VfioUserError):
+    """Device code failed, and the backend knows."""
+
+
 class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
-    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up;
-    ``reads`` counts how often it has read a region.
+    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Session:
         timeout: float = 5.0,
     ) -> None:
         self.client: Capabilities | None = None
-        self.reads = 0
+        self._reads = 0
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
@@ -98,6 +101,11 @@ class Session:
         return self._channel.fileno()
 
     @property
+    def reads(self) -> int:
+        """How often the client has read a region."""
+        return self._reads + self._channel.answered
+
+    @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
         return bool(self._asker.kept) or self._channel.ready
@@ -111,9 +119,7 @@ class Session:
 
         Those are answered on the spot (see :meth:`Channel.answer <vfio_user.channel.Channel.answer>`).
         """
-        ready, reads = self._channel.answer(self._accesses.plain, wait, alone, rung)
-        self.reads += reads
-        return ready
+        return self._channel.answer(self._accesses.plain, wait, alone, rung)
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -223,7 +229,8 @@ class Session:
             self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
         if isinstance(error, FramingError):
             raise error
-        self._backend.refused(error)
+        if not isinstance(error, _HookFailedError):
+            self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
         _, command, flags, _, _, fds = message
@@ -324,7 +331,7 @@ class Session:
         """A read or a write that has passed its checks; the data of its reply."""
         try:
             if access.reader is not None:
-                self.reads += 1
+                self._reads += 1
                 found = access.reader()
             elif access.writer is not None:
                 access.writer(data)
@@ -354,7 +361,7 @@ class Session:
                 self._call(Command.REGION_WRITE_MULTI, self._backend.region_write, region, offset, memoryview(data))
             except VfioUserError as error:
                 if message.flags & _NO_REPLY:
-                    self._backend.refused(error)
+                    self._refuse(message.id, message.command, error, wants_reply=False)
                     continue
                 if done == 0:
                     raise
@@ -377,10 +384,10 @@ class Session:
         except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code
             raise self._failed(command, error) from None
 
-    def _failed(self, command: Command, error: BaseException) -> VfioUserError:
+    def _failed(self, command: Command, error: BaseException) -> _HookFailedError:
         """What the client gets to know of an error in device code."""
         self._backend.hook_failed(command, error)
-        return VfioUserError(f"{command.name}: the device's own code failed", errno.EIO)
+        return _HookFailedError(f"{command.name}: the device's own code failed", errno.EIO)
 
     def _most(self) -> int:
         """Bytes that a DMA message may move."""

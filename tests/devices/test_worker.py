@@ -170,6 +170,7 @@ def test_a_hook_that_raises_answers_with_an_error_and_lives_on(caplog: pytest.Lo
         record for record in caplog.records if "RuntimeError" in str(record.exc_info) or "hook failed" in record.message
     ]
     assert [record.exc_info is not None for record in writes] == [True, False, False]
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 4
 
 
 def test_a_flood_of_failures_is_logged_a_few_times_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
 from contextlib import closing
 
 import pytest
@@ -214,10 +215,17 @@ def test_descriptors_that_come_during_the_wait_are_left_for_service(plain: Link)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_client_that_leaves_during_the_wait_is_gone(plain: Link) -> None:
-    plain.sock.close()
+def test_a_client_that_leaves_during_the_wait_is_gone_and_what_it_read_is_counted(plain: Link) -> None:
+    plain.send(READ, access(8, 4))
+    happens = iter([lambda: None, lambda: plain.sock.shutdown(socket.SHUT_WR)])
+
+    def wait() -> Ready:
+        next(happens)()
+        return ALONE
+
     with pytest.raises(Disconnected):
-        waited(plain, ALONE)
+        plain.session.wait(wait, ALONE, lambda _: False)
+    assert plain.session.reads == 2
 
 
 def test_a_client_that_does_not_read_is_waited_for_as_ever(device: FakeDevice) -> None:
