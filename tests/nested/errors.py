@@ -13,5 +13,9 @@ class BedError(Exception):
             self.add_note(hint)
 
 
+class LackError(BedError):
+    """This machine has not what it takes to build a kernel."""
+
+
 class LateError(BedError):
     """What runs in the bed was not done in time."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from debian import Apt, AptError, unpack
 from nested.boot import Image
-from nested.errors import BedError
+from nested.errors import BedError, LackError
 from provision import caches, only_one
 from toolbox import Toolbox
 
@@ -114,20 +114,20 @@ def _source(folder: Path, progress: Progress) -> Path:
             return fetched.rename(folder / fetched.name)
     except AptError as error:
         hint = f"put the package there by hand: {folder}"
-        raise BedError(f"the kernel's source cannot be fetched: {error}", hint) from None
+        raise LackError(f"the kernel's source cannot be fetched: {error}", hint) from None
 
 
 def check(folder: Path) -> None:
-    """A BedError that names what is missing for a build: make would say it later, in its own way."""
+    """A LackError that names what is missing for a build: make would say it later, in its own way."""
     missing = {command: package for command, package in COMMANDS.items() if shutil.which(command) is None}
     if "gcc" not in missing:
         missing |= {header: package for header, package in HEADERS.items() if not _compiles(header)}
     if missing:
         packages = " ".join(sorted(set(missing.values())))
-        raise BedError(f"to build a kernel takes {', '.join(missing)}", f"apt-get install {packages}")
+        raise LackError(f"to build a kernel takes {', '.join(missing)}", f"apt-get install {packages}")
     free = shutil.disk_usage(folder).free
     if free < SPACE:
-        raise BedError(
+        raise LackError(
             f"to build a kernel takes {SPACE >> 30} GiB of disk, and {free / (1 << 30):.1f} are free in {folder}",
             "make room there, or name another place by XDG_CACHE_HOME",
         )
