@@ -173,11 +173,15 @@ def compile_image(tree: Path, title: str, progress: Progress) -> None:
     words = ["nice", "make", f"-j{os.cpu_count()}", "bzImage"]
     with subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            steps += _STEP.match(line) is not None
-            if not line.startswith("  "):
-                said.append(line)
-            progress(f"{title}: {steps} files, {time.monotonic() - start:.0f} s")
+        try:
+            for line in process.stdout:
+                steps += _STEP.match(line) is not None
+                if not line.startswith("  "):
+                    said.append(line)
+                progress(f"{title}: {steps} files, {time.monotonic() - start:.0f} s")
+        except SystemExit:
+            process.terminate()
+            raise
     if process.returncode:
         raise BedError("the kernel does not build", "".join(said[-30:]))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,6 +118,27 @@ def test_the_tool_gives_up_in_time() -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 124
     assert "not done after 4 s" in done.stderr
+
+
+@pytest.mark.usefixtures("patched")
+def test_the_tool_takes_its_machine_down_when_it_is_told_to_end(tmp_path: Path) -> None:
+    words = [HERE / "run", "-q", "sh", "-c", "echo up; sleep 1000"]
+    with subprocess.Popen(words, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE) as tool:
+        assert tool.stdout is not None
+        assert tool.stdout.readline() == b"up\n"
+        tool.terminate()
+        assert tool.wait(60) == 128 + signal.SIGTERM
+    assert not processes_that_name(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def processes_that_name(text: str) -> list[str]:
+    """Command lines with ``text`` in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return [line for line in found if text in line]
 
 
 def test_a_kernel_that_dies_is_told_with_its_last_words(bed: Bed) -> None:
