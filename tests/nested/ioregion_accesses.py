@@ -62,15 +62,16 @@ def test_reads_of_every_width(device: Device, tmp_path: Path, size: int) -> None
     assert seen == [Command(False, size, True, 42, 0xF8, 0)]
 
 
+@pytest.mark.parametrize("posted", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_ports_of_every_width(device: Device, boot: Boot, size: int) -> None:
+def test_ports_of_every_width(device: Device, boot: Boot, size: int, posted: bool) -> None:
     guest = boot(out(PORT + 4, low(VALUE, 4), size) + in_(PORT, size) + HLT)
     with (
-        served(guest.vm, device.region(PORT, 8, 7, pio=True)),
+        served(guest.vm, device.region(PORT, 8, 7, pio=True, posted=posted)),
         serving(device, lambda command: 0x0102_0304) as seen,
     ):
         assert guest.run() == Hlt()
-    assert seen == [Command(True, size, True, 7, 4, low(VALUE, size)), Command(False, size, True, 7, 0, 0)]
+    assert seen == [Command(True, size, not posted, 7, 4, low(VALUE, size)), Command(False, size, True, 7, 0, 0)]
     assert low(rax(guest.vcpu), size) == low(0x0102_0304, size)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvm_ioctls import Hlt, Interrupted, Kvm, MmioRead, MmioWrite, Vcpu, Vm
+from kvm_ioctls import Exit, Hlt, Interrupted, Kvm, MmioRead, MmioWrite, Vcpu, Vm
 from kvm_ioctls.kick import kick_thread
 from nested.ioregion_device import DEADLINE, Command, Device, Running, served, serving
 from realmode import HLT, MMIO, SPIN, Guest, load, store
@@ -229,6 +233,64 @@ def test_regions_come_and_go_under_load(device: Device, boot: Boot) -> None:
     assert numbers == sorted(set(numbers))
     assert written == sorted(set(written))
     assert set(numbers) | set(written) == set(range(count))  # both have what was answered too late
+
+
+def test_regions_come_and_go_under_two_vcpus_and_a_storm_of_signals(device: Device, boot: Boot) -> None:
+    count = 150
+    guest = boot(b"".join(store(0, number) for number in range(count)) + HLT)
+    second = another(guest, b"".join(store(4, number) for number in range(count)) + HLT)
+    regions = [device.region(MMIO + 4 * number, 4, number) for number in range(2)]
+    stays = device.region(MMIO + 0x100, 4, 9)  # with it stays the queue, and what was sent for a region that went
+    written: list[list[int]] = [[], []]
+    ended: list[Exit] = []
+
+    def run(vcpu: Vcpu) -> None:
+        while not isinstance(found := vcpu.run(), Hlt):
+            if isinstance(found, MmioWrite):
+                written[(found.addr - MMIO) // 4].append(int.from_bytes(found.data, "little"))
+            else:
+                assert found == Interrupted()
+        ended.append(found)
+
+    threads = [threading.Thread(target=run, args=(vcpu,)) for vcpu in (guest.vcpu, second)]
+    with served(guest.vm, stays), serving(device, lambda command: 0) as seen:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            with served(guest.vm, *regions):
+                for thread in threads:
+                    assert thread.native_id is not None
+                    kick_thread(thread.native_id)
+    second.close()
+    assert ended == [Hlt(), Hlt()]
+    for number in range(2):
+        numbers = [command.data for command in seen if command.user_data == number]
+        assert numbers == sorted(set(numbers))
+        assert written[number] == sorted(set(written[number]))
+        assert set(numbers) | set(written[number]) == set(range(count))
+
+
+WAITS = """
+import sys
+from kvm_ioctls import IoRegion, Kvm
+from realmode import HLT, MMIO, Guest, load
+fd = int(sys.argv[1])
+with Kvm.open() as kvm, Guest(kvm, load(0) + HLT) as guest:
+    guest.vm.set_ioregion(IoRegion(MMIO, 8, 0, read_fd=fd, write_fd=fd))
+    guest.run()
+"""
+
+
+def test_a_process_that_is_killed_while_its_vcpu_waits_is_gone_at_once(device: Device) -> None:
+    fd = device.kernels.fileno()
+    words = [sys.executable, "-c", WAITS, str(fd)]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, env=paths, pass_fds=[fd]) as process:
+        device.receive()
+        device.kernels.close()
+        process.kill()
+        assert process.wait(DEADLINE) == -signal.SIGKILL
+    assert device.ours.recv(1) == b""
 
 
 def test_a_vm_that_ends_with_an_access_under_way_lets_go_of_the_socket(device: Device, kvm: Kvm) -> None:
