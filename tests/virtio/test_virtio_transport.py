@@ -13,7 +13,7 @@ from bellwire.bar import Bar
 from bellwire.bells import Bells
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
-from vfio_user import IoEventFd, IrqIndex
+from vfio_user import IoEventFd, IrqIndex, RegionIndex
 from virtio.driver import DEVICE, ISR, NOTIFY, PCI_ACCESS, READY, Driver
 from virtio.echo import COLOUR, Echo
 
@@ -315,6 +315,14 @@ def test_a_window_that_shows_nothing_does_nothing(driver: Driver, bar: int, offs
     window.aim(bar, offset, length)
     driver.guest.config_write(window.at + 16, 0x1234_5678, 4)
     assert driver.guest.config_read(window.at + 16, 4) == 0x1234_5678
+
+
+def test_a_window_does_not_show_config_space(driver: Driver) -> None:
+    window = Window(driver)
+    data = window.at + 16
+    window.aim(RegionIndex.CONFIG, data, 4)  # itself
+    driver.guest.config_write(data, 0x1234_5678, 4)
+    assert driver.guest.config_read(data, 4) == 0x1234_5678
 
 
 def test_isr_and_notification_lie_in_pages_of_their_own(driver: Driver) -> None:

@@ -307,9 +307,10 @@ class VirtioDevice(Transport):
             self.core.write(bar, start, memoryview(bytes(self.window[WINDOW_DATA : WINDOW_DATA + length])))
 
     def behind_window(self) -> tuple[int, int, int] | None:
-        """BAR, offset and length, where they make sense."""
+        """BAR, offset and length, where they make sense. Config space is no BAR: a window would show itself."""
         bar, offset, length = WINDOW.unpack_from(self.window)
-        if length in (1, 2, 4) and not offset % length and offset + length <= self.core.region_size(bar):
+        size = self.core.region_size(bar) if bar in self.layout.bars else 0
+        if length in (1, 2, 4) and not offset % length and offset + length <= size:
             return bar, offset, length
         return None
 
