@@ -152,6 +152,19 @@ def test_offloads_can_be_given_up_while_at_work(make: Make, host: Host) -> None:
     assert not card.command(5, 0, struct.pack("<Q", 1 << Net.GUEST_TSO4))
 
 
+@pytest.mark.parametrize("alone", [Net.GUEST_TSO4, Net.GUEST_TSO6, Net.GUEST_ECN])
+def test_an_offload_without_what_it_requires_is_void(make: Make, host: Host, alone: Net) -> None:
+    card = make({alone})
+    host.socket(socket.SOCK_DGRAM).sendto(b"hello", (OURS, PORT))
+    assert answering(card, is_udp).header[0] & NEEDS_CHECKSUM == 0
+
+
+def test_offloads_without_what_they_require_can_be_asked_for(make: Make) -> None:
+    card = make(SEGMENTS | {Net.GUEST_ECN, Net.CTRL_GUEST_OFFLOADS})
+    for bits in ({Net.GUEST_TSO4}, {Net.GUEST_CSUM, Net.GUEST_ECN}, {Net.GUEST_ECN}):
+        assert card.command(5, 0, struct.pack("<Q", sum(1 << bit for bit in bits)))
+
+
 def test_the_interface_is_set_up_and_gone_afterwards(namespace: Namespace) -> None:
     with contextlib.closing(TapLink("bwtap1", 1, Settings(namespace.name, mtu=1400))):
         link = namespace.link("bwtap1")
