@@ -18,6 +18,7 @@ from bellwire.network.interface import Settings
 from bellwire.testing import Guest
 from bellwire.virtio.net_features import Net
 from virtio.card import ALL, HEADER, PATIENCE, Card, Packet
+from virtio.driver import READY
 from virtio.namespace import Namespace, own_namespace
 from virtio.stack import IPV4, UDP, Stack, checksum, ethernet, ipv4, udp
 
@@ -221,6 +222,8 @@ def test_a_tap_that_is_taken_away_is_a_link_that_is_down(make: Make, namespace: 
         assert card.driver.guest.poll(PATIENCE)
     assert card.driver.config(6, 2) == 0
     assert not card.driver.guest.poll()
+    card.driver.start(SEGMENTS, range(3))
+    assert card.driver.status == READY
 
 
 def test_several_pairs_of_queues_are_used_once_the_driver_says_so(make: Make, host: Host) -> None:

@@ -90,7 +90,7 @@ class TapLink:
 
     def offload(self, what: Offload) -> None:
         """For all queues: the kernel keeps one setting an interface."""
-        fcntl.ioctl(self.ports[0].fileno(), TUNSETOFFLOAD, int(what))
+        self._tell(self.ports[0], TUNSETOFFLOAD, int(what))
 
     def use(self, pairs: int) -> None:
         """Detach the queues beyond, so that the kernel steers no packet there."""
@@ -99,18 +99,21 @@ class TapLink:
         for number, port in enumerate(self.ports):
             if port.attached is not (wanted := number < pairs):
                 flags = IFF_ATTACH_QUEUE if wanted else IFF_DETACH_QUEUE
-                fcntl.ioctl(port.fileno(), TUNSETQUEUE, _REQUEST.pack(b"", flags))
+                self._tell(port, TUNSETQUEUE, _REQUEST.pack(b"", flags))
                 port.attached = wanted
 
     def carrier(self, up: bool) -> None:
-        """The interface shows NO-CARRIER while the cable is out."""
-        with contextlib.suppress(OSError):  # it needs CAP_NET_ADMIN or our own tap, and is a courtesy
-            fcntl.ioctl(self.ports[0].fileno(), TUNSETCARRIER, struct.pack("i", up))
+        """The interface shows NO-CARRIER while the cable is out, if we may: it takes CAP_NET_ADMIN, or our own tap."""
+        self._tell(self.ports[0], TUNSETCARRIER, struct.pack("i", up))
 
     def close(self) -> None:
         """Close the queues; a second call does nothing."""
         while self.ports:
             os.close(self.ports.pop().fileno())
+
+    def _tell(self, port: TapPort, request: int, argument: int | bytes) -> None:
+        with contextlib.suppress(OSError):  # an interface that has been taken away: reading from it tells
+            fcntl.ioctl(port.fileno(), request, argument)
 
     def _open(self, pairs: int, settings: Settings) -> None:
         enter(settings.namespace)
