@@ -120,6 +120,43 @@ def test_output_waits_for_a_peer_that_does_not_read(plain: Terminal) -> None:
     assert len(queue.used()) == 4
 
 
+def test_output_of_a_port_that_the_guest_has_closed_still_arrives(terminal: Terminal) -> None:
+    terminal.begin()
+    far = terminal.join(1)
+    terminal.tell(1, Event.PORT_OPEN)
+    queue = terminal.queues[5]
+    block = bytes(range(256)) * 256
+    sent = 0
+    while len(queue.held) < 4:
+        queue.send(block)
+        queue.used()
+        sent += 1
+    terminal.tell(1, Event.PORT_OPEN, 0)
+    far.settimeout(0)
+    received = 0
+    while received < sent * len(block):
+        received += len(far.recv(4096))
+        terminal.driver.guest.poll()
+    assert len(queue.used()) == 4
+
+
+def test_the_guest_hears_that_a_peer_has_gone_with_the_port_closed(terminal: Terminal) -> None:
+    terminal.begin()
+    far = terminal.join(1)
+    assert terminal.told() == [(1, Event.PORT_OPEN, 1, b"")]
+    far.close()
+    assert terminal.driver.guest.poll(PATIENCE)
+    assert terminal.told() == [(1, Event.PORT_OPEN, 0, b"")]
+
+
+def test_a_peer_that_talks_to_a_closed_port_keeps_nobody_busy(terminal: Terminal) -> None:
+    terminal.begin()
+    far = terminal.join(1)
+    far.sendall(b"is anybody there?")
+    terminal.driver.guest.poll()
+    assert not terminal.driver.guest.poll()
+
+
 def test_without_a_peer_output_is_lost(plain: Terminal) -> None:
     plain.queues[1].send(b"hello")
     assert len(plain.queues[1].used()) == 1

@@ -15,9 +15,6 @@ MOST_MESSAGES = 4 * MOST_PORTS
 """That wait for buffers: all that there can be of use, and a driver may have none of them."""
 
 
-RETRY = 0.05  # seconds
-
-
 class Port:
     """One port at work: a stream, and a buffer of the guest's that it has not taken all of yet."""
 
@@ -31,8 +28,6 @@ class Port:
         self.announced = False
         """Whether the guest knows that somebody is at the other end."""
         self.watched = False
-        self.waits = False
-        """Whether a timer will look at it."""
 
 
 class VirtioConsole(
@@ -112,7 +107,7 @@ class VirtioConsole(
         for port in self.lines:
             self.watch_port(port, False)
             port.held = None
-            port.announced = port.waits = False
+            port.announced = False
 
     def notified(self, queue: Virtqueue) -> None:
         """Bytes to send, room to fill, or messages."""
@@ -140,8 +135,6 @@ class VirtioConsole(
             return
         self.send(port)
         self.receive(port)
-        if port.stream.connected and not self.is_open(port):
-            self.watch_port(port, False)  # what comes must wait until the guest opens the port
 
     def send(self, port: Port) -> None:
         """From the guest, as fast as the stream takes it (§5.3.6)."""
@@ -163,17 +156,14 @@ class VirtioConsole(
         return port.held is None
 
     def receive(self, port: Port) -> None:
-        """To the guest, if it has opened the port, into the room that it has made."""
+        """To the guest, if it has opened the port, into the room that it has made: until then, what comes must wait."""
         queue = self.virtqueues[self.queue_of(port)]
-        while self.is_open(port):
+        while wanted := self.is_open(port):
             chain = queue.take()
             if chain is None:
                 if queue.listen():
                     continue
-                self.watch_port(port, False)  # until there is room again
-                if port.held and not port.waits:
-                    port.waits = True
-                    self.after(RETRY, self.look_again, port)
+                wanted = False
                 break
             if not chain.room:
                 chain.done()
@@ -184,13 +174,9 @@ class VirtioConsole(
                 break
             chain.write(data)
             chain.done()
+        port.stream.hold(not wanted)
         queue.flush()
         self.announce(port)
-
-    def look_again(self, port: Port) -> None:
-        """The stream is not watched, for want of room, and yet may take more by now."""
-        port.waits = False
-        self.moved(port)
 
     def is_open(self, port: Port) -> bool:
         """Whether the guest has opened it."""
@@ -201,7 +187,7 @@ class VirtioConsole(
         return 2 * port.number + 2 if port.number else 0
 
     def watch_port(self, port: Port, wanted: bool) -> None:
-        """Look at the stream only while there is use for what it says."""
+        """Look at the stream while there is a driver to tell."""
         if wanted and self.running and not port.watched:
             self.watch(port.stream.fileno(), lambda: self.moved(port))
         elif not wanted and port.watched:
