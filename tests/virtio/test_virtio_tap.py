@@ -246,6 +246,24 @@ def test_several_pairs_of_queues_are_used_once_the_driver_says_so(make: Make, ho
     assert pinger.recvfrom(1000)[1][0] == OURS
 
 
+def test_pairs_and_offloads_survive_in_a_snapshot(make: Make, host: Host) -> None:
+    card = make({Net.MQ, Net.CTRL_GUEST_OFFLOADS} | CHECKSUMS, pairs=2, memory=32 << 20)
+    assert card.command(4, 0, struct.pack("<H", 2))
+    assert card.command(5, 0, struct.pack("<Q", 0))
+    core = card.device.core
+    core.restore(core.snapshot())
+    assert [port.attached for port in card.device.wire.ports] == [True, True]  # type: ignore[attr-defined]
+    host.socket(socket.SOCK_DGRAM).sendto(b"hello", (OURS, PORT))
+    assert answering(card, is_udp).header[0] & NEEDS_CHECKSUM == 0
+    card.driver.start(ALL | CHECKSUMS, range(3))
+    assert [port.attached for port in card.device.wire.ports] == [True, False]  # type: ignore[attr-defined]
+
+
+def test_a_driver_that_knows_of_one_pair_gets_no_second(make: Make) -> None:
+    card = make(pairs=2, memory=32 << 20)
+    assert not card.command(4, 0, struct.pack("<H", 2))
+
+
 def test_the_device_leaves_no_thread_and_no_descriptor(namespace: Namespace, open_fds: set[int]) -> None:
     threads = threading.active_count()
     with Guest(VirtioNet, tap="bwtap1", namespace=namespace.name):

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from bellwire import Option, OptionError, SavedBytes
+from bellwire import Option, OptionError, Saved, SavedBytes
 from bellwire.network import (
     LARGEST_PACKET,
     DatagramLink,
@@ -68,6 +68,10 @@ class VirtioNet(
     pairs = Option(1, help=f"pairs of queues, 1 to {MOST_PAIRS}; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
+    used_pairs = Saved(1)
+    """Pairs of queues that packets come in by."""
+    given_up = Saved(0)
+    """Offloads that the guest has agreed to and does not want any more."""
 
     address = field(0x00, size=6)
     status = field(0x06, size=2)
@@ -80,7 +84,6 @@ class VirtioNet(
         """Open the other side."""
         self.link_up = self.link
         self.dropped = 0
-        self.used_pairs = 1
         address = parse_mac(self.mac) if self.mac else made_up_mac()
         self.filter = Filter.at(self.filter_state, address)
         self.wire = self.open_wire(address)
@@ -163,8 +166,8 @@ class VirtioNet(
         """Packets may come."""
         self.filter.by_vlan = Net.CTRL_VLAN in self.negotiated
         self.filter.refresh()
-        self.take_over(taken_over(self.negotiated))
-        self.use_pairs(1)
+        self.take_over(taken_over(self.negotiated) & ~Offload(self.given_up))
+        self.use_pairs(self.used_pairs)
 
     def stopped(self) -> None:
         """None may."""
@@ -174,8 +177,14 @@ class VirtioNet(
             lane.size = 0
             lane.waits_for_turn = False
 
+    @property
+    def usable_pairs(self) -> int:
+        """Pairs of queues that the driver knows of; the control queue follows them (§5.1.2)."""
+        return self.pairs if Net.MQ in self.negotiated else 1
+
     def take_over(self, what: Offload) -> None:
         """Have packets come with work left in them, as the guest has agreed to."""
+        self.given_up = taken_over(self.negotiated) & ~what
         if self.wire.offloads:
             self.wire.offload(what)
 
@@ -190,11 +199,11 @@ class VirtioNet(
 
     def notified(self, queue: Virtqueue) -> None:
         """Buffers to fill, packets to send, or commands."""
-        pairs = self.pairs if Net.MQ in self.negotiated else 1
-        if queue.index == 2 * pairs:
+        control = 2 * self.usable_pairs
+        if queue.index == control:
             for chain in queue:
                 answer(self, chain)
-        elif queue.index < 2 * pairs:
+        elif queue.index < control:
             lane = self.lanes[queue.index // 2]
             if queue.index % 2:
                 self.transmit(queue, lane.port)

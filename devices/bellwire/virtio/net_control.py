@@ -83,7 +83,7 @@ def set_vlan(card: VirtioNet, number: int, data: bytes) -> None:
 def set_pairs(card: VirtioNet, number: int, data: bytes) -> None:
     """VIRTIO_NET_CTRL_MQ (§5.1.6.5.5)."""
     (pairs,) = SHORT.unpack(data)
-    if number != 0 or not 1 <= pairs <= card.pairs:
+    if number != 0 or not 1 <= pairs <= card.usable_pairs:
         raise Refused
     card.use_pairs(pairs)
 
