@@ -250,6 +250,20 @@ def test_a_disk_takes_the_size_that_others_gave_its_image(make: Callable[..., Di
     assert disk.driver.config(0x00, 8) == SECTORS // 2
 
 
+@pytest.mark.parametrize("size", [-1, 1 << 62, 1 << 70])
+def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], image: Path, size: int) -> None:
+    disk = make(image=image)
+    with pytest.raises(OptionError, match=f"size={size}: the image cannot have it"):
+        disk.device.change("size", size)
+    assert disk.driver.config(0x00, 8) == SECTORS
+
+
+def test_an_image_that_is_only_read_keeps_its_size(make: Callable[..., Disk], image: Path) -> None:
+    with pytest.raises(OptionError, match="the image cannot have it"):
+        make({Blk.RO}, image=image, readonly=True).device.change("size", 2 * SIZE)
+    assert image.stat().st_size == SIZE
+
+
 def test_an_image_that_was_cut_short_is_an_error(make: Callable[..., Disk], image: Path) -> None:
     disk = make(image=image)
     os.truncate(image, 0)

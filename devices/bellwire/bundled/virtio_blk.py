@@ -138,7 +138,11 @@ class VirtioBlk(
     def resize(self, size: int = 0) -> None:
         """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
         if size:
-            os.ftruncate(self.disk.fd, size)
+            try:
+                os.ftruncate(self.disk.fd, size)
+            except (OSError, OverflowError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise OptionError(f"option size={size}: the image cannot have it: {why}") from error
         self.disk.size = os.lseek(self.disk.fd, 0, os.SEEK_END)
         self.configuration_changed()
 
