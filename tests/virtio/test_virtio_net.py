@@ -480,6 +480,20 @@ def test_a_card_may_connect_itself(tmp_path: Path) -> None:
                 assert far.recv(2000) == with_length(frame(THEIRS))
 
 
+@pytest.mark.parametrize("sending", [False, True])
+def test_a_peer_that_was_called_and_has_gone_is_a_link_that_is_down(tmp_path: Path, sending: bool) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(os.fspath(tmp_path / "stream"))
+        listener.listen()
+        with contextlib.closing(Card(stream=tmp_path / "stream")) as card:
+            listener.accept()[0].close()
+            if sending:
+                card.send(frame(THEIRS))
+            assert card.driver.guest.poll(PATIENCE)
+            assert card.driver.config(6, 2) == 0
+            assert not card.driver.guest.poll()
+
+
 def test_a_stream_to_nobody_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match=r"stream: No such file"):
         Guest(VirtioNet, stream=tmp_path / "stream")

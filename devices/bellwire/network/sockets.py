@@ -88,7 +88,7 @@ class DatagramLink(SocketLink):
 
 
 class StreamLink(SocketLink):
-    """A connection: made to ``path``, or awaited there. One peer at a time; when it goes, the next may come.
+    """A connection: made to ``path`` for as long as it lasts, or awaited there, one after the other.
 
     A listening link is readable when somebody connects, too: :meth:`receive` takes that in its stride.
     """
@@ -130,6 +130,8 @@ class StreamLink(SocketLink):
             if self._output:
                 self._drain()
             if self._peer is None or not self._read(self._peer):
+                if self._peer is None and self._listener is None:
+                    raise LinkError(f"socket {self._path}: the peer has gone")
                 return 0
         return size
 
@@ -143,10 +145,7 @@ class StreamLink(SocketLink):
         length = sum(map(len, frame))
         try:
             sent = self._peer.sendmsg([LENGTH.pack(length), *frame])
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._lose()
+        except OSError:  # it is full, or gone: that is for receive to find out
             return False
         if sent < LENGTH.size + length:  # half a frame would make nonsense of all that follow: the rest must go too
             self._output += b"".join([LENGTH.pack(length), *frame])[sent:]
@@ -197,10 +196,7 @@ class StreamLink(SocketLink):
             return
         try:
             del self._output[: self._peer.send(self._output)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._lose()
+        except OSError:  # as in send
             return
         if not self._output:
             self._epoll.modify(self._peer, select.EPOLLIN)
