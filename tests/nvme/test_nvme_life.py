@@ -14,7 +14,7 @@ from bellwire.nvme.command import AdminOpcode, IoOpcode
 from bellwire.nvme.queues import BATCH
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
-from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine
+from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, TestMachine
 from vfio_user import IrqIndex
 
 TestNvme = conformance(Nvme, size=1 << 20)
@@ -23,6 +23,15 @@ TestShadowNvme = conformance(Nvme, size=1 << 20, doorbells="shadow")
 
 def interrupts(guest: Guest, vector: int) -> int:
     return guest.interrupts[IrqIndex.MSIX, vector]
+
+
+def move(driver: Driver) -> None:
+    """The state goes on in another process."""
+    assert isinstance(driver.machine, TestMachine)
+    core = driver.machine.guest.device.core
+    snapshot = core.snapshot()
+    core.reset()
+    core.restore(snapshot)
 
 
 def test_it_is_an_nvme_controller_of_version_1_4(guest: Guest) -> None:
@@ -66,6 +75,36 @@ def test_shutdown_is_notified_when_all_is_on_the_disk(on_image: Driver) -> None:
     on_image.wait_for(0xC, 0x8)
 
 
+def test_a_shutdown_is_gone_through_with_by_whoever_takes_the_state_over(on_image: Driver) -> None:
+    on_image.machine.write(CC, 0x0046_4001, 4)
+    move(on_image)
+    assert on_image.csts & 0xC == 0x4
+    on_image.wait_for(0xC, 0x8)
+
+
+def test_a_broken_controller_is_still_broken_in_another_process(driver: Driver) -> None:
+    driver.admin.sq = 1 << 40
+    driver.disable()
+    driver.enable()
+    driver.machine.write(0x1000, 1, 4)
+    assert driver.csts & 2
+    move(driver)
+    assert driver.csts & 2
+
+
+def test_a_controller_enabled_before_it_has_stopped_starts_when_it_has(on_image: Driver) -> None:
+    queues = on_image.create_queues(1)
+    queues.put(IoOpcode.FLUSH, nsid=1)
+    queues.ring()
+    on_image.machine.write(CC, ENABLE & ~1, 4)
+    on_image.machine.write(CC, ENABLE, 4)
+    on_image.machine.step()
+    again = Driver(on_image.machine)
+    again.disable()
+    again.enable()
+    assert again.create_queues(1).do(IoOpcode.FLUSH, nsid=1).status == 0
+
+
 def test_a_function_level_reset_brings_registers_and_queues_back(driver: Driver, guest: Guest) -> None:
     driver.create_queues(1)
     express = guest.device.core.config.at[0x10]
@@ -105,6 +144,17 @@ def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: G
         queues.put(IoOpcode.FLUSH, nsid=1)
         queues.ring()
     assert interrupts(guest, 1) == 2
+
+
+def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driver, guest: Guest) -> None:
+    queues = driver.create_queues(1, 64)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
+    queues.put(IoOpcode.FLUSH, nsid=1)
+    queues.ring()
+    assert interrupts(guest, 1) == 0
+    move(driver)
+    guest.advance(0.001)
+    assert interrupts(guest, 1) == 1
 
 
 def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest) -> None:

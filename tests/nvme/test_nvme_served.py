@@ -14,7 +14,7 @@ import pytest
 from bellwire.nvme.command import AdminOpcode, IoOpcode
 from bellwire.storage import Disk
 from devices.serving import PATIENCE, sub_regions
-from nvme.driver import PAGE, Driver, Queues, transfer
+from nvme.driver import CC, ENABLE, PAGE, Driver, Queues, transfer
 from nvme.driving import ServedMachine, driving
 from vfio_user import IoEventFd
 
@@ -115,6 +115,33 @@ def test_a_stopping_controller_is_ready_until_the_disk_has_answered(image: Path,
         driver.admin = Queues(driver, 0, 32)
         driver.enable()
         assert driver.create_queues(1).do(IoOpcode.FLUSH, nsid=1).status == 0
+
+
+def test_the_flush_of_an_earlier_shutdown_does_not_end_a_later_one(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, later, begun = threading.Event(), threading.Event(), threading.Semaphore(0)
+    waits = iter([earlier, later])
+
+    def flush(_: Disk) -> None:
+        wait = next(waits, None)
+        begun.release()
+        assert wait is None or wait.wait(PATIENCE)
+
+    with driving(image=str(image)) as driver:
+        monkeypatch.setattr(Disk, "flush", flush)
+        driver.machine.write(CC, ENABLE | 0x4000, 4)
+        assert begun.acquire(timeout=PATIENCE)
+        driver.disable()
+        driver.enable()
+        queues = driver.create_queues(1)
+        driver.machine.write(CC, ENABLE | 0x4000, 4)
+        assert begun.acquire(timeout=PATIENCE)
+        earlier.set()
+        assert transfer(queues, WRITE, driver.allocate(PAGE), 0, 8).status == 0  # told after what ended before
+        assert driver.csts & 0xC == 0x4
+        later.set()
+        driver.wait_for(0xC, 0x8)
 
 
 def test_a_device_reset_waits_for_the_disk(image: Path, gate: Gate) -> None:

@@ -10,7 +10,7 @@ from bellwire.limited import LimitedLog
 from bellwire.nvme import registers
 from bellwire.nvme.admin import Admin
 from bellwire.nvme.at_once import AtOnce
-from bellwire.nvme.command import COMMAND_SIZE, Command
+from bellwire.nvme.command import ALL_NAMESPACES, COMMAND_SIZE, Command
 from bellwire.nvme.events import Event, Events, EventState
 from bellwire.nvme.features import Features
 from bellwire.nvme.guest_pages import GuestPages
@@ -82,21 +82,24 @@ class Controller:
         self._at_once = AtOnce(device.dma, namespaces, self._io, self.logs.counters)
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
+        self._shutdown: Job | None = None
         self._log: LimitedLog = device.core.log
 
     # -- starting and stopping
 
     @property
     def live(self) -> bool:
-        """Whether commands are taken: ready, told to be so, and nothing has broken.
+        """Whether commands are taken: ready, not about to stop, and nothing has broken.
 
-        This is asked at every turn, so it looks at the lowest byte of each register itself.
+        This is asked at every turn, so it looks at the register's lowest byte itself.
         """
-        file = self._file
-        status, configuration = file[Registers.csts.offset], file[Registers.cc.offset]
-        return status & (registers.READY | registers.FATAL) == registers.READY and bool(
-            configuration & registers.ENABLE
-        )
+        status = self._file[Registers.csts.offset]
+        return status & (registers.READY | registers.FATAL) == registers.READY and self.submissions[0].size != 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is ready only until no thread touches guest memory any more: the queues are gone already."""
+        return bool(self.device.csts & registers.READY) and self.submissions[0].size == 0
 
     def configure(self, before: int, now: int) -> None:
         """CC went from ``before`` to ``now`` (§3.1.5)."""
@@ -122,8 +125,11 @@ class Controller:
         self._again.clear()
         self.interrupts.reset()
         entries = list(self._journal.restored())
+        if self.device.csts & registers.SHUTDOWN_BUSY:
+            self._shut_down()
         if not self.live:
-            self._stopped()
+            if self.stopping:
+                self._stopped()
             return
         for queue in (*self.submissions, *self.completions):
             queue.running = 0
@@ -133,6 +139,7 @@ class Controller:
             self._guarded(self._execute, sq, self.completions[sq.cqid], entry)
         self._finish_deletions()
         self.kick_all()
+        self.interrupts.tell_again()
 
     def _start(self, configuration: ControllerConfiguration) -> None:
         """§7.6.1: the admin queues come from registers."""
@@ -174,7 +181,8 @@ class Controller:
     def _shut_down(self) -> None:
         """§7.6.2: what has been written goes onto the media."""
         self.device.csts = self.device.csts & ~registers.SHUTDOWN_MASK | registers.SHUTDOWN_BUSY
-        self.pool.submit(Job(flush_all, self.namespaces.addressed(0xFFFF_FFFF)))
+        self._shutdown = Job(flush_all, self.namespaces.addressed(ALL_NAMESPACES))
+        self.pool.submit(self._shutdown)
 
     def break_down(self, why: str) -> None:
         """Controller Fatal Status (§9.5): only a reset helps."""
@@ -379,7 +387,7 @@ class Controller:
             for sq in self.submissions:
                 if sq.size and sq.head != sq.tail:
                     self._work_off(sq)
-        elif not self._flights and self.device.csts & registers.READY and not self.device.cc & registers.ENABLE:
+        elif self.stopping and not self._flights:
             self._stopped()
 
     def _outcome(self, flight: Flight, job: Job) -> Completion:
@@ -403,7 +411,7 @@ class Controller:
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
             self._log.warning("disk", "flush at shutdown: %s", job.error)
-        if self.device.csts & registers.SHUTDOWN_BUSY:  # not so where a reset has come between
+        if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else a reset has come between
             self.device.csts ^= registers.SHUTDOWN_BUSY | registers.SHUTDOWN_DONE
 
     # -- telling the host

@@ -29,6 +29,12 @@ class Interrupts:
         self._timers.clear()
         self._held.clear()
 
+    def tell_again(self) -> None:
+        """Whoever had the state before may have held something back: once too often does no harm."""
+        for queue in self._queues:
+            if self._unread([queue]):
+                self._raise(queue.vector)
+
     def posted(self, queue: CompletionQueue, count: int) -> None:
         """``count`` completions are new in ``queue``."""
         if not queue.interrupts:
