@@ -15,6 +15,7 @@ from bellwire.hooks import Tie
 from bellwire.host import Detached, Host
 from bellwire.layout import Layout
 from bellwire.limited import LimitedLog
+from bellwire.pool import Pool
 from bellwire.register import Register
 from bellwire.signals import Signals
 from bellwire.space import Space
@@ -52,6 +53,8 @@ class Core:
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
         """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.pools: list[Pool] = []
+        """Those that the device has asked for."""
         self.connected = False
         """Whether there is a client, and so a guest's memory."""
         self.maps = 0
@@ -160,6 +163,11 @@ class Core:
         self.signals.relevel()
         self.signals.resend()
         self.call(self.device.restored)
+
+    def finish_jobs(self) -> None:
+        """Wait for jobs, which may use views of guest memory that is about to go."""
+        for pool in self.pools:
+            pool.finish()
 
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
         """The guest used something documented that the device does not model."""

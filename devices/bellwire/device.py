@@ -161,9 +161,12 @@ class PciDevice:
 
         ``done(jobs)`` runs on the device's thread, with all that have finished since it last ran. What
         :meth:`background` says of ``work`` goes for jobs too, but that they may use views of guest memory that
-        were made for them. A reset cancels nothing: :meth:`Pool.settle` does. Close it in :meth:`close`.
+        were made for them: it is not taken back before they have ended. A reset cancels nothing:
+        :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
-        return self.core.host.pool(threads, lambda jobs: self.core.call(done, jobs))
+        pool = self.core.host.pool(threads, lambda jobs: self.core.call(done, jobs))
+        self.core.pools.append(pool)
+        return pool
 
 
 def _identity(

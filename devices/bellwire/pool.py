@@ -50,6 +50,9 @@ class Pool(Protocol):
     def submit(self, job: Job) -> None:
         """Have ``job`` run; it will be in a list that ``done`` gets."""
 
+    def finish(self) -> None:
+        """Wait for all; ``done`` is told as ever, when the device's thread has time."""
+
     def settle(self) -> None:
         """Drop what has not begun, wait for what has, and forget the results: nothing is under way any more."""
 
@@ -81,6 +84,15 @@ class Threads:
             thread.start()
         self._jobs.put(job)
 
+    def finish(self) -> None:
+        """Wait for every job that has been submitted."""
+        ended = self._await()
+        if ended:
+            self._outstanding = len(ended)
+            self._finished.extend(ended)
+            self._told = True
+            os.eventfd_write(self._wake, 1)
+
     def settle(self) -> None:
         """Wait for the jobs that a thread has taken: at most one a thread."""
         try:
@@ -89,11 +101,7 @@ class Threads:
                 self._outstanding -= 1
         except Empty:
             pass
-        waiter = select.poll()
-        waiter.register(self._wake, select.POLLIN)
-        while self._outstanding:
-            waiter.poll()
-            self._take()
+        self._await()
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""
@@ -116,6 +124,16 @@ class Threads:
             if not self._told:  # cleared before the list is emptied, so that no result is left behind unannounced
                 self._told = True
                 os.eventfd_write(self._wake, 1)
+
+    def _await(self) -> list[Job]:
+        """Sleep until no job is left; all that have ended, and have not been told of."""
+        ended: list[Job] = []
+        waiter = select.poll()
+        waiter.register(self._wake, select.POLLIN)
+        while self._outstanding:
+            waiter.poll()
+            ended += self._take()
+        return ended
 
     def _take(self) -> list[Job]:
         try:

@@ -81,6 +81,7 @@ class Served:
             return
         self._bells.gather()
         self._bells.run()
+        self.core.finish_jobs()
         self._loop.unwatch(self._bells.fileno())
         self._loop.unwatch(self.session.fileno())
         self._bells.close()
@@ -194,6 +195,10 @@ class Served:
         bells = self._bells
         if bells is not None and bells.gather():
             bells.run()
+
+    def before_unmap(self) -> None:
+        """Jobs that are under way may use the memory: what they write to a disk must not be zeros of ours."""
+        self.core.finish_jobs()
 
     def dma_changed(self) -> None:
         """The client has mapped or unmapped memory."""

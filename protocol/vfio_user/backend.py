@@ -49,6 +49,9 @@ class Backend(Protocol):
     def before_reply(self) -> None:
         """A command that wants a reply is about to be handled: rings that came before it go first."""
 
+    def before_unmap(self) -> None:
+        """The client is about to take memory back: let go of it, since it is zeros to whoever keeps a view."""
+
     def dma_changed(self) -> None:
         """The client has mapped or unmapped memory."""
 

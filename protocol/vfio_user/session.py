@@ -314,6 +314,7 @@ class Session:
 
     def _dma_unmap(self, message: Message) -> Reply:
         request = DmaUnmap.unpack(message.payload)
+        self._backend.before_unmap()
         self.dma.unmap(request.address, request.size)
         self._backend.dma_changed()
         return Reply([request.pack()])

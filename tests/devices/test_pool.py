@@ -102,6 +102,21 @@ def test_settling_between_the_wake_up_and_the_call_leaves_nothing_to_do(loop: Lo
     assert [job.tag for job in done] == ["next"]
 
 
+def test_finishing_waits_for_all_and_tells_of_them_later(loop: Loop) -> None:
+    done: list[Job] = []
+    pool = Threads(loop, 2, done.extend)
+    ran: list[int] = []
+    for number in range(20):
+        pool.submit(Job(ran.append, number))
+    pool.finish()
+    assert sorted(ran) == list(range(20))
+    assert done == []
+    pool.finish()
+    turn(loop)
+    assert len(done) == 20
+    pool.close()
+
+
 def test_threads_start_with_need_and_end_with_close(loop: Loop) -> None:
     before = threading.active_count()
     pool = Threads(loop, 4, lambda jobs: None)

@@ -13,7 +13,7 @@ from bellwire.nvme.command import IoOpcode
 from bellwire.storage import Disk, StorageError
 from bellwire.storage.aio import Transfer
 from nvme.driver import PAGE, Driver, prps, transfer
-from nvme.driving import driving
+from nvme.driving import ServedMachine, driving
 
 SIZE = 1 << 20
 
@@ -99,6 +99,19 @@ def test_an_image_cut_short_is_an_error_of_the_command(driver: Driver, image: Pa
     address = driver.allocate(4 * PAGE)
     assert transfer(queues, IoOpcode.READ, address, 8, 4, shift=12).status & 0x7FF == 0x281
     assert transfer(queues, IoOpcode.READ, address, 6, 4, shift=12).status == 0
+
+
+def test_what_ends_while_the_client_takes_other_memory_back_is_told(driver: Driver, image: Path) -> None:
+    queues = driver.create_queues(1, 64)
+    os.truncate(image, 31 * PAGE)
+    assert isinstance(driver.machine, ServedMachine)
+    client = driver.machine.client
+    client.dma_map(1 << 40, PAGE)
+    page = driver.allocate(PAGE)
+    cids = [queues.put(IoOpcode.READ, nsid=1, prp1=page, dwords=(block,)) for block in range(32)]
+    queues.ring()
+    client.dma_unmap(1 << 40, PAGE)
+    assert [done.status & 0x7FF for done in queues.wait(*cids)] == [0] * 31 + [0x281]
 
 
 def test_a_reset_waits_for_what_is_under_way(driver: Driver) -> None:

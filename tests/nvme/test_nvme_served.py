@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bellwire.nvme.command import AdminOpcode, IoOpcode
 from bellwire.storage import Disk
 from devices.serving import PATIENCE, sub_regions
-from nvme.driver import CC, ENABLE, PAGE, Driver, Queues, transfer
+from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, transfer
 from nvme.driving import ServedMachine, driving
 from vfio_user import IoEventFd
 
@@ -64,20 +66,22 @@ def test_random_writes_and_reads_at_depth_32_agree_with_a_model(image: Path, sha
 
 
 class Gate:
-    """Holds a disk's reads back."""
+    """Holds a disk's reads and writes back."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
         self.waiting = threading.Semaphore(0)
-        read = Disk.read
+        for method in (Disk.read, Disk.write):
+            monkeypatch.setattr(Disk, method.__name__, self.slow(method))
+        monkeypatch.setattr("bellwire.storage.disk._NOWAIT", 0)  # nothing can be read without waiting
 
-        def slow(disk: Disk, buffers: Sequence[memoryview | bytearray], offset: int) -> None:
+    def slow(self, method: Callable[..., None]) -> Callable[..., None]:
+        def wait_first(*arguments: Any, **keywords: Any) -> None:
             self.waiting.release()
             assert self.open.wait(PATIENCE)
-            read(disk, buffers, offset)
+            method(*arguments, **keywords)
 
-        monkeypatch.setattr(Disk, "read", slow)
-        monkeypatch.setattr("bellwire.storage.disk._NOWAIT", 0)  # nothing can be read without waiting
+        return wait_first
 
 
 @pytest.fixture
@@ -91,6 +95,28 @@ def start_read(driver: Driver, queues: Queues, gate: Gate) -> int:
     queues.ring()
     assert gate.waiting.acquire(timeout=PATIENCE)
     return cid
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "the client takes its memory back"])
+def test_writes_under_way_are_done_before_the_memory_goes(image: Path, gate: Gate, how: str) -> None:
+    """Whoever keeps a view of memory that is gone sees zeros, and those must not get into the image."""
+    with contextlib.ExitStack() as stack:
+        driver = stack.enter_context(driving(image=str(image), block_size=PAGE, threads=1))
+        queues = driver.create_queues(1)
+        page = driver.allocate(PAGE)
+        driver.memory[page : page + PAGE] = b"bell" * 1024
+        for block in range(8):
+            queues.put(WRITE, nsid=1, prp1=page, dwords=(block,))
+        queues.ring()
+        assert gate.waiting.acquire(timeout=PATIENCE)
+        assert isinstance(driver.machine, ServedMachine)
+        threading.Timer(0.02, gate.open.set).start()
+        if how == "the client leaves":
+            driver.machine.client.close()
+        else:
+            driver.machine.client.dma_unmap(0, MEMORY)
+            driver.machine.client.close()
+    assert image.read_bytes()[: 8 * PAGE] == b"bell" * 1024 * 8
 
 
 def test_a_slow_disk_holds_up_no_register_and_no_other_queue(image: Path, gate: Gate) -> None:

@@ -120,6 +120,9 @@ class FakeDevice:
     def before_reply(self) -> None:
         self.calls.append("before_reply")
 
+    def before_unmap(self) -> None:
+        self.calls.append("before_unmap")
+
     def dma_changed(self) -> None:
         self.calls.append("dma_changed")
 

@@ -105,6 +105,7 @@ class DirectPool:
         self._events = (_Event * MOST)()
         self._free = list(range(MOST))
         self._running: dict[int, tuple[Transfer, object]] = {}  # with what the kernel still looks at
+        self._finished: list[Job] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._unwatch: Callable[[], None] = lambda: device.unwatch(self._wake)
         device.watch(self._wake, self._collect)
@@ -114,12 +115,21 @@ class DirectPool:
         if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
             self._threads.submit(job)
 
+    def finish(self) -> None:
+        """Wait for all, here and then in the threads."""
+        while self._running:
+            self._take(least=1)
+        self._threads.finish()
+        if self._finished:
+            os.eventfd_write(self._wake, 1)
+
     def settle(self) -> None:
         """Wait for all that is under way, and forget it."""
         self._threads.settle()
         while self._running:
             for slot, _ in self._ended(least=1):
                 self._forget(slot)
+        self._finished.clear()
         self._drain()
 
     def close(self) -> None:
@@ -156,15 +166,18 @@ class DirectPool:
     def _collect(self) -> None:
         """Some have ended."""
         self._drain()
-        jobs: list[Job] = []
-        for slot, result in self._ended(least=0):
-            job = self._forget(slot)
-            if result == job.length:
-                jobs.append(job)
-            else:
-                self._threads.submit(job)
+        self._take(least=0)
+        jobs, self._finished = self._finished, []
         if jobs:
             self._done(jobs)
+
+    def _take(self, least: int) -> None:
+        for slot, result in self._ended(least):
+            job = self._forget(slot)
+            if result == job.length:
+                self._finished.append(job)
+            else:
+                self._threads.submit(job)
 
     def _ended(self, least: int) -> list[tuple[int, int]]:
         """Slots and results."""
@@ -188,9 +201,11 @@ class DirectPool:
 def direct_pool(device: PciDevice, threads: Pool, done: Done) -> Pool:
     """A :class:`DirectPool`, or just ``threads`` where the kernel has no such thing to give."""
     try:
-        return DirectPool(device, threads, done)
+        pool = DirectPool(device, threads, done)
     except OSError:
         return threads
+    device.core.pools.append(pool)
+    return pool
 
 
 def _address(view: memoryview | bytearray) -> int:

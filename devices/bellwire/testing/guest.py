@@ -229,6 +229,9 @@ class AtOnce:
             self._guest.after(0, self._tell)
         self._finished.append(job)
 
+    def finish(self) -> None:
+        """All have run already."""
+
     def settle(self) -> None:
         """Forget what has not been told."""
         self._finished.clear()
