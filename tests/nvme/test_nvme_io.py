@@ -173,12 +173,43 @@ def test_a_durable_write_is_on_the_medium_before_it_completes(on_image: Driver, 
     queues = on_image.create_queues()
     unit_access = 1 << 30 if asked == "by the command" else 0
     if not unit_access:
-        on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 0))
+        assert on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 0)).status == 0
+        synced.clear()
     page = on_image.allocate(PAGE)
     assert queues.do(WRITE, nsid=1, prp1=page, dwords=(0, 0, 7 | unit_access)).status == 0
     assert synced == ["durable write"]
     assert queues.do(IoOpcode.WRITE_ZEROES, nsid=1, dwords=(0, 0, 7 | unit_access)).status == 0
     assert synced == ["durable write", "fdatasync"]
+
+
+def test_turning_the_write_cache_off_flushes(on_image: Driver, synced: list[str]) -> None:
+    assert transfer(on_image.create_queues(), WRITE, on_image.allocate(PAGE), 0, 8).status == 0
+    assert on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 1)).status == 0
+    assert synced == []
+    assert on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 0)).status == 0
+    assert synced == ["fdatasync"]
+
+
+@pytest.mark.parametrize("first", ["a flush", "a durable write"])
+def test_once_data_has_been_lost_no_flush_succeeds(
+    on_image: Driver, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The kernel tells of a failed write-back once."""
+    queues = on_image.create_queues()
+    page = on_image.allocate(PAGE)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", fail)
+        failing.setattr(os, "pwritev", fail)
+        if first == "a flush":
+            assert queues.do(IoOpcode.FLUSH, nsid=1).code == Status.WRITE_FAULT
+        else:
+            assert queues.do(WRITE, nsid=1, prp1=page, dwords=(0, 0, 1 << 30)).code == Status.WRITE_FAULT
+    assert queues.do(IoOpcode.FLUSH, nsid=1).code == Status.WRITE_FAULT
+    assert transfer(queues, WRITE, page, 0, 8).status == 0
 
 
 def test_a_shutdown_flushes(on_image: Driver, synced: list[str]) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from bellwire.nvme.command import COMMAND_SIZE, COMPLETION_SIZE, AdminOpcode, Byte, Command
+from bellwire import Job
+from bellwire.nvme.command import ALL_NAMESPACES, COMMAND_SIZE, COMPLETION_SIZE, AdminOpcode, Byte, Command
+from bellwire.nvme.features import FeatureId
 from bellwire.nvme.guest_pages import SCATTERED
+from bellwire.nvme.io import flush_all
 from bellwire.nvme.logs import requested
 from bellwire.nvme.registers import ENTRIES, PAGE, QUEUES, ControllerConfiguration
 from bellwire.nvme.status import CommandError, Status
@@ -29,8 +32,8 @@ class Identify(IntEnum):
     DESCRIPTORS = 0x03
 
 
-Answer = int | None
-"""The completion's result; None: the command completes later."""
+Answer = int | Job | None
+"""The completion's result; a job that has to be done first, without one; None: the command completes later."""
 
 
 class Admin:
@@ -94,11 +97,14 @@ class Admin:
         """§5.13."""
         return self._controller.features.get(command)
 
-    def _set_features(self, command: Command) -> int:
-        """§5.21."""
+    def _set_features(self, command: Command) -> Answer:
+        """§5.21. Who turns the write cache off need not flush any more, so what is in it goes onto the media."""
         controller = self._controller
         io_queues = (*controller.submissions[1:], *controller.completions[1:])
-        return controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
+        result = controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
+        if command.cdw10 & 0xFF == FeatureId.WRITE_CACHE and not controller.features.write_cache:
+            return Job(flush_all, controller.namespaces.addressed(ALL_NAMESPACES))
+        return result
 
     def _async_event_request(self, command: Command) -> None:
         """§5.2: stays open until there is news."""

@@ -43,7 +43,7 @@ class StateViews(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """An I/O command that a thread is at work on."""
+    """A command that a thread is at work on."""
 
     slot: int
     sq: SubmissionQueue
@@ -338,6 +338,9 @@ class Controller:
             result = self._admin.execute(command)
         except CommandError as error:
             return self._failed(sq, command, error)
+        if isinstance(result, Job):
+            self._begin(result, sq, entry, command)
+            return None
         return None if result is None else (result, sq, command.cid, 0)
 
     def _execute_io(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
@@ -348,12 +351,15 @@ class Controller:
             return self._io_failed(sq, command, error)
         if job is None:
             return (0, sq, command.cid, 0)
+        self._begin(job, sq, entry, command)
+        return None
+
+    def _begin(self, job: Job, sq: SubmissionQueue, entry: bytes, command: Command) -> None:
         slot = self._journal.note(sq.qid, entry)
         job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
         sq.running += 1
         self.completions[sq.cqid].running += 1
         self.pool.submit(job)
-        return None
 
     def _io_failed(self, sq: SubmissionQueue, command: Command, error: Exception) -> Completion:
         if not isinstance(error, CommandError):

@@ -47,6 +47,7 @@ class Disk:
         """Flags for a preadv that never waits; None where there is no such thing."""
         if direct or not (instant or _NOWAIT):
             self.at_once = None
+        self._lost: OSError | None = None
 
     @classmethod
     def memory(cls, size: int) -> Disk:
@@ -107,15 +108,29 @@ class Disk:
     def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
         """Write ``buffers`` from ``offset`` on; ``durable``: onto the medium before it returns."""
         flags = os.RWF_DSYNC if durable else 0
-        for some, at, length in _portions(buffers, offset):
-            done = self._put(some, at, flags)
-            while done < length:
-                done += self._put(_after(some, done), at + done, flags)
+        try:
+            for some, at, length in _portions(buffers, offset):
+                done = self._put(some, at, flags)
+                while done < length:
+                    done += self._put(_after(some, done), at + done, flags)
+        except OSError as error:
+            if durable and error.errno == errno.EIO:  # which may be an earlier write's, told of here and never again
+                self._lost = error
+            raise
 
     def flush(self) -> None:
-        """Everything written so far onto the medium."""
+        """Everything written so far onto the medium.
+
+        Once that has failed it always does: the kernel tells of writes that it has lost once, and then forgets them.
+        """
+        if self._lost:
+            raise OSError(self._lost.errno, "an earlier flush has failed") from self._lost
         if not self.readonly:
-            os.fdatasync(self.fd)
+            try:
+                os.fdatasync(self.fd)
+            except OSError as error:
+                self._lost = error
+                raise
 
     def discard(self, offset: int, length: int) -> None:
         """Give the space back, where that can be done; what is read there afterwards is zeroes or the old bytes."""
