@@ -253,6 +253,25 @@ def test_shadow_doorbells_work_by_event_and_by_message(image: Path, by_event: bo
             assert shadow.rings <= 600
 
 
+def test_a_queue_that_is_made_anew_is_rung_for_its_first_command(image: Path) -> None:
+    """The event index that an earlier queue of the same number left behind says nothing about this one."""
+    with driving(image=str(image)) as driver:
+        shadow = ShadowDriver(driver, driver.create_queues(1, 16))
+        for _ in range(5):
+            cid = shadow.queues.put(IoOpcode.FLUSH, nsid=1)
+            shadow.submit()
+            shadow.wait(cid)
+        for opcode in (AdminOpcode.DELETE_SUBMISSION_QUEUE, AdminOpcode.DELETE_COMPLETION_QUEUE):
+            assert driver.admin.do(opcode, dwords=(1,)).status == 0
+        driver.memory[shadow.doorbells : shadow.doorbells + 16] = bytes(16)
+        shadow.queues, shadow.rings = driver.create_queues(1, 16), 0
+        shadow.queues.auto_head = False
+        cid = shadow.queues.put(IoOpcode.FLUSH, nsid=1)
+        shadow.submit()
+        assert shadow.rings == 1
+        shadow.wait(cid)
+
+
 def test_a_ring_by_event_without_shadow_doorbells_does_no_harm(image: Path) -> None:
     with driving(image=str(image), doorbells="shadow") as driver:
         queues = driver.create_queues(1)

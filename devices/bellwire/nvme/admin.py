@@ -138,6 +138,8 @@ class Admin:
         if 1 << ControllerConfiguration(controller.device.cc).completion_size != COMPLETION_SIZE:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
         controller.completions[qid].create(command.prp1, size, vector, bool(command.cdw11 & INTERRUPTS))
+        if controller.shadow.active:  # what is there is of an earlier queue with this number
+            controller.shadow.wake_at_head(qid, 0)
         return 0
 
     def _create_submission_queue(self, command: Command) -> int:
@@ -152,6 +154,8 @@ class Admin:
         if 1 << ControllerConfiguration(controller.device.cc).submission_size != COMMAND_SIZE:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
         controller.submissions[qid].create(command.prp1, size, cqid)
+        if controller.shadow.active:
+            controller.shadow.wake_at_tail(qid, 0)
         return 0
 
     def _new_queue(self, command: Command, sizes: list[int]) -> tuple[int, int]:
