@@ -367,6 +367,14 @@ def test_in_a_loop_a_fifo_can_overrun(loop: Port) -> None:
     assert loop.read_all() == bytes(range(16))
 
 
+def test_in_a_loop_without_a_fifo_a_byte_takes_the_place_of_the_last(loop: Port) -> None:
+    loop.write(Serial.iir, 0)
+    for byte in b"ab":
+        loop.write(Serial.data, byte)
+    assert loop.read(Serial.lsr) == EMPTY | Lsr.READY | Lsr.OVERRUN
+    assert loop.read_all() == b"b"
+
+
 def test_in_a_loop_a_break_comes_back(loop: Port) -> None:
     loop.write(Serial.lcr, Lcr.BREAK)
     assert loop.cause() is Cause.LINE

@@ -44,6 +44,8 @@ class Model:
             self.bytes.append(value)
         else:
             self.overrun = True
+            if not self.control:
+                self.bytes = [value]
         self.silent = False
 
     def read(self) -> int:

@@ -161,11 +161,14 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.emptied = not self.unsent
 
     def receive(self, data: bytes) -> None:
-        """Take bytes in; those that find no room are lost, and the guest is told."""
+        """Take bytes in; where there is no room some are lost, and the guest is told.
+
+        A FIFO keeps what it has; without one, a byte takes the place of the last.
+        """
         content = bytes(self.received) + data
         if len(content) > self.depth:
             self.lsr |= Lsr.OVERRUN
-        self.received.fill(content[: self.depth])
+        self.received.fill(content[:DEPTH] if self.fcr else content[-1:])
         self.await_silence()
 
     def await_silence(self) -> None:
