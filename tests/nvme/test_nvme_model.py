@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from bellwire.nvme.prp import PAGE, extents
 from bellwire.nvme.queues import CompletionQueue
 from bellwire.nvme.status import CommandError, Status
 from bellwire.testing import Guest
-from nvme.driver import Driver, TestMachine, transfer
+from nvme.driver import CC, ENABLE, Driver, TestMachine, transfer
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 MEMORY = 4 << 20
@@ -178,8 +179,10 @@ STEPS = st.lists(
         st.tuples(st.just("command"), st.integers(0, 2), COMMANDS),
         st.tuples(st.just("doorbell"), st.integers(0, 131), st.one_of(st.integers(0, 70), st.integers(0, 0xFFFF_FFFF))),
         st.tuples(st.just("register"), st.sampled_from([0x0C, 0x10, 0x14, 0x20, 0x24, 0x28, 0x30]), ADDRESSES),
+        st.tuples(st.just("register"), st.just(CC), st.sampled_from([ENABLE, ENABLE & ~1, ENABLE | 0x4000, 0x8000])),
         st.tuples(st.just("junk"), ADDRESSES, st.binary(min_size=1, max_size=64)),
         st.tuples(st.just("time"), st.just(0), st.floats(0, 0.01)),
+        st.tuples(st.just("move"), st.just(0), st.none()),
     ),
     min_size=1,
     max_size=25,
@@ -188,8 +191,10 @@ KNOWN = frozenset(int(status) for status in Status)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(STEPS, st.sampled_from(["value", "shadow"]))
-def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(steps: list[Any], doorbells: str) -> None:
+@given(STEPS, st.sampled_from(["value", "shadow"]), st.booleans())
+def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(
+    steps: list[Any], doorbells: str, on_image: bool
+) -> None:
     """Statuses are looked at where they are posted: the guest may have its data put over its own queues."""
     told: list[int] = []
     post = CompletionQueue.post
@@ -199,8 +204,16 @@ def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(steps: list[
         post(queue, dma, completions)
 
     with (
+        tempfile.NamedTemporaryFile() as image,
         mock.patch.object(CompletionQueue, "post", overhear),
-        Guest(Nvme, memory=MEMORY, size=1 << 20, doorbells=doorbells, queues=8) as guest,
+        Guest(
+            Nvme,
+            memory=MEMORY,
+            size=1 << 20,
+            image=image.name if on_image else "",
+            doorbells=doorbells,
+            queues=8,
+        ) as guest,
     ):
         driver = Driver(TestMachine(guest))
         driver.enable()
@@ -213,6 +226,8 @@ def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(steps: list[
                 guest.write(0, what, offset=0x1000 + 4 * where, size=4)
             elif action == "register":
                 guest.write(0, what, offset=where, size=4)
+            elif action == "move":
+                guest.device.core.restore(guest.device.core.snapshot())
             elif action == "time":
                 guest.advance(what)
             elif where + len(what) <= MEMORY:
