@@ -277,6 +277,11 @@ def test_a_wrong_doorbell_is_an_event_told_once_until_the_log_is_read(driver: Dr
     assert [(done.cid, done.result) for done in driver.admin.reap()] == [(requests[1], 0x0001_0100)]
 
 
+def test_what_has_happened_before_it_is_asked_for_is_told_at_once(driver: Driver) -> None:
+    driver.machine.write(0x1000 + 8 * 9, 1, 4)
+    assert driver.admin.do(AdminOpcode.ASYNC_EVENT_REQUEST).result == 0x0001_0000
+
+
 def test_a_wrong_tail_in_the_shadow_is_an_event_and_gives_the_device_nothing_to_do(
     guest: Guest, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,8 +107,9 @@ class Admin:
         return result
 
     def _async_event_request(self, command: Command) -> None:
-        """§5.2: stays open until there is news."""
+        """§5.2: stays open until there is news, which there may be already."""
         self._controller.events.request(command.cid)
+        self._controller.tell_events()
 
     def _abort(self, command: Command) -> int:
         """§5.1. Event requests can be taken back; an I/O command is left to end by itself, which it does soon."""

@@ -249,11 +249,11 @@ class Controller:
                 if submission.size and submission.cqid == queue.qid and submission.head != submission.tail:
                     self._work_off(submission)
         if queue.qid == 0:
-            self._tell_events()
+            self.tell_events()
 
     def _bad_doorbell(self, event: Event) -> None:
         self.events.happened(event)
-        self._tell_events()
+        self.tell_events()
 
     # -- commands
 
@@ -432,7 +432,7 @@ class Controller:
             self._look_at_head(cq)
         self.interrupts.posted(cq, len(completions))
 
-    def _tell_events(self) -> None:
+    def tell_events(self) -> None:
         """Complete an event request, if there is news and room."""
         if self.completions[0].room > 0 and (news := self.events.deliver()) is not None:
             result, cid = news
