@@ -222,6 +222,18 @@ def test_a_temperature_beyond_a_threshold_is_a_critical_warning(driver: Driver, 
     assert driver.log(2)[0] == warning
 
 
+def test_a_temperature_beyond_a_threshold_is_an_event_for_a_host_that_wants_it(driver: Driver) -> None:
+    request = driver.admin.put(AdminOpcode.ASYNC_EVENT_REQUEST)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 280))
+    assert request not in driver.admin.reaped
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x0B, 2))
+    assert driver.admin.wait(request)[0].result == 0x0002_0101
+    request = driver.admin.put(AdminOpcode.ASYNC_EVENT_REQUEST)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 280))
+    driver.machine.write(0x1000 + 8 * 9, 1, 4)
+    assert driver.admin.wait(request)[0].result == 0x0001_0000  # of the temperature it knows, and has not looked yet
+
+
 def test_the_number_of_queues_is_settled_before_there_are_any(driver: Driver) -> None:
     assert driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(7, 0x0003_0003)).result == 63 << 16 | 63
     driver.create_queues(1)

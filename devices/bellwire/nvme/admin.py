@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwire import Job
 from bellwire.nvme.command import ALL_NAMESPACES, COMMAND_SIZE, COMPLETION_SIZE, AdminOpcode, Byte, Command
+from bellwire.nvme.events import Event
 from bellwire.nvme.features import FeatureId
 from bellwire.nvme.guest_pages import SCATTERED
 from bellwire.nvme.io import flush_all
@@ -102,6 +103,9 @@ class Admin:
         controller = self._controller
         io_queues = (*controller.submissions[1:], *controller.completions[1:])
         result = controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
+        if controller.features.alarming:
+            controller.events.happened(Event.TEMPERATURE)
+            controller.tell_events()
         if command.cdw10 & 0xFF == FeatureId.WRITE_CACHE and not controller.features.write_cache:
             return Job(flush_all, controller.namespaces.addressed(ALL_NAMESPACES))
         return result

@@ -15,7 +15,11 @@ class Event(IntEnum):
 
     INVALID_DOORBELL_REGISTER = LogPage.ERRORS << 16 | 0x00 << 8 | 0
     INVALID_DOORBELL_VALUE = LogPage.ERRORS << 16 | 0x01 << 8 | 0
-    PERSISTENT_INTERNAL_ERROR = LogPage.ERRORS << 16 | 0x03 << 8 | 0
+    TEMPERATURE = LogPage.HEALTH << 16 | 0x01 << 8 | 1
+
+
+LOG_PAGES = (LogPage.ERRORS, LogPage.HEALTH)
+"""Of the types of events there are, 0 and 1, where the host learns more."""
 
 
 class EventState(ctypes.Structure):
@@ -25,21 +29,21 @@ class EventState(ctypes.Structure):
         ("waiting", ctypes.c_uint32),
         ("pending", ctypes.c_uint32),
         ("masked", ctypes.c_uint32),
-        ("result", ctypes.c_uint32),
+        ("results", ctypes.c_uint32 * len(LOG_PAGES)),
         ("cids", ctypes.c_uint16 * EVENT_REQUESTS),
     ]
     waiting: int
     """Requests that the host has left."""
     pending: int
-    """Whether ``result`` is news that no request could take yet."""
+    """A bit for each type of which there is news, in ``results``, that no request could take yet."""
     masked: int
-    """Whether news is held back until the host has read the log page."""
-    result: int
+    """A bit for each type of which news is held back until the host has read the log page."""
+    results: ctypes.Array[ctypes.c_uint32]
     cids: ctypes.Array[ctypes.c_uint16]
 
 
 class Events:
-    """Requests on one side, news on the other. All news here is of one type, errors: one piece is kept."""
+    """Requests on one side, news on the other, of which one piece of each type is kept."""
 
     def __init__(self, state: EventState) -> None:
         self._state = state
@@ -68,14 +72,15 @@ class Events:
 
     def happened(self, event: Event) -> None:
         """News; while some waits to be told, or the host has not looked at the last, it adds nothing."""
-        state = self._state
-        if not state.pending and not state.masked:
-            state.pending, state.result = 1, event
+        state, kind = self._state, event & 7
+        if not (state.pending | state.masked) >> kind & 1:
+            state.pending |= 1 << kind
+            state.results[kind] = event
 
     def seen(self, log_page: int) -> None:
         """The host has read a log page and does not want the event retained."""
-        if log_page == LogPage.ERRORS:
-            self._state.masked = 0
+        if log_page in LOG_PAGES:
+            self._state.masked &= ~(1 << LOG_PAGES.index(LogPage(log_page)))
 
     def deliver(self) -> tuple[int, int] | None:
         """Result and command id of a request to complete now, or None."""
@@ -85,8 +90,10 @@ class Events:
         cids = state.cids[: state.waiting]
         cid = cids.pop(0)
         self._put(cids)
-        state.pending, state.masked = 0, 1
-        return state.result, cid
+        first = state.pending & -state.pending
+        state.pending ^= first
+        state.masked |= first
+        return state.results[first.bit_length() - 1], cid
 
     def _put(self, cids: list[int]) -> None:
         self._state.waiting = len(cids)

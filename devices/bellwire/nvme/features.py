@@ -11,6 +11,8 @@ from bellwire.nvme.registers import QUEUES
 from bellwire.nvme.status import CommandError, Status
 
 SAVE = 1 << 31
+ROOM_TEMPERATURE = 298  # kelvins
+TEMPERATURE_WARNING = 1 << 1  # of the health log's critical warnings, and of the events that the host may want
 
 
 class FeatureId(IntEnum):
@@ -93,9 +95,16 @@ class Features:
         """Whether interrupts of ``vector`` may be put together (§5.21.1.9)."""
         return not self._words[_VECTORS + vector] & COALESCING_DISABLED
 
-    def bears(self, kelvins: int) -> bool:
-        """Whether this temperature lies between the thresholds (§5.21.1.4)."""
-        return self._words[_TOO_COLD] < kelvins < self._words[FeatureId.TEMPERATURE_THRESHOLD]
+    @property
+    def warnings(self) -> int:
+        """Critical warnings: the temperature may not lie between the thresholds (§5.21.1.4)."""
+        good = self._words[_TOO_COLD] < ROOM_TEMPERATURE < self._words[FeatureId.TEMPERATURE_THRESHOLD]
+        return 0 if good else TEMPERATURE_WARNING
+
+    @property
+    def alarming(self) -> bool:
+        """Whether there is a warning of which the host wants to be told (§5.21.1.11)."""
+        return bool(self.warnings & self._words[FeatureId.EVENTS])
 
     def get(self, command: Command) -> int:
         """Get Features: the result dword."""

@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum
 
 from bellwire.nvme.command import AdminOpcode, Byte, Command, IoOpcode
-from bellwire.nvme.features import Features
+from bellwire.nvme.features import ROOM_TEMPERATURE, Features
 from bellwire.nvme.identify import ERROR_ENTRIES, FIRMWARE
 from bellwire.nvme.status import CommandError, Status
 
@@ -16,8 +16,6 @@ ENTRY_SIZE = 64
 ERRORS_SIZE = ERROR_ENTRIES * ENTRY_SIZE
 
 SUPPORTED, CHANGES_DATA = 1 << 0, 1 << 1  # commands supported and effects (§5.14.1.5)
-ROOM_TEMPERATURE = 298  # kelvins
-TEMPERATURE_WARNING = 1 << 1
 UNIT = 1000  # of 512 bytes: what SMART counts data in
 
 
@@ -95,8 +93,7 @@ class Logs:
         """SMART / health information (§5.14.1.2)."""
         counters = self.counters
         page = bytearray(512)
-        warning = 0 if self._features.bears(ROOM_TEMPERATURE) else TEMPERATURE_WARNING
-        struct.pack_into("<BHBBB", page, 0, warning, ROOM_TEMPERATURE, 100, 10, 0)
+        struct.pack_into("<BHBBB", page, 0, self._features.warnings, ROOM_TEMPERATURE, 100, 10, 0)
         for at, value in (
             (32, -(-counters.sectors_read // UNIT)),
             (48, -(-counters.sectors_written // UNIT)),
