@@ -195,7 +195,16 @@ def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"block_size": 1024}, {"queues": 0}, {"queues": 65}, {"serial": "x" * 21}, {"doorbells": "loud"}, {"threads": 0}],
+    [
+        {"size": -1},
+        {"size": 511},
+        {"block_size": 1024},
+        {"queues": 0},
+        {"queues": 65},
+        {"serial": "x" * 21},
+        {"doorbells": "loud"},
+        {"threads": 0},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
@@ -210,6 +219,12 @@ def test_an_image_is_made_where_a_size_is_given(tmp_path: Path) -> None:
         assert path.stat().st_size == 1 << 20
     with pytest.raises(StorageError, match="leave size out"):
         Guest(Nvme, image=str(path), size=2 << 20)
+
+
+@pytest.mark.parametrize(("size", "in_memory"), [(1 << 63, True), (1 << 63, False), ((1 << 63) - 1, False)])
+def test_an_image_larger_than_there_can_be_is_refused(tmp_path: Path, size: int, in_memory: bool) -> None:
+    with pytest.raises(StorageError, match=f"cannot be made of {size} bytes"):
+        Guest(Nvme, size=size, image="" if in_memory else str(tmp_path / "new.img"))
 
 
 def test_two_devices_do_not_share_an_image(on_image: Driver, image: Path) -> None:

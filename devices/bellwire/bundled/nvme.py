@@ -92,7 +92,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             ("namespaces", 0 <= self.namespaces <= MOST_NAMESPACES, f"0 to {MOST_NAMESPACES}"),
             ("threads", 1 <= self.threads <= QUEUES, f"1 to {QUEUES}"),
             ("doorbells", self.doorbells in ("value", "shadow"), "value or shadow"),
-            ("size", self.size >= 0, "a number of bytes"),
+            ("size", self.size == 0 or self.size >= self.block_size, f"bytes, at least a block of {self.block_size}"),
             ("serial", len(self.serial) <= 20 and self.serial.isascii(), "at most 20 ASCII characters"),
         ):
             if not good:

@@ -53,7 +53,11 @@ class Disk:
     def memory(cls, size: int) -> Disk:
         """Bytes that are forgotten at the end; the memory is taken as it is written."""
         fd = os.memfd_create("bellwire-disk", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
+        try:
+            _enlarge(fd, size, "memory")
+        except StorageError:
+            os.close(fd)
+            raise
         return cls(fd, size, instant=True)
 
     @classmethod
@@ -199,11 +203,19 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
         raise StorageError(f"image {path}: another device uses it") from None
     found = os.lseek(fd, 0, os.SEEK_END)
     if found == 0 and size and stat.S_ISREG(kind) and not readonly:
-        os.ftruncate(fd, size)
+        _enlarge(fd, size, f"image {path}")
         found = size
     if size and found != size:
         raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
     return found
+
+
+def _enlarge(fd: int, size: int, what: str) -> None:
+    """Give a new file its size, as a hole."""
+    try:
+        os.ftruncate(fd, size)
+    except (OSError, OverflowError) as error:
+        raise StorageError(f"{what}: it cannot be made of {size} bytes: {error}") from error
 
 
 def _check_direct(disk: Disk, path: Path, block: int) -> None:
