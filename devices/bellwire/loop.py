@@ -6,6 +6,7 @@ import heapq
 import itertools
 import os
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Loop:
         self._finished: deque[Callback] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing = threading.RLock()  # a signal handler may wake us while we close
         self.stopping = False
         self.busy_poll: BusyPoll | None = None
         """Looks for a while before it sleeps, where the owner wants that."""
@@ -120,8 +122,9 @@ class Loop:
 
     def wake(self) -> None:
         """End the current or next :meth:`wait`; from any thread or signal handler."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._closing:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """Ask the owner to stop, from any thread or signal handler."""
@@ -136,8 +139,9 @@ class Loop:
         self._finished.clear()
         self._callbacks.clear()
         self._epoll.close()
-        os.close(self._wake)
-        self._wake = -1
+        with self._closing:
+            os.close(self._wake)
+            self._wake = -1
 
     def _drain_wake(self) -> None:
         os.eventfd_read(self._wake)

@@ -93,3 +93,23 @@ def test_stop_ends_a_wait_from_another_thread(loop: Loop) -> None:
     turn(loop)
     thread.join()
     assert loop.stopping
+
+
+def test_waking_a_loop_that_is_being_closed_touches_no_other_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    close, fd = os.close, loop._wake
+    reused = os.eventfd(0, os.EFD_NONBLOCK)
+    waker = threading.Thread(target=loop.wake)
+
+    def close_and_reuse(fd: int) -> None:
+        os.dup2(reused, fd)  # what closing it, and opening another, comes to
+        waker.start()
+        waker.join(0.05)
+
+    monkeypatch.setattr(os, "close", close_and_reuse)
+    loop.close()
+    waker.join()
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(reused)
+    close(fd)
+    close(reused)
