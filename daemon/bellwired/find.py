@@ -104,14 +104,16 @@ def devices_in(module: ModuleType) -> Found:
 
 def check_trusted(path: Path) -> None:
     """Refuse a plugin that somebody else could have written: it would run with the daemon's rights."""
-    for place in (path.resolve(), path.resolve().parent):
+    file = path.resolve()
+    for place in (file, file.parent, path.parent.resolve()):
         try:
             status = place.stat()
         except OSError as error:
             raise CommandError(f"{place}: {error.strerror}") from None
         if status.st_uid not in (0, os.geteuid()):
             raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
             raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
 
 

@@ -93,7 +93,7 @@ def test_a_plugin_that_cannot_be_used_is_listed_with_its_error(folder: Path, tex
     assert found["probe"] == "Misbehaves as it is told to."
 
 
-@pytest.mark.parametrize("mode", [0o664, 0o646])
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o1666])
 def test_a_plugin_that_others_may_write_is_refused(folder: Path, mode: int) -> None:
     (folder / "probe.py").chmod(mode)
     assert "others than its owner may write it" in listed(folder)["probe"]
@@ -123,6 +123,13 @@ def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> N
         find_device("linked", [folder])
     with pytest.raises(CommandError, match="No such file"):
         check_trusted(folder / "gone.py")
+
+
+def test_a_link_in_a_folder_that_others_may_write_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "linked.py").symlink_to(shutil.copy(PLUGINS / "probe.py", tmp_path / "elsewhere.py"))
+    folder.chmod(0o777)
+    with pytest.raises(CommandError, match=f"{folder}: others"):
+        find_device("linked", [folder])
 
 
 def test_a_plugin_that_cannot_be_used_fails_its_device_alone(daemon: Instance) -> None:
