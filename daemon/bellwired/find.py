@@ -130,7 +130,7 @@ def _list_file(file: Path) -> list[Plugin]:
         return [Plugin(file.stem, str(file), error=str(error))]
     if not found:
         return [Plugin(file.stem, str(file), error="defines no device")]
-    names = {name: name if name == file.stem or len(found) == 1 else f"{file.stem}:{name}" for name in found}
+    names = {name: file.stem if file.stem == name or len(found) == 1 else f"{file.stem}:{name}" for name in found}
     return [Plugin(names[name], str(file), _describe(kind)) for name, kind in sorted(found.items())]
 
 

@@ -59,6 +59,14 @@ def test_of_several_devices_in_a_plugin_the_name_after_the_colon_picks_one(folde
         find_device("two:third", [folder])
 
 
+def test_a_plugin_is_listed_by_the_name_that_it_is_found_by(folder: Path) -> None:
+    (folder / "probe.py").rename(folder / "my_nic.py")
+    (folder / "two.py").write_text(TWO)
+    names = [each.name for each in plugins([folder]) if each.source.startswith(str(folder))]
+    assert names == ["my_nic", "two:first", "two:second"]
+    assert [find_device(name, [folder]).name for name in names] == ["probe", "first", "second"]
+
+
 def test_a_higher_folders_plugin_wins(folder: Path, tmp_path: Path) -> None:
     higher = tmp_path / "higher"
     higher.mkdir()
