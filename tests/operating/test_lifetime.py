@@ -233,6 +233,12 @@ def test_a_socket_is_for_its_owner_alone_unless_the_file_says_otherwise(daemon: 
     assert stat.S_IMODE(daemon.socket(daemon.add()).stat().st_mode) == 0o600
 
 
+def test_a_socket_without_a_folder_is_in_the_runtime_folder(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nsocket = "nearby"')
+    assert daemon.describe(name)["socket"] == str(daemon.runtime / "nearby")
+    connect(daemon.runtime / "nearby").close()
+
+
 @pytest.mark.parametrize(
     ("key", "why"), [('owner = "no_such_user"', "there is no user"), ('group = "no_such_group"', "there is no group")]
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bellwired.manager.places import Places
 
 USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
@@ -51,6 +53,14 @@ def test_private_folders_replace_them_all() -> None:
     assert texts(places.config) == ("/p/config",)
     assert texts(places.plugins) == ("/p/config/plugins",)
     assert str(places.control) == "/p/run/control"
+
+
+def test_private_folders_mean_the_same_to_commands_that_are_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc")
+    places = Places.of(Path("config"), Path("run"))
+    assert texts(places.config) == ("/proc/config",)
+    assert texts(places.plugins) == ("/proc/config/plugins",)
+    assert str(places.socket("one")) == "/proc/run/one.sock"
 
 
 class Folders:

@@ -244,7 +244,7 @@ class Manager:
 
     def _path(self, name: str) -> Path:
         configured = self.settings.devices[name].socket
-        return Path(configured) if configured else self.places.socket(name)
+        return self.places.runtime / configured if configured else self.places.socket(name)
 
     def _print(self, name: str) -> tuple[Any, ...]:
         """What a device is made of: a change of any of it is worth a restart."""

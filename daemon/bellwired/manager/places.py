@@ -36,9 +36,9 @@ class Places:
             runtime = Path(environment.get("XDG_RUNTIME_DIR") or f"/tmp/bellwire-{os.getuid()}") / "bellwire"
         plugins = (*(folder / "plugins" for folder in config), LOCAL_PLUGINS)
         if config_dir is not None:
-            config = (config_dir,)
-            plugins = (config_dir / "plugins",)
-        return cls(config, plugins, runtime if runtime_dir is None else runtime_dir)
+            config = (config_dir.absolute(),)
+            plugins = (config[0] / "plugins",)
+        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute())
 
     @property
     def control(self) -> Path:

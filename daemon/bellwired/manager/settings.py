@@ -39,7 +39,9 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     options: Annotated[
         dict[str, bool | int | float | str], Meta(description="The device's own options, as its plugin declares them.")
     ] = {}
-    socket: Annotated[str, Meta(description="Where it listens; NAME.sock in the runtime folder unless given.")] = ""
+    socket: Annotated[
+        str, Meta(description="Where it listens, in the runtime folder or by a full path; NAME.sock unless given.")
+    ] = ""
     mode: Mode = "0600"
     owner: Annotated[str, Meta(description="The user that its socket belongs to; the daemon's own unless given.")] = ""
     group: Annotated[str, Meta(description="The group that its socket belongs to; the daemon's own unless given.")] = ""
