@@ -260,6 +260,7 @@ def test_a_listener_that_was_passed_is_used(instance: Instance, tmp_path: Path) 
         with instance:
             connect(passed_path).close()
             assert not instance.socket("one").exists()
+            assert instance.describe("one")["socket"] == str(passed_path)
             connect(own).close()
             instance.call("Restart", name="one")
             connect(passed_path).close()

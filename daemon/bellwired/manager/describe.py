@@ -71,7 +71,7 @@ async def describe(unit: Unit, *, brief: bool) -> Description:
         state=str(unit.state),
         since=unit.since,
         autostart=unit.settings.autostart,
-        socket=str(unit.path),
+        socket=unit.address,
         pid=unit.pid,
         memory=process.memory(unit.pid) if unit.pid else 0,
         restarts=unit.restarts,

@@ -89,6 +89,11 @@ class Unit:
         """The worker's; 0 while there is none."""
         return self._child.pid if self._child is not None else 0
 
+    @property
+    def address(self) -> str:
+        """Where clients find it."""
+        return str(self.path if self.given is None else self.given.getsockname())
+
     # -- what an operator does
 
     async def start(self) -> None:
