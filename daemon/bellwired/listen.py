@@ -38,7 +38,7 @@ class Listener:
         ids = _user(owner), _group(group)
         _clear(path)
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = _stream(path)
         try:
             mask = os.umask(0o777)
             try:
@@ -111,7 +111,7 @@ def _clear(path: Path) -> None:
         raise CommandError(f"{path}: {error.strerror}") from None
     if not stat.S_ISSOCK(mode):
         raise CommandError(f"{path} exists and is not a socket", "choose another path, or remove it yourself")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with _stream(path) as probe:
         probe.setblocking(False)
         refused = probe.connect_ex(os.fspath(path))
     if refused == errno.ECONNREFUSED:
@@ -119,6 +119,14 @@ def _clear(path: Path) -> None:
         return
     why = "a live server listens there" if refused in (0, errno.EAGAIN) else os.strerror(refused)
     raise CommandError(f"{path}: {why}", "stop that server, or choose another path")
+
+
+def _stream(path: Path) -> socket.socket:
+    """A socket for ``path``, not yet bound."""
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor left
+        raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

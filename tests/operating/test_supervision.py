@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import resource
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -218,3 +221,30 @@ def worker_pids(daemon: Instance) -> list[int]:
 
 def process_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("bw:")
+
+
+@contextlib.contextmanager
+def room_for(pid: int, count: int) -> Iterator[None]:
+    """Let a process open ``count`` more descriptors, and no other."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    limit = list(itertools.islice((fd for fd in itertools.count() if fd not in used), count + 1))[-1]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("who", ["manager", "fork server"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_lack_of_descriptors_hurts_no_other_device(daemon: Instance, who: str, count: int) -> None:
+    steady = daemon.pid("steady")
+    daemon.configure("late")
+    with daemon.control() as control:
+        control.call("List")  # so that it is connected
+        with room_for(daemon.process.pid if who == "manager" else daemon.fork_server, count):
+            failed = control.call("Reload")["outcome"]["failed"]
+        control.call("Start", name="late")
+    assert "too many open files" in failed["late"].lower()
+    assert daemon.pid("steady") == steady

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import select
 import socket
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -113,6 +114,7 @@ class Caller(VarlinkInterfaceServerProtocol):
                 self._connection.shutdown(socket.SHUT_RDWR)
 
 
+@cache
 def _version() -> str:
     try:
         return version("bellwire")

@@ -5,6 +5,7 @@ It is the workers' parent and reaps them. It dies with the manager, and they die
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -55,8 +56,11 @@ class ForkServer:
         parent = os.getpid()
         pid = 0
         try:
+            if len(fds) < (1 if message.trial else 2):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pid = os.fork()
             if pid == 0:
+                self._sock.close()  # and with that there is room for what comes next
                 process.die_with_parent(parent)
                 process.close_all_but(*fds)
                 return lambda: run_device(message, *fds)
@@ -96,8 +100,6 @@ def main() -> int:
             child = ForkServer(sock).run()
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the manager has gone
-        if child is not None:
-            sock.detach()  # closed already, with everything else that is the server's
     return 0 if child is None else child()
 
 

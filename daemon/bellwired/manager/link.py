@@ -16,12 +16,15 @@ log = logging.getLogger("bellwired")
 
 
 class Link:
-    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event."""
+    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none."""
 
     def __init__(self, name: str, heard: Callable[[Event], None]) -> None:
         self.name = name
         self._heard = heard
-        self._sock, self.theirs = wire.pair()
+        try:
+            self._sock, self.theirs = wire.pair()
+        except OSError as error:  # no descriptor left
+            raise CommandError(f"{name} cannot be spoken to: {error.strerror}") from None
         self._sock.setblocking(False)
         self._open = True
         self._numbers = itertools.count(1)

@@ -158,6 +158,9 @@ class Nursery:
         if not message.pid:
             future.set_exception(CommandError(f"cannot fork a worker: {message.error}"))
             return
+        if not fds:  # it ends by itself when its control socket closes
+            future.set_exception(CommandError("cannot watch another worker: too many open files"))
+            return
         loop = asyncio.get_running_loop()
         child = self._children[message.pid] = Child(message.pid, fds[0], loop.create_future())
         loop.add_reader(child.handle, self._seen_dead, child)

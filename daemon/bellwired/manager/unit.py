@@ -186,8 +186,12 @@ class Unit:
         except CommandError as error:
             self._give_up(str(error))
             return
+        try:
+            link = Link(self.name, self._heard)
+        except CommandError as error:
+            self._fell(str(error))
+            return
         self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
-        link = Link(self.name, self._heard)
         try:
             child = await self._nursery.spawn(self.order(self.settings), [listener.fileno(), link.theirs.fileno()])
         except CommandError as error:

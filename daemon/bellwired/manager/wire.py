@@ -105,7 +105,10 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
-    """The next message and its fds, which are the receiver's; None at the end. BlockingIOError when none is there."""
+    """The next message and its fds, which are the receiver's; None at the end. BlockingIOError when none is there.
+
+    There are fewer fds than were sent where the receiver has no room for more.
+    """
     try:
         data, fds, flags, _ = socket.recv_fds(sock, LARGEST_DATAGRAM, MOST_FDS + 1, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
@@ -115,8 +118,8 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     try:
         if data == _IN_MEMFD and fds:
             data = _content(fds.pop(0))
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise WireError("a message or its descriptors have been cut off")
+        if flags & socket.MSG_TRUNC:
+            raise WireError("a message has been cut off")
         return _decoder.decode(data), fds
     except (msgspec.DecodeError, WireError) as error:
         close(fds)
