@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bellwired.errors import CommandError
+from bellwired.manager import settings
 from bellwired.manager.places import Places
 
 USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
@@ -118,3 +121,22 @@ def test_folders_that_are_not_there_are_no_trouble(tmp_path: Path) -> None:
     places = Places((tmp_path / "nowhere",), (), tmp_path)
     assert list(places.files("devices.d", ".toml")) == []
     assert places.file("bellwired.toml") is None
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to(path.name)])
+def test_a_folder_that_cannot_be_read_is_not_one_without_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "devices.d")
+    places = Places((tmp_path,), (), tmp_path)
+    with pytest.raises(CommandError, match=f"{tmp_path}/devices.d: "):
+        list(places.files("devices.d", ".toml"))
+    with pytest.raises(CommandError, match=f"{tmp_path}/devices.d/one: "):
+        Places((tmp_path / "devices.d",), (), tmp_path).file("one")
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.low / "devices.d/one.toml").symlink_to("one.toml")
+    (folders.low / "devices.d/two.toml").write_text('device = "edu"')
+    found = settings.load(folders.places)
+    assert "Too many levels of symbolic links" in str(found.errors["one"])
+    assert list(found.devices) == ["two"]

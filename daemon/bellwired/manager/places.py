@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from bellwired.errors import CommandError
 
 SYSTEM = (Path("/etc/bellwire"), Path("/run/bellwire"), Path("/usr/lib/bellwire"))
 LOCAL_PLUGINS = Path("/usr/local/lib/bellwire/plugins")
-NOWHERE = Path(os.devnull)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Places:
         """The file called ``name`` that counts, if there is one and it is not masked."""
         for folder in self.config:
             path = folder / name
-            if path.is_file() or path.is_symlink():
+            if _looked(path, Path.lstat) is not None:
                 return None if masked(path) else path
         return None
 
@@ -61,8 +64,9 @@ class Places:
         """The files that count below ``folder`` of the configuration, in order of their names."""
         found: dict[str, Path] = {}
         for place in self.config:
-            for path in sorted((place / folder).glob(f"[!.]*{suffix}")):  # not an editor's own
-                found.setdefault(path.name, path)
+            for name in _looked(place / folder, os.listdir) or ():
+                if name.endswith(suffix) and not name.startswith("."):  # not an editor's own
+                    found.setdefault(name, place / folder / name)
         for _, path in sorted(found.items()):
             if not masked(path):
                 yield path
@@ -71,9 +75,19 @@ class Places:
 def masked(path: Path) -> bool:
     """Whether a file is there to say that there is none: empty, or a link to /dev/null."""
     try:
-        return path.resolve() == NOWHERE or path.stat().st_size == 0
+        return os.path.realpath(path) == os.devnull or path.stat().st_size == 0
     except OSError:
         return False
+
+
+def _looked(path: Path, look: Callable[[Path], Result]) -> Result | None:
+    """None where nothing is there. A CommandError where that cannot be told: it is not the same."""
+    try:
+        return look(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", "the daemon's user must be able to read it") from None
 
 
 def _user(environment: Mapping[str, str]) -> tuple[Path, ...]:
