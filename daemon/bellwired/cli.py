@@ -13,7 +13,7 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired import demo, inspect_files, operate, run, vmm
+from bellwired import demo, inspect_files, operate, run, show, vmm
 from bellwired.errors import CommandError
 from bellwired.manager.main import add_places
 from kvm_ioctls import KvmError
@@ -50,9 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
     except CommandError as error:
-        print(f"bellwire: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        show.errors([error])
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say

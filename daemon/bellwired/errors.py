@@ -11,3 +11,8 @@ class CommandError(BellwireError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def in_words(self) -> str:
+        """Both, in one line."""
+        return f"{self} ({self.hint})" if self.hint else str(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,13 @@ def cat_config(arguments: argparse.Namespace) -> int:
     else:
         for path in settings.used(places):
             print(f"# {path}")
-            print(path.read_text(errors="replace").rstrip("\n"), end="\n\n")
+            with contextlib.suppress(OSError):  # which is among the errors
+                print(path.read_text(errors="replace").rstrip("\n"))
+            print()
         if not list(settings.used(places)):
             print(f"# no files in {', '.join(map(str, places.config))}")
-    if errors:
-        raise CommandError("; ".join(map(str, errors.values())), next(iter(errors.values())).hint)
-    return 0
+    show.errors(errors.values())
+    return 1 if errors else 0
 
 
 def list_plugins(arguments: argparse.Namespace) -> int:

@@ -20,8 +20,8 @@ from bellwired.manager import main as daemon
 from bellwired.manager.settings import Daemon, Device
 
 EXIT_STATUS = """\
-0 when all went well, 1 when something failed (standard error says what, in a line), 2 for a mistake on the command
-line. status ends with 3 when the device is not running."""
+0 when all went well, 1 when something failed (standard error says what, a line for each), 2 for a mistake on the
+command line. status ends with 3 when the device is not running."""
 ENVIRONMENT = """\
 NO_COLOR turns colours off. XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_RUNTIME_DIR say where a user's own configuration,
 plugins and sockets are."""

@@ -104,10 +104,8 @@ def do(arguments: argparse.Namespace) -> int:
             failed[name] = error
     if arguments.json:
         show.as_json({name: str(failed.get(name, "")) for name in arguments.name})
-    if failed:
-        first = next(iter(failed.values()))
-        raise CommandError("; ".join(map(str, failed.values())), first.hint)
-    return 0
+    show.errors(failed.values())
+    return 1 if failed else 0
 
 
 def set_options(arguments: argparse.Namespace) -> int:
@@ -117,6 +115,8 @@ def set_options(arguments: argparse.Namespace) -> int:
         if not equals:
             raise CommandError(f"{word}: expected KEY=VALUE")
         method(places(arguments), "Set", name=arguments.name, option=key, value=value)
+    if arguments.json:
+        show.as_json({"name": arguments.name, "options": arguments.option})
     return 0
 
 
@@ -131,9 +131,8 @@ def reload(arguments: argparse.Namespace) -> int:
                 print(f"{word}: {', '.join(outcome[word])}")
         if not any(outcome[word] for word in ("started", "restarted", "stopped", "failed")):
             print("nothing has changed")
-    if outcome["failed"]:
-        raise CommandError("; ".join(outcome["failed"].values()))
-    return 0
+    show.errors(map(CommandError, outcome["failed"].values()))
+    return 1 if outcome["failed"] else 0
 
 
 def registers(arguments: argparse.Namespace) -> int:

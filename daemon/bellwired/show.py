@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from bellwired.errors import CommandError
 
 COLOURS = {"running": "green", "failed": "red", "waiting": "yellow", "starting": "yellow", "stopping": "yellow"}
 
@@ -23,6 +26,14 @@ def console() -> Console:
 def as_json(value: Any) -> None:
     """Machine-readable."""
     print(json.dumps(value, indent=2))
+
+
+def errors(found: Iterable[CommandError]) -> None:
+    """To standard error: a line for each, and its hint."""
+    for error in found:
+        print(f"bellwire: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
 
 
 def table(*headings: str, right: frozenset[str] = frozenset()) -> Table:

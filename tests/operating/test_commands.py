@@ -161,6 +161,16 @@ def test_reload_says_what_it_has_done(daemon: Instance, run: Run) -> None:
     assert as_json(run, "reload")["stopped"] == ["extra"]
 
 
+def test_reload_says_what_is_wrong_with_each_file_and_what_may_be_meant(daemon: Instance, run: Run) -> None:
+    daemon.configure("one", "device = 1")
+    daemon.configure("two", 'device = "probe"\nrestrat = "no"')
+    status, _, err = run("reload")
+    one, two = err.splitlines()
+    assert status == 1
+    assert one.endswith("one.toml: device = 1: Expected str, got int")
+    assert two.endswith("two.toml: unknown key restrat (did you mean restart?)")
+
+
 # -- what goes wrong
 
 
@@ -249,6 +259,20 @@ def test_cat_config_ends_with_status_1_where_a_file_cannot_be_used(
     (files / "devices.d/one.toml").write_text(text)
     assert main(["cat-config", "--config-dir", str(files)]) == 1
     assert error in capsys.readouterr().err
+
+
+def test_cat_config_shows_what_can_be_read_and_says_what_is_wrong_with_each_file(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "devices.d/gone.toml").symlink_to("nowhere")
+    (files / "devices.d/two.toml").write_text("devise = 1\n")
+    assert main(["cat-config", "--config-dir", str(files)]) == 1
+    shown = capsys.readouterr()
+    assert f"# {files}/devices.d/gone.toml\n\n# {files}/devices.d/one.toml\ndevice" in shown.out
+    assert shown.err == (
+        f"bellwire: {files}/devices.d/gone.toml: No such file or directory\n"
+        f"bellwire: {files}/devices.d/two.toml: unknown key devise\n  did you mean device?\n"
+    )
 
 
 def test_plugins_lists_what_can_be_run_and_why_something_cannot(

@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prepare(manager.places.runtime)
         asyncio.run(Life(manager).run())
     except CommandError as error:
-        log.error("%s", _in_words(error))
+        log.error("%s", error.in_words)
         return 1
     return 0
 
@@ -110,7 +110,7 @@ class Life:
         try:
             await self._manager.reload()
         except CommandError as error:
-            log.error("not reloaded: %s", _in_words(error))
+            log.error("not reloaded: %s", error.in_words)
         finally:
             if not self._stop.is_set():
                 notify.notify(READY="1", STATUS=self._manager.summary)
@@ -140,10 +140,6 @@ def _log_to(level: str) -> None:
     # asyncvarlink says at length what we know: that a caller has hung up.
     logging.getLogger("asyncvarlink").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
-
-
-def _in_words(error: CommandError) -> str:
-    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 if __name__ == "__main__":

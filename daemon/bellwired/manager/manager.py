@@ -110,7 +110,7 @@ class Manager:
         """Read configuration and plugins anew, and touch only what has changed."""
         async with self._turn:
             fresh = settings.load(self.places)
-            done = Reloaded(failed={name: str(error) for name, error in fresh.errors.items()})
+            done = Reloaded(failed={name: error.in_words for name, error in fresh.errors.items()})
             old, self.settings = self.settings, fresh
             self._report_bad_files()
             self._take_daemon(old.daemon, fresh.daemon)
@@ -256,7 +256,7 @@ class Manager:
     def _report_bad_files(self) -> None:
         for name, error in self.settings.errors.items():
             fields = {"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name}
-            log.error("%s%s", error, f" ({error.hint})" if error.hint else "", extra=fields)
+            log.error("%s", error.in_words, extra=fields)
 
     def _tell(self, unit: Unit, kind: str, fields: dict[str, Any]) -> None:
         self.hub.publish(unit.name, kind, fields)
