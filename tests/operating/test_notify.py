@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from operating.instance import PATIENCE, Instance, connect
+from operating.instance import PATIENCE, QUICK, Instance, connect
 
 
 class Heard:
@@ -82,6 +82,23 @@ def test_a_device_that_fails_does_not_keep_it_from_being_ready_and_is_named(inst
     instance.configure("bad", 'device = "probe"\noptions.pace = "quick"')
     with instance:
         assert heard.until("READY")["STATUS"] == "1 of 2 devices running, 0 with a client; failed: bad"
+
+
+def test_a_start_that_takes_long_is_given_more_time_until_it_is_over(instance: Instance, heard: Heard) -> None:
+    instance.environment["WATCHDOG_USEC"] = "200000"  # for it to tell of itself often
+    instance.settings(QUICK + "start-timeout = 0.5\nrestart-limit = 0")
+    instance.configure("slow", 'device = "probe"\noptions.mood = "sleeps"')
+    with instance:
+        assert int(heard.until("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) >= 10_000_000
+        assert "EXTEND_TIMEOUT_USEC" not in heard.until("READY")
+        assert "EXTEND_TIMEOUT_USEC" not in heard.until("STATUS")
+
+
+def test_a_stop_is_given_the_time_that_its_workers_are(instance: Instance, heard: Heard) -> None:
+    instance.settings(QUICK.replace("stop-timeout = 10", "stop-timeout = 100"))
+    with instance:
+        instance.stop()
+    assert int(heard.until("STOPPING")["EXTEND_TIMEOUT_USEC"]) > 100_000_000
 
 
 def test_a_reload_is_announced_with_its_time_and_ended_by_ready(watched: tuple[Instance, Heard]) -> None:

@@ -22,6 +22,7 @@ from bellwired.manager.tasks import alongside
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+ALLOWANCE = 20.0  # seconds that a start may take from its last sign of life, and a stop beyond its workers' time
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +69,7 @@ class Life:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
         self._stop = asyncio.Event()
+        self._ready = False
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -91,10 +93,12 @@ class Life:
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
                 await starting
+                self._ready = True
                 notify.notify(READY="1", STATUS=manager.summary)
                 log.info("ready: %s", manager.summary)
                 await stopping
-            notify.notify(STOPPING="1", STATUS="stopping")
+            patience = manager.settings.daemon.stop_timeout + ALLOWANCE
+            notify.notify(STOPPING="1", STATUS="stopping", **notify.extension(patience))
             log.info("stopping")
         await starting
         if self._reloads:
@@ -122,7 +126,8 @@ class Life:
             if interval and await self._manager.nursery.ping():
                 notify.notify(WATCHDOG="1")
             if not self._stop.is_set():
-                notify.notify(STATUS=self._manager.summary)
+                more = {} if self._ready else notify.extension(ALLOWANCE)
+                notify.notify(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
 

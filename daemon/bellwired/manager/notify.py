@@ -26,6 +26,11 @@ def notify(**state: str) -> None:
             daemon.notify(text)
 
 
+def extension(seconds: float) -> dict[str, str]:
+    """For :func:`notify`: what is under way may take so long from now on, whatever the unit allows."""
+    return {"EXTEND_TIMEOUT_USEC": str(round(seconds * 1e6))}
+
+
 def reloading() -> None:
     """A reload has begun; ``notify(READY="1")`` ends it."""
     notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
