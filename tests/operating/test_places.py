@@ -45,6 +45,10 @@ def test_the_xdg_variables_move_a_users_places() -> None:
     assert texts(places.config[:3]) == ("/c/bellwire", "/run/user/7/bellwire", "/d/bellwire")
 
 
+def test_a_user_without_a_runtime_folder_has_one_in_tmp_itself_which_nobody_else_can_move() -> None:
+    assert str(Places.of(environment={"HOME": "/home/ada"}, uid=7).runtime) == "/tmp/bellwire-7"
+
+
 def test_a_service_uses_the_runtime_folder_that_it_was_given_and_the_systems_files() -> None:
     places = Places.of(environment={**USER, "RUNTIME_DIRECTORY": "/run/bellwire"}, uid=7)
     assert texts(places.config) == SYSTEM

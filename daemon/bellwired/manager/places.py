@@ -34,9 +34,11 @@ class Places:
         """The system's places for root, the user's (XDG) before those for others; the arguments replace them."""
         config: tuple[Path, ...] = SYSTEM
         runtime = Path(environment.get("RUNTIME_DIRECTORY", "/run/bellwire").partition(":")[0])
-        if (os.geteuid() if uid is None else uid) != 0 and "RUNTIME_DIRECTORY" not in environment:
+        uid = os.geteuid() if uid is None else uid
+        if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
             config = (*_user(environment), *SYSTEM)
-            runtime = Path(environment.get("XDG_RUNTIME_DIR") or f"/tmp/bellwire-{os.getuid()}") / "bellwire"
+            own = environment.get("XDG_RUNTIME_DIR")
+            runtime = Path(own) / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
         plugins = (*(folder / "plugins" for folder in config), LOCAL_PLUGINS)
         if config_dir is not None:
             config = (config_dir.absolute(),)
