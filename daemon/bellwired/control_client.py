@@ -12,12 +12,13 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
-from bellwired.manager.places import Places
+from bellwired.manager.places import SYSTEM_RUNTIME, Places
 
 Result = TypeVar("Result")
 PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
 LONGEST = 300.0  # for what takes its time: starting a device, reading the configuration again
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
+ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
 
 
 def call(places: Places, work: Callable[[Any], Awaitable[Result]], timeout: float | None = LONGEST) -> Result:
@@ -67,7 +68,8 @@ async def _connect(path: Path) -> Any:
     try:
         return await connect_unix_varlink(VarlinkClientProtocol, path)
     except FileNotFoundError:
-        raise CommandError(f"{path}: no daemon is running there", NOT_RUNNING) from None
+        hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and SYSTEM_RUNTIME.exists() else NOT_RUNNING
+        raise CommandError(f"{path}: no daemon is running there", hint) from None
     except ConnectionRefusedError:
         raise CommandError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING) from None
     except PermissionError:

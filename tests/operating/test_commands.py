@@ -186,6 +186,14 @@ def test_where_no_daemon_runs_that_is_said(tmp_path: Path, capsys: pytest.Captur
     assert f"{tmp_path}/control: no daemon is running there" in capsys.readouterr().err
 
 
+def test_a_user_without_a_daemon_is_told_of_the_systems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "SYSTEM_RUNTIME", tmp_path)
+    assert main(["list", "--runtime-dir", str(tmp_path / "mine")]) == 1
+    assert "  the system's own daemon: --runtime-dir /run/bellwire\n" in capsys.readouterr().err
+
+
 def test_a_daemon_that_hangs_is_not_waited_for(daemon: Instance, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_client, "PATIENCE", 0.2)
     daemon.process.send_signal(signal.SIGSTOP)

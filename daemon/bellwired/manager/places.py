@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from bellwired.errors import CommandError
 
-SYSTEM = (Path("/etc/bellwire"), Path("/run/bellwire"), Path("/usr/lib/bellwire"))
+SYSTEM_RUNTIME = Path("/run/bellwire")
+SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/lib/bellwire"))
 LOCAL_PLUGINS = Path("/usr/local/lib/bellwire/plugins")
 Result = TypeVar("Result")
 
@@ -33,7 +34,7 @@ class Places:
     ) -> Places:
         """The system's places for root, the user's (XDG) before those for others; the arguments replace them."""
         config: tuple[Path, ...] = SYSTEM
-        runtime = Path(environment.get("RUNTIME_DIRECTORY", "/run/bellwire").partition(":")[0])
+        runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
         uid = os.geteuid() if uid is None else uid
         if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
             config = (*_user(environment), *SYSTEM)
