@@ -11,7 +11,7 @@ from bellwire import BellwireError
 from bellwire.option import parse_options
 from bellwired import show, template
 from bellwired.errors import CommandError
-from bellwired.find import find_device, plugins
+from bellwired.find import find_trusted, plugins
 from bellwired.manager import settings
 from bellwired.manager.places import Places
 
@@ -52,7 +52,7 @@ def cat_config(arguments: argparse.Namespace) -> int:
     errors: dict[str, CommandError] = {**found.errors}
     for name, device in found.devices.items():
         try:
-            kind = find_device(device.device, places.plugins)
+            kind = find_trusted(device.device, places.plugins)
             parse_options(kind.layout.options, device.options, kind.name)
         except BellwireError as error:
             errors[name] = CommandError(f"{found.sources[name]}: {error}", getattr(error, "hint", ""))

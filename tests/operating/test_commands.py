@@ -283,6 +283,14 @@ def test_cat_config_shows_what_can_be_read_and_says_what_is_wrong_with_each_file
     )
 
 
+def test_cat_config_trusts_no_file_that_the_daemon_would_not(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = files / "plugins/probe.py"
+    path.chmod(0o666)
+    (files / "devices.d/one.toml").write_text(f'device = "{path}"\n')
+    assert main(["cat-config", "--config-dir", str(files)]) == 1
+    assert f"{path}: others than its owner may write it" in capsys.readouterr().err
+
+
 def test_plugins_lists_what_can_be_run_and_why_something_cannot(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from bellwire.loop import Loop
 from bellwire.observer import Observer
 from bellwire.register import Register
 from bellwire.worker import Worker
-from bellwired.find import check_trusted, find_device
+from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.manager import messages, process, wire
 from bellwired.manager.wire import Answer, Ask, Event, Spawn, WireError
@@ -58,10 +58,7 @@ def run_device(spawn: Spawn, *fds: int) -> int:
 
 def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
-        path, _, _ = spawn.device.partition(":")
-        if path.endswith(".py"):
-            check_trusted(Path(path))
-        kind = find_device(spawn.device, [Path(folder) for folder in spawn.plugins])
+        kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         device = kind(**spawn.options)
     except BellwireError as error:
         hint = getattr(error, "hint", "")
