@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import shtab
 
@@ -16,6 +15,7 @@ from bellwire_vmm.errors import VmmError
 from bellwired import demo, inspect_files, operate, run, show, vmm
 from bellwired.errors import CommandError
 from bellwired.manager.main import add_places
+from bellwired.release import release
 from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bellwire",
         description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
     )
-    top.add_argument("--version", action="version", version=f"bellwire {_version()}")
+    top.add_argument("--version", action="version", version=f"bellwire {release()}")
     top.add_argument("--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (run, vmm, demo):
@@ -65,10 +65,3 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
-
-
-def _version() -> str:
-    try:
-        return version("bellwire")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -19,6 +19,8 @@ import pytest
 
 from bellwired import control_client
 from bellwired.cli import main, parser
+from bellwired.manager.main import main as bellwired
+from bellwired.release import release
 from operating.instance import HANG, PLUGINS, Instance, connect, write
 
 Run = Callable[..., tuple[int, str, str]]
@@ -225,6 +227,15 @@ def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pyt
 
 
 # -- what needs no daemon
+
+
+@pytest.mark.parametrize(("command", "name"), [(main, "bellwire"), (bellwired, "bellwired")])
+def test_both_commands_tell_their_version(
+    command: Callable[[list[str]], int], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command(["--version"])
+    assert capsys.readouterr().out == f"{name} {release()}\n"
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import contextlib
 import logging
 import select
 import socket
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from asyncvarlink import (
@@ -20,6 +18,8 @@ from asyncvarlink import (
     VarlinkMethodReply,
 )
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
+
+from bellwired.release import release
 
 LONGEST_CALL = 1 << 16  # bytes
 MOST_CALLS = 100  # sent ahead, without waiting for the answers
@@ -42,7 +42,7 @@ class Caller(VarlinkInterfaceServerProtocol):
     def offer(self, interface: VarlinkInterface) -> None:
         """What may be called, beside what every varlink service answers."""
         self._offered.register_interface(interface)
-        service = VarlinkServiceInterface("Bellwire", "bellwired", _version(), "", self._offered)
+        service = VarlinkServiceInterface("Bellwire", "bellwired", release(), "", self._offered)
         self._offered.register_interface(service)
 
     def has_hung_up(self) -> bool:
@@ -112,11 +112,3 @@ class Caller(VarlinkInterfaceServerProtocol):
             log.warning("a caller of the control socket was hung up on: it sent %s", why)
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("bellwire")
-    except PackageNotFoundError:
-        return "unknown"

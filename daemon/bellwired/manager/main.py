@@ -19,6 +19,7 @@ from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.places import Places
 from bellwired.manager.settings import Daemon
 from bellwired.manager.tasks import alongside
+from bellwired.release import release
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="Hosts PCI devices over vfio-user, each in a process of its own, as devices.d/*.toml say. "
         "SIGHUP reads the configuration again; SIGTERM stops everything in order.",
     )
+    top.add_argument("--version", action="version", version=f"bellwired {release()}")
     add_places(top)
     top.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="over what bellwired.toml says")
     return top
