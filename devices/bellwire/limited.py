@@ -37,21 +37,22 @@ class LimitedLog:
 
     def warning(self, kind: Hashable, message: str, *arguments: Any) -> None:
         """Log a warning, if records of this ``kind`` have not been too many."""
-        if self._within(kind, BURST) and self._within(_ALL, MOST):
+        if self.admits(kind) and self.admits(_ALL, MOST):
             self.logger.warning(message, *arguments)
             self.tell(message % arguments)
 
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: its traceback the first time, a line after that."""
         first = kind not in self._kinds
-        if self._within(kind, BURST):
+        if self.admits(kind):
             details: tuple[type[BaseException], BaseException, TracebackType | None] | None = (
                 (type(error), error, error.__traceback__) if first else None
             )
             self.logger.error(message, *arguments, exc_info=details)
             self.tell(message % arguments)
 
-    def _within(self, kind: Hashable, most: int) -> bool:
+    def admits(self, kind: Hashable, most: int = BURST) -> bool:
+        """Whether there is room for one more of this ``kind``, which is counted either way."""
         now = self._clock()
         since, count = self._kinds.pop(kind, (now, 0))
         if now - since >= INTERVAL:

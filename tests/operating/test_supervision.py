@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwire.limited import BURST
 from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, over, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected
@@ -221,6 +222,19 @@ def worker_pids(daemon: Instance) -> list[int]:
 
 def process_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("bw:")
+
+
+def test_a_client_that_comes_and_goes_without_end_does_not_fill_the_log(daemon: Instance) -> None:
+    name = daemon.add()
+    since = daemon.now()
+    with daemon.monitor(name) as events:
+        for _ in range(20):
+            connect(daemon.socket(name)).close()
+            events.until("left")
+    said = [line for line in daemon.log.splitlines()[since:] if f"{name}: client connected" in line]
+    texts = [note["text"] for note in daemon.describe(name)["recent"]]
+    assert len(said) == len([text for text in texts if text.startswith("client connected")]) == BURST
+    assert texts[0] == "accepts clients", "what happened before can still be seen"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from bellwire.limited import LimitedLog
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager import messages
@@ -81,6 +82,7 @@ class Unit:
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque()
+        self._clients = LimitedLog(log.getChild(name))
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
 
@@ -335,14 +337,14 @@ class Unit:
                 self.error = fields["error"]
             case "connected":
                 self.client = {**fields, "since": time.time()}
-                self._note(kind, messages.CLIENT, f"client connected: process {fields['pid']}, user {fields['uid']}")
+                self._note_client(kind, messages.CLIENT, f"connected: process {fields['pid']}, user {fields['uid']}")
                 return
             case "introduced" if self.client is not None:
                 self.client["capabilities"] = fields
             case "mapped" if self.client is not None:
                 self.client |= fields
             case "left":
-                self._note(kind, messages.CLIENT_LEFT, f"client left: {fields['reason']}")
+                self._note_client(kind, messages.CLIENT_LEFT, f"left: {fields['reason']}")
                 self.client = None
                 return
             case "trouble":
@@ -371,6 +373,13 @@ class Unit:
         log.log(level, "%s: %s", self.name, text, extra=fields)
         self.recent.append((time.time(), text))
         self._tell(self, kind, {"text": text})
+
+    def _note_client(self, kind: str, message_id: str, text: str) -> None:
+        """The same of a client, which may come and go as often as it likes, but not fill the log."""
+        if self._clients.admits(kind):
+            self._note(kind, message_id, f"client {text}")
+        else:
+            self._tell(self, kind, {"text": f"client {text}"})
 
     def _open_listener(self) -> socket.socket:
         if self.given is not None:
