@@ -68,6 +68,8 @@ def test_they_tell_of_every_device_on_a_unix_socket(instance: Instance) -> None:
         assert values(families["bellwire_restarts"]) == {"one": 0, "two": 0, "three": 0}
         assert families["bellwire_rings_ioeventfd"].type == "counter"
         assert families["bellwire_dma_maps"].type == "gauge"
+        assert families["bellwire_writes"].documentation == "Writes since its worker was started"
+        assert families["bellwire_connected"].documentation == "Whether it has a client"
         assert instance.stop() == 0
     assert not path.exists()
 

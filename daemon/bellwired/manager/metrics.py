@@ -22,7 +22,7 @@ from bellwired.manager.unit import State
 log = logging.getLogger("bellwired")
 LONGEST_REQUEST = 8192
 PATIENCE = 3.0
-GAUGES = ("dma_maps", "connected")
+GAUGES = {"connected": "Whether it has a client", "dma_maps": "Stretches of memory that its client shares"}
 
 
 class Devices(Collector):
@@ -51,9 +51,8 @@ class Devices(Collector):
         yield from (up, restarts, memory)
         for key in sorted({key for numbers in self._numbers.values() for key in numbers}):
             kind = GaugeMetricFamily if key in GAUGES else CounterMetricFamily
-            family = kind(
-                f"bellwire_{key}", f"{key.replace('_', ' ')}, since the worker was started", labels=["device"]
-            )
+            about = GAUGES.get(key, f"{key.replace('_', ' ').capitalize()} since its worker was started")
+            family = kind(f"bellwire_{key}", about, labels=["device"])
             for name, numbers in self._numbers.items():
                 family.add_metric([name], numbers.get(key, 0))
             yield family
