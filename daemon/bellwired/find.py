@@ -13,8 +13,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import bellwire.bundled
 from bellwire import PciDevice
@@ -156,11 +157,18 @@ def _from_entry(entry: importlib.metadata.EntryPoint) -> type[PciDevice]:
     return kind
 
 
+class _AsWritten(SourceFileLoader):
+    """Runs the file that was checked, never bytecode beside it: that may be older, or somebody else's."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise CommandError(f"{path}: no such file")
     name = f"bellwire_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsWritten(name, str(path)))
     if spec is None or spec.loader is None:
         raise CommandError(f"{path}: not a Python file that can be loaded")
     module = importlib.util.module_from_spec(spec)

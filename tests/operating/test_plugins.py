@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import py_compile
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def test_a_plugin_is_listed_by_the_name_that_it_is_found_by(folder: Path) -> Non
     names = [each.name for each in plugins([folder]) if each.source.startswith(str(folder))]
     assert names == ["my_nic", "two:first", "two:second"]
     assert [find_device(name, [folder]).name for name in names] == ["probe", "first", "second"]
+
+
+def test_a_plugin_is_run_as_it_is_written_whatever_bytecode_lies_beside_it(folder: Path) -> None:
+    path = folder / "probe.py"
+    text = path.read_text()
+    path.write_text(text.replace("as it is told to", "as it was told to"))
+    py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    path.write_text(text)
+    assert find_device("probe", [folder]).__doc__ == "Misbehaves as it is told to."
 
 
 def test_a_higher_folders_plugin_wins(folder: Path, tmp_path: Path) -> None:
