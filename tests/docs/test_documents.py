@@ -16,7 +16,7 @@ from bellwired.manager.settings import Device, decode
 from bellwired.run import describe, qemu_command
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
 
-LANGUAGES = {"python", "sh", "text", "toml", "json"}
+LANGUAGES = {"python", "sh", "text", "toml", "json", "ini"}
 EXPECTED = {"README.md": 2, "writing-a-device.md": 25}  # tests: so that none is passed over in silence
 README = ROOT / "README.md"
 every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from bed import Bed
+from bed import CHECKOUT, Bed
 from bellwire.bundled.edu import Edu
 from bellwired.manager import messages
+from docs.documents import blocks
 from vfio_user import Client, Disconnected, RegionIndex, VfioUserError
 
 pytestmark = pytest.mark.systemd
@@ -21,6 +22,13 @@ BELL = bytes.fromhex("341211be")
 EDU = bytes.fromhex("3412e811")
 SERVICE = "bellwired.service"
 CGROUP = f"/sys/fs/cgroup/system.slice/{SERVICE}"
+DISK = """
+device = "nvme"
+socket = "/run/vm1/disk"
+group = "kvm"
+mode = "0660"
+options = { image = "/srv/images/disk", size = "1M" }
+"""
 UNIT_STARTED = "39f53479d3a045ac8e11786248231fbf"  # systemd's own message
 
 
@@ -164,6 +172,22 @@ def test_a_bad_file_is_told_with_its_key(bellwired: Bed) -> None:
     assert "/etc/bellwire/devices.d/typo.toml" in entry["MESSAGE"]
     assert "restrat" in entry["MESSAGE"]
     assert entry["PRIORITY"] == "3"
+
+
+def test_the_drop_ins_of_the_documentation_are_enough_for_sockets_images_and_taps(configured: Bed) -> None:
+    configured.run("systemd-sysusers", "--inline", "g kvm -")
+    configured.run("install", "--directory", "--owner=bellwire", "/run/vm1", "/srv/images")
+    configure(configured, "devices.d/disk", DISK)
+    configure(configured, "devices.d/card", 'device = "virtio-net"\noptions.tap = "bw0"\n')
+    configured.start(SERVICE)
+    assert configured.show(SERVICE, "StatusText").endswith("; failed: card, disk")
+    for number, block in enumerate(blocks(CHECKOUT / "docs/operating.md", "ini")):
+        configured.unit(f"{SERVICE}.d/{number}.conf", block.text)
+    configured.systemctl("restart", SERVICE)
+    assert configured.show(SERVICE, "StatusText").startswith("4 of 4 devices running")
+    assert configured.run("stat", "--format=%G:%a", "/run/vm1/disk").stdout == "kvm:660\n"
+    assert configured.run("stat", "--format=%U:%s", "/srv/images/disk").stdout == "bellwire:1048576\n"
+    assert configured.path("/sys/class/net/bw0").exists()
 
 
 def test_a_worker_that_crashes_is_started_again_while_the_others_serve(bellwired: Bed) -> None:
