@@ -66,7 +66,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
     for each in devices:
         table.add_row(
             show.text(each["name"]),
-            show.text(each["device"]),
+            show.text(each["device"] or "-"),
             show.state(each["state"]),
             show.ago(each["since"]),
             "yes" if each["connected"] else "-",

@@ -173,6 +173,14 @@ def test_reload_says_what_is_wrong_with_each_file_and_what_may_be_meant(daemon: 
     assert two.endswith("two.toml: unknown key restrat (did you mean restart?)")
 
 
+def test_list_has_a_device_whose_file_cannot_be_used(daemon: Instance, run: Run) -> None:
+    daemon.configure("typo", 'devise = "edu"')
+    run("reload")
+    assert re.search(r"^ *typo +- +failed", run("list")[1], re.MULTILINE)
+    (listed,) = [each for each in as_json(run, "list") if each["name"] == "typo"]
+    assert listed["error"].endswith("typo.toml: unknown key devise (did you mean device?)")
+
+
 # -- what goes wrong
 
 

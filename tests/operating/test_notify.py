@@ -80,8 +80,9 @@ def test_it_is_ready_once_every_device_accepts_clients(instance: Instance, heard
 def test_a_device_that_fails_does_not_keep_it_from_being_ready_and_is_named(instance: Instance, heard: Heard) -> None:
     instance.configure("good")
     instance.configure("bad", 'device = "probe"\noptions.pace = "quick"')
+    instance.configure("typo", 'devise = "probe"')
     with instance:
-        assert heard.until("READY")["STATUS"] == "1 of 2 devices running, 0 with a client; failed: bad"
+        assert heard.until("READY")["STATUS"] == "1 of 3 devices running, 0 with a client; failed: bad, typo"
 
 
 def test_a_start_that_takes_long_is_given_more_time_until_it_is_over(instance: Instance, heard: Heard) -> None:

@@ -27,7 +27,7 @@ from asyncvarlink.serviceinterface import PermissionDenied
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager.caller import Caller
-from bellwired.manager.describe import Description, RegisterValue, describe
+from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.manager import Manager
 
 INTERFACE = "org.bellwire.Manager"
@@ -95,10 +95,12 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="devices")
     async def List(self) -> list[Description]:
-        """Every device of the configuration."""
+        """Every device of the configuration; one whose file cannot be used has failed, and no device."""
         with self._looking():
-            units = sorted(self._manager.units.values(), key=lambda unit: unit.name)
-            return [await describe(unit, brief=True) for unit in units]
+            manager = self._manager
+            found = [await describe(unit, brief=True) for unit in list(manager.units.values())]
+            found += [describe_unusable(name, why, manager.settings.since) for name, why in manager.unusable.items()]
+            return sorted(found, key=lambda each: each["name"])
 
     @varlinkmethod(return_parameter="device")
     async def Describe(self, *, name: str) -> Description:

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 from bellwired.errors import CommandError
 from bellwired.manager import process
+from bellwired.manager.settings import SettingsError
 from bellwired.manager.unit import State, Unit
 
 PATIENCE = 1.0  # seconds: one that hangs is to be described all the same
@@ -80,6 +81,26 @@ async def describe(unit: Unit, *, brief: bool) -> Description:
         client=None if brief else _client(unit),
         statistics=statistics,
         recent=[] if brief else [Note(time=when, text=text) for when, text in unit.recent],
+    )
+
+
+def describe_unusable(name: str, error: SettingsError, since: float) -> Description:
+    """A device whose file cannot be used."""
+    return Description(
+        name=name,
+        device="",
+        state=str(State.FAILED),
+        since=since,
+        autostart=False,
+        socket="",
+        pid=0,
+        memory=0,
+        restarts=0,
+        error=error.in_words,
+        connected=False,
+        client=None,
+        statistics={},
+        recent=[],
     )
 
 

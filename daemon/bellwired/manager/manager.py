@@ -18,7 +18,7 @@ from bellwired.manager import messages, settings, trial
 from bellwired.manager.events import Hub
 from bellwired.manager.nursery import Nursery
 from bellwired.manager.places import Places
-from bellwired.manager.settings import Daemon, Device, Settings
+from bellwired.manager.settings import Daemon, Device, Settings, SettingsError
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import State, Unit
 
@@ -69,6 +69,11 @@ class Manager:
             known = ", ".join(sorted(self.units)) or "none yet"
             raise CommandError(f"there is no device {name!r}", f"there are: {known}")
         return unit
+
+    @property
+    def unusable(self) -> dict[str, SettingsError]:
+        """Why there is no unit, by the names of files that cannot be used."""
+        return {name: error for name, error in self.settings.errors.items() if name not in self.units}
 
     def take_listeners(self, given: dict[str, socket.socket]) -> None:
         """Listeners that the service manager has opened, by device name."""
@@ -128,8 +133,9 @@ class Manager:
         """For the service manager's status line."""
         up = sum(unit.state is State.RUNNING for unit in self.units.values())
         clients = sum(unit.client is not None for unit in self.units.values())
-        failed = [unit.name for unit in self.units.values() if unit.state is State.FAILED]
-        text = f"{up} of {len(self.units)} devices running, {clients} with a client"
+        unusable = self.unusable
+        failed = [*unusable, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
+        text = f"{up} of {len(self.units) + len(unusable)} devices running, {clients} with a client"
         return f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
 
     # -- health

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -90,6 +91,8 @@ class Settings:
     devices: dict[str, Device]
     sources: dict[str, Path]
     errors: dict[str, SettingsError]
+    since: float = field(default_factory=time.time)
+    """When, in seconds of the epoch."""
 
 
 def load(places: Places) -> Settings:
