@@ -164,11 +164,13 @@ class RegisterCell:
             return
         register = self._register
         value = int.from_bytes(data, "little")
+        writable = register.writable
         if len(data) != self.size:
+            touched = _bytes_mask(first, len(data))
+            writable &= touched
             value <<= 8 * first
             if access is Access.RW:
-                value |= register.load(self._file) & ~_bytes_mask(first, len(data))
-        writable = register.writable
+                value |= register.load(self._file) & ~touched
         match access:
             case Access.W1C:
                 register.store(self._file, register.load(self._file) & ~(value & writable))

@@ -183,6 +183,13 @@ def test_a_narrow_write_of_w1c_touches_only_its_bytes(guest: Guest) -> None:
     assert board(guest).seen == [("w1c", 0xFF00)]
 
 
+def test_a_narrow_write_of_wo_keeps_the_other_bytes_and_tells_its_own(guest: Guest) -> None:
+    guest.write(Board.wo, 0x2211, size=2)
+    guest.write(Board.wo, 0x4433, offset=2, size=2)
+    assert board(guest).wo == 0x4433_2211
+    assert board(guest).seen == [("wo", 0x2211), ("wo", 0x4433_0000)]
+
+
 def test_a_wide_write_is_split_from_the_lowest_address_up(guest: Guest) -> None:
     guest.write(0, 0x0000_0009_0000_0008, offset=Board.wo.offset, size=8)
     assert board(guest).seen == [("wo", 8), ("w1c", 9)]
