@@ -20,6 +20,7 @@ WriteHook = TypeVar("WriteHook", bound=Callable[[Any, Any], None])
 ReadHook = TypeVar("ReadHook", bound=Callable[[Any], int])
 
 LARGEST = 8
+MOST_VALUES = 4096
 _FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
@@ -70,6 +71,13 @@ class Register(Declared, Generic[Value]):
             )
         if not 0 <= self.reset <= self._mask:
             self.refuse(where, f"reset value {self.reset:#x} does not fit in {self.size} bytes")
+        kind: object = self.kind
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, IntFlag | IntEnum)):
+            self.refuse(where, f"its kind is an IntFlag or an IntEnum, not {kind!r}")
+        try:
+            self.typed(self.reset)
+        except ValueError as error:
+            self.refuse(where, f"reset value: {error}")
         if not 0 <= self.writable <= self._mask:
             self.refuse(where, f"writable bits {self.writable:#x} do not fit in {self.size} bytes")
 
@@ -82,12 +90,27 @@ class Register(Declared, Generic[Value]):
             return self
         file = device.core.state.registers[self.bar.index]
         value = self.load(file) if self._struct is None else self._struct.unpack_from(file, self.offset)[0]
-        return value if self.kind is None else self.kind(value)
+        return value if self.kind is None else self.typed(value)
 
     def __set__(self, device: PciDevice, value: int) -> None:
         if self.access is Access.CONSTANT:
             raise AttributeError(f"{self} is constant: it keeps its reset value")
         self.store(device.core.state.registers[self.bar.index], value)
+
+    def typed(self, value: int) -> Any:
+        """``value`` as the register's kind; a ValueError where that has no such value.
+
+        The enum module keeps every combination of flags that it has met, and a guest may go through them all.
+        """
+        kind = self.kind
+        if kind is None:
+            return value
+        known = kind._value2member_map_
+        if len(known) > MOST_VALUES:
+            named = {int(member) for member in kind.__members__.values()}
+            for combination in known.keys() - named:
+                del known[combination]
+        return kind(value)
 
     def load(self, file: memoryview) -> int:
         """The value in the register file ``file`` of its BAR."""

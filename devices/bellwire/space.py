@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bellwire.access import Access
 from bellwire.bar import Area
 from bellwire.doorbell import Doorbell, IoRegion
+from bellwire.errors import GuestError
 from bellwire.layout import BarLayout
 from bellwire.register import Register
 
@@ -173,16 +174,23 @@ class RegisterCell:
                 value |= register.load(self._file) & ~touched
         match access:
             case Access.W1C:
-                register.store(self._file, register.load(self._file) & ~(value & writable))
+                stored = register.load(self._file) & ~(value & writable)
             case Access.W1S:
-                register.store(self._file, register.load(self._file) | value & writable)
+                stored = register.load(self._file) | value & writable
             case _ if writable == self._mask:
-                register.store(self._file, value)
+                stored = value
             case _:
-                register.store(self._file, register.load(self._file) & ~writable | value & writable)
+                stored = register.load(self._file) & ~writable | value & writable
+        if register.kind is not None:
+            try:
+                register.typed(stored)
+                if self._write_hook is not None:
+                    value = register.typed(value)
+            except ValueError as error:
+                raise GuestError(f"write of {value:#x} to {register}: {error}") from None
+        register.store(self._file, stored)
         if self._write_hook is not None:
-            kind = register.kind
-            self._core.call(self._write_hook, value if kind is None else kind(value))
+            self._core.call(self._write_hook, value)
 
 
 class DoorbellCell:

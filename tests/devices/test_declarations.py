@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import IntFlag
+from enum import Enum, IntEnum, IntFlag
 from typing import Any
 
 import pytest
@@ -129,6 +129,26 @@ def test_a_reset_value_too_large_is_refused() -> None:
         class Large(PciDevice, **IDS):
             mmio = Bar(0, size=16)
             one = mmio.reg(0, size=1, reset=0x100)
+
+
+@pytest.mark.parametrize("kind", [int, 8, Enum])
+def test_a_kind_that_is_no_enumeration_of_numbers_is_refused(kind: object) -> None:
+    with refused(r"Odd\.one: its kind is an IntFlag or an IntEnum, not"):
+
+        class Odd(PciDevice, **IDS):
+            mmio = Bar(0, size=16)
+            one = mmio.reg(0, kind)  # type: ignore[call-overload]
+
+
+def test_a_reset_value_that_the_registers_type_has_not_is_refused() -> None:
+    class Mode(IntEnum):
+        ONLY = 1
+
+    with refused(r"Unset\.one: reset value: 0 is not a valid"):
+
+        class Unset(PciDevice, **IDS):
+            mmio = Bar(0, size=16)
+            one = mmio.reg(0, Mode)
 
 
 def test_a_write_hook_that_could_never_run_is_refused() -> None:

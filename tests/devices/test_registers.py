@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwire import Bar, PciDevice
+from bellwire import Bar, GuestError, PciDevice
+from bellwire.register import MOST_VALUES
 from bellwire.testing import Guest
 
 
 class Flags(IntFlag):
     READY = 1
     ERROR = 2
+
+
+class Mode(IntEnum):
+    IDLE = 0
+    BUSY = 1
 
 
 class Board(PciDevice, vendor=0x1234, device=1, class_code=0xFF0000, name="register-board"):
@@ -34,6 +40,7 @@ class Board(PciDevice, vendor=0x1234, device=1, class_code=0xFF0000, name="regis
     odd = mmio.reg(0x30, size=3)
     masked = mmio.reg(0x34, writable=0x0000_FF00, reset=0xFFFF_FFFF)
     computed = mmio.reg(0x38, access="ro")
+    mode = mmio.reg(0x3C, Mode)
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,6 +157,21 @@ def test_a_typed_register_gives_its_type(guest: Guest) -> None:
     assert board(guest).flags is Flags.READY | Flags.ERROR
     board(guest).flags &= ~Flags.ERROR
     assert guest.read(Board.flags) == 1
+
+
+def test_a_value_that_the_registers_type_has_not_is_the_guests_mistake_and_is_dropped(guest: Guest) -> None:
+    guest.write(Board.mode, Mode.BUSY)
+    with pytest.raises(GuestError, match=r"write of 0x2 to Board\.mode: 2 is not a valid Mode"):
+        guest.write(Board.mode, 2)
+    assert board(guest).mode is Mode.BUSY
+
+
+def test_a_guest_that_goes_through_all_combinations_of_flags_uses_up_no_memory(guest: Guest) -> None:
+    for value in range(2 * MOST_VALUES):
+        guest.write(Board.flags, value)
+    assert len(Flags._value2member_map_) <= MOST_VALUES + 2
+    guest.write(Board.flags, 1)
+    assert board(guest).flags is Flags.READY
 
 
 def test_only_writable_bits_take_a_guests_write(guest: Guest) -> None:
