@@ -18,6 +18,11 @@ class Declared:
             self.name = name
             self.owner = owner.__qualname__
 
+    def __set__(self, device: Any, value: Any) -> None:
+        """An attribute would hide the declaration, and no snapshot would have it."""
+        kind = type(self).__name__
+        raise AttributeError(f"{self} is a {kind}: only what is in it can be changed, as by {self.name}[:]")
+
     def __str__(self) -> str:
         return f"{self.owner}.{self.name}"
 

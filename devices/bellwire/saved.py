@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from operator import index
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from bellwire.declare import Declared
@@ -18,11 +19,15 @@ CELL = 16  # bytes: an int of 64 bits, signed or not, fits with room to spare
 
 
 class Saved(Declared, Generic[Scalar]):
-    """``copied = Saved(0)``: an int (of up to 128 bits, signed), bool or float; reset brings the default back."""
+    """``copied = Saved(0)``: an int (of up to 128 bits, signed), bool or float; reset brings the default back.
+
+    The default gives the type, which may be an IntFlag or IntEnum too.
+    """
 
     def __init__(self, default: Scalar) -> None:
         self.default: Scalar = default
         self.size = CELL
+        self._kind = type(default)
 
     def check(self, where: str) -> None:
         """Refuse what does not fit a cell."""
@@ -44,19 +49,19 @@ class Saved(Declared, Generic[Scalar]):
         if isinstance(self.default, float):
             return _FLOAT.unpack_from(cell)[0]
         value = int.from_bytes(cell, "little", signed=True)
-        return bool(value) if isinstance(self.default, bool) else value
+        return value if self._kind is int else self._kind(value)
 
     def __set__(self, device: PciDevice, value: Scalar) -> None:
         self.store(device.core.state.saved[self], value)
 
-    def store(self, cell: memoryview, value: Scalar) -> None:
+    def store(self, cell: memoryview, value: Any) -> None:
         """Put ``value`` into its cell."""
         try:
             if isinstance(self.default, float):
                 _FLOAT.pack_into(cell, 0, value)
             else:
-                cell[:] = int(value).to_bytes(CELL, "little", signed=True)
-        except (OverflowError, struct.error) as error:
+                cell[:] = index(value).to_bytes(CELL, "little", signed=True)
+        except (OverflowError, TypeError, struct.error) as error:
             raise StateError(f"{self} cannot hold {value!r}: {error}") from None
 
     def clear(self, cell: memoryview) -> None:

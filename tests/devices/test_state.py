@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+from enum import IntFlag
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bellwire import Bar, GuestError, Option, OptionError, PciDevice, Saved, SavedBytes, StateError
+from bellwire import Bar, GuestError, MsiX, Option, OptionError, PciDevice, Saved, SavedBytes, StateError
 from bellwire.testing import Guest
+
+
+class Phase(IntFlag):
+    FIRST = 1
+    SECOND = 2
 
 
 class Keeper(PciDevice, vendor=0x1234, device=3, class_code=0xFF0000, name="keeper"):
@@ -65,6 +72,34 @@ def test_saved_fields_keep_their_type() -> None:
 def test_a_saved_field_that_cannot_hold_a_value_says_so() -> None:
     with Guest(Keeper) as guest, pytest.raises(StateError, match=r"Keeper\.number cannot hold"):
         keeper(guest).number = 2**127
+
+
+@pytest.mark.parametrize("value", [1.5, "1", None])
+def test_a_saved_number_is_never_a_silent_guess(value: Any) -> None:
+    with Guest(Keeper) as guest, pytest.raises(StateError, match=r"Keeper\.number cannot hold"):
+        keeper(guest).number = value
+
+
+def test_a_saved_flag_or_enumeration_keeps_its_type() -> None:
+    class Phases(PciDevice, vendor=1, device=1, class_code=1, name="phases"):
+        flags = Saved(Phase.FIRST)
+
+    with Guest(Phases) as guest:
+        device = guest.device
+        assert isinstance(device, Phases)
+        device.flags |= Phase.SECOND
+        assert device.flags is Phase.FIRST | Phase.SECOND
+
+
+@pytest.mark.parametrize("name", ["store", "go", "irq", "size", "frame"])
+def test_an_assignment_does_not_hide_a_declaration(name: str) -> None:
+    class Hider(Keeper, name="hider"):
+        irq = MsiX(1)
+        screen = Bar(1, size=4096)
+        frame = screen.area(0, 4096)
+
+    with Guest(Hider) as guest, pytest.raises(AttributeError, match=rf"{name} is a \w+: only what is in it"):
+        setattr(guest.device, name, b"new")
 
 
 def test_reset_brings_saved_fields_back() -> None:
