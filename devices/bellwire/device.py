@@ -18,6 +18,7 @@ from bellwire.layout import Layout, plan
 from bellwire.option import parse_options
 from bellwire.pool import Job, Pool
 
+NOBODY = 0xFFFF
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
@@ -193,6 +194,10 @@ def _identity(
         if missing:
             raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
         base = Identity(0, 0, 0, 0, 0, 0, express=True)
+    if vendor == NOBODY:
+        raise DeclarationError(
+            f"{cls.__qualname__}: vendor={NOBODY:#x} is what an empty slot reads as (PCI 3.0 §6.2.1)"
+        )
     own_vendor, own_device = _first(vendor, base.vendor), _first(device, base.device)
     sub_vendor, sub_device = subsystem or (base.subsystem_vendor or own_vendor, base.subsystem or own_device)
     if not (0 <= sub_vendor < 1 << 16 and 0 <= sub_device < 1 << 16):
@@ -213,10 +218,11 @@ def _first(given: Any, inherited: Any) -> Any:
 
 
 def _claim(cls: type[PciDevice]) -> None:
-    """Two devices of one file may not answer to one name: a user could ask for only one of them."""
+    """Two devices of one scope may not answer to one name: a user could ask for only one of them."""
     module = sys.modules.get(cls.__module__)
-    names: dict[str, str] = module.__dict__.setdefault("__bellwire_names__", {}) if module else {}
-    holder = names.setdefault(cls.name, cls.__qualname__)
+    names: dict[tuple[str, str], str] = module.__dict__.setdefault("__bellwire_names__", {}) if module else {}
+    scope = cls.__qualname__.rpartition(".")[0]
+    holder = names.setdefault((scope, cls.name), cls.__qualname__)
     if holder != cls.__qualname__:
         raise DeclarationError(
             f"{cls.__qualname__} and {holder} of {cls.__module__} are both named {cls.name!r}: give one name="

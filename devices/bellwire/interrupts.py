@@ -51,6 +51,8 @@ class MsiX(Declared):
         """Refuse what the capability cannot say."""
         if not 1 <= self.count <= MSIX_MOST:
             self.refuse(where, f"MSI-X has 1 to {MSIX_MOST} vectors, not {self.count}")
+        if self.bar is not None and self.bar.io:
+            self.refuse(where, "its table lies in memory, not at I/O ports (PCI 3.0 §6.8.2)")
         if self.offset % PBA_WORD:
             self.refuse(where, f"offset {self.offset:#x} is no multiple of {PBA_WORD}")
 

@@ -100,6 +100,8 @@ def plan(device: type[Any]) -> Layout:
         if msix.bar is None:
             msix_bar = _free_index(where, taken)
             bars.append(_msix_bar(msix, msix_bar))
+        elif msix.bar not in bars:
+            msix.refuse(where, f"its BAR is not declared in {where}")
         else:
             msix_bar = msix.bar.index
     placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
@@ -228,6 +230,11 @@ def _span(item: Placed) -> str:
 def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
     for (event, target), method in hooks.items():
         if id(target) not in known:
+            if target.owner == "?":
+                raise DeclarationError(
+                    f"{where}.{method} is the {event} hook of a {type(target).__name__} without a name: "
+                    "does the method have the name that was the declaration's?"
+                )
             raise DeclarationError(f"{where}.{method} is the {event} hook of {target}, which {where} does not have")
         if isinstance(target, Register):
             if event == "write" and not target.access.takes_writes:
@@ -251,6 +258,8 @@ def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
     called = f"{where}.{name} is the {event} hook of {target.name}"
     if inspect.iscoroutinefunction(hook):
         raise DeclarationError(f"{called}: it is called, and never awaited: write a plain method (def, not async def)")
+    if inspect.isgeneratorfunction(hook):
+        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)")
     try:
         inspect.signature(hook).bind("self", *words)
     except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum, IntFlag
 from typing import Any
 
@@ -174,6 +174,17 @@ def test_a_hook_of_another_devices_register_is_refused() -> None:
             def changed(self, value: int) -> None: ...
 
 
+def test_a_hook_that_takes_its_registers_name_is_refused() -> None:
+    with refused(r"Hidden\.one is the write hook of a Register without a name: does the method have the name"):
+
+        class Hidden(PciDevice, **IDS):
+            mmio = Bar(0, size=16)
+            one = mmio.reg(0)
+
+            @one.write  # as properties' setters do it
+            def one(self, value: int) -> None: ...  # type: ignore[no-redef]
+
+
 def test_two_hooks_of_one_event_are_refused_and_an_alias_is_none() -> None:
     with refused(r"Double: first and second are both the write hook of one: only one could run"):
 
@@ -251,6 +262,47 @@ def test_a_hook_that_waits_to_be_awaited_is_refused() -> None:
             async def changed(self, value: int) -> None: ...
 
 
+def test_a_hook_that_waits_to_be_iterated_is_refused() -> None:
+    with refused(r"Steps\.changed is the write hook of one: it is called, and never iterated"):
+
+        class Steps(PciDevice, **IDS):
+            mmio = Bar(0, size=16)
+            one = mmio.reg(0)
+
+            @one.write
+            def changed(self, value: int) -> Iterator[None]:  # type: ignore[type-var]
+                yield
+
+
+def test_devices_of_two_functions_may_have_one_name() -> None:
+    def one() -> type[PciDevice]:
+        class Probe(PciDevice, **IDS): ...
+
+        return Probe
+
+    def other() -> type[PciDevice]:
+        class Probe(PciDevice, **IDS): ...
+
+        return Probe
+
+    assert one().name == other().name == "probe"
+
+
+def test_an_msix_table_lies_in_a_memory_bar_of_the_same_device() -> None:
+    with refused(r"Ports\.irq: its table lies in memory"):
+
+        class Ports(PciDevice, **IDS):
+            ports = Bar(0, size=256, io=True)
+            irq = MsiX(1, bar=ports)
+
+    for index in (0, 1):
+        with refused(r"Lost\.irq: its BAR is not declared in"):
+
+            class Lost(PciDevice, **IDS):
+                mmio = Bar(0, size=4096)
+                irq = MsiX(1, bar=Bar(index, size=4096))
+
+
 def test_two_devices_of_one_file_with_one_name_are_refused() -> None:
     class First(PciDevice, **IDS, name="twin"):
         pass
@@ -284,6 +336,7 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
     ("line", "words"),
     [
         ({"vendor": 0x12345, "device": 1, "class_code": 1}, r"vendor=0x12345 does not fit in 16 bits"),
+        ({"vendor": 0xFFFF, "device": 1, "class_code": 1}, "vendor=0xffff is what an empty slot reads as"),
         ({"vendor": 1, "device": 1}, "class_code missing"),
         ({"vendor": 1, "device": 1, "class_code": 1, "clas": 2}, "no class keyword clas"),
         ({**IDS, "subsystem": (1 << 16, 0)}, "subsystem"),
