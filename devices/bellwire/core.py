@@ -42,7 +42,7 @@ class Core:
         self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
-        self.state = State(layout, len(space.content))
+        self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = Signals(self)
         self.spaces = {index: Space(self, plan) for index, plan in layout.bars.items()}

@@ -75,13 +75,13 @@ class Layout:
 
     @property
     def digest(self) -> int:
-        """A number that differs (nearly surely) where the state's meaning differs: it guards snapshots."""
+        """A number that differs (nearly surely) where BARs or saved fields mean something else: it guards snapshots."""
         parts = [
             f"{plan.bar.index}:{plan.bar.size}:{type(item).__name__}:{item.name}:{item.offset}:{item.size}"
             for plan in self.bars.values()
             for item in plan.placed
         ]
-        parts += [f"{type(item).__name__}:{item.name}:{item.size}" for item in (*self.saved, *self.vendor)]
+        parts += [f"{item.kind}:{item.name}:{item.size}" for item in self.saved]
         return zlib.crc32("\n".join(parts).encode())
 
 

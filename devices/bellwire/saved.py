@@ -29,6 +29,11 @@ class Saved(Declared, Generic[Scalar]):
         self.size = CELL
         self._kind = type(default)
 
+    @property
+    def kind(self) -> str:
+        """What its cell holds."""
+        return self._kind.__name__
+
     def check(self, where: str) -> None:
         """Refuse what does not fit a cell."""
         if not isinstance(self.default, bool | int | float):
@@ -71,6 +76,8 @@ class Saved(Declared, Generic[Scalar]):
 
 class SavedBytes(Declared):
     """``buffer = SavedBytes(4096)``: a fixed stretch of bytes, a writable memoryview on the instance."""
+
+    kind = "bytes"
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,6 +1,6 @@
 """A device's state: one private memory file, so that a snapshot is bytes and a successor can map it.
 
-It starts with a header: magic, the layout's digest, and one word that is set while a hook runs, by which
+It starts with a header: magic, a digest of the declarations, and one word that is set while a hook runs, by which
 a successor sees that the state may be torn. Behind it lie config space, the registers of each BAR, the
 doorbells' counts, MSI-X table and pending bits, and the saved fields. This file is never sent to anybody.
 
@@ -14,9 +14,11 @@ import fcntl
 import mmap
 import os
 import struct
+import zlib
 from typing import Any
 
 from bellwire.bar import Area
+from bellwire.capabilities import Template
 from bellwire.doorbell import Doorbell, Rings
 from bellwire.errors import StateError
 from bellwire.layout import Layout
@@ -36,11 +38,12 @@ _ADD_SEALS = 1033
 class State:
     """The memory of one device. Close it; views of it that device code still holds stay valid."""
 
-    def __init__(self, layout: Layout, config_size: int) -> None:
+    def __init__(self, layout: Layout, space: Template) -> None:
         self.layout = layout
+        self._digest = zlib.crc32(space.content, zlib.crc32(space.writable, layout.digest))
         sizes = _Sizes()
         header = sizes.take(HEADER.size)
-        config = sizes.take(config_size)
+        config = sizes.take(len(space.content))
         files = {index: sizes.take(plan.file_size) for index, plan in layout.bars.items()}
         counts = sizes.take(8 * len(layout.doorbells))
         msix = layout.msix
@@ -52,7 +55,7 @@ class State:
         os.ftruncate(self.fd, sizes.total)
         self._map = mmap.mmap(self.fd, sizes.total)
         self._view = memoryview(self._map)
-        HEADER.pack_into(self._view, 0, MAGIC, layout.digest, 0, 0)
+        HEADER.pack_into(self._view, 0, MAGIC, self._digest, 0, 0)
 
         self._words = self._view[header].cast("Q")
         self.config = self._view[config]
@@ -92,12 +95,12 @@ class State:
         return bool(self._words[1])
 
     def enter(self) -> None:
-        """A hook starts."""
-        self._words[1] = 1
+        """A hook starts; within it, through the SDK, another may."""
+        self._words[1] += 1
 
     def leave(self) -> None:
         """The hook has ended."""
-        self._words[1] = 0
+        self._words[1] -= 1
 
     @property
     def table_used(self) -> bool:
@@ -137,7 +140,7 @@ class State:
         if len(snapshot) != expected:
             raise StateError(f"snapshot of {len(snapshot)} bytes; {self.layout.where} has {expected}")
         magic, digest, busy, _ = HEADER.unpack_from(snapshot)
-        if magic != MAGIC or digest != self.layout.digest:
+        if magic != MAGIC or digest != self._digest:
             raise StateError(f"snapshot is not one of {self.layout.where} as it is declared now")
         if busy:
             raise StateError("snapshot is torn: it was taken while a hook ran")

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import mmap
 import os
+import types
 from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bellwire import Bar, GuestError, MsiX, Option, OptionError, PciDevice, Saved, SavedBytes, StateError
+from bellwire import (
+    Bar,
+    GuestError,
+    Msi,
+    MsiX,
+    Option,
+    OptionError,
+    PciDevice,
+    Saved,
+    SavedBytes,
+    StateError,
+    VendorCapability,
+)
 from bellwire.testing import Guest
 
 
@@ -134,6 +147,48 @@ def test_a_snapshot_that_was_spoilt_is_refused(spoil: object) -> None:
 def test_another_devices_snapshot_is_refused() -> None:
     with Guest(Keeper) as one, Guest(Wider) as other, pytest.raises(StateError, match="not one of Keeper"):
         one.device.core.restore(other.device.core.snapshot())
+
+
+@pytest.mark.parametrize(
+    ("line", "body"),
+    [
+        ({"device": 9}, {}),
+        ({"revision": 1}, {}),
+        ({}, {"extra": Msi(1)}),
+        ({}, {"number": Saved(7.0)}),
+        ({}, {"extra": VendorCapability(b"x")}),
+    ],
+)
+def test_a_snapshot_of_a_device_that_is_nearly_the_same_is_refused(
+    line: dict[str, int], body: dict[str, object]
+) -> None:
+    near = types.new_class(
+        "Near", (Keeper,), {**line, "name": f"near-{line}-{list(body)}"}, lambda own: own.update(body)
+    )
+    with Guest(Keeper) as one, Guest(near) as other, pytest.raises(StateError, match=r"bytes|not one of"):
+        other.device.core.restore(one.device.core.snapshot())
+
+
+def test_a_hook_that_ends_within_another_does_not_end_that() -> None:
+    class Nested(PciDevice, vendor=1, device=1, class_code=1, name="nested"):
+        mmio = Bar(0, size=16)
+        outer = mmio.reg(0)
+        inner = mmio.reg(4, access="ro")
+        busy = False
+
+        @outer.write
+        def look(self, _: int) -> None:
+            self.core.read(0, 4, 4)
+            self.busy = self.core.state.busy
+
+        @inner.read
+        def idle(self) -> int:
+            return 0
+
+    with Guest(Nested) as guest:
+        guest.write(Nested.outer, 1)
+        assert guest.device.busy  # type: ignore[attr-defined]
+        assert not guest.device.core.state.busy
 
 
 def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
