@@ -16,6 +16,7 @@ from typing import Any
 from bellwire.busy_poll import BusyPoll
 
 THREADS = 4
+FEW_TIMERS = 256
 LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
 Callback = Callable[[], None]
 
@@ -31,7 +32,7 @@ class Deadline:
         self.callback = callback
 
     def cancel(self) -> None:
-        """Forget it. Its place in the heap stays until its time comes."""
+        """Forget it. Its place in the heap stays until its time comes, or there are many."""
         self.callback = None
 
     def __lt__(self, other: Deadline) -> bool:
@@ -48,6 +49,7 @@ class Loop:
         """Sleeps until something is ready; only while the loop is :attr:`calm`."""
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[Deadline] = []
+        self._room = FEW_TIMERS
         self._order = itertools.count()
         self._finished: deque[Callback] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -107,6 +109,10 @@ class Loop:
         """Run ``callback`` in ``delay`` seconds."""
         timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback)
         heapq.heappush(self._timers, timer)
+        if len(self._timers) > self._room:  # a guest may have a device set its timer anew as often as it likes
+            self._timers = [each for each in self._timers if each.callback is not None]
+            heapq.heapify(self._timers)
+            self._room = max(FEW_TIMERS, 2 * len(self._timers))
         return timer
 
     def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:

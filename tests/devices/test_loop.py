@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from bellwire.loop import Loop
+from bellwire.loop import FEW_TIMERS, Deadline, Loop
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_a_timer_that_sets_another_for_now_does_not_starve_the_loop(loop: Loop) 
     loop.after(0, again)
     turn(loop)
     assert len(heard) == 1
+
+
+def test_timers_that_are_set_anew_again_and_again_do_not_pile_up(loop: Loop) -> None:
+    heard: list[str] = []
+    loop.after(0, lambda: heard.append("kept"))
+    for _ in range(10 * FEW_TIMERS):
+        loop.after(3600, lambda: None).cancel()
+    assert sum(isinstance(each, Deadline) for each in gc.get_objects()) <= FEW_TIMERS
+    turn(loop)
+    assert heard == ["kept"]
 
 
 def test_timers_may_be_ages_away(loop: Loop) -> None:
