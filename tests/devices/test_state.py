@@ -304,6 +304,17 @@ def test_a_bad_option_is_refused(options: dict[str, object], words: str) -> None
         Keeper(**options)
 
 
+@pytest.mark.parametrize("method", ["setup", "reset", "close"])
+def test_nothing_is_left_behind_where_a_devices_own_method_raises(method: str, open_fds: set[int]) -> None:
+    def fail(_: object) -> None:
+        raise ValueError(method)
+
+    kind = type("Failing", (Keeper,), {method: fail})
+    with pytest.raises(ValueError, match=method), Guest(kind):
+        pass
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds) + 1}
+
+
 def test_a_device_leaves_no_descriptor_behind(open_fds: set[int]) -> None:
     with Guest(Keeper):
         pass

@@ -7,6 +7,7 @@ import os
 import select
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -51,13 +52,13 @@ class Guest:
         core = self.device.core
         core.host = self
         core.connected = True
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._let_go)
             self.device.setup()
-        except BaseException:
-            self._let_go()
-            raise
-        core.reset()
-        self.enable()
+            stack.callback(self.device.close)
+            core.reset()
+            self.enable()
+            self._stack = stack.pop_all()
 
     # -- what a driver does
 
@@ -131,8 +132,7 @@ class Guest:
 
     def close(self) -> None:
         """Take the device down."""
-        self.device.close()
-        self._let_go()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
