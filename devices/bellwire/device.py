@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from bellwire.option import parse_options
 from bellwire.pool import Job, Pool
 
 NOBODY = 0xFFFF
+_NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
@@ -70,6 +72,8 @@ class PciDevice:
         cls.layout = plan(cls)
         cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
         cls.name = name if name is not None else cls.__name__.lower()
+        if not _NAME.fullmatch(cls.name):
+            raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
             _claim(cls)
 

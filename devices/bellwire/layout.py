@@ -90,7 +90,12 @@ def plan(device: type[Any]) -> Layout:
     where = device.__qualname__
     declared = _declarations(device)
     for item in declared.values():
-        item.check(where)  # type: ignore[attr-defined]  # every kind has one; Declared itself is never assigned
+        try:
+            item.check(where)  # type: ignore[attr-defined]  # every kind has one; Declared itself is never assigned
+        except DeclarationError:
+            raise
+        except TypeError as error:
+            item.refuse(where, f"something in its declaration has a wrong type: {error}")
     hooks = collect(device)
     bars = [item for item in declared.values() if isinstance(item, Bar)]
     taken = _bar_indices(where, bars)

@@ -90,6 +90,7 @@ def test_a_bar_that_is_no_power_of_two_is_refused() -> None:
         (lambda: Bar(5, size=4096, bits=64), "takes two indices"),
         (lambda: Bar(0, size=1 << 32), "at most 2 GiB"),
         (lambda: Bar(0, size=4096, bits=48), "32 or 64"),
+        (lambda: Bar(0, size=4096.0), r"Strange\.mmio: .* wrong type"),  # type: ignore[arg-type]
     ],
 )
 def test_a_bar_that_pci_cannot_express_is_refused(bar: object, words: str) -> None:
@@ -336,6 +337,7 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
     ("line", "words"),
     [
         ({"vendor": 0x12345, "device": 1, "class_code": 1}, r"vendor=0x12345 does not fit in 16 bits"),
+        ({**IDS, "name": "../up"}, r"name='\.\./up': a name has letters"),
         ({"vendor": 0xFFFF, "device": 1, "class_code": 1}, "vendor=0xffff is what an empty slot reads as"),
         ({"vendor": 1, "device": 1}, "class_code missing"),
         ({"vendor": 1, "device": 1, "class_code": 1, "clas": 2}, "no class keyword clas"),
