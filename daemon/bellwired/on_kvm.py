@@ -101,7 +101,9 @@ def _judge(
 ) -> Measured:
     rings = _stretch(run, index, Phase.RINGS, Phase.RINGS_END)
     ram = _stretch(run, index, Phase.RAM, Phase.RAM_END)
-    ring = percentile(result.ring_ticks, 50) - percentile(result.ram_ticks, 50)
+    ring = percentile(a_ring(result.ring_ticks, result.rung), 50) - percentile(
+        a_ring(result.ram_ticks, result.rung), 50
+    )
     wrong = problem(
         rung=result.rung,
         received=result.received,
@@ -118,13 +120,18 @@ def _judge(
         vm_exits=rings.runs - OWN,
         mmio_exits=rings.mmio_exits - ram.mmio_exits,
         io_exits=rings.io_exits - ram.io_exits,
-        ring_us=max(0.0, ring * us / BATCH),
+        ring_us=max(0.0, ring * us),
         trips_us=tuple(ticks * us for ticks in result.trip_ticks),
         problem=wrong,
     )
     if mechanism.startswith("ioeventfd") and not wrong and (measured.vm_exits or measured.mmio_exits):
         return replace(measured, problem=f"an ioeventfd must not exit: KVM_RUN returned {measured.vm_exits} times")
     return measured
+
+
+def a_ring(ticks: Sequence[int], rung: int) -> list[float]:
+    """What one ring took, batch by batch; ``rung`` in all, so the last batch may be a short one."""
+    return [took / min(BATCH, rung - at) for took, at in zip(ticks, range(0, rung, BATCH), strict=True)]
 
 
 def _stretch(run: RunResult, index: int, first: Phase, last: Phase) -> Mark:

@@ -23,7 +23,7 @@ MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
 PATIENCE = 60.0  # seconds, with a micro guest
 FOR_GUESTS, FOR_LINUX = ("parameters",), ("initrd", "append", "console", "no_reboot")
-_SIZE = re.compile(r"(\d{1,9})([MG]?)", re.IGNORECASE)
+_SIZE = re.compile(r"([1-9]\d{0,8})([MG]?)", re.IGNORECASE)
 
 
 def add_parser(commands: Any) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from bellwire_vmm.guests.layout import BATCH
 from bellwired import demo, ways
 from bellwired.cli import main
+from bellwired.on_kvm import a_ring
 from daemon.commands import COMMAND, PATIENCE, bellwire, ended, first_child, gone, started
 
 COUNT = 640
@@ -142,6 +144,11 @@ def test_each_count_that_is_off_is_a_problem(change: dict[str, int], words: str)
     right = {"rung": 10, "received": 10, "trips": 5, "answered": 5, "in_all": 15, "disorder": 0}
     assert ways.problem(**right) == ""
     assert ways.problem(**right | change) == words
+
+
+def test_a_ring_of_a_short_batch_costs_as_much_as_any() -> None:
+    assert a_ring([6400, 6400, 200], 2 * BATCH + 2) == [100, 100, 100]
+    assert a_ring([100], 1) == [100]
 
 
 def test_percentiles_are_samples() -> None:

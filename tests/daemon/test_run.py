@@ -296,7 +296,8 @@ def test_vmm_says_which_device_it_cannot_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("64", 64 << 20), ("64M", 64 << 20), ("1g", 1 << 30), ("64K", None), ("-1", None), ("", None)]
+    ("text", "size"),
+    [("64", 64 << 20), ("64M", 64 << 20), ("1g", 1 << 30), ("64K", None), ("0", None), ("-1", None), ("", None)],
 )
 def test_memory_is_given_in_mib_or_with_its_unit(text: str, size: int | None) -> None:
     words = ["vmm", "--guest", "bell", f"--memory={text}"]
