@@ -69,6 +69,7 @@ class PciDevice:
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
                 "there are vendor, device, class_code, revision, subsystem, express, name"
             )
+        super().__init_subclass__()
         cls.layout = plan(cls)
         cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
         cls.name = name if name is not None else cls.__name__.lower()

@@ -143,10 +143,13 @@ def _declarations(device: type[Any]) -> dict[str, Declared]:
     """The declarations by attribute name, the most derived class's where a name is used again."""
     found: dict[str, Declared] = {}
     own = next(base for base in device.__mro__ if base.__module__ == "bellwire.device")
+    for name in own.__annotations__.keys() & vars(device).keys():
+        hint = "say name= in the class line" if name == "name" else "choose another"
+        raise DeclarationError(f"{device.__qualname__}.{name}: PciDevice has this name for its own use: {hint}")
     for ancestor in reversed(device.__mro__):
         for name, member in vars(ancestor).items():
             if isinstance(member, Declared):
-                if hasattr(own, name) or name in own.__annotations__:
+                if hasattr(own, name):
                     member.refuse(device.__qualname__, "PciDevice has this name for its own use: choose another")
                 found[name] = member
             elif name in found and not name.startswith("__"):

@@ -301,7 +301,7 @@ class Served:
             log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
         else:
             self.core.tally.failures += 1
-            log.failure((what, type(error)), error, "device code failed during %s: %s", what, error)
+            log.failure((what, type(error)), error, "device code failed during %s: %r", what, error)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum, IntFlag
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -16,6 +17,7 @@ def refused(words: str) -> pytest.RaisesExc[DeclarationError]:
     return pytest.raises(DeclarationError, match=words)
 
 
+Item = TypeVar("Item")
 IDS = {"vendor": 0x1234, "device": 0x5678, "class_code": 0xFF0000}
 
 
@@ -320,6 +322,23 @@ def test_a_name_of_the_sdks_own_is_refused() -> None:
         class Hiding(PciDevice, **IDS):
             mmio = Bar(0, size=16)
             dma = mmio.reg(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("name", "say name= in the class line"), ("log", "choose another"), ("core", "choose another")]
+)
+def test_a_class_body_cannot_take_the_sdks_own_attributes(name: str, hint: str) -> None:
+    with refused(rf"Taker\.{name}: PciDevice has this name for its own use: {hint}"):
+        types.new_class("Taker", (PciDevice,), dict(IDS), lambda own: own.update({name: "mine"}))
+
+
+def test_a_device_may_be_generic() -> None:
+    class Base(PciDevice, Generic[Item]):
+        mmio = Bar(0, size=16)
+
+    class Concrete(Base[int], **IDS): ...
+
+    assert Concrete.layout.bars[0].bar is Base.mmio
 
 
 def test_a_method_that_hides_a_register_is_refused() -> None:
