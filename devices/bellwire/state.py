@@ -1,8 +1,9 @@
 """A device's state: one private memory file, so that a snapshot is bytes and a successor can map it.
 
-It starts with a header: magic, a digest of the declarations, and one word that is set while a hook runs, by which
-a successor sees that the state may be torn. Behind it lie config space, the registers of each BAR, the
-doorbells' counts, MSI-X table and pending bits, and the saved fields. This file is never sent to anybody.
+It starts with a header: magic, a digest of the declarations, and one word that is set while a hook, a reset or
+a restore runs, by which a successor sees that the state may be torn. Behind it lie config space, the registers
+of each BAR, the doorbells' counts, MSI-X table and pending bits, and the saved fields. This file is never sent to
+anybody.
 
 The areas that a guest maps have files of their own, one a BAR, sealed against shrinking.
 """
@@ -27,6 +28,7 @@ from bellwire.saved import Saved, SavedBytes
 
 MAGIC = 0x5354_4C42  # "BLTS" when read as text
 HEADER = struct.Struct("<IIQQ")  # magic, digest, busy, flags
+BEHIND_BUSY = 16
 TABLE_USED = 0
 _ALIGN = 8
 _SEALS = (
@@ -113,6 +115,7 @@ class State:
 
     def reset(self) -> None:
         """Registers, counts, MSI-X and saved fields as after power-on; areas are zeroed."""
+        self.enter()
         for plan in self.layout.bars.values():
             file = self.registers[plan.bar.index]
             for item in plan.placed:
@@ -129,6 +132,7 @@ class State:
             saved.clear(cell)
         for view in self.areas.values():
             view[:] = bytes(len(view))
+        self.leave()
 
     def snapshot(self) -> bytes:
         """All of it as bytes: the state file, then each area."""
@@ -144,13 +148,13 @@ class State:
             raise StateError(f"snapshot is not one of {self.layout.where} as it is declared now")
         if busy:
             raise StateError("snapshot is torn: it was taken while a hook ran")
-        busy_now = self._words[1]
-        self._view[:] = snapshot[: len(self._view)]
-        self._words[1] = busy_now
         start = len(self._view)
+        self.enter()
+        self._view[BEHIND_BUSY:] = snapshot[BEHIND_BUSY:start]
         for view in self.areas.values():
             view[:] = snapshot[start : start + len(view)]
             start += len(view)
+        self.leave()
 
     def close(self) -> None:
         """Give up the files. What device code still holds a view of goes when that view does."""

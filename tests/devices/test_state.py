@@ -189,6 +189,18 @@ def test_a_hook_that_ends_within_another_does_not_end_that() -> None:
         assert not guest.device.core.state.busy
 
 
+def test_state_is_torn_while_it_is_reset_or_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Guest(Keeper) as guest:
+        core = guest.device.core
+        seen: list[bool] = []
+        monkeypatch.setattr(SavedBytes, "clear", lambda *_: seen.append(core.state.busy))
+        monkeypatch.setattr(Keeper, "restored", lambda _: seen.append(core.state.busy))
+        core.reset()
+        core.restore(core.snapshot())
+        assert seen == [True, True]
+        assert not core.state.busy
+
+
 def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
     class Selfie(PciDevice, vendor=1, device=1, class_code=1, name="selfie"):
         mmio = Bar(0, size=16)
