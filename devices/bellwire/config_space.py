@@ -26,6 +26,7 @@ class ConfigSpace:
         self._space = space
         self._content = content
         self._react = react
+        self._power = space.at[pci.POWER_MANAGEMENT] + 4
         self.size = len(content)
         self.bus_master = False
         self.intx_enabled = True
@@ -77,15 +78,19 @@ class ConfigSpace:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Guest write, within bounds: only writable bits take."""
-        before = (self.bus_master, self.msix_function_masked, self.intx_enabled)
-        content, writable = self._content, self._space.writable
+        before = (self.bus_master, self.msix_function_masked, self.intx_enabled, self.msix_enabled)
+        content, writable, power = self._content, self._space.writable, self._power
+        state = content[power] & 3
         for position, value in enumerate(data, offset):
             mask = writable[position]
             if mask:
                 content[position] = content[position] & ~mask | value & mask
+        if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and not to be entered here (PM 1.2 §3.2.4)
+            content[power] = content[power] & ~3 | state
         self.refresh()
         effect = Effect.RESET if self._asks_for_reset(offset, data) else Effect.NONE
-        if (self.bus_master and not before[0]) or (before[1] and not self.msix_function_masked):
+        unmasked = before[1] and not self.msix_function_masked
+        if (self.bus_master and not before[0]) or unmasked or (self.msix_enabled and not before[3]):
             effect |= Effect.UNMASKED
         if self.intx_enabled != before[2]:
             effect |= Effect.LEVEL

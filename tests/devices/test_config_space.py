@@ -80,7 +80,7 @@ def test_a_conventional_device_has_256_bytes_and_no_express_capability() -> None
         assert guest.device.core.region_size(RegionIndex.CONFIG) == 256
         assert set(guest.device.core.config.at) == {pci.POWER_MANAGEMENT, pci.MSI}
         assert guest.config_read(0x3D, 1) == 2
-        assert guest.config_read(guest.device.core.config.at[pci.MSI] + 2, 2) == 0x0085  # enabled by the guest
+        assert guest.config_read(guest.device.core.config.at[pci.MSI] + 2, 2) == 0x00A5  # the guest wants all four
 
 
 def test_an_express_device_has_4096_bytes(guest: Guest) -> None:
@@ -113,11 +113,39 @@ def test_power_state_can_be_set(guest: Guest) -> None:
     control = guest.device.core.config.at[pci.POWER_MANAGEMENT] + 4
     guest.config_write(control, 3, 2)
     assert guest.config_read(control, 2) == 0x000B
+    for optional in (1, 2):
+        guest.config_write(control, optional, 2)
+        assert guest.config_read(control, 2) == 0x000B
+    guest.config_write(control, 0, 2)
+    assert guest.config_read(control, 2) == 0x0008
 
 
 def test_msix_delivers(guest: Guest) -> None:
     card(guest).irq[2].trigger()
     assert guest.interrupts == {(IrqIndex.MSIX, 2): 1}
+
+
+def test_msix_that_is_off_is_pending_until_it_is_on(guest: Guest) -> None:
+    control = guest.device.core.config.at[pci.MSIX] + 2
+    guest.config_write(control, 0, 2)
+    card(guest).irq[1].trigger()
+    assert not guest.interrupts
+    guest.config_write(control, 0x8000, 2)
+    assert guest.interrupts == {(IrqIndex.MSIX, 1): 1}
+
+
+def test_a_guest_hears_only_the_messages_that_it_has_turned_on() -> None:
+    with Guest(Old) as guest:
+        device = guest.device
+        assert isinstance(device, Old)
+        control = guest.device.core.config.at[pci.MSI] + 2
+        device.msi[3].trigger()
+        guest.config_write(control, 0x0011, 2)  # two of the four
+        for number in (1, 2):
+            device.msi[number].trigger()
+        guest.config_write(control, 0x0020, 2)
+        device.msi[0].trigger()
+        assert guest.interrupts == {(IrqIndex.MSI, 3): 1, (IrqIndex.MSI, 1): 1}
 
 
 def test_a_masked_function_leaves_msix_pending_until_unmasked(guest: Guest) -> None:

@@ -63,14 +63,16 @@ class Guest:
     # -- what a driver does
 
     def enable(self) -> None:
-        """Turn memory, I/O and bus mastering on, and MSI-X or MSI if the device has it."""
+        """Turn memory, I/O and bus mastering on, and MSI-X or MSI (all its messages) if the device has it."""
         config = self.device.core.config
         space = config.at
         self.config_write(pci.COMMAND, pci.IO_ENABLE | pci.MEMORY_ENABLE | pci.BUS_MASTER, 2)
         for capability, enable in ((pci.MSIX, 0x8000), (pci.MSI, 0x0001)):
             at = space.get(capability)
             if at is not None:
-                self.config_write(at + 2, self.config_read(at + 2, 2) | enable, 2)
+                control = self.config_read(at + 2, 2)
+                messages = (control >> 1 & 7) << 4 if capability == pci.MSI else 0
+                self.config_write(at + 2, control | messages | enable, 2)
                 return
 
     @overload
@@ -178,9 +180,15 @@ class Guest:
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
-        """Count an interrupt."""
-        self.interrupts[index, vector] += 1
-        return True
+        """Count an interrupt, if the guest has turned that kind on, and this message of MSI (PCI 3.0 §6.8.1.3)."""
+        config = self.device.core.config
+        if index is IrqIndex.MSIX:
+            heard = config.msix_enabled
+        else:
+            heard = config.msi_enabled and vector < 1 << (config.field(config.at[pci.MSI] + 2) >> 4 & 7)
+        if heard:
+            self.interrupts[index, vector] += 1
+        return heard
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Every interrupt is delivered at once."""
