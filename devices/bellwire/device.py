@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from bellwire.capabilities import Identity
 from bellwire.core import Core
@@ -18,6 +18,8 @@ from bellwire.host import Timer
 from bellwire.layout import Layout, plan
 from bellwire.option import parse_options
 from bellwire.pool import Job, Pool
+
+Stand = TypeVar("Stand", bound=Callable[..., None])
 
 NOBODY = 0xFFFF
 _NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
@@ -132,7 +134,7 @@ class PciDevice:
             if core.generation == generation:
                 core.call(callback, *arguments)
 
-        return core.host.after(seconds, due)
+        return core.host.after(seconds, _named(due, callback))
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Run ``callback()`` on the device's thread whenever ``fd`` can be read, whether or not there is a guest.
@@ -141,7 +143,7 @@ class PciDevice:
         :meth:`unwatch` it while there is no use for what it has, and before it is closed.
         """
         core = self.core
-        core.host.watch_fd(fd, lambda: core.call(callback))
+        core.host.watch_fd(fd, _named(lambda: core.call(callback), callback))
 
     def unwatch(self, fd: int) -> None:
         """Watch ``fd`` no longer; nothing happens if nobody did."""
@@ -160,7 +162,7 @@ class PciDevice:
             if done is not None and core.generation == generation:
                 core.call(done, result)
 
-        core.host.background(lambda: work(*arguments), finished)
+        core.host.background(lambda: work(*arguments), _named(finished, done))
 
     def pool(self, threads: int, done: Callable[[list[Job]], None]) -> Pool:
         """``threads`` of the device's own, for work that comes thick and fast. Ask in :meth:`setup`.
@@ -170,7 +172,7 @@ class PciDevice:
         were made for them: it is not taken back before they have ended. A reset cancels nothing:
         :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
-        pool = self.core.host.pool(threads, lambda jobs: self.core.call(done, jobs))
+        pool = self.core.host.pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.core.pools.append(pool)
         return pool
 
@@ -216,6 +218,12 @@ def _identity(
         subsystem=sub_device,
         express=_first(express, base.express),
     )
+
+
+def _named(stand_in: Stand, callback: object) -> Stand:
+    """``stand_in`` under the name of the device code that it calls: the log says whose failure it was."""
+    stand_in.__name__ = getattr(callback, "__name__", "device code")
+    return stand_in
 
 
 def _first(given: Any, inherited: Any) -> Any:

@@ -301,13 +301,21 @@ class Served:
             log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
         else:
             self.core.tally.failures += 1
-            log.failure((what, type(error)), error, "device code failed during %s: %r", what, error)
+            log.failure(_place(error), error, "device code failed during %s: %r", what, error)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
     """The peer's process and user (unix(7), SO_PEERCRED)."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
+
+
+def _place(error: BaseException) -> tuple[object, ...]:
+    """Where it was raised: each place has its traceback logged once."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return type(error), trace and (trace.tb_frame.f_code, trace.tb_lineno)
 
 
 def _nothing() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwire import Bar, PciDevice
 from bellwire.bundled.bell import Bell
 from bellwire.worker import Worker
 from devices.serving import (
@@ -215,6 +216,38 @@ def test_a_device_without_descriptors_for_its_doorbells_refuses_and_lives_on(cap
         with sub_regions(client) as subs:
             assert Probe.bell.offset in subs
     assert "Too many open files" in caplog.text
+
+
+class Mistaken(PciDevice, vendor=0x1234, device=0x11, class_code=0xFF0000):
+    mmio = Bar(0, size=64)
+    one = mmio.reg(0)
+    two = mmio.reg(4)
+    later = mmio.reg(8)
+    scratch = mmio.reg(12)
+
+    @one.write
+    def first_mistake(self, value: int) -> None:
+        raise ValueError(value)
+
+    @two.write
+    def second_mistake(self, value: int) -> None:
+        raise ValueError(value)
+
+    @later.write
+    def wait(self, value: int) -> None:
+        self.after(0, self.third_mistake, value)
+
+    def third_mistake(self, value: int) -> None:
+        raise ValueError(value)
+
+
+def test_each_mistake_in_device_code_has_its_traceback_once(caplog: pytest.LogCaptureFixture) -> None:
+    with served(Mistaken()) as client:
+        for register in (Mistaken.one, Mistaken.two, Mistaken.later) * 2:
+            write(client, register.offset, 1, posted=True)
+        wait_until(lambda: caplog.text.count("device code failed during third_mistake") == 2)
+    for number in ("first", "second", "third"):
+        assert caplog.text.count(f", in {number}_mistake") == 1
 
 
 def test_a_slow_hook_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
