@@ -17,7 +17,7 @@ from bellwire_vmm.proxy import ProxyDevice
 from bellwired import linux
 from bellwired.errors import CommandError
 from bellwired.guests import parameters, report
-from vfio_user import Client, VfioUserError
+from vfio_user import Client, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
@@ -121,7 +121,8 @@ def plug(machine: Machine, path: Path) -> ProxyDevice:
         return machine.plug(Client.connect(path))
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
-        raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
+        hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
+        raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
 
 
 def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:

@@ -72,7 +72,7 @@ class Option(Declared, Generic[Setting]):
                 return _WORDS[text.lower()]
             if isinstance(self.default, int):
                 shift = _SUFFIXES.get(text[-1:].upper(), 0)
-                return int(text[:-1] if shift else text, 0) << shift
+                return type(self.default)(int(text[:-1] if shift else text, 0) << shift)
             return type(self.default)(text)
         except (ValueError, KeyError):
             expected = "yes or no" if isinstance(self.default, bool) else f"a value of type {self.type_name}"

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from bellwire_vmm.machine import Machine
 from bellwired.cli import main, parser
+from bellwired.errors import CommandError
+from bellwired.vmm import plug
 from daemon.commands import COMMAND, bellwire, ended, line, started
-from vfio_user import Client, RegionIndex
+from vfio_user import Client, RegionIndex, TimedOut
 
 MINE = """
 from bellwire import Bar, Option, PciDevice
@@ -293,6 +296,16 @@ def test_vmm_says_which_device_it_cannot_use(tmp_path: Path) -> None:
         done = bellwire("vmm", "--guest", "bell", "--device", str(path))
         talker.join()
     assert done.stderr == f"bellwire: {path}: the peer has closed the connection\n"
+
+
+def test_vmm_hints_at_what_keeps_a_device_from_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_: Path) -> Client:
+        raise TimedOut("nothing came from the peer")
+
+    monkeypatch.setattr(Client, "connect", connect)
+    with pytest.raises(CommandError, match=r"busy\.sock: nothing came") as refused:
+        plug(Machine.__new__(Machine), Path("busy.sock"))
+    assert "one client at a time" in refused.value.hint
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import types
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class Phase(IntFlag):
     SECOND = 2
 
 
+class Pace(IntEnum):
+    SLOW = 0
+    FAST = 1
+
+
 class Keeper(PciDevice, vendor=0x1234, device=3, class_code=0xFF0000, name="keeper"):
     mmio = Bar(0, size=256)
     one = mmio.reg(0)
@@ -44,6 +49,7 @@ class Keeper(PciDevice, vendor=0x1234, device=3, class_code=0xFF0000, name="keep
     label = Option("none")
     quick = Option(False)
     image = Option(Path("disk.img"))
+    pace = Option(Pace.SLOW)
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
@@ -288,7 +294,8 @@ def test_background_work_hands_its_result_back() -> None:
 
 
 def test_options_are_parsed_by_their_defaults_type() -> None:
-    device = Keeper(size="64K", quick="yes", image="/tmp/x")
+    device = Keeper(size="64K", quick="yes", image="/tmp/x", pace="0x1")
+    assert device.pace is Pace.FAST
     assert (device.size, device.label, device.quick, device.image) == (65536, "none", True, Path("/tmp/x"))
     device.core.close()
 
@@ -305,6 +312,7 @@ def test_yes_and_no_have_other_words(word: str, value: bool) -> None:
     [
         ({"sise": "1"}, "no option sise: did you mean size"),
         ({"size": "big"}, "size=big: expected a value of type int"),
+        ({"pace": "2"}, "pace=2: expected a value of type Pace"),
         ({"quick": "perhaps"}, "expected yes or no"),
         ({"label": 3}, "expected a value of type str"),
     ],
