@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from bellwire.capabilities import Identity, template
 from bellwire.config_space import ConfigSpace, Effect
 from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.hooks import Tie
-from bellwire.host import Detached, Host
+from bellwire.host import Detached, Host, Timer
 from bellwire.layout import Layout
 from bellwire.limited import LimitedLog
 from bellwire.pool import Pool
@@ -60,7 +61,9 @@ class Core:
         self.maps = 0
         """Counts changes of what is mapped: a view of guest memory from before the last one may be stale."""
         self.generation = 0
-        """Counts resets: a timer or background result from before the last one is stale."""
+        """Counts resets: a background result from before the last one is stale."""
+        self.timers: WeakSet[Timer] = WeakSet()
+        """Those that may still be due: a reset cancels them."""
 
     def hook(self, tie: Tie) -> Callable[..., Any] | None:
         """The bound method tied to an event, or None."""
@@ -144,7 +147,7 @@ class Core:
 
     def reset(self) -> None:
         """Power-on state, then the device's own ``reset`` hook."""
-        self.generation += 1
+        self._forget()
         self.tally.resets += 1
         self.state.reset()
         self.config.reset()
@@ -158,7 +161,7 @@ class Core:
     def restore(self, snapshot: bytes) -> None:
         """Become what :meth:`snapshot` saw. Timers are not in it: the device's ``restored`` hook sets them anew."""
         self.state.restore(snapshot)
-        self.generation += 1
+        self._forget()
         self.config.refresh()
         self.signals.relevel()
         self.signals.resend()
@@ -172,6 +175,13 @@ class Core:
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
         """The guest used something documented that the device does not model."""
         self.log.warning((verb, register), "guest %s of %s, which is documented but not implemented", verb, register)
+
+    def _forget(self) -> None:
+        """Whatever is under way belongs to the state that was."""
+        self.generation += 1
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
 
     def _call_vendor(self, event: str, offset: int, size: int) -> None:
         """Run the hooks of the vendor-specific capabilities that a config access touches."""

@@ -128,13 +128,9 @@ class PciDevice:
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
         core = self.core
-        generation = core.generation
-
-        def due() -> None:
-            if core.generation == generation:
-                core.call(callback, *arguments)
-
-        return core.host.after(seconds, _named(due, callback))
+        timer = core.host.after(seconds, _named(lambda: core.call(callback, *arguments), callback))
+        core.timers.add(timer)
+        return timer
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Run ``callback()`` on the device's thread whenever ``fd`` can be read, whether or not there is a guest.

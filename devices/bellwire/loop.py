@@ -24,7 +24,7 @@ Callback = Callable[[], None]
 class Deadline:
     """A timer in the loop's heap."""
 
-    __slots__ = ("callback", "order", "when")
+    __slots__ = ("__weakref__", "callback", "order", "when")
 
     def __init__(self, when: float, order: int, callback: Callback | None) -> None:
         self.when = when

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from bellwire import Bar, PciDevice
 from bellwire.bundled.bell import Bell
+from bellwire.loop import FEW_TIMERS, Deadline
 from bellwire.worker import Worker
 from devices.serving import (
     MSIX,
@@ -237,6 +239,9 @@ class Mistaken(PciDevice, vendor=0x1234, device=0x11, class_code=0xFF0000):
     def wait(self, value: int) -> None:
         self.after(0, self.third_mistake, value)
 
+    def reset(self) -> None:
+        self.after(3600, self.third_mistake, 1)
+
     def third_mistake(self, value: int) -> None:
         raise ValueError(value)
 
@@ -248,6 +253,13 @@ def test_each_mistake_in_device_code_has_its_traceback_once(caplog: pytest.LogCa
         wait_until(lambda: caplog.text.count("device code failed during third_mistake") == 2)
     for number in ("first", "second", "third"):
         assert caplog.text.count(f", in {number}_mistake") == 1
+
+
+def test_the_timers_of_a_guest_that_resets_its_device_for_ever_do_not_pile_up() -> None:
+    with served(Mistaken()) as client:
+        for _ in range(4 * FEW_TIMERS):
+            client.reset()
+        assert sum(isinstance(each, Deadline) for each in gc.get_objects()) <= FEW_TIMERS + 1
 
 
 def test_a_slow_hook_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
