@@ -1,6 +1,6 @@
 """``bellwire run``: one device in the foreground, as vfio-user asks of a backend program.
 
-It does not daemonise, keeps fds 0, 1 and 2, and SIGTERM or SIGINT ends it cleanly.
+It does not daemonise, keeps fds 0, 1 and 2, and SIGTERM or SIGINT ends it cleanly; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ def _end_on_signals(worker: Worker) -> None:
     log = logging.getLogger("bellwire")
 
     def end(number: int, _: object) -> None:
+        for again in (signal.SIGTERM, signal.SIGINT):  # for a hook that hangs, and so would not let it stop
+            signal.signal(again, signal.SIG_DFL)
         log.info("%s: stopping", signal.Signals(number).name)
         worker.stop()
 

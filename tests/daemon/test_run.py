@@ -83,6 +83,34 @@ def test_a_signal_ends_it_cleanly_in_the_middle_of_a_client(tmp_path: Path, numb
         assert "Traceback" not in process.stderr.read()
 
 
+HANGS = (
+    MINE
+    + """
+    @speed.write
+    def hang(self, value: int) -> None:
+        print("in the hook", flush=True)
+        while True:
+            pass
+"""
+)
+
+
+def test_a_second_signal_ends_a_device_whose_hook_hangs(tmp_path: Path) -> None:
+    file, path = tmp_path / "hangs.py", tmp_path / "hangs.sock"
+    file.write_text(HANGS)
+    with started("run", str(file), "--socket-path", str(path)) as process:
+        line(process)
+        line(process)
+        with Client.connect(path) as client:
+            client.write(0, 0, bytes(4), posted=True)
+            assert line(process) == "in the hook\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            while "SIGTERM: stopping" not in process.stderr.readline():
+                pass
+            assert ended(process, signal.SIGTERM) == -signal.SIGTERM
+
+
 def test_a_live_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
     path = tmp_path / "bell.sock"
     with started("run", "bell", "--socket-path", str(path)) as process:
