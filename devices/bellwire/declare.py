@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, Never, NoReturn
 
 from bellwire.errors import DeclarationError
 
@@ -18,7 +18,7 @@ class Declared:
             self.name = name
             self.owner = owner.__qualname__
 
-    def __set__(self, device: Any, value: Any) -> None:
+    def __set__(self, device: Any, value: Never) -> None:
         """An attribute would hide the declaration, and no snapshot would have it."""
         kind = type(self).__name__
         raise AttributeError(f"{self} is a {kind}: only what is in it can be changed, as by {self.name}[:]")
