@@ -22,6 +22,7 @@ from bellwire.bar import Area
 from bellwire.capabilities import Template
 from bellwire.doorbell import Doorbell, Rings
 from bellwire.errors import StateError
+from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
 from bellwire.layout import Layout
 from bellwire.register import Register
 from bellwire.saved import Saved, SavedBytes
@@ -130,8 +131,8 @@ class State:
         self.pba[:] = bytes(len(self.pba))
         for saved, cell in self.saved.items():
             saved.clear(cell)
-        for view in self.areas.values():
-            view[:] = bytes(len(view))
+        for area in self.areas:  # whole pages, given back: a large area costs memory only where it is written
+            fallocate(self.area_fds[area.bar.index], PUNCH_HOLE | KEEP_SIZE, area.offset, area.size)
         self.leave()
 
     def snapshot(self) -> bytes:

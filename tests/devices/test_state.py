@@ -238,6 +238,21 @@ def test_areas_cannot_be_shrunk_by_a_client() -> None:
         assert guest.device.frame[0] == 3  # type: ignore[attr-defined]
 
 
+def test_a_reset_clears_an_area_and_gives_its_memory_back() -> None:
+    class Screen(PciDevice, vendor=1, device=1, class_code=1, name="screen"):
+        mmio = Bar(0, size=1 << 24)
+        other = mmio.reg(0)
+        frame = mmio.area(1 << 23, 1 << 23)
+
+    with Guest(Screen) as guest:
+        fd = guest.device.core.state.area_fds[0]
+        guest.write(Screen.frame, 7, offset=4096, size=1)
+        assert os.fstat(fd).st_blocks == 8
+        guest.device.core.reset()
+        assert guest.read(Screen.frame, offset=4096, size=1) == 0
+        assert os.fstat(fd).st_blocks <= 8  # the page that was read
+
+
 def test_dma_copies_guest_memory() -> None:
     with Guest(Keeper) as guest:
         assert guest.memory is not None
