@@ -71,13 +71,15 @@ class Card:
             self.refill(1 + len(more), pair)
         return packets
 
-    def await_packets(self, count: int = 1, pair: int = 0) -> list[Packet]:
-        """So many, or an AssertionError."""
-        packets = self.received(pair)
-        while len(packets) < count:
+    def await_packets(self, count: int = 1, pairs: int = 1) -> list[Packet]:
+        """So many, by any of the first ``pairs``, or an AssertionError."""
+        packets: list[Packet] = []
+        while True:
+            for pair in range(pairs):
+                packets += self.received(pair)
+            if len(packets) >= count:
+                return packets
             assert self.driver.guest.poll(PATIENCE), "nothing came"
-            packets += self.received(pair)
-        return packets
 
     def command(self, kind: int, number: int, data: bytes) -> bool:
         """A command of the control queue; whether the card has taken it."""
