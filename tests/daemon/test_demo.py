@@ -19,6 +19,8 @@ from bellwired.cli import main
 from bellwired.on_kvm import a_ring
 from daemon.commands import COMMAND, PATIENCE, bellwire, ended, first_child, gone, started
 
+pytestmark = pytest.mark.daemon
+
 COUNT = 640
 NAMES = [
     "ioeventfd wildcard",

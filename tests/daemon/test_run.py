@@ -22,6 +22,8 @@ from bellwired.vmm import plug
 from daemon.commands import COMMAND, bellwire, ended, line, started
 from vfio_user import Client, RegionIndex, TimedOut
 
+pytestmark = pytest.mark.daemon
+
 MINE = """
 from bellwire import Bar, Option, PciDevice
 

@@ -18,6 +18,8 @@ from bellwire.uart.registers import Enabled
 from daemon.commands import COMMAND, PATIENCE, ended, line, started
 from vfio_user import Client, IrqIndex, RegionIndex
 
+pytestmark = pytest.mark.daemon
+
 DATA, IER = Serial.data.offset, Serial.ier.offset
 COMMAND_REGISTER, IO_AND_MASTER = 0x04, 0x05
 

@@ -13,10 +13,10 @@ UNWELCOME = ("ERROR asyncio", "never awaited", "never retrieved", "has failed", 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a daemon of its own is left to the long part: each does so several times."""
+    """What needs a daemon is left to the long part."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.parent == here and "instance" in getattr(item, "fixturenames", ()):
+        if item.path.parent == here and {"shared", "instance"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.daemon)
 
 
