@@ -55,18 +55,18 @@ def test_a_service_uses_the_runtime_folder_that_it_was_given_and_the_systems_fil
     assert str(places.runtime) == "/run/bellwire"
 
 
-def test_private_folders_replace_them_all() -> None:
-    places = Places.of(Path("/p/config"), Path("/p/run"), environment=USER, uid=0)
-    assert texts(places.config) == ("/p/config",)
-    assert texts(places.plugins) == ("/p/config/plugins",)
+def test_private_folders_replace_them_all(tmp_path: Path) -> None:
+    places = Places.of(tmp_path, Path("/p/run"), environment=USER, uid=0)
+    assert texts(places.config) == (str(tmp_path),)
+    assert texts(places.plugins) == (f"{tmp_path}/plugins",)
     assert str(places.control) == "/p/run/control"
 
 
 def test_private_folders_mean_the_same_to_commands_that_are_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/proc")
-    places = Places.of(Path("config"), Path("run"))
-    assert texts(places.config) == ("/proc/config",)
-    assert texts(places.plugins) == ("/proc/config/plugins",)
+    places = Places.of(Path("sys"), Path("run"))
+    assert texts(places.config) == ("/proc/sys",)
+    assert texts(places.plugins) == ("/proc/sys/plugins",)
     assert str(places.socket("one")) == "/proc/run/one.sock"
 
 
@@ -144,3 +144,8 @@ def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     found = settings.load(folders.places)
     assert "Too many levels of symbolic links" in str(found.errors["one"])
     assert list(found.devices) == ["two"]
+
+
+def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no such folder"):
+        Places.of(tmp_path / "etx")

@@ -32,7 +32,10 @@ class Places:
         environment: Mapping[str, str] = os.environ,
         uid: int | None = None,
     ) -> Places:
-        """The system's places for root, the user's (XDG) before those for others; the arguments replace them."""
+        """The system's places for root, the user's (XDG) before those for others; the arguments replace them.
+
+        A CommandError where ``config_dir`` is not there: a misspelt one would be a daemon without devices.
+        """
         config: tuple[Path, ...] = SYSTEM
         runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
         uid = os.geteuid() if uid is None else uid
@@ -42,6 +45,8 @@ class Places:
             runtime = Path(own) / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
         plugins = (*(folder / "plugins" for folder in config), LOCAL_PLUGINS)
         if config_dir is not None:
+            if not config_dir.is_dir():
+                raise CommandError(f"{config_dir}: no such folder", "--config-dir names the one with devices.d in it")
             config = (config_dir.absolute(),)
             plugins = (config[0] / "plugins",)
         return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute())
