@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
+from vfio_user.layout import Layout
 from vfio_user.memory import MOST_MAPPINGS, Mapping
 
-MAP = struct.Struct("<IIQQQ")  # argsz, flags, offset, address, size
-UNMAP = struct.Struct("<IIQQ")  # argsz, flags, address, size
+MAP = Layout("<IIQQQ", "argsz flags offset address size")
+UNMAP = Layout("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _ALL_FLAGS = 0xF  # an int: ~ of an IntFlag has none but known bits
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
+from vfio_user.layout import Layout
 
-INFO = struct.Struct("<IIII")  # argsz, flags, index, count
-SET = struct.Struct("<IIIII")  # argsz, flags, index, start, count
+INFO = Layout("<IIII", "argsz flags index count")
+SET = Layout("<IIIII", "argsz flags index start count")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 from vfio_user.constants import FeatureFlags
 from vfio_user.errors import ProtocolError
+from vfio_user.layout import Layout
 
-FEATURE = struct.Struct("<II")  # argsz, flags
-DATA = struct.Struct("<II")  # argsz, size
+FEATURE = Layout("<II", "argsz flags")
+DATA = Layout("<II", "argsz size")
 _NUMBER = 0xFFFF
 _BOTH = FeatureFlags.GET | FeatureFlags.SET
 _ACTIONS = int(_BOTH | FeatureFlags.PROBE)  # ~ of an IntFlag has none but known bits

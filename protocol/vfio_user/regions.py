@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vfio_user.constants import DeviceFlags, RegionFlags
 from vfio_user.errors import ProtocolError
+from vfio_user.layout import Layout
 
-DEVICE = struct.Struct("<IIII")  # argsz, flags, num_regions, num_irqs
-REGION = struct.Struct("<IIIIQQ")  # argsz, flags, index, cap_offset, size, offset
-CAPABILITY = struct.Struct("<HHI")  # id, version, next
-SPARSE = struct.Struct("<II")  # nr_areas, reserved
-AREA = struct.Struct("<QQ")  # offset, size
+DEVICE = Layout("<IIII", "argsz flags num_regions num_irqs")
+REGION = Layout("<IIIIQQ", "argsz flags index cap_offset size offset")
+CAPABILITY = Layout("<HHI", "id version next")
+SPARSE = Layout("<II", "nr_areas reserved")
+AREA = Layout("<QQ", "offset size")
 SPARSE_MMAP = 1
 _MOST_CAPABILITIES = 64
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.layout import Layout
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
@@ -397,7 +397,7 @@ class Session:
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
 
 
-def _request(message: Message, layout: struct.Struct) -> tuple[int, ...]:
+def _request(message: Message, layout: Layout) -> tuple[int, ...]:
     """A getter's request, whose first field is argsz; its length and argsz checked."""
     if len(message.payload) != layout.size:
         raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected {layout.size}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vfio_user.errors import ProtocolError
+from vfio_user.layout import Layout
 
-REGION_ACCESS = struct.Struct("<QII")  # offset, region, count
-DMA_ACCESS = struct.Struct("<QQ")  # address, count
-MULTI = struct.Struct("<Q")  # wr_cnt
-MULTI_ENTRY = struct.Struct("<QII8s")  # offset, region, count, data
+REGION_ACCESS = Layout("<QII", "offset region count")
+DMA_ACCESS = Layout("<QQ", "address count")
+MULTI = Layout("<Q", "wr_cnt")
+MULTI_ENTRY = Layout("<QII8s", "offset region count data")
 MULTI_LARGEST = 8
 
 

@@ -314,3 +314,21 @@ def test_threads_may_share_a_client(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda client: client.read(0, -1, 4), "offset -1, region 0, count 4"),
+        (lambda client: client.write(1 << 32, 0, b"ring"), "region 4294967296"),
+        (lambda client: client.dma_map(1 << 64, 4096), "address 18446744073709551616"),
+        (lambda client: client.mask(0, -1), "start -1"),
+        (lambda client: client.irq_info(-1), "index -1"),
+        (lambda client: client.write_multi([RegionWrite(-1, 0, b"x")]), "region -1"),
+    ],
+)
+def test_a_number_that_no_field_can_hold_is_refused_by_name(
+    client: Client, call: Callable[[Client], object], what: str
+) -> None:
+    with pytest.raises(ProtocolError, match=what):
+        call(client)
