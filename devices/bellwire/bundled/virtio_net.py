@@ -234,10 +234,8 @@ class VirtioNet(
                 break
             packet = lane.buffer[: lane.size]
             if self.link_up and self.filter.admits(packet) and not self.deliver(queue, packet):
-                if not queue.listen():
-                    self.watch_lane(lane, False)  # until the driver tells us of more buffers
-                    break
-                continue
+                self.watch_lane(lane, False)  # until the driver tells us of more buffers
+                break
             lane.size = 0
         else:
             if not lane.waits_for_turn:
@@ -252,12 +250,14 @@ class VirtioNet(
             self.receive(lane)
 
     def deliver(self, queue: Virtqueue, packet: memoryview) -> bool:
-        """Into one buffer, or as many as it takes; False when there are not enough yet."""
+        """Into one buffer, or as many as it takes; False when there are not enough yet, and we shall hear of more."""
         chains: list[Chain] = []
         room = 0
         while room < len(packet):
             chain = queue.take()
             if chain is None:
+                if queue.listen():
+                    continue
                 hopeless = queue.out >= queue.size  # the driver has no more to give
                 queue.back(chains)
                 self.dropped += hopeless
