@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -23,19 +25,26 @@ from virtio.driver import DEVICE, READY, Driver
 from virtio.rings import NEXT, WRITE, PackedQueue, Queue, SplitQueue
 
 MEMORY = 1 << 20
-DEVICES: dict[str, Callable[[], Driver]] = {
-    "rng": lambda: Driver(VirtioRng, memory=MEMORY),
-    "net": lambda: Driver(VirtioNet, memory=MEMORY, dgram=Path("/nobody/is/there")),
-    "blk": lambda: Driver(VirtioBlk, memory=MEMORY, size=MEMORY, queues=2),
-    "console": lambda: Driver(VirtioConsole, memory=MEMORY, ports="a=pty,b=null"),
+DEVICES: dict[str, Callable[[Path], Driver]] = {
+    "rng": lambda _: Driver(VirtioRng, memory=MEMORY),
+    "net": lambda near: Driver(VirtioNet, memory=MEMORY, local=near),
+    "blk": lambda _: Driver(VirtioBlk, memory=MEMORY, size=MEMORY, queues=2),
+    "console": lambda near: Driver(VirtioConsole, memory=MEMORY, ports=f"a=pty,b=unix:{near}"),
 }
 RING = {Feature.RING_PACKED, Feature.EVENT_IDX}
 
 
-def start(driver: Driver, ring: set[int]) -> None:
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where those from outside reach a device that has a socket."""
+    return tmp_path_factory.mktemp("fuzz") / "socket"
+
+
+def start(driver: Driver, ring: set[int], chance: random.Random) -> None:
     driver._free = 4096  # memory of an earlier life may be used again
     count = driver.common(0x12, 2)
-    driver.start((driver.offered() - RING) | ring, range(count))
+    features = {feature for feature in driver.offered() - RING if chance.random() < 0.8}
+    driver.start(features | ring, range(count))
     assert driver.status == READY
 
 
@@ -60,6 +69,16 @@ def buffer(queue: Queue, chance: random.Random) -> None:
         queue.add(*readable, write=rooms, indirect=chance.random() < 0.3)
 
 
+def send(outside: contextlib.ExitStack, near: Path, data: bytes) -> None:
+    """From outside, if there is a way in."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        far = outside.enter_context(socket.socket(socket.AF_UNIX, kind))
+        far.setblocking(False)
+        with contextlib.suppress(OSError):
+            far.connect(os.fspath(near))
+            far.send(data)
+
+
 def nonsense(queue: Queue, chance: random.Random) -> None:
     """Descriptors that need not be any."""
     raw = [
@@ -82,11 +101,11 @@ def nonsense(queue: Queue, chance: random.Random) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
-def test_junk_in_the_rings(device: str, kind: str, seed: int) -> None:
+def test_junk_in_the_rings(near: Path, device: str, kind: str, seed: int) -> None:
     chance = random.Random(seed)
     ring = KINDS[kind] | {Feature.INDIRECT_DESC}
-    with DEVICES[device]() as driver:
-        start(driver, ring)
+    with DEVICES[device](near) as driver, contextlib.ExitStack() as outside:
+        start(driver, ring, chance)
         for _ in range(60):
             queue = chance.choice(list(driver.queues.values()))
             with contextlib.suppress(GuestError, IndexError, KeyError):  # the last two are this driver's own
@@ -95,6 +114,9 @@ def test_junk_in_the_rings(device: str, kind: str, seed: int) -> None:
                     queue.kick()
                 if chance.random() < 0.2:
                     driver.guest.advance(0.1)
+                if chance.random() < 0.2:
+                    send(outside, near, chance.randbytes(chance.choice([0, 13, 60, 1514, 9000])))
+                    driver.guest.poll()
                 if chance.random() < 0.1:
                     driver.guest.write(
                         driver.places[DEVICE].bar,
@@ -103,5 +125,5 @@ def test_junk_in_the_rings(device: str, kind: str, seed: int) -> None:
                         size=chance.choice([1, 2, 4, 8]),
                     )
             if Status.NEEDS_RESET in driver.status or chance.random() < 0.02:
-                start(driver, ring)
-        start(driver, ring)
+                start(driver, ring, chance)
+        start(driver, ring, chance)
