@@ -17,7 +17,8 @@ from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
-from bellwire.virtio.block import Blk
+from bellwire.virtio.block import HEADER, Blk
+from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.driver import Driver
 
@@ -197,6 +198,12 @@ def test_the_configuration_describes_the_disk(make: Callable[..., Disk], image: 
     assert driver.config(0x00, 8) == SECTORS
     assert driver.config(0x14, 4) == 4096
     assert driver.config(0x22, 2) == 1
+
+
+def test_the_largest_request_that_drivers_may_make_is_a_chain(disk: Disk) -> None:
+    assert Blk.SIZE_MAX in disk.driver.offered()
+    largest, most = disk.driver.config(0x08, 4), disk.driver.config(0x0C, 4)
+    assert HEADER.size + largest * most + 1 <= MOST_BYTES
 
 
 def test_several_queues_work_side_by_side(make: Callable[..., Disk], image: Path) -> None:

@@ -24,6 +24,7 @@ from bellwire.virtio.block import (
 
 MOST_QUEUES = 16
 QUEUE_SIZE = 256
+LARGEST_PIECE = 256 << 10  # bytes: so many as fit a queue, and header and result, are no more than a chain may have
 MOST_SECTORS = 1 << 22  # of one segment to discard or to zero: 2 GiB
 ID_SIZE = 20
 AT_ONCE = 1 << 20  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
@@ -46,6 +47,7 @@ class VirtioBlk(
     direct = Option(False, help="pass the page cache by (O_DIRECT)")
 
     capacity = field(0x00, size=8)
+    size_max = field(0x08, reset=LARGEST_PIECE)
     seg_max = field(0x0C, reset=QUEUE_SIZE - 2)
     blk_size = field(0x14)
     writeback = field(0x20, size=1, access="rw", reset=1)
@@ -93,7 +95,7 @@ class VirtioBlk(
 
     def features(self) -> set[int]:
         """A disk that cannot be written has nothing to discard."""
-        offered: set[int] = {Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE}
+        offered: set[int] = {Blk.SIZE_MAX, Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE}
         offered |= {Blk.RO} if self.readonly else {Blk.DISCARD, Blk.WRITE_ZEROES}
         return offered | ({Blk.MQ} if self.queues > 1 else set())
 

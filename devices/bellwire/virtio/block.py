@@ -21,6 +21,7 @@ UNMAP = 1 << 0
 class Blk(IntEnum):
     """Feature bits (§5.2.3)."""
 
+    SIZE_MAX = 1
     SEG_MAX = 2
     RO = 5
     BLK_SIZE = 6
