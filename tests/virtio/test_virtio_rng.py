@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bellwire import OptionError
 from bellwire.bundled.virtio_rng import LARGEST, VirtioRng
 from bellwire.testing import conformance
 from virtio.driver import Driver
@@ -60,3 +61,8 @@ def test_a_reset_does_not_make_bytes_come_sooner(reset: str) -> None:
             counts.append(len(queue.answers()))
             driver.guest.advance(seconds)
         assert [*counts, len(queue.answers())] == [0, 0, 1, 1]
+
+
+def test_a_rate_below_zero_is_refused() -> None:
+    with pytest.raises(OptionError, match="rate=-1"):
+        Driver(VirtioRng, rate=-1)

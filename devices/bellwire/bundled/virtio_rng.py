@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bellwire import Option, Timer
+from bellwire import Option, OptionError, Timer
 from bellwire.virtio import VirtioDevice, Virtqueue
 
 LARGEST = 4096  # bytes for one buffer: the driver asks again
@@ -17,6 +17,8 @@ class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
 
     def setup(self) -> None:
         """No bytes have been given yet."""
+        if self.rate < 0:
+            raise OptionError(f"option rate={self.rate}: a number of bytes expected, or 0")
         self.owed = 0.0
         """Seconds for which the bytes given last are to be paid."""
         self.timer: Timer | None = None
