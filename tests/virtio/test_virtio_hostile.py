@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bellwire import GuestError
 from bellwire.virtio import Status
+from vfio_user import IrqIndex
 from virtio.conftest import KINDS
 from virtio.driver import Driver
 from virtio.echo import Echo
@@ -40,11 +41,13 @@ def packed() -> Iterator[PackedQueue]:
 
 
 def breaks(queue: SplitQueue | PackedQueue, why: str) -> None:
-    """Ringing breaks the device, a driver that looks can see it, and a reset mends it."""
+    """Ringing breaks the device, the driver is told, and a reset mends it."""
     driver = queue.driver
+    driver.set_common(0x10, 0, 2)
     with pytest.raises(GuestError, match=why):
         queue.kick()
     assert Status.NEEDS_RESET in driver.status
+    assert driver.guest.interrupts[IrqIndex.MSIX, 0] == 1
     queue.kick()  # nothing is looked at any more
     driver.start(driver.features)
     driver.queues[0].send(b"ok", write=2)
