@@ -183,6 +183,14 @@ def test_segments_that_cannot_be_are_refused(disk: Disk, kind: int, data: bytes,
     assert disk.read(0, 512) == before
 
 
+@pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES])
+def test_a_segment_has_no_more_sectors_than_drivers_are_told(make: Callable[..., Disk], kind: int) -> None:
+    disk = make(size=4 << 30)
+    most = disk.driver.config(0x24 if kind == DISCARD else 0x30, 4)
+    assert disk.request(kind, 0, segment(0, most))[0] == OK
+    assert disk.request(kind, 0, segment(0, most + 1))[0] == IO_ERROR
+
+
 def test_a_read_only_disk_refuses_writes_and_says_so(make: Callable[..., Disk], image: Path) -> None:
     disk = make({Blk.RO, Blk.FLUSH}, image=image, readonly=True)
     before = image.read_bytes()
@@ -225,9 +233,39 @@ def test_what_threads_have_done_together_is_one_interrupt(make: Callable[..., Di
     assert disk.driver.guest.interrupts == {(IrqIndex.MSIX, 1): 1}
 
 
-def test_a_driver_that_cannot_flush_has_its_writes_on_the_medium(make: Callable[..., Disk], image: Path) -> None:
-    assert make(set(), image=image).device.durable
-    assert not make({Blk.FLUSH}, size=SIZE).device.durable
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What has been put onto the medium, by which call."""
+    calls: list[str] = []
+    flush, write = os.fdatasync, os.pwritev
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("flush"), flush(fd)))
+
+    def pwritev(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        calls.extend(["write"] if flags & os.RWF_DSYNC else [])
+        return write(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    return calls
+
+
+def test_a_driver_that_cannot_flush_has_its_writes_on_the_medium(
+    make: Callable[..., Disk], image: Path, synced: list[str]
+) -> None:
+    disk = make({Blk.WRITE_ZEROES}, image=image)
+    assert disk.write(0, bytes(512)) == OK
+    assert disk.request(WRITE_ZEROES, 0, segment(1, 1))[0] == OK
+    assert synced == ["write", "flush"]
+
+
+def test_a_driver_that_can_flush_has_its_writes_in_the_cache_until_it_does(
+    make: Callable[..., Disk], image: Path, synced: list[str]
+) -> None:
+    disk = make(image=image)
+    assert disk.write(0, bytes(512)) == OK
+    assert disk.request(WRITE_ZEROES, 0, segment(1, 1))[0] == OK
+    assert synced == []
+    assert disk.request(FLUSH)[0] == OK
+    assert synced == ["flush"]
 
 
 def test_the_cache_can_be_turned_off(make: Callable[..., Disk]) -> None:
@@ -287,7 +325,7 @@ def test_a_buffer_that_is_no_request_breaks_the_device(disk: Disk, header: bytes
 def test_a_reset_forgets_what_was_under_way(make: Callable[..., Disk], image: Path) -> None:
     disk = make(image=image)
     disk.driver.queues[0].send(struct.pack("<IIQ", OUT, 0, 0), bytes(512), write=1)
-    disk.driver.status = Status(0)
+    disk.driver.start(ALL, size=64)
     disk.driver.guest.advance()
     assert disk.driver.queues[0].answers() == []
 

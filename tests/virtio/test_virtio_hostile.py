@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bellwire import GuestError
 from bellwire.virtio import Status
+from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.conftest import KINDS
 from virtio.driver import Driver
@@ -93,6 +94,17 @@ def test_a_length_beyond_memory(split: SplitQueue) -> None:
     split.describe(0, 0x1000, 0xFFFF_FFFF, WRITE, 0)
     split.offer(0)
     breaks(split, "DMA of 4294967295 bytes")
+
+
+def test_more_bytes_than_a_buffer_may_have() -> None:
+    with Driver(Echo, memory=MOST_BYTES + (1 << 20)) as driver:
+        driver.start()
+        queue = driver.queues[0]
+        assert isinstance(queue, SplitQueue)
+        queue.describe(0, 0, MOST_BYTES, WRITE | NEXT, 1)
+        queue.describe(1, 0, 1, WRITE, 0)
+        queue.offer(0)
+        breaks(queue, f"a buffer of more than {MOST_BYTES} bytes")
 
 
 def test_a_part_to_read_after_one_to_write(split: SplitQueue) -> None:

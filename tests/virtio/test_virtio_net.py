@@ -142,6 +142,15 @@ def test_a_packet_that_needs_more_buffers_than_there_are_leaves_them_alone(
     assert len(packet.frame) == 9000
 
 
+def test_a_packet_that_no_ring_of_buffers_can_hold_is_dropped(make: Make, ring: set[int], far: socket.socket) -> None:
+    card = make(ring, buffers=64, room=64)
+    far.send(frame(size=9000))
+    far.send(frame(fill=7))
+    (packet,) = card.await_packets()
+    assert packet.frame[-1] == 7
+    assert card.device.dropped == 1
+
+
 def test_more_than_a_batch_is_not_forgotten(make: Make, far: socket.socket) -> None:
     card = make(buffers=60)
     far.setblocking(False)

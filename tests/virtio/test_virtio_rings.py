@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from bellwire import capabilities as pci
-from vfio_user import IrqIndex
+from bellwire.virtio import Virtqueue
+from vfio_user import DmaFlags, DmaMap, IrqIndex
 from virtio.conftest import KINDS
 from virtio.driver import Driver
 from virtio.echo import Echo
@@ -108,6 +110,37 @@ def test_with_events_the_interrupt_comes_with_the_buffer_asked_for(queue: Queue)
         assert interrupts(queue) == before + 1
 
 
+@pytest.mark.parametrize("ring", [KINDS["split-event"], KINDS["packed-event"]], ids=["split", "packed"])
+def test_a_batch_interrupts_if_the_buffer_asked_for_is_in_it(queue: Queue) -> None:
+    for turn in range(2 * queue.size):
+        queue.used()
+        queue.interrupt_after(1 + turn % 5)
+        before = interrupts(queue)
+        for _ in range(4):
+            queue.add(write=1)
+        queue.kick()
+        assert interrupts(queue) == before + (turn % 5 < 4), f"turn {turn}"
+        queue.used()
+        queue.send(write=1)  # so that batches begin at every place
+
+
+def test_the_device_wants_no_notifications_while_it_is_at_work(
+    driver: Driver, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+
+    def notified(ours: Virtqueue) -> None:
+        for chain in ours:
+            wanted.append(queue.wants_notification())
+            chain.done()
+
+    monkeypatch.setattr(driver.device, "notified", notified)
+    for _ in range(3):
+        queue.add(write=1)
+    queue.kick()
+    assert wanted == [False] * 3
+
+
 def test_the_device_asks_to_be_notified_when_it_has_done_all(queue: Queue) -> None:
     assert queue.wants_notification()
     queue.send(b"x", write=1)
@@ -136,6 +169,20 @@ def test_a_buffer_taken_can_be_put_back(driver: Driver) -> None:
         ours.back([chain])
         queue.kick()
         assert queue.answers() == [b"x" + parts[0]]
+
+
+def test_a_ring_is_where_the_memory_is_now(driver: Driver, queue: Queue) -> None:
+    queue.send(b"x", write=1)
+    guest, size = driver.guest, len(driver.memory)
+    guest._dma.unmap(0, size)
+    flags = DmaFlags.READ | DmaFlags.WRITE
+    guest._dma.map(DmaMap(flags=flags, offset=0, address=0, size=size), os.dup(guest._memory_fd))
+    guest.device.core.maps += 1
+    view = next(iter(guest.segments(0, size, True))).view
+    assert view is not None
+    driver.memory = queue.memory = view
+    queue.send(b"y", write=1)
+    assert queue.answers() == [b"x", b"y"]
 
 
 def test_a_device_that_may_not_be_bus_master_touches_nothing(driver: Driver, queue: Queue) -> None:

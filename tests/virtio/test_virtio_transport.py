@@ -247,6 +247,23 @@ def test_without_msix_the_line_rises_until_the_isr_is_read(driver: Driver) -> No
     assert driver.isr() == 0
 
 
+def test_a_reset_lowers_the_line(driver: Driver) -> None:
+    without_msix(driver)
+    driver.start()
+    driver.queues[0].send(b"x", write=1)
+    driver.status = Status(0)
+    assert not driver.guest.line
+    assert driver.isr() == 0
+
+
+def test_without_bus_mastering_there_is_no_interrupt(driver: Driver) -> None:
+    driver.start()
+    driver.set_common(0x10, 0, 2)
+    driver.guest.config_write(pci.COMMAND, pci.MEMORY_ENABLE, 2)
+    driver.device.configuration_changed()
+    assert not driver.guest.interrupts
+
+
 def test_a_change_of_the_configuration_interrupts_and_counts(driver: Driver) -> None:
     driver.start()
     driver.set_common(0x10, 0, 2)
