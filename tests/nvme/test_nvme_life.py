@@ -223,7 +223,7 @@ def test_an_image_is_made_where_a_size_is_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "in_memory"), [(1 << 63, True), (1 << 63, False), ((1 << 63) - 1, False)])
 def test_an_image_larger_than_there_can_be_is_refused(tmp_path: Path, size: int, in_memory: bool) -> None:
-    with pytest.raises(StorageError, match=f"cannot be made of {size} bytes"):
+    with pytest.raises(StorageError, match=f"a disk of {size} bytes cannot be made"):
         Guest(Nvme, size=size, image="" if in_memory else str(tmp_path / "new.img"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from bellwire import Job, Option, OptionError, Pool
@@ -139,13 +138,7 @@ class VirtioBlk(
     @size.set
     def resize(self, size: int = 0) -> None:
         """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
-        if size:
-            try:
-                os.ftruncate(self.disk.fd, size)
-            except (OSError, OverflowError) as error:
-                why = getattr(error, "strerror", None) or error
-                raise OptionError(f"option size={size}: the image cannot have it: {why}") from error
-        self.disk.size = os.lseek(self.disk.fd, 0, os.SEEK_END)
+        self.disk.resize(size)
         self.configuration_changed()
 
     # -- requests (§5.2.6)

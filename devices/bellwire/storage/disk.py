@@ -52,13 +52,13 @@ class Disk:
     @classmethod
     def memory(cls, size: int) -> Disk:
         """Bytes that are forgotten at the end; the memory is taken as it is written."""
-        fd = os.memfd_create("bellwire-disk", os.MFD_CLOEXEC)
+        disk = cls(os.memfd_create("bellwire-disk", os.MFD_CLOEXEC), 0, instant=True)
         try:
-            _enlarge(fd, size, "memory")
+            disk.resize(size)
         except StorageError:
-            os.close(fd)
+            disk.close()
             raise
-        return cls(fd, size, instant=True)
+        return disk
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
@@ -84,6 +84,12 @@ class Disk:
         except BaseException:
             os.close(fd)
             raise
+
+    def resize(self, size: int) -> None:
+        """Give it ``size`` bytes, or with 0 take the size that it has by now; a StorageError where that cannot be."""
+        if size:
+            _resize(self.fd, size)
+        self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
     def read(self, buffers: Buffers, offset: int) -> None:
         """Fill ``buffers`` from ``offset`` on."""
@@ -203,19 +209,19 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
         raise StorageError(f"image {path}: another device uses it") from None
     found = os.lseek(fd, 0, os.SEEK_END)
     if found == 0 and size and stat.S_ISREG(kind) and not readonly:
-        _enlarge(fd, size, f"image {path}")
+        _resize(fd, size)
         found = size
     if size and found != size:
         raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
     return found
 
 
-def _enlarge(fd: int, size: int, what: str) -> None:
-    """Give a new file its size, as a hole."""
+def _resize(fd: int, size: int) -> None:
     try:
         os.ftruncate(fd, size)
     except (OSError, OverflowError) as error:
-        raise StorageError(f"{what}: it cannot be made of {size} bytes: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "out of range"
+        raise StorageError(f"a disk of {size} bytes cannot be made of this: {why}") from error
 
 
 def _check_direct(disk: Disk, path: Path, block: int) -> None:
