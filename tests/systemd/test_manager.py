@@ -180,7 +180,8 @@ def test_the_drop_ins_of_the_documentation_are_enough_for_sockets_images_and_tap
     configure(configured, "devices.d/disk", DISK)
     configure(configured, "devices.d/card", 'device = "virtio-net"\noptions.tap = "bw0"\n')
     configured.start(SERVICE)
-    assert configured.show(SERVICE, "StatusText").endswith("; failed: card, disk")
+    assert configured.show(SERVICE, "StatusText").endswith("; failed: disk")
+    assert "/dev/net/tun" in configured.heard(MESSAGE_ID=messages.DIED, BELLWIRE_DEVICE="card")["MESSAGE"]
     for number, block in enumerate(blocks(CHECKOUT / "docs/operating.md", "ini")):
         configured.unit(f"{SERVICE}.d/{number}.conf", block.text)
     configured.systemctl("restart", SERVICE)

@@ -70,6 +70,10 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         return 0
     try:
         Serving(spawn, device, listeners[0], channel).run()
+    except BellwireError as error:  # it cannot be set up, as its options have it
+        log.error("%s", error)
+        _say(channel, Event("crashed", {"error": str(error)}))
+        return CRASHED
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
