@@ -175,10 +175,11 @@ class Channel:
 
         This is for drivers that poll a register, and calls nothing but what it cannot do without.
         """
-        if self._start != self._end:
+        if self._start != self._end or self._broken:
             return wait()
         self._start = self._end = answered = 0
-        receive, room, known = self._sock.recvmsg_into, (self._view,), plain.get
+        buffer, room, known = self._buffer, (self._view,), plain.get
+        receive, send = self._sock.recvmsg_into, self._sock.send
         try:
             while True:
                 ready = wait()
@@ -190,15 +191,20 @@ class Channel:
                     return ready
                 answer = None
                 if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
-                    message_id, rest = _unpack_prefix(self._buffer)
+                    message_id, rest = _unpack_prefix(buffer)
                     answer = known(rest)
                 if answer is None or rung(0):
                     self._received(count, ancillary, flags)
                     return ready
-                self._position += count
-                self.send_whole(message_id + answer[0] + answer[1]())
                 answered += 1
-                if self._end:  # something was taken in meanwhile
+                self._position += count
+                reply = message_id + answer[0] + answer[1]()
+                try:
+                    sent = send(reply, _SEND)
+                except OSError:
+                    sent = 0
+                if sent != len(reply):
+                    self._send_rest(reply, sent, [], _name(reply), listening=True)
                     return ready
         finally:
             self.answered += answered
