@@ -169,33 +169,30 @@ class Channel:
     ) -> Ready:
         """Answer messages that are known by all of :data:`PREFIX` but the id, for as long as they come one at a time.
 
-        ``wait`` sleeps until something happens, ``alone`` is what it gives when that is on this socket only, and
-        ``rung`` tells whether anything has happened since that comes first. What is not answered stays for
-        :meth:`receive`. Returns what ``wait`` gave last.
+        Something has come: ``wait`` has given ``alone``, which is to say that nothing else has happened. ``rung`` tells
+        whether anything has since that comes first. What is not answered stays for :meth:`receive`. Returns what
+        ``wait`` gave last.
 
         This is for drivers that poll a register, and calls nothing but what it cannot do without.
         """
         if self._start != self._end or self._broken:
-            return wait()
+            return alone
         self._start = self._end = answered = 0
         buffer, room, known = self._buffer, (self._view,), plain.get
         receive, send = self._sock.recvmsg_into, self._sock.send
         try:
             while True:
-                ready = wait()
-                if ready != alone:
-                    return ready
                 try:
                     count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
                 except OSError:
-                    return ready
+                    return alone
                 answer = None
                 if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
                     message_id, rest = _unpack_prefix(buffer)
                     answer = known(rest)
                 if answer is None or rung(0):
                     self._received(count, ancillary, flags)
-                    return ready
+                    return alone
                 answered += 1
                 self._position += count
                 reply = message_id + answer[0] + answer[1]()
@@ -205,6 +202,9 @@ class Channel:
                     sent = 0
                 if sent != len(reply):
                     self._send_rest(reply, sent, [], _name(reply), listening=True)
+                    return alone
+                ready = wait()
+                if ready != alone:
                     return ready
         finally:
             self.answered += answered

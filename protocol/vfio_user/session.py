@@ -119,7 +119,10 @@ class Session:
 
         Those are answered on the spot (see :meth:`Channel.answer <vfio_user.channel.Channel.answer>`).
         """
-        return self._channel.answer(self._accesses.plain, wait, alone, rung)
+        ready = wait()
+        if ready == alone:
+            return self._channel.answer(self._accesses.plain, wait, alone, rung)
+        return ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
