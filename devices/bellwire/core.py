@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from bellwire.capabilities import Identity, template
@@ -34,6 +34,8 @@ _ALL_ONES = (1 << 64) - 1
 class Core:
     """What the SDK keeps about one device; device code has no need of it."""
 
+    signals_kind: ClassVar[type[Signals]] = Signals
+
     def __init__(self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]) -> None:
         self.device = device
         self.identity = identity
@@ -45,7 +47,7 @@ class Core:
         space = template(identity, layout)
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
-        self.signals = Signals(self)
+        self.signals = self.signals_kind(self)
         self.spaces = {index: Space(self, plan) for index, plan in layout.bars.items()}
         self._ring_hooks = {bell: self.hook(("ring", bell)) for bell in layout.doorbells}
         regions = [region for plan in layout.bars.values() for region in plan.ioregions]

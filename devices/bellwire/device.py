@@ -18,6 +18,7 @@ from bellwire.host import Timer
 from bellwire.layout import Layout, plan
 from bellwire.option import parse_options
 from bellwire.pool import Job, Pool
+from bellwire.traced import TracedCore, TracedDma
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -87,8 +88,12 @@ class PciDevice:
             )
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
-        self.core = Core(self, self.identity, self.layout, values)
-        self.dma = Dma(self.core)
+        if self.log.isEnabledFor(logging.DEBUG):
+            self.core = TracedCore(self, self.identity, self.layout, values)
+            self.dma = TracedDma(self.core)
+        else:
+            self.core = Core(self, self.identity, self.layout, values)
+            self.dma = Dma(self.core)
         self.core.state.reset()
         self.core.config.reset()
 

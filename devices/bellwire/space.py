@@ -200,7 +200,7 @@ class DoorbellCell:
         self.start = bells[0].offset
         self.size = max(bell.size for bell in bells)
         self._core = core
-        self._bells = bells
+        self._bells = [(bell, core.tally.ring("message", bell.name)) for bell in bells]
         self._register = register
         self._nothing = bytes([bells[0].bar.fill])
 
@@ -212,13 +212,13 @@ class DoorbellCell:
         """Ring what matches, as KVM would; what nothing matches is an ordinary register write."""
         if first == 0:
             value = int.from_bytes(data, "little")
-            for bell in self._bells:
+            for bell, rings in self._bells:
                 if bell.value:
-                    self._core.tally.rings["message"] += 1
+                    rings[0] += 1
                     self._core.ring_value(bell, value)
                     return
                 if bell.match is None or (bell.match == value and bell.size == len(data)):
-                    self._core.tally.rings["message"] += 1
+                    rings[0] += 1
                     self._core.ring(bell, 1)
                     return
         if self._register is not None:
