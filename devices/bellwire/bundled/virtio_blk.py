@@ -128,12 +128,9 @@ class VirtioBlk(
     def durable(self) -> bool:
         """Whether each write must be on the medium before it is done: always so for a driver that cannot flush."""
         chosen = self.negotiated
-        return Blk.FLUSH not in chosen or (Blk.CONFIG_WCE in chosen and not VirtioBlk.writeback.load(self.registers))
-
-    @property
-    def registers(self) -> memoryview:
-        """What is stored for BAR0."""
-        return self.core.state.registers[0]
+        if Blk.FLUSH not in chosen:
+            return True
+        return Blk.CONFIG_WCE in chosen and not VirtioBlk.writeback.load(self.storage(VirtioBlk.mmio))
 
     @size.set
     def resize(self, size: int = 0) -> None:

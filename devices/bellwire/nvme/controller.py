@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bellwire import GuestError, Job, Pool
-from bellwire.limited import LimitedLog
 from bellwire.nvme import registers
 from bellwire.nvme.admin import Admin
 from bellwire.nvme.at_once import AtOnce
@@ -63,7 +62,7 @@ class Controller:
         queues: int,
     ) -> None:
         self.device = device
-        self._file = device.core.state.registers[0]
+        self._file = device.storage(Registers.mmio)
         self.namespaces = namespaces
         self.identity = identity
         self.queues = queues
@@ -83,7 +82,6 @@ class Controller:
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
         self._shutdown: Job | None = None
-        self._log: LimitedLog = device.core.log
 
     # -- starting and stopping
 
@@ -186,7 +184,7 @@ class Controller:
 
     def break_down(self, why: str) -> None:
         """Controller Fatal Status (§9.5): only a reset helps."""
-        self._log.warning("fatal", "controller fatal status: %s", why)
+        self.device.warn("controller fatal status: %s", why)
         self.device.csts |= registers.FATAL
 
     # -- doorbells
@@ -201,7 +199,7 @@ class Controller:
         elif qid and self.shadow.active:
             self._work_off(queue)
         elif tail is None:
-            self._log.warning("blind", "submission queue %d rung by event, and the guest has no shadow doorbells", qid)
+            self.device.warn("submission queue %d rung by event, and the guest has no shadow doorbells", qid)
         elif tail >= queue.size:
             self._bad_doorbell(Event.INVALID_DOORBELL_VALUE)
         else:
@@ -363,7 +361,7 @@ class Controller:
 
     def _io_failed(self, sq: SubmissionQueue, command: Command, error: Exception) -> Completion:
         if not isinstance(error, CommandError):
-            self._log.warning("disk", "%s", error)
+            self.device.warn("disk: %s", error)
             self.logs.counters.media += 1
         return self._failed(sq, command, blame(error, command.opcode))
 
@@ -416,7 +414,7 @@ class Controller:
 
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
-            self._log.warning("disk", "flush at shutdown: %s", job.error)
+            self.device.warn("flush at shutdown: %s", job.error)
         if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else a reset has come between
             self.device.csts ^= registers.SHUTDOWN_BUSY | registers.SHUTDOWN_DONE
 
