@@ -81,8 +81,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.journal_state,
         )
         self.controller = Controller(self, state, Namespaces(spaces), identity, self.queues)
-        threads = self.pool(self.threads, self.controller.finished)
-        self.controller.pool = direct_pool(self, threads, self.controller.finished) if self.direct else threads
+        engine = self.controller.engine
+        threads = self.pool(self.threads, engine.finished)
+        engine.pool = direct_pool(self, threads, engine.finished) if self.direct else threads
         if self.doorbells == "shadow":
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
 
@@ -133,17 +134,17 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def reset(self) -> None:
         """Wait for the threads, which may be writing guest memory, and begin anew."""
-        self.controller.pool.settle()
+        self.controller.engine.pool.settle()
         self.controller.power_on()
 
     def restored(self) -> None:
         """Do again what was under way."""
-        self.controller.pool.settle()
+        self.controller.engine.pool.settle()
         self.controller.restored()
 
     def close(self) -> None:
         """End the threads and close the images."""
-        self.controller.pool.close()
+        self.controller.engine.pool.close()
         self.controller.namespaces.close()
 
     @Registers.cc.write
@@ -155,13 +156,13 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     @Registers.intms.write
     def mask(self, _: int) -> None:
         """Interrupts that are masked, for MSI and the line (§3.1.3)."""
-        self.controller.interrupts.level()
+        self.controller.queues.interrupts.level()
 
     @Registers.intmc.write
     def unmask(self, value: int) -> None:
         """Both registers are one mask (§3.1.4)."""
         self.intms &= ~value
-        self.controller.interrupts.unmasked()
+        self.controller.queues.interrupts.unmasked()
 
     @Registers.intmc.read
     def read_mask(self) -> int:
@@ -188,9 +189,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         if size != 4 or offset % 4:
             return
         if offset & 4:
-            self.controller.ring_head(offset >> 3, value)
+            self.controller.engine.ring_head(offset >> 3, value)
         else:
-            self.controller.ring_tail(offset >> 3, value)
+            self.controller.engine.ring_tail(offset >> 3, value)
 
 
 def images(text: str) -> list[Path]:
