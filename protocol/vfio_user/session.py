@@ -317,9 +317,11 @@ class Session:
 
     def _dma_unmap(self, message: Message) -> Reply:
         request = DmaUnmap.unpack(message.payload)
-        self._backend.before_unmap()
-        self.dma.unmap(request.address, request.size)
-        self._backend.dma_changed()
+        ranges = self.dma.inside(request)
+        if ranges.start < ranges.stop:
+            self._backend.before_unmap()
+            self.dma.unmap(ranges)
+            self._backend.dma_changed()
         return Reply([request.pack()])
 
     def _region_read(self, message: Message) -> Reply:

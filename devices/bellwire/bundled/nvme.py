@@ -37,7 +37,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     that takes no ioeventfds, as QEMU, sends values by message all the same, and serves every guest.
     """
 
-    image = Option("", help="raw files or block devices, separated by commas, a namespace each; none: memory")
+    image = Option(
+        "", help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; none: memory"
+    )
     size = Option(0, help="bytes of each namespace: of memory (64M), or of images that are to be made")
     block_size = Option(512, help="bytes of a logical block: 512 or 4096")
     readonly = Option(False, help="refuse every write")
@@ -101,7 +103,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def open_disks(self) -> list[Disk]:
         """A disk for each namespace; all or none."""
-        paths = [Path(name) for name in self.image.split(",") if name]
+        paths = images(self.image)
         count = self.namespaces or len(paths) or 1
         if len(paths) > count:
             raise OptionError(f"option image: {len(paths)} images for namespaces={count}")
@@ -190,3 +192,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.controller.engine.ring_head(offset >> 3, value)
         else:
             self.controller.engine.ring_tail(offset >> 3, value)
+
+
+def images(text: str) -> list[Path]:
+    """The paths that ``text`` names, separated by commas; two in a row are one in a name, as in QEMU's options."""
+    names = text.replace(",,", "\0").split(",")
+    return [Path(name.replace("\0", ",")) for name in names if name]

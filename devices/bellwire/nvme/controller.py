@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bellwire import Job
-from bellwire.limited import LimitedLog
 from bellwire.nvme import registers
 from bellwire.nvme.command import ALL_NAMESPACES
 from bellwire.nvme.engine import Engine
@@ -64,9 +63,8 @@ class Controller:
             self.happened,
         )
         self.engine = Engine(self, Journal(state.journal))
-        self._file = device.core.state.registers[0]
+        self._file = device.storage(Registers.mmio)
         self._shutdown: Job | None = None
-        self._log: LimitedLog = device.core.log
 
     @property
     def live(self) -> bool:
@@ -149,13 +147,13 @@ class Controller:
 
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
-            self._log.warning("disk", "flush at shutdown: %s", job.error)
+            self.device.warn("flush at shutdown: %s", job.error)
         if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else a reset has come between
             self.device.csts ^= registers.SHUTDOWN_BUSY | registers.SHUTDOWN_DONE
 
     def break_down(self, why: str) -> None:
         """Controller Fatal Status (§9.5): only a reset helps."""
-        self._log.warning("fatal", "controller fatal status: %s", why)
+        self.device.warn("controller fatal status: %s", why)
         self.device.csts |= registers.FATAL
 
     def happened(self, event: Event) -> None:

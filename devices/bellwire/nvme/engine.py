@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from bellwire import GuestError, Job, Pool
-from bellwire.limited import LimitedLog
 from bellwire.nvme.admin import Admin
 from bellwire.nvme.at_once import AtOnce
 from bellwire.nvme.command import COMMAND_SIZE, Command
@@ -47,7 +46,6 @@ class Engine:
         self._at_once = AtOnce(self._dma, controller.namespaces, self._io, controller.logs.counters)
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
-        self._log: LimitedLog = controller.device.core.log
 
     # -- starting and stopping
 
@@ -197,7 +195,7 @@ class Engine:
 
     def _io_failed(self, sq: SubmissionQueue, command: Command, error: Exception) -> Completion:
         if not isinstance(error, CommandError):
-            self._log.warning("disk", "%s", error)
+            self._controller.device.warn("disk: %s", error)
             self._logs.counters.media += 1
         return self._failed(sq, command, blame(error, command.opcode))
 

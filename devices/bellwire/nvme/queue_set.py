@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bellwire.limited import LimitedLog
 from bellwire.nvme.events import Event
 from bellwire.nvme.features import Features
 from bellwire.nvme.interrupts import Interrupts
@@ -38,7 +37,7 @@ class QueueSet:
         self.interrupts = Interrupts(device, features, completions)
         self._dma = device.dma
         self._bad = bad
-        self._log: LimitedLog = device.core.log
+        self._warn = device.warn
 
     def create_admin(self, asq: int, submissions: int, acq: int, completions: int) -> None:
         """The admin queues, at addresses and with sizes that come from registers (§7.6.1)."""
@@ -64,7 +63,7 @@ class QueueSet:
         elif qid and self.shadow.active:
             return queue
         elif tail is None:
-            self._log.warning("blind", "submission queue %d rung by event, and the guest has no shadow doorbells", qid)
+            self._warn("submission queue %d rung by event, and the guest has no shadow doorbells", qid)
         elif tail >= queue.size:
             self._bad(Event.INVALID_DOORBELL_VALUE)
         else:
