@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from bellwire.capabilities import Identity, template
 from bellwire.config_space import ConfigSpace, Effect
+from bellwire.dma import Dma
 from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.hooks import Tie
 from bellwire.host import Detached, Host, Timer
@@ -35,6 +36,7 @@ class Core:
     """What the SDK keeps about one device; device code has no need of it."""
 
     signals_kind: ClassVar[type[Signals]] = Signals
+    dma_kind: ClassVar[type[Dma]] = Dma
 
     def __init__(self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]) -> None:
         self.device = device
@@ -60,8 +62,7 @@ class Core:
         """Those that the device has asked for."""
         self.connected = False
         """Whether there is a client, and so a guest's memory."""
-        self.maps = 0
-        """Counts changes of what is mapped: a view of guest memory from before the last one may be stale."""
+        self.dma = self.dma_kind(self)
         self.generation = 0
         """Counts resets: a background result from before the last one is stale."""
         self.timers: WeakSet[Timer] = WeakSet()
@@ -106,6 +107,7 @@ class Core:
             space.write(offset, data)
         elif index == RegionIndex.CONFIG:
             self.config.write(offset, data)
+            self.dma.changed()
             self._call_vendor("write", offset, len(data))
 
     def region_size(self, index: int) -> int:
@@ -169,6 +171,11 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
+    def join(self, connected: bool) -> None:
+        """A client has come, or gone: memory is another one."""
+        self.connected = connected
+        self.dma.changed()
+
     def finish_jobs(self) -> None:
         """Wait for jobs, which may use views of guest memory that is about to go."""
         for pool in self.pools:
@@ -181,6 +188,7 @@ class Core:
     def _forget(self) -> None:
         """Whatever is under way belongs to the state that was."""
         self.generation += 1
+        self.dma.changed()
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()

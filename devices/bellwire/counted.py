@@ -50,4 +50,4 @@ class CountedDma(Dma):
 def count_dma(device: PciDevice) -> None:
     """From now on; before ``setup``, in which device code may take hold of it."""
     if not isinstance(device.dma, CountedDma):
-        device.dma = CountedDma(device.core)
+        device.core.dma = device.dma = CountedDma(device.core)

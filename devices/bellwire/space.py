@@ -233,6 +233,7 @@ class IoRegionCell:
         self.size = region.size
         self._core = core
         self._region = region
+        self._rings = core.tally.ring("message", region.name) if region.bell else None
 
     def read(self, first: int, count: int) -> bytes:
         """A long read reaches the hook in pieces of at most 8 bytes."""
@@ -244,9 +245,11 @@ class IoRegionCell:
         )
 
     def write(self, first: int, data: memoryview) -> None:
-        """A long write reaches the hook in pieces of at most 8 bytes."""
+        """A long write reaches the hook in pieces of at most 8 bytes; each rings a row of doorbells once."""
         for at in range(0, len(data), WIDEST):
             piece = data[at : at + WIDEST]
+            if self._rings is not None:
+                self._rings[0] += 1
             self._core.ioregion_write(self._region, first + at, len(piece), int.from_bytes(piece, "little"))
 
 

@@ -38,10 +38,34 @@ class TracedSignals(Signals):
         super().drive(asserted)
 
 
+class TracedDma(CountedDma):
+    """DMA, each told."""
+
+    __slots__ = ()
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copied out of guest memory."""
+        self._core.device.log.debug("DMA read of %d bytes at %#x", size, address)
+        return super().read(address, size)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copied into guest memory."""
+        self._core.device.log.debug("DMA write of %d bytes at %#x", memoryview(data).nbytes, address)
+        super().write(address, data)
+
+    def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
+        """Touched in place."""
+        self._core.device.log.debug(
+            "DMA of %d bytes at %#x, to be %s in place", size, address, "written" if write else "read"
+        )
+        return super().map(address, size, write=write)
+
+
 class TracedCore(Core):
     """The calls into a device's hooks, each told, and what led to them."""
 
     signals_kind = TracedSignals
+    dma_kind = TracedDma
 
     def __init__(self, device: PciDevice, *arguments: Any) -> None:
         self._tell = device.log.debug
@@ -107,29 +131,6 @@ class TracedCore(Core):
         meaning = f" ({register.meaning(value)})" if register is not None and register.kind is not None else ""
         where = f"{name} (BAR{index}+{offset:#x})" if index in self.layout.bars else f"{name}+{offset:#x}"
         return f"{where}: {shown}{meaning}"
-
-
-class TracedDma(CountedDma):
-    """DMA, each told."""
-
-    __slots__ = ()
-
-    def read(self, address: int, size: int) -> bytes:
-        """Copied out of guest memory."""
-        self._core.device.log.debug("DMA read of %d bytes at %#x", size, address)
-        return super().read(address, size)
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copied into guest memory."""
-        self._core.device.log.debug("DMA write of %d bytes at %#x", memoryview(data).nbytes, address)
-        super().write(address, data)
-
-    def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
-        """Touched in place."""
-        self._core.device.log.debug(
-            "DMA of %d bytes at %#x, to be %s in place", size, address, "written" if write else "read"
-        )
-        return super().map(address, size, write=write)
 
 
 def _short(value: object) -> str:
