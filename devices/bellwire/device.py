@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from bellwire.capabilities import Identity
-from bellwire.core import Core
-from bellwire.declare import hexadecimal
-from bellwire.dma import Dma
-from bellwire.doorbell import IoRegion
+from bellwire.declare.declared import hexadecimal
+from bellwire.declare.doorbell import IoRegion
+from bellwire.declare.layout import Layout, plan
+from bellwire.declare.option import parse_options
 from bellwire.errors import DeclarationError, OptionError
-from bellwire.host import Timer
-from bellwire.layout import Layout, plan
-from bellwire.option import parse_options
-from bellwire.pool import Job, Pool
+from bellwire.model.capabilities import Identity
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.host import Timer
+from bellwire.model.jobs import Job, Pool
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 

@@ -14,10 +14,10 @@ import pytest
 
 from bellwire import OptionError
 from bellwire.bundled.virtio_console import VirtioConsole
+from bellwire.bundled.virtio_console.control import Console, Event
 from bellwire.stream import StreamError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
-from bellwire.virtio.console import Console, Event
 from virtio.driver import DEVICE, Driver
 
 PATIENCE = 5.0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.errors import BellwireError
-from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 Buffers = Sequence[memoryview | bytearray]
 

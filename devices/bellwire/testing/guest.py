@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from bellwire import capabilities as pci
-from bellwire.bar import Area
+from bellwire.declare.bar import Area
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.register import Register
 from bellwire.device import PciDevice
-from bellwire.doorbell import Doorbell, IoRegion
-from bellwire.loop import Deadline
-from bellwire.pool import Done, Job
-from bellwire.register import Register
+from bellwire.model import capabilities as pci
+from bellwire.model.jobs import Done, Job
+from bellwire.serve.loop import Deadline
 from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
 
 Device = TypeVar("Device", bound=PciDevice)
@@ -161,7 +161,7 @@ class Guest:
         if not 0 <= offset <= offset + count <= size:
             raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
 
-    # -- bellwire.host.Host
+    # -- bellwire.model.host.Host
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The guest's memory."""
