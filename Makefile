@@ -39,8 +39,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# These tests share nothing, so each core takes files of its own.
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"

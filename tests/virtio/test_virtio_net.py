@@ -364,7 +364,7 @@ def test_filters_survive_in_a_snapshot(make: Make, far: socket.socket, tmp_path:
 
 def test_a_client_that_has_gone_ends_the_flow(make: Make, far: socket.socket) -> None:
     card = make()
-    card.device.core.connected = False
+    card.device.core.join(False)
     far.send(frame())
     assert card.driver.guest.poll(PATIENCE)
     assert not card.driver.guest.poll()

@@ -60,18 +60,21 @@ class Nursery:
         self._children: dict[int, Child] = {}
 
     def open(self) -> None:
-        """Start it."""
-        self._reopening = None
+        """Start it. An OSError says why that cannot be."""
         ours, theirs = wire.pair()
         ours.setblocking(False)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bellwired.workers.forkserver", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=process.environment(),
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "bellwired.workers.forkserver", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=process.environment(),
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
         self._sock = ours
         self._since = time.monotonic()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
@@ -189,6 +192,7 @@ class Nursery:
         assert self._process is not None
         self._process.kill()  # it may have closed its socket only
         status = self._process.wait()
+        self._process = None
         if time.monotonic() - self._since > SHORT_LIFE:
             self._delay = FIRST_DELAY
         log.error("the fork server has died with status %d, and its workers with it; starting another", status)
@@ -199,8 +203,20 @@ class Nursery:
         for future in waiting.values():
             if not future.done():
                 future.set_exception(CommandError("the fork server has died"))
-        self._reopening = asyncio.get_running_loop().call_later(self._delay, self.open)
+        self._open_later()
+
+    def _open_later(self) -> None:
+        self._reopening = asyncio.get_running_loop().call_later(self._delay, self._reopen)
         self._delay = min(LONGEST_DELAY, 2 * self._delay)
+
+    def _reopen(self) -> None:
+        """Processes or descriptors may have run out; until some are free again, only trying helps."""
+        self._reopening = None
+        try:
+            self.open()
+        except OSError as error:
+            log.error("the fork server cannot be started: %s; trying again in %g s", error.strerror, self._delay)
+            self._open_later()
 
     def _hang_up(self) -> None:
         if self._sock is not None:

@@ -39,6 +39,10 @@ class Rings:
         count: int = self._counts[self._slot]
         return count
 
+    def clear(self) -> None:
+        """Count from zero again."""
+        self._counts[self._slot] = 0
+
     def add(self, count: int) -> None:
         """Count rings; wraps at 2**64 as the eventfd's own counter would."""
         self._counts[self._slot] = (self._counts[self._slot] + count) & 0xFFFF_FFFF_FFFF_FFFF

@@ -15,6 +15,7 @@ from bellwire.declare.layout import Layout
 from bellwire.declare.register import Register
 from bellwire.model.capabilities import Identity, template
 from bellwire.model.config_space import ConfigSpace, Effect
+from bellwire.model.dma import Dma
 from bellwire.model.host import Detached, Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
@@ -58,8 +59,7 @@ class Core:
         """Those that the device has asked for."""
         self.connected = False
         """Whether there is a client, and so a guest's memory."""
-        self.maps = 0
-        """Counts changes of what is mapped: a view of guest memory from before the last one may be stale."""
+        self.dma = Dma(self)
         self.generation = 0
         """Counts resets: a background result from before the last one is stale."""
         self.timers: WeakSet[Timer] = WeakSet()
@@ -104,6 +104,7 @@ class Core:
             space.write(offset, data)
         elif index == RegionIndex.CONFIG:
             self.config.write(offset, data)
+            self.dma.changed()
             self._call_vendor("write", offset, len(data))
 
     def region_size(self, index: int) -> int:
@@ -167,6 +168,11 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
+    def join(self, connected: bool) -> None:
+        """A client has come, or gone: memory is another one."""
+        self.connected = connected
+        self.dma.changed()
+
     def finish_jobs(self) -> None:
         """Wait for jobs, which may use views of guest memory that is about to go."""
         for pool in self.pools:
@@ -179,6 +185,7 @@ class Core:
     def _forget(self) -> None:
         """Whatever is under way belongs to the state that was."""
         self.generation += 1
+        self.dma.changed()
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()

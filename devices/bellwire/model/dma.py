@@ -20,12 +20,13 @@ class Dma:
     All of it is refused while bus mastering is off (PCI 3.0 §6.2.2).
     """
 
-    __slots__ = ("_core", "_maps", "_windows")
+    __slots__ = ("_core", "_windows", "changes")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._maps = -1
-        self._windows = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while the maps are the same
+        self._windows = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while nothing changes
+        self.changes = 0
+        """Counts what may make a view of guest memory stale: maps, clients, resets, writes to config space."""
 
     def read(self, address: int, size: int) -> bytes:
         """A copy of ``size`` bytes of guest memory, at most 64 MiB."""
@@ -92,15 +93,16 @@ class Dma:
         self._check(address, 0)
         return self._core.host.window(address, write)
 
+    def changed(self) -> None:
+        """Something of that kind has happened: forget where memory was."""
+        self.changes += 1
+        self._windows = [_NOWHERE, _NOWHERE]
+
     def _near(self, address: int, size: int, write: bool) -> Window | None:
         """The stretch of shared memory that these bytes lie in, all of them: most often, that of the last time."""
-        core = self._core
-        if self._maps != core.maps:
-            self._maps = core.maps
-            self._windows = [_NOWHERE, _NOWHERE]
         window = self._windows[write]
         if not window.start <= address <= window.end - size:
-            found = core.host.window(address, write)
+            found = self._core.host.window(address, write)
             if found is None or address + size > found.end:
                 return None
             window = self._windows[write] = found

@@ -19,6 +19,7 @@ import zlib
 from typing import Any
 
 from bellwire.declare.bar import Area
+from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, Rings
 from bellwire.declare.layout import Layout
 from bellwire.declare.register import Register
@@ -117,22 +118,33 @@ class State:
     def reset(self) -> None:
         """Registers, counts, MSI-X and saved fields as after power-on; areas are zeroed."""
         self.enter()
-        for plan in self.layout.bars.values():
-            file = self.registers[plan.bar.index]
-            for item in plan.placed:
-                if isinstance(item, Register):
-                    item.store(file, item.reset)
-        for slot in range(len(self._counts)):
-            self._counts[slot] = 0
+        self.reset_registers()
         self.table_used = False
         self.msix[:] = bytes(len(self.msix))
         for entry in range(0, len(self.msix), 16):
             self.msix[entry + 12] = 1  # every vector starts masked (PCI 3.0 §6.8.2.9)
         self.pba[:] = bytes(len(self.pba))
-        for saved, cell in self.saved.items():
-            saved.clear(cell)
         for area in self.areas:  # whole pages, given back: a large area costs memory only where it is written
             fallocate(self.area_fds[area.bar.index], PUNCH_HOLE | KEEP_SIZE, area.offset, area.size)
+        self.leave()
+
+    def reset_registers(self, keep: frozenset[Declared] = frozenset()) -> None:
+        """Registers, counts and saved fields as after power-on, all but those in ``keep``."""
+        self.enter()
+        for plan in self.layout.bars.values():
+            if plan.bar in keep:
+                continue
+            file = self.registers[plan.bar.index]
+            for item in plan.placed:
+                if item in keep:
+                    continue
+                if isinstance(item, Register):
+                    item.store(file, item.reset)
+                elif isinstance(item, Doorbell):
+                    self.rings[item].clear()
+        for saved, cell in self.saved.items():
+            if saved not in keep:
+                saved.clear(cell)
         self.leave()
 
     def snapshot(self) -> bytes:

@@ -66,8 +66,7 @@ class Served:
         self._bells = Bells(self.core, self.guard)
         self._introduced = False
         self.core.tally.clients += 1
-        self.core.maps += 1
-        self.core.connected = True
+        self.core.join(True)
         self._observer.connected(*_credentials(connection))
         self._session_fd, self._bells_fd = self.session.fileno(), self._bells.fileno()
         self._alone = [(self._session_fd, int(select.EPOLLIN))]
@@ -89,8 +88,7 @@ class Served:
         self.core.tally.reads += self.session.reads
         self.session.close()
         self.session = self._bells = None
-        self.core.maps += 1
-        self.core.connected = False
+        self.core.join(False)
         self._observer.left(reason)
 
     def wait(self) -> list[int]:
@@ -203,7 +201,7 @@ class Served:
 
     def dma_changed(self) -> None:
         """The client has mapped or unmapped memory."""
-        self.core.maps += 1
+        self.core.dma.changed()
         if self.session is not None:
             table = self.session.dma
             self._observer.mapped(len(table), table.total)

@@ -204,7 +204,7 @@ def direct_pool(device: PciDevice, threads: Pool, done: Done) -> Pool:
         pool = DirectPool(device, threads, done)
     except OSError:
         return threads
-    device.core.pools.append(pool)
+    device.join_pool(pool)
     return pool
 
 

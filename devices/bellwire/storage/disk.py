@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import stat
@@ -19,6 +20,7 @@ Buffers = Sequence[memoryview | bytearray]
 MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+log = logging.getLogger("bellwire.storage")
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -50,11 +52,11 @@ class Disk:
         self._lost: OSError | None = None
 
     @classmethod
-    def memory(cls, size: int) -> Disk:
-        """Bytes that are forgotten at the end; the memory is taken as it is written."""
+    def memory(cls, size: int, *, block: int = 512) -> Disk:
+        """``size`` bytes, in whole blocks, that are forgotten at the end; the memory is taken as it is written."""
         disk = cls(os.memfd_create("bellwire-disk", os.MFD_CLOEXEC), 0, instant=True)
         try:
-            disk.resize(size)
+            disk.resize(size, block=block)
         except StorageError:
             disk.close()
             raise
@@ -64,9 +66,11 @@ class Disk:
     def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
         """A raw file or a block device, in which every access is of whole blocks.
 
-        Where there is no file, a sparse one of ``size`` bytes is made; one that exists must have ``size`` bytes,
-        unless that is 0. It is locked (flock(2)), so that no two of our devices write one image.
+        Where there is no file, or an empty one, a sparse file of ``size`` bytes is made. An image that is there keeps
+        its own size, and a warning says so if ``size`` is another. It is locked (flock(2)), so that no two of our
+        devices write one image.
         """
+        check_blocks(size, block)
         flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
         flags |= os.O_DIRECT if direct else 0
         try:
@@ -85,9 +89,19 @@ class Disk:
             os.close(fd)
             raise
 
-    def resize(self, size: int) -> None:
-        """Give it ``size`` bytes, or with 0 take the size that it has by now; a StorageError where that cannot be."""
+    def resize(self, size: int, *, block: int = 512, shrink: bool = False) -> None:
+        """Give it ``size`` bytes, in whole blocks of ``block``, or with 0 take the size that it has by now.
+
+        A StorageError where that cannot be, and where it would lose bytes without ``shrink``.
+        """
         if size:
+            check_blocks(size, block)
+            found = os.lseek(self.fd, 0, os.SEEK_END)
+            if 0 < size < found and not shrink:
+                raise StorageError(
+                    f"size={size} would cut the disk from {found} bytes and destroy what lies beyond; "
+                    "if that is meant, give shrink=yes before it"
+                )
             _resize(self.fd, size)
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
@@ -212,8 +226,14 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
         _resize(fd, size)
         found = size
     if size and found != size:
-        raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
+        log.warning("image %s keeps its %d bytes: size=%d is for an image that is to be made", path, found, size)
     return found
+
+
+def check_blocks(size: int, block: int) -> None:
+    """Refuse a disk that is no whole number of blocks: a unit has been forgotten, most likely."""
+    if size > 0 and size % block:
+        raise StorageError(f"size={size}: expected a whole number of blocks of {block} bytes, as in size=64M")
 
 
 def _resize(fd: int, size: int) -> None:

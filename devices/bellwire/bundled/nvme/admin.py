@@ -101,11 +101,10 @@ class Admin:
     def _set_features(self, command: Command) -> Answer:
         """§5.21. Who turns the write cache off need not flush any more, so what is in it goes onto the media."""
         controller = self._controller
-        io_queues = (*controller.submissions[1:], *controller.completions[1:])
+        io_queues = (*controller.queues.submissions[1:], *controller.queues.completions[1:])
         result = controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
         if controller.features.alarming:
-            controller.events.happened(Event.TEMPERATURE)
-            controller.tell_events()
+            controller.happened(Event.TEMPERATURE)
         if command.cdw10 & 0xFF == FeatureId.WRITE_CACHE and not controller.features.write_cache:
             return Job(flush_all, controller.namespaces.addressed(ALL_NAMESPACES))
         return result
@@ -113,14 +112,14 @@ class Admin:
     def _async_event_request(self, command: Command) -> None:
         """§5.2: stays open until there is news, which there may be already."""
         self._controller.events.request(command.cid)
-        self._controller.tell_events()
+        self._controller.engine.tell_events()
 
     def _abort(self, command: Command) -> int:
         """§5.1. Event requests can be taken back; an I/O command is left to end by itself, which it does soon."""
         sqid, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
         controller = self._controller
-        if sqid == 0 and controller.completions[0].room > 0 and controller.events.withdraw(cid):
-            controller.complete(0, cid, Status.ABORTED_BY_REQUEST.field)
+        if sqid == 0 and controller.queues.completions[0].room > 0 and controller.events.withdraw(cid):
+            controller.engine.complete(0, cid, Status.ABORTED_BY_REQUEST.field)
             return 0
         return NOT_ABORTED
 
@@ -129,44 +128,44 @@ class Admin:
         for address, where in ((command.prp1, Byte.PRP1), (command.prp2, Byte.PRP2)):
             if not address or address % PAGE:
                 raise CommandError(Status.INVALID_FIELD, where)
-        self._controller.shadow.configure(command.prp1, command.prp2)
-        self._controller.kick_all()
+        self._controller.queues.shadow.configure(command.prp1, command.prp2)
+        self._controller.engine.kick_all()
         return 0
 
     def _create_completion_queue(self, command: Command) -> int:
         """§5.3."""
         controller = self._controller
-        qid, size = self._new_queue(command, [queue.size for queue in controller.completions])
+        qid, size = self._new_queue(command, [queue.size for queue in controller.queues.completions])
         vector = command.cdw11 >> 16
         if vector > (QUEUES if controller.device.irq.enabled else 0):
             raise CommandError(Status.INVALID_INTERRUPT_VECTOR, Byte.CDW11)
         if 1 << ControllerConfiguration(controller.device.cc).completion_size != COMPLETION_SIZE:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
-        controller.completions[qid].create(command.prp1, size, vector, bool(command.cdw11 & INTERRUPTS))
-        if controller.shadow.active:  # what is there is of an earlier queue with this number
-            controller.shadow.wake_at_head(qid, 0)
+        controller.queues.completions[qid].create(command.prp1, size, vector, bool(command.cdw11 & INTERRUPTS))
+        if controller.queues.shadow.active:  # what is there is of an earlier queue with this number
+            controller.queues.shadow.wake_at_head(qid, 0)
         return 0
 
     def _create_submission_queue(self, command: Command) -> int:
         """§5.4."""
         controller = self._controller
-        qid, size = self._new_queue(command, [queue.size for queue in controller.submissions])
+        qid, size = self._new_queue(command, [queue.size for queue in controller.queues.submissions])
         cqid = command.cdw11 >> 16
-        if not 0 < cqid <= controller.queues:
+        if not 0 < cqid <= controller.queues.most:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW11)
-        if not controller.completions[cqid].size:
+        if not controller.queues.completions[cqid].size:
             raise CommandError(Status.INVALID_COMPLETION_QUEUE, Byte.CDW11)
         if 1 << ControllerConfiguration(controller.device.cc).submission_size != COMMAND_SIZE:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
-        controller.submissions[qid].create(command.prp1, size, cqid)
-        if controller.shadow.active:
-            controller.shadow.wake_at_tail(qid, 0)
+        controller.queues.submissions[qid].create(command.prp1, size, cqid)
+        if controller.queues.shadow.active:
+            controller.queues.shadow.wake_at_tail(qid, 0)
         return 0
 
     def _new_queue(self, command: Command, sizes: list[int]) -> tuple[int, int]:
         """Number and entries of a queue to be created: what both kinds check."""
         qid, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
-        if not 0 < qid <= self._controller.queues or sizes[qid]:
+        if not 0 < qid <= self._controller.queues.most or sizes[qid]:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
         if not 2 <= size <= ENTRIES:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
@@ -180,14 +179,14 @@ class Admin:
         """§5.6: complete once no thread works for it any more, since until then guest memory may be written."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
-        if not 0 < qid <= controller.queues or not controller.submissions[qid].size:
+        if not 0 < qid <= controller.queues.most or not controller.queues.submissions[qid].size:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
-        queue = controller.submissions[qid]
+        queue = controller.queues.submissions[qid]
         if queue.deleter:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
         if queue.running:
             queue.deleter = command.cid + 1
-            controller.completions[0].running += 1
+            controller.queues.completions[0].running += 1
             return None
         queue.size = 0
         return 0
@@ -196,12 +195,12 @@ class Admin:
         """§5.5: not while a submission queue uses it."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
-        if not 0 < qid <= controller.queues or not controller.completions[qid].size:
+        if not 0 < qid <= controller.queues.most or not controller.queues.completions[qid].size:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
-        if any(queue.size and queue.cqid == qid for queue in controller.submissions[1:]):
+        if any(queue.size and queue.cqid == qid for queue in controller.queues.submissions[1:]):
             raise CommandError(Status.INVALID_QUEUE_DELETION, Byte.CDW10)
-        controller.completions[qid].size = 0
-        controller.interrupts.level()
+        controller.queues.completions[qid].size = 0
+        controller.queues.interrupts.level()
         return 0
 
     def _give(self, command: Command, page: bytes) -> None:

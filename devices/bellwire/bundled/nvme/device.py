@@ -37,7 +37,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     that takes no ioeventfds, as QEMU, sends values by message all the same, and serves every guest.
     """
 
-    image = Option("", help="raw files or block devices, separated by commas, a namespace each; none: memory")
+    image = Option(
+        "", help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; none: memory"
+    )
     size = Option(0, help="bytes of each namespace: of memory (64M), or of images that are to be made")
     block_size = Option(512, help="bytes of a logical block: 512 or 4096")
     readonly = Option(False, help="refuse every write")
@@ -79,8 +81,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.journal_state,
         )
         self.controller = Controller(self, state, Namespaces(spaces), identity, self.queues)
-        threads = self.pool(self.threads, self.controller.finished)
-        self.controller.pool = direct_pool(self, threads, self.controller.finished) if self.direct else threads
+        engine = self.controller.engine
+        threads = self.pool(self.threads, engine.finished)
+        engine.pool = direct_pool(self, threads, engine.finished) if self.direct else threads
         if self.doorbells == "shadow":
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
 
@@ -100,7 +103,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def open_disks(self) -> list[Disk]:
         """A disk for each namespace; all or none."""
-        paths = [Path(name) for name in self.image.split(",") if name]
+        paths = images(self.image)
         count = self.namespaces or len(paths) or 1
         if len(paths) > count:
             raise OptionError(f"option image: {len(paths)} images for namespaces={count}")
@@ -131,17 +134,17 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def reset(self) -> None:
         """Wait for the threads, which may be writing guest memory, and begin anew."""
-        self.controller.pool.settle()
+        self.controller.engine.pool.settle()
         self.controller.power_on()
 
     def restored(self) -> None:
         """Do again what was under way."""
-        self.controller.pool.settle()
+        self.controller.engine.pool.settle()
         self.controller.restored()
 
     def close(self) -> None:
         """End the threads and close the images."""
-        self.controller.pool.close()
+        self.controller.engine.pool.close()
         self.controller.namespaces.close()
 
     @Registers.cc.write
@@ -153,13 +156,13 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     @Registers.intms.write
     def mask(self, _: int) -> None:
         """Interrupts that are masked, for MSI and the line (§3.1.3)."""
-        self.controller.interrupts.level()
+        self.controller.queues.interrupts.level()
 
     @Registers.intmc.write
     def unmask(self, value: int) -> None:
         """Both registers are one mask (§3.1.4)."""
         self.intms &= ~value
-        self.controller.interrupts.unmasked()
+        self.controller.queues.interrupts.unmasked()
 
     @Registers.intmc.read
     def read_mask(self) -> int:
@@ -186,6 +189,12 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         if size != 4 or offset % 4:
             return
         if offset & 4:
-            self.controller.ring_head(offset >> 3, value)
+            self.controller.engine.ring_head(offset >> 3, value)
         else:
-            self.controller.ring_tail(offset >> 3, value)
+            self.controller.engine.ring_tail(offset >> 3, value)
+
+
+def images(text: str) -> list[Path]:
+    """The paths that ``text`` names, separated by commas; two in a row are one in a name, as in QEMU's options."""
+    names = text.replace(",,", "\0").split(",")
+    return [Path(name.replace("\0", ",")) for name in names if name]

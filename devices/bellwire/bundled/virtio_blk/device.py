@@ -38,6 +38,7 @@ class VirtioBlk(
     size = Option(
         0, help="bytes: of memory (64M), or of an image that is to be made; may be changed while the guest runs"
     )
+    shrink = Option(False, help="let the next size= make the disk smaller, and destroy what lies beyond its end")
     readonly = Option(False, help="refuse every write")
     serial = Option("bellwire", help="what GET_ID tells, at most 20 bytes")
     block_size = Option(512, help="bytes of a logical block: 512 to 4096")
@@ -76,7 +77,7 @@ class VirtioBlk(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
             )
         else:
-            self.disk = Disk.memory(self.size or 64 << 20)
+            self.disk = Disk.memory(self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
@@ -128,18 +129,21 @@ class VirtioBlk(
     def durable(self) -> bool:
         """Whether each write must be on the medium before it is done: always so for a driver that cannot flush."""
         chosen = self.negotiated
-        return Blk.FLUSH not in chosen or (Blk.CONFIG_WCE in chosen and not VirtioBlk.writeback.load(self.registers))
-
-    @property
-    def registers(self) -> memoryview:
-        """What is stored for BAR0."""
-        return self.core.state.registers[0]
+        if Blk.FLUSH not in chosen:
+            return True
+        return Blk.CONFIG_WCE in chosen and not VirtioBlk.writeback.load(self.storage(VirtioBlk.mmio))
 
     @size.set
     def resize(self, size: int = 0) -> None:
         """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
-        self.disk.resize(size)
+        self.disk.resize(size, block=self.block_size, shrink=self.shrink)
+        if self.shrink:
+            self.change("shrink", False)  # it was for this once
         self.configuration_changed()
+
+    @shrink.set
+    def allow_shrinking(self, shrink: bool) -> None:
+        """Nothing happens before the next size."""
 
     # -- requests (§5.2.6)
 
@@ -150,8 +154,12 @@ class VirtioBlk(
             request = Request(chain)
             try:
                 job = self.begin(request)
-            except (Failure, OSError) as error:
-                request.end(error.result if isinstance(error, Failure) else Result.IO_ERROR)
+            except Failure as failure:
+                request.end(failure.result)
+                continue
+            except OSError as error:
+                self.failed(error)
+                request.end(Result.IO_ERROR)
                 continue
             if job is None:
                 request.end(Result.OK)
@@ -164,10 +172,16 @@ class VirtioBlk(
         for job in jobs:
             request: Request = job.tag
             request.end(Result.IO_ERROR if job.error else Result.OK)
-            if job.error and not isinstance(job.error, OSError):
+            if isinstance(job.error, OSError):
+                self.failed(job.error)
+            elif job.error:
                 self.log.error("request failed", exc_info=job.error)
         for queue in {job.tag.chain.queue.index: job.tag.chain.queue for job in jobs}.values():
             queue.flush()
+
+    def failed(self, error: OSError) -> None:
+        """The image has failed, and the driver is told no more than that: the log has the reason."""
+        self.warn("disk: %s", error)
 
     def begin(self, request: Request) -> Job | None:
         """None: it is done. A Failure, or an OSError, is for the driver."""

@@ -96,9 +96,15 @@ class Request:
         self.chain.write(data[: self.room_size])
 
     def end(self, result: Result) -> None:
-        """Give the buffer back."""
+        """Give the buffer back. The used length is what has been written from the buffer's start (§2.7.8.2).
+
+        The result is written last, and counts where nothing before it was left out.
+        """
+        filled = 0
+        if result is Result.OK:
+            filled = self.room_size if self.type == Type.IN else self.chain.written
         self.chain.writable[-1][-1] = result
-        self.chain.done(self.chain.room)
+        self.chain.done(filled + 1 if filled == self.room_size else filled)
 
 
 def spans(request: Request, disk_size: int, most_sectors: int) -> list[Span]:

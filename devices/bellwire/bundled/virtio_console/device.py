@@ -130,7 +130,7 @@ class VirtioConsole(
     def moved(self, port: Port) -> None:
         """Something has happened at the stream."""
         port.stream.look()
-        if not (self.running and self.core.connected):
+        if not (self.running and self.connected):
             self.watch_port(port, False)
             return
         self.send(port)

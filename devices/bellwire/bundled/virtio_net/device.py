@@ -289,7 +289,7 @@ class VirtioNet(
 
     def arrived(self, lane: Lane) -> None:
         """The port has something."""
-        if self.running and self.core.connected:
+        if self.running and self.connected:
             self.receive(lane)
         else:
             self.watch_lane(lane, False)
