@@ -6,10 +6,10 @@ import os
 import socket
 
 from bellwire import Bar, PciDevice
-from bellwire.counted import count_dma
-from bellwire.labels import Labels
+from bellwire.model.counted import count_dma
+from bellwire.model.labels import Labels
+from bellwire.serve.worker import Worker
 from bellwire.testing import Guest
-from bellwire.worker import Worker
 from devices.serving import COMMAND, Probe, read, running, served, sub_regions, write
 from vfio_user import Client, IoRegionClient, IoRegionFd, RegionIndex, RegionWrite
 

@@ -9,9 +9,9 @@ import pytest
 
 from bellwire import Bar, MsiX, PciDevice
 from bellwire.bundled.edu import Edu
-from bellwire.core import Core
-from bellwire.dma import Dma
-from bellwire.signals import Signals
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.signals import Signals
 from bellwire.testing import Guest
 from devices.serving import Probe, read, served, write
 
