@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.manager.nursery import Nursery
+from bellwired.workers.nursery import Nursery
 
 PATIENCE = 10.0
 

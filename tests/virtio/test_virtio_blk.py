@@ -15,10 +15,10 @@ import pytest
 
 from bellwire import GuestError, OptionError
 from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_blk.request import HEADER, Blk
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
-from bellwire.virtio.block import HEADER, Blk
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.driver import Driver
