@@ -247,6 +247,12 @@ class Served:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
 
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """Maps of the client's, side by side."""
+        if self.session is None:
+            raise DmaFault(address, size, "no client is connected")
+        return self.session.dma.whole(address, size, write)
+
     def window(self, address: int, write: bool) -> Window | None:
         """A whole map of the client's."""
         return None if self.session is None else self.session.dma.window(address, write)
