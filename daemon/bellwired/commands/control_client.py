@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
+from bellwired.settings import NAME
 
 Result = TypeVar("Result")
 PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
@@ -21,22 +23,31 @@ NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
 ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
 
 
-def call(places: Places, work: Callable[[Any], Awaitable[Result]], timeout: float | None = LONGEST) -> Result:
-    """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed."""
+def call(
+    places: Places,
+    work: Callable[[Any], Awaitable[Result]],
+    timeout: float | None = LONGEST,
+    *,
+    name: str | None = None,
+) -> Result:
+    """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed.
+
+    What concerns the device ``name`` is asked of the ``bellwire run`` that serves it, if there is one.
+    """
 
     async def talk() -> Result:
-        transport, protocol = await _connect(places.control)
+        path, (transport, protocol) = await _connect(places, name)
         try:
             async with asyncio.timeout(PATIENCE):
                 await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
             async with asyncio.timeout(timeout):
                 return await work(protocol.make_proxy(Control))
         except TimeoutError:
-            raise CommandError(f"{places.control}: the daemon does not answer", "its log may say why") from None
+            raise CommandError(f"{path}: nobody answers there", "the log of what listens may say why") from None
         except VarlinkErrorReply as error:
             raise _explain(error) from None
         except (EOFError, ConnectionError):
-            raise CommandError("the daemon has hung up", "its log says why") from None
+            raise CommandError(f"{path}: who listened there has hung up", "its log says why") from None
         finally:
             transport.close()
             await asyncio.sleep(0)
@@ -50,7 +61,21 @@ def method(places: Places, method_name: str, /, **arguments: Any) -> dict[str, A
     async def work(daemon: Any) -> dict[str, Any]:
         return dict(await getattr(daemon, method_name)(**arguments) or {})
 
-    return call(places, work)
+    return call(places, work, name=arguments.get("name"))
+
+
+def all_devices(places: Places) -> list[dict[str, Any]]:
+    """The daemon's, and those that run in the foreground."""
+    found = []
+    for name in places.foreground():
+        with contextlib.suppress(CommandError):  # it has been killed, or ends just now
+            found += call(places, _list, name=name)
+    try:
+        found += call(places, _list)
+    except CommandError:
+        if not found:
+            raise
+    return sorted(found, key=lambda each: each["name"])
 
 
 def stream(places: Places, name: str | None, each: Callable[[dict[str, Any]], None]) -> None:
@@ -61,12 +86,26 @@ def stream(places: Places, name: str | None, each: Callable[[dict[str, Any]], No
         async for reply in events:
             each(dict(reply["event"]))
 
-    call(places, work, timeout=None)
+    call(places, work, timeout=None, name=name)
 
 
-async def _connect(path: Path) -> Any:
+async def _list(daemon: Any) -> list[dict[str, Any]]:
+    return list((await daemon.List())["devices"])
+
+
+async def _connect(places: Places, name: str | None) -> tuple[Path, Any]:
+    """To whoever serves the device ``name``, or to the daemon."""
+    if name is not None and NAME.fullmatch(name):
+        path = places.control_of(name)
+        try:
+            return path, await connect_unix_varlink(VarlinkClientProtocol, path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass  # what was killed leaves a socket that nobody listens on
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror or error}") from None
+    path = places.control
     try:
-        return await connect_unix_varlink(VarlinkClientProtocol, path)
+        return path, await connect_unix_varlink(VarlinkClientProtocol, path)
     except FileNotFoundError:
         hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and SYSTEM_RUNTIME.exists() else NOT_RUNNING
         raise CommandError(f"{path}: no daemon is running there", hint) from None

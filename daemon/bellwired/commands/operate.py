@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bellwired.commands import show
-from bellwired.commands.control_client import method, stream
-from bellwired.commands.run import qemu_command
+from bellwired.commands import attach, show
+from bellwired.commands.control_client import all_devices, method, stream
 from bellwired.errors import CommandError
 from bellwired.places import Places
 
@@ -56,7 +55,7 @@ def places(arguments: argparse.Namespace) -> Places:
 
 def list_devices(arguments: argparse.Namespace) -> int:
     """``bellwire list``."""
-    devices = method(places(arguments), "List")["devices"]
+    devices = all_devices(places(arguments))
     if arguments.json:
         show.as_json(devices)
         return 0
@@ -172,7 +171,7 @@ def monitor(arguments: argparse.Namespace) -> int:
 def qemu_args(arguments: argparse.Namespace) -> int:
     """``bellwire qemu-args NAME``."""
     device = method(places(arguments), "Describe", name=arguments.name)["device"]
-    command = qemu_command(Path(device["socket"]))
+    command = attach.qemu_command(Path(device["socket"]), attach.accelerators())
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
     else:

@@ -371,6 +371,9 @@ class Unit:
         if self.client is not None:
             fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
         log.log(level, "%s: %s", self.name, text, extra=fields)
+        self._remember(kind, text)
+
+    def _remember(self, kind: str, text: str) -> None:
         self.recent.append((time.time(), text))
         self._tell(self, kind, {"text": text})
 

@@ -319,6 +319,7 @@ class Served:
         else:
             self.core.tally.failures += 1
             log.failure(_place(error), error, "device code failed during %s: %r", what, error)
+        self._observer.failed(error)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
