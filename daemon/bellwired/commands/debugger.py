@@ -11,18 +11,12 @@ import os
 import signal
 import sys
 from bdb import BdbQuit
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
-from bellwire import BellwireError
+from bellwired.workers.breakpoints import caller, refuse_breakpoints
 from bellwired.workers.worker import Reporter
 
 log = logging.getLogger("bellwire")
-
-
-class BreakpointError(BellwireError):
-    """``breakpoint()`` where nobody can answer it."""
 
 
 class Debugging(Reporter):
@@ -39,30 +33,19 @@ class Debugging(Reporter):
             signal.raise_signal(signal.SIGTERM)
 
 
-def refuse(why: str) -> Callable[..., None]:
-    """A `sys.breakpointhook` that raises, so that nothing waits for an answer that cannot come."""
-
-    def hook(*_: Any, **__: Any) -> None:
-        frame = _caller()
-        raise BreakpointError(f"{frame.f_code.co_filename}:{frame.f_lineno}: breakpoint(): {why}")
-
-    return hook
-
-
 def install(*, debugging: bool) -> None:
     """Have ``breakpoint()`` do what a run in the foreground can: a user's own PYTHONBREAKPOINT counts as ever."""
-    if os.environ.get("PYTHONBREAKPOINT"):
-        return
-    if not sys.stdin.isatty() and not debugging:
-        sys.breakpointhook = refuse("standard input is no terminal; run it in one, with bellwire run --debug")
+    if not debugging and not sys.stdin.isatty():
+        refuse_breakpoints("standard input is no terminal: run it in one, with bellwire run --debug")
         return
 
     def hook(*_: Any, **__: Any) -> None:
         if not debugging:
             log.warning("QEMU gives up on the device after 5 s of this: bellwire run --debug tells how to have it wait")
-        _pdb().set_trace(_caller())
+        _pdb().set_trace(caller())
 
-    sys.breakpointhook = hook
+    if not os.environ.get("PYTHONBREAKPOINT"):
+        sys.breakpointhook = hook
 
 
 def _pdb() -> Any:
@@ -70,8 +53,3 @@ def _pdb() -> Any:
     from pdb import Pdb
 
     return Pdb(nosigint=True)
-
-
-def _caller() -> FrameType:
-    """Of breakpoint(), which has no frame of its own."""
-    return sys._getframe(2)

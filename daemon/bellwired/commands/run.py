@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_capabilities:
         print(json.dumps(describe(device), indent=2))
         return 0
-    name = arguments.name or device.name
+    name = device.name if arguments.name is None else arguments.name
     to_stderr_or_journal(arguments.log_level, clock=True)
     debugger.install(debugging=arguments.debug)
     instance = make(device, arguments.options)
@@ -141,8 +141,8 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
     try:
         return open_control(Places.of(runtime_dir=arguments.runtime_dir), name)
     except CommandError as error:
-        if arguments.name or arguments.runtime_dir:
-            raise CommandError(str(error), error.hint or "choose another --name") from None
+        if arguments.name is not None or arguments.runtime_dir:
+            raise CommandError(str(error), "choose another --name, or another --runtime-dir") from None
         log.info("other commands cannot reach this device: %s; --name gives it another name", error)
         return None
 

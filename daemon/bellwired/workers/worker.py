@@ -22,6 +22,7 @@ from bellwired import messages
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
+from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.wire import Answer, Ask, Event, Spawn, WireError
 from vfio_user import Capabilities
 
@@ -43,6 +44,9 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mark_trouble)
+    refuse_breakpoints(
+        f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
+    )
     *listeners, control = fds
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
