@@ -15,7 +15,8 @@ async def attempt(nursery: Nursery, order: Spawn, timeout: float) -> None:
     errors: list[str] = []
 
     def heard(event: Event) -> None:
-        errors.append(str(event.fields.get("error", event.kind)))
+        if event.kind in ("refused", "crashed"):
+            errors.append(str(event.fields["error"]))
 
     link = Link(order.name, heard)
     try:

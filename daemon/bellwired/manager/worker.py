@@ -19,6 +19,8 @@ from bellwire.loop import Loop
 from bellwire.observer import Observer
 from bellwire.register import Register
 from bellwire.worker import Worker
+from bellwired import sources
+from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.manager import messages, process, wire
@@ -58,7 +60,11 @@ def run_device(spawn: Spawn, *fds: int) -> int:
 
 def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
-        kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        os.chdir(spawn.folder)  # relative paths are meant from there
+        try:
+            kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        finally:
+            _say(channel, Event("made", {"files": sources.loaded()}))
         device = kind(**spawn.options)
     except BellwireError as error:
         hint = getattr(error, "hint", "")
@@ -106,10 +112,13 @@ class Serving:
             busy_poll=spawn.busy_poll / 1e6,
         )
         reporter.mouth = self._mouth = Mouth(channel, self._worker.loop)
+        self._device = device
+        self._given = dict(device.core.options)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
-            "set": device.change,
+            "disconnect": self._disconnect,
+            "set": self._set,
             "registers": lambda: registers(device),
             "statistics": self._worker.served.statistics,
             "stop": self._worker.stop,
@@ -121,6 +130,17 @@ class Serving:
             signal.signal(number, lambda *_: self._worker.stop())
         self._worker.loop.watch(self._channel.fileno(), self._asked)
         self._worker.run(ready=lambda: self._mouth.tell("ready"))
+
+    def _disconnect(self) -> None:
+        if not self._worker.disconnect():
+            raise CommandError("no client is connected")
+
+    def _set(self, option: str, value: str) -> dict[str, str]:
+        """The options that have other values now than at the start."""
+        self._device.change(option, value)
+        declared, given = self._device.layout.options, self._given
+        now = self._device.core.options.items()
+        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
