@@ -50,8 +50,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# These tests share nothing, so each core takes files of its own.
 quick: $(VENV)/.dev
-	$(PYTEST) -q -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
@@ -81,13 +82,13 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 	$(BIN)/coverage report
 
 bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench $(BENCH)
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
 
 man: $(VENV)/.run ## write the manual pages into build/man
-	$(BIN)/python -m bellwired.manual build/man
+	$(BIN)/python -m bellwired.install.manual_pages build/man
 
 wheel: build/wheel/.built ## build the wheel into build/wheel
 

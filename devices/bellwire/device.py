@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
-from bellwire.capabilities import Identity
-from bellwire.core import Core
-from bellwire.declare import hexadecimal
-from bellwire.dma import Dma
-from bellwire.doorbell import IoRegion
-from bellwire.errors import DeclarationError, OptionError
-from bellwire.host import Timer
-from bellwire.layout import Layout, plan
-from bellwire.option import parse_options
-from bellwire.pool import Job, Pool
+from bellwire.declare.bar import Bar
+from bellwire.declare.declared import hexadecimal
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.layout import Layout, plan
+from bellwire.declare.option import parse_options
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
+from bellwire.errors import DeclarationError, GuestError, OptionError
+from bellwire.model.capabilities import Identity
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.host import Timer
+from bellwire.model.jobs import Job, Pool
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -88,7 +91,7 @@ class PciDevice:
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
         self.core = Core(self, self.identity, self.layout, values)
-        self.dma = Dma(self.core)
+        self.dma = self.core.dma
         self.core.state.reset()
         self.core.config.reset()
 
@@ -103,6 +106,53 @@ class PciDevice:
 
     def close(self) -> None:
         """Called once at the end: close what :meth:`setup` opened. Override it."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a client, and so a guest's memory."""
+        return self.core.connected
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the guest has bus mastering on: without it there is no DMA and no message-signalled interrupt."""
+        return self.core.config.bus_master
+
+    def warn(self, message: str, *arguments: object) -> None:
+        """Log a warning of what a guest can cause, at a rate that it cannot choose; ``self.log`` has no such limit.
+
+        ``message`` takes its arguments as the logging module does. Each message counts by itself.
+        """
+        self.core.log.warning(message, message, *arguments)
+
+    def storage(self, bar: Bar) -> memoryview:
+        """The bytes that the registers of ``bar`` are stored in, by their offsets, up to the last register's end.
+
+        ``Device.status.load(self.storage(Device.mmio))`` is what a register holds, whatever its read hook would say.
+        Device code that is in a hurry may look at single bytes of it.
+        """
+        return self.core.state.registers[bar.index]
+
+    def read_bar(self, index: int, offset: int, size: int) -> bytes:
+        """What a guest's read of ``size`` bytes at ``offset`` of BAR ``index`` gives; hooks run. GuestError outside it.
+
+        For devices that have a second way to their own registers, as an index and a data register.
+        """
+        self._check_bounds("read", index, offset, size)
+        return self.core.read(index, offset, size)
+
+    def write_bar(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Do what a guest's write of ``data`` at ``offset`` of BAR ``index`` does; hooks run. GuestError outside it."""
+        self._check_bounds("write", index, offset, len(data))
+        self.core.write(index, offset, memoryview(data))
+
+    def reset_registers(self, *, keep: Iterable[Bar | Register[Any] | Doorbell | Saved[Any] | SavedBytes] = ()) -> None:
+        """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
+
+        All but those in ``keep``; a BAR stands for all that lies in it. Nothing else changes: config space (and so
+        where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers and
+        background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        """
+        self.core.state.reset_registers(frozenset(keep))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
         """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
@@ -145,6 +195,10 @@ class PciDevice:
         """Watch ``fd`` no longer; nothing happens if nobody did."""
         self.core.host.unwatch_fd(fd)
 
+    def join_pool(self, pool: Pool) -> None:
+        """Count ``pool``, made elsewhere, among the device's own: before guest memory goes, its jobs are waited for."""
+        self.core.pools.append(pool)
+
     def background(self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None) -> None:
         """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
 
@@ -169,8 +223,14 @@ class PciDevice:
         :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
         pool = self.core.host.pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
-        self.core.pools.append(pool)
+        self.join_pool(pool)
         return pool
+
+    def _check_bounds(self, verb: str, index: int, offset: int, size: int) -> None:
+        space = self.core.spaces.get(index)
+        length = 0 if space is None else space.size
+        if not 0 <= offset <= offset + size <= length:
+            raise GuestError(f"{verb} of {size} bytes at {offset:#x} of BAR {index}, which has {length:#x}")
 
 
 def _identity(

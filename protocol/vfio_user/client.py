@@ -273,8 +273,17 @@ class Client:
         self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
 
     def dma_unmap(self, address: int, size: int) -> None:
-        """DMA_UNMAP of exactly what was mapped; the server has let go of it when this returns."""
+        """DMA_UNMAP of every map that lies wholly in the range: of none, too, but it must not cut one.
+
+        The server has let go of them when this returns.
+        """
+        if not size:
+            raise VfioUserError("DMA_UNMAP: 0 bytes; dma_unmap_all() is for all maps")
         self._request(Command.DMA_UNMAP, DmaUnmap(address, size).pack())
+
+    def dma_unmap_all(self) -> None:
+        """DMA_UNMAP of all that this client has mapped."""
+        self._request(Command.DMA_UNMAP, DmaUnmap(0, 0).pack())
 
     def poll(self, timeout: float | None = 0.0) -> None:
         """Answer what the server asks for, waiting for it up to ``timeout`` seconds (None: for ever)."""

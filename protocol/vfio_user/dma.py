@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from vfio_user.memory import MOST_MAPPINGS, Mapping
 MAP = Layout("<IIQQQ", "argsz flags offset address size")
 UNMAP = Layout("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
+_UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
 _ALL_FLAGS = 0xF  # an int: ~ of an IntFlag has none but known bits
 
 
@@ -45,14 +46,17 @@ class DmaMap(NamedTuple):
 
 
 class DmaUnmap(NamedTuple):
-    """A DMA_UNMAP request: exactly one earlier map."""
+    """A DMA_UNMAP request: every map that lies wholly in these ``size`` bytes at ``address``.
+
+    ``size`` 0 stands for all of them: VFIO's flag, since no number of 64 bits is large enough.
+    """
 
     address: int
     size: int
 
     def pack(self) -> bytes:
         """The request's 24 bytes; the reply echoes them."""
-        return UNMAP.pack(UNMAP.size, 0, self.address, self.size)
+        return UNMAP.pack(UNMAP.size, 0 if self.size else _UNMAP_ALL, self.address, self.size)
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaUnmap:
@@ -62,9 +66,20 @@ class DmaUnmap(NamedTuple):
         argsz, flags, address, size = UNMAP.unpack(payload)
         if argsz < UNMAP.size:
             raise ProtocolError(f"DMA_UNMAP: argsz {argsz}, expected at least {UNMAP.size}")
-        if flags:
-            raise ProtocolError(f"DMA_UNMAP: flags {flags:#x}, expected 0", errno.ENOTSUP)
+        if flags & ~_UNMAP_ALL:
+            raise ProtocolError(f"DMA_UNMAP: flags {flags:#x}, expected 0 or {_UNMAP_ALL:#x}", errno.ENOTSUP)
+        if flags and (address or size):
+            raise ProtocolError(f"DMA_UNMAP: all, and {address:#x}+{size:#x}, expected 0+0")
+        if not flags and not size:
+            raise ProtocolError("DMA_UNMAP: size 0, expected at least a page, or the flag for all")
+        if address + size > _TOP:
+            raise ProtocolError(f"DMA_UNMAP: address {address:#x}, size {size:#x} wrap around")
         return cls(address, size)
+
+    @property
+    def end(self) -> int:
+        """The first address behind the range."""
+        return self.address + self.size if self.size else _TOP
 
 
 class Segment(NamedTuple):
@@ -127,13 +142,24 @@ class DmaTable:
             if fd is not None:
                 os.close(fd)
 
-    def unmap(self, address: int, size: int) -> None:
-        """Drop exactly one range; ENOENT when there is none such. Its file is let go before this returns."""
-        slot = bisect_right(self._starts, address) - 1
-        if slot < 0 or self._starts[slot] != address or self._ranges[slot].size != size:
-            raise VfioUserError(f"DMA_UNMAP: {address:#x}+{size:#x} is no mapped range", errno.ENOENT)
-        del self._starts[slot]
-        self._release(self._ranges.pop(slot))
+    def inside(self, request: DmaUnmap) -> slice:
+        """Which ranges lie in ``request``'s; EINVAL if one lies there in part, so that it would have to be cut."""
+        first, behind = bisect_left(self._starts, request.address), bisect_left(self._starts, request.end)
+        before = self._ranges[first - 1] if first else None
+        last = self._ranges[behind - 1] if behind > first else None
+        for edge, boundary in ((before, request.address), (last, request.end)):
+            if edge and edge.end > boundary:
+                raise VfioUserError(
+                    f"DMA_UNMAP: {request.address:#x}+{request.size:#x} cuts the map {edge.start:#x}+{edge.size:#x}"
+                )
+        return slice(first, behind)
+
+    def unmap(self, ranges: slice) -> None:
+        """Drop what :meth:`inside` has found. Their files are let go before this returns."""
+        dropped = self._ranges[ranges]
+        del self._starts[ranges], self._ranges[ranges]
+        for mapped in dropped:
+            self._release(mapped)
 
     def clear(self) -> None:
         """Drop all."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.cli import main
+from bellwired.commands.cli import main
 from bellwired.install import contents, record
 from bellwired.install.layout import Layout
 

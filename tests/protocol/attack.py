@@ -70,7 +70,9 @@ class Attack:
             return Command.DMA_MAP, struct.pack("<IIQQQ", 32, flags, *sizes), fds
 
         def dma_unmap() -> tuple[int, bytes, list[str]]:
-            return Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, upto(8) << 12, one([1, 1, 2, 4]) << 12), []
+            flags = one([0, 0, 0, 0, 2])
+            where = (0, 0) if flags else (upto(8) << 12, one([1, 1, 2, 4]) << 12)
+            return Command.DMA_UNMAP, struct.pack("<IIQQ", 24, flags, *where), []
 
         def set_irqs() -> tuple[int, bytes, list[str]]:
             kind, action, index, start, count = one([1, 2, 4, 4]), one([8, 16, 32, 32]), one([0, 2]), upto(4), upto(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from vfio_user import DmaFault, DmaFlags, DmaMap, DmaTable
+from vfio_user import DmaFault, DmaFlags, DmaMap, DmaTable, DmaUnmap
 
 PAGE = 4096
 READ, WRITE = int(DmaFlags.READ), int(DmaFlags.WRITE)
@@ -23,6 +23,10 @@ def unmapping(address: int, size: int, *, flags: int = 0, argsz: int = 24) -> by
 
 def add(table: DmaTable, address: int, size: int, fd: int | None = None, flags: int = BOTH, offset: int = 0) -> None:
     table.map(DmaMap(DmaFlags(flags), offset, address, size), None if fd is None else os.dup(fd))
+
+
+def remove(table: DmaTable, address: int, size: int) -> None:
+    table.unmap(table.inside(DmaUnmap(address, size)))
 
 
 def view(table: DmaTable, address: int, size: int, *, write: bool = False) -> memoryview:

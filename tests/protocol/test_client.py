@@ -220,10 +220,22 @@ def test_reset_and_dma_and_interrupts_reach_the_device(
     client.unmask(IrqIndex.INTX)
     client.release_eventfds(IrqIndex.INTX, 0, 1)
     client.disable(IrqIndex.INTX)
-    client.dma_unmap(0, 4096)
+    client.dma_unmap(0, 8192)
+    client.dma_unmap(0, 8192)
+    client.dma_map(0, 4096)
+    client.dma_unmap_all()
     assert server.device.calls.count("irqs_changed 0") == 6
-    assert server.device.calls.count("dma_changed") == 2
+    assert server.device.calls.count("dma_changed") == 4
+    assert len(server.session.dma) == 0
     assert "reset" in server.device.calls
+
+
+def test_unmapping_nothing_is_not_taken_for_unmapping_all(pair: tuple[Client, Server]) -> None:
+    client, server = pair
+    client.dma_map(0, 4096)
+    with pytest.raises(VfioUserError, match="dma_unmap_all"):
+        client.dma_unmap(0, 0)
+    assert len(server.session.dma) == 1
 
 
 def test_more_eventfds_than_one_message_holds_go_in_several(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.backend import Link, fd_count
-from protocol.guest import BOTH, PAGE, TOP, add, mapping, maps, unmapping
+from protocol.guest import BOTH, PAGE, TOP, add, mapping, maps, remove, unmapping
 from vfio_user import (
     Capabilities,
     Command,
@@ -70,13 +70,63 @@ def test_neighbours_do_not_overlap(link: Link) -> None:
     assert [found.start for found in link.session.dma] == [0x3000, 0x4000, 0x5000]
 
 
+THREE = ((0x4000, 0x2000), (0x6000, 0x1000), (0x8000, 0x2000))
+
+
+@pytest.fixture
+def three(link: Link, memfd: Callable[[int], int]) -> Link:
+    for address, size in THREE:
+        link.ok(Command.DMA_MAP, mapping(address, size), fds=[memfd(size)])
+    link.device.calls.clear()
+    return link
+
+
 @pytest.mark.parametrize(
-    ("address", "size"), [(0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x3000), (0, 0x2000), (0x9000, 0x2000), (0, 0)]
+    ("address", "size", "dropped"),
+    [
+        (0x4000, 0x2000, (0,)),
+        (0x4000, 0x3000, (0, 1)),
+        (0x3000, 0x5000, (0, 1)),
+        (0, 1 << 63, (0, 1, 2)),
+        (PAGE, TOP - PAGE, (0, 1, 2)),
+    ],
 )
-def test_an_unmap_that_does_not_match_exactly_is_refused_with_enoent(link: Link, address: int, size: int) -> None:
-    link.ok(Command.DMA_MAP, mapping(0x4000, 0x2000))
-    assert link.refused(Command.DMA_UNMAP, unmapping(address, size)) == errno.ENOENT
-    assert len(link.session.dma) == 1
+def test_an_unmap_drops_every_map_that_lies_wholly_in_its_range(
+    three: Link, address: int, size: int, dropped: tuple[int, ...]
+) -> None:
+    assert three.ok(Command.DMA_UNMAP, unmapping(address, size)) == unmapping(address, size)
+    left = [each for number, each in enumerate(THREE) if number not in dropped]
+    assert [(found.start, found.size) for found in three.session.dma] == left
+    assert three.session.dma.total == sum(size for _, size in left)
+    assert [call for call in three.device.calls if "before_reply" not in call] == ["before_unmap", "dma_changed"]
+
+
+def test_the_flag_all_drops_every_map(three: Link) -> None:
+    assert three.ok(Command.DMA_UNMAP, unmapping(0, 0, flags=2)) == unmapping(0, 0, flags=2)
+    assert (len(three.session.dma), three.session.dma.total) == (0, 0)
+    assert three.device.calls.count("dma_changed") == 1
+
+
+@pytest.mark.parametrize(("address", "size"), [(0x3000, 0x1000), (0x7000, 0x1000), (0xA000, 0x1000), (0, PAGE)])
+def test_an_unmap_of_what_is_not_mapped_succeeds_and_disturbs_nobody(three: Link, address: int, size: int) -> None:
+    assert three.ok(Command.DMA_UNMAP, unmapping(address, size)) == unmapping(address, size)
+    assert len(three.session.dma) == 3
+    assert not {"before_unmap", "dma_changed"} & set(three.device.calls)
+    assert not any("refused" in call for call in three.device.calls)
+
+
+def test_all_of_nothing_is_unmapped_too(link: Link) -> None:
+    assert link.ok(Command.DMA_UNMAP, unmapping(0, 0, flags=2)) == unmapping(0, 0, flags=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [(0x4000, 0x1000), (0x5000, 0x1000), (0x4000, 0x5000), (0x5000, 0x8000), (0x4800, 0x800), (0x5000, 0x4000)],
+)
+def test_an_unmap_that_would_cut_a_map_is_refused_and_changes_nothing(three: Link, address: int, size: int) -> None:
+    assert three.refused(Command.DMA_UNMAP, unmapping(address, size)) == errno.EINVAL
+    assert [(found.start, found.size) for found in three.session.dma] == list(THREE)
+    assert "before_unmap" not in three.device.calls
 
 
 def test_what_was_unmapped_can_be_mapped_again(link: Link) -> None:
@@ -117,7 +167,11 @@ BAD_UNMAPS = {
     "short": (unmapping(0, PAGE)[:23], errno.EINVAL),
     "long": (unmapping(0, PAGE) + bytes(16), errno.EINVAL),
     "dirty bitmap": (unmapping(0, PAGE, flags=1), errno.ENOTSUP),
-    "all": (unmapping(0, 0, flags=2), errno.ENOTSUP),
+    "no size": (unmapping(0, 0), errno.EINVAL),
+    "wraps around": (unmapping(2 * PAGE, TOP - PAGE), errno.EINVAL),
+    "all, and some": (unmapping(0, PAGE, flags=2), errno.EINVAL),
+    "all, from somewhere": (unmapping(PAGE, 0, flags=2), errno.EINVAL),
+    "all, and a dirty bitmap": (unmapping(0, 0, flags=3), errno.ENOTSUP),
 }
 
 
@@ -149,7 +203,7 @@ def test_files_are_mapped_as_long_as_the_kernel_has_mappings_to_spare(
         add(table, 4 * PAGE, PAGE, fd)
     assert refusal.value.errno == errno.ENOSPC
     add(table, 4 * PAGE, PAGE)
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)
     add(table, 6 * PAGE, PAGE, fd)
     assert table.total == 3 * PAGE
 
@@ -181,6 +235,6 @@ def test_a_map_is_read_as_it_was_written(request: DmaMap) -> None:
     assert DmaMap.unpack(memoryview(request.pack())) == request
 
 
-@given(st.builds(DmaUnmap, u64, u64))
+@given(st.builds(DmaUnmap, u64, u64).filter(lambda it: 0 < it.size <= TOP - it.address) | st.just(DmaUnmap(0, 0)))
 def test_an_unmap_is_read_as_it_was_written(request: DmaUnmap) -> None:
     assert DmaUnmap.unpack(memoryview(request.pack())) == request

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.backend import Link, fd_count
-from protocol.guest import PAGE, READ, TOP, WRITE, add, mapping, maps, view
+from protocol.guest import PAGE, READ, TOP, WRITE, add, mapping, maps, remove, view
 from vfio_user import (
     Command,
     DmaFault,
@@ -156,7 +156,7 @@ def test_a_range_across_maps_needs_the_right_in_each(table: DmaTable) -> None:
 def test_the_last_hit_is_forgotten_with_its_map(table: DmaTable) -> None:
     add(table, 0, PAGE)
     table.segments(0, 8, False)
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)
     with pytest.raises(DmaFault):
         table.segments(0, 8, False)
 
@@ -175,11 +175,12 @@ def test_a_table_behaves_as_a_map_of_pages(data: st.DataObject) -> None:
                 pages |= dict.fromkeys(range(start, start + size), start)
             assert attempt(add, table, start * PAGE, size * PAGE) == expected
         else:
-            expected = ranges.get(start) == size
+            touched = {pages[page] for page in range(start, start + size) if page in pages}
+            expected = all(start <= owner and owner + ranges[owner] <= start + size for owner in touched)
             if expected:
-                del ranges[start]
-                pages = {page: owner for page, owner in pages.items() if owner != start}
-            assert attempt(table.unmap, start * PAGE, size * PAGE) == expected
+                pages = {page: owner for page, owner in pages.items() if owner not in touched}
+                ranges = {owner: pages for owner, pages in ranges.items() if owner not in touched}
+            assert attempt(remove, table, start * PAGE, size * PAGE) == expected
         at, length = data.draw(st.integers(0, 18)), data.draw(st.integers(1, 6))
         reachable = all(page in pages for page in range(at, at + length))
         assert attempt(table.segments, at * PAGE, length * PAGE, True) == reachable
@@ -204,7 +205,7 @@ def test_a_view_that_outlives_its_map_shows_zeros_and_harms_nobody(
     os.pwrite(fd, b"secret", 0)
     add(table, 0, PAGE, fd)
     stale = view(table, 0, 6, write=True)
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)
     assert stale == bytes(6)
     stale[:] = b"astray"
     assert os.pread(fd, 6, 0) == b"secret"
@@ -217,7 +218,7 @@ def test_addresses_are_given_back_with_the_last_view(table: DmaTable, memfd: Cal
     place = f"{mapped.mapping.address:x}-"
     stale = view(table, 0, 6)
     del mapped
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)
     assert place in maps()
     del stale
     gc.collect()
@@ -228,7 +229,7 @@ def test_without_views_the_addresses_are_given_back_at_once(table: DmaTable, mem
     add(table, 0, PAGE, memfd(PAGE))
     (place,) = (f"{each.mapping.address:x}-" for each in table if each.mapping)
     assert place in maps()
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)
     assert place not in maps()
 
 
@@ -256,4 +257,4 @@ def test_a_view_of_a_file_that_its_owner_cuts_short_is_not_touched_by_unmapping(
     fd = memfd(PAGE)
     add(table, 0, PAGE, fd)
     os.ftruncate(fd, 0)
-    table.unmap(0, PAGE)
+    remove(table, 0, PAGE)

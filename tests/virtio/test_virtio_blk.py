@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import struct
@@ -14,10 +15,10 @@ import pytest
 
 from bellwire import GuestError, OptionError
 from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_blk.request import HEADER, Blk
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
-from bellwire.virtio.block import HEADER, Blk
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.driver import Driver
@@ -39,6 +40,8 @@ class Disk:
         assert isinstance(self.driver.device, VirtioBlk)
         self.device = self.driver.device
         self.driver.start(features, range(queues), size=64)
+        self.used_length = 0
+        """What the device said that it had written for the last request."""
 
     def request(
         self,
@@ -57,8 +60,10 @@ class Disk:
         rooms = [room // pieces] * pieces if room else []
         used.send(struct.pack("<IIQ", kind, 0, sector), *parts, write=[*rooms, 1], indirect=indirect)
         self.driver.guest.advance()
-        (answer,) = used.answers()
-        return answer[-1], answer[:-1]
+        (done,) = used.used()
+        self.used_length = done.written
+        *data, result = used.whole(done)
+        return result, bytes(data)
 
     def write(self, sector: int, data: bytes) -> int:
         return self.request(OUT, sector, data)[0]
@@ -130,6 +135,38 @@ def test_a_flush_is_answered(disk: Disk) -> None:
 
 def test_the_serial_is_told(make: Callable[..., Disk]) -> None:
     assert make(size=SIZE, serial="SN-1").request(GET_ID, room=20) == (OK, b"SN-1".ljust(20, b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sector", "data", "room", "result", "length"),
+    [
+        (IN, 0, b"", 1024, OK, 1025),
+        (OUT, 0, bytes(512), 0, OK, 1),
+        (FLUSH, 0, b"", 0, OK, 1),
+        (FLUSH, 0, b"", 16, OK, 0),
+        (GET_ID, 0, b"", 20, OK, 21),
+        (GET_ID, 0, b"", 7, OK, 8),
+        (GET_ID, 0, b"", 512, OK, 20),
+        (IN, SECTORS, b"", 1024, IO_ERROR, 0),
+        (IN, 0, b"", 1000, IO_ERROR, 0),
+        (OUT, SECTORS, bytes(512), 0, IO_ERROR, 1),
+        (99, 0, b"", 512, UNSUPPORTED, 0),
+        (99, 0, b"", 0, UNSUPPORTED, 1),
+    ],
+)
+def test_the_used_length_is_what_was_written_without_a_gap(
+    disk: Disk, kind: int, sector: int, data: bytes, room: int, result: int, length: int
+) -> None:
+    """A driver may take so many bytes from the start for the device's own (§2.7.8.2)."""
+    assert disk.request(kind, sector, data, room)[0] == result
+    assert disk.used_length == length
+
+
+def test_a_read_that_fails_on_the_way_has_written_nothing(make: Callable[..., Disk], image: Path) -> None:
+    disk = make(image=image)
+    os.truncate(image, 512)
+    assert disk.request(IN, 0, room=1024)[0] == IO_ERROR
+    assert disk.used_length == 0
 
 
 @pytest.mark.parametrize("sector", [SECTORS, SECTORS - 1, 1 << 62])
@@ -295,6 +332,38 @@ def test_a_disk_takes_the_size_that_others_gave_its_image(make: Callable[..., Di
     assert disk.driver.config(0x00, 8) == SECTORS // 2
 
 
+@pytest.mark.parametrize("option", ["image", "memory"])
+def test_a_disk_is_not_cut_without_a_word(make: Callable[..., Disk], image: Path, option: str) -> None:
+    disk = make(image=image) if option == "image" else make(size=SIZE)
+    with pytest.raises(StorageError, match=f"size={SIZE // 2} would cut the disk from {SIZE} bytes .* shrink=yes"):
+        disk.device.change("size", SIZE // 2)
+    assert disk.driver.config(0x00, 8) == SECTORS
+    disk.device.change("shrink", True)
+    disk.device.change("size", SIZE // 2)
+    assert disk.driver.config(0x00, 8) == SECTORS // 2
+    with pytest.raises(StorageError, match="shrink=yes"):  # the word was for that once
+        disk.device.change("size", SIZE // 4)
+
+
+def test_a_disk_is_a_whole_number_of_blocks(make: Callable[..., Disk], image: Path, tmp_path: Path) -> None:
+    disk = make(image=image, block_size=4096)
+    disk.device.change("shrink", True)
+    for size in (1000, SIZE + 512):
+        with pytest.raises(StorageError, match=f"size={size}: expected a whole number of blocks of 4096 bytes"):
+            disk.device.change("size", size)
+    for options in ({}, {"image": tmp_path / "new"}):
+        with pytest.raises(StorageError, match="size=1000: expected a whole number of blocks of 512 bytes"):
+            make(size=1000, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_keeps_its_size_at_the_next_start(
+    make: Callable[..., Disk], image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert make(image=image, size=2 * SIZE).driver.config(0x00, 8) == SECTORS
+    assert f"image {image} keeps its {SIZE} bytes: size={2 * SIZE} is for an image" in caplog.text
+
+
 @pytest.mark.parametrize("size", [-1, 1 << 62, 1 << 70])
 def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], image: Path, size: int) -> None:
     disk = make(image=image)
@@ -309,10 +378,25 @@ def test_an_image_that_is_only_read_keeps_its_size(make: Callable[..., Disk], im
     assert image.stat().st_size == SIZE
 
 
-def test_an_image_that_was_cut_short_is_an_error(make: Callable[..., Disk], image: Path) -> None:
+def test_an_image_that_was_cut_short_is_an_error_that_is_logged(
+    make: Callable[..., Disk], image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     disk = make(image=image)
     os.truncate(image, 0)
     assert disk.request(IN, 0, room=512)[0] == IO_ERROR
+    assert "the image ends at 0x0: somebody has cut it short" in caplog.text
+
+
+def test_an_image_that_fails_at_once_is_logged_too(
+    make: Callable[..., Disk], image: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    disk = make(image=image)
+    monkeypatch.setattr(disk.device.disk, "try_read", fail)
+    assert disk.request(IN, 0, room=512)[0] == IO_ERROR
+    assert "Input/output error" in caplog.text
 
 
 @pytest.mark.parametrize(("header", "room"), [(b"short", 1), (bytes(16), 0)], ids=["header", "room"])

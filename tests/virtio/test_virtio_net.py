@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from bellwire import OptionError
-from bellwire import capabilities as pci
 from bellwire.bundled.virtio_net import VirtioNet
+from bellwire.bundled.virtio_net.features import Net
+from bellwire.model import capabilities as pci
 from bellwire.network import LinkError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Feature, Status
-from bellwire.virtio.net_features import Net
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
 
@@ -364,7 +364,7 @@ def test_filters_survive_in_a_snapshot(make: Make, far: socket.socket, tmp_path:
 
 def test_a_client_that_has_gone_ends_the_flow(make: Make, far: socket.socket) -> None:
     card = make()
-    card.device.core.connected = False
+    card.device.core.join(False)
     far.send(frame())
     assert card.driver.guest.poll(PATIENCE)
     assert not card.driver.guest.poll()

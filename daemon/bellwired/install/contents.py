@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import shtab
 
-from bellwired import manual
-from bellwired.cli import parser
+from bellwired.commands.cli import parser
+from bellwired.install import manual_pages
 from bellwired.install.layout import Layout
 
 COMMANDS = ("bellwire", "bellwired")
@@ -45,7 +45,7 @@ class File(NamedTuple):
 def files(layout: Layout, destination: Path | None) -> Iterator[File]:
     """All files of an installation. The Python package may lie below ``destination`` until it is shipped."""
     yield from _launchers(layout, destination)
-    for name, page in manual.pages().items():
+    for name, page in manual_pages.pages().items():
         yield File(layout.share / f"man/man{name[-1]}" / name, page)
     for shell, path in COMPLETIONS.items():
         if shell in shtab.SUPPORTED_SHELLS:

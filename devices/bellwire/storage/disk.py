@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import stat
@@ -12,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.errors import BellwireError
-from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.pieces import MOST_PIECES, after
 
 Buffers = Sequence[memoryview | bytearray]
 
-MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+log = logging.getLogger("bellwire.storage")
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -50,11 +52,11 @@ class Disk:
         self._lost: OSError | None = None
 
     @classmethod
-    def memory(cls, size: int) -> Disk:
-        """Bytes that are forgotten at the end; the memory is taken as it is written."""
+    def memory(cls, size: int, *, block: int = 512) -> Disk:
+        """``size`` bytes, in whole blocks, that are forgotten at the end; the memory is taken as it is written."""
         disk = cls(os.memfd_create("bellwire-disk", os.MFD_CLOEXEC), 0, instant=True)
         try:
-            disk.resize(size)
+            disk.resize(size, block=block)
         except StorageError:
             disk.close()
             raise
@@ -64,9 +66,11 @@ class Disk:
     def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
         """A raw file or a block device, in which every access is of whole blocks.
 
-        Where there is no file, a sparse one of ``size`` bytes is made; one that exists must have ``size`` bytes,
-        unless that is 0. It is locked (flock(2)), so that no two of our devices write one image.
+        Where there is no file, or an empty one, a sparse file of ``size`` bytes is made. An image that is there keeps
+        its own size, and a warning says so if ``size`` is another. It is locked (flock(2)), so that no two of our
+        devices write one image.
         """
+        check_blocks(size, block)
         flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
         flags |= os.O_DIRECT if direct else 0
         try:
@@ -85,9 +89,19 @@ class Disk:
             os.close(fd)
             raise
 
-    def resize(self, size: int) -> None:
-        """Give it ``size`` bytes, or with 0 take the size that it has by now; a StorageError where that cannot be."""
+    def resize(self, size: int, *, block: int = 512, shrink: bool = False) -> None:
+        """Give it ``size`` bytes, in whole blocks of ``block``, or with 0 take the size that it has by now.
+
+        A StorageError where that cannot be, and where it would lose bytes without ``shrink``.
+        """
         if size:
+            check_blocks(size, block)
+            found = os.lseek(self.fd, 0, os.SEEK_END)
+            if 0 < size < found and not shrink:
+                raise StorageError(
+                    f"size={size} would cut the disk from {found} bytes and destroy what lies beyond; "
+                    "if that is meant, give shrink=yes before it"
+                )
             _resize(self.fd, size)
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
@@ -96,14 +110,14 @@ class Disk:
         for some, at, length in _portions(buffers, offset):
             got = self._get(some, at)
             while got < length:
-                more = self._get(_after(some, got), at + got)
+                more = self._get(after(some, got), at + got)
                 if more == 0:
                     raise OSError(errno.EIO, f"the image ends at {at + got:#x}: somebody has cut it short")
                 got += more
 
     def try_read(self, buffers: Buffers, offset: int, length: int) -> bool:
         """:meth:`read` ``length`` bytes, if they are in memory; False, with the buffers in any state, if not."""
-        if self.at_once is None or len(buffers) > MOST_BUFFERS:
+        if self.at_once is None or len(buffers) > MOST_PIECES:
             return False
         try:
             return os.preadv(self.fd, buffers, offset, self.at_once) == length
@@ -122,7 +136,10 @@ class Disk:
             for some, at, length in _portions(buffers, offset):
                 done = self._put(some, at, flags)
                 while done < length:
-                    done += self._put(_after(some, done), at + done, flags)
+                    more = self._put(after(some, done), at + done, flags)
+                    if more == 0:
+                        raise OSError(errno.EIO, f"the image takes nothing at {at + done:#x}")
+                    done += more
         except OSError as error:
             if durable and error.errno == errno.EIO:  # which may be an earlier write's, told of here and never again
                 self._lost = error
@@ -212,8 +229,14 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
         _resize(fd, size)
         found = size
     if size and found != size:
-        raise StorageError(f"image {path}: it has {found} bytes, and size={size} was given; leave size out")
+        log.warning("image %s keeps its %d bytes: size=%d is for an image that is to be made", path, found, size)
     return found
+
+
+def check_blocks(size: int, block: int) -> None:
+    """Refuse a disk that is no whole number of blocks: a unit has been forgotten, most likely."""
+    if size > 0 and size % block:
+        raise StorageError(f"size={size}: expected a whole number of blocks of {block} bytes, as in size=64M")
 
 
 def _resize(fd: int, size: int) -> None:
@@ -236,22 +259,12 @@ def _check_direct(disk: Disk, path: Path, block: int) -> None:
 
 def _portions(buffers: Buffers, offset: int) -> list[tuple[Buffers, int, int]]:
     """``buffers`` in lots that one system call can take, with the offset and length of each."""
-    if len(buffers) <= MOST_BUFFERS:
+    if len(buffers) <= MOST_PIECES:
         return [(buffers, offset, sum(map(len, buffers)))]
     lots = []
-    for first in range(0, len(buffers), MOST_BUFFERS):
-        some = buffers[first : first + MOST_BUFFERS]
+    for first in range(0, len(buffers), MOST_PIECES):
+        some = buffers[first : first + MOST_PIECES]
         length = sum(map(len, some))
         lots.append((some, offset, length))
         offset += length
     return lots
-
-
-def _after(buffers: Buffers, done: int) -> list[memoryview]:
-    """What is left of ``buffers`` after the first ``done`` bytes."""
-    left = []
-    for buffer in buffers:
-        if done < len(buffer):
-            left.append(memoryview(buffer)[done:])
-        done = max(0, done - len(buffer))
-    return left

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bellwire import capabilities as pci
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
-from bellwire.register import Register
+from bellwire.model import capabilities as pci
 from bellwire.testing.guest import Guest
-from bellwire.vendor import HEADER
 from vfio_user import RegionIndex
 
 ACCESSES = 2000
@@ -24,7 +24,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
     class Conformance:
         __doc__ = f"What every PCI device must do, tried on {device.name}."
 
-        def guest(self) -> Guest:
+        def guest(self) -> Guest[Any]:
             return Guest(device, **options)
 
         def test_reset_is_idempotent(self) -> None:
@@ -78,7 +78,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
     return Conformance
 
 
-def disturb(guest: Guest, chance: random.Random) -> None:
+def disturb(guest: Guest[Any], chance: random.Random) -> None:
     """Do anything that a guest can: accesses of every width anywhere, rings, time; GuestErrors are its own."""
     layout = guest.device.layout
     indices = [*layout.bars, RegionIndex.CONFIG]
@@ -105,7 +105,7 @@ def disturb(guest: Guest, chance: random.Random) -> None:
             continue
 
 
-def check_bars(guest: Guest) -> None:
+def check_bars(guest: Guest[Any]) -> None:
     """Sizing by all ones (PCI 3.0 §6.2.5.1), and the old address back afterwards."""
     for index, plan in guest.device.layout.bars.items():
         bar = plan.bar
@@ -120,7 +120,7 @@ def check_bars(guest: Guest) -> None:
         assert guest.config_read(offset, width) == before
 
 
-def check_capabilities(guest: Guest) -> None:
+def check_capabilities(guest: Guest[Any]) -> None:
     """The chain starts at 34h, stays on dwords beyond the header, repeats nothing and ends with zero (§6.7)."""
     assert guest.config_read(pci.STATUS, 2) & pci.STATUS_CAPABILITIES
     seen: set[int] = set()
