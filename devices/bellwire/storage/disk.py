@@ -17,6 +17,7 @@ from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 Buffers = Sequence[memoryview | bytearray]
 
+LARGEST = (1 << 63) - 1  # bytes: off_t
 MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
