@@ -71,13 +71,13 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 	$(BIN)/coverage report
 
 bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench $(BENCH)
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
 
 man: $(VENV)/.dev ## write the manual pages into build/man
-	$(BIN)/python -m bellwired.manual build/man
+	$(BIN)/python tools/manual_pages.py build/man
 
 install: man ## install for all users, below DESTDIR if that is set (the package itself goes to PREFIX/lib/bellwire)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/devices.d $(DESTDIR)$(LIBDIR)/plugins $(DESTDIR)/etc/bellwire/devices.d

@@ -100,14 +100,14 @@ def plugins(folders: Sequence[Path]) -> list[Plugin]:
 
 
 def devices_in(module: ModuleType) -> Found:
-    """The complete device classes that ``module`` itself defines, by name."""
+    """The complete device classes that ``module``, or the package that it is, defines itself, by name."""
     return {
         member.name: member
         for member in vars(module).values()
         if isinstance(member, type)
         and issubclass(member, PciDevice)
         and member.identity is not None
-        and member.__module__ == module.__name__
+        and (member.__module__ == module.__name__ or member.__module__.startswith(f"{module.__name__}."))
     }
 
 

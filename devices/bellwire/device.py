@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
-from bellwire.bar import Bar
-from bellwire.capabilities import Identity
-from bellwire.core import Core
-from bellwire.declare import hexadecimal
-from bellwire.dma import Dma
-from bellwire.doorbell import Doorbell, IoRegion
+from bellwire.declare.bar import Bar
+from bellwire.declare.declared import hexadecimal
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.layout import Layout, plan
+from bellwire.declare.option import parse_options
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import DeclarationError, GuestError, OptionError
-from bellwire.host import Timer
-from bellwire.layout import Layout, plan
-from bellwire.option import parse_options
-from bellwire.pool import Job, Pool
-from bellwire.register import Register
-from bellwire.saved import Saved, SavedBytes
+from bellwire.model.capabilities import Identity
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.host import Timer
+from bellwire.model.jobs import Job, Pool
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 

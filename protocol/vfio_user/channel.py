@@ -7,6 +7,7 @@ last byte received with them: the kernel never joins bytes behind fds to bytes b
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
-from vfio_user.errors import Disconnected, FramingError, TimedOut
+from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
 
 HEADER = struct.Struct("<HHIII")
 PREFIX = struct.Struct("<2s30s")  # a message's id, and what follows it up to the data of a REGION_READ or REGION_WRITE
@@ -32,6 +33,7 @@ _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _CUT = int(socket.MSG_CTRUNC)
 _SEND = int(socket.MSG_NOSIGNAL)
 _SHORT = 4096  # bytes that are joined rather than gathered
+_MOST_PIECES = 1024  # that the kernel gathers: its IOV_MAX
 
 
 class Known(Protocol):
@@ -241,8 +243,14 @@ class Channel:
             return
         if self._broken:
             raise Disconnected(self._broken)
+        if len(fds) > KERNEL_MAX_FDS:
+            raise VfioUserError(
+                f"{command_name(command)}: {len(fds)} fds, at most {KERNEL_MAX_FDS} travel with a message", errno.E2BIG
+            )
         pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        if len(pieces) > _MOST_PIECES:
+            pieces = [b"".join(pieces)]
         try:
             sent = self._sock.sendmsg(pieces, ancillary, _SEND)
         except BlockingIOError:

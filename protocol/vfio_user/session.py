@@ -403,10 +403,13 @@ class Session:
 
 
 def _request(message: Message, layout: Layout) -> tuple[int, ...]:
-    """A getter's request, whose first field is argsz; its length and argsz checked."""
-    if len(message.payload) != layout.size:
-        raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected {layout.size}")
-    fields: tuple[int, ...] = layout.unpack(message.payload)
+    """A getter's request, whose first field is argsz; its length and argsz checked.
+
+    Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.
+    """
+    if len(message.payload) < layout.size:
+        raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected at least {layout.size}")
+    fields: tuple[int, ...] = layout.unpack_from(message.payload)
     if fields[0] < layout.size:
         raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {layout.size}")
     return fields

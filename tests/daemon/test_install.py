@@ -52,7 +52,7 @@ def test_everything_is_where_it_belongs(installed: Path, place: str) -> None:
 @pytest.mark.slow
 def test_what_is_installed_runs_by_itself(installed: Path) -> None:
     python = installed / "usr/lib/bellwire/venv/bin/python"
-    code = "import bellwired.cli, sys; sys.exit(bellwired.cli.main(['run', 'bell', '--print-capabilities']))"
+    code = "from bellwired.commands.cli import main; raise SystemExit(main(['run', 'bell', '--print-capabilities']))"
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["name"] == "bell"
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from bellwire.bundled.bell import Bell
-from bellwire.busy_poll import FIRST, MOST, BusyPoll
-from bellwire.worker import Worker
+from bellwire.serve.busy_poll import FIRST, MOST, BusyPoll
+from bellwire.serve.worker import Worker
 from devices.serving import running
 from vfio_user import Client
 

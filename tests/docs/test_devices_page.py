@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bellwire import Doorbell, IoRegion, MsiX, PciDevice
-from bellwire.layout import BarLayout
+from bellwire.declare.layout import BarLayout
 from bellwired.find import bundled
 from docs.documents import DOCS, rows, section
 

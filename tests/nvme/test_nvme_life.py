@@ -10,8 +10,8 @@ import pytest
 
 from bellwire import OptionError
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.queues import BATCH
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.queues import BATCH
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
 from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, TestMachine

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.prp import PAGE, extents
-from bellwire.nvme.queues import CompletionQueue
-from bellwire.nvme.status import CommandError, Status
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.prp import PAGE, extents
+from bellwire.bundled.nvme.queues import CompletionQueue
+from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.testing import Guest
 from nvme.driver import CC, ENABLE, Driver, TestMachine, transfer
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwired.manager import wire
 from bellwired.manager.events import MOST, Ear, Hub
-from bellwired.manager.wire import LARGEST_DATAGRAM, Answer, Ask, WireError
+from bellwired.workers import wire
+from bellwired.workers.wire import LARGEST_DATAGRAM, Answer, Ask, WireError
 
 
 async def heard(ear: Ear, count: int) -> list[tuple[str, str]]:

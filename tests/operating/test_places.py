@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bellwired import settings
 from bellwired.errors import CommandError
-from bellwired.manager import settings
-from bellwired.manager.places import Places
+from bellwired.places import Places
 
 USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
 SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/lib/bellwire")

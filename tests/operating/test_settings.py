@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwired.manager.places import Places
-from bellwired.manager.settings import Daemon, Device, SettingsError, decode, load, plain, read
+from bellwired.places import Places
+from bellwired.settings import Daemon, Device, SettingsError, decode, load, plain, read
 
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.limited import BURST
+from bellwire.model.limited import BURST
 from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, over, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected

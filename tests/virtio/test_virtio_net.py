@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from bellwire import OptionError
-from bellwire import capabilities as pci
 from bellwire.bundled.virtio_net import VirtioNet
+from bellwire.bundled.virtio_net.features import Net
+from bellwire.model import capabilities as pci
 from bellwire.network import LinkError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Feature, Status
-from bellwire.virtio.net_features import Net
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from bellwire.bundled.virtio_net import VirtioNet
+from bellwire.bundled.virtio_net.features import Net
 from bellwire.network import LinkError, TapLink
 from bellwire.network.interface import Settings
 from bellwire.testing import Guest
-from bellwire.virtio.net_features import Net
 from virtio.card import ALL, HEADER, PATIENCE, Card, Packet
 from virtio.driver import READY
 from virtio.namespace import Namespace, own_namespace

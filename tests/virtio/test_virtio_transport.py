@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire import GuestError
-from bellwire import capabilities as pci
-from bellwire.bar import Bar
-from bellwire.bells import Bells
+from bellwire.declare.bar import Bar
+from bellwire.model import capabilities as pci
+from bellwire.serve.bells import Bells
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
 from vfio_user import IoEventFd, IrqIndex, RegionIndex

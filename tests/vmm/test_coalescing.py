@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bellwire.bundled.bell import Bell
+from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.guests.layout import Phase, Ring, pack_rings, unpack_rings
-from bellwire_vmm.machine import Machine
-from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.vmm import Machine
 from kvm_ioctls import CoalescedRing, Exit, IoctlError, Vcpu, Vm
 from vfio_user import Client, RegionWrite
 from vmm import toy

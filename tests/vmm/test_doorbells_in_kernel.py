@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from bellwire_vmm.bars import Bar
-from bellwire_vmm.doorbells import Doorbells
+from bellwire_vmm.device.bars import Bar
+from bellwire_vmm.device.doorbells import Doorbells
 from kvm_ioctls import IoRegion, KvmError, Vm
 from vfio_user import IoRegionFd
 

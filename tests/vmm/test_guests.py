@@ -16,6 +16,7 @@ from bellwire.bundled.bell import Bell
 from bellwire.bundled.edu import Edu
 from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire_vmm import guests
+from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.guests import build
 from bellwire_vmm.guests.layout import (
     BATCH,
@@ -31,9 +32,8 @@ from bellwire_vmm.guests.layout import (
     unpack_pci,
     unpack_rings,
 )
-from bellwire_vmm.machine import Machine, RunResult
-from bellwire_vmm.proxy import ProxyDevice
-from bellwired.spawn import device_process
+from bellwire_vmm.vmm import Machine, RunResult
+from bellwired.demo.spawn import device_process
 from vfio_user import Client
 from vmm.sdk import working
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import pytest
 
 from bellwire.bundled.nvme import Nvme
+from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.guests import build
 from bellwire_vmm.guests.layout import NvmeResults, Phase, pack_nvme, unpack_nvme
-from bellwire_vmm.machine import Machine, RunResult
-from bellwire_vmm.proxy import ProxyDevice
-from bellwired.spawn import device_process
+from bellwire_vmm.vmm import Machine, RunResult
+from bellwired.demo.spawn import device_process
 from vfio_user import Client, RegionIndex
 from vmm.sdk import working
 

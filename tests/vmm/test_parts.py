@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwire_vmm import capabilities
-from bellwire_vmm.bars import Bar
-from bellwire_vmm.bus import AddressSpace
-from bellwire_vmm.capabilities import Msi, MsixLayout
+from bellwire_vmm.device import capabilities
+from bellwire_vmm.device.bars import Bar
+from bellwire_vmm.device.capabilities import Msi, MsixLayout
 from bellwire_vmm.errors import AddressConflictError
-from bellwire_vmm.gsis import intx_gsi
 from bellwire_vmm.guests.layout import RESULTS, ResultError, Ring, unpack_edu, unpack_nvme, unpack_pci, unpack_rings
-from bellwire_vmm.pci import PciBus
-from bellwire_vmm.windows import Window
+from bellwire_vmm.machine.bus import AddressSpace
+from bellwire_vmm.machine.gsis import intx_gsi
+from bellwire_vmm.machine.pci import PciBus
+from bellwire_vmm.machine.windows import Window
 
 RAM = 16 << 20
 

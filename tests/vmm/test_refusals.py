@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from bellwire_vmm.bars import Bar
-from bellwire_vmm.doorbells import Doorbells
+from bellwire_vmm.device.bars import Bar
+from bellwire_vmm.device.doorbells import Doorbells
 from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, VmmError
-from bellwire_vmm.machine import Machine
+from bellwire_vmm.vmm import Machine
 from vfio_user import (
     Client,
     DeviceFlags,

@@ -4,9 +4,9 @@ import contextlib
 from typing import TypedDict
 
 from bellwired.errors import CommandError
-from bellwired.manager import process
-from bellwired.manager.settings import SettingsError
 from bellwired.manager.unit import State, Unit
+from bellwired.settings import SettingsError
+from bellwired.workers import process
 
 PATIENCE = 1.0  # seconds: one that hangs is to be described all the same
 

@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from bellwired import notify
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager import control, notify, process
+from bellwired.manager import control
 from bellwired.manager.manager import Manager, prepare
-from bellwired.manager.places import Places
-from bellwired.manager.settings import Daemon
 from bellwired.manager.tasks import alongside
+from bellwired.places import Places
 from bellwired.release import release
+from bellwired.settings import Daemon
+from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0

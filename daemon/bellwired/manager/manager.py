@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bellwired import messages, settings
 from bellwired.errors import CommandError
-from bellwired.manager import messages, settings, trial
+from bellwired.manager import trial
 from bellwired.manager.events import Hub
-from bellwired.manager.nursery import Nursery
-from bellwired.manager.places import Places
-from bellwired.manager.settings import Daemon, Device, Settings, SettingsError
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import State, Unit
+from bellwired.places import Places
+from bellwired.settings import Daemon, Device, Settings, SettingsError
+from bellwired.workers.nursery import Nursery
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while somebody listens

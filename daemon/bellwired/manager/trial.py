@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from bellwired.errors import CommandError
-from bellwired.manager.link import Link
-from bellwired.manager.nursery import Nursery
-from bellwired.manager.wire import Event, Spawn
+from bellwired.workers.link import Link
+from bellwired.workers.nursery import Nursery
+from bellwired.workers.wire import Event, Spawn
 
 
 async def attempt(nursery: Nursery, order: Spawn, timeout: float) -> None:

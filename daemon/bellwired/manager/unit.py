@@ -13,15 +13,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bellwire.limited import LimitedLog
+from bellwire.model.limited import LimitedLog
+from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager import messages
-from bellwired.manager.link import Link
-from bellwired.manager.nursery import Child, Nursery
-from bellwired.manager.settings import Daemon, Device
-from bellwired.manager.wire import Event, Spawn
-from bellwired.manager.worker import REFUSED
+from bellwired.settings import Daemon, Device
+from bellwired.workers.link import Link
+from bellwired.workers.nursery import Child, Nursery
+from bellwired.workers.wire import Event, Spawn
+from bellwired.workers.worker import REFUSED
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0

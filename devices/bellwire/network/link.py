@@ -43,7 +43,7 @@ class Port(Protocol):
         """
 
     def send(self, packet: Buffers) -> bool:
-        """A packet, header first, in up to 1024 pieces; False when it had to be dropped."""
+        """A packet, header first, in any number of pieces; False when it had to be dropped."""
 
 
 class Link(Protocol):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkError, Offload, Port
+from bellwire.pieces import MOST_PIECES, one_call
 
 LENGTH = struct.Struct(">I")
 LARGEST_FRAME = LARGEST_PACKET - HEADER_SIZE
@@ -74,7 +75,7 @@ class DatagramLink(SocketLink):
         if not self._remote:
             return False
         try:
-            self._socket.sendmsg(without_header(packet), [], 0, self._remote)
+            self._socket.sendmsg(one_call(without_header(packet)), [], 0, self._remote)
         except OSError:
             return False
         return True
@@ -141,7 +142,7 @@ class StreamLink(SocketLink):
             self._drain()
         if self._peer is None or self._output:
             return False
-        frame = without_header(packet)
+        frame = one_call(without_header(packet), MOST_PIECES - 1)
         length = sum(map(len, frame))
         try:
             sent = self._peer.sendmsg([LENGTH.pack(length), *frame])

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from bellwire.network.interface import Settings, configure, enter
 from bellwire.network.link import HEADER_SIZE, Buffers, LinkError, Offload
+from bellwire.pieces import one_call
 
 DEVICE = "/dev/net/tun"
 LONGEST_NAME = 15
@@ -58,7 +59,7 @@ class TapPort:
     def send(self, packet: Buffers) -> bool:
         """The kernel refuses a header that makes no sense, and everything while the interface is down."""
         try:
-            os.writev(self._fd, packet)
+            os.writev(self._fd, one_call(packet))
         except OSError:
             return False
         return True

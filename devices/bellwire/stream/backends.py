@@ -12,7 +12,8 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from bellwire.stream.stream import Pieces, Stream, StreamError
+from bellwire.pieces import Pieces, write
+from bellwire.stream.stream import Stream, StreamError
 
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
 """For help texts."""
@@ -43,9 +44,8 @@ class Pty(Stream):
                 raise StreamError(f"pty link {link}: {error.strerror}") from error
 
     def send(self, pieces: Pieces) -> int:
-        """Everything is taken, at once or never."""
-        with contextlib.suppress(BlockingIOError):
-            os.writev(self._out, list(pieces))
+        """Everything is taken: what the kernel has no room for is lost."""
+        write(self._out, pieces)
         return sum(map(len, pieces))
 
     def close(self) -> None:

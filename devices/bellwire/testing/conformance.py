@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bellwire import capabilities as pci
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
-from bellwire.register import Register
+from bellwire.model import capabilities as pci
 from bellwire.testing.guest import Guest
-from bellwire.vendor import HEADER
 from vfio_user import RegionIndex
 
 ACCESSES = 2000

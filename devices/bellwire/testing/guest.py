@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from bellwire import capabilities as pci
-from bellwire.bar import Area
+from bellwire.declare.bar import Area
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
-from bellwire.doorbell import Doorbell, IoRegion
-from bellwire.loop import Deadline
-from bellwire.pool import Done, Job
-from bellwire.register import Register
-from bellwire.vendor import VendorCapability
+from bellwire.model import capabilities as pci
+from bellwire.model.jobs import Done, Job
+from bellwire.serve.loop import Deadline
 from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
 
 Device = TypeVar("Device", bound=PciDevice)
@@ -181,7 +181,7 @@ class Guest(Generic[Device]):
         if not 0 <= offset <= offset + count <= size:
             raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
 
-    # -- bellwire.host.Host
+    # -- bellwire.model.host.Host
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The guest's memory."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, ClassVar
 
+from bellwire.declare.interrupts import MsiX
+from bellwire.declare.option import Option
+from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError
-from bellwire.interrupts import MsiX
-from bellwire.option import Option
-from bellwire.saved import Saved, SavedBytes
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue

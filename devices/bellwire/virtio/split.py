@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from bellwire.dma import Dma
 from bellwire.errors import GuestError
+from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, table_size
 from bellwire.virtio.fence import fence
 
