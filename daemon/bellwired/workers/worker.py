@@ -10,11 +10,10 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
-from bellwire import BellwireError, PciDevice
+from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -62,15 +61,15 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         device = kind(**spawn.options)
     except BellwireError as error:
-        hint = getattr(error, "hint", "")
-        _say(channel, Event("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
-        return REFUSED
+        return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
         return _crashed(channel, error)
     if spawn.trial:
         return 0
     try:
         Serving(spawn, device, listeners[0], channel).run()
+    except OptionError as error:
+        return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
         log.error("%s", error)
         _say(channel, Event("crashed", {"error": str(error)}))
@@ -78,6 +77,12 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
+
+
+def _refused(channel: socket.socket, error: BellwireError) -> int:
+    hint = getattr(error, "hint", "")
+    _say(channel, Event("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    return REFUSED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:
@@ -247,23 +252,10 @@ def registers(device: PciDevice) -> list[dict[str, Any]]:
                         "size": item.size,
                         "access": item.access.value,
                         "value": int(value),
-                        "meaning": _meaning(item, value),
+                        "meaning": item.meaning(value),
                     }
                 )
     return found
-
-
-def _meaning(item: Register[Any], value: int) -> str:
-    kind = item.kind
-    if kind is None:
-        return ""
-    try:
-        member = kind(value)
-    except ValueError:
-        return "?"
-    if isinstance(member, IntFlag):
-        return "|".join(flag.name or hex(flag) for flag in member) or "0"
-    return str(member.name)
 
 
 def _say(channel: socket.socket, message: Answer | Event) -> bool:

@@ -85,13 +85,35 @@ class Dma:
             raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
         return views
 
+    def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
+        """One view, though the client may have mapped the memory in pieces, as behind an IOMMU: for rings.
+
+        The same holds as for :meth:`map`. Pieces cost system calls, once while a view of them is kept.
+        """
+        self._check(address, size)
+        try:
+            view = self._core.host.whole(address, size, write)
+        except VfioUserError as error:
+            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+        if view is None:
+            raise Unshared(f"DMA map of {size} bytes at {address:#x}: not shared, or in pieces of huge pages")
+        return view
+
     def window(self, address: int, *, write: bool = False) -> Window | None:
         """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
 
-        The same holds as for :meth:`map`.
+        The same holds as for :meth:`map`. What is moved there, :meth:`touched` is to be told of.
         """
         self._check(address, 0)
         return self._core.host.window(address, write)
+
+    def touched(self, size: int) -> None:
+        """Device code has moved ``size`` bytes in a :meth:`window`: nothing to do, unless they are counted."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bytes so far, where they are counted."""
+        return {}
 
     def changed(self) -> None:
         """Something of that kind has happened: forget where memory was."""

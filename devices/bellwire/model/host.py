@@ -22,6 +22,9 @@ class Host(Protocol):
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory behind ``[address, address + size)``; vfio_user.DmaFault outside it."""
 
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """One view of the bytes there, in however many pieces they are; None where they are not all shared."""
+
     def window(self, address: int, write: bool) -> Window | None:
         """The whole stretch around ``address`` that is shared with us, if there is one."""
 
@@ -63,8 +66,12 @@ class Detached:
         """Nothing is mapped."""
         raise DmaFault(address, size, "the device is not attached to a guest")
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """As :meth:`segments`."""
+        raise DmaFault(address, size, "the device is not attached to a guest")
+
+    def window(self, address: int, write: bool) -> Window | None:
+        """There is none."""
         return None
 
     def dma_read(self, address: int, size: int) -> bytes:

@@ -187,6 +187,10 @@ class Guest(Generic[Device]):
         """The guest's memory."""
         return self._dma.segments(address, size, write)
 
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """The guest's memory, however a test has cut it."""
+        return self._dma.whole(address, size, write)
+
     def window(self, address: int, write: bool) -> Window | None:
         """All of the guest's memory."""
         return self._dma.window(address, write)

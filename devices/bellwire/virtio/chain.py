@@ -97,6 +97,12 @@ def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
     return found
 
 
+def indirect_table(dma: Dma, address: int, length: int) -> memoryview | bytes:
+    """A table of descriptors: in place, or a copy where it lies in several pieces of memory."""
+    views = dma.map(address, length)
+    return views[0] if len(views) == 1 else b"".join(views)
+
+
 def table_size(length: int) -> int:
     """How many descriptors an indirect table of ``length`` bytes has (§2.7.5.3)."""
     count, rest = divmod(length, DESCRIPTOR.size)
