@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bellwire.model.limited import LimitedLog
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.events import LOG
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
 from bellwired.workers.link import Link
@@ -28,6 +29,7 @@ log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 RECENT = 20
+LINES = 500  # of its log that are kept
 
 
 class State(StrEnum):
@@ -40,6 +42,14 @@ class State(StrEnum):
     """For its next restart."""
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+class Line(NamedTuple):
+    """A line of a device's log, or several with a traceback."""
+
+    time: float
+    level: str
+    text: str
 
 
 class Unit:
@@ -72,6 +82,8 @@ class Unit:
         self.error = ""
         self.client: dict[str, Any] | None = None
         self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
+        self.lines: deque[Line] = deque(maxlen=LINES)
+        """What it has logged lately, its workers' words and the manager's about it."""
         self.given: socket.socket | None = None
         """A listener from the service manager, which is used in place of one of our own."""
         self.files: dict[str, Stamp | None] = {}
@@ -357,6 +369,9 @@ class Unit:
                     self._settle("")
                     self._note("started", messages.STARTED, "accepts clients", logging.INFO)
                 return
+            case "log":
+                self._keep(Line(fields["time"], fields["level"], fields["text"]))
+                return
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
@@ -402,7 +417,12 @@ class Unit:
             fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
         log.log(level, "%s: %s", self.name, text, extra=fields)
         self.recent.append((time.time(), text))
+        self._keep(Line(time.time(), logging.getLevelName(level).lower(), text))
         self._tell(self, kind, {"text": text})
+
+    def _keep(self, line: Line) -> None:
+        self.lines.append(line)
+        self._tell(self, LOG, line._asdict())
 
     def _note_client(self, kind: str, message_id: str, text: str) -> None:
         """The same of a client, which may come and go as often as it likes, but not fill the log."""

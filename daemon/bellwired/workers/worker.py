@@ -29,6 +29,7 @@ from vfio_user import Capabilities
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until what found no room is sent again
+LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
 MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
 
 log = logging.getLogger("bellwire.worker")
@@ -48,6 +49,8 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
         channel.setblocking(False)
+        if not spawn.trial:
+            logging.getLogger().addHandler(Relay(channel))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
     logging.shutdown()
@@ -215,6 +218,20 @@ class Mouth:
     def soon(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back later, on the same thread."""
         self._loop.after(delay, callback)
+
+
+class Relay(logging.Handler):
+    """Passes on to the manager what is logged, from any thread; what finds no room is in the log alone."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with its traceback."""
+        text = self.format(record)[:LONGEST_LINE]
+        with contextlib.suppress(OSError):  # the worker is about to end
+            _say(self._channel, Event("log", {"time": record.created, "level": record.levelname.lower(), "text": text}))
 
 
 class Reporter(Observer):
