@@ -21,6 +21,7 @@ from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
+from bellwire.model.traced import TracedCore
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -90,7 +91,8 @@ class PciDevice:
             )
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
-        self.core = Core(self, self.identity, self.layout, values)
+        kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
+        self.core = kind(self, self.identity, self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.config.reset()

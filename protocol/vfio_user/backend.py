@@ -40,6 +40,9 @@ class Backend(Protocol):
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Write; the range is known to lie in the region. ``data`` is valid until this returns."""
 
+    def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
+        """These bytes were read or written so often since this was last said of them."""
+
     def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
         """What may be handed over as fds, by these mechanisms. The fds stay the backend's."""
 

@@ -66,7 +66,6 @@ class Session:
         timeout: float = 5.0,
     ) -> None:
         self.client: Capabilities | None = None
-        self._reads = 0
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
@@ -100,10 +99,9 @@ class Session:
         """The socket's descriptor."""
         return self._channel.fileno()
 
-    @property
-    def reads(self) -> int:
-        """How often the client has read a region."""
-        return self._reads + self._channel.answered
+    def settle(self) -> None:
+        """Tell the backend how often the client has read and written what, since it was last told."""
+        self._accesses.settle()
 
     @property
     def waiting(self) -> bool:
@@ -335,19 +333,19 @@ class Session:
 
     def _do(self, access: Access, data: memoryview) -> bytes | memoryview:
         """A read or a write that has passed its checks; the data of its reply."""
+        access.times += 1
+        writer = access.writer
         try:
-            if access.reader is not None:
-                self._reads += 1
-                found = access.reader()
-            elif access.writer is not None:
-                access.writer(data)
+            if writer is not None:
+                writer(data)
                 return b""
+            found = access.reader()
         except VfioUserError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
             raise self._failed(access.command, error) from None
-        if len(found) != access.answers:
-            raise VfioUserError(f"REGION_READ: the device gave {len(found)} bytes for {access.answers}", errno.EIO)
+        if len(found) != access.count:
+            raise VfioUserError(f"REGION_READ: the device gave {len(found)} bytes for {access.count}", errno.EIO)
         return found
 
     def _write_multi(self, message: Message) -> Reply:
@@ -358,13 +356,13 @@ class Session:
         """
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
-        writes = unpack_writes(message.payload)
-        for region, offset, data in writes:
-            self._accesses.check_write(region, offset, len(data), "REGION_WRITE_MULTI")
+        self._accesses.many_come()
+        checked = self._accesses.write_among_many
+        writes = [(checked(region, at, len(data)), data) for region, at, data in unpack_writes(message.payload)]
         done = 0
-        for region, offset, data in writes:
+        for access, data in writes:
             try:
-                self._call(Command.REGION_WRITE_MULTI, self._backend.region_write, region, offset, memoryview(data))
+                self._do(access, memoryview(data))
             except VfioUserError as error:
                 if message.flags & _NO_REPLY:
                     self._refuse(message.id, message.command, error, wants_reply=False)

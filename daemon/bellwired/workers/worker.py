@@ -10,7 +10,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
@@ -247,23 +246,10 @@ def registers(device: PciDevice) -> list[dict[str, Any]]:
                         "size": item.size,
                         "access": item.access.value,
                         "value": int(value),
-                        "meaning": _meaning(item, value),
+                        "meaning": item.meaning(value),
                     }
                 )
     return found
-
-
-def _meaning(item: Register[Any], value: int) -> str:
-    kind = item.kind
-    if kind is None:
-        return ""
-    try:
-        member = kind(value)
-    except ValueError:
-        return "?"
-    if isinstance(member, IntFlag):
-        return "|".join(flag.name or hex(flag) for flag in member) or "0"
-    return str(member.name)
 
 
 def _say(channel: socket.socket, message: Answer | Report) -> bool:

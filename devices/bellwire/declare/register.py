@@ -112,6 +112,18 @@ class Register(Declared, Generic[Value]):
                 del known[combination]
         return kind(value)
 
+    def meaning(self, value: int) -> str:
+        """The name of ``value``, or of its flags; empty where there are no names, and ``?`` for what has none."""
+        if self.kind is None:
+            return ""
+        try:
+            member = self.typed(value)
+        except ValueError:
+            return "?"
+        if isinstance(member, IntFlag):
+            return "|".join(flag.name or hex(flag) for flag in member) or "0"
+        return str(member.name)
+
     def load(self, file: memoryview) -> int:
         """The value in the register file ``file`` of its BAR."""
         if self._struct is not None:

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
@@ -35,6 +35,9 @@ _ALL_ONES = (1 << 64) - 1
 class Core:
     """What the SDK keeps about one device; device code has no need of it."""
 
+    signals_kind: ClassVar[type[Signals]] = Signals
+    dma_kind: ClassVar[type[Dma]] = Dma
+
     def __init__(self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]) -> None:
         self.device = device
         self.identity = identity
@@ -46,7 +49,7 @@ class Core:
         space = template(identity, layout)
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
-        self.signals = Signals(self)
+        self.signals = self.signals_kind(self)
         self.spaces = {index: Space(self, plan) for index, plan in layout.bars.items()}
         self._ring_hooks = {bell: self.hook(("ring", bell)) for bell in layout.doorbells}
         regions = [region for plan in layout.bars.values() for region in plan.ioregions]
@@ -59,7 +62,7 @@ class Core:
         """Those that the device has asked for."""
         self.connected = False
         """Whether there is a client, and so a guest's memory."""
-        self.dma = Dma(self)
+        self.dma = self.dma_kind(self)
         self.generation = 0
         """Counts resets: a background result from before the last one is stale."""
         self.timers: WeakSet[Timer] = WeakSet()

@@ -102,10 +102,18 @@ class Dma:
     def window(self, address: int, *, write: bool = False) -> Window | None:
         """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
 
-        The same holds as for :meth:`map`.
+        The same holds as for :meth:`map`. What is moved there, :meth:`touched` is to be told of.
         """
         self._check(address, 0)
         return self._core.host.window(address, write)
+
+    def touched(self, size: int) -> None:
+        """Device code has moved ``size`` bytes in a :meth:`window`: nothing to do, unless they are counted."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bytes so far, where they are counted."""
+        return {}
 
     def changed(self) -> None:
         """Something of that kind has happened: forget where memory was."""

@@ -90,7 +90,11 @@ class Signals:
         self._count = declared.count if declared else 0
         self.msix = Vectors(self, IrqIndex.MSIX, self._count)
         msi = core.layout.msi
-        self.msi = Vectors(self, IrqIndex.MSI, msi.count if msi else 0)
+        messages = msi.count if msi else 0
+        self.msi = Vectors(self, IrqIndex.MSI, messages)
+        tally = core.tally
+        self._sent, self._sent_msi = tally.vectors("MSI-X", self._count), tally.vectors("MSI", messages)
+        self._raised = tally.vectors("INTx", 1)
         self.line = Line(self)
 
     @property
@@ -103,17 +107,18 @@ class Signals:
         core = self._core
         if not self.config.bus_master:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
-        core.tally.interrupts += 1
         if index is IrqIndex.MSIX:
+            self._sent[vector] += 1
             if self._masked(vector) or not core.host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)
         else:
+            self._sent_msi[vector] += 1
             core.host.signal(index, vector)
 
     def drive(self, asserted: bool) -> None:
         """Set the INTx level and tell the client what it should see."""
         if asserted and not self.config.interrupt_status:
-            self._core.tally.interrupts += 1
+            self._raised[0] += 1
         self.config.interrupt_status = asserted
         self.relevel()
 
@@ -151,6 +156,10 @@ class Signals:
         """Guest read of the pending bits."""
         return bytes(self._pending[offset : offset + size])
 
+    def is_pending(self, vector: int) -> bool:
+        """Whether an MSI-X vector was triggered and could not be sent yet."""
+        return bool(self._pending[vector >> 3] >> (vector & 7) & 1)
+
     def _masked(self, vector: int) -> bool:
         core = self._core
         if self.config.msix_function_masked:
@@ -160,7 +169,7 @@ class Signals:
     def _pending_vectors(self) -> list[int]:
         if not any(self._pending):
             return []
-        return [n for n in range(self._count) if self._pending[n >> 3] >> (n & 7) & 1]
+        return [vector for vector in range(self._count) if self.is_pending(vector)]
 
     def _clear(self, vector: int) -> None:
         self._pending[vector >> 3] &= ~(1 << (vector & 7)) & 0xFF

@@ -200,7 +200,7 @@ class DoorbellCell:
         self.start = bells[0].offset
         self.size = max(bell.size for bell in bells)
         self._core = core
-        self._bells = bells
+        self._bells = [(bell, core.tally.ring("message", bell.name)) for bell in bells]
         self._register = register
         self._nothing = bytes([bells[0].bar.fill])
 
@@ -212,13 +212,13 @@ class DoorbellCell:
         """Ring what matches, as KVM would; what nothing matches is an ordinary register write."""
         if first == 0:
             value = int.from_bytes(data, "little")
-            for bell in self._bells:
+            for bell, rings in self._bells:
                 if bell.value:
-                    self._core.tally.rings["message"] += 1
+                    rings[0] += 1
                     self._core.ring_value(bell, value)
                     return
                 if bell.match is None or (bell.match == value and bell.size == len(data)):
-                    self._core.tally.rings["message"] += 1
+                    rings[0] += 1
                     self._core.ring(bell, 1)
                     return
         if self._register is not None:
@@ -233,6 +233,7 @@ class IoRegionCell:
         self.size = region.size
         self._core = core
         self._region = region
+        self._rings = core.tally.ring("message", region.name) if region.bell else None
 
     def read(self, first: int, count: int) -> bytes:
         """A long read reaches the hook in pieces of at most 8 bytes."""
@@ -247,8 +248,8 @@ class IoRegionCell:
         """A long write reaches the hook in pieces of at most 8 bytes; each rings a row of doorbells once."""
         for at in range(0, len(data), WIDEST):
             piece = data[at : at + WIDEST]
-            if self._region.bell:
-                self._core.tally.rings["message"] += 1
+            if self._rings is not None:
+                self._rings[0] += 1
             self._core.ioregion_write(self._region, first + at, len(piece), int.from_bytes(piece, "little"))
 
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
+from bellwire.model.tally import Count
 from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
@@ -48,11 +49,11 @@ class EventSource(Generic[Bell]):
 
     def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._core = core
         self._bell = bell
         self._ring = ring
         self._guard = guard
         self._count = 0
+        self._rings = core.tally.ring("ioeventfd", _name(bell))
 
     def gather(self) -> None:
         """Add the eventfd's count."""
@@ -65,7 +66,7 @@ class EventSource(Generic[Bell]):
         """One hook call for however many rings."""
         count, self._count = self._count, 0
         if count:
-            self._core.tally.rings["ioeventfd"] += count
+            self._rings[0] += count
             self._guard(self._ring, self._bell, count)
 
     def discard(self) -> None:
@@ -86,13 +87,21 @@ class CommandSource:
         self.wire = IoRegionServer(ours)
         self.fd = ours.fileno()
         self.client_fd = self._theirs.fileno()
-        self.targets: list[Doorbell | IoRegion] = []
+        self._targets: list[Doorbell | IoRegion] = []
+        self._rings: list[Count] = []
         self._core = core
         self._guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
         self._socket = select.poll()
         self._socket.register(ours, select.POLLIN)
+
+    def user_data(self, target: Doorbell | IoRegion) -> int:
+        """By which commands for ``target`` are told apart from others."""
+        if target not in self._targets:
+            self._targets.append(target)
+            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
+        return self._targets.index(target)
 
     def gather(self) -> None:
         """Take commands off the socket, in order."""
@@ -112,9 +121,11 @@ class CommandSource:
         commands = self._commands
         while commands:
             command = commands.popleft()
-            self._core.tally.rings["ioregionfd"] += 1
             target = self._target(command)
-            result = None if target is None else self._guard(self._deliver, target, command)
+            result = None
+            if target is not None:
+                self._rings[command.user_data][0] += 1
+                result = self._guard(self._deliver, target, command)
             if command.respond:
                 self._respond(result)
 
@@ -139,8 +150,8 @@ class CommandSource:
 
     def _target(self, command: IoCommand) -> Doorbell | IoRegion | None:
         """What the command is for; None, and a word in the log, if nothing that was handed out."""
-        if command.user_data < len(self.targets):
-            target = self.targets[command.user_data]
+        if command.user_data < len(self._targets):
+            target = self._targets[command.user_data]
             if command.offset + command.size <= target.size:
                 return target
         self._core.log.warning(
@@ -252,15 +263,12 @@ class Bells:
         if self._values is None:
             self._values = self._commands([])
         source = self._values
-        if bell not in source.targets:
-            source.targets.append(bell)
-        user_data = source.targets.index(bell)
-        return IoRegionFd(bell.offset, bell.size, source.client_fd, user_data, pio, True)
+        return IoRegionFd(bell.offset, bell.size, source.client_fd, source.user_data(bell), pio, True)
 
     def _commands(self, targets: list[Doorbell | IoRegion]) -> CommandSource:
         source = CommandSource(self._core, self._guard, self._drop)
-        source.targets = targets
         for target in targets:
+            source.user_data(target)
             if isinstance(target, IoRegion):
                 self._regions[target] = source
         self._add(source.fd, source)
@@ -279,3 +287,8 @@ class Bells:
         self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:
             self._values = None
+
+
+def _name(bell: Doorbell | tuple[IoRegion, int]) -> str:
+    """A doorbell of a row has its offset in it."""
+    return bell.name if isinstance(bell, Doorbell) else f"{bell[0].name}+{bell[1]:#x}"

@@ -13,6 +13,7 @@ from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.model.core import Core
 from bellwire.model.jobs import Done
+from bellwire.model.labels import Labels
 from bellwire.model.limited import shape
 from bellwire.serve.bells import Bells
 from bellwire.serve.loop import Deadline, Loop
@@ -52,6 +53,7 @@ class Served:
         self.core.log.tell = (observer or Observer()).trouble
         self._observer = observer or Observer()
         self._introduced = False
+        self._labels = Labels(self.core.layout)
         self.session: Session | None = None
         self._loop = loop
         self._bells: Bells | None = None
@@ -85,7 +87,7 @@ class Served:
         self._loop.unwatch(self._bells.fileno())
         self._loop.unwatch(self.session.fileno())
         self._bells.close()
-        self.core.tally.reads += self.session.reads
+        self.session.settle()
         self.session.close()
         self.session = self._bells = None
         self.core.join(False)
@@ -129,9 +131,10 @@ class Served:
 
     def statistics(self) -> dict[str, int]:
         """What has happened so far, and what the client has set up now."""
-        numbers, session = self.core.tally.to_dict(), self.session
+        session = self.session
         if session is not None:
-            numbers["reads"] += session.reads
+            session.settle()
+        numbers = self.core.tally.to_dict() | self.core.device.dma.counts
         return numbers | {"dma_maps": len(session.dma) if session else 0, "connected": int(session is not None)}
 
     def guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -176,8 +179,17 @@ class Served:
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write."""
-        self.core.tally.writes += 1
         self.core.write(index, offset, data)
+
+    def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
+        """Count them where they belong."""
+        tally = self.core.tally
+        if write:
+            tally.writes += times
+        else:
+            tally.reads += times
+        for name in self._labels.at(index, offset, count):
+            tally.accesses[write][name] += times
 
     def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
         """Doorbells and stretches that the client may register with KVM."""

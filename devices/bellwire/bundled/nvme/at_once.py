@@ -91,6 +91,7 @@ class AtOnce:
                             break
             left.append(block[at - COMMAND_SIZE : at])
         self._io.budget = budget - moved
+        self._dma.touched(moved)
         self._counters.reads += len(done)
         self._counters.sectors_read += moved >> SECTOR_SHIFT
         return done, left, (len(block) - at) // COMMAND_SIZE
