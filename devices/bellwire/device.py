@@ -96,6 +96,14 @@ class PciDevice:
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.config.reset()
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Called when the device is made: an OptionError where options do not go together. Override it.
+
+        What one option can be by itself, its declaration says. Open nothing here: a daemon makes a device to try out
+        options while another one that has them runs.
+        """
 
     def setup(self) -> None:
         """Called once before the first guest comes: open what the options name. Override it."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bellwire import BellwireError, PciDevice
+from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -61,15 +61,15 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         device = kind(**spawn.options)
     except BellwireError as error:
-        hint = getattr(error, "hint", "")
-        _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
-        return REFUSED
+        return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
         return _crashed(channel, error)
     if spawn.trial:
         return 0
     try:
         Serving(spawn, device, listeners[0], channel).run()
+    except OptionError as error:
+        return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
         log.error("%s", error)
         _say(channel, Report("crashed", {"error": str(error)}))
@@ -77,6 +77,12 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
+
+
+def _refused(channel: socket.socket, error: BellwireError) -> int:
+    hint = getattr(error, "hint", "")
+    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    return REFUSED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:

@@ -18,6 +18,7 @@ from bellwire.pieces import MOST_PIECES, after
 
 Buffers = Sequence[memoryview | bytearray]
 
+LARGEST = (1 << 63) - 1  # bytes: off_t
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 log = logging.getLogger("bellwire.storage")

@@ -17,12 +17,19 @@ from bellwire.bundled.nvme.namespaces import Namespace, Namespaces
 from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.registers import QUEUES, Registers
 from bellwire.bundled.nvme.shadow import ShadowState
-from bellwire.storage import Disk, StorageError
+from bellwire.storage import LARGEST, Disk, StorageError, check_blocks
 from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
 MOST_NAMESPACES = 256
 DEFAULT_SIZE = 64 << 20
+
+
+def serial_number(text: str) -> str | None:
+    """What Identify Controller has room for (§5.15.2.2)."""
+    return (
+        None if len(text) <= 20 and text.isascii() and text.isprintable() else "at most 20 printable ASCII characters"
+    )
 
 
 class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
@@ -40,14 +47,20 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     image = Option(
         "", help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; none: memory"
     )
-    size = Option(0, help="bytes of each namespace: of memory (64M), or of images that are to be made")
-    block_size = Option(512, help="bytes of a logical block: 512 or 4096")
+    size = Option(
+        0, least=0, most=LARGEST, help="bytes of each namespace: of memory (64M), or of images that are to be made"
+    )
+    block_size = Option(512, choices=BLOCK_SIZES, help="bytes of a logical block")
     readonly = Option(False, help="refuse every write")
-    serial = Option("", help="serial number, at most 20 characters; made from the image's name unless given")
-    queues = Option(QUEUES, help=f"I/O queue pairs that the guest may create, at most {QUEUES}")
-    namespaces = Option(0, help="namespaces: those without an image are memory; 0: one for each image")
-    doorbells = Option("value", help="value; or shadow: by ioeventfd, for guests that use shadow doorbells")
-    threads = Option(4, help="threads that wait for the images")
+    serial = Option("", check=serial_number, help="serial number; made from the image's name unless given")
+    queues = Option(QUEUES, least=1, most=QUEUES, help="I/O queue pairs that the guest may create")
+    namespaces = Option(
+        0, least=0, most=MOST_NAMESPACES, help="namespaces: those without an image are memory; 0: one for each image"
+    )
+    doorbells = Option(
+        "value", choices=("value", "shadow"), help="shadow: by ioeventfd, for guests that use shadow doorbells"
+    )
+    threads = Option(4, least=1, most=QUEUES, help="threads that wait for the images")
     direct = Option(False, help="pass the page cache by (O_DIRECT)")
 
     before = Saved(0)  # CC as it was last written
@@ -62,7 +75,6 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def setup(self) -> None:
         """Open the images, and put the controller together."""
-        self.check_options()
         serial = self.serial or self.made_up_serial()
         disks = self.open_disks()
         identity = ControllerIdentity(0x1234, 0x1234, serial, len(disks))
@@ -89,24 +101,17 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     def check_options(self) -> None:
         """Refuse what no controller could be."""
-        for name, good, expected in (
-            ("block_size", self.block_size in BLOCK_SIZES, "512 or 4096"),
-            ("queues", 1 <= self.queues <= QUEUES, f"1 to {QUEUES}"),
-            ("namespaces", 0 <= self.namespaces <= MOST_NAMESPACES, f"0 to {MOST_NAMESPACES}"),
-            ("threads", 1 <= self.threads <= QUEUES, f"1 to {QUEUES}"),
-            ("doorbells", self.doorbells in ("value", "shadow"), "value or shadow"),
-            ("size", self.size == 0 or self.size >= self.block_size, f"bytes, at least a block of {self.block_size}"),
-            ("serial", len(self.serial) <= 20 and self.serial.isascii(), "at most 20 ASCII characters"),
-        ):
-            if not good:
-                raise OptionError(f"option {name}={getattr(self, name)}: expected {expected}")
+        check_blocks(self.size, self.block_size)
+        given = len(images(self.image))
+        if self.namespaces and given > self.namespaces:
+            raise OptionError(f"option image: {given} images for namespaces={self.namespaces}")
+        if given > MOST_NAMESPACES:
+            raise OptionError(f"option image: {given} images, at most {MOST_NAMESPACES}")
 
     def open_disks(self) -> list[Disk]:
         """A disk for each namespace; all or none."""
         paths = images(self.image)
         count = self.namespaces or len(paths) or 1
-        if len(paths) > count:
-            raise OptionError(f"option image: {len(paths)} images for namespaces={count}")
         disks: list[Disk] = []
         try:
             for path in paths:

@@ -22,6 +22,7 @@ from bellwire.network import (
     StreamLink,
     TapLink,
 )
+from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, vxlan_fault
 from bellwire.network.interface import Settings, Vxlan
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
@@ -51,21 +52,25 @@ class VirtioNet(
 ):
     """A network card with checksum and segmentation offloads, several queues, and filters."""
 
-    tap = Option("", help="the interface that is to be at the other side; made if there is none")
-    bridge = Option("", help="tap: a bridge that the interface joins")
-    vxlan = Option("", help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host that joins the bridge too")
-    macvtap = Option("", help="tap: the host's interface that it is to share, instead of a bridge")
+    tap = Option("", check=interface_fault, help="the interface that is to be at the other side; made if there is none")
+    bridge = Option("", check=interface_fault, help="tap: a bridge that the interface joins")
+    vxlan = Option(
+        "", check=vxlan_fault, help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host that joins the bridge too"
+    )
+    macvtap = Option(
+        "", check=interface_fault, help="tap: the host's interface that it is to share, instead of a bridge"
+    )
     namespace = Option("", help="tap: the network namespace it is in")
     offloads = Option(True, help="tap: leave checksums and segmentation to whoever is better at it")
     up = Option(True, help="tap: bring the interface up")
-    mtu = Option(0, help="largest payload of a frame, for the guest and the tap; 0: as they have it")
+    mtu = Option(0, check=mtu_fault, help="largest payload of a frame, for the guest and the tap; 0: as they have it")
     dgram = Option(Path(), help="UNIX datagram socket that takes the guest's frames")
     local = Option(Path(), help="UNIX datagram socket for frames to the guest")
     stream = Option(Path(), help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
-    mac = Option("", help="address of the card; a local one is made up if it is not given")
+    mac = Option("", check=mac_fault, help="address of the card; a local one is made up if it is not given")
     link = Option(True, help="whether the cable is in; may be changed while the guest runs")
-    pairs = Option(1, help=f"pairs of queues, 1 to {MOST_PAIRS}; more than one on a tap only")
+    pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
     used_pairs = Saved(1)
@@ -80,11 +85,22 @@ class VirtioNet(
 
     wire: Link
 
+    def check_options(self) -> None:
+        """One other side, and what goes with it."""
+        if sum((bool(self.tap), bool(self.dgram.name or self.local.name), bool(self.stream.name))) != 1:
+            raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
+        if self.pairs > 1 and not self.tap:
+            raise OptionError(f"option pairs={self.pairs}: expected 1 on a socket")
+        if self.macvtap and (self.bridge or not self.tap):
+            raise OptionError(f"option macvtap={self.macvtap}: needs tap=, and goes without bridge=")
+        if self.vxlan and not self.bridge:
+            raise OptionError(f"option vxlan={self.vxlan}: needs bridge=")
+
     def setup(self) -> None:
         """Open the other side."""
         self.link_up = self.link
         self.dropped = 0
-        address = parse_mac(self.mac) if self.mac else made_up_mac()
+        address = parse_mac(self.mac) or made_up_mac()
         self.filter = Filter.at(self.filter_state, address)
         self.wire = self.open_wire(address)
         self.lanes = [Lane(number, port) for number, port in enumerate(self.wire.ports)]
@@ -92,16 +108,6 @@ class VirtioNet(
     def open_wire(self, address: bytes) -> Link:
         """What the options name: one of tap, dgram (or local) and stream."""
         dgram, local, stream = (path if path.name else None for path in (self.dgram, self.local, self.stream))
-        if sum((bool(self.tap), bool(dgram or local), bool(stream))) != 1:
-            raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
-        if not 1 <= self.pairs <= (MOST_PAIRS if self.tap else 1):
-            raise OptionError(f"option pairs={self.pairs}: 1 to {MOST_PAIRS} expected, and 1 on a socket")
-        if self.mtu and not 68 <= self.mtu <= 65535:
-            raise OptionError(f"option mtu={self.mtu}: 68 to 65535 expected")
-        if self.macvtap and (self.bridge or not self.tap):
-            raise OptionError(f"option macvtap={self.macvtap}: needs tap=, and goes without bridge=")
-        if self.vxlan and not self.bridge:
-            raise OptionError(f"option vxlan={self.vxlan}: needs bridge=")
         if self.tap:
             settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
             if self.macvtap:
@@ -299,14 +305,3 @@ def made_up_mac() -> bytes:
     """An address that is locally administered, and nobody else's but by bad luck."""
     first, *others = os.urandom(6)
     return bytes([first & 0xFC | 0x02, *others])
-
-
-def parse_mac(text: str) -> bytes:
-    """``52:54:00:12:34:56``."""
-    try:
-        address = bytes.fromhex(text.replace(":", ""))
-    except ValueError:
-        address = b""
-    if len(address) != 6 or address[0] & 1 or not any(address):
-        raise OptionError(f"option mac={text}: six bytes in hexadecimal expected, and no multicast address")
-    return address
