@@ -94,11 +94,16 @@ class Control(VarlinkInterface, name=INTERFACE):
         self._may_change = may_change
 
     @varlinkmethod(return_parameter="devices")
-    async def List(self) -> list[Description]:
-        """Every device of the configuration; one whose file cannot be used has failed, and no device."""
+    async def List(self, *, statistics: bool | None = None) -> list[Description]:
+        """Every device of the configuration; one whose file cannot be used has failed, and no device.
+
+        With ``statistics`` each has its counters, for which its worker is asked.
+        """
         with self._looking():
             manager = self._manager
-            found = [await describe(unit, brief=True) for unit in list(manager.units.values())]
+            units = list(manager.units.values())
+            ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
+            found = list(await asyncio.gather(*ways))
             found += [describe_unusable(name, why, manager.settings.since) for name, why in manager.unusable.items()]
             return sorted(found, key=lambda each: each["name"])
 
@@ -106,7 +111,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Describe(self, *, name: str) -> Description:
         """One device, with its statistics, its client and what happened to it lately."""
         with self._looking():
-            return await describe(self._manager.unit(name), brief=False)
+            return await describe(self._manager.unit(name))
 
     @varlinkmethod
     async def Start(self, *, name: str) -> None:
@@ -133,10 +138,16 @@ class Control(VarlinkInterface, name=INTERFACE):
             await self._manager.unit(name).ask("reset")
 
     @varlinkmethod
+    async def Disconnect(self, *, name: str) -> None:
+        """Let a device's client go; the next one may come."""
+        with self._changing():
+            await self._manager.unit(name).ask("disconnect")
+
+    @varlinkmethod
     async def Set(self, *, name: str, option: str, value: str) -> None:
         """Give an option of a running device another value, until the device is started anew."""
         with self._changing():
-            await self._manager.unit(name).ask("set", option=option, value=value)
+            await self._manager.unit(name).set(option, value)
 
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:

@@ -14,8 +14,9 @@ async def attempt(spawner: Spawner, order: Spawn, timeout: float) -> None:
     """Import the device and check its options. A CommandError says what is wrong with them."""
     errors: list[str] = []
 
-    def heard(report: Report) -> None:
-        errors.append(str(report.fields.get("error", report.kind)))
+    def heard(event: Report) -> None:
+        if event.kind in ("refused", "crashed"):
+            errors.append(str(event.fields["error"]))
 
     channel = WorkerChannel(order.name, heard)
     try:

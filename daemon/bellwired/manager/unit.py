@@ -18,6 +18,7 @@ from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.settings import Daemon, Device
+from bellwired.sources import Stamp, stamp
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Report, Spawn
 from bellwired.workers.worker import REFUSED
@@ -54,6 +55,7 @@ class Unit:
         settings: Device,
         daemon: Daemon,
         path: Path,
+        folder: Path,
         plugins: list[str],
         spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
@@ -62,6 +64,8 @@ class Unit:
         self.settings = settings
         self.daemon = daemon
         self.path = path
+        self.folder = folder
+        """Where its file lies: relative paths are meant from there."""
         self.state = State.STOPPED
         self.since = time.time()
         self.restarts = 0
@@ -70,6 +74,10 @@ class Unit:
         self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
         self.given: socket.socket | None = None
         """A listener from the service manager, which is used in place of one of our own."""
+        self.files: dict[str, Stamp | None] = {}
+        """The Python files that its last worker was made of, and their states."""
+        self.changed: dict[str, str] = {}
+        """Options that have other values now than its file gives them, which the next start takes again."""
         self._plugins = plugins
         self._spawner = spawner
         self._tell = tell
@@ -100,6 +108,7 @@ class Unit:
 
     async def start(self) -> None:
         """Start it, if it is not running; returns when it accepts clients. A CommandError says why it does not."""
+        self._check_enabled()
         async with self._turn:
             if self.state in (State.STOPPED, State.FAILED, State.WAITING):
                 self._forget_deaths()
@@ -119,6 +128,7 @@ class Unit:
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait."""
+        self._check_enabled()
         async with self._turn:
             self._forget_deaths()
             await self._end_worker()
@@ -126,22 +136,27 @@ class Unit:
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def change(self, settings: Device, path: Path) -> None:
+    async def change(self, settings: Device, path: Path, folder: Path) -> None:
         """Go on with other settings. One that was stopped remains so, unless it is to start by itself from now on."""
         async with self._turn:
-            wanted = self.state is not State.STOPPED or (settings.autostart and not self.settings.autostart)
+            wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
-            if _listens(*old) != _listens(settings, path):
+            if _listens(*old) != _listens(settings, path) or not settings.enabled:
                 await self._end()
-            self.settings, self.path = settings, path
+            self.settings, self.path, self.folder = settings, path, folder
+            self.files = {file: stamp(Path(file)) for file in self.files}
             self._forget_deaths()
             await self._end_worker()
-            if not wanted:
+            if not (wanted and settings.enabled):
                 self._set(State.STOPPED)
                 return
             await self._launch()
             attempt = self._attempt
         await self._accepting(attempt)
+
+    async def set(self, option: str, value: str) -> None:
+        """Give an option another value, until the worker is started anew."""
+        self.changed = dict(await self.ask("set", option=option, value=value))
 
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
@@ -162,7 +177,11 @@ class Unit:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
-    def order(self, settings: Device, *, trial: bool = False) -> Spawn:
+    def outdated(self) -> bool:
+        """Whether a file that it was made of has changed since."""
+        return any(stamp(Path(file)) != known for file, known in self.files.items())
+
+    def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """What the fork server is to do for this device."""
         return Spawn(
             name=self.name,
@@ -172,8 +191,13 @@ class Unit:
             io_fd_entry=settings.io_fd_entry,
             busy_poll=settings.busy_poll,
             plugins=self._plugins,
+            folder=str(folder),
             trial=trial,
         )
+
+    def _check_enabled(self) -> None:
+        if not self.settings.enabled:
+            raise CommandError(f"{self.name} is disabled", f"bellwire enable {self.name}")
 
     # -- the worker's life; all that waits is called with the turn held
 
@@ -182,6 +206,7 @@ class Unit:
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
+        self.changed = {}
         self._set(State.STARTING)
         try:
             listener = self._open_listener()
@@ -195,7 +220,9 @@ class Unit:
             return
         self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
-            child = await self._spawner.spawn(self.order(self.settings), [listener.fileno(), channel.theirs.fileno()])
+            child = await self._spawner.spawn(
+                self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
+            )
         except CommandError as error:
             channel.close()
             self._fell(str(error))
@@ -329,6 +356,9 @@ class Unit:
                     self.error = ""
                     self._settle("")
                     self._note("started", messages.STARTED, "accepts clients", logging.INFO)
+                return
+            case "made":
+                self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
             case "refused":
                 self.error = fields["error"]

@@ -18,7 +18,8 @@ from bellwire.declare.register import Register
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages
+from bellwired import messages, sources
+from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
@@ -58,7 +59,11 @@ def run_device(spawn: Spawn, *fds: int) -> int:
 
 def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
-        kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        os.chdir(spawn.folder)  # relative paths are meant from there
+        try:
+            kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        finally:
+            _say(channel, Report("made", {"files": sources.loaded()}))
         device = kind(**spawn.options)
     except BellwireError as error:
         return _refused(channel, error)
@@ -112,10 +117,13 @@ class Serving:
             busy_poll=spawn.busy_poll / 1e6,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
+        self._device = device
+        self._given = dict(device.core.options)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
-            "set": device.change,
+            "disconnect": self._disconnect,
+            "set": self._set,
             "registers": lambda: registers(device),
             "statistics": self._worker.served.statistics,
             "stop": self._worker.stop,
@@ -127,6 +135,17 @@ class Serving:
             signal.signal(number, lambda *_: self._worker.stop())
         self._worker.loop.watch(self._channel.fileno(), self._asked)
         self._worker.run(ready=lambda: self._outbox.tell("ready"))
+
+    def _disconnect(self) -> None:
+        if not self._worker.disconnect():
+            raise CommandError("no client is connected")
+
+    def _set(self, option: str, value: str) -> dict[str, str]:
+        """The options that have other values now than at the start."""
+        self._device.change(option, value)
+        declared, given = self._device.layout.options, self._given
+        now = self._device.core.options.items()
+        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
