@@ -26,9 +26,9 @@ from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager.caller import Caller
+from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
-from bellwired.manager.events import LOG, Ear, Event
+from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 
 INTERFACE = "org.bellwire.Manager"
@@ -96,7 +96,7 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     errors = (Failed,)
 
-    def __init__(self, manager: Manager, caller: "Caller", *, may_look: bool, may_change: bool) -> None:
+    def __init__(self, manager: Manager, caller: "ControlConnection", *, may_look: bool, may_change: bool) -> None:
         self._manager = manager
         self._caller = caller
         self._may_look = may_look
@@ -198,8 +198,8 @@ class Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
         """Events as they happen, of one device or all, until the caller hangs up."""
-        with self._looking(), self._manager.hub.listening(name) as ear:
-            async for event in self._heard(ear):
+        with self._looking(), self._manager.broadcaster.listening(name) as subscription:
+            async for event in self._heard(subscription):
                 fields = {key: str(value) for key, value in event.fields.items()}
                 happening = Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
                 if event.kind == LAST:
@@ -209,25 +209,25 @@ class Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="lines", delay_generator=False)
     async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:
         """What a device has logged lately and, with ``follow``, each line from now on, until the caller hangs up."""
-        with self._looking(), self._manager.hub.listening(name, log=True) as ear:
+        with self._looking(), self._manager.broadcaster.listening(name, log=True) as subscription:
             lines = [
                 LogLine(time=line.time, level=line.level, text=line.text) for line in self._manager.unit(name).lines
             ]
             if not follow:
                 raise LastResult(lines)
             yield lines
-            async for event in self._heard(ear):
+            async for event in self._heard(subscription):
                 if event.kind == LOG:
                     yield [LogLine(**event.fields)]  # type: ignore[typeddict-item] # a Line's fields
                 elif event.kind == LAST:
                     raise LastResult([])
 
-    async def _heard(self, ear: Ear) -> AsyncIterator[Event]:
-        """What the ear hears, until the caller has hung up."""
+    async def _heard(self, subscription: Subscription) -> AsyncIterator[Event]:
+        """What ``subscription`` gets, until the caller has hung up."""
         while True:
             try:
                 async with asyncio.timeout(STILL_THERE):
-                    event = await ear.get()
+                    event = await subscription.get()
             except TimeoutError:
                 event = None
             if self._caller.has_hung_up():
@@ -274,7 +274,7 @@ class Server:
     def __init__(self, manager: Manager, sock: socket.socket) -> None:
         self._manager = manager
         self._sock = sock
-        self._callers: dict[VarlinkTransport, Caller] = {}
+        self._callers: dict[VarlinkTransport, ControlConnection] = {}
 
     def open(self) -> None:
         """Begin."""
@@ -285,7 +285,7 @@ class Server:
         """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        self._manager.hub.publish("", LAST, {"text": "the daemon stops"})
+        self._manager.broadcaster.publish("", LAST, {"text": "the daemon stops"})
         await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
@@ -311,7 +311,7 @@ class Server:
         if len(self._callers) >= MOST_CALLERS and not may_change:
             connection.close()
             return
-        caller = Caller(connection)
+        caller = ControlConnection(connection)
         may_look = may_change or _gid(self._manager.settings.daemon.control_group) in gids
         caller.offer(Control(self._manager, caller, may_look=may_look, may_change=may_change))
         transport = VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)

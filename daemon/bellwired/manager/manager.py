@@ -18,13 +18,13 @@ from bellwired import messages, settings
 from bellwired.errors import CommandError
 from bellwired.find import files_for
 from bellwired.manager import trial
-from bellwired.manager.events import Hub
+from bellwired.manager.events import Broadcaster
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings, SettingsError
 from bellwired.sources import stamp
-from bellwired.workers.nursery import Nursery
+from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while somebody listens
@@ -54,8 +54,8 @@ class Manager:
         self.places = places
         self.settings: Settings = settings.load(places)
         self.units: dict[str, Unit] = {}
-        self.hub = Hub()
-        self.nursery = Nursery()
+        self.broadcaster = Broadcaster()
+        self.spawner = Spawner()
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -96,7 +96,7 @@ class Manager:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
         """The fork server runs and the units are there, not yet started, for the block; they are stopped after it."""
-        self.nursery.open()
+        self.spawner.open()
         try:
             self._report_bad_files()
             for name in self.settings.devices:
@@ -131,7 +131,7 @@ class Manager:
             done.sort()
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
             log.info("configuration read again: %s", summary, extra={"MESSAGE_ID": messages.RELOADED})
-            self.hub.publish("", "reloaded", {"text": summary})
+            self.broadcaster.publish("", "reloaded", {"text": summary})
             return done
 
     @property
@@ -173,9 +173,9 @@ class Manager:
         """While anybody listens, tell what the devices have counted."""
         last: dict[Unit, dict[str, int]] = {}
         while True:
-            if not self.hub.heard.is_set():
+            if not self.broadcaster.heard.is_set():
                 last.clear()
-                await self.hub.heard.wait()
+                await self.broadcaster.heard.wait()
             units = [unit for unit in self.units.values() if unit.state is State.RUNNING]
             answers = await asyncio.gather(*(unit.ask("statistics") for unit in units), return_exceptions=True)
             for unit, answer in zip(units, answers, strict=True):
@@ -184,7 +184,7 @@ class Manager:
                 before = last.get(unit, answer)
                 news = {key: value - before.get(key, 0) for key, value in answer.items() if value > before.get(key, 0)}
                 if news:
-                    self.hub.publish(unit.name, "statistics", news)
+                    self.broadcaster.publish(unit.name, "statistics", news)
             pairs = zip(units, answers, strict=True)
             last = {unit: answer for unit, answer in pairs if not isinstance(answer, BaseException)}
             await asyncio.sleep(COUNTING)
@@ -199,7 +199,7 @@ class Manager:
         for unit, end in zip(units, ends, strict=True):
             if isinstance(end, Exception):
                 log.error("%s: not stopped in order", unit.name, exc_info=end)
-        await self.nursery.close()
+        await self.spawner.close()
         for listener in self._given.values():
             listener.close()
 
@@ -221,7 +221,7 @@ class Manager:
                 folder = self._folder(name)
                 if unit.state is State.RUNNING and device.enabled:
                     order = unit.order(device, folder, trial=True)
-                    await trial.attempt(self.nursery, order, self.settings.daemon.start_timeout)
+                    await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
                 self._prints[name] = fresh
                 enabled = device.enabled, unit.settings.enabled
                 {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
@@ -241,7 +241,7 @@ class Manager:
         device = self.settings.devices[name]
         plugins = [str(folder) for folder in self.places.plugins]
         folder, daemon = self._folder(name), self.settings.daemon
-        unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.nursery, self._tell)
+        unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.spawner, self._tell)
         unit.given = self._given.get(name)
         self.units[name] = unit
         self._prints[name] = self._print(name)
@@ -276,7 +276,7 @@ class Manager:
             log.error("%s", error.in_words, extra=fields)
 
     def _tell(self, unit: Unit, kind: str, fields: dict[str, Any]) -> None:
-        self.hub.publish(unit.name, kind, fields)
+        self.broadcaster.publish(unit.name, kind, fields)
 
 
 def prepare(folder: Path) -> None:

@@ -20,10 +20,10 @@ from bellwired.listen import Listener
 from bellwired.manager.events import LOG
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
-from bellwired.workers.link import Link
-from bellwired.workers.nursery import Child, Nursery
-from bellwired.workers.wire import Event, Spawn
+from bellwired.workers.spawner import Child, Spawner
+from bellwired.workers.wire import Report, Spawn
 from bellwired.workers.worker import REFUSED
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
@@ -67,7 +67,7 @@ class Unit:
         path: Path,
         folder: Path,
         plugins: list[str],
-        nursery: Nursery,
+        spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
     ) -> None:
         self.name = name
@@ -91,13 +91,13 @@ class Unit:
         self.changed: dict[str, str] = {}
         """Options that have other values now than its file gives them, which the next start takes again."""
         self._plugins = plugins
-        self._nursery = nursery
+        self._spawner = spawner
         self._tell = tell
         self._turn = asyncio.Lock()
         self._retired = False
         self._listener: Listener | None = None
         self._child: Child | None = None
-        self._link: Link | None = None
+        self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
@@ -172,18 +172,18 @@ class Unit:
 
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
-        if self._link is None or self.state is not State.RUNNING:
+        if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._link.ask(what, timeout, **arguments)
+        return await self._channel.ask(what, timeout, **arguments)
 
     async def check(self) -> None:
         """Ping it; kill it when it does not answer, whereupon it is started again."""
-        link, child = self._link, self._child
-        if link is None or child is None or self.state is not State.RUNNING:
+        channel, child = self._channel, self._child
+        if channel is None or child is None or self.state is not State.RUNNING:
             return
         try:
-            await link.ask("ping", self.daemon.ping_timeout)
+            await channel.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
             if self._child is child and self.state is State.RUNNING:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
@@ -226,27 +226,27 @@ class Unit:
             self._give_up(str(error))
             return
         try:
-            link = Link(self.name, self._heard)
+            channel = WorkerChannel(self.name, self._heard)
         except CommandError as error:
             self._fell(str(error))
             return
         self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
-            child = await self._nursery.spawn(
-                self.order(self.settings, self.folder), [listener.fileno(), link.theirs.fileno()]
+            child = await self._spawner.spawn(
+                self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
             )
         except CommandError as error:
-            link.close()
+            channel.close()
             self._fell(str(error))
             return
         except BaseException:
-            link.close()
+            channel.close()
             self._close_listener()
             self._settle("its start was called off")
             self._set(State.STOPPED)
             raise
-        link.handed_over()
-        self._child, self._link = child, link
+        channel.handed_over()
+        self._child, self._channel = child, channel
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
@@ -263,9 +263,9 @@ class Unit:
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
-        assert self._link is not None
-        self._link.close()  # what it said last tells why
-        self._child = self._link = self.client = None
+        assert self._channel is not None
+        self._channel.close()  # what it said last tells why
+        self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
@@ -332,11 +332,11 @@ class Unit:
     async def _end_worker(self) -> None:
         """By force if need be."""
         self._forget_retry()
-        child, link = self._child, self._link
-        if child is None or link is None:
+        child, channel = self._child, self._channel
+        if child is None or channel is None:
             return
         self._set(State.STOPPING)
-        link.tell("stop")
+        channel.tell("stop")
         timeout = self.daemon.stop_timeout
         await asyncio.wait([child.ended], timeout=timeout)
         if not child.ended.done():
@@ -359,8 +359,8 @@ class Unit:
 
     # -- what the worker says
 
-    def _heard(self, event: Event) -> None:
-        kind, fields = event.kind, event.fields
+    def _heard(self, report: Report) -> None:
+        kind, fields = report.kind, report.fields
         match kind:
             case "ready":
                 if self.state is State.STARTING:

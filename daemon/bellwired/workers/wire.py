@@ -77,14 +77,14 @@ class Answer(Struct, tag=True):
     error: str = ""
 
 
-class Event(Struct, tag=True):
+class Report(Struct, tag=True):
     """Worker to manager, unasked: see :mod:`bellwired.manager.events`."""
 
     kind: str
     fields: dict[str, Any]
 
 
-Message = Spawn | Spawned | Exited | Ask | Answer | Event
+Message = Spawn | Spawned | Exited | Ask | Answer | Report
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
