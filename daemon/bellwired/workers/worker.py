@@ -231,7 +231,9 @@ class Relay(logging.Handler):
         """One record, with its traceback."""
         text = self.format(record)[:LONGEST_LINE]
         with contextlib.suppress(OSError):  # the worker is about to end
-            _say(self._channel, Event("log", {"time": record.created, "level": record.levelname.lower(), "text": text}))
+            _say(
+                self._channel, Report("log", {"time": record.created, "level": record.levelname.lower(), "text": text})
+            )
 
 
 class Reporter(Observer):
