@@ -226,7 +226,7 @@ def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
         events.until("started", name)
 
 
-@pytest.mark.parametrize("words", [["status"], ["nonsense"], ["list", "--nonsense"], ["start"]])
+@pytest.mark.parametrize("words", [["set"], ["nonsense"], ["list", "--nonsense"], ["start"]])
 def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)
