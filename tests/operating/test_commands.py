@@ -21,21 +21,8 @@ from bellwired.commands import control_client
 from bellwired.commands.cli import main, parser
 from bellwired.manager.main import main as bellwired
 from bellwired.release import release
+from operating.conftest import Run
 from operating.instance import HANG, PLUGINS, Instance, connect, write
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command on the shared daemon: its status, and what it said on standard output and error."""
-
-    def work(*words: str) -> tuple[int, str, str]:
-        status = main([*words, *daemon.places])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return work
 
 
 def as_json(run: Run, *words: str) -> Any:
