@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_garbage_of_others() -> None:
     """Descriptors that the collector closes in the middle of a test would spoil its count."""
     gc.collect()
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """A system call that blocks the test's own thread for 5 seconds is interrupted, and the test fails."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError("this has blocked for 5 seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
