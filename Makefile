@@ -22,7 +22,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
+.PHONY: help demo tables man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -75,6 +75,9 @@ bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, b
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
+
+tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
+	$(BIN)/python tools/option_tables.py
 
 man: $(VENV)/.dev ## write the manual pages into build/man
 	$(BIN)/python tools/manual_pages.py build/man

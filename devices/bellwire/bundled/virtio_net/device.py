@@ -60,16 +60,20 @@ class VirtioNet(
     macvtap = Option(
         "", check=interface_fault, help="tap: the host's interface that it is to share, instead of a bridge"
     )
-    namespace = Option("", help="tap: the network namespace it is in")
+    namespace = Option("", help="tap: the network namespace it is in, by name or path")
     offloads = Option(True, help="tap: leave checksums and segmentation to whoever is better at it")
     up = Option(True, help="tap: bring the interface up")
-    mtu = Option(0, check=mtu_fault, help="largest payload of a frame, for the guest and the tap; 0: as they have it")
+    mtu = Option(
+        0,
+        check=mtu_fault,
+        help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: as they have it",
+    )
     dgram = Option(Path(), help="UNIX datagram socket that takes the guest's frames")
     local = Option(Path(), help="UNIX datagram socket for frames to the guest")
     stream = Option(Path(), help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
     mac = Option("", check=mac_fault, help="address of the card; a local one is made up if it is not given")
-    link = Option(True, help="whether the cable is in; may be changed while the guest runs")
+    link = Option(True, help="whether the cable is in")
     pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
