@@ -12,7 +12,7 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import demo, inspect_files, operate, run, show, vmm
+from bellwired.commands import demo, inspect_files, install, operate, run, show, vmm
 from bellwired.errors import CommandError
 from bellwired.manager.main import add_places
 from bellwired.release import release
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="print JSON instead of tables and words")
     operate.add_parsers(commands, shared)
     inspect_files.add_parsers(commands, shared)
+    install.add_parsers(commands)
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
     return top
 
