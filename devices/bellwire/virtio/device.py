@@ -40,7 +40,10 @@ class VirtioDevice(Transport):
     ) -> None:
         if kind is not None:
             assert queues <= MOST_QUEUES
-            keywords = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1} | keywords
+            known = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1}
+            keywords = (
+                known | {"no_soft_reset": False} | keywords
+            )  # Linux restores only a driver that is told of a reset
             cls.most_queues, cls.largest_queue = queues, queue_size
             cls.irq = MsiX(queues + 1)
             cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
