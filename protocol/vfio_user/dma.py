@@ -215,6 +215,12 @@ class DmaTable:
         view = memoryview(pages).cast("B")[address - start : address - start + size]
         return view if write else view.toreadonly()
 
+    @property
+    def by_message(self) -> bool:
+        """Whether there is memory that may be written, and none of it came with a file."""
+        writable = [mapped for mapped in self._ranges if mapped.writable]
+        return bool(writable) and not any(mapped.mapping for mapped in writable)
+
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address
         if size == 0 or address + size > _TOP or request.offset + size > _TOP >> 1:

@@ -22,6 +22,10 @@ class Host(Protocol):
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory behind ``[address, address + size)``; vfio_user.DmaFault outside it."""
 
+    @property
+    def by_message(self) -> bool:
+        """Whether guest memory can be had by messages alone, as far as is known by now."""
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """One view of the bytes there, in however many pieces they are; None where they are not all shared."""
 
@@ -65,6 +69,11 @@ class Detached:
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """Nothing is mapped."""
         raise DmaFault(address, size, "the device is not attached to a guest")
+
+    @property
+    def by_message(self) -> bool:
+        """There is none at all."""
+        return False
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """As :meth:`segments`."""

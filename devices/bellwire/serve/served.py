@@ -247,6 +247,11 @@ class Served:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
 
+    @property
+    def by_message(self) -> bool:
+        """Whether the client has mapped memory without sharing any."""
+        return self.session is not None and self.session.dma.by_message
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """Maps of the client's, side by side."""
         if self.session is None:

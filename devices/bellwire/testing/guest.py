@@ -187,6 +187,8 @@ class Guest(Generic[Device]):
         """The guest's memory."""
         return self._dma.segments(address, size, write)
 
+    by_message = False
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """The guest's memory, however a test has cut it."""
         return self._dma.whole(address, size, write)
