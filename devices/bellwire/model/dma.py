@@ -99,6 +99,11 @@ class Dma:
             raise Unshared(f"DMA map of {size} bytes at {address:#x}: not shared, or in pieces of huge pages")
         return view
 
+    @property
+    def by_message(self) -> bool:
+        """Whether the client shares no memory, as far as is known by now: :meth:`read` and :meth:`write` alone work."""
+        return self._core.host.by_message
+
     def window(self, address: int, *, write: bool = False) -> Window | None:
         """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
 

@@ -182,7 +182,7 @@ class VirtioDevice(Transport):
         if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
             self.warn("features refused: %#x", self.accepted)
             return False
-        if self.core.host.by_message:  # Linux ignores DEVICE_NEEDS_RESET, and would wait for ever
+        if self.dma.by_message:  # Linux ignores DEVICE_NEEDS_RESET, and would wait for ever
             self.warn(
                 "features refused: virtqueues lie in guest memory, which the client has not shared "
                 "(QEMU: -object memory-backend-memfd,share=on)"
