@@ -20,7 +20,8 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, Window
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
     DmaFault,
@@ -31,7 +32,6 @@ from vfio_user.errors import (
     TimedOut,
     VfioUserError,
 )
-from vfio_user.guest_memory import Memory
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
@@ -91,10 +91,10 @@ __all__ = [
     "SetIrqs",
     "SetIrqsFlags",
     "ShadowIoEventFd",
+    "SharedMap",
     "Stalemate",
     "SubRegion",
     "TimedOut",
     "Version",
     "VfioUserError",
-    "Window",
 ]

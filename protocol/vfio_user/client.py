@@ -23,8 +23,8 @@ from vfio_user.constants import (
     SetIrqsFlags,
 )
 from vfio_user.dma import DmaMap, DmaUnmap
+from vfio_user.dma_answers import Memory, answer
 from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
-from vfio_user.guest_memory import Memory, answer
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO

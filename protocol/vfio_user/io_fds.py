@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from vfio_user.constants import IoFdType
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-INFO = Layout("<IIII", "argsz flags index count")
-COMMON = Layout("<QQIII", "offset size fd_index type flags")
+INFO = Fields("<IIII", "argsz flags index count")
+COMMON = Fields("<QQIII", "offset size fd_index type flags")
 TAIL = struct.Struct("<IQ")  # ratified: padding, then datamatch or user_data
 TAIL_48 = struct.Struct("<IQQ")  # libvfio-user: shadow_mem_fd_index, shadow_offset, datamatch
 ENTRY, ENTRY_48 = 40, 48

@@ -1,4 +1,4 @@
-"""Doorbells on a kernel that has ioregionfds, which this one may not: against a VM that takes notes."""
+"""Registrations on a kernel that has ioregionfds, which this one may not: against a VM that takes notes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.doorbells import Doorbells
+from bellwire_vmm.device.registrations import Registrations
 from kvm_ioctls import IoRegion, KvmError, Vm
 from vfio_user import IoRegionFd
 
@@ -44,8 +44,8 @@ def fd() -> Iterator[int]:
         yield ours.detach()
 
 
-def made(vm: NotedVm, bar: Bar, *regions: IoRegionFd) -> Doorbells:
-    return Doorbells(cast("Any", vm), [(bar, list(regions))])
+def made(vm: NotedVm, bar: Bar, *regions: IoRegionFd) -> Registrations:
+    return Registrations(cast("Any", vm), [(bar, list(regions))])
 
 
 def at(bar: Bar, address: int) -> Bar:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bellwire_vmm.device.doorbells import Mechanism
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Mechanism
 from bellwire_vmm.vmm import Machine
 from vfio_user import Client
 from vmm import toy

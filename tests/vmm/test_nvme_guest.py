@@ -43,7 +43,7 @@ class Bench(NamedTuple):
         self.machine.load(guest, pack_nvme(polled=COUNT, waited=TRIPS, shadowed=shadowed))
         run = self.machine.run(60)
         assert run.ok, run
-        assert self.plugged.link.read(RegionIndex.BAR0, CSTS, 4) == b"\1\0\0\0"  # and all rings are in before that
+        assert self.plugged.peer.read(RegionIndex.BAR0, CSTS, 4) == b"\1\0\0\0"  # and all rings are in before that
         return run, unpack_nvme(self.machine.memory)
 
     def rings(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.doorbells import Doorbells
+from bellwire_vmm.device.registrations import Registrations
 from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, VmmError
 from bellwire_vmm.vmm import Machine
 from vfio_user import (
@@ -169,7 +169,7 @@ def test_a_doorbell_that_kvm_cannot_have_stays_with_messages(
 
 def test_a_shadow_ioeventfd_stays_with_messages_and_both_its_descriptors_are_closed(machine: Machine) -> None:
     bell, memory = os.eventfd(0), os.memfd_create("shadow")
-    doorbells = Doorbells(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
+    doorbells = Registrations(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
     assert [each.reason for each in doorbells.mechanisms()] == ["shadow ioeventfds need a patched kernel"]
     doorbells.close()
     for fd in (bell, memory):

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
-from bellwire_vmm.device.doorbells import Standing
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Standing
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult

@@ -33,9 +33,9 @@ from vfio_user import (
     RegionInfo,
     Segment,
     Session,
+    SharedMap,
     SubRegion,
     VfioUserError,
-    Window,
 )
 
 _UCRED = struct.Struct("3i")
@@ -258,9 +258,9 @@ class Served:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.whole(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """A whole map of the client's."""
-        return None if self.session is None else self.session.dma.window(address, write)
+        return None if self.session is None else self.session.dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """DMA_READ."""

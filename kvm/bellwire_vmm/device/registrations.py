@@ -38,7 +38,7 @@ class Count:
 
 
 @dataclass(slots=True)
-class Doorbell:
+class Registration:
     """A sub-region of ``bar``. ``registered`` is the base address that KVM knows it at."""
 
     bar: Bar
@@ -59,12 +59,12 @@ class Standing(NamedTuple):
     exits: int
 
 
-class Doorbells:
+class Registrations:
     """All sub-regions of one device; owns their file descriptors."""
 
     def __init__(self, vm: Vm, bars: Iterable[tuple[Bar, list[SubRegion]]]) -> None:
         self._vm = vm
-        self._doorbells: list[Doorbell] = []
+        self._registrations: list[Registration] = []
         self._relays: dict[int, Relay] = {}
         self._fds: set[int] = set()
         self.relayed: dict[int, list[RelayedRegion]] = {}
@@ -73,7 +73,7 @@ class Doorbells:
         for _, regions in taken:
             self._fds |= descriptors(regions)
         try:
-            self._doorbells += [self._choose(bar, region) for bar, regions in taken for region in regions]
+            self._registrations += [self._choose(bar, region) for bar, regions in taken for region in regions]
         except (DeviceRefusedError, VfioUserError):
             self.close()
             raise
@@ -82,13 +82,13 @@ class Doorbells:
         """What each sub-region got, in the device's order."""
         return [
             Mechanism(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
-            for each in self._doorbells
+            for each in self._registrations
         ]
 
     def standings(self) -> list[Standing]:
         """The same, with what has come of it so far."""
         standings = []
-        for mechanism, each in zip(self.mechanisms(), self._doorbells, strict=True):
+        for mechanism, each in zip(self.mechanisms(), self._registrations, strict=True):
             known = each.registered is not None and mechanism.mechanism.startswith(("ioeventfd", "ioregionfd kernel"))
             address = each.bar.address + each.region.offset if known else None
             standings.append(Standing(mechanism, address, each.counted.exits))
@@ -96,7 +96,7 @@ class Doorbells:
 
     def attach(self, bar: Bar) -> None:
         """``bar`` answers at its address now: register what lies in it."""
-        for each in self._doorbells:
+        for each in self._registrations:
             if each.bar is bar and each.registered is None:
                 try:
                     self._register(each, bar.address)
@@ -107,14 +107,14 @@ class Doorbells:
 
     def detach(self, bar: Bar) -> None:
         """``bar`` answers no more: take its registrations away."""
-        for each in self._doorbells:
+        for each in self._registrations:
             if each.bar is bar and each.registered is not None:
                 base, each.registered = each.registered, None
                 self._unregister(each, base)
 
     def close(self) -> None:
         """Take every registration away and close the descriptors."""
-        for each in self._doorbells:
+        for each in self._registrations:
             self.detach(each.bar)
         for relay in self._relays.values():
             relay.hang_up()
@@ -122,7 +122,7 @@ class Doorbells:
             os.close(fd)
         self._fds.clear()
 
-    def _choose(self, bar: Bar, region: SubRegion) -> Doorbell:
+    def _choose(self, bar: Bar, region: SubRegion) -> Registration:
         if region.pio != bar.ports:
             kinds = "I/O ports", "memory"
             said, is_ = kinds if region.pio else kinds[::-1]
@@ -130,39 +130,39 @@ class Doorbells:
             raise DeviceRefusedError(f"the sub-region at {where} says {said}, but its BAR is {is_}")
         if isinstance(region, IoEventFd):
             mechanism = "ioeventfd" if region.datamatch is None else "ioeventfd datamatch"
-            return Doorbell(bar, region, mechanism, self._count(bar, region))
+            return Registration(bar, region, mechanism, self._count(bar, region))
         if not isinstance(region, IoRegionFd):
             why = "shadow ioeventfds need a patched kernel"
-            return Doorbell(bar, region, "region_write", self._count(bar, region), why)
+            return Registration(bar, region, "region_write", self._count(bar, region), why)
         in_kernel = self._vm.has_ioregion()
         if not in_kernel and region.fd not in self._relays:
             self._relays[region.fd] = Relay(region.fd)
         relayed = RelayedRegion(region, self._relays.get(region.fd))
         self.relayed.setdefault(bar.index, []).append(relayed)
-        return Doorbell(bar, region, "ioregionfd kernel" if in_kernel else "ioregionfd relay", relayed)
+        return Registration(bar, region, "ioregionfd kernel" if in_kernel else "ioregionfd relay", relayed)
 
     def _count(self, bar: Bar, region: SubRegion) -> Count:
         return self.counts.setdefault(bar.index, {}).setdefault(region.offset, Count())
 
-    def _standing(self, doorbell: Doorbell) -> tuple[str, str]:
-        if doorbell.mechanism == "ioregionfd relay" and not self._relays[doorbell.region.fd].alive:
+    def _standing(self, registration: Registration) -> tuple[str, str]:
+        if registration.mechanism == "ioregionfd relay" and not self._relays[registration.region.fd].alive:
             return "region_write", "the device closed its ioregionfd"
-        return ("region_write", doorbell.reason) if doorbell.reason else (doorbell.mechanism, "")
+        return ("region_write", registration.reason) if registration.reason else (registration.mechanism, "")
 
-    def _register(self, doorbell: Doorbell, base: int) -> None:
-        region = doorbell.region
+    def _register(self, registration: Registration, base: int) -> None:
+        region = registration.region
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, ccw=region.ccw)
-        elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
             self._vm.set_ioregion(_kernel_region(region, base))
 
-    def _unregister(self, doorbell: Doorbell, base: int) -> None:
-        region = doorbell.region
+    def _unregister(self, registration: Registration, base: int) -> None:
+        region = registration.region
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd_deassign(region.fd, where, region.size, region.datamatch, region.pio)
-        elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
             self._vm.ioregion_deassign(_kernel_region(region, base))
 
 
