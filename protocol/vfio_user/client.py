@@ -18,6 +18,7 @@ from vfio_user.constants import (
     DmaFlags,
     FeatureFlags,
     IrqIndex,
+    Mechanism,
     MessageFlags,
     RegionFlags,
     SetIrqsFlags,
@@ -109,7 +110,7 @@ class Client:
         return self._channel.fileno()
 
     @property
-    def mechanisms(self) -> frozenset[str] | None:
+    def mechanisms(self) -> frozenset[Mechanism] | None:
         """The mechanisms for sub-regions that both sides know; None when the server did not say."""
         return self.capabilities.io_fds
 

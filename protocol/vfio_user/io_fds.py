@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vfio_user.constants import IoFdType
+from vfio_user.constants import IoFdType, Mechanism
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
@@ -65,15 +65,15 @@ class ShadowIoEventFd:
 SubRegion = IoEventFd | IoRegionFd | ShadowIoEventFd
 
 
-def mechanism(sub: SubRegion) -> str:
-    """The word for a sub-region's mechanism in the ``io_fds`` capability."""
+def mechanism(sub: SubRegion) -> Mechanism:
+    """What the ``io_fds`` capability calls a sub-region's mechanism."""
     match sub:
         case IoEventFd():
-            return "ioeventfd"
+            return Mechanism.IOEVENTFD
         case IoRegionFd():
-            return "ioregionfd"
+            return Mechanism.IOREGIONFD
         case ShadowIoEventFd():
-            return "shadow"
+            return Mechanism.SHADOW
 
 
 def descriptors(sub: SubRegion) -> set[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vfio_user.accesses import Access, Accesses
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
@@ -27,9 +27,9 @@ from vfio_user.regions import DeviceInfo
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
+_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # what a client may know that says nothing
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
 """What a session can take. 16 fds are the most that QEMU takes note of."""
-_UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
 # Plain numbers, since a flag's own operators cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)

@@ -57,7 +57,7 @@ def test_an_ioregion_is_registered_where_its_bar_lies_and_follows_it(fd: int) ->
     vm, bar = NotedVm(), Bar(1, 4096, 0)
     region = IoRegionFd(0x20, 4, fd, 7, posted_writes=True)
     doorbells = made(vm, bar, region)
-    assert [each.mechanism for each in doorbells.mechanisms()] == ["ioregionfd kernel"]
+    assert [each.mechanism for each in doorbells.routes()] == ["ioregionfd kernel"]
     doorbells.attach(at(bar, BASE))
     assert vm.regions == [IoRegion(BASE + 0x20, 4, 7, fd, fd, posted_writes=True)]
     doorbells.detach(at(bar, ELSEWHERE))
@@ -83,12 +83,12 @@ def test_an_ioregion_that_the_kernel_refuses_stays_with_messages_until_it_fits(f
     doorbells = made(vm, bar, IoRegionFd(0, 4, fd, 1))
     vm.full = True
     doorbells.attach(at(bar, BASE))
-    ((*_, mechanism, reason),) = doorbells.mechanisms()
+    ((*_, mechanism, reason),) = doorbells.routes()
     assert (mechanism, reason) == ("region_write", "KVM_SET_IOREGION(): No space left on device")
     vm.full = False
     doorbells.detach(bar)
     doorbells.attach(bar)
-    assert [each.mechanism for each in doorbells.mechanisms()] == ["ioregionfd kernel"]
+    assert [each.mechanism for each in doorbells.routes()] == ["ioregionfd kernel"]
     doorbells.close()
 
 

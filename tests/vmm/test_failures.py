@@ -135,4 +135,4 @@ def test_a_relay_that_is_not_answered_is_given_up_for_messages(
     outcome = execute(machine, Program().store(at, 1).load(at), tmp_path)
     assert outcome.run.ok
     assert outcome.values == (1,)
-    assert [each.mechanism for each in device.mechanisms()] == ["region_write"]
+    assert [each.mechanism for each in device.routes()] == ["region_write"]

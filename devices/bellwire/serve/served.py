@@ -26,6 +26,7 @@ from vfio_user import (
     IrqFlags,
     IrqIndex,
     IrqInfo,
+    Mechanism,
     MmapArea,
     Reader,
     Region,
@@ -191,7 +192,7 @@ class Served:
         for name in self._labels.at(index, offset, count):
             tally.accesses[write][name] += times
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """Doorbells and stretches that the client may register with KVM."""
         return self._bells.sub_regions(index, mechanisms) if self._bells else ()
 

@@ -14,7 +14,7 @@ from bellwire_vmm.device.description import describe
 from bellwire_vmm.device.dma import DmaMemory, DmaThread
 from bellwire_vmm.device.interrupts import Interrupts
 from bellwire_vmm.device.peer import Peer
-from bellwire_vmm.device.registrations import Mechanism, Registrations, Standing
+from bellwire_vmm.device.registrations import Registrations, Route, Standing
 from bellwire_vmm.device.zones import Zones
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.machine.platform import Platform
@@ -78,9 +78,9 @@ class ProxyDevice:
             self._place()
             self._stack = stack.pop_all()
 
-    def mechanisms(self) -> list[Mechanism]:
+    def routes(self) -> list[Route]:
         """How a write to each sub-region reaches the device."""
-        return self._registrations.mechanisms()
+        return self._registrations.routes()
 
     def standings(self) -> list[Standing]:
         """The same, with how many accesses have left the guest."""

@@ -11,20 +11,19 @@ from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.relay import Relay, RelayedRegion
 from bellwire_vmm.errors import DeviceRefusedError
 from kvm_ioctls import IoRegion, KvmError, Vm
-from vfio_user import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion, VfioUserError
+from vfio_user import IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
+
+IN_KERNEL = frozenset((Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.IOREGIONFD_KERNEL))
+"""Where the guest's write does not leave the guest, once KVM knows the address."""
 
 
-class Mechanism(NamedTuple):
-    """How a guest's write to a sub-region reaches its device.
-
-    ``mechanism`` is one of ``ioeventfd``, ``ioeventfd datamatch``, ``ioregionfd kernel``, ``ioregionfd
-    relay`` and ``region_write``; ``reason`` says why it is the last of them.
-    """
+class Route(NamedTuple):
+    """How a guest's write to a sub-region reaches its device; where that is by REGION_WRITE, ``reason`` says why."""
 
     bar: int
     offset: int
     size: int
-    mechanism: str
+    mechanism: Mechanism
     reason: str = ""
 
 
@@ -43,7 +42,7 @@ class Registration:
 
     bar: Bar
     region: SubRegion
-    mechanism: str
+    mechanism: Mechanism
     counted: Count | RelayedRegion
     reason: str = ""
     registered: int | None = None
@@ -54,7 +53,7 @@ class Standing(NamedTuple):
     accesses to it have left the guest all the same.
     """
 
-    mechanism: Mechanism
+    route: Route
     address: int | None
     exits: int
 
@@ -78,20 +77,20 @@ class Registrations:
             self.close()
             raise
 
-    def mechanisms(self) -> list[Mechanism]:
+    def routes(self) -> list[Route]:
         """What each sub-region got, in the device's order."""
         return [
-            Mechanism(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
+            Route(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
             for each in self._registrations
         ]
 
     def standings(self) -> list[Standing]:
         """The same, with what has come of it so far."""
         standings = []
-        for mechanism, each in zip(self.mechanisms(), self._registrations, strict=True):
-            known = each.registered is not None and mechanism.mechanism.startswith(("ioeventfd", "ioregionfd kernel"))
+        for route, each in zip(self.routes(), self._registrations, strict=True):
+            known = each.registered is not None and route.mechanism in IN_KERNEL
             address = each.bar.address + each.region.offset if known else None
-            standings.append(Standing(mechanism, address, each.counted.exits))
+            standings.append(Standing(route, address, each.counted.exits))
         return standings
 
     def attach(self, bar: Bar) -> None:
@@ -129,32 +128,33 @@ class Registrations:
             where = f"BAR{bar.index}+{region.offset:#x}"
             raise DeviceRefusedError(f"the sub-region at {where} says {said}, but its BAR is {is_}")
         if isinstance(region, IoEventFd):
-            mechanism = "ioeventfd" if region.datamatch is None else "ioeventfd datamatch"
+            mechanism = Mechanism.IOEVENTFD if region.datamatch is None else Mechanism.IOEVENTFD_DATAMATCH
             return Registration(bar, region, mechanism, self._count(bar, region))
         if not isinstance(region, IoRegionFd):
             why = "shadow ioeventfds need a patched kernel"
-            return Registration(bar, region, "region_write", self._count(bar, region), why)
+            return Registration(bar, region, Mechanism.REGION_WRITE, self._count(bar, region), why)
         in_kernel = self._vm.has_ioregion()
         if not in_kernel and region.fd not in self._relays:
             self._relays[region.fd] = Relay(region.fd)
         relayed = RelayedRegion(region, self._relays.get(region.fd))
         self.relayed.setdefault(bar.index, []).append(relayed)
-        return Registration(bar, region, "ioregionfd kernel" if in_kernel else "ioregionfd relay", relayed)
+        mechanism = Mechanism.IOREGIONFD_KERNEL if in_kernel else Mechanism.IOREGIONFD_RELAY
+        return Registration(bar, region, mechanism, relayed)
 
     def _count(self, bar: Bar, region: SubRegion) -> Count:
         return self.counts.setdefault(bar.index, {}).setdefault(region.offset, Count())
 
-    def _standing(self, registration: Registration) -> tuple[str, str]:
-        if registration.mechanism == "ioregionfd relay" and not self._relays[registration.region.fd].alive:
-            return "region_write", "the device closed its ioregionfd"
-        return ("region_write", registration.reason) if registration.reason else (registration.mechanism, "")
+    def _standing(self, registration: Registration) -> tuple[Mechanism, str]:
+        if registration.mechanism is Mechanism.IOREGIONFD_RELAY and not self._relays[registration.region.fd].alive:
+            return Mechanism.REGION_WRITE, "the device closed its ioregionfd"
+        return (Mechanism.REGION_WRITE, registration.reason) if registration.reason else (registration.mechanism, "")
 
     def _register(self, registration: Registration, base: int) -> None:
         region = registration.region
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, ccw=region.ccw)
-        elif registration.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):
             self._vm.set_ioregion(_kernel_region(region, base))
 
     def _unregister(self, registration: Registration, base: int) -> None:
@@ -162,7 +162,7 @@ class Registrations:
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd_deassign(region.fd, where, region.size, region.datamatch, region.pio)
-        elif registration.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):
             self._vm.ioregion_deassign(_kernel_region(region, base))
 
 
