@@ -20,7 +20,7 @@ PACKAGES = {
 LONGEST_FILE = 450  # lines
 
 
-AUTHORED = ("bundled", "nvme", "virtio", "uart", "storage", "stream", "network")
+AUTHORED = ("bundled", "virtio", "storage", "stream", "network")
 """Rooms of devices/bellwire that are written from the API that docs/writing-a-device.md documents."""
 
 

@@ -7,14 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vfio_user import eventfds
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.eventfds import signal
-from vfio_user.layout import Layout
+from vfio_user.eventfds import SIZE, signal, take
+from vfio_user.fields import Fields
 
-INFO = Layout("<IIII", "argsz flags index count")
-SET = Layout("<IIIII", "argsz flags index start count")
+INFO = Fields("<IIII", "argsz flags index count")
+SET = Fields("<IIIII", "argsz flags index start count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class IrqTable:
         self._watch = watch
         self._unwatch = unwatch
         self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK: the client rings these, for INTx
-        self._counter = bytearray(eventfds.SIZE)
+        self._counter = bytearray(SIZE)
         self._level = False
         self._raised = False  # INTx has been signalled and not been unmasked since
 
@@ -241,7 +240,7 @@ class IrqTable:
         fd = self._line_fds.get(action)
         if fd is None:
             return  # taken back between the wake-up and this call
-        if not eventfds.take(fd, self._counter):
+        if not take(fd, self._counter):
             return
         line = self._irqs[IrqIndex.INTX][0]
         if action == SetIrqsFlags.MASK:

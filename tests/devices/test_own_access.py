@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire import Bar, GuestError, MsiX, PciDevice, Saved, SavedBytes
-from bellwire import capabilities as pci
+from bellwire.model import capabilities as pci
 from bellwire.testing import Guest
 
 

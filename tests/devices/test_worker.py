@@ -15,8 +15,8 @@ import pytest
 
 from bellwire import Bar, PciDevice
 from bellwire.bundled.bell import Bell
-from bellwire.loop import FEW_TIMERS, Deadline
-from bellwire.worker import Worker
+from bellwire.serve.loop import FEW_TIMERS, Deadline
+from bellwire.serve.worker import Worker
 from devices.serving import (
     MSIX,
     PATIENCE,

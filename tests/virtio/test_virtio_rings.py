@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bellwire import capabilities as pci
+from bellwire.model import capabilities as pci
 from bellwire.virtio import Virtqueue
 from vfio_user import DmaFlags, DmaMap, IrqIndex
 from virtio.conftest import KINDS

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from bellwire.device import PciDevice
-from bellwire.pool import Done, Job, Pool
+from bellwire.model.jobs import Done, Job, Pool
 from bellwire.storage.disk import Disk
 
 MOST = 256

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.errors import BellwireError
-from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from bellwire.pieces import MOST_PIECES, after
 
 Buffers = Sequence[memoryview | bytearray]
 
+LARGEST = (1 << 63) - 1  # bytes: off_t
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 log = logging.getLogger("bellwire.storage")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bellwire import capabilities as pci
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
-from bellwire.register import Register
+from bellwire.model import capabilities as pci
 from bellwire.testing.guest import Guest
-from bellwire.vendor import HEADER
 from vfio_user import RegionIndex
 
 ACCESSES = 2000
@@ -66,6 +66,20 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
         def test_capabilities_form_a_list_that_ends(self) -> None:
             with self.guest() as guest:
                 check_capabilities(guest)
+
+        def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
+            with self.guest() as guest:
+                core = guest.device.core
+                control = core.config.at[pci.POWER_MANAGEMENT] + 4
+                core.reset()
+                fresh = core.snapshot()
+                disturb(guest, random.Random(SEED))
+                guest.config_write(control, 0, 2)
+                before = core.snapshot()
+                guest.config_write(control, 3, 2)
+                guest.config_write(control, 0, 2)
+                kept = guest.config_read(control, 2) & pci.NO_SOFT_RESET
+                assert core.snapshot() == (before if kept else fresh), "D3hot did not do what No_Soft_Reset says"
 
         def test_identity_is_read_only(self) -> None:
             with self.guest() as guest:

@@ -11,15 +11,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from bellwire import capabilities as pci
-from bellwire.bar import Area
+from bellwire.declare.bar import Area
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
-from bellwire.doorbell import Doorbell, IoRegion
-from bellwire.loop import Deadline
-from bellwire.pool import Done, Job
-from bellwire.register import Register
-from bellwire.vendor import VendorCapability
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
+from bellwire.model import capabilities as pci
+from bellwire.model.jobs import Done, Job
+from bellwire.serve.loop import Deadline
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, SharedMap
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -48,9 +48,9 @@ class Guest(Generic[Device]):
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
-        window = self._dma.window(0, True)
-        assert window is not None  # mapped a line ago
-        self.memory: memoryview = window.view
+        shared = self._dma.shared_map(0, True)
+        assert shared is not None  # mapped a line ago
+        self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
         core = self.device.core
@@ -181,15 +181,21 @@ class Guest(Generic[Device]):
         if not 0 <= offset <= offset + count <= size:
             raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
 
-    # -- bellwire.host.Host
+    # -- bellwire.model.host.Host
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The guest's memory."""
         return self._dma.segments(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    by_message = False
+
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """The guest's memory, however a test has cut it."""
+        return self._dma.whole(address, size, write)
+
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """All of the guest's memory."""
-        return self._dma.window(address, write)
+        return self._dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """All memory here is shared, so nobody asks."""
