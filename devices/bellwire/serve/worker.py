@@ -69,6 +69,17 @@ class Worker:
             self.device.close()
             self.device.core.close()
 
+    def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
+        """Let the client go, and the next one come; False where there is none. Call it on the loop's thread."""
+        if self.served.session is None:
+            return False
+        self.served.detach(reason)
+        if self._listener is None:
+            self.loop.stop()
+        else:
+            self.loop.watch(self._listener.fileno(), self._accept)
+        return True
+
     def stop(self) -> None:
         """End :meth:`run`; from any thread or signal handler."""
         self.loop.stop()
@@ -81,11 +92,7 @@ class Worker:
             self.served.turn(ready)
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
-            self.served.detach(str(error))
-            if self._listener is None:
-                self.loop.stop()
-            else:
-                self.loop.watch(self._listener.fileno(), self._accept)
+            self.disconnect(str(error))
         self.loop.run(ready)
         self.loop.run_timers()
 
