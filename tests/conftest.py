@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from folders import folder_that, has_a_medium, limits_sizes
+
 KVM = Path("/dev/kvm")
 
 
 def pytest_configure() -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -43,6 +46,20 @@ def impatient() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def disk_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for images that are opened with O_DIRECT."""
+    with folder_that(has_a_medium, tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture
+def limited_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which no file can be of 4 EiB."""
+    with folder_that(limits_sizes, tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture
