@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import grp
 import importlib
 import importlib.metadata
 import os
 import pkgutil
-import pwd
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import bellwire.bundled
 from bellwire import PciDevice
 from bellwired.errors import CommandError
 from bellwired.sources import INIT, Check, first_file, is_path, load
+from bellwired.trust import others_may_write
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]
@@ -121,22 +120,8 @@ def check_trusted(path: Path) -> None:
         if status.st_uid not in (0, os.geteuid()):
             raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
         sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
-        writers = stat.S_IWOTH if _private(status) else stat.S_IWGRP | stat.S_IWOTH
-        if status.st_mode & writers and not sticky:
+        if others_may_write(status) and not sticky:
             raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
-
-
-def _private(status: os.stat_result) -> bool:
-    """Whether the group is the owner's alone and has their name, as the one that distributions give each user."""
-    try:
-        owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
-    except KeyError:
-        return False
-    return (
-        group.gr_name == owner.pw_name
-        and set(group.gr_mem) <= {owner.pw_name}
-        and all(other.pw_uid == owner.pw_uid for other in pwd.getpwall() if other.pw_gid == group.gr_gid)
-    )
 
 
 def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:
