@@ -33,7 +33,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help demo man wheel install uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
+.PHONY: help demo tables man wheel install uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -86,6 +86,9 @@ bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, b
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
+
+tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
+	$(BIN)/python tools/option_tables.py
 
 man: $(VENV)/.run ## write the manual pages into build/man
 	$(BIN)/python -m bellwired.install.manual_pages build/man

@@ -31,6 +31,7 @@ _WORDS = {
     "off": False,
     "down": False,
 }
+_LARGE = 1 << 20
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -77,13 +78,21 @@ class Option(Declared, Generic[Setting]):
     def allowed(self) -> str:
         """What bounds or choices allow, in words; empty where they say nothing."""
         if self.choices:
-            *others, last = (str(choice) for choice in self.choices)
+            *others, last = (self.text(choice) for choice in self.choices)
             return f"{', '.join(others)} or {last}" if others else last
         if self.least is not None and self.most is not None:
-            return f"{self.least} to {self.most}"
+            return f"{_short(self.least)} to {_short(self.most)}"
         if self.least is not None:
-            return f"at least {self.least}"
-        return "" if self.most is None else f"at most {self.most}"
+            return f"at least {_short(self.least)}"
+        return "" if self.most is None else f"at most {_short(self.most)}"
+
+    def text(self, value: Setting) -> str:
+        """``value`` as a user would write it; empty for no path and no text."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, Path):
+            return str(value) if value.name else ""
+        return _short(value) if isinstance(value, int) else str(value)
 
     def fault(self, value: Any) -> str | None:
         """What was expected, where ``value``, of the right type, will not do."""
@@ -144,6 +153,11 @@ def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], 
             shown = value if isinstance(value, str) and value.isprintable() else repr(value)
             raise OptionError(f"option {name}={shown}: expected {expected}")
     return values
+
+
+def _short(number: float) -> str:
+    """A large integer in hexadecimal, which is easier to read."""
+    return f"{number:#x}" if isinstance(number, int) and number >= _LARGE else str(number)
 
 
 def _typed(option: Option[Any], value: object) -> Any:

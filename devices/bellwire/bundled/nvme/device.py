@@ -45,14 +45,20 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     """
 
     image = Option(
-        "", help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; none: memory"
+        "",
+        help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; or else memory",
     )
     size = Option(
-        0, least=0, most=LARGEST, help="bytes of each namespace: of memory (64M), or of images that are to be made"
+        0,
+        least=0,
+        most=LARGEST,
+        help="bytes of each namespace: of memory (64M unless given), or of images that are to be made",
     )
     block_size = Option(512, choices=BLOCK_SIZES, help="bytes of a logical block")
     readonly = Option(False, help="refuse every write")
-    serial = Option("", check=serial_number, help="serial number; made from the image's name unless given")
+    serial = Option(
+        "", check=serial_number, help="serial number, at most 20 characters; made from the image's path unless given"
+    )
     queues = Option(QUEUES, least=1, most=QUEUES, help="I/O queue pairs that the guest may create")
     namespaces = Option(
         0, least=0, most=MOST_NAMESPACES, help="namespaces: those without an image are memory; 0: one for each image"

@@ -39,16 +39,16 @@ class VirtioBlk(
 ):
     """A disk with as many queues as the guest has processors, if it is given them."""
 
-    image = Option(Path(), help="raw file or block device; none: memory")
+    image = Option(Path(), help="raw file or block device; without one, memory")
     size = Option(
         0,
         least=0,
         most=LARGEST,
-        help="bytes: of memory (64M), or of an image that is to be made; may be changed while the guest runs",
+        help="bytes: of memory (64M unless given), or of an image that is to be made",
     )
     shrink = Option(False, help="let the next size= make the disk smaller, and destroy what lies beyond its end")
     readonly = Option(False, help="refuse every write")
-    serial = Option("bellwire", check=identity, help="what GET_ID tells")
+    serial = Option("bellwire", check=identity, help="what GET_ID tells, at most 20 bytes")
     block_size = Option(512, choices=(512, 1024, 2048, 4096), help="bytes of a logical block")
     queues = Option(1, least=1, most=MOST_QUEUES, help="request queues")
     threads = Option(4, least=1, most=64, help="threads that wait for the image")

@@ -51,7 +51,9 @@ class VirtioConsole(
 ):
     """Port 0 is a console; the others are found in the guest by their names (/dev/virtio-ports/NAME)."""
 
-    ports = Option("console=pty", check=ports_fault, help=f"NAME=STREAM, separated by commas; a stream is {BACKENDS}")
+    ports = Option(
+        "console=pty", check=ports_fault, help=f"1 to 16 times NAME=STREAM, separated by commas; a stream is {BACKENDS}"
+    )
 
     max_nr_ports = field(0x04)
     emerg_wr = field(0x08, access="wo")
