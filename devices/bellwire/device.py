@@ -43,7 +43,8 @@ class PciDevice:
 
     Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
-    device, which has no function-level reset), ``name`` (what users call it; the class's name in lower case
+    device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
+    takes it from D3hot to D0; else it is as it was), ``name`` (what users call it; the class's name in lower case
     unless given). A subclass inherits them. Without ``vendor`` the class is a base for others.
 
     Hooks run one at a time on the device's own thread, and a hook has finished before the guest's access is
@@ -67,17 +68,18 @@ class PciDevice:
         revision: int | None = None,
         subsystem: tuple[int, int] | None = None,
         express: bool | None = None,
+        no_soft_reset: bool | None = None,
         name: str | None = None,
         **keywords: Any,
     ) -> None:
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, name"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
-        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
+        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
@@ -252,6 +254,7 @@ def _identity(
     revision: int | None,
     subsystem: tuple[int, int] | None,
     express: bool | None,
+    no_soft_reset: bool | None,
 ) -> Identity | None:
     """What the class line says, over what the base class said."""
     base = cls.identity
@@ -267,7 +270,7 @@ def _identity(
             return None
         if missing:
             raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
-        base = Identity(0, 0, 0, 0, 0, 0, express=True)
+        base = Identity(0, 0, 0, 0, 0, 0, express=True, no_soft_reset=True)
     if vendor == NOBODY:
         raise DeclarationError(
             f"{cls.__qualname__}: vendor={NOBODY:#x} is what an empty slot reads as (PCI 3.0 §6.2.1)"
@@ -284,6 +287,7 @@ def _identity(
         subsystem_vendor=sub_vendor,
         subsystem=sub_device,
         express=_first(express, base.express),
+        no_soft_reset=_first(no_soft_reset, base.no_soft_reset),
     )
 
 

@@ -99,7 +99,7 @@ def vmm(arguments: argparse.Namespace) -> int:
         for path in arguments.devices:
             device = plug(machine, path)
             print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
-            for each in device.mechanisms():
+            for each in device.routes():
                 why = f" ({each.reason})" if each.reason else ""
                 print(f"  BAR{each.bar}+{each.offset:#05x}  {each.mechanism}{why}")
         sys.stdout.flush()

@@ -27,6 +27,7 @@ from vfio_user import (
     IrqFlags,
     IrqIndex,
     IrqInfo,
+    Mechanism,
     MmapArea,
     Reader,
     Region,
@@ -34,9 +35,9 @@ from vfio_user import (
     RegionInfo,
     Segment,
     Session,
+    SharedMap,
     SubRegion,
     VfioUserError,
-    Window,
 )
 
 _UCRED = struct.Struct("3i")
@@ -192,7 +193,7 @@ class Served:
         for name in self._labels.at(index, offset, count):
             tally.accesses[write][name] += times
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """Doorbells and stretches that the client may register with KVM."""
         return self._bells.sub_regions(index, mechanisms) if self._bells else ()
 
@@ -248,15 +249,20 @@ class Served:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
 
+    @property
+    def by_message(self) -> bool:
+        """Whether the client has mapped memory without sharing any."""
+        return self.session is not None and self.session.dma.by_message
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """Maps of the client's, side by side."""
         if self.session is None:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.whole(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """A whole map of the client's."""
-        return None if self.session is None else self.session.dma.window(address, write)
+        return None if self.session is None else self.session.dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """DMA_READ."""

@@ -111,7 +111,7 @@ class AtOnce:
     def _window(self, address: int) -> tuple[int, int, memoryview]:
         """The stretch of guest memory around ``address`` that may be written: its start, its end, itself."""
         try:
-            window = self._dma.window(address, write=True)
+            shared = self._dma.shared_map(address, write=True)
         except GuestError:
-            window = None
-        return (0, 0, memoryview(b"")) if window is None else (window.start, window.end, window.view)
+            shared = None
+        return (0, 0, memoryview(b"")) if shared is None else (shared.start, shared.end, shared.view)

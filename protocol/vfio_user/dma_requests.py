@@ -25,7 +25,7 @@ MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA
 """Commands that may be answered while device code waits for its DMA: of these, only a read is seen by the device."""
 
 
-class Asker:
+class DmaRequests:
     """Sends DMA_READ and DMA_WRITE and waits for their replies; keeps, in order, the commands that come before them.
 
     Some clients (QEMU is one) do not look at what we ask while they wait for us themselves. For their sake, reads of
@@ -38,7 +38,7 @@ class Asker:
         """The command whose reply the client waits for now; :meth:`Session._handle` keeps it."""
         self.kept: deque[Message] = deque()
         """Commands that came during a wait; :meth:`pop` takes the oldest."""
-        self.asking = False
+        self.outstanding = False
         """Whether device code waits for its DMA now."""
         self._channel = channel
         self._timeout = timeout
@@ -85,11 +85,11 @@ class Asker:
         self._channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self._channel.send(self._next_id, command, 0, 0, parts)
-        self.asking = True
+        self.outstanding = True
         try:
             return self._await(command)
         finally:
-            self.asking = False
+            self.outstanding = False
 
     def _await(self, command: Command) -> memoryview:
         number = self._next_id
