@@ -14,7 +14,7 @@ from bellwire.nvme.identify import ControllerIdentity
 from bellwire.nvme.inventory import take_stock
 from bellwire.nvme.journal import JOURNAL_SIZE
 from bellwire.nvme.logs import ERRORS_SIZE, Counters
-from bellwire.nvme.namespaces import Namespaces
+from bellwire.nvme.namespaces import MOST_IDS, Namespaces
 from bellwire.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.nvme.registers import QUEUES, Registers
 from bellwire.nvme.shadow import ShadowState
@@ -24,7 +24,6 @@ from bellwire.storage import Disk, StorageError
 from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
-MOST_NAMESPACES = 256
 DEFAULT_SIZE = 64 << 20
 
 
@@ -117,7 +116,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         for name, good, expected in (
             ("block_size", self.block_size in BLOCK_SIZES, "512 or 4096"),
             ("queues", 1 <= self.queues <= QUEUES, f"1 to {QUEUES}"),
-            ("namespaces", 0 <= self.namespaces <= MOST_NAMESPACES, f"0 to {MOST_NAMESPACES}"),
+            ("namespaces", 0 <= self.namespaces <= MOST_IDS, f"0 to {MOST_IDS}"),
             ("threads", 1 <= self.threads <= QUEUES, f"1 to {QUEUES}"),
             ("doorbells", self.doorbells in ("value", "shadow"), "value or shadow"),
             ("size", self.size == 0 or self.size >= self.block_size, f"bytes, at least a block of {self.block_size}"),

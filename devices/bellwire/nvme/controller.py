@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-import msgspec
-
 from bellwire import Job
 from bellwire.limited import LimitedLog
 from bellwire.nvme import registers
@@ -17,9 +15,9 @@ from bellwire.nvme.format import Format
 from bellwire.nvme.guest_pages import GuestPages
 from bellwire.nvme.history import CONTROLLER_FATAL, Happening, History, reset_event
 from bellwire.nvme.identify import ControllerIdentity
-from bellwire.nvme.inventory import write_down
 from bellwire.nvme.io import flush_all
 from bellwire.nvme.journal import Journal
+from bellwire.nvme.keeper import Keeper
 from bellwire.nvme.logs import Counters, LogPage, Logs
 from bellwire.nvme.management import Management
 from bellwire.nvme.namespaces import Namespaces
@@ -30,7 +28,7 @@ from bellwire.nvme.sanitize import Sanitize
 from bellwire.nvme.self_test import SelfTest
 from bellwire.nvme.shadow import Shadow, ShadowState
 from bellwire.nvme.store import Store
-from bellwire.nvme.telemetry import Telemetry
+from bellwire.nvme.telemetry import Telemetry, describe
 from bellwire.nvme.timestamp import Timestamp, TimestampState
 
 
@@ -46,10 +44,6 @@ class StateViews(NamedTuple):
     shadow: memoryview
     journal: memoryview
     timestamp: memoryview
-
-
-DESCRIBED = ("cc", "csts", "aqa", "asq", "acq", "intms")
-"""Registers whose values telemetry has."""
 
 
 class Manner(NamedTuple):
@@ -76,6 +70,7 @@ class Controller:
         self.namespaces = namespaces
         self.identity = identity
         self.store = store
+        self.keeper = Keeper(self)
         self.read_only = manner.read_only
         self.direct = manner.direct
         self.limited: LimitedLog = device.core.log
@@ -85,7 +80,7 @@ class Controller:
         self.pages = GuestPages(device.dma)
         self.timestamp = Timestamp(TimestampState.from_buffer(state.timestamp))
         self.history = History(store.record, identity, lambda: self.timestamp.now, self.save_soon)
-        self.telemetry = Telemetry(store.record, self._describe)
+        self.telemetry = Telemetry(store.record, lambda: describe(self))
         self.queues = QueueSet(
             device,
             queues_in(state.submissions, SubmissionQueue),
@@ -102,7 +97,6 @@ class Controller:
         self.engine = Engine(self, Journal(state.journal))
         self._file = device.core.state.registers[0]
         self._shutdown: Job | None = None
-        self._saving = self._unsaved = False
         self._powered = False
         self.logs.pages |= {
             LogPage.CHANGED_NAMESPACES: self.events.changed_page,
@@ -150,7 +144,7 @@ class Controller:
 
     def _go_on(self) -> None:
         """Threads have forgotten what they had to do: have it done again, where no command will ask for it."""
-        self._saving = False
+        self.keeper.forgotten()
         self.namespaces.hold(self.namespaces.allocated, None)
         self.sanitize.resume()
         self.self_test.resume()
@@ -255,54 +249,17 @@ class Controller:
         self.events.happened(event)
         self.engine.tell_events()
 
+    def close(self) -> None:
+        """Save for the last time, and give disks and store back."""
+        self.keeper.close()
+        self.namespaces.close()
+
     # -- the store
 
     def save(self) -> None:
         """Put what has changed onto the medium, before the host is told of it. An OSError where that fails."""
-        write_down(self.store, self.namespaces)
-        self.store.write(*self.store.encode())
+        self.keeper.save()
 
     def save_soon(self) -> None:
         """The same in the background: nobody waits for it."""
-        self._unsaved = self.store.folder is not None
-        if self._unsaved and not self._saving:
-            self._saving, self._unsaved = True, False
-            write_down(self.store, self.namespaces)
-            self.engine.background(Job(self.store.write, *self.store.encode()), self._saved)
-
-    def close(self) -> None:
-        """Save for the last time, and give disks and store back."""
-        try:
-            self.save()
-        except OSError as error:
-            self.limited.warning("store", "store %s: %s", self.store.folder, error)
-        self.namespaces.close()
-        self.store.close()
-
-    def _saved(self, job: Job) -> None:
-        self._saving = False
-        if job.error is not None:
-            self.limited.warning("store", "store %s: %s", self.store.folder, job.error)
-        elif self._unsaved:
-            self.save_soon()
-
-    def _describe(self) -> bytes:
-        """Telemetry: how the controller is, as JSON."""
-        counters = self.logs.counters
-        return msgspec.json.encode(
-            {
-                "registers": {
-                    name: getattr(self.device, name) for name in ("cc", "csts", "aqa", "asq", "acq", "intms")
-                },
-                "counters": {name: getattr(counters, name) for name, _ in Counters._fields_},
-                "queues": [
-                    {"id": sq.qid, "size": sq.size, "head": sq.head, "tail": sq.tail, "under way": sq.running}
-                    for sq in self.queues.submissions
-                    if sq.size
-                ],
-                "namespaces": [
-                    {"id": space.nsid, "blocks": space.blocks, "block": 1 << space.shift, "attached": space.attached}
-                    for space in self.namespaces.allocated
-                ],
-            }
-        )
+        self.keeper.save_soon()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bellwire.nvme.lost_blocks import MOST_RANGES
 from bellwire.nvme.namespace import FORMATS, Namespace
-from bellwire.nvme.namespaces import Namespaces
+from bellwire.nvme.namespaces import MOST_IDS, Namespaces
 from bellwire.nvme.store import SpaceRecord, Store
 from bellwire.storage import Disk, StorageError
 
@@ -40,6 +40,7 @@ def take_stock(
                 spaces.append(_known(found, disk, controller))
         for found in known.values():
             if found.number:
+                _check(found)
                 made.append(store.disk(found.nsid, found.size, 1 << found.shift, direct=direct))
                 spaces.append(_known(found, made[-1], controller))
         if len({space.nsid for space in spaces}) < len(spaces):
@@ -52,9 +53,8 @@ def take_stock(
 
 
 def _known(found: SpaceRecord, disk: Disk, controller: uuid.UUID) -> Namespace:
-    """One that the store knows: what it says is checked, since somebody may have edited the file."""
-    if found.shift not in FORMATS or not 0 < found.nsid <= 256 or len(found.lost) > MOST_RANGES:
-        raise StorageError(f"the store says of namespace {found.nsid} what cannot be: {found}")
+    """One that the store knows."""
+    _check(found)
     return Namespace(
         found.nsid,
         disk,
@@ -64,6 +64,15 @@ def _known(found: SpaceRecord, disk: Disk, controller: uuid.UUID) -> Namespace:
         number=found.number,
         lost=[(start, count) for start, count in found.lost if start >= 0 and count > 0],
     )
+
+
+def _check(found: SpaceRecord) -> None:
+    """What the store says may have been edited."""
+    good = 0 < found.nsid <= MOST_IDS and found.shift in FORMATS
+    if not good or (found.number and found.size < 1 << found.shift):
+        raise StorageError(f"the store says of namespace {found.nsid} what cannot be: {found}")
+    if len(found.lost) > MOST_RANGES:
+        raise StorageError(f"the store says of namespace {found.nsid} that it has lost too much")
 
 
 def write_down(store: Store, namespaces: Namespaces) -> None:

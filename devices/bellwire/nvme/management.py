@@ -55,8 +55,13 @@ class Management:
         if not blocks or shared:
             raise CommandError(Status.INVALID_FIELD, Byte.PRP1)
         space = self._make(blocks, FORMATS[number])
+        try:
+            self._controller.save()
+        except OSError:
+            self._controller.namespaces.remove(space)
+            self._controller.store.remove(space.nsid)
+            raise
         self._record(command.cdw10, [space])
-        self._controller.save()
         return space.nsid
 
     def _make(self, blocks: int, shift: int) -> Namespace:
@@ -124,8 +129,12 @@ class Management:
         if operation == DETACH and not space.attached:
             raise CommandError(Status.NAMESPACE_NOT_ATTACHED, Byte.NSID)
         space.attached = operation == ATTACH
+        try:
+            controller.save()
+        except OSError:
+            space.attached = operation != ATTACH
+            raise
         controller.namespaces.refresh()
-        controller.save()
         return 0
 
     def _record(self, dword10: int, spaces: list[Namespace]) -> None:

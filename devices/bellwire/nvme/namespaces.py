@@ -10,8 +10,8 @@ from bellwire.nvme.namespace import Namespace
 from bellwire.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
-LEAST_IDS = 32
-"""Namespace IDs that there are at least: a host may make namespaces."""
+LEAST_IDS, MOST_IDS = 32, 256
+"""Namespace IDs that there are at least, since a host may make namespaces, and at most."""
 
 
 class Namespaces:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from bellwire.nvme.command import Byte, Command
 from bellwire.nvme.namespace import OUI
 from bellwire.nvme.status import CommandError, Status
 from bellwire.nvme.store import Record
 
+if TYPE_CHECKING:
+    from bellwire.nvme.controller import Controller
+
 BLOCK = 512
 CREATE = 1 << 8
 """In dword 10: collect the host-initiated data anew."""
 HOST, CONTROLLER = 0x07, 0x08
 MOST = 256 << 10
+REGISTERS = ("cc", "csts", "aqa", "asq", "acq", "intms")
+"""Those whose values are told."""
 
 
 class Telemetry:
@@ -67,3 +75,22 @@ def _check_offset(command: Command) -> None:
     """Telemetry is read in whole blocks (§5.14.1.7)."""
     if (command.cdw12 | command.cdw13 << 32) % BLOCK:
         raise CommandError(Status.INVALID_FIELD, Byte.CDW12)
+
+
+def describe(controller: Controller) -> bytes:
+    """How ``controller`` is, as JSON."""
+    return msgspec.json.encode(
+        {
+            "registers": {name: getattr(controller.device, name) for name in REGISTERS},
+            "counters": controller.logs.counters.by_name(),
+            "queues": [
+                {"id": sq.qid, "size": sq.size, "head": sq.head, "tail": sq.tail, "under way": sq.running}
+                for sq in controller.queues.submissions
+                if sq.size
+            ],
+            "namespaces": [
+                {"id": space.nsid, "blocks": space.blocks, "block": 1 << space.shift, "attached": space.attached}
+                for space in controller.namespaces.allocated
+            ],
+        }
+    )
