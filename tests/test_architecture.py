@@ -20,6 +20,10 @@ PACKAGES = {
 LONGEST_FILE = 450  # lines
 
 
+AUTHORED = ("bundled", "virtio", "storage", "stream", "network")
+"""Rooms of devices/bellwire that are written from the API that docs/writing-a-device.md documents."""
+
+
 def imported(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -46,3 +50,12 @@ def test_the_systemd_folder_is_no_package() -> None:
 def test_no_file_is_too_long_to_read(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert len(file.read_text().splitlines()) <= LONGEST_FILE, file.relative_to(ROOT)
+
+
+def test_bundled_devices_use_what_every_author_can() -> None:
+    files = [file for room in AUTHORED for file in (ROOT / "devices/bellwire" / room).rglob("*.py")]
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            inside = isinstance(node, ast.Attribute) and node.attr in ("core", "_core")
+            assert not inside, f"{file.relative_to(ROOT)}:{node.lineno} reaches into .core"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bellwired.errors import CommandError
-from bellwired.manager.notify import passed
+from bellwired.notify import passed
 
 LONGEST = 107  # bytes: sockaddr_un has 108 with the NUL
 BACKLOG = 128  # a client that finds no room is refused at once, if it does not block

@@ -10,7 +10,7 @@ def main() -> int:
     quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from bellwired.cli import main as command
+    from bellwired.commands.cli import main as command
 
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,18 +3,18 @@
 See docs/writing-a-device.md for a tutorial. Everything that a device author imports is here.
 """
 
-from bellwire.access import Access
-from bellwire.bar import Area, Bar
+from bellwire.declare.access import Access
+from bellwire.declare.bar import Area, Bar
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.option import Option
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
+from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
-from bellwire.doorbell import Doorbell, IoRegion
 from bellwire.errors import BellwireError, DeclarationError, GuestError, OptionError, StateError, Unshared
-from bellwire.host import Timer
-from bellwire.interrupts import IntX, Msi, MsiX
-from bellwire.option import Option
-from bellwire.pool import Job, Pool
-from bellwire.register import Register
-from bellwire.saved import Saved, SavedBytes
-from bellwire.vendor import VendorCapability
+from bellwire.model.host import Timer
+from bellwire.model.jobs import Job, Pool
 
 __all__ = [
     "Access",

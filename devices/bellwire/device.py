@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
-from bellwire.capabilities import Identity
-from bellwire.core import Core
-from bellwire.declare import hexadecimal
-from bellwire.dma import Dma
-from bellwire.doorbell import IoRegion
-from bellwire.errors import DeclarationError, OptionError
-from bellwire.host import Timer
-from bellwire.layout import Layout, plan
-from bellwire.option import parse_options
-from bellwire.pool import Job, Pool
+from bellwire.declare.bar import Bar
+from bellwire.declare.declared import hexadecimal
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.layout import Layout, plan
+from bellwire.declare.option import parse_options
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
+from bellwire.errors import DeclarationError, GuestError, OptionError
+from bellwire.model.capabilities import Identity
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.host import Timer
+from bellwire.model.jobs import Job, Pool
+from bellwire.model.traced import TracedCore
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -39,7 +43,8 @@ class PciDevice:
 
     Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
-    device, which has no function-level reset), ``name`` (what users call it; the class's name in lower case
+    device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
+    takes it from D3hot to D0; else it is as it was), ``name`` (what users call it; the class's name in lower case
     unless given). A subclass inherits them. Without ``vendor`` the class is a base for others.
 
     Hooks run one at a time on the device's own thread, and a hook has finished before the guest's access is
@@ -63,17 +68,18 @@ class PciDevice:
         revision: int | None = None,
         subsystem: tuple[int, int] | None = None,
         express: bool | None = None,
+        no_soft_reset: bool | None = None,
         name: str | None = None,
         **keywords: Any,
     ) -> None:
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, name"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
-        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
+        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
@@ -87,10 +93,19 @@ class PciDevice:
             )
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
-        self.core = Core(self, self.identity, self.layout, values)
-        self.dma = Dma(self.core)
+        kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
+        self.core = kind(self, self.identity, self.layout, values)
+        self.dma = self.core.dma
         self.core.state.reset()
         self.core.config.reset()
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Called when the device is made: an OptionError where options do not go together. Override it.
+
+        What one option can be by itself, its declaration says. Open nothing here: a daemon makes a device to try out
+        options while another one that has them runs.
+        """
 
     def setup(self) -> None:
         """Called once before the first guest comes: open what the options name. Override it."""
@@ -103,6 +118,53 @@ class PciDevice:
 
     def close(self) -> None:
         """Called once at the end: close what :meth:`setup` opened. Override it."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a client, and so a guest's memory."""
+        return self.core.connected
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the guest has bus mastering on: without it there is no DMA and no message-signalled interrupt."""
+        return self.core.config.bus_master
+
+    def warn(self, message: str, *arguments: object) -> None:
+        """Log a warning of what a guest can cause, at a rate that it cannot choose; ``self.log`` has no such limit.
+
+        ``message`` takes its arguments as the logging module does. Each message counts by itself.
+        """
+        self.core.log.warning(message, message, *arguments)
+
+    def storage(self, bar: Bar) -> memoryview:
+        """The bytes that the registers of ``bar`` are stored in, by their offsets, up to the last register's end.
+
+        ``Device.status.load(self.storage(Device.mmio))`` is what a register holds, whatever its read hook would say.
+        Device code that is in a hurry may look at single bytes of it.
+        """
+        return self.core.state.registers[bar.index]
+
+    def read_bar(self, index: int, offset: int, size: int) -> bytes:
+        """What a guest's read of ``size`` bytes at ``offset`` of BAR ``index`` gives; hooks run. GuestError outside it.
+
+        For devices that have a second way to their own registers, as an index and a data register.
+        """
+        self._check_bounds("read", index, offset, size)
+        return self.core.read(index, offset, size)
+
+    def write_bar(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Do what a guest's write of ``data`` at ``offset`` of BAR ``index`` does; hooks run. GuestError outside it."""
+        self._check_bounds("write", index, offset, len(data))
+        self.core.write(index, offset, memoryview(data))
+
+    def reset_registers(self, *, keep: Iterable[Bar | Register[Any] | Doorbell | Saved[Any] | SavedBytes] = ()) -> None:
+        """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
+
+        All but those in ``keep``; a BAR stands for all that lies in it. Nothing else changes: config space (and so
+        where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers and
+        background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        """
+        self.core.state.reset_registers(frozenset(keep))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
         """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
@@ -145,6 +207,10 @@ class PciDevice:
         """Watch ``fd`` no longer; nothing happens if nobody did."""
         self.core.host.unwatch_fd(fd)
 
+    def join_pool(self, pool: Pool) -> None:
+        """Count ``pool``, made elsewhere, among the device's own: before guest memory goes, its jobs are waited for."""
+        self.core.pools.append(pool)
+
     def background(self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None) -> None:
         """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
 
@@ -169,8 +235,14 @@ class PciDevice:
         :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
         pool = self.core.host.pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
-        self.core.pools.append(pool)
+        self.join_pool(pool)
         return pool
+
+    def _check_bounds(self, verb: str, index: int, offset: int, size: int) -> None:
+        space = self.core.spaces.get(index)
+        length = 0 if space is None else space.size
+        if not 0 <= offset <= offset + size <= length:
+            raise GuestError(f"{verb} of {size} bytes at {offset:#x} of BAR {index}, which has {length:#x}")
 
 
 def _identity(
@@ -181,6 +253,7 @@ def _identity(
     revision: int | None,
     subsystem: tuple[int, int] | None,
     express: bool | None,
+    no_soft_reset: bool | None,
 ) -> Identity | None:
     """What the class line says, over what the base class said."""
     base = cls.identity
@@ -196,7 +269,7 @@ def _identity(
             return None
         if missing:
             raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
-        base = Identity(0, 0, 0, 0, 0, 0, express=True)
+        base = Identity(0, 0, 0, 0, 0, 0, express=True, no_soft_reset=True)
     if vendor == NOBODY:
         raise DeclarationError(
             f"{cls.__qualname__}: vendor={NOBODY:#x} is what an empty slot reads as (PCI 3.0 §6.2.1)"
@@ -213,6 +286,7 @@ def _identity(
         subsystem_vendor=sub_vendor,
         subsystem=sub_device,
         express=_first(express, base.express),
+        no_soft_reset=_first(no_soft_reset, base.no_soft_reset),
     )
 
 

@@ -14,12 +14,12 @@ read, that may be Linux.
 
 from __future__ import annotations
 
-from bellwire_vmm.doorbells import Mechanism
+from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Route
+from bellwire_vmm.device.zones import Zone
 from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, GuestImageError, VmmError, ZoneRefusedError
-from bellwire_vmm.machine import Machine, RunResult
-from bellwire_vmm.processor import Mark
-from bellwire_vmm.proxy import ProxyDevice
-from bellwire_vmm.zones import Zone
+from bellwire_vmm.machine.processor import Mark
+from bellwire_vmm.vmm import Machine, RunResult
 
 __all__ = [
     "AddressConflictError",
@@ -27,8 +27,8 @@ __all__ = [
     "GuestImageError",
     "Machine",
     "Mark",
-    "Mechanism",
     "ProxyDevice",
+    "Route",
     "RunResult",
     "VmmError",
     "Zone",

@@ -2,7 +2,7 @@
 
 A driver reads and writes the same few registers over and over, and but for its id and its data such a message is the
 same each time. What its checks have said once they would say again, since regions never change: so an access that has
-passed them is kept, under the bytes that they looked at.
+passed them is kept, under the bytes that they looked at. It is counted there too, and the backend told now and then.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from vfio_user.backend import Backend
-from vfio_user.channel import HEADER, PREFIX_SIZE, Answer, Message
+from vfio_user.channel import HEADER, PREFIX_SIZE, Message
 from vfio_user.constants import HEADER_SIZE, PCI_REGIONS, Command, MessageFlags, RegionFlags
 from vfio_user.errors import ProtocolError
 from vfio_user.transfer import REGION_ACCESS
@@ -23,18 +23,22 @@ _ID = 2  # bytes before those that are the same
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 
 
-class Access(NamedTuple):
-    """A read or a write that may be done: it has either a ``reader`` or a ``writer``."""
+@dataclass(slots=True, eq=False)
+class Access:
+    """A read or a write that may be done: it is a write if it has a ``writer``."""
 
     command: Command
+    region: int
+    offset: int
+    count: int
     size: int
     """Bytes of the whole message."""
     reply: bytes
     """What stands between the id and the data of the reply; empty where there is to be none."""
-    answers: int
-    """Bytes of data in the reply."""
-    reader: Callable[[], bytes | memoryview] | None
+    reader: Callable[[], bytes | memoryview]
     writer: Callable[[memoryview], None] | None
+    times: int = 0
+    """How often it was done since the backend was last told."""
 
 
 class Accesses:
@@ -44,8 +48,9 @@ class Accesses:
         self.regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self.known: dict[bytes, Access] = {}
         """By what stands between a message's id and its data."""
-        self.plain: dict[bytes, Answer] = {}
+        self.plain: dict[bytes, Access] = {}
         """The reads among them that only look at memory."""
+        self._among_many: dict[tuple[int, int, int], Access] = {}  # writes that came in a REGION_WRITE_MULTI
         self._backend = backend
         self._largest = largest
         self._sizes = [region.info.size for region in self.regions]
@@ -60,9 +65,12 @@ class Accesses:
         offset, region, count = REGION_ACCESS.unpack(payload)
         self._check(region, offset, count, self._readable, "REGION_READ")
         reader = self._backend.reader(region, offset, count)
-        access = self._know(message, Command.REGION_READ, count, reader.read, None)
-        if reader.plain and access.reply:
-            self.plain[_key(message)] = access.reply, reader.read
+        reply = b"" if message.flags & _NO_REPLY else _head(message, count)
+        size = HEADER_SIZE + len(payload)
+        access = Access(Command.REGION_READ, region, offset, count, size, reply, reader.read, None)
+        self._know(message, access)
+        if reader.plain and reply:
+            self.plain[_key(message)] = access
         return access
 
     def write(self, message: Message) -> Access:
@@ -74,13 +82,37 @@ class Accesses:
         if len(payload) != REGION_ACCESS.size + count:
             came = len(payload) - REGION_ACCESS.size
             raise ProtocolError(f"REGION_WRITE: count {count}, but {came} bytes of data came")
-        self.check_write(region, offset, count, "REGION_WRITE")
-        writer = functools.partial(self._backend.region_write, region, offset)
-        return self._know(message, Command.REGION_WRITE, 0, None, writer)
+        reply = b"" if message.flags & _NO_REPLY else _head(message, 0)
+        access = self._write(Command.REGION_WRITE, region, offset, count, HEADER_SIZE + len(payload), reply)
+        self._know(message, access)
+        return access
 
-    def check_write(self, region: int, offset: int, count: int, name: str) -> None:
-        """A ProtocolError where a client may not write that."""
-        self._check(region, offset, count, self._writable, name)
+    def write_among_many(self, region: int, offset: int, count: int) -> Access:
+        """What one write of a REGION_WRITE_MULTI asks for; a ProtocolError where it may not."""
+        access = self._among_many.get((region, offset, count))
+        if access is None:
+            access = self._write(Command.REGION_WRITE_MULTI, region, offset, count, 0, b"")
+            self._among_many[region, offset, count] = access
+        return access
+
+    def many_come(self) -> None:
+        """A REGION_WRITE_MULTI is to be looked at: see that what is kept of them does not become too much."""
+        if len(self._among_many) >= MOST_KNOWN:
+            self.settle()
+            self._among_many.clear()
+
+    def settle(self) -> None:
+        """Tell the backend what was done since it was last told."""
+        for access in (*self.known.values(), *self._among_many.values()):
+            if access.times:
+                times, access.times = access.times, 0
+                write = access.writer is not None
+                self._backend.accessed(access.region, access.offset, access.count, write=write, times=times)
+
+    def _write(self, command: Command, region: int, offset: int, count: int, size: int, reply: bytes) -> Access:
+        self._check(region, offset, count, self._writable, command.name)
+        writer = functools.partial(self._backend.region_write, region, offset)
+        return Access(command, region, offset, count, size, reply, bytes, writer)
 
     def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
         if region >= PCI_REGIONS:
@@ -96,25 +128,19 @@ class Accesses:
             verb = "READ" if allowed is self._readable else "WRITE"
             raise ProtocolError(f"{name}: region {region} has no right to {verb}", errno.EPERM)
 
-    def _know(
-        self,
-        message: Message,
-        command: Command,
-        count: int,
-        reader: Callable[[], bytes | memoryview] | None,
-        writer: Callable[[memoryview], None] | None,
-    ) -> Access:
-        """Keep the access that ``message`` asks for; ``count`` bytes will answer it."""
-        reply = b""
-        if not message.flags & _NO_REPLY:
-            head = message.payload[: REGION_ACCESS.size]
-            reply = HEADER.pack(0, command, PREFIX_SIZE + count, _REPLY, 0)[_ID:] + head
-        access = Access(command, HEADER_SIZE + len(message.payload), reply, count, reader, writer)
+    def _know(self, message: Message, access: Access) -> None:
+        """Keep the access that ``message`` asks for."""
         if len(self.known) >= MOST_KNOWN:
+            self.settle()
             self.known.clear()
             self.plain.clear()
         self.known[_key(message)] = access
-        return access
+
+
+def _head(message: Message, count: int) -> bytes:
+    """The reply with ``count`` bytes of data, from behind its id up to them."""
+    head = message.payload[: REGION_ACCESS.size]
+    return HEADER.pack(0, message.command, PREFIX_SIZE + count, _REPLY, 0)[_ID:] + head
 
 
 def _key(message: Message) -> bytes:

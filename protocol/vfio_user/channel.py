@@ -7,6 +7,7 @@ last byte received with them: the kernel never joins bytes behind fds to bytes b
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
-from vfio_user.errors import Disconnected, FramingError, TimedOut
+from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
 
 HEADER = struct.Struct("<HHIII")
 PREFIX = struct.Struct("<2s30s")  # a message's id, and what follows it up to the data of a REGION_READ or REGION_WRITE
@@ -32,6 +33,7 @@ _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _CUT = int(socket.MSG_CTRUNC)
 _SEND = int(socket.MSG_NOSIGNAL)
 _SHORT = 4096  # bytes that are joined rather than gathered
+_MOST_PIECES = 1024  # that the kernel gathers: its IOV_MAX
 
 
 class Known(Protocol):
@@ -45,8 +47,19 @@ class Known(Protocol):
 T = TypeVar("T", bound=Known)
 
 
-Answer = tuple[bytes, Callable[[], bytes | memoryview]]
-"""A reply but for its id: what is always the same, and what gives the rest."""
+class Answer(Protocol):
+    """A reply but for its id, and how often it was given."""
+
+    @property
+    def reply(self) -> bytes:
+        """What is always the same."""
+
+    @property
+    def reader(self) -> Callable[[], bytes | memoryview]:
+        """What gives the rest."""
+
+    times: int
+
 
 Ready = list[tuple[int, int]]
 """What an epoll gives."""
@@ -103,8 +116,6 @@ class Channel:
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
         self._position = 0  # of self._start in the stream
         self._broken = ""  # why nothing more can be sent: a message was cut short
-        self.answered = 0
-        """Messages that :meth:`answer` has answered."""
         self.drained = False
         """Whether the last receive left room: most likely, nothing more is there (a poll would tell)."""
 
@@ -177,37 +188,34 @@ class Channel:
         """
         if self._start != self._end or self._broken:
             return alone
-        self._start = self._end = answered = 0
+        self._start = self._end = 0
         buffer, room, known = self._buffer, (self._view,), plain.get
         receive, send = self._sock.recvmsg_into, self._sock.send
-        try:
-            while True:
-                try:
-                    count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
-                except OSError:
-                    return alone
-                answer = None
-                if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
-                    message_id, rest = _unpack_prefix(buffer)
-                    answer = known(rest)
-                if answer is None or rung(0):
-                    self._received(count, ancillary, flags)
-                    return alone
-                answered += 1
-                self._position += count
-                reply = message_id + answer[0] + answer[1]()
-                try:
-                    sent = send(reply, _SEND)
-                except OSError:
-                    sent = 0
-                if sent != len(reply):
-                    self._send_rest(reply, sent, [], _name(reply), listening=True)
-                    return alone
-                ready = wait()
-                if ready != alone:
-                    return ready
-        finally:
-            self.answered += answered
+        while True:
+            try:
+                count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
+            except OSError:
+                return alone
+            answer = None
+            if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
+                message_id, rest = _unpack_prefix(buffer)
+                answer = known(rest)
+            if answer is None or rung(0):
+                self._received(count, ancillary, flags)
+                return alone
+            answer.times += 1
+            self._position += count
+            reply = message_id + answer.reply + answer.reader()
+            try:
+                sent = send(reply, _SEND)
+            except OSError:
+                sent = 0
+            if sent != len(reply):
+                self._send_rest(reply, sent, [], _name(reply), listening=True)
+                return alone
+            ready = wait()
+            if ready != alone:
+                return ready
 
     def receive_by(self, deadline: float) -> Message:
         """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""
@@ -241,8 +249,14 @@ class Channel:
             return
         if self._broken:
             raise Disconnected(self._broken)
+        if len(fds) > KERNEL_MAX_FDS:
+            raise VfioUserError(
+                f"{command_name(command)}: {len(fds)} fds, at most {KERNEL_MAX_FDS} travel with a message", errno.E2BIG
+            )
         pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        if len(pieces) > _MOST_PIECES:
+            pieces = [b"".join(pieces)]
         try:
             sent = self._sock.sendmsg(pieces, ancillary, _SEND)
         except BlockingIOError:

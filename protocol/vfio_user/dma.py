@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
-from vfio_user.layout import Layout
-from vfio_user.memory import MOST_MAPPINGS, Mapping
+from vfio_user.fields import Fields
+from vfio_user.mapping import MOST_MAPPINGS, Mapping, Pages, blank, join
 
-MAP = Layout("<IIQQQ", "argsz flags offset address size")
-UNMAP = Layout("<IIQQ", "argsz flags address size")
+MAP = Fields("<IIQQQ", "argsz flags offset address size")
+UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
+_PAGE = mmap.PAGESIZE
 _UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
 _ALL_FLAGS = 0xF  # an int: ~ of an IntFlag has none but known bits
 
@@ -90,7 +93,7 @@ class Segment(NamedTuple):
     view: memoryview | None
 
 
-class Window(NamedTuple):
+class SharedMap(NamedTuple):
     """A map that is shared, whole: ``view`` is of the addresses from ``start`` to ``end``."""
 
     start: int
@@ -124,6 +127,7 @@ class DmaTable:
         self._ranges: list[MappedRange] = []
         self._starts: list[int] = []
         self._last: MappedRange | None = None
+        self._joined: WeakValueDictionary[tuple[int, int], Pages] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -163,6 +167,9 @@ class DmaTable:
 
     def clear(self) -> None:
         """Drop all."""
+        for pages in list(self._joined.values()):
+            blank(pages)
+        self._joined.clear()
         while self._ranges:
             self._release(self._ranges.pop())
         self._starts.clear()
@@ -179,12 +186,40 @@ class DmaTable:
             self._last = last
         return (self._segment(last, address, size, write),)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """The map around ``address``, if it is shared, and may be written (or read); it lives until the next unmap."""
         mapped = self._find(address)
         if mapped is None or mapped.view is None or not (mapped.writable if write else mapped.readable):
             return None
-        return Window(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
+        return SharedMap(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
+
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """One view of ``[address, address + size)``, over as many maps as it takes; it lives until the next unmap.
+
+        None where some of it is not shared, or is a piece of a huge page. A DmaFault outside the maps.
+        """
+        parts = self.segments(address, size, write)
+        if len(parts) == 1 or any(part.view is None for part in parts):
+            return parts[0].view if len(parts) == 1 else None
+        start, end = address // _PAGE * _PAGE, -(-(address + size) // _PAGE) * _PAGE
+        pages = self._joined.get((start, end))
+        if pages is None:
+            found = self._ranges[bisect_right(self._starts, start) - 1 : bisect_left(self._starts, end)]
+            pieces = []
+            for mapped in found:
+                if mapped.mapping is None or not mapped.mapping.joinable:
+                    return None
+                first, last = max(start, mapped.start), min(end, mapped.end)
+                pieces.append((mapped.mapping.address + first - mapped.start, last - first))
+            self._joined[start, end] = pages = join(pieces)
+        view = memoryview(pages).cast("B")[address - start : address - start + size]
+        return view if write else view.toreadonly()
+
+    @property
+    def by_message(self) -> bool:
+        """Whether there is memory that may be written, and none of it came with a file."""
+        writable = [mapped for mapped in self._ranges if mapped.writable]
+        return bool(writable) and not any(mapped.mapping for mapped in writable)
 
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address
@@ -220,6 +255,10 @@ class DmaTable:
             self._last = None
         self.total -= mapped.size
         mapped.view = None
+        for (start, end), pages in list(self._joined.items()) if self._joined else ():
+            if start < mapped.end and mapped.start < end:
+                del self._joined[start, end]
+                blank(pages)
         if mapped.mapping is not None:
             self._files -= 1
             mapped.mapping.detach()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-INFO = Layout("<IIII", "argsz flags index count")
-SET = Layout("<IIIII", "argsz flags index start count")
+INFO = Fields("<IIII", "argsz flags index count")
+SET = Fields("<IIIII", "argsz flags index start count")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from bellwire_vmm.guests.layout import BATCH
-from bellwired import demo, ways
-from bellwired.cli import main
-from bellwired.on_kvm import a_ring
+from bellwired.commands import demo
+from bellwired.commands.cli import main
+from bellwired.demo import ways
+from bellwired.demo.on_kvm import a_ring
 from daemon.commands import COMMAND, PATIENCE, bellwire, ended, first_child, gone, started
 
 pytestmark = pytest.mark.daemon

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from bellwire_vmm.machine import Machine
-from bellwired.cli import main, parser
+from bellwire_vmm.vmm import Machine
+from bellwired.commands.cli import main, parser
+from bellwired.commands.vmm import plug
 from bellwired.errors import CommandError
-from bellwired.vmm import plug
 from daemon.commands import COMMAND, bellwire, ended, line, started
 from vfio_user import Client, RegionIndex, TimedOut
 
@@ -369,7 +369,7 @@ import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, path, target=None):
-        if name == "bellwired.cli":
+        if name == "bellwired.commands.cli":
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bellwire.bundled.serial import Serial
-from bellwire.uart.registers import Enabled
+from bellwire.bundled.serial.registers import Enabled
 from daemon.commands import COMMAND, PATIENCE, ended, line, started
 from vfio_user import Client, IrqIndex, RegionIndex
 

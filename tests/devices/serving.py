@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from bellwire import Bar, IntX, MsiX, PciDevice
-from bellwire.worker import Worker
+from bellwire.serve.worker import Worker
 from vfio_user import PROPOSAL, Capabilities, Client, IrqIndex, Memory, RegionIndex, SubRegion
 
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire import GuestError
-from bellwire import capabilities as pci
 from bellwire.bundled.bell import MATCH, Bell
 from bellwire.bundled.edu import DMA_START, Edu, Status
+from bellwire.model import capabilities as pci
 from bellwire.testing import Guest, conformance
 from vfio_user import IrqIndex
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bellwire.limited import BURST, INTERVAL, MOST, LimitedLog, shape
+from bellwire.model.limited import BURST, INTERVAL, MOST, LimitedLog, shape
 from devices.serving import Probe, served, write
 from vfio_user import RemoteError
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from bellwire.loop import FEW_TIMERS, Deadline, Loop
+from bellwire.serve.loop import FEW_TIMERS, Deadline, Loop
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bellwire.loop import Loop
-from bellwire.pool import Job, Threads
+from bellwire.model.jobs import Job
+from bellwire.serve.loop import Loop
+from bellwire.serve.threads import Threads
 
 PATIENCE = 5.0
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire import Bar, GuestError, PciDevice
-from bellwire.register import MOST_VALUES
+from bellwire.declare.register import MOST_VALUES
 from bellwire.testing import Guest
 
 

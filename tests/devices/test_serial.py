@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire.bundled.serial import Serial
+from bellwire.bundled.serial.registers import Cause, Enabled, Fcr, Lcr, Lsr, Mcr, Msr
 from bellwire.stream import Stream
 from bellwire.testing import Guest, conformance
-from bellwire.uart.registers import Cause, Enabled, Fcr, Lcr, Lsr, Mcr, Msr
 
 TestSerial = conformance(Serial, backend="null")
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellwire.bundled.serial import Serial
+from bellwire.bundled.serial.registers import TRIGGERS, Cause, Enabled, Fcr, Lcr, Lsr, Mcr
 from bellwire.testing import Guest
-from bellwire.uart.registers import TRIGGERS, Cause, Enabled, Fcr, Lcr, Lsr, Mcr
 
 BYTE = st.integers(0, 0xFF)
 ACCESSES = st.lists(st.tuples(st.booleans(), st.integers(0, 7), BYTE), max_size=60)

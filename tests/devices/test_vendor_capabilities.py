@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire import Bar, DeclarationError, PciDevice, VendorCapability
-from bellwire import capabilities as pci
+from bellwire.model import capabilities as pci
 from bellwire.testing import Guest, conformance
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.cli import main
-from bellwired.ways import WAYS
+from bellwired.commands.cli import main
+from bellwired.demo.ways import WAYS
 from docs.documents import DOCS, rows, section
 
 PAGE = DOCS / "demo.md"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bellwired.cli import parser
+from bellwired.commands.cli import parser
+from bellwired.commands.run import describe, qemu_command
 from bellwired.find import find_device
-from bellwired.manager.settings import Device, decode
-from bellwired.run import describe, qemu_command
+from bellwired.settings import Device, decode
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
 
 LANGUAGES = {"python", "sh", "text", "toml", "json", "ini"}

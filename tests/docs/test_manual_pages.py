@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bellwired import cli, manual
-from bellwired.manager.settings import Daemon, Device
+from bellwired.commands import cli
+from bellwired.install import manual_pages
+from bellwired.settings import Daemon, Device
 
-PAGES = manual.pages()
+PAGES = manual_pages.pages()
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -38,7 +39,7 @@ def test_every_command_and_option_is_in_the_page(name: str) -> None:
 
 @pytest.mark.parametrize("table", [Device, Daemon])
 def test_every_key_has_words_of_its_own(table: type[Device | Daemon]) -> None:
-    for key, kind, _, about in manual.keys(table):
+    for key, kind, _, about in manual_pages.keys(table):
         assert about.endswith("."), key
         assert f'.BR {key} " = " {kind}' in typed("bellwire-device.toml.5")
 
@@ -61,5 +62,5 @@ def test_troff_has_nothing_to_say(page: str) -> None:
 
 
 def test_the_command_writes_every_page(tmp_path: Path) -> None:
-    assert manual.main([str(tmp_path / "man")]) == 0
+    assert manual_pages.main([str(tmp_path / "man")]) == 0
     assert {path.name for path in (tmp_path / "man").iterdir()} == set(PAGES)

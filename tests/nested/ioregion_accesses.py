@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire_vmm.machine import Machine
+from bellwire_vmm.vmm import Machine
 from kvm_ioctls import Hlt, IoIn, IoOut, MmioRead, MmioWrite, Vcpu
 from nested.ioregion_device import RESPONSE, Command, Device, Running, served, serving
 from realmode import HLT, MMIO, Guest, in_, load, out, store

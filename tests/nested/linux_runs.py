@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import PciDevice
-from bellwire.worker import Worker
+from bellwire.serve.worker import Worker
 
 PATIENCE = 240.0  # seconds, for a run
 

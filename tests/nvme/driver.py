@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.testing import Guest
 
 PAGE = 4096

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.status import Status
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Done, Driver, Queues, TestMachine, transfer
 from vfio_user import IrqIndex

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.nvme.command import IoOpcode
+from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.storage import Disk, StorageError
 from bellwire.storage.aio import Transfer
 from nvme.driver import PAGE, Driver, prps, transfer

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.status import Status
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
 from bellwire.storage import Disk
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Driver, Queues, TestMachine, transfer

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.status import Status
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
 from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine, prps, transfer
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from bellwire.nvme import history, timestamp
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.history import HEADER_SIZE, Happening
-from bellwire.nvme.status import Status
+from bellwire.bundled.nvme import history, timestamp
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.history import HEADER_SIZE, Happening
+from bellwire.bundled.nvme.status import Status
 from bellwire.storage import Disk
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, transfer
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.prp import PAGE, extents
-from bellwire.nvme.queues import CompletionQueue
-from bellwire.nvme.status import CommandError, Status
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.prp import PAGE, extents
+from bellwire.bundled.nvme.queues import CompletionQueue
+from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.testing import Guest
 from nvme.driver import CC, ENABLE, Driver, TestMachine, transfer
+from pieces import cut
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 MEMORY = 4 << 20
@@ -82,6 +84,11 @@ class DiskModel(RuleBasedStateMachine):
             done = self.queues.do(IoOpcode.WRITE_ZEROES, nsid=1, dwords=(start, 0, count - 1))
         assert done.status == 0
         self.model[start << self.shift : (start + count) << self.shift] = bytes(count << self.shift)
+
+    @rule(cuts=st.lists(st.integers(1, MEMORY // PAGE - 1), max_size=40) | st.just(range(128)))
+    def cut_the_memory_into_other_maps(self, cuts: Sequence[int]) -> None:
+        memory = cut(self.guest, cuts)
+        self.driver.memory = self.driver.machine.memory = memory
 
     @rule()
     def reset(self) -> None:

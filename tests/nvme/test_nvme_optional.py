@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwire.nvme import lost_blocks
-from bellwire.nvme.command import IoOpcode
-from bellwire.nvme.lost_blocks import LostBlocks
-from bellwire.nvme.status import Status
+from bellwire.bundled.nvme import lost_blocks
+from bellwire.bundled.nvme.command import IoOpcode
+from bellwire.bundled.nvme.lost_blocks import LostBlocks
+from bellwire.bundled.nvme.status import Status
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, prps, transfer
 
 READ, WRITE, COMPARE, COPY = IoOpcode.READ, IoOpcode.WRITE, IoOpcode.COMPARE, IoOpcode.COPY

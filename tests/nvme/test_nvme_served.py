@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bellwire.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.storage import Disk
 from devices.serving import PATIENCE, sub_regions
 from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, transfer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.nvme.command import IoOpcode
+from bellwire.bundled.nvme.command import IoOpcode
 from nvme.driver import PAGE, Driver
 from nvme.driving import driving
 

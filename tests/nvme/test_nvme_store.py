@@ -14,9 +14,9 @@ import pytest
 
 from bellwire import OptionError
 from bellwire.bundled.nvme import Nvme
-from bellwire.nvme.command import AdminOpcode, IoOpcode
-from bellwire.nvme.status import Status
-from bellwire.nvme.store import Store
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
+from bellwire.bundled.nvme.store import Store
 from bellwire.storage import StorageError
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Driver, TestMachine, transfer

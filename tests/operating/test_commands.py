@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from bellwired import control_client
-from bellwired.cli import main, parser
+from bellwired.commands import control_client
+from bellwired.commands.cli import main, parser
 from bellwired.manager.main import main as bellwired
 from bellwired.release import release
 from operating.instance import HANG, PLUGINS, Instance, connect, write

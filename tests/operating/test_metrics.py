@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from bellwired.errors import CommandError
 from bellwired.manager import metrics
 from bellwired.manager.manager import Manager
-from bellwired.manager.places import Places
+from bellwired.places import Places
 from operating.instance import PATIENCE, PLAIN, Instance, connect, write
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.limited import BURST
+from bellwire.model.limited import BURST
 from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, over, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected
@@ -153,6 +153,14 @@ def test_what_the_device_raises_at_its_start_is_what_the_operator_is_told(daemon
     with pytest.raises(Refused, match="a tap needs CAP_NET_ADMIN"):
         daemon.call("Start", name=name)
     assert "CAP_NET_ADMIN" in daemon.describe(name)["error"]
+
+
+def test_an_option_that_is_found_wrong_at_the_start_is_refused_and_not_tried_again(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nautostart = false\noptions.mood = "refuses"')
+    with pytest.raises(Refused, match="option mood=refuses: not today"):
+        daemon.call("Start", name=name)
+    device = daemon.describe(name)
+    assert (device["state"], device["restarts"]) == ("failed", 0)
 
 
 def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance: Instance) -> None:

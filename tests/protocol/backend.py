@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class FakeDevice:
         self.subs: dict[int, list[SubRegion]] = {}
         self.mechanisms: frozenset[str] = frozenset()
         self.calls: list[str] = []
+        self.accesses: Counter[tuple[int, int, int, bool]] = Counter()
         self.plain = False  # whether its reads look as if they only looked at memory
         self.refusals: list[VfioUserError] = []
         self.failures: list[BaseException] = []
@@ -109,6 +111,9 @@ class FakeDevice:
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         self.calls.append("write")
         self.on_write(index, offset, data)
+
+    def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
+        self.accesses[index, offset, count, write] += times
 
     def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
         self.mechanisms = mechanisms

@@ -18,7 +18,9 @@ from vfio_user import (
     DmaTable,
     VfioUserError,
 )
-from vfio_user import memory as memory_module
+from vfio_user import (
+    mapping as mapping_module,
+)
 
 # -- the file behind a map
 
@@ -195,6 +197,104 @@ def attempt(action: Callable[..., object], *arguments: object) -> bool:
     return True
 
 
+# -- one view over several maps
+
+
+def test_a_view_over_several_maps_is_the_memory_of_each(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(4 * PAGE)
+    for page, offset in enumerate((3, 0, 2)):  # not as the file has them
+        add(table, page * PAGE, PAGE, fd, offset=offset * PAGE)
+    found = table.whole(PAGE - 2, PAGE + 4, write=True)
+    assert found is not None
+    found[:] = b"ab" + bytes(PAGE) + b"yz"
+    assert os.pread(fd, 2, 4 * PAGE - 2) == b"ab"
+    assert os.pread(fd, 2, 2 * PAGE) == b"yz"
+    os.pwrite(fd, b"!", 7)
+    assert found[2 + 7] == ord("!")
+
+
+def test_a_view_of_one_map_needs_no_mapping_of_its_own(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(4 * PAGE)
+    add(table, 0, 4 * PAGE, fd)
+    found = table.whole(8, 3 * PAGE, write=True)
+    assert found is not None
+    assert maps().count(f" {os.fstat(fd).st_ino} ") == 1
+
+
+def test_a_view_over_maps_to_be_read_cannot_be_written(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(2 * PAGE)
+    add(table, 0, PAGE, fd)
+    add(table, PAGE, PAGE, fd, flags=READ)
+    found = table.whole(0, 2 * PAGE, write=False)
+    assert found is not None
+    assert found.readonly
+    with pytest.raises(DmaFault, match="not mapped it for writing"):
+        table.whole(0, 2 * PAGE, write=True)
+
+
+def test_a_view_over_several_maps_shows_zeros_once_one_of_them_has_gone(
+    table: DmaTable, memfd: Callable[[int], int]
+) -> None:
+    fd = memfd(3 * PAGE)
+    for page in range(3):
+        add(table, page * PAGE, PAGE, fd, offset=page * PAGE)
+    stale, other = table.whole(0, 2 * PAGE, write=True), table.whole(PAGE, 2 * PAGE, write=True)
+    assert stale is not None
+    assert other is not None
+    stale[:] = other[:] = b"x" * 2 * PAGE
+    remove(table, 0, PAGE)
+    stale[:] = b"astray" + bytes(2 * PAGE - 6)
+    assert os.pread(fd, 3 * PAGE, 0) == b"x" * 3 * PAGE
+    assert other == b"x" * 2 * PAGE
+    table.clear()
+    assert other == bytes(2 * PAGE)
+    assert f" {os.fstat(fd).st_ino} " not in maps()
+
+
+def test_its_addresses_are_given_back_with_the_last_view(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    fd = memfd(2 * PAGE)
+    for page in (1, 0):
+        add(table, (1 - page) * PAGE, PAGE, fd, offset=page * PAGE)
+    before = maps().count(f" {os.fstat(fd).st_ino} ")
+    found = table.whole(0, 2 * PAGE, write=True)
+    assert maps().count(f" {os.fstat(fd).st_ino} ") == before + 2
+    del found
+    gc.collect()
+    assert maps().count(f" {os.fstat(fd).st_ino} ") == before
+
+
+def test_what_is_not_shared_has_no_such_view(table: DmaTable, memfd: Callable[[int], int]) -> None:
+    add(table, 0, PAGE, memfd(PAGE))
+    add(table, PAGE, PAGE)
+    assert table.whole(0, 2 * PAGE, write=True) is None
+    assert table.whole(PAGE, 8, write=True) is None
+
+
+def test_a_map_that_begins_within_a_page_of_its_file_is_not_joined(
+    table: DmaTable, memfd: Callable[[int], int]
+) -> None:
+    fd = memfd(3 * PAGE)
+    add(table, 0, PAGE, fd, offset=100)
+    add(table, PAGE, PAGE, fd)
+    assert table.whole(0, 2 * PAGE, write=True) is None
+
+
+def test_pieces_of_huge_pages_are_not_joined(table: DmaTable, huge_file: int) -> None:
+    add(table, 0, PAGE, huge_file)
+    add(table, PAGE, PAGE, huge_file, offset=2 * PAGE)
+    assert table.whole(0, 2 * PAGE, write=True) is None
+
+
+def test_a_view_of_too_many_pieces_is_refused(memfd: Callable[[int], int]) -> None:
+    table, fd = DmaTable(), memfd(PAGE)
+    for page in range(257):
+        add(table, page * PAGE, PAGE, fd)
+    assert table.whole(0, 256 * PAGE, write=True) is not None
+    with pytest.raises(VfioUserError, match="257 pieces"):
+        table.whole(0, 257 * PAGE, write=True)
+    table.clear()
+
+
 # -- views that outlive their map
 
 
@@ -246,7 +346,7 @@ def test_where_the_kernel_has_no_memory_to_lay_over_a_view_the_rest_is_let_go_of
         raise VfioUserError("mmap: Cannot allocate memory", errno.ENOMEM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory_module, "_map", refuse)
+        patch.setattr(mapping_module, "_map", refuse)
         table.clear()
     assert (len(table), table.total, bytes(stale)) == (0, 0, b"kept")
 

@@ -41,7 +41,7 @@ from vfio_user import (
     TimedOut,
     VfioUserError,
 )
-from vfio_user.asking import MOST_QUEUED, MOST_QUEUED_FDS
+from vfio_user.dma_requests import MOST_QUEUED, MOST_QUEUED_FDS
 
 
 def wait(client: Client, future: Future[bytes | None]) -> bytes | None:
@@ -304,7 +304,7 @@ def test_fds_without_end_instead_of_a_reply_are_given_up_on_and_closed(
 @pytest.fixture
 def stubborn(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Wire]]:
     """A server with little patience, and a raw client which has introduced itself."""
-    monkeypatch.setattr("vfio_user.asking.GRACE", 0.05)
+    monkeypatch.setattr("vfio_user.dma_requests.GRACE", 0.05)
     with served(device) as (server, sock), closing(Wire(sock)) as wire:
         wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
         assert wire.receive().flags == REPLY

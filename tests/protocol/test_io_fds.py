@@ -168,8 +168,8 @@ def test_a_region_without_doorbells_has_count_0_and_no_fds(link: Link, index: in
 
 @pytest.mark.parametrize(
     "bad",
-    [request(flags=1), request(count=1), request(9), request(argsz=15), request()[:15], request() + b"\0"],
-    ids=["flags", "count", "index", "argsz", "short", "long"],
+    [request(flags=1), request(count=1), request(9), request(argsz=15), request()[:15]],
+    ids=["flags", "count", "index", "argsz", "short"],
 )
 def test_a_request_that_cannot_be_is_refused(ringing: Link, bad: bytes) -> None:
     assert ringing.refused(IO_FDS, bad) == errno.EINVAL

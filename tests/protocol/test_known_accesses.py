@@ -163,7 +163,8 @@ def test_reads_that_only_look_at_memory_are_answered_during_the_wait(plain: Link
     assert plain.session.wait(happens, ALONE, lambda _: False) == ELSEWHERE
     for first in (b"c", b"d", b"e"):
         assert plain.receive() == (first[0], READ, REPLY, 0, access(8, 4) + first + b"ell", [])
-    assert plain.session.reads == 4
+    plain.session.settle()
+    assert plain.device.accesses == {(PLAIN, 8, 4, False): 4}
 
 
 def test_a_read_is_not_answered_during_the_wait_when_something_has_rung(plain: Link) -> None:
@@ -225,7 +226,8 @@ def test_a_client_that_leaves_during_the_wait_is_gone_and_what_it_read_is_counte
 
     with pytest.raises(Disconnected):
         plain.session.wait(wait, ALONE, lambda _: False)
-    assert plain.session.reads == 2
+    plain.session.settle()
+    assert plain.device.accesses == {(PLAIN, 8, 4, False): 2}
 
 
 def test_a_client_that_does_not_read_is_waited_for_as_ever(device: FakeDevice) -> None:

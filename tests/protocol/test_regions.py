@@ -42,7 +42,7 @@ def test_device_info_tells_of_nine_regions_and_five_kinds_of_interrupt(link: Lin
     assert DeviceInfo.unpack(memoryview(payload)) == DeviceInfo(DeviceFlags.RESET | DeviceFlags.PCI, 9, 5)
 
 
-@pytest.mark.parametrize("payload", [b"", bytes(15), bytes(17), struct.pack("<IIII", 15, 0, 0, 0)])
+@pytest.mark.parametrize("payload", [b"", bytes(15), struct.pack("<IIII", 15, 0, 0, 0)])
 def test_a_device_info_request_of_the_wrong_size_is_refused(link: Link, payload: bytes) -> None:
     assert link.refused(Command.DEVICE_GET_INFO, payload) == errno.EINVAL
 
@@ -99,7 +99,7 @@ def test_a_larger_argsz_than_needed_changes_nothing(link: Link) -> None:
     assert link.ok(INFO, request(MAPPED, argsz=4096)) == SPARSE_INFO
 
 
-@pytest.mark.parametrize("payload", [b"", request(PLAIN)[:31], request(PLAIN) + b"\0", request(PLAIN, argsz=31)])
+@pytest.mark.parametrize("payload", [b"", request(PLAIN)[:31], request(PLAIN, argsz=31)])
 def test_a_region_info_request_of_the_wrong_size_is_refused(link: Link, payload: bytes) -> None:
     assert link.refused(INFO, payload) == errno.EINVAL
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bed import CHECKOUT
-from bellwired.manager import messages
+from bellwired import messages
 
 pytestmark = [
     pytest.mark.systemd,

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from bellwire import capabilities as pci
 from bellwire.device import PciDevice
+from bellwire.model import capabilities as pci
 from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status, VirtioDevice
 from virtio.rings import PackedQueue, Queue, SplitQueue

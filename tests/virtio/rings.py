@@ -90,8 +90,11 @@ class Queue(ABC):
 
     def content(self, used: Used) -> bytes:
         """What the device has written into one."""
-        data = b"".join(bytes(self.memory[p.address : p.address + p.length]) for p in used.parts if p.write)
-        return data[: used.written]
+        return self.whole(used)[: used.written]
+
+    def whole(self, used: Used) -> bytes:
+        """All that the device may have written into one: more than it says, where it left a gap."""
+        return b"".join(bytes(self.memory[p.address : p.address + p.length]) for p in used.parts if p.write)
 
     def word(self, address: int) -> int:
         value: int = struct.unpack_from("<H", self.memory, address)[0]

@@ -131,6 +131,49 @@ def test_a_pty_that_nobody_reads_holds_nothing_up(opened: contextlib.ExitStack) 
         assert stream.send([b"x" * 4096]) == 4096
 
 
+LONG = bytes(number % 251 for number in range(3000))
+"""As single bytes: more than one system call takes."""
+
+
+@pytest.mark.parametrize("kind", ["pty", "unix", "file"])
+def test_a_long_row_of_pieces_is_taken_whole(opened: contextlib.ExitStack, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "far"
+    stream = make(opened, f"{kind}:{path}")
+    if kind == "unix":
+        far = opened.enter_context(closing_fd(join(opened, stream, path).detach()))
+    else:
+        far = opened.enter_context(closing_fd(os.open(path, os.O_RDONLY | os.O_NOCTTY)))
+    assert stream.send([LONG[at : at + 1] for at in range(len(LONG))]) == len(LONG)
+    got = b""
+    while len(got) < len(LONG):
+        got += os.read(far, len(LONG)) or pytest.fail(f"{len(got)} bytes have come")
+    assert got == LONG
+
+
+def test_a_program_that_reads_a_pty_gets_all_that_there_is_room_for(opened: contextlib.ExitStack) -> None:
+    stream = make(opened, "pty")
+    assert isinstance(stream, Pty)
+    far = opened.enter_context(closing_fd(os.open(stream.path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)))
+    block = bytes(range(256)) * 1024
+    assert stream.send([block]) == len(block)
+    got = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got += os.read(far, 1 << 16)
+    assert got == block[: len(got)]
+    assert len(got) >= 1 << 12
+    assert stream.send([b"next"]) == 4
+    assert os.read(far, 100) == b"next"
+
+
+@contextlib.contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def test_a_file_is_appended_to(opened: contextlib.ExitStack, tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("before ")

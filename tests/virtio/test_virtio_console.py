@@ -14,11 +14,13 @@ import pytest
 
 from bellwire import OptionError
 from bellwire.bundled.virtio_console import VirtioConsole
+from bellwire.bundled.virtio_console.control import Console, Event
 from bellwire.stream import StreamError
 from bellwire.testing import Guest, conformance
-from bellwire.virtio import Status
-from bellwire.virtio.console import Console, Event
+from bellwire.virtio import Feature, Status
+from bellwire.virtio.chain import MOST_DESCRIPTORS
 from virtio.driver import DEVICE, Driver
+from virtio.rings import DESCRIPTOR, INDIRECT, NEXT, Part, SplitQueue
 
 PATIENCE = 5.0
 MULTIPORT = {Console.MULTIPORT}
@@ -157,6 +159,37 @@ def test_a_peer_that_talks_to_a_closed_port_keeps_nobody_busy(terminal: Terminal
     assert not terminal.driver.guest.poll()
 
 
+def test_a_chain_longer_than_a_system_call_takes_arrives_and_comes_back(ring: set[int]) -> None:
+    """Direct descriptors, the last of which is a table of as many as there may be (§2.7.5.3)."""
+    with Driver(VirtioConsole) as driver:
+        driver.start(ring - {Feature.RING_PACKED}, range(2), size=32)
+        queue = driver.queues[1]
+        assert isinstance(queue, SplitQueue)
+        text = bytes(range(33, 127)) * 12
+        parts = [Part(driver.store(text[at : at + 1]), 1, False) for at in range(31 + MOST_DESCRIPTORS)]
+        table = driver.store(
+            b"".join(
+                DESCRIPTOR.pack(part.address, 1, NEXT if number < MOST_DESCRIPTORS else 0, number)
+                for number, part in enumerate(parts[31:], 1)
+            )
+        )
+        for slot, part in enumerate(parts[:31]):
+            queue.describe(slot, part.address, 1, NEXT, slot + 1)
+        queue.describe(31, table, DESCRIPTOR.size * MOST_DESCRIPTORS, INDIRECT, 0)
+        queue.offer(0)
+        stream = driver.device.lines[0].stream  # type: ignore[attr-defined]
+        far = os.open(stream.path, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            queue.kick()
+            got = b""
+            while len(got) < len(parts):
+                got += os.read(far, 1 << 16)
+        finally:
+            os.close(far)
+        assert got == text[: len(parts)]
+        assert queue.word(queue.ring + 2) == 1
+
+
 def test_without_a_peer_output_is_lost(plain: Terminal) -> None:
     plain.queues[1].send(b"hello")
     assert len(plain.queues[1].used()) == 1
@@ -267,7 +300,8 @@ def test_a_reset_gives_up_what_was_held(plain: Terminal) -> None:
         ({"ports": "a=null,a=null"}, OptionError, "different names"),
         ({"ports": ",".join(f"p{n}=null" for n in range(17))}, OptionError, "1 to 16"),
         ({"ports": "=null"}, OptionError, "1 to 64 bytes"),
-        ({"ports": "a"}, StreamError, "no stream ''"),
+        ({"ports": "a"}, OptionError, "ports=a: expected pty, pty:LINK"),
+        ({"ports": "a=file:/no/such/folder/file"}, StreamError, "No such file"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bellwire import capabilities as pci
+from bellwire.model import capabilities as pci
 from bellwire.virtio import Virtqueue
 from vfio_user import DmaFlags, DmaMap, IrqIndex
 from virtio.conftest import KINDS
@@ -177,7 +177,7 @@ def test_a_ring_is_where_the_memory_is_now(driver: Driver, queue: Queue) -> None
     guest._dma.clear()
     flags = DmaFlags.READ | DmaFlags.WRITE
     guest._dma.map(DmaMap(flags=flags, offset=0, address=0, size=size), os.dup(guest._memory_fd))
-    guest.device.core.maps += 1
+    guest.device.dma.changed()
     view = next(iter(guest.segments(0, size, True))).view
     assert view is not None
     driver.memory = queue.memory = view

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire import GuestError
-from bellwire import capabilities as pci
-from bellwire.bar import Bar
-from bellwire.bells import Bells
+from bellwire.declare.bar import Bar
+from bellwire.model import capabilities as pci
+from bellwire.serve.bells import Bells
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
 from vfio_user import IoEventFd, IrqIndex, RegionIndex
@@ -284,6 +284,19 @@ def test_nobody_is_told_of_a_change_before_the_driver_is_ready(driver: Driver) -
     driver.set_common(0x10, 0, 2)
     driver.device.configuration_changed()
     assert not driver.guest.interrupts
+
+
+def test_a_driver_is_told_to_set_up_a_device_anew_that_was_in_d3hot(driver: Driver) -> None:
+    driver.start()
+    control = driver.device.core.config.at[pci.POWER_MANAGEMENT] + 4
+    assert not driver.guest.config_read(control, 2) & pci.NO_SOFT_RESET
+    driver.guest.config_write(control, 3, 2)
+    driver.guest.config_write(control, 0, 2)
+    assert driver.status == Status(0)
+    driver.guest.enable()
+    driver.start()
+    driver.queues[0].send(b"ab", write=2)
+    assert driver.queues[0].answers() == [b"ba"]
 
 
 def test_fields_of_the_device_type_lie_where_the_capability_says(driver: Driver) -> None:

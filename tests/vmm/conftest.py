@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwire_vmm.machine import Machine
-from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.vmm import Machine
 from kvm_ioctls import KICK_SIGNAL, Vm
 from vfio_user import Client
 from vmm.program import Outcome, Program, execute

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.guests.layout import RESULTS
-from bellwire_vmm.machine import Machine, RunResult
-from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.vmm import Machine, RunResult
 
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 VECTOR, VECTORS = 0x40, 8

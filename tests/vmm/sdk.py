@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from bellwire import PciDevice
-from bellwire.worker import Worker
+from bellwire.serve.worker import Worker
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from bellwire_vmm.areas import outside
-from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.device.areas import outside
+from bellwire_vmm.device.proxy import ProxyDevice
 from vfio_user import IoEventFd, SubRegion
 from vmm.program import Outcome, Program, bar
 from vmm.toy import AREA, Toy

@@ -17,8 +17,8 @@ from bellwire_vmm.board.keyboard import Escape, Keyboard, raw
 from bellwire_vmm.board.power import KeyboardController, PowerRegisters
 from bellwire_vmm.board.uart import Uart
 from bellwire_vmm.linux import PanicWatch
-from bellwire_vmm.machine import Request
-from bellwire_vmm.pci import PciBus
+from bellwire_vmm.machine.pci import PciBus
+from bellwire_vmm.vmm import Request
 
 PATIENCE = 20.0
 KEY = b"\x1d"

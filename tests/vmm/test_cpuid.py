@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from bellwire_vmm.cpuid import cpuid_of
-from bellwire_vmm.instruction import kind
+from bellwire_vmm.machine.cpuid import cpuid_of
+from bellwire_vmm.machine.instruction import kind
 from kvm_ioctls import Cpuid, CpuidEntry, Kvm
 
 INDEXED = 1

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bellwire.bundled.edu import Edu
-from bellwire_vmm.dma import DmaMemory
+from bellwire_vmm.device.dma import DmaMemory
 from bellwire_vmm.guests.layout import EduInterrupts, pack_edu, unpack_edu
-from bellwire_vmm.machine import Machine
-from bellwire_vmm.memory import GuestMemory
+from bellwire_vmm.machine.memory import GuestMemory
+from bellwire_vmm.vmm import Machine
 from vfio_user import Client, Command, DmaAccess, MessageFlags, VfioUserError
 from vfio_user.channel import HEADER
 from vmm.sdk import working

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellwire_vmm.board import acpi, aml
-from bellwire_vmm.gsis import intx_gsi
-from bellwire_vmm.memory import GuestMemory
+from bellwire_vmm.machine.gsis import intx_gsi
+from bellwire_vmm.machine.memory import GuestMemory
 
 HOLE_END = 0x10_0000
 

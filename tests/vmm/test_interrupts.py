@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bellwire_vmm.machine import Machine
-from bellwire_vmm.proxy import ProxyDevice
+from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.vmm import Machine
 from vfio_user import Client
 from vmm import toy
 from vmm.program import LAPIC, VECTOR, Outcome, Program, bar

@@ -8,8 +8,8 @@ import pytest
 
 from bellwire_vmm.board import Board
 from bellwire_vmm.linux import Linux, read_kernel
-from bellwire_vmm.machine import Machine, Request, RunResult
-from bellwire_vmm.trouble import meaning
+from bellwire_vmm.machine.trouble import meaning
+from bellwire_vmm.vmm import Machine, Request, RunResult
 from vmm.kernels import HANG, KEYBOARD, POWER_OFF, RESET, bzimage, out, say, vmlinux
 
 pytestmark = pytest.mark.kvm

@@ -11,7 +11,7 @@ import pytest
 from bellwire_vmm.errors import GuestImageError
 from bellwire_vmm.linux import Linux, read_kernel
 from bellwire_vmm.linux.memory_map import Kind, memory_map
-from bellwire_vmm.memory import GuestMemory
+from bellwire_vmm.machine.memory import GuestMemory
 from vmm.kernels import LOAD, bzimage, vmlinux
 
 MIB = 1 << 20

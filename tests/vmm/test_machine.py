@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bellwire_vmm import boot, guests
+from bellwire_vmm import guests
 from bellwire_vmm.errors import GuestImageError, VmmError
-from bellwire_vmm.machine import Machine, RunResult
-from bellwire_vmm.processor import Mark
+from bellwire_vmm.machine import boot
+from bellwire_vmm.machine.processor import Mark
+from bellwire_vmm.vmm import Machine, RunResult
 from kvm_ioctls import InternalError
 from vfio_user import Client
 from vmm import toy

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from bellwire_vmm.errors import ZoneRefusedError
-from bellwire_vmm.machine import Machine
+from bellwire_vmm.vmm import Machine
 from kvm_ioctls import Vm
 from vfio_user import Capabilities, Client
 from vmm import toy

@@ -157,6 +157,8 @@ class Toy:
             case 3, _ if self.area >= 0:
                 os.pwrite(self.area, data, offset)
 
+    def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None: ...
+
     def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
         if index not in self._regions:
             self._regions[index] = list(self._make_regions(index))

@@ -26,7 +26,7 @@ from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager.caller import Caller
+from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.manager import Manager
 
@@ -87,18 +87,23 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     errors = (Failed,)
 
-    def __init__(self, manager: Manager, caller: "Caller", *, may_look: bool, may_change: bool) -> None:
+    def __init__(self, manager: Manager, caller: "ControlConnection", *, may_look: bool, may_change: bool) -> None:
         self._manager = manager
         self._caller = caller
         self._may_look = may_look
         self._may_change = may_change
 
     @varlinkmethod(return_parameter="devices")
-    async def List(self) -> list[Description]:
-        """Every device of the configuration; one whose file cannot be used has failed, and no device."""
+    async def List(self, *, statistics: bool | None = None) -> list[Description]:
+        """Every device of the configuration; one whose file cannot be used has failed, and no device.
+
+        With ``statistics`` each has its counters, for which its worker is asked.
+        """
         with self._looking():
             manager = self._manager
-            found = [await describe(unit, brief=True) for unit in list(manager.units.values())]
+            units = list(manager.units.values())
+            ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
+            found = list(await asyncio.gather(*ways))
             found += [describe_unusable(name, why, manager.settings.since) for name, why in manager.unusable.items()]
             return sorted(found, key=lambda each: each["name"])
 
@@ -106,7 +111,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Describe(self, *, name: str) -> Description:
         """One device, with its statistics, its client and what happened to it lately."""
         with self._looking():
-            return await describe(self._manager.unit(name), brief=False)
+            return await describe(self._manager.unit(name))
 
     @varlinkmethod
     async def Start(self, *, name: str) -> None:
@@ -133,10 +138,16 @@ class Control(VarlinkInterface, name=INTERFACE):
             await self._manager.unit(name).ask("reset")
 
     @varlinkmethod
+    async def Disconnect(self, *, name: str) -> None:
+        """Let a device's client go; the next one may come."""
+        with self._changing():
+            await self._manager.unit(name).ask("disconnect")
+
+    @varlinkmethod
     async def Set(self, *, name: str, option: str, value: str) -> None:
         """Give an option of a running device another value, until the device is started anew."""
         with self._changing():
-            await self._manager.unit(name).ask("set", option=option, value=value)
+            await self._manager.unit(name).set(option, value)
 
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
@@ -172,11 +183,11 @@ class Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
         """Events as they happen, of one device or all, until the caller hangs up."""
-        with self._looking(), self._manager.hub.listening(name) as ear:
+        with self._looking(), self._manager.broadcaster.listening(name) as subscription:
             while True:
                 try:
                     async with asyncio.timeout(STILL_THERE):
-                        event = await ear.get()
+                        event = await subscription.get()
                 except TimeoutError:
                     event = None
                 if self._caller.has_hung_up():
@@ -228,7 +239,7 @@ class Server:
     def __init__(self, manager: Manager, sock: socket.socket) -> None:
         self._manager = manager
         self._sock = sock
-        self._callers: dict[VarlinkTransport, Caller] = {}
+        self._callers: dict[VarlinkTransport, ControlConnection] = {}
 
     def open(self) -> None:
         """Begin."""
@@ -239,7 +250,7 @@ class Server:
         """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        self._manager.hub.publish("", LAST, {"text": "the daemon stops"})
+        self._manager.broadcaster.publish("", LAST, {"text": "the daemon stops"})
         await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
@@ -265,7 +276,7 @@ class Server:
         if len(self._callers) >= MOST_CALLERS and not may_change:
             connection.close()
             return
-        caller = Caller(connection)
+        caller = ControlConnection(connection)
         may_look = may_change or _gid(self._manager.settings.daemon.control_group) in gids
         caller.offer(Control(self._manager, caller, may_look=may_look, may_change=may_change))
         transport = VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)

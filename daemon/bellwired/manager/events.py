@@ -29,7 +29,7 @@ class Event:
     time: float = field(default_factory=time.time)
 
 
-class Ear:
+class Subscription:
     """One listener's queue: of the device ``name``, or of everything."""
 
     def __init__(self, name: str | None) -> None:
@@ -60,29 +60,29 @@ class Ear:
         return event
 
 
-class Hub:
+class Broadcaster:
     """Hands every event to everyone who listens."""
 
     def __init__(self) -> None:
-        self._ears: set[Ear] = set()
+        self._subscriptions: set[Subscription] = set()
         self.heard = asyncio.Event()
         """Set while anybody listens."""
 
     def publish(self, device: str, kind: str, fields: dict[str, Any]) -> None:
         """Never waits: who does not keep up is told so."""
         event = Event(device, kind, fields)
-        for ear in self._ears:
-            ear.put(event)
+        for subscription in self._subscriptions:
+            subscription.put(event)
 
     @contextlib.contextmanager
-    def listening(self, name: str | None = None) -> Iterator[Ear]:
+    def listening(self, name: str | None = None) -> Iterator[Subscription]:
         """A queue that gets what happens during the block."""
-        ear = Ear(name)
-        self._ears.add(ear)
+        subscription = Subscription(name)
+        self._subscriptions.add(subscription)
         self.heard.set()
         try:
-            yield ear
+            yield subscription
         finally:
-            self._ears.discard(ear)
-            if not self._ears:
+            self._subscriptions.discard(subscription)
+            if not self._subscriptions:
                 self.heard.clear()

@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from bellwired import notify
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager import control, notify, process
+from bellwired.manager import control
 from bellwired.manager.manager import Manager, prepare
-from bellwired.manager.places import Places
-from bellwired.manager.settings import Daemon
 from bellwired.manager.tasks import alongside
+from bellwired.places import Places
 from bellwired.release import release
+from bellwired.settings import Daemon
+from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
@@ -125,7 +127,7 @@ class Life:
         """Status text, and the watchdog's due: only while this loop turns and the fork server answers."""
         interval = notify.watchdog_interval()
         while True:
-            if interval and await self._manager.nursery.ping():
+            if interval and await self._manager.spawner.ping():
                 notify.notify(WATCHDOG="1")
             if not self._stop.is_set():
                 more = {} if self._ready else notify.extension(ALLOWANCE)

@@ -15,9 +15,9 @@ from prometheus_client.registry import Collector
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager import process
 from bellwired.manager.manager import Manager
 from bellwired.manager.unit import State
+from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 LONGEST_REQUEST = 8192

@@ -13,15 +13,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bellwire.limited import LimitedLog
+from bellwire.model.limited import LimitedLog
+from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager import messages
-from bellwired.manager.link import Link
-from bellwired.manager.nursery import Child, Nursery
-from bellwired.manager.settings import Daemon, Device
-from bellwired.manager.wire import Event, Spawn
-from bellwired.manager.worker import REFUSED
+from bellwired.settings import Daemon, Device
+from bellwired.sources import Stamp, stamp
+from bellwired.workers.spawner import Child, Spawner
+from bellwired.workers.wire import Report, Spawn
+from bellwired.workers.worker import REFUSED
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
@@ -54,14 +55,17 @@ class Unit:
         settings: Device,
         daemon: Daemon,
         path: Path,
+        folder: Path,
         plugins: list[str],
-        nursery: Nursery,
+        spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
     ) -> None:
         self.name = name
         self.settings = settings
         self.daemon = daemon
         self.path = path
+        self.folder = folder
+        """Where its file lies: relative paths are meant from there."""
         self.state = State.STOPPED
         self.since = time.time()
         self.restarts = 0
@@ -70,14 +74,18 @@ class Unit:
         self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
         self.given: socket.socket | None = None
         """A listener from the service manager, which is used in place of one of our own."""
+        self.files: dict[str, Stamp | None] = {}
+        """The Python files that its last worker was made of, and their states."""
+        self.changed: dict[str, str] = {}
+        """Options that have other values now than its file gives them, which the next start takes again."""
         self._plugins = plugins
-        self._nursery = nursery
+        self._spawner = spawner
         self._tell = tell
         self._turn = asyncio.Lock()
         self._retired = False
         self._listener: Listener | None = None
         self._child: Child | None = None
-        self._link: Link | None = None
+        self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
@@ -100,6 +108,7 @@ class Unit:
 
     async def start(self) -> None:
         """Start it, if it is not running; returns when it accepts clients. A CommandError says why it does not."""
+        self._check_enabled()
         async with self._turn:
             if self.state in (State.STOPPED, State.FAILED, State.WAITING):
                 self._forget_deaths()
@@ -119,6 +128,7 @@ class Unit:
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait."""
+        self._check_enabled()
         async with self._turn:
             self._forget_deaths()
             await self._end_worker()
@@ -126,43 +136,52 @@ class Unit:
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def change(self, settings: Device, path: Path) -> None:
+    async def change(self, settings: Device, path: Path, folder: Path) -> None:
         """Go on with other settings. One that was stopped remains so, unless it is to start by itself from now on."""
         async with self._turn:
-            wanted = self.state is not State.STOPPED or (settings.autostart and not self.settings.autostart)
+            wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
-            if _listens(*old) != _listens(settings, path):
+            if _listens(*old) != _listens(settings, path) or not settings.enabled:
                 await self._end()
-            self.settings, self.path = settings, path
+            self.settings, self.path, self.folder = settings, path, folder
+            self.files = {file: stamp(Path(file)) for file in self.files}
             self._forget_deaths()
             await self._end_worker()
-            if not wanted:
+            if not (wanted and settings.enabled):
                 self._set(State.STOPPED)
                 return
             await self._launch()
             attempt = self._attempt
         await self._accepting(attempt)
 
+    async def set(self, option: str, value: str) -> None:
+        """Give an option another value, until the worker is started anew."""
+        self.changed = dict(await self.ask("set", option=option, value=value))
+
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
-        if self._link is None or self.state is not State.RUNNING:
+        if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._link.ask(what, timeout, **arguments)
+        return await self._channel.ask(what, timeout, **arguments)
 
     async def check(self) -> None:
         """Ping it; kill it when it does not answer, whereupon it is started again."""
-        link, child = self._link, self._child
-        if link is None or child is None or self.state is not State.RUNNING:
+        channel, child = self._channel, self._child
+        if channel is None or child is None or self.state is not State.RUNNING:
             return
         try:
-            await link.ask("ping", self.daemon.ping_timeout)
+            await channel.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
             if self._child is child and self.state is State.RUNNING:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
-    def order(self, settings: Device, *, trial: bool = False) -> Spawn:
+    def outdated(self) -> bool:
+        """Whether a file that it was made of has changed since."""
+        return any(stamp(Path(file)) != known for file, known in self.files.items())
+
+    def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """What the fork server is to do for this device."""
         return Spawn(
             name=self.name,
@@ -172,8 +191,13 @@ class Unit:
             io_fd_entry=settings.io_fd_entry,
             busy_poll=settings.busy_poll,
             plugins=self._plugins,
+            folder=str(folder),
             trial=trial,
         )
+
+    def _check_enabled(self) -> None:
+        if not self.settings.enabled:
+            raise CommandError(f"{self.name} is disabled", f"bellwire enable {self.name}")
 
     # -- the worker's life; all that waits is called with the turn held
 
@@ -182,6 +206,7 @@ class Unit:
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
+        self.changed = {}
         self._set(State.STARTING)
         try:
             listener = self._open_listener()
@@ -189,25 +214,27 @@ class Unit:
             self._give_up(str(error))
             return
         try:
-            link = Link(self.name, self._heard)
+            channel = WorkerChannel(self.name, self._heard)
         except CommandError as error:
             self._fell(str(error))
             return
         self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
-            child = await self._nursery.spawn(self.order(self.settings), [listener.fileno(), link.theirs.fileno()])
+            child = await self._spawner.spawn(
+                self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
+            )
         except CommandError as error:
-            link.close()
+            channel.close()
             self._fell(str(error))
             return
         except BaseException:
-            link.close()
+            channel.close()
             self._close_listener()
             self._settle("its start was called off")
             self._set(State.STOPPED)
             raise
-        link.handed_over()
-        self._child, self._link = child, link
+        channel.handed_over()
+        self._child, self._channel = child, channel
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
@@ -224,9 +251,9 @@ class Unit:
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
-        assert self._link is not None
-        self._link.close()  # what it said last tells why
-        self._child = self._link = self.client = None
+        assert self._channel is not None
+        self._channel.close()  # what it said last tells why
+        self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
@@ -293,11 +320,11 @@ class Unit:
     async def _end_worker(self) -> None:
         """By force if need be."""
         self._forget_retry()
-        child, link = self._child, self._link
-        if child is None or link is None:
+        child, channel = self._child, self._channel
+        if child is None or channel is None:
             return
         self._set(State.STOPPING)
-        link.tell("stop")
+        channel.tell("stop")
         timeout = self.daemon.stop_timeout
         await asyncio.wait([child.ended], timeout=timeout)
         if not child.ended.done():
@@ -320,8 +347,8 @@ class Unit:
 
     # -- what the worker says
 
-    def _heard(self, event: Event) -> None:
-        kind, fields = event.kind, event.fields
+    def _heard(self, report: Report) -> None:
+        kind, fields = report.kind, report.fields
         match kind:
             case "ready":
                 if self.state is State.STARTING:
@@ -329,6 +356,9 @@ class Unit:
                     self.error = ""
                     self._settle("")
                     self._note("started", messages.STARTED, "accepts clients", logging.INFO)
+                return
+            case "made":
+                self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
             case "refused":
                 self.error = fields["error"]

@@ -30,7 +30,7 @@ class Offload(IntFlag):
     ECN = 0x08
 
 
-class Port(Protocol):
+class LinkEnd(Protocol):
     """One pair of queues' end of a link. No method waits."""
 
     def fileno(self) -> int:
@@ -43,14 +43,14 @@ class Port(Protocol):
         """
 
     def send(self, packet: Buffers) -> bool:
-        """A packet, header first, in up to 1024 pieces; False when it had to be dropped."""
+        """A packet, header first, in any number of pieces; False when it had to be dropped."""
 
 
 class Link(Protocol):
-    """All ports of one card."""
+    """All ends of one card."""
 
     @property
-    def ports(self) -> Sequence[Port]:
+    def ends(self) -> Sequence[LinkEnd]:
         """One for each pair of queues."""
 
     @property
@@ -61,7 +61,7 @@ class Link(Protocol):
         """What the guest has agreed to take in packets for it."""
 
     def use(self, pairs: int) -> None:
-        """How many of the ports are in use from now on."""
+        """How many of the ends are in use from now on."""
 
     def carrier(self, up: bool) -> None:
         """Show the other side that the cable is plugged in, or is not."""

@@ -15,7 +15,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkError, Offload, Port
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkEnd, LinkError, Offload
+from bellwire.pieces import MOST_PIECES, one_call
 
 LENGTH = struct.Struct(">I")
 LARGEST_FRAME = LARGEST_PACKET - HEADER_SIZE
@@ -27,7 +28,7 @@ class SocketLink:
     """What both have in common: one port, no offloads."""
 
     offloads = False
-    ports: Sequence[Port]
+    ends: Sequence[LinkEnd]
 
     def offload(self, what: Offload) -> None:
         """Nothing to tell."""
@@ -47,7 +48,7 @@ class DatagramLink(SocketLink):
         self._remote = os.fspath(remote) if remote else ""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self.ports = [self]
+        self.ends = [self]
         if local:
             try:
                 remove_socket(local)
@@ -74,7 +75,7 @@ class DatagramLink(SocketLink):
         if not self._remote:
             return False
         try:
-            self._socket.sendmsg(without_header(packet), [], 0, self._remote)
+            self._socket.sendmsg(one_call(without_header(packet)), [], 0, self._remote)
         except OSError:
             return False
         return True
@@ -101,7 +102,7 @@ class StreamLink(SocketLink):
         self._epoll = select.epoll()
         self._input = bytearray()
         self._output = bytearray()
-        self.ports = [self]
+        self.ends = [self]
         try:
             if listen:
                 remove_socket(path)
@@ -141,7 +142,7 @@ class StreamLink(SocketLink):
             self._drain()
         if self._peer is None or self._output:
             return False
-        frame = without_header(packet)
+        frame = one_call(without_header(packet), MOST_PIECES - 1)
         length = sum(map(len, frame))
         try:
             sent = self._peer.sendmsg([LENGTH.pack(length), *frame])

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from bellwire.device import PciDevice
-from bellwire.pool import Done, Job, Pool
+from bellwire.model.jobs import Done, Job, Pool
 from bellwire.storage.disk import Disk
 
 MOST = 256
@@ -204,7 +204,7 @@ def direct_pool(device: PciDevice, threads: Pool, done: Done) -> Pool:
         pool = DirectPool(device, threads, done)
     except OSError:
         return threads
-    device.core.pools.append(pool)
+    device.join_pool(pool)
     return pool
 
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.errors import BellwireError
-from bellwire.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.pieces import MOST_PIECES, after
 
 Buffers = Sequence[memoryview | bytearray]
 
-MOST_BUFFERS = 1024  # in one system call: the kernel's IOV_MAX
+LARGEST = (1 << 63) - 1  # bytes: off_t
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 log = logging.getLogger("bellwire.storage")
@@ -114,14 +115,14 @@ class Disk:
         for some, at, length in _portions(buffers, offset):
             got = self._get(some, at)
             while got < length:
-                more = self._get(_after(some, got), at + got)
+                more = self._get(after(some, got), at + got)
                 if more == 0:
                     raise OSError(errno.EIO, f"the image ends at {at + got:#x}: somebody has cut it short")
                 got += more
 
     def try_read(self, buffers: Buffers, offset: int, length: int) -> bool:
         """:meth:`read` ``length`` bytes, if they are in memory; False, with the buffers in any state, if not."""
-        if self.at_once is None or len(buffers) > MOST_BUFFERS:
+        if self.at_once is None or len(buffers) > MOST_PIECES:
             return False
         try:
             return os.preadv(self.fd, buffers, offset, self.at_once) == length
@@ -140,7 +141,10 @@ class Disk:
             for some, at, length in _portions(buffers, offset):
                 done = self._put(some, at, flags)
                 while done < length:
-                    done += self._put(_after(some, done), at + done, flags)
+                    more = self._put(after(some, done), at + done, flags)
+                    if more == 0:
+                        raise OSError(errno.EIO, f"the image takes nothing at {at + done:#x}")
+                    done += more
         except OSError as error:
             if durable and error.errno == errno.EIO:  # which may be an earlier write's, told of here and never again
                 self._lost = error
@@ -265,22 +269,12 @@ def _check_direct(disk: Disk, path: Path, block: int) -> None:
 
 def _portions(buffers: Buffers, offset: int) -> list[tuple[Buffers, int, int]]:
     """``buffers`` in lots that one system call can take, with the offset and length of each."""
-    if len(buffers) <= MOST_BUFFERS:
+    if len(buffers) <= MOST_PIECES:
         return [(buffers, offset, sum(map(len, buffers)))]
     lots = []
-    for first in range(0, len(buffers), MOST_BUFFERS):
-        some = buffers[first : first + MOST_BUFFERS]
+    for first in range(0, len(buffers), MOST_PIECES):
+        some = buffers[first : first + MOST_PIECES]
         length = sum(map(len, some))
         lots.append((some, offset, length))
         offset += length
     return lots
-
-
-def _after(buffers: Buffers, done: int) -> list[memoryview]:
-    """What is left of ``buffers`` after the first ``done`` bytes."""
-    left = []
-    for buffer in buffers:
-        if done < len(buffer):
-            left.append(memoryview(buffer)[done:])
-        done = max(0, done - len(buffer))
-    return left

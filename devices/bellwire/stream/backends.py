@@ -12,7 +12,8 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from bellwire.stream.stream import Pieces, Stream, StreamError
+from bellwire.pieces import Pieces, write
+from bellwire.stream.stream import Stream, StreamError
 
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
 """For help texts."""
@@ -43,9 +44,8 @@ class Pty(Stream):
                 raise StreamError(f"pty link {link}: {error.strerror}") from error
 
     def send(self, pieces: Pieces) -> int:
-        """Everything is taken, at once or never."""
-        with contextlib.suppress(BlockingIOError):
-            os.writev(self._out, list(pieces))
+        """Everything is taken: what the kernel has no room for is lost."""
+        write(self._out, pieces)
         return sum(map(len, pieces))
 
     def close(self) -> None:
@@ -158,8 +158,13 @@ _PLAIN: dict[str, Callable[[], Stream]] = {"pty": Pty, "stdio": StandardStreams,
 def open_stream(name: str) -> Stream:
     """The stream that ``name`` stands for: one of :data:`BACKENDS`. A StreamError says what is wrong."""
     kind, colon, path = name.partition(":")
-    if colon and path and kind in _WITH_PATH:
-        return _WITH_PATH[kind](Path(path))
-    if not colon and kind in _PLAIN:
-        return _PLAIN[kind]()
-    raise StreamError(f"no stream {name!r}: expected {BACKENDS}")
+    if stream_fault(name) is not None:
+        raise StreamError(f"no stream {name!r}: expected {BACKENDS}")
+    return _WITH_PATH[kind](Path(path)) if colon else _PLAIN[kind]()
+
+
+def stream_fault(name: str) -> str | None:
+    """What was expected, where ``name`` stands for no stream; nothing is opened. The ``check`` of an option."""
+    kind, colon, path = name.partition(":")
+    known = bool(path) and kind in _WITH_PATH if colon else kind in _PLAIN
+    return None if known else BACKENDS

@@ -6,13 +6,11 @@ import fcntl
 import os
 import select
 import termios
-from collections.abc import Sequence
 
 from bellwire.errors import BellwireError
+from bellwire.pieces import Pieces, write
 
-Pieces = Sequence[bytes | memoryview]
 LARGEST = 1 << 16
-MOST_PIECES = 1024
 
 
 class StreamError(BellwireError):
@@ -71,9 +69,7 @@ class Stream:
         if self._out < 0 or not size:
             return size
         try:
-            sent = os.writev(self._out, pieces[:MOST_PIECES])
-        except BlockingIOError:
-            sent = 0
+            sent = write(self._out, pieces)
         except OSError:
             self._end_output()
             return size

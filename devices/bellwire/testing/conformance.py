@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bellwire import capabilities as pci
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
-from bellwire.register import Register
+from bellwire.model import capabilities as pci
 from bellwire.testing.guest import Guest
-from bellwire.vendor import HEADER
 from vfio_user import RegionIndex
 
 ACCESSES = 2000
@@ -24,7 +24,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
     class Conformance:
         __doc__ = f"What every PCI device must do, tried on {device.name}."
 
-        def guest(self) -> Guest:
+        def guest(self) -> Guest[Any]:
             return Guest(device, **options)
 
         def test_reset_is_idempotent(self) -> None:
@@ -67,6 +67,20 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_capabilities(guest)
 
+        def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
+            with self.guest() as guest:
+                core = guest.device.core
+                control = core.config.at[pci.POWER_MANAGEMENT] + 4
+                core.reset()
+                fresh = core.snapshot()
+                disturb(guest, random.Random(SEED))
+                guest.config_write(control, 0, 2)
+                before = core.snapshot()
+                guest.config_write(control, 3, 2)
+                guest.config_write(control, 0, 2)
+                kept = guest.config_read(control, 2) & pci.NO_SOFT_RESET
+                assert core.snapshot() == (before if kept else fresh), "D3hot did not do what No_Soft_Reset says"
+
         def test_identity_is_read_only(self) -> None:
             with self.guest() as guest:
                 for offset, size in ((0x00, 4), (0x08, 4), (0x0E, 1), (0x2C, 4), (0x34, 1), (0x3D, 1)):
@@ -78,7 +92,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
     return Conformance
 
 
-def disturb(guest: Guest, chance: random.Random) -> None:
+def disturb(guest: Guest[Any], chance: random.Random) -> None:
     """Do anything that a guest can: accesses of every width anywhere, rings, time; GuestErrors are its own."""
     layout = guest.device.layout
     indices = [*layout.bars, RegionIndex.CONFIG]
@@ -105,7 +119,7 @@ def disturb(guest: Guest, chance: random.Random) -> None:
             continue
 
 
-def check_bars(guest: Guest) -> None:
+def check_bars(guest: Guest[Any]) -> None:
     """Sizing by all ones (PCI 3.0 §6.2.5.1), and the old address back afterwards."""
     for index, plan in guest.device.layout.bars.items():
         bar = plan.bar
@@ -120,7 +134,7 @@ def check_bars(guest: Guest) -> None:
         assert guest.config_read(offset, width) == before
 
 
-def check_capabilities(guest: Guest) -> None:
+def check_capabilities(guest: Guest[Any]) -> None:
     """The chain starts at 34h, stays on dwords beyond the header, repeats nothing and ends with zero (§6.7)."""
     assert guest.config_read(pci.STATUS, 2) & pci.STATUS_CAPABILITIES
     seen: set[int] = set()

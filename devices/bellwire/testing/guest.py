@@ -9,23 +9,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
-from bellwire import capabilities as pci
-from bellwire.bar import Area
+from bellwire.declare.bar import Area
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
-from bellwire.doorbell import Doorbell, IoRegion
-from bellwire.loop import Deadline
-from bellwire.pool import Done, Job
-from bellwire.register import Register
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
+from bellwire.model import capabilities as pci
+from bellwire.model.jobs import Done, Job
+from bellwire.serve.loop import Deadline
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, SharedMap
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
 MEMORY = 1 << 20
 
 
-class Guest:
+class Guest(Generic[Device]):
     """A guest that has found ``device``, given it ``memory`` bytes at address 0 and turned bus mastering on.
 
     Everything happens in the call: a write has run its hook when it returns, and a GuestError comes out of it.
@@ -33,8 +34,8 @@ class Guest:
     for it, and its result arrives with the next :meth:`advance`; so do the jobs of a pool.
     """
 
-    def __init__(self, device: PciDevice | type[PciDevice], *, memory: int = MEMORY, **options: Any) -> None:
-        self.device = device(**options) if isinstance(device, type) else device
+    def __init__(self, device: Device | type[Device], *, memory: int = MEMORY, **options: Any) -> None:
+        self.device: Device = device(**options) if isinstance(device, type) else device
         self.interrupts: Counter[tuple[IrqIndex, int]] = Counter()
         """How often each MSI or MSI-X vector was delivered."""
         self.line = False
@@ -47,11 +48,14 @@ class Guest:
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
-        self.memory = next(iter(self._dma.segments(0, memory, True))).view
+        shared = self._dma.shared_map(0, True)
+        assert shared is not None  # mapped a line ago
+        self.memory: memoryview = shared.view
+        """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
         core = self.device.core
         core.host = self
-        core.connected = True
+        core.join(True)
         with ExitStack() as stack:
             stack.callback(self._let_go)
             self.device.setup()
@@ -108,6 +112,22 @@ class Guest:
         """Write config space."""
         self.write(RegionIndex.CONFIG, value, offset=offset, size=size)
 
+    def capability(self, body: VendorCapability) -> int:
+        """Where in config space the contents of a vendor-specific capability begin."""
+        return self.device.core.config.vendor[body]
+
+    def reset(self) -> None:
+        """Reset the device as DEVICE_RESET does. Bus mastering and interrupts are off then: see :meth:`enable`."""
+        self.device.core.reset()
+
+    def snapshot(self) -> bytes:
+        """The device's state."""
+        return self.device.core.snapshot()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Put back what :meth:`snapshot` gave, of this device or of another one of its class."""
+        self.device.core.restore(snapshot)
+
     def advance(self, seconds: float = 0.0) -> None:
         """Let time pass: timers run when they are due, in order, those that they set too."""
         end = self.now + seconds
@@ -161,15 +181,21 @@ class Guest:
         if not 0 <= offset <= offset + count <= size:
             raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
 
-    # -- bellwire.host.Host
+    # -- bellwire.model.host.Host
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The guest's memory."""
         return self._dma.segments(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    by_message = False
+
+    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
+        """The guest's memory, however a test has cut it."""
+        return self._dma.whole(address, size, write)
+
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """All of the guest's memory."""
-        return self._dma.window(address, write)
+        return self._dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """All memory here is shared, so nobody asks."""
@@ -225,7 +251,7 @@ class Guest:
 class AtOnce:
     """A pool without threads."""
 
-    def __init__(self, guest: Guest, done: Done) -> None:
+    def __init__(self, guest: Guest[Any], done: Done) -> None:
         self._guest = guest
         self._done = done
         self._finished: list[Job] = []

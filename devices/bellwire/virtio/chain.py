@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from bellwire.dma import Dma
 from bellwire.errors import GuestError
+from bellwire.model.dma import Dma
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -95,6 +95,12 @@ def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
         start -= len(view)
         stop -= len(view)
     return found
+
+
+def indirect_table(dma: Dma, address: int, length: int) -> memoryview | bytes:
+    """A table of descriptors: in place, or a copy where it lies in several pieces of memory."""
+    views = dma.map(address, length)
+    return views[0] if len(views) == 1 else b"".join(views)
 
 
 def table_size(length: int) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, ClassVar
 
+from bellwire.declare.interrupts import MsiX
+from bellwire.declare.option import Option
+from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError
-from bellwire.interrupts import MsiX
-from bellwire.option import Option
-from bellwire.register import Register
-from bellwire.saved import Saved, SavedBytes
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
@@ -41,7 +40,10 @@ class VirtioDevice(Transport):
     ) -> None:
         if kind is not None:
             assert queues <= MOST_QUEUES
-            keywords = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1} | keywords
+            known = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1}
+            keywords = (
+                known | {"no_soft_reset": False} | keywords
+            )  # Linux restores only a driver that is told of a reset
             cls.most_queues, cls.largest_queue = queues, queue_size
             cls.irq = MsiX(queues + 1)
             cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
@@ -115,7 +117,7 @@ class VirtioDevice(Transport):
 
     def interrupt(self, vector: int, cause: Cause = Cause.QUEUE) -> None:
         """By MSI-X, or by the line and the ISR status (§4.1.5.3, §4.1.5.4)."""
-        if not self.core.config.bus_master:
+        if not self.bus_master:
             return
         if self.irq.enabled:
             if vector != NO_VECTOR:
@@ -134,12 +136,7 @@ class VirtioDevice(Transport):
         """A virtio reset (§2.4): registers and saved fields as after power-on; config space and MSI-X stay."""
         self.running = False
         self.negotiated = frozenset()
-        state = self.core.state
-        for saved, cell in state.saved.items():
-            saved.clear(cell)
-        for item in self.layout.bars[BAR].placed:
-            if isinstance(item, Register):
-                item.store(state.registers[BAR], item.reset)
+        self.reset_registers(keep=[plan.bar for index, plan in self.layout.bars.items() if index != BAR])
         for queue in self.virtqueues:
             queue.clear(self.largest_queue)
         self.line.low()
@@ -183,7 +180,13 @@ class VirtioDevice(Transport):
         """Whether the driver's features will do (§2.2.2, §6.1)."""
         chosen = _bits(self.accepted)
         if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
-            self.core.log.warning(("virtio", "features"), "features refused: %#x", self.accepted)
+            self.warn("features refused: %#x", self.accepted)
+            return False
+        if self.dma.by_message:  # Linux ignores DEVICE_NEEDS_RESET, and would wait for ever
+            self.warn(
+                "features refused: virtqueues lie in guest memory, which the client has not shared "
+                "(QEMU: -object memory-backend-memfd,share=on)"
+            )
             return False
         self.negotiated = chosen
         return True
@@ -296,7 +299,7 @@ class VirtioDevice(Transport):
     def read_through(self, offset: int, size: int) -> None:
         """A read of its data reads the BAR first."""
         if offset + size > WINDOW_DATA and (place := self.behind_window()):
-            data = self.core.read(*place)
+            data = self.read_bar(*place)
             self.window[WINDOW_DATA : WINDOW_DATA + len(data)] = data
 
     @Transport.window.write
@@ -304,12 +307,12 @@ class VirtioDevice(Transport):
         """A write to its data goes on to the BAR."""
         if offset + size > WINDOW_DATA and (place := self.behind_window()):
             bar, start, length = place
-            self.core.write(bar, start, memoryview(bytes(self.window[WINDOW_DATA : WINDOW_DATA + length])))
+            self.write_bar(bar, start, bytes(self.window[WINDOW_DATA : WINDOW_DATA + length]))
 
     def behind_window(self) -> tuple[int, int, int] | None:
         """BAR, offset and length, where they make sense. Config space is no BAR: a window would show itself."""
         bar, offset, length = WINDOW.unpack_from(self.window)
-        size = self.core.region_size(bar) if bar in self.layout.bars else 0
+        size = self.layout.bars[bar].bar.size if bar in self.layout.bars else 0
         if length in (1, 2, 4) and not offset % length and offset + length <= size:
             return bar, offset, length
         return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from bellwire.dma import Dma
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, table_size
+from bellwire.model.dma import Dma
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, indirect_table, table_size
 from bellwire.virtio.fence import fence
-from bellwire.virtio.split import crossed, whole
+from bellwire.virtio.split import crossed
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -30,10 +30,10 @@ class PackedRing:
         self._dma = dma
         self._size = size
         self._event_idx = event_idx
-        self._ring = whole(dma, queue.desc, 16 * size, write=True)
+        self._ring = dma.whole(queue.desc, 16 * size, write=True)
         self._words = self._ring.cast("H")
-        self._driver = whole(dma, queue.driver, 4).cast("H")
-        self._device = whole(dma, queue.device_area, 4, write=True).cast("H")
+        self._driver = dma.whole(queue.driver, 4).cast("H")
+        self._device = dma.whole(queue.device_area, 4, write=True).cast("H")
 
     def take(self) -> Chain | None:
         """The next buffer, or None."""
@@ -129,7 +129,7 @@ class PackedRing:
     def _indirect(self, chain: Chain, address: int, length: int) -> None:
         """Every descriptor of a table, in order; of the flags only WRITE counts (§2.8.7)."""
         count = table_size(length)
-        table = whole(self._dma, address, length)
+        table = indirect_table(self._dma, address, length)
         for at in range(count):
             place, size, _, flags = DESCRIPTOR.unpack_from(table, DESCRIPTOR.size * at)
             if flags & INDIRECT:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from bellwire.dma import Dma
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, table_size
+from bellwire.model.dma import Dma
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, indirect_table, table_size
 from bellwire.virtio.fence import fence
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ class SplitRing:
         self._dma = dma
         self._size = size
         self._event_idx = event_idx
-        self._table = whole(dma, queue.desc, 16 * size)
-        self._avail = whole(dma, queue.driver, 6 + 2 * size).cast("H")
-        self._used = whole(dma, queue.device_area, 6 + 8 * size, write=True)
+        self._table = dma.whole(queue.desc, 16 * size)
+        self._avail = dma.whole(queue.driver, 6 + 2 * size).cast("H")
+        self._used = dma.whole(queue.device_area, 6 + 8 * size, write=True)
         self._used_words = self._used.cast("H")
         self._used_event = RING + size  # of avail: when the driver wants an interrupt (§2.7.7)
         self._avail_event = RING + 4 * size  # of used: when we want a notification (§2.7.10)
@@ -87,7 +87,8 @@ class SplitRing:
 
     def _walk(self, chain: Chain) -> None:
         """Follow a chain: descriptors of the queue, then perhaps one table of others (§2.7.5.3.2)."""
-        table, count, at = self._table, self._size, chain.id
+        table: memoryview | bytes = self._table
+        count, at = self._size, chain.id
         left = count
         while True:
             if at >= count:
@@ -100,7 +101,7 @@ class SplitRing:
                 if table is not self._table or flags & NEXT:
                     raise GuestError("an indirect table within another, or one that goes on")
                 left = count = table_size(length)
-                table, at = whole(self._dma, address, length), 0
+                table, at = indirect_table(self._dma, address, length), 0
                 continue
             chain.add(self._dma, address, length, flags)
             if not flags & NEXT:
@@ -111,11 +112,3 @@ class SplitRing:
 def crossed(event: int, before: int, now: int) -> bool:
     """Whether going from ``before`` to ``now`` passes ``event``, all modulo 2^16 (§2.7.10)."""
     return (now - event - 1 & 0xFFFF) < (now - before & 0xFFFF)
-
-
-def whole(dma: Dma, address: int, size: int, *, write: bool = False) -> memoryview:
-    """One view; drivers lay rings and tables down in one piece."""
-    views = dma.map(address, size, write=write)
-    if len(views) != 1:
-        raise GuestError(f"{size} bytes at {address:#x} lie in {len(views)} pieces of memory")
-    return views[0]

@@ -6,11 +6,11 @@ import struct
 from enum import IntEnum
 from typing import Any
 
-from bellwire.bar import Bar
+from bellwire.declare.bar import Bar
+from bellwire.declare.interrupts import IntX, MsiX
+from bellwire.declare.register import Register
+from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
-from bellwire.interrupts import IntX, MsiX
-from bellwire.register import Register
-from bellwire.vendor import VendorCapability
 from bellwire.virtio.status import Cause, Status
 from bellwire.virtio.virtqueue import NO_VECTOR
 

@@ -75,7 +75,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def forget(self) -> None:
         """Drop what can be made again, or belongs to a ring that is gone."""
         self._ring: SplitRing | PackedRing | None = None
-        self._maps = -1
+        self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
 
@@ -155,11 +155,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def _live(self) -> SplitRing | PackedRing | None:
         """The ring in guest memory as it is mapped now, or None while the queue must be left alone (§3.1.1)."""
-        device, core = self.device, self.device.core
-        if not (self.enabled and device.running and core.connected and core.config.bus_master):
+        device = self.device
+        if not (self.enabled and device.running):
             return None
-        if self._ring is None or self._maps != core.maps:
-            kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
-            self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
-            self._maps = core.maps
+        changes = device.dma.changes
+        if self._changes != changes:
+            self._ring = None
+            if device.connected and device.bus_master:
+                kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
+                self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+            self._changes = changes
         return self._ring

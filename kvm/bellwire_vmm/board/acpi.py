@@ -7,11 +7,11 @@ import struct
 from bellwire_vmm.board import aml
 from bellwire_vmm.board.power import CONTROL, CONTROL_SIZE, EVENTS, EVENTS_SIZE, RESET, RESET_VALUE, SLEEP_OFF
 from bellwire_vmm.board.uart import PORT, PORTS, SERIAL_LINE
-from bellwire_vmm.gsis import intx_gsi
-from bellwire_vmm.memory import GuestMemory
-from bellwire_vmm.pci import CONFIG_ADDRESS, SLOTS
-from bellwire_vmm.windows import HIGH_MEMORY, LOW_MEMORY
-from bellwire_vmm.windows import PORTS as PORT_WINDOW
+from bellwire_vmm.machine.gsis import intx_gsi
+from bellwire_vmm.machine.memory import GuestMemory
+from bellwire_vmm.machine.pci import CONFIG_ADDRESS, SLOTS
+from bellwire_vmm.machine.windows import HIGH_MEMORY, LOW_MEMORY
+from bellwire_vmm.machine.windows import PORTS as PORT_WINDOW
 
 ROOT = 0xE_0000
 """Where the root pointer lies: guests search from here on when nobody tells them."""

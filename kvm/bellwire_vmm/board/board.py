@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bellwire_vmm.board.power import CONTROL, CONTROL_SIZE, EVENTS, KEYBOARD, KeyboardController, PowerRegisters
 from bellwire_vmm.board.uart import PORT, PORTS, SERIAL_LINE, Uart
-from bellwire_vmm.machine import Machine, Request
+from bellwire_vmm.vmm import Machine, Request
 
 
 class Board:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bellwire_vmm.machine import Request
+from bellwire_vmm.vmm import Request
 
 EVENTS, EVENTS_SIZE = 0x600, 4
 CONTROL, CONTROL_SIZE = 0x604, 2

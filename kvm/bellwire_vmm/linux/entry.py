@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from bellwire_vmm.boot import CR0_LONG, CR4_LONG, EFER_LONG
 from bellwire_vmm.linux import memory_map
 from bellwire_vmm.linux.bzimage import HEADER, BzImage
 from bellwire_vmm.linux.elf import Vmlinux
-from bellwire_vmm.memory import GuestMemory
-from bellwire_vmm.paging import ROOT, write_page_tables, write_words
-from bellwire_vmm.segments import code, data, descriptor, task
+from bellwire_vmm.machine.boot import CR0_LONG, CR4_LONG, EFER_LONG
+from bellwire_vmm.machine.memory import GuestMemory
+from bellwire_vmm.machine.paging import ROOT, write_page_tables, write_words
+from bellwire_vmm.machine.segments import code, data, descriptor, task
 from kvm_ioctls import Regs, Segment, Sregs
 
 GDT, INFO, COMMAND_LINE, MODULES, MAP = 0x500, 0x1_0000, 0x2_0000, 0x1_2000, 0x1_3000

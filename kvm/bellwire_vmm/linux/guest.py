@@ -9,7 +9,7 @@ from bellwire_vmm.errors import GuestImageError
 from bellwire_vmm.linux import entry
 from bellwire_vmm.linux.bzimage import BzImage
 from bellwire_vmm.linux.elf import Vmlinux
-from bellwire_vmm.memory import PAGE, GuestMemory
+from bellwire_vmm.machine.memory import PAGE, GuestMemory
 from kvm_ioctls import MpState, Vcpu
 
 Kernel = BzImage | Vmlinux

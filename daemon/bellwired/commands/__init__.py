@@ -1,0 +1,1 @@
+"""The `bellwire` command, one file a command."""

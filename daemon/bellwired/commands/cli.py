@@ -1,0 +1,68 @@
+"""The ``bellwire`` command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import shtab
+
+from bellwire import BellwireError
+from bellwire_vmm.errors import VmmError
+from bellwired.commands import demo, inspect_files, install, operate, run, show, vmm
+from bellwired.errors import CommandError
+from bellwired.manager.main import add_places
+from bellwired.release import release
+from kvm_ioctls import KvmError
+from vfio_user import VfioUserError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    top = argparse.ArgumentParser(
+        prog="bellwire",
+        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
+    )
+    top.add_argument("--version", action="version", version=f"bellwire {release()}")
+    top.add_argument("--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run, vmm, demo):
+        module.add_parser(commands)
+    shared = argparse.ArgumentParser(add_help=False)
+    add_places(shared)
+    shared.add_argument("--json", action="store_true", help="print JSON instead of tables and words")
+    operate.add_parsers(commands, shared)
+    inspect_files.add_parsers(commands, shared)
+    install.add_parsers(commands)
+    shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. Errors become one line, with a hint where there is one."""
+    arguments = parser().parse_args(words)
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status: int = arguments.command(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        show.errors([error])
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
+        return 1
+    except (BellwireError, VfioUserError, VmmError, KvmError) as error:
+        print(f"bellwire: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bellwire: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status

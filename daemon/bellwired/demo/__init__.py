@@ -1,0 +1,1 @@
+"""What `bellwire demo` measures: one doorbell, rung in every way there is."""

@@ -1,0 +1,106 @@
+"""Where configuration, plugins and sockets are, looked up as systemd looks up its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bellwired.errors import CommandError
+
+SYSTEM_RUNTIME = Path("/run/bellwire")
+SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/local/lib/bellwire"), Path("/usr/lib/bellwire"))
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """``config`` folders, the one that wins first; ``runtime`` has the sockets."""
+
+    config: tuple[Path, ...]
+    plugins: tuple[Path, ...]
+    runtime: Path
+
+    @classmethod
+    def of(
+        cls,
+        config_dir: Path | None = None,
+        runtime_dir: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
+        uid: int | None = None,
+    ) -> Places:
+        """The system's places for root, the user's (XDG) before those for others; the arguments replace them.
+
+        A CommandError where ``config_dir`` is not there: a misspelt one would be a daemon without devices.
+        """
+        config: tuple[Path, ...] = SYSTEM
+        runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
+        uid = os.geteuid() if uid is None else uid
+        if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
+            config = (*_user(environment), *SYSTEM)
+            own = environment.get("XDG_RUNTIME_DIR")
+            runtime = Path(own) / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
+        plugins = tuple(folder / "plugins" for folder in config)
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise CommandError(f"{config_dir}: no such folder", "--config-dir names the one with devices.d in it")
+            config = (config_dir.absolute(),)
+            plugins = (config[0] / "plugins",)
+        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute())
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.runtime / "control"
+
+    def socket(self, name: str) -> Path:
+        """A device's socket, unless its file names another."""
+        return self.runtime / f"{name}.sock"
+
+    def file(self, name: str) -> Path | None:
+        """The file called ``name`` that counts, if there is one and it is not masked."""
+        for folder in self.config:
+            path = folder / name
+            if _looked(path, Path.lstat) is not None:
+                return None if masked(path) else path
+        return None
+
+    def files(self, folder: str, suffix: str) -> Iterator[Path]:
+        """The files that count below ``folder`` of the configuration, in order of their names."""
+        found: dict[str, Path] = {}
+        for place in self.config:
+            for name in _looked(place / folder, os.listdir) or ():
+                if name.endswith(suffix) and not name.startswith("."):  # not an editor's own
+                    found.setdefault(name, place / folder / name)
+        for _, path in sorted(found.items()):
+            if not masked(path):
+                yield path
+
+
+def masked(path: Path) -> bool:
+    """Whether a file is there to say that there is none: empty, or a link to /dev/null."""
+    try:
+        return os.path.realpath(path) == os.devnull or path.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _looked(path: Path, look: Callable[[Path], Result]) -> Result | None:
+    """None where nothing is there. A CommandError where that cannot be told: it is not the same."""
+    try:
+        return look(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", "the daemon's user must be able to read it") from None
+
+
+def _user(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    home = Path(environment.get("HOME", "/"))
+    config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    data = Path(environment.get("XDG_DATA_HOME") or home / ".local/share")
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    between = (Path(runtime) / "bellwire",) if runtime else ()
+    return (config / "bellwire", *between, data / "bellwire")

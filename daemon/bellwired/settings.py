@@ -1,0 +1,221 @@
+"""The configuration files, decoded: bellwired.toml for the daemon, one file for each device."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import time
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from bellwired.errors import CommandError
+from bellwired.places import Places
+from bellwired.sources import is_path
+
+DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+
+Restart = Literal["on-failure", "always", "no"]
+Level = Literal["debug", "info", "warning", "error"]
+Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
+Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
+Count = Annotated[int, Meta(ge=0, le=1000)]
+Microseconds = Annotated[int, Meta(ge=0, le=1000)]
+
+
+class SettingsError(CommandError):
+    """A configuration file that cannot be used: which one, which key, what was expected."""
+
+
+class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
+    """``devices.d/NAME.toml``."""
+
+    device: Annotated[str, Meta(description="A bundled device, entry point or plugin by name, or a Python file.")]
+    options: Annotated[
+        dict[str, bool | int | float | str], Meta(description="The device's own options, as its plugin declares them.")
+    ] = {}
+    socket: Annotated[
+        str, Meta(description="Where it listens, in the runtime folder or by a full path; NAME.sock unless given.")
+    ] = ""
+    mode: Mode = "0600"
+    owner: Annotated[str, Meta(description="The user that its socket belongs to; the daemon's own unless given.")] = ""
+    group: Annotated[str, Meta(description="The group that its socket belongs to; the daemon's own unless given.")] = ""
+    restart: Annotated[Restart, Meta(description="When to start another worker after one has ended by itself.")] = (
+        "on-failure"
+    )
+    log_level: Annotated[Level, Meta(description="What its worker logs.")] = "info"
+    autostart: Annotated[bool, Meta(description="Whether it starts with the daemon.")] = True
+    enabled: Annotated[bool, Meta(description="Whether it may be started at all; bellwire disable says no.")] = True
+    io_fd_entry: Annotated[
+        Literal[40, 48], Meta(description="Bytes of a GET_REGION_IO_FDS entry: ratified, or libvfio-user's.")
+    ] = 40
+    busy_poll: Annotated[
+        Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
+    ] = 0
+
+    @property
+    def starts(self) -> bool:
+        """Whether it starts by itself."""
+        return self.autostart and self.enabled
+
+
+class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
+    """``bellwired.toml``."""
+
+    control_group: Annotated[str, Meta(description="Members of this group may look, but change nothing.")] = ""
+    metrics: Annotated[str, Meta(description="OpenMetrics at unix:PATH or ADDRESS:PORT; off unless given.")] = ""
+    log_level: Annotated[Level, Meta(description="What the daemon logs.")] = "info"
+    ping_interval: Annotated[Seconds, Meta(description="Between two pings of each worker.")] = 5.0
+    ping_timeout: Annotated[
+        Seconds, Meta(description="A worker that does not answer for so long is killed, and another started.")
+    ] = 15.0
+    start_timeout: Annotated[
+        Seconds, Meta(description="A worker that does not accept clients for so long after its start is killed.")
+    ] = 30.0
+    restart_delay: Annotated[
+        Seconds, Meta(description="Before the first restart; each further one in a row waits twice as long.")
+    ] = 0.1
+    restart_delay_max: Annotated[Seconds, Meta(description="The longest wait before a restart.")] = 30.0
+    restart_limit: Annotated[
+        Count, Meta(description="Restarts within restart-window after which a device is given up.")
+    ] = 10
+    restart_window: Annotated[Seconds, Meta(description="See restart-limit.")] = 300.0
+    stop_timeout: Annotated[Seconds, Meta(description="For a worker to end by itself, before it is killed.")] = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that was found. ``errors`` are of files that cannot be used: the others do not suffer from them."""
+
+    daemon: Daemon
+    devices: dict[str, Device]
+    sources: dict[str, Path]
+    errors: dict[str, SettingsError]
+    since: float = field(default_factory=time.time)
+    """When, in seconds of the epoch."""
+
+
+def load(places: Places) -> Settings:
+    """Read everything. Only a bad ``bellwired.toml`` is raised; a bad device's file is in ``errors``."""
+    main = places.file(DAEMON)
+    daemon = read(main, Daemon) if main else Daemon()
+    devices: dict[str, Device] = {}
+    sources: dict[str, Path] = {}
+    errors: dict[str, SettingsError] = {}
+    for path in places.files(DEVICES, SUFFIX):
+        name = path.name.removesuffix(SUFFIX)
+        sources[name] = path
+        try:
+            if not NAME.fullmatch(name):
+                raise SettingsError(f"{path}: a device's name has letters, digits and _ . @ -, at most 64")
+            devices[name] = device(path, drop_ins(places, name))
+        except SettingsError as error:
+            errors[name] = error
+    return Settings(daemon, devices, sources, errors)
+
+
+def used(places: Places) -> Iterator[Path]:
+    """The files that count, bellwired.toml first."""
+    main = places.file(DAEMON)
+    if main:
+        yield main
+    for path in places.files(DEVICES, SUFFIX):
+        yield path
+        yield from drop_ins(places, path.name.removesuffix(SUFFIX))
+
+
+def drop_ins(places: Places, name: str) -> list[Path]:
+    """The files ``devices.d/NAME.toml.d/*.toml`` that count, in the order in which each overrides the one before."""
+    return list(places.files(f"{DEVICES}/{name}{SUFFIX}.d", SUFFIX))
+
+
+def device(path: Path, over: Iterable[Path] = ()) -> Device:
+    """A device's file, with the drop-ins ``over`` it: key by key, and option by option.
+
+    A device that is named by a relative path is one from where the file lies.
+    """
+    values = _values(table(path), Device, str(path))
+    for each in over:
+        more = _values(table(each), Device, str(each))
+        more["options"] = {**values.get("options", {}), **more.get("options", {})}
+        values |= more
+    made = _complete(values, Device, str(path))
+    return msgspec.structs.replace(made, device=str(path.parent / made.device)) if is_path(made.device) else made
+
+
+Table = TypeVar("Table", Device, Daemon)
+
+
+def read(path: Path, kind: type[Table]) -> Table:
+    """One file."""
+    return decode(table(path), kind, str(path))
+
+
+def table(path: Path) -> dict[str, Any]:
+    """What a file says, as TOML."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from None
+
+
+def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
+    """From a table; every key is checked by itself, so that an error can name it."""
+    return _complete(_values(content, kind, where), kind, where)
+
+
+def _values(content: dict[str, Any], kind: type[Table], where: str) -> dict[str, Any]:
+    """The values by the names of ``kind``'s fields."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    hints = get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        field = fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(fields))}"
+            raise SettingsError(f"{where}: unknown key {key}", hint)
+        try:
+            values[field.name] = msgspec.convert(value, hints[field.name])
+            _check_numbers(value)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{where}: {key} = {value!r}: {_expected(hints[field.name], error)}") from None
+    return values
+
+
+def _complete(values: dict[str, Any], kind: type[Table], where: str) -> Table:
+    for each in msgspec.structs.fields(kind):
+        if each.required and each.name not in values:
+            raise SettingsError(f"{where}: {each.encode_name} is missing")
+    return kind(**values)
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse what TOML can say and JSON cannot."""
+    for each in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise msgspec.ValidationError("Expected a finite number")
+        if isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+            raise msgspec.ValidationError("Expected a number of at most 64 bits")
+
+
+def plain(table: Device | Daemon) -> dict[str, Any]:
+    """As it would be written, every key with its value."""
+    built: dict[str, Any] = msgspec.to_builtins(table)
+    return built
+
+
+def _expected(hint: Any, error: msgspec.ValidationError) -> str:
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return f"expected {' or '.join(map(str, words))}" if words else str(error).replace("`", "")

@@ -1,0 +1,250 @@
+"""The manager's end of the fork server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from bellwired.errors import CommandError
+from bellwired.workers import process, wire
+from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
+
+log = logging.getLogger("bellwired")
+PATIENCE = 10.0
+GRACE = 1.0  # seconds from a worker's end to the word of the fork server how it ended
+KILLED = -int(signal.SIGKILL)  # what is said of a worker whose status nobody can tell
+SHORT_LIFE = 10.0
+FIRST_DELAY, LONGEST_DELAY = 0.05, 30.0
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A worker process. ``ended`` becomes its status as subprocess has it; then ``handle``, its pidfd, is closed."""
+
+    pid: int
+    handle: int
+    ended: asyncio.Future[int]
+    orphan: bool = False
+    """Its fork server is gone: nobody will tell how it ended."""
+
+    def kill(self) -> None:
+        """SIGKILL, to the very process that is meant."""
+        if not self.ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+
+class Spawner:
+    """Starts the fork server, and again if it should die; with it die all workers."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._since = 0.0
+        self._delay = FIRST_DELAY
+        self._reopening: asyncio.TimerHandle | None = None
+        self._numbers = itertools.count(1)
+        self._spawned: dict[int, asyncio.Future[Child]] = {}
+        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._children: dict[int, Child] = {}
+
+    def open(self) -> None:
+        """Start it. An OSError says why that cannot be."""
+        ours, theirs = wire.pair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "bellwired.workers.forkserver", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=process.environment(),
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
+        self._sock = ours
+        self._since = time.monotonic()
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    async def spawn(self, order: Spawn, fds: list[int]) -> Child:
+        """Fork a worker, which gets ``fds``. A CommandError says why there is none."""
+        number = next(self._numbers)
+        future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._spawned[number] = future
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._send(msgspec.structs.replace(order, number=number), fds)
+                return await asyncio.shield(future)
+        except BaseException as error:
+            future.add_done_callback(_kill)  # should it come too late
+            if isinstance(error, TimeoutError):
+                raise CommandError(f"the fork server has not answered within {PATIENCE:g} s") from None
+            if isinstance(error, OSError):
+                raise CommandError(f"the fork server cannot be asked: {error.strerror}") from None
+            raise
+
+    async def ping(self) -> bool:
+        """Whether it answers."""
+        number = next(self._numbers)
+        future = self._pings[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._send(Ask(number, "ping"), [])
+                await future
+        except OSError:  # TimeoutError is one
+            return False
+        finally:
+            self._pings.pop(number, None)
+        return True
+
+    async def close(self) -> None:
+        """End it, and every worker that is left."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        self._hang_up()
+        server, self._process = self._process, None
+        if server is not None:
+            if not await _over(server.pid, PATIENCE):
+                server.kill()
+            server.wait()
+        for child in list(self._children.values()):
+            self._finish(child, KILLED)
+
+    async def _send(self, message: Spawn | Ask, fds: list[int]) -> None:
+        """Send as soon as it is there and has room; the caller sets the deadline."""
+        while True:
+            if self._sock is not None:
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):  # gone: another is on its way
+                    wire.send(self._sock, message, fds)
+                    return
+            await asyncio.sleep(0.01)
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        try:
+            received = wire.receive(self._sock)
+        except BlockingIOError:
+            return
+        except WireError as error:
+            log.error("the fork server talks nonsense: %s", error)
+            received = None
+        if received is None:
+            self._died()
+            return
+        message, fds = received
+        if isinstance(message, Spawned):
+            self._born(message, fds)
+        elif isinstance(message, Exited):
+            child = self._children.get(message.pid)
+            if child is not None:
+                self._finish(child, message.status)
+        elif isinstance(message, Answer):
+            ping = self._pings.get(message.number)
+            if ping is not None and not ping.done():
+                ping.set_result(None)
+
+    def _born(self, message: Spawned, fds: list[int]) -> None:
+        future = self._spawned.pop(message.number)
+        if not message.pid:
+            future.set_exception(CommandError(f"cannot fork a worker: {message.error}"))
+            return
+        if not fds:  # it ends by itself when its control socket closes
+            future.set_exception(CommandError("cannot watch another worker: too many open files"))
+            return
+        loop = asyncio.get_running_loop()
+        child = self._children[message.pid] = Child(message.pid, fds[0], loop.create_future())
+        loop.add_reader(child.handle, self._seen_dead, child)
+        future.set_result(child)
+
+    def _seen_dead(self, child: Child) -> None:
+        """The fork server tells how, unless it is stuck or gone."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.handle)
+        if child.orphan:
+            self._finish(child, KILLED)
+        else:
+            loop.call_later(GRACE, self._finish, child, KILLED)
+
+    def _finish(self, child: Child, status: int) -> None:
+        if child.ended.done():
+            return
+        del self._children[child.pid]
+        asyncio.get_running_loop().remove_reader(child.handle)
+        os.close(child.handle)
+        child.ended.set_result(status)
+
+    def _died(self) -> None:
+        """Start another: soon, but not in a tight circle should none live long."""
+        self._hang_up()
+        assert self._process is not None
+        self._process.kill()  # it may have closed its socket only
+        status = self._process.wait()
+        self._process = None
+        if time.monotonic() - self._since > SHORT_LIFE:
+            self._delay = FIRST_DELAY
+        log.error("the fork server has died with status %d, and its workers with it; starting another", status)
+        for child in self._children.values():
+            child.orphan = True
+            child.kill()
+        waiting, self._spawned = self._spawned, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(CommandError("the fork server has died"))
+        self._open_later()
+
+    def _open_later(self) -> None:
+        self._reopening = asyncio.get_running_loop().call_later(self._delay, self._reopen)
+        self._delay = min(LONGEST_DELAY, 2 * self._delay)
+
+    def _reopen(self) -> None:
+        """Processes or descriptors may have run out; until some are free again, only trying helps."""
+        self._reopening = None
+        try:
+            self.open()
+        except OSError as error:
+            log.error("the fork server cannot be started: %s; trying again in %g s", error.strerror, self._delay)
+            self._open_later()
+
+    def _hang_up(self) -> None:
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+
+
+async def _over(pid: int, timeout: float) -> bool:
+    """Wait for a process to end (it need not be ours); False when it has not within ``timeout`` seconds."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(timeout):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return True
+
+
+def _kill(born: asyncio.Future[Child]) -> None:
+    if not born.cancelled() and born.exception() is None:
+        born.result().kill()

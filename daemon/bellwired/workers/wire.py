@@ -1,0 +1,154 @@
+"""What the manager, the fork server and the workers say to each other: JSON in datagrams, fds beside it.
+
+A message that is too long for a datagram travels in a memfd, which comes with a datagram of one byte.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
+LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
+MOST_FDS = 4
+_IN_MEMFD = b"@"
+
+
+class WireError(Exception):
+    """What came is no message of ours."""
+
+
+class Spawn(Struct, tag=True):
+    """Manager to fork server: run a device, on the listener and the control socket that come with it.
+
+    As a ``trial`` the device is imported and its options are checked, and that is all; only the control socket comes.
+    Relative paths in its options are meant from ``folder``.
+    """
+
+    name: str
+    device: str
+    options: dict[str, bool | int | float | str]
+    log_level: str
+    io_fd_entry: int
+    busy_poll: int
+    plugins: list[str]
+    folder: str
+    trial: bool = False
+    number: int = 0
+
+
+class Spawned(Struct, tag=True):
+    """Fork server to manager: it runs as ``pid``, whose pidfd comes with this; 0 when it could not be forked."""
+
+    number: int
+    pid: int
+    error: str = ""
+
+
+class Exited(Struct, tag=True):
+    """Fork server to manager: a worker has ended; ``status`` as subprocess has it, negative for a signal."""
+
+    pid: int
+    status: int
+
+
+class Ask(Struct, tag=True):
+    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, statistics or stop.
+
+    The fork server takes ping.
+    """
+
+    number: int
+    what: str
+    arguments: dict[str, str] = {}
+
+
+class Answer(Struct, tag=True):
+    """To an :class:`Ask`."""
+
+    number: int
+    value: Any = None
+    error: str = ""
+
+
+class Report(Struct, tag=True):
+    """Worker to manager, unasked: see :mod:`bellwired.manager.events`."""
+
+    kind: str
+    fields: dict[str, Any]
+
+
+Message = Spawn | Spawned | Exited | Ask | Answer | Report
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends for messages."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: Message, fds: list[int] | None = None) -> None:
+    """One message. An OSError when the far end is gone, or its queue is full."""
+    data = _encoder.encode(message)
+    if len(data) <= LARGEST_DATAGRAM:
+        _send(sock, data, fds or [])
+        return
+    memfd = os.memfd_create("bellwire-message", os.MFD_CLOEXEC)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(data)
+        _send(sock, _IN_MEMFD, [memfd, *(fds or [])])
+    finally:
+        os.close(memfd)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its fds, which are the receiver's; None at the end. BlockingIOError when none is there.
+
+    There are fewer fds than were sent where the receiver has no room for more.
+    """
+    try:
+        data, fds, flags, _ = socket.recv_fds(sock, LARGEST_DATAGRAM, MOST_FDS + 1, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    if not data:
+        return None
+    try:
+        if data == _IN_MEMFD and fds:
+            data = _content(fds.pop(0))
+        if flags & socket.MSG_TRUNC:
+            raise WireError("a message has been cut off")
+        return _decoder.decode(data), fds
+    except (msgspec.DecodeError, WireError) as error:
+        close(fds)
+        raise WireError(str(error)) from None
+
+
+def close(fds: list[int]) -> None:
+    """Give back descriptors that nobody wants."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+
+
+def _content(memfd: int) -> bytes:
+    try:
+        size = os.fstat(memfd).st_size
+        if not 0 < size <= LARGEST:
+            raise WireError(f"a message of {size} bytes, expected at most {LARGEST}")
+        return os.pread(memfd, size, 0)
+    except OSError as error:
+        raise WireError(f"a message that cannot be read: {error.strerror}") from None
+    finally:
+        os.close(memfd)

@@ -1,0 +1,288 @@
+"""A worker as the manager runs it: one device, its listener, and a control socket on the device's own loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bellwire import BellwireError, OptionError, PciDevice
+from bellwire.declare.register import Register
+from bellwire.serve.loop import Loop
+from bellwire.serve.observer import Observer
+from bellwire.serve.worker import Worker
+from bellwired import messages, sources
+from bellwired.errors import CommandError
+from bellwired.find import find_trusted
+from bellwired.logs import to_stderr_or_journal
+from bellwired.workers import process, wire
+from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
+from vfio_user import Capabilities
+
+REFUSED = 78  # EX_CONFIG: no restart will help
+CRASHED = 1
+AGAIN = 0.02  # seconds until what found no room is sent again
+MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
+
+log = logging.getLogger("bellwire.worker")
+
+
+def run_device(spawn: Spawn, *fds: int) -> int:
+    """The life of a worker, from just after the fork; its exit status.
+
+    It leaves without the interpreter's own good-byes: they would touch, and so copy, memory that all workers share.
+    """
+    process.name(f"bw:{spawn.name}")
+    to_stderr_or_journal(spawn.log_level, device=spawn.name)
+    log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_mark_trouble)
+    *listeners, control = fds
+    with contextlib.ExitStack() as stack:
+        channel = stack.enter_context(socket.socket(fileno=control))
+        channel.setblocking(False)
+        sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
+        status = _live(spawn, channel, sockets)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
+    try:
+        os.chdir(spawn.folder)  # relative paths are meant from there
+        try:
+            kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        finally:
+            _say(channel, Report("made", {"files": sources.loaded()}))
+        device = kind(**spawn.options)
+    except BellwireError as error:
+        return _refused(channel, error)
+    except Exception as error:  # noqa: BLE001 the boundary to device code, as below
+        return _crashed(channel, error)
+    if spawn.trial:
+        return 0
+    try:
+        Serving(spawn, device, listeners[0], channel).run()
+    except OptionError as error:
+        return _refused(channel, error)
+    except BellwireError as error:  # it cannot be set up, as its options have it
+        log.error("%s", error)
+        _say(channel, Report("crashed", {"error": str(error)}))
+        return CRASHED
+    except Exception as error:  # noqa: BLE001
+        return _crashed(channel, error)
+    return 0
+
+
+def _refused(channel: socket.socket, error: BellwireError) -> int:
+    hint = getattr(error, "hint", "")
+    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    return REFUSED
+
+
+def _crashed(channel: socket.socket, error: Exception) -> int:
+    log.critical("the device's worker ends", exc_info=error)
+    _say(channel, Report("crashed", {"error": f"{type(error).__name__}: {error}"}))
+    return CRASHED
+
+
+def _mark_trouble(record: logging.LogRecord) -> bool:
+    """What a device logs as a warning or worse has a MESSAGE_ID."""
+    if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
+        record.MESSAGE_ID = messages.TROUBLE
+    return True
+
+
+class Serving:
+    """A device at work, and the manager's questions about it."""
+
+    def __init__(self, spawn: Spawn, device: PciDevice, listener: socket.socket, channel: socket.socket) -> None:
+        self._channel = channel
+        reporter = Reporter()
+        self._worker = Worker(
+            device,
+            listener,
+            observer=reporter,
+            io_fd_entry_size=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll / 1e6,
+        )
+        reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
+        self._device = device
+        self._given = dict(device.core.options)
+        self._answers: dict[str, Callable[..., Any]] = {
+            "ping": lambda: None,
+            "reset": self._worker.served.reset,
+            "disconnect": self._disconnect,
+            "set": self._set,
+            "registers": lambda: registers(device),
+            "statistics": self._worker.served.statistics,
+            "stop": self._worker.stop,
+        }
+
+    def run(self) -> None:
+        """Serve until told to stop, or the manager has gone."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._worker.stop())
+        self._worker.loop.watch(self._channel.fileno(), self._asked)
+        self._worker.run(ready=lambda: self._outbox.tell("ready"))
+
+    def _disconnect(self) -> None:
+        if not self._worker.disconnect():
+            raise CommandError("no client is connected")
+
+    def _set(self, option: str, value: str) -> dict[str, str]:
+        """The options that have other values now than at the start."""
+        self._device.change(option, value)
+        declared, given = self._device.layout.options, self._given
+        now = self._device.core.options.items()
+        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
+
+    def _asked(self) -> None:
+        try:
+            received = wire.receive(self._channel)
+        except BlockingIOError:
+            return
+        except WireError as error:
+            log.error("the manager talks nonsense: %s", error)
+            return
+        if received is None:
+            self._worker.loop.unwatch(self._channel.fileno())
+            self._worker.stop()
+            return
+        ask, fds = received
+        wire.close(fds)
+        if not isinstance(ask, Ask):
+            return
+        answer = Answer(ask.number)
+        do = self._answers.get(ask.what)
+        try:
+            if do is None:
+                answer.error = f"a worker knows no {ask.what!r}"
+            else:
+                answer.value = do(**ask.arguments)
+        except BellwireError as error:
+            answer.error = str(error)
+        except Exception as error:
+            log.exception("%s failed", ask.what)
+            answer.error = f"{type(error).__name__}: {error}"
+        self._outbox.answer(answer)
+
+
+class Outbox:
+    """Speaks to the manager, without ever waiting for it.
+
+    An answer that finds no room waits its turn; events are lost meanwhile, and the next one to pass says how many.
+    """
+
+    def __init__(self, channel: socket.socket, loop: Loop) -> None:
+        self._channel = channel
+        self._loop = loop
+        self._waiting: deque[Answer] = deque()
+        self._lost = 0
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """An event."""
+        if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
+            self._lost += 1
+            return
+        self._lost = 0
+        if not _say(self._channel, Report(kind, fields)):
+            self._lost = 1
+
+    def answer(self, answer: Answer) -> None:
+        """An answer."""
+        self._waiting.append(answer)
+        if len(self._waiting) == 1:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        while self._waiting:
+            if not _say(self._channel, self._waiting[0]):
+                self._loop.after(AGAIN, self._go_on)
+                return
+            self._waiting.popleft()
+
+    def soon(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call back later, on the same thread."""
+        self._loop.after(delay, callback)
+
+
+class Reporter(Observer):
+    """Passes on to the manager what happens to the device."""
+
+    outbox: Outbox
+
+    def __init__(self) -> None:
+        self._maps: tuple[int, int] | None = None
+
+    def connected(self, pid: int, uid: int) -> None:
+        """A client has come."""
+        self.outbox.tell("connected", pid=pid, uid=uid)
+
+    def introduced(self, client: Capabilities) -> None:
+        """It has said what it can take."""
+        self.outbox.tell("introduced", **client.to_json())
+
+    def mapped(self, maps: int, size: int) -> None:
+        """It has changed its memory maps; a client that does so all the time keeps nobody busy but its own worker."""
+        if self._maps is None:
+            self.outbox.soon(MAPPED, self._tell_maps)
+        self._maps = maps, size
+
+    def left(self, reason: str) -> None:
+        """It has gone."""
+        self._maps = None
+        self.outbox.tell("left", reason=reason)
+
+    def trouble(self, text: str) -> None:
+        """Something was logged that an operator may want to see."""
+        self.outbox.tell("trouble", text=text)
+
+    def _tell_maps(self) -> None:
+        if self._maps is not None:
+            maps, size = self._maps
+            self._maps = None
+            self.outbox.tell("mapped", maps=maps, bytes=size)
+
+
+def registers(device: PciDevice) -> list[dict[str, Any]]:
+    """Every register as it stands, by name; no read hook is run."""
+    found = []
+    for index, plan in device.layout.bars.items():
+        content = device.core.state.registers[index]
+        for item in plan.placed:
+            if isinstance(item, Register):
+                value = item.load(content)
+                found.append(
+                    {
+                        "name": item.name,
+                        "bar": index,
+                        "offset": item.offset,
+                        "size": item.size,
+                        "access": item.access.value,
+                        "value": int(value),
+                        "meaning": item.meaning(value),
+                    }
+                )
+    return found
+
+
+def _say(channel: socket.socket, message: Answer | Report) -> bool:
+    """False when there is no room. A manager that has gone is not missed: what ends the worker is another matter."""
+    try:
+        wire.send(channel, message)
+    except BlockingIOError:
+        return False
+    except (BrokenPipeError, ConnectionError):
+        pass
+    return True

@@ -1,0 +1,109 @@
+"""The manager's end of a worker's control socket: questions and answers, and what the worker tells unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from bellwired.errors import CommandError
+from bellwired.workers import wire
+from bellwired.workers.wire import Answer, Ask, Report, WireError
+
+log = logging.getLogger("bellwired")
+
+
+class WorkerChannel:
+    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none."""
+
+    def __init__(self, name: str, heard: Callable[[Report], None]) -> None:
+        self.name = name
+        self._heard = heard
+        try:
+            self._sock, self.theirs = wire.pair()
+        except OSError as error:  # no descriptor left
+            raise CommandError(f"{name} cannot be spoken to: {error.strerror}") from None
+        self._sock.setblocking(False)
+        self._open = True
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
+
+    def handed_over(self) -> None:
+        """The worker has its end now."""
+        self.theirs.close()
+
+    async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
+        """A CommandError when the worker is not there, refuses, or does not answer in time."""
+        number = next(self._numbers)
+        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                self._send(Ask(number, what, arguments))
+                return await future
+        except TimeoutError:
+            raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
+        finally:
+            del self._answers[number]
+
+    def tell(self, what: str) -> None:
+        """As :meth:`ask`, without waiting; a worker that cannot be told is not waited for either."""
+        try:
+            self._send(Ask(next(self._numbers), what))
+        except CommandError as error:
+            log.debug("%s", error)
+
+    def close(self) -> None:
+        """Hear what the worker has said last, and hang up."""
+        while self._open and self._read():
+            pass
+        self._stop_reading()
+        self._sock.close()
+        self.theirs.close()
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(CommandError(f"{self.name} has ended"))
+
+    def _send(self, message: Ask) -> None:
+        if not self._open:
+            raise CommandError(f"{self.name} has ended")
+        try:
+            wire.send(self._sock, message)
+        except OSError as error:
+            raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
+
+    def _read(self) -> bool:
+        """Take one message; False when there is none."""
+        try:
+            received = wire.receive(self._sock)
+        except BlockingIOError:
+            return False
+        except WireError as error:
+            log.error("%s: its worker talks nonsense: %s", self.name, error)
+            received = None
+        if received is None:
+            self._stop_reading()
+            return False
+        message, fds = received
+        wire.close(fds)
+        if isinstance(message, Report):
+            self._heard(message)
+        elif isinstance(message, Answer):
+            self._answered(message)
+        return True
+
+    def _answered(self, answer: Answer) -> None:
+        future = self._answers.get(answer.number)
+        if future is None or future.done():
+            return
+        if answer.error:
+            future.set_exception(CommandError(f"{self.name}: {answer.error}"))
+        else:
+            future.set_result(answer.value)
+
+    def _stop_reading(self) -> None:
+        if self._open:
+            self._open = False
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())

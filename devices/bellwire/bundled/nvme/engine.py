@@ -1,0 +1,310 @@
+"""The engine: it fetches commands, has them executed, here or by threads, and tells the host (§4.1, §7.2)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from bellwire import GuestError, Job, Pool
+from bellwire.bundled.nvme.admin import Admin
+from bellwire.bundled.nvme.at_once import AtOnce
+from bellwire.bundled.nvme.command import COMMAND_SIZE, Command
+from bellwire.bundled.nvme.io import AT_ONCE, Io, blame
+from bellwire.bundled.nvme.journal import Journal
+from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
+from bellwire.bundled.nvme.status import MORE, CommandError
+from bellwire.bundled.nvme.task import Task
+
+if TYPE_CHECKING:
+    from bellwire.bundled.nvme.controller import Controller
+
+BURST = 16 * BATCH
+"""Commands fetched from one queue before others get their turn."""
+
+
+class Flight(NamedTuple):
+    """A command that a thread is at work on. ``ending`` is done for a host that still waits for the command."""
+
+    slot: int
+    sq: SubmissionQueue
+    command: Command
+    ending: Callable[[], None] | None
+
+
+class Engine:
+    """Works off the queues of ``controller``; ``journal`` has the commands that threads are at work on."""
+
+    pool: Pool
+
+    def __init__(self, controller: Controller, journal: Journal) -> None:
+        self._controller = controller
+        self._queues = controller.queues
+        self._logs = controller.logs
+        self._journal = journal
+        self._admin = Admin(controller)
+        self._io = Io(
+            controller.pages, controller.namespaces, controller.features, controller.logs.counters, controller.save
+        )
+        self._dma = controller.device.dma
+        self._at_once = AtOnce(self._dma, controller.namespaces, self._io, controller.logs.counters)
+        self._flights: dict[int, Flight] = {}
+        self._again: set[int] = set()
+        self._loose = 0
+        self._waiting: deque[Job] = deque()
+
+    # -- starting and stopping
+
+    @property
+    def busy(self) -> bool:
+        """Whether threads are at work on commands."""
+        return bool(self._flights)
+
+    def forget(self) -> None:
+        """The queues are gone. Threads may still be at work for them."""
+        self._again.clear()
+
+    def clear(self) -> None:
+        """No thread is at work any more, and the state has been zeroed."""
+        self._drop()
+        self._journal.clear()
+
+    def restored(self) -> list[tuple[int, bytes]]:
+        """The state is another one. Returns submission queues and commands that were under way in it."""
+        self._drop()
+        self._again.clear()
+        self._queues.interrupts.reset()
+        return list(self._journal.restored())
+
+    def _drop(self) -> None:
+        """What threads had to do has been forgotten."""
+        self._flights.clear()
+        self._waiting.clear()
+        self._loose = 0
+
+    def begin_again(self, entries: list[tuple[int, bytes]]) -> None:
+        """Do what :meth:`restored` returned, and go on."""
+        queues = self._queues
+        for queue in (*queues.submissions, *queues.completions):
+            queue.running = 0
+        queues.completions[0].running = sum(sq.deleter != 0 for sq in queues.submissions if sq.size)
+        for sqid, entry in entries:
+            sq = queues.submissions[sqid]
+            self._guarded(self._execute, sq, queues.completions[sq.cqid], entry)
+        self._finish_deletions()
+        self.kick_all()
+        queues.interrupts.tell_again()
+
+    # -- doorbells
+
+    def ring_tail(self, qid: int, tail: int | None) -> None:
+        """Submission queue ``qid`` has a new tail (§3.1.24); None: only shadow doorbells know it."""
+        if self._controller.live and (sq := self._queues.rung_tail(qid, tail)) is not None:
+            self._work_off(sq)
+
+    def ring_head(self, qid: int, head: int | None) -> None:
+        """Completion queue ``qid`` has a new head (§3.1.25): entries are free again."""
+        if self._controller.live:
+            self._guarded(self._take_head, qid, head)
+
+    def _take_head(self, qid: int, head: int | None) -> None:
+        for sq in self._queues.rung_head(qid, head):
+            self._work_off(sq)
+        if qid == 0:
+            self.tell_events()
+
+    def kick_all(self) -> None:
+        """Look at every queue."""
+        for queue in self._queues.submissions:
+            if queue.size:
+                self._work_off(queue)
+
+    # -- commands
+
+    def _work_off(self, queue: SubmissionQueue) -> None:
+        """Fetch and execute what is in ``queue``; a guest that takes its memory away meanwhile breaks us down."""
+        self._guarded(self._drain, queue)
+
+    def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
+        try:
+            work(*arguments)
+        except GuestError as error:
+            self._controller.break_down(str(error))
+
+    def _drain(self, sq: SubmissionQueue) -> None:
+        queues, controller = self._queues, self._controller
+        shadowed = queues.shadowed(sq)
+        if shadowed:
+            queues.refresh(sq)
+        cq = queues.completions[sq.cqid]
+        self._io.budget = AT_ONCE
+        for _ in range(BURST // BATCH):
+            if not controller.live or not sq.size or sq.deleter:
+                return
+            block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
+            if block:
+                self._execute(sq, cq, block)
+            elif not (shadowed and queues.more_in_shadow(sq)):
+                return
+            elif self._io.budget < AT_ONCE // 2:  # rather once round the loop than to the threads
+                break
+        if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
+            self._again.add(sq.qid)
+            controller.device.after(0, self._continue, sq)
+
+    def _continue(self, sq: SubmissionQueue) -> None:
+        self._again.discard(sq.qid)
+        if self._controller.live and sq.size:
+            self._work_off(sq)
+
+    def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
+        """Execute a batch, and tell of what is done already in one go."""
+        count = len(block) // COMMAND_SIZE
+        cq.running += count
+        if sq.qid:
+            done, entries, rest = self._at_once.read(block)
+            if rest:
+                sq.give_back(rest)
+            completions = [(0, sq, cid, 0) for cid in done]
+            run = self._execute_io
+        else:
+            completions = []
+            entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
+            run = self._execute_admin
+        completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+        cq.running -= count
+        if completions and self._controller.live:
+            self._queues.post(cq, completions)
+
+    def _execute_admin(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
+        command = Command.unpack(entry)
+        try:
+            result = self._admin.execute(command)
+        except (CommandError, OSError) as error:
+            return self._io_failed(sq, command, error)
+        if isinstance(result, Job):
+            self._begin(result, sq, entry, command)
+            return None
+        return None if result is None else (result, sq, command.cid, 0)
+
+    def _execute_io(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
+        command = Command.unpack(entry)
+        try:
+            job = self._io.execute(command)
+        except (CommandError, OSError) as error:
+            return self._io_failed(sq, command, error)
+        if job is None:
+            return (0, sq, command.cid, 0)
+        self._begin(job, sq, entry, command)
+        return None
+
+    def _begin(self, job: Job, sq: SubmissionQueue, entry: bytes, command: Command) -> None:
+        slot = self._journal.note(sq.qid, entry)
+        job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
+        sq.running += 1
+        self._queues.completions[sq.cqid].running += 1
+        if isinstance(job, Task) and job.alone:
+            self._waiting.append(job)
+            self._begin_alone()
+        else:
+            self.pool.submit(job)
+
+    def background(self, job: Job, done: Callable[[Job], None], *, alone: bool = False) -> None:
+        """Have threads do what no command waits for, and then ``done(job)``; ``alone`` is as for a :class:`Task`."""
+        job.tag = done
+        if alone:
+            self._waiting.append(job)
+            self._begin_alone()
+        else:
+            self._loose += 1
+            self.pool.submit(job)
+
+    def _begin_alone(self) -> None:
+        """Begin what had to wait until no I/O command is under way, nor anything in the background."""
+        while self._waiting and not self._loose and not any(flight.sq.qid for flight in self._flights.values()):
+            job = self._waiting.popleft()
+            self._loose += not isinstance(job.tag, Flight)
+            self.pool.submit(job)
+
+    def _io_failed(self, sq: SubmissionQueue, command: Command, error: Exception) -> Completion:
+        if not isinstance(error, CommandError):
+            self._controller.device.warn("disk: %s", error)
+            self._logs.counters.media += 1
+            self._controller.media_failed(error)
+        return self._failed(sq, command, blame(error, command.opcode))
+
+    def _failed(self, sq: SubmissionQueue, command: Command, error: CommandError) -> Completion:
+        self._logs.failed(sq.qid, command, error)
+        return (0, sq, command.cid, error.status.field | MORE)
+
+    def finished(self, jobs: list[Job]) -> None:
+        """Threads have done these: tell the host, each queue in one go, and go on with what had to wait."""
+        queues, controller = self._queues, self._controller
+        by_queue: dict[int, list[Completion]] = {}
+        for job in jobs:
+            flight = job.tag
+            if not isinstance(flight, Flight):  # it is no command's
+                self._loose -= 1
+                flight(job)
+                continue
+            result = self._task_ended(job) if isinstance(job, Task) else 0
+            del self._flights[flight.slot]
+            self._journal.strike(flight.slot)
+            if controller.live:
+                sq = flight.sq
+                sq.running -= 1
+                queues.completions[sq.cqid].running -= 1
+                by_queue.setdefault(sq.cqid, []).append(self._outcome(flight, job, result))
+        if self._waiting:
+            self._begin_alone()
+        for cqid, completions in by_queue.items():
+            self._guarded(queues.post, queues.completions[cqid], completions)
+        if controller.live:
+            self._finish_deletions()
+            for sq in queues.submissions:
+                if sq.size and sq.head != sq.tail:
+                    self._work_off(sq)
+        else:
+            controller.ended()
+
+    @staticmethod
+    def _task_ended(task: Task) -> int:
+        try:
+            return task.ended(task.error)
+        except (CommandError, OSError) as error:
+            task.error = task.error or error
+            return 0
+
+    def _outcome(self, flight: Flight, job: Job, result: int) -> Completion:
+        error = job.error
+        if error is None and flight.ending is not None:
+            try:
+                flight.ending()
+            except CommandError as trouble:
+                error = trouble
+        if error is None:
+            return (result, flight.sq, flight.command.cid, 0)
+        return self._io_failed(flight.sq, flight.command, error)
+
+    def _finish_deletions(self) -> None:
+        queues = self._queues
+        for sq in queues.submissions:
+            if sq.size and sq.deleter and not sq.running:
+                cid, sq.size = sq.deleter - 1, 0
+                queues.completions[0].running -= 1
+                self.complete(0, cid, 0)
+
+    # -- telling the host
+
+    def complete(self, result: int, cid: int, status: int) -> None:
+        """Complete an admin command that was left open."""
+        queues = self._queues
+        self._guarded(queues.post, queues.completions[0], [(result, queues.admin, cid, status)])
+
+    def tell_events(self) -> None:
+        """Complete an event request, if there is news and room."""
+        if not self._controller.live:
+            return
+        if self._queues.completions[0].room > 0 and (news := self._controller.events.deliver()) is not None:
+            result, cid = news
+            self.complete(result, cid, 0)

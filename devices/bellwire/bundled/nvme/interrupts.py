@@ -1,0 +1,98 @@
+"""Interrupts of completion queues: by MSI-X, MSI or the line, put together where the host likes it (§7.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bellwire import Timer
+from bellwire.bundled.nvme.features import FeatureId, Features
+from bellwire.bundled.nvme.queues import CompletionQueue
+from bellwire.bundled.nvme.registers import Registers
+
+COALESCING_UNIT = 100e-6  # seconds
+
+
+class Interrupts:
+    """Tells the host of completions. With MSI-X each queue has its vector; MSI and the line have but one."""
+
+    def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
+        self._device = device
+        self._features = features
+        self._queues = queues
+        self._held: dict[int, int] = {}
+        self._timers: dict[int, Timer] = {}
+
+    def reset(self) -> None:
+        """Forget what was held back."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._held.clear()
+
+    def tell_again(self) -> None:
+        """Whoever had the state before may have held something back: once too often does no harm."""
+        for queue in self._queues:
+            if self._unread([queue]):
+                self._raise(queue.vector)
+
+    def posted(self, queue: CompletionQueue, count: int) -> None:
+        """``count`` completions are new in ``queue``."""
+        if not queue.interrupts:
+            return
+        setting = self._features[FeatureId.COALESCING]
+        if setting >> 8 and queue.qid and self._features.coalesces(queue.vector):
+            self._coalesce(queue.vector, count, setting)
+        else:
+            self._raise(queue.vector)
+
+    def _coalesce(self, vector: int, count: int, setting: int) -> None:
+        """Hold back until more than a threshold's worth, or a time, has gathered (§5.21.1.8)."""
+        held = self._held.get(vector, 0) + count
+        if held > setting & 0xFF:
+            self._release(vector)
+            return
+        self._held[vector] = held
+        if vector not in self._timers:
+            self._timers[vector] = self._device.after((setting >> 8) * COALESCING_UNIT, self._release, vector)
+
+    def _release(self, vector: int) -> None:
+        self._held.pop(vector, None)
+        timer = self._timers.pop(vector, None)
+        if timer is not None:
+            timer.cancel()
+        self._raise(vector)
+
+    def _raise(self, vector: int) -> None:
+        device = self._device
+        if device.irq.enabled:
+            device.irq[vector].trigger()
+        elif device.msi.enabled:
+            if not device.intms & 1:
+                device.msi[0].trigger()
+        else:
+            self.level()
+
+    @property
+    def level_matters(self) -> bool:
+        """Whether the host has neither MSI-X nor MSI, and so needs to see the line fall."""
+        return not (self._device.irq.enabled or self._device.msi.enabled)
+
+    def level(self) -> None:
+        """Drive the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""
+        device = self._device
+        wanted = self.level_matters and not device.intms & 1 and self._unread(self._queues)
+        if wanted != device.line.asserted:
+            if wanted:
+                device.line.high()
+            else:
+                device.line.low()
+
+    def unmasked(self) -> None:
+        """INTMC was written: tell again what was masked."""
+        if self._device.msi.enabled and not self._device.irq.enabled and self._unread(self._queues):
+            self._raise(0)
+        self.level()
+
+    @staticmethod
+    def _unread(queues: Iterable[CompletionQueue]) -> bool:
+        return any(queue.size and queue.interrupts and queue.head != queue.tail for queue in queues)

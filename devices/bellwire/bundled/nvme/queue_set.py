@@ -1,0 +1,141 @@
+"""All queues of a controller: doorbells, which may lie in guest memory, move their tails and heads (§3.1.24, §7.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bellwire.bundled.nvme.events import Event
+from bellwire.bundled.nvme.features import Features
+from bellwire.bundled.nvme.interrupts import Interrupts
+from bellwire.bundled.nvme.queues import Completion, CompletionQueue, SubmissionQueue
+from bellwire.bundled.nvme.registers import Registers
+from bellwire.bundled.nvme.shadow import Shadow
+
+
+class QueueSet:
+    """Submission and completion queues by number, 0 being the admin queues, and the interrupts of the latter.
+
+    ``most`` I/O queue pairs may be created. ``bad`` is told of doorbell writes that the host should not have made.
+    A GuestError is for the caller: the host has taken the memory of a queue away.
+    """
+
+    def __init__(
+        self,
+        device: Registers,
+        submissions: Sequence[SubmissionQueue],
+        completions: Sequence[CompletionQueue],
+        shadow: Shadow,
+        features: Features,
+        most: int,
+        bad: Callable[[Event], None],
+    ) -> None:
+        self.submissions = submissions
+        self.completions = completions
+        self.admin = submissions[0]
+        self.shadow = shadow
+        self.most = most
+        self.interrupts = Interrupts(device, features, completions)
+        self._dma = device.dma
+        self._bad = bad
+        self._warn = device.warn
+
+    def create_admin(self, asq: int, submissions: int, acq: int, completions: int) -> None:
+        """The admin queues, at addresses and with sizes that come from registers (§7.6.1)."""
+        self.submissions[0].create(asq, submissions, 0)
+        self.completions[0].create(acq, completions, 0, True)
+
+    def forget(self) -> None:
+        """No queue exists any more, and no interrupt is owed."""
+        for queue in (*self.submissions, *self.completions):
+            queue.size = 0
+        self.shadow.configure(0, 0)
+        self.interrupts.reset()
+        self.interrupts.level()
+
+    def rung_tail(self, qid: int, tail: int | None) -> SubmissionQueue | None:
+        """The submission queue that has a new tail (§3.1.24), and so perhaps commands; None: nothing is to be done.
+
+        ``tail`` is None where only shadow doorbells know it; :meth:`refresh` asks them.
+        """
+        queue = self.submissions[qid] if qid < len(self.submissions) else None
+        if queue is None or not queue.size:
+            self._bad(Event.INVALID_DOORBELL_REGISTER)
+        elif qid and self.shadow.active:
+            return queue
+        elif tail is None:
+            self._warn("submission queue %d rung by event, and the guest has no shadow doorbells", qid)
+        elif tail >= queue.size:
+            self._bad(Event.INVALID_DOORBELL_VALUE)
+        else:
+            queue.tail = tail
+            return queue
+        return None
+
+    def rung_head(self, qid: int, head: int | None) -> list[SubmissionQueue]:
+        """Completion queue ``qid`` has a new head (§3.1.25). Returns the submission queues that waited for its room."""
+        queue = self.completions[qid] if qid < len(self.completions) else None
+        if queue is None or not queue.size:
+            self._bad(Event.INVALID_DOORBELL_REGISTER)
+            return []
+        was_full = queue.room <= 0
+        if qid and self.shadow.active:
+            self.look_at_head(queue)
+        elif head is not None:
+            self._move_head(queue, head)
+        self.interrupts.level()
+        if not was_full:
+            return []
+        return [sq for sq in self.submissions if sq.size and sq.cqid == qid and sq.head != sq.tail]
+
+    def shadowed(self, sq: SubmissionQueue) -> bool:
+        """Whether the tail of ``sq`` lies in guest memory."""
+        return sq.qid != 0 and self.shadow.active
+
+    def refresh(self, sq: SubmissionQueue) -> None:
+        """Take the tail from the shadow."""
+        self._take_tail(sq, self.shadow.tail(sq.qid))
+
+    def more_in_shadow(self, sq: SubmissionQueue) -> bool:
+        """Whether a queue that is done has got more to do; if not, the guest rings when it has."""
+        if sq.head == sq.tail:
+            tail = self.shadow.tail(sq.qid)
+            if tail == sq.tail:  # only now: a guest that keeps us at work need not ring
+                tail = self.shadow.wake_at_tail(sq.qid, tail)
+            if tail != sq.tail:
+                self._take_tail(sq, tail)
+                return sq.head != sq.tail
+        return False
+
+    def room(self, sq: SubmissionQueue, cq: CompletionQueue) -> int:
+        """Commands of ``sq`` whose completions ``cq`` can take."""
+        room = cq.room
+        if room <= 0 and sq.qid and self.shadow.active:
+            self.look_at_head(cq)
+            room = cq.room
+        return room
+
+    def look_at_head(self, queue: CompletionQueue) -> None:
+        """Take the head from the shadow, and be told of its next move if the line or a full queue waits for it."""
+        self._move_head(queue, self.shadow.head(queue.qid))
+        if queue.room <= 0 or (self.interrupts.level_matters and queue.head != queue.tail):
+            self._move_head(queue, self.shadow.wake_at_head(queue.qid, queue.head))
+
+    def post(self, cq: CompletionQueue, completions: list[Completion]) -> None:
+        """Write ``completions``, for which there is room, and interrupt."""
+        cq.post(self._dma, completions)
+        if cq.qid and self.shadow.active and self.interrupts.level_matters:
+            self.look_at_head(cq)
+        self.interrupts.posted(cq, len(completions))
+
+    def _take_tail(self, sq: SubmissionQueue, tail: int) -> None:
+        if tail >= sq.size:
+            self._bad(Event.INVALID_DOORBELL_VALUE)
+        else:
+            sq.tail = tail
+
+    def _move_head(self, queue: CompletionQueue, head: int) -> None:
+        size = queue.size
+        if head >= size or (head - queue.head) % size > (queue.tail - queue.head) % size:
+            self._bad(Event.INVALID_DOORBELL_VALUE)
+        else:
+            queue.head = head

@@ -1,0 +1,133 @@
+"""Submission and completion queues: rings in guest memory (§4.1).
+
+What is known of a queue lies in the device's state, as a structure there, so that a snapshot has it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, TypeVar
+
+from bellwire.bundled.nvme.command import COMMAND_SIZE, COMPLETION, COMPLETION_SIZE
+
+if TYPE_CHECKING:
+    from bellwire.model.dma import Dma
+
+BATCH = 16
+"""Entries moved by one copy, and told of by one interrupt: while the host takes them in, we are at work on the next."""
+
+
+class SubmissionQueue(ctypes.Structure):
+    """A ring of commands (§4.1.1). It exists while ``size`` is not 0; it is empty while ``head`` is ``tail``."""
+
+    _fields_ = [
+        ("base", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("head", ctypes.c_uint32),
+        ("tail", ctypes.c_uint32),
+        ("cqid", ctypes.c_uint32),
+        ("running", ctypes.c_uint32),
+        ("deleter", ctypes.c_uint32),
+    ]
+    base: int
+    size: int
+    head: int
+    tail: int
+    cqid: int
+    running: int
+    """Commands that threads are at work on."""
+    deleter: int
+    """One more than the id of the command that deletes the queue, which waits for them; 0: there is none."""
+    qid: int
+
+    def create(self, base: int, size: int, cqid: int) -> None:
+        """Make it: empty."""
+        self.base, self.size, self.cqid = base, size, cqid
+        self.head = self.tail = self.running = self.deleter = 0
+
+    def fetch(self, dma: Dma, most: int) -> bytes:
+        """Take at most ``most`` commands of 64 bytes, up to where the ring wraps; GuestError if it cannot."""
+        head, tail = self.head, self.tail
+        count = min((tail if tail >= head else self.size) - head, most)
+        if count <= 0:
+            return b""
+        block = dma.read(self.base + head * COMMAND_SIZE, count * COMMAND_SIZE)
+        self.head = (head + count) % self.size
+        return block
+
+    def give_back(self, count: int) -> None:
+        """The last ``count`` commands that were fetched have not been looked at."""
+        self.head = (self.head - count) % self.size
+
+
+Completion = tuple[int, SubmissionQueue, int, int]
+"""What the device tells of a command: a result, the queue that it came from, its id, and its status."""
+
+
+class CompletionQueue(ctypes.Structure):
+    """A ring of completions (§4.1.2). It exists while ``size`` is not 0."""
+
+    _fields_ = [
+        ("base", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("head", ctypes.c_uint32),
+        ("tail", ctypes.c_uint32),
+        ("phase", ctypes.c_uint32),
+        ("vector", ctypes.c_uint32),
+        ("interrupts", ctypes.c_uint32),
+        ("running", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    ]
+    base: int
+    size: int
+    head: int
+    tail: int
+    phase: int
+    vector: int
+    interrupts: int
+    running: int
+    """Commands under way that will need an entry here."""
+    qid: int
+
+    def create(self, base: int, size: int, vector: int, interrupts: bool) -> None:
+        """Make it: empty, the first pass with phase 1 (§4.6)."""
+        self.base, self.size, self.vector, self.interrupts = base, size, vector, interrupts
+        self.head = self.tail = self.running = 0
+        self.phase = 1
+
+    @property
+    def room(self) -> int:
+        """Entries that are free and that no command under way will need; one always stays free (§4.1.2)."""
+        return (self.head - self.tail - 1) % self.size - self.running
+
+    def post(self, dma: Dma, completions: list[Completion]) -> None:
+        """Write ``completions``, for which there is room. GuestError if it cannot."""
+        at = 0
+        while at < len(completions):
+            tail, phase = self.tail, self.phase
+            some = completions[at : at + min(self.size - tail, BATCH)]
+            batch = bytearray(len(some) * COMPLETION_SIZE)
+            last, head, qid = None, 0, 0
+            for place, (result, sq, cid, status) in enumerate(some):
+                if sq is not last:
+                    last, head, qid = sq, sq.head, sq.qid
+                COMPLETION.pack_into(batch, place * COMPLETION_SIZE, result, 0, head, qid, cid, status << 1 | phase)
+            dma.write(self.base + tail * COMPLETION_SIZE, batch)
+            at += len(some)
+            tail += len(some)
+            if tail == self.size:
+                tail = 0
+                self.phase = phase ^ 1
+            self.tail = tail
+
+
+Queue = TypeVar("Queue", SubmissionQueue, CompletionQueue)
+
+
+def queues_in(state: memoryview, kind: type[Queue]) -> list[Queue]:
+    """The queues that lie in ``state``, by number."""
+    size = ctypes.sizeof(kind)
+    queues = [kind.from_buffer(state, at) for at in range(0, len(state), size)]
+    for qid, queue in enumerate(queues):
+        queue.qid = qid
+    return queues

@@ -1,0 +1,238 @@
+"""virtio-blk: a disk (virtio 1.2 §5.2) on a raw image, a block device, or memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bellwire import Job, Option, Pool
+from bellwire.bundled.virtio_blk.request import (
+    MOST_SEGMENTS,
+    SECTOR,
+    Blk,
+    Failure,
+    Request,
+    Result,
+    Type,
+    discard,
+    spans,
+    write_zeroes,
+)
+from bellwire.storage import LARGEST, Disk, check_blocks
+from bellwire.storage.aio import Transfer, direct_pool
+from bellwire.virtio import VirtioDevice, Virtqueue, field
+
+MOST_QUEUES = 16
+QUEUE_SIZE = 256
+LARGEST_PIECE = 256 << 10  # bytes: so many as fit a queue, and header and result, are no more than a chain may have
+MOST_SECTORS = 1 << 22  # of one segment to discard or to zero: 2 GiB
+ID_SIZE = 20
+AT_ONCE = 1 << 20  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
+
+
+def identity(text: str) -> str | None:
+    """What GET_ID has room for (§5.2.6)."""
+    return None if len(text.encode(errors="surrogateescape")) <= ID_SIZE else f"at most {ID_SIZE} bytes"
+
+
+class VirtioBlk(
+    VirtioDevice, kind=2, queues=MOST_QUEUES, queue_size=QUEUE_SIZE, class_code=0x010000, name="virtio-blk"
+):
+    """A disk with as many queues as the guest has processors, if it is given them."""
+
+    image = Option(Path(), help="raw file or block device; without one, memory")
+    size = Option(
+        0,
+        least=0,
+        most=LARGEST,
+        help="bytes: of memory (64M unless given), or of an image that is to be made",
+    )
+    shrink = Option(False, help="let the next size= make the disk smaller, and destroy what lies beyond its end")
+    readonly = Option(False, help="refuse every write")
+    serial = Option("bellwire", check=identity, help="what GET_ID tells, at most 20 bytes")
+    block_size = Option(512, choices=(512, 1024, 2048, 4096), help="bytes of a logical block")
+    queues = Option(1, least=1, most=MOST_QUEUES, help="request queues")
+    threads = Option(4, least=1, most=64, help="threads that wait for the image")
+    direct = Option(False, help="pass the page cache by (O_DIRECT)")
+
+    capacity = field(0x00, size=8)
+    size_max = field(0x08, reset=LARGEST_PIECE)
+    seg_max = field(0x0C, reset=QUEUE_SIZE - 2)
+    blk_size = field(0x14)
+    writeback = field(0x20, size=1, access="rw", reset=1)
+    num_request_queues = field(0x22, size=2)
+    max_discard_sectors = field(0x24, reset=MOST_SECTORS)
+    max_discard_seg = field(0x28, reset=MOST_SEGMENTS)
+    discard_sector_alignment = field(0x2C, reset=1)
+    max_write_zeroes_sectors = field(0x30, reset=MOST_SECTORS)
+    max_write_zeroes_seg = field(0x34, reset=MOST_SEGMENTS)
+    write_zeroes_may_unmap = field(0x38, size=1, reset=1)
+
+    disk: Disk
+    workers: Pool
+
+    def check_options(self) -> None:
+        """Whole blocks."""
+        check_blocks(self.size, self.block_size)
+
+    def setup(self) -> None:
+        """Open the image."""
+        if self.image.name:
+            self.disk = Disk.open(
+                self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
+            )
+        else:
+            self.disk = Disk.memory(self.size or 64 << 20, block=self.block_size)
+            self.disk.readonly = self.readonly
+        threads = self.pool(self.threads, self.finished)
+        self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
+
+    def close(self) -> None:
+        """End the threads and close the image."""
+        self.workers.close()
+        self.disk.close()
+        super().close()
+
+    @property
+    def queue_count(self) -> int:
+        """What the option says."""
+        return self.queues
+
+    def features(self) -> set[int]:
+        """A disk that cannot be written has nothing to discard."""
+        offered: set[int] = {Blk.SIZE_MAX, Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE}
+        offered |= {Blk.RO} if self.readonly else {Blk.DISCARD, Blk.WRITE_ZEROES}
+        return offered | ({Blk.MQ} if self.queues > 1 else set())
+
+    def stopped(self) -> None:
+        """Wait for the threads, which may be using guest memory."""
+        self.workers.settle()
+
+    # -- configuration (§5.2.4)
+
+    @capacity.read
+    def read_capacity(self) -> int:
+        """In sectors of 512 bytes, whatever a block is."""
+        return self.disk.size // SECTOR
+
+    @blk_size.read
+    def read_block_size(self) -> int:
+        """What the option says."""
+        return self.block_size
+
+    @num_request_queues.read
+    def read_queues(self) -> int:
+        """What the option says."""
+        return self.queues
+
+    @writeback.read
+    def read_writeback(self) -> int:
+        """1: writes may stay in the cache until they are flushed (§5.2.5)."""
+        return int(not self.durable)
+
+    @property
+    def durable(self) -> bool:
+        """Whether each write must be on the medium before it is done: always so for a driver that cannot flush."""
+        chosen = self.negotiated
+        if Blk.FLUSH not in chosen:
+            return True
+        return Blk.CONFIG_WCE in chosen and not VirtioBlk.writeback.load(self.storage(VirtioBlk.mmio))
+
+    @size.set
+    def resize(self, size: int = 0) -> None:
+        """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
+        self.disk.resize(size, block=self.block_size, shrink=self.shrink)
+        if self.shrink:
+            self.change("shrink", False)  # it was for this once
+        self.configuration_changed()
+
+    @shrink.set
+    def allow_shrinking(self, shrink: bool) -> None:
+        """Nothing happens before the next size."""
+
+    # -- requests (§5.2.6)
+
+    def notified(self, queue: Virtqueue) -> None:
+        """Do what can be done at once, and have threads do the rest."""
+        self.budget = AT_ONCE
+        for chain in queue:
+            request = Request(chain)
+            try:
+                job = self.begin(request)
+            except Failure as failure:
+                request.end(failure.result)
+                continue
+            except OSError as error:
+                self.failed(error)
+                request.end(Result.IO_ERROR)
+                continue
+            if job is None:
+                request.end(Result.OK)
+            else:
+                job.tag = request
+                self.workers.submit(job)
+
+    def finished(self, jobs: list[Job]) -> None:
+        """Threads have done these: one interrupt a queue for all of them."""
+        for job in jobs:
+            request: Request = job.tag
+            request.end(Result.IO_ERROR if job.error else Result.OK)
+            if isinstance(job.error, OSError):
+                self.failed(job.error)
+            elif job.error:
+                self.log.error("request failed", exc_info=job.error)
+        for queue in {job.tag.chain.queue.index: job.tag.chain.queue for job in jobs}.values():
+            queue.flush()
+
+    def failed(self, error: OSError) -> None:
+        """The image has failed, and the driver is told no more than that: the log has the reason."""
+        self.warn("disk: %s", error)
+
+    def begin(self, request: Request) -> Job | None:
+        """None: it is done. A Failure, or an OSError, is for the driver."""
+        match request.type:
+            case Type.IN:
+                return self.read(request)
+            case Type.OUT:
+                return self.write(request)
+            case Type.FLUSH:
+                return None if self.disk.instant else Job(self.disk.flush)
+            case Type.GET_ID:
+                request.put(self.serial.encode().ljust(ID_SIZE, b"\0"))
+                return None
+            case Type.DISCARD:
+                self.check_writable()
+                return Job(discard, self.disk, spans(request, self.disk.size, MOST_SECTORS))
+            case Type.WRITE_ZEROES:
+                self.check_writable()
+                return Job(write_zeroes, self.disk, spans(request, self.disk.size, MOST_SECTORS), self.durable)
+            case _:
+                raise Failure(Result.UNSUPPORTED)
+
+    def read(self, request: Request) -> Job | None:
+        """From memory at once; else a thread waits for the disk."""
+        offset = request.place(self.disk.size, request.room_size)
+        if request.room_size <= self.budget and self.disk.try_read(request.room, offset, request.room_size):
+            self.budget -= request.room_size
+            return None
+        return Transfer(self.disk, request.room, offset, write=False)
+
+    def write(self, request: Request) -> Job | None:
+        """The same the other way round."""
+        self.check_writable()
+        offset = request.place(self.disk.size, request.data_size)
+        if self.disk.instant and request.data_size <= self.budget:
+            self.budget -= request.data_size
+            self.disk.write(request.data, offset)
+            return None
+        if not self.durable:
+            return Transfer(self.disk, request.data, offset, write=True)
+        return Job(self.store, request.data, offset)
+
+    def store(self, views: list[memoryview], offset: int) -> None:
+        """On a thread, and onto the medium."""
+        self.disk.write(views, offset, durable=True)
+
+    def check_writable(self) -> None:
+        """§5.2.6.2."""
+        if self.readonly:
+            raise Failure(Result.IO_ERROR)

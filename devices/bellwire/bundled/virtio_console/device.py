@@ -1,0 +1,259 @@
+"""virtio-console: consoles and named ports (virtio 1.2 §5.3), each on a stream."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from bellwire import Option, Saved
+from bellwire.bundled.virtio_console.control import CONTROL, LARGEST_NAME, Console, Event, queue_role
+from bellwire.stream import BACKENDS, Stream, open_stream, stream_fault
+from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
+from bellwire.virtio.chain import part
+
+MOST_PORTS = 16
+MOST_MESSAGES = 4 * MOST_PORTS
+"""That wait for buffers: all that there can be of use, and a driver may have none of them."""
+
+
+class Port:
+    """One port at work: a stream, and a buffer of the guest's that it has not taken all of yet."""
+
+    def __init__(self, number: int, name: str, stream: Stream) -> None:
+        self.number = number
+        self.name = name
+        self.stream = stream
+        self.held: Chain | None = None
+        self.sent = 0
+        """Bytes of ``held`` that are gone."""
+        self.announced = False
+        """Whether the guest knows that somebody is at the other end."""
+        self.watched = False
+
+
+def named(text: str) -> list[tuple[str, str]]:
+    """``NAME=STREAM,...``: names and streams."""
+    return [word.partition("=")[::2] for word in text.split(",") if word]
+
+
+def ports_fault(text: str) -> str | None:
+    """What was expected, where these are no ports."""
+    found = named(text)
+    names = [name for name, _ in found]
+    if not 1 <= len(found) <= MOST_PORTS or len(set(names)) < len(names):
+        return f"1 to {MOST_PORTS} different names"
+    if any(not 1 <= len(name.encode(errors="surrogateescape")) <= LARGEST_NAME for name in names):
+        return f"names of 1 to {LARGEST_NAME} bytes"
+    return next((fault for _, stream in found if (fault := stream_fault(stream))), None)
+
+
+class VirtioConsole(
+    VirtioDevice, kind=3, queues=2 * MOST_PORTS + 2, queue_size=128, class_code=0x078000, name="virtio-console"
+):
+    """Port 0 is a console; the others are found in the guest by their names (/dev/virtio-ports/NAME)."""
+
+    ports = Option(
+        "console=pty", check=ports_fault, help=f"1 to 16 times NAME=STREAM, separated by commas; a stream is {BACKENDS}"
+    )
+
+    max_nr_ports = field(0x04)
+    emerg_wr = field(0x08, access="wo")
+
+    opened = Saved(0)
+    """The ports that the guest has opened, as bits."""
+    ready = Saved(False)
+    """Whether the driver takes messages about ports."""
+
+    def setup(self) -> None:
+        """Open the streams."""
+        self.lines: list[Port] = []
+        self.messages: deque[bytes] = deque(maxlen=MOST_MESSAGES)
+        try:
+            for number, (name, stream) in enumerate(self.named()):
+                self.lines.append(Port(number, name, open_stream(stream)))
+        except BaseException:
+            self.close()
+            raise
+
+    def named(self) -> list[tuple[str, str]]:
+        """What the option says: names and streams."""
+        return named(self.ports)
+
+    def close(self) -> None:
+        """Hang up."""
+        for port in self.lines:
+            self.watch_port(port, False)
+            port.stream.close()
+        super().close()
+
+    @property
+    def queue_count(self) -> int:
+        """Two for each port, and two for messages about them."""
+        return 2 + 2 * len([word for word in self.ports.split(",") if word])
+
+    def features(self) -> set[int]:
+        """All but the size of the screen, which nobody here knows."""
+        return {Console.MULTIPORT, Console.EMERG_WRITE}
+
+    @max_nr_ports.read
+    def read_ports(self) -> int:
+        """How many there are."""
+        return len(self.lines)
+
+    @emerg_wr.write
+    def write_emergency(self, value: int) -> None:
+        """A character, whatever state everything is in (§5.3.4)."""
+        self.lines[0].stream.send([bytes([value & 0xFF])])
+
+    # -- the life of the driver
+
+    def started(self) -> None:
+        """Without MULTIPORT there is port 0, and it is open."""
+        if Console.MULTIPORT not in self.negotiated:
+            self.opened = 1
+        for port in self.lines:
+            self.watch_port(port, True)
+
+    def stopped(self) -> None:
+        """Nothing is in our hands any more."""
+        self.messages.clear()
+        for port in self.lines:
+            self.watch_port(port, False)
+            port.held = None
+            port.announced = False
+
+    def notified(self, queue: Virtqueue) -> None:
+        """Bytes to send, room to fill, or messages."""
+        number, output = queue_role(queue.index)
+        if number is None:
+            if output:
+                self.listen_to(queue)
+            else:
+                self.deliver(queue)
+        elif number < len(self.lines):
+            port = self.lines[number]
+            if output:
+                self.send(port)
+            else:
+                self.watch_port(port, True)
+                self.receive(port)
+
+    # -- bytes
+
+    def moved(self, port: Port) -> None:
+        """Something has happened at the stream."""
+        port.stream.look()
+        if not (self.running and self.connected):
+            self.watch_port(port, False)
+            return
+        self.send(port)
+        self.receive(port)
+
+    def send(self, port: Port) -> None:
+        """From the guest, as fast as the stream takes it (§5.3.6)."""
+        queue = self.virtqueues[self.queue_of(port) + 1]
+        if port.held is not None and not self.push(port, port.held):
+            return
+        for chain in queue:
+            port.sent = 0
+            if not self.push(port, chain):
+                break  # the rest stays in the queue, and the guest notices
+        queue.flush()
+
+    def push(self, port: Port, chain: Chain) -> bool:
+        """Pass a buffer on; False when some of it has to wait."""
+        port.sent += port.stream.send(part(chain.readable, port.sent, chain.size))
+        port.held = chain if port.sent < chain.size else None
+        if port.held is None:
+            chain.done()
+        return port.held is None
+
+    def receive(self, port: Port) -> None:
+        """To the guest, if it has opened the port, into the room that it has made: until then, what comes must wait."""
+        queue = self.virtqueues[self.queue_of(port)]
+        while wanted := self.is_open(port):
+            chain = queue.take()
+            if chain is None:
+                if queue.listen():
+                    continue
+                wanted = False
+                break
+            if not chain.room:
+                chain.done()
+                continue
+            data = port.stream.receive(chain.room)
+            if not data:
+                queue.back([chain])
+                break
+            chain.write(data)
+            chain.done()
+        port.stream.hold(not wanted)
+        queue.flush()
+        self.announce(port)
+
+    def is_open(self, port: Port) -> bool:
+        """Whether the guest has opened it."""
+        return bool(self.opened >> port.number & 1)
+
+    def queue_of(self, port: Port) -> int:
+        """Its receive queue; the transmit queue follows (§5.3.2)."""
+        return 2 * port.number + 2 if port.number else 0
+
+    def watch_port(self, port: Port, wanted: bool) -> None:
+        """Look at the stream while there is a driver to tell."""
+        if wanted and self.running and not port.watched:
+            self.watch(port.stream.fileno(), lambda: self.moved(port))
+        elif not wanted and port.watched:
+            self.unwatch(port.stream.fileno())
+        port.watched = wanted and self.running
+
+    # -- messages about ports (§5.3.6.2)
+
+    def listen_to(self, queue: Virtqueue) -> None:
+        """What the driver says."""
+        for chain in queue:
+            data = chain.read()
+            chain.done()
+            if len(data) >= CONTROL.size:
+                self.obey(*CONTROL.unpack_from(data))
+
+    def obey(self, number: int, event: int, value: int) -> None:
+        """One message; what is about no port of ours is void."""
+        if event == Event.DEVICE_READY and value:
+            self.ready = True
+            for port in self.lines:
+                self.say(port, Event.PORT_ADD)
+        elif number < len(self.lines):
+            port = self.lines[number]
+            if event == Event.PORT_READY and value:
+                if port.number == 0:
+                    self.say(port, Event.CONSOLE_PORT, 1)
+                self.say(port, Event.PORT_NAME, 1, port.name.encode())
+                port.announced = False
+                self.announce(port)
+            elif event == Event.PORT_OPEN:
+                self.opened = self.opened & ~(1 << number) | bool(value) << number
+                self.watch_port(port, True)
+                self.receive(port)
+
+    def announce(self, port: Port) -> None:
+        """Tell the guest when somebody has come or gone at the other end."""
+        if self.ready and port.announced is not port.stream.connected:
+            port.announced = port.stream.connected
+            self.say(port, Event.PORT_OPEN, int(port.announced))
+
+    def say(self, port: Port, event: Event, value: int = 0, more: bytes = b"") -> None:
+        """Say something, as soon as there is a buffer for it."""
+        self.messages.append(CONTROL.pack(port.number, event, value) + more)
+        self.deliver(self.virtqueues[2])
+
+    def deliver(self, queue: Virtqueue) -> None:
+        """Put messages into buffers."""
+        while self.messages:
+            chain = queue.take()
+            if chain is None:
+                if queue.listen():
+                    continue
+                break
+            chain.write(self.messages.popleft()[: chain.room])
+            chain.done()
+        queue.flush()

@@ -1,0 +1,1 @@
+"""What is written in a class body, and the plan that is made of it."""

@@ -1,0 +1,148 @@
+"""A base address register, and the one place where what lies behind it is declared."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from bellwire.declare.declared import Declared, hexadecimal, is_power_of_two
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.register import Register
+
+if TYPE_CHECKING:
+    from bellwire.device import PciDevice
+
+Typed = TypeVar("Typed", bound=IntFlag | IntEnum)
+
+BARS = 6
+SMALLEST_MEMORY = 16
+SMALLEST_IO = 4
+LARGEST_IO = 256
+PAGE = 4096
+
+
+class Area(Declared):
+    """Part of a BAR that the guest maps and touches directly: no hook sees those accesses.
+
+    On an instance it is a writable memoryview over memory that device and guest share.
+    """
+
+    def __init__(self, bar: Bar, offset: int, size: int) -> None:
+        self.bar = bar
+        self.offset = offset
+        self.size = size
+
+    def check(self, where: str) -> None:
+        """Refuse what KVM could not map: areas are made of whole pages."""
+        if self.size <= 0 or self.size % PAGE or self.offset % PAGE:
+            self.refuse(where, f"offset and size must be multiples of {PAGE}, since a guest maps whole pages")
+
+    @overload
+    def __get__(self, device: None, owner: type[PciDevice]) -> Area: ...
+    @overload
+    def __get__(self, device: PciDevice, owner: type[PciDevice]) -> memoryview: ...
+    def __get__(self, device: PciDevice | None, owner: type[PciDevice]) -> Area | memoryview:
+        if device is None:
+            return self
+        return device.core.state.areas[self]
+
+
+class Bar(Declared):
+    """One of the six base address registers (PCI 3.0 §6.2.5.1) and the name its registers hang on.
+
+    ``size`` is in bytes, a power of two; ``io`` makes it I/O ports; ``bits`` is 32 or 64 (a 64-bit BAR takes
+    the next index too); ``prefetchable`` may be said of memory whose reads have no side effects; ``fill`` is
+    the byte that a guest reads where there is nothing to read: 0x00, or 0xFF as a bus without a device gives.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        size: int,
+        io: bool = False,
+        bits: int = 32,
+        prefetchable: bool = False,
+        fill: int = 0x00,
+    ) -> None:
+        self.index = index
+        self.size = size
+        self.io = io
+        self.bits = bits
+        self.prefetchable = prefetchable
+        self.fill = fill
+
+    def check(self, where: str) -> None:
+        """Refuse what a base address register cannot express."""
+        if not 0 <= self.index < BARS:
+            self.refuse(where, f"a BAR's index is 0 to {BARS - 1}, not {self.index}")
+        least = SMALLEST_IO if self.io else SMALLEST_MEMORY
+        if not is_power_of_two(self.size) or self.size < least:
+            self.refuse(
+                where,
+                f"a BAR's size is a power of two of at least {least} bytes, not {hexadecimal(self.size)}",
+            )
+        if self.io and self.size > LARGEST_IO:
+            self.refuse(where, f"an I/O BAR has at most {LARGEST_IO} ports (PCI 3.0 §6.2.5.1)")
+        if not 0 <= self.fill <= 0xFF:
+            self.refuse(where, f"fill is a byte, not {self.fill:#x}")
+        if self.bits not in (32, 64):
+            self.refuse(where, f"bits is 32 or 64, not {self.bits}")
+        if self.io and (self.bits == 64 or self.prefetchable):
+            self.refuse(where, "an I/O BAR is 32 bits wide and never prefetchable")
+        if self.bits == 64 and self.index == BARS - 1:
+            self.refuse(where, "a 64-bit BAR takes two indices, so the last one cannot start it")
+        if self.bits == 32 and self.size > 1 << 31:
+            self.refuse(where, "a 32-bit BAR holds at most 2 GiB: say bits=64")
+
+    @overload
+    def reg(
+        self,
+        offset: int,
+        kind: None = None,
+        *,
+        size: int = 4,
+        access: str = "rw",
+        reset: int = 0,
+        writable: int | None = None,
+    ) -> Register[int]: ...
+    @overload
+    def reg(
+        self,
+        offset: int,
+        kind: type[Typed],
+        *,
+        size: int = 4,
+        access: str = "rw",
+        reset: int = 0,
+        writable: int | None = None,
+    ) -> Register[Typed]: ...
+    def reg(
+        self,
+        offset: int,
+        kind: type[Any] | None = None,
+        *,
+        size: int = 4,
+        access: str = "rw",
+        reset: int = 0,
+        writable: int | None = None,
+    ) -> Register[Any]:
+        """A register of ``size`` bytes (1 to 8) at ``offset``.
+
+        ``kind`` is an IntFlag or IntEnum that the device sees instead of a plain int; ``access`` is one of
+        :class:`~bellwire.declare.access.Access`'s words; ``reset`` is the value after reset; ``writable`` has the
+        bits that a guest can change (all of them unless given).
+        """
+        return Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable)
+
+    def doorbell(self, offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> Doorbell:
+        """A register whose write means "look at your queue": see :class:`~bellwire.declare.doorbell.Doorbell`."""
+        return Doorbell(self, offset, size=size, match=match, value=value)
+
+    def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
+        """A stretch handed over whole, reads too: see :class:`~bellwire.declare.doorbell.IoRegion`."""
+        return IoRegion(self, offset, size, posted=posted, bell=bell)
+
+    def area(self, offset: int, size: int) -> Area:
+        """A stretch that the guest maps: see :class:`Area`."""
+        return Area(self, offset, size)

@@ -1,0 +1,43 @@
+"""Hooks: plain methods that a decorator has tied to a declaration.
+
+The decorator leaves the method as it is and only writes the tie on it, so that a subclass may override the
+method by name or tie another one to the same register (``@Base.ack.write``): the most derived class wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from bellwire.declare.declared import Declared
+from bellwire.errors import DeclarationError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Tie = tuple[str, Declared]
+
+_TIES = "__bellwire_ties__"
+
+
+def mark(function: Function, event: str, target: Declared) -> Function:
+    """Tie ``function`` to the ``event`` of ``target``; one function may be tied to several."""
+    ties: tuple[Tie, ...] = getattr(function, _TIES, ())
+    setattr(function, _TIES, (*ties, (event, target)))
+    return function
+
+
+def collect(device: type[Any]) -> dict[Tie, str]:
+    """Which method (by name) each event of each declaration runs, over the whole ancestry of ``device``."""
+    found: dict[Tie, str] = {}
+    for ancestor in reversed(device.__mro__):
+        own: dict[Tie, str] = {}
+        for name, member in vars(ancestor).items():
+            for tie in getattr(member, _TIES, ()):
+                other = own.setdefault(tie, name)
+                if vars(ancestor)[other] is not member:
+                    event, target = tie
+                    raise DeclarationError(
+                        f"{ancestor.__qualname__}: {other} and {name} are both the {event} hook of {target.name}: "
+                        "only one could run"
+                    )
+        found |= own
+    return found

@@ -1,0 +1,293 @@
+"""What a device class declares, collected once and checked: the plan that every instance is built from."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bellwire.declare.access import Access
+from bellwire.declare.bar import BARS, Area, Bar
+from bellwire.declare.declared import Declared
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.hooks import Tie, collect
+from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.option import Option
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
+from bellwire.declare.vendor import HEADER, VendorCapability
+from bellwire.errors import DeclarationError
+
+Placed = Register[Any] | Doorbell | IoRegion | Area | MsiX
+PAGE = 4096
+VENDOR_ROOM = 96  # bytes of the capability list's 192: the standard capabilities may take the others
+
+
+@dataclass(frozen=True, slots=True)
+class BarLayout:
+    """One BAR and what lies behind it, in order of offset."""
+
+    bar: Bar
+    placed: tuple[Placed, ...]
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of register file: up to the end of the last register."""
+        return max((item.offset + item.size for item in self.placed if isinstance(item, Register)), default=0)
+
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """The mmap-able areas."""
+        return tuple(item for item in self.placed if isinstance(item, Area))
+
+    @property
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """The doorbells."""
+        return tuple(item for item in self.placed if isinstance(item, Doorbell))
+
+    @property
+    def ioregions(self) -> tuple[IoRegion, ...]:
+        """The stretches handed over whole."""
+        return tuple(item for item in self.placed if isinstance(item, IoRegion))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything that one device class declares."""
+
+    where: str
+    bars: Mapping[int, BarLayout]
+    saved: tuple[Saved[Any] | SavedBytes, ...]
+    options: Mapping[str, Option[Any]]
+    hooks: Mapping[Tie, str]
+    msix: MsiX | None
+    msix_bar: int
+    msi: Msi | None
+    intx: IntX | None
+    vendor: tuple[VendorCapability, ...]
+
+    @property
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """All doorbells, BAR by BAR."""
+        return tuple(bell for plan in self.bars.values() for bell in plan.doorbells)
+
+    @property
+    def digest(self) -> int:
+        """A number that differs (nearly surely) where BARs or saved fields mean something else: it guards snapshots."""
+        parts = [
+            f"{plan.bar.index}:{plan.bar.size}:{type(item).__name__}:{item.name}:{item.offset}:{item.size}"
+            for plan in self.bars.values()
+            for item in plan.placed
+        ]
+        parts += [f"{item.kind}:{item.name}:{item.size}" for item in self.saved]
+        return zlib.crc32("\n".join(parts).encode())
+
+
+def plan(device: type[Any]) -> Layout:
+    """Collect and check what ``device`` and its ancestors declare; a DeclarationError says what is wrong."""
+    where = device.__qualname__
+    declared = _declarations(device)
+    for item in declared.values():
+        try:
+            item.check(where)  # type: ignore[attr-defined]  # every kind has one; Declared itself is never assigned
+        except DeclarationError:
+            raise
+        except TypeError as error:
+            item.refuse(where, f"something in its declaration has a wrong type: {error}")
+    hooks = collect(device)
+    bars = [item for item in declared.values() if isinstance(item, Bar)]
+    taken = _bar_indices(where, bars)
+    msix = _one(where, declared, MsiX)
+    msix_bar = -1
+    if msix is not None:
+        if msix.bar is None:
+            msix_bar = _free_index(where, taken)
+            bars.append(_msix_bar(msix, msix_bar))
+        elif msix.bar not in bars:
+            msix.refuse(where, f"its BAR is not declared in {where}")
+        else:
+            msix_bar = msix.bar.index
+    placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
+    for item in declared.values():
+        if isinstance(item, Register | Doorbell | IoRegion | Area):
+            if item.bar not in bars:
+                item.refuse(where, f"its BAR is not declared in {where}")
+            placed[item.bar.index].append(item)
+    if msix is not None:
+        placed[msix_bar].append(msix)
+    layouts = {}
+    for bar in sorted(bars, key=lambda bar: bar.index):
+        items = sorted(placed[bar.index], key=lambda item: item.offset)
+        _check_places(where, bar, items)
+        layouts[bar.index] = BarLayout(bar, tuple(items))
+    _check_hooks(where, hooks, {id(item) for item in declared.values()})
+    for tie, name in hooks.items():
+        _check_signature(where, tie, name, inspect.getattr_static(device, name))
+    return Layout(
+        where=where,
+        bars=layouts,
+        saved=tuple(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
+        options={item.name: item for item in declared.values() if isinstance(item, Option)},
+        hooks=hooks,
+        msix=msix,
+        msix_bar=msix_bar,
+        msi=_one(where, declared, Msi),
+        intx=_one(where, declared, IntX),
+        vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
+    )
+
+
+def _declarations(device: type[Any]) -> dict[str, Declared]:
+    """The declarations by attribute name, the most derived class's where a name is used again."""
+    found: dict[str, Declared] = {}
+    own = next(base for base in device.__mro__ if base.__module__ == "bellwire.device")
+    for name in own.__annotations__.keys() & vars(device).keys():
+        hint = "say name= in the class line" if name == "name" else "choose another"
+        raise DeclarationError(f"{device.__qualname__}.{name}: PciDevice has this name for its own use: {hint}")
+    for ancestor in reversed(device.__mro__):
+        for name, member in vars(ancestor).items():
+            if isinstance(member, Declared):
+                if hasattr(own, name):
+                    member.refuse(device.__qualname__, "PciDevice has this name for its own use: choose another")
+                found[name] = member
+            elif name in found and not name.startswith("__"):
+                raise DeclarationError(
+                    f"{device.__qualname__}.{name} hides the declaration {found[name]}: rename one of them"
+                )
+    return found
+
+
+def _bar_indices(where: str, bars: list[Bar]) -> set[int]:
+    taken: dict[int, Bar] = {}
+    for bar in bars:
+        for index in range(bar.index, bar.index + (2 if bar.bits == 64 else 1)):
+            if index in taken:
+                bar.refuse(where, f"BAR {index} is already {taken[index].name}'s")
+            taken[index] = bar
+    return set(taken)
+
+
+def _free_index(where: str, taken: set[int]) -> int:
+    for index in reversed(range(BARS)):
+        if index not in taken:
+            return index
+    raise DeclarationError(f"{where}: no BAR is left for the MSI-X table; give MsiX(..., bar=, offset=)")
+
+
+def _msix_bar(msix: MsiX, index: int) -> Bar:
+    size = PAGE
+    while size < msix.size:
+        size *= 2
+    bar = Bar(index, size=size)
+    bar.name = f"{msix.name}_table"
+    return bar
+
+
+def _one(where: str, declared: Mapping[str, Declared], kind: type[Any]) -> Any:
+    found = [item for item in declared.values() if isinstance(item, kind)]
+    if len(found) > 1:
+        raise DeclarationError(f"{where} declares {kind.__name__} twice: {found[0].name} and {found[1].name}")
+    return found[0] if found else None
+
+
+def _vendor(where: str, found: list[VendorCapability]) -> tuple[VendorCapability, ...]:
+    room = VENDOR_ROOM
+    for item in found:
+        room -= -(-(HEADER + item.size) // 4) * 4
+        if room < 0:
+            item.refuse(where, f"vendor-specific capabilities have {VENDOR_ROOM} bytes together, headers included")
+    return tuple(found)
+
+
+def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
+    for item in items:
+        if item.offset < 0 or item.offset + item.size > bar.size:
+            item.refuse(where, f"{_span(item)} lies outside {bar.name}, which has {bar.size:#x} bytes")
+    for before, item in _overlaps(items):
+        if not _may_share(before, item):
+            item.refuse(where, f"{_span(item)} overlaps {before.name}, {_span(before)}, in {bar.name}")
+
+
+def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
+    """Overlapping pairs among ``items``, which are in order of offset."""
+    open_items: list[Placed] = []
+    for item in items:
+        open_items = [before for before in open_items if before.offset + before.size > item.offset]
+        for before in open_items:
+            yield before, item
+        open_items.append(item)
+
+
+def _may_share(one: Placed, other: Placed) -> bool:
+    """Matched doorbells may share an offset, with each other and with a register of the same size."""
+    bells = [item for item in (one, other) if isinstance(item, Doorbell) and item.match is not None]
+    registers = [item for item in (one, other) if isinstance(item, Register)]
+    if one.offset != other.offset:
+        return False
+    if len(bells) == 2:
+        return (bells[0].match, bells[0].size) != (bells[1].match, bells[1].size)
+    return len(bells) == len(registers) == 1 and one.size == other.size
+
+
+def _span(item: Placed) -> str:
+    return f"{item.offset:#x} to {item.offset + item.size - 1:#x}"
+
+
+def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
+    for (event, target), method in hooks.items():
+        if id(target) not in known:
+            if target.owner == "?":
+                raise DeclarationError(
+                    f"{where}.{method} is the {event} hook of a {type(target).__name__} without a name: "
+                    "does the method have the name that was the declaration's?"
+                )
+            raise DeclarationError(f"{where}.{method} is the {event} hook of {target}, which {where} does not have")
+        if isinstance(target, Register):
+            if event == "write" and not target.access.takes_writes:
+                raise DeclarationError(
+                    f"{where}.{method} is the write hook of {target.name}, whose access is {target.access_word}: "
+                    "no guest's write would run it"
+                )
+            if event == "read" and target.access in (Access.WO, Access.CONSTANT, Access.RESERVED):
+                raise DeclarationError(
+                    f"{where}.{method} is the read hook of {target.name}, whose access is {target.access_word}: "
+                    "no guest's read would run it"
+                )
+
+
+def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
+    """That a hook takes what it will be given."""
+    event, target = tie
+    words = _arguments(event, target)
+    if words is None or not inspect.isfunction(hook):
+        return
+    called = f"{where}.{name} is the {event} hook of {target.name}"
+    if inspect.iscoroutinefunction(hook):
+        raise DeclarationError(f"{called}: it is called, and never awaited: write a plain method (def, not async def)")
+    if inspect.isgeneratorfunction(hook):
+        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)")
+    try:
+        inspect.signature(hook).bind("self", *words)
+    except TypeError:
+        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})") from None
+
+
+def _arguments(event: str, target: object) -> tuple[str, ...] | None:
+    """What the hook of an event is given, besides the device."""
+    match target, event:
+        case (Register(), "write"):
+            return ("value",)
+        case (Register(), "read"):
+            return ()
+        case (Doorbell(), _):
+            return ("value",) if target.value else ()
+        case (IoRegion(), "write"):
+            return ("offset", "size", "value")
+        case (IoRegion(), "ring"):
+            return ("offset",)
+        case (IoRegion() | VendorCapability(), _):
+            return ("offset", "size")
+        case _:
+            return None

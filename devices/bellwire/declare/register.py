@@ -1,0 +1,152 @@
+"""A register: typed, named, addressed; its bytes live in the device's state, never in an attribute."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from bellwire.declare.access import Access
+from bellwire.declare.declared import Declared, is_power_of_two
+from bellwire.declare.hooks import mark
+
+if TYPE_CHECKING:
+    from bellwire.declare.bar import Bar
+    from bellwire.device import PciDevice
+
+Value = TypeVar("Value", bound=int)
+WriteHook = TypeVar("WriteHook", bound=Callable[[Any, Any], None])
+ReadHook = TypeVar("ReadHook", bound=Callable[[Any], int])
+
+LARGEST = 8
+MOST_VALUES = 4096
+_FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
+
+
+class Register(Declared, Generic[Value]):
+    """``size`` bytes at ``offset`` of a BAR. Made by :meth:`bellwire.Bar.reg`.
+
+    On the class it is itself and knows its address; on an instance it is its value. Assigning it from the
+    device runs no hook and obeys no access word (but for ``constant``); the value is cut to the register's
+    size.
+
+    A guest's access narrower than the register reads or writes those bytes of it; a wider or straddling one
+    is split at the registers' edges, from the lowest address up.
+    """
+
+    def __init__(
+        self,
+        bar: Bar,
+        offset: int,
+        kind: type[IntFlag | IntEnum] | None,
+        *,
+        size: int,
+        access: str,
+        reset: int,
+        writable: int | None,
+    ) -> None:
+        self.bar = bar
+        self.offset = offset
+        self.size = size
+        self.kind = kind
+        self.reset = int(reset)
+        self.access_word = access
+        self.access = Access(access) if access in Access._value2member_map_ else Access.RESERVED
+        self._mask = (1 << 8 * max(size, 0)) - 1
+        self.writable = self._mask if writable is None else writable
+        self._struct = struct.Struct(_FORMATS[size]) if size in _FORMATS else None
+
+    def check(self, where: str) -> None:
+        """Refuse what no register can be."""
+        if self.access_word not in Access._value2member_map_:
+            words = ", ".join(mode.value for mode in Access)
+            self.refuse(where, f"access {self.access_word!r} is none of {words}")
+        if not 1 <= self.size <= LARGEST:
+            self.refuse(where, f"a register has 1 to {LARGEST} bytes, not {self.size}")
+        if is_power_of_two(self.size) and self.offset % self.size:
+            self.refuse(
+                where,
+                f"offset {self.offset:#x} is misaligned: a {self.size}-byte register lies at a multiple of {self.size}",
+            )
+        if not 0 <= self.reset <= self._mask:
+            self.refuse(where, f"reset value {self.reset:#x} does not fit in {self.size} bytes")
+        kind: object = self.kind
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, IntFlag | IntEnum)):
+            self.refuse(where, f"its kind is an IntFlag or an IntEnum, not {kind!r}")
+        try:
+            self.typed(self.reset)
+        except ValueError as error:
+            self.refuse(where, f"reset value: {error}")
+        if not 0 <= self.writable <= self._mask:
+            self.refuse(where, f"writable bits {self.writable:#x} do not fit in {self.size} bytes")
+
+    @overload
+    def __get__(self, device: None, owner: type[PciDevice]) -> Register[Value]: ...
+    @overload
+    def __get__(self, device: PciDevice, owner: type[PciDevice]) -> Value: ...
+    def __get__(self, device: PciDevice | None, owner: type[PciDevice]) -> Any:
+        if device is None:
+            return self
+        file = device.core.state.registers[self.bar.index]
+        value = self.load(file) if self._struct is None else self._struct.unpack_from(file, self.offset)[0]
+        return value if self.kind is None else self.typed(value)
+
+    def __set__(self, device: PciDevice, value: int) -> None:
+        if self.access is Access.CONSTANT:
+            raise AttributeError(f"{self} is constant: it keeps its reset value")
+        self.store(device.core.state.registers[self.bar.index], value)
+
+    def typed(self, value: int) -> Any:
+        """``value`` as the register's kind; a ValueError where that has no such value.
+
+        The enum module keeps every combination of flags that it has met, and a guest may go through them all.
+        """
+        kind = self.kind
+        if kind is None:
+            return value
+        known = kind._value2member_map_
+        if len(known) > MOST_VALUES:
+            named = {int(member) for member in kind.__members__.values()}
+            for combination in known.keys() - named:
+                del known[combination]
+        return kind(value)
+
+    def meaning(self, value: int) -> str:
+        """The name of ``value``, or of its flags; empty where there are no names, and ``?`` for what has none."""
+        if self.kind is None:
+            return ""
+        try:
+            member = self.typed(value)
+        except ValueError:
+            return "?"
+        if isinstance(member, IntFlag):
+            return "|".join(flag.name or hex(flag) for flag in member) or "0"
+        return str(member.name)
+
+    def load(self, file: memoryview) -> int:
+        """The value in the register file ``file`` of its BAR."""
+        if self._struct is not None:
+            value: int = self._struct.unpack_from(file, self.offset)[0]
+            return value
+        return int.from_bytes(file[self.offset : self.offset + self.size], "little")
+
+    def store(self, file: memoryview, value: int) -> None:
+        """Put ``value``, cut to the register's size, into the register file ``file`` of its BAR."""
+        value &= self._mask
+        if self._struct is not None:
+            self._struct.pack_into(file, self.offset, value)
+        else:
+            file[self.offset : self.offset + self.size] = value.to_bytes(self.size, "little")
+
+    def write(self, hook: WriteHook) -> WriteHook:
+        """Run the decorated method after a guest's write has been stored.
+
+        It gets the value written. Where the guest wrote only some of the bytes, the others are the stored
+        ones (``rw``) or zero (``wo``, ``w1c``, ``w1s``).
+        """
+        return mark(hook, "write", self)
+
+    def read(self, hook: ReadHook) -> ReadHook:
+        """Run the decorated method for a guest's read; what it returns is what the guest gets."""
+        return mark(hook, "read", self)

@@ -1,0 +1,1 @@
+"""One instance of a device, with no process around it: its state, its BARs, its config space, its interrupts."""

@@ -1,0 +1,156 @@
+"""Config space before anybody has touched it: identity, BARs, the capability chain, and what may be written.
+
+Chapter numbers are of PCI Local Bus 3.0, PCI Express Base 4.0 and PCI Power Management 1.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from bellwire.declare.layout import Layout
+from bellwire.declare.vendor import HEADER, VendorCapability
+
+CONVENTIONAL_SIZE = 256
+EXPRESS_SIZE = 4096
+
+COMMAND = 0x04
+STATUS = 0x06
+BAR0 = 0x10
+SUBSYSTEM = 0x2C
+CAPABILITY_POINTER = 0x34
+INTERRUPT_LINE = 0x3C
+INTERRUPT_PIN = 0x3D
+FIRST_CAPABILITY = 0x40
+
+IO_ENABLE = 1 << 0
+MEMORY_ENABLE = 1 << 1
+BUS_MASTER = 1 << 2
+INTX_DISABLE = 1 << 10
+COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | 1 << 8 | INTX_DISABLE
+STATUS_INTERRUPT = 1 << 3
+STATUS_CAPABILITIES = 1 << 4
+
+POWER_MANAGEMENT, MSI, VENDOR, EXPRESS, MSIX = 0x01, 0x05, 0x09, 0x10, 0x11
+FUNCTION_LEVEL_RESET = 1 << 15
+_FLR_CAPABLE = 1 << 28
+_ROLE_BASED_ERRORS = 1 << 15
+NO_SOFT_RESET = 1 << 3
+_LINK_X1_2_5GT = 0x11
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a device says it is (PCI 3.0 §6.2.1); ``class_code`` is base class, sub-class, interface: 24 bits."""
+
+    vendor: int
+    device: int
+    class_code: int
+    revision: int
+    subsystem_vendor: int
+    subsystem: int
+    express: bool
+    no_soft_reset: bool
+    """Whether going back from D3hot to D0 leaves the device as it was (PM 1.2 §3.2.4)."""
+
+
+@dataclass(slots=True)
+class Template:
+    """Config space after reset: its bytes, which bits a guest may write, and where each capability lies."""
+
+    content: bytearray
+    writable: bytearray
+    at: dict[int, int] = field(default_factory=dict)
+    vendor: dict[VendorCapability, int] = field(default_factory=dict)
+    """Where the body of each vendor-specific capability lies."""
+
+    def put(self, offset: int, size: int, value: int, writable: int = 0) -> None:
+        """Lay down a little-endian field."""
+        self.content[offset : offset + size] = value.to_bytes(size, "little")
+        self.writable[offset : offset + size] = writable.to_bytes(size, "little")
+
+
+def template(identity: Identity, layout: Layout) -> Template:
+    """The config space of a device with ``identity`` and ``layout``."""
+    size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
+    space = Template(bytearray(size), bytearray(size))
+    struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
+    space.put(COMMAND, 2, 0, COMMAND_WRITABLE)
+    space.put(STATUS, 2, STATUS_CAPABILITIES)
+    space.put(0x08, 4, identity.class_code << 8 | identity.revision)
+    space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
+    _bars(space, layout)
+    space.put(SUBSYSTEM, 4, identity.subsystem << 16 | identity.subsystem_vendor)
+    space.put(INTERRUPT_LINE, 1, 0xFF, 0xFF)
+    space.put(INTERRUPT_PIN, 1, layout.intx.pin if layout.intx else 0)
+    _capabilities(space, identity, layout)
+    return space
+
+
+def _bars(space: Template, layout: Layout) -> None:
+    """Base address registers (§6.2.5.1): type bits below, address bits above the size writable."""
+    for index, plan in layout.bars.items():
+        bar = plan.bar
+        kind = 0b1 if bar.io else (0b100 if bar.bits == 64 else 0) | (0b1000 if bar.prefetchable else 0)
+        mask = ~(bar.size - 1) & ((1 << bar.bits) - 1) & ~(0b11 if bar.io else 0b1111)
+        space.put(BAR0 + 4 * index, bar.bits // 8, kind, mask)
+
+
+def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
+    """The capability list (§6.7), each on a dword, the pointers threaded through."""
+    link = CAPABILITY_POINTER
+    offset = FIRST_CAPABILITY
+    for what, body in _bodies(identity, layout):
+        space.put(link, 1, offset)
+        if isinstance(what, VendorCapability):
+            space.put(offset, 1, VENDOR)
+            space.vendor[what] = offset + HEADER
+        else:
+            space.put(offset, 1, what)
+            space.at[what] = offset
+        link = offset + 1
+        position = offset + 2
+        for size, value, writable in body:
+            space.put(position, size, value, writable)
+            position += size
+        offset = -(-position // 4) * 4
+
+
+_Fields = list[tuple[int, int, int]]
+
+
+def _bodies(identity: Identity, layout: Layout) -> list[tuple[int | VendorCapability, _Fields]]:
+    """Number and fields (size, reset value, writable bits) of each capability."""
+    found: list[tuple[int | VendorCapability, _Fields]] = [
+        (
+            POWER_MANAGEMENT,
+            [(2, 0x0003, 0), (2, NO_SOFT_RESET if identity.no_soft_reset else 0, 0x0003), (2, 0, 0)],
+        ),  # PM 1.2 §3.2
+    ]
+    if layout.msi is not None:  # §6.8.1, 64-bit address, no per-vector mask
+        capable = (layout.msi.count.bit_length() - 1) << 1
+        found.append((MSI, [(2, 0x0080 | capable, 0x0071), (4, 0, 0xFFFF_FFFC), (4, 0, 0xFFFF_FFFF), (2, 0, 0xFFFF)]))
+    if layout.msix is not None:  # §6.8.2
+        table = layout.msix.offset | layout.msix_bar
+        pending = (layout.msix.offset + layout.msix.pba_offset) | layout.msix_bar
+        found.append((MSIX, [(2, layout.msix.count - 1, 0xC000), (4, table, 0), (4, pending, 0)]))
+    if identity.express:  # PCIe 4.0 §7.5.3: a version 2 endpoint with function-level reset
+        found.append(
+            (
+                EXPRESS,
+                [
+                    (2, 0x0002, 0),
+                    (4, _FLR_CAPABLE | _ROLE_BASED_ERRORS, 0),
+                    (2, 0x2810, 0x7FFF),
+                    (2, 0, 0),
+                    (4, _LINK_X1_2_5GT, 0),
+                    (2, 0, 0x01FB),
+                    (2, _LINK_X1_2_5GT, 0),
+                    (40, 0, 0),  # slot, root and the second set of registers: none of it here
+                ],
+            )
+        )
+    for vendor in layout.vendor:  # §6.7: the length of it all, then what the device's own specification says
+        content = ((1, value, writable) for value, writable in zip(vendor.body, vendor.writable, strict=True))
+        found.append((vendor, [(1, HEADER + vendor.size, 0), *content]))
+    return found

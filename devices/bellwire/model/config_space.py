@@ -1,0 +1,111 @@
+"""Config space as the guest uses it: masked writes, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Flag, auto
+
+from bellwire.declare.vendor import VendorCapability
+from bellwire.model import capabilities as pci
+from bellwire.model.capabilities import Template
+
+
+class Effect(Flag):
+    """What a config write asks the rest of the device to do."""
+
+    NONE = 0
+    RESET = auto()
+    UNMASKED = auto()
+    LEVEL = auto()
+
+
+class ConfigSpace:
+    """The config space of one device: ``content`` is a slice of its state."""
+
+    def __init__(self, space: Template, content: memoryview, react: Callable[[Effect], None]) -> None:
+        self._space = space
+        self._content = content
+        self._react = react
+        self._power = space.at[pci.POWER_MANAGEMENT] + 4
+        self.size = len(content)
+        self.bus_master = False
+        self.intx_enabled = True
+        self.msi_enabled = self.msix_enabled = False  # MSI Enable (PCI 3.0 §6.8.1.3), MSI-X Enable (§6.8.2.3)
+        self.msix_function_masked = False
+
+    def reset(self) -> None:
+        """Every field back to its value after power-on: BARs unplaced, decoding and bus mastering off."""
+        self._content[:] = self._space.content
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the flags that hot paths ask for from the bytes anew (after a reset, a write, a restore)."""
+        command = self.field(pci.COMMAND)
+        self.bus_master = bool(command & pci.BUS_MASTER)
+        control = self._capability_control(pci.MSIX)
+        self.msi_enabled = bool(self._capability_control(pci.MSI) & 1)
+        self.msix_enabled = bool(control & 0x8000)
+        self.intx_enabled = not command & pci.INTX_DISABLE and not (self.msi_enabled or self.msix_enabled)
+        self.msix_function_masked = bool(control & 0x4000)
+
+    @property
+    def at(self) -> Mapping[int, int]:
+        """Where each capability lies, by its number."""
+        return self._space.at
+
+    @property
+    def vendor(self) -> Mapping[VendorCapability, int]:
+        """Where the body of each vendor-specific capability lies."""
+        return self._space.vendor
+
+    def field(self, offset: int, size: int = 2) -> int:
+        """The little-endian field at ``offset``."""
+        return int.from_bytes(self._content[offset : offset + size], "little")
+
+    @property
+    def interrupt_status(self) -> bool:
+        """Interrupt Status: the INTx level that the device drives, whether or not the guest lets it through."""
+        return bool(self._content[pci.STATUS] & pci.STATUS_INTERRUPT)
+
+    @interrupt_status.setter
+    def interrupt_status(self, asserted: bool) -> None:
+        status = self._content[pci.STATUS] & ~pci.STATUS_INTERRUPT
+        self._content[pci.STATUS] = status | (pci.STATUS_INTERRUPT if asserted else 0)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Guest read, within bounds."""
+        return bytes(self._content[offset : offset + size])
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Guest write, within bounds: only writable bits take."""
+        before = (self.bus_master, self.msix_function_masked, self.intx_enabled, self.msix_enabled)
+        content, writable, power = self._content, self._space.writable, self._power
+        state = content[power] & 3
+        for position, value in enumerate(data, offset):
+            mask = writable[position]
+            if mask:
+                content[position] = content[position] & ~mask | value & mask
+        if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and not to be entered here (PM 1.2 §3.2.4)
+            content[power] = content[power] & ~3 | state
+        self.refresh()
+        woken = state == 3 and not content[power] & (3 | pci.NO_SOFT_RESET)  # from D3hot to D0
+        effect = Effect.RESET if woken or self._asks_for_reset(offset, data) else Effect.NONE
+        unmasked = before[1] and not self.msix_function_masked
+        if (self.bus_master and not before[0]) or unmasked or (self.msix_enabled and not before[3]):
+            effect |= Effect.UNMASKED
+        if self.intx_enabled != before[2]:
+            effect |= Effect.LEVEL
+        if effect:
+            self._react(effect)
+
+    def _asks_for_reset(self, offset: int, data: memoryview) -> bool:
+        """Whether the write sets Initiate Function Level Reset (PCIe 4.0 §7.5.3.4), which always reads as zero."""
+        express = self._space.at.get(pci.EXPRESS)
+        if express is None:
+            return False
+        byte = express + 9 - offset  # the upper byte of Device Control
+        return 0 <= byte < len(data) and bool(data[byte] << 8 & pci.FUNCTION_LEVEL_RESET)
+
+    def _capability_control(self, number: int) -> int:
+        at = self._space.at.get(number)
+        return 0 if at is None else self.field(at + 2)

@@ -1,0 +1,175 @@
+"""A device's interrupts at work: vectors, mask and pending bits, and the INTx level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bellwire.declare.interrupts import ENTRY
+from bellwire.errors import GuestError
+from vfio_user import IrqIndex
+
+if TYPE_CHECKING:
+    from bellwire.model.core import Core
+
+CONTROL = 12  # offset of Vector Control in a table entry
+MASKED = 1
+
+
+class Vector:
+    """One MSI or MSI-X vector of one device."""
+
+    __slots__ = ("_signals", "index", "number")
+
+    def __init__(self, signals: Signals, index: IrqIndex, number: int) -> None:
+        self._signals = signals
+        self.index = index
+        self.number = number
+
+    def trigger(self) -> None:
+        """Interrupt the guest. A masked MSI-X vector sets its pending bit and is sent when unmasked."""
+        self._signals.trigger(self.index, self.number)
+
+
+class Vectors:
+    """All vectors of a kind: ``self.irq[n]``, ``len(self.irq)``, ``self.irq.enabled``."""
+
+    def __init__(self, signals: Signals, index: IrqIndex, count: int) -> None:
+        self._signals = signals
+        self._index = index
+        self._vectors = tuple(Vector(signals, index, number) for number in range(count))
+
+    def __getitem__(self, number: int) -> Vector:
+        return self._vectors[number]
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the guest has turned this kind on in config space."""
+        config = self._signals.config
+        return config.msix_enabled if self._index is IrqIndex.MSIX else config.msi_enabled
+
+
+class Line:
+    """The INTx line of one device. It stays as set until set again: the guest acknowledges by device code."""
+
+    __slots__ = ("_signals",)
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+
+    @property
+    def asserted(self) -> bool:
+        """Whether the device asserts it (the guest may have disabled it in its command register)."""
+        return self._signals.asserted
+
+    def high(self) -> None:
+        """Assert the line."""
+        self._signals.drive(True)
+
+    def low(self) -> None:
+        """Deassert the line."""
+        self._signals.drive(False)
+
+
+class Signals:
+    """All interrupts of one device.
+
+    The client that holds the MSI-X table (QEMU, our VMM) masks by taking an eventfd away; one that forwards
+    table accesses masks in the table here. So the table's mask bits count from the first time that the guest
+    writes them through us: until then the client is taken to know better.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.config = core.config
+        declared = core.layout.msix
+        self._table = core.state.msix
+        self._pending = core.state.pba
+        self._count = declared.count if declared else 0
+        self.msix = Vectors(self, IrqIndex.MSIX, self._count)
+        msi = core.layout.msi
+        messages = msi.count if msi else 0
+        self.msi = Vectors(self, IrqIndex.MSI, messages)
+        tally = core.tally
+        self._sent, self._sent_msi = tally.vectors("MSI-X", self._count), tally.vectors("MSI", messages)
+        self._raised = tally.vectors("INTx", 1)
+        self.line = Line(self)
+
+    @property
+    def asserted(self) -> bool:
+        """The INTx level that the device drives."""
+        return self.config.interrupt_status
+
+    def trigger(self, index: IrqIndex, vector: int) -> None:
+        """Send a message-signalled interrupt, or leave it pending. A GuestError with bus mastering off."""
+        core = self._core
+        if not self.config.bus_master:
+            raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
+        if index is IrqIndex.MSIX:
+            self._sent[vector] += 1
+            if self._masked(vector) or not core.host.signal(index, vector):
+                self._pending[vector >> 3] |= 1 << (vector & 7)
+        else:
+            self._sent_msi[vector] += 1
+            core.host.signal(index, vector)
+
+    def drive(self, asserted: bool) -> None:
+        """Set the INTx level and tell the client what it should see."""
+        if asserted and not self.config.interrupt_status:
+            self._raised[0] += 1
+        self.config.interrupt_status = asserted
+        self.relevel()
+
+    def relevel(self) -> None:
+        """Tell the client the INTx level again: no line while MSI is on or the guest has disabled INTx."""
+        config = self.config
+        self._core.host.level(config.interrupt_status and config.intx_enabled)
+
+    def resend(self) -> None:
+        """Send what is pending and no longer masked; called whenever a mask may have gone."""
+        for vector in self._pending_vectors():
+            if self.config.bus_master and not self._masked(vector):
+                self._clear(vector)
+                self.trigger(IrqIndex.MSIX, vector)
+
+    def taken(self) -> None:
+        """The client has changed its eventfds: what it has fetched by that is pending no more."""
+        for vector in self._pending_vectors():
+            if not self._masked(vector) and not self._core.host.undelivered(IrqIndex.MSIX, vector):
+                self._clear(vector)
+
+    def read_table(self, offset: int, size: int) -> bytes:
+        """Guest read of the MSI-X table."""
+        return bytes(self._table[offset : offset + size])
+
+    def write_table(self, offset: int, data: memoryview) -> None:
+        """Guest write of the MSI-X table: one or more whole dwords (PCI 3.0 §6.8.2); others are dropped."""
+        if offset % 4 or len(data) % 4:
+            return
+        self._table[offset : offset + len(data)] = data
+        self._core.state.table_used = True
+        self.resend()
+
+    def read_pending(self, offset: int, size: int) -> bytes:
+        """Guest read of the pending bits."""
+        return bytes(self._pending[offset : offset + size])
+
+    def is_pending(self, vector: int) -> bool:
+        """Whether an MSI-X vector was triggered and could not be sent yet."""
+        return bool(self._pending[vector >> 3] >> (vector & 7) & 1)
+
+    def _masked(self, vector: int) -> bool:
+        core = self._core
+        if self.config.msix_function_masked:
+            return True
+        return core.state.table_used and bool(self._table[ENTRY * vector + CONTROL] & MASKED)
+
+    def _pending_vectors(self) -> list[int]:
+        if not any(self._pending):
+            return []
+        return [vector for vector in range(self._count) if self.is_pending(vector)]
+
+    def _clear(self, vector: int) -> None:
+        self._pending[vector >> 3] &= ~(1 << (vector & 7)) & 0xFF

@@ -1,0 +1,307 @@
+"""What a guest's access to a BAR does: found by offset, split at the edges of what is declared there."""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bellwire.declare.access import Access
+from bellwire.declare.bar import Area
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.layout import BarLayout
+from bellwire.declare.register import Register
+from bellwire.errors import GuestError
+
+if TYPE_CHECKING:
+    from bellwire.model.core import Core
+
+WIDEST = 8
+_STORED = frozenset({Access.RW, Access.RO, Access.W1C, Access.W1S})  # a read gives what the register file holds
+
+
+class Cell(Protocol):
+    """A stretch of a BAR at work: ``first`` counts from the cell's start, and accesses stay inside."""
+
+    start: int
+    size: int
+
+    def read(self, first: int, count: int) -> bytes:
+        """Guest read of ``count`` bytes."""
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Guest write."""
+
+
+class Space:
+    """One BAR of one device. Holes read as the BAR's ``fill`` and drop writes."""
+
+    def __init__(self, core: Core, plan: BarLayout) -> None:
+        self.size = plan.bar.size
+        self._fill = bytes([plan.bar.fill])
+        self._cells = sorted(_cells(core, plan), key=lambda cell: cell.start)
+        self._starts = [cell.start for cell in self._cells]
+        self._exact = {cell.start << 4 | cell.size: cell for cell in self._cells if cell.size <= WIDEST}
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Guest read, within the BAR's bounds."""
+        if count <= WIDEST:
+            cell = self._exact.get(offset << 4 | count)
+            if cell is not None:
+                return cell.read(0, count)
+        parts = []
+        end = offset + count
+        while offset < end:
+            cell, stop = self._at(offset, end)
+            if cell is None:
+                parts.append(self._fill * (stop - offset))
+            else:
+                parts.append(cell.read(offset - cell.start, stop - offset))
+            offset = stop
+        return b"".join(parts)
+
+    def stored(self, offset: int, count: int) -> Callable[[], memoryview] | None:
+        """What looks at a register's bytes, where that is all that a read does."""
+        cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
+        return cell.stored if isinstance(cell, RegisterCell) else None
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Guest write, within the BAR's bounds."""
+        count = len(data)
+        if count <= WIDEST:
+            cell = self._exact.get(offset << 4 | count)
+            if cell is not None:
+                cell.write(0, data)
+                return
+        start, end = offset, offset + count
+        while offset < end:
+            cell, stop = self._at(offset, end)
+            if cell is not None:
+                cell.write(offset - cell.start, data[offset - start : stop - start])
+            offset = stop
+
+    def _at(self, offset: int, end: int) -> tuple[Cell | None, int]:
+        """The cell at ``offset``, or None for a hole, and where it or the access ends."""
+        slot = bisect_right(self._starts, offset)
+        if slot:
+            cell = self._cells[slot - 1]
+            stop = cell.start + cell.size
+            if offset < stop:
+                return cell, min(stop, end)
+        return None, min(self._starts[slot], end) if slot < len(self._starts) else end
+
+
+def _cells(core: Core, plan: BarLayout) -> list[Cell]:
+    """The cells of one BAR; doorbells and a register that share an offset become one."""
+    cells: list[Cell] = []
+    shared: dict[int, list[Doorbell]] = {}
+    registers: dict[int, RegisterCell] = {}
+    for item in plan.placed:
+        match item:
+            case Register():
+                registers[item.offset] = RegisterCell(core, item)
+            case Doorbell():
+                shared.setdefault(item.offset, []).append(item)
+            case IoRegion():
+                cells.append(IoRegionCell(core, item))
+            case Area():
+                cells.append(MemoryCell(item.offset, core.state.areas[item]))
+            case _:
+                cells.append(TableCell(core, item.offset, item.pba_offset))
+                cells.append(PendingCell(core, item.offset + item.pba_offset, item.pba_size))
+    for offset, bells in shared.items():
+        cells.append(DoorbellCell(core, bells, registers.pop(offset, None)))
+    return [*cells, *registers.values()]
+
+
+class RegisterCell:
+    """A register at work."""
+
+    def __init__(self, core: Core, register: Register[Any]) -> None:
+        self.start = register.offset
+        self.size = register.size
+        self._core = core
+        self._register = register
+        self._access = register.access
+        self._file = core.state.registers[register.bar.index]
+        self._mask = (1 << 8 * self.size) - 1
+        self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
+        self._read_hook: Callable[[], int] | None = core.hook(("read", register))
+        self._write_hook: Callable[[Any], None] | None = core.hook(("write", register))
+        plain = self._read_hook is None and self._access in _STORED
+        look: Callable[[slice], memoryview] = self._file.__getitem__
+        span = slice(self.start, self.start + self.size)
+        self.stored: Callable[[], memoryview] | None = functools.partial(look, span) if plain else None
+        """Looks at the register's bytes, where a guest's read gives just those."""
+
+    def read(self, first: int, count: int) -> bytes:
+        """A guest's read, after the access word."""
+        if self.stored is not None:
+            return self.stored()[first : first + count].tobytes()
+        register = self._register
+        match self._access:
+            case Access.WO | Access.RESERVED:
+                value = self._nothing
+            case Access.CONSTANT:
+                value = register.reset
+            case Access.UNIMPLEMENTED:
+                self._core.unimplemented("read", register)
+                value = register.reset
+            case _:
+                value = register.load(self._file)
+        if self._read_hook is not None:
+            value = int(self._core.call(self._read_hook)) & self._mask
+        if self._access is Access.RC:
+            register.store(self._file, register.load(self._file) & ~_bytes_mask(first, count))
+        return value.to_bytes(self.size, "little")[first : first + count]
+
+    def write(self, first: int, data: memoryview) -> None:
+        """A guest's write: stored, then told to the hook."""
+        access = self._access
+        if not access.takes_writes:
+            if access is Access.UNIMPLEMENTED:
+                self._core.unimplemented("write", self._register)
+            return
+        register = self._register
+        value = int.from_bytes(data, "little")
+        writable = register.writable
+        if len(data) != self.size:
+            touched = _bytes_mask(first, len(data))
+            writable &= touched
+            value <<= 8 * first
+            if access is Access.RW:
+                value |= register.load(self._file) & ~touched
+        match access:
+            case Access.W1C:
+                stored = register.load(self._file) & ~(value & writable)
+            case Access.W1S:
+                stored = register.load(self._file) | value & writable
+            case _ if writable == self._mask:
+                stored = value
+            case _:
+                stored = register.load(self._file) & ~writable | value & writable
+        if register.kind is not None:
+            try:
+                register.typed(stored)
+                if self._write_hook is not None:
+                    value = register.typed(value)
+            except ValueError as error:
+                raise GuestError(f"write of {value:#x} to {register}: {error}") from None
+        register.store(self._file, stored)
+        if self._write_hook is not None:
+            self._core.call(self._write_hook, value)
+
+
+class DoorbellCell:
+    """Doorbells at one offset, rung by message, and the register below them, if any."""
+
+    def __init__(self, core: Core, bells: list[Doorbell], register: RegisterCell | None) -> None:
+        self.start = bells[0].offset
+        self.size = max(bell.size for bell in bells)
+        self._core = core
+        self._bells = [(bell, core.tally.ring("message", bell.name)) for bell in bells]
+        self._register = register
+        self._nothing = bytes([bells[0].bar.fill])
+
+    def read(self, first: int, count: int) -> bytes:
+        """There is nothing to read, unless a register lies below."""
+        return self._nothing * count if self._register is None else self._register.read(first, count)
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Ring what matches, as KVM would; what nothing matches is an ordinary register write."""
+        if first == 0:
+            value = int.from_bytes(data, "little")
+            for bell, rings in self._bells:
+                if bell.value:
+                    rings[0] += 1
+                    self._core.ring_value(bell, value)
+                    return
+                if bell.match is None or (bell.match == value and bell.size == len(data)):
+                    rings[0] += 1
+                    self._core.ring(bell, 1)
+                    return
+        if self._register is not None:
+            self._register.write(first, data)
+
+
+class IoRegionCell:
+    """A stretch handed over whole, reached by message."""
+
+    def __init__(self, core: Core, region: IoRegion) -> None:
+        self.start = region.offset
+        self.size = region.size
+        self._core = core
+        self._region = region
+        self._rings = core.tally.ring("message", region.name) if region.bell else None
+
+    def read(self, first: int, count: int) -> bytes:
+        """A long read reaches the hook in pieces of at most 8 bytes."""
+        return b"".join(
+            self._core.ioregion_read(self._region, first + at, min(WIDEST, count - at)).to_bytes(
+                min(WIDEST, count - at), "little"
+            )
+            for at in range(0, count, WIDEST)
+        )
+
+    def write(self, first: int, data: memoryview) -> None:
+        """A long write reaches the hook in pieces of at most 8 bytes; each rings a row of doorbells once."""
+        for at in range(0, len(data), WIDEST):
+            piece = data[at : at + WIDEST]
+            if self._rings is not None:
+                self._rings[0] += 1
+            self._core.ioregion_write(self._region, first + at, len(piece), int.from_bytes(piece, "little"))
+
+
+class MemoryCell:
+    """A mapped area, reached by message all the same (every client may)."""
+
+    def __init__(self, start: int, view: memoryview) -> None:
+        self.start = start
+        self.size = len(view)
+        self._view = view
+
+    def read(self, first: int, count: int) -> bytes:
+        """Bytes of the area."""
+        return bytes(self._view[first : first + count])
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Into the area."""
+        self._view[first : first + len(data)] = data
+
+
+class TableCell:
+    """The MSI-X table."""
+
+    def __init__(self, core: Core, start: int, size: int) -> None:
+        self.start = start
+        self.size = size
+        self._signals = core.signals
+
+    def read(self, first: int, count: int) -> bytes:
+        """Bytes of the table."""
+        return self._signals.read_table(first, count)
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Into the table; what it unmasks is sent."""
+        self._signals.write_table(first, data)
+
+
+class PendingCell:
+    """The MSI-X pending bits, read-only."""
+
+    def __init__(self, core: Core, start: int, size: int) -> None:
+        self.start = start
+        self.size = size
+        self._signals = core.signals
+
+    def read(self, first: int, count: int) -> bytes:
+        """Pending bits."""
+        return self._signals.read_pending(first, count)
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Dropped (PCI 3.0 §6.8.2.10 leaves it undefined)."""
+
+
+def _bytes_mask(first: int, count: int) -> int:
+    return ((1 << 8 * count) - 1) << 8 * first

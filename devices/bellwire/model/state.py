@@ -1,0 +1,202 @@
+"""A device's state: one private memory file, so that a snapshot is bytes and a successor can map it.
+
+It starts with a header: magic, a digest of the declarations, and one word that is set while a hook, a reset or
+a restore runs, by which a successor sees that the state may be torn. Behind it lie config space, the registers
+of each BAR, the doorbells' counts, MSI-X table and pending bits, and the saved fields. This file is never sent to
+anybody.
+
+The areas that a guest maps have files of their own, one a BAR, sealed against shrinking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import zlib
+from typing import Any
+
+from bellwire.declare.bar import Area
+from bellwire.declare.declared import Declared
+from bellwire.declare.doorbell import Doorbell, Rings
+from bellwire.declare.layout import Layout
+from bellwire.declare.register import Register
+from bellwire.declare.saved import Saved, SavedBytes
+from bellwire.errors import StateError
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, fallocate
+from bellwire.model.capabilities import Template
+
+MAGIC = 0x5354_4C42  # "BLTS" when read as text
+HEADER = struct.Struct("<IIQQ")  # magic, digest, busy, flags
+BEHIND_BUSY = 16
+TABLE_USED = 0
+_ALIGN = 8
+_SEALS = (
+    0x1 | 0x2 | 0x4
+)  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW; the fcntl module has no names for them before 3.12
+_ADD_SEALS = 1033
+
+
+class State:
+    """The memory of one device. Close it; views of it that device code still holds stay valid."""
+
+    def __init__(self, layout: Layout, space: Template) -> None:
+        self.layout = layout
+        self._digest = zlib.crc32(space.content, zlib.crc32(space.writable, layout.digest))
+        sizes = _Sizes()
+        header = sizes.take(HEADER.size)
+        config = sizes.take(len(space.content))
+        files = {index: sizes.take(plan.file_size) for index, plan in layout.bars.items()}
+        counts = sizes.take(8 * len(layout.doorbells))
+        msix = layout.msix
+        table = sizes.take(msix.pba_offset if msix else 0)
+        pba = sizes.take(msix.pba_size if msix else 0)
+        saved = [(item, sizes.take(item.size)) for item in layout.saved]
+
+        self.fd = os.memfd_create(f"bellwire-state-{layout.where}"[:200], os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, sizes.total)
+        self._map = mmap.mmap(self.fd, sizes.total)
+        self._view = memoryview(self._map)
+        HEADER.pack_into(self._view, 0, MAGIC, self._digest, 0, 0)
+
+        self._words = self._view[header].cast("Q")
+        self.config = self._view[config]
+        empty = self._view[:0]
+        self.registers = [self._view[files[index]] if index in files else empty for index in range(6)]
+        self._counts = self._view[counts].cast("Q")
+        self.rings: dict[Doorbell, Rings] = {
+            bell: Rings(self._counts, slot) for slot, bell in enumerate(layout.doorbells)
+        }
+        self.msix = self._view[table]
+        self.pba = self._view[pba]
+        self.saved: dict[Saved[Any] | SavedBytes, memoryview] = {item: self._view[span] for item, span in saved}
+
+        self.area_fds: dict[int, int] = {}
+        self._area_maps: list[mmap.mmap] = []
+        self.areas: dict[Area, memoryview] = {}
+        self.area_files: dict[int, memoryview] = {}
+        for index, plan in layout.bars.items():
+            if plan.areas:
+                self._map_areas(index, plan.bar.size, plan.areas)
+
+    def _map_areas(self, index: int, size: int, areas: tuple[Area, ...]) -> None:
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        fd = os.memfd_create(f"bellwire-bar{index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.area_fds[index] = fd
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+        area_map = mmap.mmap(fd, size)
+        self._area_maps.append(area_map)
+        self.area_files[index] = memoryview(area_map)
+        for area in areas:
+            self.areas[area] = self.area_files[index][area.offset : area.offset + area.size]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a hook was running when the state was last seen: if its process is gone, the state is torn."""
+        return bool(self._words[1])
+
+    def enter(self) -> None:
+        """A hook starts; within it, through the SDK, another may."""
+        self._words[1] += 1
+
+    def leave(self) -> None:
+        """The hook has ended."""
+        self._words[1] -= 1
+
+    @property
+    def table_used(self) -> bool:
+        """Whether the guest has written the MSI-X table through us."""
+        return bool(self._words[2] >> TABLE_USED & 1)
+
+    @table_used.setter
+    def table_used(self, used: bool) -> None:
+        self._words[2] = int(used) << TABLE_USED
+
+    def reset(self) -> None:
+        """Registers, counts, MSI-X and saved fields as after power-on; areas are zeroed."""
+        self.enter()
+        self.reset_registers()
+        self.table_used = False
+        self.msix[:] = bytes(len(self.msix))
+        for entry in range(0, len(self.msix), 16):
+            self.msix[entry + 12] = 1  # every vector starts masked (PCI 3.0 §6.8.2.9)
+        self.pba[:] = bytes(len(self.pba))
+        for area in self.areas:  # whole pages, given back: a large area costs memory only where it is written
+            fallocate(self.area_fds[area.bar.index], PUNCH_HOLE | KEEP_SIZE, area.offset, area.size)
+        self.leave()
+
+    def reset_registers(self, keep: frozenset[Declared] = frozenset()) -> None:
+        """Registers, counts and saved fields as after power-on, all but those in ``keep``."""
+        self.enter()
+        for plan in self.layout.bars.values():
+            if plan.bar in keep:
+                continue
+            file = self.registers[plan.bar.index]
+            for item in plan.placed:
+                if item in keep:
+                    continue
+                if isinstance(item, Register):
+                    item.store(file, item.reset)
+                elif isinstance(item, Doorbell):
+                    self.rings[item].clear()
+        for saved, cell in self.saved.items():
+            if saved not in keep:
+                saved.clear(cell)
+        self.leave()
+
+    def snapshot(self) -> bytes:
+        """All of it as bytes: the state file, then each area."""
+        return b"".join([self._view, *self.areas.values()])
+
+    def restore(self, snapshot: bytes) -> None:
+        """Put back what :meth:`snapshot` gave. A StateError when it is another device's, cut short, or torn."""
+        expected = len(self._view) + sum(len(view) for view in self.areas.values())
+        if len(snapshot) != expected:
+            raise StateError(f"snapshot of {len(snapshot)} bytes; {self.layout.where} has {expected}")
+        magic, digest, busy, _ = HEADER.unpack_from(snapshot)
+        if magic != MAGIC or digest != self._digest:
+            raise StateError(f"snapshot is not one of {self.layout.where} as it is declared now")
+        if busy:
+            raise StateError("snapshot is torn: it was taken while a hook ran")
+        start = len(self._view)
+        self.enter()
+        self._view[BEHIND_BUSY:] = snapshot[BEHIND_BUSY:start]
+        for view in self.areas.values():
+            view[:] = snapshot[start : start + len(view)]
+            start += len(view)
+        self.leave()
+
+    def close(self) -> None:
+        """Give up the files. What device code still holds a view of goes when that view does."""
+        views = [self._words, self._counts, self.config, self.msix, self.pba]
+        views += [
+            *self.registers,
+            *self.saved.values(),
+            *self.areas.values(),
+            *self.area_files.values(),
+            self._view,
+        ]
+        for view in views:
+            with contextlib.suppress(BufferError):
+                view.release()
+        for mapping in (self._map, *self._area_maps):
+            with contextlib.suppress(BufferError):
+                mapping.close()
+        for fd in (self.fd, *self.area_fds.values()):
+            os.close(fd)
+        self.area_fds.clear()
+
+
+class _Sizes:
+    """Hands out aligned slices of a file that is still to be made."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def take(self, size: int) -> slice:
+        start = self.total
+        self.total += -(-size // _ALIGN) * _ALIGN
+        return slice(start, start + size)

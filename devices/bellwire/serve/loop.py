@@ -1,0 +1,155 @@
+"""The worker's event loop: file descriptors, timers, and what other threads have finished."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from bellwire.serve.busy_poll import BusyPoll
+
+THREADS = 4
+FEW_TIMERS = 256
+LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
+Callback = Callable[[], None]
+
+
+class Deadline:
+    """A timer in the loop's heap."""
+
+    __slots__ = ("__weakref__", "callback", "order", "when")
+
+    def __init__(self, when: float, order: int, callback: Callback | None) -> None:
+        self.when = when
+        self.order = order
+        self.callback = callback
+
+    def cancel(self) -> None:
+        """Forget it. Its place in the heap stays until its time comes, or there are many."""
+        self.callback = None
+
+    def __lt__(self, other: Deadline) -> bool:
+        return (self.when, self.order) < (other.when, other.order)
+
+
+class Loop:
+    """One epoll. Not thread-safe, but for :meth:`stop` and the completions of :meth:`background`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._epoll = select.epoll()
+        self.poll = self._epoll.poll
+        """Sleeps until something is ready; only while the loop is :attr:`calm`."""
+        self._callbacks: dict[int, Callback] = {}
+        self._timers: list[Deadline] = []
+        self._room = FEW_TIMERS
+        self._order = itertools.count()
+        self._finished: deque[Callback] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing = threading.RLock()  # a signal handler may wake us while we close
+        self.stopping = False
+        self.busy_poll: BusyPoll | None = None
+        """Looks for a while before it sleeps, where the owner wants that."""
+        self.watch(self._wake, self._drain_wake)
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Run ``callback`` whenever ``fd`` can be read."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching ``fd``; call it before closing it."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    @property
+    def calm(self) -> bool:
+        """Whether to wait is just to sleep: no timer is set, and there is no busy poll."""
+        return not self._timers and self.busy_poll is None
+
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""
+        if self._timers:
+            due = min(max(0.0, self._timers[0].when - self._clock()), LONGEST_WAIT)
+            timeout = due if timeout is None else min(timeout, due)
+        if self.busy_poll is not None and timeout != 0:
+            return self.busy_poll.wait(self._epoll, timeout)
+        return [fd for fd, _ in self._epoll.poll(timeout)]
+
+    def run(self, ready: list[int]) -> None:
+        """Call back for each fd that is still watched: an earlier one's callback may have ended that."""
+        for fd in ready:
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
+
+    def run_timers(self) -> None:
+        """Run the timers that are due now; one that sets another for now does not starve the loop."""
+        if not self._timers:
+            return
+        now = self._clock()
+        due = []
+        while self._timers and self._timers[0].when <= now:
+            due.append(heapq.heappop(self._timers))
+        for timer in due:
+            callback = timer.callback
+            if callback is not None:
+                timer.callback = None
+                callback()
+
+    def after(self, delay: float, callback: Callback) -> Deadline:
+        """Run ``callback`` in ``delay`` seconds."""
+        timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback)
+        heapq.heappush(self._timers, timer)
+        if len(self._timers) > self._room:  # a guest may have a device set its timer anew as often as it likes
+            self._timers = [each for each in self._timers if each.callback is not None]
+            heapq.heapify(self._timers)
+            self._room = max(FEW_TIMERS, 2 * len(self._timers))
+        return timer
+
+    def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
+        """Run ``work`` on one of a few threads, then ``done`` with its future on this one."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
+
+        def hand_over(future: Future[Any]) -> None:
+            self._finished.append(lambda: done(future))
+            self.wake()
+
+        self._pool.submit(work).add_done_callback(hand_over)
+
+    def wake(self) -> None:
+        """End the current or next :meth:`wait`; from any thread or signal handler."""
+        with self._closing:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Ask the owner to stop, from any thread or signal handler."""
+        self.stopping = True
+        self.wake()
+
+    def close(self) -> None:
+        """Forget timers, drop queued background work, wait for what runs, close the loop's own fds."""
+        self._timers.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._finished.clear()
+        self._callbacks.clear()
+        self._epoll.close()
+        with self._closing:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _drain_wake(self) -> None:
+        os.eventfd_read(self._wake)
+        for _ in range(len(self._finished)):
+            self._finished.popleft()()

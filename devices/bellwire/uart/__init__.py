@@ -1,1 +1,0 @@
-"""Parts of the serial port: what its registers say, and its FIFOs."""

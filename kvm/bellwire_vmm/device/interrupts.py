@@ -1,0 +1,89 @@
+"""How a device interrupts: by its pin, by MSI or by MSI-X, whichever the guest has turned on."""
+
+from __future__ import annotations
+
+from bellwire_vmm.device.capabilities import Msi, MsixCapability
+from bellwire_vmm.device.intx import IntxLine
+from bellwire_vmm.device.msix import MsixTable
+from bellwire_vmm.device.vectors import Vector
+from bellwire_vmm.machine.platform import Platform
+from vfio_user import Client, IrqIndex
+
+_ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
+
+
+class Interrupts:
+    """Follows a device's interrupt capabilities. One kind is connected at a time, the pin by default."""
+
+    def __init__(self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixCapability | None) -> None:
+        self._platform = platform
+        self._client = client
+        counts = {index: client.irq_info(index).count for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX)}
+        self.pin = IntxLine(platform, client, slot, pin) if pin and counts[IrqIndex.INTX] else None
+        self.msi_count = counts[IrqIndex.MSI]
+        usable = msix is not None and counts[IrqIndex.MSIX] >= msix.vectors
+        self.table = MsixTable(msix) if msix is not None and usable else None
+        self._vectors: list[Vector] = []
+        self._mode: IrqIndex | None = None
+        self._switch(IrqIndex.INTX)
+
+    def msi_changed(self, msi: Msi) -> None:
+        """The guest wrote to the MSI capability, which now says ``msi``."""
+        if not msi.enabled:
+            if self._mode is IrqIndex.MSI:
+                self._switch(IrqIndex.INTX)
+            return
+        count = min(msi.count, self.msi_count)
+        if self._mode is not IrqIndex.MSI or len(self._vectors) != count:
+            self._switch(IrqIndex.MSI, count)
+        for number, vector in enumerate(self._vectors):
+            data = msi.data & ~(msi.count - 1) | number
+            vector.set(msi.address, data, opened=not msi.mask >> number & 1)
+
+    def msix_changed(self, control: int) -> None:
+        """The guest wrote Message Control of MSI-X, which now reads ``control``."""
+        if self.table is None:
+            return
+        self.table.function_mask = bool(control & _FUNCTION_MASK)
+        if not control & _ENABLE:
+            if self._mode is IrqIndex.MSIX:
+                self._switch(IrqIndex.INTX)
+        elif self._mode is not IrqIndex.MSIX:
+            self._switch(IrqIndex.MSIX, self.table.layout.vectors)
+            self.table.connect(self._vectors)
+        else:
+            self.table.apply()
+
+    def reset(self) -> None:
+        """Back to the pin, the table masked."""
+        self._switch(IrqIndex.INTX)
+        if self.table is not None:
+            self.table.reset()
+
+    def close(self, *, tell: bool) -> None:
+        """Disconnect everything; ``tell`` the device, if it is still there to hear."""
+        self._disconnect(tell=tell)
+
+    def _switch(self, mode: IrqIndex, count: int = 0) -> None:
+        self._disconnect(tell=True)
+        if mode is IrqIndex.INTX:
+            if self.pin is not None:
+                self.pin.connect()
+        else:
+            self._vectors = [Vector(self._platform) for _ in range(count)]
+            self._client.trigger_eventfds(mode, 0, [vector.eventfd for vector in self._vectors])
+        self._mode = mode
+
+    def _disconnect(self, *, tell: bool) -> None:
+        mode, self._mode = self._mode, None
+        if self.pin is not None:
+            self.pin.disconnect(tell=tell)
+        if self.table is not None:
+            self.table.connect([])
+        vectors, self._vectors = self._vectors, []
+        try:
+            if vectors and mode is not None and tell:
+                self._client.disable(mode)
+        finally:
+            for vector in vectors:
+                vector.close()

@@ -1,0 +1,67 @@
+"""The MSI-X table, which the VMM owns (PCI 3.0 §6.8.2): the device never sees what the guest writes to it."""
+
+from __future__ import annotations
+
+import struct
+
+from bellwire_vmm.device.capabilities import MsixCapability
+from bellwire_vmm.device.vectors import Vector
+
+ENTRY = 16
+_FIELDS = struct.Struct("<QII")
+_MASKED = 1
+
+
+class MsixTable:
+    """``layout.vectors`` entries of 16 bytes: address, data, and a control word whose bit 0 masks.
+
+    `connect` gives it the vectors while MSI-X is on.
+    """
+
+    def __init__(self, layout: MsixCapability) -> None:
+        self.layout = layout
+        self.function_mask = False
+        self._vectors: list[Vector] = []
+        self._content = bytearray()
+        self.reset()
+
+    def reset(self) -> None:
+        """Every vector masked, its address and data zero."""
+        self._content = bytearray(_FIELDS.pack(0, 0, _MASKED) * self.layout.vectors)
+        self.function_mask = False
+
+    def connect(self, vectors: list[Vector]) -> None:
+        """From now on entries route ``vectors``; an empty list disconnects."""
+        self._vectors = vectors
+        self.apply()
+
+    def apply(self) -> None:
+        """Route every vector as its entry and the function mask say."""
+        for number in range(len(self._vectors)):
+            self._apply(number)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The guest's read of the table."""
+        return bytes(self._content[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """The guest's write to the table; of the control word only the mask bit takes."""
+        self._content[offset : offset + len(data)] = data
+        for number in range(offset // ENTRY, (offset + len(data) - 1) // ENTRY + 1):
+            control = number * ENTRY + 12
+            self._content[control : control + 4] = bytes((self._content[control] & _MASKED, 0, 0, 0))
+            if number < len(self._vectors):
+                self._apply(number)
+
+    def pending(self, offset: int, from_device: bytes) -> bytes:
+        """The pending bits at ``offset`` of the array: the device's, and those that we hold back."""
+        bits = int.from_bytes(from_device, "little")
+        first = offset * 8
+        for number, vector in enumerate(self._vectors[first : first + 8 * len(from_device)]):
+            bits |= vector.pending << number
+        return bits.to_bytes(len(from_device), "little")
+
+    def _apply(self, number: int) -> None:
+        address, data, control = _FIELDS.unpack_from(self._content, number * ENTRY)
+        opened = not control & _MASKED and not self.function_mask and address != 0
+        self._vectors[number].set(address, data, opened=opened)

@@ -1,0 +1,55 @@
+"""MSI and MSI-X vectors: an eventfd that the device writes, and KVM's irqfd that turns it into a message."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from bellwire_vmm.machine.platform import Platform
+
+
+class Vector:
+    """One message interrupt. While closed (masked, disabled) its eventfd keeps what the device raised."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._gsi = platform.gsis.take()
+        self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._open = False
+
+    def set(self, address: int, data: int, *, opened: bool) -> None:
+        """Where the message goes, and whether it may. Opening delivers what has been raised meanwhile."""
+        vm = self._platform.vm
+        if not opened:
+            if self._open:
+                vm.irqfd_deassign(self.eventfd, self._gsi)
+                self._open = False
+            return
+        self._platform.gsis.route(self._gsi, address, data)
+        if not self._open:
+            # KVM, too, looks at the eventfd once when it takes it over, but would leave its count standing:
+            # it would look pending at the next mask. So what has come so far is taken out and sent here.
+            raised = self._drain()
+            vm.irqfd(self.eventfd, self._gsi)
+            self._open = True
+            if raised:
+                vm.signal_msi(address, data)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the device has raised it since it was closed."""
+        waiter = select.poll()
+        waiter.register(self.eventfd, select.POLLIN)
+        return not self._open and bool(waiter.poll(0))
+
+    def close(self) -> None:
+        """Release the eventfd and the GSI."""
+        self.set(0, 0, opened=False)
+        self._platform.gsis.give_back(self._gsi)
+        os.close(self.eventfd)
+
+    def _drain(self) -> bool:
+        try:
+            return os.eventfd_read(self.eventfd) > 0
+        except BlockingIOError:
+            return False

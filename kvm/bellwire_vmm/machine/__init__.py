@@ -1,0 +1,1 @@
+"""The machine: memory, vCPUs, buses, address spaces, and what a guest boots from."""

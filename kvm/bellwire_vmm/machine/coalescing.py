@@ -1,0 +1,104 @@
+"""Writes that wait: KVM keeps a guest's stores to zones of BARs in a ring, and they go out many to a message.
+
+A store to a zone does not leave the guest, so its device hears of it only at the next exit of a vCPU, whichever
+that is. The ring is drained before the exit itself is dealt with: among the accesses that do leave the guest,
+order is kept. What leaves none (a ring by ioeventfd, a store to RAM) overtakes the writes that wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from typing import NamedTuple, Protocol
+
+from bellwire_vmm.device.bars import Bar
+from bellwire_vmm.device.peer import Peer
+from kvm_ioctls import Capability, CoalescedRing, CoalescedWrite, KvmError, Vcpu, Vm
+from vfio_user import RegionWrite
+
+
+class Taker(Protocol):
+    """Whose writes have waited: those to ``bar`` go down ``peer``, and ``writes`` counts them."""
+
+    peer: Peer
+    bar: Bar
+    writes: int
+
+
+class Stretch(NamedTuple):
+    """A zone where it lies: ``[start, end)`` belongs to ``taker``, whose BAR is at ``base``."""
+
+    start: int
+    end: int
+    base: int
+    taker: Taker
+
+
+class Coalescing:
+    """The machine's zones, and the ring that its vCPUs share. ``active`` while there is any zone.
+
+    A vCPU's thread asks ``active`` after every exit, and drains. A ring that no kernel would leave behind is a
+    KvmError. Changes are the caller's to serialise, under ``lock``.
+    """
+
+    def __init__(self, vm: Vm, lock: threading.RLock) -> None:
+        self.active = False
+        self._vm = vm
+        self._lock = lock
+        self._ring: CoalescedRing | None = None
+        self._stretches: list[Stretch] = []
+        self._starts: list[int] = []
+
+    def begin(self, vcpu: Vcpu) -> None:
+        """Find the ring, if this kernel has one, in the mapping of ``vcpu``, which must outlive all zones."""
+        page = self._vm.check_extension(Capability.COALESCED_MMIO)
+        if page:
+            self._ring = vcpu.coalesced_ring(page)
+
+    @property
+    def available(self) -> bool:
+        """Whether there is a ring."""
+        return self._ring is not None
+
+    def add(self, stretch: Stretch) -> None:
+        """Let writes to a stretch of guest-physical memory wait; KvmError if that cannot be."""
+        self._replace([*self._stretches, stretch])
+        try:
+            self._vm.register_coalesced_mmio(stretch.start, stretch.end - stretch.start)
+        except KvmError:
+            self._forget(stretch)
+            raise
+
+    def remove(self, stretch: Stretch) -> None:
+        """Undo `add`, and deliver what waits."""
+        self._vm.unregister_coalesced_mmio(stretch.start, stretch.end - stretch.start)
+        self.drain()
+        self._forget(stretch)
+
+    def drain(self) -> None:
+        """Deliver what waits, whichever vCPU wrote it. Where another thread does so just now, wait for it."""
+        if self._ring is not None and not self._ring.empty:
+            with self._lock:
+                self._ring.drain(self._deliver)
+
+    def _deliver(self, writes: list[CoalescedWrite]) -> None:
+        batches: dict[Peer, list[RegionWrite]] = {}
+        stretches, starts = self._stretches, self._starts
+        for address, data, _ in writes:
+            at = bisect_right(starts, address) - 1
+            if at < 0 or address + len(data) > stretches[at].end:
+                continue  # no zone of ours: KVM does no such thing
+            _, _, base, taker = stretches[at]
+            taker.writes += 1
+            batches.setdefault(taker.peer, []).append(RegionWrite(taker.bar.index, address - base, data))
+        for peer, batch in batches.items():
+            peer.write_many(batch)
+
+    def _forget(self, stretch: Stretch) -> None:
+        self._replace([each for each in self._stretches if each is not stretch])
+
+    def _replace(self, stretches: list[Stretch]) -> None:
+        stretches.sort(key=lambda each: each.start)
+        self._starts = [each.start for each in stretches]
+        self._stretches = stretches
+        self.active = bool(stretches)

@@ -1,0 +1,34 @@
+"""Page tables that map addresses one to one, for the first instructions of a guest (Intel SDM vol. 3, 4.5)."""
+
+from __future__ import annotations
+
+import struct
+
+from bellwire_vmm.machine.memory import PAGE, GuestMemory
+from bellwire_vmm.machine.windows import HIGH_MEMORY
+
+ROOT = 0x1000
+"""What CR3 says."""
+
+MAPPED = (range(4 << 30), HIGH_MEMORY)
+"""What a guest can reach: in 2 MiB pages, for not every KVM offers pages of 1 GiB."""
+
+_DIRECTORIES, _TABLES = (0x2000, 0x3000), (0x6000, 0xA000)
+_PRESENT, _WRITABLE, _USER, _LARGE = 1, 2, 4, 0x80
+_LARGE_PAGE, _GIB = 2 << 20, 1 << 30
+
+
+def write_page_tables(memory: GuestMemory) -> None:
+    """Everything in `MAPPED` readable, writable, executable, and open to ring 3; the tables end at 0xe000."""
+    entries = _PRESENT | _WRITABLE | _USER
+    for window, directory, first in zip(MAPPED, _DIRECTORIES, _TABLES, strict=True):
+        tables = range(first, first + len(window) // _GIB * PAGE, PAGE)
+        write_words(memory, ROOT + 8 * (window.start >> 39), [directory | entries])
+        write_words(memory, directory + 8 * (window.start // _GIB % 512), [table | entries for table in tables])
+        pages = range(window.start, window.stop, _LARGE_PAGE)
+        write_words(memory, first, [page | entries | _LARGE for page in pages])
+
+
+def write_words(memory: GuestMemory, address: int, words: list[int]) -> None:
+    """64-bit words, one after the other."""
+    memory.write(address, struct.pack(f"<{len(words)}Q", *words))

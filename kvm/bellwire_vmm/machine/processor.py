@@ -1,0 +1,114 @@
+"""A vCPU and the thread that runs it: every return of KVM_RUN is counted and dealt with here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from bellwire_vmm.machine.platform import Platform
+from kvm_ioctls import Exit, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, Vcpu
+
+PORT_TEXT, PORT_EXIT, PORT_MARK = 0xE9, 0xF4, 0xF5
+
+
+class Mark(NamedTuple):
+    """A guest's write to ``PORT_MARK``, stamped with how often its vCPU had come out of the guest by then.
+
+    ``runs`` counts the returns of KVM_RUN, this mark's own included; ``mmio_exits`` and ``io_exits`` are the
+    kernel's counters, read while the mark is dealt with.
+    """
+
+    vcpu: int
+    value: int
+    runs: int
+    mmio_exits: int
+    io_exits: int
+
+
+class Listener(Protocol):
+    """Who hears what a guest says through its ports."""
+
+    stopping: bool
+
+    def said(self, text: bytes) -> None:
+        """Debug text."""
+
+    def left(self, code: int) -> None:
+        """The guest ended the run."""
+
+    def marked(self, mark: Mark) -> None:
+        """The guest reached a mark."""
+
+    def broke(self, processor: Processor, reason: Exit) -> None:
+        """The vCPU cannot go on."""
+
+
+class Processor:
+    """Runs one vCPU until its listener is stopping, or it cannot go on."""
+
+    def __init__(self, vcpu: Vcpu, number: int, platform: Platform, listener: Listener) -> None:
+        self.vcpu = vcpu
+        self.number = number
+        self.runs = 0
+        self.stats = vcpu.stats()
+        self._memory = platform.memory_space
+        self._ports = platform.port_space
+        self._coalescing = platform.coalescing
+        self._listener = listener
+
+    def run(self) -> None:
+        """The vCPU thread. Returns when the run is over; raises what the kernel refuses."""
+        try:
+            self._run()
+        finally:
+            self._complete()
+
+    def _run(self) -> None:
+        run, memory, coalescing, listener = self.vcpu.run, self._memory, self._coalescing, self._listener
+        while not listener.stopping:
+            reason = run()
+            self.runs += 1
+            if coalescing.active:
+                coalescing.drain()
+            match reason:
+                case MmioWrite():
+                    memory.write(reason.addr, reason.data)
+                case MmioRead():
+                    reason.reply(memory.read(reason.addr, reason.size))
+                case IoOut():
+                    for start in range(0, reason.size * reason.count, reason.size):
+                        self._out(reason.port, reason.data[start : start + reason.size])
+                case IoIn():
+                    ports = (self._ports.read(reason.port, reason.size) for _ in range(reason.count))
+                    reason.reply(b"".join(ports))
+                case Interrupted():
+                    pass
+                case _:
+                    listener.broke(self, reason)
+                    return
+
+    def close(self) -> None:
+        """Close the vCPU; its thread must have ended."""
+        self.stats.close()
+        self.vcpu.close()
+
+    def _complete(self) -> None:
+        """Let KVM finish the last access, as api.rst 5 asks before registers are set anew, and no write wait longer."""
+        self.vcpu.immediate_exit = True
+        self.vcpu.run()
+        self.runs += 1
+        self._coalescing.drain()
+
+    def _out(self, port: int, data: bytes) -> None:
+        match port:
+            case 0xF5:
+                self._listener.marked(self._mark(int.from_bytes(data, "little")))
+            case 0xE9:
+                self._listener.said(data)
+            case 0xF4:
+                self._listener.left(int.from_bytes(data, "little"))
+            case _:
+                self._ports.write(port, data)
+
+    def _mark(self, value: int) -> Mark:
+        counters = self.stats.read()
+        return Mark(self.number, value, self.runs, counters.get("mmio_exits", 0), counters.get("io_exits", 0))

@@ -1,0 +1,157 @@
+"""Mapping somebody else's file so that no view of it can ever become a wild pointer."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vfio_user.errors import VfioUserError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong,
+]  # fmt: skip
+_libc.munmap.restype = ctypes.c_int
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_FAILED = ctypes.c_void_p(-1).value
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_USUAL_LIMIT = 65530
+
+
+def _most_mappings(limit: Path = Path("/proc/sys/vm/max_map_count")) -> int:
+    """The kernel's limit may be out of sight (systemd's ProcSubset=pid): then it is what it usually is."""
+    try:
+        return int(limit.read_text()) // 8 * 7
+    except OSError:
+        return _USUAL_LIMIT // 8 * 7
+
+
+MOST_MAPPINGS = _most_mappings()
+"""Of files in a process. The kernel's own limit must stay out of reach: at it, nothing gets memory any more."""
+
+MOST_PIECES = 256
+"""That are joined to one stretch: a mebibyte, if each is a page."""
+
+
+class Mapping:
+    """``size`` bytes of a file at ``offset``, mapped shared.
+
+    :meth:`view` gives memory that stays addressable for as long as the view lives: :meth:`detach` lays
+    anonymous memory over the file's pages, and the addresses are given back with the last view. Huge pages are
+    mapped whole, whatever part of them is asked for.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int, *, write: bool) -> None:
+        self.size = size
+        self.write = write
+        self._page = page = _check_file(fd, offset, size)
+        base = offset - offset % page
+        self._lead = offset - base
+        self._length = -(-(size + self._lead) // page) * page
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+        self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
+        self._pages: Pages | None = _pages(self._address, self._length)
+        whole = memoryview(self._pages).cast("B")
+        self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
+
+    def view(self) -> memoryview:
+        """All of it; read-only unless mapped for writing."""
+        return self._view
+
+    @property
+    def address(self) -> int:
+        """Where the first byte lies in this process, for system calls that take addresses."""
+        return self._address + self._lead
+
+    @property
+    def joinable(self) -> bool:
+        """Whether single pages of it can be mapped elsewhere: not of huge pages, nor where the file's do not match."""
+        return self._page == mmap.PAGESIZE and self._lead == 0
+
+    def detach(self) -> None:
+        """Let go of the file at once: views that are still about show zeros from here on."""
+        self._view = memoryview(b"")
+        if self._pages is None:
+            return
+        pages = weakref.ref(self._pages)
+        self._pages = None
+        if pages() is None:
+            return  # nobody has kept a view: it is unmapped already
+        with suppress(VfioUserError):  # no memory for that: then the last view lets go of the file
+            _lay_over(self._address, self._length)
+
+
+Pages = ctypes.Array[ctypes.c_char]
+"""Memory by its addresses, which are given back when it, and every view of it, is gone."""
+
+
+def join(pieces: Sequence[tuple[int, int]]) -> Pages:
+    """Pieces of mappings once more, side by side: addresses (of pages) and bytes in, the same memory out.
+
+    Detaching the mappings leaves this as it is: :func:`blank` is for that.
+    """
+    if len(pieces) > MOST_PIECES:
+        raise VfioUserError(f"{len(pieces)} pieces of memory to join, at most {MOST_PIECES} expected")
+    length = sum(size for _, size in pieces)
+    place = _map(None, length, _PROT_NONE, _ANONYMOUS, -1, 0)
+    pages = _pages(place, length)
+    for address, size in pieces:  # an old size of 0 copies a shared mapping (mremap(2))
+        if _libc.mremap(address, 0, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, place) in (None, _FAILED):
+            error = ctypes.get_errno()
+            raise VfioUserError(f"mremap of {size} bytes: {os.strerror(error)}", error)
+        place += size
+    return pages
+
+
+def blank(pages: Pages) -> None:
+    """Have them show zeros from here on, and let go of what they showed."""
+    with suppress(VfioUserError):  # as in Mapping.detach()
+        _lay_over(ctypes.addressof(pages), ctypes.sizeof(pages))
+
+
+def _lay_over(address: int, length: int) -> None:
+    _map(address, length, mmap.PROT_READ | mmap.PROT_WRITE, _ANONYMOUS | _MAP_FIXED, -1, 0)
+
+
+def _pages(address: int, length: int) -> Pages:
+    unmap = _libc.munmap
+
+    class Owned(ctypes.Array[ctypes.c_char]):
+        _type_ = ctypes.c_char
+        _length_ = length
+
+        def __del__(self) -> None:
+            unmap(address, length)
+
+    return Owned.from_address(address)
+
+
+def _check_file(fd: int, offset: int, size: int) -> int:
+    """The page size of a file. Touching pages beyond its end raises SIGBUS: refuse what is not there now."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return mmap.PAGESIZE
+    if offset + size > status.st_size:
+        raise VfioUserError(f"the file has {status.st_size} bytes, too few for {size} at offset {offset:#x}")
+    return status.st_blksize if status.st_blksize % mmap.PAGESIZE == 0 else mmap.PAGESIZE  # hugetlbfs: of its pages
+
+
+def _map(address: int | None, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    result: int | None = _libc.mmap(address, length, protection, flags, fd, offset)
+    if result is None or result == _FAILED:
+        error = ctypes.get_errno()
+        raise VfioUserError(f"mmap of {length} bytes: {os.strerror(error)}", error)
+    return result

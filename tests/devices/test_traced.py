@@ -1,0 +1,96 @@
+"""At debug level a device tells what it does; otherwise nothing of that is even built."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from bellwire import Bar, MsiX, PciDevice
+from bellwire.bundled.edu import Edu
+from bellwire.model.core import Core
+from bellwire.model.dma import Dma
+from bellwire.model.signals import Signals
+from bellwire.testing import Guest
+from devices.serving import Probe, read, served, write
+
+
+class Copier(PciDevice, vendor=0x1234, device=0x11F0, class_code=0x088000, name="copier"):
+    """Copies, and interrupts."""
+
+    irq = MsiX(2)
+    mmio = Bar(0, size=4096)
+    size = mmio.reg(0x00, size=2)
+    go = mmio.doorbell(0x08)
+    number = mmio.doorbell(0x10, value=True)
+    left = mmio.reg(0x18)
+
+    @go.ring
+    def copy(self) -> None:
+        self.dma.write(0x2000, self.dma.read(0x1000, self.size))
+        self.irq[1].trigger()
+
+    @number.ring
+    def take(self, value: int) -> None:
+        self.dma.map(value, 16)
+
+    @left.read
+    def look(self) -> int:
+        return 0x12
+
+
+@pytest.fixture
+def at_debug(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG, "bellwire.device.copier"):
+        yield caplog
+
+
+def without_times(messages: list[str]) -> list[str]:
+    return [message.partition(" after ")[0] for message in messages]
+
+
+def test_a_ring_its_hook_its_dma_and_its_interrupt_are_told_in_order(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        guest.write(Copier.size, 5)
+        at_debug.clear()
+        guest.ring(Copier.go)
+        guest.ring(Copier.number, 0x3000)
+        told = without_times(at_debug.messages)
+    assert told == [
+        "go is rung",
+        "copy() begins",
+        "DMA read of 5 bytes at 0x1000",
+        "DMA write of 5 bytes at 0x2000",
+        "MSIX 1 is sent",
+        "copy ends",
+        "number is rung with 0x3000",
+        "take(0x3000) begins",
+        "DMA of 16 bytes at 0x3000, to be read in place",
+        "take ends",
+    ]
+
+
+def test_registers_are_told_by_name_with_what_they_mean(at_debug: pytest.LogCaptureFixture) -> None:
+    with at_debug.at_level(logging.DEBUG, "bellwire.device.edu"), served(Edu()) as client:
+        at_debug.clear()
+        write(client, Edu.status.offset, 0x80)
+        read(client, Edu.status.offset)
+        told = at_debug.messages
+    assert "guest writes status (BAR0+0x20): 0x00000080 (IRQ_WHEN_DONE)" in told
+    assert "guest reads status (BAR0+0x20): 0x00000080 (IRQ_WHEN_DONE)" in told
+
+
+def test_a_hook_says_what_it_gives_and_what_it_raises(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        at_debug.clear()
+        guest.read(Copier.left)
+        with pytest.raises(Exception, match="DMA map"):
+            guest.ring(Copier.number, 0xF000_0000)
+    assert [message for message in at_debug.messages if "and gives 0x12" in message]
+    assert [message for message in at_debug.messages if message.startswith("take raises GuestError(")]
+
+
+def test_a_device_that_is_not_watched_is_built_without_any_of_it() -> None:
+    device = Probe()
+    assert (type(device.core), type(device.dma), type(device.core.signals)) == (Core, Dma, Signals)
