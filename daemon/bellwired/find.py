@@ -17,6 +17,7 @@ import bellwire.bundled
 from bellwire import PciDevice
 from bellwired.errors import CommandError
 from bellwired.sources import INIT, Check, first_file, is_path, load
+from bellwired.trust import others_may_write
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]
@@ -119,7 +120,7 @@ def check_trusted(path: Path) -> None:
         if status.st_uid not in (0, os.geteuid()):
             raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
         sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+        if others_may_write(status) and not sticky:
             raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +52,13 @@ def daemon(shared: Instance) -> Iterator[Instance]:
 def instance(tmp_path: Path) -> Instance:
     """A daemon of the test's own, not yet started."""
     return Instance(tmp_path)
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The members of the files' group, which is named as their owner; more may be added."""
+    members: list[str] = []
+    owner = pwd.getpwuid(os.geteuid())
+    found = grp.struct_group((owner.pw_name, "x", owner.pw_gid, members))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: found)
+    return members

@@ -249,7 +249,8 @@ def test_both_commands_tell_their_version(
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     (tmp_path / "devices.d").mkdir()
-    shutil.copytree(PLUGINS, tmp_path / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "plugins").mkdir()
+    shutil.copyfile(PLUGINS / "probe.py", tmp_path / "plugins/probe.py")
     (tmp_path / "bellwired.toml").write_text("ping-interval = 7\n")
     (tmp_path / "devices.d/one.toml").write_text('device = "probe"\noptions.pace = 4\n')
     return tmp_path

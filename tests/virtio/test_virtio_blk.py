@@ -365,8 +365,8 @@ def test_an_image_keeps_its_size_at_the_next_start(
 
 
 @pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 512])
-def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], image: Path, size: int) -> None:
-    disk = make(image=image)
+def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], limited_folder: Path, size: int) -> None:
+    disk = make(image=limited_folder / "image", size=SIZE)
     with pytest.raises(StorageError, match=f"a disk of {size} bytes cannot be made of this"):
         disk.device.change("size", size)
     assert disk.driver.config(0x00, 8) == SECTORS

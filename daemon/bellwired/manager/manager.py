@@ -23,6 +23,7 @@ from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings, SettingsError
 from bellwired.sources import stamp
+from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
@@ -285,5 +286,5 @@ def prepare(folder: Path) -> None:
         raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
     if status.st_uid not in (0, os.geteuid()):
         raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+    if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
         raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")
