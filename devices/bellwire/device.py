@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from bellwire.declare.bar import Bar
 from bellwire.declare.declared import hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import Layout, plan
+from bellwire.declare.layout import Layout, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -84,6 +84,7 @@ class PciDevice:
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
+            check_rung(cls.__qualname__, cls.layout)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwire.serve.worker import Worker
 from bellwired.commands.completion import KINDS, OPTIONS, completed
@@ -110,7 +111,8 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
-        return device(**values)
+        with told(f"{device.__name__}.__init__"):
+            return device(**values)
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 

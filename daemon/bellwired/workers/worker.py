@@ -15,6 +15,7 @@ from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
+from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
@@ -67,7 +68,10 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
             _say(channel, Report("made", {"files": sources.loaded()}))
-        device = kind(**spawn.options)
+        with told(f"{kind.__name__}.__init__"):
+            device = kind(**spawn.options)
+    except DeviceFailed as error:
+        return _failed(channel, error)
     except BellwireError as error:
         return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
@@ -79,9 +83,7 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     except OptionError as error:
         return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
-        log.error("%s", error)
-        _say(channel, Report("crashed", {"error": str(error)}))
-        return CRASHED
+        return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
@@ -91,6 +93,12 @@ def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
     _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
+
+
+def _failed(channel: socket.socket, error: BellwireError) -> int:
+    log.error("%s", error)
+    _say(channel, Report("crashed", {"error": str(error)}))
+    return CRASHED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:

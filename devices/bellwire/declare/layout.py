@@ -14,6 +14,7 @@ from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
 from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -96,6 +97,7 @@ def plan(device: type[Any]) -> Layout:
             raise
         except TypeError as error:
             item.refuse(where, f"something in its declaration has a wrong type: {error}")
+    check_methods(device)
     hooks = collect(device)
     bars = [item for item in declared.values() if isinstance(item, Bar)]
     taken = _bar_indices(where, bars)
@@ -122,9 +124,9 @@ def plan(device: type[Any]) -> Layout:
         items = sorted(placed[bar.index], key=lambda item: item.offset)
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
-    _check_hooks(where, hooks, {id(item) for item in declared.values()})
+    _check_hooks(device, hooks, {id(item) for item in declared.values()})
     for tie, name in hooks.items():
-        _check_signature(where, tie, name, inspect.getattr_static(device, name))
+        _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
     return Layout(
         where=where,
         bars=layouts,
@@ -235,29 +237,49 @@ def _span(item: Placed) -> str:
     return f"{item.offset:#x} to {item.offset + item.size - 1:#x}"
 
 
-def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
+def _place(device: type[Any], method: str) -> tuple[str, int] | None:
+    """Where a method is written."""
+    function = inspect.unwrap(inspect.getattr_static(device, method))
+    return (function.__code__.co_filename, function.__code__.co_firstlineno) if inspect.isfunction(function) else None
+
+
+def _check_hooks(device: type[Any], hooks: Mapping[Tie, str], known: set[int]) -> None:
+    where = device.__qualname__
     for (event, target), method in hooks.items():
+        place = _place(device, method)
         if id(target) not in known:
             if target.owner == "?":
                 raise DeclarationError(
                     f"{where}.{method} is the {event} hook of a {type(target).__name__} without a name: "
-                    "does the method have the name that was the declaration's?"
+                    "does the method have the name that was the declaration's?",
+                    place,
                 )
-            raise DeclarationError(f"{where}.{method} is the {event} hook of {target}, which {where} does not have")
+            raise DeclarationError(
+                f"{where}.{method} is the {event} hook of {target}, which {where} does not have", place
+            )
         if isinstance(target, Register):
             if event == "write" and not target.access.takes_writes:
                 raise DeclarationError(
                     f"{where}.{method} is the write hook of {target.name}, whose access is {target.access_word}: "
-                    "no guest's write would run it"
+                    "no guest's write would run it",
+                    place,
                 )
             if event == "read" and target.access in (Access.WO, Access.CONSTANT, Access.RESERVED):
                 raise DeclarationError(
                     f"{where}.{method} is the read hook of {target.name}, whose access is {target.access_word}: "
-                    "no guest's read would run it"
+                    "no guest's read would run it",
+                    place,
                 )
 
 
-def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
+def check_rung(where: str, layout: Layout) -> None:
+    """That a complete device notices all its doorbells: a ring that runs nothing is most likely a forgotten tie."""
+    for bell in layout.doorbells:
+        if ("ring", bell) not in layout.hooks:
+            bell.refuse(where, f"no method is tied to it: write @{bell.name}.ring above the one that it runs")
+
+
+def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
     """That a hook takes what it will be given."""
     event, target = tie
     words = _arguments(event, target)
@@ -265,13 +287,15 @@ def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
         return
     called = f"{where}.{name} is the {event} hook of {target.name}"
     if inspect.iscoroutinefunction(hook):
-        raise DeclarationError(f"{called}: it is called, and never awaited: write a plain method (def, not async def)")
+        raise DeclarationError(
+            f"{called}: it is called, and never awaited: write a plain method (def, not async def)", place
+        )
     if inspect.isgeneratorfunction(hook):
-        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)")
+        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)", place)
     try:
         inspect.signature(hook).bind("self", *words)
     except TypeError:
-        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})") from None
+        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})", place) from None
 
 
 def _arguments(event: str, target: object) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from bellwire.model.jobs import Done
 from bellwire.model.labels import Labels
 from bellwire.model.limited import shape
 from bellwire.serve.bells import Bells
+from bellwire.serve.blame import in_words
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.threads import Threads
@@ -321,10 +322,10 @@ class Served:
         log = self.core.log
         if isinstance(error, GuestError):
             self.core.tally.guest_errors += 1
-            log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
+            log.warning(("guest", shape(error)), "%s", in_words(error, what))
         else:
             self.core.tally.failures += 1
-            log.failure(_place(error), error, "device code failed during %s: %r", what, error)
+            log.failure(_place(error), error, "%s", in_words(error, what))
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
