@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
+from bellwire.declare.block import BlockArray
 from bellwire.declare.declared import hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.layout import Layout, check_rung, plan
@@ -24,6 +25,8 @@ from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
+
+Kept = Bar | BlockArray[Any] | Register[Any] | Doorbell | Saved[Any] | SavedBytes
 
 NOBODY = 0xFFFF
 _NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
@@ -158,14 +161,15 @@ class PciDevice:
         self._check_bounds("write", index, offset, len(data))
         self.core.write(index, offset, memoryview(data))
 
-    def reset_registers(self, *, keep: Iterable[Bar | Register[Any] | Doorbell | Saved[Any] | SavedBytes] = ()) -> None:
+    def reset_registers(self, *, keep: Iterable[Kept] = ()) -> None:
         """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
 
-        All but those in ``keep``; a BAR stands for all that lies in it. Nothing else changes: config space (and so
-        where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers and
-        background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        All but those in ``keep``; a BAR or a block stands for all that lies in it. Nothing else changes: config space
+        (and so where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers
+        and background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
         """
-        self.core.state.reset_registers(frozenset(keep))
+        kept = {each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])}
+        self.core.state.reset_registers(frozenset(kept))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
         """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.

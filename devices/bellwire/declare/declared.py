@@ -21,6 +21,8 @@ class Declared:
 
     name = "?"
     owner = "?"
+    row: int | None = None
+    """Which row of a block it belongs to."""
     place: tuple[str, int] | None
     """File and line of the declaration."""
 

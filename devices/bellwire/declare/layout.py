@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import BARS, Area, Bar
+from bellwire.declare.block import BlockArray, BlockMember
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
@@ -112,11 +114,12 @@ def plan(device: type[Any]) -> Layout:
         else:
             msix_bar = msix.bar.index
     placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
+    blocks = [item for item in declared.values() if isinstance(item, BlockArray)]
     for item in declared.values():
-        if isinstance(item, Register | Doorbell | IoRegion | Area):
+        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray):
             if item.bar not in bars:
                 item.refuse(where, f"its BAR is not declared in {where}")
-            placed[item.bar.index].append(item)
+            placed[item.bar.index] += item.items if isinstance(item, BlockArray) else [item]
     if msix is not None:
         placed[msix_bar].append(msix)
     layouts = {}
@@ -124,7 +127,7 @@ def plan(device: type[Any]) -> Layout:
         items = sorted(placed[bar.index], key=lambda item: item.offset)
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
-    _check_hooks(device, hooks, {id(item) for item in declared.values()})
+    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks))})
     for tie, name in hooks.items():
         _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
     return Layout(
@@ -132,13 +135,28 @@ def plan(device: type[Any]) -> Layout:
         bars=layouts,
         saved=tuple(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
         options={item.name: item for item in declared.values() if isinstance(item, Option)},
-        hooks=hooks,
+        hooks=hooks | _hooks_of_rows(hooks),
         msix=msix,
         msix_bar=msix_bar,
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
     )
+
+
+def _members(blocks: list[BlockArray[Any]]) -> Iterator[BlockMember]:
+    for block in blocks:
+        yield from block.members.values()
+
+
+def _hooks_of_rows(hooks: Mapping[Tie, str]) -> dict[Tie, str]:
+    """What is tied to a member of a block is tied to it in each of its rows."""
+    return {
+        (event, row[target.word]): name
+        for (event, target), name in hooks.items()
+        if isinstance(target, BlockMember)
+        for row in target.block.rows
+    }
 
 
 def _declarations(device: type[Any]) -> dict[str, Declared]:
@@ -257,6 +275,8 @@ def _check_hooks(device: type[Any], hooks: Mapping[Tie, str], known: set[int]) -
             raise DeclarationError(
                 f"{where}.{method} is the {event} hook of {target}, which {where} does not have", place
             )
+        if isinstance(target, BlockMember):
+            target = target.block.rows[0][target.word]
         if isinstance(target, Register):
             if event == "write" and not target.access.takes_writes:
                 raise DeclarationError(
@@ -276,7 +296,8 @@ def check_rung(where: str, layout: Layout) -> None:
     """That a complete device notices all its doorbells: a ring that runs nothing is most likely a forgotten tie."""
     for bell in layout.doorbells:
         if ("ring", bell) not in layout.hooks:
-            bell.refuse(where, f"no method is tied to it: write @{bell.name}.ring above the one that it runs")
+            name = re.sub(r"\[\d+\]", "", bell.name)  # of all rows of a block
+            bell.refuse(where, f"no method is tied to it: write @{name}.ring above the one that it runs")
 
 
 def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
@@ -301,6 +322,9 @@ def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple
 def _arguments(event: str, target: object) -> tuple[str, ...] | None:
     """What the hook of an event is given, besides the device."""
     match target, event:
+        case (BlockMember(), _):
+            words = _arguments(event, target.block.rows[0][target.word])
+            return None if words is None else ("index", *words)
         case (Register(), "write"):
             return ("value",)
         case (Register(), "read"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+from bellwire.declare.block import BlockArray
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
@@ -59,6 +60,8 @@ class Core:
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
         """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.rows: dict[BlockArray[Any], tuple[Any, ...]] = {}
+        """Those of blocks, made when they are first asked for."""
         self.pools: list[Pool] = []
         """Those that the device has asked for."""
         self.connected = False
@@ -72,7 +75,11 @@ class Core:
     def hook(self, tie: Tie) -> Callable[..., Any] | None:
         """The bound method tied to an event, or None."""
         name = self.layout.hooks.get(tie)
-        return None if name is None else getattr(self.device, name)
+        if name is None:
+            return None
+        hook: Callable[..., Any] = getattr(self.device, name)
+        row = tie[1].row
+        return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook with the state marked as in flux, and note a slow one."""
