@@ -6,23 +6,34 @@ VENV := .venv
 BIN := $(VENV)/bin
 PREFIX ?= /usr
 LIBDIR := $(PREFIX)/lib/bellwire
-# The system's own Python has systemd-python where the distribution's package is installed.
-SYSTEM_PYTHON = $(or $(shell /usr/bin/python3 -c 'import sys, ensurepip; sys.version_info < (3, 11) or print(sys.executable)' 2>/dev/null),$(PYTHON),python3.11)
+NEW := $(abspath $(DESTDIR)$(LIBDIR)/venv.new)
+INSTALL := $(NEW)/bin/python -m pip install -q --disable-pip-version-check --no-warn-script-location --no-compile
+PACKAGES := protocol/vfio_user kvm/kvm_ioctls kvm/bellwire_vmm devices/bellwire daemon/bellwired
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# $(call new_enough,NAMES): the path of the first Python that is 3.11 or newer, links of its name followed: a virtual
+# environment then stays with its version when the distribution's `python3` becomes another.
+new_enough = $(shell for python in $(1); do \
+	"$$python" -c 'import os, sys; sys.version_info < (3, 11) and sys.exit(1); print(os.path.realpath(sys.executable))' 2>/dev/null && break; done)
+PYTHON ?= $(call new_enough,python3 python3.14 python3.13 python3.12 python3.11)
+# The system's own Python has systemd-python where the distribution's package is installed.
+SYSTEM_PYTHON ?= $(or $(call new_enough,/usr/bin/python3),$(PYTHON))
+# Where a virtual environment's Python is gone or another (the distribution was upgraded), it is made anew.
+STALE := $(shell [ ! -d $(VENV) ] || $(BIN)/python -c 'import pip' 2>/dev/null || echo stale)
+# Root builds in a user's checkout as that user, and leaves nothing there that is root's.
+AS_OWNER := $(shell owner=$$(stat -c %U .); home=$$(getent passwd "$$owner" | cut -d: -f6); \
+	[ "$$(id -u)" != 0 ] || [ "$$owner" = root ] || [ -z "$$home" ] || \
+	echo "env HOME=$$home setpriv --reuid=$$owner --regid=$$(stat -c %g .) --init-groups")
 PYTEST := $(BIN)/python -m pytest
 
 # $(call need,COMMAND THAT SUCCEEDS WHERE THEY ARE INSTALLED,PACKAGES)
 define need
 @{ $(1); } >/dev/null 2>&1 || { \
 	command -v apt-get >/dev/null || { echo "make: install $(2), or what your system calls it" >&2; exit 1; }; \
-	echo "installing $(2)"; \
-	$(SUDO) apt-get update -qq && \
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $(2) >/dev/null; }
+	$(SUDO) apt-get update -qq && packages="$(2)" && echo "installing $$packages" && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help demo man install check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
+.PHONY: help demo tables man wheel install uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -76,45 +87,64 @@ bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, b
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
 
-man: $(VENV)/.dev ## write the manual pages into build/man
-	$(BIN)/python tools/manual_pages.py build/man
+tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
+	$(BIN)/python tools/option_tables.py
 
-install: man ## install for all users, below DESTDIR if that is set (the package itself goes to PREFIX/lib/bellwire)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/devices.d $(DESTDIR)$(LIBDIR)/plugins $(DESTDIR)/etc/bellwire/devices.d
-	$(SYSTEM_PYTHON) -m venv --system-site-packages $(DESTDIR)$(LIBDIR)/venv
-	$(DESTDIR)$(LIBDIR)/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt .
-	sed -i '1s|^#!.*|#!$(LIBDIR)/venv/bin/python|' $(DESTDIR)$(LIBDIR)/venv/bin/bellwire $(DESTDIR)$(LIBDIR)/venv/bin/bellwired
-	ln -sf $(LIBDIR)/venv/bin/bellwire $(LIBDIR)/venv/bin/bellwired $(DESTDIR)$(PREFIX)/bin/
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man1 build/man/bellwire.1
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man5 build/man/bellwire-device.toml.5
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/man/man8 build/man/bellwired.8
-	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
-	$(BIN)/bellwire --print-completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bellwire
-	$(BIN)/bellwire --print-completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bellwire
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/share/vfio-user systemd/50-bellwire.json
-	install -Dm644 -t $(DESTDIR)$(LIBDIR) systemd/bellwired.toml
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.service systemd/*.socket
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d systemd/sysusers.d/bellwire.conf
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d systemd/tmpfiles.d/bellwire.conf
-	install -Dm644 -t $(DESTDIR)$(PREFIX)/lib/systemd/catalog systemd/catalog/bellwire.catalog
+man: $(VENV)/.run ## write the manual pages into build/man
+	$(BIN)/python -m bellwired.install.manual_pages build/man
+
+wheel: build/wheel/.built ## build the wheel into build/wheel
+
+build/wheel/.built: $(shell find $(PACKAGES) systemd -type f ! -name '*.pyc') pyproject.toml hatch_build.py README.md LICENSE $(STALE) | $(VENV)/bin/python
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	@touch $@
+
+# The package gets a virtual environment in PREFIX/lib/bellwire. It is made beside the old one, which it then replaces;
+# scripts and byte code name the place where they will be. The wheel is installed twice, since the first time pip notes
+# where it has found it, and the second time it needs nothing else.
+install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for packages, below DESTDIR
+	+@$(AS_OWNER) $(MAKE) --no-print-directory wheel
+	$(call need,$(SYSTEM_PYTHON) -c 'import ensurepip',python3 python3-venv)
+	$(if $(and $(filter /usr/bin/%,$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
+		need,cd / && $(SYSTEM_PYTHON) -c 'import systemd.journal',python3-systemd)))
+	umask 022 && mkdir -p $(dir $(NEW)) && rm -rf $(NEW) && $(SYSTEM_PYTHON) -m venv --system-site-packages $(NEW) && \
+		$(INSTALL) --ignore-installed -c constraints.txt build/wheel/*.whl && \
+		$(INSTALL) --force-reinstall --no-deps --no-index --find-links build/wheel bellwire && \
+		find $(NEW) -name __pycache__ -prune -exec rm -r {} + && \
+		grep -rlIZF $(NEW) $(NEW) | xargs -0 sed -i 's|$(NEW)|$(LIBDIR)/venv|g' && \
+		$(NEW)/bin/python -m compileall -q -s $(NEW) -p $(LIBDIR)/venv $(NEW)/lib && \
+		rm -rf $(NEW:.new=) && mv $(NEW) $(NEW:.new=)
+	$(NEW:.new=)/bin/python -B $(NEW:.new=)/bin/bellwire install --system --prefix $(PREFIX) \
+		$(addprefix --destdir=,$(abspath $(DESTDIR)))
+
+uninstall: ## remove what `make install` has installed; configuration and state stay
+	rm -rf $(NEW) $(NEW:.new=)
+	PYTHONPATH=daemon $(SYSTEM_PYTHON) -B -m bellwired.install.record $(LIBDIR)/installed $(abspath $(DESTDIR))
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
+# The distribution's own where that is new enough.
+CANDIDATE = $$(dpkg --compare-versions "$$(apt-cache show --no-all-versions python3 | sed -n 's/^Version: //p')" ge 3.11 \
+	&& echo python3 python3-venv || echo python3.11 python3.11-venv)
 python:
-	$(if $(PYTHON),,$(call need,command -v python3.11,python3.11 python3.11-venv))
+	$(if $(PYTHON),,$(call need,false,$(CANDIDATE)))
 
-$(VENV)/bin/python: | python
-	$(call need,$(or $(PYTHON),python3.11) -c 'import ensurepip',python3-venv)
-	$(or $(PYTHON),python3.11) -m venv $(VENV)
+$(VENV)/bin/python: $(STALE) | python
+	$(call need,$(PYTHON) -c 'import ensurepip',$(if $(filter /usr/bin/python3.%,$(PYTHON)),$(notdir $(PYTHON))-venv,python3-venv))
+	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.run: pyproject.toml constraints.txt $(STALE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(STALE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
+
+.PHONY: stale
+stale:
 
 # A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
 $(VENV)/.tools: | $(VENV)/.dev

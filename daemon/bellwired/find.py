@@ -5,21 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import pkgutil
 import stat
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 
 import bellwire.bundled
 from bellwire import PciDevice
 from bellwired.errors import CommandError
+from bellwired.sources import INIT, Check, first_file, is_path, load
+from bellwired.trust import others_may_write
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]
@@ -44,14 +42,25 @@ def bundled() -> Found:
 
 
 def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
-    """The class for ``bell``, ``./mine.py`` or ``./mine.py:name`` (where a file holds several).
+    """The class for ``bell``, ``./mine.py``, ``./mine/`` (a package), or ``./mine.py:name`` (where there are several).
 
-    A plain name is looked for among the bundled devices, then the entry points, then as NAME.py in the
+    A plain name is looked for among the bundled devices, then the entry points, then as NAME.py or NAME/ in the
     ``plugins`` folders, the first one first. Only what is asked for is imported.
     """
+    return _find(wanted, plugins, lambda _: None)
+
+
+def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
+    """As :func:`find_device`; files that are named by a path must be as trustworthy as plugins."""
+    return _find(wanted, plugins, check_trusted)
+
+
+def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]:
     path, _, name = wanted.partition(":")
-    if path.endswith(".py"):
-        return _one_of(devices_in(_load(Path(path))), name, path)
+    if is_path(path):
+        if not path.endswith(".py") and not Path(path).is_dir():
+            raise CommandError(f"{path}: the name of a device's file ends in .py")
+        return _one_of(devices_in(load(Path(path), check)), name, path)
     known = bundled()
     if wanted in known:
         return known[wanted]
@@ -60,26 +69,20 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
     if path in files:
-        check_trusted(files[path])
-        found = devices_in(_load(files[path]))
+        found = devices_in(load(files[path], check_trusted))
         return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
-    names = [*known, *files, *(entry.name for entry in importlib.metadata.entry_points(group=GROUP))]
+    names = [*known, *_names(files)]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    if "/" in path:
-        raise CommandError(f"{path}: the name of a device's file ends in .py")
     raise CommandError(
         f"there is no device {wanted!r}",
         f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in ./{wanted}.py",
     )
 
 
-def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
-    """As :func:`find_device`; a file that is named by its path must be as trustworthy as a plugin."""
-    path, _, _ = wanted.partition(":")
-    if path.endswith(".py"):
-        check_trusted(Path(path))
-    return find_device(wanted, plugins)
+def names(folders: Sequence[Path]) -> list[str]:
+    """What :func:`find_device` may be asked for by a name of its own; no plugin is imported for it."""
+    return sorted({*bundled(), *_names(file.stem for file in _files(folders))})
 
 
 def plugins(folders: Sequence[Path]) -> list[Plugin]:
@@ -100,14 +103,14 @@ def plugins(folders: Sequence[Path]) -> list[Plugin]:
 
 
 def devices_in(module: ModuleType) -> Found:
-    """The complete device classes that ``module``, or the package that it is, defines itself, by name."""
+    """The complete device classes that ``module``, or a module inside it, defines and ``module`` names."""
     return {
         member.name: member
         for member in vars(module).values()
         if isinstance(member, type)
         and issubclass(member, PciDevice)
         and member.identity is not None
-        and (member.__module__ == module.__name__ or member.__module__.startswith(f"{module.__name__}."))
+        and f"{member.__module__}.".startswith(f"{module.__name__}.")
     }
 
 
@@ -122,19 +125,32 @@ def check_trusted(path: Path) -> None:
         if status.st_uid not in (0, os.geteuid()):
             raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
         sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+        if others_may_write(status) and not sticky:
             raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
 
 
+def _names(files: Iterable[str]) -> Iterator[str]:
+    yield from files
+    yield from (entry.name for entry in importlib.metadata.entry_points(group=GROUP))
+
+
+def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:
+    """Every file that might be the first one of the device ``wanted``, whether it is there or not."""
+    path, _, _ = wanted.partition(":")
+    if is_path(path):
+        return [first_file(Path(path))]
+    return [folder / name for folder in plugins for name in (f"{path}.py", f"{path}/{INIT}")]
+
+
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
+    """The plugins there are: files, and folders that are packages."""
     for folder in folders:
-        yield from sorted(folder.glob("[!_.]*.py"))
+        yield from sorted([*folder.glob("[!_.]*.py"), *(found.parent for found in folder.glob(f"[!_.]*/{INIT}"))])
 
 
 def _list_file(file: Path) -> list[Plugin]:
     try:
-        check_trusted(file)
-        found = devices_in(_load(file))
+        found = devices_in(load(file, check_trusted))
     except (CommandError, OSError) as error:
         return [Plugin(file.stem, str(file), error=str(error))]
     if not found:
@@ -155,42 +171,6 @@ def _from_entry(entry: importlib.metadata.EntryPoint) -> type[PciDevice]:
     if not (isinstance(kind, type) and issubclass(kind, PciDevice) and kind.identity is not None):
         raise CommandError(f"entry point {entry.value}: not a complete bellwire.PciDevice")
     return kind
-
-
-class _AsWritten(SourceFileLoader):
-    """Runs the file that was checked, never bytecode beside it: that may be older, or somebody else's."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def _load(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise CommandError(f"{path}: no such file")
-    name = f"bellwire_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_AsWritten(name, str(path)))
-    if spec is None or spec.loader is None:
-        raise CommandError(f"{path}: not a Python file that can be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is said, with the place
-        sys.modules.pop(name, None)
-        raise CommandError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _place(error: BaseException, path: Path) -> str:
-    """FILE:LINE of the innermost frame that lies in the user's file."""
-    if isinstance(error, SyntaxError) and error.lineno is not None:
-        return f"{path}:{error.lineno}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == path.resolve()
-    ]
-    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def _one_of(found: Found, name: str, path: str) -> type[PciDevice]:

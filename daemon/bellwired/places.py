@@ -11,9 +11,8 @@ from typing import TypeVar
 from bellwired.errors import CommandError
 
 SYSTEM_RUNTIME = Path("/run/bellwire")
-SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/lib/bellwire"))
+SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/local/lib/bellwire"), Path("/usr/lib/bellwire"))
 FOREGROUND = ".control"
-LOCAL_PLUGINS = Path("/usr/local/lib/bellwire/plugins")
 Result = TypeVar("Result")
 
 
@@ -44,7 +43,7 @@ class Places:
             config = (*_user(environment), *SYSTEM)
             own = environment.get("XDG_RUNTIME_DIR")
             runtime = Path(own) / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
-        plugins = (*(folder / "plugins" for folder in config), LOCAL_PLUGINS)
+        plugins = tuple(folder / "plugins" for folder in config)
         if config_dir is not None:
             if not config_dir.is_dir():
                 raise CommandError(f"{config_dir}: no such folder", "--config-dir names the one with devices.d in it")

@@ -7,7 +7,7 @@ import math
 import re
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from bellwired.errors import CommandError
 from bellwired.places import Places
+from bellwired.sources import is_path
 
 DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -51,12 +52,18 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     )
     log_level: Annotated[Level, Meta(description="What its worker logs.")] = "info"
     autostart: Annotated[bool, Meta(description="Whether it starts with the daemon.")] = True
+    enabled: Annotated[bool, Meta(description="Whether it may be started at all; bellwire disable says no.")] = True
     io_fd_entry: Annotated[
         Literal[40, 48], Meta(description="Bytes of a GET_REGION_IO_FDS entry: ratified, or libvfio-user's.")
     ] = 40
     busy_poll: Annotated[
         Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
     ] = 0
+
+    @property
+    def starts(self) -> bool:
+        """Whether it starts by itself."""
+        return self.autostart and self.enabled
 
 
 class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -108,7 +115,7 @@ def load(places: Places) -> Settings:
         try:
             if not NAME.fullmatch(name):
                 raise SettingsError(f"{path}: a device's name has letters, digits and _ . @ -, at most 64")
-            devices[name] = read(path, Device)
+            devices[name] = device(path, drop_ins(places, name))
         except SettingsError as error:
             errors[name] = error
     return Settings(daemon, devices, sources, errors)
@@ -119,7 +126,32 @@ def used(places: Places) -> Iterator[Path]:
     main = places.file(DAEMON)
     if main:
         yield main
-    yield from places.files(DEVICES, SUFFIX)
+    for path in places.files(DEVICES, SUFFIX):
+        yield path
+        yield from drop_ins(places, path.name.removesuffix(SUFFIX))
+
+
+def drop_ins(places: Places, name: str) -> list[Path]:
+    """The files ``devices.d/NAME.toml.d/*.toml`` that count, in the order in which each overrides the one before."""
+    return list(places.files(f"{DEVICES}/{name}{SUFFIX}.d", SUFFIX))
+
+
+def device(path: Path, over: Iterable[Path] = ()) -> Device:
+    """A device's file, with the drop-ins ``over`` it: key by key, and option by option.
+
+    A device that is named by a relative path is one from where the file lies.
+    """
+    values = _values(table(path), Device, str(path))
+    for each in over:
+        more = _values(table(each), Device, str(each))
+        more["options"] = {**values.get("options", {}), **more.get("options", {})}
+        values |= more
+    made = _complete(values, Device, str(path))
+    return (
+        msgspec.structs.replace(made, device=str(path.absolute().parent / made.device))
+        if is_path(made.device)
+        else made
+    )
 
 
 Table = TypeVar("Table", Device, Daemon)
@@ -127,17 +159,26 @@ Table = TypeVar("Table", Device, Daemon)
 
 def read(path: Path, kind: type[Table]) -> Table:
     """One file."""
+    return decode(table(path), kind, str(path))
+
+
+def table(path: Path) -> dict[str, Any]:
+    """What a file says, as TOML."""
     try:
-        content = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not TOML: {error}") from None
-    return decode(content, kind, str(path))
 
 
 def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
     """From a table; every key is checked by itself, so that an error can name it."""
+    return _complete(_values(content, kind, where), kind, where)
+
+
+def _values(content: dict[str, Any], kind: type[Table], where: str) -> dict[str, Any]:
+    """The values by the names of ``kind``'s fields."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     hints = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
@@ -152,9 +193,13 @@ def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
             _check_numbers(value)
         except msgspec.ValidationError as error:
             raise SettingsError(f"{where}: {key} = {value!r}: {_expected(hints[field.name], error)}") from None
-    for key, field in fields.items():
-        if field.required and field.name not in values:
-            raise SettingsError(f"{where}: {key} is missing")
+    return values
+
+
+def _complete(values: dict[str, Any], kind: type[Table], where: str) -> Table:
+    for each in msgspec.structs.fields(kind):
+        if each.required and each.name not in values:
+            raise SettingsError(f"{where}: {each.encode_name} is missing")
     return kind(**values)
 
 

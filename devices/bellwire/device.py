@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
+from bellwire.declare.block import BlockArray
 from bellwire.declare.declared import hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import Layout, plan
+from bellwire.declare.layout import Layout, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -24,6 +25,8 @@ from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
+
+Kept = Bar | BlockArray[Any] | Register[Any] | Doorbell | Saved[Any] | SavedBytes
 
 NOBODY = 0xFFFF
 _NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
@@ -43,7 +46,8 @@ class PciDevice:
 
     Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
-    device, which has no function-level reset), ``name`` (what users call it; the class's name in lower case
+    device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
+    takes it from D3hot to D0; else it is as it was), ``name`` (what users call it; the class's name in lower case
     unless given). A subclass inherits them. Without ``vendor`` the class is a base for others.
 
     Hooks run one at a time on the device's own thread, and a hook has finished before the guest's access is
@@ -67,21 +71,23 @@ class PciDevice:
         revision: int | None = None,
         subsystem: tuple[int, int] | None = None,
         express: bool | None = None,
+        no_soft_reset: bool | None = None,
         name: str | None = None,
         **keywords: Any,
     ) -> None:
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, name"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
-        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express)
+        cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
+            check_rung(cls.__qualname__, cls.layout)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:
@@ -96,6 +102,14 @@ class PciDevice:
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.config.reset()
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Called when the device is made: an OptionError where options do not go together. Override it.
+
+        What one option can be by itself, its declaration says. Open nothing here: a daemon makes a device to try out
+        options while another one that has them runs.
+        """
 
     def setup(self) -> None:
         """Called once before the first guest comes: open what the options name. Override it."""
@@ -147,14 +161,15 @@ class PciDevice:
         self._check_bounds("write", index, offset, len(data))
         self.core.write(index, offset, memoryview(data))
 
-    def reset_registers(self, *, keep: Iterable[Bar | Register[Any] | Doorbell | Saved[Any] | SavedBytes] = ()) -> None:
+    def reset_registers(self, *, keep: Iterable[Kept] = ()) -> None:
         """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
 
-        All but those in ``keep``; a BAR stands for all that lies in it. Nothing else changes: config space (and so
-        where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers and
-        background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        All but those in ``keep``; a BAR or a block stands for all that lies in it. Nothing else changes: config space
+        (and so where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers
+        and background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
         """
-        self.core.state.reset_registers(frozenset(keep))
+        kept = {each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])}
+        self.core.state.reset_registers(frozenset(kept))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
         """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
@@ -243,6 +258,7 @@ def _identity(
     revision: int | None,
     subsystem: tuple[int, int] | None,
     express: bool | None,
+    no_soft_reset: bool | None,
 ) -> Identity | None:
     """What the class line says, over what the base class said."""
     base = cls.identity
@@ -258,7 +274,7 @@ def _identity(
             return None
         if missing:
             raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
-        base = Identity(0, 0, 0, 0, 0, 0, express=True)
+        base = Identity(0, 0, 0, 0, 0, 0, express=True, no_soft_reset=True)
     if vendor == NOBODY:
         raise DeclarationError(
             f"{cls.__qualname__}: vendor={NOBODY:#x} is what an empty slot reads as (PCI 3.0 §6.2.1)"
@@ -275,6 +291,7 @@ def _identity(
         subsystem_vendor=sub_vendor,
         subsystem=sub_device,
         express=_first(express, base.express),
+        no_soft_reset=_first(no_soft_reset, base.no_soft_reset),
     )
 
 

@@ -15,12 +15,14 @@ from vfio_user.constants import (
     IoFdType,
     IrqFlags,
     IrqIndex,
+    Mechanism,
     MessageFlags,
     RegionFlags,
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, Window
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
     DmaFault,
@@ -31,7 +33,6 @@ from vfio_user.errors import (
     TimedOut,
     VfioUserError,
 )
-from vfio_user.guest_memory import Memory
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
@@ -71,6 +72,7 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Mechanism",
     "Memory",
     "Message",
     "MessageFlags",
@@ -91,10 +93,10 @@ __all__ = [
     "SetIrqs",
     "SetIrqsFlags",
     "ShadowIoEventFd",
+    "SharedMap",
     "Stalemate",
     "SubRegion",
     "TimedOut",
     "Version",
     "VfioUserError",
-    "Window",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from vfio_user.constants import Command, DeviceFlags
+from vfio_user.constants import Command, DeviceFlags, Mechanism
 from vfio_user.errors import VfioUserError
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo
@@ -43,7 +43,7 @@ class Backend(Protocol):
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
         """These bytes were read or written so often since this was last said of them."""
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """What may be handed over as fds, by these mechanisms. The fds stay the backend's."""
 
     def reset(self) -> None:

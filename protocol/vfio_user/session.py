@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vfio_user.accesses import Access, Accesses
-from vfio_user.asking import Asker
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
+from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
+from vfio_user.fields import Fields
 from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqTable, SetIrqs
-from vfio_user.layout import Layout
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
@@ -27,9 +27,9 @@ from vfio_user.regions import DeviceInfo
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
+_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # what a client may know that says nothing
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
 """What a session can take. 16 fds are the most that QEMU takes note of."""
-_UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
 # Plain numbers, since a flag's own operators cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
@@ -74,7 +74,7 @@ class Session:
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._asker = Asker(self._channel, timeout, self._handle)
+        self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
         self._accesses = Accesses(backend, limits.max_data_xfer_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
@@ -106,7 +106,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
-        return bool(self._asker.kept) or self._channel.ready
+        return bool(self._dma_requests.kept) or self._channel.ready
 
     def look(self) -> bool:
         """Whether anything has come, wherever it is: a receive that finds nothing costs four times as much."""
@@ -131,44 +131,44 @@ class Session:
         Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
         the caller closes the session.
         """
-        asker, channel, known = self._asker, self._channel, self._accesses.known
+        dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
-            found = None if asker.kept else channel.recall(known)
+            found = None if dma_requests.kept else channel.recall(known)
             if found is not None:
                 self._again(*found)
-            elif asker.kept:
-                self._handle(asker.pop())
+            elif dma_requests.kept:
+                self._handle(dma_requests.pop())
             elif channel.empty or not self._next():
                 return False
-            if not probe and channel.drained and channel.empty and not asker.kept:
+            if not probe and channel.drained and channel.empty and not dma_requests.kept:
                 return False
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
         """Guest memory by DMA_READ. Commands that come in meanwhile are kept for later, if the client can wait: a
-        Stalemate where it cannot (see :class:`~vfio_user.asking.Asker`).
+        Stalemate where it cannot (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
-        return self._asker.read(address, count, self._most())
+        return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory by DMA_WRITE; the rest as for :meth:`dma_read`."""
-        self._asker.write(address, memoryview(data), self._most())
+        self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket. The backend is not told."""
         self.dma.clear()
         self.irqs.clear()
-        self._asker.close()
+        self._dma_requests.close()
         self._channel.close()
 
     # -- one command
 
     def _again(self, message_id: bytes, access: Access, data: memoryview) -> None:
         """Do an access that has passed its checks before."""
-        reply, asker = access.reply, self._asker
+        reply, dma_requests = access.reply, self._dma_requests
         try:
             if reply:
-                asker.answering = access.command
+                dma_requests.answering = access.command
                 self._backend.before_reply()
             found = self._do(access, data)
         except VfioUserError as error:
@@ -177,7 +177,7 @@ class Session:
             if reply:
                 self._channel.send_whole(message_id + reply + found)
         finally:
-            asker.answering = None
+            dma_requests.answering = None
 
     def _next(self) -> bool:
         """Handle the next message; whether it was there."""
@@ -206,14 +206,14 @@ class Session:
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
-        asker = self._asker
-        before, asker.answering = asker.answering, message.command
+        dma_requests = self._dma_requests
+        before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET and not asker.asking:  # a reset voids what has been rung
+            if message.command != _RESET and not dma_requests.outstanding:  # a reset voids what has been rung
                 self._backend.before_reply()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
-            asker.answering = before
+            dma_requests.answering = before
 
     def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
         try:
@@ -400,7 +400,7 @@ class Session:
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
 
 
-def _request(message: Message, layout: Layout) -> tuple[int, ...]:
+def _request(message: Message, layout: Fields) -> tuple[int, ...]:
     """A getter's request, whose first field is argsz; its length and argsz checked.
 
     Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.

@@ -215,9 +215,7 @@ def test_a_hook_that_hangs_is_said_to(mine: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_name_that_another_has_is_refused(shared: Running, mine: Path) -> None:
-    other = words(mine, "--name", "dut")
-    other[other.index("--socket-path") + 1] = str(mine.parent / "other.sock")
-    done = bellwire(*other)
+    done = bellwire("run", str(mine), "--socket-path", str(mine.parent / "s"), "--name", "dut", *shared.places)
     assert done.returncode == 1
     assert "dut.control: a live server listens there" in done.stderr
     assert "another --name" in done.stderr
@@ -260,13 +258,18 @@ def test_a_control_socket_is_open_to_its_owner_alone(shared: Running) -> None:
     assert mode & 0o777 == 0o600
 
 
-def test_nobody_is_asked_twice_for_a_name_that_is_no_file(tmp_path: Path) -> None:
-    places = Places.of(runtime_dir=tmp_path)
-    with pytest.raises(Exception, match="no daemon is running"):
-        control_client.method(places, "Describe", name="../../etc/passwd")
+def test_a_name_that_is_a_path_names_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(control_client.NoDaemonError):
+        control_client.method(control_client.Instance(Places.of(runtime_dir=tmp_path)), "Describe", name="../x")
 
 
 # -- what it says
+
+
+def test_what_it_logs_can_be_read_elsewhere(shared: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    with shared.client():
+        pass
+    assert "client connected" in asked(shared, capsys, "logs", "dut")[1]
 
 
 def test_what_it_logs_has_the_time(dut: Running) -> None:
@@ -296,7 +299,7 @@ def test_its_end_is_a_summary(dut: Running) -> None:
         client.reset()
     out, _ = dut.end()
     rows = {words[0]: words[1:] for words in map(str.split, out.splitlines()) if words}
-    assert rows["read"] == ["written", "rung", "by", "message"]
+    assert rows["what"] == ["read", "written", "rung", "by", "message"]
     assert rows["status"] == ["2", "1"]
     assert rows["go"] == ["1", "1"]
     assert rows["wrong"] == ["3"]

@@ -1,70 +1,181 @@
-"""``make install``: everything where it belongs, and it runs from there."""
+"""``make install`` and ``make uninstall``: by root, in a user's checkout, for all users, with a strict umask."""
 
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import re
+import shutil
+import stat
 import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PLACES = [
-    "usr/bin/bellwire",
-    "usr/bin/bellwired",
-    "usr/lib/bellwire/bellwired.toml",
-    "usr/lib/systemd/system/bellwired.service",
-    "usr/lib/systemd/system/bellwired.socket",
-    "usr/lib/systemd/system/bellwire@.service",
-    "usr/lib/systemd/system/bellwire@.socket",
-    "usr/lib/systemd/catalog/bellwire.catalog",
-    "usr/lib/sysusers.d/bellwire.conf",
-    "usr/lib/tmpfiles.d/bellwire.conf",
-    "usr/share/man/man1/bellwire.1",
-    "usr/share/man/man5/bellwire-device.toml.5",
-    "usr/share/man/man8/bellwired.8",
-    "usr/share/bash-completion/completions/bellwire",
-    "usr/share/zsh/site-functions/_bellwire",
-]
+PARTS = ("protocol", "kvm", "devices", "daemon", "systemd", "Makefile", "README.md", "LICENSE")
+PARTS += ("pyproject.toml", "constraints.txt", "hatch_build.py")
+PREFIX = "/usr/local"
+VENV = f"{PREFIX}/lib/bellwire/venv"
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    words = ('umask 027; exec make "$@"', "make", *words)
+    done = subprocess.run(["sh", "-c", *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    destination = tmp_path_factory.mktemp("destination")
-    done = subprocess.run(
-        ["make", "install", f"DESTDIR={destination}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def scratch() -> Iterator[Path]:
+    """A folder that every user may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def checkout(scratch: Path) -> Path:
+    """A copy of the project, which is another user's where the tests are root's."""
+    copy = scratch / "checkout"
+    copy.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in PARTS:
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(
+            source, copy / name, **({"ignore": ignored} if source.is_dir() else {})
+        )
+    if os.geteuid() == 0:
+        owner = pwd.getpwnam("nobody")
+        for path in (copy, *copy.rglob("*")):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def installed(checkout: Path, scratch: Path) -> Path:
+    destination = scratch / "destination"
+    python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable  # that of the tests may be root's alone
+    make(checkout, "install", f"PYTHON={os.path.realpath(python)}", f"PREFIX={PREFIX}", f"DESTDIR={destination}")
     return destination
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-def test_everything_is_where_it_belongs(installed: Path, place: str) -> None:
-    assert (installed / place).is_symlink() or (installed / place).stat().st_size > 0
+@pytest.fixture(scope="module")
+def wheel(installed: Path, checkout: Path) -> zipfile.ZipFile:
+    (file,) = (checkout / "build/wheel").glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def metadata(wheel: zipfile.ZipFile, name: str) -> Message:
+    (found,) = (path for path in wheel.namelist() if path.endswith(f".dist-info/{name}"))
+    return Parser().parsestr(wheel.read(found).decode())
 
 
 @pytest.mark.slow
 def test_what_is_installed_runs_by_itself(installed: Path) -> None:
-    python = installed / "usr/lib/bellwire/venv/bin/python"
-    code = "from bellwired.commands.cli import main; raise SystemExit(main(['run', 'bell', '--print-capabilities']))"
-    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    words = [installed / VENV[1:] / "bin/python", "-IB", installed / VENV[1:] / "bin/bellwire"]
+    done = subprocess.run([*words, "run", "bell", "--print-capabilities"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["name"] == "bell"
 
 
 @pytest.mark.slow
-def test_no_trace_of_the_destination_is_left_in_the_commands(installed: Path) -> None:
-    for name in ("bellwire", "bellwired"):
-        assert str(installed) not in (installed / "usr/lib/bellwire/venv/bin" / name).read_text()
+def test_no_trace_of_the_destination_or_the_checkout_is_left(installed: Path, checkout: Path) -> None:
+    traces = (str(installed).encode(), str(checkout).encode())
+    found = [path for path in installed.rglob("*") if path.is_file() and any(t in path.read_bytes() for t in traces)]
+    assert found == []
+    assert list(installed.rglob("*.pyc")), "the byte code is there, and names where it will be"
 
 
 @pytest.mark.slow
-def test_the_description_for_managers_names_the_command(installed: Path) -> None:
-    about = json.loads((installed / "usr/share/vfio-user/50-bellwire.json").read_text())
-    assert about["type"] == "pci"
-    assert about["binary"] == "/usr/bin/bellwire"
+def test_every_user_can_read_what_was_installed_whatever_the_umask(installed: Path) -> None:
+    for path in (path for path in installed.rglob("*") if not path.is_symlink()):
+        assert path.stat().st_mode & stat.S_IROTH, path
+        assert not path.is_dir() or path.stat().st_mode & stat.S_IXOTH, path
+
+
+@pytest.mark.slow
+def test_commands_and_units_name_the_prefix(installed: Path) -> None:
+    assert f"{VENV}/bin/bellwire" in (installed / "usr/local/bin/bellwire").read_text()
+    assert (installed / VENV[1:] / "bin/bellwire").read_text().startswith(f"#!{VENV}/bin/python")
+    unit = (installed / "usr/local/lib/systemd/system/bellwired.service").read_text()
+    assert "ExecStart=/usr/local/bin/bellwired\n" in unit
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_root_leaves_nothing_of_its_own_in_a_users_checkout(installed: Path, checkout: Path) -> None:
+    assert (checkout / "build/wheel").exists()
+    assert [path for path in checkout.rglob("*") if path.lstat().st_uid == 0] == []
+
+
+@pytest.mark.slow
+def test_it_installs_no_tool_that_only_developers_need(installed: Path, checkout: Path) -> None:
+    for folder in (installed, checkout):
+        assert not list(folder.rglob("site-packages/pytest"))
+        assert not list(folder.rglob("site-packages/mypy"))
+
+
+@pytest.mark.slow
+def test_the_wheel_is_for_what_it_runs_on(wheel: zipfile.ZipFile) -> None:
+    about = metadata(wheel, "WHEEL")
+    assert about["Root-Is-Purelib"] == "false"
+    assert re.fullmatch(r"py3-none-manylinux_\d+_\d+_x86_64", about["Tag"])
+
+
+@pytest.mark.slow
+def test_the_wheel_has_units_and_micro_guests(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert {"bellwired/systemd/bellwired.service", "bellwired/systemd/user/bellwired.service"} <= names
+    assert "bellwire_vmm/guests/bin/bell.bin" in names
+
+
+@pytest.mark.slow
+def test_the_wheels_text_has_no_link_into_the_source(wheel: zipfile.ZipFile) -> None:
+    about = metadata(wheel, "METADATA")
+    text = str(about.get_payload())
+    assert "Write a PCI device in Python" in text
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link] == []
+    assert set(about.get_all("Provides-Extra") or ()) == {"dev", "systemd", "test"}
+
+
+@pytest.mark.slow
+def test_uninstall_leaves_nothing(installed: Path, checkout: Path, scratch: Path) -> None:
+    copy = scratch / "copy"
+    shutil.copytree(installed, copy, symlinks=True)
+    make(checkout, "uninstall", f"PREFIX={PREFIX}", f"DESTDIR={copy}")
+    assert [path for path in copy.rglob("*") if not path.is_dir() or "bellwire" in path.name] == []
+
+
+@pytest.mark.parametrize("what", ["another version", "nothing"])
+def test_a_virtual_environment_whose_python_has_changed_is_made_anew(tmp_path: Path, what: str) -> None:
+    """After the distribution's upgrade its link leads to a Python that knows nothing of it, or nowhere."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "hatch_build.py"):
+        (tmp_path / name).touch()
+    for name in (
+        "protocol/vfio_user",
+        "kvm/kvm_ioctls",
+        "kvm/bellwire_vmm",
+        "devices/bellwire",
+        "daemon/bellwired",
+        "systemd",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    if what == "nothing":
+        python.symlink_to(tmp_path / "python3.10")
+    else:
+        python.write_text("#!/bin/sh\nexit 1\n")  # no module named pip
+        python.chmod(0o755)
+    (tmp_path / ".venv/.run").touch()
+    said = make(tmp_path, "--dry-run", "demo", f"PYTHON={sys.executable}").stdout
+    assert f"{sys.executable} -m venv --clear .venv" in said
+    assert "pip install" in said

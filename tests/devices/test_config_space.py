@@ -202,3 +202,49 @@ def test_an_area_is_shared_memory(guest: Guest) -> None:
         assert bytes(frame[100:102]) == b"\x34\x12"
         frame[0] = 0x77
         assert guest.read(0, 8192, 1) == 0x77
+
+
+# -- power states (PM 1.2 §3.2.4)
+
+
+class Forgetful(PciDevice, vendor=1, device=2, class_code=1, no_soft_reset=False, name="forgetful"):
+    mmio = Bar(0, size=16)
+    one = mmio.reg(0, reset=5)
+
+
+class StillForgetful(Forgetful, device=3, name="still-forgetful"):
+    pass
+
+
+class Reminded(Forgetful, device=4, no_soft_reset=True, name="reminded"):
+    pass
+
+
+TestForgetful = conformance(Forgetful)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"), [(Card, True), (Old, True), (Forgetful, False), (StillForgetful, False), (Reminded, True)]
+)
+def test_a_device_that_is_woken_from_d3hot_does_what_no_soft_reset_says(kind: type[PciDevice], kept: bool) -> None:
+    with Guest(kind) as guest:
+        control = guest.device.core.config.at[pci.POWER_MANAGEMENT] + 4
+        assert bool(guest.config_read(control, 2) & pci.NO_SOFT_RESET) is kept
+        before, command = guest.device.core.snapshot(), guest.config_read(pci.COMMAND, 2)
+        guest.config_write(control, 3, 2)
+        assert guest.config_read(control, 2) & 3 == 3
+        guest.config_write(control, 0, 2)
+        assert guest.config_read(control, 2) & 3 == 0
+        assert (guest.device.core.snapshot() == before) is kept
+        assert guest.config_read(pci.COMMAND, 2) == (command if kept else 0)
+
+
+def test_a_write_that_leaves_the_power_state_alone_resets_nothing() -> None:
+    with Guest(Forgetful) as guest:
+        control = guest.device.core.config.at[pci.POWER_MANAGEMENT] + 4
+        guest.write(Forgetful.one, 9)
+        for value in (0, 3, 3, 1, 2):  # D1 and D2 are not entered
+            guest.config_write(control, value, 2)
+            assert guest.read(Forgetful.one) == 9
+        guest.config_write(control, 0, 2)
+        assert guest.read(Forgetful.one) == 5

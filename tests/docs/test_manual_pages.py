@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import manual_pages
 from bellwired.commands import cli
+from bellwired.install import manual_pages
 from bellwired.settings import Daemon, Device
 
 PAGES = manual_pages.pages()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bellwire.bundled.nvme.command import IoOpcode
-from bellwire.storage import Disk, StorageError
 from bellwire.storage.aio import Transfer
 from nvme.driver import PAGE, Driver, prps, transfer
 from nvme.driving import ServedMachine, driving
@@ -19,13 +18,9 @@ SIZE = 1 << 20
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
+def image(disk_folder: Path) -> Path:
+    path = disk_folder / "disk.img"
     path.write_bytes(random.Random(5).randbytes(SIZE))
-    try:
-        Disk.open(path, direct=True).close()
-    except StorageError as error:
-        pytest.skip(f"this file system knows no O_DIRECT: {error}")
     return path
 
 

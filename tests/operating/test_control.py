@@ -21,8 +21,8 @@ from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
 METHODS = {
-    "List", "Describe", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
-    "Registers", "Statistics", "Configuration", "Monitor",
+    "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
+    "Registers", "Statistics", "Configuration", "Folders", "Log", "Monitor",
 }  # fmt: skip
 
 

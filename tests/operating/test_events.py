@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwired.manager.events import MOST, Ear, Hub
+from bellwired.manager.events import MOST, Broadcaster, Subscription
 from bellwired.workers import wire
 from bellwired.workers.wire import LARGEST_DATAGRAM, Answer, Ask, WireError
 
 
-async def heard(ear: Ear, count: int) -> list[tuple[str, str]]:
-    return [(event.device, event.kind) for event in [await ear.get() for _ in range(count)]]
+async def heard(subscription: Subscription, count: int) -> list[tuple[str, str]]:
+    return [(event.device, event.kind) for event in [await subscription.get() for _ in range(count)]]
 
 
 def test_each_listener_gets_every_event_in_order() -> None:
     async def work() -> None:
-        hub = Hub()
-        with hub.listening() as one, hub.listening() as two:
-            hub.publish("a", "started", {})
-            hub.publish("b", "died", {})
+        broadcaster = Broadcaster()
+        with broadcaster.listening() as one, broadcaster.listening() as two:
+            broadcaster.publish("a", "started", {})
+            broadcaster.publish("b", "died", {})
             assert await heard(one, 2) == await heard(two, 2) == [("a", "started"), ("b", "died")]
 
     asyncio.run(work())
@@ -33,34 +33,34 @@ def test_each_listener_gets_every_event_in_order() -> None:
 
 def test_who_listens_to_one_device_gets_its_events_and_the_daemons() -> None:
     async def work() -> None:
-        hub = Hub()
-        with hub.listening("a") as ear:
+        broadcaster = Broadcaster()
+        with broadcaster.listening("a") as subscription:
             for device in ("b", "a", ""):
-                hub.publish(device, "happens", {})
-            assert await heard(ear, 2) == [("a", "happens"), ("", "happens")]
+                broadcaster.publish(device, "happens", {})
+            assert await heard(subscription, 2) == [("a", "happens"), ("", "happens")]
 
     asyncio.run(work())
 
 
 def test_who_is_too_slow_loses_the_oldest_and_is_told_how_many_first() -> None:
     async def work() -> None:
-        hub = Hub()
-        with hub.listening() as ear:
+        broadcaster = Broadcaster()
+        with broadcaster.listening() as subscription:
             for number in range(MOST + 7):
-                hub.publish(str(number), "happens", {})
-            lost = await ear.get()
+                broadcaster.publish(str(number), "happens", {})
+            lost = await subscription.get()
             assert (lost.kind, lost.fields["count"]) == ("lost", 7)
-            assert await heard(ear, 1) == [("7", "happens")]
+            assert await heard(subscription, 1) == [("7", "happens")]
 
     asyncio.run(work())
 
 
 def test_the_hub_knows_whether_anybody_listens() -> None:
     async def work() -> None:
-        hub = Hub()
-        with hub.listening(), hub.listening():
-            assert hub.heard.is_set()
-        assert not hub.heard.is_set()
+        broadcaster = Broadcaster()
+        with broadcaster.listening(), broadcaster.listening():
+            assert broadcaster.heard.is_set()
+        assert not broadcaster.heard.is_set()
 
     asyncio.run(work())
 

@@ -12,7 +12,7 @@ from bellwired.errors import CommandError
 from bellwired.places import Places
 
 USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
-SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/lib/bellwire")
+SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/local/lib/bellwire", "/usr/lib/bellwire")
 
 
 def texts(paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -22,10 +22,7 @@ def texts(paths: tuple[Path, ...]) -> tuple[str, ...]:
 def test_root_has_the_systems_places() -> None:
     places = Places.of(environment={}, uid=0)
     assert texts(places.config) == SYSTEM
-    assert texts(places.plugins) == (
-        *(f"{folder}/plugins" for folder in SYSTEM),
-        "/usr/local/lib/bellwire/plugins",
-    )
+    assert texts(places.plugins) == tuple(f"{folder}/plugins" for folder in SYSTEM)
     assert str(places.control) == "/run/bellwire/control"
     assert str(places.socket("disk0")) == "/run/bellwire/disk0.sock"
 

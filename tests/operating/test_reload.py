@@ -80,6 +80,8 @@ def test_an_edited_plugin_is_picked_up(daemon: Instance) -> None:
         ("device = ", "not TOML"),
         ('device = "probe"\noptions.pase = 3', "probe has no option pase: did you mean pace?"),
         ('device = "probe"\noptions.pace = "quick"', "option pace=quick: expected a value of type int"),
+        ('device = "nvme"\noptions.queues = 99', "option queues=99: expected 1 to 64"),
+        ('device = "nvme"\noptions.size = 511', "size=511: expected a whole number of blocks"),
         ('device = "prope"', "there is no device 'prope'; did you mean probe?"),
     ],
 )

@@ -16,8 +16,8 @@ from bellwired.settings import Daemon, Device, SettingsError, decode, load, plai
 
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
-    "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "io-fd-entry": 48,
-    "busy-poll": 200,
+    "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
+    "io-fd-entry": 48, "busy-poll": 200,
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
@@ -55,7 +55,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, device, group, io-fd-entry, log-level",
+            "there are autostart, busy-poll, device, enabled, group, io-fd-entry, log-level",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),

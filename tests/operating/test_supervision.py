@@ -155,6 +155,14 @@ def test_what_the_device_raises_at_its_start_is_what_the_operator_is_told(daemon
     assert "CAP_NET_ADMIN" in daemon.describe(name)["error"]
 
 
+def test_an_option_that_is_found_wrong_at_the_start_is_refused_and_not_tried_again(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nautostart = false\noptions.mood = "refuses"')
+    with pytest.raises(Refused, match="option mood=refuses: not today"):
+        daemon.call("Start", name=name)
+    device = daemon.describe(name)
+    assert (device["state"], device["restarts"]) == ("failed", 0)
+
+
 def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance: Instance) -> None:
     instance.settings("start-timeout = 1\nrestart-limit = 0")
     instance.configure("sleepy", 'device = "probe"\noptions.mood = "sleeps"')

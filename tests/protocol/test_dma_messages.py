@@ -41,7 +41,7 @@ from vfio_user import (
     TimedOut,
     VfioUserError,
 )
-from vfio_user.asking import MOST_QUEUED, MOST_QUEUED_FDS
+from vfio_user.dma_requests import MOST_QUEUED, MOST_QUEUED_FDS
 
 
 def wait(client: Client, future: Future[bytes | None]) -> bytes | None:
@@ -138,15 +138,6 @@ def test_no_memory_is_asked_for_before_a_client_has_introduced_itself(device: Fa
 
 
 # -- a raw client
-
-
-@pytest.fixture
-def conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
-    """A server that waits 0.2 s at most, and a raw client which has introduced itself."""
-    with served(device, timeout=0.2) as (server, sock), closing(Wire(sock)) as wire:
-        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
-        assert wire.receive().flags == REPLY
-        yield server, wire
 
 
 def test_a_request_is_as_the_text_has_it(conversation: tuple[Server, Wire]) -> None:
@@ -304,7 +295,7 @@ def test_fds_without_end_instead_of_a_reply_are_given_up_on_and_closed(
 @pytest.fixture
 def stubborn(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Wire]]:
     """A server with little patience, and a raw client which has introduced itself."""
-    monkeypatch.setattr("vfio_user.asking.GRACE", 0.05)
+    monkeypatch.setattr("vfio_user.dma_requests.GRACE", 0.05)
     with served(device) as (server, sock), closing(Wire(sock)) as wire:
         wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
         assert wire.receive().flags == REPLY

@@ -300,7 +300,8 @@ def test_a_reset_gives_up_what_was_held(plain: Terminal) -> None:
         ({"ports": "a=null,a=null"}, OptionError, "different names"),
         ({"ports": ",".join(f"p{n}=null" for n in range(17))}, OptionError, "1 to 16"),
         ({"ports": "=null"}, OptionError, "1 to 64 bytes"),
-        ({"ports": "a"}, StreamError, "no stream ''"),
+        ({"ports": "a"}, OptionError, "ports=a: expected pty, pty:LINK"),
+        ({"ports": "a=file:/no/such/folder/file"}, StreamError, "No such file"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

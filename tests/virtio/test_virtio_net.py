@@ -385,10 +385,14 @@ def test_without_bus_mastering_packets_wait(make: Make, far: socket.socket) -> N
         ({}, "needs one of tap="),
         ({"tap": "tap0", "dgram": Path("x")}, "needs one of tap="),
         ({"dgram": Path("x"), "pairs": 2}, "1 on a socket"),
-        ({"tap": "tap0", "pairs": 9}, "pairs=9: 1 to 8"),
-        ({"dgram": Path("x"), "mtu": 60}, "mtu=60: 68 to 65535"),
-        ({"dgram": Path("x"), "mac": "hello"}, "mac=hello: six bytes"),
+        ({"tap": "tap0", "pairs": 9}, "pairs=9: expected 1 to 8"),
+        ({"dgram": Path("x"), "mtu": 60}, "mtu=60: expected 0 or 68 to 65535"),
+        ({"dgram": Path("x"), "mac": "hello"}, "mac=hello: expected six bytes"),
         ({"dgram": Path("x"), "mac": "01:00:00:00:00:00"}, "no multicast"),
+        ({"tap": "a name that is too long"}, "tap=a name that is too long: expected an interface's name"),
+        ({"tap": "a/b"}, "an interface's name"),
+        ({"tap": "tap0", "bridge": "br0", "vxlan": "0@192.0.2.1"}, "vxlan=0@192.0.2.1: expected NUMBER@ADDRESS"),
+        ({"tap": "tap0", "bridge": "br0", "vxlan": "7@nowhere"}, "expected NUMBER@ADDRESS"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

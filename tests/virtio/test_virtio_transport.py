@@ -286,6 +286,19 @@ def test_nobody_is_told_of_a_change_before_the_driver_is_ready(driver: Driver) -
     assert not driver.guest.interrupts
 
 
+def test_a_driver_is_told_to_set_up_a_device_anew_that_was_in_d3hot(driver: Driver) -> None:
+    driver.start()
+    control = driver.device.core.config.at[pci.POWER_MANAGEMENT] + 4
+    assert not driver.guest.config_read(control, 2) & pci.NO_SOFT_RESET
+    driver.guest.config_write(control, 3, 2)
+    driver.guest.config_write(control, 0, 2)
+    assert driver.status == Status(0)
+    driver.guest.enable()
+    driver.start()
+    driver.queues[0].send(b"ab", write=2)
+    assert driver.queues[0].answers() == [b"ba"]
+
+
 def test_fields_of_the_device_type_lie_where_the_capability_says(driver: Driver) -> None:
     assert driver.places[DEVICE].length >= 10
     assert driver.config(8, 2) == 7

@@ -19,9 +19,11 @@ from typing import Any
 
 from bellwire import OptionError, PciDevice
 from bellwire.model.counted import count_dma
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings
 from bellwired.commands import attach, debugger
+from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
 from bellwired.find import find_device
@@ -30,7 +32,7 @@ from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Serving
+from bellwired.workers.worker import Relay, Serving
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -46,7 +48,7 @@ def add_parser(commands: Any) -> None:
         "its end what the guest has done with it. Meanwhile status, regs, set, reset, monitor and stop find it by its "
         "name, as they find a daemon's devices.",
     )
-    parser.add_argument(
+    kind = parser.add_argument(
         "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
     )
     parser.add_argument(
@@ -61,7 +63,7 @@ def add_parser(commands: Any) -> None:
         type=_descriptor,
         help="an inherited UNIX stream socket instead, listening or connected; or the one of socket activation",
     )
-    parser.add_argument(
+    option = parser.add_argument(
         "-o",
         dest="options",
         metavar="KEY=VALUE",
@@ -69,6 +71,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    completed(kind, KINDS)
+    completed(option, OPTIONS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
@@ -117,6 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
         sockets, address = _sockets(arguments, name, stack)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         desk = stack.enter_context(Desk(name, about, address, control))
+        relay = Relay(desk.channel)
+        log.root.addHandler(relay)
+        stack.callback(log.root.removeHandler, relay)
         reporter = debugger.Debugging() if arguments.debug else None
         serving = Serving(
             instance,
@@ -166,7 +173,8 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
-        return device(**values)
+        with told(f"{device.__name__}.__init__"):
+            return device(**values)
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from bellwire import PciDevice
 from bellwire.model.tally import Tally
 from bellwired.commands import show
+from bellwired.commands.show import Column
 
 MOST_VECTORS = 16
 OWN_RESETS = 2  # before the first client and after the last
@@ -21,9 +22,7 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
         return
     out = show.console()
     out.print(f"\n{show.text(name)} has served {_count(tally.clients, 'client')} in {show.ago(0.0, seconds)}.")
-    table = _accesses(device, tally)
-    if table.row_count:
-        out.print(table)
+    out.print(_accesses(device, tally))
     for label, text in _lines(device, tally):
         out.print(f"{label:>11}: {text}")
 
@@ -31,14 +30,15 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
 def _accesses(device: PciDevice, tally: Tally) -> Table:
     """By register, in the order in which the device's file has them; then what is no register."""
     ways = [way for way, rings in tally.rings.items() if any(count for (count,) in rings.values())]
-    table = show.table("", "read", "written", *(f"rung by {way}" for way in ways), right=frozenset(_HEADINGS))
+    numbers = ("read", "written", *(f"rung by {way}" for way in ways))
     reads, writes = tally.accesses[False], tally.accesses[True]
     declared = [item.name for plan in device.layout.bars.values() for item in plan.placed]
     rung = {name for rings in tally.rings.values() for name, (count,) in rings.items() if count}
+    rows = []
     for name in sorted({*reads, *writes, *rung}, key=lambda name: (_place(name, declared), name)):
-        numbers = [reads[name], writes[name], *(tally.rings[way].get(name, [0])[0] for way in ways)]
-        table.add_row(show.text(name), *(f"{number:,}" if number else "" for number in numbers))
-    return table
+        counts = [reads[name], writes[name], *(tally.rings[way].get(name, [0])[0] for way in ways)]
+        rows.append((show.text(name), *(f"{count:,}" if count else "" for count in counts)))
+    return show.table([Column("what"), *(Column(heading, right=True) for heading in numbers)], rows)
 
 
 def _lines(device: PciDevice, tally: Tally) -> Iterator[tuple[str, str]]:
@@ -69,6 +69,3 @@ def _place(name: str, declared: list[str]) -> int:
 
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
-
-
-_HEADINGS = ("read", "written", *(f"rung by {way}" for way in Tally().rings))

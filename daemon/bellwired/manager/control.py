@@ -26,8 +26,9 @@ from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.manager.caller import Caller
+from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
+from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 
 INTERFACE = "org.bellwire.Manager"
@@ -65,6 +66,14 @@ class Happening(TypedDict):
     fields: dict[str, str]
 
 
+class LogLine(TypedDict):
+    """One line of a device's log, or several with a traceback."""
+
+    time: float
+    level: str
+    text: str
+
+
 class Outcome(TypedDict):
     """What a reload did, by names."""
 
@@ -87,18 +96,23 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     errors = (Failed,)
 
-    def __init__(self, manager: Manager, caller: "Caller", *, may_look: bool, may_change: bool) -> None:
+    def __init__(self, manager: Manager, caller: "ControlConnection", *, may_look: bool, may_change: bool) -> None:
         self._manager = manager
         self._caller = caller
         self._may_look = may_look
         self._may_change = may_change
 
     @varlinkmethod(return_parameter="devices")
-    async def List(self) -> list[Description]:
-        """Every device of the configuration; one whose file cannot be used has failed, and no device."""
+    async def List(self, *, statistics: bool | None = None) -> list[Description]:
+        """Every device of the configuration; one whose file cannot be used has failed, and no device.
+
+        With ``statistics`` each has its counters, for which its worker is asked.
+        """
         with self._looking():
             manager = self._manager
-            found = [await describe(unit, brief=True) for unit in list(manager.units.values())]
+            units = list(manager.units.values())
+            ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
+            found = list(await asyncio.gather(*ways))
             found += [describe_unusable(name, why, manager.settings.since) for name, why in manager.unusable.items()]
             return sorted(found, key=lambda each: each["name"])
 
@@ -106,7 +120,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Describe(self, *, name: str) -> Description:
         """One device, with its statistics, its client and what happened to it lately."""
         with self._looking():
-            return await describe(self._manager.unit(name), brief=False)
+            return await describe(self._manager.unit(name))
 
     @varlinkmethod
     async def Start(self, *, name: str) -> None:
@@ -133,10 +147,16 @@ class Control(VarlinkInterface, name=INTERFACE):
             await self._manager.unit(name).ask("reset")
 
     @varlinkmethod
+    async def Disconnect(self, *, name: str) -> None:
+        """Let a device's client go; the next one may come."""
+        with self._changing():
+            await self._manager.unit(name).ask("disconnect")
+
+    @varlinkmethod
     async def Set(self, *, name: str, option: str, value: str) -> None:
         """Give an option of a running device another value, until the device is started anew."""
         with self._changing():
-            await self._manager.unit(name).ask("set", option=option, value=value)
+            await self._manager.unit(name).set(option, value)
 
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
@@ -163,6 +183,12 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             return dict(await self._manager.unit(name).ask("statistics"))
 
+    @varlinkmethod(return_parameter="folders")
+    async def Folders(self) -> list[str]:
+        """Where configuration is looked for, the folder that wins first."""
+        with self._looking():
+            return [str(folder) for folder in self._manager.places.config]
+
     @varlinkmethod(return_parameter="files")
     async def Configuration(self) -> list[File]:
         """The configuration files that count, in order."""
@@ -172,22 +198,42 @@ class Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
         """Events as they happen, of one device or all, until the caller hangs up."""
-        with self._looking(), self._manager.hub.listening(name) as ear:
-            while True:
-                try:
-                    async with asyncio.timeout(STILL_THERE):
-                        event = await ear.get()
-                except TimeoutError:
-                    event = None
-                if self._caller.has_hung_up():
-                    raise NOBODY
-                if event is None:
-                    continue
+        with self._looking(), self._manager.broadcaster.listening(name) as subscription:
+            async for event in self._heard(subscription):
                 fields = {key: str(value) for key, value in event.fields.items()}
                 happening = Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
                 if event.kind == LAST:
                     raise LastResult(happening)
                 yield happening
+
+    @varlinkmethod(return_parameter="lines", delay_generator=False)
+    async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:
+        """What a device has logged lately and, with ``follow``, each line from now on, until the caller hangs up."""
+        with self._looking(), self._manager.broadcaster.listening(name, log=True) as subscription:
+            lines = [
+                LogLine(time=line.time, level=line.level, text=line.text) for line in self._manager.unit(name).lines
+            ]
+            if not follow:
+                raise LastResult(lines)
+            yield lines
+            async for event in self._heard(subscription):
+                if event.kind == LOG:
+                    yield [LogLine(**event.fields)]  # type: ignore[typeddict-item] # a Line's fields
+                elif event.kind == LAST:
+                    raise LastResult([])
+
+    async def _heard(self, subscription: Subscription) -> AsyncIterator[Event]:
+        """What ``subscription`` gets, until the caller has hung up."""
+        while True:
+            try:
+                async with asyncio.timeout(STILL_THERE):
+                    event = await subscription.get()
+            except TimeoutError:
+                event = None
+            if self._caller.has_hung_up():
+                raise NOBODY
+            if event is not None:
+                yield event
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
@@ -228,7 +274,7 @@ class Server:
     def __init__(self, manager: Manager, sock: socket.socket) -> None:
         self._manager = manager
         self._sock = sock
-        self._callers: dict[VarlinkTransport, Caller] = {}
+        self._callers: dict[VarlinkTransport, ControlConnection] = {}
 
     def open(self) -> None:
         """Begin."""
@@ -239,7 +285,7 @@ class Server:
         """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        self._manager.hub.publish("", LAST, {"text": why})
+        self._manager.broadcaster.publish("", LAST, {"text": why})
         await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
@@ -265,7 +311,7 @@ class Server:
         if len(self._callers) >= MOST_CALLERS and not may_change:
             connection.close()
             return
-        caller = Caller(connection)
+        caller = ControlConnection(connection)
         may_look = may_change or _gid(self._manager.settings.daemon.control_group) in gids
         caller.offer(Control(self._manager, caller, may_look=may_look, may_change=may_change))
         transport = VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)

@@ -8,6 +8,8 @@ from bellwired.manager.unit import State, Unit
 from bellwired.settings import SettingsError
 from bellwired.workers import process
 
+DISABLED = "disabled"
+"""The state of a device that may not be started."""
 PATIENCE = 1.0  # seconds: one that hangs is to be described all the same
 
 
@@ -42,13 +44,17 @@ class RegisterValue(TypedDict):
 
 
 class Description(TypedDict):
-    """One device. ``memory`` is its share (PSS) in bytes, ``since`` seconds of the epoch."""
+    """One device. ``memory`` is its share (PSS) in bytes, ``since`` seconds of the epoch.
+
+    ``changed`` are the options that have other values now than the file gives them.
+    """
 
     name: str
     device: str
     state: str
     since: float
     autostart: bool
+    enabled: bool
     socket: str
     pid: int
     memory: int
@@ -56,31 +62,34 @@ class Description(TypedDict):
     error: str
     connected: bool
     client: Client | None
+    changed: dict[str, str]
     statistics: dict[str, int]
     recent: list[Note]
 
 
-async def describe(unit: Unit, *, brief: bool) -> Description:
-    """All about ``unit``; ``brief`` leaves out what must be asked of the worker."""
-    statistics: dict[str, int] = {}
-    if not brief and unit.state is State.RUNNING:
+async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) -> Description:
+    """All about ``unit``. Its ``statistics`` must be asked of the worker; ``recent`` is what happened lately."""
+    counted: dict[str, int] = {}
+    if statistics and unit.state is State.RUNNING:
         with contextlib.suppress(CommandError):  # it has just ended, or is busy: the rest is true all the same
-            statistics = dict(await unit.ask("statistics", PATIENCE))
+            counted = dict(await unit.ask("statistics", PATIENCE))
     return Description(
         name=unit.name,
         device=unit.settings.device,
-        state=str(unit.state),
+        state=str(unit.state) if unit.settings.enabled or unit.state is not State.STOPPED else DISABLED,
         since=unit.since,
         autostart=unit.settings.autostart,
+        enabled=unit.settings.enabled,
         socket=unit.address,
         pid=unit.pid,
         memory=process.memory(unit.pid) if unit.pid else 0,
         restarts=unit.restarts,
         error=unit.error,
         connected=unit.client is not None,
-        client=None if brief else _client(unit),
-        statistics=statistics,
-        recent=[] if brief else [Note(time=when, text=text) for when, text in unit.recent],
+        client=_client(unit),
+        changed=unit.changed,
+        statistics=counted,
+        recent=[Note(time=when, text=text) for when, text in unit.recent] if recent else [],
     )
 
 
@@ -92,6 +101,7 @@ def describe_unusable(name: str, error: SettingsError, since: float) -> Descript
         state=str(State.FAILED),
         since=since,
         autostart=False,
+        enabled=True,
         socket="",
         pid=0,
         memory=0,
@@ -99,6 +109,7 @@ def describe_unusable(name: str, error: SettingsError, since: float) -> Descript
         error=error.in_words,
         connected=False,
         client=None,
+        changed={},
         statistics={},
         recent=[],
     )

@@ -27,7 +27,7 @@ from bellwired.manager.tasks import alongside
 from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
 from bellwired.settings import NAME, Device
-from bellwired.workers.link import Link
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 START = 10.0  # seconds for the thread to be there
@@ -37,17 +37,24 @@ class Foreground(Unit):
     """A device that somebody has started by hand, and that only he starts again."""
 
     def __init__(self, name: str, device: Device, address: str, manager: Manager) -> None:
+        runtime, daemon = manager.places.runtime, manager.settings.daemon
         super().__init__(
-            name, device, manager.settings.daemon, manager.places.runtime, [], manager.nursery, self._publish
+            name,
+            device,
+            daemon,
+            runtime,
+            runtime,
+            [],
+            manager.spawner,
+            lambda _, kind, fields: manager.broadcaster.publish(name, kind, fields),
         )
         self.state = State.STARTING
         self._address = address
-        self._hub = manager.hub
-        self._link = link = Link(name, self._heard)
-        self.channel = link.theirs.dup()
+        self._channel = channel = WorkerChannel(name, self._heard)
+        self.channel = channel.theirs.dup()
         """For the device's own loop."""
         self.channel.setblocking(False)
-        link.handed_over()
+        channel.handed_over()
 
     @property
     def pid(self) -> int:
@@ -76,8 +83,8 @@ class Foreground(Unit):
 
     def end(self) -> None:
         """The device has ended."""
-        if self._link is not None:
-            self._link.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def _refuse(self) -> NoReturn:
         raise CommandError(
@@ -87,9 +94,6 @@ class Foreground(Unit):
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
         """As its worker logs to the same place what is to be logged, remember it and tell the listeners."""
         self._remember(kind, text)
-
-    def _publish(self, _: Unit, kind: str, fields: dict[str, Any]) -> None:
-        self._hub.publish(self.name, kind, fields)
 
 
 class Alone(Manager):

@@ -126,7 +126,7 @@ class Life:
         """Status text, and the watchdog's due: only while this loop turns and the fork server answers."""
         interval = notify.watchdog_interval()
         while True:
-            if interval and await self._manager.nursery.ping():
+            if interval and await self._manager.spawner.ping():
                 notify.notify(WATCHDOG="1")
             if not self._stop.is_set():
                 more = {} if self._ready else notify.extension(ALLOWANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import logging
 import os
 import socket
@@ -15,13 +16,16 @@ from typing import Any
 
 from bellwired import messages, settings
 from bellwired.errors import CommandError
+from bellwired.find import files_for
 from bellwired.manager import trial
-from bellwired.manager.events import Hub
+from bellwired.manager.events import Broadcaster
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings, SettingsError
-from bellwired.workers.nursery import Nursery
+from bellwired.sources import stamp
+from bellwired.trust import others_may_write
+from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while somebody listens
@@ -51,8 +55,8 @@ class Manager:
         self.places = places
         self.settings: Settings = settings.load(places)
         self.units: dict[str, Unit] = {}
-        self.hub = Hub()
-        self.nursery = Nursery()
+        self.broadcaster = Broadcaster()
+        self.spawner = Spawner()
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -67,8 +71,10 @@ class Manager:
             bad = self.settings.errors.get(name)
             if bad is not None:
                 raise CommandError(f"{name} cannot be used: {bad}", bad.hint)
+            near = difflib.get_close_matches(name, self.units, n=1)
             known = ", ".join(sorted(self.units)) or "none yet"
-            raise CommandError(f"there is no device {name!r}", f"there are: {known}")
+            hint = f"did you mean {near[0]}?" if near else f"there are: {known}"
+            raise CommandError(f"there is no device {name!r}", hint)
         return unit
 
     @property
@@ -91,7 +97,7 @@ class Manager:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
         """The fork server runs and the units are there, not yet started, for the block; they are stopped after it."""
-        self.nursery.open()
+        self.spawner.open()
         try:
             self._report_bad_files()
             for name in self.settings.devices:
@@ -110,7 +116,7 @@ class Manager:
             with contextlib.suppress(CommandError):
                 await unit.start()
 
-        await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.autostart)
+        await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.starts)
 
     async def reload(self) -> Reloaded:
         """Read configuration and plugins anew, and touch only what has changed."""
@@ -126,7 +132,7 @@ class Manager:
             done.sort()
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
             log.info("configuration read again: %s", summary, extra={"MESSAGE_ID": messages.RELOADED})
-            self.hub.publish("", "reloaded", {"text": summary})
+            self.broadcaster.publish("", "reloaded", {"text": summary})
             return done
 
     @property
@@ -168,9 +174,9 @@ class Manager:
         """While anybody listens, tell what the devices have counted."""
         last: dict[Unit, dict[str, int]] = {}
         while True:
-            if not self.hub.heard.is_set():
+            if not self.broadcaster.heard.is_set():
                 last.clear()
-                await self.hub.heard.wait()
+                await self.broadcaster.heard.wait()
             units = [unit for unit in self.units.values() if unit.state is State.RUNNING]
             answers = await asyncio.gather(*(unit.ask("statistics") for unit in units), return_exceptions=True)
             for unit, answer in zip(units, answers, strict=True):
@@ -179,7 +185,7 @@ class Manager:
                 before = last.get(unit, answer)
                 news = {key: value - before.get(key, 0) for key, value in answer.items() if value > before.get(key, 0)}
                 if news:
-                    self.hub.publish(unit.name, "statistics", news)
+                    self.broadcaster.publish(unit.name, "statistics", news)
             pairs = zip(units, answers, strict=True)
             last = {unit: answer for unit, answer in pairs if not isinstance(answer, BaseException)}
             await asyncio.sleep(COUNTING)
@@ -194,7 +200,7 @@ class Manager:
         for unit, end in zip(units, ends, strict=True):
             if isinstance(end, Exception):
                 log.error("%s: not stopped in order", unit.name, exc_info=end)
-        await self.nursery.close()
+        await self.spawner.close()
         for listener in self._given.values():
             listener.close()
 
@@ -209,22 +215,24 @@ class Manager:
         try:
             if unit is None:
                 unit = self._add(name)
-                if device.autostart:
+                if device.starts:
                     done.started.append(name)
                     await unit.start()
-            elif (fresh := self._print(name)) != self._prints[name]:
-                if unit.state is State.RUNNING:
-                    order = unit.order(device, trial=True)
-                    await trial.attempt(self.nursery, order, self.settings.daemon.start_timeout)
+            elif (fresh := self._print(name)) != self._prints[name] or unit.outdated():
+                folder = self._folder(name)
+                if unit.state is State.RUNNING and device.enabled:
+                    order = unit.order(device, folder, trial=True)
+                    await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
                 self._prints[name] = fresh
-                done.restarted.append(name)
-                await unit.change(device, self._path(name))
+                enabled = device.enabled, unit.settings.enabled
+                {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
+                await unit.change(device, self._path(name), folder)
             else:
                 done.unchanged.append(name)
         except CommandError as error:
             done.failed[name] = str(error)
             log.error("%s", error, extra={"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name})
-            for names in (done.started, done.restarted):
+            for names in (done.started, done.restarted, done.stopped):
                 if name in names:
                     names.remove(name)
 
@@ -233,7 +241,8 @@ class Manager:
             raise CommandError("the daemon is stopping")
         device = self.settings.devices[name]
         plugins = [str(folder) for folder in self.places.plugins]
-        unit = Unit(name, device, self.settings.daemon, self._path(name), plugins, self.nursery, self._tell)
+        folder, daemon = self._folder(name), self.settings.daemon
+        unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.spawner, self._tell)
         unit.given = self._given.get(name)
         self.units[name] = unit
         self._prints[name] = self._print(name)
@@ -253,12 +262,14 @@ class Manager:
         configured = self.settings.devices[name].socket
         return self.places.runtime / configured if configured else self.places.socket(name)
 
+    def _folder(self, name: str) -> Path:
+        return self.settings.sources[name].parent
+
     def _print(self, name: str) -> tuple[Any, ...]:
         """What a device is made of: a change of any of it is worth a restart."""
         device: Device = self.settings.devices[name]
-        path, _, _ = device.device.partition(":")
-        files = [Path(path)] if path.endswith(".py") else [folder / f"{path}.py" for folder in self.places.plugins]
-        return device, *(_stamp(file) for file in files)
+        files = files_for(device.device, self.places.plugins)
+        return device, self._folder(name), *(stamp(file) for file in files)
 
     def _report_bad_files(self) -> None:
         for name, error in self.settings.errors.items():
@@ -266,7 +277,7 @@ class Manager:
             log.error("%s", error.in_words, extra=fields)
 
     def _tell(self, unit: Unit, kind: str, fields: dict[str, Any]) -> None:
-        self.hub.publish(unit.name, kind, fields)
+        self.broadcaster.publish(unit.name, kind, fields)
 
 
 def prepare(folder: Path) -> None:
@@ -278,13 +289,5 @@ def prepare(folder: Path) -> None:
         raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
     if status.st_uid not in (0, os.geteuid()):
         raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+    if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
         raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

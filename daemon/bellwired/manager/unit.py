@@ -13,20 +13,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bellwire.model.limited import LimitedLog
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.noted import Line, Noted
 from bellwired.settings import Daemon, Device
-from bellwired.workers.link import Link
-from bellwired.workers.nursery import Child, Nursery
-from bellwired.workers.wire import Event, Spawn
+from bellwired.sources import Stamp, stamp
+from bellwired.workers.spawner import Child, Spawner
+from bellwired.workers.wire import Report, Spawn
 from bellwired.workers.worker import REFUSED
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
-RECENT = 20
 
 
 class State(StrEnum):
@@ -41,7 +41,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Unit:
+class Unit(Noted):
     """The device ``name``. ``tell`` hears every change.
 
     Whatever starts or ends a worker holds ``_turn``; waiting for a worker to be ready does not, so that a stop need
@@ -54,35 +54,38 @@ class Unit:
         settings: Device,
         daemon: Daemon,
         path: Path,
+        folder: Path,
         plugins: list[str],
-        nursery: Nursery,
+        spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
     ) -> None:
-        self.name = name
+        super().__init__(name, lambda kind, fields: tell(self, kind, fields))
         self.settings = settings
         self.daemon = daemon
         self.path = path
+        self.folder = folder
+        """Where its file lies: relative paths are meant from there."""
         self.state = State.STOPPED
         self.since = time.time()
         self.restarts = 0
         self.error = ""
-        self.client: dict[str, Any] | None = None
-        self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
         self.given: socket.socket | None = None
         """A listener from the service manager, which is used in place of one of our own."""
+        self.files: dict[str, Stamp | None] = {}
+        """The Python files that its last worker was made of, and their states."""
+        self.changed: dict[str, str] = {}
+        """Options that have other values now than its file gives them, which the next start takes again."""
         self._plugins = plugins
-        self._nursery = nursery
-        self._tell = tell
+        self._spawner = spawner
         self._turn = asyncio.Lock()
         self._retired = False
         self._listener: Listener | None = None
         self._child: Child | None = None
-        self._link: Link | None = None
+        self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque()
-        self._clients = LimitedLog(log.getChild(name))
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
 
@@ -100,6 +103,7 @@ class Unit:
 
     async def start(self) -> None:
         """Start it, if it is not running; returns when it accepts clients. A CommandError says why it does not."""
+        self._check_enabled()
         async with self._turn:
             if self.state in (State.STOPPED, State.FAILED, State.WAITING):
                 self._forget_deaths()
@@ -119,6 +123,7 @@ class Unit:
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait."""
+        self._check_enabled()
         async with self._turn:
             self._forget_deaths()
             await self._end_worker()
@@ -126,43 +131,52 @@ class Unit:
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def change(self, settings: Device, path: Path) -> None:
+    async def change(self, settings: Device, path: Path, folder: Path) -> None:
         """Go on with other settings. One that was stopped remains so, unless it is to start by itself from now on."""
         async with self._turn:
-            wanted = self.state is not State.STOPPED or (settings.autostart and not self.settings.autostart)
+            wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
-            if _listens(*old) != _listens(settings, path):
+            if _listens(*old) != _listens(settings, path) or not settings.enabled:
                 await self._end()
-            self.settings, self.path = settings, path
+            self.settings, self.path, self.folder = settings, path, folder
+            self.files = {file: stamp(Path(file)) for file in self.files}
             self._forget_deaths()
             await self._end_worker()
-            if not wanted:
+            if not (wanted and settings.enabled):
                 self._set(State.STOPPED)
                 return
             await self._launch()
             attempt = self._attempt
         await self._accepting(attempt)
 
+    async def set(self, option: str, value: str) -> None:
+        """Give an option another value, until the worker is started anew."""
+        self.changed = dict(await self.ask("set", option=option, value=value))
+
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
         """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
-        if self._link is None or self.state is not State.RUNNING:
+        if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._link.ask(what, timeout, **arguments)
+        return await self._channel.ask(what, timeout, **arguments)
 
     async def check(self) -> None:
         """Ping it; kill it when it does not answer, whereupon it is started again."""
-        link, child = self._link, self._child
-        if link is None or child is None or self.state is not State.RUNNING:
+        channel, child = self._channel, self._child
+        if channel is None or child is None or self.state is not State.RUNNING:
             return
         try:
-            await link.ask("ping", self.daemon.ping_timeout)
+            await channel.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
             if self._child is child and self.state is State.RUNNING:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
-    def order(self, settings: Device, *, trial: bool = False) -> Spawn:
+    def outdated(self) -> bool:
+        """Whether a file that it was made of has changed since."""
+        return any(stamp(Path(file)) != known for file, known in self.files.items())
+
+    def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """What the fork server is to do for this device."""
         return Spawn(
             name=self.name,
@@ -172,8 +186,13 @@ class Unit:
             io_fd_entry=settings.io_fd_entry,
             busy_poll=settings.busy_poll,
             plugins=self._plugins,
+            folder=str(folder),
             trial=trial,
         )
+
+    def _check_enabled(self) -> None:
+        if not self.settings.enabled:
+            raise CommandError(f"{self.name} is disabled", f"bellwire enable {self.name}")
 
     # -- the worker's life; all that waits is called with the turn held
 
@@ -182,6 +201,7 @@ class Unit:
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
+        self.changed = {}
         self._set(State.STARTING)
         try:
             listener = self._open_listener()
@@ -189,25 +209,27 @@ class Unit:
             self._give_up(str(error))
             return
         try:
-            link = Link(self.name, self._heard)
+            channel = WorkerChannel(self.name, self._heard)
         except CommandError as error:
             self._fell(str(error))
             return
         self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
-            child = await self._nursery.spawn(self.order(self.settings), [listener.fileno(), link.theirs.fileno()])
+            child = await self._spawner.spawn(
+                self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
+            )
         except CommandError as error:
-            link.close()
+            channel.close()
             self._fell(str(error))
             return
         except BaseException:
-            link.close()
+            channel.close()
             self._close_listener()
             self._settle("its start was called off")
             self._set(State.STOPPED)
             raise
-        link.handed_over()
-        self._child, self._link = child, link
+        channel.handed_over()
+        self._child, self._channel = child, channel
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
@@ -224,9 +246,9 @@ class Unit:
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
-        assert self._link is not None
-        self._link.close()  # what it said last tells why
-        self._child = self._link = self.client = None
+        assert self._channel is not None
+        self._channel.close()  # what it said last tells why
+        self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
@@ -293,11 +315,11 @@ class Unit:
     async def _end_worker(self) -> None:
         """By force if need be."""
         self._forget_retry()
-        child, link = self._child, self._link
-        if child is None or link is None:
+        child, channel = self._child, self._channel
+        if child is None or channel is None:
             return
         self._set(State.STOPPING)
-        link.tell("stop")
+        channel.tell("stop")
         timeout = self.daemon.stop_timeout
         await asyncio.wait([child.ended], timeout=timeout)
         if not child.ended.done():
@@ -320,8 +342,8 @@ class Unit:
 
     # -- what the worker says
 
-    def _heard(self, event: Event) -> None:
-        kind, fields = event.kind, event.fields
+    def _heard(self, report: Report) -> None:
+        kind, fields = report.kind, report.fields
         match kind:
             case "ready":
                 if self.state is State.STARTING:
@@ -329,6 +351,12 @@ class Unit:
                     self.error = ""
                     self._settle("")
                     self._note("started", messages.STARTED, "accepts clients", logging.INFO)
+                return
+            case "log":
+                self._keep(Line(fields["time"], fields["level"], fields["text"]))
+                return
+            case "made":
+                self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
             case "refused":
                 self.error = fields["error"]
@@ -349,7 +377,7 @@ class Unit:
                 return
             case "trouble":
                 self.recent.append((time.time(), fields["text"]))
-        self._tell(self, kind, fields)
+        self._publish(kind, fields)
 
     # -- small things
 
@@ -364,25 +392,6 @@ class Unit:
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
-
-    def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
-        """Log, remember, and tell the world."""
-        fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
-        if self.client is not None:
-            fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
-        log.log(level, "%s: %s", self.name, text, extra=fields)
-        self._remember(kind, text)
-
-    def _remember(self, kind: str, text: str) -> None:
-        self.recent.append((time.time(), text))
-        self._tell(self, kind, {"text": text})
-
-    def _note_client(self, kind: str, message_id: str, text: str) -> None:
-        """The same of a client, which may come and go as often as it likes, but not fill the log."""
-        if self._clients.admits(kind):
-            self._note(kind, message_id, f"client {text}")
-        else:
-            self._tell(self, kind, {"text": f"client {text}"})
 
     def _open_listener(self) -> socket.socket:
         if self.given is not None:

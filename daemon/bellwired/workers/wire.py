@@ -28,6 +28,7 @@ class Spawn(Struct, tag=True):
     """Manager to fork server: run a device, on the listener and the control socket that come with it.
 
     As a ``trial`` the device is imported and its options are checked, and that is all; only the control socket comes.
+    Relative paths in its options are meant from ``folder``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Spawn(Struct, tag=True):
     io_fd_entry: int
     busy_poll: int
     plugins: list[str]
+    folder: str
     trial: bool = False
     number: int = 0
 
@@ -57,7 +59,10 @@ class Exited(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """Manager to worker: ``what`` is ping, reset, set, registers, statistics or stop; the fork server takes ping."""
+    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, statistics or stop.
+
+    The fork server takes ping.
+    """
 
     number: int
     what: str
@@ -72,14 +77,14 @@ class Answer(Struct, tag=True):
     error: str = ""
 
 
-class Event(Struct, tag=True):
+class Report(Struct, tag=True):
     """Worker to manager, unasked: see :mod:`bellwired.manager.events`."""
 
     kind: str
     fields: dict[str, Any]
 
 
-Message = Spawn | Spawned | Exited | Ask | Answer | Event
+Message = Spawn | Spawned | Exited | Ask | Answer | Report
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -13,22 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bellwire import BellwireError, PciDevice
+from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
+from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages
+from bellwired import messages, sources
+from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
-from bellwired.workers.wire import Answer, Ask, Event, Spawn, WireError
+from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until what found no room is sent again
+LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
 MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
 
 log = logging.getLogger("bellwire.worker")
@@ -51,6 +54,8 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
         channel.setblocking(False)
+        if not spawn.trial:
+            logging.getLogger().addHandler(Relay(channel))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
     logging.shutdown()
@@ -62,12 +67,17 @@ def run_device(spawn: Spawn, *fds: int) -> int:
 
 def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
-        kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
-        device = kind(**spawn.options)
+        os.chdir(spawn.folder)  # relative paths are meant from there
+        try:
+            kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
+        finally:
+            _say(channel, Report("made", {"files": sources.loaded()}))
+        with told(f"{kind.__name__}.__init__"):
+            device = kind(**spawn.options)
+    except DeviceFailed as error:
+        return _failed(channel, error)
     except BellwireError as error:
-        hint = getattr(error, "hint", "")
-        _say(channel, Event("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
-        return REFUSED
+        return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
         return _crashed(channel, error)
     if spawn.trial:
@@ -79,18 +89,30 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
         serving.run()
+    except OptionError as error:
+        return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
-        log.error("%s", error)
-        _say(channel, Event("crashed", {"error": str(error)}))
-        return CRASHED
+        return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
 
 
+def _refused(channel: socket.socket, error: BellwireError) -> int:
+    hint = getattr(error, "hint", "")
+    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    return REFUSED
+
+
+def _failed(channel: socket.socket, error: BellwireError) -> int:
+    log.error("%s", error)
+    _say(channel, Report("crashed", {"error": str(error)}))
+    return CRASHED
+
+
 def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
-    _say(channel, Event("crashed", {"error": f"{type(error).__name__}: {error}"}))
+    _say(channel, Report("crashed", {"error": f"{type(error).__name__}: {error}"}))
     return CRASHED
 
 
@@ -128,11 +150,14 @@ class Serving:
             io_fd_entry_size=io_fd_entry,
             busy_poll=busy_poll / 1e6,
         )
-        reporter.mouth = self._mouth = Mouth(channel, self._worker.loop)
+        reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
+        self._device = device
+        self._given = dict(device.core.options)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
-            "set": device.change,
+            "disconnect": self._disconnect,
+            "set": self._set,
             "registers": lambda: registers(device),
             "statistics": self._worker.served.statistics,
             "stop": self._worker.stop,
@@ -142,7 +167,7 @@ class Serving:
         """Serve until told to stop, or the manager has gone; ``ready`` is called once clients are accepted."""
 
         def accepting() -> None:
-            self._mouth.tell("ready")
+            self._outbox.tell("ready")
             ready()
 
         self._worker.loop.watch(self._channel.fileno(), self._asked)
@@ -151,6 +176,17 @@ class Serving:
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
+
+    def _disconnect(self) -> None:
+        if not self._worker.disconnect():
+            raise CommandError("no client is connected")
+
+    def _set(self, option: str, value: str) -> dict[str, str]:
+        """The options that have other values now than at the start."""
+        self._device.change(option, value)
+        declared, given = self._device.layout.options, self._given
+        now = self._device.core.options.items()
+        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
@@ -181,10 +217,10 @@ class Serving:
         except Exception as error:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
-        self._mouth.answer(answer)
+        self._outbox.answer(answer)
 
 
-class Mouth:
+class Outbox:
     """Speaks to the manager, without ever waiting for it.
 
     An answer that finds no room waits its turn; events are lost meanwhile, and the next one to pass says how many.
@@ -198,11 +234,11 @@ class Mouth:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """An event."""
-        if self._waiting or (self._lost and not _say(self._channel, Event("lost", {"count": self._lost}))):
+        if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
             self._lost += 1
             return
         self._lost = 0
-        if not _say(self._channel, Event(kind, fields)):
+        if not _say(self._channel, Report(kind, fields)):
             self._lost = 1
 
     def answer(self, answer: Answer) -> None:
@@ -223,42 +259,58 @@ class Mouth:
         self._loop.after(delay, callback)
 
 
+class Relay(logging.Handler):
+    """Passes on to the manager what is logged, from any thread; what finds no room is in the log alone."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with its traceback."""
+        text = self.format(record)[:LONGEST_LINE]
+        with contextlib.suppress(OSError):  # the worker is about to end
+            _say(
+                self._channel, Report("log", {"time": record.created, "level": record.levelname.lower(), "text": text})
+            )
+
+
 class Reporter(Observer):
     """Passes on to the manager what happens to the device."""
 
-    mouth: Mouth
+    outbox: Outbox
 
     def __init__(self) -> None:
         self._maps: tuple[int, int] | None = None
 
     def connected(self, pid: int, uid: int) -> None:
         """A client has come."""
-        self.mouth.tell("connected", pid=pid, uid=uid)
+        self.outbox.tell("connected", pid=pid, uid=uid)
 
     def introduced(self, client: Capabilities) -> None:
         """It has said what it can take."""
-        self.mouth.tell("introduced", **client.to_json())
+        self.outbox.tell("introduced", **client.to_json())
 
     def mapped(self, maps: int, size: int) -> None:
         """It has changed its memory maps; a client that does so all the time keeps nobody busy but its own worker."""
         if self._maps is None:
-            self.mouth.soon(MAPPED, self._tell_maps)
+            self.outbox.soon(MAPPED, self._tell_maps)
         self._maps = maps, size
 
     def left(self, reason: str) -> None:
         """It has gone."""
         self._maps = None
-        self.mouth.tell("left", reason=reason)
+        self.outbox.tell("left", reason=reason)
 
     def trouble(self, text: str) -> None:
         """Something was logged that an operator may want to see."""
-        self.mouth.tell("trouble", text=text)
+        self.outbox.tell("trouble", text=text)
 
     def _tell_maps(self) -> None:
         if self._maps is not None:
             maps, size = self._maps
             self._maps = None
-            self.mouth.tell("mapped", maps=maps, bytes=size)
+            self.outbox.tell("mapped", maps=maps, bytes=size)
 
 
 def registers(device: PciDevice) -> list[dict[str, Any]]:
@@ -283,7 +335,7 @@ def registers(device: PciDevice) -> list[dict[str, Any]]:
     return found
 
 
-def _say(channel: socket.socket, message: Answer | Event) -> bool:
+def _say(channel: socket.socket, message: Answer | Report) -> bool:
     """False when there is no room. A manager that has gone is not missed: what ends the worker is another matter."""
     try:
         wire.send(channel, message)

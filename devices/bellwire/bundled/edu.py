@@ -43,8 +43,8 @@ class Edu(
 ):
     """Computes factorials, copies to and from a 4 KiB buffer of its own, interrupts by MSI or INTA."""
 
-    dma_mask = Option((1 << 28) - 1, help="bits of a guest address that its DMA can reach")
-    dma_delay = Option(DMA_DELAY, help="seconds from the command to the transfer")
+    dma_mask = Option((1 << 28) - 1, least=0, most=(1 << 64) - 1, help="bits of a guest address that its DMA can reach")
+    dma_delay = Option(DMA_DELAY, least=0, most=3600, help="seconds from the command to the transfer")
 
     msi = Msi(1)
     line = IntX()

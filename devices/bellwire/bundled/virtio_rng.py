@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bellwire import Option, OptionError, Timer
+from bellwire import Option, Timer
 from bellwire.virtio import VirtioDevice, Virtqueue
 
 LARGEST = 4096  # bytes for one buffer: the driver asks again
@@ -13,12 +13,10 @@ LARGEST = 4096  # bytes for one buffer: the driver asks again
 class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
     """Gives the guest what getrandom(2) gives us, as fast as it asks or at a rate."""
 
-    rate = Option(0, help="bytes a second at most; 0: as many as it wants")
+    rate = Option(0, least=0, help="bytes a second at most; 0: as many as it wants")
 
     def setup(self) -> None:
         """No bytes have been given yet."""
-        if self.rate < 0:
-            raise OptionError(f"option rate={self.rate}: a number of bytes expected, or 0")
         self.owed = 0.0
         """Seconds for which the bytes given last are to be paid."""
         self.timer: Timer | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -29,23 +31,80 @@ _WORDS = {
     "off": False,
     "down": False,
 }
+_LARGE = 1 << 20
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Option(Declared, Generic[Setting]):
-    """``rate = Option(100, help="samples a second")``: an option whose default gives its type.
+    """``rate = Option(100, least=1, help="samples a second")``: an option whose default gives its type.
 
-    Integers may be written in any base and with a suffix K, M, G or T (powers of 1024).
+    ``least`` and ``most`` bound a number, ``choices`` are all that it can be, and ``check`` is a function that gets a
+    value and returns None if it will do, else what was expected, in words that follow "expected". A value is checked
+    when a device is made, and when it is changed. Integers may be written in any base and with a suffix K, M, G or T
+    (powers of 1024). A float is finite, a text or path has no NUL.
     """
 
-    def __init__(self, default: Setting, *, help: str = "") -> None:
+    def __init__(
+        self,
+        default: Setting,
+        *,
+        least: float | None = None,
+        most: float | None = None,
+        choices: Iterable[Setting] = (),
+        check: Callable[[Setting], str | None] | None = None,
+        help: str = "",
+    ) -> None:
         self.default: Setting = default
+        self.least = least
+        self.most = most
+        self.choices = tuple(choices)
         self.help = help
+        self._check = check
 
     def check(self, where: str) -> None:
-        """Refuse a type that no command line could set."""
+        """Refuse a type that no command line could set, bounds that make no sense, and a default outside them."""
         if not isinstance(self.default, bool | int | float | str | Path):
             self.refuse(where, f"an option is a bool, int, float, str or Path, not {type(self.default).__name__}")
+        bounded = self.least is not None or self.most is not None
+        if bounded and (isinstance(self.default, bool) or not isinstance(self.default, int | float)):
+            self.refuse(where, f"least and most are for numbers, and the default is a {self.type_name}")
+        if self.choices and bounded:
+            self.refuse(where, "choices exclude least and most")
+        expected = self.fault(self.default)
+        if expected is not None:
+            self.refuse(where, f"the default {self.default!r} is not what is allowed: {expected}")
+
+    @property
+    def allowed(self) -> str:
+        """What bounds or choices allow, in words; empty where they say nothing."""
+        if self.choices:
+            *others, last = (self.text(choice) for choice in self.choices)
+            return f"{', '.join(others)} or {last}" if others else last
+        if self.least is not None and self.most is not None:
+            return f"{_short(self.least)} to {_short(self.most)}"
+        if self.least is not None:
+            return f"at least {_short(self.least)}"
+        return "" if self.most is None else f"at most {_short(self.most)}"
+
+    def text(self, value: Setting) -> str:
+        """``value`` as a user would write it; empty for no path and no text."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, Path):
+            return str(value) if value.name else ""
+        return _short(value) if isinstance(value, int) else str(value)
+
+    def fault(self, value: Any) -> str | None:
+        """What was expected, where ``value``, of the right type, will not do."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+        if isinstance(value, str | Path) and "\0" in str(value):
+            return "no NUL"
+        low = self.least is not None and value < self.least
+        high = self.most is not None and value > self.most
+        if low or high or (self.choices and value not in self.choices):
+            return self.allowed
+        return None if self._check is None else self._check(value)
 
     def set(self, hook: SetHook) -> SetHook:
         """Let the option be changed while the device runs: ``hook(self, value)`` does so, or raises an OptionError."""
@@ -88,11 +147,25 @@ def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], 
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(options)) or 'none'}"
             raise OptionError(f"{device} has no option {name}: {hint}")
-        if isinstance(value, str):
-            value = option.parse(value)
-        elif isinstance(option.default, float) and type(value) is int:
-            value = float(value)
-        elif isinstance(value, bool) != isinstance(option.default, bool) or not isinstance(value, type(option.default)):
-            raise OptionError(f"option {name}={value!r}: expected a value of type {option.type_name}")
-        values[name] = value
+        values[name] = parsed = _typed(option, value)
+        expected = option.fault(parsed)
+        if expected is not None:
+            shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+            raise OptionError(f"option {name}={shown}: expected {expected}")
     return values
+
+
+def _short(number: float) -> str:
+    """A large integer in hexadecimal, which is easier to read."""
+    return f"{number:#x}" if isinstance(number, int) and number >= _LARGE else str(number)
+
+
+def _typed(option: Option[Any], value: object) -> Any:
+    if isinstance(value, str):
+        return option.parse(value)
+    if isinstance(option.default, float) and type(value) is int:
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    elif isinstance(value, bool) == isinstance(option.default, bool) and isinstance(value, type(option.default)):
+        return value
+    raise OptionError(f"option {option.name}={value!r}: expected a value of type {option.type_name}")

@@ -35,7 +35,7 @@ POWER_MANAGEMENT, MSI, VENDOR, EXPRESS, MSIX = 0x01, 0x05, 0x09, 0x10, 0x11
 FUNCTION_LEVEL_RESET = 1 << 15
 _FLR_CAPABLE = 1 << 28
 _ROLE_BASED_ERRORS = 1 << 15
-_NO_SOFT_RESET = 1 << 3
+NO_SOFT_RESET = 1 << 3
 _LINK_X1_2_5GT = 0x11
 
 
@@ -50,6 +50,8 @@ class Identity:
     subsystem_vendor: int
     subsystem: int
     express: bool
+    no_soft_reset: bool
+    """Whether going back from D3hot to D0 leaves the device as it was (PM 1.2 §3.2.4)."""
 
 
 @dataclass(slots=True)
@@ -120,7 +122,10 @@ _Fields = list[tuple[int, int, int]]
 def _bodies(identity: Identity, layout: Layout) -> list[tuple[int | VendorCapability, _Fields]]:
     """Number and fields (size, reset value, writable bits) of each capability."""
     found: list[tuple[int | VendorCapability, _Fields]] = [
-        (POWER_MANAGEMENT, [(2, 0x0003, 0), (2, _NO_SOFT_RESET, 0x0003), (2, 0, 0)]),  # PM 1.2 §3.2
+        (
+            POWER_MANAGEMENT,
+            [(2, 0x0003, 0), (2, NO_SOFT_RESET if identity.no_soft_reset else 0, 0x0003), (2, 0, 0)],
+        ),  # PM 1.2 §3.2
     ]
     if layout.msi is not None:  # §6.8.1, 64-bit address, no per-vector mask
         capable = (layout.msi.count.bit_length() - 1) << 1

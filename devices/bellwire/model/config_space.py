@@ -88,7 +88,8 @@ class ConfigSpace:
         if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and not to be entered here (PM 1.2 §3.2.4)
             content[power] = content[power] & ~3 | state
         self.refresh()
-        effect = Effect.RESET if self._asks_for_reset(offset, data) else Effect.NONE
+        woken = state == 3 and not content[power] & (3 | pci.NO_SOFT_RESET)  # from D3hot to D0
+        effect = Effect.RESET if woken or self._asks_for_reset(offset, data) else Effect.NONE
         unmasked = before[1] and not self.msix_function_masked
         if (self.bus_master and not before[0]) or unmasked or (self.msix_enabled and not before[3]):
             effect |= Effect.UNMASKED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from bellwire.model.jobs import Done, Pool
-from vfio_user import DmaFault, IrqIndex, Segment, Window
+from vfio_user import DmaFault, IrqIndex, Segment, SharedMap
 
 
 class Timer(Protocol):
@@ -22,10 +22,14 @@ class Host(Protocol):
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory behind ``[address, address + size)``; vfio_user.DmaFault outside it."""
 
+    @property
+    def by_message(self) -> bool:
+        """Whether guest memory can be had by messages alone, as far as is known by now."""
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """One view of the bytes there, in however many pieces they are; None where they are not all shared."""
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """The whole stretch around ``address`` that is shared with us, if there is one."""
 
     def dma_read(self, address: int, size: int) -> bytes:
@@ -66,11 +70,16 @@ class Detached:
         """Nothing is mapped."""
         raise DmaFault(address, size, "the device is not attached to a guest")
 
+    @property
+    def by_message(self) -> bool:
+        """There is none at all."""
+        return False
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """As :meth:`segments`."""
         raise DmaFault(address, size, "the device is not attached to a guest")
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """There is none."""
         return None
 

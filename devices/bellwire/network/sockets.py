@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkError, Offload, Port
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkEnd, LinkError, Offload
 from bellwire.pieces import MOST_PIECES, one_call
 
 LENGTH = struct.Struct(">I")
@@ -28,7 +28,7 @@ class SocketLink:
     """What both have in common: one port, no offloads."""
 
     offloads = False
-    ports: Sequence[Port]
+    ends: Sequence[LinkEnd]
 
     def offload(self, what: Offload) -> None:
         """Nothing to tell."""
@@ -48,7 +48,7 @@ class DatagramLink(SocketLink):
         self._remote = os.fspath(remote) if remote else ""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self.ports = [self]
+        self.ends = [self]
         if local:
             try:
                 remove_socket(local)
@@ -102,7 +102,7 @@ class StreamLink(SocketLink):
         self._epoll = select.epoll()
         self._input = bytearray()
         self._output = bytearray()
-        self.ports = [self]
+        self.ends = [self]
         try:
             if listen:
                 remove_socket(path)

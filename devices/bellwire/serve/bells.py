@@ -18,7 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
 from bellwire.model.tally import Count
-from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
+from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, Mechanism, SubRegion, VfioUserError
+from vfio_user.eventfds import SIZE, take
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
 
@@ -52,15 +53,13 @@ class EventSource(Generic[Bell]):
         self._bell = bell
         self._ring = ring
         self._guard = guard
+        self._counter = bytearray(SIZE)
         self._count = 0
         self._rings = core.tally.ring("ioeventfd", _name(bell))
 
     def gather(self) -> None:
         """Add the eventfd's count."""
-        try:
-            self._count += os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return  # somebody else who holds the fd has read it
+        self._count += take(self.fd, self._counter)  # nothing, where somebody else who holds the fd has read it
 
     def run(self) -> None:
         """One hook call for however many rings."""
@@ -193,7 +192,7 @@ class Bells:
         """Readable while anything has rung."""
         return self._epoll.fileno()
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> list[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         """What GET_REGION_IO_FDS says about a region, within ``mechanisms``; asking twice gives the same fds."""
         plan = self._core.layout.bars.get(index)
         if plan is None:
@@ -202,18 +201,18 @@ class Bells:
         found: list[SubRegion] = []
         for bell in plan.doorbells:
             if bell.value:
-                if "ioregionfd" in mechanisms:
+                if Mechanism.IOREGIONFD in mechanisms:
                     found.append(self._by_value(bell, pio))
-            elif "ioeventfd" in mechanisms:
+            elif Mechanism.IOEVENTFD in mechanisms:
                 size = 0 if bell.match is None else bell.size
                 found.append(IoEventFd(bell.offset, size, self._event(bell, self._core.ring), bell.match, pio))
         for region in plan.ioregions:
-            if region in self._core.by_event and "ioeventfd" in mechanisms:
+            if region in self._core.by_event and Mechanism.IOEVENTFD in mechanisms:
                 found += [
                     IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
                     for at in range(0, self._core.by_event[region] * region.bell, region.bell)
                 ]
-            elif "ioregionfd" in mechanisms:
+            elif Mechanism.IOREGIONFD in mechanisms:
                 source = self._regions.get(region) or self._commands([region])
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         return found

@@ -16,6 +16,7 @@ from bellwire.model.jobs import Done
 from bellwire.model.labels import Labels
 from bellwire.model.limited import shape
 from bellwire.serve.bells import Bells
+from bellwire.serve.blame import in_words
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.threads import Threads
@@ -26,6 +27,7 @@ from vfio_user import (
     IrqFlags,
     IrqIndex,
     IrqInfo,
+    Mechanism,
     MmapArea,
     Reader,
     Region,
@@ -33,9 +35,9 @@ from vfio_user import (
     RegionInfo,
     Segment,
     Session,
+    SharedMap,
     SubRegion,
     VfioUserError,
-    Window,
 )
 
 _UCRED = struct.Struct("3i")
@@ -191,7 +193,7 @@ class Served:
         for name in self._labels.at(index, offset, count):
             tally.accesses[write][name] += times
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """Doorbells and stretches that the client may register with KVM."""
         return self._bells.sub_regions(index, mechanisms) if self._bells else ()
 
@@ -247,15 +249,20 @@ class Served:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
 
+    @property
+    def by_message(self) -> bool:
+        """Whether the client has mapped memory without sharing any."""
+        return self.session is not None and self.session.dma.by_message
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """Maps of the client's, side by side."""
         if self.session is None:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.whole(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """A whole map of the client's."""
-        return None if self.session is None else self.session.dma.window(address, write)
+        return None if self.session is None else self.session.dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """DMA_READ."""
@@ -315,10 +322,10 @@ class Served:
         log = self.core.log
         if isinstance(error, GuestError):
             self.core.tally.guest_errors += 1
-            log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
+            log.warning(("guest", shape(error)), "%s", in_words(error, what))
         else:
             self.core.tally.failures += 1
-            log.failure(_place(error), error, "device code failed during %s: %r", what, error)
+            log.failure(_place(error), error, "%s", in_words(error, what))
         self._observer.failed(error)
 
 

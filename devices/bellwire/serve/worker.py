@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from bellwire.device import PciDevice
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -50,9 +51,16 @@ class Worker:
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Set the device up, call ``ready``, serve until :meth:`stop`, and take the device down again."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self.device.setup()
         try:
-            self.device.core.reset()
+            with told(f"{type(self.device).__name__}.setup"):
+                self.device.setup()
+        except BaseException:
+            self.loop.close()
+            self.device.core.close()
+            raise
+        try:
+            with told(f"{type(self.device).__name__}.reset"):
+                self.device.core.reset()
             if self._connection is not None:
                 self.served.attach(self._connection, self._entry_size)
             elif self._listener is not None:
@@ -62,12 +70,27 @@ class Worker:
             while not self.loop.stopping:
                 self.step()
             self.served.detach()
-            self.device.core.reset()
+            with told(f"{type(self.device).__name__}.reset"):
+                self.device.core.reset()
         finally:
             self.served.detach()
             self.loop.close()
-            self.device.close()
-            self.device.core.close()
+            try:
+                with told(f"{type(self.device).__name__}.close"):
+                    self.device.close()
+            finally:
+                self.device.core.close()
+
+    def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
+        """Let the client go, and the next one come; False where there is none. Call it on the loop's thread."""
+        if self.served.session is None:
+            return False
+        self.served.detach(reason)
+        if self._listener is None:
+            self.loop.stop()
+        else:
+            self.loop.watch(self._listener.fileno(), self._accept)
+        return True
 
     def stop(self) -> None:
         """End :meth:`run`; from any thread or signal handler."""
@@ -81,11 +104,7 @@ class Worker:
             self.served.turn(ready)
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
-            self.served.detach(str(error))
-            if self._listener is None:
-                self.loop.stop()
-            else:
-                self.loop.watch(self._listener.fileno(), self._accept)
+            self.disconnect(str(error))
         self.loop.run(ready)
         self.loop.run_timers()
 

@@ -4,6 +4,6 @@ Whatever it is, it is a file descriptor here (memory is an anonymous file), so t
 ``preadv`` and ``pwritev`` between it and views of guest memory, with no copy on the way.
 """
 
-from bellwire.storage.disk import Disk, StorageError
+from bellwire.storage.disk import LARGEST, Disk, StorageError, check_blocks
 
-__all__ = ["Disk", "StorageError"]
+__all__ = ["LARGEST", "Disk", "StorageError", "check_blocks"]

@@ -3,7 +3,7 @@
 ``open_stream("unix:/run/console.sock")`` makes one; :data:`BACKENDS` says which there are.
 """
 
-from bellwire.stream.backends import BACKENDS, open_stream
+from bellwire.stream.backends import BACKENDS, open_stream, stream_fault
 from bellwire.stream.stream import Stream, StreamError
 
-__all__ = ["BACKENDS", "Stream", "StreamError", "open_stream"]
+__all__ = ["BACKENDS", "Stream", "StreamError", "open_stream", "stream_fault"]

@@ -158,8 +158,13 @@ _PLAIN: dict[str, Callable[[], Stream]] = {"pty": Pty, "stdio": StandardStreams,
 def open_stream(name: str) -> Stream:
     """The stream that ``name`` stands for: one of :data:`BACKENDS`. A StreamError says what is wrong."""
     kind, colon, path = name.partition(":")
-    if colon and path and kind in _WITH_PATH:
-        return _WITH_PATH[kind](Path(path))
-    if not colon and kind in _PLAIN:
-        return _PLAIN[kind]()
-    raise StreamError(f"no stream {name!r}: expected {BACKENDS}")
+    if stream_fault(name) is not None:
+        raise StreamError(f"no stream {name!r}: expected {BACKENDS}")
+    return _WITH_PATH[kind](Path(path)) if colon else _PLAIN[kind]()
+
+
+def stream_fault(name: str) -> str | None:
+    """What was expected, where ``name`` stands for no stream; nothing is opened. The ``check`` of an option."""
+    kind, colon, path = name.partition(":")
+    known = bool(path) and kind in _WITH_PATH if colon else kind in _PLAIN
+    return None if known else BACKENDS

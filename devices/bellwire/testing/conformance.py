@@ -67,6 +67,20 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_capabilities(guest)
 
+        def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
+            with self.guest() as guest:
+                core = guest.device.core
+                control = core.config.at[pci.POWER_MANAGEMENT] + 4
+                core.reset()
+                fresh = core.snapshot()
+                disturb(guest, random.Random(SEED))
+                guest.config_write(control, 0, 2)
+                before = core.snapshot()
+                guest.config_write(control, 3, 2)
+                guest.config_write(control, 0, 2)
+                kept = guest.config_read(control, 2) & pci.NO_SOFT_RESET
+                assert core.snapshot() == (before if kept else fresh), "D3hot did not do what No_Soft_Reset says"
+
         def test_identity_is_read_only(self) -> None:
             with self.guest() as guest:
                 for offset, size in ((0x00, 4), (0x08, 4), (0x0E, 1), (0x2C, 4), (0x34, 1), (0x3D, 1)):

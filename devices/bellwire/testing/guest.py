@@ -19,7 +19,7 @@ from bellwire.device import PciDevice
 from bellwire.model import capabilities as pci
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Deadline
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, SharedMap
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -48,9 +48,9 @@ class Guest(Generic[Device]):
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
-        window = self._dma.window(0, True)
-        assert window is not None  # mapped a line ago
-        self.memory: memoryview = window.view
+        shared = self._dma.shared_map(0, True)
+        assert shared is not None  # mapped a line ago
+        self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
         core = self.device.core
@@ -187,13 +187,15 @@ class Guest(Generic[Device]):
         """The guest's memory."""
         return self._dma.segments(address, size, write)
 
+    by_message = False
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """The guest's memory, however a test has cut it."""
         return self._dma.whole(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """All of the guest's memory."""
-        return self._dma.window(address, write)
+        return self._dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """All memory here is shared, so nobody asks."""

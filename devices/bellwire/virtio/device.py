@@ -40,7 +40,10 @@ class VirtioDevice(Transport):
     ) -> None:
         if kind is not None:
             assert queues <= MOST_QUEUES
-            keywords = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1} | keywords
+            known = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1}
+            keywords = (
+                known | {"no_soft_reset": False} | keywords
+            )  # Linux restores only a driver that is told of a reset
             cls.most_queues, cls.largest_queue = queues, queue_size
             cls.irq = MsiX(queues + 1)
             cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
@@ -178,6 +181,12 @@ class VirtioDevice(Transport):
         chosen = _bits(self.accepted)
         if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
             self.warn("features refused: %#x", self.accepted)
+            return False
+        if self.dma.by_message:  # Linux ignores DEVICE_NEEDS_RESET, and would wait for ever
+            self.warn(
+                "features refused: virtqueues lie in guest memory, which the client has not shared "
+                "(QEMU: -object memory-backend-memfd,share=on)"
+            )
             return False
         self.negotiated = chosen
         return True

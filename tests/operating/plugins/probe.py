@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 
-from bellwire import Bar, Option, PciDevice
+from bellwire import Bar, Option, OptionError, PciDevice
 
 
 class Probe(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
     """Misbehaves as it is told to."""
 
-    mood = Option("good", help="raises or sleeps at its start; leaves at once; is stubborn at its end")
+    mood = Option("good", help="raises, refuses or sleeps at its start; leaves at once; is stubborn at its end")
     pace = Option(3, help="a number")
 
     mmio = Bar(0, size=4096)
@@ -24,6 +24,8 @@ class Probe(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
         """When the worker starts."""
         if self.mood == "raises":
             raise PermissionError(1, "a tap needs CAP_NET_ADMIN")
+        if self.mood == "refuses":
+            raise OptionError(f"option mood={self.mood}: not today")
         if self.mood == "leaves":
             os._exit(9)
         while self.mood == "sleeps":

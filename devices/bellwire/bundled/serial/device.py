@@ -5,7 +5,7 @@ from __future__ import annotations
 from bellwire import Bar, IntX, Option, PciDevice, Saved, SavedBytes, Timer
 from bellwire.bundled.serial.fifo import DEPTH, Fifo
 from bellwire.bundled.serial.registers import LOOPED, TRIGGERS, Cause, Enabled, Fcr, Lcr, Lsr, Mcr, Msr
-from bellwire.stream import BACKENDS, Stream, open_stream
+from bellwire.stream import BACKENDS, Stream, open_stream, stream_fault
 
 FIFOS_ON = 0xC0
 FOUR_CHARACTERS = 4 * 10 / 115200  # seconds, at a divisor of 1
@@ -15,7 +15,7 @@ LONGEST_SILENCE = 0.05
 class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revision=0x01, express=False):
     """A serial port: a 16550A whose line leads to a terminal, a socket, a file or standard input and output."""
 
-    backend = Option("pty", help=f"the other end: {BACKENDS}")
+    backend = Option("pty", check=stream_fault, help=f"the other end: {BACKENDS}")
 
     line = IntX()
 

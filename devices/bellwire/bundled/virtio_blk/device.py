@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bellwire import Job, Option, OptionError, Pool
+from bellwire import Job, Option, Pool
 from bellwire.bundled.virtio_blk.request import (
     MOST_SEGMENTS,
     SECTOR,
@@ -17,7 +17,7 @@ from bellwire.bundled.virtio_blk.request import (
     spans,
     write_zeroes,
 )
-from bellwire.storage import Disk
+from bellwire.storage import LARGEST, Disk, check_blocks
 from bellwire.storage.aio import Transfer, direct_pool
 from bellwire.virtio import VirtioDevice, Virtqueue, field
 
@@ -29,21 +29,29 @@ ID_SIZE = 20
 AT_ONCE = 1 << 20  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
 
 
+def identity(text: str) -> str | None:
+    """What GET_ID has room for (§5.2.6)."""
+    return None if len(text.encode(errors="surrogateescape")) <= ID_SIZE else f"at most {ID_SIZE} bytes"
+
+
 class VirtioBlk(
     VirtioDevice, kind=2, queues=MOST_QUEUES, queue_size=QUEUE_SIZE, class_code=0x010000, name="virtio-blk"
 ):
     """A disk with as many queues as the guest has processors, if it is given them."""
 
-    image = Option(Path(), help="raw file or block device; none: memory")
+    image = Option(Path(), help="raw file or block device; without one, memory")
     size = Option(
-        0, help="bytes: of memory (64M), or of an image that is to be made; may be changed while the guest runs"
+        0,
+        least=0,
+        most=LARGEST,
+        help="bytes: of memory (64M unless given), or of an image that is to be made",
     )
     shrink = Option(False, help="let the next size= make the disk smaller, and destroy what lies beyond its end")
     readonly = Option(False, help="refuse every write")
-    serial = Option("bellwire", help="what GET_ID tells, at most 20 bytes")
-    block_size = Option(512, help="bytes of a logical block: 512 to 4096")
-    queues = Option(1, help=f"request queues, 1 to {MOST_QUEUES}")
-    threads = Option(4, help="threads that wait for the image")
+    serial = Option("bellwire", check=identity, help="what GET_ID tells, at most 20 bytes")
+    block_size = Option(512, choices=(512, 1024, 2048, 4096), help="bytes of a logical block")
+    queues = Option(1, least=1, most=MOST_QUEUES, help="request queues")
+    threads = Option(4, least=1, most=64, help="threads that wait for the image")
     direct = Option(False, help="pass the page cache by (O_DIRECT)")
 
     capacity = field(0x00, size=8)
@@ -60,18 +68,15 @@ class VirtioBlk(
     write_zeroes_may_unmap = field(0x38, size=1, reset=1)
 
     disk: Disk
+    budget: int
     workers: Pool
+
+    def check_options(self) -> None:
+        """Whole blocks."""
+        check_blocks(self.size, self.block_size)
 
     def setup(self) -> None:
         """Open the image."""
-        for name, good, expected in (
-            ("queues", 1 <= self.queues <= MOST_QUEUES, f"1 to {MOST_QUEUES}"),
-            ("threads", 1 <= self.threads <= 64, "1 to 64"),
-            ("serial", len(self.serial.encode()) <= ID_SIZE, f"at most {ID_SIZE} bytes"),
-            ("block_size", self.block_size in (512, 1024, 2048, 4096), "512, 1024, 2048 or 4096"),
-        ):
-            if not good:
-                raise OptionError(f"option {name}={getattr(self, name)}: expected {expected}")
         if self.image.name:
             self.disk = Disk.open(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size

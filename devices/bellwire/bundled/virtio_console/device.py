@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from bellwire import Option, OptionError, Saved
+from bellwire import Option, Saved
 from bellwire.bundled.virtio_console.control import CONTROL, LARGEST_NAME, Console, Event, queue_role
-from bellwire.stream import BACKENDS, Stream, open_stream
+from bellwire.stream import BACKENDS, Stream, open_stream, stream_fault
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 from bellwire.virtio.chain import part
 
@@ -30,12 +30,30 @@ class Port:
         self.watched = False
 
 
+def named(text: str) -> list[tuple[str, str]]:
+    """``NAME=STREAM,...``: names and streams."""
+    return [word.partition("=")[::2] for word in text.split(",") if word]
+
+
+def ports_fault(text: str) -> str | None:
+    """What was expected, where these are no ports."""
+    found = named(text)
+    names = [name for name, _ in found]
+    if not 1 <= len(found) <= MOST_PORTS or len(set(names)) < len(names):
+        return f"1 to {MOST_PORTS} different names"
+    if any(not 1 <= len(name.encode(errors="surrogateescape")) <= LARGEST_NAME for name in names):
+        return f"names of 1 to {LARGEST_NAME} bytes"
+    return next((fault for _, stream in found if (fault := stream_fault(stream))), None)
+
+
 class VirtioConsole(
     VirtioDevice, kind=3, queues=2 * MOST_PORTS + 2, queue_size=128, class_code=0x078000, name="virtio-console"
 ):
     """Port 0 is a console; the others are found in the guest by their names (/dev/virtio-ports/NAME)."""
 
-    ports = Option("console=pty", help=f"NAME=STREAM, separated by commas; a stream is {BACKENDS}")
+    ports = Option(
+        "console=pty", check=ports_fault, help=f"1 to 16 times NAME=STREAM, separated by commas; a stream is {BACKENDS}"
+    )
 
     max_nr_ports = field(0x04)
     emerg_wr = field(0x08, access="wo")
@@ -58,13 +76,7 @@ class VirtioConsole(
 
     def named(self) -> list[tuple[str, str]]:
         """What the option says: names and streams."""
-        found = [word.partition("=")[::2] for word in self.ports.split(",") if word]
-        names = [name for name, _ in found]
-        if not 1 <= len(found) <= MOST_PORTS or len(set(names)) < len(names):
-            raise OptionError(f"option ports={self.ports}: 1 to {MOST_PORTS} different names expected")
-        if any(not 1 <= len(name.encode()) <= LARGEST_NAME for name in names):
-            raise OptionError(f"option ports={self.ports}: names have 1 to {LARGEST_NAME} bytes")
-        return found
+        return named(self.ports)
 
     def close(self) -> None:
         """Hang up."""

@@ -1,6 +1,6 @@
-"""The manual pages, written from the parsers and the settings: ``python tools/manual_pages.py FOLDER``.
+"""The manual pages, written from the parsers and the settings: ``python -m bellwired.install.manual_pages FOLDER``.
 
-argparse-manpage does the work; it is in the extra ``dev``, and nothing else here needs it.
+argparse-manpage does the work. ``bellwire install`` writes them where ``man`` looks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ ENVIRONMENT = """\
 NO_COLOR turns colours off. XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_RUNTIME_DIR say where a user's own configuration,
 plugins and sockets are."""
 FILES = """\
-/etc/bellwire, /run/bellwire and /usr/lib/bellwire have configuration and plugins; for users other than root, the XDG
-folders come first. /run/bellwire/control is the control socket, and /run/bellwire/NAME.sock a device's."""
+/etc/bellwire, /run/bellwire, /usr/local/lib/bellwire and /usr/lib/bellwire have configuration and plugins; for users
+other than root, the XDG folders come first. /run/bellwire/control is the control socket, and
+/run/bellwire/NAME.sock a device's."""
 SIGNALS = """\
 SIGHUP reads the configuration again, and touches only what has changed. SIGTERM and SIGINT stop every device in
 order."""
@@ -102,8 +103,9 @@ def _settings() -> str:
     lines += ["bellwire\\-device.toml, bellwired.toml \\- the daemon's configuration files", ".SH DESCRIPTION"]
     lines += [
         "One file for each device, devices.d/NAME.toml, and bellwired.toml for the daemon itself, below /etc/bellwire,",
-        "/run/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the same name in a later",
-        "one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts no other device.",
+        "/run/bellwire, /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the",
+        "same name in a later one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts",
+        "no other device.",
     ]
     for title, table in (("KEYS OF A DEVICE'S FILE", Device), ("KEYS OF BELLWIRED.TOML", Daemon)):
         lines.append(f'.SH "{title}"')

@@ -45,7 +45,7 @@ class Child:
                 signal.pidfd_send_signal(self.handle, signal.SIGKILL)
 
 
-class Nursery:
+class Spawner:
     """Starts the fork server, and again if it should die; with it die all workers."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ MOST_CALLS = 100  # sent ahead, without waiting for the answers
 log = logging.getLogger("bellwired")
 
 
-class Caller(VarlinkInterfaceServerProtocol):
+class ControlConnection(VarlinkInterfaceServerProtocol):
     """Answers the calls that come over ``connection``; one that misbehaves is hung up on."""
 
     def __init__(self, connection: socket.socket) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 
 from bellwired.errors import CommandError
 from bellwired.workers import wire
-from bellwired.workers.wire import Answer, Ask, Event, WireError
+from bellwired.workers.wire import Answer, Ask, Report, WireError
 
 log = logging.getLogger("bellwired")
 
 
-class Link:
+class WorkerChannel:
     """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none."""
 
-    def __init__(self, name: str, heard: Callable[[Event], None]) -> None:
+    def __init__(self, name: str, heard: Callable[[Report], None]) -> None:
         self.name = name
         self._heard = heard
         try:
@@ -88,7 +88,7 @@ class Link:
             return False
         message, fds = received
         wire.close(fds)
-        if isinstance(message, Event):
+        if isinstance(message, Report):
             self._heard(message)
         elif isinstance(message, Answer):
             self._answered(message)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.workers.nursery import Nursery
+from bellwired.workers.spawner import Spawner
 
 PATIENCE = 10.0
 
@@ -23,9 +23,9 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again_until_it_can(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, open_fds: set[int]
 ) -> None:
     async def live() -> None:
-        before, nursery = children(), Nursery()
-        nursery.open()
-        assert await nursery.ping()
+        before, spawner = children(), Spawner()
+        spawner.open()
+        assert await spawner.ping()
         (server,) = children() - before
         with monkeypatch.context() as meanwhile:
             meanwhile.setattr(sys, "executable", "/no/such/python")
@@ -33,8 +33,8 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again_until_it_can(
             async with asyncio.timeout(PATIENCE):
                 while caplog.text.count("cannot be started: No such file or directory; trying again") < 2:
                     await asyncio.sleep(0.01)
-        assert await nursery.ping()
-        await nursery.close()
+        assert await spawner.ping()
+        await spawner.close()
         assert children() == before
 
     asyncio.run(live())
@@ -43,14 +43,14 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again_until_it_can(
 
 def test_a_manager_may_end_while_there_is_no_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
     async def live() -> None:
-        before, nursery = children(), Nursery()
-        nursery.open()
-        assert await nursery.ping()
+        before, spawner = children(), Spawner()
+        spawner.open()
+        assert await spawner.ping()
         monkeypatch.setattr(sys, "executable", "/no/such/python")
         os.kill((children() - before).pop(), signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):
             while children() - before:
                 await asyncio.sleep(0.01)
-        await nursery.close()
+        await spawner.close()
 
     asyncio.run(live())

@@ -1,0 +1,121 @@
+"""``bellwire install`` and ``bellwire uninstall``: what pip does not bring."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from bellwired.errors import CommandError
+from bellwired.install import record
+from bellwired.install.layout import Layout
+
+PREFIX = Path("/usr/local")
+NEXT_FOR_ALL = """\
+To run the daemon: systemd-sysusers && systemctl daemon-reload
+                   systemctl enable --now bellwired.socket bellwired.service"""
+NEXT_FOR_ONE = """\
+To run a daemon of your own: systemctl --user daemon-reload
+                             systemctl --user enable --now bellwired.socket bellwired.service"""
+
+
+def add_parsers(commands: Any) -> None:
+    """Declare the commands."""
+    shared = argparse.ArgumentParser(add_help=False)
+    whose = shared.add_mutually_exclusive_group()
+    whose.add_argument("--user", action="store_true", help="in the home of who calls it (default unless root)")
+    whose.add_argument("--system", action="store_true", help="for all users (default for root)")
+    shared.add_argument(
+        "--prefix",
+        type=Path,
+        default=PREFIX,
+        metavar="DIR",
+        help=f"with --system: below which folder (default {PREFIX})",
+    )
+    shared.add_argument(
+        "--destdir",
+        type=Path,
+        metavar="DIR",
+        help="write below this folder what is to be used without it, for packages",
+    )
+    parser = commands.add_parser(
+        "install",
+        help="add the manual pages, completions, units and commands that pip does not bring",
+        description="Writes manual pages, completions, systemd units and what they need, and the commands where they "
+        "are not on the PATH. It lists what it has written, for `bellwire uninstall`.",
+        parents=[shared],
+    )
+    parser.set_defaults(command=install)
+    parser = commands.add_parser(
+        "uninstall",
+        help="remove what `bellwire install` has written",
+        description="Removes what `bellwire install` has written. Configuration stays, and what pip has installed.",
+        parents=[shared],
+    )
+    parser.set_defaults(command=uninstall)
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """``bellwire install``."""
+    from bellwired.install import contents  # it needs the parser that is being made where this module is loaded
+
+    layout, destination = _places(arguments)
+    if layout.system is not None:
+        os.umask(0o022)  # all users read it
+    before = _read(layout, destination)
+    files = list(contents.files(layout, destination))
+    for file in files:
+        if str(file.path) not in before and os.path.lexists(record.staged(file.path, destination)):
+            raise CommandError(
+                f"{file.path} is there already, and `bellwire install` has not written it",
+                "remove what has brought it, or choose another --prefix",
+            )
+    lines = [*(str(file.path) for file in files), str(layout.record), f"{layout.library}/"]
+    for folder in (layout.library, *contents.folders(layout), *(file.path.parent for file in files)):
+        lines += record.make_folder(folder, destination)
+    kept = [line for line in before if line.endswith("/")]
+    record.write(record.staged(layout.record, destination), (*before, *lines))
+    for file in files:
+        place = record.staged(file.path, destination)
+        place.write_text(file.content)
+        place.chmod(file.mode if layout.system is not None else file.mode & ~_umask())
+    record.remove(set(before) - {*lines, *kept}, destination)
+    record.write(record.staged(layout.record, destination), (*kept, *lines))
+    print(f"{len(files)} files written; their list: {layout.record}")
+    if destination is None:
+        print(NEXT_FOR_ONE if layout.system is None else NEXT_FOR_ALL)
+    return 0
+
+
+def uninstall(arguments: argparse.Namespace) -> int:
+    """``bellwire uninstall``."""
+    layout, destination = _places(arguments)
+    lines = _read(layout, destination)
+    if not lines:
+        raise CommandError(
+            f"{layout.record}: no such file, so `bellwire install` has written nothing there",
+            "--user, --system and --prefix as they were given to `bellwire install`",
+        )
+    record.remove(lines, destination)
+    print(f"{sum(not line.endswith('/') for line in lines)} files removed")
+    return 0
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Layout, Path | None]:
+    destination = arguments.destdir.absolute() if arguments.destdir else None
+    if arguments.user or (not arguments.system and os.geteuid() != 0):
+        return Layout.for_one(), destination
+    return Layout.for_all(arguments.prefix.absolute()), destination
+
+
+def _read(layout: Layout, destination: Path | None) -> list[str]:
+    try:
+        return record.read(record.staged(layout.record, destination))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask

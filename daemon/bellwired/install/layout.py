@@ -1,0 +1,54 @@
+"""Where the files of an installation belong, for all users or for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bellwired.install import record
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Absolute folders, as they are named at run time. ``system`` is None in a user's own."""
+
+    bin: Path
+    share: Path
+    library: Path
+    configuration: Path
+    user_units: Path
+    system: Path | None
+
+    @classmethod
+    def for_all(cls, prefix: Path) -> Layout:
+        """Below ``prefix``; systemd and the daemon look through /usr and /usr/local."""
+        library = prefix / "lib"
+        return cls(
+            bin=prefix / "bin",
+            share=prefix / "share",
+            library=library / "bellwire",
+            configuration=Path("/etc/bellwire"),
+            user_units=library / "systemd/user",
+            system=library,
+        )
+
+    @classmethod
+    def for_one(cls, environment: Mapping[str, str] = os.environ) -> Layout:
+        """In the user's home, as the XDG base directories say."""
+        home = Path(environment.get("HOME") or Path.home())
+        share = Path(environment.get("XDG_DATA_HOME") or home / ".local/share")
+        return cls(
+            bin=home / ".local/bin",
+            share=share,
+            library=share / "bellwire",
+            configuration=Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "bellwire",
+            user_units=share / "systemd/user",
+            system=None,
+        )
+
+    @property
+    def record(self) -> Path:
+        """The list of all that was written."""
+        return self.library / record.NAME

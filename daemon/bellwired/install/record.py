@@ -1,0 +1,81 @@
+"""What an installation has written, in a file of its own: one path a line, and a folder's ends in a slash.
+
+It needs nothing but Python, so that what was installed can be removed when the rest of it no longer runs:
+``python -m bellwired.install.record RECORD [DESTDIR]``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+NAME = "installed"
+
+
+def staged(path: Path | str, destination: Path | None) -> Path:
+    """Where ``path`` lies now: below ``destination`` (DESTDIR) until it is shipped."""
+    return Path(path) if destination is None else destination / Path(path).relative_to("/")
+
+
+def read(record: Path) -> list[str]:
+    """The lines of a record; none where nothing was installed. A ValueError for what cannot be one."""
+    try:
+        lines = record.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("/") or ".." in Path(line).parts:
+            raise ValueError(f"{record}:{number}: {line!r} is no absolute path: not a record of an installation")
+    return lines
+
+
+def write(record: Path, lines: Iterable[str]) -> None:
+    """The record, whole or not at all."""
+    half = record.with_suffix(".half")
+    half.write_text("".join(f"{line}\n" for line in sorted(set(lines))))
+    half.replace(record)
+
+
+def make_folder(path: Path, destination: Path | None) -> list[str]:
+    """Make a folder with those above it; what was made, for the record."""
+    made = []
+    if destination is not None:
+        destination.mkdir(parents=True, exist_ok=True)
+    for folder in (*reversed(path.parents), path):
+        try:
+            staged(folder, destination).mkdir()
+        except FileExistsError:
+            continue
+        made.append(f"{folder}/")
+    return made
+
+
+def remove(lines: Iterable[str], destination: Path | None) -> None:
+    """Remove files, and folders that are empty then. What is gone already is no trouble."""
+    for line in sorted(lines, reverse=True):  # a folder comes after what is in it
+        path = staged(line, destination)
+        try:
+            if line.endswith("/"):
+                path.rmdir()
+            else:
+                path.unlink()
+        except OSError:
+            if not line.endswith("/") and os.path.lexists(path):
+                raise
+
+
+def main(words: Sequence[str]) -> int:
+    """Remove what the record says, and the record."""
+    record, destination = Path(words[0]), Path(words[1]).absolute() if words[1:] and words[1] else None
+    lines = read(staged(record, destination))
+    if not lines:
+        print(f"{staged(record, destination)}: nothing was installed here", file=sys.stderr)
+        return 1
+    remove(lines, destination)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
