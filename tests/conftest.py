@@ -33,6 +33,22 @@ def no_garbage_of_others() -> None:
 
 
 @pytest.fixture
+def impatient() -> Iterator[None]:
+    """A system call that blocks the test's own thread for 5 seconds is interrupted, and the test fails."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError("this has blocked for 5 seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def disk_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder for images that are opened with O_DIRECT."""
     with folder_that(has_a_medium, tmp_path) as folder:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 from vfio_user.channel import Channel, Message, close_fds, command_name
 from vfio_user.constants import Command, MessageFlags
-from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut
+from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut, VfioUserError
 from vfio_user.transfer import DmaAccess
 
 MOST_QUEUED = 1024  # commands, and
@@ -23,6 +25,14 @@ A message that fits into half of a socket's buffer (208 KiB, unless sysctl says 
 """
 MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA_MAP, Command.DMA_UNMAP))
 """Commands that may be answered while device code waits for its DMA: of these, only a read is seen by the device."""
+
+
+class Layout(Enum):
+    """How a client lays DMA messages out."""
+
+    UNKNOWN = 0
+    RATIFIED = 1
+    OLD = 2
 
 
 class DmaRequests:
@@ -47,6 +57,7 @@ class DmaRequests:
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not listen while it waits
+        self._layout = Layout.UNKNOWN
         self._next_id = 0
 
     def pop(self) -> Message:
@@ -58,6 +69,8 @@ class DmaRequests:
     def read(self, address: int, count: int, most: int) -> bytes:
         """Guest memory by DMA_READ, at most ``most`` bytes at a time."""
         data = bytearray()
+        if self._layout is not Layout.RATIFIED:
+            self._find_layout(address)
         for request in _pieces(address, count, min(most, LARGEST_READ)):
             reply = self._ask(Command.DMA_READ, [request.pack()])
             if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + request.count:
@@ -67,6 +80,8 @@ class DmaRequests:
 
     def write(self, address: int, data: memoryview, most: int) -> None:
         """Write guest memory by DMA_WRITE, ``most`` bytes at a time."""
+        if self._layout is not Layout.RATIFIED:
+            self._find_layout(address)
         for request in _pieces(address, len(data), most):
             start = request.address - address
             reply = self._ask(Command.DMA_WRITE, [request.pack(), data[start : start + request.count]])
@@ -77,6 +92,25 @@ class DmaRequests:
         """Forget the commands that were kept."""
         while self.kept:
             close_fds(self.pop().fds)
+
+    def _find_layout(self, address: int) -> None:
+        """Refuse a client that lays messages out otherwise: a write of nothing, which harms nobody, tells them apart.
+
+        In QEMU 10.1 to 10.2.2 the count has 32 bits: our data would arrive shifted by four bytes. There, a reply to
+        DMA_WRITE is a bare header. An error says nothing, and is left to the message that is to follow.
+        """
+        if self._layout is Layout.UNKNOWN:
+            try:
+                reply = self._ask(Command.DMA_WRITE, [DmaAccess(address, 0).pack()])
+            except RemoteError:
+                return
+            self._layout = Layout.RATIFIED if reply else Layout.OLD
+        if self._layout is Layout.OLD:
+            raise VfioUserError(
+                "DMA by message: the client has QEMU's old layout of it (10.1 to 10.2.2), which would corrupt the "
+                "guest's memory: share the memory (share=on), or use a newer QEMU",
+                errno.ENOTSUP,
+            )
 
     def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
         """Send a command to the client and return its reply's payload."""

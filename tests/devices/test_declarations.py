@@ -212,7 +212,7 @@ def test_two_hooks_of_one_event_are_refused_and_an_alias_is_none() -> None:
 
 
 def base() -> type[PciDevice]:
-    class Everything(PciDevice, **IDS):
+    class Everything(PciDevice):
         mmio = Bar(0, size=64)
         one = mmio.reg(0)
         bell = mmio.doorbell(4)
@@ -403,6 +403,10 @@ def test_matched_doorbells_may_share_an_offset_with_a_register() -> None:
         queue0 = mmio.doorbell(0, match=0)
         queue1 = mmio.doorbell(0, match=1)
         other = mmio.reg(0)
+
+        @queue0.ring
+        @queue1.ring
+        def rung(self) -> None: ...
 
     assert len(Shared.layout.doorbells) == 2
 

@@ -72,6 +72,9 @@ class Wider(PciDevice, vendor=0x1234, device=4, class_code=0xFF0000, name="wider
     ratio = Saved(0.5)
     store = SavedBytes(16)
 
+    @go.ring
+    def gone(self) -> None: ...
+
 
 def keeper(guest: Guest) -> Keeper:
     assert isinstance(guest.device, Keeper)

@@ -21,21 +21,8 @@ from bellwired.commands import control_client
 from bellwired.commands.cli import main, parser
 from bellwired.manager.main import main as bellwired
 from bellwired.release import release
+from operating.conftest import Run
 from operating.instance import HANG, PLUGINS, Instance, connect, write
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command on the shared daemon: its status, and what it said on standard output and error."""
-
-    def work(*words: str) -> tuple[int, str, str]:
-        status = main([*words, *daemon.places])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return work
 
 
 def as_json(run: Run, *words: str) -> Any:
@@ -226,7 +213,7 @@ def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
         events.until("started", name)
 
 
-@pytest.mark.parametrize("words", [["status"], ["nonsense"], ["list", "--nonsense"], ["start"]])
+@pytest.mark.parametrize("words", [["set"], ["nonsense"], ["list", "--nonsense"], ["start"]])
 def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)

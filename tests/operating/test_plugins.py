@@ -113,16 +113,6 @@ def test_a_plugin_that_cannot_be_used_is_listed_with_its_error(folder: Path, tex
     assert found["probe"] == "Misbehaves as it is told to."
 
 
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The members of the files' group, which is named as their owner; more may be added."""
-    members: list[str] = []
-    owner = pwd.getpwuid(os.geteuid())
-    found = grp.struct_group((owner.pw_name, "x", owner.pw_gid, members))
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: found)
-    return members
-
-
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o1666])
 def test_a_plugin_that_others_may_write_is_refused(folder: Path, mode: int, group: list[str]) -> None:
     group.append("somebody")

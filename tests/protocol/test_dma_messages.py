@@ -140,15 +140,6 @@ def test_no_memory_is_asked_for_before_a_client_has_introduced_itself(device: Fa
 # -- a raw client
 
 
-@pytest.fixture
-def conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
-    """A server that waits 0.2 s at most, and a raw client which has introduced itself."""
-    with served(device, timeout=0.2) as (server, sock), closing(Wire(sock)) as wire:
-        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
-        assert wire.receive().flags == REPLY
-        yield server, wire
-
-
 def test_a_request_is_as_the_text_has_it(conversation: tuple[Server, Wire]) -> None:
     server, wire = conversation
     future = server.call(lambda: server.session.dma_read(0x1000, 8))

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwire.serve.worker import Worker
+from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import activated, default_path, inherited, listening
@@ -32,7 +34,7 @@ def add_parser(commands: Any) -> None:
         help="serve one device in the foreground",
         description="Serve one device over vfio-user until SIGTERM or Ctrl-C. Prints how to attach QEMU to it.",
     )
-    parser.add_argument(
+    kind = parser.add_argument(
         "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
     )
     where = parser.add_mutually_exclusive_group()
@@ -43,7 +45,7 @@ def add_parser(commands: Any) -> None:
         type=_descriptor,
         help="an inherited UNIX stream socket instead, listening or connected; or the one of socket activation",
     )
-    parser.add_argument(
+    option = parser.add_argument(
         "-o",
         dest="options",
         metavar="KEY=VALUE",
@@ -51,6 +53,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    completed(kind, KINDS)
+    completed(option, OPTIONS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
@@ -107,7 +111,8 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
-        return device(**values)
+        with told(f"{device.__name__}.__init__"):
+            return device(**values)
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+from bellwire.declare.block import BlockArray
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
@@ -23,6 +24,7 @@ from bellwire.model.signals import Signals
 from bellwire.model.space import Space
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
+from bellwire.model.trouble import note, number
 from vfio_user import Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class Core:
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
         """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.rows: dict[BlockArray[Any], tuple[Any, ...]] = {}
+        """Those of blocks, made when they are first asked for."""
         self.pools: list[Pool] = []
         """Those that the device has asked for."""
         self.connected = False
@@ -72,7 +76,11 @@ class Core:
     def hook(self, tie: Tie) -> Callable[..., Any] | None:
         """The bound method tied to an event, or None."""
         name = self.layout.hooks.get(tie)
-        return None if name is None else getattr(self.device, name)
+        if name is None:
+            return None
+        hook: Callable[..., Any] = getattr(self.device, name)
+        row = tie[1].row
+        return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook with the state marked as in flux, and note a slow one."""
@@ -137,32 +145,55 @@ class Core:
         self.state.rings[bell].add(count)
         hook = self._ring_hooks[bell]
         if hook is not None:
-            self.call(hook)
+            try:
+                self.call(hook)
+            except Exception as error:
+                note(error, f"ring of {bell}")
+                raise
 
     def ring_value(self, bell: Doorbell, value: int) -> None:
         """``bell`` was rung with ``value``, cut to its size."""
         self.state.rings[bell].add(1)
         hook = self._ring_hooks[bell]
         if hook is not None:
-            self.call(hook, value & ((1 << 8 * bell.size) - 1))
+            value &= (1 << 8 * bell.size) - 1
+            try:
+                self.call(hook, value)
+            except Exception as error:
+                note(error, f"ring of {bell} with {value:#x}")
+                raise
 
     def ioregion_read(self, region: IoRegion, offset: int, size: int) -> int:
         """Guest read of a stretch handed over whole."""
         hook = self._region_reads[region]
-        return 0 if hook is None else int(self.call(hook, offset, size)) & (_ALL_ONES >> 64 - 8 * size)
+        if hook is None:
+            return 0
+        try:
+            return number(hook, self.call(hook, offset, size)) & (_ALL_ONES >> 64 - 8 * size)
+        except Exception as error:
+            note(error, f"read of {size} bytes at {offset:#x} of {region}")
+            raise
 
     def ioregion_write(self, region: IoRegion, offset: int, size: int, value: int) -> None:
         """Guest write of a stretch handed over whole."""
         hook = self._region_writes[region]
         if hook is not None:
-            self.call(hook, offset, size, value)
+            try:
+                self.call(hook, offset, size, value)
+            except Exception as error:
+                note(error, f"write of {value:#x} ({size} bytes) at {offset:#x} of {region}")
+                raise
 
     def ring_in_row(self, bell: tuple[IoRegion, int], _count: int) -> None:
         """A doorbell of a row was rung, and its value is lost."""
         region, offset = bell
         hook = self._row_hooks[region]
         if hook is not None:
-            self.call(hook, offset)
+            try:
+                self.call(hook, offset)
+            except Exception as error:
+                note(error, f"ring of {region} at {offset:#x}")
+                raise
 
     def reset(self) -> None:
         """Power-on state, then the device's own ``reset`` hook."""

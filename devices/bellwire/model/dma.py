@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import SharedMap, VfioUserError
+from vfio_user import DmaFault, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -43,7 +43,7 @@ class Dma:
                 for part in host.segments(address, size, False)
             ]
         except VfioUserError as error:
-            raise GuestError(f"DMA read of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("read", address, size, error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -66,7 +66,7 @@ class Dma:
                 else:
                     part.view[:] = piece
         except VfioUserError as error:
-            raise GuestError(f"DMA write of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("write", address, size, error) from error
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
         """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
@@ -83,7 +83,7 @@ class Dma:
                     raise Unshared(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
                 views.append(part.view)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         return views
 
     def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
@@ -95,7 +95,7 @@ class Dma:
         try:
             view = self._host().whole(address, size, write)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         if view is None:
             raise Unshared(f"DMA map of {size} bytes at {address:#x}: not shared, or in pieces of huge pages")
         return view
@@ -148,3 +148,12 @@ class Dma:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: the guest has bus mastering off")
         if not 0 <= size <= LARGEST_COPY:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: at most {LARGEST_COPY} at once")
+
+
+def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:
+    """What DMA came to; where only part of the range is bad, which."""
+    why: object = error
+    if isinstance(error, DmaFault):
+        part = f"from {error.address:#x} on, " if error.address != address else ""
+        why = part + error.why
+    return GuestError(f"DMA {verb} of {size} bytes at {address:#x}: {why}")

@@ -13,6 +13,7 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.layout import BarLayout
 from bellwire.declare.register import Register
 from bellwire.errors import GuestError
+from bellwire.model.trouble import note, number
 from vfio_user import Reader, Writer
 
 if TYPE_CHECKING:
@@ -160,7 +161,11 @@ class RegisterCell:
             case _:
                 value = register.load(self._file)
         if self._read_hook is not None:
-            value = int(self._core.call(self._read_hook)) & self._mask
+            try:
+                value = number(self._read_hook, self._core.call(self._read_hook)) & self._mask
+            except Exception as error:
+                note(error, f"read of {register}")
+                raise
         if self._access is Access.RC:
             register.store(self._file, register.load(self._file) & ~_bytes_mask(first, count))
         return value.to_bytes(self.size, "little")[first : first + count]
@@ -195,11 +200,18 @@ class RegisterCell:
                 register.typed(stored)
                 if self._write_hook is not None:
                     value = register.typed(value)
-            except ValueError as error:
-                raise GuestError(f"write of {value:#x} to {register}: {error}") from None
+            except ValueError:
+                doing = f"write of {value:#x} to {register}"
+                wrong = GuestError(f"{doing}: {register.kind.__name__} has no such value")
+                note(wrong, doing)
+                raise wrong from None
         register.store(self._file, stored)
         if self._write_hook is not None:
-            self._core.call(self._write_hook, value)
+            try:
+                self._core.call(self._write_hook, value)
+            except Exception as error:
+                note(error, f"write of {int(value):#x} to {register}")
+                raise
 
 
 class DoorbellCell:

@@ -8,6 +8,7 @@ from typing import Any
 from bellwire.errors import GuestError
 from bellwire.model.core import Core
 from bellwire.model.limited import shape
+from bellwire.serve.blame import in_words
 
 
 class Boundary:
@@ -29,10 +30,10 @@ class Boundary:
         log = self._core.log
         if isinstance(error, GuestError):
             self._core.tally.guest_errors += 1
-            log.warning(("guest", shape(error)), "guest error during %s: %s", what, error)
+            log.warning(("guest", shape(error)), "%s", in_words(error, what))
         else:
             self._core.tally.failures += 1
-            log.failure(_place(error), error, "device code failed during %s: %r", what, error)
+            log.failure(_place(error), error, "%s", in_words(error, what))
 
 
 def _place(error: BaseException) -> tuple[object, ...]:

@@ -31,6 +31,7 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
 from bellwire.model.tally import Count
 from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, Mechanism, SubRegion, VfioUserError
+from vfio_user.eventfds import SIZE, take
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
 
@@ -64,15 +65,13 @@ class EventSource(Generic[Bell]):
         self._bell = bell
         self._ring = ring
         self._guard = guard
+        self._counter = bytearray(SIZE)
         self._count = 0
         self._rings = core.tally.ring("ioeventfd", _name(bell))
 
     def gather(self) -> None:
         """Add the eventfd's count."""
-        try:
-            self._count += os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return  # somebody else who holds the fd has read it
+        self._count += take(self.fd, self._counter)  # nothing, where somebody else who holds the fd has read it
 
     def run(self) -> None:
         """One hook call for however many rings."""
