@@ -184,8 +184,8 @@ def test_a_hook_that_takes_its_registers_name_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write  # as properties' setters do it
-            def one(self, value: int) -> None: ...  # type: ignore[no-redef]
+            @one.write  # type: ignore[no-redef]  # as properties' setters do it
+            def one(self, value: int) -> None: ...
 
 
 def test_two_hooks_of_one_event_are_refused_and_an_alias_is_none() -> None:
@@ -261,7 +261,7 @@ def test_a_hook_that_waits_to_be_awaited_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write
+            @one.write  # type: ignore[type-var]
             async def changed(self, value: int) -> None: ...
 
 
@@ -272,8 +272,8 @@ def test_a_hook_that_waits_to_be_iterated_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write
-            def changed(self, value: int) -> Iterator[None]:  # type: ignore[type-var]
+            @one.write  # type: ignore[type-var]
+            def changed(self, value: int) -> Iterator[None]:
                 yield
 
 
@@ -321,7 +321,7 @@ def test_a_name_of_the_sdks_own_is_refused() -> None:
 
         class Hiding(PciDevice, **IDS):
             mmio = Bar(0, size=16)
-            dma = mmio.reg(0)
+            dma = mmio.reg(0)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
 def test_a_bad_class_line_is_refused(line: dict[str, object], words: str) -> None:
     with refused(words):
 
-        class Bad(PciDevice, **line):  # type: ignore[arg-type]
+        class Bad(PciDevice, **line):
             pass
 
 

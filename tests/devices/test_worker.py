@@ -39,6 +39,7 @@ from vfio_user import (
     IoRegionClient,
     IoRegionFd,
     IrqIndex,
+    Mechanism,
     RegionIndex,
     RemoteError,
     VfioUserError,
@@ -134,7 +135,7 @@ def test_a_client_without_ioregionfd_gets_eventfds_only() -> None:
         assert {type(sub) for sub in subs.values()} == {IoEventFd, IoRegionFd}
     proposal = client.capabilities.of(max_msg_fds=16, io_fds=frozenset(["ioeventfd"]))
     with served(Bell(), proposal=proposal) as client, sub_regions(client, Bell.bells.index) as subs:
-        assert client.mechanisms == {"ioeventfd"}
+        assert client.mechanisms == frozenset([Mechanism.IOEVENTFD])
         assert {type(sub) for sub in subs.values()} == {IoEventFd}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,15 @@ def try_out(test: Any) -> None:
 def test_the_code_of_a_page_runs_and_its_tests_pass(page: Path) -> None:
     tests = run(page)
     assert len(tests) >= EXPECTED.get(page.name, 0)
+
+
+@pytest.mark.slow  # mypy reads all of the SDK
+def test_the_readmes_example_passes_a_strict_type_check(tmp_path: Path) -> None:
+    example = tmp_path / "copier.py"
+    example.write_text("\n\n".join(block.text for block in blocks(README, "python")))
+    words = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), str(example)]
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
 
 
 @every_page
