@@ -195,7 +195,7 @@ class PciDevice:
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
         core = self.core
-        timer = core.host.after(seconds, _named(lambda: core.call(callback, *arguments), callback))
+        timer = core.running("set timers").after(seconds, _named(lambda: core.call(callback, *arguments), callback))
         core.timers.add(timer)
         return timer
 
@@ -206,11 +206,12 @@ class PciDevice:
         :meth:`unwatch` it while there is no use for what it has, and before it is closed.
         """
         core = self.core
-        core.host.watch_fd(fd, _named(lambda: core.call(callback), callback))
+        core.running("watch descriptors").watch_fd(fd, _named(lambda: core.call(callback), callback))
 
     def unwatch(self, fd: int) -> None:
         """Watch ``fd`` no longer; nothing happens if nobody did."""
-        self.core.host.unwatch_fd(fd)
+        if self.core.host is not None:
+            self.core.host.unwatch_fd(fd)
 
     def join_pool(self, pool: Pool) -> None:
         """Count ``pool``, made elsewhere, among the device's own: before guest memory goes, its jobs are waited for."""
@@ -229,7 +230,7 @@ class PciDevice:
             if done is not None and core.generation == generation:
                 core.call(done, result)
 
-        core.host.background(lambda: work(*arguments), _named(finished, done))
+        core.running("work in the background").background(lambda: work(*arguments), _named(finished, done))
 
     def pool(self, threads: int, done: Callable[[list[Job]], None]) -> Pool:
         """``threads`` of the device's own, for work that comes thick and fast. Ask in :meth:`setup`.
@@ -239,7 +240,7 @@ class PciDevice:
         were made for them: it is not taken back before they have ended. A reset cancels nothing:
         :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
-        pool = self.core.host.pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
+        pool = self.core.running("have a pool").pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.join_pool(pool)
         return pool
 

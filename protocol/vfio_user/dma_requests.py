@@ -58,6 +58,7 @@ class DmaRequests:
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not listen while it waits
         self._layout = Layout.UNKNOWN
+        self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
 
     def pop(self) -> Message:
@@ -69,6 +70,7 @@ class DmaRequests:
     def read(self, address: int, count: int, most: int) -> bytes:
         """Guest memory by DMA_READ, at most ``most`` bytes at a time."""
         data = bytearray()
+        self._sought = Command.DMA_READ
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
         for request in _pieces(address, count, min(most, LARGEST_READ)):
@@ -80,6 +82,7 @@ class DmaRequests:
 
     def write(self, address: int, data: memoryview, most: int) -> None:
         """Write guest memory by DMA_WRITE, ``most`` bytes at a time."""
+        self._sought = Command.DMA_WRITE
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
         for request in _pieces(address, len(data), most):
@@ -115,7 +118,7 @@ class DmaRequests:
     def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
         """Send a command to the client and return its reply's payload."""
         if self._deaf and self.answering is not None:
-            raise Stalemate(command.name, command_name(self.answering))
+            raise Stalemate(self._sought.name, command_name(self.answering))
         self._channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self._channel.send(self._next_id, command, 0, 0, parts)
@@ -138,7 +141,7 @@ class DmaRequests:
                 if not waited_for or patience == deadline:
                     raise
                 self._deaf = True
-                self._answer_first(command)
+                self._answer_first()
                 continue
             if message.flags & 0xF != MessageFlags.REPLY:
                 self._keep(message)
@@ -151,14 +154,14 @@ class DmaRequests:
             if time.monotonic() >= deadline:
                 raise TimedOut(f"the peer sends replies, but none to {command.name}")
 
-    def _answer_first(self, command: Command) -> None:
+    def _answer_first(self) -> None:
         """Give the client the replies that it waits for."""
         if self.answering is not None:
-            raise Stalemate(command.name, command_name(self.answering))
+            raise Stalemate(self._sought.name, command_name(self.answering))
         while self._waited_for:
             if self.kept[0].command not in MEANWHILE:
                 waited_for = next(message for message in self.kept if _wants_reply(message))
-                raise Stalemate(command.name, waited_for.name)
+                raise Stalemate(self._sought.name, waited_for.name)
             self._handle(self.pop())
 
     def _keep(self, message: Message) -> None:

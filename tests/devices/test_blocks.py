@@ -48,7 +48,7 @@ class Queued(PciDevice, **IDS):
 
     @queues.base.read
     def read_base(self, index: int) -> int:
-        return self.queues[index].base + index
+        return int(self.queues[index].base) + index
 
     @channels.tail.ring
     def channel_rung(self, index: int) -> None:
@@ -191,7 +191,7 @@ def test_a_block_that_cannot_be_is_refused_at_import(make: Any, words: str) -> N
 
 def test_what_is_no_member_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"a of the block is neither reg\(...\) nor doorbell\(...\)"):
-        mmio.block(0, count=1, stride=8, a=mmio.reg(0))  # type: ignore[arg-type]
+        mmio.block(0, count=1, stride=8, a=mmio.reg(0))  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

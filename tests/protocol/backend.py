@@ -33,6 +33,7 @@ from vfio_user import (
     SubRegion,
     Version,
     VfioUserError,
+    Writer,
 )
 from vfio_user.channel import close_fds
 
@@ -108,7 +109,10 @@ class FakeDevice:
         self.calls.append("read")
         return self.on_read(index, offset, count)
 
-    def region_write(self, index: int, offset: int, data: memoryview) -> None:
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        return functools.partial(self.write, index, offset)
+
+    def write(self, index: int, offset: int, data: memoryview) -> None:
         self.calls.append("write")
         self.on_write(index, offset, data)
 

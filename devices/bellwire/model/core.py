@@ -17,7 +17,7 @@ from bellwire.declare.register import Register
 from bellwire.model.capabilities import Identity, template
 from bellwire.model.config_space import ConfigSpace, Effect
 from bellwire.model.dma import Dma
-from bellwire.model.host import Detached, Host, Timer
+from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.signals import Signals
@@ -25,7 +25,7 @@ from bellwire.model.space import Space
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
-from vfio_user import Reader, RegionIndex
+from vfio_user import Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -45,7 +45,8 @@ class Core:
         self.identity = identity
         self.layout = layout
         self.options = dict(options)
-        self.host: Host = Detached()
+        self.host: Host | None = None
+        """What runs the device; None before a worker or a test guest does."""
         self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
@@ -105,8 +106,9 @@ class Core:
     def reader(self, index: int, offset: int, count: int) -> Reader:
         """What :meth:`read` does, for a read that comes again and again."""
         space = self.spaces.get(index)
-        stored = None if space is None else space.stored(offset, count)
-        return Reader(functools.partial(self.read, index, offset, count)) if stored is None else Reader(stored, True)
+        if space is None:
+            return Reader(functools.partial(self.read, index, offset, count))
+        return space.reader(offset, count)
 
     def write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write of a region; the caller has checked the bounds."""
@@ -117,6 +119,19 @@ class Core:
             self.config.write(offset, data)
             self.dma.changed()
             self._call_vendor("write", offset, len(data))
+
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """What :meth:`write` does, for a write that comes again and again."""
+        space = self.spaces.get(index)
+        if space is None:
+            return functools.partial(self.write, index, offset)
+        return space.writer(offset, count)
+
+    def running(self, what: str) -> Host:
+        """What runs the device; a RuntimeError where nothing does yet, so that it cannot do ``what``."""
+        if self.host is None:
+            raise RuntimeError(f"a device can {what} once a worker or a test guest runs it: ask in setup()")
+        return self.host
 
     def region_size(self, index: int) -> int:
         """Bytes of a region, 0 where the device has none."""

@@ -14,6 +14,7 @@ from bellwire.declare.layout import BarLayout
 from bellwire.declare.register import Register
 from bellwire.errors import GuestError
 from bellwire.model.trouble import note, number
+from vfio_user import Reader, Writer
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -62,10 +63,18 @@ class Space:
             offset = stop
         return b"".join(parts)
 
-    def stored(self, offset: int, count: int) -> Callable[[], memoryview] | None:
-        """What looks at a register's bytes, where that is all that a read does."""
+    def reader(self, offset: int, count: int) -> Reader:
+        """What :meth:`read` does, for one place: there is no looking for it again."""
         cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
-        return cell.stored if isinstance(cell, RegisterCell) else None
+        if cell is None:
+            return Reader(functools.partial(self.read, offset, count))
+        stored = cell.stored if isinstance(cell, RegisterCell) else None
+        return Reader(functools.partial(cell.read, 0, count)) if stored is None else Reader(stored, plain=True)
+
+    def writer(self, offset: int, count: int) -> Writer:
+        """What :meth:`write` does, for one place."""
+        cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
+        return functools.partial(self.write, offset) if cell is None else functools.partial(cell.write, 0)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Guest write, within the BAR's bounds."""
