@@ -223,7 +223,9 @@ def test_a_name_that_another_has_is_refused(shared: Running, mine: Path) -> None
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])
 def test_a_name_that_is_none_is_refused(mine: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(mine, f"--name={name}")) == 1
+    with pytest.raises(SystemExit) as ended:
+        main(words(mine, f"--name={name}"))
+    assert ended.value.code == 2
     assert "letters, digits" in capsys.readouterr().err
 
 

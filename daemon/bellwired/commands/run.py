@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--name",
+        type=_name,
         help="what other commands call it, and its socket; the device's own name unless given",
     )
     where = parser.add_mutually_exclusive_group()
@@ -110,16 +111,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(device), indent=2))
         return 0
     name = device.name if arguments.name is None else arguments.name
-    to_stderr_or_journal(arguments.log_level, clock=True)
-    debugger.install(debugging=arguments.debug)
     instance = make(device, arguments.options)
     count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
+        sockets, address = _sockets(arguments, name, stack)
+        to_stderr_or_journal(arguments.log_level, clock=True)
+        debugger.install(debugging=arguments.debug)
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
-        sockets, address = _sockets(arguments, name, stack)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         desk = stack.enter_context(Desk(name, about, address, control))
         relay = Relay(desk.channel)
@@ -206,6 +207,12 @@ def _end_on_signals(serving: Serving) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+
+
+def _name(text: str) -> str:
+    if not settings.NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits and _ . @ -, at most 64")
+    return text
 
 
 def _descriptor(text: str) -> int | str:

@@ -26,7 +26,7 @@ from bellwired.manager.manager import Manager, Reloaded, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
-from bellwired.settings import NAME, Device
+from bellwired.settings import Device
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -159,8 +159,6 @@ class Desk:
 
 def open_control(places: Places, name: str) -> Listener:
     """The control socket of the device ``name`` in the foreground; a CommandError where it cannot be had."""
-    if not NAME.fullmatch(name):
-        raise CommandError(f"{name!r}: a device's name has letters, digits and _ . @ -, at most 64")
     if os.geteuid() or not places.runtime.is_dir():  # root may use the folder of the system's daemon
         prepare(places.runtime)
     return Listener(places.control_of(name))
