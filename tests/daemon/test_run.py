@@ -189,7 +189,7 @@ def test_capabilities_are_printed_as_json(mine: Path, capsys: pytest.CaptureFixt
     about = json.loads(capsys.readouterr().out)
     assert (about["type"], about["name"], about["vendor"], about["device"]) == ("pci", "mine", "1234", "0001")
     assert about["description"] == "A device of my own."
-    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast"}
+    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast", "live": False}
 
 
 @pytest.mark.parametrize(

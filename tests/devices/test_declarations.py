@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 from bellwire import Bar, DeclarationError, IntX, Msi, MsiX, Option, PciDevice, Saved, SavedBytes
+from bellwire.testing import conformance
 
 
 def refused(words: str) -> pytest.RaisesExc[DeclarationError]:
@@ -443,3 +444,14 @@ def test_a_subclass_inherits_identity_and_registers() -> None:
     assert (Child.identity.vendor, Child.identity.device, Child.identity.revision) == (0x1234, 0x9999, 3)
     assert [item.name for item in Child.layout.bars[0].placed] == ["one", "two"]
     assert [item.name for item in Parent.layout.bars[0].placed] == ["one"]
+
+
+def test_the_smallest_bar_of_ports_passes_the_suite() -> None:
+    class Tiny(PciDevice, **IDS, express=False):
+        ports = Bar(0, size=4, io=True)
+        port = ports.reg(0)
+
+    suite = conformance(Tiny)
+    for name in dir(suite):
+        if name.startswith("test_"):
+            getattr(suite(), name)()

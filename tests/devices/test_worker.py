@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -191,6 +192,23 @@ def test_a_bell_that_raises_lives_on(caplog: pytest.LogCaptureFixture) -> None:
         read(client, Probe.scratch.offset)
         assert device.bell.rung == 1
     assert "a bell that breaks" in caplog.text
+
+
+def test_a_doorbell_with_values_reads_the_same_by_every_way() -> None:
+    class Full(PciDevice, vendor=0x1234, device=0x12, class_code=0xFF0000):
+        mmio = Bar(0, size=64, fill=0xA5)
+        bell = mmio.doorbell(0x10, size=8, value=True)
+
+        @bell.ring
+        def rung(self, value: int) -> None: ...
+
+    with served(Full()) as client, sub_regions(client) as subs:
+        assert client.read(0, 0x10, 4) == b"\xa5" * 4
+        sub = subs[0x10]
+        assert isinstance(sub, IoRegionFd)
+        with contextlib.closing(IoRegionClient(sub.fd)) as wire:
+            assert wire.read(sub.user_data, 0, 4) == b"\xa5" * 4
+            assert wire.read(sub.user_data, 0, 8) == b"\xa5" * 8
 
 
 def test_a_hook_that_calls_exit_does_not_end_its_worker(caplog: pytest.LogCaptureFixture) -> None:

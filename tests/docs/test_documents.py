@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from bellwired.commands.cli import parser
-from bellwired.commands.run import describe, qemu_command
+from bellwired.commands.describe import describe
+from bellwired.commands.run import qemu_command
 from bellwired.find import find_device
 from bellwired.settings import Device, decode
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose

@@ -18,6 +18,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwire.serve.worker import Worker
 from bellwired.commands.completion import KINDS, OPTIONS, completed
+from bellwired.commands.describe import describe
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import activated, default_path, inherited, listening
@@ -58,7 +59,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
-        help="describe the device and its options in JSON, and end",
+        help="describe the device in JSON (BARs, registers, interrupts, capabilities, options), and end",
     )
     parser.add_argument(
         "--io-fd-entry",
@@ -117,24 +118,6 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 
 
-def describe(device: type[PciDevice]) -> dict[str, Any]:
-    """What ``--print-capabilities`` prints."""
-    identity = device.identity
-    assert identity is not None  # find_device() gives complete devices only
-    return {
-        "type": "pci",
-        "name": device.name,
-        "description": (device.__doc__ or "").strip().partition("\n")[0],
-        "vendor": f"{identity.vendor:04x}",
-        "device": f"{identity.device:04x}",
-        "class": f"{identity.class_code:06x}",
-        "options": {
-            name: {"type": option.type_name, "default": _plain(option.default), "help": option.help}
-            for name, option in sorted(device.layout.options.items())
-        },
-    }
-
-
 def qemu_command(path: Path) -> str:
     """A QEMU command line with this device in it; put a disk and what else you need after it."""
     device = {"driver": "vfio-user-pci", "socket": {"path": str(path.absolute()), "type": "unix"}}
@@ -175,7 +158,3 @@ def _microseconds(text: str) -> int:
     if not text.isdigit() or int(text) > LONGEST_POLL:
         raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -180,7 +180,9 @@ class CommandSource:
             if not command.write:
                 return self._core.ioregion_read(target, command.offset, command.size)
             self._core.ioregion_write(target, command.offset, command.size, command.data)
-        elif command.write and command.offset == 0:
+        elif not command.write:
+            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as by message
+        elif command.offset == 0:
             self._core.ring_value(target, command.data)
         return 0
 
