@@ -25,6 +25,7 @@ from bellwired.listen import activated, default_path, inherited, listening
 from bellwired.workers.process import allow_many_files
 
 ACTIVATED = "systemd"
+MOST_FD = (1 << 31) - 1
 LONGEST_POLL = round(MOST * 1e6)
 
 
@@ -108,7 +109,7 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
     values = {}
     for text in options:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
@@ -149,12 +150,12 @@ def _end_on_signals(worker: Worker) -> None:
 def _descriptor(text: str) -> int | str:
     if text == ACTIVATED:
         return text
-    if not text.isdigit():
+    if not text.isdecimal() or int(text) > MOST_FD:
         raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
     return int(text)
 
 
 def _microseconds(text: str) -> int:
-    if not text.isdigit() or int(text) > LONGEST_POLL:
+    if not text.isdecimal() or int(text) > LONGEST_POLL:
         raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)

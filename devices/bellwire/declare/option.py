@@ -91,7 +91,7 @@ class Option(Declared, Generic[Setting]):
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, Path):
-            return str(value) if value.name else ""
+            return str(value) if value != Path() else ""
         return _short(value) if isinstance(value, int) else str(value)
 
     def fault(self, value: Any) -> str | None:
