@@ -319,6 +319,6 @@ def _is_pattern(word: str) -> bool:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     return int(text)

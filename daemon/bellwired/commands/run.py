@@ -37,6 +37,7 @@ from bellwired.workers.worker import Relay, Serving
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
+MOST_FD = (1 << 31) - 1
 LONGEST_POLL = round(MOST * 1e6)
 
 
@@ -171,7 +172,7 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
     values = {}
     for text in options:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
@@ -218,12 +219,12 @@ def _name(text: str) -> str:
 def _descriptor(text: str) -> int | str:
     if text == ACTIVATED:
         return text
-    if not text.isdigit():
+    if not text.isdecimal() or int(text) > MOST_FD:
         raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
     return int(text)
 
 
 def _microseconds(text: str) -> int:
-    if not text.isdigit() or int(text) > LONGEST_POLL:
+    if not text.isdecimal() or int(text) > LONGEST_POLL:
         raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)

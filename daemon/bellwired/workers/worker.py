@@ -186,7 +186,7 @@ class Serving:
         self._device.change(option, value)
         declared, given = self._device.layout.options, self._given
         now = self._device.core.options.items()
-        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
+        return {key: declared[key].text(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
