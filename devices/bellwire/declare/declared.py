@@ -12,10 +12,6 @@ _HERE = str(Path(__file__).parent)
 _HOOKS = ("read", "write", "ring", "set")
 
 
-class NoSuchHook(DeclarationError, AttributeError):
-    """A method was to be tied to an event that this kind of declaration does not have."""
-
-
 class Declared:
     """Something assigned in the body of a device class. Python tells it its name."""
 
@@ -52,16 +48,29 @@ class Declared:
         """Raise a DeclarationError that names the file's own names; ``where`` is the class in the making."""
         raise DeclarationError(f"{where}.{self.name}: {why}", self.place)
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # a checker knows the decorators that each kind has, and no others
 
-        def __getattr__(self, name: str) -> NoReturn:
-            """Only asked for what is not there: a decorator of another kind of declaration has its own answer."""
-            kind = type(self).__name__
-            if name in _HOOKS:
-                has = " and ".join(f".{hook}" for hook in _HOOKS if hasattr(type(self), hook))
-                why = f"tie the method by {has}" if has else "no hook can be tied to it"
-                raise NoSuchHook(f"a declaration of type {kind} has no .{name}: {why}")
-            raise AttributeError(f"{kind} has no attribute {name!r}", name=name, obj=self)
+        def read(self, _hook: object) -> NoReturn:
+            """What a kind that has no such decorator says."""
+            self._has_no("read")
+
+        def write(self, _hook: object) -> NoReturn:
+            """As :meth:`read`."""
+            self._has_no("write")
+
+        def ring(self, _hook: object) -> NoReturn:
+            """As :meth:`read`."""
+            self._has_no("ring")
+
+        def set(self, _hook: object) -> NoReturn:
+            """As :meth:`read`."""
+            self._has_no("set")
+
+        def _has_no(self, name: str) -> NoReturn:
+            kind = type(self)
+            has = " and ".join(f".{hook}" for hook in _HOOKS if getattr(kind, hook) is not getattr(Declared, hook))
+            why = f"tie the method by {has}" if has else "no hook can be tied to it"
+            raise DeclarationError(f"a declaration of type {kind.__name__} has no .{name}: {why}")
 
 
 def is_power_of_two(number: int) -> bool:
