@@ -58,7 +58,9 @@ def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
 def test_it_says_nothing_of_serving_when_setting_up_fails(mine: Path, tmp_path: Path) -> None:
     mine.write_text(MINE + "\n    def setup(self):\n        open('/nonexistent')\n")
     done = bellwire("run", str(mine), "--socket-path", str(tmp_path / "socket"))
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "bellwire: /nonexistent: No such file or directory\n")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"bellwire: Mine.setup failed at {mine}:")
+    assert "No such file or directory: '/nonexistent'" in done.stderr
     assert not (tmp_path / "socket").exists()
 
 
@@ -187,7 +189,7 @@ def test_capabilities_are_printed_as_json(mine: Path, capsys: pytest.CaptureFixt
     about = json.loads(capsys.readouterr().out)
     assert (about["type"], about["name"], about["vendor"], about["device"]) == ("pci", "mine", "1234", "0001")
     assert about["description"] == "A device of my own."
-    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast"}
+    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast", "live": False}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_what_cannot_be_run_is_said_in_a_line(words: list[str], said: str, capsy
         ("import nothing_of_that_name\n", "mine.py:1: ModuleNotFoundError"),
         ("def f(:\n", "mine.py:1: SyntaxError"),
         ("x = 1\n", "defines no device"),
-        (MINE.replace("0x0)", "0x2)"), "mine.py:4: DeclarationError: Mine.speed"),
+        (MINE.replace("0x0)", "0x2)"), "mine.py:8: DeclarationError: Mine.speed"),
         (MINE.replace("size=4096", "size=5000"), "DeclarationError: Mine.mmio"),
         (MINE + MINE.replace("class Mine", "class Yours"), "defines several devices: mine, yours"),
         ("raise SystemExit(3)\n", "mine.py:1: SystemExit"),

@@ -68,6 +68,7 @@ class VirtioBlk(
     write_zeroes_may_unmap = field(0x38, size=1, reset=1)
 
     disk: Disk
+    budget: int
     workers: Pool
 
     def check_options(self) -> None:
