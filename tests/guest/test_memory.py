@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,23 +24,25 @@ await() { n=0; until [ -e "$1" ]; do n=$((n + 1)); [ $n -lt 200 ] || exit 9; usl
 await /dev/nvme0n1
 await /dev/vda
 """
-COMPLAINTS = ("refused", "guest error", "failed", "fatal")
+TROUBLE = ("refused", "guest error", "failed", "fatal")
 
 
-def complaints(served: Served) -> list[str]:
-    """What a device has logged that is about trouble."""
-    return [line for line in served.log.splitlines() if any(word in line for word in COMPLAINTS)]
+def complaints(served: Sequence[Served], folder: Path) -> list[str]:
+    """What devices have logged that is about trouble, and all that QEMU says, whose log is below ``folder``."""
+    lines = [line for each in served for line in each.log.splitlines() if any(word in line for word in TROUBLE)]
+    (log,) = folder.glob("linux-*/qemu")
+    return lines + log.read_text().splitlines()
 
 
 REBOOTS = f"""{AWAIT}
+checksum() {{ sha256sum | cut -c -64; }}
 for disk in nvme0n1 vda; do
-    dd if=/dev/$disk of=/old bs=64k count=4 iflag=direct 2>/dev/null || exit 2
-    dd if=/old bs=1 count=1 2>/dev/null | tr '\\0' 0 >/boots
-    boots=$(cat /boots)
-    [ $boots = 0 ] || tail -c +2 /old | cmp - /dev/zero 2>&1 | grep -q 'byte 1' || exit 3
-    {{ echo -n $((boots + 1)); dd if=/dev/urandom bs=64k count=4 iflag=fullblock 2>/dev/null; }} | head -c 262144 >/new
-    dd if=/new of=/dev/$disk bs=64k oflag=direct 2>/dev/null || exit 4
-    dd if=/dev/$disk bs=64k count=4 iflag=direct 2>/dev/null | cmp - /new || exit 5
+    set -- 0 $(dd if=/dev/$disk bs=4k count=1 iflag=direct 2>/dev/null | tr -d '\\0')
+    boots=${{2:-0}}
+    [ $boots = 0 ] || [ $(dd if=/dev/$disk bs=64k skip=1 count=4 iflag=direct 2>/dev/null | checksum) = $3 ] || exit 2
+    dd if=/dev/urandom of=/new bs=64k count=4 iflag=fullblock 2>/dev/null
+    dd if=/new of=/dev/$disk bs=64k seek=1 oflag=direct 2>/dev/null || exit 3
+    echo $((boots + 1)) $(checksum </new) | dd of=/dev/$disk bs=4k conv=sync oflag=direct 2>/dev/null || exit 4
 done
 ip link set eth0 up
 ip addr add {GUEST}/24 dev eth0
@@ -50,8 +52,9 @@ echo "boot $boots: net $net, $(cut -c 34 /sys/bus/virtio/devices/virtio0/feature
 """
 
 
+@pytest.mark.long
 def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
-    linux: Callable[..., Outcome], serve: Callable[[Device], Served], namespace: Namespace
+    linux: Callable[..., Outcome], serve: Callable[[Device], Served], namespace: Namespace, tmp_path: Path
 ) -> None:
     served = [
         serve(Device("nvme", {"size": "16M"})),
@@ -70,7 +73,7 @@ def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
     )
     assert outcome.status == 0, outcome.output
     assert outcome.output.splitlines() == [f"boot {n}: net works, 1/sys/class/iommu/dmar0" for n in range(4)]
-    assert [line for each in served for line in complaints(each)] == []
+    assert complaints(served, tmp_path) == []
 
 
 PLUGGED = f"""{AWAIT}
@@ -106,7 +109,7 @@ def test_memory_is_plugged_and_unplugged_under_load(
             contextlib.closing(Qmp(control)) as machine,
         ):
             assert heard.readline().strip() == b"ready"
-            for size in (256, 0, 192, 64, 256, 0):
+            for size in (256, 0, 192, 64, 0):
                 machine.ask("qom-set", path="/machine/peripheral/more", property="requested-size", value=size * MIB)
                 machine.wait("MEMORY_DEVICE_SIZE_CHANGE", 60, id="more", size=size * MIB)
             far.sendall(b"enough\n")
@@ -118,7 +121,8 @@ def test_memory_is_plugged_and_unplugged_under_load(
             *served,
             modules=["virtio_blk", "virtio_mem"],
             programs=["usr/bin/fio"],
-            board=["-m", "256M,maxmem=1G", "-serial", f"unix:{line},server=on,wait=off"],
+            mib=384,
+            board=["-m", "384M,maxmem=1G", "-serial", f"unix:{line},server=on,wait=off"],
             arguments=[
                 *("-qmp", f"unix:{control},server=on,wait=off"),
                 *("-object", f"memory-backend-memfd,id=pluggable,size={256 * MIB},share=on"),
@@ -129,13 +133,13 @@ def test_memory_is_plugged_and_unplugged_under_load(
         resized.result()
     assert outcome.status == 0, outcome.output
     assert int(outcome.output) > 2
-    assert [line for each in served for line in complaints(each)] == []
+    assert complaints(served, tmp_path) == []
 
 
 UNSHARED = """
-ls /sys/bus/virtio/devices
+dmesg | grep -o 'virtio: device refuses features'
 ls /dev/vda 2>/dev/null
-dmesg | grep -o 'virtio_blk.*probe.*'
+true
 """
 
 
@@ -144,6 +148,5 @@ def test_a_virtio_driver_gives_up_at_once_where_memory_is_not_shared(
 ) -> None:
     disk = serve(Device("virtio-blk", {"size": "16M"}))
     outcome = linux(UNSHARED, disk, modules=["virtio_blk"], shared=False)
-    assert outcome.output.split("\n")[0] == "virtio0"
-    assert "/dev/vda" not in outcome.output
+    assert outcome.output.splitlines() == ["virtio: device refuses features"]
     assert "the client has not shared (QEMU: -object memory-backend-memfd,share=on)" in disk.log
