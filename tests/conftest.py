@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from folders import folder_that, has_a_medium, limits_sizes
 
 KVM = Path("/dev/kvm")
 
@@ -15,6 +18,7 @@ KVM = Path("/dev/kvm")
 def pytest_configure() -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -26,6 +30,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_garbage_of_others() -> None:
     """Descriptors that the collector closes in the middle of a test would spoil its count."""
     gc.collect()
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """A system call that blocks the test's own thread for 5 seconds is interrupted, and the test fails."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError("this has blocked for 5 seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def disk_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for images that are opened with O_DIRECT."""
+    with folder_that(has_a_medium, tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture
+def limited_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which no file can be of 4 EiB."""
+    with folder_that(limits_sizes, tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -125,8 +125,8 @@ def test_every_message_is_measured_with_both_devices() -> None:
     assert "REGION_READ, one CPU" in made.whats(protocol.PART)
 
 
-def test_what_is_measured_in_the_page_cache_is_there(tmp_path: Path) -> None:
-    image = tmp_path / "disk.img"
+def test_what_is_measured_in_the_page_cache_is_there(disk_folder: Path) -> None:
+    image = disk_folder / "disk.img"
     image.write_bytes(bytes(size := 4 << 20))
     with image.open("rb", buffering=0) as file:
         os.fsync(file)

@@ -14,8 +14,8 @@ read, that may be Linux.
 
 from __future__ import annotations
 
-from bellwire_vmm.device.doorbells import Mechanism
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Route
 from bellwire_vmm.device.zones import Zone
 from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, GuestImageError, VmmError, ZoneRefusedError
 from bellwire_vmm.machine.processor import Mark
@@ -27,8 +27,8 @@ __all__ = [
     "GuestImageError",
     "Machine",
     "Mark",
-    "Mechanism",
     "ProxyDevice",
+    "Route",
     "RunResult",
     "VmmError",
     "Zone",

@@ -4,8 +4,8 @@ It knows no particular device and no hypervisor. A server implements :class:`Bac
 :class:`Session` for each connection; a client is a :class:`Client`.
 """
 
-from vfio_user.backend import Backend, Reader
-from vfio_user.channel import Channel, Message
+from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
     Command,
@@ -15,12 +15,14 @@ from vfio_user.constants import (
     IoFdType,
     IrqFlags,
     IrqIndex,
+    Mechanism,
     MessageFlags,
     RegionFlags,
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, Window
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
     DmaFault,
@@ -31,7 +33,6 @@ from vfio_user.errors import (
     TimedOut,
     VfioUserError,
 )
-from vfio_user.guest_memory import Memory
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
@@ -71,6 +72,7 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Mechanism",
     "Memory",
     "Message",
     "MessageFlags",
@@ -79,6 +81,7 @@ __all__ = [
     "MmapArea",
     "ProtocolError",
     "Reader",
+    "Ready",
     "Region",
     "RegionAccess",
     "RegionFlags",
@@ -91,10 +94,11 @@ __all__ = [
     "SetIrqs",
     "SetIrqsFlags",
     "ShadowIoEventFd",
+    "SharedMap",
     "Stalemate",
     "SubRegion",
     "TimedOut",
     "Version",
     "VfioUserError",
-    "Window",
+    "Writer",
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from vfio_user.constants import Command, DeviceFlags
+from vfio_user.constants import Command, DeviceFlags, Mechanism
 from vfio_user.errors import VfioUserError
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo
 from vfio_user.regions import Region
+
+Writer = Callable[[memoryview], None]
+"""How the same bytes of a region are written again and again; the data is valid until it returns."""
 
 
 class Reader(NamedTuple):
@@ -37,13 +40,13 @@ class Backend(Protocol):
     def reader(self, index: int, offset: int, count: int) -> Reader:
         """What reads ``count`` bytes; the range is known to lie in the region."""
 
-    def region_write(self, index: int, offset: int, data: memoryview) -> None:
-        """Write; the range is known to lie in the region. ``data`` is valid until this returns."""
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """What writes ``count`` bytes; the range is known to lie in the region."""
 
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
         """These bytes were read or written so often since this was last said of them."""
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> Sequence[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """What may be handed over as fds, by these mechanisms. The fds stay the backend's."""
 
     def reset(self) -> None:

@@ -18,13 +18,14 @@ from vfio_user.constants import (
     DmaFlags,
     FeatureFlags,
     IrqIndex,
+    Mechanism,
     MessageFlags,
     RegionFlags,
     SetIrqsFlags,
 )
 from vfio_user.dma import DmaMap, DmaUnmap
+from vfio_user.dma_answers import Memory, answer
 from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
-from vfio_user.guest_memory import Memory, answer
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
@@ -109,7 +110,7 @@ class Client:
         return self._channel.fileno()
 
     @property
-    def mechanisms(self) -> frozenset[str] | None:
+    def mechanisms(self) -> frozenset[Mechanism] | None:
         """The mechanisms for sub-regions that both sides know; None when the server did not say."""
         return self.capabilities.io_fds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 
 HEADER_SIZE = 16
 DEFAULT_MAX_FDS = 1
@@ -129,6 +129,27 @@ class IoFdType(IntEnum):
     IOEVENTFD = 0
     IOREGIONFD = 1
     SHADOW = 2
+
+
+class Mechanism(StrEnum):
+    """How a guest's write to a register or a sub-region reaches its device."""
+
+    IOEVENTFD = "ioeventfd"
+    IOEVENTFD_DATAMATCH = "ioeventfd datamatch"
+    IOREGIONFD = "ioregionfd"
+    IOREGIONFD_KERNEL = "ioregionfd kernel"
+    """KVM itself sends the command."""
+    IOREGIONFD_RELAY = "ioregionfd relay"
+    """The VMM sends it, when the access has left the guest."""
+    IOREGIONFD_HOST = "ioregionfd host"
+    """A client without a VM sends it."""
+    SHADOW = "shadow"
+    REGION_WRITE = "region_write"
+    REGION_WRITE_POSTED = "region_write posted"
+
+
+IO_FDS = (Mechanism.IOEVENTFD, Mechanism.IOREGIONFD, Mechanism.SHADOW)
+"""Those that the ``io_fds`` capability can name."""
 
 
 class FeatureFlags(IntFlag):

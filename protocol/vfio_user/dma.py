@@ -12,11 +12,11 @@ from weakref import WeakValueDictionary
 
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
-from vfio_user.layout import Layout
-from vfio_user.memory import MOST_MAPPINGS, Mapping, Pages, blank, join
+from vfio_user.fields import Fields
+from vfio_user.mapping import MOST_MAPPINGS, Mapping, Pages, blank, join
 
-MAP = Layout("<IIQQQ", "argsz flags offset address size")
-UNMAP = Layout("<IIQQ", "argsz flags address size")
+MAP = Fields("<IIQQQ", "argsz flags offset address size")
+UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _PAGE = mmap.PAGESIZE
 _UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
@@ -93,7 +93,7 @@ class Segment(NamedTuple):
     view: memoryview | None
 
 
-class Window(NamedTuple):
+class SharedMap(NamedTuple):
     """A map that is shared, whole: ``view`` is of the addresses from ``start`` to ``end``."""
 
     start: int
@@ -186,12 +186,12 @@ class DmaTable:
             self._last = last
         return (self._segment(last, address, size, write),)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """The map around ``address``, if it is shared, and may be written (or read); it lives until the next unmap."""
         mapped = self._find(address)
         if mapped is None or mapped.view is None or not (mapped.writable if write else mapped.readable):
             return None
-        return Window(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
+        return SharedMap(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """One view of ``[address, address + size)``, over as many maps as it takes; it lives until the next unmap.

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vfio_user.constants import IoFdType
+from vfio_user.constants import IoFdType, Mechanism
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-INFO = Layout("<IIII", "argsz flags index count")
-COMMON = Layout("<QQIII", "offset size fd_index type flags")
+INFO = Fields("<IIII", "argsz flags index count")
+COMMON = Fields("<QQIII", "offset size fd_index type flags")
 TAIL = struct.Struct("<IQ")  # ratified: padding, then datamatch or user_data
 TAIL_48 = struct.Struct("<IQQ")  # libvfio-user: shadow_mem_fd_index, shadow_offset, datamatch
 ENTRY, ENTRY_48 = 40, 48
@@ -65,15 +65,15 @@ class ShadowIoEventFd:
 SubRegion = IoEventFd | IoRegionFd | ShadowIoEventFd
 
 
-def mechanism(sub: SubRegion) -> str:
-    """The word for a sub-region's mechanism in the ``io_fds`` capability."""
+def mechanism(sub: SubRegion) -> Mechanism:
+    """What the ``io_fds`` capability calls a sub-region's mechanism."""
     match sub:
         case IoEventFd():
-            return "ioeventfd"
+            return Mechanism.IOEVENTFD
         case IoRegionFd():
-            return "ioregionfd"
+            return Mechanism.IOREGIONFD
         case ShadowIoEventFd():
-            return "shadow"
+            return Mechanism.SHADOW
 
 
 def descriptors(sub: SubRegion) -> set[int]:

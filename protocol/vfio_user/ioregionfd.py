@@ -20,6 +20,7 @@ RESPONSE = struct.Struct("<Q24x")
 SIZE = 32
 READ, WRITE = 0, 1
 _RESPOND = 1 << 4
+_SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)  # the far end may hold the open file of a duplicate, too
 _EXPONENTS = {1: 0, 2: 1, 4: 2, 8: 3}
 
 
@@ -91,7 +92,7 @@ class IoRegionServer:
     def receive(self) -> IoCommand | None:
         """The next command, or None when none has arrived whole. Disconnected when the far end is gone."""
         try:
-            count = self._sock.recv_into(self._view[self._filled :])
+            count = self._sock.recv_into(self._view[self._filled :], 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -108,7 +109,7 @@ class IoRegionServer:
     def respond(self, value: int) -> None:
         """Answer the command in flight."""
         try:
-            sent = self._sock.send(encode_response(value), socket.MSG_NOSIGNAL)
+            sent = self._sock.send(encode_response(value), _SEND)
         except BlockingIOError:
             raise TimedOut("ioregionfd: the far end does not read its responses") from None
         except OSError as error:
@@ -164,7 +165,7 @@ class IoRegionClient:
         deadline = 0.0
         while data:
             try:
-                data = data[self._sock.send(data, socket.MSG_NOSIGNAL) :]
+                data = data[self._sock.send(data, _SEND) :]
             except BlockingIOError:
                 deadline = deadline or time.monotonic() + self._timeout
                 self._wait(select.POLLOUT, deadline, "the device does not read its commands")
@@ -176,7 +177,7 @@ class IoRegionClient:
         data = b""
         while len(data) < SIZE:
             try:
-                part = self._sock.recv(SIZE - len(data))
+                part = self._sock.recv(SIZE - len(data), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait(select.POLLIN, deadline, "the device does not answer")
                 continue

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.eventfds import SIZE, signal, take
+from vfio_user.fields import Fields
 
-INFO = Layout("<IIII", "argsz flags index count")
-SET = Layout("<IIIII", "argsz flags index start count")
+INFO = Fields("<IIII", "argsz flags index count")
+SET = Fields("<IIIII", "argsz flags index start count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class IrqTable:
         self._watch = watch
         self._unwatch = unwatch
         self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK: the client rings these, for INTx
+        self._counter = bytearray(SIZE)
         self._level = False
         self._raised = False  # INTx has been signalled and not been unmasked since
 
@@ -132,7 +134,7 @@ class IrqTable:
         if irq.masked or irq.fd < 0:
             irq.pending = True
             return False
-        self._signal(irq.fd)
+        signal(irq.fd)
         return True
 
     def set_level(self, asserted: bool) -> None:
@@ -195,12 +197,12 @@ class IrqTable:
     def _deliver(self, irq: _Irq) -> None:
         if irq.pending and not irq.masked and irq.fd >= 0:
             irq.pending = False
-            self._signal(irq.fd)
+            signal(irq.fd)
 
     def _loop_back(self, index: int, irq: _Irq) -> None:
         """The client has triggered the interrupt itself."""
         if irq.fd >= 0 and not irq.masked:
-            self._signal(irq.fd)
+            signal(irq.fd)
             self._raised |= index == IrqIndex.INTX
         else:
             irq.pending = True
@@ -217,7 +219,7 @@ class IrqTable:
         for line in self._irqs[IrqIndex.INTX][:1]:
             if (self._level or line.pending) and not self._raised and line.fd >= 0 and not line.masked:
                 self._raised, line.pending = True, False
-                self._signal(line.fd)
+                signal(line.fd)
 
     def _set_line_fd(self, action: SetIrqsFlags, fd: int) -> None:
         old = self._line_fds.pop(action, -1)
@@ -238,9 +240,7 @@ class IrqTable:
         fd = self._line_fds.get(action)
         if fd is None:
             return  # taken back between the wake-up and this call
-        try:
-            os.eventfd_read(fd)
-        except BlockingIOError:
+        if not take(fd, self._counter):
             return
         line = self._irqs[IrqIndex.INTX][0]
         if action == SetIrqsFlags.MASK:
@@ -248,16 +248,8 @@ class IrqTable:
         else:
             self._unmask(IrqIndex.INTX, line)
 
-    @staticmethod
-    def _signal(fd: int) -> None:
-        try:  # suppress() would cost as much as the system call
-            os.eventfd_write(fd, 1)
-        except BlockingIOError:
-            return  # a full counter says "signalled" well enough
-
 
 def _check_eventfd(fd: int) -> None:
-    """An irq fd must be an eventfd, and must not block us."""
+    """An irq fd must be an eventfd: nothing else is sure to take a signal."""
     if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
         raise ProtocolError("DEVICE_SET_IRQS: an fd is not an eventfd")
-    os.set_blocking(fd, False)

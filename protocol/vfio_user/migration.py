@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from vfio_user.constants import FeatureFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-FEATURE = Layout("<II", "argsz flags")
-DATA = Layout("<II", "argsz size")
+FEATURE = Fields("<II", "argsz flags")
+DATA = Fields("<II", "argsz size")
 _NUMBER = 0xFFFF
 _BOTH = FeatureFlags.GET | FeatureFlags.SET
 _ACTIONS = int(_BOTH | FeatureFlags.PROBE)  # ~ of an IntFlag has none but known bits

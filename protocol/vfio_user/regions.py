@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from vfio_user.constants import DeviceFlags, RegionFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-DEVICE = Layout("<IIII", "argsz flags num_regions num_irqs")
-REGION = Layout("<IIIIQQ", "argsz flags index cap_offset size offset")
-CAPABILITY = Layout("<HHI", "id version next")
-SPARSE = Layout("<II", "nr_areas reserved")
-AREA = Layout("<QQ", "offset size")
+DEVICE = Fields("<IIII", "argsz flags num_regions num_irqs")
+REGION = Fields("<IIIIQQ", "argsz flags index cap_offset size offset")
+CAPABILITY = Fields("<HHI", "id version next")
+SPARSE = Fields("<II", "nr_areas reserved")
+AREA = Fields("<QQ", "offset size")
 SPARSE_MMAP = 1
 _MOST_CAPABILITIES = 64
 

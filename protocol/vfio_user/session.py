@@ -8,32 +8,34 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from vfio_user.accesses import Access, Accesses
-from vfio_user.asking import Asker
+from vfio_user.accesses import Access, Accesses, refusal
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, MessageFlags
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
+from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
+from vfio_user.fields import Fields
 from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqTable, SetIrqs
-from vfio_user.layout import Layout
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(("ioeventfd", "ioregionfd")))
+_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # what a client may know that says nothing
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
 """What a session can take. 16 fds are the most that QEMU takes note of."""
-_UNASKED = frozenset(("ioeventfd", "ioregionfd"))  # what the ratified text has, for a client that says nothing
 # Plain numbers, since a flag's own operators cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
+_ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 
 
 class Reply(NamedTuple):
@@ -74,13 +76,11 @@ class Session:
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._asker = Asker(self._channel, timeout, self._handle)
+        self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
         self._accesses = Accesses(backend, limits.max_data_xfer_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
-            Command.REGION_WRITE: self._region_write,
-            Command.REGION_READ: self._region_read,
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -106,7 +106,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
-        return bool(self._asker.kept) or self._channel.ready
+        return bool(self._dma_requests.kept) or self._channel.ready
 
     def look(self) -> bool:
         """Whether anything has come, wherever it is: a receive that finds nothing costs four times as much."""
@@ -115,12 +115,10 @@ class Session:
     def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
         """What ``wait`` gives, as soon as that is more than reads of registers which only look at memory.
 
-        Those are answered on the spot (see :meth:`Channel.answer <vfio_user.channel.Channel.answer>`).
+        Those are answered on the spot (see :mod:`vfio_user.plain_reads`).
         """
         ready = wait()
-        if ready == alone:
-            return self._channel.answer(self._accesses.plain, wait, alone, rung)
-        return ready
+        return answer_plain_reads(self._channel, self._accesses.plain, wait, alone, rung) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -131,53 +129,72 @@ class Session:
         Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
         the caller closes the session.
         """
-        asker, channel, known = self._asker, self._channel, self._accesses.known
+        dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
-            found = None if asker.kept else channel.recall(known)
-            if found is not None:
-                self._again(*found)
-            elif asker.kept:
-                self._handle(asker.pop())
-            elif channel.empty or not self._next():
-                return False
-            if not probe and channel.drained and channel.empty and not asker.kept:
+            if dma_requests.kept:
+                self._handle(dma_requests.pop())
+            else:
+                found = channel.recall(known)
+                if found is not None:
+                    self._perform(*found)
+                elif channel.empty or not self._next():
+                    return False
+            if not probe and channel.drained and channel.empty and not dma_requests.kept:
                 return False
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
         """Guest memory by DMA_READ. Commands that come in meanwhile are kept for later, if the client can wait: a
-        Stalemate where it cannot (see :class:`~vfio_user.asking.Asker`).
+        Stalemate where it cannot (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
-        return self._asker.read(address, count, self._most())
+        return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory by DMA_WRITE; the rest as for :meth:`dma_read`."""
-        self._asker.write(address, memoryview(data), self._most())
+        self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket. The backend is not told."""
         self.dma.clear()
         self.irqs.clear()
-        self._asker.close()
+        self._dma_requests.close()
         self._channel.close()
 
     # -- one command
 
-    def _again(self, message_id: bytes, access: Access, data: memoryview) -> None:
-        """Do an access that has passed its checks before."""
-        reply, asker = access.reply, self._asker
+    def _perform(self, message_id: bytes, access: Access, data: memoryview) -> None:
+        """Do a read or a write, and answer it: the one way for those that were checked now and those that are known."""
+        reply, writer, dma_requests = access.reply, access.writer, self._dma_requests
+        access.times += 1
+        before = dma_requests.answering
         try:
             if reply:
-                asker.answering = access.command
-                self._backend.before_reply()
-            found = self._do(access, data)
+                dma_requests.answering = access.command
+                self._flush()
+            try:
+                if writer is not None:
+                    writer(data)
+                    found: bytes | memoryview = b""
+                else:
+                    found = access.reader()
+                    if len(found) != access.count:
+                        raise _short(len(found), access.count)
+            except VfioUserError:
+                raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
+                raise self._failed(access.command, error) from None
         except VfioUserError as error:
             self._refuse(int.from_bytes(message_id, "little"), access.command, error, bool(reply))
         else:
             if reply:
                 self._channel.send_whole(message_id + reply + found)
         finally:
-            asker.answering = None
+            dma_requests.answering = before
+
+    def _flush(self) -> None:
+        """Rings go before a reply, unless device code is in the middle of something."""
+        if not self._dma_requests.outstanding:
+            self._backend.before_reply()
 
     def _next(self) -> bool:
         """Handle the next message; whether it was there."""
@@ -194,10 +211,22 @@ class Session:
     def _handle(self, message: Message) -> None:
         """Act upon a message, and close what descriptors it leaves."""
         try:
-            self._act(message)
+            if message.command in _ACCESSES and message.flags & 0xF != _REPLY:
+                self._access(message)
+            else:
+                self._act(message)
         finally:
             if message.fds:
                 close_fds(message.fds)
+
+    def _access(self, message: Message) -> None:
+        """Check a read or a write that is not known, and do it."""
+        try:
+            self._admit(message)
+            access = self._accesses.checked(message)
+        except VfioUserError as error:
+            access = refusal(message, error)
+        self._perform(message.id.to_bytes(2, "little"), access, message.payload[REGION_ACCESS.size :])
 
     def _act(self, message: Message) -> None:
         flags = message.flags
@@ -206,14 +235,14 @@ class Session:
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
-        asker = self._asker
-        before, asker.answering = asker.answering, message.command
+        dma_requests = self._dma_requests
+        before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET and not asker.asking:  # a reset voids what has been rung
-                self._backend.before_reply()
+            if message.command != _RESET:  # a reset voids what has been rung
+                self._flush()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
-            asker.answering = before
+            dma_requests.answering = before
 
     def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
         try:
@@ -234,21 +263,24 @@ class Session:
             self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
-        _, command, flags, _, _, fds = message
-        if flags & 0xF:
-            raise ProtocolError(f"{message.name}: flags {flags:#x} are of no known message type")
-        if self.client is None:
+        if message.command == Command.VERSION and self.client is None and not message.flags & 0xF:
             return self._version(message)
-        handler = self._handlers.get(command)
+        self._admit(message)
+        handler = self._handlers.get(message.command)
         if handler is None:
             raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
-        if fds and len(fds) > self._limits.max_msg_fds:
-            raise ProtocolError(f"{message.name}: {len(fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
         return handler(message)
 
-    def _version(self, message: Message) -> Reply:
-        if message.command != Command.VERSION:
+    def _admit(self, message: Message) -> None:
+        """A ProtocolError for what no command may be."""
+        if message.flags & 0xF:
+            raise ProtocolError(f"{message.name}: flags {message.flags:#x} are of no known message type")
+        if self.client is None:
             raise ProtocolError(f"{message.name}: VERSION must come first")
+        if len(message.fds) > self._limits.max_msg_fds:
+            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
+
+    def _version(self, message: Message) -> Reply:
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
@@ -322,32 +354,6 @@ class Session:
             self._backend.dma_changed()
         return Reply([request.pack()])
 
-    def _region_read(self, message: Message) -> Reply:
-        access = self._accesses.read(message)
-        return Reply([message.payload, self._do(access, message.payload)])
-
-    def _region_write(self, message: Message) -> Reply:
-        head, data = message.payload[: REGION_ACCESS.size], message.payload[REGION_ACCESS.size :]
-        self._do(self._accesses.write(message), data)
-        return Reply([head])
-
-    def _do(self, access: Access, data: memoryview) -> bytes | memoryview:
-        """A read or a write that has passed its checks; the data of its reply."""
-        access.times += 1
-        writer = access.writer
-        try:
-            if writer is not None:
-                writer(data)
-                return b""
-            found = access.reader()
-        except VfioUserError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
-            raise self._failed(access.command, error) from None
-        if len(found) != access.count:
-            raise VfioUserError(f"REGION_READ: the device gave {len(found)} bytes for {access.count}", errno.EIO)
-        return found
-
     def _write_multi(self, message: Message) -> Reply:
         """All entries are checked before the first is written; the reply says how many were.
 
@@ -361,8 +367,10 @@ class Session:
         writes = [(checked(region, at, len(data)), data) for region, at, data in unpack_writes(message.payload)]
         done = 0
         for access, data in writes:
+            assert access.writer is not None
+            access.times += 1
             try:
-                self._do(access, memoryview(data))
+                self._call(access.command, access.writer, memoryview(data))
             except VfioUserError as error:
                 if message.flags & _NO_REPLY:
                     self._refuse(message.id, message.command, error, wants_reply=False)
@@ -400,7 +408,11 @@ class Session:
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
 
 
-def _request(message: Message, layout: Layout) -> tuple[int, ...]:
+def _short(given: int, asked: int) -> VfioUserError:
+    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
+
+
+def _request(message: Message, layout: Fields) -> tuple[int, ...]:
     """A getter's request, whose first field is argsz; its length and argsz checked.
 
     Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vfio_user.errors import ProtocolError
-from vfio_user.layout import Layout
+from vfio_user.fields import Fields
 
-REGION_ACCESS = Layout("<QII", "offset region count")
-DMA_ACCESS = Layout("<QQ", "address count")
-MULTI = Layout("<Q", "wr_cnt")
-MULTI_ENTRY = Layout("<QII8s", "offset region count data")
+REGION_ACCESS = Fields("<QII", "offset region count")
+DMA_ACCESS = Fields("<QQ", "address count")
+MULTI = Fields("<Q", "wr_cnt")
+MULTI_ENTRY = Fields("<QII8s", "offset region count data")
 MULTI_LARGEST = 8
 
 

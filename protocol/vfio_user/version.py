@@ -12,6 +12,8 @@ from vfio_user.constants import (
     DEFAULT_MAX_FDS,
     DEFAULT_MAX_TRANSFER,
     DEFAULT_PGSIZES,
+    IO_FDS,
+    Mechanism,
 )
 from vfio_user.errors import ProtocolError
 
@@ -19,7 +21,6 @@ NUMBERS = struct.Struct("<HH")
 MAJOR, MINOR = 0, 2
 LARGEST_JSON = 4096
 QEMU_REPLY = 214  # bytes of a whole VERSION reply, header and all: QEMU refuses a longer one
-MECHANISMS = ("ioeventfd", "ioregionfd", "shadow")
 _RANGES = {
     "max_msg_fds": (0, 1 << 16),
     "max_data_xfer_size": (1, 1 << 40),
@@ -44,7 +45,7 @@ class Capabilities:
     pgsizes: int = DEFAULT_PGSIZES
     write_multiple: bool = False
     twin_socket: bool = False
-    io_fds: frozenset[str] | None = None
+    io_fds: frozenset[Mechanism] | None = None
     named: frozenset[str] = frozenset()
 
     @classmethod
@@ -73,7 +74,7 @@ class Capabilities:
         """The named capabilities as the wire has them."""
         values = {name: getattr(self, name) for name in _WORDS if name in self.named}
         if "io_fds" in values:
-            values["io_fds"] = [word for word in MECHANISMS if word in (self.io_fds or ())]
+            values["io_fds"] = [word for word in IO_FDS if word in (self.io_fds or ())]
         if "twin_socket" in values:
             values["twin_socket"] = {"supported": self.twin_socket}
         return values
@@ -100,7 +101,7 @@ class Capabilities:
             words = given["io_fds"]
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise ProtocolError("VERSION: io_fds is no list of words")
-            values["io_fds"] = frozenset(words) & frozenset(MECHANISMS)
+            values["io_fds"] = frozenset(word for word in IO_FDS if word in words)
         return cls.of(**values)
 
 

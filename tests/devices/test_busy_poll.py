@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def wait(poll: BusyPoll, epoll: Epoll, timeout: float | None = None) -> list[int]:
-    return poll.wait(epoll, timeout)  # type: ignore[arg-type]
+    return [fd for fd, _ in poll.wait(epoll, timeout)]  # type: ignore[arg-type]
 
 
 def test_what_is_there_is_found_without_sleeping() -> None:
@@ -64,28 +64,28 @@ def test_at_first_it_looks_once_and_sleeps() -> None:
 def test_what_comes_soon_after_it_went_to_sleep_makes_it_look_for_longer(clock: list[float]) -> None:
     clock[0] = 1e-6
     poll = BusyPoll(100e-6)
-    windows = []
+    budgets = []
     for _ in range(5):
         wait(poll, Epoll(10**9, [7]))
-        windows.append(round(poll.window * 1e6))
-    assert windows == [20, 40, 80, 100, 50]  # the last one came after the longest window
+        budgets.append(round(poll.budget * 1e6))
+    assert budgets == [20, 40, 80, 100, 50]  # the last one came after the longest budget
 
 
 def test_what_comes_late_makes_it_look_for_less_long_and_then_not_at_all(clock: list[float]) -> None:
     clock[0] = 200e-6
     poll = BusyPoll(100e-6)
-    poll.window = 4 * FIRST
-    windows = []
+    poll.budget = 4 * FIRST
+    budgets = []
     for _ in range(4):
         wait(poll, Epoll(10**9, [7]))
-        windows.append(round(poll.window * 1e6))
-    assert windows == [40, 20, 0, 0]
+        budgets.append(round(poll.budget * 1e6))
+    assert budgets == [40, 20, 0, 0]
 
 
 def test_it_looks_no_longer_than_it_may_wait(clock: list[float]) -> None:
     clock[0] = 1e-6
     poll = BusyPoll(MOST)
-    poll.window = MOST
+    poll.budget = MOST
     epoll = Epoll(10**9, [])
     assert wait(poll, epoll, timeout=10e-6) == []
     assert epoll.looks < 20

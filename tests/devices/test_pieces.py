@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bellwire.network import DatagramLink, StreamLink
 from bellwire.network.link import HEADER_SIZE
-from bellwire.network.tap import TapPort
+from bellwire.network.tap import TapEnd
 from bellwire.pieces import MOST_PIECES, after, one_call, write
 from bellwire.storage import Disk
 from vfio_user import Channel, VfioUserError
@@ -171,7 +171,7 @@ def test_a_frame_on_a_stream_may_be_in_many_pieces(tmp_path: Path, packet: list[
 
 
 def test_a_packet_for_a_tap_may_be_in_many_pieces(pipe: tuple[int, int]) -> None:
-    assert TapPort(pipe[1]).send(SHAPES["each byte a piece"])
+    assert TapEnd(pipe[1]).send(SHAPES["each byte a piece"])
     assert os.read(pipe[0], 1 << 16) == PACKET
 
 

@@ -221,12 +221,12 @@ def test_an_image_is_made_where_a_size_is_given(tmp_path: Path) -> None:
         assert path.stat().st_size == 1 << 20  # it is there now, and keeps its size
 
 
-def test_an_image_larger_than_there_can_be_is_refused(tmp_path: Path) -> None:
+def test_an_image_larger_than_there_can_be_is_refused(limited_folder: Path) -> None:
     with pytest.raises(OptionError, match=f"size={1 << 63}: expected 0 to {(1 << 63) - 1:#x}"):
         Nvme(size=1 << 63)
     size = (1 << 63) - 512
     with pytest.raises(StorageError, match=f"a disk of {size} bytes cannot be made"):
-        Guest(Nvme, size=size, image=str(tmp_path / "new.img"))
+        Guest(Nvme, size=size, image=str(limited_folder / "new.img"))
 
 
 def test_two_devices_do_not_share_an_image(on_image: Driver, image: Path) -> None:

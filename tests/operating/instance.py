@@ -45,7 +45,7 @@ class Instance:
         self.devices = self.config / "devices.d"
         for made in (self.devices, self.plugins, self.runtime):
             made.mkdir(parents=True)
-        shutil.copy(PLUGINS / "probe.py", self.plugins)
+        shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
         self.passed: dict[str, socket.socket] = {}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.errors import CommandError
+from bellwired.manager.manager import prepare
 from daemon.commands import children
 from operating.instance import EDITION, Instance, connect, eventually, over, read
 from operating.varlink import Refused
@@ -218,6 +220,14 @@ def test_a_runtime_folder_that_others_may_write_is_refused(instance: Instance) -
     finally:
         instance.__exit__(None, None, None)
     assert f"{instance.runtime}: others than its owner may write it" in instance.log
+
+
+def test_the_private_group_of_the_owner_may_write_the_runtime_folder(tmp_path: Path, group: list[str]) -> None:
+    tmp_path.chmod(0o775)
+    prepare(tmp_path)
+    group.append("somebody")
+    with pytest.raises(CommandError, match="others than its owner may write it"):
+        prepare(tmp_path)
 
 
 def test_a_socket_has_the_mode_owner_and_group_of_its_file(daemon: Instance) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import os
+import pwd
 import py_compile
 import shutil
 from pathlib import Path
@@ -31,7 +33,7 @@ class Second(PciDevice, vendor=0x1234, device=2, class_code=0x088000):
 def folder(tmp_path: Path) -> Path:
     made = tmp_path / "plugins"
     made.mkdir()
-    shutil.copy(PLUGINS / "probe.py", made)
+    shutil.copyfile(PLUGINS / "probe.py", made / "probe.py")
     return made
 
 
@@ -112,9 +114,37 @@ def test_a_plugin_that_cannot_be_used_is_listed_with_its_error(folder: Path, tex
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o1666])
-def test_a_plugin_that_others_may_write_is_refused(folder: Path, mode: int) -> None:
+def test_a_plugin_that_others_may_write_is_refused(folder: Path, mode: int, group: list[str]) -> None:
+    group.append("somebody")
     (folder / "probe.py").chmod(mode)
     assert "others than its owner may write it" in listed(folder)["probe"]
+    with pytest.raises(CommandError, match="others than its owner"):
+        find_device("probe", [folder])
+
+
+def test_the_private_group_of_the_owner_may_write_a_plugin(folder: Path, group: list[str]) -> None:
+    folder.chmod(0o775)
+    (folder / "probe.py").chmod(0o664)
+    assert find_device("probe", [folder]).name == "probe"
+    group.append(pwd.getpwuid(os.geteuid()).pw_name)  # that one is no other
+    assert find_device("probe", [folder]).name == "probe"
+
+
+def test_a_group_that_is_another_users_too_is_not_private(
+    folder: Path, group: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = pwd.getpwuid(os.geteuid())
+    other = pwd.struct_passwd(("other", "x", owner.pw_uid + 1, owner.pw_gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [owner, other])
+    (folder / "probe.py").chmod(0o664)
+    with pytest.raises(CommandError, match="others than its owner"):
+        find_device("probe", [folder])
+
+
+def test_a_group_of_another_name_is_not_private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = grp.struct_group(("staff", "x", os.getegid(), []))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: found)
+    (folder / "probe.py").chmod(0o664)
     with pytest.raises(CommandError, match="others than its owner"):
         find_device("probe", [folder])
 
@@ -134,7 +164,7 @@ def test_a_plugin_that_belongs_to_somebody_else_is_refused(folder: Path) -> None
 
 def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere.py"
-    shutil.copy(PLUGINS / "probe.py", target)
+    shutil.copyfile(PLUGINS / "probe.py", target)
     target.chmod(0o666)
     (folder / "linked.py").symlink_to(target)
     with pytest.raises(CommandError, match=f"{target}: others"):
@@ -144,7 +174,7 @@ def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_link_in_a_folder_that_others_may_write_is_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "linked.py").symlink_to(shutil.copy(PLUGINS / "probe.py", tmp_path / "elsewhere.py"))
+    (folder / "linked.py").symlink_to(shutil.copyfile(PLUGINS / "probe.py", tmp_path / "elsewhere.py"))
     folder.chmod(0o777)
     with pytest.raises(CommandError, match=f"{folder}: others"):
         find_device("linked", [folder])
@@ -162,7 +192,7 @@ def test_a_plugin_that_cannot_be_used_fails_its_device_alone(daemon: Instance) -
 
 def test_a_file_that_others_may_write_is_refused_by_its_path_too(daemon: Instance, tmp_path: Path) -> None:
     path = tmp_path / "probe.py"
-    shutil.copy(PLUGINS / "probe.py", path)
+    shutil.copyfile(PLUGINS / "probe.py", path)
     path.chmod(0o666)
     daemon.configure("unsafe", f'device = "{path}"')
     assert "others than its owner may write it" in daemon.reload()["failed"]["unsafe"]

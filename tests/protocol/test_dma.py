@@ -21,7 +21,9 @@ from vfio_user import (
     ProtocolError,
     VfioUserError,
     dma,
-    memory,
+)
+from vfio_user import (
+    mapping as mapping_module,
 )
 
 # -- DMA_MAP and DMA_UNMAP
@@ -209,9 +211,9 @@ def test_files_are_mapped_as_long_as_the_kernel_has_mappings_to_spare(
 
 
 def test_a_limit_of_the_kernels_that_is_out_of_sight_is_taken_to_be_the_usual_one(tmp_path: Path) -> None:
-    assert memory._most_mappings(tmp_path / "max_map_count") == 65530 // 8 * 7
+    assert mapping_module._most_mappings(tmp_path / "max_map_count") == 65530 // 8 * 7
     (tmp_path / "max_map_count").write_text("800\n")
-    assert memory._most_mappings(tmp_path / "max_map_count") == 700
+    assert mapping_module._most_mappings(tmp_path / "max_map_count") == 700
 
 
 def test_pgsizes_is_what_maps_are_aligned_to() -> None:

@@ -18,7 +18,9 @@ from vfio_user import (
     DmaTable,
     VfioUserError,
 )
-from vfio_user import memory as memory_module
+from vfio_user import (
+    mapping as mapping_module,
+)
 
 # -- the file behind a map
 
@@ -344,7 +346,7 @@ def test_where_the_kernel_has_no_memory_to_lay_over_a_view_the_rest_is_let_go_of
         raise VfioUserError("mmap: Cannot allocate memory", errno.ENOMEM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory_module, "_map", refuse)
+        patch.setattr(mapping_module, "_map", refuse)
         table.clear()
     assert (len(table), table.total, bytes(stale)) == (0, 0, b"kept")
 

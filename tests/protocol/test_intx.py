@@ -54,6 +54,18 @@ def test_a_line_that_is_still_asserted_is_signalled_again_after_it_was_handled(
     assert count(line) == 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_an_eventfd_that_blocks_and_says_nothing_holds_nobody_up(link: Link, line: int, handled: int) -> None:
+    link.session.irqs.set_level(True)
+    assert count(line) == 1
+    os.set_blocking(handled, True)
+    (look,) = link.device.watched.values()
+    look()
+    assert count(line) == 0
+    acknowledge(link, handled)
+    assert count(line) == 1
+
+
 def test_a_line_that_was_lowered_is_not_signalled_again(link: Link, line: int, handled: int) -> None:
     link.session.irqs.set_level(True)
     link.session.irqs.set_level(False)

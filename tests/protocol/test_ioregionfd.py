@@ -126,6 +126,27 @@ def test_nothing_sent_is_nothing_received(ends: tuple[IoRegionClient, IoRegionSe
     assert ends[1].receive() is None
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_socket_that_the_far_end_has_block_holds_nobody_up() -> None:
+    """A duplicate shares its open file with whoever has sent it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, closing(IoRegionClient(ours.fileno(), timeout=0.05)) as client:
+        ours.setblocking(True)
+        with pytest.raises(TimedOut, match="does not answer"):
+            client.read(0, 0, 4)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, closing(IoRegionClient(ours.fileno(), timeout=0.05)) as client:
+        ours.setblocking(True)
+        with pytest.raises(TimedOut, match="does not read its commands"):
+            flood(client)
+
+
+def flood(client: IoRegionClient) -> None:
+    """More commands than a socket holds."""
+    for _ in range(100_000):
+        client.post(0, 0, b"1234")
+
+
 def test_a_posted_write_is_not_waited_for(ends: tuple[IoRegionClient, IoRegionServer]) -> None:
     client, server = ends
     client.post(USER, OFFSET, b"\x34\x12")

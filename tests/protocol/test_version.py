@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from protocol.backend import ERROR, NO_REPLY, PLAIN, QEMU_PROPOSAL, REPLY, FakeDevice, Link
 from vfio_user import Capabilities, Command, FramingError, ProtocolError, RegionAccess, Version
-from vfio_user.version import MECHANISMS, QEMU_REPLY
+from vfio_user.constants import IO_FDS
+from vfio_user.version import QEMU_REPLY
 
 
 def answered(payload: bytes) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def test_io_fds_is_answered_with_what_both_know(stranger: Link, proposed: list[s
 
 
 def test_a_server_that_knows_shadow_offers_it_to_those_who_ask(device: FakeDevice) -> None:
-    with closing(Link(device, limits=Capabilities(io_fds=frozenset(MECHANISMS)))) as link:
+    with closing(Link(device, limits=Capabilities(io_fds=frozenset(IO_FDS)))) as link:
         assert answered(link.introduce(io_fds=frozenset({"shadow"})).payload) == {"io_fds": ["shadow"]}
 
 
@@ -219,7 +220,7 @@ capabilities = st.fixed_dictionaries(
         "pgsizes": st.integers(1, (1 << 52) - 1).map(lambda pages: pages << 12),
         "write_multiple": st.booleans(),
         "twin_socket": st.booleans(),
-        "io_fds": st.frozensets(st.sampled_from(MECHANISMS)),
+        "io_fds": st.frozensets(st.sampled_from(IO_FDS)),
     },
 ).map(lambda values: Capabilities.of(**values))
 

@@ -108,14 +108,7 @@ class Bed:
 
     def install(self) -> None:
         """Put Bellwire's files where a package would, and do what it would then."""
-        ours, library = CHECKOUT / "systemd", self.path("/usr/lib")
-        for unit in (*ours.glob("*.service"), *ours.glob("*.socket")):
-            shutil.copy(unit, library / "systemd/system")
-        for folder in ("sysusers.d", "tmpfiles.d"):
-            shutil.copy(ours / folder / "bellwire.conf", library / folder)
-        shutil.copy(ours / "catalog/bellwire.catalog", library / "systemd/catalog")
-        for command in ("bellwire", "bellwired"):
-            self.path(f"/usr/bin/{command}").symlink_to(f"/srv/bellwire/venv/bin/{command}")
+        self.run(str(Path(PYTHON).with_name("bellwire")), "install", "--system", "--prefix=/usr")
         self.run("systemd-sysusers")
         self.run("systemd-tmpfiles", "--create", "bellwire.conf")
         self.run("journalctl", "--update-catalog")

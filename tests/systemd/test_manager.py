@@ -89,7 +89,7 @@ def test_started_means_that_every_device_accepts_clients(bellwired: Bed) -> None
 
 
 def test_the_status_line_counts_devices(bellwired: Bed) -> None:
-    assert bellwired.commands.show(SERVICE, "StatusText") == "2 of 2 devices running, 0 with a client"
+    assert bellwired.show(SERVICE, "StatusText") == "2 of 2 devices running, 0 with a client"
 
 
 def test_the_first_command_starts_the_daemon(configured: Bed) -> None:
@@ -109,7 +109,7 @@ def test_a_devices_socket_may_be_systemds(configured: Bed) -> None:
 
 
 def test_nothing_in_it_has_a_privilege(bellwired: Bed) -> None:
-    user = bellwired.commands.run("id", "--user", "bellwire").stdout.strip()
+    user = bellwired.run("id", "--user", "bellwire").stdout.strip()
     pids = processes(bellwired)
     assert len(pids) == 4  # the manager, the fork server, two workers
     for pid in pids:
@@ -119,7 +119,7 @@ def test_nothing_in_it_has_a_privilege(bellwired: Bed) -> None:
 
 
 def test_only_the_manager_may_speak_to_systemd(bellwired: Bed) -> None:
-    manager = bellwired.commands.show(SERVICE, "MainPID")
+    manager = bellwired.show(SERVICE, "MainPID")
     told = [
         pid for pid in processes(bellwired) if b"NOTIFY_SOCKET" in bellwired.path(f"/proc/{pid}/environ").read_bytes()
     ]
@@ -129,7 +129,7 @@ def test_only_the_manager_may_speak_to_systemd(bellwired: Bed) -> None:
 def test_the_journal_names_the_device_and_explains_the_message(bellwired: Bed) -> None:
     entry = bellwired.heard(MESSAGE_ID=messages.STARTED, BELLWIRE_DEVICE="bell")
     assert (entry["MESSAGE"], entry["PRIORITY"]) == ("bell: accepts clients", "6")
-    told = bellwired.commands.run("journalctl", "--catalog", "--no-pager", f"MESSAGE_ID={messages.STARTED}").stdout
+    told = bellwired.run("journalctl", "--catalog", "--no-pager", f"MESSAGE_ID={messages.STARTED}").stdout
     assert "Subject: Device bell accepts clients" in told
 
 
@@ -154,12 +154,12 @@ def test_reload_touches_only_what_has_changed(bellwired: Bed) -> None:
         assert identity_of(bellwired, "late") == EDU, "the reload is done when systemctl returns"
         bellwired.heard(MESSAGE_ID=messages.RELOADED)
         assert identity(client) == BELL
-    assert bellwired.commands.show(SERVICE, "ActiveState") == "active"
+    assert bellwired.show(SERVICE, "ActiveState") == "active"
 
 
 def test_a_device_that_cannot_start_is_reported_and_hurts_no_other(bellwired: Bed) -> None:
     configure(bellwired, "devices.d/wrong", 'device = "bel"\n')
-    assert bellwired.commands.run("systemctl", "reload", SERVICE, check=False).returncode == 1
+    assert bellwired.run("systemctl", "reload", SERVICE, check=False).returncode == 1
     entry = bellwired.heard(MESSAGE_ID=messages.FAILED, BELLWIRE_DEVICE="wrong")
     assert "did you mean bell?" in entry["MESSAGE"]
     assert identity_of(bellwired, "bell") == BELL
@@ -167,7 +167,7 @@ def test_a_device_that_cannot_start_is_reported_and_hurts_no_other(bellwired: Be
 
 def test_a_bad_file_is_told_with_its_key(bellwired: Bed) -> None:
     configure(bellwired, "devices.d/typo", 'device = "edu"\nrestrat = "no"\n')
-    assert bellwired.commands.run("systemctl", "reload", SERVICE, check=False).returncode == 1
+    assert bellwired.run("systemctl", "reload", SERVICE, check=False).returncode == 1
     entry = bellwired.heard(MESSAGE_ID=messages.BAD_FILE, BELLWIRE_DEVICE="typo")
     assert "/etc/bellwire/devices.d/typo.toml" in entry["MESSAGE"]
     assert "restrat" in entry["MESSAGE"]
@@ -193,11 +193,11 @@ def test_the_drop_ins_of_the_documentation_are_enough_for_sockets_images_and_tap
 
 def test_a_worker_that_crashes_is_started_again_while_the_others_serve(bellwired: Bed) -> None:
     with Client.connect(socket_of(bellwired, "edu")) as client:
-        bellwired.commands.run("kill", "-SEGV", str(status(bellwired, "bell")["pid"]))
+        bellwired.run("kill", "-SEGV", str(status(bellwired, "bell")["pid"]))
         assert "SIGSEGV" in bellwired.heard(MESSAGE_ID=messages.DIED, BELLWIRE_DEVICE="bell")["MESSAGE"]
         assert identity(client) == EDU
         assert identity_of(bellwired, "bell") == BELL
-    assert bellwired.commands.show(SERVICE, "NRestarts") == "0"
+    assert bellwired.show(SERVICE, "NRestarts") == "0"
 
 
 def test_a_worker_that_hangs_is_killed_and_started_again(configured: Bed) -> None:
@@ -232,7 +232,7 @@ def test_stop_leaves_no_process_and_no_socket(bellwired: Bed) -> None:
     with Client.connect(socket_of(bellwired, "bell")) as client:
         assert identity(client) == BELL
         bellwired.stop(SERVICE)
-    assert bellwired.commands.show(SERVICE, "Result") == "success"
+    assert bellwired.show(SERVICE, "Result") == "success"
     assert not bellwired.path(CGROUP).exists()
     assert [path.name for path in bellwired.path("/run/bellwire").iterdir()] == ["control"]
 

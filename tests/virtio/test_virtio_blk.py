@@ -365,8 +365,8 @@ def test_an_image_keeps_its_size_at_the_next_start(
 
 
 @pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 512])
-def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], image: Path, size: int) -> None:
-    disk = make(image=image)
+def test_a_size_that_no_image_can_have_is_refused(make: Callable[..., Disk], limited_folder: Path, size: int) -> None:
+    disk = make(image=limited_folder / "image", size=SIZE)
     with pytest.raises(StorageError, match=f"a disk of {size} bytes cannot be made of this"):
         disk.device.change("size", size)
     assert disk.driver.config(0x00, 8) == SECTORS
@@ -420,6 +420,7 @@ def test_a_reset_forgets_what_was_under_way(make: Callable[..., Disk], image: Pa
         ({"queues": 17}, OptionError, "queues=17: expected 1 to 16"),
         ({"serial": "x" * 21}, OptionError, "at most 20 bytes"),
         ({"block_size": 100}, OptionError, "block_size=100"),
+        ({"image": Path("/")}, StorageError, "image /: Is a directory"),
         ({"image": Path("/no/such/file")}, StorageError, "No such file"),
         ({"size": -1}, OptionError, f"size=-1: expected 0 to {(1 << 63) - 1:#x}"),
         ({"size": 1 << 70}, OptionError, "expected 0 to"),

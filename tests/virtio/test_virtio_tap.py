@@ -229,9 +229,9 @@ def test_a_tap_that_is_taken_away_is_a_link_that_is_down(make: Make, namespace: 
 def test_several_pairs_of_queues_are_used_once_the_driver_says_so(make: Make, host: Host) -> None:
     card = make({Net.MQ}, pairs=4, memory=32 << 20)
     assert card.driver.config(8, 2) == 4
-    assert [port.attached for port in card.device.wire.ports] == [True, False, False, False]  # type: ignore[attr-defined]
+    assert [end.attached for end in card.device.wire.ends] == [True, False, False, False]  # type: ignore[attr-defined]
     assert card.command(4, 0, struct.pack("<H", 3))
-    assert [port.attached for port in card.device.wire.ports] == [True, True, True, False]  # type: ignore[attr-defined]
+    assert [end.attached for end in card.device.wire.ends] == [True, True, True, False]  # type: ignore[attr-defined]
     pinger = host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
     stack = Stack(MAC, socket.inet_aton(OURS))
     pinger.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), (OURS, 0))
@@ -252,11 +252,11 @@ def test_pairs_and_offloads_survive_in_a_snapshot(make: Make, host: Host) -> Non
     assert card.command(5, 0, struct.pack("<Q", 0))
     core = card.device.core
     core.restore(core.snapshot())
-    assert [port.attached for port in card.device.wire.ports] == [True, True]  # type: ignore[attr-defined]
+    assert [end.attached for end in card.device.wire.ends] == [True, True]  # type: ignore[attr-defined]
     host.socket(socket.SOCK_DGRAM).sendto(b"hello", (OURS, PORT))
     assert answering(card, is_udp, pairs=2).header[0] & NEEDS_CHECKSUM == 0
     card.driver.start(ALL | CHECKSUMS, range(3))
-    assert [port.attached for port in card.device.wire.ports] == [True, False]  # type: ignore[attr-defined]
+    assert [end.attached for end in card.device.wire.ends] == [True, False]  # type: ignore[attr-defined]
 
 
 def test_a_driver_that_knows_of_one_pair_gets_no_second(make: Make) -> None:

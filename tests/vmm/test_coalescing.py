@@ -180,7 +180,7 @@ def test_what_a_run_leaves_in_the_ring_arrives_at_its_end(machine: Machine, serv
     result = execute(machine, Program().store(bar(device, 0) + toy.PLAIN, 1).spin(), tmp_path, timeout=0.2).run
     assert "still running" in result.failure
     assert device.accesses == (0, 1)
-    device.link.read(0, 0, 4)
+    device.peer.read(0, 0, 4)
     assert served.messages[-1] == (0, toy.PLAIN, b"\1\0\0\0")
 
 
@@ -197,7 +197,7 @@ def test_vcpus_share_the_ring_and_each_keeps_its_order(tmp_path: Path) -> None:
         wait = b"\x83\x3a\x02\xf3\x90\x72\xf9"  # cmp dword [rdx], 2; pause; jb back
         outcome = execute(machine, Program().raw(loop + wait).load(bar(proxy, 0)), tmp_path)
         assert outcome.run.ok, outcome.run
-        proxy.link.read(0, 0, 4)
+        proxy.peer.read(0, 0, 4)
         assert proxy.accesses[1] == 2 * times
     for place in (0x40, 0x48):
         values = [
@@ -304,7 +304,7 @@ def test_a_ring_with_no_exit_overtakes_what_waits_and_a_move_delivers_it(
         assert served.rung.wait(30)
         assert served.plain == []
         device.config_write(BAR0, ELSEWHERE.to_bytes(4, "little"))
-        device.link.read(0, 0, 4)
+        device.peer.read(0, 0, 4)
         assert served.plain == [1]
 
 
@@ -347,7 +347,7 @@ def test_a_dead_device_swallows_what_waits_and_the_guest_goes_on(machine: Machin
         program.store(at, value).store(bar(healthy, 0) + toy.PLAIN, value)
     program.config(device.slot, BAR0, ELSEWHERE)
     assert run(plain_counts(healthy, program)).values == (399, 0)
-    assert device.link.lost
+    assert device.peer.lost
     machine.unplug(device)
     assert run(Program().load(bar(healthy, 0))).values == (0xBE11_0001,)
 

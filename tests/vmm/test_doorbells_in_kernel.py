@@ -1,4 +1,4 @@
-"""Doorbells on a kernel that has ioregionfds, which this one may not: against a VM that takes notes."""
+"""Registrations on a kernel that has ioregionfds, which this one may not: against a VM that takes notes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.doorbells import Doorbells
+from bellwire_vmm.device.registrations import Registrations
 from kvm_ioctls import IoRegion, KvmError, Vm
 from vfio_user import IoRegionFd
 
@@ -44,8 +44,8 @@ def fd() -> Iterator[int]:
         yield ours.detach()
 
 
-def made(vm: NotedVm, bar: Bar, *regions: IoRegionFd) -> Doorbells:
-    return Doorbells(cast("Any", vm), [(bar, list(regions))])
+def made(vm: NotedVm, bar: Bar, *regions: IoRegionFd) -> Registrations:
+    return Registrations(cast("Any", vm), [(bar, list(regions))])
 
 
 def at(bar: Bar, address: int) -> Bar:
@@ -57,7 +57,7 @@ def test_an_ioregion_is_registered_where_its_bar_lies_and_follows_it(fd: int) ->
     vm, bar = NotedVm(), Bar(1, 4096, 0)
     region = IoRegionFd(0x20, 4, fd, 7, posted_writes=True)
     doorbells = made(vm, bar, region)
-    assert [each.mechanism for each in doorbells.mechanisms()] == ["ioregionfd kernel"]
+    assert [each.mechanism for each in doorbells.routes()] == ["ioregionfd kernel"]
     doorbells.attach(at(bar, BASE))
     assert vm.regions == [IoRegion(BASE + 0x20, 4, 7, fd, fd, posted_writes=True)]
     doorbells.detach(at(bar, ELSEWHERE))
@@ -83,12 +83,12 @@ def test_an_ioregion_that_the_kernel_refuses_stays_with_messages_until_it_fits(f
     doorbells = made(vm, bar, IoRegionFd(0, 4, fd, 1))
     vm.full = True
     doorbells.attach(at(bar, BASE))
-    ((*_, mechanism, reason),) = doorbells.mechanisms()
+    ((*_, mechanism, reason),) = doorbells.routes()
     assert (mechanism, reason) == ("region_write", "KVM_SET_IOREGION(): No space left on device")
     vm.full = False
     doorbells.detach(bar)
     doorbells.attach(bar)
-    assert [each.mechanism for each in doorbells.mechanisms()] == ["ioregionfd kernel"]
+    assert [each.mechanism for each in doorbells.routes()] == ["ioregionfd kernel"]
     doorbells.close()
 
 

@@ -62,7 +62,7 @@ def test_a_device_that_dies_reads_as_ones_and_the_guest_goes_on(
     with caplog.at_level(logging.WARNING):
         assert run(program).values == (0xBE11_0001, ONES, 0xFF, ONES, ONES)
     assert [record.getMessage() for record in caplog.records if "gone" in record.message]
-    assert device.link.lost
+    assert device.peer.lost
 
 
 def test_a_device_that_is_dead_can_be_unplugged_and_its_addresses_used_again(
@@ -86,10 +86,10 @@ def test_a_machine_with_a_dead_device_can_load_again(plug: Plug, run: Run) -> No
 def test_what_the_device_refuses_reads_as_ones_and_is_counted(plug: Plug, run: Run) -> None:
     device = plug(Mortal())
     control = bar(device, 0)
-    refused = device.link.refused
+    refused = device.peer.refused
     assert run(Program().store(control + 0x34, 1).load(control + 0x34).load(control)).values == (ONES, 0xBE11_0001)
-    assert device.link.refused == refused + 1
-    assert not device.link.lost
+    assert device.peer.refused == refused + 1
+    assert not device.peer.lost
 
 
 class Silent(Toy):
@@ -118,7 +118,7 @@ def test_a_device_that_does_not_answer_in_time_is_given_up(
         ours.send(b".")
     assert outcome.values == (ONES, ONES, ONES)
     assert outcome.run.seconds < 2
-    assert "nothing came" in device.link.lost
+    assert "nothing came" in device.peer.lost
 
 
 def test_a_relay_that_is_not_answered_is_given_up_for_messages(
@@ -126,7 +126,7 @@ def test_a_relay_that_is_not_answered_is_given_up_for_messages(
 ) -> None:
     served = Toy("acked")
     device = machine.plug(serve(served))
-    (relay,) = device._doorbells._relays.values()
+    (relay,) = device._registrations._relays.values()
     assert relay._client is not None
     relay._client._timeout = 0.2
     assert served.wire is not None
@@ -135,4 +135,4 @@ def test_a_relay_that_is_not_answered_is_given_up_for_messages(
     outcome = execute(machine, Program().store(at, 1).load(at), tmp_path)
     assert outcome.run.ok
     assert outcome.values == (1,)
-    assert [each.mechanism for each in device.mechanisms()] == ["region_write"]
+    assert [each.mechanism for each in device.routes()] == ["region_write"]

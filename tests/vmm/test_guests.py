@@ -113,7 +113,7 @@ def test_the_bell_in_a_process_of_its_own(machine: Machine) -> None:
     with device_process("bell") as sock:
         device = machine.plug(Client(sock, timeout=60))  # it has yet to start
         ioregionfd = "ioregionfd kernel" if machine.vm.has_ioregion() else "ioregionfd relay"
-        assert [each.mechanism for each in device.mechanisms()] == [
+        assert [each.mechanism for each in device.routes()] == [
             "ioeventfd",
             "ioeventfd datamatch",
             ioregionfd,
@@ -162,7 +162,7 @@ def test_a_virtio_disk_is_read_and_its_notifications_cost_no_exit(
     image = tmp_path / "numbers"
     image.write_bytes(struct.pack("<4096Q", *range(4096)))
     device = plug(VirtioBlk, image=image)
-    assert [each.mechanism for each in device.mechanisms()] == ["ioeventfd"]
+    assert [each.mechanism for each in device.routes()] == ["ioeventfd"]
     machine.load(guest("blk"), pack_blk(polled=COUNT, waited=TRIPS))
     run = machine.run(30)
     assert run.ok, run

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.vectors import Vector
 from bellwire_vmm.vmm import Machine
 from vfio_user import Client
 from vmm import toy
@@ -51,6 +53,14 @@ def test_a_ring_comes_back_as_an_interrupt_with_no_exit_at_all(plug: Plug, run: 
     for times in range(1, 11):
         program.store(bar(device, 1) + toy.WILDCARD, 0).wait(VECTOR, times)
     assert run(program.mark(2)).exits(1, 2) == (0, 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_has_an_eventfd_block_holds_no_vector_up(machine: Machine) -> None:
+    vector = Vector(machine.platform)
+    os.set_blocking(vector.eventfd, True)
+    vector.set(LAPIC, VECTOR, opened=True)
+    vector.close()
 
 
 @pytest.mark.parametrize(("control", "masked"), [(ENABLE, MASKED), (ENABLE | FUNCTION_MASK, 0)])

@@ -43,7 +43,7 @@ class Bench(NamedTuple):
         self.machine.load(guest, pack_nvme(polled=COUNT, waited=TRIPS, shadowed=shadowed))
         run = self.machine.run(60)
         assert run.ok, run
-        assert self.plugged.link.read(RegionIndex.BAR0, CSTS, 4) == b"\1\0\0\0"  # and all rings are in before that
+        assert self.plugged.peer.read(RegionIndex.BAR0, CSTS, 4) == b"\1\0\0\0"  # and all rings are in before that
         return run, unpack_nvme(self.machine.memory)
 
     def rings(self) -> dict[str, int]:
@@ -111,14 +111,14 @@ def test_a_guest_built_from_its_source_just_now_does_the_same(bench: Bench, tmp_
 
 @shadow
 def test_io_doorbells_are_ioeventfds_and_cost_no_exit(bench: Bench) -> None:
-    bells = [each for each in bench.plugged.mechanisms() if each.offset >= IO_BELLS]
+    bells = [each for each in bench.plugged.routes() if each.offset >= IO_BELLS]
     assert [(each.offset, each.mechanism) for each in bells] == [
         (IO_BELLS + 4 * number, "ioeventfd") for number in range(2 * QUEUES)
     ]
     run, seen = bench.run(shadowed=True)
     assert seen.rings > 0
     assert exits_while_polling(run) == (0, 0)
-    assert [each.exits for each in bench.plugged.standings() if each.mechanism in bells] == [0] * len(bells)
+    assert [each.exits for each in bench.plugged.standings() if each.route in bells] == [0] * len(bells)
 
 
 @shadow

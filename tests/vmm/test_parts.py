@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bellwire_vmm.device import capabilities
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.capabilities import Msi, MsixLayout
+from bellwire_vmm.device.capabilities import Msi, MsixCapability
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.guests.layout import RESULTS, ResultError, Ring, unpack_edu, unpack_nvme, unpack_pci, unpack_rings
 from bellwire_vmm.machine.bus import AddressSpace
@@ -165,7 +165,7 @@ def test_whatever_config_space_holds_the_capability_walk_ends(config: bytes) -> 
     assert all(0x40 <= at <= 0xFC and at % 4 == 0 for at in found.values())
     for at in found.values():
         Msi.unpack(config[at : at + 24].ljust(24, b"\0"))
-        MsixLayout.unpack(config[at : at + 12].ljust(12, b"\0"))
+        MsixCapability.unpack(config[at : at + 12].ljust(12, b"\0"))
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_an_msi_capability_is_decoded_in_all_its_shapes(control: int, rest: byte
 
 
 def test_an_msix_capability_says_where_table_and_pending_bits_lie() -> None:
-    layout = MsixLayout.unpack(struct.pack("<BBHII", 0x11, 0, 0x8000 | 64, 0x1000 | 2, 0x3000 | 4))
-    assert layout == MsixLayout(65, 2, range(0x1000, 0x1000 + 65 * 16), 4, range(0x3000, 0x3010))
+    layout = MsixCapability.unpack(struct.pack("<BBHII", 0x11, 0, 0x8000 | 64, 0x1000 | 2, 0x3000 | 4))
+    assert layout == MsixCapability(65, 2, range(0x1000, 0x1000 + 65 * 16), 4, range(0x3000, 0x3010))
 
 
 def test_pins_rotate_with_the_slots() -> None:

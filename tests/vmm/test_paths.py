@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bellwire_vmm.device.doorbells import Mechanism
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Route
 from bellwire_vmm.vmm import Machine
 from kvm_ioctls import Kvm, KvmError
 from vfio_user import Client, RegionIndex
@@ -177,19 +177,19 @@ def test_a_hang_up_falls_back_to_messages(speaker: str, plug: Plug, run: Run) ->
     assert run(program).values == (1, 2, 1)
     assert [message[1] for message in served.messages if message[0] == 1] == [toy.VALUE] * 2 + [toy.SCRATCH]
     if speaker == "relay":  # the kernel does not tell
-        assert [(each.mechanism, each.reason) for each in device.mechanisms()] == [
+        assert [(each.mechanism, each.reason) for each in device.routes()] == [
             ("region_write", "the device closed its ioregionfd")
         ] * 2
 
 
 def test_the_vmm_reports_which_mechanism_each_sub_region_got(speaker: str, plug: Plug) -> None:
     device = plug(Toy("wildcard", "datamatch", "value", "acked", "pio"))
-    assert device.mechanisms() == [
-        Mechanism(1, toy.WILDCARD, 0, "ioeventfd"),
-        Mechanism(1, toy.DATAMATCH, 4, "ioeventfd datamatch"),
-        Mechanism(1, toy.VALUE, 4, f"ioregionfd {speaker}"),
-        Mechanism(1, toy.SCRATCH, 256, f"ioregionfd {speaker}"),
-        Mechanism(2, toy.PIO, 0, "ioeventfd"),
+    assert device.routes() == [
+        Route(1, toy.WILDCARD, 0, "ioeventfd"),
+        Route(1, toy.DATAMATCH, 4, "ioeventfd datamatch"),
+        Route(1, toy.VALUE, 4, f"ioregionfd {speaker}"),
+        Route(1, toy.SCRATCH, 256, f"ioregionfd {speaker}"),
+        Route(2, toy.PIO, 0, "ioeventfd"),
     ]
 
 

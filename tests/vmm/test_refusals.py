@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.doorbells import Doorbells
+from bellwire_vmm.device.registrations import Registrations
 from bellwire_vmm.errors import AddressConflictError, DeviceRefusedError, VmmError
 from bellwire_vmm.vmm import Machine
 from vfio_user import (
@@ -162,15 +162,15 @@ def test_a_doorbell_that_kvm_cannot_have_stays_with_messages(
 ) -> None:
     with closing(os.eventfd(0)) as fd:
         device = machine.plug(serve(Odd(subs=[region(fd)])), share_memory=True)
-        (mechanism,) = device.mechanisms()
-        assert mechanism.mechanism == "region_write"
-        assert reason in mechanism.reason
+        (route,) = device.routes()
+        assert route.mechanism == "region_write"
+        assert reason in route.reason
 
 
 def test_a_shadow_ioeventfd_stays_with_messages_and_both_its_descriptors_are_closed(machine: Machine) -> None:
     bell, memory = os.eventfd(0), os.memfd_create("shadow")
-    doorbells = Doorbells(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
-    assert [each.reason for each in doorbells.mechanisms()] == ["shadow ioeventfds need a patched kernel"]
+    doorbells = Registrations(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
+    assert [each.reason for each in doorbells.routes()] == ["shadow ioeventfds need a patched kernel"]
     doorbells.close()
     for fd in (bell, memory):
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -180,15 +180,15 @@ def test_a_shadow_ioeventfd_stays_with_messages_and_both_its_descriptors_are_clo
 def test_a_doorbell_that_is_no_eventfd_stays_with_messages(machine: Machine, serve: Serve) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        (mechanism,) = machine.plug(serve(Odd(subs=[IoEventFd(0, 4, ours.fileno())]))).mechanisms()
-    assert mechanism.mechanism == "region_write"
-    assert "KVM_IOEVENTFD" in mechanism.reason
+        (route,) = machine.plug(serve(Odd(subs=[IoEventFd(0, 4, ours.fileno())]))).routes()
+    assert route.mechanism == "region_write"
+    assert "KVM_IOEVENTFD" in route.reason
 
 
 def test_of_two_doorbells_for_one_write_the_first_is_registered(machine: Machine, serve: Serve) -> None:
     with closing(os.eventfd(0)) as fd:
         device = machine.plug(serve(Odd(subs=[IoEventFd(0, 4, fd), IoEventFd(0, 4, fd)])))
-        assert [each.mechanism for each in device.mechanisms()] == ["ioeventfd", "region_write"]
+        assert [each.mechanism for each in device.routes()] == ["ioeventfd", "region_write"]
 
 
 def test_a_device_that_is_not_pci(machine: Machine, serve: Serve) -> None:

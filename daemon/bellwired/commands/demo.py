@@ -20,13 +20,22 @@ from bellwired.demo.spawn import device_process
 from bellwired.demo.ways import WAYS, Measured, percentile
 from bellwired.errors import CommandError
 from kvm_ioctls import Kvm, KvmError
-from vfio_user import Client
+from vfio_user import Client, Mechanism
 
 COUNT, LARGEST = 10_000, 400_000
 WIDEST = 200  # columns: more than the table ever needs
 ROUNDTRIPS = 1000
 PATIENCE = 60.0  # seconds for the device's process, which has yet to start
 SECONDS_A_RING = 0.005  # far more than the slowest way takes: only a guest that hangs runs into it
+
+CARRIERS = {
+    Mechanism.IOEVENTFD: "kernel",
+    Mechanism.IOEVENTFD_DATAMATCH: "kernel",
+    Mechanism.IOREGIONFD_KERNEL: "kernel",
+    Mechanism.IOREGIONFD_RELAY: "relay",
+    Mechanism.IOREGIONFD_HOST: "host",
+}
+"""Who brings a write to the device, for the table; a message does where none of them can."""
 
 
 def add_parser(commands: Any) -> None:
@@ -118,7 +127,7 @@ def _show(out: Console, measured: Sequence[Measured], *, kvm: bool) -> None:
         exits = "-" if each.vm_exits is None else str(each.vm_exits)
         table.add_row(
             each.name,
-            _by(each.mechanism),
+            CARRIERS.get(each.mechanism, "message"),
             str(each.rung),
             f"[red]{each.received}[/red]" if each.problem else str(each.received),
             f"[green]{exits}[/green]" if each.vm_exits == 0 else exits,
@@ -136,12 +145,6 @@ def _show(out: Console, measured: Sequence[Measured], *, kvm: bool) -> None:
             f"Against one ring by ioeventfd, a posted REGION_WRITE costs {posted / first:.1f} times as much, "
             f"and one with a reply {waited / first:.1f} times."
         )
-
-
-def _by(mechanism: str) -> str:
-    """Who carries it, in a word for the table."""
-    kind, _, detail = mechanism.partition(" ")
-    return {"ioeventfd": "kernel", "ioregionfd": detail}.get(kind, "message")
 
 
 def _write(path: Path, text: str, mode: str = "w") -> None:

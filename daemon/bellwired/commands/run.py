@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwire.serve.worker import Worker
+from bellwired.commands.completion import KINDS, OPTIONS, completed
+from bellwired.commands.describe import describe
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import activated, default_path, inherited, listening
 from bellwired.workers.process import allow_many_files
 
 ACTIVATED = "systemd"
+MOST_FD = (1 << 31) - 1
 LONGEST_POLL = round(MOST * 1e6)
 
 
@@ -32,7 +36,7 @@ def add_parser(commands: Any) -> None:
         help="serve one device in the foreground",
         description="Serve one device over vfio-user until SIGTERM or Ctrl-C. Prints how to attach QEMU to it.",
     )
-    parser.add_argument(
+    kind = parser.add_argument(
         "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
     )
     where = parser.add_mutually_exclusive_group()
@@ -43,7 +47,7 @@ def add_parser(commands: Any) -> None:
         type=_descriptor,
         help="an inherited UNIX stream socket instead, listening or connected; or the one of socket activation",
     )
-    parser.add_argument(
+    option = parser.add_argument(
         "-o",
         dest="options",
         metavar="KEY=VALUE",
@@ -51,10 +55,12 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    completed(kind, KINDS)
+    completed(option, OPTIONS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
-        help="describe the device and its options in JSON, and end",
+        help="describe the device in JSON (BARs, registers, interrupts, capabilities, options), and end",
     )
     parser.add_argument(
         "--io-fd-entry",
@@ -103,31 +109,14 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
     values = {}
     for text in options:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
-        return device(**values)
+        with told(f"{device.__name__}.__init__"):
+            return device(**values)
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
-
-
-def describe(device: type[PciDevice]) -> dict[str, Any]:
-    """What ``--print-capabilities`` prints."""
-    identity = device.identity
-    assert identity is not None  # find_device() gives complete devices only
-    return {
-        "type": "pci",
-        "name": device.name,
-        "description": (device.__doc__ or "").strip().partition("\n")[0],
-        "vendor": f"{identity.vendor:04x}",
-        "device": f"{identity.device:04x}",
-        "class": f"{identity.class_code:06x}",
-        "options": {
-            name: {"type": option.type_name, "default": _plain(option.default), "help": option.help}
-            for name, option in sorted(device.layout.options.items())
-        },
-    }
 
 
 def qemu_command(path: Path) -> str:
@@ -161,16 +150,12 @@ def _end_on_signals(worker: Worker) -> None:
 def _descriptor(text: str) -> int | str:
     if text == ACTIVATED:
         return text
-    if not text.isdigit():
+    if not text.isdecimal() or int(text) > MOST_FD:
         raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
     return int(text)
 
 
 def _microseconds(text: str) -> int:
-    if not text.isdigit() or int(text) > LONGEST_POLL:
+    if not text.isdecimal() or int(text) > LONGEST_POLL:
         raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

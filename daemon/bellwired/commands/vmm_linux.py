@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
-from bellwire_vmm.device.doorbells import Standing
 from bellwire_vmm.device.proxy import ProxyDevice
+from bellwire_vmm.device.registrations import Standing
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult
@@ -137,12 +137,12 @@ def _rows(standings: Iterable[Standing]) -> Iterator[str]:
     """A line for each sub-region, and one for a row of them that fare alike."""
 
     def kind(standing: Standing) -> tuple[object, ...]:
-        return standing.mechanism._replace(offset=0), standing.address is None
+        return standing.route._replace(offset=0), standing.address is None
 
     for _, group in itertools.groupby(standings, kind):
         row = list(group)
         (bar, offset, _, mechanism, reason), address, _ = row[0]
-        last = f"-{row[-1].mechanism.offset:#x}" if len(row) > 1 else ""
+        last = f"-{row[-1].route.offset:#x}" if len(row) > 1 else ""
         where = f" at {address:#x}" if address is not None else f" ({reason})" if reason else ""
         many = f"{len(row)} of " if len(row) > 1 else ""
         yield f"BAR{bar}+{offset:#x}{last}  {many}{mechanism}{where}: {sum(each.exits for each in row)} exits"

@@ -11,7 +11,7 @@ from typing import Self
 from bellwire.bundled.bell import Bell
 from bellwired.demo.ways import Measured, Way, problem
 from bellwired.errors import CommandError
-from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, RegionIndex, SubRegion
+from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, Mechanism, RegionIndex, SubRegion
 
 PATIENCE = 5.0  # seconds for an interrupt
 STEPS = 2
@@ -54,10 +54,10 @@ class _Ringer:
         self._wire: IoRegionClient | None = None
         self._sub = sub
         if isinstance(sub, IoEventFd):
-            self.mechanism = "ioeventfd" if sub.datamatch is None else "ioeventfd datamatch"
+            self.mechanism = Mechanism.IOEVENTFD if sub.datamatch is None else Mechanism.IOEVENTFD_DATAMATCH
             self.ring = lambda _: os.eventfd_write(sub.fd, 1)
         elif isinstance(sub, IoRegionFd):
-            self.mechanism = "ioregionfd host"
+            self.mechanism = Mechanism.IOREGIONFD_HOST
             self._wire = wire = IoRegionClient(sub.fd)
             send = wire.post if sub.posted_writes else wire.write
             self.ring = lambda value: send(sub.user_data, 0, value.to_bytes(4, "little"))

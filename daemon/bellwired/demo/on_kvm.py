@@ -15,10 +15,11 @@ from bellwire_vmm.guests.layout import BATCH, Phase, RingResult, pack_rings, unp
 from bellwire_vmm.machine.processor import Mark
 from bellwire_vmm.vmm import Machine, RunResult
 from bellwired.demo.ways import Measured, Way, percentile, problem
-from vfio_user import Client
+from vfio_user import Client, Mechanism
 
 GUEST = "bell3"  # its loop runs in ring 3, which every kind of KVM runs at the processor's own speed
 MEMORY = 16 << 20
+BY_EVENTFD = (Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH)
 OWN = 1  # the mark that ends a stretch is an exit of its own
 
 
@@ -90,14 +91,14 @@ def _why(run: RunResult) -> str:
     return "the device has gone" if run.code is None else f"exit code {run.code}"
 
 
-def _mechanisms(device: ProxyDevice, ways: Sequence[Way]) -> list[str]:
-    found = {(each.bar, each.offset): each.mechanism for each in device.mechanisms()}
+def _mechanisms(device: ProxyDevice, ways: Sequence[Way]) -> list[Mechanism]:
+    found = {(each.bar, each.offset): each.mechanism for each in device.routes()}
     names = [found.get((way.bar.index, way.offset), way.message) for way in ways]
-    return [way.message if name == "region_write" else name for way, name in zip(ways, names, strict=True)]
+    return [way.message if name is Mechanism.REGION_WRITE else name for way, name in zip(ways, names, strict=True)]
 
 
 def _judge(
-    way: Way, mechanism: str, result: RingResult, run: RunResult, index: int, roundtrips: int, us: float
+    way: Way, mechanism: Mechanism, result: RingResult, run: RunResult, index: int, roundtrips: int, us: float
 ) -> Measured:
     rings = _stretch(run, index, Phase.RINGS, Phase.RINGS_END)
     ram = _stretch(run, index, Phase.RAM, Phase.RAM_END)
@@ -124,7 +125,7 @@ def _judge(
         trips_us=tuple(ticks * us for ticks in result.trip_ticks),
         problem=wrong,
     )
-    if mechanism.startswith("ioeventfd") and not wrong and (measured.vm_exits or measured.mmio_exits):
+    if mechanism in BY_EVENTFD and not wrong and (measured.vm_exits or measured.mmio_exits):
         return replace(measured, problem=f"an ioeventfd must not exit: KVM_RUN returned {measured.vm_exits} times")
     return measured
 

@@ -12,6 +12,7 @@ from bellwire.bundled.bell import MATCH, Bell
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.register import Register
 from bellwire_vmm.guests.layout import Ring, Space
+from vfio_user import Mechanism
 
 
 class Way(NamedTuple):
@@ -22,7 +23,7 @@ class Way(NamedTuple):
     """
 
     name: str
-    message: str
+    message: Mechanism
     bar: Bar
     offset: int
     counter: int
@@ -50,7 +51,7 @@ def _way(
     errors: Register[int] | None = None,
     value: int = 0,
 ) -> Way:
-    message = "region_write" if target.bar.io else "region_write posted"
+    message = Mechanism.REGION_WRITE if target.bar.io else Mechanism.REGION_WRITE_POSTED
     return Way(name, message, target.bar, target.offset, counter.offset, value, errors.offset if errors else None)
 
 
@@ -73,7 +74,7 @@ class Measured:
     """
 
     name: str
-    mechanism: str
+    mechanism: Mechanism
     rung: int
     received: int
     vm_exits: int | None

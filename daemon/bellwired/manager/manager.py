@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from bellwired.manager.unit import State, Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings, SettingsError
 from bellwired.sources import stamp
+from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
@@ -69,8 +71,10 @@ class Manager:
             bad = self.settings.errors.get(name)
             if bad is not None:
                 raise CommandError(f"{name} cannot be used: {bad}", bad.hint)
+            near = difflib.get_close_matches(name, self.units, n=1)
             known = ", ".join(sorted(self.units)) or "none yet"
-            raise CommandError(f"there is no device {name!r}", f"there are: {known}")
+            hint = f"did you mean {near[0]}?" if near else f"there are: {known}"
+            raise CommandError(f"there is no device {name!r}", hint)
         return unit
 
     @property
@@ -285,5 +289,5 @@ def prepare(folder: Path) -> None:
         raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
     if status.st_uid not in (0, os.geteuid()):
         raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+    if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
         raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")

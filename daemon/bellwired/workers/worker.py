@@ -15,6 +15,7 @@ from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
+from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
@@ -29,6 +30,7 @@ from vfio_user import Capabilities
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until what found no room is sent again
+LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
 MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
 
 log = logging.getLogger("bellwire.worker")
@@ -48,6 +50,8 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
         channel.setblocking(False)
+        if not spawn.trial:
+            logging.getLogger().addHandler(Relay(channel))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
     logging.shutdown()
@@ -64,7 +68,10 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
             _say(channel, Report("made", {"files": sources.loaded()}))
-        device = kind(**spawn.options)
+        with told(f"{kind.__name__}.__init__"):
+            device = kind(**spawn.options)
+    except DeviceFailed as error:
+        return _failed(channel, error)
     except BellwireError as error:
         return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
@@ -76,9 +83,7 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     except OptionError as error:
         return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
-        log.error("%s", error)
-        _say(channel, Report("crashed", {"error": str(error)}))
-        return CRASHED
+        return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
@@ -88,6 +93,12 @@ def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
     _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
+
+
+def _failed(channel: socket.socket, error: BellwireError) -> int:
+    log.error("%s", error)
+    _say(channel, Report("crashed", {"error": str(error)}))
+    return CRASHED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:
@@ -145,7 +156,7 @@ class Serving:
         self._device.change(option, value)
         declared, given = self._device.layout.options, self._given
         now = self._device.core.options.items()
-        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
+        return {key: declared[key].text(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
@@ -215,6 +226,22 @@ class Outbox:
     def soon(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back later, on the same thread."""
         self._loop.after(delay, callback)
+
+
+class Relay(logging.Handler):
+    """Passes on to the manager what is logged, from any thread; what finds no room is in the log alone."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with its traceback."""
+        text = self.format(record)[:LONGEST_LINE]
+        with contextlib.suppress(OSError):  # the worker is about to end
+            _say(
+                self._channel, Report("log", {"time": record.created, "level": record.levelname.lower(), "text": text})
+            )
 
 
 class Reporter(Observer):

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Never, NoReturn
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never, NoReturn, Self
 
 from bellwire.errors import DeclarationError
+
+_HERE = str(Path(__file__).parent)
+_HOOKS = ("read", "write", "ring", "set")
+
+
+class NoSuchHook(DeclarationError, AttributeError):
+    """A method was to be tied to an event that this kind of declaration does not have."""
 
 
 class Declared:
@@ -12,6 +21,19 @@ class Declared:
 
     name = "?"
     owner = "?"
+    row: int | None = None
+    """Which row of a block it belongs to."""
+    place: tuple[str, int] | None
+    """File and line of the declaration."""
+
+    def __new__(cls, *_arguments: Any, **_keywords: Any) -> Self:
+        """Note who declares it: the nearest caller outside the SDK's own declarations."""
+        declared = super().__new__(cls)
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+            frame = frame.f_back
+        declared.place = frame.f_code.co_filename, frame.f_lineno
+        return declared
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         if self.name == "?":  # an alias, or a subclass that repeats the assignment, keeps the first name
@@ -28,7 +50,18 @@ class Declared:
 
     def refuse(self, where: str, why: str) -> NoReturn:
         """Raise a DeclarationError that names the file's own names; ``where`` is the class in the making."""
-        raise DeclarationError(f"{where}.{self.name}: {why}")
+        raise DeclarationError(f"{where}.{self.name}: {why}", self.place)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Only asked for what is not there: a decorator of another kind of declaration has its own answer."""
+            kind = type(self).__name__
+            if name in _HOOKS:
+                has = " and ".join(f".{hook}" for hook in _HOOKS if hasattr(type(self), hook))
+                why = f"tie the method by {has}" if has else "no hook can be tied to it"
+                raise NoSuchHook(f"a declaration of type {kind} has no .{name}: {why}")
+            raise AttributeError(f"{kind} has no attribute {name!r}", name=name, obj=self)
 
 
 def is_power_of_two(number: int) -> bool:

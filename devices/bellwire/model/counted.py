@@ -38,7 +38,7 @@ class CountedDma(Dma):
         return views
 
     def touched(self, size: int) -> None:
-        """Touched in place, in a window."""
+        """Touched in place, in a shared map."""
         self._in_place += size
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import VfioUserError, Window
+from vfio_user import DmaFault, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
+    from bellwire.model.host import Host
 
 LARGEST_COPY = 64 << 20
-_NOWHERE = Window(1, 0, memoryview(b""))
+_NOWHERE = SharedMap(1, 0, memoryview(b""))
 
 
 class Dma:
@@ -20,29 +21,29 @@ class Dma:
     All of it is refused while bus mastering is off (PCI 3.0 §6.2.2).
     """
 
-    __slots__ = ("_core", "_windows", "changes")
+    __slots__ = ("_core", "_shared", "changes")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._windows = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while nothing changes
+        self._shared = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while nothing changes
         self.changes = 0
         """Counts what may make a view of guest memory stale: maps, clients, resets, writes to config space."""
 
     def read(self, address: int, size: int) -> bytes:
         """A copy of ``size`` bytes of guest memory, at most 64 MiB."""
         self._check(address, size)
-        window = self._near(address, size, False)
-        if window is not None:
-            start = address - window.start
-            return window.view[start : start + size].tobytes()
-        host = self._core.host
+        shared = self._near(address, size, False)
+        if shared is not None:
+            start = address - shared.start
+            return shared.view[start : start + size].tobytes()
+        host = self._host()
         try:
             parts = [
                 host.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
                 for part in host.segments(address, size, False)
             ]
         except VfioUserError as error:
-            raise GuestError(f"DMA read of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("read", address, size, error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -50,12 +51,12 @@ class Dma:
         source = memoryview(data).cast("B")
         size = len(source)
         self._check(address, size)
-        window = self._near(address, size, True)
-        if window is not None:
-            start = address - window.start
-            window.view[start : start + size] = source
+        shared = self._near(address, size, True)
+        if shared is not None:
+            start = address - shared.start
+            shared.view[start : start + size] = source
             return
-        host = self._core.host
+        host = self._host()
         try:
             for part in list(host.segments(address, size, True)):
                 start = part.address - address
@@ -65,7 +66,7 @@ class Dma:
                 else:
                     part.view[:] = piece
         except VfioUserError as error:
-            raise GuestError(f"DMA write of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("write", address, size, error) from error
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
         """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
@@ -77,12 +78,12 @@ class Dma:
         self._check(address, size)
         views = []
         try:
-            for part in self._core.host.segments(address, size, write):
+            for part in self._host().segments(address, size, write):
                 if part.view is None:
                     raise Unshared(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
                 views.append(part.view)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         return views
 
     def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
@@ -92,9 +93,9 @@ class Dma:
         """
         self._check(address, size)
         try:
-            view = self._core.host.whole(address, size, write)
+            view = self._host().whole(address, size, write)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         if view is None:
             raise Unshared(f"DMA map of {size} bytes at {address:#x}: not shared, or in pieces of huge pages")
         return view
@@ -102,18 +103,19 @@ class Dma:
     @property
     def by_message(self) -> bool:
         """Whether the client shares no memory, as far as is known by now: :meth:`read` and :meth:`write` alone work."""
-        return self._core.host.by_message
+        host = self._core.host
+        return host is not None and host.by_message
 
-    def window(self, address: int, *, write: bool = False) -> Window | None:
+    def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
         """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
 
         The same holds as for :meth:`map`. What is moved there, :meth:`touched` is to be told of.
         """
         self._check(address, 0)
-        return self._core.host.window(address, write)
+        return self._host().shared_map(address, write)
 
     def touched(self, size: int) -> None:
-        """Device code has moved ``size`` bytes in a :meth:`window`: nothing to do, unless they are counted."""
+        """Device code has moved ``size`` bytes in a :meth:`shared_map`: nothing to do, unless they are counted."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -123,20 +125,35 @@ class Dma:
     def changed(self) -> None:
         """Something of that kind has happened: forget where memory was."""
         self.changes += 1
-        self._windows = [_NOWHERE, _NOWHERE]
+        self._shared = [_NOWHERE, _NOWHERE]
 
-    def _near(self, address: int, size: int, write: bool) -> Window | None:
+    def _host(self) -> Host:
+        host = self._core.host
+        if host is None:
+            raise GuestError("DMA: the device is not attached to a guest")
+        return host
+
+    def _near(self, address: int, size: int, write: bool) -> SharedMap | None:
         """The stretch of shared memory that these bytes lie in, all of them: most often, that of the last time."""
-        window = self._windows[write]
-        if not window.start <= address <= window.end - size:
-            found = self._core.host.window(address, write)
+        shared = self._shared[write]
+        if not shared.start <= address <= shared.end - size:
+            found = self._host().shared_map(address, write)
             if found is None or address + size > found.end:
                 return None
-            window = self._windows[write] = found
-        return window
+            shared = self._shared[write] = found
+        return shared
 
     def _check(self, address: int, size: int) -> None:
         if not self._core.config.bus_master:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: the guest has bus mastering off")
         if not 0 <= size <= LARGEST_COPY:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: at most {LARGEST_COPY} at once")
+
+
+def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:
+    """What DMA came to; where only part of the range is bad, which."""
+    why: object = error
+    if isinstance(error, DmaFault):
+        part = f"from {error.address:#x} on, " if error.address != address else ""
+        why = part + error.why
+    return GuestError(f"DMA {verb} of {size} bytes at {address:#x}: {why}")

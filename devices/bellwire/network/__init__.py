@@ -1,10 +1,10 @@
 """Where the frames of emulated network cards go to and come from: taps, macvtaps, and UNIX sockets.
 
-A :class:`Link` has a :class:`Port` for each pair of queues. What passes it is a virtio-net header (virtio 1.2 §5.1.6)
-and an Ethernet frame, whoever is at the other end.
+A :class:`Link` has a :class:`LinkEnd` for each pair of queues. What passes it is a virtio-net header (virtio 1.2
+§5.1.6) and an Ethernet frame, whoever is at the other end.
 """
 
-from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Link, LinkError, Offload, Port
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Link, LinkEnd, LinkError, Offload
 from bellwire.network.macvtap import MacvtapLink
 from bellwire.network.sockets import DatagramLink, StreamLink
 from bellwire.network.tap import TapLink
@@ -14,10 +14,10 @@ __all__ = [
     "LARGEST_PACKET",
     "DatagramLink",
     "Link",
+    "LinkEnd",
     "LinkError",
     "MacvtapLink",
     "Offload",
-    "Port",
     "StreamLink",
     "TapLink",
 ]

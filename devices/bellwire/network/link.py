@@ -30,7 +30,7 @@ class Offload(IntFlag):
     ECN = 0x08
 
 
-class Port(Protocol):
+class LinkEnd(Protocol):
     """One pair of queues' end of a link. No method waits."""
 
     def fileno(self) -> int:
@@ -47,10 +47,10 @@ class Port(Protocol):
 
 
 class Link(Protocol):
-    """All ports of one card."""
+    """All ends of one card."""
 
     @property
-    def ports(self) -> Sequence[Port]:
+    def ends(self) -> Sequence[LinkEnd]:
         """One for each pair of queues."""
 
     @property
@@ -61,7 +61,7 @@ class Link(Protocol):
         """What the guest has agreed to take in packets for it."""
 
     def use(self, pairs: int) -> None:
-        """How many of the ports are in use from now on."""
+        """How many of the ends are in use from now on."""
 
     def carrier(self, up: bool) -> None:
         """Show the other side that the cable is plugged in, or is not."""

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkError, Offload, Port
+from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkEnd, LinkError, Offload
 from bellwire.pieces import MOST_PIECES, one_call
 
 LENGTH = struct.Struct(">I")
@@ -28,7 +28,7 @@ class SocketLink:
     """What both have in common: one port, no offloads."""
 
     offloads = False
-    ports: Sequence[Port]
+    ends: Sequence[LinkEnd]
 
     def offload(self, what: Offload) -> None:
         """Nothing to tell."""
@@ -48,14 +48,14 @@ class DatagramLink(SocketLink):
         self._remote = os.fspath(remote) if remote else ""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self.ports = [self]
+        self.ends = [self]
         if local:
             try:
                 remove_socket(local)
                 self._socket.bind(os.fspath(local))
             except OSError as error:
                 self._socket.close()
-                raise LinkError(f"socket {local}: {error.strerror}") from error
+                raise LinkError(f"socket {local}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """The socket's."""
@@ -102,7 +102,7 @@ class StreamLink(SocketLink):
         self._epoll = select.epoll()
         self._input = bytearray()
         self._output = bytearray()
-        self.ports = [self]
+        self.ends = [self]
         try:
             if listen:
                 remove_socket(path)
@@ -117,7 +117,7 @@ class StreamLink(SocketLink):
                 peer.setblocking(False)
         except OSError as error:
             self.close()
-            raise LinkError(f"socket {path}: {error.strerror}") from error
+            raise LinkError(f"socket {path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """Readable when a frame may be there, somebody connects, or what is left to send can be sent."""

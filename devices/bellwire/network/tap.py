@@ -36,7 +36,7 @@ _REQUEST = struct.Struct("16sH22x")  # struct ifreq: name, flags
 Result = TypeVar("Result")
 
 
-class TapPort:
+class TapEnd:
     """One queue of a tap: reads and writes go between the kernel and guest memory."""
 
     def __init__(self, fd: int) -> None:
@@ -79,7 +79,7 @@ class TapLink:
         if not 1 <= len(name.encode()) <= LONGEST_NAME:
             raise LinkError(f"tap {name!r}: a name of an interface has 1 to {LONGEST_NAME} bytes")
         self.name = name
-        self.ports: list[TapPort] = []
+        self.ends: list[TapEnd] = []
         try:
             apart(lambda: self._open(pairs, settings))
         except OSError as error:
@@ -91,41 +91,41 @@ class TapLink:
 
     def offload(self, what: Offload) -> None:
         """For all queues: the kernel keeps one setting an interface."""
-        self._tell(self.ports[0], TUNSETOFFLOAD, int(what))
+        self._tell(self.ends[0], TUNSETOFFLOAD, int(what))
 
     def use(self, pairs: int) -> None:
         """Detach the queues beyond, so that the kernel steers no packet there."""
-        if len(self.ports) == 1:
+        if len(self.ends) == 1:
             return
-        for number, port in enumerate(self.ports):
-            if port.attached is not (wanted := number < pairs):
+        for number, end in enumerate(self.ends):
+            if end.attached is not (wanted := number < pairs):
                 flags = IFF_ATTACH_QUEUE if wanted else IFF_DETACH_QUEUE
-                self._tell(port, TUNSETQUEUE, _REQUEST.pack(b"", flags))
-                port.attached = wanted
+                self._tell(end, TUNSETQUEUE, _REQUEST.pack(b"", flags))
+                end.attached = wanted
 
     def carrier(self, up: bool) -> None:
         """The interface shows NO-CARRIER while the cable is out, if we may: it takes CAP_NET_ADMIN, or our own tap."""
-        self._tell(self.ports[0], TUNSETCARRIER, struct.pack("i", up))
+        self._tell(self.ends[0], TUNSETCARRIER, struct.pack("i", up))
 
     def close(self) -> None:
         """Close the queues; a second call does nothing."""
-        while self.ports:
-            os.close(self.ports.pop().fileno())
+        while self.ends:
+            os.close(self.ends.pop().fileno())
 
-    def _tell(self, port: TapPort, request: int, argument: int | bytes) -> None:
+    def _tell(self, end: TapEnd, request: int, argument: int | bytes) -> None:
         with contextlib.suppress(OSError):  # an interface that has been taken away: reading from it tells
-            fcntl.ioctl(port.fileno(), request, argument)
+            fcntl.ioctl(end.fileno(), request, argument)
 
     def _open(self, pairs: int, settings: Settings) -> None:
         enter(settings.namespace)
         path = self._find(settings)
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if pairs > 1 else 0)
         for _ in range(pairs):
-            port = TapPort(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            self.ports.append(port)
-            fcntl.ioctl(port.fileno(), TUNSETIFF, _REQUEST.pack(self.name.encode(), flags))
-            fcntl.ioctl(port.fileno(), TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
-            fcntl.ioctl(port.fileno(), TUNSETVNETLE, struct.pack("i", 1))
+            end = TapEnd(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            self.ends.append(end)
+            fcntl.ioctl(end.fileno(), TUNSETIFF, _REQUEST.pack(self.name.encode(), flags))
+            fcntl.ioctl(end.fileno(), TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
+            fcntl.ioctl(end.fileno(), TUNSETVNETLE, struct.pack("i", 1))
         configure(self.name, settings)
 
     def _find(self, settings: Settings) -> str:

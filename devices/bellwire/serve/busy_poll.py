@@ -5,40 +5,42 @@ from __future__ import annotations
 import select
 import time
 
-FIRST = 20e-6  # seconds: the first window, about what it takes to be woken
+from vfio_user import Ready
+
+FIRST = 20e-6  # seconds: the first budget, about what it takes to be woken
 MOST = 1e-3
-"""The longest window that may be asked for, in seconds."""
+"""The longest budget that may be asked for, in seconds."""
 
 
 class BusyPoll:
     """Waits on an epoll, with up to ``most`` seconds of looking first.
 
     How long it looks adapts itself, as the kernel's halt polling does (Documentation/virt/kvm/halt-polling.rst): what
-    comes soon after we went to sleep doubles the window, what comes late halves it, so that a device that has nothing
+    comes soon after we went to sleep doubles the budget, what comes late halves it, so that a device that has nothing
     to do sleeps, and one that is rung often is awake when it is rung.
     """
 
     def __init__(self, most: float) -> None:
         if not 0 < most <= MOST:
             raise ValueError(f"a busy poll of {most * 1e6:g} µs: expected up to {MOST * 1e6:g}")
-        self.window = 0.0
+        self.budget = 0.0
         """Seconds that are spent looking now."""
         self._most = most
 
-    def wait(self, epoll: select.epoll, timeout: float | None) -> list[int]:
-        """The fds that are ready; none after ``timeout`` seconds."""
+    def wait(self, epoll: select.epoll, timeout: float | None) -> Ready:
+        """What is ready; nothing after ``timeout`` seconds."""
         poll, clock = epoll.poll, time.monotonic
         begin = clock()
-        end = begin + (self.window if timeout is None else min(self.window, timeout))
+        end = begin + (self.budget if timeout is None else min(self.budget, timeout))
         while True:
             ready = poll(0)
             if ready:
-                return [fd for fd, _ in ready]
+                return ready
             if clock() >= end:
                 break
         ready = poll(None if timeout is None else max(0.0, begin + timeout - clock()))
         if clock() - begin <= self._most:
-            self.window = min(max(2 * self.window, FIRST), self._most)
+            self.budget = min(max(2 * self.budget, FIRST), self._most)
         else:
-            self.window = self.window / 2 if self.window > FIRST else 0.0
-        return [fd for fd, _ in ready]
+            self.budget = self.budget / 2 if self.budget > FIRST else 0.0
+        return ready

@@ -19,7 +19,7 @@ from bellwire.device import PciDevice
 from bellwire.model import capabilities as pci
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Deadline
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, Window
+from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, SharedMap
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -48,9 +48,9 @@ class Guest(Generic[Device]):
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
-        window = self._dma.window(0, True)
-        assert window is not None  # mapped a line ago
-        self.memory: memoryview = window.view
+        shared = self._dma.shared_map(0, True)
+        assert shared is not None  # mapped a line ago
+        self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
         core = self.device.core
@@ -96,10 +96,22 @@ class Guest(Generic[Device]):
         data = (value & ((1 << 8 * count) - 1)).to_bytes(count, "little")
         self.device.core.write(index, start, memoryview(data))
 
-    def ring(self, bell: Doorbell, value: int | None = None) -> None:
-        """Ring a doorbell as KVM would: with ``value`` where it takes one."""
+    def ring(self, bell: Doorbell | IoRegion, value: int | None = None, *, index: int = 0) -> None:
+        """Ring a doorbell as KVM would: with ``value`` where it takes one.
+
+        ``bell`` may be a row of doorbells (``ioregion(..., bell=4)``), and ``index`` says which of them. It travels by
+        event, and its value is lost, where the device has asked for that (:meth:`PciDevice.ring_by_event`).
+        """
         core = self.device.core
-        if bell.value:
+        if isinstance(bell, IoRegion):
+            size = bell.bell or bell.size
+            if not bell.bell or not 0 <= index < bell.size // size:
+                raise IndexError(f"{bell} has {bell.size // size if bell.bell else 0} doorbells in a row, no {index}")
+            if index < core.by_event.get(bell, 0):
+                core.ring_in_row((bell, index * size), 1)
+            else:
+                core.ioregion_write(bell, index * size, size, (value or 0) & ((1 << 8 * size) - 1))
+        elif bell.value:
             core.ring_value(bell, 0 if value is None else value)
         else:
             core.ring(bell, 1)
@@ -193,9 +205,9 @@ class Guest(Generic[Device]):
         """The guest's memory, however a test has cut it."""
         return self._dma.whole(address, size, write)
 
-    def window(self, address: int, write: bool) -> Window | None:
+    def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """All of the guest's memory."""
-        return self._dma.window(address, write)
+        return self._dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """All memory here is shared, so nobody asks."""

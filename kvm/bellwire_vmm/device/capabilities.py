@@ -51,7 +51,7 @@ class Msi:
         return (14 if control & 0x80 else 10) + (10 if control & 0x100 else 0)
 
 
-class MsixLayout(NamedTuple):
+class MsixCapability(NamedTuple):
     """Where a device's MSI-X table and pending bits lie, and how many vectors there are."""
 
     vectors: int
@@ -61,7 +61,7 @@ class MsixLayout(NamedTuple):
     pending: range
 
     @classmethod
-    def unpack(cls, capability: bytes) -> MsixLayout:
+    def unpack(cls, capability: bytes) -> MsixCapability:
         """From the capability's 12 bytes."""
         control, table, pending = struct.unpack_from("<HII", capability, 2)
         vectors = (control & 0x7FF) + 1

@@ -10,8 +10,8 @@ from itertools import pairwise
 from bellwire_vmm.device import capabilities
 from bellwire_vmm.device.areas import MappedArea, outside
 from bellwire_vmm.device.bars import BARS, FIRST_BAR, Bar
-from bellwire_vmm.device.capabilities import MsixLayout
-from bellwire_vmm.device.doorbells import descriptors
+from bellwire_vmm.device.capabilities import MsixCapability
+from bellwire_vmm.device.registrations import descriptors
 from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.machine.slots import MemorySlots
 from vfio_user import Client, DeviceFlags, RegionFlags, RegionIndex, RegionInfo, RemoteError, SubRegion
@@ -26,7 +26,7 @@ class Description:
     config: bytes
     resettable: bool
     capabilities: dict[int, int]
-    msix: MsixLayout | None
+    msix: MsixCapability | None
     bars: dict[int, Bar] = field(default_factory=dict)
     regions: dict[int, list[SubRegion]] = field(default_factory=dict)
     areas: dict[int, list[MappedArea]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def describe(client: Client, slots: MemorySlots) -> Description:
     config = client.read(RegionIndex.CONFIG, 0, 256)
     found = capabilities.find(config)
     at = found.get(capabilities.MSIX)
-    msix = None if at is None or at > 256 - 12 else MsixLayout.unpack(config[at : at + 12])
+    msix = None if at is None or at > 256 - 12 else MsixCapability.unpack(config[at : at + 12])
     description = Description(config, resettable, found, msix)
     with ExitStack() as on_failure:
         upper_half = -1

@@ -7,7 +7,7 @@ import os
 import select
 import threading
 
-from bellwire_vmm.device.link import Link
+from bellwire_vmm.device.peer import Peer
 from bellwire_vmm.errors import VmmError
 from bellwire_vmm.machine.memory import GuestMemory
 from vfio_user import VfioUserError
@@ -37,8 +37,8 @@ class DmaMemory:
 class DmaThread:
     """Answers a device while no vCPU waits for it: one that does answers by itself."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._serve, name="dma")
         self._thread.start()
@@ -51,9 +51,9 @@ class DmaThread:
 
     def _serve(self) -> None:
         waiter = select.poll()
-        waiter.register(self._link.client, select.POLLIN)
+        waiter.register(self._peer.client, select.POLLIN)
         waiter.register(self._stop, select.POLLIN)
-        while not self._link.lost:
+        while not self._peer.lost:
             if any(fd == self._stop for fd, _ in waiter.poll()):
                 return
-            self._link.answer()
+            self._peer.answer()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bellwire_vmm.device.capabilities import Msi, MsixLayout
+from bellwire_vmm.device.capabilities import Msi, MsixCapability
 from bellwire_vmm.device.intx import IntxLine
 from bellwire_vmm.device.msix import MsixTable
 from bellwire_vmm.device.vectors import Vector
@@ -15,7 +15,7 @@ _ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
 class Interrupts:
     """Follows a device's interrupt capabilities. One kind is connected at a time, the pin by default."""
 
-    def __init__(self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixLayout | None) -> None:
+    def __init__(self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixCapability | None) -> None:
         self._platform = platform
         self._client = client
         counts = {index: client.irq_info(index).count for index in (IrqIndex.INTX, IrqIndex.MSI, IrqIndex.MSIX)}

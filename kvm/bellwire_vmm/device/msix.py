@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from bellwire_vmm.device.capabilities import MsixLayout
+from bellwire_vmm.device.capabilities import MsixCapability
 from bellwire_vmm.device.vectors import Vector
 
 ENTRY = 16
@@ -18,7 +18,7 @@ class MsixTable:
     `connect` gives it the vectors while MSI-X is on.
     """
 
-    def __init__(self, layout: MsixLayout) -> None:
+    def __init__(self, layout: MsixCapability) -> None:
         self.layout = layout
         self.function_mask = False
         self._vectors: list[Vector] = []

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 from bellwire_vmm.device import capabilities
-from bellwire_vmm.device.access import BarTarget
+from bellwire_vmm.device.bar_target import BarTarget
 from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.capabilities import Msi
 from bellwire_vmm.device.description import describe
 from bellwire_vmm.device.dma import DmaMemory, DmaThread
-from bellwire_vmm.device.doorbells import Doorbells, Mechanism, Standing
 from bellwire_vmm.device.interrupts import Interrupts
-from bellwire_vmm.device.link import Link
+from bellwire_vmm.device.peer import Peer
+from bellwire_vmm.device.registrations import Registrations, Route, Standing
 from bellwire_vmm.device.zones import Zones
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.machine.platform import Platform
@@ -46,7 +46,7 @@ class ProxyDevice:
         coalesced: Iterable[tuple[int, int, int]] = (),
     ) -> None:
         self.slot = slot
-        self.link = Link(client, platform.lock)
+        self.peer = Peer(client, platform.lock)
         self._platform = platform
         self._placed: dict[int, int] = {}  # BAR index -> the address that it answers at
         self._homes: dict[int, int] = {}  # BAR index -> where it was put first
@@ -61,28 +61,30 @@ class ProxyDevice:
             self._bars = about.bars
             self._areas = about.areas
             stack.callback(self._close_areas)
-            self._doorbells = Doorbells(platform.vm, [(about.bars[at], found) for at, found in about.regions.items()])
-            stack.callback(self._doorbells.close)
+            self._registrations = Registrations(
+                platform.vm, [(about.bars[at], found) for at, found in about.regions.items()]
+            )
+            stack.callback(self._registrations.close)
             self._zones = Zones(platform.coalescing, about, client, coalesced)
             client.memory = DmaMemory(platform.memory)
             client.dma_map(0, platform.memory.size, fd=platform.memory.fd if share_memory else None)
             if not share_memory:
-                stack.callback(DmaThread(self.link).close)
+                stack.callback(DmaThread(self.peer).close)
             self._interrupts = Interrupts(platform, client, slot, about.pin, about.msix)
-            stack.callback(lambda: self._interrupts.close(tell=not self.link.lost))
+            stack.callback(lambda: self._interrupts.close(tell=not self.peer.lost))
             self._targets = {index: self._target(bar) for index, bar in about.bars.items()}
             stack.callback(self._leave_addresses)
             self._find_places()
             self._place()
             self._stack = stack.pop_all()
 
-    def mechanisms(self) -> list[Mechanism]:
+    def routes(self) -> list[Route]:
         """How a write to each sub-region reaches the device."""
-        return self._doorbells.mechanisms()
+        return self._registrations.routes()
 
     def standings(self) -> list[Standing]:
         """The same, with how many accesses have left the guest."""
-        return self._doorbells.standings()
+        return self._registrations.standings()
 
     @property
     def accesses(self) -> tuple[int, int]:
@@ -92,23 +94,23 @@ class ProxyDevice:
 
     def reset(self) -> None:
         """Reset the device, as the machine's reset line would, and place its BARs as at first."""
-        with self._platform.lock, self.link.tolerant():
+        with self._platform.lock, self.peer.tolerant():
             self._forget()
             if self._resettable:
-                self.link.client.reset()
+                self.peer.client.reset()
             self._place()
 
     def close(self) -> None:
         """Take away every registration, and close the connection."""
-        with self._platform.lock, self.link.tolerant():
+        with self._platform.lock, self.peer.tolerant():
             self._stack.close()
 
     # Config space (pci.Function)
 
     def config_read(self, offset: int, size: int) -> bytes:
         """The device's bytes, but for those that the VMM keeps."""
-        data = bytearray(self.link.read(RegionIndex.CONFIG, offset, size))
-        if self.link.lost:
+        data = bytearray(self.peer.read(RegionIndex.CONFIG, offset, size))
+        if self.peer.lost:
             return bytes(data)
         for bar in self._bars.values():
             if bar.register.start < offset + size and offset < bar.register.stop:
@@ -124,8 +126,8 @@ class ProxyDevice:
 
     def config_write(self, offset: int, data: bytes) -> None:
         """To the device first, which keeps what may be written; then follow what it means for us."""
-        with self._platform.lock, self.link.tolerant():
-            self.link.write(RegionIndex.CONFIG, offset, data)
+        with self._platform.lock, self.peer.tolerant():
+            self.peer.write(RegionIndex.CONFIG, offset, data)
             self._follow(range(offset, offset + len(data)), data)
 
     def _follow(self, written: range, data: bytes) -> None:
@@ -136,15 +138,15 @@ class ProxyDevice:
         if _LINE in written:
             self._line = data[_LINE - written.start]
         if _overlap(written, range(_COMMAND, _COMMAND + 2)):
-            command = self.link.read(RegionIndex.CONFIG, _COMMAND, 2)
-            self._decoding = 0 if self.link.lost else command[0]
+            command = self.peer.read(RegionIndex.CONFIG, _COMMAND, 2)
+            self._decoding = 0 if self.peer.lost else command[0]
         self._remap()
         msi, msix, express = map(self._capabilities.get, _FOLLOWED)
         if msi is not None and _overlap(written, range(msi + 2, msi + 24)):
-            size = Msi.size(int.from_bytes(self.link.read(RegionIndex.CONFIG, msi + 2, 2), "little"))
-            self._interrupts.msi_changed(Msi.unpack(self.link.read(RegionIndex.CONFIG, msi, size)))
+            size = Msi.size(int.from_bytes(self.peer.read(RegionIndex.CONFIG, msi + 2, 2), "little"))
+            self._interrupts.msi_changed(Msi.unpack(self.peer.read(RegionIndex.CONFIG, msi, size)))
         if msix is not None and _overlap(written, range(msix + 2, msix + 4)):
-            control = self.link.read(RegionIndex.CONFIG, msix + 2, 2)
+            control = self.peer.read(RegionIndex.CONFIG, msix + 2, 2)
             self._interrupts.msix_changed(int.from_bytes(control, "little"))
         if express is not None and express + 9 in written and data[express + 9 - written.start] & _FUNCTION_RESET:
             self._forget()
@@ -155,9 +157,9 @@ class ProxyDevice:
         # A direct store to a mapped area would overtake a posted message, so no write is posted beside one;
         # and PCI itself does not post writes to I/O ports.
         posted = not bar.ports and not any(self._areas.values())
-        relayed = self._doorbells.relayed.get(bar.index, ())
-        counts = self._doorbells.counts.get(bar.index, {})
-        return BarTarget(self.link, bar, relayed, counts, self._interrupts.table, posted=posted)
+        relayed = self._registrations.relayed.get(bar.index, ())
+        counts = self._registrations.counts.get(bar.index, {})
+        return BarTarget(self.peer, bar, relayed, counts, self._interrupts.table, posted=posted)
 
     def _find_places(self) -> None:
         for bar in self._bars.values():
@@ -196,12 +198,12 @@ class ProxyDevice:
         self._placed[bar.index] = address
         for area in self._areas.get(bar.index, ()):
             area.attach(address)
-        self._doorbells.attach(bar)
+        self._registrations.attach(bar)
         self._zones.attach(bar, self._targets[bar.index])
 
     def _unmap(self, bar: Bar) -> None:
         self._zones.detach(bar)
-        self._doorbells.detach(bar)
+        self._registrations.detach(bar)
         for area in self._areas.get(bar.index, ()):
             area.detach()
         self._platform.space(bar).remove(self._targets[bar.index])
@@ -213,7 +215,7 @@ class ProxyDevice:
         for bar in self._bars.values():
             bar.address = 0
         self._remap()
-        with self.link.tolerant():
+        with self.peer.tolerant():
             self._interrupts.reset()
 
     def _leave_addresses(self) -> None:

@@ -6,6 +6,7 @@ import os
 import select
 
 from bellwire_vmm.machine.platform import Platform
+from vfio_user.eventfds import SIZE, take
 
 
 class Vector:
@@ -29,7 +30,7 @@ class Vector:
         if not self._open:
             # KVM, too, looks at the eventfd once when it takes it over, but would leave its count standing:
             # it would look pending at the next mask. So what has come so far is taken out and sent here.
-            raised = self._drain()
+            raised = take(self.eventfd, bytearray(SIZE))
             vm.irqfd(self.eventfd, self._gsi)
             self._open = True
             if raised:
@@ -47,9 +48,3 @@ class Vector:
         self.set(0, 0, opened=False)
         self._platform.gsis.give_back(self._gsi)
         os.close(self.eventfd)
-
-    def _drain(self) -> bool:
-        try:
-            return os.eventfd_read(self.eventfd) > 0
-        except BlockingIOError:
-            return False

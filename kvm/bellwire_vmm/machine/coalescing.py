@@ -12,15 +12,15 @@ from bisect import bisect_right
 from typing import NamedTuple, Protocol
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.link import Link
+from bellwire_vmm.device.peer import Peer
 from kvm_ioctls import Capability, CoalescedRing, CoalescedWrite, KvmError, Vcpu, Vm
 from vfio_user import RegionWrite
 
 
 class Taker(Protocol):
-    """Whose writes have waited: those to ``bar`` go down ``link``, and ``writes`` counts them."""
+    """Whose writes have waited: those to ``bar`` go down ``peer``, and ``writes`` counts them."""
 
-    link: Link
+    peer: Peer
     bar: Bar
     writes: int
 
@@ -82,7 +82,7 @@ class Coalescing:
                 self._ring.drain(self._deliver)
 
     def _deliver(self, writes: list[CoalescedWrite]) -> None:
-        batches: dict[Link, list[RegionWrite]] = {}
+        batches: dict[Peer, list[RegionWrite]] = {}
         stretches, starts = self._stretches, self._starts
         for address, data, _ in writes:
             at = bisect_right(starts, address) - 1
@@ -90,9 +90,9 @@ class Coalescing:
                 continue  # no zone of ours: KVM does no such thing
             _, _, base, taker = stretches[at]
             taker.writes += 1
-            batches.setdefault(taker.link, []).append(RegionWrite(taker.bar.index, address - base, data))
-        for link, batch in batches.items():
-            link.write_many(batch)
+            batches.setdefault(taker.peer, []).append(RegionWrite(taker.bar.index, address - base, data))
+        for peer, batch in batches.items():
+            peer.write_many(batch)
 
     def _forget(self, stretch: Stretch) -> None:
         self._replace([each for each in self._stretches if each is not stretch])

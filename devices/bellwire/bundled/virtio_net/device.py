@@ -15,30 +15,30 @@ from bellwire.network import (
     LARGEST_PACKET,
     DatagramLink,
     Link,
+    LinkEnd,
     LinkError,
     MacvtapLink,
     Offload,
-    Port,
     StreamLink,
     TapLink,
 )
-from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, vxlan_fault
+from bellwire.network.checks import given, interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.interface import Settings, Vxlan
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 
 MOST_PAIRS = 8
-BATCH = 64  # packets from one port, before the others have their turn
+BATCH = 64  # packets from one end, before the others have their turn
 NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 LINK_UP = 1
 
 
 class Lane:
-    """One pair of queues at work: its port, and a packet that has come and found no room yet."""
+    """One pair of queues at work: its end, and a packet that has come and found no room yet."""
 
-    def __init__(self, number: int, port: Port) -> None:
+    def __init__(self, number: int, end: LinkEnd) -> None:
         self.number = number
-        self.port = port
+        self.end = end
         self.buffer = memoryview(bytearray(LARGEST_PACKET))
         self.size = 0
         """Of the packet that waits in ``buffer``."""
@@ -68,9 +68,9 @@ class VirtioNet(
         check=mtu_fault,
         help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: as they have it",
     )
-    dgram = Option(Path(), help="UNIX datagram socket that takes the guest's frames")
-    local = Option(Path(), help="UNIX datagram socket for frames to the guest")
-    stream = Option(Path(), help="UNIX stream socket for frames with their lengths")
+    dgram = Option(Path(), check=socket_fault, help="UNIX datagram socket that takes the guest's frames")
+    local = Option(Path(), check=socket_fault, help="UNIX datagram socket for frames to the guest")
+    stream = Option(Path(), check=socket_fault, help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
     mac = Option("", check=mac_fault, help="address of the card; a local one is made up if it is not given")
     link = Option(True, help="whether the cable is in")
@@ -91,7 +91,7 @@ class VirtioNet(
 
     def check_options(self) -> None:
         """One other side, and what goes with it."""
-        if sum((bool(self.tap), bool(self.dgram.name or self.local.name), bool(self.stream.name))) != 1:
+        if sum((bool(self.tap), given(self.dgram) or given(self.local), given(self.stream))) != 1:
             raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
         if self.pairs > 1 and not self.tap:
             raise OptionError(f"option pairs={self.pairs}: expected 1 on a socket")
@@ -107,11 +107,11 @@ class VirtioNet(
         address = parse_mac(self.mac) or made_up_mac()
         self.filter = Filter.at(self.filter_state, address)
         self.wire = self.open_wire(address)
-        self.lanes = [Lane(number, port) for number, port in enumerate(self.wire.ports)]
+        self.lanes = [Lane(number, end) for number, end in enumerate(self.wire.ends)]
 
     def open_wire(self, address: bytes) -> Link:
         """What the options name: one of tap, dgram (or local) and stream."""
-        dgram, local, stream = (path if path.name else None for path in (self.dgram, self.local, self.stream))
+        dgram, local, stream = (path if given(path) else None for path in (self.dgram, self.local, self.stream))
         if self.tap:
             settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
             if self.macvtap:
@@ -216,25 +216,25 @@ class VirtioNet(
         elif queue.index < control:
             lane = self.lanes[queue.index // 2]
             if queue.index % 2:
-                self.transmit(queue, lane.port)
+                self.transmit(queue, lane.end)
             elif lane.number < self.used_pairs:
                 self.watch_lane(lane, True)
                 self.receive(lane)
 
-    def transmit(self, queue: Virtqueue, port: Port) -> None:
-        """From guest memory into the port, with no copy between (§5.1.6.2)."""
+    def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
+        """From guest memory into the end, with no copy between (§5.1.6.2)."""
         for chain in queue:
-            if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and self.link_up and port.send(chain.readable)):
+            if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and self.link_up and end.send(chain.readable)):
                 self.dropped += 1
             chain.done()
 
     def receive(self, lane: Lane) -> None:
-        """What the port has, as far as the guest has room for it (§5.1.6.4); one interrupt for all."""
+        """What the end has, as far as the guest has room for it (§5.1.6.4); one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
         for _ in range(BATCH):
             try:
-                lane.size = lane.size or lane.port.receive(lane.buffer)
+                lane.size = lane.size or lane.end.receive(lane.buffer)
             except LinkError as error:
                 self.log.warning("%s", error)
                 self.watch_lane(lane, False)
@@ -288,17 +288,17 @@ class VirtioNet(
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:
-        """Look at the port only while there is use for what it has."""
+        """Look at the end only while there is use for what it has."""
         wanted = wanted and self.running
         if wanted and lane.watched < 0:
-            lane.watched = lane.port.fileno()
+            lane.watched = lane.end.fileno()
             self.watch(lane.watched, lambda: self.arrived(lane))
         elif not wanted and lane.watched >= 0:
             self.unwatch(lane.watched)
             lane.watched = -1
 
     def arrived(self, lane: Lane) -> None:
-        """The port has something."""
+        """The end has something."""
         if self.running and self.connected:
             self.receive(lane)
         else:

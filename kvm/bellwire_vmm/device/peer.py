@@ -14,7 +14,7 @@ _FATAL = Disconnected, FramingError, TimedOut  # an answer that comes late, or h
 _log = logging.getLogger(__name__)
 
 
-class Link:
+class Peer:
     """Wraps a `vfio_user.Client` for use on vCPU threads. ``lock`` is the platform's.
 
     ``refused`` counts accesses that the device answered with an error; ``lost`` says why there will be no

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.doorbells import Count
-from bellwire_vmm.device.link import Link
 from bellwire_vmm.device.msix import MsixTable
+from bellwire_vmm.device.peer import Peer
+from bellwire_vmm.device.registrations import Count
 from bellwire_vmm.device.relay import RelayedRegion
 
 
@@ -20,7 +20,7 @@ class BarTarget:
 
     def __init__(
         self,
-        link: Link,
+        peer: Peer,
         bar: Bar,
         relayed: Sequence[RelayedRegion],
         counts: Mapping[int, Count],
@@ -28,7 +28,7 @@ class BarTarget:
         *,
         posted: bool,
     ) -> None:
-        self.link = link
+        self.peer = peer
         self.bar = bar
         self.reads = self.writes = 0
         self._counts = counts
@@ -50,7 +50,7 @@ class BarTarget:
                 if data is not None:
                     return data
                 break
-        data = self.link.read(self.bar.index, offset, size)
+        data = self.peer.read(self.bar.index, offset, size)
         if self._table is not None and _inside(self._pending, offset, size):
             return self._table.pending(offset - self._pending.start, data)
         return data
@@ -62,7 +62,7 @@ class BarTarget:
         if count is not None:
             count.exits += 1
         if self._table is not None and _inside(self._entries, offset, len(data)):
-            with self.link.lock:
+            with self.peer.lock:
                 self._table.write(offset - self._entries.start, data)
             return
         for region in self._relayed:
@@ -70,7 +70,7 @@ class BarTarget:
                 if region.write(offset, data):
                     return
                 break
-        self.link.write(self.bar.index, offset, data, posted=self._posted)
+        self.peer.write(self.bar.index, offset, data, posted=self._posted)
 
 
 def _inside(extent: range, offset: int, size: int) -> bool:

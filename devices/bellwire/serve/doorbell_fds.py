@@ -1,9 +1,21 @@
 """The device's end of doorbells that ring without a message: eventfds and ioregionfd sockets.
 
-All of them hang in one epoll of their own, so that "has anything rung?" is a single system call. Ringing is
-in two steps: :meth:`Bells.gather` takes what has been rung out of the fds, :meth:`Bells.run` runs the hooks.
-Whatever the client posted before a gathered ring is in the socket by then; draining the socket between
-the two steps makes a ring see every write that came before it.
+An epoll in an epoll
+====================
+
+All of them hang in one epoll of their own, and that epoll's descriptor hangs in the loop's: it can be read while any
+of them can. So "has anything rung?" is a single system call, however many doorbells there are, and is asked before
+every reply (a reply flushes rings). The loop's own epoll could be asked as well, but would answer about everything
+else too: a descriptor of the device's that is ready and not read yet, which nobody may handle in the middle of a
+message, would come back each time. And a poll(2) of all of them costs by their number: an nvme has two for each of
+its queues.
+
+Both are level-triggered. What is gathered is taken out of its descriptor, so the inner epoll is not ready again until
+something rings again; and what one turn leaves behind ends the next one's wait. Edges would save the second look, and
+lose a ring for good where a turn ends early, as it does when a client goes.
+
+Ringing is in two steps: :meth:`DoorbellFds.gather` takes what has been rung out of the fds, :meth:`DoorbellFds.run`
+runs the hooks. Why there are two, :mod:`bellwire.serve.served` tells.
 """
 
 from __future__ import annotations
@@ -18,7 +30,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
 from bellwire.model.tally import Count
-from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, SubRegion, VfioUserError
+from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, Mechanism, SubRegion, VfioUserError
+from vfio_user.eventfds import SIZE, take
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
 
@@ -52,15 +65,13 @@ class EventSource(Generic[Bell]):
         self._bell = bell
         self._ring = ring
         self._guard = guard
+        self._counter = bytearray(SIZE)
         self._count = 0
         self._rings = core.tally.ring("ioeventfd", _name(bell))
 
     def gather(self) -> None:
         """Add the eventfd's count."""
-        try:
-            self._count += os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return  # somebody else who holds the fd has read it
+        self._count += take(self.fd, self._counter)  # nothing, where somebody else who holds the fd has read it
 
     def run(self) -> None:
         """One hook call for however many rings."""
@@ -169,12 +180,14 @@ class CommandSource:
             if not command.write:
                 return self._core.ioregion_read(target, command.offset, command.size)
             self._core.ioregion_write(target, command.offset, command.size, command.data)
-        elif command.write and command.offset == 0:
+        elif not command.write:
+            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as by message
+        elif command.offset == 0:
             self._core.ring_value(target, command.data)
         return 0
 
 
-class Bells:
+class DoorbellFds:
     """All fds of one device for one client: made when the client asks, gone when it leaves."""
 
     def __init__(self, core: Core, guard: Guard) -> None:
@@ -193,7 +206,7 @@ class Bells:
         """Readable while anything has rung."""
         return self._epoll.fileno()
 
-    def sub_regions(self, index: int, mechanisms: frozenset[str]) -> list[SubRegion]:
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         """What GET_REGION_IO_FDS says about a region, within ``mechanisms``; asking twice gives the same fds."""
         plan = self._core.layout.bars.get(index)
         if plan is None:
@@ -202,18 +215,18 @@ class Bells:
         found: list[SubRegion] = []
         for bell in plan.doorbells:
             if bell.value:
-                if "ioregionfd" in mechanisms:
+                if Mechanism.IOREGIONFD in mechanisms:
                     found.append(self._by_value(bell, pio))
-            elif "ioeventfd" in mechanisms:
+            elif Mechanism.IOEVENTFD in mechanisms:
                 size = 0 if bell.match is None else bell.size
                 found.append(IoEventFd(bell.offset, size, self._event(bell, self._core.ring), bell.match, pio))
         for region in plan.ioregions:
-            if region in self._core.by_event and "ioeventfd" in mechanisms:
+            if region in self._core.by_event and Mechanism.IOEVENTFD in mechanisms:
                 found += [
                     IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
                     for at in range(0, self._core.by_event[region] * region.bell, region.bell)
                 ]
-            elif "ioregionfd" in mechanisms:
+            elif Mechanism.IOREGIONFD in mechanisms:
                 source = self._regions.get(region) or self._commands([region])
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         return found

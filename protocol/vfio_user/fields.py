@@ -7,8 +7,8 @@ import struct
 from vfio_user.errors import ProtocolError
 
 
-class Layout:
-    """A ``struct.Struct`` whose fields have names: ``Layout("<QII", "offset region count")``."""
+class Fields:
+    """A ``struct.Struct`` whose fields have names: ``Fields("<QII", "offset region count")``."""
 
     __slots__ = ("_fields", "_pack", "iter_unpack", "size", "unpack", "unpack_from")
 

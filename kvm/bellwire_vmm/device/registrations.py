@@ -11,20 +11,19 @@ from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.relay import Relay, RelayedRegion
 from bellwire_vmm.errors import DeviceRefusedError
 from kvm_ioctls import IoRegion, KvmError, Vm
-from vfio_user import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion, VfioUserError
+from vfio_user import IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
+
+IN_KERNEL = frozenset((Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.IOREGIONFD_KERNEL))
+"""Where the guest's write does not leave the guest, once KVM knows the address."""
 
 
-class Mechanism(NamedTuple):
-    """How a guest's write to a sub-region reaches its device.
-
-    ``mechanism`` is one of ``ioeventfd``, ``ioeventfd datamatch``, ``ioregionfd kernel``, ``ioregionfd
-    relay`` and ``region_write``; ``reason`` says why it is the last of them.
-    """
+class Route(NamedTuple):
+    """How a guest's write to a sub-region reaches its device; where that is by REGION_WRITE, ``reason`` says why."""
 
     bar: int
     offset: int
     size: int
-    mechanism: str
+    mechanism: Mechanism
     reason: str = ""
 
 
@@ -38,12 +37,12 @@ class Count:
 
 
 @dataclass(slots=True)
-class Doorbell:
+class Registration:
     """A sub-region of ``bar``. ``registered`` is the base address that KVM knows it at."""
 
     bar: Bar
     region: SubRegion
-    mechanism: str
+    mechanism: Mechanism
     counted: Count | RelayedRegion
     reason: str = ""
     registered: int | None = None
@@ -54,17 +53,17 @@ class Standing(NamedTuple):
     accesses to it have left the guest all the same.
     """
 
-    mechanism: Mechanism
+    route: Route
     address: int | None
     exits: int
 
 
-class Doorbells:
+class Registrations:
     """All sub-regions of one device; owns their file descriptors."""
 
     def __init__(self, vm: Vm, bars: Iterable[tuple[Bar, list[SubRegion]]]) -> None:
         self._vm = vm
-        self._doorbells: list[Doorbell] = []
+        self._registrations: list[Registration] = []
         self._relays: dict[int, Relay] = {}
         self._fds: set[int] = set()
         self.relayed: dict[int, list[RelayedRegion]] = {}
@@ -73,30 +72,30 @@ class Doorbells:
         for _, regions in taken:
             self._fds |= descriptors(regions)
         try:
-            self._doorbells += [self._choose(bar, region) for bar, regions in taken for region in regions]
+            self._registrations += [self._choose(bar, region) for bar, regions in taken for region in regions]
         except (DeviceRefusedError, VfioUserError):
             self.close()
             raise
 
-    def mechanisms(self) -> list[Mechanism]:
+    def routes(self) -> list[Route]:
         """What each sub-region got, in the device's order."""
         return [
-            Mechanism(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
-            for each in self._doorbells
+            Route(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
+            for each in self._registrations
         ]
 
     def standings(self) -> list[Standing]:
         """The same, with what has come of it so far."""
         standings = []
-        for mechanism, each in zip(self.mechanisms(), self._doorbells, strict=True):
-            known = each.registered is not None and mechanism.mechanism.startswith(("ioeventfd", "ioregionfd kernel"))
+        for route, each in zip(self.routes(), self._registrations, strict=True):
+            known = each.registered is not None and route.mechanism in IN_KERNEL
             address = each.bar.address + each.region.offset if known else None
-            standings.append(Standing(mechanism, address, each.counted.exits))
+            standings.append(Standing(route, address, each.counted.exits))
         return standings
 
     def attach(self, bar: Bar) -> None:
         """``bar`` answers at its address now: register what lies in it."""
-        for each in self._doorbells:
+        for each in self._registrations:
             if each.bar is bar and each.registered is None:
                 try:
                     self._register(each, bar.address)
@@ -107,14 +106,14 @@ class Doorbells:
 
     def detach(self, bar: Bar) -> None:
         """``bar`` answers no more: take its registrations away."""
-        for each in self._doorbells:
+        for each in self._registrations:
             if each.bar is bar and each.registered is not None:
                 base, each.registered = each.registered, None
                 self._unregister(each, base)
 
     def close(self) -> None:
         """Take every registration away and close the descriptors."""
-        for each in self._doorbells:
+        for each in self._registrations:
             self.detach(each.bar)
         for relay in self._relays.values():
             relay.hang_up()
@@ -122,47 +121,48 @@ class Doorbells:
             os.close(fd)
         self._fds.clear()
 
-    def _choose(self, bar: Bar, region: SubRegion) -> Doorbell:
+    def _choose(self, bar: Bar, region: SubRegion) -> Registration:
         if region.pio != bar.ports:
             kinds = "I/O ports", "memory"
             said, is_ = kinds if region.pio else kinds[::-1]
             where = f"BAR{bar.index}+{region.offset:#x}"
             raise DeviceRefusedError(f"the sub-region at {where} says {said}, but its BAR is {is_}")
         if isinstance(region, IoEventFd):
-            mechanism = "ioeventfd" if region.datamatch is None else "ioeventfd datamatch"
-            return Doorbell(bar, region, mechanism, self._count(bar, region))
+            mechanism = Mechanism.IOEVENTFD if region.datamatch is None else Mechanism.IOEVENTFD_DATAMATCH
+            return Registration(bar, region, mechanism, self._count(bar, region))
         if not isinstance(region, IoRegionFd):
             why = "shadow ioeventfds need a patched kernel"
-            return Doorbell(bar, region, "region_write", self._count(bar, region), why)
+            return Registration(bar, region, Mechanism.REGION_WRITE, self._count(bar, region), why)
         in_kernel = self._vm.has_ioregion()
         if not in_kernel and region.fd not in self._relays:
             self._relays[region.fd] = Relay(region.fd)
         relayed = RelayedRegion(region, self._relays.get(region.fd))
         self.relayed.setdefault(bar.index, []).append(relayed)
-        return Doorbell(bar, region, "ioregionfd kernel" if in_kernel else "ioregionfd relay", relayed)
+        mechanism = Mechanism.IOREGIONFD_KERNEL if in_kernel else Mechanism.IOREGIONFD_RELAY
+        return Registration(bar, region, mechanism, relayed)
 
     def _count(self, bar: Bar, region: SubRegion) -> Count:
         return self.counts.setdefault(bar.index, {}).setdefault(region.offset, Count())
 
-    def _standing(self, doorbell: Doorbell) -> tuple[str, str]:
-        if doorbell.mechanism == "ioregionfd relay" and not self._relays[doorbell.region.fd].alive:
-            return "region_write", "the device closed its ioregionfd"
-        return ("region_write", doorbell.reason) if doorbell.reason else (doorbell.mechanism, "")
+    def _standing(self, registration: Registration) -> tuple[Mechanism, str]:
+        if registration.mechanism is Mechanism.IOREGIONFD_RELAY and not self._relays[registration.region.fd].alive:
+            return Mechanism.REGION_WRITE, "the device closed its ioregionfd"
+        return (Mechanism.REGION_WRITE, registration.reason) if registration.reason else (registration.mechanism, "")
 
-    def _register(self, doorbell: Doorbell, base: int) -> None:
-        region = doorbell.region
+    def _register(self, registration: Registration, base: int) -> None:
+        region = registration.region
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, ccw=region.ccw)
-        elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):
             self._vm.set_ioregion(_kernel_region(region, base))
 
-    def _unregister(self, doorbell: Doorbell, base: int) -> None:
-        region = doorbell.region
+    def _unregister(self, registration: Registration, base: int) -> None:
+        region = registration.region
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd_deassign(region.fd, where, region.size, region.datamatch, region.pio)
-        elif doorbell.mechanism == "ioregionfd kernel" and isinstance(region, IoRegionFd):
+        elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):
             self._vm.ioregion_deassign(_kernel_region(region, base))
 
 

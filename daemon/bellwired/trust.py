@@ -1,0 +1,26 @@
+"""Whether a file or a folder is as safe as its owner."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+
+
+def others_may_write(status: os.stat_result) -> bool:
+    """Whether anybody may write it other than its owner. The owner's private group is nobody else."""
+    return bool(status.st_mode & (stat.S_IWOTH if _private_group(status) else stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _private_group(status: os.stat_result) -> bool:
+    """Whether the group is the owner's alone and has their name, as the one that distributions give each user."""
+    try:
+        owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    return (
+        group.gr_name == owner.pw_name
+        and set(group.gr_mem) <= {owner.pw_name}
+        and all(other.pw_uid == owner.pw_uid for other in pwd.getpwall() if other.pw_gid == group.gr_gid)
+    )
