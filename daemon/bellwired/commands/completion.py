@@ -111,11 +111,9 @@ def _live_options(plain: list[str], places: Places) -> Iterator[str]:
 
 def _values(option: Option[Any]) -> Iterator[str]:
     """KEY=, and with values that there are, so that a shell stops at the = and does not go on to the next word."""
-    yield f"{option.name}="
-    if isinstance(option.default, bool):
-        yield from (f"{option.name}=yes", f"{option.name}=no")
-    elif str(option.default) not in ("", "."):
-        yield f"{option.name}={option.default}"
+    values = option.choices or ((True, False) if isinstance(option.default, bool) else (option.default,))
+    for text in ("", *filter(None, map(option.text, values))):
+        yield f"{option.name}={text}"
 
 
 def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:

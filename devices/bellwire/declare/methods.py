@@ -127,8 +127,8 @@ def _stores(code: CodeType) -> tuple[Store, ...]:
 
 
 def _loads(instruction: dis.Instruction, name: str) -> bool:
-    """Whether it leaves a local variable on top of the stack; newer Pythons load two at once."""
-    if not instruction.opname.startswith("LOAD_FAST"):
+    """Whether it leaves a local variable on top of the stack; newer Pythons do two things at once."""
+    if "LOAD_FAST" not in instruction.opname:
         return False
     loaded = instruction.argval
     return bool(loaded[-1] == name if isinstance(loaded, tuple) else loaded == name)

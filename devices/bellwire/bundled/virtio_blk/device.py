@@ -77,7 +77,7 @@ class VirtioBlk(
 
     def setup(self) -> None:
         """Open the image."""
-        if self.image.name:
+        if self.image != Path():
             self.disk = Disk.open(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
             )
