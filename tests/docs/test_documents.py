@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from bellwired.commands.attach import qemu_command
 from bellwired.commands.cli import parser
 from bellwired.commands.describe import describe
-from bellwired.commands.run import qemu_command
 from bellwired.find import find_device
 from bellwired.settings import Device, decode
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
@@ -103,7 +103,7 @@ def test_the_readme_attaches_qemu_as_bellwire_run_says() -> None:
     (line,) = commands(README, "qemu-system-x86_64")
     words = shlex.split(line)
     (path,) = re.findall(r'"path":"([^"]+)"', line)
-    assert words == shlex.split(qemu_command(Path(path)))
+    assert words == shlex.split(qemu_command(Path(path), ["kvm", "tcg"]))
 
 
 def test_the_architecture_opens_with_four_sentences() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
+from bellwired.settings import NAME
 
 Result = TypeVar("Result")
 PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
@@ -37,12 +41,16 @@ class Instance:
     wait: bool = False
 
 
-def call(instance: Instance, work: Callable[[Any], Awaitable[Result]], *, endless: bool = False) -> Result:
+def call(
+    instance: Instance, work: Callable[[Any], Awaitable[Result]], name: str | None = None, *, endless: bool = False
+) -> Result:
     """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed.
 
-    ``endless``: it takes as long as it takes.
+    What concerns the device ``name`` is asked of the ``bellwire run`` that serves it, if there is one. ``endless``:
+    it takes as long as it takes.
     """
-    control = instance.places.control
+    control = _control(instance.places, name)
+    who = "the daemon" if control == instance.places.control else "bellwire run"
 
     async def talk() -> Result:
         transport, protocol = await _connect(control, time.monotonic() + instance.timeout if instance.wait else 0)
@@ -52,11 +60,11 @@ def call(instance: Instance, work: Callable[[Any], Awaitable[Result]], *, endles
             async with asyncio.timeout(None if endless else instance.timeout):
                 return await work(protocol.make_proxy(Control))
         except TimeoutError:
-            raise CommandError(f"{control}: the daemon does not answer", "its log may say why") from None
+            raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
             raise _explain(error) from None
         except (EOFError, ConnectionError):
-            raise CommandError("the daemon has hung up", "its log says why") from None
+            raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:
             transport.close()
             await asyncio.sleep(0)
@@ -70,7 +78,25 @@ def method(instance: Instance, method_name: str, /, **arguments: Any) -> dict[st
     async def work(daemon: Any) -> dict[str, Any]:
         return dict(await getattr(daemon, method_name)(**arguments) or {})
 
-    return call(instance, work)
+    return call(instance, work, arguments.get("name"))
+
+
+def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
+    """The daemon's, and those that run in the foreground."""
+
+    async def work(daemon: Any) -> list[dict[str, Any]]:
+        return list((await daemon.List(**arguments))["devices"])
+
+    found = []
+    for name in instance.places.foreground():
+        if _listens(instance.places.control_of(name)):
+            found += call(instance, work, name)
+    try:
+        found += call(instance, work)
+    except NoDaemonError:
+        if not found:
+            raise
+    return sorted(found, key=lambda each: each["name"])
 
 
 def stream(
@@ -83,7 +109,22 @@ def stream(
         async for reply in replies:
             each(dict(reply))
 
-    call(instance, work, endless=endless)
+    call(instance, work, arguments.get("name"), endless=endless)
+
+
+def _control(places: Places, name: str | None) -> Path:
+    """The socket of whoever serves the device ``name``, or of the daemon."""
+    if name is not None and NAME.fullmatch(name) and _listens(places.control_of(name)):
+        return places.control_of(name)
+    return places.control
+
+
+def _listens(path: Path) -> bool:
+    """Whether anybody does: one who was killed leaves a socket behind."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
+    return False
 
 
 async def _connect(path: Path, deadline: float) -> Any:

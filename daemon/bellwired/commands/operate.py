@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bellwired.commands import show
+from bellwired.commands import attach, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
-from bellwired.commands.control_client import LONGEST, Instance, method, stream
-from bellwired.commands.run import qemu_command
+from bellwired.commands.control_client import LONGEST, Instance, all_devices, method, stream
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
@@ -91,7 +90,7 @@ def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
     """The names that ``words`` mean: as they are, or all that match a pattern. A CommandError where none does."""
     if not any(map(_is_pattern, words)):
         return list(dict.fromkeys(words))
-    there = [device["name"] for device in method(daemon, "List")["devices"]]
+    there = [device["name"] for device in all_devices(daemon)]
     found: dict[str, None] = {}
     for word in words:
         names = fnmatch.filter(there, word) if _is_pattern(word) else [word]
@@ -104,7 +103,7 @@ def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
 def list_devices(arguments: argparse.Namespace) -> int:
     """``bellwire list [PATTERN...]``."""
     daemon = instance(arguments)
-    devices = method(daemon, "List", statistics=arguments.json)["devices"]
+    devices = all_devices(daemon, statistics=arguments.json)
     if arguments.name:
         names = set(chosen(daemon, arguments.name))
         devices = [device for device in devices if device["name"] in names]
@@ -280,7 +279,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def qemu_args(arguments: argparse.Namespace) -> int:
     """``bellwire qemu-args NAME``."""
     device = method(instance(arguments), "Describe", name=arguments.name)["device"]
-    command = qemu_command(Path(device["socket"]))
+    command = attach.qemu_command(Path(device["socket"]), attach.accelerators())
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
     else:

@@ -281,11 +281,11 @@ class Server:
         self._sock.setblocking(False)
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
-    async def close(self) -> None:
+    async def close(self, why: str = "the daemon stops") -> None:
         """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        self._manager.broadcaster.publish("", LAST, {"text": "the daemon stops"})
+        self._manager.broadcaster.publish("", LAST, {"text": why})
         await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):

@@ -104,7 +104,7 @@ class Manager:
                 self._add(name)
             for name in self._given.keys() - self.units.keys():
                 log.warning("a socket was passed for %s, which is no device: it is left alone", name)
-            async with alongside(self._watch_over, self._count):
+            async with alongside(self._watch_over, self.count):
                 yield self
         finally:
             await self._close()
@@ -170,7 +170,7 @@ class Manager:
                 return await self._changed.wait()
         return False
 
-    async def _count(self) -> None:
+    async def count(self) -> None:
         """While anybody listens, tell what the devices have counted."""
         last: dict[Unit, dict[str, int]] = {}
         while True:

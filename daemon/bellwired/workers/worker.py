@@ -24,6 +24,7 @@ from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
+from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import Capabilities
 
@@ -46,6 +47,9 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mark_trouble)
+    refuse_breakpoints(
+        f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
+    )
     *listeners, control = fds
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
@@ -79,7 +83,12 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     if spawn.trial:
         return 0
     try:
-        Serving(spawn, device, listeners[0], channel).run()
+        serving = Serving(
+            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: serving.stop())
+        serving.run()
     except OptionError as error:
         return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
@@ -117,15 +126,29 @@ def _mark_trouble(record: logging.LogRecord) -> bool:
 class Serving:
     """A device at work, and the manager's questions about it."""
 
-    def __init__(self, spawn: Spawn, device: PciDevice, listener: socket.socket, channel: socket.socket) -> None:
+    def __init__(
+        self,
+        device: PciDevice,
+        channel: socket.socket,
+        *,
+        listener: socket.socket | None = None,
+        connection: socket.socket | None = None,
+        io_fd_entry: int = 40,
+        busy_poll: int = 0,
+        reporter: Reporter | None = None,
+        managed: bool = True,
+    ) -> None:
+        """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
         self._channel = channel
-        reporter = Reporter()
+        self._managed = managed
+        reporter = reporter or Reporter()
         self._worker = Worker(
             device,
             listener,
+            connection=connection,
             observer=reporter,
-            io_fd_entry_size=spawn.io_fd_entry,
-            busy_poll=spawn.busy_poll / 1e6,
+            io_fd_entry_size=io_fd_entry,
+            busy_poll=busy_poll / 1e6,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
@@ -140,12 +163,19 @@ class Serving:
             "stop": self._worker.stop,
         }
 
-    def run(self) -> None:
-        """Serve until told to stop, or the manager has gone."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._worker.stop())
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop, or the manager has gone; ``ready`` is called once clients are accepted."""
+
+        def accepting() -> None:
+            self._outbox.tell("ready")
+            ready()
+
         self._worker.loop.watch(self._channel.fileno(), self._asked)
-        self._worker.run(ready=lambda: self._outbox.tell("ready"))
+        self._worker.run(accepting)
+
+    def stop(self) -> None:
+        """End :meth:`run`, from any thread or signal handler."""
+        self._worker.stop()
 
     def _disconnect(self) -> None:
         if not self._worker.disconnect():
@@ -168,7 +198,8 @@ class Serving:
             return
         if received is None:
             self._worker.loop.unwatch(self._channel.fileno())
-            self._worker.stop()
+            if self._managed:
+                self._worker.stop()
             return
         ask, fds = received
         wire.close(fds)

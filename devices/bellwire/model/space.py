@@ -134,6 +134,7 @@ class RegisterCell:
         self._core = core
         self._register = register
         self._access = register.access
+        self._takes_writes = register.access.takes_writes
         self._file = core.state.registers[register.bar.index]
         self._mask = (1 << 8 * self.size) - 1
         self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
@@ -173,7 +174,7 @@ class RegisterCell:
     def write(self, first: int, data: memoryview) -> None:
         """A guest's write: stored, then told to the hook."""
         access = self._access
-        if not access.takes_writes:
+        if not self._takes_writes:
             if access is Access.UNIMPLEMENTED:
                 self._core.unimplemented("write", self._register)
             return

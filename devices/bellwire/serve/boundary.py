@@ -9,13 +9,15 @@ from bellwire.errors import GuestError
 from bellwire.model.core import Core
 from bellwire.model.limited import shape
 from bellwire.serve.blame import in_words
+from bellwire.serve.observer import Observer
 
 
 class Boundary:
     """Calls into the code of one device, and says in the log what came of it."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, observer: Observer) -> None:
         self._core = core
+        self._observer = observer
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into device code; what it raises is logged, and None comes back."""
@@ -34,6 +36,7 @@ class Boundary:
         else:
             self._core.tally.failures += 1
             log.failure(_place(error), error, "%s", in_words(error, what))
+        self._observer.failed(error)
 
 
 def _place(error: BaseException) -> tuple[object, ...]:

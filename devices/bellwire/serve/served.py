@@ -53,7 +53,7 @@ class Served:
         self.core: Core = device.core
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
-        self._boundary = Boundary(self.core)
+        self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
         self._introduced = False
         self.session: Session | None = None
