@@ -113,12 +113,12 @@ def caught_by(site: Site, reached: dict[str, Any], tests: list[str] | None = Non
     if tests:
         return attempt(site.file, mutated(Path(site.file).read_text(), site.number), tests, 240)[0]
     lines = reached["files"].get(site.file, {})
-    nodes = {node for line in site.lines for node in lines.get(str(line), ()) if node}
-    if not nodes:  # run by an import: whatever runs anything of the file
-        nodes = {node for tests in lines.values() for node in tests if node}
-    if not nodes:
+    numbers = {number for line in site.lines for number in lines.get(str(line), ())}
+    if not numbers:  # run by an import: whatever runs anything of the file
+        numbers = {number for every in lines.values() for number in every}
+    if not numbers:
         return ""
-    order = fast_first(nodes, reached["seconds"])
+    order = fast_first([reached["tests"][number] for number in numbers], reached["seconds"])
     patience = 30 + 5 * sum(reached["seconds"].get(node, 0.0) for node in order)
     tree = mutated(Path(site.file).read_text(), site.number)
     failed, seconds = attempt(site.file, tree, order, min(patience, 240))

@@ -81,7 +81,7 @@ class Chosen:
 
 
 def measure(packages: list[str], into: Path) -> dict[str, Any]:
-    """Lines of files, each with the tests that run it; and how long each test takes."""
+    """Lines of files, each with the tests that run it (by their places in ``tests``); and how long each takes."""
 
     def run() -> None:
         measured = coverage.Coverage(data_file=None, config_file=False, source_pkgs=packages, check_preimported=True)
@@ -90,11 +90,16 @@ def measure(packages: list[str], into: Path) -> dict[str, Any]:
         pytest.main([*OPTIONS, *TESTS], plugins=[reach])
         measured.stop()
         data = measured.get_data()
+        tests = list(reach.seconds)
+        number = {test: at for at, test in enumerate(tests)}
         files = {
-            os.path.relpath(file): {str(line): tests for line, tests in data.contexts_by_lineno(file).items()}
+            os.path.relpath(file): {
+                str(line): [number[name] for name in names if name in number]
+                for line, names in data.contexts_by_lineno(file).items()
+            }
             for file in data.measured_files()
         }
-        into.write_text(json.dumps({"files": files, "seconds": reach.seconds}))
+        into.write_text(json.dumps({"files": files, "tests": tests, "seconds": reach.seconds}))
 
     if _forked(run, 1800) != 0:
         raise SystemExit("mutants: the tests could not be measured: see build/mutants/output")
