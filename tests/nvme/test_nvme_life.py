@@ -190,6 +190,8 @@ def test_msi_has_one_message_and_msix_a_vector_for_each_queue(guest: Guest) -> N
 
 def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
     capabilities = guest.device.core.config.at
+    assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # two to the power of that many may be asked for
+    assert guest.device.layout.msi.count == 1
     guest.config_write(capabilities[0x11] + 2, 0, 2)
     guest.config_write(capabilities[0x05] + 2, 1, 2)
     driver = Driver(TestMachine(guest))
