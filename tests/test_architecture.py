@@ -109,7 +109,7 @@ def rooms_imported(file: Path, package: Path) -> Iterator[str]:
             first, _, rest = name.partition(".")
             if first == package.name:
                 room = rest.partition(".")[0]
-                yield room if (package / room).is_dir() or (package / f"{room}.py").exists() else "__init__"
+                yield room if (room and (package / room).is_dir()) or (package / f"{room}.py").exists() else "__init__"
 
 
 def floors(package: str) -> dict[str, int]:

@@ -25,8 +25,6 @@ from vfio_user import (
     RemoteError,
 )
 
-ALL_ONES = (1 << 64) - 1
-
 
 def test_a_hook_that_raises_answers_with_an_error_and_lives_on(caplog: pytest.LogCaptureFixture) -> None:
     with served(Probe()) as client:
@@ -128,3 +126,16 @@ def test_the_timers_of_a_guest_that_resets_its_device_for_ever_do_not_pile_up() 
         for _ in range(4 * FEW_TIMERS):
             client.reset()
         assert sum(isinstance(each, Deadline) for each in gc.get_objects()) <= FEW_TIMERS + 1
+
+
+def test_failures_of_device_code_are_counted_apart_from_the_guests_mistakes() -> None:
+    device = Probe()
+    with served(device) as client, sub_regions(client) as subs:
+        for _ in range(3):
+            write(client, Probe.fails.offset, 7, posted=True)
+        os.eventfd_write(subs[Probe.broken_bell.offset].fd, 1)
+        read(client, Probe.scratch.offset)
+        write(client, Probe.fetch.offset, 1 << 40, size=8, posted=True)
+        write(client, Probe.fetch.offset, 1 << 41, size=8, posted=True)
+        read(client, Probe.scratch.offset)
+        assert (device.core.tally.failures, device.core.tally.guest_errors) == (4, 2)
