@@ -180,6 +180,7 @@ mmio = Bar(0, size=4096)
         ),
         (lambda: mmio.block(0x100, count=2, stride=8, a=doorbell(0)), "no method is tied to it: write @queues.a.ring"),
         (lambda: mmio.block(0x100, count=2, stride=8, index=reg(0)), "index for its own use"),
+        (lambda: mmio.block(0x100, count=2, stride=8, rows=reg(0)), "rows for its own use"),
         (lambda: mmio.block(0x100, count=2, stride=8), "at least one register or doorbell"),
     ],
 )

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwire import Bar, GuestError, PciDevice
+from bellwire import Bar, Doorbell, GuestError, IoRegion, PciDevice, Register, Saved
 from bellwire.declare.register import MOST_VALUES
+from bellwire.model.core import Core
+from bellwire.model.state import State
 from bellwire.testing import Guest
 
 
@@ -270,3 +272,10 @@ def test_the_most_derived_hook_wins() -> None:
     with Guest(Derived) as guest:
         guest.write(Derived.one, 1)
         assert guest.device.calls == ["derived"]
+
+
+@pytest.mark.parametrize("kind", [PciDevice, Register, Doorbell, IoRegion, Saved, Core, State])
+def test_nothing_in_python_stands_in_the_way_of_an_attribute(kind: type[object]) -> None:
+    """One such method makes each access to each attribute several times as slow (CPython specializes it no more)."""
+    for name in ("__getattr__", "__getattribute__", "__setattr__"):
+        assert getattr(kind, name, None) in (None, getattr(object, name, None)), name

@@ -311,6 +311,27 @@ def test_background_work_hands_its_result_back() -> None:
         assert heard == [5]
 
 
+def test_a_result_from_before_a_reset_is_dropped() -> None:
+    with Guest(Keeper) as guest:
+        heard: list[str] = []
+        guest.device.background(str, "stale", done=heard.append)
+        guest.device.core.reset()
+        guest.device.background(str, "fresh", done=heard.append)
+        guest.advance()
+        assert heard == ["fresh"]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_background_work_needs_nobody_to_hear_of_it(reset: bool) -> None:
+    with Guest(Keeper) as guest:
+        done: list[int] = []
+        guest.device.background(done.append, 1)
+        if reset:
+            guest.device.core.reset()
+        guest.advance()
+        assert done == [1]
+
+
 def test_options_are_parsed_by_their_defaults_type() -> None:
     device = Keeper(size="64K", quick="yes", image="/tmp/x", pace="0x1")
     assert device.pace is Pace.FAST

@@ -183,6 +183,19 @@ def test_a_flood_of_failures_is_logged_a_few_times_only(caplog: pytest.LogCaptur
     assert 1 <= len([record for record in caplog.records if "hook failed" in record.message]) <= 10
 
 
+def test_failures_of_device_code_are_counted_apart_from_the_guests_mistakes() -> None:
+    device = Probe()
+    with served(device) as client, sub_regions(client) as subs:
+        for _ in range(3):
+            write(client, Probe.fails.offset, 7, posted=True)
+        os.eventfd_write(subs[Probe.broken_bell.offset].fd, 1)
+        read(client, Probe.scratch.offset)
+        write(client, Probe.fetch.offset, 1 << 40, size=8, posted=True)
+        write(client, Probe.fetch.offset, 1 << 41, size=8, posted=True)
+        read(client, Probe.scratch.offset)
+        assert (device.core.tally.failures, device.core.tally.guest_errors) == (4, 2)
+
+
 def test_a_bell_that_raises_lives_on(caplog: pytest.LogCaptureFixture) -> None:
     device = Probe()
     with served(device) as client, sub_regions(client) as subs:

@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 MOST_ROWS = 4096
-_OWN = ("device", "index")
+_OWN = {"device", "index", "bar", "offset", "count", "stride", "row_type", "members", "name", "owner", "place"}
 
 
 class RegisterMember(Generic[Value]):
@@ -187,8 +187,8 @@ class BlockArray(Declared, Generic[Row]):
         if not self.members:
             self.refuse(where, "a row has at least one register or doorbell")
         for name in self.members:
-            if name in _OWN:
-                self.refuse(where, f"a row has {name} for its own use: choose another name")
+            if name in _OWN or hasattr(BlockArray, name):
+                self.refuse(where, f"a block has {name} for its own use: choose another name")
         if not 1 <= self.count <= MOST_ROWS:
             self.refuse(where, f"a block has 1 to {MOST_ROWS} rows, not {self.count}")
         for item in self.rows[0].values():
