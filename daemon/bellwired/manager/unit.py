@@ -199,7 +199,6 @@ class Unit(Noted):
         except CommandError as error:
             self._fell(str(error))
             return
-        self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
             child = await self._spawner.spawn(
                 self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
@@ -216,6 +215,10 @@ class Unit(Noted):
             raise
         channel.handed_over()
         self._child, self._channel = child, channel
+        if (
+            not self._attempt.done()
+        ):  # from here on: the fork server may have taken its time, and there was none to kill
+            self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
