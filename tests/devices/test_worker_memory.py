@@ -19,8 +19,6 @@ from vfio_user import (
     VfioUserError,
 )
 
-ALL_ONES = (1 << 64) - 1
-
 
 class Ram:
     """Memory that a client keeps to itself."""
