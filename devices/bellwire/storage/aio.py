@@ -14,7 +14,7 @@ A device's thread may not wait for a disk: nobody would hear the guest meanwhile
   32 µs for the same read. Linux does so for O_DIRECT only: with the page cache between, io_submit itself waits.
 
 io_uring was tried too, by the binding that is kept up: it takes only ``bytearray``s, so that everything would have to
-be copied into guest memory, and was no quicker (docs/devices.md has the figures).
+be copied into guest memory, and was about as quick (docs/devices.md has the figures).
 
 How a transfer ends is told by an eventfd (IOCB_FLAG_RESFD), which hangs in the worker's loop as any descriptor does.
 So results that pile up while the loop is busy come in one wake-up, and the guest gets one interrupt for them. The
