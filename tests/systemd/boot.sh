@@ -61,6 +61,11 @@ if [ -n "$venv" ]; then
     mount -o remount,bind,ro srv/bellwire/src
 fi
 
+if [ "$lower" != / ]; then
+    mkdir -m 1777 "$folder/disk"
+    mount --bind "$folder/disk" var/tmp # all else lies in memory
+fi
+
 # Nothing of what the host starts and mounts is started and mounted here, and no kernel module is loaded.
 mount -t tmpfs -o mode=755 bed etc/systemd/system
 for unit in dbus.socket modprobe@.service systemd-modules-load.service sys-kernel-debug.mount sys-kernel-tracing.mount; do
