@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import pkgutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,13 +71,18 @@ def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]
     if path in files:
         found = devices_in(load(files[path], check_trusted))
         return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
-    names = [*known, *files, *(entry.name for entry in importlib.metadata.entry_points(group=GROUP))]
+    names = [*known, *_names(files)]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise CommandError(
         f"there is no device {wanted!r}",
         f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in ./{wanted}.py",
     )
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """What :func:`find_device` may be asked for by a name of its own; no plugin is imported for it."""
+    return sorted({*bundled(), *_names(file.stem for file in _files(folders))})
 
 
 def plugins(folders: Sequence[Path]) -> list[Plugin]:
@@ -122,6 +127,11 @@ def check_trusted(path: Path) -> None:
         sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
         if others_may_write(status) and not sticky:
             raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
+
+
+def _names(files: Iterable[str]) -> Iterator[str]:
+    yield from files
+    yield from (entry.name for entry in importlib.metadata.entry_points(group=GROUP))
 
 
 def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 PLAIN = "%(levelname)s %(name)s: %(message)s"
+TIMED, TIME = "%(asctime)s.%(msecs)03d", "%H:%M:%S"
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
-def to_stderr_or_journal(level: str, *, device: str = "") -> None:
-    """Set logging up for this process, anew if it was before. ``device`` is named in every record."""
+def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False) -> None:
+    """Set logging up for this process, anew if it was before. ``device`` is named in every record.
+
+    With ``clock`` a record on stderr begins with the time, to the millisecond.
+    """
     handler = _journal(device) if _stderr_is_the_journal() else None
     if handler is None:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"[{device}] {PLAIN}" if device else PLAIN))
+        plain = f"[{device}] {PLAIN}" if device else PLAIN
+        handler.setFormatter(logging.Formatter(f"{TIMED} {plain}" if clock else plain, TIME))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def hush_asyncvarlink() -> None:
+    """It says at length what we know: that a caller has hung up."""
+    logging.getLogger("asyncvarlink").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
 
 
 def _stderr_is_the_journal() -> bool:

@@ -10,6 +10,8 @@ import os
 import socket
 import time
 
+from bellwired.errors import CommandError
+
 FIRST_FD = 3
 PATIENCE = 1.0  # seconds for a service manager whose queue is full
 
@@ -41,7 +43,7 @@ def watchdog_interval() -> float:
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = os.environ.get("WATCHDOG_USEC", "0")
-    return int(text) / 1e6 if text.isdigit() else 0.0
+    return int(text) / 1e6 if text.isdecimal() else 0.0
 
 
 def listeners() -> dict[str, socket.socket]:
@@ -60,13 +62,20 @@ def passed() -> dict[int, str]:
     except ImportError:
         pass
     else:
-        passed: dict[int, str] = listen_fds_with_names(unset_environment=True)
+        wrong = os.environ.get("LISTEN_FDS", "")
+        try:
+            passed: dict[int, str] = listen_fds_with_names(unset_environment=True)
+        except OSError as error:
+            raise CommandError(f"LISTEN_FDS={wrong}: {error.strerror}", "the service manager sets it") from error
         return passed
     mine = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    count = int(os.environ.pop("LISTEN_FDS", "") or 0)
+    text = os.environ.pop("LISTEN_FDS", "") or "0"
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if not mine:
         return {}
+    count = int(text) if text.isdecimal() and len(text) < 5 else -1
+    if count < 0:
+        raise CommandError(f"LISTEN_FDS={text}: expected a number of descriptors", "the service manager sets it")
     return {FIRST_FD + at: names[at] if at < len(names) and names[at] else "unknown" for at in range(count)}
 
 

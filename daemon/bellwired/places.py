@@ -12,6 +12,7 @@ from bellwired.errors import CommandError
 
 SYSTEM_RUNTIME = Path("/run/bellwire")
 SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/local/lib/bellwire"), Path("/usr/lib/bellwire"))
+FOREGROUND = ".control"
 Result = TypeVar("Result")
 
 
@@ -54,6 +55,15 @@ class Places:
     def control(self) -> Path:
         """The control socket."""
         return self.runtime / "control"
+
+    def control_of(self, name: str) -> Path:
+        """The control socket of a device that ``bellwire run`` serves in the foreground."""
+        return self.runtime / f"{name}{FOREGROUND}"
+
+    def foreground(self) -> Iterator[str]:
+        """The names of those that run so, or did until they were killed."""
+        for path in sorted(self.runtime.glob(f"*{FOREGROUND}")):
+            yield path.name.removesuffix(FOREGROUND)
 
     def socket(self, name: str) -> Path:
         """A device's socket, unless its file names another."""

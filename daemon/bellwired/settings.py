@@ -147,7 +147,11 @@ def device(path: Path, over: Iterable[Path] = ()) -> Device:
         more["options"] = {**values.get("options", {}), **more.get("options", {})}
         values |= more
     made = _complete(values, Device, str(path))
-    return msgspec.structs.replace(made, device=str(path.parent / made.device)) if is_path(made.device) else made
+    return (
+        msgspec.structs.replace(made, device=str(path.absolute().parent / made.device))
+        if is_path(made.device)
+        else made
+    )
 
 
 Table = TypeVar("Table", Device, Daemon)

@@ -24,6 +24,7 @@ from importlib.machinery import (
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from bellwire import DeclarationError
 from bellwired.errors import CommandError
 
 INIT = "__init__.py"
@@ -155,6 +156,10 @@ class Folder:
         if isinstance(error, SyntaxError) and error.lineno is not None:
             return f"{error.filename or file}:{error.lineno}"
         own = {Path(each).resolve(): each for each in self.files}
+        if isinstance(error, DeclarationError) and error.place is not None:  # nearer than the class's own line
+            name, line = error.place
+            if (found := own.get(Path(name).resolve())) is not None:
+                return f"{found}:{line}"
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if (place := own.get(Path(frame.filename).resolve())) is not None:
                 return f"{place}:{frame.lineno}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def main() -> int:
@@ -10,6 +11,10 @@ def main() -> int:
     quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["__complete"]:  # somebody waits for it at a keyboard: only what it needs is loaded
+        from bellwired.commands.completion import main as complete
+
+        return complete(sys.argv[2:])
     from bellwired.commands.cli import main as command
 
     if quiet:

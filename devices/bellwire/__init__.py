@@ -5,6 +5,7 @@ See docs/writing-a-device.md for a tutorial. Everything that a device author imp
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import Area, Bar
+from bellwire.declare.block import Block, doorbell, reg
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.interrupts import IntX, Msi, MsiX
 from bellwire.declare.option import Option
@@ -21,6 +22,7 @@ __all__ = [
     "Area",
     "Bar",
     "BellwireError",
+    "Block",
     "DeclarationError",
     "Doorbell",
     "GuestError",
@@ -40,4 +42,6 @@ __all__ = [
     "Timer",
     "Unshared",
     "VendorCapability",
+    "doorbell",
+    "reg",
 ]

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
+from bellwire.declare.block import BlockArray
 from bellwire.declare.declared import hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import Layout, plan
+from bellwire.declare.layout import Layout, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -24,6 +25,8 @@ from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
+
+Kept = Bar | BlockArray[Any] | Register[Any] | Doorbell | Saved[Any] | SavedBytes
 
 NOBODY = 0xFFFF
 _NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
@@ -84,6 +87,7 @@ class PciDevice:
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
+            check_rung(cls.__qualname__, cls.layout)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:
@@ -157,14 +161,15 @@ class PciDevice:
         self._check_bounds("write", index, offset, len(data))
         self.core.write(index, offset, memoryview(data))
 
-    def reset_registers(self, *, keep: Iterable[Bar | Register[Any] | Doorbell | Saved[Any] | SavedBytes] = ()) -> None:
+    def reset_registers(self, *, keep: Iterable[Kept] = ()) -> None:
         """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
 
-        All but those in ``keep``; a BAR stands for all that lies in it. Nothing else changes: config space (and so
-        where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers and
-        background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        All but those in ``keep``; a BAR or a block stands for all that lies in it. Nothing else changes: config space
+        (and so where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers
+        and background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
         """
-        self.core.state.reset_registers(frozenset(keep))
+        kept = {each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])}
+        self.core.state.reset_registers(frozenset(kept))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
         """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
@@ -190,7 +195,7 @@ class PciDevice:
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
         core = self.core
-        timer = core.host.after(seconds, _named(lambda: core.call(callback, *arguments), callback))
+        timer = core.running("set timers").after(seconds, _named(lambda: core.call(callback, *arguments), callback))
         core.timers.add(timer)
         return timer
 
@@ -201,11 +206,12 @@ class PciDevice:
         :meth:`unwatch` it while there is no use for what it has, and before it is closed.
         """
         core = self.core
-        core.host.watch_fd(fd, _named(lambda: core.call(callback), callback))
+        core.running("watch descriptors").watch_fd(fd, _named(lambda: core.call(callback), callback))
 
     def unwatch(self, fd: int) -> None:
         """Watch ``fd`` no longer; nothing happens if nobody did."""
-        self.core.host.unwatch_fd(fd)
+        if self.core.host is not None:
+            self.core.host.unwatch_fd(fd)
 
     def join_pool(self, pool: Pool) -> None:
         """Count ``pool``, made elsewhere, among the device's own: before guest memory goes, its jobs are waited for."""
@@ -224,7 +230,7 @@ class PciDevice:
             if done is not None and core.generation == generation:
                 core.call(done, result)
 
-        core.host.background(lambda: work(*arguments), _named(finished, done))
+        core.running("work in the background").background(lambda: work(*arguments), _named(finished, done))
 
     def pool(self, threads: int, done: Callable[[list[Job]], None]) -> Pool:
         """``threads`` of the device's own, for work that comes thick and fast. Ask in :meth:`setup`.
@@ -234,7 +240,7 @@ class PciDevice:
         were made for them: it is not taken back before they have ended. A reset cancels nothing:
         :meth:`Pool.settle` does. Close it in :meth:`close`.
         """
-        pool = self.core.host.pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
+        pool = self.core.running("have a pool").pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.join_pool(pool)
         return pool
 

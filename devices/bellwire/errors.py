@@ -12,7 +12,14 @@ class BellwireError(Exception):
 
 
 class DeclarationError(BellwireError, TypeError):
-    """A device class says something impossible. Raised while the class is being defined, so at import."""
+    """A device class says something impossible. Raised while the class is being defined, so at import.
+
+    ``place`` is the file and line of the declaration or method that is meant, where that is known.
+    """
+
+    def __init__(self, message: str, place: tuple[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class OptionError(BellwireError, ValueError):

@@ -4,8 +4,8 @@ It knows no particular device and no hypervisor. A server implements :class:`Bac
 :class:`Session` for each connection; a client is a :class:`Client`.
 """
 
-from vfio_user.backend import Backend, Reader
-from vfio_user.channel import Channel, Message
+from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
     Command,
@@ -81,6 +81,7 @@ __all__ = [
     "MmapArea",
     "ProtocolError",
     "Reader",
+    "Ready",
     "Region",
     "RegionAccess",
     "RegionFlags",
@@ -99,4 +100,5 @@ __all__ = [
     "TimedOut",
     "Version",
     "VfioUserError",
+    "Writer",
 ]

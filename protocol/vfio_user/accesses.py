@@ -8,14 +8,13 @@ passed them is kept, under the bytes that they looked at. It is counted there to
 from __future__ import annotations
 
 import errno
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Writer
 from vfio_user.channel import HEADER, PREFIX_SIZE, Message
 from vfio_user.constants import HEADER_SIZE, PCI_REGIONS, Command, MessageFlags, RegionFlags
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.transfer import REGION_ACCESS
 
 MOST_KNOWN = 1024
@@ -36,7 +35,7 @@ class Access:
     reply: bytes
     """What stands between the id and the data of the reply; empty where there is to be none."""
     reader: Callable[[], bytes | memoryview]
-    writer: Callable[[memoryview], None] | None
+    writer: Writer | None
     times: int = 0
     """How often it was done since the backend was last told."""
 
@@ -56,6 +55,10 @@ class Accesses:
         self._sizes = [region.info.size for region in self.regions]
         self._readable = [RegionFlags.READ in region.info.flags for region in self.regions]
         self._writable = [RegionFlags.WRITE in region.info.flags for region in self.regions]
+
+    def checked(self, message: Message) -> Access:
+        """What a REGION_READ or REGION_WRITE asks for; a ProtocolError where it may not."""
+        return self.read(message) if message.command == Command.REGION_READ else self.write(message)
 
     def read(self, message: Message) -> Access:
         """What a REGION_READ asks for; a ProtocolError where it may not."""
@@ -111,7 +114,7 @@ class Accesses:
 
     def _write(self, command: Command, region: int, offset: int, count: int, size: int, reply: bytes) -> Access:
         self._check(region, offset, count, self._writable, command.name)
-        writer = functools.partial(self._backend.region_write, region, offset)
+        writer = self._backend.writer(region, offset, count)
         return Access(command, region, offset, count, size, reply, bytes, writer)
 
     def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
@@ -135,6 +138,16 @@ class Accesses:
             self.known.clear()
             self.plain.clear()
         self.known[_key(message)] = access
+
+
+def refusal(message: Message, error: VfioUserError) -> Access:
+    """An access that may not be done: whoever does it gets ``error``. Nobody keeps it."""
+
+    def refuse() -> bytes:
+        raise error
+
+    reply = b"" if message.flags & _NO_REPLY else _head(message, 0)
+    return Access(Command(message.command), 0, 0, 0, 0, reply, refuse, None)
 
 
 def _head(message: Message, count: int) -> bytes:

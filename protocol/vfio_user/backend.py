@@ -11,6 +11,9 @@ from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo
 from vfio_user.regions import Region
 
+Writer = Callable[[memoryview], None]
+"""How the same bytes of a region are written again and again; the data is valid until it returns."""
+
 
 class Reader(NamedTuple):
     """How the same bytes of a region are read again and again."""
@@ -37,8 +40,8 @@ class Backend(Protocol):
     def reader(self, index: int, offset: int, count: int) -> Reader:
         """What reads ``count`` bytes; the range is known to lie in the region."""
 
-    def region_write(self, index: int, offset: int, data: memoryview) -> None:
-        """Write; the range is known to lie in the region. ``data`` is valid until this returns."""
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """What writes ``count`` bytes; the range is known to lie in the region."""
 
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
         """These bytes were read or written so often since this was last said of them."""

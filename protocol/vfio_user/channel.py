@@ -21,17 +21,17 @@ from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
 
 HEADER = struct.Struct("<HHIII")
 PREFIX = struct.Struct("<2s30s")  # a message's id, and what follows it up to the data of a REGION_READ or REGION_WRITE
-_unpack_prefix, PREFIX_SIZE = PREFIX.unpack_from, PREFIX.size
+unpack_prefix, PREFIX_SIZE = PREFIX.unpack_from, PREFIX.size
 SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
 KERNEL_MAX_FDS = 253
 MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of a message that has not come whole, and may end in a receive with the next one's
 _FD = struct.Struct("i")
 _CHUNK = 1 << 16
-_ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
+ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
 # Plain numbers, since a flag's own operators cost more than a system call.
-_RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
-_CUT = int(socket.MSG_CTRUNC)
-_SEND = int(socket.MSG_NOSIGNAL)
+RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+CUT = int(socket.MSG_CTRUNC)
+SEND = int(socket.MSG_NOSIGNAL)
 _SHORT = 4096  # bytes that are joined rather than gathered
 _MOST_PIECES = 1024  # that the kernel gathers: its IOV_MAX
 
@@ -47,18 +47,13 @@ class Known(Protocol):
 T = TypeVar("T", bound=Known)
 
 
-class Answer(Protocol):
-    """A reply but for its id, and how often it was given."""
+class Loan(NamedTuple):
+    """A channel's buffer, and its socket's own methods."""
 
-    @property
-    def reply(self) -> bytes:
-        """What is always the same."""
-
-    @property
-    def reader(self) -> Callable[[], bytes | memoryview]:
-        """What gives the rest."""
-
-    times: int
+    buffer: bytearray
+    room: tuple[memoryview]
+    receive: Callable[[tuple[memoryview], int, int], tuple[int, list[tuple[int, int, bytes]], int, object]]
+    send: Callable[[bytes, int], int]
 
 
 Ready = list[tuple[int, int]]
@@ -114,7 +109,8 @@ class Channel:
         self._start = 0  # of the first byte not yet given out
         self._end = 0  # of the last byte received
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
-        self._position = 0  # of self._start in the stream
+        self.position = 0
+        """Of the first byte not yet given out, in the stream."""
         self._broken = ""  # why nothing more can be sent: a message was cut short
         self.drained = False
         """Whether the last receive left room: most likely, nothing more is there (a poll would tell)."""
@@ -164,7 +160,7 @@ class Channel:
             start = 0
         if self._end - start < PREFIX_SIZE or self._fds:
             return None
-        message_id, rest = _unpack_prefix(self._buffer, start)
+        message_id, rest = unpack_prefix(self._buffer, start)
         found = known.get(rest)
         if found is None:
             return None
@@ -172,50 +168,18 @@ class Channel:
         if end > self._end:
             return None
         self._start = end
-        self._position += found.size
+        self.position += found.size
         return message_id, found, self._view[start + PREFIX_SIZE : end]
 
-    def answer(
-        self, plain: Mapping[bytes, Answer], wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]
-    ) -> Ready:
-        """Answer messages that are known by all of :data:`PREFIX` but the id, for as long as they come one at a time.
+    def lend(self) -> Loan | None:
+        """The means to receive and send without this class, for as long as nothing is buffered here.
 
-        Something has come: ``wait`` has given ``alone``, which is to say that nothing else has happened. ``rung`` tells
-        whether anything has since that comes first. What is not answered stays for :meth:`receive`. Returns what
-        ``wait`` gave last.
-
-        This is for drivers that poll a register, and calls nothing but what it cannot do without.
+        Who borrows them adds to :attr:`position` what it has taken whole, and gives all else to :meth:`received`.
         """
         if self._start != self._end or self._broken:
-            return alone
+            return None
         self._start = self._end = 0
-        buffer, room, known = self._buffer, (self._view,), plain.get
-        receive, send = self._sock.recvmsg_into, self._sock.send
-        while True:
-            try:
-                count, ancillary, flags, _ = receive(room, _ANCILLARY, _RECEIVE)
-            except OSError:
-                return alone
-            answer = None
-            if count == PREFIX_SIZE and not ancillary and not flags & _CUT:
-                message_id, rest = _unpack_prefix(buffer)
-                answer = known(rest)
-            if answer is None or rung(0):
-                self._received(count, ancillary, flags)
-                return alone
-            answer.times += 1
-            self._position += count
-            reply = message_id + answer.reply + answer.reader()
-            try:
-                sent = send(reply, _SEND)
-            except OSError:
-                sent = 0
-            if sent != len(reply):
-                self._send_rest(reply, sent, [], _name(reply), listening=True)
-                return alone
-            ready = wait()
-            if ready != alone:
-                return ready
+        return Loan(self._buffer, (self._view,), self._sock.recvmsg_into, self._sock.send)
 
     def receive_by(self, deadline: float) -> Message:
         """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""
@@ -258,7 +222,7 @@ class Channel:
         if len(pieces) > _MOST_PIECES:
             pieces = [b"".join(pieces)]
         try:
-            sent = self._sock.sendmsg(pieces, ancillary, _SEND)
+            sent = self._sock.sendmsg(pieces, ancillary, SEND)
         except BlockingIOError:
             sent = 0
         except OSError as error_:
@@ -272,13 +236,17 @@ class Channel:
         if self._broken:
             raise Disconnected(self._broken)
         try:
-            sent = self._sock.send(message, _SEND)
+            sent = self._sock.send(message, SEND)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise Disconnected(f"sending {_name(message)}: {error.strerror}") from None
         if sent < len(message):
             self._send_rest(message, sent, [], _name(message), listening)
+
+    def send_rest_of(self, message: bytes, sent: int) -> None:
+        """Send a message of which ``sent`` bytes have gone, as :meth:`send` would."""
+        self._send_rest(message, sent, [], _name(message), listening=True)
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody has taken, and give up the buffer, which may be large."""
@@ -311,7 +279,7 @@ class Channel:
                 except Disconnected:
                     listening = False  # it has nothing more to say, and may still be reading
             try:
-                sent += self._sock.sendmsg([view[sent:]], ancillary, _SEND)
+                sent += self._sock.sendmsg([view[sent:]], ancillary, SEND)
                 ancillary = []
             except BlockingIOError:
                 continue
@@ -342,13 +310,13 @@ class Channel:
             return None
         payload = self._view[self._start + HEADER_SIZE : self._start + size]
         self._start += size
-        self._position += size
+        self.position += size
         return Message(message_id, command, flags, error, payload, self._take_fds() if self._fds else [])
 
     def _take_fds(self) -> list[int]:
         """The fds that came with bytes of the message that ends at the current position."""
         taken: list[int] = []
-        while self._fds and self._fds[0][0] <= self._position:
+        while self._fds and self._fds[0][0] <= self.position:
             taken += self._fds.pop(0)[1]
         return taken
 
@@ -375,21 +343,21 @@ class Channel:
                 self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
             room = self._view[self._end :]
         try:
-            count, ancillary, flags, _ = self._sock.recvmsg_into((room,), _ANCILLARY, _RECEIVE)
+            count, ancillary, flags, _ = self._sock.recvmsg_into((room,), ANCILLARY, RECEIVE)
         except BlockingIOError:
             return False
         except OSError as error:
             raise Disconnected(f"receiving: {error.strerror}") from None
-        self._received(count, ancillary, flags)
+        self.received(count, ancillary, flags)
         return True
 
-    def _received(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+    def received(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
         """Take note of what has come behind what is buffered."""
         self._end += count
         self.drained = self._end < len(self._buffer)
         if ancillary:
             self._keep_fds(ancillary)
-        if flags & _CUT:
+        if flags & CUT:
             raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
         if count == 0:
             raise Disconnected
@@ -399,6 +367,6 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 usable = len(data) - len(data) % _FD.size
                 fds = [fd for (fd,) in _FD.iter_unpack(data[:usable])]
-                self._fds.append((self._position + self._end - self._start, fds))
+                self._fds.append((self.position + self._end - self._start, fds))
         if sum(len(fds) for _, fds in self._fds) > MOST_FDS_HELD:
             raise FramingError(f"more than {MOST_FDS_HELD} file descriptors came with pieces of one message")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 from vfio_user.channel import Channel, Message, close_fds, command_name
 from vfio_user.constants import Command, MessageFlags
-from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut
+from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut, VfioUserError
 from vfio_user.transfer import DmaAccess
 
 MOST_QUEUED = 1024  # commands, and
@@ -23,6 +25,14 @@ A message that fits into half of a socket's buffer (208 KiB, unless sysctl says 
 """
 MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA_MAP, Command.DMA_UNMAP))
 """Commands that may be answered while device code waits for its DMA: of these, only a read is seen by the device."""
+
+
+class Layout(Enum):
+    """How a client lays DMA messages out."""
+
+    UNKNOWN = 0
+    RATIFIED = 1
+    OLD = 2
 
 
 class DmaRequests:
@@ -47,6 +57,8 @@ class DmaRequests:
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not listen while it waits
+        self._layout = Layout.UNKNOWN
+        self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
 
     def pop(self) -> Message:
@@ -58,6 +70,9 @@ class DmaRequests:
     def read(self, address: int, count: int, most: int) -> bytes:
         """Guest memory by DMA_READ, at most ``most`` bytes at a time."""
         data = bytearray()
+        self._sought = Command.DMA_READ
+        if self._layout is not Layout.RATIFIED:
+            self._find_layout(address)
         for request in _pieces(address, count, min(most, LARGEST_READ)):
             reply = self._ask(Command.DMA_READ, [request.pack()])
             if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + request.count:
@@ -67,6 +82,9 @@ class DmaRequests:
 
     def write(self, address: int, data: memoryview, most: int) -> None:
         """Write guest memory by DMA_WRITE, ``most`` bytes at a time."""
+        self._sought = Command.DMA_WRITE
+        if self._layout is not Layout.RATIFIED:
+            self._find_layout(address)
         for request in _pieces(address, len(data), most):
             start = request.address - address
             reply = self._ask(Command.DMA_WRITE, [request.pack(), data[start : start + request.count]])
@@ -78,10 +96,29 @@ class DmaRequests:
         while self.kept:
             close_fds(self.pop().fds)
 
+    def _find_layout(self, address: int) -> None:
+        """Refuse a client that lays messages out otherwise: a write of nothing, which harms nobody, tells them apart.
+
+        In QEMU 10.1 to 10.2.2 the count has 32 bits: our data would arrive shifted by four bytes. There, a reply to
+        DMA_WRITE is a bare header. An error says nothing, and is left to the message that is to follow.
+        """
+        if self._layout is Layout.UNKNOWN:
+            try:
+                reply = self._ask(Command.DMA_WRITE, [DmaAccess(address, 0).pack()])
+            except RemoteError:
+                return
+            self._layout = Layout.RATIFIED if reply else Layout.OLD
+        if self._layout is Layout.OLD:
+            raise VfioUserError(
+                "DMA by message: the client has QEMU's old layout of it (10.1 to 10.2.2), which would corrupt the "
+                "guest's memory: share the memory (share=on), or use a newer QEMU",
+                errno.ENOTSUP,
+            )
+
     def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
         """Send a command to the client and return its reply's payload."""
         if self._deaf and self.answering is not None:
-            raise Stalemate(command.name, command_name(self.answering))
+            raise Stalemate(self._sought.name, command_name(self.answering))
         self._channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self._channel.send(self._next_id, command, 0, 0, parts)
@@ -104,7 +141,7 @@ class DmaRequests:
                 if not waited_for or patience == deadline:
                     raise
                 self._deaf = True
-                self._answer_first(command)
+                self._answer_first()
                 continue
             if message.flags & 0xF != MessageFlags.REPLY:
                 self._keep(message)
@@ -117,14 +154,14 @@ class DmaRequests:
             if time.monotonic() >= deadline:
                 raise TimedOut(f"the peer sends replies, but none to {command.name}")
 
-    def _answer_first(self, command: Command) -> None:
+    def _answer_first(self) -> None:
         """Give the client the replies that it waits for."""
         if self.answering is not None:
-            raise Stalemate(command.name, command_name(self.answering))
+            raise Stalemate(self._sought.name, command_name(self.answering))
         while self._waited_for:
             if self.kept[0].command not in MEANWHILE:
                 waited_for = next(message for message in self.kept if _wants_reply(message))
-                raise Stalemate(command.name, waited_for.name)
+                raise Stalemate(self._sought.name, waited_for.name)
             self._handle(self.pop())
 
     def _keep(self, message: Message) -> None:

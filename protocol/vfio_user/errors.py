@@ -70,3 +70,4 @@ class DmaFault(VfioUserError):
         super().__init__(f"{size} bytes at {address:#x}: {why}", errno_)
         self.address = address
         self.size = size
+        self.why = why

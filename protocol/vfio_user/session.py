@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from vfio_user.accesses import Access, Accesses
+from vfio_user.accesses import Access, Accesses, refusal
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism, MessageFlags
@@ -21,6 +21,7 @@ from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo
@@ -34,6 +35,7 @@ SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
+_ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 
 
 class Reply(NamedTuple):
@@ -79,8 +81,6 @@ class Session:
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
-            Command.REGION_WRITE: self._region_write,
-            Command.REGION_READ: self._region_read,
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -115,12 +115,10 @@ class Session:
     def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
         """What ``wait`` gives, as soon as that is more than reads of registers which only look at memory.
 
-        Those are answered on the spot (see :meth:`Channel.answer <vfio_user.channel.Channel.answer>`).
+        Those are answered on the spot (see :mod:`vfio_user.plain_reads`).
         """
         ready = wait()
-        if ready == alone:
-            return self._channel.answer(self._accesses.plain, wait, alone, rung)
-        return ready
+        return answer_plain_reads(self._channel, self._accesses.plain, wait, alone, rung) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle what has arrived, up to ``budget`` commands; True when there may be more.
@@ -133,13 +131,14 @@ class Session:
         """
         dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
-            found = None if dma_requests.kept else channel.recall(known)
-            if found is not None:
-                self._again(*found)
-            elif dma_requests.kept:
+            if dma_requests.kept:
                 self._handle(dma_requests.pop())
-            elif channel.empty or not self._next():
-                return False
+            else:
+                found = channel.recall(known)
+                if found is not None:
+                    self._perform(*found)
+                elif channel.empty or not self._next():
+                    return False
             if not probe and channel.drained and channel.empty and not dma_requests.kept:
                 return False
         return True
@@ -163,21 +162,39 @@ class Session:
 
     # -- one command
 
-    def _again(self, message_id: bytes, access: Access, data: memoryview) -> None:
-        """Do an access that has passed its checks before."""
-        reply, dma_requests = access.reply, self._dma_requests
+    def _perform(self, message_id: bytes, access: Access, data: memoryview) -> None:
+        """Do a read or a write, and answer it: the one way for those that were checked now and those that are known."""
+        reply, writer, dma_requests = access.reply, access.writer, self._dma_requests
+        access.times += 1
+        before = dma_requests.answering
         try:
             if reply:
                 dma_requests.answering = access.command
-                self._backend.before_reply()
-            found = self._do(access, data)
+                self._flush()
+            try:
+                if writer is not None:
+                    writer(data)
+                    found: bytes | memoryview = b""
+                else:
+                    found = access.reader()
+                    if len(found) != access.count:
+                        raise _short(len(found), access.count)
+            except VfioUserError:
+                raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
+                raise self._failed(access.command, error) from None
         except VfioUserError as error:
             self._refuse(int.from_bytes(message_id, "little"), access.command, error, bool(reply))
         else:
             if reply:
                 self._channel.send_whole(message_id + reply + found)
         finally:
-            dma_requests.answering = None
+            dma_requests.answering = before
+
+    def _flush(self) -> None:
+        """Rings go before a reply, unless device code is in the middle of something."""
+        if not self._dma_requests.outstanding:
+            self._backend.before_reply()
 
     def _next(self) -> bool:
         """Handle the next message; whether it was there."""
@@ -194,10 +211,22 @@ class Session:
     def _handle(self, message: Message) -> None:
         """Act upon a message, and close what descriptors it leaves."""
         try:
-            self._act(message)
+            if message.command in _ACCESSES and message.flags & 0xF != _REPLY:
+                self._access(message)
+            else:
+                self._act(message)
         finally:
             if message.fds:
                 close_fds(message.fds)
+
+    def _access(self, message: Message) -> None:
+        """Check a read or a write that is not known, and do it."""
+        try:
+            self._admit(message)
+            access = self._accesses.checked(message)
+        except VfioUserError as error:
+            access = refusal(message, error)
+        self._perform(message.id.to_bytes(2, "little"), access, message.payload[REGION_ACCESS.size :])
 
     def _act(self, message: Message) -> None:
         flags = message.flags
@@ -209,8 +238,8 @@ class Session:
         dma_requests = self._dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET and not dma_requests.outstanding:  # a reset voids what has been rung
-                self._backend.before_reply()
+            if message.command != _RESET:  # a reset voids what has been rung
+                self._flush()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
             dma_requests.answering = before
@@ -234,21 +263,24 @@ class Session:
             self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
-        _, command, flags, _, _, fds = message
-        if flags & 0xF:
-            raise ProtocolError(f"{message.name}: flags {flags:#x} are of no known message type")
-        if self.client is None:
+        if message.command == Command.VERSION and self.client is None and not message.flags & 0xF:
             return self._version(message)
-        handler = self._handlers.get(command)
+        self._admit(message)
+        handler = self._handlers.get(message.command)
         if handler is None:
             raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
-        if fds and len(fds) > self._limits.max_msg_fds:
-            raise ProtocolError(f"{message.name}: {len(fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
         return handler(message)
 
-    def _version(self, message: Message) -> Reply:
-        if message.command != Command.VERSION:
+    def _admit(self, message: Message) -> None:
+        """A ProtocolError for what no command may be."""
+        if message.flags & 0xF:
+            raise ProtocolError(f"{message.name}: flags {message.flags:#x} are of no known message type")
+        if self.client is None:
             raise ProtocolError(f"{message.name}: VERSION must come first")
+        if len(message.fds) > self._limits.max_msg_fds:
+            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
+
+    def _version(self, message: Message) -> Reply:
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
@@ -322,32 +354,6 @@ class Session:
             self._backend.dma_changed()
         return Reply([request.pack()])
 
-    def _region_read(self, message: Message) -> Reply:
-        access = self._accesses.read(message)
-        return Reply([message.payload, self._do(access, message.payload)])
-
-    def _region_write(self, message: Message) -> Reply:
-        head, data = message.payload[: REGION_ACCESS.size], message.payload[REGION_ACCESS.size :]
-        self._do(self._accesses.write(message), data)
-        return Reply([head])
-
-    def _do(self, access: Access, data: memoryview) -> bytes | memoryview:
-        """A read or a write that has passed its checks; the data of its reply."""
-        access.times += 1
-        writer = access.writer
-        try:
-            if writer is not None:
-                writer(data)
-                return b""
-            found = access.reader()
-        except VfioUserError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
-            raise self._failed(access.command, error) from None
-        if len(found) != access.count:
-            raise VfioUserError(f"REGION_READ: the device gave {len(found)} bytes for {access.count}", errno.EIO)
-        return found
-
     def _write_multi(self, message: Message) -> Reply:
         """All entries are checked before the first is written; the reply says how many were.
 
@@ -361,8 +367,10 @@ class Session:
         writes = [(checked(region, at, len(data)), data) for region, at, data in unpack_writes(message.payload)]
         done = 0
         for access, data in writes:
+            assert access.writer is not None
+            access.times += 1
             try:
-                self._do(access, memoryview(data))
+                self._call(access.command, access.writer, memoryview(data))
             except VfioUserError as error:
                 if message.flags & _NO_REPLY:
                     self._refuse(message.id, message.command, error, wants_reply=False)
@@ -398,6 +406,10 @@ class Session:
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
+
+
+def _short(given: int, asked: int) -> VfioUserError:
+    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
 
 
 def _request(message: Message, layout: Fields) -> tuple[int, ...]:

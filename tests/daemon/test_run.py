@@ -58,7 +58,9 @@ def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
 def test_it_says_nothing_of_serving_when_setting_up_fails(mine: Path, tmp_path: Path) -> None:
     mine.write_text(MINE + "\n    def setup(self):\n        open('/nonexistent')\n")
     done = bellwire("run", str(mine), "--socket-path", str(tmp_path / "socket"))
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "bellwire: /nonexistent: No such file or directory\n")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"bellwire: Mine.setup failed at {mine}:")
+    assert "No such file or directory: '/nonexistent'" in done.stderr
     assert not (tmp_path / "socket").exists()
 
 
@@ -102,10 +104,10 @@ def test_a_second_signal_ends_a_device_whose_hook_hangs(tmp_path: Path) -> None:
     file.write_text(HANGS)
     with started("run", str(file), "--socket-path", str(path)) as process:
         line(process)
-        line(process)
         with Client.connect(path) as client:
             client.write(0, 0, bytes(4), posted=True)
-            assert line(process) == "in the hook\n"
+            while line(process) != "in the hook\n":
+                pass
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
             while "SIGTERM: stopping" not in process.stderr.readline():
@@ -155,6 +157,23 @@ def activation(listeners: int, pid: str = "$$") -> str:
     return f"LISTEN_PID={pid} LISTEN_FDS={listeners} exec {words} {copies} </dev/null"
 
 
+@pytest.mark.parametrize("count", ["many", "-1", "99999999"])
+def test_a_number_of_sockets_that_makes_no_sense_is_said_in_a_line(
+    count: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", count)
+    assert main(["run", "bell", "--fd", "systemd"]) == 1
+    assert capsys.readouterr().err.startswith(f"bellwire: LISTEN_FDS={count}: ")
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-1", "²"])
+def test_a_descriptor_that_cannot_be_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "bell", "--fd", number])
+    assert "expected a number or systemd" in capsys.readouterr().err
+
+
 def test_a_socket_of_the_service_manager_is_served(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(tmp_path / "socket"))
@@ -187,7 +206,7 @@ def test_capabilities_are_printed_as_json(mine: Path, capsys: pytest.CaptureFixt
     about = json.loads(capsys.readouterr().out)
     assert (about["type"], about["name"], about["vendor"], about["device"]) == ("pci", "mine", "1234", "0001")
     assert about["description"] == "A device of my own."
-    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast"}
+    assert about["options"]["pace"] == {"type": "int", "default": 3, "help": "how fast", "live": False}
 
 
 @pytest.mark.parametrize(
@@ -196,6 +215,7 @@ def test_capabilities_are_printed_as_json(mine: Path, capsys: pytest.CaptureFixt
         (["bel"], "did you mean bell?"),
         (["./nothing.py"], "nothing.py: no such file"),
         (["bell", "-o", "x=1"], "bell has no option x"),
+        (["bell", "-o", "=1"], "-o =1: expected KEY=VALUE"),
         (["edu", "-o", "dma_dela=1"], "did you mean dma_delay?"),
         (["edu", "-o", "dma_delay"], "expected KEY=VALUE"),
         (["edu", "-o", "dma_delay=soon"], "expected a value of type float"),
@@ -217,7 +237,7 @@ def test_what_cannot_be_run_is_said_in_a_line(words: list[str], said: str, capsy
         ("import nothing_of_that_name\n", "mine.py:1: ModuleNotFoundError"),
         ("def f(:\n", "mine.py:1: SyntaxError"),
         ("x = 1\n", "defines no device"),
-        (MINE.replace("0x0)", "0x2)"), "mine.py:4: DeclarationError: Mine.speed"),
+        (MINE.replace("0x0)", "0x2)"), "mine.py:8: DeclarationError: Mine.speed"),
         (MINE.replace("size=4096", "size=5000"), "DeclarationError: Mine.mmio"),
         (MINE + MINE.replace("class Mine", "class Yours"), "defines several devices: mine, yours"),
         ("raise SystemExit(3)\n", "mine.py:1: SystemExit"),

@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def wait(poll: BusyPoll, epoll: Epoll, timeout: float | None = None) -> list[int]:
-    return poll.wait(epoll, timeout)  # type: ignore[arg-type]
+    return [fd for fd, _ in poll.wait(epoll, timeout)]  # type: ignore[arg-type]
 
 
 def test_what_is_there_is_found_without_sleeping() -> None:

@@ -45,30 +45,30 @@ TestWithAreas = conformance(WithAreas)
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
+def guest() -> Iterator[Guest[Card]]:
     with Guest(Card) as guest:
         yield guest
 
 
-def card(guest: Guest) -> Card:
+def card(guest: Guest[Card]) -> Card:
     assert isinstance(guest.device, Card)
     return guest.device
 
 
-def test_the_header_says_who_the_device_is(guest: Guest) -> None:
+def test_the_header_says_who_the_device_is(guest: Guest[Card]) -> None:
     assert guest.config_read(0x00, 4) == 0x0042_1AB4
     assert guest.config_read(0x08, 4) == 0x0200_0007
     assert guest.config_read(0x2C, 4) == 0x2222_1111
     assert guest.config_read(0x3D, 1) == 1
 
 
-def test_bars_say_their_kind(guest: Guest) -> None:
+def test_bars_say_their_kind(guest: Guest[Card]) -> None:
     assert guest.config_read(0x10, 4) == 0b1100
     assert guest.config_read(0x14, 4) == 0
     assert guest.config_read(0x18, 4) == 0b01
 
 
-def test_msix_gets_the_last_free_bar_for_its_table(guest: Guest) -> None:
+def test_msix_gets_the_last_free_bar_for_its_table(guest: Guest[Card]) -> None:
     at = guest.device.core.config.at[pci.MSIX]
     assert guest.config_read(at + 2, 2) & 0x7FF == 2
     assert guest.config_read(at + 4, 4) == 5
@@ -83,24 +83,24 @@ def test_a_conventional_device_has_256_bytes_and_no_express_capability() -> None
         assert guest.config_read(guest.device.core.config.at[pci.MSI] + 2, 2) == 0x00A5  # the guest wants all four
 
 
-def test_an_express_device_has_4096_bytes(guest: Guest) -> None:
+def test_an_express_device_has_4096_bytes(guest: Guest[Card]) -> None:
     assert guest.device.core.region_size(RegionIndex.CONFIG) == 4096
 
 
-def test_dma_is_refused_while_bus_mastering_is_off(guest: Guest) -> None:
+def test_dma_is_refused_while_bus_mastering_is_off(guest: Guest[Card]) -> None:
     guest.config_write(pci.COMMAND, 0, 2)
     with pytest.raises(GuestError, match="bus mastering off"):
         guest.device.dma.read(0, 4)
 
 
-def test_msix_is_refused_while_bus_mastering_is_off(guest: Guest) -> None:
+def test_msix_is_refused_while_bus_mastering_is_off(guest: Guest[Card]) -> None:
     guest.config_write(pci.COMMAND, 0, 2)
     with pytest.raises(GuestError, match="bus mastering off"):
         card(guest).irq[0].trigger()
     assert not guest.interrupts
 
 
-def test_function_level_reset_resets_registers_and_config(guest: Guest) -> None:
+def test_function_level_reset_resets_registers_and_config(guest: Guest[Card]) -> None:
     guest.write(Card.one, 99)
     control = guest.device.core.config.at[pci.EXPRESS] + 8
     guest.config_write(control, guest.config_read(control, 2) | pci.FUNCTION_LEVEL_RESET, 2)
@@ -109,7 +109,7 @@ def test_function_level_reset_resets_registers_and_config(guest: Guest) -> None:
     assert guest.config_read(control, 2) == 0x2810
 
 
-def test_power_state_can_be_set(guest: Guest) -> None:
+def test_power_state_can_be_set(guest: Guest[Card]) -> None:
     control = guest.device.core.config.at[pci.POWER_MANAGEMENT] + 4
     guest.config_write(control, 3, 2)
     assert guest.config_read(control, 2) == 0x000B
@@ -120,12 +120,12 @@ def test_power_state_can_be_set(guest: Guest) -> None:
     assert guest.config_read(control, 2) == 0x0008
 
 
-def test_msix_delivers(guest: Guest) -> None:
+def test_msix_delivers(guest: Guest[Card]) -> None:
     card(guest).irq[2].trigger()
     assert guest.interrupts == {(IrqIndex.MSIX, 2): 1}
 
 
-def test_msix_that_is_off_is_pending_until_it_is_on(guest: Guest) -> None:
+def test_msix_that_is_off_is_pending_until_it_is_on(guest: Guest[Card]) -> None:
     control = guest.device.core.config.at[pci.MSIX] + 2
     guest.config_write(control, 0, 2)
     card(guest).irq[1].trigger()
@@ -148,7 +148,7 @@ def test_a_guest_hears_only_the_messages_that_it_has_turned_on() -> None:
         assert guest.interrupts == {(IrqIndex.MSI, 3): 1, (IrqIndex.MSI, 1): 1}
 
 
-def test_a_masked_function_leaves_msix_pending_until_unmasked(guest: Guest) -> None:
+def test_a_masked_function_leaves_msix_pending_until_unmasked(guest: Guest[Card]) -> None:
     control = guest.device.core.config.at[pci.MSIX] + 2
     guest.config_write(control, 0xC000, 2)
     card(guest).irq[1].trigger()
@@ -159,7 +159,7 @@ def test_a_masked_function_leaves_msix_pending_until_unmasked(guest: Guest) -> N
     assert guest.read(5, 0x30, 8) == 0
 
 
-def test_a_table_that_the_guest_writes_here_masks_vectors(guest: Guest) -> None:
+def test_a_table_that_the_guest_writes_here_masks_vectors(guest: Guest[Card]) -> None:
     guest.write(5, 0, offset=0x0C, size=4)  # vector 0 unmasked; 1 and 2 stay masked
     card(guest).irq[0].trigger()
     card(guest).irq[1].trigger()
@@ -168,14 +168,14 @@ def test_a_table_that_the_guest_writes_here_masks_vectors(guest: Guest) -> None:
     assert guest.interrupts == {(IrqIndex.MSIX, 0): 1, (IrqIndex.MSIX, 1): 1}
 
 
-def test_msix_table_entries_keep_what_is_written(guest: Guest) -> None:
+def test_msix_table_entries_keep_what_is_written(guest: Guest[Card]) -> None:
     guest.write(5, 0xFEE0_1000_0000_0041, offset=16, size=8)
     assert guest.read(5, 16, 8) == 0xFEE0_1000_0000_0041
     guest.write(5, 0xFF, offset=17, size=1)
     assert guest.read(5, 16, 8) == 0xFEE0_1000_0000_0041
 
 
-def test_intx_follows_the_device_and_the_command_register(guest: Guest) -> None:
+def test_intx_follows_the_device_and_the_command_register(guest: Guest[Card]) -> None:
     at = guest.device.core.config.at[pci.MSIX] + 2
     guest.config_write(at, 0, 2)
     card(guest).line.high()
@@ -190,15 +190,15 @@ def test_intx_follows_the_device_and_the_command_register(guest: Guest) -> None:
     assert not guest.line
 
 
-def test_intx_is_silent_while_msix_is_enabled(guest: Guest) -> None:
+def test_intx_is_silent_while_msix_is_enabled(guest: Guest[Card]) -> None:
     card(guest).line.high()
     assert not guest.line
 
 
-def test_an_area_is_shared_memory(guest: Guest) -> None:
+def test_an_area_is_shared_memory() -> None:
     with Guest(WithAreas) as guest:
         guest.write(0, 0x1234, offset=8192 + 100, size=2)
-        frame = guest.device.frame  # type: ignore[attr-defined]
+        frame = guest.device.frame
         assert bytes(frame[100:102]) == b"\x34\x12"
         frame[0] = 0x77
         assert guest.read(0, 8192, 1) == 0x77

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 from bellwire import Bar, DeclarationError, IntX, Msi, MsiX, Option, PciDevice, Saved, SavedBytes
+from bellwire.testing import conformance
 
 
 def refused(words: str) -> pytest.RaisesExc[DeclarationError]:
@@ -184,8 +185,8 @@ def test_a_hook_that_takes_its_registers_name_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write  # as properties' setters do it
-            def one(self, value: int) -> None: ...  # type: ignore[no-redef]
+            @one.write  # type: ignore[no-redef]  # as properties' setters do it
+            def one(self, value: int) -> None: ...
 
 
 def test_two_hooks_of_one_event_are_refused_and_an_alias_is_none() -> None:
@@ -212,7 +213,7 @@ def test_two_hooks_of_one_event_are_refused_and_an_alias_is_none() -> None:
 
 
 def base() -> type[PciDevice]:
-    class Everything(PciDevice, **IDS):
+    class Everything(PciDevice):
         mmio = Bar(0, size=64)
         one = mmio.reg(0)
         bell = mmio.doorbell(4)
@@ -261,7 +262,7 @@ def test_a_hook_that_waits_to_be_awaited_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write
+            @one.write  # type: ignore[type-var]
             async def changed(self, value: int) -> None: ...
 
 
@@ -272,8 +273,8 @@ def test_a_hook_that_waits_to_be_iterated_is_refused() -> None:
             mmio = Bar(0, size=16)
             one = mmio.reg(0)
 
-            @one.write
-            def changed(self, value: int) -> Iterator[None]:  # type: ignore[type-var]
+            @one.write  # type: ignore[type-var]
+            def changed(self, value: int) -> Iterator[None]:
                 yield
 
 
@@ -321,7 +322,7 @@ def test_a_name_of_the_sdks_own_is_refused() -> None:
 
         class Hiding(PciDevice, **IDS):
             mmio = Bar(0, size=16)
-            dma = mmio.reg(0)
+            dma = mmio.reg(0)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
 def test_a_bad_class_line_is_refused(line: dict[str, object], words: str) -> None:
     with refused(words):
 
-        class Bad(PciDevice, **line):  # type: ignore[arg-type]
+        class Bad(PciDevice, **line):
             pass
 
 
@@ -404,6 +405,10 @@ def test_matched_doorbells_may_share_an_offset_with_a_register() -> None:
         queue1 = mmio.doorbell(0, match=1)
         other = mmio.reg(0)
 
+        @queue0.ring
+        @queue1.ring
+        def rung(self) -> None: ...
+
     assert len(Shared.layout.doorbells) == 2
 
 
@@ -439,3 +444,14 @@ def test_a_subclass_inherits_identity_and_registers() -> None:
     assert (Child.identity.vendor, Child.identity.device, Child.identity.revision) == (0x1234, 0x9999, 3)
     assert [item.name for item in Child.layout.bars[0].placed] == ["one", "two"]
     assert [item.name for item in Parent.layout.bars[0].placed] == ["one"]
+
+
+def test_the_smallest_bar_of_ports_passes_the_suite() -> None:
+    class Tiny(PciDevice, **IDS, express=False):
+        ports = Bar(0, size=4, io=True)
+        port = ports.reg(0)
+
+    suite = conformance(Tiny)
+    for name in dir(suite):
+        if name.startswith("test_"):
+            getattr(suite(), name)()

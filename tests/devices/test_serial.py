@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -34,8 +34,8 @@ class FarEnd(Stream):
     def connected(self) -> bool:
         return self.there
 
-    def send(self, pieces: object) -> int:
-        data = b"".join(pieces)[: self.room]  # type: ignore[call-overload]
+    def send(self, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        data = b"".join(pieces)[: self.room]
         self.heard += data
         self.room -= len(data)
         return len(data)
@@ -48,7 +48,7 @@ class FarEnd(Stream):
         self.held = held
 
 
-class Port(Guest):
+class Port(Guest[Serial]):
     """A guest with a serial port, and what it says at the other end."""
 
     def __init__(self) -> None:

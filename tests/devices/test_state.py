@@ -72,8 +72,11 @@ class Wider(PciDevice, vendor=0x1234, device=4, class_code=0xFF0000, name="wider
     ratio = Saved(0.5)
     store = SavedBytes(16)
 
+    @go.ring
+    def gone(self) -> None: ...
 
-def keeper(guest: Guest) -> Keeper:
+
+def keeper(guest: Guest[Keeper]) -> Keeper:
     assert isinstance(guest.device, Keeper)
     return guest.device
 
@@ -168,7 +171,7 @@ def test_another_devices_snapshot_is_refused() -> None:
 def test_a_snapshot_of_a_device_that_is_nearly_the_same_is_refused(
     line: dict[str, int], body: dict[str, object]
 ) -> None:
-    near = types.new_class("Near", (Keeper,), {**line, "name": "near"}, lambda own: own.update(body))
+    near: type[PciDevice] = types.new_class("Near", (Keeper,), {**line, "name": "near"}, lambda own: own.update(body))
     with Guest(Keeper) as one, Guest(near) as other, pytest.raises(StateError, match=r"bytes|not one of"):
         other.device.core.restore(one.device.core.snapshot())
 
@@ -191,7 +194,7 @@ def test_a_hook_that_ends_within_another_does_not_end_that() -> None:
 
     with Guest(Nested) as guest:
         guest.write(Nested.outer, 1)
-        assert guest.device.busy  # type: ignore[attr-defined]
+        assert guest.device.busy
         assert not guest.device.core.state.busy
 
 
@@ -221,7 +224,7 @@ def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
         guest.write(Selfie.one, 1)
         assert not guest.device.core.state.busy
         with pytest.raises(StateError, match="torn"):
-            guest.device.core.restore(guest.device.picture)  # type: ignore[attr-defined]
+            guest.device.core.restore(guest.device.picture)
 
 
 def test_areas_cannot_be_shrunk_by_a_client() -> None:
@@ -235,7 +238,7 @@ def test_areas_cannot_be_shrunk_by_a_client() -> None:
             os.ftruncate(fd, 0)
         with mmap.mmap(fd, 4096) as client:
             client[0] = 3
-        assert guest.device.frame[0] == 3  # type: ignore[attr-defined]
+        assert guest.device.frame[0] == 3
 
 
 def test_a_reset_clears_an_area_and_gives_its_memory_back() -> None:
@@ -306,6 +309,27 @@ def test_background_work_hands_its_result_back() -> None:
         assert heard == []
         guest.advance()
         assert heard == [5]
+
+
+def test_a_result_from_before_a_reset_is_dropped() -> None:
+    with Guest(Keeper) as guest:
+        heard: list[str] = []
+        guest.device.background(str, "stale", done=heard.append)
+        guest.device.core.reset()
+        guest.device.background(str, "fresh", done=heard.append)
+        guest.advance()
+        assert heard == ["fresh"]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_background_work_needs_nobody_to_hear_of_it(reset: bool) -> None:
+    with Guest(Keeper) as guest:
+        done: list[int] = []
+        guest.device.background(done.append, 1)
+        if reset:
+            guest.device.core.reset()
+        guest.advance()
+        assert done == [1]
 
 
 def test_options_are_parsed_by_their_defaults_type() -> None:

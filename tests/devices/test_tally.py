@@ -24,6 +24,9 @@ class Spread(PciDevice, vendor=0x1234, device=0xCAFF, class_code=0x088000):
     below = mmio.reg(0x20)
     row = mmio.ioregion(0x100, 0x40, bell=4)
 
+    @rung.ring
+    def heard(self) -> None: ...
+
 
 def test_each_place_of_a_bar_has_the_name_that_its_author_gave_it() -> None:
     at = Labels(Spread.layout).at

@@ -35,16 +35,16 @@ TestKeeper = conformance(Keeper)
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
+def guest() -> Iterator[Guest[Keeper]]:
     with Guest(Keeper) as guest:
         yield guest
 
 
-def body(guest: Guest, capability: VendorCapability) -> int:
+def body(guest: Guest[Keeper], capability: VendorCapability) -> int:
     return guest.device.core.config.vendor[capability]
 
 
-def test_they_are_in_the_list_in_order_with_number_and_length(guest: Guest) -> None:
+def test_they_are_in_the_list_in_order_with_number_and_length(guest: Guest[Keeper]) -> None:
     found = []
     at = guest.config_read(pci.CAPABILITY_POINTER, 1)
     while at:
@@ -54,28 +54,28 @@ def test_they_are_in_the_list_in_order_with_number_and_length(guest: Guest) -> N
     assert found == [(body(guest, Keeper.fixed), 6), (body(guest, Keeper.open), 11)]
 
 
-def test_the_body_is_what_was_declared(guest: Guest) -> None:
+def test_the_body_is_what_was_declared(guest: Guest[Keeper]) -> None:
     assert guest.config_read(body(guest, Keeper.fixed), 3) == 0x030201
 
 
-def test_only_writable_bits_take(guest: Guest) -> None:
+def test_only_writable_bits_take(guest: Guest[Keeper]) -> None:
     guest.config_write(body(guest, Keeper.open), 0xFFFF_FFFF, 4)
     assert guest.config_read(body(guest, Keeper.open), 4) == 0x0000_0FFF
     guest.config_write(body(guest, Keeper.fixed), 0xFF, 1)
     assert guest.config_read(body(guest, Keeper.fixed), 1) == 0x01
 
 
-def test_a_read_hook_runs_before_the_read(guest: Guest) -> None:
+def test_a_read_hook_runs_before_the_read(guest: Guest[Keeper]) -> None:
     assert guest.config_read(body(guest, Keeper.open) + 7, 1) == 0x77
-    assert guest.device.seen == [("read", 7, 1)]  # type: ignore[attr-defined]  # Keeper's
+    assert guest.device.seen == [("read", 7, 1)]  # Keeper's
 
 
-def test_hooks_hear_of_their_own_bytes_only(guest: Guest) -> None:
+def test_hooks_hear_of_their_own_bytes_only(guest: Guest[Keeper]) -> None:
     guest.config_write(body(guest, Keeper.open) - 2, 0, 4)
-    assert guest.device.seen == [("write", 0, 2)]  # type: ignore[attr-defined]
+    assert guest.device.seen == [("write", 0, 2)]
 
 
-def test_a_reset_brings_the_body_back(guest: Guest) -> None:
+def test_a_reset_brings_the_body_back(guest: Guest[Keeper]) -> None:
     guest.config_write(body(guest, Keeper.open), 0xFF, 1)
     guest.device.core.reset()
     assert guest.config_read(body(guest, Keeper.open), 1) == 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from enum import IntEnum
 from typing import Any
 
 import pytest
 
 import option_tables as tables
 from bellwire import Doorbell, IoRegion, MsiX, PciDevice
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.features import FeatureId
+from bellwire.bundled.nvme.logs import LogPage
 from bellwire.declare.layout import BarLayout
 from bellwired.find import bundled
 from docs.documents import DOCS, rows, section
@@ -88,3 +93,15 @@ def test_bell_matches_the_value_that_the_page_says() -> None:
 
 def test_bell_keeps_its_msix_table_where_the_page_says() -> None:
     assert f"table in BAR{DEVICES['bell'].layout.msix_bar}" in section(PAGE, "bell")
+
+
+@pytest.mark.parametrize(
+    ("heading", "numbers"),
+    [("admin command", AdminOpcode), ("I/O command", IoOpcode), ("log page", LogPage), ("feature", FeatureId)],
+)
+def test_the_tables_of_nvme_are_what_it_takes(heading: str, numbers: type[IntEnum]) -> None:
+    table = [row for row in rows(section(PAGE, "nvme commands")) if len(row) == 3]
+    own = itertools.dropwhile(lambda row: row[0] != heading, table)
+    next(own)
+    listed = [(row[0], int(row[1], 16)) for row in itertools.takewhile(lambda row: row[1].startswith("0x"), own)]
+    assert listed == [(name.replace("_", " ").title(), int(number)) for name, number in numbers.__members__.items()]

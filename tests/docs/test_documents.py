@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bellwired.commands.attach import qemu_command
 from bellwired.commands.cli import parser
-from bellwired.commands.run import describe, qemu_command
+from bellwired.commands.describe import describe
 from bellwired.find import find_device
 from bellwired.settings import Device, decode
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
@@ -47,6 +50,15 @@ def try_out(test: Any) -> None:
 def test_the_code_of_a_page_runs_and_its_tests_pass(page: Path) -> None:
     tests = run(page)
     assert len(tests) >= EXPECTED.get(page.name, 0)
+
+
+@pytest.mark.slow  # mypy reads all of the SDK
+def test_the_readmes_example_passes_a_strict_type_check(tmp_path: Path) -> None:
+    example = tmp_path / "copier.py"
+    example.write_text("\n\n".join(block.text for block in blocks(README, "python")))
+    words = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), str(example)]
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
 
 
 @every_page
@@ -91,7 +103,7 @@ def test_the_readme_attaches_qemu_as_bellwire_run_says() -> None:
     (line,) = commands(README, "qemu-system-x86_64")
     words = shlex.split(line)
     (path,) = re.findall(r'"path":"([^"]+)"', line)
-    assert words == shlex.split(qemu_command(Path(path)))
+    assert words == shlex.split(qemu_command(Path(path), ["kvm", "tcg"]))
 
 
 def test_the_architecture_opens_with_four_sentences() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,18 +10,15 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands import cli
+from bellwired.find import bundled
 from bellwired.install import manual_pages
 from bellwired.settings import Daemon, Device
 
 PAGES = manual_pages.pages()
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    found: dict[str, argparse.ArgumentParser] = {}
-    for action in cli.parser()._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found |= action.choices
-    return found
+COMMANDS = manual_pages.commands(cli.parser())
+DEVICES = bundled()
 
 
 def typed(page: str) -> str:
@@ -29,12 +26,37 @@ def typed(page: str) -> str:
     return PAGES[page].replace(r"\-", "-")
 
 
-@pytest.mark.parametrize("name", commands())
-def test_every_command_and_option_is_in_the_page(name: str) -> None:
-    page = typed("bellwire.1")
-    assert f"COMMAND \\fI\\,'bellwire {name}'" in page
-    for action in commands()[name]._actions:
-        assert all(option in page for option in action.option_strings if option != "--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_in_the_page_and_in_one_of_its_own(name: str) -> None:
+    assert f"COMMAND \\fI\\,'bellwire {name}'" in typed("bellwire.1")
+    for page in (typed("bellwire.1"), typed(f"bellwire-{name}.1")):
+        for action in COMMANDS[name]._actions:
+            assert all(option in page for option in action.option_strings if option != "--help")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_page_says_what_each_exit_status_means(name: str) -> None:
+    page = typed(f"bellwire-{name}.1")
+    statuses = dict(re.findall(r"^\.B (\d+)\n(.+)$", page, re.MULTILINE))
+    assert {"0", "1", "2"} <= set(statuses)
+    assert ("3" in statuses) == (name in ("status", "vmm"))
+    assert all(about.endswith(".") for about in statuses.values())
+
+
+def test_no_status_is_of_a_command_that_there_is_not() -> None:
+    assert set(manual_pages.OWN_STATUSES) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_devices_page_has_every_option_with_its_type_default_and_what_it_is_for(name: str) -> None:
+    page, kind = typed(f"bellwire-{name}.7"), DEVICES[name]
+    for key, option in kind.layout.options.items():
+        found = re.search(rf'^\.BR {key} " = " {option.type_name}\n(.+)$', page, re.MULTILINE)
+        assert found
+        assert option.help[1:] in found[1]
+        assert option.text(option.default) in found[1]
+        assert option.allowed in found[1]
+        assert ("May be changed while the guest runs" in found[1]) == (("set", option) in kind.layout.hooks)
 
 
 @pytest.mark.parametrize("table", [Device, Daemon])

@@ -27,7 +27,7 @@ for module in {modules}; do insmod /modules/$module.ko || echo "no module $modul
 sh /script </dev/null >/dev/ttyS1 2>&1
 printf '\n{mark}%d\n' $? >/dev/ttyS1
 sync
-poweroff -f
+{end} -f
 """
 MARK = "status of the script: "
 _STATUS = re.compile(rf"\n{MARK}(\d+)\n")
@@ -60,6 +60,11 @@ class Guest:
         programs: Sequence[str] = (),
         modules: Iterable[str] = (),
         arguments: Sequence[str] = (),
+        board: Sequence[str] = (),
+        kernel: str = "",
+        power_ons: int = 1,
+        reboots: bool = False,
+        end: str = "poweroff",
         console: str = "ttyS0",
         mib: int = 256,
         shared: bool = True,
@@ -67,21 +72,25 @@ class Guest:
     ) -> Outcome:
         """Boot, run ``script``, and power off. An AssertionError when that takes longer than ``timeout``.
 
-        ``programs`` are paths in Debian's packages, ``modules`` names of the kernel's, ``arguments`` more of QEMU's.
+        ``programs`` are paths in Debian's packages, ``modules`` names of the kernel's, ``arguments`` more of QEMU's
+        (those in ``board`` come before the devices), ``kernel`` of the kernel's. It is switched on ``power_ons`` times.
+        Without ``reboots``, to start again is an ``end``, too: "reboot" for a machine that cannot power off any more.
         The kernel's messages come back if ``console`` is ttyS0: it has only one console of that kind.
         """
         initramfs = self._folder / "initramfs"
-        initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules))
-        words = ["-accel", "tcg", *memory(mib, shared=shared), "-no-reboot"]
+        initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules, end))
+        words = ["-accel", "tcg", *memory(mib, shared=shared), *([] if reboots else ["-no-reboot"])]
         words += ["-kernel", str(self._tools.kernel), "-initrd", str(initramfs)]
-        words += ["-append", f"console={console} loglevel=6 panic=-1 random.trust_cpu=on"]
-        words += ["-serial", f"file:{self._console}", "-serial", f"file:{self._output}"]
+        words += ["-append", f"console={console} loglevel=6 panic=-1 random.trust_cpu=on {kernel}"]
+        for name, path in (("console", self._console), ("output", self._output)):
+            words += ["-chardev", f"file,id={name},path={path},append=on", "-serial", f"chardev:{name}"]
         start = time.monotonic()
-        with qemu(self._tools, self._folder, *words, *attach(devices), *arguments) as process:
-            try:
-                process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise AssertionError(f"the guest is not done after {timeout:.0f} s") from None
+        for _ in range(power_ons):
+            with qemu(self._tools, self._folder, *words, *board, *attach(devices), *arguments) as process:
+                try:
+                    process.wait(start + timeout - time.monotonic())
+                except subprocess.TimeoutExpired:
+                    raise AssertionError(f"the guest is not done after {timeout:.0f} s") from None
         seconds = time.monotonic() - start
         output, messages = self._read(self._output), self._read(self._console)
         found = _STATUS.search(output)
@@ -95,11 +104,16 @@ class Guest:
         return {title: self._read(self._folder / name) for title, name in names.items()}
 
     def _initramfs(
-        self, script: str, files: Mapping[str, bytes | Path], programs: Sequence[str], modules: Iterable[str]
+        self,
+        script: str,
+        files: Mapping[str, bytes | Path],
+        programs: Sequence[str],
+        modules: Iterable[str],
+        end: str,
     ) -> bytes:
         loaded = self._tools.modules(modules)
         content: dict[str, bytes | Path] = {
-            "init": INIT.format(modules=" ".join(loaded), mark=MARK).encode(),
+            "init": INIT.format(modules=" ".join(loaded), mark=MARK, end=end).encode(),
             "script": (_preferred(programs) + script).encode(),
             "bin/busybox": self._tools.busybox,
         }

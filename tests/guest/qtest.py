@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from rendezvous import joined
 
 PATIENCE = 20.0  # seconds
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
@@ -147,15 +148,15 @@ class Qmp:
     """QEMU's control socket (QEMU, docs/interop/qmp-spec.rst)."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = joined(path)
         self._socket.settimeout(PATIENCE)
-        self._socket.connect(str(path))
         self._lines = self._socket.makefile("rb")
         json.loads(self._lines.readline())
+        self._events: list[dict[str, Any]] = []
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Execute a command; events that come meanwhile are dropped."""
+        """Execute a command; events that come meanwhile are kept for :meth:`wait`."""
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         while True:
             answer = json.loads(self._lines.readline())
@@ -163,6 +164,16 @@ class Qmp:
                 raise AssertionError(f"{command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
+            self._events.append(answer)
+
+    def wait(self, event: str, timeout: float = PATIENCE, **data: Any) -> None:
+        """Until there has been such an event, with such data, since the last that was waited for."""
+        self._socket.settimeout(timeout)
+        while True:
+            found = self._events.pop(0) if self._events else json.loads(self._lines.readline())
+            if found.get("event") == event and data.items() <= found.get("data", {}).items():
+                break
+        self._socket.settimeout(PATIENCE)
 
     def close(self) -> None:
         """Hang up."""

@@ -15,7 +15,12 @@ def joined(path: Path) -> socket.socket:
     far = socket.socket(socket.AF_UNIX)
     far.settimeout(PATIENCE)
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no socket {path}"
-    far.connect(os.fspath(path))
-    return far
+    while True:
+        try:
+            far.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):  # not there yet, or not listening
+            if time.monotonic() > deadline:
+                far.close()
+                raise
+        else:
+            return far

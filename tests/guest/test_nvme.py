@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from attached import Device
+from attached import Device, Served
 from linux import Outcome
+from qemu import attach, memory, qemu
 from toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
@@ -180,6 +182,35 @@ dd if=/dev/nvme0n1 bs=4k count=1 2>/dev/null | sha256sum
 def test_a_read_only_namespace_is_read_only_to_linux(linux: Callable[..., Outcome], image: Path) -> None:
     outcome = linux(REFUSED, nvme(image, readonly="yes"))
     assert outcome.output.split()[:2] == ["1", hashlib.sha256(bytes(4096)).hexdigest()]
+
+
+BOOT = bytes.fromhex(
+    "31c0 8ed8"  # xor ax, ax; mov ds, ax
+    "b042 e6e9"  # 'B' to the debug console
+    "b442 be207c cd13"  # extended read of what DAP says, from the drive that the firmware has named in DL
+    "7208"  # jc failed
+    "a00090 e6e9"  # the first byte of what has been read, to the debug console
+    "e6f4 f4"  # end
+    "b045 e6e9 e6f4 f4"  # failed: 'E'; end
+).ljust(0x20, b"\x90") + struct.pack("<BBHHHQ", 16, 0, 1, 0x9000, 0, 1)  # DAP: a block to 0:9000h, from block 1
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_seabios_boots_from_blocks_of_either_size(
+    tools: Toolbox, serve: Callable[[Device], Served], image: Path, tmp_path: Path, block_size: int
+) -> None:
+    with image.open("r+b") as file:
+        file.write(BOOT.ljust(510, b"\0") + b"\x55\xaa")
+        file.seek(block_size)
+        file.write(b"1")
+    disk = serve(nvme(image, block_size=block_size))
+    said = tmp_path / "said"
+    words = ["-accel", "tcg", *memory(64, shared=True), *attach([disk])]
+    words += ["-chardev", f"file,id=text,path={said}", "-device", "isa-debugcon,iobase=0xe9,chardev=text"]
+    words += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    with qemu(tools, tmp_path, *words) as process:
+        process.wait(30)
+    assert said.read_text() == "B1"
 
 
 COPIED = f"""{AWAIT}

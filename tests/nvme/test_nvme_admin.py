@@ -24,7 +24,7 @@ def test_identify_controller_says_who_it_is(driver: Driver) -> None:
     page = driver.identify(0x01)
     assert page[4:24] == b"TEST0001".ljust(20)
     assert page[77] == 8
-    assert struct.unpack_from("<I", page, 516) == (2,)
+    assert struct.unpack_from("<I", page, 516) == (32,)
     assert page[768:].startswith(b"nqn.2014-08.org.nvmexpress:uuid:")
 
 
@@ -54,10 +54,14 @@ def test_each_namespace_has_a_uuid_that_follows_from_the_serial_number(driver: D
     ("cns", "nsid", "status"),
     [
         (0x00, 0, Status.INVALID_NAMESPACE),
-        (0x00, 3, Status.INVALID_NAMESPACE),
-        (0x00, 0xFFFF_FFFF, Status.INVALID_NAMESPACE),
+        (0x00, 33, Status.INVALID_NAMESPACE),
+        (0x00, 0xFFFF_FFFE, Status.INVALID_NAMESPACE),
         (0x02, 0xFFFF_FFFE, Status.INVALID_NAMESPACE),
-        (0x03, 9, Status.INVALID_NAMESPACE),
+        (0x03, 9, Status.INVALID_FIELD),
+        (0x03, 33, Status.INVALID_NAMESPACE),
+        (0x10, 0xFFFF_FFFE, Status.INVALID_NAMESPACE),
+        (0x11, 33, Status.INVALID_NAMESPACE),
+        (0x12, 3, Status.INVALID_FIELD),
         (0x77, 1, Status.INVALID_FIELD),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import random
 from collections.abc import Iterator
@@ -9,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import IoOpcode
-from bellwire.storage.aio import Transfer
+from bellwire.model.jobs import Job
+from bellwire.pieces import MOST_PIECES
+from bellwire.storage import Disk
+from bellwire.storage.aio import DirectPool, Transfer
+from bellwire.testing import Guest
 from nvme.driver import PAGE, Driver, prps, transfer
 from nvme.driving import ServedMachine, driving
 
@@ -107,6 +114,41 @@ def test_what_ends_while_the_client_takes_other_memory_back_is_told(driver: Driv
     queues.ring()
     client.dma_unmap(1 << 40, PAGE)
     assert [done.status & 0x7FF for done in queues.wait(*cids)] == [0] * 31 + [0x281]
+
+
+class Threads:
+    """A pool that is handed jobs, and does none."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.submit = self.jobs.append
+
+    def finish(self) -> None:
+        """Nothing is under way."""
+
+    settle = close = finish
+
+
+@pytest.mark.parametrize(("pieces", "slow"), [(1, False), (MOST_PIECES, False), (MOST_PIECES + 1, True)])
+def test_more_pieces_than_the_kernel_takes_are_for_the_threads(image: Path, pieces: int, slow: bool) -> None:
+    """A chain of virtio-blk may be so long."""
+    os.truncate(image, PAGE * pieces)
+    with (
+        contextlib.closing(Disk.open(image, readonly=True, direct=True)) as disk,
+        Guest(Nvme, size=SIZE) as guest,
+        mmap.mmap(-1, PAGE) as memory,
+        memoryview(memory) as page,
+    ):
+        ended: list[Job] = []
+        threads = Threads()
+        pool = DirectPool(guest.device, threads, ended.extend)
+        transfer = Transfer(disk, [page] * pieces, 0, write=False)
+        pool.submit(transfer)
+        pool.finish()
+        guest.poll()
+        assert threads.jobs == ([transfer] if slow else [])
+        assert ended == ([] if slow else [transfer])
+        pool.close()
 
 
 def test_a_reset_waits_for_what_is_under_way(driver: Driver) -> None:

@@ -104,7 +104,8 @@ def test_a_list_may_begin_at_the_end_of_its_page_and_go_on_in_another(driver: Dr
     [
         (0x7F, {}, Status.INVALID_OPCODE),
         (READ, {"nsid": 0}, Status.INVALID_NAMESPACE),
-        (READ, {"nsid": 3}, Status.INVALID_NAMESPACE),
+        (READ, {"nsid": 3}, Status.INVALID_FIELD),
+        (READ, {"nsid": 33}, Status.INVALID_NAMESPACE),
         (READ, {"nsid": 0xFFFF_FFFF}, Status.INVALID_NAMESPACE),
         (READ, {"dwords": (16384,)}, Status.LBA_OUT_OF_RANGE),
         (READ, {"dwords": (16380, 0, 7)}, Status.LBA_OUT_OF_RANGE),
@@ -117,7 +118,8 @@ def test_a_list_may_begin_at_the_end_of_its_page_and_go_on_in_another(driver: Dr
         (READ, {"prp2": 1 << 50, "dwords": (0, 0, 31)}, Status.DATA_TRANSFER_ERROR),
         (WRITE, {"prp1": 0xFFFF_FFFF_FFFF_F000}, Status.DATA_TRANSFER_ERROR),
         (READ, {"flags": 0x40}, Status.INVALID_FIELD),
-        (IoOpcode.FLUSH, {"nsid": 3}, Status.INVALID_NAMESPACE),
+        (IoOpcode.FLUSH, {"nsid": 3}, Status.INVALID_FIELD),
+        (IoOpcode.FLUSH, {"nsid": 33}, Status.INVALID_NAMESPACE),
         (IoOpcode.WRITE_ZEROES, {"dwords": (16384,)}, Status.LBA_OUT_OF_RANGE),
     ],
 )

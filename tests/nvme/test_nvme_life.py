@@ -182,8 +182,16 @@ def test_the_line_is_up_while_completions_wait(guest: Guest) -> None:
     assert not guest.line
 
 
+def test_msi_has_one_message_and_msix_a_vector_for_each_queue(guest: Guest) -> None:
+    capabilities = guest.device.core.config.at
+    assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # 2**0 messages (PCI 3.0 §6.8.1.3)
+    assert guest.config_read(capabilities[0x11] + 2, 2) & 0x7FF == 65 - 1  # Table Size (§6.8.2.3)
+
+
 def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
     capabilities = guest.device.core.config.at
+    assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # two to the power of that many may be asked for
+    assert guest.device.layout.msi.count == 1
     guest.config_write(capabilities[0x11] + 2, 0, 2)
     guest.config_write(capabilities[0x05] + 2, 1, 2)
     driver = Driver(TestMachine(guest))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bellwired.commands.cli import main
 from operating.instance import Instance
 
+Run = Callable[..., tuple[int, str, str]]
 UNWELCOME = ("ERROR asyncio", "never awaited", "never retrieved", "has failed", "nonsense")
 
 
@@ -38,7 +41,9 @@ def daemon(shared: Instance) -> Iterator[Instance]:
     files = {path: path.read_text() for path in shared.config.rglob("*") if path.suffix in (".py", ".toml")}
     yield shared
     for path in set(shared.devices.iterdir()) | set(shared.plugins.glob("*.py")):
-        if path not in files:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path not in files:
             path.unlink()
     for path, text in files.items():
         if not path.exists() or path.read_text() != text:
@@ -46,6 +51,18 @@ def daemon(shared: Instance) -> Iterator[Instance]:
     shared.reload()
     said = "".join(shared.log.splitlines(keepends=True)[since:])
     assert not [words for words in UNWELCOME if words in said], said
+
+
+@pytest.fixture
+def run(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command on the shared daemon: its status, and what it said on standard output and error."""
+
+    def work(*words: str) -> tuple[int, str, str]:
+        status = main([*words, *daemon.places])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return work
 
 
 @pytest.fixture

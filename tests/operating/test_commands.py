@@ -21,21 +21,8 @@ from bellwired.commands import control_client
 from bellwired.commands.cli import main, parser
 from bellwired.manager.main import main as bellwired
 from bellwired.release import release
+from operating.conftest import Run
 from operating.instance import HANG, PLUGINS, Instance, connect, write
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command on the shared daemon: its status, and what it said on standard output and error."""
-
-    def work(*words: str) -> tuple[int, str, str]:
-        status = main([*words, *daemon.places])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return work
 
 
 def as_json(run: Run, *words: str) -> Any:
@@ -226,7 +213,7 @@ def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
         events.until("started", name)
 
 
-@pytest.mark.parametrize("words", [["status"], ["nonsense"], ["list", "--nonsense"], ["start"]])
+@pytest.mark.parametrize("words", [["set"], ["nonsense"], ["list", "--nonsense"], ["start"]])
 def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -389,6 +376,40 @@ def on_a_terminal(words: list[str], environment: dict[str, str]) -> str:
 def test_a_terminal_gets_colours_unless_no_color_is_set(daemon: Instance) -> None:
     assert "\x1b[32mrunning" in on_a_terminal(["list", *daemon.places], {})
     assert "\x1b[3" not in on_a_terminal(["list", *daemon.places], {"NO_COLOR": "1"})
+
+
+def in_columns(columns: int, *words: str) -> str:
+    """What a command shows on a terminal so wide, without bold type."""
+    shown = on_a_terminal(list(words), {"COLUMNS": str(columns), "NO_COLOR": "1"})
+    return re.sub("\x1b[^m]*m", "", shown).replace("\r", "")
+
+
+NARROW = {
+    "list": ["steady .*running", "vm1-network-card-0 .*stopped"],
+    "regs steady": ["wildcard_count .* 0x[0-9a-f]+$"],
+    "plugins": ["edu +Computes", "virtio-console +"],
+    "status steady": ["Device: steady", "State: running"],
+    "logs steady": ["accepts clients"],
+}
+"""What stays on one line, by command."""
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize("command", NARROW)
+def test_a_narrow_terminal_is_enough(daemon: Instance, command: str, columns: int) -> None:
+    daemon.configure("vm1-network-card-0", 'device = "probe"\nautostart = false')
+    daemon.reload()
+    shown = in_columns(columns, *command.split(), *daemon.places)
+    lines = [line.rstrip() for line in shown.split("\n")]
+    assert max(map(len, lines)) <= columns, shown
+    for text in NARROW[command]:
+        assert any(re.search(text, line) for line in lines), shown
+
+
+def test_a_wide_terminal_shows_every_column(daemon: Instance) -> None:
+    wide, narrow = (in_columns(columns, "list", *daemon.places) for columns in (120, 40))
+    assert re.search(r"name +device +state +for +client +memory +restarts *\n", wide)
+    assert re.search(r"name +device +state +for +client *\n", narrow)
 
 
 @pytest.mark.parametrize(

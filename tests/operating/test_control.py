@@ -22,7 +22,7 @@ from vfio_user import Client
 
 METHODS = {
     "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
-    "Registers", "Statistics", "Configuration", "Monitor",
+    "Registers", "Statistics", "Configuration", "Folders", "Log", "Monitor",
 }  # fmt: skip
 
 

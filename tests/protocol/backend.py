@@ -33,6 +33,7 @@ from vfio_user import (
     SubRegion,
     Version,
     VfioUserError,
+    Writer,
 )
 from vfio_user.channel import close_fds
 
@@ -108,7 +109,10 @@ class FakeDevice:
         self.calls.append("read")
         return self.on_read(index, offset, count)
 
-    def region_write(self, index: int, offset: int, data: memoryview) -> None:
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        return functools.partial(self.write, index, offset)
+
+    def write(self, index: int, offset: int, data: memoryview) -> None:
         self.calls.append("write")
         self.on_write(index, offset, data)
 
@@ -183,6 +187,14 @@ class Wire:
         self.sock.sendall(data[sent:])
 
     def receive(self) -> Answer:
+        """The next message; a write of nothing, by which servers look at clients, is answered as the text has it."""
+        while True:
+            found = self.receive_any()
+            if found.command != Command.DMA_WRITE or found.flags & REPLY or found.payload[8:] != bytes(8):
+                return found
+            self.reply(found, found.payload)
+
+    def receive_any(self) -> Answer:
         head, fds, _, _ = socket.recv_fds(self.sock, HEADER.size, 253, socket.MSG_CMSG_CLOEXEC)
         self._fds += fds
         while head and len(head) < HEADER.size:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from protocol.backend import REPLY, FakeDevice, Link, Wire, message
+from protocol.backend import QEMU_PROPOSAL, REPLY, FakeDevice, Link, Server, Wire, message, served
 from vfio_user import Capabilities, Channel, Client, Command, DmaTable, Version
 
 ANSWER = Version(0, 2, Capabilities.of(max_msg_fds=16, write_multiple=True)).pack()
@@ -97,3 +97,12 @@ def table() -> Iterator[DmaTable]:
     table = DmaTable(max_maps=8)
     yield table
     table.clear()
+
+
+@pytest.fixture
+def conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
+    """A server that waits 0.2 s at most, and a raw client which has introduced itself."""
+    with served(device, timeout=0.2) as (server, sock), closing(Wire(sock)) as wire:
+        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
+        assert wire.receive().flags == REPLY
+        yield server, wire

@@ -140,15 +140,6 @@ def test_no_memory_is_asked_for_before_a_client_has_introduced_itself(device: Fa
 # -- a raw client
 
 
-@pytest.fixture
-def conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
-    """A server that waits 0.2 s at most, and a raw client which has introduced itself."""
-    with served(device, timeout=0.2) as (server, sock), closing(Wire(sock)) as wire:
-        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
-        assert wire.receive().flags == REPLY
-        yield server, wire
-
-
 def test_a_request_is_as_the_text_has_it(conversation: tuple[Server, Wire]) -> None:
     server, wire = conversation
     future = server.call(lambda: server.session.dma_read(0x1000, 8))
@@ -325,6 +316,20 @@ def test_dma_for_an_access_fails_when_the_client_listens_to_nothing_but_its_repl
     wire.reply(asked, asked.payload + b"late")
     wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack())
     assert wire.receive().error == errno.EDEADLK  # and it is not asked again
+
+
+def test_a_client_that_does_not_even_take_a_write_of_nothing_is_said_not_to_answer_the_read(
+    stubborn: tuple[Server, Wire],
+) -> None:
+    server, wire = stubborn
+    server.device.on_read = lambda region, offset, count: server.session.dma_read(0, count)
+    for _ in range(2):
+        wire.send(Command.REGION_READ, RegionAccess(0, PLAIN, 4).pack())
+        while wire.receive_any().error != errno.EDEADLK:
+            pass
+    server.call(lambda: None).result(DEADLINE)
+    told = [str(refusal) for refusal in server.device.refusals]
+    assert ["DMA_READ while it waits for the reply to REGION_READ" in text for text in told] == [True, True]
 
 
 def test_a_register_is_read_while_dma_waits_for_a_client_that_waits_for_the_register(

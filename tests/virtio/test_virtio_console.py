@@ -301,6 +301,7 @@ def test_a_reset_gives_up_what_was_held(plain: Terminal) -> None:
         ({"ports": ",".join(f"p{n}=null" for n in range(17))}, OptionError, "1 to 16"),
         ({"ports": "=null"}, OptionError, "1 to 64 bytes"),
         ({"ports": "a"}, OptionError, "ports=a: expected pty, pty:LINK"),
+        ({"ports": f"a=unix:/{'x' * 200}"}, OptionError, "expected a socket's path: at most 107 bytes"),
         ({"ports": "a=file:/no/such/folder/file"}, StreamError, "No such file"),
     ],
 )

@@ -391,6 +391,8 @@ def test_without_bus_mastering_packets_wait(make: Make, far: socket.socket) -> N
         ({"dgram": Path("x"), "mac": "01:00:00:00:00:00"}, "no multicast"),
         ({"tap": "a name that is too long"}, "tap=a name that is too long: expected an interface's name"),
         ({"tap": "a/b"}, "an interface's name"),
+        ({"dgram": Path("/tmp/" + "x" * 200)}, "expected a socket's path: at most 107 bytes"),
+        ({"stream": Path("/tmp/" + "x" * 200)}, "expected a socket's path: at most 107 bytes"),
         ({"tap": "tap0", "bridge": "br0", "vxlan": "0@192.0.2.1"}, "vxlan=0@192.0.2.1: expected NUMBER@ADDRESS"),
         ({"tap": "tap0", "bridge": "br0", "vxlan": "7@nowhere"}, "expected NUMBER@ADDRESS"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from bellwire import GuestError
 from bellwire.declare.bar import Bar
 from bellwire.model import capabilities as pci
-from bellwire.serve.bells import Bells
+from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
 from vfio_user import IoEventFd, IrqIndex, RegionIndex
@@ -51,7 +51,7 @@ def test_each_queue_has_a_doorbell_of_its_own(driver: Driver) -> None:
 
 
 def test_doorbells_are_ioeventfds_of_length_0(driver: Driver) -> None:
-    bells = Bells(driver.device.core, lambda function, *arguments: function(*arguments))
+    bells = DoorbellFds(driver.device.core, lambda function, *arguments: function(*arguments))
     try:
         found = bells.sub_regions(0, frozenset({"ioeventfd", "ioregionfd"}))
         assert all(isinstance(bell, IoEventFd) and bell.size == 0 and bell.datamatch is None for bell in found)

@@ -30,6 +30,7 @@ from vfio_user import (
     Session,
     SubRegion,
     VfioUserError,
+    Writer,
 )
 
 VENDOR, DEVICE = 0x1234, 0xBE11
@@ -123,6 +124,9 @@ class Toy:
         fixed = {IDENT: 0xBE11_0001, IRQ_ON_RING: self.irq_on_ring}
         value = fixed.get(offset, self.counts.get(offset & ~7, 0) >> 8 * (offset & 4))
         return (value & (1 << 8 * count) - 1).to_bytes(count, "little")
+
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        return functools.partial(self.region_write, index, offset)
 
     def region_write(self, index: int, offset: int, data: memoryview) -> None:
         self.messages.append((index, offset, bytes(data)))

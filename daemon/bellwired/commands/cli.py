@@ -7,24 +7,37 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import demo, inspect_files, install, operate, run, show, vmm
+from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
 from bellwired.errors import CommandError
 from bellwired.manager.main import add_places
 from bellwired.release import release
 from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
+LONGEST = 1_000_000  # seconds: twelve days
 LEVELS = ("debug", "info", "warning", "error")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in JSON what is wrong with the command line, if that asks for JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        if "--json" in sys.argv[1:]:
+            show.errors([CommandError(message, self.format_usage().strip())], in_json=True)
+            self.exit(2)
+        super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="bellwire",
         description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
     )
@@ -35,9 +48,18 @@ def parser() -> argparse.ArgumentParser:
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False)
     add_places(shared)
-    shared.add_argument("--json", action="store_true", help="print JSON instead of tables and words")
-    operate.add_parsers(commands, shared)
-    inspect_files.add_parsers(commands, shared)
+    shared.add_argument(
+        "--json", action="store_true", help="print JSON instead of tables and words, and for errors too"
+    )
+    asking = argparse.ArgumentParser(add_help=False, parents=[shared])
+    asking.add_argument(
+        "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
+    )
+    asking.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
+    for group in (operate, enable, edit):
+        group.add_parsers(commands, asking)
+    for group in (cat_config, check, inspect_files):
+        group.add_parsers(commands, shared)
     install.add_parsers(commands)
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
     return top
@@ -51,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
     except CommandError as error:
-        show.errors([error])
+        show.errors([error], in_json=getattr(arguments, "json", False))
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
@@ -66,3 +88,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and at most {LONGEST}, got {text!r}")
+    return seconds

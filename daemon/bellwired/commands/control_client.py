@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,30 +18,53 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
+from bellwired.settings import NAME
 
 Result = TypeVar("Result")
 PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
 LONGEST = 300.0  # for what takes its time: starting a device, reading the configuration again
+AGAIN = 0.05  # between two looks whether a daemon is there by now
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
 ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
 
 
-def call(places: Places, work: Callable[[Any], Awaitable[Result]], timeout: float | None = LONGEST) -> Result:
-    """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed."""
+class NoDaemonError(CommandError):
+    """Nobody listens at the control socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The daemon that is asked. It is given ``timeout`` seconds for an answer and, with ``wait``, to be there."""
+
+    places: Places
+    timeout: float = LONGEST
+    wait: bool = False
+
+
+def call(
+    instance: Instance, work: Callable[[Any], Awaitable[Result]], name: str | None = None, *, endless: bool = False
+) -> Result:
+    """Run ``work(daemon)``, where ``daemon`` has the methods of :class:`Control`. A CommandError says what failed.
+
+    What concerns the device ``name`` is asked of the ``bellwire run`` that serves it, if there is one. ``endless``:
+    it takes as long as it takes.
+    """
+    control = _control(instance.places, name)
+    who = "the daemon" if control == instance.places.control else "bellwire run"
 
     async def talk() -> Result:
-        transport, protocol = await _connect(places.control)
+        transport, protocol = await _connect(control, time.monotonic() + instance.timeout if instance.wait else 0)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(min(PATIENCE, instance.timeout)):
                 await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if endless else instance.timeout):
                 return await work(protocol.make_proxy(Control))
         except TimeoutError:
-            raise CommandError(f"{places.control}: the daemon does not answer", "its log may say why") from None
+            raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
             raise _explain(error) from None
         except (EOFError, ConnectionError):
-            raise CommandError("the daemon has hung up", "its log says why") from None
+            raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:
             transport.close()
             await asyncio.sleep(0)
@@ -44,38 +72,81 @@ def call(places: Places, work: Callable[[Any], Awaitable[Result]], timeout: floa
     return asyncio.run(talk())
 
 
-def method(places: Places, method_name: str, /, **arguments: Any) -> dict[str, Any]:
+def method(instance: Instance, method_name: str, /, **arguments: Any) -> dict[str, Any]:
     """One method's reply."""
 
     async def work(daemon: Any) -> dict[str, Any]:
         return dict(await getattr(daemon, method_name)(**arguments) or {})
 
-    return call(places, work)
+    return call(instance, work, arguments.get("name"))
 
 
-def stream(places: Places, name: str | None, each: Callable[[dict[str, Any]], None]) -> None:
-    """Call ``each`` with every event, until the daemon ends or the user has enough."""
+def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
+    """The daemon's, and those that run in the foreground."""
+
+    async def work(daemon: Any) -> list[dict[str, Any]]:
+        return list((await daemon.List(**arguments))["devices"])
+
+    found = []
+    for name in instance.places.foreground():
+        if _listens(instance.places.control_of(name)):
+            found += call(instance, work, name)
+    try:
+        found += call(instance, work)
+    except NoDaemonError:
+        if not found:
+            raise
+    return sorted(found, key=lambda each: each["name"])
+
+
+def stream(
+    instance: Instance, each: Callable[[dict[str, Any]], None], method_name: str, /, *, endless: bool, **arguments: Any
+) -> None:
+    """Call ``each`` with every reply, until the daemon ends or the user has enough."""
 
     async def work(daemon: Any) -> None:
-        events: AsyncIterator[Any] = daemon.Monitor(name=name)
-        async for reply in events:
-            each(dict(reply["event"]))
+        replies: AsyncIterator[Any] = getattr(daemon, method_name)(**arguments)
+        async for reply in replies:
+            each(dict(reply))
 
-    call(places, work, timeout=None)
+    call(instance, work, arguments.get("name"), endless=endless)
 
 
-async def _connect(path: Path) -> Any:
-    try:
-        return await connect_unix_varlink(VarlinkClientProtocol, path)
-    except FileNotFoundError:
-        hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and SYSTEM_RUNTIME.exists() else NOT_RUNNING
-        raise CommandError(f"{path}: no daemon is running there", hint) from None
-    except ConnectionRefusedError:
-        raise CommandError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING) from None
-    except PermissionError:
-        raise CommandError(f"{path}: you may not use it", "be root, or a member of the control-group") from None
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror or error}") from None
+def _control(places: Places, name: str | None) -> Path:
+    """The socket of whoever serves the device ``name``, or of the daemon."""
+    if name is not None and NAME.fullmatch(name) and _listens(places.control_of(name)):
+        return places.control_of(name)
+    return places.control
+
+
+def _listens(path: Path) -> bool:
+    """Whether anybody does: one who was killed leaves a socket behind."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
+    return False
+
+
+async def _connect(path: Path, deadline: float) -> Any:
+    """The connection, tried until the ``deadline``."""
+    while True:
+        try:
+            return await connect_unix_varlink(VarlinkClientProtocol, path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if time.monotonic() >= deadline:
+                raise _absent(path, error) from None
+        except PermissionError:
+            raise CommandError(f"{path}: you may not use it", "be root, or a member of the control-group") from None
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror or error}") from None
+        await asyncio.sleep(AGAIN)
+
+
+def _absent(path: Path, error: OSError) -> NoDaemonError:
+    if isinstance(error, ConnectionRefusedError):
+        return NoDaemonError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING)
+    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and SYSTEM_RUNTIME.exists() else NOT_RUNNING
+    return NoDaemonError(f"{path}: no daemon is running there", hint)
 
 
 def _explain(error: VarlinkErrorReply) -> CommandError:

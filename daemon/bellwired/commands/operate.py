@@ -1,25 +1,44 @@
-"""The commands that operate a running daemon: list, status, start, stop, restart, reset, set, reload, regs, monitor."""
+"""The commands that operate a running daemon, from list to qemu-args."""
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bellwired.commands import show
-from bellwired.commands.control_client import method, stream
-from bellwired.commands.run import qemu_command
+from bellwired.commands import attach, show
+from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
+from bellwired.commands.control_client import LONGEST, Instance, all_devices, method, stream
+from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
 
 INACTIVE = 3  # as systemctl status has it
+LOOK_AGAIN = 0.1  # seconds between two looks whether a device runs by now
+
+
+class Verb(NamedTuple):
+    """What is done to devices by a method of the control API; ``fits`` are those that --all means."""
+
+    method: str
+    about: str
+    fits: Callable[[dict[str, Any]], bool]
+
+
 VERBS = {
-    "start": ("Start", "start a device, and wait until it accepts clients"),
-    "stop": ("Stop", "stop a device in order, and remove its socket"),
-    "restart": ("Restart", "give a device a new worker; clients that connect meanwhile wait"),
-    "reset": ("Reset", "reset a device, as its guest could"),
+    "start": Verb("Start", "start devices, and wait until they accept clients", lambda device: device["enabled"]),
+    "stop": Verb("Stop", "stop devices in order, and remove their sockets", lambda device: True),
+    "restart": Verb(
+        "Restart", "give devices new workers; clients that connect meanwhile wait", lambda device: device["enabled"]
+    ),
+    "reset": Verb("Reset", "reset devices, as their guests could", lambda device: device["state"] == "running"),
+    "disconnect": Verb(
+        "Disconnect", "let the clients of devices go; others may come", lambda device: device["connected"]
+    ),
 }
 
 
@@ -33,38 +52,68 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.set_defaults(command=work)
         return parser
 
-    add("list", list_devices, "list the daemon's devices")
-    add("status", status, "show how a device is doing; 3 is the exit status when it is not running").add_argument(
-        "name"
-    )
-    for name, (_, about) in VERBS.items():
-        add(name, do, about).add_argument("name", nargs="+")
-        commands.choices[name].set_defaults(verb=name)
+    parser = add("list", list_devices, "list the daemon's devices")
+    completed(parser.add_argument("name", nargs="*", metavar="PATTERN", help="only those, as in 'vm1-*'"), DEVICES)
+    parser = add("status", status, "show how devices are doing; 3 is the exit status unless all of them run")
+    about = "a device, or a pattern as in 'vm1-*'; without any, all devices"
+    completed(parser.add_argument("name", nargs="*", help=about), DEVICES)
+    for name, verb in VERBS.items():
+        parser = add(name, do, verb.about)
+        completed(parser.add_argument("name", nargs="*", help="a device, or a pattern as in 'vm1-*'"), DEVICES)
+        parser.add_argument("--all", action="store_true", help="all devices to which it can be done")
+        parser.set_defaults(verb=name, mistake=parser.error)
     parser = add("set", set_options, "give options of a running device other values, until it is started anew")
-    parser.add_argument("name")
-    parser.add_argument("option", nargs="+", metavar="KEY=VALUE")
+    completed(parser.add_argument("name"), DEVICES)
+    completed(parser.add_argument("option", nargs="+", metavar="KEY=VALUE"), LIVE_OPTIONS)
     add("reload", reload, "have the daemon read configuration and plugins again")
-    add("regs", registers, "show a device's registers, decoded; no read hook is run").add_argument("name")
-    add("monitor", monitor, "show what happens, as it happens").add_argument("name", nargs="?")
-    add("qemu-args", qemu_args, "print the QEMU arguments that attach a device").add_argument("name")
+    parser = add("regs", registers, "show a device's registers, decoded; no read hook is run")
+    completed(parser.add_argument("name"), DEVICES)
+    completed(add("monitor", monitor, "show what happens, as it happens").add_argument("name", nargs="?"), DEVICES)
+    parser = add("logs", logs, "show what a device has logged lately")
+    completed(parser.add_argument("name"), DEVICES)
+    parser.add_argument("-f", "--follow", action="store_true", help="and what it logs from now on, until Ctrl-C")
+    parser.add_argument(
+        "-n", "--lines", type=_count, metavar="N", help="no more than the last N lines of what there is"
+    )
+    completed(
+        add("qemu-args", qemu_args, "print the QEMU arguments that attach a device").add_argument("name"), DEVICES
+    )
 
 
-def places(arguments: argparse.Namespace) -> Places:
-    """Where the instance is that the flags name."""
-    return Places.of(arguments.config_dir, arguments.runtime_dir)
+def instance(arguments: argparse.Namespace) -> Instance:
+    """The daemon that the flags name."""
+    places = Places.of(arguments.config_dir, arguments.runtime_dir)
+    return Instance(places, arguments.timeout or LONGEST, arguments.wait)
+
+
+def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
+    """The names that ``words`` mean: as they are, or all that match a pattern. A CommandError where none does."""
+    if not any(map(_is_pattern, words)):
+        return list(dict.fromkeys(words))
+    there = [device["name"] for device in all_devices(daemon)]
+    found: dict[str, None] = {}
+    for word in words:
+        names = fnmatch.filter(there, word) if _is_pattern(word) else [word]
+        if not names:
+            raise CommandError(f"no device matches {word!r}", f"there are: {', '.join(there) or 'none yet'}")
+        found |= dict.fromkeys(names)
+    return list(found)
 
 
 def list_devices(arguments: argparse.Namespace) -> int:
-    """``bellwire list``."""
-    devices = method(places(arguments), "List")["devices"]
+    """``bellwire list [PATTERN...]``."""
+    daemon = instance(arguments)
+    devices = all_devices(daemon, statistics=arguments.json)
+    if arguments.name:
+        names = set(chosen(daemon, arguments.name))
+        devices = [device for device in devices if device["name"] in names]
     if arguments.json:
         show.as_json(devices)
         return 0
-    table = show.table(
-        "name", "device", "state", "for", "client", "memory", "restarts", right=frozenset(["memory", "restarts"])
-    )
-    for each in devices:
-        table.add_row(
+    columns = Column("name"), Column("device", 2), Column("state"), Column("for", 3), Column("client", 1)
+    numbers = Column("memory", 5, right=True), Column("restarts", 4, right=True)
+    rows = [
+        (
             show.text(each["name"]),
             show.text(each["device"] or "-"),
             show.state(each["state"]),
@@ -73,38 +122,68 @@ def list_devices(arguments: argparse.Namespace) -> int:
             show.size(each["memory"]),
             str(each["restarts"]),
         )
-    show.console().print(table if devices else "The daemon has no devices: put a file into devices.d (bellwire new).")
+        for each in devices
+    ]
+    nothing = "The daemon has no devices: put a file into devices.d (bellwire new)."
+    show.console().print(show.table([*columns, *numbers], rows) if devices else nothing)
     return 0
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """``bellwire status NAME``."""
-    device = method(places(arguments), "Describe", name=arguments.name)["device"]
-    running = device["state"] == "running"
+    """``bellwire status [NAME|PATTERN...]``: in JSON an object for one name, and else a list."""
+    daemon = instance(arguments)
+    names = chosen(daemon, arguments.name or ["*"])
+    deadline = time.monotonic() + (daemon.timeout if daemon.wait else 0)
+    devices = [_described(daemon, name, deadline) for name in names]
     if arguments.json:
-        show.as_json(device)
-        return 0 if running else INACTIVE
+        show.as_json(devices[0] if arguments.name == names and len(names) == 1 else devices)
+    else:
+        _print(devices)
+    return 0 if all(device["state"] == "running" for device in devices) else INACTIVE
+
+
+def _described(daemon: Instance, name: str, deadline: float) -> dict[str, Any]:
+    """A device, once it runs or will not by itself; at the ``deadline`` whatever it does."""
+    while True:
+        device: dict[str, Any] = method(daemon, "Describe", name=name)["device"]
+        if device["state"] in ("running", "failed", "disabled") or time.monotonic() > deadline:
+            return device
+        time.sleep(LOOK_AGAIN)
+
+
+def _print(devices: Sequence[dict[str, Any]]) -> None:
     out = show.console()
-    for label, value in _facts(device):
-        out.print(f"{label:>11}: {value}")
-    if device["recent"]:
-        out.print()
+    for number, device in enumerate(devices):
+        if number:
+            out.print()
+        for label, value in _facts(device):
+            out.print(f"{label:>11}: {value}")
+        if device["recent"]:
+            out.print()
         for note in device["recent"]:
             out.print(f"{show.clock(note['time'])} {show.text(note['text'])}")
-    return 0 if running else INACTIVE
 
 
 def do(arguments: argparse.Namespace) -> int:
-    """``bellwire start|stop|restart|reset NAME...``: each is tried, whatever became of the one before."""
+    """``bellwire start|stop|restart|reset|disconnect NAME...``: each is tried, whatever became of the one before."""
+    daemon, verb = instance(arguments), VERBS[arguments.verb]
+    if bool(arguments.name) == arguments.all:
+        arguments.mistake("expected names of devices, or --all")
+    if arguments.all:
+        names = [
+            device["name"] for device in method(daemon, "List")["devices"] if device["device"] and verb.fits(device)
+        ]
+    else:
+        names = chosen(daemon, arguments.name)
     failed = {}
-    for name in arguments.name:
+    for name in names:
         try:
-            method(places(arguments), VERBS[arguments.verb][0], name=name)
+            method(daemon, verb.method, name=name)
         except CommandError as error:
             failed[name] = error
     if arguments.json:
-        show.as_json({name: str(failed.get(name, "")) for name in arguments.name})
-    show.errors(failed.values())
+        show.as_json({name: str(failed.get(name, "")) for name in names})
+    show.errors(failed.values(), in_json=arguments.json)
     return 1 if failed else 0
 
 
@@ -114,7 +193,7 @@ def set_options(arguments: argparse.Namespace) -> int:
         key, equals, value = word.partition("=")
         if not equals:
             raise CommandError(f"{word}: expected KEY=VALUE")
-        method(places(arguments), "Set", name=arguments.name, option=key, value=value)
+        method(instance(arguments), "Set", name=arguments.name, option=key, value=value)
     if arguments.json:
         show.as_json({"name": arguments.name, "options": arguments.option})
     return 0
@@ -122,7 +201,7 @@ def set_options(arguments: argparse.Namespace) -> int:
 
 def reload(arguments: argparse.Namespace) -> int:
     """``bellwire reload``."""
-    outcome = method(places(arguments), "Reload")["outcome"]
+    outcome = method(instance(arguments), "Reload")["outcome"]
     if arguments.json:
         show.as_json(outcome)
     else:
@@ -131,48 +210,76 @@ def reload(arguments: argparse.Namespace) -> int:
                 print(f"{word}: {', '.join(outcome[word])}")
         if not any(outcome[word] for word in ("started", "restarted", "stopped", "failed")):
             print("nothing has changed")
-    show.errors(map(CommandError, outcome["failed"].values()))
+    show.errors(map(CommandError, outcome["failed"].values()), in_json=arguments.json)
     return 1 if outcome["failed"] else 0
 
 
 def registers(arguments: argparse.Namespace) -> int:
     """``bellwire regs NAME``."""
-    found = method(places(arguments), "Registers", name=arguments.name)["registers"]
+    found = method(instance(arguments), "Registers", name=arguments.name)["registers"]
     if arguments.json:
         show.as_json(found)
         return 0
-    table = show.table("register", "where", "size", "access", "value", "meaning", right=frozenset(["size", "value"]))
-    for each in found:
-        where = f"BAR{each['bar']}+{each['offset']:#05x}"
-        value = f"{each['value']:#0{2 + 2 * each['size']}x}"
-        table.add_row(
-            show.text(each["name"]), where, str(each["size"]), each["access"], value, show.text(each["meaning"])
+    columns = Column("register"), Column("where", 1), Column("size", 3, right=True), Column("access", 2)
+    rows = [
+        (
+            show.text(each["name"]),
+            f"BAR{each['bar']}+{each['offset']:#05x}",
+            str(each["size"]),
+            each["access"],
+            f"{each['value']:#0{2 + 2 * each['size']}x}",
+            show.text(each["meaning"]),
         )
-    show.console().print(table)
+        for each in found
+    ]
+    show.console().print(show.table([*columns, Column("value", right=True), Column("meaning")], rows))
     return 0
 
 
 def monitor(arguments: argparse.Namespace) -> int:
     """``bellwire monitor [NAME]``."""
     if arguments.name:
-        method(places(arguments), "Describe", name=arguments.name)  # so that a wrong name is said
+        method(instance(arguments), "Describe", name=arguments.name)  # so that a wrong name is said
     out = show.console()
 
-    def each(event: dict[str, Any]) -> None:
+    def each(reply: dict[str, Any]) -> None:
+        event = reply["event"]
         if arguments.json:
             print(json.dumps(event), flush=True)
             return
         said = event["fields"].get("text") or ", ".join(f"{key} {value}" for key, value in event["fields"].items())
         out.print(f"{show.clock(event['time'])} {show.text(event['device'] or '-')} {event['kind']}: {show.text(said)}")
 
-    stream(places(arguments), arguments.name, each)
+    stream(instance(arguments), each, "Monitor", endless=True, name=arguments.name)
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """``bellwire logs NAME [-f] [-n N]``."""
+    out = show.console()
+    most = arguments.lines
+
+    def each(reply: dict[str, Any]) -> None:
+        nonlocal most
+        lines = reply["lines"] if most is None else reply["lines"][-most:] if most else []
+        most = None  # it counts for what there was
+        for line in lines:
+            if arguments.json:
+                print(json.dumps(line), flush=True)
+                continue
+            words = show.text(line["text"])
+            colour = show.LEVELS.get(line["level"])
+            said = f"[{colour}]{words}[/{colour}]" if colour else words
+            out.print(f"{show.clock(line['time'])} {said}")
+
+    stream(instance(arguments), each, "Log", endless=arguments.follow, name=arguments.name, follow=arguments.follow)
     return 0
 
 
 def qemu_args(arguments: argparse.Namespace) -> int:
     """``bellwire qemu-args NAME``."""
-    device = method(places(arguments), "Describe", name=arguments.name)["device"]
-    command = qemu_command(Path(device["socket"]))
+    device = method(instance(arguments), "Describe", name=arguments.name)["device"]
+    command = attach.qemu_command(Path(device["socket"]), attach.accelerators())
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
     else:
@@ -190,6 +297,9 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Error", show.text(device["error"])))
     if device["pid"]:
         facts += [("Process", str(device["pid"])), ("Memory", show.size(device["memory"]))]
+    if device["changed"]:
+        changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
+        facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))
     if device["restarts"]:
         facts.append(("Restarts", str(device["restarts"])))
     client = device["client"]
@@ -202,3 +312,13 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     if counted:
         facts.append(("Counted", ", ".join(f"{key} {value}" for key, value in counted.items())))
     return facts
+
+
+def _is_pattern(word: str) -> bool:
+    return any(each in word for each in "*?[")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return int(text)

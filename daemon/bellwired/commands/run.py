@@ -10,18 +10,34 @@ import json
 import logging
 import shlex
 import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
+from bellwire.model.counted import count_dma
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
-from bellwire.serve.worker import Worker
+from bellwired import settings
+from bellwired.commands import attach, debugger
+from bellwired.commands.completion import KINDS, OPTIONS, completed
+from bellwired.commands.describe import describe
+from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
 from bellwired.find import find_device
-from bellwired.listen import activated, default_path, inherited, listening
+from bellwired.listen import Listener, activated, default_path, inherited, listening
+from bellwired.logs import to_stderr_or_journal
+from bellwired.manager.foreground import Desk, open_control
+from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
+from bellwired.workers.worker import Relay, Serving
 
+log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
+MOST_FD = (1 << 31) - 1
 LONGEST_POLL = round(MOST * 1e6)
 
 
@@ -30,10 +46,17 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="serve one device in the foreground",
-        description="Serve one device over vfio-user until SIGTERM or Ctrl-C. Prints how to attach QEMU to it.",
+        description="Serve one device over vfio-user until SIGTERM or Ctrl-C. Prints how to attach QEMU to it, and at "
+        "its end what the guest has done with it. Meanwhile status, regs, set, reset, monitor and stop find it by its "
+        "name, as they find a daemon's devices.",
+    )
+    kind = parser.add_argument(
+        "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
     )
     parser.add_argument(
-        "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
+        "--name",
+        type=_name,
+        help="what other commands call it, and its socket; the device's own name unless given",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", type=Path, help="the socket to make and listen on")
@@ -43,7 +66,7 @@ def add_parser(commands: Any) -> None:
         type=_descriptor,
         help="an inherited UNIX stream socket instead, listening or connected; or the one of socket activation",
     )
-    parser.add_argument(
+    option = parser.add_argument(
         "-o",
         dest="options",
         metavar="KEY=VALUE",
@@ -51,10 +74,12 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    completed(kind, KINDS)
+    completed(option, OPTIONS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
-        help="describe the device and its options in JSON, and end",
+        help="describe the device in JSON (BARs, registers, interrupts, capabilities, options), and end",
     )
     parser.add_argument(
         "--io-fd-entry",
@@ -71,6 +96,12 @@ def add_parser(commands: Any) -> None:
         help="microseconds to look for work before sleeping, while there is much of it: 0, the default, to "
         f"{LONGEST_POLL}",
     )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="stop in pdb where a hook raises, and print a QEMU line with which the guest waits for that",
+    )
+    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the control socket in DIR")
     parser.set_defaults(command=run)
 
 
@@ -80,22 +111,60 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_capabilities:
         print(json.dumps(describe(device), indent=2))
         return 0
+    name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
+    count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
-    settings = {"io_fd_entry_size": arguments.io_fd_entry, "busy_poll": arguments.busy_poll / 1e6}
-    if arguments.fd is not None:
-        given, listens = activated() if arguments.fd == ACTIVATED else inherited(arguments.fd)
-        with given:
-            worker = Worker(instance, given, **settings) if listens else Worker(instance, connection=given, **settings)
-            _end_on_signals(worker)
-            worker.run()
-        return 0
-    path = arguments.socket_path or default_path(device.name)
-    with listening(path) as listener:
-        worker = Worker(instance, listener, **settings)
-        _end_on_signals(worker)
-        worker.run(lambda: _announce(device.name, path))
+    with ExitStack() as stack:
+        sockets, address = _sockets(arguments, name, stack)
+        to_stderr_or_journal(arguments.log_level, clock=True)
+        debugger.install(debugging=arguments.debug)
+        control = _control(arguments, name)
+        if control is not None:
+            stack.callback(control.close)
+        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
+        desk = stack.enter_context(Desk(name, about, address, control))
+        relay = Relay(desk.channel)
+        log.root.addHandler(relay)
+        stack.callback(log.root.removeHandler, relay)
+        reporter = debugger.Debugging() if arguments.debug else None
+        serving = Serving(
+            instance,
+            desk.channel,
+            **sockets,
+            io_fd_entry=arguments.io_fd_entry,
+            busy_poll=arguments.busy_poll,
+            reporter=reporter,
+            managed=False,
+        )
+        _end_on_signals(serving)
+        begun = time.monotonic()
+        try:
+            serving.run(lambda: _announce(arguments, name, address, control))
+        finally:
+            print_summary(name, instance, time.monotonic() - begun)
     return 0
+
+
+def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
+    """The control socket. Who has not asked for a name can do without."""
+    try:
+        return open_control(Places.of(runtime_dir=arguments.runtime_dir), name)
+    except CommandError as error:
+        if arguments.name is not None or arguments.runtime_dir:
+            raise CommandError(str(error), "choose another --name, or another --runtime-dir") from None
+        log.info("other commands cannot reach this device: %s; --name gives it another name", error)
+        return None
+
+
+def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, socket.socket], str]:
+    """Where clients come from, for :class:`Serving`; and in words."""
+    if arguments.fd is None:
+        path = arguments.socket_path or default_path(name)
+        return {"listener": stack.enter_context(listening(path))}, str(path.absolute())
+    given, listens = activated() if arguments.fd == ACTIVATED else inherited(arguments.fd)
+    stack.enter_context(given)
+    return {"listener" if listens else "connection": given}, given.getsockname() or f"--fd {arguments.fd}"
 
 
 def make(device: type[PciDevice], options: list[str]) -> PciDevice:
@@ -103,74 +172,59 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
     values = {}
     for text in options:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
     try:
-        return device(**values)
+        with told(f"{device.__name__}.__init__"):
+            return device(**values)
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 
 
-def describe(device: type[PciDevice]) -> dict[str, Any]:
-    """What ``--print-capabilities`` prints."""
-    identity = device.identity
-    assert identity is not None  # find_device() gives complete devices only
-    return {
-        "type": "pci",
-        "name": device.name,
-        "description": (device.__doc__ or "").strip().partition("\n")[0],
-        "vendor": f"{identity.vendor:04x}",
-        "device": f"{identity.device:04x}",
-        "class": f"{identity.class_code:06x}",
-        "options": {
-            name: {"type": option.type_name, "default": _plain(option.default), "help": option.help}
-            for name, option in sorted(device.layout.options.items())
-        },
-    }
+def _announce(arguments: argparse.Namespace, name: str, address: str, control: Listener | None) -> None:
+    if arguments.fd is not None:
+        return
+    accelerated_by = attach.accelerators()
+    path = arguments.socket_path or default_path(name)
+    print(f"{name}: serving on {path}. To attach it to QEMU ({attach.OLDEST} or newer):")
+    print(f"  {attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)}")
+    if "kvm" not in accelerated_by:
+        print(attach.WHY_TCG)
+    if control is not None:
+        where = f" --runtime-dir {shlex.quote(str(arguments.runtime_dir))}" if arguments.runtime_dir else ""
+        print(f"From elsewhere: bellwire status {name}{where} (or regs, monitor, set, reset). Ctrl-C ends it.")
+    sys.stdout.flush()
 
 
-def qemu_command(path: Path) -> str:
-    """A QEMU command line with this device in it; put a disk and what else you need after it."""
-    device = {"driver": "vfio-user-pci", "socket": {"path": str(path.absolute()), "type": "unix"}}
-    words = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", "-M", "q35", "-m", "1G"]
-    words += ["-object", "memory-backend-memfd,id=mem,size=1G,share=on", "-machine", "memory-backend=mem"]
-    words += ["-device", json.dumps(device, separators=(",", ":"))]
-    return shlex.join(words)
-
-
-def _announce(name: str, path: Path) -> None:
-    print(f"{name}: serving on {path}. To attach it to QEMU (10.1.1 or newer):", flush=True)
-    print(f"  {qemu_command(path)}", flush=True)
-
-
-def _end_on_signals(worker: Worker) -> None:
+def _end_on_signals(serving: Serving) -> None:
     """Before anybody can know that the device is there, so that no signal finds Python's own handler."""
-    log = logging.getLogger("bellwire")
 
     def end(number: int, _: object) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):  # for a hook that hangs, and so would not let it stop
             signal.signal(again, signal.SIG_DFL)
         log.info("%s: stopping", signal.Signals(number).name)
-        worker.stop()
+        serving.stop()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
 
 
+def _name(text: str) -> str:
+    if not settings.NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits and _ . @ -, at most 64")
+    return text
+
+
 def _descriptor(text: str) -> int | str:
     if text == ACTIVATED:
         return text
-    if not text.isdigit():
+    if not text.isdecimal() or int(text) > MOST_FD:
         raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
     return int(text)
 
 
 def _microseconds(text: str) -> int:
-    if not text.isdigit() or int(text) > LONGEST_POLL:
+    if not text.isdecimal() or int(text) > LONGEST_POLL:
         raise argparse.ArgumentTypeError(f"expected 0 to {LONGEST_POLL}, got {text!r}")
     return int(text)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bellwired.errors import CommandError
 
 COLOURS = {"running": "green", "failed": "red", "waiting": "yellow", "starting": "yellow", "stopping": "yellow"}
+LEVELS = {"warning": "yellow", "error": "red", "critical": "red"}
+GAP = 2  # columns of a terminal between two of a table
+
+
+class Column(NamedTuple):
+    """A column of a table. Those of the highest ``rank`` are the first to go where the terminal is narrow."""
+
+    heading: str
+    rank: int = 0
+    right: bool = False
 
 
 def console() -> Console:
@@ -28,20 +39,37 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def errors(found: Iterable[CommandError]) -> None:
-    """To standard error: a line for each, and its hint."""
+def errors(found: Iterable[CommandError], *, in_json: bool = False) -> None:
+    """To standard error: a line for each, and its hint; or for programs, an object a line with both."""
     for error in found:
+        if in_json:
+            print(json.dumps({"error": str(error), "hint": error.hint}), file=sys.stderr)
+            continue
         print(f"bellwire: {error}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
 
 
-def table(*headings: str, right: frozenset[str] = frozenset()) -> Table:
-    """An empty table; the columns in ``right`` are aligned there."""
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
+    """``rows`` of markup, with as many of the ``columns`` as the terminal has room for."""
+    shown = list(range(len(columns)))
+    while sys.stdout.isatty() and _width(columns, rows, shown) > console().width:
+        last = max(shown, key=lambda at: columns[at].rank)
+        if not columns[last].rank:
+            break  # the rest must do: what is too long is folded
+        shown.remove(last)
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for at in shown:
+        justify = "right" if columns[at].right else "left"
+        made.add_column(columns[at].heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        made.add_row(*(row[at] for at in shown))
     return made
+
+
+def _width(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> int:
+    cells = ([columns[at].heading, *(row[at] for row in rows)] for at in shown)
+    return sum(max(Text.from_markup(cell).cell_len for cell in column) + GAP for column in cells)
 
 
 def state(word: str) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from pathlib import Path
 from string import Template
 
 from bellwired.errors import CommandError
 
+_IMPORTED = ("bellwire", "pytest")
+_TAKEN = ("Bar", "Guest", "GuestError", "IntFlag", "MsiX", "Option", "Path", "PciDevice", "Status")
+"""Names that the files below use already."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 DEVICE = Template('''\
@@ -105,7 +109,11 @@ def write(name: str, folder: Path) -> tuple[Path, Path, Path]:
     """The device, its test and its configuration; nothing that is there is overwritten."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise CommandError(f"{name!r} is no name for a device", "lower-case letters, digits and _, as in my_nic")
+    if name in sys.stdlib_module_names or name in _IMPORTED:
+        raise CommandError(f"{name!r} is no name for a device", "a module that its test imports has this name")
     kind = "".join(word.capitalize() for word in name.split("_") if word)
+    if kind in _TAKEN or keyword.iskeyword(kind):
+        kind += "Device"
     files = {
         folder / f"{name}.py": DEVICE,
         folder / f"test_{name}.py": TEST,

@@ -15,6 +15,7 @@ from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.vmm import Machine
 from bellwired.commands import vmm_linux as linux
+from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_guests import parameters, report
 from bellwired.errors import CommandError
 from vfio_user import Client, TimedOut, VfioUserError
@@ -37,11 +38,12 @@ def add_parser(commands: Any) -> None:
         "or 3 after a kernel panic. Ctrl-] three times within a second ends it at once.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    guest = what.add_argument(
         "--guest",
         metavar="NAME",
         help=f"a micro guest: {', '.join(guests.names())}, or the path of a flat image of your own",
     )
+    completed(guest, GUESTS)
     what.add_argument(
         "--kernel", metavar="IMAGE", type=Path, help="a Linux kernel for x86-64: a bzImage, or a vmlinux with PVH entry"
     )

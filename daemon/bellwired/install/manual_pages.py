@@ -6,7 +6,9 @@ argparse-manpage does the work. ``bellwire install`` writes them where ``man`` l
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +17,35 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from bellwire import PciDevice
 from bellwired.commands import cli
+from bellwired.find import bundled
 from bellwired.manager import main as daemon
 from bellwired.settings import Daemon, Device
 
+STATUSES = {
+    0: "All went well.",
+    1: "Something failed. Standard error says what, a line for each thing.",
+    2: "The command line has a mistake.",
+    130: "It was interrupted by Ctrl-C.",
+}
+"""Every command's exit statuses."""
+OWN_STATUSES = {
+    "run": {0: "SIGTERM or Ctrl-C has ended it in order.", 130: "It was interrupted before it served."},
+    "vmm": {0: "The guest said that all is well, or powered off.", 3: "The guest's kernel panicked."},
+    "status": {0: "All devices that were asked for run.", 3: "One of them does not run."},
+    "monitor": {0: "The daemon has ended."},
+    "logs": {0: "All was shown or, with --follow, the daemon has ended."},
+    "reload": {0: "All is as configured.", 1: "A file cannot be used, or a device has not started with it."},
+    "check": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
+    "cat-config": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
+    "edit": {1: "What was written cannot be used, and what was before stays; or something else failed."},
+}
+"""Where a command's mean something of their own."""
 EXIT_STATUS = """\
 0 when all went well, 1 when something failed (standard error says what, a line for each), 2 for a mistake on the
-command line. status ends with 3 when the device is not running."""
+command line, 130 after Ctrl-C. status ends with 3 unless all the devices run, and vmm where the guest's kernel has
+panicked. Each command's page, as bellwire\\-status(1), has its own."""
 ENVIRONMENT = """\
 NO_COLOR turns colours off. XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_RUNTIME_DIR say where a user's own configuration,
 plugins and sockets are."""
@@ -32,6 +56,7 @@ other than root, the XDG folders come first. /run/bellwire/control is the contro
 SIGNALS = """\
 SIGHUP reads the configuration again, and touches only what has changed. SIGTERM and SIGINT stop every device in
 order."""
+SEE_ALSO = (".SH SEE ALSO", r".BR bellwire (1), bellwired (8), bellwire\-device.toml (5)")
 EXAMPLES = {
     "bellwire": """\
 bellwire demo
@@ -47,11 +72,28 @@ bellwire list \\-\\-runtime\\-dir ./run""",
 
 def pages() -> dict[str, str]:
     """Every page's file name and content."""
-    return {
-        "bellwire.1": _commands(),
+    top = cli.parser()
+    found = {
+        "bellwire.1": _page(top, "1", {"exit status": EXIT_STATUS, "environment": ENVIRONMENT, "files": FILES}),
         "bellwired.8": _page(daemon.parser(), "8", {"signals": SIGNALS, "files": FILES}),
         "bellwire-device.toml.5": _settings(),
     }
+    found |= {f"bellwire-{name}.1": _command(name, parser) for name, parser in commands(top).items()}
+    return found | {f"bellwire-{name}.7": _device(kind) for name, kind in bundled().items()}
+
+
+def commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands' own parsers."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= action.choices
+    return found
+
+
+def statuses(command: str) -> dict[int, str]:
+    """A command's exit statuses, and what each means."""
+    return dict(sorted({**STATUSES, **OWN_STATUSES.get(command, {})}.items()))
 
 
 def keys(table: type[Device | Daemon]) -> list[tuple[str, str, str, str]]:
@@ -76,26 +118,53 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _commands() -> str:
-    top = cli.parser()
-    sections = {"exit status": EXIT_STATUS, "environment": ENVIRONMENT, "files": FILES}
-    return _page(top, "1", sections)
+def _command(name: str, parser: argparse.ArgumentParser) -> str:
+    ends = [line for status, about in statuses(name).items() for line in (".TP", f".B {status}", _plain(about))]
+    return _page(parser, "1", {"exit status": "\n".join(ends)})
 
 
 def _page(parser: argparse.ArgumentParser, section: str, texts: dict[str, str]) -> str:
     from argparse_manpage.manpage import Manpage
 
     about = (parser.description or "").split(". ")[0].rstrip(".").replace("\n", " ")
-    text = str(Manpage(parser, format="pretty"))
-    head = f'.TH {parser.prog.upper()} {section} "" Bellwire "Bellwire\'s manual"'
-    lines = [head, *text.splitlines()[1:]]
+    title = parser.prog.replace(" ", "-")
+    lines = [_head(title, section), *str(Manpage(parser, format="pretty")).splitlines()[1:]]
     name = lines.index(".SH NAME") + 1
-    lines[name] = f"{parser.prog} \\- {about}"
-    for title, body in texts.items():
-        lines += [f".SH {title.upper()}", *body.splitlines()]
-    lines += [".SH EXAMPLES", ".nf", *EXAMPLES[parser.prog].splitlines(), ".fi", ".SH SEE ALSO"]
-    lines.append(".BR bellwire (1), bellwired (8), bellwire\\-device.toml (5)")
-    return "\n".join(lines) + "\n"
+    lines[name] = f"{_plain(title)} \\- {_plain(about)}"
+    for heading, body in texts.items():
+        lines += [f".SH {heading.upper()}", *body.splitlines()]
+    if parser.prog in EXAMPLES:
+        lines += [".SH EXAMPLES", ".nf", *EXAMPLES[parser.prog].splitlines(), ".fi"]
+    return "\n".join([*lines, *SEE_ALSO]) + "\n"
+
+
+def _device(kind: type[PciDevice]) -> str:
+    about, _, rest = (inspect.getdoc(kind) or "").partition("\n\n")
+    about = " ".join(about.split())
+    lines = [_head(f"bellwire-{kind.name}", "7"), ".SH NAME"]
+    lines += [f"{_plain(f'bellwire-{kind.name}')} \\- {_plain(about.rstrip('.'))}"]
+    lines += [".SH SYNOPSIS", f".B bellwire run {_plain(kind.name)}", r"[\-o \fIKEY\fR=\fIVALUE\fR]..."]
+    lines += [".SH DESCRIPTION"]
+    for paragraph in filter(None, [about, *rest.split("\n\n")]):
+        lines += [".PP", _plain(" ".join(re.sub(r":\w+:`([^`]*)`|``", r"\1", paragraph).split()))]
+    lines += [".SH OPTIONS", "With", r".BR bellwire\-run (1)", r"by \-o, and in a device's file below [options]."]
+    for name, option in sorted(kind.layout.options.items()):
+        default = option.text(option.default)
+        words = [f"{option.help[:1].upper()}{option.help[1:]}." if option.help else ""]
+        words += [f"Allowed: {option.allowed}." if option.allowed else "", f"Default: {default}." if default else ""]
+        words += ["May be changed while the guest runs." if ("set", option) in kind.layout.hooks else ""]
+        lines += [".TP", f'.BR {_plain(name)} " = " {option.type_name}', _plain(" ".join(filter(None, words)))]
+    lines += [".SH EXAMPLE", ".nf", f'device = "{_plain(kind.name)}"', ".fi"]
+    return "\n".join([*lines, *SEE_ALSO]) + "\n"
+
+
+def _head(title: str, section: str) -> str:
+    return f'.TH {title.upper()} {section} "" Bellwire "Bellwire\'s manual"'
+
+
+def _plain(text: str) -> str:
+    """Text that troff takes for nothing else."""
+    return text.replace("\\", r"\e").replace("-", r"\-")
 
 
 def _settings() -> str:

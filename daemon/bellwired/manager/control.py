@@ -28,6 +28,7 @@ from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
+from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 
 INTERFACE = "org.bellwire.Manager"
@@ -63,6 +64,14 @@ class Happening(TypedDict):
     device: str
     kind: str
     fields: dict[str, str]
+
+
+class LogLine(TypedDict):
+    """One line of a device's log, or several with a traceback."""
+
+    time: float
+    level: str
+    text: str
 
 
 class Outcome(TypedDict):
@@ -174,6 +183,12 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             return dict(await self._manager.unit(name).ask("statistics"))
 
+    @varlinkmethod(return_parameter="folders")
+    async def Folders(self) -> list[str]:
+        """Where configuration is looked for, the folder that wins first."""
+        with self._looking():
+            return [str(folder) for folder in self._manager.places.config]
+
     @varlinkmethod(return_parameter="files")
     async def Configuration(self) -> list[File]:
         """The configuration files that count, in order."""
@@ -184,21 +199,41 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Monitor(self, *, name: str | None = None) -> AsyncIterator[Happening]:
         """Events as they happen, of one device or all, until the caller hangs up."""
         with self._looking(), self._manager.broadcaster.listening(name) as subscription:
-            while True:
-                try:
-                    async with asyncio.timeout(STILL_THERE):
-                        event = await subscription.get()
-                except TimeoutError:
-                    event = None
-                if self._caller.has_hung_up():
-                    raise NOBODY
-                if event is None:
-                    continue
+            async for event in self._heard(subscription):
                 fields = {key: str(value) for key, value in event.fields.items()}
                 happening = Happening(time=event.time, device=event.device, kind=event.kind, fields=fields)
                 if event.kind == LAST:
                     raise LastResult(happening)
                 yield happening
+
+    @varlinkmethod(return_parameter="lines", delay_generator=False)
+    async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:
+        """What a device has logged lately and, with ``follow``, each line from now on, until the caller hangs up."""
+        with self._looking(), self._manager.broadcaster.listening(name, log=True) as subscription:
+            lines = [
+                LogLine(time=line.time, level=line.level, text=line.text) for line in self._manager.unit(name).lines
+            ]
+            if not follow:
+                raise LastResult(lines)
+            yield lines
+            async for event in self._heard(subscription):
+                if event.kind == LOG:
+                    yield [LogLine(**event.fields)]  # type: ignore[typeddict-item] # a Line's fields
+                elif event.kind == LAST:
+                    raise LastResult([])
+
+    async def _heard(self, subscription: Subscription) -> AsyncIterator[Event]:
+        """What ``subscription`` gets, until the caller has hung up."""
+        while True:
+            try:
+                async with asyncio.timeout(STILL_THERE):
+                    event = await subscription.get()
+            except TimeoutError:
+                event = None
+            if self._caller.has_hung_up():
+                raise NOBODY
+            if event is not None:
+                yield event
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
@@ -246,11 +281,11 @@ class Server:
         self._sock.setblocking(False)
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
-    async def close(self) -> None:
+    async def close(self, why: str = "the daemon stops") -> None:
         """Accept nobody any more; those who are there get what they still wait for, if they take it."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
-        self._manager.broadcaster.publish("", LAST, {"text": "the daemon stops"})
+        self._manager.broadcaster.publish("", LAST, {"text": why})
         await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):

@@ -3,7 +3,8 @@
 Kinds: started, stopped, died, restarted, hung, killed, failed; connected, introduced (with what the client can
 take), mapped (its memory), left; trouble (the guest's, or the device code's), crashed (the device code's last);
 statistics (what has been counted since the last such event, a second ago); reloaded; lost (events that were more than
-the listener or the worker's socket could take); stopping (the daemon, and with it the stream).
+the listener or the worker's socket could take); stopping (the daemon, and with it the stream). Lines of a device's log
+(kind log) come to those alone who ask for them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+LOG = "log"
+"""The kind of an event that is a line of a device's log."""
 MOST = 1000  # events that wait for a listener who is slow; beyond that the oldest are lost
 
 
@@ -30,10 +33,11 @@ class Event:
 
 
 class Subscription:
-    """One listener's queue: of the device ``name``, or of everything."""
+    """One listener's queue: of the device ``name``, or of everything; ``log``: of the lines that it logs, too."""
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, log: bool = False) -> None:
         self._name = name
+        self._log = log
         self._waiting: deque[Event] = deque()
         self._lost = 0
         self._something = asyncio.Event()
@@ -41,6 +45,8 @@ class Subscription:
     def put(self, event: Event) -> None:
         """Never waits. What concerns the daemon concerns every listener."""
         if self._name is not None and event.device not in (self._name, ""):
+            return
+        if event.kind == LOG and not self._log:
             return
         if len(self._waiting) == MOST:
             self._waiting.popleft()
@@ -75,9 +81,9 @@ class Broadcaster:
             subscription.put(event)
 
     @contextlib.contextmanager
-    def listening(self, name: str | None = None) -> Iterator[Subscription]:
+    def listening(self, name: str | None = None, *, log: bool = False) -> Iterator[Subscription]:
         """A queue that gets what happens during the block."""
-        subscription = Subscription(name)
+        subscription = Subscription(name, log)
         self._subscriptions.add(subscription)
         self.heard.set()
         try:

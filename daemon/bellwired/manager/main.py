@@ -8,13 +8,12 @@ import contextlib
 import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from bellwired import notify
 from bellwired.errors import CommandError
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
@@ -146,9 +145,7 @@ def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
 
 def _log_to(level: str) -> None:
     to_stderr_or_journal(level)
-    # asyncvarlink says at length what we know: that a caller has hung up.
-    logging.getLogger("asyncvarlink").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
+    hush_asyncvarlink()
 
 
 if __name__ == "__main__":

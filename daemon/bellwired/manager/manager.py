@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import logging
 import os
 import socket
@@ -70,8 +71,10 @@ class Manager:
             bad = self.settings.errors.get(name)
             if bad is not None:
                 raise CommandError(f"{name} cannot be used: {bad}", bad.hint)
+            near = difflib.get_close_matches(name, self.units, n=1)
             known = ", ".join(sorted(self.units)) or "none yet"
-            raise CommandError(f"there is no device {name!r}", f"there are: {known}")
+            hint = f"did you mean {near[0]}?" if near else f"there are: {known}"
+            raise CommandError(f"there is no device {name!r}", hint)
         return unit
 
     @property
@@ -101,7 +104,7 @@ class Manager:
                 self._add(name)
             for name in self._given.keys() - self.units.keys():
                 log.warning("a socket was passed for %s, which is no device: it is left alone", name)
-            async with alongside(self._watch_over, self._count):
+            async with alongside(self._watch_over, self.count):
                 yield self
         finally:
             await self._close()
@@ -167,7 +170,7 @@ class Manager:
                 return await self._changed.wait()
         return False
 
-    async def _count(self) -> None:
+    async def count(self) -> None:
         """While anybody listens, tell what the devices have counted."""
         last: dict[Unit, dict[str, int]] = {}
         while True:

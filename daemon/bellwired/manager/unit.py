@@ -13,10 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bellwire.model.limited import LimitedLog
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.noted import Line, Noted
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
 from bellwired.workers.spawner import Child, Spawner
@@ -27,7 +27,6 @@ from bellwired.workers.worker_channel import WorkerChannel
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
-RECENT = 20
 
 
 class State(StrEnum):
@@ -42,7 +41,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Unit:
+class Unit(Noted):
     """The device ``name``. ``tell`` hears every change.
 
     Whatever starts or ends a worker holds ``_turn``; waiting for a worker to be ready does not, so that a stop need
@@ -60,7 +59,7 @@ class Unit:
         spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
     ) -> None:
-        self.name = name
+        super().__init__(name, lambda kind, fields: tell(self, kind, fields))
         self.settings = settings
         self.daemon = daemon
         self.path = path
@@ -70,8 +69,6 @@ class Unit:
         self.since = time.time()
         self.restarts = 0
         self.error = ""
-        self.client: dict[str, Any] | None = None
-        self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
         self.given: socket.socket | None = None
         """A listener from the service manager, which is used in place of one of our own."""
         self.files: dict[str, Stamp | None] = {}
@@ -80,7 +77,6 @@ class Unit:
         """Options that have other values now than its file gives them, which the next start takes again."""
         self._plugins = plugins
         self._spawner = spawner
-        self._tell = tell
         self._turn = asyncio.Lock()
         self._retired = False
         self._listener: Listener | None = None
@@ -90,7 +86,6 @@ class Unit:
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque()
-        self._clients = LimitedLog(log.getChild(name))
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
 
@@ -357,6 +352,9 @@ class Unit:
                     self._settle("")
                     self._note("started", messages.STARTED, "accepts clients", logging.INFO)
                 return
+            case "log":
+                self._keep(Line(fields["time"], fields["level"], fields["text"]))
+                return
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
@@ -379,7 +377,7 @@ class Unit:
                 return
             case "trouble":
                 self.recent.append((time.time(), fields["text"]))
-        self._tell(self, kind, fields)
+        self._publish(kind, fields)
 
     # -- small things
 
@@ -394,22 +392,6 @@ class Unit:
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
-
-    def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
-        """Log, remember, and tell the world."""
-        fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
-        if self.client is not None:
-            fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
-        log.log(level, "%s: %s", self.name, text, extra=fields)
-        self.recent.append((time.time(), text))
-        self._tell(self, kind, {"text": text})
-
-    def _note_client(self, kind: str, message_id: str, text: str) -> None:
-        """The same of a client, which may come and go as often as it likes, but not fill the log."""
-        if self._clients.admits(kind):
-            self._note(kind, message_id, f"client {text}")
-        else:
-            self._tell(self, kind, {"text": f"client {text}"})
 
     def _open_listener(self) -> socket.socket:
         if self.given is not None:

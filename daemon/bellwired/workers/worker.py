@@ -15,6 +15,7 @@ from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.declare.register import Register
+from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
@@ -23,12 +24,14 @@ from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
+from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until what found no room is sent again
+LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
 MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
 
 log = logging.getLogger("bellwire.worker")
@@ -44,10 +47,15 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mark_trouble)
+    refuse_breakpoints(
+        f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
+    )
     *listeners, control = fds
     with contextlib.ExitStack() as stack:
         channel = stack.enter_context(socket.socket(fileno=control))
         channel.setblocking(False)
+        if not spawn.trial:
+            logging.getLogger().addHandler(Relay(channel))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
     logging.shutdown()
@@ -64,7 +72,10 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
             _say(channel, Report("made", {"files": sources.loaded()}))
-        device = kind(**spawn.options)
+        with told(f"{kind.__name__}.__init__"):
+            device = kind(**spawn.options)
+    except DeviceFailed as error:
+        return _failed(channel, error)
     except BellwireError as error:
         return _refused(channel, error)
     except Exception as error:  # noqa: BLE001 the boundary to device code, as below
@@ -72,13 +83,16 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     if spawn.trial:
         return 0
     try:
-        Serving(spawn, device, listeners[0], channel).run()
+        serving = Serving(
+            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: serving.stop())
+        serving.run()
     except OptionError as error:
         return _refused(channel, error)
     except BellwireError as error:  # it cannot be set up, as its options have it
-        log.error("%s", error)
-        _say(channel, Report("crashed", {"error": str(error)}))
-        return CRASHED
+        return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
@@ -88,6 +102,12 @@ def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
     _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
+
+
+def _failed(channel: socket.socket, error: BellwireError) -> int:
+    log.error("%s", error)
+    _say(channel, Report("crashed", {"error": str(error)}))
+    return CRASHED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:
@@ -106,15 +126,29 @@ def _mark_trouble(record: logging.LogRecord) -> bool:
 class Serving:
     """A device at work, and the manager's questions about it."""
 
-    def __init__(self, spawn: Spawn, device: PciDevice, listener: socket.socket, channel: socket.socket) -> None:
+    def __init__(
+        self,
+        device: PciDevice,
+        channel: socket.socket,
+        *,
+        listener: socket.socket | None = None,
+        connection: socket.socket | None = None,
+        io_fd_entry: int = 40,
+        busy_poll: int = 0,
+        reporter: Reporter | None = None,
+        managed: bool = True,
+    ) -> None:
+        """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
         self._channel = channel
-        reporter = Reporter()
+        self._managed = managed
+        reporter = reporter or Reporter()
         self._worker = Worker(
             device,
             listener,
+            connection=connection,
             observer=reporter,
-            io_fd_entry_size=spawn.io_fd_entry,
-            busy_poll=spawn.busy_poll / 1e6,
+            io_fd_entry_size=io_fd_entry,
+            busy_poll=busy_poll / 1e6,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
@@ -129,12 +163,19 @@ class Serving:
             "stop": self._worker.stop,
         }
 
-    def run(self) -> None:
-        """Serve until told to stop, or the manager has gone."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._worker.stop())
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop, or the manager has gone; ``ready`` is called once clients are accepted."""
+
+        def accepting() -> None:
+            self._outbox.tell("ready")
+            ready()
+
         self._worker.loop.watch(self._channel.fileno(), self._asked)
-        self._worker.run(ready=lambda: self._outbox.tell("ready"))
+        self._worker.run(accepting)
+
+    def stop(self) -> None:
+        """End :meth:`run`, from any thread or signal handler."""
+        self._worker.stop()
 
     def _disconnect(self) -> None:
         if not self._worker.disconnect():
@@ -145,7 +186,7 @@ class Serving:
         self._device.change(option, value)
         declared, given = self._device.layout.options, self._given
         now = self._device.core.options.items()
-        return {key: str(value) for key, value in now if value != given.get(key, declared[key].default)}
+        return {key: declared[key].text(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
         try:
@@ -157,7 +198,8 @@ class Serving:
             return
         if received is None:
             self._worker.loop.unwatch(self._channel.fileno())
-            self._worker.stop()
+            if self._managed:
+                self._worker.stop()
             return
         ask, fds = received
         wire.close(fds)
@@ -215,6 +257,22 @@ class Outbox:
     def soon(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back later, on the same thread."""
         self._loop.after(delay, callback)
+
+
+class Relay(logging.Handler):
+    """Passes on to the manager what is logged, from any thread; what finds no room is in the log alone."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with its traceback."""
+        text = self.format(record)[:LONGEST_LINE]
+        with contextlib.suppress(OSError):  # the worker is about to end
+            _say(
+                self._channel, Report("log", {"time": record.created, "level": record.levelname.lower(), "text": text})
+            )
 
 
 class Reporter(Observer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from bellwire.declare.block import BlockArray, Member, Row
 from bellwire.declare.declared import Declared, hexadecimal, is_power_of_two
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.register import Register
@@ -142,6 +143,20 @@ class Bar(Declared):
     def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
         """A stretch handed over whole, reads too: see :class:`~bellwire.declare.doorbell.IoRegion`."""
         return IoRegion(self, offset, size, posted=posted, bell=bell)
+
+    @overload
+    def block(self, offset: int, kind: type[Row], /, *, count: int, stride: int) -> BlockArray[Row]: ...
+    @overload
+    def block(self, offset: int, /, *, count: int, stride: int, **members: Member) -> BlockArray[Any]: ...
+    def block(
+        self, offset: int, kind: type[Any] | None = None, /, *, count: int, stride: int, **members: Member
+    ) -> BlockArray[Any]:
+        """``count`` rows of registers and doorbells, ``stride`` bytes apart, from ``offset`` on.
+
+        What is in a row is told by name, as ``base=reg(0x00, 8), tail=doorbell(0x10)``, or by a subclass of
+        :class:`~bellwire.declare.block.Block`, which type checkers understand.
+        """
+        return BlockArray(self, offset, kind, count, stride, members)
 
     def area(self, offset: int, size: int) -> Area:
         """A stretch that the guest maps: see :class:`Area`."""

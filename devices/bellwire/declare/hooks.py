@@ -37,7 +37,8 @@ def collect(device: type[Any]) -> dict[Tie, str]:
                     event, target = tie
                     raise DeclarationError(
                         f"{ancestor.__qualname__}: {other} and {name} are both the {event} hook of {target.name}: "
-                        "only one could run"
+                        "only one could run",
+                        (member.__code__.co_filename, member.__code__.co_firstlineno),
                     )
         found |= own
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import BARS, Area, Bar
+from bellwire.declare.block import BlockArray, BlockMember
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
 from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -96,6 +99,7 @@ def plan(device: type[Any]) -> Layout:
             raise
         except TypeError as error:
             item.refuse(where, f"something in its declaration has a wrong type: {error}")
+    check_methods(device)
     hooks = collect(device)
     bars = [item for item in declared.values() if isinstance(item, Bar)]
     taken = _bar_indices(where, bars)
@@ -110,11 +114,12 @@ def plan(device: type[Any]) -> Layout:
         else:
             msix_bar = msix.bar.index
     placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
+    blocks = [item for item in declared.values() if isinstance(item, BlockArray)]
     for item in declared.values():
-        if isinstance(item, Register | Doorbell | IoRegion | Area):
+        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray):
             if item.bar not in bars:
                 item.refuse(where, f"its BAR is not declared in {where}")
-            placed[item.bar.index].append(item)
+            placed[item.bar.index] += item.items if isinstance(item, BlockArray) else [item]
     if msix is not None:
         placed[msix_bar].append(msix)
     layouts = {}
@@ -122,21 +127,36 @@ def plan(device: type[Any]) -> Layout:
         items = sorted(placed[bar.index], key=lambda item: item.offset)
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
-    _check_hooks(where, hooks, {id(item) for item in declared.values()})
+    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks))})
     for tie, name in hooks.items():
-        _check_signature(where, tie, name, inspect.getattr_static(device, name))
+        _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
     return Layout(
         where=where,
         bars=layouts,
         saved=tuple(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
         options={item.name: item for item in declared.values() if isinstance(item, Option)},
-        hooks=hooks,
+        hooks=hooks | _hooks_of_rows(hooks),
         msix=msix,
         msix_bar=msix_bar,
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
     )
+
+
+def _members(blocks: list[BlockArray[Any]]) -> Iterator[BlockMember]:
+    for block in blocks:
+        yield from block.members.values()
+
+
+def _hooks_of_rows(hooks: Mapping[Tie, str]) -> dict[Tie, str]:
+    """What is tied to a member of a block is tied to it in each of its rows."""
+    return {
+        (event, row[target.word]): name
+        for (event, target), name in hooks.items()
+        if isinstance(target, BlockMember)
+        for row in target.block.rows
+    }
 
 
 def _declarations(device: type[Any]) -> dict[str, Declared]:
@@ -235,29 +255,52 @@ def _span(item: Placed) -> str:
     return f"{item.offset:#x} to {item.offset + item.size - 1:#x}"
 
 
-def _check_hooks(where: str, hooks: Mapping[Tie, str], known: set[int]) -> None:
+def _place(device: type[Any], method: str) -> tuple[str, int] | None:
+    """Where a method is written."""
+    function = inspect.unwrap(inspect.getattr_static(device, method))
+    return (function.__code__.co_filename, function.__code__.co_firstlineno) if inspect.isfunction(function) else None
+
+
+def _check_hooks(device: type[Any], hooks: Mapping[Tie, str], known: set[int]) -> None:
+    where = device.__qualname__
     for (event, target), method in hooks.items():
+        place = _place(device, method)
         if id(target) not in known:
             if target.owner == "?":
                 raise DeclarationError(
                     f"{where}.{method} is the {event} hook of a {type(target).__name__} without a name: "
-                    "does the method have the name that was the declaration's?"
+                    "does the method have the name that was the declaration's?",
+                    place,
                 )
-            raise DeclarationError(f"{where}.{method} is the {event} hook of {target}, which {where} does not have")
+            raise DeclarationError(
+                f"{where}.{method} is the {event} hook of {target}, which {where} does not have", place
+            )
+        if isinstance(target, BlockMember):
+            target = target.block.rows[0][target.word]
         if isinstance(target, Register):
             if event == "write" and not target.access.takes_writes:
                 raise DeclarationError(
                     f"{where}.{method} is the write hook of {target.name}, whose access is {target.access_word}: "
-                    "no guest's write would run it"
+                    "no guest's write would run it",
+                    place,
                 )
             if event == "read" and target.access in (Access.WO, Access.CONSTANT, Access.RESERVED):
                 raise DeclarationError(
                     f"{where}.{method} is the read hook of {target.name}, whose access is {target.access_word}: "
-                    "no guest's read would run it"
+                    "no guest's read would run it",
+                    place,
                 )
 
 
-def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
+def check_rung(where: str, layout: Layout) -> None:
+    """That a complete device notices all its doorbells: a ring that runs nothing is most likely a forgotten tie."""
+    for bell in layout.doorbells:
+        if ("ring", bell) not in layout.hooks:
+            name = re.sub(r"\[\d+\]", "", bell.name)  # of all rows of a block
+            bell.refuse(where, f"no method is tied to it: write @{name}.ring above the one that it runs")
+
+
+def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
     """That a hook takes what it will be given."""
     event, target = tie
     words = _arguments(event, target)
@@ -265,18 +308,23 @@ def _check_signature(where: str, tie: Tie, name: str, hook: object) -> None:
         return
     called = f"{where}.{name} is the {event} hook of {target.name}"
     if inspect.iscoroutinefunction(hook):
-        raise DeclarationError(f"{called}: it is called, and never awaited: write a plain method (def, not async def)")
+        raise DeclarationError(
+            f"{called}: it is called, and never awaited: write a plain method (def, not async def)", place
+        )
     if inspect.isgeneratorfunction(hook):
-        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)")
+        raise DeclarationError(f"{called}: it is called, and never iterated: write a plain method (no yield)", place)
     try:
         inspect.signature(hook).bind("self", *words)
     except TypeError:
-        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})") from None
+        raise DeclarationError(f"{called}: it is called as {name}({', '.join(('self', *words))})", place) from None
 
 
 def _arguments(event: str, target: object) -> tuple[str, ...] | None:
     """What the hook of an event is given, besides the device."""
     match target, event:
+        case (BlockMember(), _):
+            words = _arguments(event, target.block.rows[0][target.word])
+            return None if words is None else ("index", *words)
         case (Register(), "write"):
             return ("value",)
         case (Register(), "read"):

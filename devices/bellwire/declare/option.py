@@ -91,7 +91,7 @@ class Option(Declared, Generic[Setting]):
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, Path):
-            return str(value) if value.name else ""
+            return str(value) if value != Path() else ""
         return _short(value) if isinstance(value, int) else str(value)
 
     def fault(self, value: Any) -> str | None:
@@ -156,8 +156,13 @@ def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], 
 
 
 def _short(number: float) -> str:
-    """A large integer in hexadecimal, which is easier to read."""
-    return f"{number:#x}" if isinstance(number, int) and number >= _LARGE else str(number)
+    """A large integer with a suffix, or else in hexadecimal, which is easier to read."""
+    if not isinstance(number, int) or number < _LARGE:
+        return str(number)
+    for suffix, shift in reversed(_SUFFIXES.items()):
+        if number % (1 << shift) == 0:
+            return f"{number >> shift}{suffix}"
+    return f"{number:#x}"
 
 
 def _typed(option: Option[Any], value: object) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+from bellwire.declare.block import BlockArray
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
@@ -16,14 +17,15 @@ from bellwire.declare.register import Register
 from bellwire.model.capabilities import Identity, template
 from bellwire.model.config_space import ConfigSpace, Effect
 from bellwire.model.dma import Dma
-from bellwire.model.host import Detached, Host, Timer
+from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.signals import Signals
 from bellwire.model.space import Space
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
-from vfio_user import Reader, RegionIndex
+from bellwire.model.trouble import note, number
+from vfio_user import Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -43,7 +45,8 @@ class Core:
         self.identity = identity
         self.layout = layout
         self.options = dict(options)
-        self.host: Host = Detached()
+        self.host: Host | None = None
+        """What runs the device; None before a worker or a test guest does."""
         self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
@@ -58,6 +61,8 @@ class Core:
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
         """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        self.rows: dict[BlockArray[Any], tuple[Any, ...]] = {}
+        """Those of blocks, made when they are first asked for."""
         self.pools: list[Pool] = []
         """Those that the device has asked for."""
         self.connected = False
@@ -71,7 +76,11 @@ class Core:
     def hook(self, tie: Tie) -> Callable[..., Any] | None:
         """The bound method tied to an event, or None."""
         name = self.layout.hooks.get(tie)
-        return None if name is None else getattr(self.device, name)
+        if name is None:
+            return None
+        hook: Callable[..., Any] = getattr(self.device, name)
+        row = tie[1].row
+        return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook with the state marked as in flux, and note a slow one."""
@@ -97,8 +106,9 @@ class Core:
     def reader(self, index: int, offset: int, count: int) -> Reader:
         """What :meth:`read` does, for a read that comes again and again."""
         space = self.spaces.get(index)
-        stored = None if space is None else space.stored(offset, count)
-        return Reader(functools.partial(self.read, index, offset, count)) if stored is None else Reader(stored, True)
+        if space is None:
+            return Reader(functools.partial(self.read, index, offset, count))
+        return space.reader(offset, count)
 
     def write(self, index: int, offset: int, data: memoryview) -> None:
         """Guest write of a region; the caller has checked the bounds."""
@@ -109,6 +119,19 @@ class Core:
             self.config.write(offset, data)
             self.dma.changed()
             self._call_vendor("write", offset, len(data))
+
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """What :meth:`write` does, for a write that comes again and again."""
+        space = self.spaces.get(index)
+        if space is None:
+            return functools.partial(self.write, index, offset)
+        return space.writer(offset, count)
+
+    def running(self, what: str) -> Host:
+        """What runs the device; a RuntimeError where nothing does yet, so that it cannot do ``what``."""
+        if self.host is None:
+            raise RuntimeError(f"a device can {what} once a worker or a test guest runs it: ask in setup()")
+        return self.host
 
     def region_size(self, index: int) -> int:
         """Bytes of a region, 0 where the device has none."""
@@ -122,32 +145,55 @@ class Core:
         self.state.rings[bell].add(count)
         hook = self._ring_hooks[bell]
         if hook is not None:
-            self.call(hook)
+            try:
+                self.call(hook)
+            except Exception as error:
+                note(error, f"ring of {bell}")
+                raise
 
     def ring_value(self, bell: Doorbell, value: int) -> None:
         """``bell`` was rung with ``value``, cut to its size."""
         self.state.rings[bell].add(1)
         hook = self._ring_hooks[bell]
         if hook is not None:
-            self.call(hook, value & ((1 << 8 * bell.size) - 1))
+            value &= (1 << 8 * bell.size) - 1
+            try:
+                self.call(hook, value)
+            except Exception as error:
+                note(error, f"ring of {bell} with {value:#x}")
+                raise
 
     def ioregion_read(self, region: IoRegion, offset: int, size: int) -> int:
         """Guest read of a stretch handed over whole."""
         hook = self._region_reads[region]
-        return 0 if hook is None else int(self.call(hook, offset, size)) & (_ALL_ONES >> 64 - 8 * size)
+        if hook is None:
+            return 0
+        try:
+            return number(hook, self.call(hook, offset, size)) & (_ALL_ONES >> 64 - 8 * size)
+        except Exception as error:
+            note(error, f"read of {size} bytes at {offset:#x} of {region}")
+            raise
 
     def ioregion_write(self, region: IoRegion, offset: int, size: int, value: int) -> None:
         """Guest write of a stretch handed over whole."""
         hook = self._region_writes[region]
         if hook is not None:
-            self.call(hook, offset, size, value)
+            try:
+                self.call(hook, offset, size, value)
+            except Exception as error:
+                note(error, f"write of {value:#x} ({size} bytes) at {offset:#x} of {region}")
+                raise
 
     def ring_in_row(self, bell: tuple[IoRegion, int], _count: int) -> None:
         """A doorbell of a row was rung, and its value is lost."""
         region, offset = bell
         hook = self._row_hooks[region]
         if hook is not None:
-            self.call(hook, offset)
+            try:
+                self.call(hook, offset)
+            except Exception as error:
+                note(error, f"ring of {region} at {offset:#x}")
+                raise
 
     def reset(self) -> None:
         """Power-on state, then the device's own ``reset`` hook."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import SharedMap, VfioUserError
+from vfio_user import DmaFault, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
+    from bellwire.model.host import Host
 
 LARGEST_COPY = 64 << 20
 _NOWHERE = SharedMap(1, 0, memoryview(b""))
@@ -35,14 +36,14 @@ class Dma:
         if shared is not None:
             start = address - shared.start
             return shared.view[start : start + size].tobytes()
-        host = self._core.host
+        host = self._host()
         try:
             parts = [
                 host.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
                 for part in host.segments(address, size, False)
             ]
         except VfioUserError as error:
-            raise GuestError(f"DMA read of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("read", address, size, error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -55,7 +56,7 @@ class Dma:
             start = address - shared.start
             shared.view[start : start + size] = source
             return
-        host = self._core.host
+        host = self._host()
         try:
             for part in list(host.segments(address, size, True)):
                 start = part.address - address
@@ -65,7 +66,7 @@ class Dma:
                 else:
                     part.view[:] = piece
         except VfioUserError as error:
-            raise GuestError(f"DMA write of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("write", address, size, error) from error
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
         """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
@@ -77,12 +78,12 @@ class Dma:
         self._check(address, size)
         views = []
         try:
-            for part in self._core.host.segments(address, size, write):
+            for part in self._host().segments(address, size, write):
                 if part.view is None:
                     raise Unshared(f"DMA map of {size} bytes at {address:#x}: the client has not shared this memory")
                 views.append(part.view)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         return views
 
     def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
@@ -92,9 +93,9 @@ class Dma:
         """
         self._check(address, size)
         try:
-            view = self._core.host.whole(address, size, write)
+            view = self._host().whole(address, size, write)
         except VfioUserError as error:
-            raise GuestError(f"DMA map of {size} bytes at {address:#x}: {error}") from error
+            raise _fault("map", address, size, error) from error
         if view is None:
             raise Unshared(f"DMA map of {size} bytes at {address:#x}: not shared, or in pieces of huge pages")
         return view
@@ -102,7 +103,8 @@ class Dma:
     @property
     def by_message(self) -> bool:
         """Whether the client shares no memory, as far as is known by now: :meth:`read` and :meth:`write` alone work."""
-        return self._core.host.by_message
+        host = self._core.host
+        return host is not None and host.by_message
 
     def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
         """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
@@ -110,7 +112,7 @@ class Dma:
         The same holds as for :meth:`map`. What is moved there, :meth:`touched` is to be told of.
         """
         self._check(address, 0)
-        return self._core.host.shared_map(address, write)
+        return self._host().shared_map(address, write)
 
     def touched(self, size: int) -> None:
         """Device code has moved ``size`` bytes in a :meth:`shared_map`: nothing to do, unless they are counted."""
@@ -125,11 +127,17 @@ class Dma:
         self.changes += 1
         self._shared = [_NOWHERE, _NOWHERE]
 
+    def _host(self) -> Host:
+        host = self._core.host
+        if host is None:
+            raise GuestError("DMA: the device is not attached to a guest")
+        return host
+
     def _near(self, address: int, size: int, write: bool) -> SharedMap | None:
         """The stretch of shared memory that these bytes lie in, all of them: most often, that of the last time."""
         shared = self._shared[write]
         if not shared.start <= address <= shared.end - size:
-            found = self._core.host.shared_map(address, write)
+            found = self._host().shared_map(address, write)
             if found is None or address + size > found.end:
                 return None
             shared = self._shared[write] = found
@@ -140,3 +148,12 @@ class Dma:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: the guest has bus mastering off")
         if not 0 <= size <= LARGEST_COPY:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: at most {LARGEST_COPY} at once")
+
+
+def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:
+    """What DMA came to; where only part of the range is bad, which."""
+    why: object = error
+    if isinstance(error, DmaFault):
+        part = f"from {error.address:#x} on, " if error.address != address else ""
+        why = part + error.why
+    return GuestError(f"DMA {verb} of {size} bytes at {address:#x}: {why}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from bellwire.model.jobs import Done, Pool
-from vfio_user import DmaFault, IrqIndex, Segment, SharedMap
+from vfio_user import IrqIndex, Segment, SharedMap
 
 
 class Timer(Protocol):
@@ -61,62 +61,3 @@ class Host(Protocol):
 
     def pool(self, threads: int, done: Done) -> Pool:
         """Threads for jobs; ``done`` gets those that have finished, on the device's thread."""
-
-
-class Detached:
-    """The host of a device that nothing has taken in yet: memory empty, interrupts unheard, no time."""
-
-    def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
-        """Nothing is mapped."""
-        raise DmaFault(address, size, "the device is not attached to a guest")
-
-    @property
-    def by_message(self) -> bool:
-        """There is none at all."""
-        return False
-
-    def whole(self, address: int, size: int, write: bool) -> memoryview | None:
-        """As :meth:`segments`."""
-        raise DmaFault(address, size, "the device is not attached to a guest")
-
-    def shared_map(self, address: int, write: bool) -> SharedMap | None:
-        """There is none."""
-        return None
-
-    def dma_read(self, address: int, size: int) -> bytes:
-        """Never reached: :meth:`segments` has refused."""
-        raise NotImplementedError
-
-    def dma_write(self, address: int, data: memoryview) -> None:
-        """Never reached: :meth:`segments` has refused."""
-        raise NotImplementedError
-
-    def signal(self, index: IrqIndex, vector: int) -> bool:
-        """Nobody listens."""
-        return False
-
-    def undelivered(self, index: IrqIndex, vector: int) -> bool:
-        """Nobody has taken anything."""
-        return True
-
-    def level(self, asserted: bool) -> None:
-        """Nobody looks."""
-
-    def after(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Time stands still."""
-        raise RuntimeError("a device can set timers once a worker or a test guest runs it, not while it is made")
-
-    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
-        """As for :meth:`after`."""
-        raise RuntimeError("a device can watch descriptors once a worker or a test guest runs it: ask in setup()")
-
-    def unwatch_fd(self, fd: int) -> None:
-        """None is watched."""
-
-    def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """As for :meth:`after`."""
-        raise RuntimeError("a device can use the background once a worker or a test guest runs it")
-
-    def pool(self, threads: int, done: Done) -> Pool:
-        """As for :meth:`after`."""
-        raise RuntimeError("a device can have a pool once a worker or a test guest runs it: ask in setup()")

@@ -109,11 +109,12 @@ class Signals:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
         if index is IrqIndex.MSIX:
             self._sent[vector] += 1
-            if self._masked(vector) or not core.host.signal(index, vector):
+            if self._masked(vector) or (host := core.host) is None or not host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)
         else:
             self._sent_msi[vector] += 1
-            core.host.signal(index, vector)
+            if core.host is not None:
+                core.host.signal(index, vector)
 
     def drive(self, asserted: bool) -> None:
         """Set the INTx level and tell the client what it should see."""
@@ -125,7 +126,8 @@ class Signals:
     def relevel(self) -> None:
         """Tell the client the INTx level again: no line while MSI is on or the guest has disabled INTx."""
         config = self.config
-        self._core.host.level(config.interrupt_status and config.intx_enabled)
+        if self._core.host is not None:
+            self._core.host.level(config.interrupt_status and config.intx_enabled)
 
     def resend(self) -> None:
         """Send what is pending and no longer masked; called whenever a mask may have gone."""
@@ -137,7 +139,8 @@ class Signals:
     def taken(self) -> None:
         """The client has changed its eventfds: what it has fetched by that is pending no more."""
         for vector in self._pending_vectors():
-            if not self._masked(vector) and not self._core.host.undelivered(IrqIndex.MSIX, vector):
+            host = self._core.host
+            if host is not None and not self._masked(vector) and not host.undelivered(IrqIndex.MSIX, vector):
                 self._clear(vector)
 
     def read_table(self, offset: int, size: int) -> bytes:

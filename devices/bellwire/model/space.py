@@ -13,6 +13,8 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.layout import BarLayout
 from bellwire.declare.register import Register
 from bellwire.errors import GuestError
+from bellwire.model.trouble import note, number
+from vfio_user import Reader, Writer
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -61,10 +63,18 @@ class Space:
             offset = stop
         return b"".join(parts)
 
-    def stored(self, offset: int, count: int) -> Callable[[], memoryview] | None:
-        """What looks at a register's bytes, where that is all that a read does."""
+    def reader(self, offset: int, count: int) -> Reader:
+        """What :meth:`read` does, for one place: there is no looking for it again."""
         cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
-        return cell.stored if isinstance(cell, RegisterCell) else None
+        if cell is None:
+            return Reader(functools.partial(self.read, offset, count))
+        stored = cell.stored if isinstance(cell, RegisterCell) else None
+        return Reader(functools.partial(cell.read, 0, count)) if stored is None else Reader(stored, plain=True)
+
+    def writer(self, offset: int, count: int) -> Writer:
+        """What :meth:`write` does, for one place."""
+        cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
+        return functools.partial(self.write, offset) if cell is None else functools.partial(cell.write, 0)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Guest write, within the BAR's bounds."""
@@ -124,6 +134,7 @@ class RegisterCell:
         self._core = core
         self._register = register
         self._access = register.access
+        self._takes_writes = register.access.takes_writes
         self._file = core.state.registers[register.bar.index]
         self._mask = (1 << 8 * self.size) - 1
         self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
@@ -151,7 +162,11 @@ class RegisterCell:
             case _:
                 value = register.load(self._file)
         if self._read_hook is not None:
-            value = int(self._core.call(self._read_hook)) & self._mask
+            try:
+                value = number(self._read_hook, self._core.call(self._read_hook)) & self._mask
+            except Exception as error:
+                note(error, f"read of {register}")
+                raise
         if self._access is Access.RC:
             register.store(self._file, register.load(self._file) & ~_bytes_mask(first, count))
         return value.to_bytes(self.size, "little")[first : first + count]
@@ -159,7 +174,7 @@ class RegisterCell:
     def write(self, first: int, data: memoryview) -> None:
         """A guest's write: stored, then told to the hook."""
         access = self._access
-        if not access.takes_writes:
+        if not self._takes_writes:
             if access is Access.UNIMPLEMENTED:
                 self._core.unimplemented("write", self._register)
             return
@@ -186,11 +201,18 @@ class RegisterCell:
                 register.typed(stored)
                 if self._write_hook is not None:
                     value = register.typed(value)
-            except ValueError as error:
-                raise GuestError(f"write of {value:#x} to {register}: {error}") from None
+            except ValueError:
+                doing = f"write of {value:#x} to {register}"
+                wrong = GuestError(f"{doing}: {register.kind.__name__} has no such value")
+                note(wrong, doing)
+                raise wrong from None
         register.store(self._file, stored)
         if self._write_hook is not None:
-            self._core.call(self._write_hook, value)
+            try:
+                self._core.call(self._write_hook, value)
+            except Exception as error:
+                note(error, f"write of {int(value):#x} to {register}")
+                raise
 
 
 class DoorbellCell:

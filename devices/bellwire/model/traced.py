@@ -16,7 +16,7 @@ from bellwire.model.core import Core
 from bellwire.model.counted import CountedDma
 from bellwire.model.labels import Labels
 from bellwire.model.signals import Signals
-from vfio_user import IrqIndex, Reader
+from vfio_user import IrqIndex, Reader, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -89,6 +89,10 @@ class TracedCore(Core):
     def reader(self, index: int, offset: int, count: int) -> Reader:
         """No read is so plain that it is not told."""
         return Reader(functools.partial(self.read, index, offset, count))
+
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """Nor any write."""
+        return functools.partial(self.write, index, offset)
 
     def read(self, index: int, offset: int, count: int) -> bytes:
         """The guest reads."""

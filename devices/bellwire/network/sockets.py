@@ -55,7 +55,7 @@ class DatagramLink(SocketLink):
                 self._socket.bind(os.fspath(local))
             except OSError as error:
                 self._socket.close()
-                raise LinkError(f"socket {local}: {error.strerror}") from error
+                raise LinkError(f"socket {local}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """The socket's."""
@@ -117,7 +117,7 @@ class StreamLink(SocketLink):
                 peer.setblocking(False)
         except OSError as error:
             self.close()
-            raise LinkError(f"socket {path}: {error.strerror}") from error
+            raise LinkError(f"socket {path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """Readable when a frame may be there, somebody connects, or what is left to send can be sent."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 import time
 
+from vfio_user import Ready
+
 FIRST = 20e-6  # seconds: the first budget, about what it takes to be woken
 MOST = 1e-3
 """The longest budget that may be asked for, in seconds."""
@@ -25,15 +27,15 @@ class BusyPoll:
         """Seconds that are spent looking now."""
         self._most = most
 
-    def wait(self, epoll: select.epoll, timeout: float | None) -> list[int]:
-        """The fds that are ready; none after ``timeout`` seconds."""
+    def wait(self, epoll: select.epoll, timeout: float | None) -> Ready:
+        """What is ready; nothing after ``timeout`` seconds."""
         poll, clock = epoll.poll, time.monotonic
         begin = clock()
         end = begin + (self.budget if timeout is None else min(self.budget, timeout))
         while True:
             ready = poll(0)
             if ready:
-                return [fd for fd, _ in ready]
+                return ready
             if clock() >= end:
                 break
         ready = poll(None if timeout is None else max(0.0, begin + timeout - clock()))
@@ -41,4 +43,4 @@ class BusyPoll:
             self.budget = min(max(2 * self.budget, FIRST), self._most)
         else:
             self.budget = self.budget / 2 if self.budget > FIRST else 0.0
-        return [fd for fd, _ in ready]
+        return ready

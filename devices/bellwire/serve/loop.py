@@ -14,10 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from bellwire.serve.busy_poll import BusyPoll
+from vfio_user import Ready
 
 THREADS = 4
 FEW_TIMERS = 256
 LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
+_TIMER = (-1, 0)  # stands among what is ready where a timer is due: then nothing else is alone
 Callback = Callable[[], None]
 
 
@@ -45,8 +47,6 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll = select.epoll()
-        self.poll = self._epoll.poll
-        """Sleeps until something is ready; only while the loop is :attr:`calm`."""
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[Deadline] = []
         self._room = FEW_TIMERS
@@ -70,19 +70,30 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    @property
-    def calm(self) -> bool:
-        """Whether to wait is just to sleep: no timer is set, and there is no busy poll."""
-        return not self._timers and self.busy_poll is None
-
     def wait(self, timeout: float | None = None) -> list[int]:
         """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""
+        return [fd for fd, _ in self._sleep(timeout)]
+
+    def look(self) -> Ready:
+        """What is ready now."""
+        return self._epoll.poll(0)
+
+    def sleeper(self) -> Callable[[], Ready]:
+        """What sleeps until something is ready or a timer is due, to be called until one of either has its turn.
+
+        Without timers and busy polls it is epoll's own method: no function of ours is between a caller and the kernel.
+        """
+        return self._sleep if self._timers or self.busy_poll is not None else self._epoll.poll
+
+    def _sleep(self, timeout: float | None = None) -> Ready:
         if self._timers:
-            due = min(max(0.0, self._timers[0].when - self._clock()), LONGEST_WAIT)
+            due = min(self._timers[0].when - self._clock(), LONGEST_WAIT)
+            if due <= 0:
+                return [*self._epoll.poll(0), _TIMER]
             timeout = due if timeout is None else min(timeout, due)
         if self.busy_poll is not None and timeout != 0:
             return self.busy_poll.wait(self._epoll, timeout)
-        return [fd for fd, _ in self._epoll.poll(timeout)]
+        return self._epoll.poll(timeout)
 
     def run(self, ready: list[int]) -> None:
         """Call back for each fd that is still watched: an earlier one's callback may have ended that."""

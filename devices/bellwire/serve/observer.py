@@ -20,5 +20,8 @@ class Observer:
     def left(self, reason: str) -> None:
         """The client has gone, or was dropped."""
 
+    def failed(self, error: BaseException) -> None:
+        """Device code raised ``error``, which has been logged as often as is good."""
+
     def trouble(self, text: str) -> None:
         """The guest or the device's code did something wrong; as often as it is logged."""

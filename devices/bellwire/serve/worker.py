@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from bellwire.device import PciDevice
+from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -50,9 +51,16 @@ class Worker:
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Set the device up, call ``ready``, serve until :meth:`stop`, and take the device down again."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self.device.setup()
         try:
-            self.device.core.reset()
+            with told(f"{type(self.device).__name__}.setup"):
+                self.device.setup()
+        except BaseException:
+            self.loop.close()
+            self.device.core.close()
+            raise
+        try:
+            with told(f"{type(self.device).__name__}.reset"):
+                self.device.core.reset()
             if self._connection is not None:
                 self.served.attach(self._connection, self._entry_size)
             elif self._listener is not None:
@@ -62,12 +70,16 @@ class Worker:
             while not self.loop.stopping:
                 self.step()
             self.served.detach()
-            self.device.core.reset()
+            with told(f"{type(self.device).__name__}.reset"):
+                self.device.core.reset()
         finally:
             self.served.detach()
             self.loop.close()
-            self.device.close()
-            self.device.core.close()
+            try:
+                with told(f"{type(self.device).__name__}.close"):
+                    self.device.close()
+            finally:
+                self.device.core.close()
 
     def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
         """Let the client go, and the next one come; False where there is none. Call it on the loop's thread."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 from collections.abc import Callable, Sequence
 
 from bellwire.device import PciDevice
@@ -70,7 +71,7 @@ class _Buffer(ctypes.Structure):
     ]
 
 
-_libc = ctypes.PyDLL(None, use_errno=True)  # these calls wait for nothing, so the lock may stay where it is
+_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: no call here may wait for a transfer
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _get_buffer, _release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
@@ -118,7 +119,8 @@ class DirectPool:
     def finish(self) -> None:
         """Wait for all, here and then in the threads."""
         while self._running:
-            self._take(least=1)
+            self._sleep()
+            self._take()
         self._threads.finish()
         if self._finished:
             os.eventfd_write(self._wake, 1)
@@ -127,7 +129,8 @@ class DirectPool:
         """Wait for all that is under way, and forget it."""
         self._threads.settle()
         while self._running:
-            for slot, _ in self._ended(least=1):
+            self._sleep()
+            for slot, _ in self._ended():
                 self._forget(slot)
         self._finished.clear()
         self._drain()
@@ -166,25 +169,30 @@ class DirectPool:
     def _collect(self) -> None:
         """Some have ended."""
         self._drain()
-        self._take(least=0)
+        self._take()
         jobs, self._finished = self._finished, []
         if jobs:
             self._done(jobs)
 
-    def _take(self, least: int) -> None:
-        for slot, result in self._ended(least):
+    def _sleep(self) -> None:
+        """Until some may have ended. A disk may take for ever: other threads have the interpreter's lock meanwhile."""
+        waiter = select.poll()
+        waiter.register(self._wake, select.POLLIN)
+        waiter.poll()
+        self._drain()
+
+    def _take(self) -> None:
+        for slot, result in self._ended():
             job = self._forget(slot)
             if result == job.length:
                 self._finished.append(job)
             else:
                 self._threads.submit(job)
 
-    def _ended(self, least: int) -> list[tuple[int, int]]:
-        """Slots and results."""
+    def _ended(self) -> list[tuple[int, int]]:
+        """Slots and results of those that have ended by now; the kernel puts them down before it writes the eventfd."""
         events = self._events
-        count = _syscall(
-            _GETEVENTS, self._context, ctypes.c_long(least), ctypes.c_long(MOST), ctypes.byref(events), None
-        )
+        count = _syscall(_GETEVENTS, self._context, ctypes.c_long(0), ctypes.c_long(MOST), ctypes.byref(events), None)
         return [(event.data, event.result) for event in events[: max(0, count)]]
 
     def _forget(self, slot: int) -> Transfer:

@@ -96,15 +96,19 @@ class Disk:
         A StorageError where that cannot be, and where it would lose bytes without ``shrink``.
         """
         if size:
-            check_blocks(size, block)
-            found = os.lseek(self.fd, 0, os.SEEK_END)
-            if 0 < size < found and not shrink:
-                raise StorageError(
-                    f"size={size} would cut the disk from {found} bytes and destroy what lies beyond; "
-                    "if that is meant, give shrink=yes before it"
-                )
+            self.check_resize(size, block=block, shrink=shrink)
             _resize(self.fd, size)
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
+
+    def check_resize(self, size: int, *, block: int, shrink: bool) -> None:
+        """Refuse what :meth:`resize` would."""
+        check_blocks(size, block)
+        found = os.lseek(self.fd, 0, os.SEEK_END)
+        if 0 < size < found and not shrink:
+            raise StorageError(
+                f"size={size} would cut the disk from {found} bytes and destroy what lies beyond; "
+                "if that is meant, give shrink=yes before it"
+            )
 
     def read(self, buffers: Buffers, offset: int) -> None:
         """Fill ``buffers`` from ``offset`` on."""
@@ -180,6 +184,11 @@ class Disk:
         for at in range(0, length, len(zeroes)):
             self.write([zeroes[: length - at]], offset + at)
         return None
+
+    def empty(self) -> None:
+        """Make all of it zeroes, on the medium, and give the space back where that can be done."""
+        self.zero(0, self.size, release=True)
+        self.flush()
 
     def close(self) -> None:
         """Close the descriptor, and with it the lock; a second call does nothing."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from bellwire.pieces import Pieces, write
 from bellwire.stream.stream import Stream, StreamError
 
+LONGEST_SOCKET = 107  # bytes: sockaddr_un has 108 with the NUL
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
 """For help texts."""
 
@@ -41,7 +42,7 @@ class Pty(Stream):
             except OSError as error:
                 self._link = None
                 self.close()
-                raise StreamError(f"pty link {link}: {error.strerror}") from error
+                raise StreamError(f"pty link {link}: {error.strerror or error}") from error
 
     def send(self, pieces: Pieces) -> int:
         """Everything is taken: what the kernel has no room for is lost."""
@@ -73,7 +74,7 @@ class Listening(Stream):
         except OSError as error:
             self._listener.close()
             self._epoll.close()
-            raise StreamError(f"socket {path}: {error.strerror}") from error
+            raise StreamError(f"socket {path}: {error.strerror or error}") from error
         self._epoll.register(self._listener, select.EPOLLIN)
 
     def look(self) -> None:
@@ -129,7 +130,7 @@ def connect(path: Path) -> Stream:
         peer.connect(os.fspath(path))
     except OSError as error:
         peer.close()
-        raise StreamError(f"socket {path}: {error.strerror}") from error
+        raise StreamError(f"socket {path}: {error.strerror or error}") from error
     stream = Stream(f"socket {path}")
     stream.take(peer.detach())
     return stream
@@ -140,7 +141,7 @@ def write_to(path: Path) -> Stream:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StreamError(f"file {path}: {error.strerror}") from error
+        raise StreamError(f"file {path}: {error.strerror or error}") from error
     stream = Stream(f"file {path}")
     stream.take(fd)
     return stream
@@ -159,7 +160,7 @@ def open_stream(name: str) -> Stream:
     """The stream that ``name`` stands for: one of :data:`BACKENDS`. A StreamError says what is wrong."""
     kind, colon, path = name.partition(":")
     if stream_fault(name) is not None:
-        raise StreamError(f"no stream {name!r}: expected {BACKENDS}")
+        raise StreamError(f"no stream {name!r}: expected {stream_fault(name)}")
     return _WITH_PATH[kind](Path(path)) if colon else _PLAIN[kind]()
 
 
@@ -167,4 +168,6 @@ def stream_fault(name: str) -> str | None:
     """What was expected, where ``name`` stands for no stream; nothing is opened. The ``check`` of an option."""
     kind, colon, path = name.partition(":")
     known = bool(path) and kind in _WITH_PATH if colon else kind in _PLAIN
+    if known and kind in ("unix", "connect") and len(os.fsencode(path)) > LONGEST_SOCKET:
+        return f"a socket's path: at most {LONGEST_SOCKET} bytes"
     return None if known else BACKENDS

@@ -103,7 +103,7 @@ def disturb(guest: Guest[Any], chance: random.Random) -> None:
     for _ in range(ACCESSES):
         index = chance.choice(indices)
         size = guest.device.core.region_size(index)
-        width = chance.choice(_WIDTHS)
+        width = chance.choice([width for width in _WIDTHS if width <= size])
         near = chance.choice(spots[index]) if spots[index] and chance.random() < 0.8 else chance.randrange(size)
         offset = min(max(0, near + chance.randint(-2, 8)), size - width)
         try:

@@ -96,10 +96,22 @@ class Guest(Generic[Device]):
         data = (value & ((1 << 8 * count) - 1)).to_bytes(count, "little")
         self.device.core.write(index, start, memoryview(data))
 
-    def ring(self, bell: Doorbell, value: int | None = None) -> None:
-        """Ring a doorbell as KVM would: with ``value`` where it takes one."""
+    def ring(self, bell: Doorbell | IoRegion, value: int | None = None, *, index: int = 0) -> None:
+        """Ring a doorbell as KVM would: with ``value`` where it takes one.
+
+        ``bell`` may be a row of doorbells (``ioregion(..., bell=4)``), and ``index`` says which of them. It travels by
+        event, and its value is lost, where the device has asked for that (:meth:`PciDevice.ring_by_event`).
+        """
         core = self.device.core
-        if bell.value:
+        if isinstance(bell, IoRegion):
+            size = bell.bell or bell.size
+            if not bell.bell or not 0 <= index < bell.size // size:
+                raise IndexError(f"{bell} has {bell.size // size if bell.bell else 0} doorbells in a row, no {index}")
+            if index < core.by_event.get(bell, 0):
+                core.ring_in_row((bell, index * size), 1)
+            else:
+                core.ioregion_write(bell, index * size, size, (value or 0) & ((1 << 8 * size) - 1))
+        elif bell.value:
             core.ring_value(bell, 0 if value is None else value)
         else:
             core.ring(bell, 1)

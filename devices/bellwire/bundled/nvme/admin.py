@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from bellwire import Job
-from bellwire.bundled.nvme.command import ALL_NAMESPACES, COMMAND_SIZE, COMPLETION_SIZE, AdminOpcode, Byte, Command
+from bellwire.bundled.nvme import timestamp
+from bellwire.bundled.nvme.command import COMMAND_SIZE, COMPLETION_SIZE, AdminOpcode, Byte, Command
 from bellwire.bundled.nvme.events import Event
-from bellwire.bundled.nvme.features import FeatureId
+from bellwire.bundled.nvme.features import FeatureId, Select
 from bellwire.bundled.nvme.guest_pages import SCATTERED
+from bellwire.bundled.nvme.history import Happening
+from bellwire.bundled.nvme.inquiry import Inquiry
 from bellwire.bundled.nvme.io import flush_all
-from bellwire.bundled.nvme.logs import requested
+from bellwire.bundled.nvme.logs import LogPage, requested
 from bellwire.bundled.nvme.registers import ENTRIES, PAGE, QUEUES, ControllerConfiguration
 from bellwire.bundled.nvme.status import CommandError, Status
 
@@ -22,15 +24,20 @@ if TYPE_CHECKING:
 CONTIGUOUS, INTERRUPTS = 1 << 0, 1 << 1
 RETAIN_EVENT = 1 << 15
 NOT_ABORTED = 1
-
-
-class Identify(IntEnum):
-    """What Identify asks for: CNS (§5.15.1)."""
-
-    NAMESPACE = 0x00
-    CONTROLLER = 0x01
-    ACTIVE_NAMESPACES = 0x02
-    DESCRIPTORS = 0x03
+WHILE_SANITIZING = (
+    AdminOpcode.DELETE_SUBMISSION_QUEUE,
+    AdminOpcode.CREATE_SUBMISSION_QUEUE,
+    AdminOpcode.DELETE_COMPLETION_QUEUE,
+    AdminOpcode.CREATE_COMPLETION_QUEUE,
+    AdminOpcode.IDENTIFY,
+    AdminOpcode.ABORT,
+    AdminOpcode.SET_FEATURES,
+    AdminOpcode.GET_FEATURES,
+    AdminOpcode.ASYNC_EVENT_REQUEST,
+    AdminOpcode.DOORBELL_BUFFER_CONFIG,
+    AdminOpcode.SANITIZE,
+)
+LOGS_WHILE_SANITIZING = (LogPage.ERRORS, LogPage.HEALTH, LogPage.CHANGED_NAMESPACES, LogPage.SANITIZE)
 
 
 Answer = int | Job | None
@@ -42,6 +49,7 @@ class Admin:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self._inquiry = Inquiry(controller)
         self._commands: dict[int, Callable[[Command], Answer]] = {
             AdminOpcode.DELETE_SUBMISSION_QUEUE: self._delete_submission_queue,
             AdminOpcode.CREATE_SUBMISSION_QUEUE: self._create_submission_queue,
@@ -53,7 +61,12 @@ class Admin:
             AdminOpcode.SET_FEATURES: self._set_features,
             AdminOpcode.GET_FEATURES: self._get_features,
             AdminOpcode.ASYNC_EVENT_REQUEST: self._async_event_request,
+            AdminOpcode.NAMESPACE_MANAGEMENT: controller.management.manage,
+            AdminOpcode.DEVICE_SELF_TEST: controller.self_test.execute,
+            AdminOpcode.NAMESPACE_ATTACHMENT: controller.management.attach,
             AdminOpcode.DOORBELL_BUFFER_CONFIG: self._doorbell_buffer_config,
+            AdminOpcode.FORMAT_NVM: controller.format.execute,
+            AdminOpcode.SANITIZE: controller.sanitize.execute,
         }
 
     def execute(self, command: Command) -> Answer:
@@ -63,50 +76,51 @@ class Admin:
             raise CommandError(Status.INVALID_OPCODE, Byte.OPCODE)
         if command.flags & SCATTERED:
             raise CommandError(Status.INVALID_FIELD, Byte.FLAGS)
+        closed = self._controller.namespaces.closed
+        if closed is not None and not _allowed(command):
+            raise CommandError(closed)
         return handler(command)
 
     def _identify(self, command: Command) -> int:
         """§5.15."""
-        controller = self._controller
-        namespaces = controller.namespaces
-        match command.cdw10 & 0xFF:
-            case Identify.NAMESPACE:
-                page = namespaces[command.nsid].identify()
-            case Identify.CONTROLLER:
-                page = controller.identity.page()
-            case Identify.ACTIVE_NAMESPACES:
-                if command.nsid >= 0xFFFF_FFFE:
-                    raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
-                page = namespaces.active_after(command.nsid)
-            case Identify.DESCRIPTORS:
-                page = namespaces[command.nsid].descriptors()
-            case _:
-                raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
-        self._give(command, page)
+        self._give(command, self._inquiry.page(command))
         return 0
 
     def _get_log_page(self, command: Command) -> int:
         """§5.14."""
         controller = self._controller
+        number = command.cdw10 & 0xFF
         places = controller.pages.extents(command, requested(command))
         controller.pages.scatter(places, controller.logs.get(command))
         if not command.cdw10 & RETAIN_EVENT:
-            controller.events.seen(command.cdw10 & 0xFF)
+            controller.events.seen(number)
+            if number == LogPage.CONTROLLER_TELEMETRY:
+                controller.telemetry.seen()
+                controller.save_soon()
+            controller.engine.tell_events()
         return 0
 
     def _get_features(self, command: Command) -> int:
         """§5.13."""
-        return self._controller.features.get(command)
+        controller = self._controller
+        result = controller.features.get(command)
+        if command.cdw10 & 0xFF == FeatureId.TIMESTAMP and command.cdw10 >> 8 & 7 != Select.CAPABILITIES:
+            self._give(command, bytes(8) if command.cdw10 >> 8 & 7 else controller.timestamp.get())
+        return result
 
     def _set_features(self, command: Command) -> Answer:
         """§5.21. Who turns the write cache off need not flush any more, so what is in it goes onto the media."""
         controller = self._controller
         io_queues = (*controller.queues.submissions[1:], *controller.queues.completions[1:])
         result = controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
+        number = command.cdw10 & 0xFF
+        if number == FeatureId.TIMESTAMP:
+            data = controller.pages.gather(controller.pages.extents(command, timestamp.SIZE))
+            controller.history.add(Happening.TIMESTAMP, controller.timestamp.set(data))
         if controller.features.alarming:
             controller.happened(Event.TEMPERATURE)
-        if command.cdw10 & 0xFF == FeatureId.WRITE_CACHE and not controller.features.write_cache:
-            return Job(flush_all, controller.namespaces.addressed(ALL_NAMESPACES))
+        if number == FeatureId.WRITE_CACHE and not controller.features.write_cache:
+            return Job(flush_all, controller.namespaces.attached)
         return result
 
     def _async_event_request(self, command: Command) -> None:
@@ -206,3 +220,10 @@ class Admin:
     def _give(self, command: Command, page: bytes) -> None:
         pages = self._controller.pages
         pages.scatter(pages.extents(command, len(page)), page)
+
+
+def _allowed(command: Command) -> bool:
+    """Whether a command is taken during a sanitize operation, or after one has failed (§8.15)."""
+    if command.opcode == AdminOpcode.GET_LOG_PAGE:
+        return command.cdw10 & 0xFF in LOGS_WHILE_SANITIZING
+    return command.opcode in WHILE_SANITIZING

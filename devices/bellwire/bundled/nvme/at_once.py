@@ -52,7 +52,7 @@ class AtOnce:
         """
         done: list[int] = []
         left: list[bytes] = []
-        known, spaces = len(self._namespaces), self._namespaces
+        spaces = self._namespaces.open
         preadv = os.preadv
         nsid, shift, blocks, fd = 0, 0, 0, -1
         now: int | None = None
@@ -61,12 +61,12 @@ class AtOnce:
         at = 0
         for opcode, flags, cid, wanted, prp1, prp2, first, count in PLAIN_READ.iter_unpack(block):
             at += COMMAND_SIZE
-            if opcode == READ and not flags & SCATTERED and 0 < wanted <= known:
+            if opcode == READ and not flags & SCATTERED and wanted in spaces:
                 if wanted != nsid:
                     nsid = wanted
                     namespace = spaces[wanted]
                     shift, blocks = namespace.shift, namespace.blocks
-                    fd, now = namespace.disk.fd, namespace.disk.at_once
+                    fd, now = namespace.disk.fd, None if namespace.lost else namespace.disk.at_once
                 count = (count & 0xFFFF) + 1
                 length = count << shift
                 inside = PAGE - prp1 % PAGE

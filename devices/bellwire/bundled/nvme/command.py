@@ -49,6 +49,7 @@ class Byte(IntEnum):
     CDW11 = 44
     CDW12 = 48
     CDW13 = 52
+    CDW14 = 56
 
 
 class AdminOpcode(IntEnum):
@@ -64,14 +65,23 @@ class AdminOpcode(IntEnum):
     SET_FEATURES = 0x09
     GET_FEATURES = 0x0A
     ASYNC_EVENT_REQUEST = 0x0C
+    NAMESPACE_MANAGEMENT = 0x0D
+    DEVICE_SELF_TEST = 0x14
+    NAMESPACE_ATTACHMENT = 0x15
     DOORBELL_BUFFER_CONFIG = 0x7C
+    FORMAT_NVM = 0x80
+    SANITIZE = 0x84
 
 
 class IoOpcode(IntEnum):
-    """NVM commands (§6)."""
+    """NVM commands (§6); Copy is of the NVM Command Set Specification 1.0 (§3.2.2), ratified as TP 4065 to 1.4."""
 
     FLUSH = 0x00
     WRITE = 0x01
     READ = 0x02
+    WRITE_UNCORRECTABLE = 0x04
+    COMPARE = 0x05
     WRITE_ZEROES = 0x08
     DATASET_MANAGEMENT = 0x09
+    VERIFY = 0x0C
+    COPY = 0x19

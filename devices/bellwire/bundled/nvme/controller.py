@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from bellwire import Job
 from bellwire.bundled.nvme import registers
-from bellwire.bundled.nvme.command import ALL_NAMESPACES
 from bellwire.bundled.nvme.engine import Engine
 from bellwire.bundled.nvme.events import Event, Events, EventState
-from bellwire.bundled.nvme.features import Features
+from bellwire.bundled.nvme.features import NAMESPACE_NOTICES, TELEMETRY_NOTICES, FeatureId, Features
+from bellwire.bundled.nvme.format import Format
 from bellwire.bundled.nvme.guest_pages import GuestPages
+from bellwire.bundled.nvme.history import CONTROLLER_FATAL, Happening, History, reset_event
 from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.io import flush_all
 from bellwire.bundled.nvme.journal import Journal
-from bellwire.bundled.nvme.logs import Counters, Logs
+from bellwire.bundled.nvme.keeper import Keeper
+from bellwire.bundled.nvme.logs import Counters, LogPage, Logs
+from bellwire.bundled.nvme.management import Management
 from bellwire.bundled.nvme.namespaces import Namespaces
 from bellwire.bundled.nvme.queue_set import QueueSet
 from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue, queues_in
 from bellwire.bundled.nvme.registers import ControllerConfiguration, Registers
+from bellwire.bundled.nvme.sanitize import Sanitize
+from bellwire.bundled.nvme.self_test import SelfTest
 from bellwire.bundled.nvme.shadow import Shadow, ShadowState
+from bellwire.bundled.nvme.store import Store
+from bellwire.bundled.nvme.telemetry import Telemetry, describe
+from bellwire.bundled.nvme.timestamp import Timestamp, TimestampState
 
 
 class StateViews(NamedTuple):
@@ -33,10 +42,19 @@ class StateViews(NamedTuple):
     events: memoryview
     shadow: memoryview
     journal: memoryview
+    timestamp: memoryview
+
+
+class Manner(NamedTuple):
+    """What options say of the controller: I/O queue pairs at most, and how disks are opened."""
+
+    queues: int
+    read_only: bool
+    direct: bool
 
 
 class Controller:
-    """Joins the parts. ``device`` has the registers; ``queues`` I/O queue pairs may be created."""
+    """Joins the parts. ``device`` has the registers; ``store`` has what outlives it."""
 
     def __init__(
         self,
@@ -44,27 +62,48 @@ class Controller:
         state: StateViews,
         namespaces: Namespaces,
         identity: ControllerIdentity,
-        queues: int,
+        store: Store,
+        manner: Manner,
     ) -> None:
         self.device = device
         self.namespaces = namespaces
         self.identity = identity
-        self.features = Features(state.features.cast("I"), queues, len(namespaces))
+        self.store = store
+        self.keeper = Keeper(self)
+        self.read_only = manner.read_only
+        self.direct = manner.direct
+        self.features = Features(state.features.cast("I"), manner.queues, namespaces.most)
         self.logs = Logs(Counters.from_buffer(state.counters), state.errors, self.features)
         self.events = Events(EventState.from_buffer(state.events))
         self.pages = GuestPages(device.dma)
+        self.timestamp = Timestamp(TimestampState.from_buffer(state.timestamp))
+        self.history = History(store.record, identity, lambda: self.timestamp.now, self.save_soon)
+        self.telemetry = Telemetry(store.record, lambda: describe(self))
         self.queues = QueueSet(
             device,
             queues_in(state.submissions, SubmissionQueue),
             queues_in(state.completions, CompletionQueue),
             Shadow(ShadowState.from_buffer(state.shadow), device.dma),
             self.features,
-            queues,
+            manner.queues,
             self.happened,
         )
+        self.self_test = SelfTest(self)
+        self.sanitize = Sanitize(self)
+        self.format = Format(self)
+        self.management = Management(self)
         self.engine = Engine(self, Journal(state.journal))
         self._file = device.storage(Registers.mmio)
         self._shutdown: Job | None = None
+        self._powered = False
+        self.logs.pages |= {
+            LogPage.CHANGED_NAMESPACES: self.events.changed_page,
+            LogPage.SELF_TEST: self.self_test.page,
+            LogPage.HOST_TELEMETRY: self.telemetry.host_page,
+            LogPage.CONTROLLER_TELEMETRY: self.telemetry.controller_page,
+            LogPage.PERSISTENT_EVENTS: self.history.page,
+            LogPage.SANITIZE: self.sanitize.page,
+        }
 
     @property
     def live(self) -> bool:
@@ -91,10 +130,28 @@ class Controller:
         self._forget()
         self.engine.clear()
         self.features.reset()
+        self.timestamp.power_on()
+        record = self.store.record
+        if not self._powered:
+            self._powered = True
+            record.power_cycles += 1
+            self.logs.power_cycles = record.power_cycles
+            self.history.add(Happening.HEALTH, self.logs.health_page())
+        self.history.add(Happening.RESET, reset_event(record.power_cycles, self.timestamp.now))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Threads have forgotten what they had to do: have it done again, where no command will ask for it."""
+        self.keeper.forgotten()
+        self.namespaces.hold(self.namespaces.allocated, None)
+        self.sanitize.resume()
+        self.self_test.resume()
+        self.save_soon()
 
     def restored(self) -> None:
         """The state is another one: do again what was under way in it."""
         entries = self.engine.restored()
+        self._go_on()
         if self.device.csts & registers.SHUTDOWN_BUSY:
             self._shut_down()
         if self.live:
@@ -120,6 +177,7 @@ class Controller:
     def _stop(self) -> None:
         """§7.3.2: queues are gone at once; ready until no thread touches guest memory any more."""
         self._forget()
+        self.history.add(Happening.RESET, reset_event(self.store.record.power_cycles, self.timestamp.now))
         if not self.engine.busy:
             self._stopped()
 
@@ -136,14 +194,16 @@ class Controller:
 
     def _forget(self) -> None:
         self.events.reset()
+        self.history.release()
+        self.self_test.controller_reset()
         self.queues.forget()
         self.engine.forget()
 
     def _shut_down(self) -> None:
         """§7.6.2: what has been written goes onto the media."""
         self.device.csts = self.device.csts & ~registers.SHUTDOWN_MASK | registers.SHUTDOWN_BUSY
-        self._shutdown = Job(flush_all, self.namespaces.addressed(ALL_NAMESPACES), tag=self._shutdown_ended)
-        self.engine.pool.submit(self._shutdown)
+        self._shutdown = Job(flush_all, self.namespaces.allocated)
+        self.engine.background(self._shutdown, self._shutdown_ended)
 
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
@@ -155,8 +215,49 @@ class Controller:
         """Controller Fatal Status (§9.5): only a reset helps."""
         self.device.warn("controller fatal status: %s", why)
         self.device.csts |= registers.FATAL
+        self.history.add(Happening.HARDWARE_ERROR, struct.pack("<H2x", CONTROLLER_FATAL))
+        self.telemetry.failed(why)
+        self.save_soon()
+
+    def media_failed(self, error: Exception) -> None:
+        """An image does not do what it should: keep what is known of it for the host."""
+        self.telemetry.failed(str(error))
+        self.save_soon()
+        if self.features[FeatureId.EVENTS] & TELEMETRY_NOTICES:
+            self.happened(Event.TELEMETRY_CHANGED)
+
+    def resize(self, size: int, *, shrink: bool) -> None:
+        """Give the disks that the device was started with another size, and tell the host (§5.2, OAES).
+
+        With 0 they take the size that somebody else has given them. A StorageError where that cannot be.
+        """
+        spaces = [space for space in self.namespaces.allocated if not space.made]
+        for space in spaces:
+            space.check_resize(size, shrink=shrink)
+        self.engine.pool.finish()  # no write that is under way may make a file longer again
+        for space in spaces:
+            if space.resize(size, shrink=shrink):
+                self.events.namespace_changed(space.nsid)
+        self.save()
+        if self.features[FeatureId.EVENTS] & NAMESPACE_NOTICES and any(space.attached for space in spaces):
+            self.happened(Event.NAMESPACE_ATTRIBUTE_CHANGED)
 
     def happened(self, event: Event) -> None:
         """Tell the host, as soon as it has left a request for that (§5.2)."""
         self.events.happened(event)
         self.engine.tell_events()
+
+    def close(self) -> None:
+        """Save for the last time, and give disks and store back."""
+        self.keeper.close()
+        self.namespaces.close()
+
+    # -- the store
+
+    def save(self) -> None:
+        """Put what has changed onto the medium, before the host is told of it. An OSError where that fails."""
+        self.keeper.save()
+
+    def save_soon(self) -> None:
+        """The same in the background: nobody waits for it."""
+        self.keeper.save_soon()

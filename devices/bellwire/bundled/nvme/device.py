@@ -7,21 +7,23 @@ import uuid
 from pathlib import Path
 
 from bellwire import Option, OptionError, Saved, SavedBytes
-from bellwire.bundled.nvme.controller import Controller, StateViews
+from bellwire.bundled.nvme.controller import Controller, Manner, StateViews
 from bellwire.bundled.nvme.events import EventState
 from bellwire.bundled.nvme.features import WORDS
 from bellwire.bundled.nvme.identify import ControllerIdentity
+from bellwire.bundled.nvme.inventory import take_stock
 from bellwire.bundled.nvme.journal import JOURNAL_SIZE
 from bellwire.bundled.nvme.logs import ERRORS_SIZE, Counters
-from bellwire.bundled.nvme.namespaces import Namespace, Namespaces
+from bellwire.bundled.nvme.namespaces import MOST_IDS, Namespaces
 from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.registers import QUEUES, Registers
 from bellwire.bundled.nvme.shadow import ShadowState
+from bellwire.bundled.nvme.store import Store
+from bellwire.bundled.nvme.timestamp import TimestampState
 from bellwire.storage import LARGEST, Disk, StorageError, check_blocks
 from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
-MOST_NAMESPACES = 256
 DEFAULT_SIZE = 64 << 20
 
 
@@ -54,6 +56,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         most=LARGEST,
         help="bytes of each namespace: of memory (64M unless given), or of images that are to be made",
     )
+    shrink = Option(False, help="let the next size= make namespaces smaller, and destroy what lies beyond")
     block_size = Option(512, choices=BLOCK_SIZES, help="bytes of a logical block")
     readonly = Option(False, help="refuse every write")
     serial = Option(
@@ -61,8 +64,10 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     )
     queues = Option(QUEUES, least=1, most=QUEUES, help="I/O queue pairs that the guest may create")
     namespaces = Option(
-        0, least=0, most=MOST_NAMESPACES, help="namespaces: those without an image are memory; 0: one for each image"
+        0, least=0, most=MOST_IDS, help="namespaces: those without an image are memory; 0: one for each image"
     )
+    store = Option(Path(), help="folder for what is to outlive the device: docs/devices.md says what; or else memory")
+    capacity = Option(0, least=0, most=LARGEST, help="bytes for namespaces that the guest makes")
     doorbells = Option(
         "value", choices=("value", "shadow"), help="shadow: by ioeventfd, for guests that use shadow doorbells"
     )
@@ -78,16 +83,11 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     event_state = SavedBytes(ctypes.sizeof(EventState))
     shadow_state = SavedBytes(ctypes.sizeof(ShadowState))
     journal_state = SavedBytes(JOURNAL_SIZE)
+    timestamp_state = SavedBytes(ctypes.sizeof(TimestampState))
 
     def setup(self) -> None:
         """Open the images, and put the controller together."""
-        serial = self.serial or self.made_up_serial()
-        disks = self.open_disks()
-        identity = ControllerIdentity(0x1234, 0x1234, serial, len(disks))
-        spaces = [
-            Namespace(nsid, disk, self.block_size, uuid.uuid5(identity.uuid, str(nsid)))
-            for nsid, disk in enumerate(disks, 1)
-        ]
+        identity = ControllerIdentity(0x1234, 0x1234, self.serial or self.made_up_serial())
         state = StateViews(
             self.submission_state,
             self.completion_state,
@@ -97,13 +97,31 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.event_state,
             self.shadow_state,
             self.journal_state,
+            self.timestamp_state,
         )
-        self.controller = Controller(self, state, Namespaces(spaces), identity, self.queues)
+        store = Store(self.store if self.store.name else None)
+        try:
+            namespaces = self.take_stock(store, identity)
+        except BaseException:
+            store.close()
+            raise
+        manner = Manner(self.queues, self.readonly, self.direct)
+        self.controller = Controller(self, state, namespaces, identity, store, manner)
         engine = self.controller.engine
         threads = self.pool(self.threads, engine.finished)
         engine.pool = direct_pool(self, threads, engine.finished) if self.direct else threads
         if self.doorbells == "shadow":
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
+
+    def take_stock(self, store: Store, identity: ControllerIdentity) -> Namespaces:
+        """The namespaces that options name, and those that the store knows."""
+        disks = self.open_disks()
+        try:
+            return take_stock(store, disks, self.block_size, identity.uuid, spare=self.capacity, direct=self.direct)
+        except BaseException:
+            for disk in disks:
+                disk.close()
+            raise
 
     def check_options(self) -> None:
         """Refuse what no controller could be."""
@@ -111,8 +129,8 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         given = len(images(self.image))
         if self.namespaces and given > self.namespaces:
             raise OptionError(f"option image: {given} images for namespaces={self.namespaces}")
-        if given > MOST_NAMESPACES:
-            raise OptionError(f"option image: {given} images, at most {MOST_NAMESPACES}")
+        if given > MOST_IDS:
+            raise OptionError(f"option image: {given} images, at most {MOST_IDS}")
 
     def open_disks(self) -> list[Disk]:
         """A disk for each namespace; all or none."""
@@ -154,9 +172,20 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         self.controller.restored()
 
     def close(self) -> None:
-        """End the threads and close the images."""
+        """End the threads, put what is to outlive us into the store, and close the images."""
         self.controller.engine.pool.close()
-        self.controller.namespaces.close()
+        self.controller.close()
+
+    @size.set
+    def resize(self, size: int = 0) -> None:
+        """Give the namespaces another size while the guest runs; 0: that which somebody else has given the images."""
+        self.controller.resize(size, shrink=self.shrink)
+        if self.shrink:
+            self.change("shrink", False)  # it was for this once
+
+    @shrink.set
+    def allow_shrinking(self, shrink: bool) -> None:
+        """Nothing happens before the next size."""
 
     @Registers.cc.write
     def configure(self, _: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,7 @@ from bellwire.bundled.nvme.io import AT_ONCE, Io, blame
 from bellwire.bundled.nvme.journal import Journal
 from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.status import MORE, CommandError
+from bellwire.bundled.nvme.task import Task
 
 if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
@@ -22,7 +24,7 @@ BURST = 16 * BATCH
 
 
 class Flight(NamedTuple):
-    """A command that a thread is at work on."""
+    """A command that a thread is at work on. ``ending`` is done for a host that still waits for the command."""
 
     slot: int
     sq: SubmissionQueue
@@ -41,11 +43,15 @@ class Engine:
         self._logs = controller.logs
         self._journal = journal
         self._admin = Admin(controller)
-        self._io = Io(controller.pages, controller.namespaces, controller.features, controller.logs.counters)
+        self._io = Io(
+            controller.pages, controller.namespaces, controller.features, controller.logs.counters, controller.save
+        )
         self._dma = controller.device.dma
         self._at_once = AtOnce(self._dma, controller.namespaces, self._io, controller.logs.counters)
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
+        self._loose = 0
+        self._waiting: deque[Job] = deque()
 
     # -- starting and stopping
 
@@ -60,15 +66,21 @@ class Engine:
 
     def clear(self) -> None:
         """No thread is at work any more, and the state has been zeroed."""
-        self._flights.clear()
+        self._drop()
         self._journal.clear()
 
     def restored(self) -> list[tuple[int, bytes]]:
         """The state is another one. Returns submission queues and commands that were under way in it."""
-        self._flights.clear()
+        self._drop()
         self._again.clear()
         self._queues.interrupts.reset()
         return list(self._journal.restored())
+
+    def _drop(self) -> None:
+        """What threads had to do has been forgotten."""
+        self._flights.clear()
+        self._waiting.clear()
+        self._loose = 0
 
     def begin_again(self, entries: list[tuple[int, bytes]]) -> None:
         """Do what :meth:`restored` returned, and go on."""
@@ -168,8 +180,8 @@ class Engine:
         command = Command.unpack(entry)
         try:
             result = self._admin.execute(command)
-        except CommandError as error:
-            return self._failed(sq, command, error)
+        except (CommandError, OSError) as error:
+            return self._io_failed(sq, command, error)
         if isinstance(result, Job):
             self._begin(result, sq, entry, command)
             return None
@@ -191,12 +203,34 @@ class Engine:
         job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
         sq.running += 1
         self._queues.completions[sq.cqid].running += 1
-        self.pool.submit(job)
+        if isinstance(job, Task) and job.alone:
+            self._waiting.append(job)
+            self._begin_alone()
+        else:
+            self.pool.submit(job)
+
+    def background(self, job: Job, done: Callable[[Job], None], *, alone: bool = False) -> None:
+        """Have threads do what no command waits for, and then ``done(job)``; ``alone`` is as for a :class:`Task`."""
+        job.tag = done
+        if alone:
+            self._waiting.append(job)
+            self._begin_alone()
+        else:
+            self._loose += 1
+            self.pool.submit(job)
+
+    def _begin_alone(self) -> None:
+        """Begin what had to wait until no I/O command is under way, nor anything in the background."""
+        while self._waiting and not self._loose and not any(flight.sq.qid for flight in self._flights.values()):
+            job = self._waiting.popleft()
+            self._loose += not isinstance(job.tag, Flight)
+            self.pool.submit(job)
 
     def _io_failed(self, sq: SubmissionQueue, command: Command, error: Exception) -> Completion:
         if not isinstance(error, CommandError):
             self._controller.device.warn("disk: %s", error)
             self._logs.counters.media += 1
+            self._controller.media_failed(error)
         return self._failed(sq, command, blame(error, command.opcode))
 
     def _failed(self, sq: SubmissionQueue, command: Command, error: CommandError) -> Completion:
@@ -210,15 +244,19 @@ class Engine:
         for job in jobs:
             flight = job.tag
             if not isinstance(flight, Flight):  # it is no command's
+                self._loose -= 1
                 flight(job)
                 continue
+            result = self._task_ended(job) if isinstance(job, Task) else 0
             del self._flights[flight.slot]
             self._journal.strike(flight.slot)
             if controller.live:
                 sq = flight.sq
                 sq.running -= 1
                 queues.completions[sq.cqid].running -= 1
-                by_queue.setdefault(sq.cqid, []).append(self._outcome(flight, job))
+                by_queue.setdefault(sq.cqid, []).append(self._outcome(flight, job, result))
+        if self._waiting:
+            self._begin_alone()
         for cqid, completions in by_queue.items():
             self._guarded(queues.post, queues.completions[cqid], completions)
         if controller.live:
@@ -229,7 +267,15 @@ class Engine:
         else:
             controller.ended()
 
-    def _outcome(self, flight: Flight, job: Job) -> Completion:
+    @staticmethod
+    def _task_ended(task: Task) -> int:
+        try:
+            return task.ended(task.error)
+        except (CommandError, OSError) as error:
+            task.error = task.error or error
+            return 0
+
+    def _outcome(self, flight: Flight, job: Job, result: int) -> Completion:
         error = job.error
         if error is None and flight.ending is not None:
             try:
@@ -237,7 +283,7 @@ class Engine:
             except CommandError as trouble:
                 error = trouble
         if error is None:
-            return (0, flight.sq, flight.command.cid, 0)
+            return (result, flight.sq, flight.command.cid, 0)
         return self._io_failed(flight.sq, flight.command, error)
 
     def _finish_deletions(self) -> None:
@@ -257,6 +303,8 @@ class Engine:
 
     def tell_events(self) -> None:
         """Complete an event request, if there is news and room."""
+        if not self._controller.live:
+            return
         if self._queues.completions[0].room > 0 and (news := self._controller.events.deliver()) is not None:
             result, cid = news
             self.complete(result, cid, 0)

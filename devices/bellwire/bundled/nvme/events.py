@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from enum import IntEnum
 
+from bellwire.bundled.nvme.command import Command
 from bellwire.bundled.nvme.identify import EVENT_REQUESTS
 from bellwire.bundled.nvme.logs import LogPage
 from bellwire.bundled.nvme.status import CommandError, Status
@@ -16,10 +18,23 @@ class Event(IntEnum):
     INVALID_DOORBELL_REGISTER = LogPage.ERRORS << 16 | 0x00 << 8 | 0
     INVALID_DOORBELL_VALUE = LogPage.ERRORS << 16 | 0x01 << 8 | 0
     TEMPERATURE = LogPage.HEALTH << 16 | 0x01 << 8 | 1
+    NAMESPACE_ATTRIBUTE_CHANGED = LogPage.CHANGED_NAMESPACES << 16 | 0x00 << 8 | 2
+    TELEMETRY_CHANGED = LogPage.CONTROLLER_TELEMETRY << 16 | 0x02 << 8 | 2
+    SANITIZE_COMPLETED = LogPage.SANITIZE << 16 | 0x01 << 8 | 6
 
 
-LOG_PAGES = (LogPage.ERRORS, LogPage.HEALTH)
-"""Of the types of events there are, 0 and 1, where the host learns more."""
+LOG_PAGES = (
+    LogPage.ERRORS,
+    LogPage.HEALTH,
+    LogPage.CHANGED_NAMESPACES,
+    LogPage.CONTROLLER_TELEMETRY,
+    LogPage.SANITIZE,
+)
+"""Where the host learns more of an event. For each there is one place for news."""
+TYPES = (0, 1, 2, 2, 6)
+"""The type of the events of each."""
+ID_WORDS = 9
+"""u32 words of a bit for each namespace ID."""
 
 
 class EventState(ctypes.Structure):
@@ -31,15 +46,18 @@ class EventState(ctypes.Structure):
         ("masked", ctypes.c_uint32),
         ("results", ctypes.c_uint32 * len(LOG_PAGES)),
         ("cids", ctypes.c_uint16 * EVENT_REQUESTS),
+        ("changed", ctypes.c_uint32 * ID_WORDS),
     ]
     waiting: int
     """Requests that the host has left."""
     pending: int
-    """A bit for each type of which there is news, in ``results``, that no request could take yet."""
+    """A bit for each log page of which there is news, in ``results``, that no request could take yet."""
     masked: int
-    """A bit for each type of which news is held back until the host has read the log page."""
+    """A bit for each log page that the host has been sent to: news of that type is held back until it has read it."""
     results: ctypes.Array[ctypes.c_uint32]
     cids: ctypes.Array[ctypes.c_uint16]
+    changed: ctypes.Array[ctypes.c_uint32]
+    """A bit for each namespace that has changed since the host last asked which."""
 
 
 class Events:
@@ -71,29 +89,43 @@ class Events:
         return True
 
     def happened(self, event: Event) -> None:
-        """News; while some waits to be told, or the host has not looked at the last, it adds nothing."""
-        state, kind = self._state, event & 7
-        if not (state.pending | state.masked) >> kind & 1:
-            state.pending |= 1 << kind
-            state.results[kind] = event
+        """News; while some of its kind waits to be told, or the host has not looked at the last, it adds nothing."""
+        state, place = self._state, LOG_PAGES.index(LogPage(event >> 16))
+        if not (state.pending | state.masked) >> place & 1:
+            state.pending |= 1 << place
+            state.results[place] = event
 
     def seen(self, log_page: int) -> None:
         """The host has read a log page and does not want the event retained."""
         if log_page in LOG_PAGES:
             self._state.masked &= ~(1 << LOG_PAGES.index(LogPage(log_page)))
+        if log_page == LogPage.CHANGED_NAMESPACES:
+            self._state.changed[:] = [0] * ID_WORDS
+
+    def namespace_changed(self, nsid: int) -> None:
+        """Put it into the list of changed namespaces."""
+        self._state.changed[nsid // 32] |= 1 << nsid % 32
+
+    def changed_page(self, _: Command) -> bytes:
+        """Changed Namespace List (§5.14.1.4)."""
+        found = [nsid for nsid in range(32 * ID_WORDS) if self._state.changed[nsid // 32] >> nsid % 32 & 1]
+        return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")
 
     def deliver(self) -> tuple[int, int] | None:
         """Result and command id of a request to complete now, or None."""
         state = self._state
         if not (state.pending and state.waiting):
             return None
-        cids = state.cids[: state.waiting]
-        cid = cids.pop(0)
-        self._put(cids)
-        first = state.pending & -state.pending
-        state.pending ^= first
-        state.masked |= first
-        return state.results[first.bit_length() - 1], cid
+        held = {kind for place, kind in enumerate(TYPES) if state.masked >> place & 1}
+        for place, kind in enumerate(TYPES):
+            if state.pending >> place & 1 and kind not in held:
+                cids = state.cids[: state.waiting]
+                cid = cids.pop(0)
+                self._put(cids)
+                state.pending ^= 1 << place
+                state.masked |= 1 << place
+                return state.results[place], cid
+        return None
 
     def _put(self, cids: list[int]) -> None:
         self._state.waiting = len(cids)

@@ -13,6 +13,7 @@ from bellwire.bundled.nvme.status import CommandError, Status
 SAVE = 1 << 31
 ROOM_TEMPERATURE = 298  # kelvins
 TEMPERATURE_WARNING = 1 << 1  # of the health log's critical warnings, and of the events that the host may want
+NAMESPACE_NOTICES, TELEMETRY_NOTICES = 1 << 8, 1 << 10  # of the events that the host may want
 
 
 class FeatureId(IntEnum):
@@ -28,6 +29,7 @@ class FeatureId(IntEnum):
     VECTOR = 0x09
     ATOMICITY = 0x0A
     EVENTS = 0x0B
+    TIMESTAMP = 0x0E
 
 
 class Select(IntEnum):
@@ -57,7 +59,8 @@ FEATURES: Mapping[FeatureId, Feature] = {
     FeatureId.COALESCING: Feature(0, 0x0000_FFFF),
     FeatureId.VECTOR: Feature(0, 0),
     FeatureId.ATOMICITY: Feature(0, 1),
-    FeatureId.EVENTS: Feature(0, 0x0000_01FF),
+    FeatureId.EVENTS: Feature(0, 0x0000_00FF | NAMESPACE_NOTICES | TELEMETRY_NOTICES),
+    FeatureId.TIMESTAMP: Feature(0, 1),  # what it is set to is data
 }
 COALESCING_DISABLED = 1 << 16
 WORDS = 16 + QUEUES + 1

@@ -27,8 +27,7 @@ class GuestPages:
 
     def extents(self, command: Command, length: int) -> list[Extent]:
         """Where the command's ``length`` bytes lie."""
-        if command.flags & SCATTERED:
-            raise CommandError(Status.INVALID_FIELD, Byte.FLAGS)
+        check_flags(command)
         if length > LARGEST:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW12)
         try:
@@ -64,3 +63,9 @@ class GuestPages:
                 source = source[size:]
         except GuestError as error:
             raise CommandError(Status.DATA_TRANSFER_ERROR, Byte.PRP1) from error
+
+
+def check_flags(command: Command) -> None:
+    """Refuse SGLs and fused operations."""
+    if command.flags & SCATTERED:
+        raise CommandError(Status.INVALID_FIELD, Byte.FLAGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import uuid
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bellwire.bundled.nvme.guest_pages import MDTS
 from bellwire.bundled.nvme.registers import VERSION_1_4
@@ -14,15 +15,33 @@ FIRMWARE = "1"
 EVENT_REQUESTS = 4
 """Asynchronous event requests that may wait at once."""
 ERROR_ENTRIES = 64
+CONTROLLER_ID = 1
 ABORTS = 4
 
-DOORBELL_BUFFERS = 1 << 8  # OACS
+FORMAT, NAMESPACE_MANAGEMENT, SELF_TEST, DOORBELL_BUFFERS = 1 << 1, 1 << 3, 1 << 4, 1 << 8  # OACS
 NAMESPACE_NOTICES = 1 << 8  # OAES
 ONE_READ_ONLY_SLOT = 1 << 1 | 1  # FRMW
-EFFECTS_AND_OFFSETS = 1 << 1 | 1 << 2  # LPA
-DATASET_MANAGEMENT, WRITE_ZEROES, SELECT = 1 << 2, 1 << 3, 1 << 4  # ONCS
+EFFECTS, OFFSETS, TELEMETRY, PERSISTENT_EVENTS = 1 << 1, 1 << 2, 1 << 3, 1 << 4  # LPA
+COMPARE, WRITE_UNCORRECTABLE, DATASET_MANAGEMENT, WRITE_ZEROES = 1 << 0, 1 << 1, 1 << 2, 1 << 3  # ONCS
+SELECT, TIMESTAMP, VERIFY, COPY = 1 << 4, 1 << 6, 1 << 7, 1 << 8
+OPTIONAL_COMMANDS = (
+    COMPARE | WRITE_UNCORRECTABLE | DATASET_MANAGEMENT | WRITE_ZEROES | SELECT | TIMESTAMP | VERIFY | COPY
+)
+ONE_SELF_TEST = 1 << 0  # DSTO: in the whole subsystem
 CACHE_FLUSHED_FOR_ALL = 0b111  # VWC: there is a volatile cache, and a flush of FFFFFFFFh flushes all
+COPY_FORMAT_0 = 1 << 0  # OCFS
 IO_CONTROLLER = 1  # CNTRLTYPE
+
+
+class Abilities(NamedTuple):
+    """Numbers that parts of the controller have to say."""
+
+    namespace_ids: int
+    capacity: int
+    unallocated: int
+    self_test_minutes: int
+    sanitize: int
+    event_log_units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +51,52 @@ class ControllerIdentity:
     vendor: int
     subsystem_vendor: int
     serial: str
-    namespaces: int
 
     @property
     def uuid(self) -> uuid.UUID:
         """A name that is the same for the same serial number: the namespaces' are made from it."""
         return uuid.uuid5(uuid.NAMESPACE_OID, f"bellwire-nvme-{self.serial}")
 
-    def page(self) -> bytes:
+    @property
+    def nqn(self) -> bytes:
+        """The qualified name of the subsystem (§7.9)."""
+        return f"nqn.2014-08.org.nvmexpress:uuid:{self.uuid}".encode()
+
+    def page(self, abilities: Abilities) -> bytes:
         """4096 bytes. Fields that are left out are zero: not supported, or not reported."""
         page = bytearray(4096)
         struct.pack_into("<HH", page, 0, self.vendor, self.subsystem_vendor)
-        page[4:24] = _text(self.serial, 20)
-        page[24:64] = _text(MODEL, 40)
-        page[64:72] = _text(FIRMWARE, 8)
+        page[4:24] = text(self.serial, 20)
+        page[24:64] = text(MODEL, 40)
+        page[64:72] = text(FIRMWARE, 8)
         page[77] = MDTS
-        struct.pack_into("<HI", page, 78, 1, VERSION_1_4)
+        struct.pack_into("<HI", page, 78, CONTROLLER_ID, VERSION_1_4)
         struct.pack_into("<I", page, 92, NAMESPACE_NOTICES)
         page[111] = IO_CONTROLLER
-        struct.pack_into("<HBB", page, 256, DOORBELL_BUFFERS, ABORTS - 1, EVENT_REQUESTS - 1)
-        struct.pack_into("<BBB", page, 260, ONE_READ_ONLY_SLOT, EFFECTS_AND_OFFSETS, ERROR_ENTRIES - 1)
+        admin = FORMAT | NAMESPACE_MANAGEMENT | SELF_TEST | DOORBELL_BUFFERS
+        struct.pack_into("<HBB", page, 256, admin, ABORTS - 1, EVENT_REQUESTS - 1)
+        logs = EFFECTS | OFFSETS | TELEMETRY | PERSISTENT_EVENTS
+        struct.pack_into("<BBB", page, 260, ONE_READ_ONLY_SLOT, logs, ERROR_ENTRIES - 1)
         struct.pack_into("<HH", page, 266, 343, 353)  # temperatures that worry the host: 70 and 80 degrees Celsius
+        page[280:296] = abilities.capacity.to_bytes(16, "little")
+        page[296:312] = abilities.unallocated.to_bytes(16, "little")
+        struct.pack_into("<HB", page, 316, abilities.self_test_minutes, ONE_SELF_TEST)
+        struct.pack_into("<I", page, 328, abilities.sanitize)
+        struct.pack_into("<I", page, 352, abilities.event_log_units)
         page[512] = 0x66  # a submission queue entry is 2**6 bytes, no more and no less
         page[513] = 0x44
-        struct.pack_into("<I", page, 516, self.namespaces)
-        struct.pack_into("<H", page, 520, DATASET_MANAGEMENT | WRITE_ZEROES | SELECT)
+        struct.pack_into("<I", page, 516, abilities.namespace_ids)
+        commands = (
+            COMPARE | WRITE_UNCORRECTABLE | DATASET_MANAGEMENT | WRITE_ZEROES | SELECT | TIMESTAMP | VERIFY | COPY
+        )
+        struct.pack_into("<H", page, 520, commands)
         page[525] = CACHE_FLUSHED_FOR_ALL
-        name = f"nqn.2014-08.org.nvmexpress:uuid:{self.uuid}".encode()
-        page[768 : 768 + len(name)] = name
+        struct.pack_into("<H", page, 534, COPY_FORMAT_0)
+        page[768 : 768 + len(self.nqn)] = self.nqn
         struct.pack_into("<H", page, 2048, 2500)  # the only power state: at most 25 W, in hundredths
         return bytes(page)
 
 
-def _text(value: str, size: int) -> bytes:
+def text(value: str, size: int) -> bytes:
     """ASCII, padded with spaces (§1.5)."""
     return value.encode("ascii", "replace")[:size].ljust(size)

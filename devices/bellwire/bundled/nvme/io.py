@@ -10,9 +10,11 @@ from typing import Any
 from bellwire import Job
 from bellwire.bundled.nvme.command import Byte, Command, IoOpcode
 from bellwire.bundled.nvme.features import Features
-from bellwire.bundled.nvme.guest_pages import SCATTERED, GuestPages
+from bellwire.bundled.nvme.guest_pages import GuestPages, check_flags
 from bellwire.bundled.nvme.logs import Counters
-from bellwire.bundled.nvme.namespaces import Namespace, Namespaces
+from bellwire.bundled.nvme.namespace import Namespace
+from bellwire.bundled.nvme.namespaces import Namespaces
+from bellwire.bundled.nvme.optional import OptionalCommands, healing
 from bellwire.bundled.nvme.prp import Extent
 from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.storage import Disk
@@ -25,6 +27,7 @@ FORCE_UNIT_ACCESS = 1 << 30  # in dword 12
 DEALLOCATE = 1 << 25  # in dword 12 of Write Zeroes
 ATTRIBUTE_DEALLOCATE = 1 << 2  # in dword 11 of Dataset Management
 RANGE = struct.Struct("<IIQ")
+READING = (IoOpcode.READ, IoOpcode.COMPARE, IoOpcode.VERIFY)
 
 Answer = Job | None
 """None: the command is done, with success. A job's tag is what remains to be done when it has ended."""
@@ -34,17 +37,26 @@ Ending = Callable[[], None]
 class Io:
     """Executes I/O commands. Failures are CommandErrors, or OSErrors of the disk: :func:`blame` says which status."""
 
-    def __init__(self, pages: GuestPages, namespaces: Namespaces, features: Features, counters: Counters) -> None:
+    def __init__(
+        self,
+        pages: GuestPages,
+        namespaces: Namespaces,
+        features: Features,
+        counters: Counters,
+        save: Callable[[], None],
+    ) -> None:
         self._pages = pages
         self._namespaces = namespaces
         self._features = features
         self._counters = counters
+        self._save = save
         self._commands: dict[int, Callable[[Command], Answer]] = {
             IoOpcode.FLUSH: self._flush,
             IoOpcode.WRITE: self._write,
             IoOpcode.READ: self._read,
             IoOpcode.WRITE_ZEROES: self._write_zeroes,
             IoOpcode.DATASET_MANAGEMENT: self._dataset_management,
+            **OptionalCommands(pages, namespaces, features, save).commands,
         }
         self.budget = AT_ONCE
         """Bytes that may still be moved on the device's own thread; the controller fills it up."""
@@ -62,6 +74,8 @@ class Io:
         namespace = self._namespaces[nsid]
         count = (count & 0xFFFF) + 1
         offset, length = namespace.span(low | high << 32, count)
+        if namespace.lost:
+            namespace.check_readable(low | high << 32, count)
         places = self._pages.extents(command, length)
         views: Sequence[Any] | None = self._pages.views(places, write=True)
         self._counters.reads += 1
@@ -90,6 +104,8 @@ class Io:
         self._counters.sectors_written += length >> SECTOR_SHIFT
         disk = namespace.disk
         durable = bool(command.cdw12 & FORCE_UNIT_ACCESS) or not self._features.write_cache
+        if namespace.lost:
+            return healing(namespace, offset, length, self._save, _write_durably, disk, views, offset)
         if disk.instant and length <= self.budget:
             self.budget -= length
             disk.write(views, offset)
@@ -98,7 +114,7 @@ class Io:
 
     def _flush(self, command: Command) -> Answer:
         """§6.8: one namespace, or all."""
-        _check_flags(command)
+        check_flags(command)
         spaces = self._namespaces.addressed(command.nsid)
         if all(space.disk.instant for space in spaces):
             return None
@@ -106,12 +122,15 @@ class Io:
 
     def _write_zeroes(self, command: Command) -> Answer:
         """§6.17."""
-        _check_flags(command)
+        check_flags(command)
         namespace = self._namespaces[command.nsid]
         offset, length = namespace.span(command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1)
         namespace.check_writable()
         durable = bool(command.cdw12 & FORCE_UNIT_ACCESS) or not self._features.write_cache
-        return Job(_zero, namespace.disk, offset, length, bool(command.cdw12 & DEALLOCATE), durable)
+        work = (namespace.disk, offset, length, bool(command.cdw12 & DEALLOCATE), durable)
+        if namespace.lost:
+            return healing(namespace, offset, length, self._save, _zero, *work)
+        return Job(_zero, *work)
 
     def _dataset_management(self, command: Command) -> Answer:
         """§6.7: what the host no longer needs is given back to the file; other hints are heard and not used."""
@@ -133,18 +152,13 @@ def blame(error: Exception, opcode: int) -> CommandError:
         return CommandError(Status.INTERNAL_ERROR)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CommandError(Status.CAPACITY_EXCEEDED)
-    return CommandError(Status.UNRECOVERED_READ_ERROR if opcode == IoOpcode.READ else Status.WRITE_FAULT)
+    return CommandError(Status.UNRECOVERED_READ_ERROR if opcode in READING else Status.WRITE_FAULT)
 
 
 def flush_all(namespaces: Sequence[Namespace]) -> None:
     """Everything that was written to these, onto their media."""
     for namespace in namespaces:
         namespace.disk.flush()
-
-
-def _check_flags(command: Command) -> None:
-    if command.flags & SCATTERED:
-        raise CommandError(Status.INVALID_FIELD, Byte.FLAGS)
 
 
 def _write_durably(disk: Disk, views: Sequence[memoryview], offset: int) -> None:

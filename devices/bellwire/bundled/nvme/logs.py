@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 
 from bellwire.bundled.nvme.command import AdminOpcode, Byte, Command, IoOpcode
 from bellwire.bundled.nvme.features import ROOM_TEMPERATURE, Features
-from bellwire.bundled.nvme.identify import ERROR_ENTRIES, FIRMWARE
+from bellwire.bundled.nvme.identify import ERROR_ENTRIES, FIRMWARE, text
 from bellwire.bundled.nvme.status import CommandError, Status
 
 ERROR_ENTRY = struct.Struct("<QHHHHQIBB2xQ")
 ENTRY_SIZE = 64
 ERRORS_SIZE = ERROR_ENTRIES * ENTRY_SIZE
 
-SUPPORTED, CHANGES_DATA = 1 << 0, 1 << 1  # commands supported and effects (§5.14.1.5)
+SUPPORTED, CHANGES_DATA, CHANGES_NAMESPACES, CHANGES_INVENTORY = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+ALONE_IN_NAMESPACE, ALONE = 1 << 16, 2 << 16
+IO_EFFECTS = {
+    IoOpcode.WRITE: CHANGES_DATA,
+    IoOpcode.WRITE_UNCORRECTABLE: CHANGES_DATA,
+    IoOpcode.WRITE_ZEROES: CHANGES_DATA,
+    IoOpcode.DATASET_MANAGEMENT: CHANGES_DATA,
+    IoOpcode.COPY: CHANGES_DATA,
+}
+ADMIN_EFFECTS = {
+    AdminOpcode.FORMAT_NVM: CHANGES_DATA | CHANGES_NAMESPACES | ALONE_IN_NAMESPACE,
+    AdminOpcode.SANITIZE: CHANGES_DATA | ALONE,
+    AdminOpcode.NAMESPACE_MANAGEMENT: CHANGES_DATA | CHANGES_INVENTORY,
+    AdminOpcode.NAMESPACE_ATTACHMENT: CHANGES_INVENTORY,
+}
+"""What commands do beside giving an answer (§5.14.1.5)."""
 UNIT = 1000  # of 512 bytes: what SMART counts data in
 
 
@@ -27,20 +43,30 @@ class LogPage(IntEnum):
     FIRMWARE = 0x03
     CHANGED_NAMESPACES = 0x04
     EFFECTS = 0x05
+    SELF_TEST = 0x06
+    HOST_TELEMETRY = 0x07
+    CONTROLLER_TELEMETRY = 0x08
+    PERSISTENT_EVENTS = 0x0D
+    SANITIZE = 0x81
+
+
+COUNTERS = ("reads", "writes", "sectors_read", "sectors_written", "media", "errors")
 
 
 class Counters(ctypes.Structure):
     """What has been done and gone wrong since power-on; in the device's state."""
 
-    _fields_ = [
-        (name, ctypes.c_uint64) for name in ("reads", "writes", "sectors_read", "sectors_written", "media", "errors")
-    ]
+    _fields_ = [(name, ctypes.c_uint64) for name in COUNTERS]
     reads: int
     writes: int
     sectors_read: int
     sectors_written: int
     media: int
     errors: int
+
+    def by_name(self) -> dict[str, int]:
+        """All of them."""
+        return {name: getattr(self, name) for name in COUNTERS}
 
 
 class Logs:
@@ -50,6 +76,14 @@ class Logs:
         self.counters = counters
         self._features = features
         self._errors = errors
+        self.power_cycles = 1
+        self.pages: dict[int, Callable[[Command], bytes]] = {
+            LogPage.ERRORS: self._error_page,
+            LogPage.HEALTH: self.health_page,
+            LogPage.FIRMWARE: lambda _: (b"\x01".ljust(8, b"\0") + text(FIRMWARE, 8)).ljust(512, b"\0"),
+            LogPage.EFFECTS: lambda _: _effects_page(),
+        }
+        """What each log page is. Other parts of the controller add theirs."""
 
     def failed(self, sqid: int, command: Command, error: CommandError) -> None:
         """Remember a command that failed (§5.14.1.1); the oldest entry makes room."""
@@ -66,30 +100,21 @@ class Logs:
         """What Get Log Page transfers: the length that was asked for, padded with zeroes."""
         number, length = command.cdw10 & 0xFF, requested(command)
         offset = command.cdw12 | command.cdw13 << 32
-        match number:
-            case LogPage.ERRORS:
-                page = self._error_page()
-            case LogPage.HEALTH:
-                page = self._health_page()
-            case LogPage.FIRMWARE:
-                page = (b"\x01".ljust(8, b"\0") + FIRMWARE.encode().ljust(8)).ljust(512, b"\0")
-            case LogPage.CHANGED_NAMESPACES:
-                page = bytes(4096)
-            case LogPage.EFFECTS:
-                page = _effects_page()
-            case _:
-                raise CommandError(Status.INVALID_LOG_PAGE, Byte.CDW10)
+        source = self.pages.get(number)
+        if source is None:
+            raise CommandError(Status.INVALID_LOG_PAGE, Byte.CDW10)
+        page = source(command)
         if offset % 4 or offset > len(page):
             raise CommandError(Status.INVALID_FIELD, Byte.CDW12)
         return page[offset : offset + length].ljust(length, b"\0")
 
-    def _error_page(self) -> bytes:
+    def _error_page(self, _: Command) -> bytes:
         """The newest entry first."""
         newest = (self.counters.errors - 1) % ERROR_ENTRIES
         entries = [bytes(self._errors[at : at + ENTRY_SIZE]) for at in range(0, ERRORS_SIZE, ENTRY_SIZE)]
         return b"".join(entries[(newest - age) % ERROR_ENTRIES] for age in range(ERROR_ENTRIES))
 
-    def _health_page(self) -> bytes:
+    def health_page(self, _: Command | None = None) -> bytes:
         """SMART / health information (§5.14.1.2)."""
         counters = self.counters
         page = bytearray(512)
@@ -99,7 +124,7 @@ class Logs:
             (48, -(-counters.sectors_written // UNIT)),
             (64, counters.reads),
             (80, counters.writes),
-            (112, 1),  # power cycles
+            (112, self.power_cycles),
             (160, counters.media),
             (176, counters.errors),
         ):
@@ -115,8 +140,7 @@ def requested(command: Command) -> int:
 def _effects_page() -> bytes:
     page = bytearray(4096)
     for admin in AdminOpcode:
-        struct.pack_into("<I", page, 4 * admin, SUPPORTED)
+        struct.pack_into("<I", page, 4 * admin, SUPPORTED | ADMIN_EFFECTS.get(admin, 0))
     for opcode in IoOpcode:
-        changes = opcode not in (IoOpcode.READ, IoOpcode.FLUSH)
-        struct.pack_into("<I", page, 1024 + 4 * opcode, SUPPORTED | (CHANGES_DATA if changes else 0))
+        struct.pack_into("<I", page, 1024 + 4 * opcode, SUPPORTED | IO_EFFECTS.get(opcode, 0))
     return bytes(page)

@@ -1,82 +1,147 @@
-"""Namespaces: disks as the host numbers them, from 1 (§6.1)."""
+"""All namespaces of a controller: disks as the host numbers them, from 1 (§6.1)."""
 
 from __future__ import annotations
 
 import struct
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from bellwire.bundled.nvme.command import ALL_NAMESPACES, Byte
+from bellwire.bundled.nvme.namespace import Namespace
 from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
-WRITE_PROTECTED = 1  # NSATTR
-WRITE_ZEROES_DEALLOCATES, READS_ZEROES = 1 << 3, 1  # DLFEAT: what becomes of deallocated blocks
-UUID_DESCRIPTOR = 3
-
-SIZES = struct.Struct("<QQQ")
-
-
-class Namespace:
-    """One disk in blocks of ``block_size`` bytes; a rest that fills no block is left out."""
-
-    def __init__(self, nsid: int, disk: Disk, block_size: int, identity: uuid.UUID) -> None:
-        self.nsid = nsid
-        self.disk = disk
-        self.uuid = identity
-        self.shift = block_size.bit_length() - 1
-        self.blocks = disk.size >> self.shift
-
-    def span(self, start: int, count: int) -> tuple[int, int]:
-        """Offset and length in bytes of ``count`` blocks from ``start``; LBA Out of Range where there are none."""
-        if start + count > self.blocks:
-            raise CommandError(Status.LBA_OUT_OF_RANGE, Byte.CDW10)
-        return start << self.shift, count << self.shift
-
-    def check_writable(self) -> None:
-        """Refuse a command that would change a read-only namespace."""
-        if self.disk.readonly:
-            raise CommandError(Status.WRITE_PROTECTED, Byte.NSID)
-
-    def identify(self) -> bytes:
-        """Identify Namespace, 4096 bytes (§5.15.2.1): one LBA format, no metadata, no protection."""
-        page = bytearray(4096)
-        SIZES.pack_into(page, 0, self.blocks, self.blocks, self.blocks)
-        page[33] = WRITE_ZEROES_DEALLOCATES | READS_ZEROES
-        page[99] = WRITE_PROTECTED if self.disk.readonly else 0
-        struct.pack_into("<I", page, 128, self.shift << 16)
-        return bytes(page)
-
-    def descriptors(self) -> bytes:
-        """Namespace Identification Descriptor list, 4096 bytes (§5.15.2.4)."""
-        return (struct.pack("<BBH", UUID_DESCRIPTOR, 16, 0) + self.uuid.bytes).ljust(4096, b"\0")
+LEAST_IDS, MOST_IDS = 32, 256
+"""Namespace IDs that there are at least, since a host may make namespaces, and at most."""
 
 
 class Namespaces:
-    """All of them."""
+    """Namespaces by their IDs, of which ``most`` are valid. ``spare`` bytes are for those that the host makes.
 
-    def __init__(self, namespaces: Sequence[Namespace]) -> None:
-        self._all = tuple(namespaces)
+    An ID is active while its namespace is attached; a namespace that is not attached is allocated only (§6.1.5).
+    """
 
-    def __len__(self) -> int:
-        return len(self._all)
+    def __init__(self, namespaces: Iterable[Namespace], *, spare: int = 0, retired: Iterable[Disk] = ()) -> None:
+        self._all = {space.nsid: space for space in namespaces}
+        self._retired = list(retired)
+        self._spare = spare
+        self.most = max(LEAST_IDS, *self._all, 0)
+        self.closed: Status | None = None
+        """Why no I/O is taken at all: a sanitize operation."""
+        self.open: dict[int, Namespace] = {}
+        """Those that take I/O."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again at which take I/O: one has been attached, detached, held or freed."""
+        self.open = {
+            space.nsid: space
+            for space in self.allocated
+            if space.attached and space.held is None and self.closed is None
+        }
 
     def __getitem__(self, nsid: int) -> Namespace:
-        """The namespace of a command; Invalid Namespace or Format where there is none (§6.1.2)."""
-        if not 0 < nsid <= len(self._all):
+        """The namespace of an I/O command; a CommandError where it takes none (§6.1.5)."""
+        space = self.open.get(nsid)
+        if space is None:
+            if self.closed is not None:
+                raise CommandError(self.closed)
+            space = self.active(nsid)
+            raise CommandError(space.held or Status.INTERNAL_ERROR)
+        return space
+
+    @property
+    def allocated(self) -> list[Namespace]:
+        """All that there are, by ID."""
+        return [space for _, space in sorted(self._all.items())]
+
+    @property
+    def attached(self) -> list[Namespace]:
+        """Those that the host sees."""
+        return [space for space in self.allocated if space.attached]
+
+    def find(self, nsid: int) -> Namespace | None:
+        """The namespace with a valid ID, or None; Invalid Namespace or Format where the ID can be none's."""
+        if not 0 < nsid <= self.most:
             raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
-        return self._all[nsid - 1]
+        return self._all.get(nsid)
+
+    def existing(self, nsid: int) -> Namespace:
+        """The namespace with this ID, attached or not."""
+        space = self.find(nsid)
+        if space is None:
+            raise CommandError(Status.INVALID_FIELD, Byte.NSID)
+        return space
+
+    def active(self, nsid: int) -> Namespace:
+        """The attached namespace with this ID."""
+        space = self.existing(nsid)
+        if not space.attached:
+            raise CommandError(Status.INVALID_FIELD, Byte.NSID)
+        return space
 
     def addressed(self, nsid: int) -> tuple[Namespace, ...]:
-        """Those that ``nsid`` means: one, or with FFFFFFFFh all."""
-        return self._all if nsid == ALL_NAMESPACES else (self[nsid],)
+        """Those that ``nsid`` means for I/O: one, or with FFFFFFFFh all."""
+        return tuple(self.open.values()) if nsid == ALL_NAMESPACES else (self[nsid],)
 
-    def active_after(self, nsid: int) -> bytes:
-        """Active Namespace ID list, 4096 bytes: those above ``nsid`` (§5.15.2.3)."""
-        found = [space.nsid for space in self._all if space.nsid > nsid][:1024]
-        return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")
+    def hold(self, spaces: Iterable[Namespace], why: Status | None) -> None:
+        """Refuse their I/O from now on, or with None take it again."""
+        for space in spaces:
+            space.held = why
+        self.refresh()
+
+    def close_for(self, why: Status | None) -> None:
+        """Refuse all I/O from now on, or with None take it again."""
+        self.closed = why
+        self.refresh()
+
+    def add(self, space: Namespace) -> None:
+        """There is another one."""
+        self._all[space.nsid] = space
+        self.refresh()
+
+    def remove(self, space: Namespace) -> None:
+        """It has been deleted. The image of one that the device was started with stays open, and locked."""
+        del self._all[space.nsid]
+        if space.made:
+            space.disk.close()
+        else:
+            self._retired.append(space.disk)
+        self.refresh()
+
+    @property
+    def disks(self) -> list[Disk]:
+        """All of them."""
+        return [*(space.disk for space in self.allocated), *self._retired]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of all that there are or could be (TNVMCAP)."""
+        return self._spare + sum(space.disk.size for space in self.allocated if not space.made) + self._retired_size
+
+    @property
+    def unallocated(self) -> int:
+        """Bytes for namespaces that the host makes (UNVMCAP)."""
+        made = sum(space.disk.size for space in self.allocated if space.made)
+        return max(0, self._spare + self._retired_size - made)
+
+    @property
+    def _retired_size(self) -> int:
+        return sum(disk.size for disk in self._retired)
+
+    def free_id(self) -> int:
+        """The lowest ID that no namespace has."""
+        for nsid in range(1, self.most + 1):
+            if nsid not in self._all:
+                return nsid
+        raise CommandError(Status.NAMESPACE_IDENTIFIER_UNAVAILABLE)
 
     def close(self) -> None:
         """Close the disks."""
-        for space in self._all:
-            space.disk.close()
+        for disk in self.disks:
+            disk.close()
+
+
+def id_list(spaces: Iterable[Namespace], above: int) -> bytes:
+    """Namespace ID list, 4096 bytes: the IDs above ``above`` (§5.15.2.3)."""
+    found = [space.nsid for space in spaces if space.nsid > above][:1024]
+    return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")

@@ -68,6 +68,7 @@ class VirtioBlk(
     write_zeroes_may_unmap = field(0x38, size=1, reset=1)
 
     disk: Disk
+    budget: int
     workers: Pool
 
     def check_options(self) -> None:
@@ -76,7 +77,7 @@ class VirtioBlk(
 
     def setup(self) -> None:
         """Open the image."""
-        if self.image.name:
+        if self.image != Path():
             self.disk = Disk.open(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
             )

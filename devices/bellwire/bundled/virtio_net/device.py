@@ -22,7 +22,7 @@ from bellwire.network import (
     StreamLink,
     TapLink,
 )
-from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, vxlan_fault
+from bellwire.network.checks import given, interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.interface import Settings, Vxlan
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
@@ -68,9 +68,9 @@ class VirtioNet(
         check=mtu_fault,
         help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: as they have it",
     )
-    dgram = Option(Path(), help="UNIX datagram socket that takes the guest's frames")
-    local = Option(Path(), help="UNIX datagram socket for frames to the guest")
-    stream = Option(Path(), help="UNIX stream socket for frames with their lengths")
+    dgram = Option(Path(), check=socket_fault, help="UNIX datagram socket that takes the guest's frames")
+    local = Option(Path(), check=socket_fault, help="UNIX datagram socket for frames to the guest")
+    stream = Option(Path(), check=socket_fault, help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
     mac = Option("", check=mac_fault, help="address of the card; a local one is made up if it is not given")
     link = Option(True, help="whether the cable is in")
@@ -91,7 +91,7 @@ class VirtioNet(
 
     def check_options(self) -> None:
         """One other side, and what goes with it."""
-        if sum((bool(self.tap), bool(self.dgram.name or self.local.name), bool(self.stream.name))) != 1:
+        if sum((bool(self.tap), given(self.dgram) or given(self.local), given(self.stream))) != 1:
             raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
         if self.pairs > 1 and not self.tap:
             raise OptionError(f"option pairs={self.pairs}: expected 1 on a socket")
@@ -111,7 +111,7 @@ class VirtioNet(
 
     def open_wire(self, address: bytes) -> Link:
         """What the options name: one of tap, dgram (or local) and stream."""
-        dgram, local, stream = (path if path.name else None for path in (self.dgram, self.local, self.stream))
+        dgram, local, stream = (path if given(path) else None for path in (self.dgram, self.local, self.stream))
         if self.tap:
             settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
             if self.macvtap:

@@ -1,9 +1,21 @@
 """The device's end of doorbells that ring without a message: eventfds and ioregionfd sockets.
 
-All of them hang in one epoll of their own, so that "has anything rung?" is a single system call. Ringing is
-in two steps: :meth:`Bells.gather` takes what has been rung out of the fds, :meth:`Bells.run` runs the hooks.
-Whatever the client posted before a gathered ring is in the socket by then; draining the socket between
-the two steps makes a ring see every write that came before it.
+An epoll in an epoll
+====================
+
+All of them hang in one epoll of their own, and that epoll's descriptor hangs in the loop's: it can be read while any
+of them can. So "has anything rung?" is a single system call, however many doorbells there are, and is asked before
+every reply (a reply flushes rings). The loop's own epoll could be asked as well, but would answer about everything
+else too: a descriptor of the device's that is ready and not read yet, which nobody may handle in the middle of a
+message, would come back each time. And a poll(2) of all of them costs by their number: an nvme has two for each of
+its queues.
+
+Both are level-triggered. What is gathered is taken out of its descriptor, so the inner epoll is not ready again until
+something rings again; and what one turn leaves behind ends the next one's wait. Edges would save the second look, and
+lose a ring for good where a turn ends early, as it does when a client goes.
+
+Ringing is in two steps: :meth:`DoorbellFds.gather` takes what has been rung out of the fds, :meth:`DoorbellFds.run`
+runs the hooks. Why there are two, :mod:`bellwire.serve.served` tells.
 """
 
 from __future__ import annotations
@@ -168,12 +180,14 @@ class CommandSource:
             if not command.write:
                 return self._core.ioregion_read(target, command.offset, command.size)
             self._core.ioregion_write(target, command.offset, command.size, command.data)
-        elif command.write and command.offset == 0:
+        elif not command.write:
+            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as by message
+        elif command.offset == 0:
             self._core.ring_value(target, command.data)
         return 0
 
 
-class Bells:
+class DoorbellFds:
     """All fds of one device for one client: made when the client asks, gone when it leaves."""
 
     def __init__(self, core: Core, guard: Guard) -> None:

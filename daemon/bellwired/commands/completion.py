@@ -1,0 +1,131 @@
+"""What a shell completes that only the program knows: names of devices, kinds, micro guests and options.
+
+shtab writes the scripts for bash, zsh and fish. Where an argument is :func:`completed`, they ask the command itself for
+words: ``bellwire __complete KIND WORD...`` prints a candidate a line, and nothing where it knows none. The words are
+those of the command line so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bellwire import BellwireError
+from bellwire.declare.option import Option
+from bellwired.places import Places
+
+ASK = "__complete"
+DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
+VALUED = ("--config-dir", "--runtime-dir", "--log-level", "--timeout", "-o", "--fd", "--socket-path", "--name")
+PATIENCE = 2.0  # seconds for a daemon to tell its devices: somebody waits at a keyboard
+
+
+def completed(action: argparse.Action, kind: str) -> argparse.Action:
+    """Have the shells complete ``action`` with words of a ``kind``."""
+    bash = f'compgen -W "$(bellwire {ASK} {kind} "${{COMP_WORDS[@]:1}}" 2>/dev/null)" -- "$1"'
+    close = "-S ''" if kind in (OPTIONS, LIVE_OPTIONS) else ""
+    zsh = f'compadd {close} -- ${{(f)"$(bellwire {ASK} {kind} ${{words}} 2>/dev/null)"}}'
+    if kind == KINDS:
+        bash += '; compgen -f -- "$1"'
+        zsh += "; _files"
+    name = f"_bellwire_{kind}"
+    action.complete = {  # type: ignore[attr-defined]
+        "bash": name,
+        "zsh": name,
+        "fish": f"(bellwire {ASK} {kind} (commandline -opc) 2>/dev/null)",
+        "preamble": {
+            "bash": f"{name}() {{ {bash}; }}",
+            "zsh": f"{name}() {{ {zsh} }}",
+        },
+    }
+    return action
+
+
+def main(words: Sequence[str]) -> int:
+    """``bellwire __complete KIND WORD...``. What goes wrong is not for the middle of somebody's command line."""
+    kind, *line = [*words, ""]
+    plain, places = _parse(line)
+    try:
+        found = KINDS_OF_WORDS[kind](plain, places())
+        print(*found, sep="\n")
+    except (BellwireError, OSError, KeyError):
+        return 1
+    return 0
+
+
+def _parse(line: Sequence[str]) -> tuple[list[str], Callable[[], Places]]:
+    """The words that are no flags, without the commands' own names; and where the flags say that things are."""
+    flags: dict[str, str] = {}
+    plain = []
+    words = iter(line)
+    for word in words:
+        if word in VALUED:
+            flags[word] = next(words, "")
+        elif word.startswith("-"):
+            name, _, value = word.partition("=")
+            flags[name] = value
+        elif word not in ("bellwire", "run", "set", ""):
+            plain.append(word)
+
+    def folder(flag: str) -> Path | None:
+        return Path(flags[flag]).expanduser() if flags.get(flag) else None
+
+    return plain, lambda: Places.of(folder("--config-dir"), folder("--runtime-dir"))
+
+
+def _devices(_: list[str], places: Places) -> Iterator[str]:
+    return (device["name"] for device in _ask(places, "List")["devices"])
+
+
+def _kinds(_: list[str], places: Places) -> Iterator[str]:
+    from bellwired.find import names
+
+    return iter(names(places.plugins))
+
+
+def _guests(_: list[str], __: Places) -> Iterator[str]:
+    from bellwire_vmm import guests
+
+    return iter(guests.names())
+
+
+def _options(plain: list[str], places: Places) -> Iterator[str]:
+    from bellwired.find import find_device
+
+    options = find_device(plain[0], places.plugins).layout.options if plain else {}
+    return itertools.chain.from_iterable(map(_values, options.values()))
+
+
+def _live_options(plain: list[str], places: Places) -> Iterator[str]:
+    from bellwired.find import find_trusted
+
+    if not plain:
+        return iter(())
+    layout = find_trusted(_ask(places, "Describe", name=plain[0])["device"]["device"], places.plugins).layout
+    live = (option for option in layout.options.values() if ("set", option) in layout.hooks)
+    return itertools.chain.from_iterable(map(_values, live))
+
+
+def _values(option: Option[Any]) -> Iterator[str]:
+    """KEY=, and with values that there are, so that a shell stops at the = and does not go on to the next word."""
+    values = option.choices or ((True, False) if isinstance(option.default, bool) else (option.default,))
+    for text in ("", *filter(None, map(option.text, values))):
+        yield f"{option.name}={text}"
+
+
+def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:
+    from bellwired.commands.control_client import Instance, method
+
+    return method(Instance(places, PATIENCE), method_name, **arguments)
+
+
+KINDS_OF_WORDS: dict[str, Callable[[list[str], Places], Iterator[str]]] = {
+    DEVICES: _devices,
+    KINDS: _kinds,
+    GUESTS: _guests,
+    OPTIONS: _options,
+    LIVE_OPTIONS: _live_options,
+}

@@ -1,0 +1,100 @@
+"""Drop-ins that commands write for a device, in the configuration folder that wins."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from bellwired import settings
+from bellwired.commands.control_client import Instance, NoDaemonError, method
+from bellwired.commands.operate import instance
+from bellwired.errors import CommandError
+from bellwired.places import Places
+from bellwired.settings import DEVICES, SUFFIX
+
+
+def configuration(arguments: argparse.Namespace) -> Instance:
+    """The instance that the flags name, with its configuration where the daemon itself looks for it, if one runs."""
+    found = instance(arguments)
+    if arguments.config_dir is None:
+        with contextlib.suppress(NoDaemonError):
+            folders = tuple(map(Path, method(found, "Folders")["folders"]))
+            plugins = tuple(folder / "plugins" for folder in folders) + found.places.plugins[len(found.places.config) :]
+            return replace(found, places=Places(folders, plugins, found.places.runtime))
+    return found
+
+
+def source(places: Places, name: str) -> Path:
+    """A device's file. A CommandError where there is none."""
+    there = settings.load(places).sources
+    if name not in there:
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(there)) or 'none yet'}"
+        raise CommandError(f"there is no file for a device {name!r}", hint)
+    return there[name]
+
+
+def path(places: Places, name: str, drop_in: str) -> Path:
+    """Where the drop-in called so lies."""
+    return places.config[0] / DEVICES / f"{name}{SUFFIX}.d" / f"{drop_in}{SUFFIX}"
+
+
+def put(daemon: Instance, name: str, file: Path, content: str | None, check: Callable[[], object]) -> bool:
+    """Give ``file`` the ``content``, or remove it, and have the daemon take it up; False if none runs.
+
+    Where ``check()`` or the daemon refuses it, what was there before comes back, and a CommandError says why.
+    """
+    before = read(file)
+    write(file, content)
+    try:
+        check()
+        return take_up(daemon, name)
+    except BaseException:
+        write(file, before)
+        with contextlib.suppress(CommandError):
+            take_up(daemon, name)
+        raise
+
+
+def read(file: Path) -> str | None:
+    """What is there; None for no file."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file}: {error}") from None
+
+
+def take_up(daemon: Instance, name: str) -> bool:
+    """Have the daemon read the configuration again; False if none runs. A CommandError if ``name`` cannot be used."""
+    try:
+        failed = method(daemon, "Reload")["outcome"]["failed"]
+    except NoDaemonError:
+        return False
+    if name in failed:
+        raise CommandError(failed[name])
+    return True
+
+
+def write(file: Path, content: str | None) -> None:
+    """All of it or nothing. A folder that has become empty goes, too."""
+    try:
+        if content is None:
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".", delete=False) as made:
+            made.write(content)
+        os.chmod(made.name, 0o644)
+        os.replace(made.name, file)
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror}", "be root, or the user whose configuration it is") from None

@@ -1,0 +1,53 @@
+"""``bellwire enable`` and ``bellwire disable``: whether a device may be started at all."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bellwired import settings
+from bellwired.commands import drop_in, show
+from bellwired.commands.completion import DEVICES, completed
+from bellwired.commands.control_client import Instance
+from bellwired.errors import CommandError
+
+LAST = "zz-enabled"
+"""The drop-in, which no other may override."""
+TEXT = "# Written by bellwire enable and bellwire disable.\nenabled = {}\n"
+
+
+def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Declare the commands."""
+    for name, work, about, rest in (
+        ("enable", True, "let devices start again that were disabled", "Those that start by themselves are started."),
+        ("disable", False, "stop devices and let nothing start them, until they are enabled", "A reboot does not."),
+    ):
+        description = f"{about[0].upper()}{about[1:]}. {rest} Writes a drop-in beside the device's file."
+        parser = commands.add_parser(name, help=about, description=description, parents=[shared])
+        completed(parser.add_argument("name", nargs="+"), DEVICES)
+        parser.set_defaults(command=change, enabled=work)
+
+
+def change(arguments: argparse.Namespace) -> int:
+    """Each of the devices, whatever became of the one before."""
+    daemon = drop_in.configuration(arguments)
+    failed = {}
+    for name in arguments.name:
+        try:
+            _change(daemon, name, arguments.enabled)
+        except CommandError as error:
+            failed[name] = error
+    if arguments.json:
+        show.as_json({name: str(failed.get(name, "")) for name in arguments.name})
+    show.errors(failed.values(), in_json=arguments.json)
+    return 1 if failed else 0
+
+
+def _change(daemon: Instance, name: str, enabled: bool) -> None:
+    places = daemon.places
+    file = drop_in.source(places, name)
+    over = drop_in.path(places, name, LAST)
+    others = [each for each in settings.drop_ins(places, name) if each != over]
+    anyway = settings.device(file, others).enabled == enabled
+    drop_in.write(over, None if anyway else TEXT.format("true" if enabled else "false"))
+    drop_in.take_up(daemon, name)

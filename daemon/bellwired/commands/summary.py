@@ -1,0 +1,71 @@
+"""What ``bellwire run`` says at its end: what the guest has done to the device, and the device to the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from bellwire import PciDevice
+from bellwire.model.tally import Tally
+from bellwired.commands import show
+from bellwired.commands.show import Column
+
+MOST_VECTORS = 16
+OWN_RESETS = 2  # before the first client and after the last
+
+
+def print_summary(name: str, device: PciDevice, seconds: float) -> None:
+    """To standard output. Nothing where no client has come."""
+    tally = device.core.tally
+    if not tally.clients:
+        return
+    out = show.console()
+    out.print(f"\n{show.text(name)} has served {_count(tally.clients, 'client')} in {show.ago(0.0, seconds)}.")
+    out.print(_accesses(device, tally))
+    for label, text in _lines(device, tally):
+        out.print(f"{label:>11}: {text}")
+
+
+def _accesses(device: PciDevice, tally: Tally) -> Table:
+    """By register, in the order in which the device's file has them; then what is no register."""
+    ways = [way for way, rings in tally.rings.items() if any(count for (count,) in rings.values())]
+    numbers = ("read", "written", *(f"rung by {way}" for way in ways))
+    reads, writes = tally.accesses[False], tally.accesses[True]
+    declared = [item.name for plan in device.layout.bars.values() for item in plan.placed]
+    rung = {name for rings in tally.rings.values() for name, (count,) in rings.items() if count}
+    rows = []
+    for name in sorted({*reads, *writes, *rung}, key=lambda name: (_place(name, declared), name)):
+        counts = [reads[name], writes[name], *(tally.rings[way].get(name, [0])[0] for way in ways)]
+        rows.append((show.text(name), *(f"{count:,}" if count else "" for count in counts)))
+    return show.table([Column("what"), *(Column(heading, right=True) for heading in numbers)], rows)
+
+
+def _lines(device: PciDevice, tally: Tally) -> Iterator[tuple[str, str]]:
+    for kind, counts in tally.interrupts.items():
+        if any(counts):
+            yield kind, _vectors(counts) if len(counts) > 1 else f"{counts[0]:,}"
+    moved = device.dma.counts
+    if any(moved.values()):
+        words = {"dma_read": "read", "dma_written": "written", "dma_in_place": "touched in place"}
+        yield "DMA", ", ".join(f"{show.size(moved[key])} {word}" for key, word in words.items() if moved.get(key))
+    if tally.resets > OWN_RESETS:
+        yield "Resets", f"{tally.resets - OWN_RESETS:,}"
+    yield "Errors", f"{tally.guest_errors:,} of the guest, {tally.failures:,} in the device's code"
+
+
+def _vectors(counts: list[int]) -> str:
+    """The busiest, where there are too many for a line."""
+    busiest = sorted((vector for vector, count in enumerate(counts) if count), key=lambda vector: -counts[vector])
+    shown = ", ".join(f"{vector}: {counts[vector]:,}" for vector in sorted(busiest[:MOST_VECTORS]))
+    rest = sum(counts[vector] for vector in busiest[MOST_VECTORS:])
+    return f"{shown}; {rest:,} by {len(busiest) - MOST_VECTORS} others" if rest else shown
+
+
+def _place(name: str, declared: list[str]) -> int:
+    first = name.partition("/")[0].partition("+")[0]
+    return declared.index(first) if first in declared else len(declared)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

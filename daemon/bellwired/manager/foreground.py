@@ -1,0 +1,164 @@
+"""The control interface of ``bellwire run``: its one device answers as a daemon's devices do.
+
+The device runs on the main thread, and here, on another, is all that a daemon would do for it. The two speak over the
+socket that a manager and a worker have between them, so the device's own loop is as it is in any worker. A thread that
+nobody calls sleeps, and costs the device nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from bellwired.errors import CommandError
+from bellwired.listen import Listener
+from bellwired.logs import hush_asyncvarlink
+from bellwired.manager.control import Server
+from bellwired.manager.manager import Manager, Reloaded, prepare
+from bellwired.manager.tasks import alongside
+from bellwired.manager.unit import State, Unit
+from bellwired.places import Places
+from bellwired.settings import Device
+from bellwired.workers.worker_channel import WorkerChannel
+
+log = logging.getLogger("bellwired")
+START = 10.0  # seconds for the thread to be there
+
+
+class Foreground(Unit):
+    """A device that somebody has started by hand, and that only he starts again."""
+
+    def __init__(self, name: str, device: Device, address: str, manager: Manager) -> None:
+        runtime, daemon = manager.places.runtime, manager.settings.daemon
+        super().__init__(
+            name,
+            device,
+            daemon,
+            runtime,
+            runtime,
+            [],
+            manager.spawner,
+            lambda _, kind, fields: manager.broadcaster.publish(name, kind, fields),
+        )
+        self.state = State.STARTING
+        self._address = address
+        self._channel = channel = WorkerChannel(name, self._heard)
+        self.channel = channel.theirs.dup()
+        """For the device's own loop."""
+        self.channel.setblocking(False)
+        channel.handed_over()
+
+    @property
+    def pid(self) -> int:
+        """This very process."""
+        return os.getpid()
+
+    @property
+    def address(self) -> str:
+        """As ``bellwire run`` has said it."""
+        return self._address
+
+    async def start(self) -> None:
+        """It runs already."""
+
+    async def stop(self) -> None:
+        """End ``bellwire run``."""
+        await self.ask("stop")
+
+    async def restart(self) -> None:
+        """Nobody here knows how it was started."""
+        self._refuse()
+
+    async def change(self, *_: Any) -> None:
+        """It has no file."""
+        self._refuse()
+
+    def end(self) -> None:
+        """The device has ended."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _refuse(self) -> NoReturn:
+        raise CommandError(
+            f"{self.name} runs in the foreground, without the daemon", "start it anew where it was started"
+        )
+
+    def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
+        """As its worker logs to the same place what is to be logged, remember it and tell the listeners."""
+        self._remember(kind, text)
+
+
+class Alone(Manager):
+    """Of one device, and no configuration."""
+
+    async def reload(self) -> Reloaded:
+        """There is nothing to read."""
+        raise CommandError("a device in the foreground has no configuration to read again")
+
+
+class Desk:
+    """A thread that answers at ``control``, if that is given, for the device that is about to run on this one.
+
+    ``channel`` is what the device's loop answers on. Used as a block, in which the device runs.
+    """
+
+    channel: socket.socket
+
+    def __init__(self, name: str, device: Device, address: str, control: Listener | None) -> None:
+        self._unit = name, device, address
+        self._control = control
+        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, socket.socket]] = Future()
+        self._thread = threading.Thread(target=self._run, name="control")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._loop, self._end, self.channel = self._begun.result(START)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.channel.close()
+        with contextlib.suppress(RuntimeError):  # it has failed, and said so
+            self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        hush_asyncvarlink()
+        try:
+            asyncio.run(self._answer())
+        except Exception as error:
+            if not self._begun.done():
+                self._begun.set_exception(error)
+                return
+            log.exception("the control socket has failed: the device runs on without it")
+
+    async def _answer(self) -> None:
+        name, device, address = self._unit
+        manager = Alone(Places((), (), self._control.path.parent if self._control else Path()))
+        unit = manager.units[name] = Foreground(name, device, address, manager)
+        end = asyncio.Event()
+        server = Server(manager, self._control.socket) if self._control else None
+        if server:
+            server.open()
+        self._begun.set_result((asyncio.get_running_loop(), end, unit.channel))
+        try:
+            async with alongside(manager.count):
+                await end.wait()
+        finally:
+            if server:
+                await server.close(f"{name} ends")
+            unit.end()
+
+
+def open_control(places: Places, name: str) -> Listener:
+    """The control socket of the device ``name`` in the foreground; a CommandError where it cannot be had."""
+    if os.geteuid() or not places.runtime.is_dir():  # root may use the folder of the system's daemon
+        prepare(places.runtime)
+    return Listener(places.control_of(name))

@@ -1,0 +1,61 @@
+"""What has happened to a device lately and what it has logged: remembered, logged, and told to those who listen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bellwire.model.limited import LimitedLog
+from bellwired.manager.events import LOG
+
+log = logging.getLogger("bellwired")
+RECENT = 20
+LINES = 500  # of its log that are kept
+
+
+class Line(NamedTuple):
+    """A line of a device's log, or several with a traceback."""
+
+    time: float
+    level: str
+    text: str
+
+
+class Noted:
+    """The device ``name``; ``publish(kind, fields)`` tells those who listen."""
+
+    def __init__(self, name: str, publish: Callable[[str, dict[str, Any]], None]) -> None:
+        self.name = name
+        self.client: dict[str, Any] | None = None
+        self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
+        self.lines: deque[Line] = deque(maxlen=LINES)
+        """What it has logged lately: its workers' words, and the manager's about it."""
+        self._publish = publish
+        self._clients = LimitedLog(log.getChild(name))
+
+    def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
+        """Log, remember, and tell the world."""
+        fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
+        if self.client is not None:
+            fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
+        log.log(level, "%s: %s", self.name, text, extra=fields)
+        self._keep(Line(time.time(), logging.getLevelName(level).lower(), text))
+        self._remember(kind, text)
+
+    def _remember(self, kind: str, text: str) -> None:
+        self.recent.append((time.time(), text))
+        self._publish(kind, {"text": text})
+
+    def _keep(self, line: Line) -> None:
+        self.lines.append(line)
+        self._publish(LOG, line._asdict())
+
+    def _note_client(self, kind: str, message_id: str, text: str) -> None:
+        """The same of a client, which may come and go as often as it likes, but not fill the log."""
+        if self._clients.admits(kind):
+            self._note(kind, message_id, f"client {text}")
+        else:
+            self._publish(kind, {"text": f"client {text}"})

@@ -1,0 +1,136 @@
+"""What outlives the device: namespaces and their formats, lost blocks, results and logs (docs/devices.md).
+
+It lies in a folder: ``nvme.json``, and ``namespace-N.img`` for each namespace that the host has made. Without a folder
+it is in memory, and forgotten at the end. It is no part of a snapshot, as the images are none: it is a medium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+
+from bellwire.storage import Disk, StorageError
+
+NAME = "nvme.json"
+
+
+class SpaceRecord(msgspec.Struct, omit_defaults=True):
+    """One namespace. ``size`` is of one that was made by the host; its blocks are in a file here."""
+
+    nsid: int
+    shift: int
+    number: int
+    attached: bool = True
+    size: int = 0
+    lost: list[tuple[int, int]] = []
+
+
+class SanitizeRecord(msgspec.Struct, omit_defaults=True):
+    """How the most recent sanitize operation went: SSTAT and SCDW10 (§5.14.1.16.2)."""
+
+    status: int = 0
+    action: int = 0
+    failure_mode: bool = False
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """All of it."""
+
+    version: int = 1
+    spaces: list[SpaceRecord] = []
+    deleted: list[int] = []
+    """Namespaces that the device is started with, and that the host has deleted."""
+    made: int = 0
+    """Namespaces that were ever made: no identifier comes twice."""
+    power_cycles: int = 0
+    sanitize: SanitizeRecord = msgspec.field(default_factory=SanitizeRecord)
+    self_tests: list[bytes] = []
+    events: list[bytes] = []
+    telemetry: bytes = b""
+    telemetry_generation: int = 0
+    telemetry_news: bool = False
+
+
+class Store:
+    """``record``, and where it is kept. ``folder`` is made if it is not there, and locked."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.record = Record()
+        self._lock = threading.Lock()
+        self._encoded = self._written = 0
+        self._fd = -1
+        if folder is not None:
+            self._open(folder)
+
+    def _open(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            text = (folder / NAME).read_bytes()
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            self.close()
+            raise StorageError(f"store {folder}: another device uses it") from None
+        except OSError as error:
+            self.close()
+            raise StorageError(f"store {folder}: {error.strerror}") from error
+        try:
+            self.record = msgspec.json.decode(text, type=Record)
+            if self.record.version != 1:
+                raise msgspec.ValidationError(f"version {self.record.version}, and this device reads 1")
+        except msgspec.MsgspecError as error:
+            self.close()
+            raise StorageError(f"store {folder / NAME}: {error}; remove it to begin anew") from error
+
+    def encode(self) -> tuple[int, bytes]:
+        """The record as it is now, for :meth:`write`."""
+        self._encoded += 1
+        return self._encoded, msgspec.json.encode(self.record)
+
+    def write(self, number: int, data: bytes) -> None:
+        """Put what :meth:`encode` gave onto the medium, unless a later one is there. From any thread; OSErrors."""
+        if self.folder is None:
+            return
+        with self._lock:
+            if number <= self._written:
+                return
+            path, aside = self.folder / NAME, self.folder / f"{NAME}.new"
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            os.fsync(self._fd)
+            self._written = number
+
+    def disk(self, nsid: int, size: int, block: int, *, direct: bool = False, new: bool = False) -> Disk:
+        """The disk of a namespace that the host has made; ``new``: an empty one, whatever was there."""
+        if self.folder is None:
+            return Disk.memory(size, block=block)
+        if new:
+            self.remove(nsid)
+        return Disk.open(self._path(nsid), size=size, direct=direct, block=block)
+
+    def remove(self, nsid: int) -> None:
+        """The namespace has been deleted, and its file goes."""
+        if self.folder is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._path(nsid).unlink()
+
+    def close(self) -> None:
+        """Give the folder back; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _path(self, nsid: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"namespace-{nsid}.img"

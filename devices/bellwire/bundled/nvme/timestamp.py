@@ -1,0 +1,56 @@
+"""The Timestamp feature (§5.21.1.14): the host sets the clock, in milliseconds since 1970, and it goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import time
+
+SIZE = 8
+MASK = (1 << 48) - 1
+ORIGIN_HOST = 1 << 1
+"""In the attributes: the host has set it; else it counts from power-on."""
+
+
+class TimestampState(ctypes.Structure):
+    """What is remembered, in the device's state, of a clock that the host has set; zeroes: it has not."""
+
+    _fields_ = [("base", ctypes.c_uint64), ("since", ctypes.c_uint64), ("attributes", ctypes.c_uint64)]
+    base: int
+    """What it was set to."""
+    since: int
+    """Milliseconds of the machine's clock (CLOCK_BOOTTIME) at that time."""
+    attributes: int
+
+
+class Timestamp:
+    """Counts milliseconds, from power-on or from what it is set to. A controller reset changes nothing."""
+
+    def __init__(self, state: TimestampState) -> None:
+        self._state = state
+        self._started = _clock()
+
+    def power_on(self) -> None:
+        """Count from now on: the state has been zeroed."""
+        self._started = _clock()
+
+    @property
+    def now(self) -> int:
+        """48 bits."""
+        since = self._state.since or self._started
+        return (self._state.base + max(0, _clock() - since)) & MASK
+
+    def get(self) -> bytes:
+        """The data of Get Features."""
+        return self.now.to_bytes(6, "little") + bytes((self._state.attributes & 0xFF, 0))
+
+    def set(self, data: bytes) -> bytes:
+        """The data of Set Features; returns that of the event: what it was, and the milliseconds since power-on."""
+        event = struct.pack("<QQ", self.now, max(0, _clock() - self._started))
+        self._state.base = int.from_bytes(data[:6], "little")
+        self._state.since, self._state.attributes = _clock(), ORIGIN_HOST
+        return event
+
+
+def _clock() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -1,0 +1,143 @@
+"""A device as the session of one client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bellwire.model.core import Core
+from bellwire.model.labels import Labels
+from bellwire.model.limited import shape
+from bellwire.serve.boundary import Boundary
+from bellwire.serve.doorbell_fds import DoorbellFds
+from bellwire.serve.host import ClientHost
+from bellwire.serve.loop import Loop
+from bellwire.serve.observer import Observer
+from vfio_user import (
+    Command,
+    DeviceFlags,
+    IrqFlags,
+    IrqIndex,
+    IrqInfo,
+    Mechanism,
+    MmapArea,
+    Reader,
+    Region,
+    RegionFlags,
+    RegionInfo,
+    SubRegion,
+    VfioUserError,
+    Writer,
+)
+
+
+class DeviceBackend:
+    """A :class:`vfio_user.Backend`: what the client asks goes to the device's core."""
+
+    device_flags = DeviceFlags.RESET | DeviceFlags.PCI
+
+    def __init__(
+        self,
+        core: Core,
+        host: ClientHost,
+        doorbell_fds: DoorbellFds,
+        loop: Loop,
+        boundary: Boundary,
+        observer: Observer,
+    ) -> None:
+        self._core = core
+        self._host = host
+        self._doorbell_fds = doorbell_fds
+        self._loop = loop
+        self._boundary = boundary
+        self._observer = observer
+        self._labels = Labels(core.layout)
+
+    def region(self, index: int) -> Region:
+        """Size, rights and mmap-able areas of a region."""
+        size = self._core.region_size(index)
+        if size == 0:
+            return Region(RegionInfo(index, RegionFlags(0), 0), None)
+        flags = RegionFlags.READ | RegionFlags.WRITE
+        plan = self._core.layout.bars.get(index)
+        areas = tuple(MmapArea(area.offset, area.size) for area in plan.areas) if plan else ()
+        if areas:
+            flags |= RegionFlags.MMAP
+        return Region(RegionInfo(index, flags, size, 0, areas), self._core.state.area_fds.get(index))
+
+    def irq(self, index: int) -> IrqInfo:
+        """How many interrupts of a kind there are."""
+        layout = self._core.layout
+        count, flags = 0, IrqFlags.EVENTFD
+        if index == IrqIndex.INTX and layout.intx:
+            count, flags = 1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED
+        elif index == IrqIndex.MSI and layout.msi:
+            count = layout.msi.count
+        elif index == IrqIndex.MSIX and layout.msix:
+            count = layout.msix.count
+        elif index in (IrqIndex.ERR, IrqIndex.REQ):
+            count = 1
+        return IrqInfo(index, count, flags)
+
+    def reader(self, index: int, offset: int, count: int) -> Reader:
+        """Guest reads."""
+        return self._core.reader(index, offset, count)
+
+    def writer(self, index: int, offset: int, count: int) -> Writer:
+        """Guest writes."""
+        return self._core.writer(index, offset, count)
+
+    def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
+        """Count them where they belong."""
+        tally = self._core.tally
+        if write:
+            tally.writes += times
+        else:
+            tally.reads += times
+        for name in self._labels.at(index, offset, count):
+            tally.accesses[write][name] += times
+
+    def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
+        """Doorbells and stretches that the client may register with KVM."""
+        return self._doorbell_fds.sub_regions(index, mechanisms)
+
+    def reset(self) -> None:
+        """DEVICE_RESET: rings from before it are void."""
+        self._doorbell_fds.discard()
+        self._core.reset()
+
+    def before_reply(self) -> None:
+        """A reply flushes rings: the client may rely on what it rang before it asked."""
+        if self._doorbell_fds.gather():
+            self._doorbell_fds.run()
+
+    def before_unmap(self) -> None:
+        """Jobs that are under way may use the memory: what they write to a disk must not be zeros of ours."""
+        self._core.finish_jobs()
+
+    def dma_changed(self) -> None:
+        """The client has mapped or unmapped memory."""
+        self._core.dma.changed()
+        if self._host.session is not None:
+            table = self._host.session.dma
+            self._observer.mapped(len(table), table.total)
+
+    def irqs_changed(self, index: int) -> None:
+        """The client has set, masked or unmasked interrupts."""
+        if index == IrqIndex.MSIX:
+            self._core.signals.taken()
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Session's own fds (INTx resample) on the loop."""
+        self._loop.watch(fd, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Take one off."""
+        self._loop.unwatch(fd)
+
+    def refused(self, error: VfioUserError) -> None:
+        """The client sent something that it should not have."""
+        self._core.log.warning(("refused", shape(error)), "refused: %s", error)
+
+    def hook_failed(self, command: Command, error: BaseException) -> None:
+        """Device code raised while a message was handled; the client has been told so by errno."""
+        self._boundary.failed(command.name, error)

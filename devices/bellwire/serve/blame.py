@@ -1,0 +1,77 @@
+"""What went wrong in device code, in one line: the hook, its file and line, the error, and what the guest did."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import bellwire
+import vfio_user
+from bellwire.errors import BellwireError, GuestError
+
+_HOME = Path(bellwire.__file__).parent
+_OURS = (
+    *(str(_HOME / room) for room in ("declare", "model", "serve", "testing", "device.py")),
+    str(Path(vfio_user.__file__).parent),
+)
+"""Where the SDK's own frames are; those of bundled devices and of the libraries for devices are device code."""
+
+log = logging.getLogger("bellwire.worker")
+
+
+class DeviceFailed(BellwireError):
+    """Device code has raised where nothing can go on without it: in ``__init__``, ``setup`` or ``reset``."""
+
+
+def in_words(error: BaseException, what: str) -> str:
+    """One line; ``what`` is being done, for errors that do not know that themselves."""
+    doing = next(iter(getattr(error, "__notes__", ())), what)
+    text = f"{error}{_meant(error)}"
+    if isinstance(error, GuestError):
+        return f"guest error: {text}" if text.startswith(doing) else f"guest error in {doing}: {text}"
+    kind = type(error).__name__
+    found = _device_code(error.__traceback__)
+    if found is None:
+        return f"device code failed in {doing}: {kind}: {text}"
+    hook, place = found
+    suffix = "" if doing.rpartition(".")[2] == hook.rpartition(".")[2] else f" (in {doing})"
+    return f"{hook} failed at {place}: {kind}: {text}{suffix}"
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn what device code raises into a DeviceFailed that says it in a line; the debug log has the traceback."""
+    try:
+        yield
+    except BellwireError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = in_words(error, what)
+        log.debug("%s", line, exc_info=error)
+        raise DeviceFailed(line) from error
+
+
+def _meant(error: BaseException) -> str:
+    """What the name of an attribute that is not there may have been meant for."""
+    if not isinstance(error, AttributeError) or not isinstance(error.name, str):
+        return ""
+    near = difflib.get_close_matches(error.name, dir(error.obj), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _device_code(trace: TracebackType | None) -> tuple[str, str] | None:
+    """The first function outside the SDK on the way to an error, and the deepest line beside it."""
+    hook = folder = place = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not hook and not code.co_filename.startswith(_OURS):
+            hook = code.co_qualname.rpartition("<locals>.")[2]
+            folder = str(Path(code.co_filename).parent)
+        if hook and code.co_filename.startswith(folder) and "site-packages" not in code.co_filename[len(folder) :]:
+            place = f"{code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return (hook, place) if hook else None

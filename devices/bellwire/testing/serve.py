@@ -1,0 +1,66 @@
+"""Serve a device from a test or a script, to whatever client comes: QEMU, another VMM, or a test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from bellwire.device import PciDevice
+from bellwire.serve.worker import Worker
+
+Device = TypeVar("Device", bound=PciDevice)
+
+
+class Serving(NamedTuple, Generic[Device]):
+    """A device that is being served."""
+
+    path: Path
+    """Its socket: what a client connects to."""
+    device: Device
+    """It runs on a thread of its own, so look at it only while no client is at work."""
+
+
+@contextlib.contextmanager
+def serve(
+    device: Device | type[Device], *, path: Path | str | None = None, **options: Any
+) -> Iterator[Serving[Device]]:
+    """Serve ``device`` while the block lasts, on ``path`` or in a folder that is made for it and removed again.
+
+    ``device`` is a class, made with ``options``, or an instance. Clients are served one after the other. What
+    ``setup`` or ``reset`` raises comes out of the ``with``; at its end the client is let go, ``close`` has run, and the
+    thread and the socket are gone.
+    """
+    instance: Device = device(**options) if isinstance(device, type) else device
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="bellwire-"))
+        where = Path(folder, "socket") if path is None else Path(path)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(where))
+        stack.callback(where.unlink, missing_ok=True)
+        listener.listen()
+        worker = Worker(instance, listener)
+        ready, failed = threading.Event(), []
+
+        def run() -> None:
+            try:
+                worker.run(ready.set)
+            except BaseException as error:  # noqa: BLE001 whatever it is, the thread that waits for us raises it
+                failed.append(error)
+            ready.set()
+
+        thread = threading.Thread(target=run, name=f"bellwire {instance.name}")
+        thread.start()
+        try:
+            ready.wait()
+            if not failed:
+                yield Serving(where, instance)
+        finally:
+            worker.stop()
+            thread.join()
+        if failed:
+            raise failed[0]

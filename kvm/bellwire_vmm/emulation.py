@@ -1,0 +1,32 @@
+"""Whether this machine's KVM runs a guest's kernel on the processor, or emulates it instruction by instruction.
+
+Some hosts have no hardware virtualisation, and a KVM all the same. What it emulates is enough for our micro guests, and
+not for firmware or most kernels: QEMU ends there with a dump of registers ("KVM internal error").
+"""
+
+from __future__ import annotations
+
+from bellwire_vmm.errors import VmmError
+from bellwire_vmm.machine.boot import LEAST_MEMORY, MicroGuest
+from bellwire_vmm.vmm import Machine
+from kvm_ioctls import KvmError
+
+ROUNDS = 1000
+PATIENCE = 1.0
+LOOP = b"\xb9" + ROUNDS.to_bytes(4, "little") + b"\xe2\xfe" + b"\x31\xc0\xe6\xf4"
+"""mov ecx, ROUNDS; loop to itself; xor eax, eax; out to the port that ends the run."""
+
+
+def emulates_kernels() -> bool | None:
+    """None where that cannot be found out, most often because there is no /dev/kvm that we may use.
+
+    It runs a loop of ``ROUNDS`` instructions in ring 0, and looks how many of them KVM says that it has emulated.
+    """
+    try:
+        with Machine(LEAST_MEMORY) as machine:
+            machine.load(MicroGuest(LOOP))
+            result = machine.run(PATIENCE)
+            emulated = machine.processors[0].stats.read().get("insn_emulation")
+    except (VmmError, KvmError, OSError):
+        return None
+    return None if emulated is None else not result.ok or emulated >= ROUNDS

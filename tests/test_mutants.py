@@ -1,0 +1,64 @@
+"""The tool that makes small mistakes (``make mutants``): which it makes, and that it can tell who notices."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from mutants.__main__ import equivalent
+from mutants.sites import mutated, sites
+
+SOURCE = '''
+"""Text."""
+
+LIMIT = 5
+
+
+class Thing:
+    """Text."""
+
+    __slots__ = ("size",)
+
+    def check(self, size: int | None = None) -> bool:
+        """Text."""
+        if size < LIMIT and not self.full:
+            raise ValueError("too small")
+        log.debug("checked %d", 1)
+        self.size = size + 1
+        return True
+'''
+
+CHANGES = {
+    ("module", "5 -> 6"),
+    ("Thing.check", "size < LIMIT and (not self.full) -> size < LIMIT or not self.full"),
+    ("Thing.check", "size < LIMIT and (not self.full) -> size < LIMIT and self.full"),
+    ("Thing.check", "size < LIMIT -> size <= LIMIT"),
+    ("Thing.check", "raise ValueError('too small') -> pass"),
+    ("Thing.check", "self.size = size + 1 -> pass"),
+    ("Thing.check", "size + 1 -> size - 1"),
+    ("Thing.check", "size + 1 -> size + 2"),
+    ("Thing.check", "return True -> return None"),
+    ("Thing.check", "True -> False"),
+}
+BRACKETS = str.maketrans("", "", "()")  # where ast.unparse puts them is Python's own affair
+
+
+def test_mistakes_are_made_in_code_and_not_in_texts_types_and_logs() -> None:
+    found = [(site.where, site.change.translate(BRACKETS)) for site in sites("f", SOURCE)]
+    assert sorted(found) == sorted((where, change.translate(BRACKETS)) for where, change in CHANGES)
+
+
+def test_each_is_one_mistake() -> None:
+    whole = ast.unparse(ast.parse(SOURCE)).splitlines()
+    for site in sites("f", SOURCE):
+        changed = ast.unparse(mutated(SOURCE, site.number)).splitlines()
+        assert sum(one != other for one, other in zip(whole, changed, strict=True)) == 1
+        (line,) = (number for number, (one, other) in enumerate(zip(whole, changed, strict=True)) if one != other)
+        assert line + 1 <= site.lines.stop + 2
+
+
+def test_what_is_listed_as_equivalent_is_still_there() -> None:
+    listed = equivalent()
+    named = {name.partition(" :: ")[0] for name in listed}
+    today = {site.name for file in named for site in sites(file, Path(file).read_text())}
+    assert listed <= today, "changed or gone: take these lines out of mutants/equivalent.txt"
