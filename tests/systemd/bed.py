@@ -144,6 +144,7 @@ def booted(root: Path | None = None) -> Iterator[Bed]:
         ready.bind(os.fspath(folder / "host/ready"))
         process = stack.enter_context(_started(folder, cgroup, root))
         _await_ready(ready, process, folder / LOG)
+        ready.close()  # systemd tells more, of each reload, and would wait for a reader
         yield Bed(first_child(process.pid))
 
 
