@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench mutants guests clean python
+.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,8 +61,15 @@ test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 test-slow: $(VENV)/.dev $(VENV)/.tools
 	$(PYTEST) -q -m "slow and not kvm"
 
-test-guest: $(VENV)/.dev provision ## the tests in stock QEMU, with Linux or a program of our own as the guest
+test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
 	$(PYTEST) -q -m "guest"
+
+# As `make qemu`, for the tests: they skip where there is no such QEMU, and say why.
+patched: $(VENV)/.dev $(VENV)/.qemu provision
+	@$(BIN)/python tests/guest/patched.py >/dev/null || true
+
+qemu: $(VENV)/.dev $(VENV)/.qemu ## build a QEMU whose guests ring doorbells by file descriptor, and print how to start it
+	@$(BIN)/python tests/guest/patched.py
 
 # Where it cannot be had, the tests that need it skip, and say why.
 provision: $(VENV)/.dev $(VENV)/.tools
@@ -74,20 +81,20 @@ test-nested: $(VENV)/.dev provision $(VENV)/.kernel ## the tests in an emulated 
 test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in namespaces (as root)
 	$(PYTEST) -q -m "systemd"
 
-test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## everything but what takes minutes on end
+test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## everything but what takes minutes on end
 	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
 test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
 	$(call need,command -v mmdebstrap,mmdebstrap)
 	$(PYTEST) -q -m fresh tests/fresh $(FRESH)
 
-coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision ## the same tests, with a coverage report
+coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## the same tests, with a coverage report
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -m "not fresh"
 	$(BIN)/coverage report
 
 bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
-	$(BIN)/python -m bench $(BENCH)
+	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
 mutants: $(VENV)/.dev ## see whether tests notice small mistakes: a sample of each area, within an hour (MUTANTS="--seed 2 nvme")
 	nice $(BIN)/python -m mutants $(MUTANTS)
@@ -175,6 +182,13 @@ $(VENV)/.tools: | $(VENV)/.dev
 $(VENV)/.kernel: | $(VENV)/.tools
 	$(call need,command -v make && command -v flex && command -v bison && command -v bc && command -v patch \
 		&& command -v xz && test -e /usr/include/libelf.h,make flex bison bc patch xz-utils libelf-dev)
+	@touch $@
+
+# What QEMU is built with.
+$(VENV)/.qemu: | $(VENV)/.tools
+	$(call need,command -v g++ && command -v ninja && command -v pkg-config && command -v patch && command -v dpkg-source \
+		&& command -v xz && pkg-config --exists glib-2.0 json-c cmocka,g++ ninja-build pkg-config patch dpkg-dev xz-utils libglib2.0-dev \
+		libjson-c-dev libcmocka-dev)
 	@touch $@
 
 # A systemd to boot, and what the services in it run on: the system's own Python with systemd-python.

@@ -7,6 +7,7 @@ proxies and keys are the machine's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -25,21 +26,24 @@ class Apt:
     """An apt whose state is in ``folder``.
 
     ``pins`` are sources of packages that come from another suite than the first. ``security`` is a suite of the
-    security archive, which is used where the machine's apt knows that.
+    security archive, which is used where the machine's apt knows that. With ``sources`` it knows source packages alone.
     """
 
-    def __init__(self, folder: Path, suites: Sequence[str], pins: dict[str, str], security: str = "") -> None:
+    def __init__(
+        self, folder: Path, suites: Sequence[str], pins: dict[str, str], security: str = "", *, sources: bool = False
+    ) -> None:
         self._archives = folder / "archives"
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
         mirror = find_mirror()
         signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-        sources = [f"deb {signed}{mirror} {suite} main\n" for suite in suites]
+        kind = "deb-src" if sources else "deb"
+        lines = [f"{kind} {signed}{mirror} {suite} main\n" for suite in suites]
         if security:
             with contextlib.suppress(AptError):
-                sources.append(f"deb {signed}{find_mirror('debian-security')} {security} main\n")
-        (folder / "sources.list").write_text("".join(sources))
+                lines.append(f"deb {signed}{find_mirror('debian-security')} {security} main\n")
+        (folder / "sources.list").write_text("".join(lines))
         pinned = (f"Package: src:{name}\nPin: release n={suite}\nPin-Priority: 990\n" for name, suite in pins.items())
         (folder / "preferences").write_text("\n".join(pinned))
         settings = {
@@ -75,6 +79,28 @@ class Apt:
         run("apt-get", "-qq", *self.options, "download", package, folder=self._archives)
         (found,) = self._archives.glob(f"{package}_*.deb")
         return found
+
+    def download_source(self, package: str, folder: Path) -> list[Path]:
+        """A source package's files in ``folder``, the description last: the newest that the mirror still has whole."""
+        self.update()
+        records = run("apt-cache", *self.options, "showsrc", package).splitlines()
+        versions = {line.split()[1] for line in records if line.startswith("Version: ")}
+        for version in sorted(versions, key=functools.cmp_to_key(_compare), reverse=True):
+            with contextlib.suppress(AptError):
+                run("apt-get", "-qq", *self.options, "source", "--download-only", f"{package}={version}", folder=folder)
+                (description,) = folder.glob(f"{package}_*.dsc")
+                return [*sorted(folder.glob(f"{package}_*.tar.*")), description]
+            for file in folder.glob(f"{package}_*"):
+                file.unlink()
+        raise AptError(
+            f"none of the versions {', '.join(sorted(versions)) or '(none)'} of {package} can be fetched whole"
+        )
+
+
+def _compare(left: str, right: str) -> int:
+    """Two versions of a package, as dpkg orders them: below 0 if ``left`` is the older."""
+    older = subprocess.run(("dpkg", "--compare-versions", left, "lt", right), check=False).returncode == 0
+    return -1 if older else left != right
 
 
 def find_mirror(archive: str = "debian") -> str:

@@ -64,7 +64,7 @@ def test_linux_and_nvme_cli_see_what_there_is(linux: Callable[..., Outcome], ima
         "mn        : Bellwire NVMe                           ",
         "mdts      : 8",
         "ver       : 0x10400",
-        "nn        : 2",
+        "nn        : 32",
         "critical_warning\t\t\t: 0",
         "64",
         "status_field\t: 0x4109 (Invalid Log Page: The log page indicated is invalid)",

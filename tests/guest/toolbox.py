@@ -17,6 +17,7 @@ FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph", f"{LIBRARIES}/systemd")  # fio and va
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 CANCEL = f"{LIBRARIES}/libgcc_s.so.1"  # glibc loads it when a thread is cancelled, as iperf3's are
 QEMU = "usr/bin/qemu-system-x86_64"
+FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 VIRTIOFSD = "usr/libexec/virtiofsd"
 BUSYBOX = "usr/bin/busybox"
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
@@ -33,8 +34,12 @@ class Toolbox:
     @property
     def qemu(self) -> list[str]:
         """QEMU's command line begins so: with the loader and libraries that it was built for."""
-        firmware = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-        return [*self._loaded(QEMU), *(word for path in firmware for word in ("-L", os.fspath(self.root / path)))]
+        return [*self._loaded(QEMU), *self.firmware]
+
+    @property
+    def firmware(self) -> list[str]:
+        """Arguments that say where QEMU finds firmware."""
+        return [word for path in FIRMWARE for word in ("-L", os.fspath(self.root / path))]
 
     @property
     def qemu_environment(self) -> dict[str, str]:

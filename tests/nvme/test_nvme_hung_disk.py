@@ -29,6 +29,8 @@ class Frozen:
 
     def __init__(self, image: str, folder: Path) -> None:
         self.image = image
+        self.file = folder / "disk"
+        """What is behind it: a write to it hangs in the system call that begins it."""
         self._folder = folder
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -107,3 +109,22 @@ def test_while_a_disk_hangs_the_other_threads_go_on(disk: Frozen, waits: str, mo
     assert slow == []
     with open(disk.image, "rb") as device:
         assert device.read(PAGE) == b"x" * PAGE
+
+
+def test_while_a_write_cannot_even_begin_the_other_threads_go_on(disk: Frozen) -> None:
+    with driving(image=str(disk.file), block_size=PAGE, direct=True) as driver:
+        queues = driver.create_queues(1, 64)
+        page = driver.allocate(PAGE)
+        disk.hang()
+        cid = queues.put(IoOpcode.WRITE, nsid=1, prp1=page, dwords=(0,))
+        queues.ring()
+        machine = driver.machine
+        assert isinstance(machine, ServedMachine)
+        waiting = threading.Thread(target=machine.read, args=(0, 4), name="waiting")
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert disk.go_on()
+        waiting.join(PATIENCE)
+        assert not waiting.is_alive()
+        assert [done.status for done in queues.wait(cid)] == [0]

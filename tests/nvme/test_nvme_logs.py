@@ -111,6 +111,21 @@ def test_what_erases_ends_a_self_test(on_image: Driver, opcode: int, nsid: int, 
     assert [entry[0] for entry in results(on_image)] == [0x20 | result]
 
 
+def test_a_format_of_another_namespace_does_not_wait_for_the_end_of_a_self_test(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    read, empty = Disk.read, Disk.empty
+    monkeypatch.setattr(Disk, "read", lambda *what: (done.append("read"), read(*what)))
+    monkeypatch.setattr(Disk, "empty", lambda *what: (done.append("format"), empty(*what)))
+    driver.admin.put(SELF_TEST, nsid=1, dwords=(2,))
+    cid = driver.admin.put(AdminOpcode.FORMAT_NVM, nsid=2, dwords=(1,))
+    driver.admin.ring()
+    assert driver.admin.wait(cid)[0].status == 0
+    finish_test(driver)
+    assert done == ["read", "format", *["read"] * 7]  # 8 MiB, in pieces of one
+
+
 @pytest.mark.parametrize("kind", [1, 2], ids=["short", "extended"])
 @pytest.mark.parametrize("how", ["controller reset", "device reset", "snapshot"])
 def test_an_extended_self_test_outlives_a_reset_and_a_short_one_does_not(on_image: Driver, kind: int, how: str) -> None:

@@ -30,7 +30,7 @@ BLOCKS = 2048
 
 
 class DiskModel(RuleBasedStateMachine):
-    """Reads, writes, zeroes and discards of any length, resets and moves to another process, against a bytearray."""
+    """What is read, written, copied, zeroed, discarded and lost, over resets and moves, against a bytearray."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +43,7 @@ class DiskModel(RuleBasedStateMachine):
             Guest(Nvme, memory=MEMORY, size=BLOCKS << self.shift, block_size=block_size)
         )
         self.model = bytearray(BLOCKS << self.shift)
+        self.lost: set[int] = set()
         self.start()
 
     def start(self) -> None:
@@ -65,12 +66,17 @@ class DiskModel(RuleBasedStateMachine):
         self.driver.memory[at : at + size] = content
         assert transfer(self.queues, WRITE, at, start, count, shift=self.shift).status == 0
         self.model[start << self.shift : (start + count) << self.shift] = content
+        self.lost -= set(range(start, start + count))
 
     @rule(start=st.integers(0, BLOCKS - 1), count=st.integers(1, 32), offset=st.integers(0, 1023))
     def read(self, start: int, count: int, offset: int) -> None:
         count = min(count, BLOCKS - start)
         at = self.buffer + 4 * offset
-        assert transfer(self.queues, READ, at, start, count, shift=self.shift).status == 0
+        done = transfer(self.queues, READ, at, start, count, shift=self.shift)
+        if self.lost & set(range(start, start + count)):
+            assert done.code == Status.UNRECOVERED_READ_ERROR
+            return
+        assert done.status == 0
         size = count << self.shift
         assert self.driver.memory[at : at + size] == self.model[start << self.shift :][:size]
 
@@ -82,8 +88,36 @@ class DiskModel(RuleBasedStateMachine):
             done = self.queues.do(IoOpcode.DATASET_MANAGEMENT, nsid=1, prp1=self.buffer, dwords=(0, 4))
         else:
             done = self.queues.do(IoOpcode.WRITE_ZEROES, nsid=1, dwords=(start, 0, count - 1))
+            self.lost -= set(range(start, start + count))
         assert done.status == 0
         self.model[start << self.shift : (start + count) << self.shift] = bytes(count << self.shift)
+
+    @rule(start=st.integers(0, BLOCKS - 1), count=st.integers(1, 64))
+    def lose(self, start: int, count: int) -> None:
+        count = min(count, BLOCKS - start)
+        done = self.queues.do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1, dwords=(start, 0, count - 1))
+        assert done.status == 0
+        self.lost |= set(range(start, start + count))
+
+    @rule(
+        place=st.integers(0, BLOCKS - 1),
+        sources=st.lists(st.tuples(st.integers(0, BLOCKS - 33), st.integers(1, 32)), min_size=1, max_size=5),
+    )
+    def copy(self, place: int, sources: list[tuple[int, int]]) -> None:
+        for number, (start, count) in enumerate(sources):
+            struct.pack_into("<8xQH14x", self.driver.memory, self.buffer + 32 * number, start, count - 1)
+        done = self.queues.do(IoOpcode.COPY, nsid=1, prp1=self.buffer, dwords=(place, 0, len(sources) - 1))
+        read = [block for start, count in sources for block in range(start, start + count)]
+        written = range(place, place + len(read))
+        if written.stop > BLOCKS:
+            assert done.code == Status.LBA_OUT_OF_RANGE
+        elif self.lost.isdisjoint(read) and set(read).isdisjoint(written):
+            assert done.status == 0
+            data = [self.model[block << self.shift : (block + 1) << self.shift] for block in read]
+            self.model[place << self.shift : written.stop << self.shift] = b"".join(data)
+            self.lost -= set(written)
+        else:
+            assert done.code in (Status.UNRECOVERED_READ_ERROR, Status.INVALID_FIELD)
 
     @rule(cuts=st.lists(st.integers(1, MEMORY // PAGE - 1), max_size=40) | st.just(range(128)))
     def cut_the_memory_into_other_maps(self, cuts: Sequence[int]) -> None:

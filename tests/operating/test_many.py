@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,14 @@ def test_status_of_several_is_3_unless_all_of_them_run(daemon: Instance, fleet: 
     daemon.call("Stop", name="vm2-disk")
     assert run("status", "vm1-*")[0] == 0
     assert run("status", "vm1-*", "vm2-disk")[0] == 3
+
+
+def test_status_shows_the_others_where_one_cannot_be_used(daemon: Instance, fleet: list[str], run: Run) -> None:
+    daemon.configure("broken", "device = 1")
+    daemon.reload()
+    status, out, err = run("status")
+    assert (status, out.count("State: running")) == (1, 4)
+    assert "broken cannot be used" in err
 
 
 def test_what_is_done_is_done_to_all_that_match(daemon: Instance, fleet: list[str], run: Run) -> None:
@@ -150,11 +160,11 @@ def test_timeout_says_how_long_to_wait_for_a_daemon(tmp_path: Path, capsys: pyte
 
 
 def test_timeout_says_how_long_to_wait_for_an_answer(daemon: Instance, run: Run) -> None:
-    daemon.configure("sleepy", 'device = "probe"\nautostart = false\noptions.mood = "sleeps"')
+    daemon.configure("sleepy", 'device = "probe"\nautostart = false\nrestart = "no"\noptions.mood = "sleeps"')
     daemon.reload()
     status, _, err = run("start", "sleepy", "--timeout", "0.3")
     assert (status, "the daemon does not answer" in err) == (1, True)
-    daemon.call("Stop", name="sleepy")
+    os.kill(daemon.pid("sleepy"), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("words", ["0", "-1", "soon", "nan", "1e9"])

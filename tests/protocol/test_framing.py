@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 import threading
@@ -239,6 +240,35 @@ def test_fds_go_with_the_first_byte_even_if_the_message_must_wait(eventfd: Calla
             filler -= len(wire.sock.recv(filler))
         assert len(wire.receive().fds) == 1
         sender.join()
+
+
+def test_what_has_been_given_out_does_not_count_against_what_may_come_in_during_a_send() -> None:
+    """The peer reads only once there is room for what it sends itself."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    with closing(Wire(ours)) as wire, closing(Channel(theirs, 0, timeout=DEADLINE)) as channel:
+        for _ in range(3):
+            wire.raw(message(5, bytes(4000)))
+        take(channel)
+        take(channel)
+        ours.setblocking(False)
+        channel_filled(ours)
+        ours.settimeout(DEADLINE)
+        size = 16 + (1 << 20)
+
+        def read_once_there_is_room() -> int:
+            poll = select.poll()
+            poll.register(ours, select.POLLOUT)
+            assert poll.poll(DEADLINE * 1000)
+            left = size
+            while left:
+                left -= len(ours.recv(left))
+            return left
+
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(read_once_there_is_room)
+            channel.send(1, 5, 1, 0, [bytes(1 << 20)])
+            assert reading.result(DEADLINE) == 0
 
 
 def test_two_ends_that_both_send_more_than_a_socket_holds_do_not_wait_for_each_other() -> None:

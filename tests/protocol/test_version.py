@@ -97,7 +97,12 @@ def test_twin_socket_is_understood_and_not_enabled(stranger: Link) -> None:
 
 @pytest.mark.parametrize("proposed", [True, False])
 def test_write_multiple_is_agreed_only_if_both_want_it(stranger: Link, proposed: bool) -> None:
-    assert answered(stranger.introduce(write_multiple=proposed).payload) == {"write_multiple": proposed}
+    agreed = answered(stranger.introduce(write_multiple=proposed, io_fds=[]).payload)
+    assert agreed == {"write_multiple": proposed, "io_fds": []}
+
+
+def test_write_multiple_is_not_agreed_with_clients_that_it_slows_down(stranger: Link) -> None:
+    assert answered(stranger.introduce(write_multiple=True).payload) == {"write_multiple": False}
 
 
 @pytest.mark.parametrize(

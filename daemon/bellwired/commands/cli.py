@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
         "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
     )
     asking.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
-    for group in (operate, enable, edit):
+    for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (cat_config, check, inspect_files):
+    for group in (check, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")

@@ -71,9 +71,9 @@ class _Buffer(ctypes.Structure):
     ]
 
 
-_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: no call here may wait for a transfer
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the interpreter's lock: what it is for waits for nothing
+_submit = ctypes.CDLL(None, use_errno=True).syscall  # gives it up: a write waits where the file system is frozen
+_syscall.restype = _submit.restype = ctypes.c_long
 _get_buffer, _release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
 _get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int]
 _release.argtypes = [ctypes.POINTER(_Buffer)]
@@ -160,7 +160,7 @@ class DirectPool:
         iocb.buffer, iocb.bytes, iocb.offset = ctypes.addressof(vectors), len(job.views), job.offset
         iocb.flags, iocb.eventfd = _RESFD, self._wake
         one = ctypes.c_void_p(ctypes.addressof(iocb))
-        if _syscall(_SUBMIT, self._context, ctypes.c_long(1), ctypes.byref(one)) != 1:
+        if _submit(_SUBMIT, self._context, ctypes.c_long(1), ctypes.byref(one)) != 1:
             self._free.append(slot)
             return False
         self._running[slot] = job, vectors

@@ -238,7 +238,7 @@ class Controller:
         for space in spaces:
             if space.resize(size, shrink=shrink):
                 self.events.namespace_changed(space.nsid)
-        self.save()
+        self.save_soon()
         if self.features[FeatureId.EVENTS] & NAMESPACE_NOTICES and any(space.attached for space in spaces):
             self.happened(Event.NAMESPACE_ATTRIBUTE_CHANGED)
 

@@ -51,7 +51,7 @@ class Engine:
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
         self._loose = 0
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[tuple[Job, bool]] = deque()
 
     # -- starting and stopping
 
@@ -204,25 +204,24 @@ class Engine:
         sq.running += 1
         self._queues.completions[sq.cqid].running += 1
         if isinstance(job, Task) and job.alone:
-            self._waiting.append(job)
-            self._begin_alone()
+            self._waiting.append((job, True))
+            self._begin_waiting()
         else:
             self.pool.submit(job)
 
     def background(self, job: Job, done: Callable[[Job], None], *, alone: bool = False) -> None:
         """Have threads do what no command waits for, and then ``done(job)``; ``alone`` is as for a :class:`Task`."""
         job.tag = done
-        if alone:
-            self._waiting.append(job)
-            self._begin_alone()
-        else:
-            self._loose += 1
-            self.pool.submit(job)
+        self._waiting.append((job, alone))
+        self._begin_waiting()
 
-    def _begin_alone(self) -> None:
-        """Begin what had to wait until no I/O command is under way, nor anything in the background."""
-        while self._waiting and not self._loose and not any(flight.sq.qid for flight in self._flights.values()):
-            job = self._waiting.popleft()
+    def _begin_waiting(self) -> None:
+        """Begin what waits, in its order, up to what must be alone and is not: others are at work yet."""
+        while self._waiting:
+            job, alone = self._waiting[0]
+            if alone and (self._loose or any(flight.sq.qid for flight in self._flights.values())):
+                return
+            self._waiting.popleft()
             self._loose += not isinstance(job.tag, Flight)
             self.pool.submit(job)
 
@@ -255,8 +254,7 @@ class Engine:
                 sq.running -= 1
                 queues.completions[sq.cqid].running -= 1
                 by_queue.setdefault(sq.cqid, []).append(self._outcome(flight, job, result))
-        if self._waiting:
-            self._begin_alone()
+        self._begin_waiting()
         for cqid, completions in by_queue.items():
             self._guarded(queues.post, queues.completions[cqid], completions)
         if controller.live:
