@@ -8,6 +8,7 @@ PREFIX ?= /usr
 LIBDIR := $(PREFIX)/lib/bellwire
 NEW := $(abspath $(DESTDIR)$(LIBDIR)/venv.new)
 INSTALL := $(NEW)/bin/python -m pip install -q --disable-pip-version-check --no-warn-script-location --no-compile
+PINS := --ignore-installed -c constraints.txt
 PACKAGES := protocol/vfio_user kvm/kvm_ioctls kvm/bellwire_vmm devices/bellwire daemon/bellwired
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # $(call new_enough,NAMES): the path of the first Python that is 3.11 or newer, links of its name followed: a virtual
@@ -33,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables man wheel install uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test coverage bench mutants guests clean python
+.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -83,13 +84,17 @@ test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in 
 test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## everything but what takes minutes on end
 	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
+test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
+	$(call need,command -v mmdebstrap,mmdebstrap)
+	$(PYTEST) -q -m fresh tests/fresh $(FRESH)
+
 coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## the same tests, with a coverage report
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage run -m pytest -q -m "not fresh"
 	$(BIN)/coverage report
 
 bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
-	$(BIN)/python -m bench $(BENCH)
+	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
 mutants: $(VENV)/.dev ## see whether tests notice small mistakes: a sample of each area, within an hour (MUTANTS="--seed 2 nvme")
 	nice $(BIN)/python -m mutants $(MUTANTS)
@@ -119,7 +124,7 @@ install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for p
 	$(if $(and $(filter /usr/bin/%,$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
 		need,cd / && $(SYSTEM_PYTHON) -c 'import systemd.journal',python3-systemd)))
 	umask 022 && mkdir -p $(dir $(NEW)) && rm -rf $(NEW) && $(SYSTEM_PYTHON) -m venv --system-site-packages $(NEW) && \
-		$(INSTALL) --ignore-installed -c constraints.txt build/wheel/*.whl && \
+		$(INSTALL) $(PINS) build/wheel/*.whl && \
 		$(INSTALL) --force-reinstall --no-deps --no-index --find-links build/wheel bellwire && \
 		find $(NEW) -name __pycache__ -prune -exec rm -r {} + && \
 		grep -rlIZF $(NEW) $(NEW) | xargs -0 sed -i 's|$(NEW)|$(LIBDIR)/venv|g' && \
@@ -127,6 +132,16 @@ install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for p
 		rm -rf $(NEW:.new=) && mv $(NEW) $(NEW:.new=)
 	$(NEW:.new=)/bin/python -B $(NEW:.new=)/bin/bellwire install --system --prefix $(PREFIX) \
 		$(addprefix --destdir=,$(abspath $(DESTDIR)))
+
+# Built from a copy, since debhelper works in the source tree. The build needs PyPI, as `make install` does.
+DEB := build/deb/bellwire
+DEB_NEEDS := python3-venv python3-msgspec python3-prometheus-client python3-rich python3-shtab
+deb: ## build a Debian package into build/deb
+	$(call need,command -v dpkg-buildpackage && command -v dh && dpkg-query -W $(DEB_NEEDS),dpkg-dev debhelper $(DEB_NEEDS))
+	rm -rf build/deb && mkdir -p $(DEB)
+	cp -a Makefile pyproject.toml hatch_build.py constraints.txt README.md LICENSE $(sort $(patsubst %/,%,$(dir $(PACKAGES)))) systemd $(DEB)
+	cp -a packaging/debian $(DEB)
+	cd $(DEB) && dpkg-buildpackage --build=binary --no-sign --no-check-builddeps  # no compiler is needed
 
 uninstall: ## remove what `make install` has installed; configuration and state stay
 	rm -rf $(NEW) $(NEW:.new=)

@@ -17,8 +17,50 @@ PACKAGES = {
     "devices/bellwire": {"vfio_user"},
     "daemon/bellwired": OURS,
 }
-LONGEST_FILE = 450  # lines
+LONGEST_FILE, LONGEST_TEST = 400, 450  # lines; a test may go on a little: what it needs comes with it
 
+FLOORS: dict[str, list[str]] = {
+    "devices/bellwire": [
+        "errors linux pieces",
+        "declare",
+        "model",
+        "device",
+        "__init__",
+        "serve virtio storage stream network",
+        "testing",
+        "bundled",
+    ],
+    "daemon/bellwired": [
+        "__init__ errors release messages logs",
+        "notify places trust sources",
+        "listen settings find",
+        "workers",
+        "manager demo",
+        "commands install",
+        "start",
+        "__main__",
+    ],
+    "kvm/bellwire_vmm": [
+        "errors",
+        "guests",
+        "machine",
+        "device",
+        "vmm",
+        "board emulation",
+        "linux",
+        "__init__",
+    ],
+}
+"""The rooms and files of a package, floor by floor: each imports from its own room and from the floors below.
+
+A room on the same floor is out of reach, so that there are no circles. Imports for type checkers alone may go anywhere:
+a declaration says which device it is read from, and a part of the model what it is a part of.
+"""
+CIRCLES = {
+    # `bellwire install` writes the manual pages and completions of the commands, of which it is one.
+    ("daemon/bellwired", "commands", "install"),
+    ("daemon/bellwired", "install", "commands"),
+}
 
 AUTHORED = ("bundled", "virtio", "storage", "stream", "network")
 """Rooms of devices/bellwire that are written from the API that docs/writing-a-device.md documents."""
@@ -42,6 +84,54 @@ def test_imports_run_one_way(package: str) -> None:
         assert not against, f"{file.relative_to(ROOT)} imports {', '.join(against)}"
 
 
+def type_checking(tree: ast.Module) -> set[ast.AST]:
+    """What stands below ``if TYPE_CHECKING:``."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            found |= {inside for statement in node.body for inside in ast.walk(statement)}
+    return found
+
+
+def rooms_imported(file: Path, package: Path) -> Iterator[str]:
+    """The rooms, or files beside them, of ``package`` that a file of it imports from at run time."""
+    tree = ast.parse(file.read_text())
+    ignored = type_checking(tree)
+    for node in ast.walk(tree):
+        if node in ignored:
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == package.name:
+                room = rest.partition(".")[0]
+                yield room if (room and (package / room).is_dir()) or (package / f"{room}.py").exists() else "__init__"
+
+
+def floors(package: str) -> dict[str, int]:
+    return {room: number for number, floor in enumerate(FLOORS[package]) for room in floor.split()}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_has_its_floor(package: str) -> None:
+    rooms = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert set(floors(package)) == rooms
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_room_imports_from_the_floors_below(package: str) -> None:
+    folder, floor = ROOT / package, floors(package)
+    for file in folder.rglob("*.py"):
+        own = file.relative_to(folder).parts[0].removesuffix(".py")
+        for room in set(rooms_imported(file, folder)) - {own}:
+            allowed = floor[room] < floor[own] or (package, own, room) in CIRCLES
+            assert allowed, f"{file.relative_to(ROOT)} imports from {room}, which is not below {own}"
+
+
 def test_the_systemd_folder_is_no_package() -> None:
     assert not (ROOT / "systemd" / "__init__.py").exists()
 
@@ -50,6 +140,11 @@ def test_the_systemd_folder_is_no_package() -> None:
 def test_no_file_is_too_long_to_read(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert len(file.read_text().splitlines()) <= LONGEST_FILE, file.relative_to(ROOT)
+
+
+def test_no_test_is_too_long_to_read() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= LONGEST_TEST, file.relative_to(ROOT)
 
 
 def test_bundled_devices_use_what_every_author_can() -> None:

@@ -50,7 +50,10 @@ def listeners() -> dict[str, socket.socket]:
     """The sockets that the service manager has opened for us, by name; they are ours from now on."""
     found = {}
     for fd, name in passed().items():
-        found[name] = given = socket.socket(fileno=fd)
+        try:
+            given = found[name] = socket.socket(fileno=fd)
+        except OSError as error:
+            raise CommandError(f"descriptor {fd}, {name} by LISTEN_FDNAMES: {error.strerror}") from None
         given.set_inheritable(False)
     return found
 

@@ -41,8 +41,8 @@ class Places:
         uid = os.geteuid() if uid is None else uid
         if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
             config = (*_user(environment), *SYSTEM)
-            own = environment.get("XDG_RUNTIME_DIR")
-            runtime = Path(own) / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
+            own = _absolute(environment, "XDG_RUNTIME_DIR")
+            runtime = own / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
         plugins = tuple(folder / "plugins" for folder in config)
         if config_dir is not None:
             if not config_dir.is_dir():
@@ -108,9 +108,15 @@ def _looked(path: Path, look: Callable[[Path], Result]) -> Result | None:
 
 
 def _user(environment: Mapping[str, str]) -> tuple[Path, ...]:
-    home = Path(environment.get("HOME", "/"))
-    config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
-    data = Path(environment.get("XDG_DATA_HOME") or home / ".local/share")
-    runtime = environment.get("XDG_RUNTIME_DIR")
-    between = (Path(runtime) / "bellwire",) if runtime else ()
+    home = _absolute(environment, "HOME") or Path("/")
+    config = _absolute(environment, "XDG_CONFIG_HOME") or home / ".config"
+    data = _absolute(environment, "XDG_DATA_HOME") or home / ".local/share"
+    runtime = _absolute(environment, "XDG_RUNTIME_DIR")
+    between = (runtime / "bellwire",) if runtime else ()
     return (config / "bellwire", *between, data / "bellwire")
+
+
+def _absolute(environment: Mapping[str, str], name: str) -> Path | None:
+    """A folder that the environment names; a relative one does not count (XDG Base Directory Specification)."""
+    path = Path(environment.get(name, ""))
+    return path if path.is_absolute() else None

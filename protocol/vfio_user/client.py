@@ -26,6 +26,7 @@ from vfio_user.constants import (
 from vfio_user.dma import DmaMap, DmaUnmap
 from vfio_user.dma_answers import Memory, answer
 from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.getters import believed, check_same
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
@@ -46,7 +47,6 @@ PROPOSAL = Capabilities.of(
     io_fds=frozenset(("ioeventfd", "ioregionfd")),
 )
 """What a client proposes unless told otherwise."""
-LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
 _TRIES = 3  # of a command whose answer needs a larger argsz
 _SERVED_AT_ONCE = 64  # commands of a server: one that never stops does not hold up whoever wants to ask
 _GUESS = 16  # sub-regions that the first GET_REGION_IO_FDS makes room for
@@ -129,11 +129,11 @@ class Client:
             try:
                 payload = memoryview(self._request(command, REGION_INFO.pack(argsz, 0, index, 0, 0, 0), reply_fds=fds))
                 info, need = RegionInfo.unpack(payload)
-                _same(info.index, index, command)
+                check_same(info.index, index, command)
                 if need <= argsz:
                     self._sizes[index] = info.size
                     return Region(info, fds.pop(0) if fds and info.flags & RegionFlags.MMAP else None)
-                argsz = _believed(need, command)
+                argsz = believed(need, command)
             finally:
                 close_fds(fds)
         raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
@@ -152,13 +152,13 @@ class Client:
                 if len(payload) < IO_FDS_INFO.size:
                     raise ProtocolError(f"{command.name} reply: {len(payload)} bytes, expected {IO_FDS_INFO.size}")
                 need, _, found, _ = IO_FDS_INFO.unpack_from(payload)
-                _same(found, index, command)
+                check_same(found, index, command)
                 if need <= argsz:
                     subs = unpack_sub_regions(memoryview(payload), fds, self._sizes[index])
                     used: set[int] = set().union(*map(descriptors, subs))
                     fds[:] = [fd for fd in fds if fd not in used]
                     return subs
-                argsz = _believed(need, command)
+                argsz = believed(need, command)
             finally:
                 close_fds(fds)
         raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
@@ -167,7 +167,7 @@ class Client:
         """DEVICE_GET_IRQ_INFO."""
         request = IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0)
         info = IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
-        _same(info.index, index, Command.DEVICE_GET_IRQ_INFO)
+        check_same(info.index, index, Command.DEVICE_GET_IRQ_INFO)
         return info
 
     # -- its registers
@@ -389,14 +389,3 @@ class Client:
             flags, error = MessageFlags.REPLY | MessageFlags.ERROR, refusal.errno
         if not message.flags & MessageFlags.NO_REPLY:
             self._channel.send(message.id, message.command, flags, error, parts, listening=listening)
-
-
-def _believed(need: int, command: Command) -> int:
-    if need > LARGEST_ANSWER:
-        raise ProtocolError(f"{command.name} reply: argsz {need}, at most {LARGEST_ANSWER} is believed")
-    return need
-
-
-def _same(index: int, asked: int, command: Command) -> None:
-    if index != asked:
-        raise ProtocolError(f"{command.name} reply: index {index}, asked was {asked}")

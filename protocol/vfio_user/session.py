@@ -5,26 +5,21 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vfio_user.accesses import Access, Accesses, refusal
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism, MessageFlags
+from vfio_user.constants import PCI_IRQS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
-from vfio_user.fields import Fields
-from vfio_user.io_fds import ENTRY, SubRegion, descriptors, mechanism, pack_sub_regions
-from vfio_user.io_fds import INFO as IO_FDS_INFO
-from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.getters import Getters, Reply
+from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.plain_reads import answer_plain_reads
-from vfio_user.regions import DEVICE as DEVICE_INFO
-from vfio_user.regions import REGION as REGION_INFO
-from vfio_user.regions import DeviceInfo
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
@@ -36,13 +31,6 @@ _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
-
-
-class Reply(NamedTuple):
-    """A command's answer."""
-
-    parts: Sequence[bytes | memoryview] = ()
-    fds: Sequence[int] = ()
 
 
 _DONE = Reply()
@@ -71,23 +59,22 @@ class Session:
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
-        self._mechanisms = _UNASKED
-        self._entry_size = io_fd_entry_size
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
         self._accesses = Accesses(backend, limits.max_data_xfer_size)
+        self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
-            Command.DEVICE_GET_INFO: self._device_info,
-            Command.DEVICE_GET_REGION_INFO: self._region_info,
-            Command.DEVICE_GET_REGION_IO_FDS: self._io_fds,
-            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_GET_INFO: self._getters.device_info,
+            Command.DEVICE_GET_REGION_INFO: self._getters.region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: lambda message: self._getters.io_fds(message, self._call),
+            Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
             Command.DEVICE_RESET: self._reset,
             Command.DEVICE_FEATURE: lambda message: _unsupported(DeviceFeature.unpack(message.payload)),
@@ -284,52 +271,11 @@ class Session:
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
-        self.client = asked.capabilities
+        self.client = self._getters.client = asked.capabilities
         ours = self._limits.within(asked.capabilities)
-        if asked.capabilities.io_fds is not None:
-            self._mechanisms = asked.capabilities.io_fds & (self._limits.io_fds or frozenset())
+        known = asked.capabilities.io_fds
+        self._getters.mechanisms = _UNASKED if known is None else known & (self._limits.io_fds or frozenset())
         return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
-
-    def _device_info(self, message: Message) -> Reply:
-        _request(message, DEVICE_INFO)
-        return Reply([DeviceInfo(self._backend.device_flags, PCI_REGIONS, PCI_IRQS).pack()])
-
-    def _region_info(self, message: Message) -> Reply:
-        argsz, _, index = _request(message, REGION_INFO)[:3]
-        region = self._accesses.regions[_index(message, index, PCI_REGIONS)]
-        if self.client and not self.client.max_msg_fds:
-            region = region.unmapped()
-        payload = region.info.pack(argsz)
-        whole = not region.info.areas or len(payload) > REGION_INFO.size
-        return Reply([payload], [region.fd] if whole and region.fd is not None else [])
-
-    def _io_fds(self, message: Message) -> Reply:
-        argsz, flags, index, count = _request(message, IO_FDS_INFO)
-        if flags or count:
-            raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
-        index = _index(message, index, PCI_REGIONS)
-        found = self._call(Command.DEVICE_GET_REGION_IO_FDS, self._backend.sub_regions, index, self._mechanisms)
-        subs = self._offered(found)
-        entries, fds = pack_sub_regions(subs, self._entry_size)
-        need = IO_FDS_INFO.size + len(entries)
-        info = IO_FDS_INFO.pack(need, 0, index, len(subs))
-        return Reply([info]) if argsz < need else Reply([info, entries], fds)
-
-    def _offered(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
-        """Those that the client knows, and whose fds it can take in one message; others stay with REGION_WRITE."""
-        assert self.client is not None
-        most = min(self.client.max_msg_fds, Capabilities.MOST_FDS)
-        fds: set[int] = set()
-        offered = []
-        for sub in subs:
-            if mechanism(sub) in self._mechanisms and len(fds | descriptors(sub)) <= most:
-                fds |= descriptors(sub)
-                offered.append(sub)
-        return offered
-
-    def _irq_info(self, message: Message) -> Reply:
-        _, _, index, _ = _request(message, IRQ_INFO)
-        return Reply([self._backend.irq(_index(message, index, PCI_IRQS)).pack()])
 
     def _set_irqs(self, message: Message) -> Reply:
         request = SetIrqs.unpack(message.payload)
@@ -410,25 +356,6 @@ class Session:
 
 def _short(given: int, asked: int) -> VfioUserError:
     return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
-
-
-def _request(message: Message, layout: Fields) -> tuple[int, ...]:
-    """A getter's request, whose first field is argsz; its length and argsz checked.
-
-    Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.
-    """
-    if len(message.payload) < layout.size:
-        raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected at least {layout.size}")
-    fields: tuple[int, ...] = layout.unpack_from(message.payload)
-    if fields[0] < layout.size:
-        raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {layout.size}")
-    return fields
-
-
-def _index(message: Message, index: int, count: int) -> int:
-    if index >= count:
-        raise ProtocolError(f"{message.name}: index {index}, expected 0 to {count - 1}")
-    return index
 
 
 def _unsupported(request: NamedTuple) -> Reply:

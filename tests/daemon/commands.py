@@ -74,6 +74,13 @@ def first_child(pid: int) -> int:
     raise AssertionError(f"process {pid} has started none")
 
 
+def innermost(pid: int, name: str = "") -> int:
+    """The process that ``pid`` was started for: that with the ``name`` (comm), or the last of the chain below it."""
+    while Path(f"/proc/{pid}/comm").read_text().strip() != name and (below := children(pid)):
+        pid = below[0]
+    return pid
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended, waited for."""
     try:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from email.message import Message
@@ -151,6 +152,15 @@ def test_uninstall_leaves_nothing(installed: Path, checkout: Path, scratch: Path
     shutil.copytree(installed, copy, symlinks=True)
     make(checkout, "uninstall", f"PREFIX={PREFIX}", f"DESTDIR={copy}")
     assert [path for path in copy.rglob("*") if not path.is_dir() or "bellwire" in path.name] == []
+
+
+def test_the_packages_agree_on_the_version_and_on_what_debian_has() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    debian = ROOT / "packaging/debian"
+    assert (debian / "changelog").read_text().startswith(f"bellwire ({project['version']}) ")
+    needs = re.findall(r"^DEB_NEEDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    control = (debian / "control").read_text().partition("\nPackage:")[0]
+    assert all(re.search(rf"^ +{need},?$", control, re.MULTILINE) for need in needs)
 
 
 @pytest.mark.parametrize("what", ["another version", "nothing"])

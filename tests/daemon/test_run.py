@@ -61,6 +61,9 @@ def test_it_says_nothing_of_serving_when_setting_up_fails(mine: Path, tmp_path: 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"bellwire: Mine.setup failed at {mine}:")
     assert "No such file or directory: '/nonexistent'" in done.stderr
+    assert "Traceback" not in done.stderr
+    told = bellwire("--log-level", "debug", "run", str(mine), "--socket-path", str(tmp_path / "socket"))
+    assert "Traceback" in told.stderr
     assert not (tmp_path / "socket").exists()
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import random
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bellwire.bundled.nvme import Nvme
-from bellwire.bundled.nvme.command import IoOpcode
+from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
 from bellwire.model.jobs import Job
 from bellwire.pieces import MOST_PIECES
 from bellwire.storage import Disk
@@ -161,3 +164,34 @@ def test_a_reset_waits_for_what_is_under_way(driver: Driver) -> None:
     again = Driver(driver.machine)
     again.enable()
     assert transfer(again.create_queues(1, 16), IoOpcode.READ, page, 0, 1, shift=12).status == 0
+
+
+def test_what_else_there_is_works_past_the_page_cache(driver: Driver, image: Path) -> None:
+    queues = driver.create_queues(1, 64)
+    page = driver.allocate(2 * PAGE) + 4
+    driver.memory[page : page + PAGE] = image.read_bytes()[3 * PAGE : 4 * PAGE]
+    assert transfer(queues, IoOpcode.COMPARE, page, 3, 1, shift=12).status == 0
+    assert transfer(queues, IoOpcode.COMPARE, page, 4, 1, shift=12).status & 0x7FF == 0x285
+    assert queues.do(IoOpcode.VERIFY, nsid=1, dwords=(0, 0, 255)).status == 0
+    source = driver.allocate(PAGE)
+    struct.pack_into("<8xQH14x", driver.memory, source, 3, 1)
+    assert queues.do(IoOpcode.COPY, nsid=1, prp1=source, dwords=(100,)).status == 0
+    content = image.read_bytes()
+    assert content[100 * PAGE : 102 * PAGE] == content[3 * PAGE : 5 * PAGE]
+    assert driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=1, dwords=(1,)).status == 0
+    assert image.read_bytes() == bytes(SIZE)
+
+
+def test_a_format_in_blocks_that_the_medium_does_not_take_erases_nothing(
+    driver: Driver, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, read = image.read_bytes(), Disk.read
+
+    def as_a_disk_of_4_kib(disk: Disk, buffers: list[bytearray], offset: int) -> None:
+        if len(buffers[0]) % PAGE:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        read(disk, buffers, offset)
+
+    monkeypatch.setattr(Disk, "read", as_a_disk_of_4_kib)
+    assert driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=1, dwords=(0,)).code == Status.INVALID_FORMAT
+    assert image.read_bytes() == before

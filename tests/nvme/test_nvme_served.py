@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.status import Status
 from bellwire.storage import Disk
 from devices.serving import PATIENCE, sub_regions
 from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, transfer
@@ -291,3 +292,36 @@ def test_transfers_of_every_size_work_without_shared_memory(image: Path) -> None
         for blocks in (1, 9, 2048):
             assert transfer(queues, READ, place, 5, blocks).status == 0
             assert driver.memory[place : place + blocks * 512] == content[5 * 512 : (5 + blocks) * 512]
+
+
+def test_compare_and_copy_work_without_shared_memory(image: Path) -> None:
+    content = image.read_bytes()
+    with driving(image=str(image), shared=False) as driver:
+        queues = driver.create_queues(1)
+        place = driver.allocate(2 * PAGE)
+        driver.memory[place : place + 2 * PAGE] = content[: 2 * PAGE]
+        assert transfer(queues, IoOpcode.COMPARE, place, 0, 16).status == 0
+        assert transfer(queues, IoOpcode.COMPARE, place, 1, 16).code == Status.COMPARE_FAILURE
+        struct.pack_into("<8xQH14x", driver.memory, place, 8, 7)
+        assert queues.do(IoOpcode.COPY, nsid=1, prp1=place, dwords=(1000,)).status == 0
+    assert image.read_bytes()[1000 * 512 : 1008 * 512] == content[8 * 512 : 16 * 512]
+
+
+def test_a_format_waits_for_a_disk_that_takes_its_time_and_then_empties_it(image: Path, gate: Gate) -> None:
+    with driving(image=str(image), block_size=PAGE) as driver:
+        queues = driver.create_queues(1)
+        page = driver.allocate(PAGE)
+        driver.memory[page : page + PAGE] = b"bell" * 1024
+        write = queues.put(WRITE, nsid=1, prp1=page, dwords=(5,))
+        queues.ring()
+        assert gate.waiting.acquire(timeout=PATIENCE)
+        form = driver.admin.put(AdminOpcode.FORMAT_NVM, nsid=1, dwords=(1,))
+        driver.admin.ring()
+        refused = queues.put(READ, nsid=1, prp1=page, dwords=(5,))
+        queues.ring()
+        assert queues.wait(refused)[0].code == Status.FORMAT_IN_PROGRESS
+        assert driver.admin.reap() == []
+        gate.open.set()
+        assert queues.wait(write)[0].status == 0
+        assert driver.admin.wait(form)[0].status == 0
+    assert image.read_bytes() == bytes(BLOCKS * PAGE)

@@ -168,11 +168,21 @@ def test_two_devices_do_not_share_a_store(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("{", "Input data was truncated"),
-        ('{"version": 2}', "version 2"),
+        ('{"version": 2}', "Invalid enum value 2"),
         ('{"spaces": 5}', "Expected `array`"),
-        ('{"spaces": [{"nsid": 1, "shift": 7, "number": 0}]}', "namespace 1 what cannot be"),
-        ('{"spaces": [{"nsid": 500, "shift": 9, "number": 1, "size": 512}]}', "namespace 500 what cannot be"),
-        ('{"spaces": [{"nsid": 2, "shift": 9, "number": 1, "size": -5}]}', "namespace 2 what cannot be"),
+        ('{"spaces": [{"nsid": 1, "lba_format": 2, "number": 0}]}', r"<= 1 - at `\$.spaces\[0\].lba_format`"),
+        (
+            '{"spaces": [{"nsid": 500, "lba_format": 0, "number": 1, "size": 512}]}',
+            r"<= 256 - at `\$.spaces\[0\].nsid`",
+        ),
+        (
+            '{"spaces": [{"nsid": 2, "lba_format": 1, "number": 1, "size": 512}]}',
+            "namespace 2 of 512 bytes has no block",
+        ),
+        ('{"spaces": [{"nsid": 1, "lba_format": 0, "number": 3, "size": 512}]}', "start with fewer images"),
+        ('{"spaces": [{"nsid": 1, "lba_format": 0, "number": 0, "lost": [[-1, 1]]}]}', "lost"),
+        ('{"self_tests": ["AAAA"]}', "length >= 28"),
+        ('{"sanitize": {"status": 4}}', "<= 3"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Path, text: str, why: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.cli import main
+from bellwired.workers import wire
+from bellwired.workers.worker import MOST_LINES, Relay
 from operating.conftest import Run
 from operating.instance import Instance, connect, read
 from vfio_user import VfioUserError
@@ -67,6 +73,14 @@ def test_status_of_several_is_3_unless_all_of_them_run(daemon: Instance, fleet: 
     daemon.call("Stop", name="vm2-disk")
     assert run("status", "vm1-*")[0] == 0
     assert run("status", "vm1-*", "vm2-disk")[0] == 3
+
+
+def test_status_shows_the_others_where_one_cannot_be_used(daemon: Instance, fleet: list[str], run: Run) -> None:
+    daemon.configure("broken", "device = 1")
+    daemon.reload()
+    status, out, err = run("status")
+    assert (status, out.count("State: running")) == (1, 4)
+    assert "broken cannot be used" in err
 
 
 def test_what_is_done_is_done_to_all_that_match(daemon: Instance, fleet: list[str], run: Run) -> None:
@@ -133,7 +147,7 @@ def test_a_mistake_on_the_command_line_is_json_too(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bellwired", "status", "--jsn", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert json.loads(done.stderr)["error"] == "unrecognized arguments: --jsn"
+    assert json.loads(done.stderr)["error"] == "unrecognized arguments: --jsn; did you mean --json?"
 
 
 def test_wait_waits_for_a_daemon_and_its_devices(instance: Instance) -> None:
@@ -150,11 +164,11 @@ def test_timeout_says_how_long_to_wait_for_a_daemon(tmp_path: Path, capsys: pyte
 
 
 def test_timeout_says_how_long_to_wait_for_an_answer(daemon: Instance, run: Run) -> None:
-    daemon.configure("sleepy", 'device = "probe"\nautostart = false\noptions.mood = "sleeps"')
+    daemon.configure("sleepy", 'device = "probe"\nautostart = false\nrestart = "no"\noptions.mood = "sleeps"')
     daemon.reload()
     status, _, err = run("start", "sleepy", "--timeout", "0.3")
     assert (status, "the daemon does not answer" in err) == (1, True)
-    daemon.call("Stop", name="sleepy")
+    os.kill(daemon.pid("sleepy"), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("words", ["0", "-1", "soon", "nan", "1e9"])
@@ -203,3 +217,28 @@ def test_logs_follows_what_comes(daemon: Instance) -> None:
 def test_logs_of_a_device_that_there_is_not(run: Run) -> None:
     status, _, err = run("logs", "stedy")
     assert (status, err) == (1, "bellwire: there is no device 'stedy'\n  did you mean steady?\n")
+
+
+def test_a_device_that_logs_all_the_time_is_heard_so_often_a_second_and_no_more() -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        ours.setblocking(False)
+        relay = Relay(theirs)
+        for number in range(3 * MOST_LINES):
+            relay.emit(line(f"line {number}", at=7.0 + number / 1000))
+        relay.emit(line("the last", at=8.0))
+        texts = []
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(ours):
+                report, _ = received
+                assert isinstance(report, wire.Report)
+                texts.append(report.fields["text"])
+    assert texts[:-1] == [f"line {number}" for number in range(MOST_LINES)]
+    assert texts[-1] == f"({2 * MOST_LINES} lines before this one were too many) the last"
+
+
+def line(text: str, at: float) -> logging.LogRecord:
+    record = logging.makeLogRecord({"msg": text, "levelname": "INFO"})
+    record.created = at
+    return record

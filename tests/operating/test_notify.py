@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bellwired import notify
+from bellwired.errors import CommandError
 from operating.instance import PATIENCE, QUICK, Instance, connect
 
 
@@ -161,3 +163,10 @@ def test_a_service_manager_that_does_not_listen_is_no_reason_to_stop(instance: I
     instance.environment["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
     with instance:
         assert instance.stop() == 0
+
+
+def test_a_descriptor_that_is_no_socket_is_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setattr(notify, "passed", lambda: {file.fileno(): "control"})
+        with pytest.raises(CommandError, match=f"descriptor {file.fileno()}, control by LISTEN_FDNAMES"):
+            notify.listeners()

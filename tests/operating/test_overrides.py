@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -125,6 +126,22 @@ def test_a_name_without_a_file_is_an_error(run: Run, command: str) -> None:
     assert run(command, "stedy") == (
         1, "", "bellwire: there is no file for a device 'stedy'\n  did you mean steady?\n",
     )  # fmt: skip
+
+
+def test_what_is_written_can_be_read_by_a_daemon_of_another_user(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    before = os.umask(0o077)
+    try:
+        assert run("disable", name)[0] == 0
+    finally:
+        os.umask(before)
+    folder = daemon.devices / f"{name}.toml.d"
+    assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o755, 0o644]
+
+
+def test_cat_config_shows_what_the_daemon_reads(daemon: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cat-config", "steady", "--runtime-dir", str(daemon.runtime)]) == 0
+    assert capsys.readouterr().out.startswith(f"# {daemon.devices}/steady.toml\n")
 
 
 # -- edit

@@ -42,6 +42,15 @@ def test_the_xdg_variables_move_a_users_places() -> None:
     assert texts(places.config[:3]) == ("/c/bellwire", "/run/user/7/bellwire", "/d/bellwire")
 
 
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"])
+@pytest.mark.parametrize("value", ["", "relative", "./here", "~/there"])
+def test_a_folder_of_the_environment_that_is_relative_does_not_count(variable: str, value: str) -> None:
+    given = {**USER, variable: value}
+    without = {name: folder for name, folder in given.items() if name != variable}
+    assert Places.of(environment=given, uid=7) == Places.of(environment=without, uid=7)
+    assert all(folder.is_absolute() for folder in Places.of(environment=given, uid=7).config)
+
+
 def test_a_user_without_a_runtime_folder_has_one_in_tmp_itself_which_nobody_else_can_move() -> None:
     assert str(Places.of(environment={"HOME": "/home/ada"}, uid=7).runtime) == "/tmp/bellwire-7"
 

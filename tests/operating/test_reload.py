@@ -99,6 +99,16 @@ def test_a_bad_file_leaves_the_device_running_as_it_was_and_is_reported(daemon: 
     assert daemon.pid(name) == pid
 
 
+def test_an_option_out_of_bounds_leaves_the_device_and_its_client_alone(daemon: Instance) -> None:
+    name = daemon.add('device = "nvme"\noptions.queues = 4')
+    pid = daemon.pid(name)
+    with connect(daemon.socket(name)) as client:
+        daemon.configure(name, 'device = "nvme"\noptions.queues = 99')
+        assert "option queues=99: expected 1 to 64" in daemon.reload()["failed"][name]
+        assert client.read(0, 0x08, 4) == bytes.fromhex("00040100")  # VS: it goes on as it was
+    assert daemon.pid(name) == pid
+
+
 def test_a_plugin_with_a_mistake_leaves_the_device_running_as_it_was(daemon: Instance) -> None:
     source = (daemon.plugins / "probe.py").read_text()
     broken = daemon.plugins / "broken.py"

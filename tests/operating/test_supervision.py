@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +172,20 @@ def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance
         instance.said("sleepy: not ready after 1 s: killing it")
         assert instance.describe("sleepy")["state"] == "failed"
         connect(path).close()
+
+
+def test_a_device_that_hangs_at_its_start_is_killed_however_late_it_was_forked(instance: Instance) -> None:
+    instance.settings("start-timeout = 0.2\nrestart-limit = 0")
+    instance.configure("sleepy", 'device = "probe"\nautostart = false\noptions.mood = "sleeps"')
+    with instance, instance.control() as control:
+        os.kill(instance.fork_server, signal.SIGSTOP)
+        control.send("Start", name="sleepy")
+        assert eventually(lambda: instance.describe("sleepy")["state"] == "starting")
+        late = time.monotonic() + 0.4
+        assert eventually(lambda: time.monotonic() > late)
+        os.kill(instance.fork_server, signal.SIGCONT)
+        with pytest.raises(Refused, match="sleepy has not started: its worker was killed by SIGKILL"):
+            control.receive()
 
 
 def test_a_worker_that_ignores_its_stop_is_killed(daemon: Instance) -> None:

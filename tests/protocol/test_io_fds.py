@@ -17,6 +17,7 @@ from vfio_user import (
     Command,
     IoEventFd,
     IoRegionFd,
+    Mechanism,
     ProtocolError,
     ShadowIoEventFd,
     SubRegion,
@@ -209,7 +210,7 @@ def test_a_sub_region_is_of_memory_and_any_value_unless_it_says_otherwise() -> N
 
 def test_both_fds_of_a_shadow_ioeventfd_count(device: FakeDevice, eventfd: Callable[[], int]) -> None:
     device.subs[PLAIN] = [ShadowIoEventFd(0, 4, eventfd(), eventfd(), 0)]
-    with closing(Link(device, limits=Capabilities(io_fds=frozenset({"shadow"})), io_fd_entry_size=48)) as link:
+    with closing(Link(device, limits=Capabilities(io_fds=frozenset({Mechanism.SHADOW})), io_fd_entry_size=48)) as link:
         link.introduce(max_msg_fds=1, io_fds=frozenset({"shadow"}))
         assert link.ask(IO_FDS, request()).payload == struct.pack("<IIII", 16, 0, PLAIN, 0)
 

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import socket
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
@@ -218,7 +219,7 @@ def test_descriptors_that_come_during_the_wait_are_left_for_service(plain: Link)
 
 def test_a_client_that_leaves_during_the_wait_is_gone_and_what_it_read_is_counted(plain: Link) -> None:
     plain.send(READ, access(8, 4))
-    happens = iter([lambda: None, lambda: plain.sock.shutdown(socket.SHUT_WR)])
+    happens: Iterator[Callable[[], None]] = iter([lambda: None, lambda: plain.sock.shutdown(socket.SHUT_WR)])
 
     def wait() -> Ready:
         next(happens)()

@@ -1,4 +1,4 @@
-"""A real systemd to test in, booted in namespaces on a scratch copy of this machine's own root.
+"""A real systemd to test in, booted in namespaces on a scratch copy of a root: this machine's own, or another.
 
 It is the first process of its own mount, pid, network, UTS, IPC and cgroup namespaces: it cannot touch the host's
 services, and everything in it ends with it. From outside its files are below ``bed.path("/")``, sockets included.
@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).parents[2]
 BOOT = Path(__file__).with_name("boot.sh")
 INIT = Path("/lib/systemd/systemd")
 TOOLS = ("unshare", "nsenter", "setpriv", "mount", "pivot_root", "journalctl", "systemctl")
-SPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private")
+SPACES = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private")
 LOG = "log"
 PYTHON = "/srv/bellwire/venv/bin/python"  # inside
 PREFIX = "bellwire-bed-"
@@ -53,7 +53,7 @@ class Bed:
     def run(self, *words: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as root."""
         done = subprocess.run(
-            self._inside(words), capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
+            self.inside(words), capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
@@ -97,7 +97,7 @@ class Bed:
 
     def heard(self, **matches: str) -> Entry:
         """The first entry with these fields, waited for."""
-        words = self._inside([*self._query(matches), "--follow", "--lines=all"])
+        words = self.inside([*self._query(matches), "--follow", "--lines=all"])
         with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
             assert reader.stdout is not None
             with reader.stdout:  # when that closes, journalctl ends
@@ -118,14 +118,19 @@ class Bed:
         fields = (f"{key}={value}" for key, value in matches.items())
         return ["journalctl", "--quiet", "--no-pager", "--output=json", *self._since, *fields]
 
-    def _inside(self, words: Sequence[str]) -> list[str]:
+    def inside(self, words: Sequence[str]) -> list[str]:
+        """The command that runs one inside."""
         clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8"]
         return ["nsenter", "--all", f"--target={self.init}", "--", *clean, *words]
 
 
 @contextlib.contextmanager
-def booted() -> Iterator[Bed]:
-    """Boot, and end it with the block, with every process and mount in it."""
+def booted(root: Path | None = None) -> Iterator[Bed]:
+    """Boot, and end it with the block, with every process and mount in it.
+
+    On this machine's own root it has no network, and Bellwire's virtual environment for the tests. Another ``root`` has
+    the host's network, to install from.
+    """
     _sweep()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -137,8 +142,9 @@ def booted() -> Iterator[Bed]:
             (folder / name).mkdir()
         ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         ready.bind(os.fspath(folder / "host/ready"))
-        process = stack.enter_context(_started(folder, cgroup))
+        process = stack.enter_context(_started(folder, cgroup, root))
         _await_ready(ready, process, folder / LOG)
+        ready.close()  # systemd tells more, of each reload, and would wait for a reader
         yield Bed(first_child(process.pid))
 
 
@@ -159,7 +165,7 @@ def why_not() -> str:
     if reason := bed_venv.why_not():
         return reason
     mounts = "mount -t tmpfs trial /tmp && mknod /tmp/null c 1 3 && : > /tmp/null"
-    trial = ["unshare", *SPACES, "--cgroup", "sh", "-c", mounts]
+    trial = ["unshare", *SPACES, "--net", "--cgroup", "sh", "-c", mounts]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"no namespaces of one's own: {done.stderr.strip()}"
@@ -180,10 +186,12 @@ def _sweep() -> None:
 
 
 @contextlib.contextmanager
-def _started(folder: Path, cgroup: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _started(folder: Path, cgroup: Path, root: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     """``boot.sh`` in its namespaces. All of it ends with this process too, even if that is killed."""
-    paths = map(str, (BOOT, folder, cgroup, bed_venv.venv(CHECKOUT), CHECKOUT))
-    words: list[str] = ["setpriv", "--pdeathsig=KILL", "unshare", *SPACES, "sh", *paths]
+    own = (Path("/"), bed_venv.venv(CHECKOUT), CHECKOUT) if root is None else (root,)
+    paths = map(str, (BOOT, folder, cgroup, *own))
+    spaces = (*SPACES, "--net") if root is None else SPACES
+    words: list[str] = ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", *paths]
     with (
         (folder / LOG).open("wb") as log,
         subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,

@@ -1,25 +1,25 @@
 #!/bin/sh
-# Boots systemd on a scratch copy of this machine's own root: the first process of fresh namespaces runs this.
+# Boots systemd on a scratch copy of a root, as / is one: the first process of fresh namespaces runs this.
 #
-#   boot.sh FOLDER CGROUP VENV CHECKOUT
+#   boot.sh FOLDER CGROUP ROOT [VENV CHECKOUT]
 #
 # FOLDER has two empty folders: root, to mount on, and host, which the inside sees as /run/host.
-# CGROUP is an empty cgroup (v2). VENV and CHECKOUT appear as /srv/bellwire/venv and /srv/bellwire/src.
+# CGROUP is an empty cgroup (v2). VENV and CHECKOUT appear as /srv/bellwire/venv and /srv/bellwire/src, if they are given.
 # All mounts are this namespace's own and go with it.
 set -eu
 umask 022
-folder=$1 cgroup=$2 venv=$3 checkout=$4 stage=${5:-cgroup}
+folder=$1 cgroup=$2 lower=$3 venv=${4:-} checkout=${5:-} stage=${STAGE:-cgroup}
 
 if [ "$stage" = cgroup ]; then
     # The new cgroup namespace has its root where the process is that makes it: so move there first.
     echo 0 > "$cgroup/cgroup.procs"
-    exec unshare --cgroup sh "$0" "$folder" "$cgroup" "$venv" "$checkout" root
+    STAGE=root exec unshare --cgroup sh "$0" "$@"
 fi
 
 mount -t tmpfs -o mode=755 bed "$folder/root"
 cd "$folder/root"
 mkdir upper work root
-mount -t overlay -o "lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work" bed root
+mount -t overlay -o "lowerdir=$lower,upperdir=$PWD/upper,workdir=$PWD/work" bed root
 cd root
 
 # /proc/sys and /sys are the kernel's, thus the host's: read-only, so that no sysctl or udev of ours touches them.
@@ -52,11 +52,19 @@ node net/tun 666 10 200
 mount -t tmpfs -o mode=755 bed run
 mount -t tmpfs -o mode=1777 bed tmp
 mount -t tmpfs -o mode=755 bed srv
-mkdir -p run/host srv/bellwire/venv srv/bellwire/src run/systemd/journald.conf.d mnt
+mkdir -p run/host run/systemd/journald.conf.d mnt
 mount --bind "$folder/host" run/host
-mount --bind "$venv" srv/bellwire/venv
-mount --bind "$checkout" srv/bellwire/src
-mount -o remount,bind,ro srv/bellwire/src
+if [ -n "$venv" ]; then
+    mkdir -p srv/bellwire/venv srv/bellwire/src
+    mount --bind "$venv" srv/bellwire/venv
+    mount --bind "$checkout" srv/bellwire/src
+    mount -o remount,bind,ro srv/bellwire/src
+fi
+
+if [ "$lower" != / ]; then
+    mkdir -m 1777 "$folder/disk"
+    mount --bind "$folder/disk" var/tmp # all else lies in memory
+fi
 
 # Nothing of what the host starts and mounts is started and mounted here, and no kernel module is loaded.
 mount -t tmpfs -o mode=755 bed etc/systemd/system

@@ -1,12 +1,9 @@
-"""virtio-net on UNIX sockets (virtio 1.2 §5.1): packets, buffers, filters, the control queue, the link."""
+"""virtio-net on UNIX sockets (virtio 1.2 §5.1): packets, buffers, the link."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import struct
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +13,13 @@ from bellwire import OptionError
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_net.features import Net
 from bellwire.model import capabilities as pci
-from bellwire.network import LinkError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
-
-OURS = bytes.fromhex("525400123456")
-THEIRS = bytes.fromhex("020000000001")
-MANY = bytes.fromhex("01005e000001")
-EVERYBODY = b"\xff" * 6
-Make = Callable[..., Card]
+from virtio.frames import OURS, THEIRS, Make, frame
 
 TestVirtioNet = conformance(VirtioNet, dgram=Path("/nobody/is/there"))
-
-
-def frame(to: bytes = OURS, size: int = 60, fill: int = 0) -> bytes:
-    return (to + THEIRS + b"\x88\xb5").ljust(size, bytes([fill]))
-
-
-def tagged(vlan: int) -> bytes:
-    return (OURS + THEIRS + b"\x81\x00" + vlan.to_bytes(2, "big") + b"\x88\xb5").ljust(60, b"\0")
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Iterator[socket.socket]:
-    """The other side's datagram socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far:
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        far.bind(os.fspath(tmp_path / "far"))
-        far.settimeout(PATIENCE)
-        yield far
-
-
-@pytest.fixture
-def make(tmp_path: Path, far: socket.socket) -> Iterator[Make]:
-    """Make a card whose other side is ``far``; the two are joined."""
-    with contextlib.ExitStack() as stack:
-
-        def make(*arguments: Any, **options: Any) -> Card:
-            options = {"mac": "52:54:00:12:34:56", "dgram": tmp_path / "far", "local": tmp_path / "near"} | options
-            card = Card(*arguments, **options)
-            stack.callback(card.close)
-            far.connect(os.fspath(tmp_path / "near"))
-            return card
-
-        yield make
-
-
-@pytest.fixture
-def card(make: Make, ring: set[int]) -> Card:
-    return make(ring)
 
 
 def test_a_frame_goes_out(card: Card, far: socket.socket) -> None:
@@ -239,129 +192,6 @@ def test_after_a_reset_nothing_is_received(make: Make, far: socket.socket) -> No
     assert not card.driver.guest.poll()
 
 
-KINDS = {"ours": OURS, "another": bytes.fromhex("020000000099"), "many": MANY, "everybody": EVERYBODY}
-
-
-class Filtering:
-    """Which of some frames come in."""
-
-    def __init__(self, card: Card, far: socket.socket) -> None:
-        self.card = card
-        self.far = far
-
-    def admitted(self) -> set[str]:
-        for to in KINDS.values():
-            self.far.send(frame(to))
-        self.far.send(frame(OURS, fill=0xFF))  # if ours are taken in, this one ends the wait
-        self.card.driver.guest.poll(PATIENCE)
-        found = {packet.frame[:6] for packet in self.card.received()}
-        return {name for name, address in KINDS.items() if address in found}
-
-
-@pytest.fixture
-def filtering(make: Make, far: socket.socket) -> Filtering:
-    return Filtering(make(), far)
-
-
-def test_a_card_starts_by_taking_everything(filtering: Filtering) -> None:
-    assert filtering.admitted() == set(KINDS)
-
-
-def test_a_selective_card_takes_what_is_for_it(filtering: Filtering) -> None:
-    assert filtering.card.command(0, 0, b"\0")
-    assert filtering.admitted() == {"ours", "everybody"}
-    assert filtering.card.command(0, 0, b"\1")
-    assert filtering.admitted() == set(KINDS)
-
-
-@pytest.mark.parametrize(
-    ("number", "admitted"),
-    [
-        (1, {"ours", "everybody", "many"}),
-        (2, {"ours", "everybody", "another"}),
-        (5, {"ours"}),
-        (4, {"everybody"}),
-    ],
-    ids=["allmulti", "alluni", "nobcast", "nouni"],
-)
-def test_modes(filtering: Filtering, number: int, admitted: set[str]) -> None:
-    assert filtering.card.command(0, 0, b"\0")
-    assert filtering.card.command(0, number, b"\1")
-    assert filtering.admitted() == admitted
-
-
-def table(*addresses: bytes) -> bytes:
-    return struct.pack("<I", len(addresses)) + b"".join(addresses)
-
-
-def test_addresses_can_be_added(filtering: Filtering) -> None:
-    assert filtering.card.command(0, 0, b"\0")
-    assert filtering.card.command(1, 0, table(KINDS["another"]) + table(MANY))
-    assert filtering.admitted() == set(KINDS)
-    assert filtering.card.command(1, 0, table() + table())
-    assert filtering.admitted() == {"ours", "everybody"}
-
-
-def test_too_many_addresses_are_all(filtering: Filtering) -> None:
-    assert filtering.card.command(0, 0, b"\0")
-    assert filtering.card.command(1, 0, table() + table(*[bytes([1, 0, 0, 0, 0, n]) for n in range(65)]))
-    assert filtering.admitted() == {"ours", "everybody", "many"}
-
-
-def test_the_card_can_be_given_another_address(filtering: Filtering) -> None:
-    card = filtering.card
-    assert card.command(0, 0, b"\0")
-    assert card.command(1, 1, KINDS["another"])
-    assert filtering.admitted() == {"another", "everybody"}
-    assert card.driver.config(0, 6).to_bytes(6, "little") == KINDS["another"]
-    card.driver.status = Status(0)
-    assert card.driver.config(0, 6).to_bytes(6, "little") == OURS
-
-
-def test_vlans_are_told_apart_once_that_is_negotiated(make: Make, far: socket.socket) -> None:
-    card = make((), {*ALL, Net.CTRL_VLAN})
-    assert card.command(2, 0, struct.pack("<H", 5))
-    for vlan in (4, 5, 6):
-        far.send(tagged(vlan))
-    far.send(frame())
-    assert [packet.frame for packet in card.await_packets(2)] == [tagged(5), frame()]
-    assert card.command(2, 1, struct.pack("<H", 5))
-    far.send(tagged(5))
-    far.send(frame())
-    assert [packet.frame for packet in card.await_packets(1)] == [frame()]
-
-
-@pytest.mark.parametrize(
-    ("kind", "number", "data"),
-    [
-        (9, 0, b""),
-        (0, 6, b"\1"),
-        (0, 0, b""),
-        (1, 0, b"\xff\xff\xff\xff"),
-        (1, 0, table() + table() + b"more"),
-        (1, 1, MANY),
-        (1, 1, b"short"),
-        (2, 0, struct.pack("<H", 4096)),
-        (2, 0, b"\0"),
-        (4, 0, struct.pack("<H", 2)),
-        (4, 0, struct.pack("<H", 0)),
-        (5, 0, struct.pack("<Q", 2)),
-    ],
-)
-def test_a_command_that_makes_no_sense_is_refused(make: Make, kind: int, number: int, data: bytes) -> None:
-    assert not make().command(kind, number, data)
-
-
-def test_filters_survive_in_a_snapshot(make: Make, far: socket.socket, tmp_path: Path) -> None:
-    card = make()
-    assert card.command(0, 0, b"\0")
-    core = card.driver.guest.device.core
-    before = core.snapshot()
-    assert card.command(0, 0, b"\1")
-    core.restore(before)
-    assert Filtering(card, far).admitted() == {"ours", "everybody"}
-
-
 def test_a_client_that_has_gone_ends_the_flow(make: Make, far: socket.socket) -> None:
     card = make()
     card.device.core.join(False)
@@ -404,127 +234,6 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 def test_features_of_the_transport_are_offered_too(make: Make) -> None:
     assert Feature.RING_PACKED in make().driver.offered()
-
-
-# -- the stream
-
-
-@pytest.fixture
-def stream(tmp_path: Path, ring: set[int]) -> Iterator[tuple[Card, Callable[[], socket.socket]]]:
-    """A card that listens, and a way to connect to it."""
-    path = tmp_path / "stream"
-    with contextlib.ExitStack() as stack:
-        card = Card(ring, stream=path, listen=True, mac="52:54:00:12:34:56")
-        stack.callback(card.close)
-
-        def connect() -> socket.socket:
-            far = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            far.settimeout(PATIENCE)
-            far.connect(os.fspath(path))
-            assert card.driver.guest.poll(PATIENCE)
-            return far
-
-        yield card, connect
-
-
-def with_length(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
-
-
-def test_frames_on_a_stream_have_their_length_before_them(
-    stream: tuple[Card, Callable[[], socket.socket]],
-) -> None:
-    card, connect = stream
-    far = connect()
-    card.send(frame(THEIRS))
-    assert far.recv(2000) == with_length(frame(THEIRS))
-    far.sendall(with_length(frame(fill=1)) + with_length(frame(fill=2))[:30])
-    assert [packet.frame[-1] for packet in card.await_packets()] == [1]
-    far.sendall(with_length(frame(fill=2))[30:])
-    assert [packet.frame[-1] for packet in card.await_packets()] == [2]
-
-
-def test_when_the_peer_goes_the_next_may_come(stream: tuple[Card, Callable[[], socket.socket]]) -> None:
-    card, connect = stream
-    connect().close()
-    assert card.driver.guest.poll(PATIENCE)
-    far = connect()
-    far.sendall(with_length(frame()))
-    assert len(card.await_packets()) == 1
-
-
-@pytest.mark.parametrize("length", [0, 1 << 20, 0xFFFF_FFFF])
-def test_a_length_that_cannot_be_ends_the_connection(tmp_path: Path, length: int) -> None:
-    card = Card(stream=tmp_path / "stream", listen=True)
-    with contextlib.closing(card), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as far:
-        far.settimeout(PATIENCE)
-        far.connect(os.fspath(tmp_path / "stream"))
-        far.sendall(struct.pack(">I", length))
-        assert card.driver.guest.poll(PATIENCE)
-        assert far.recv(1) == b""
-
-
-def test_a_peer_that_does_not_read_loses_whole_frames_only(
-    stream: tuple[Card, Callable[[], socket.socket]],
-) -> None:
-    card, connect = stream
-    far = connect()
-    big = frame(THEIRS, size=60_000)
-    sent = 0
-    while not card.device.dropped:
-        card.send(big)
-        sent += 1
-    far.setblocking(False)
-    data = bytearray()
-    while True:
-        try:
-            data += far.recv(1 << 20)
-        except BlockingIOError:
-            if not card.driver.guest.poll():
-                break
-    count, rest = divmod(len(data), len(big) + 4)
-    assert rest == 0
-    assert count == sent - card.device.dropped
-    assert data == with_length(big) * count
-
-
-def test_a_card_may_connect_itself(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(os.fspath(tmp_path / "stream"))
-        listener.listen()
-        with contextlib.closing(Card(stream=tmp_path / "stream")) as card:
-            far, _ = listener.accept()
-            with far:
-                far.settimeout(PATIENCE)
-                card.send(frame(THEIRS))
-                assert far.recv(2000) == with_length(frame(THEIRS))
-
-
-@pytest.mark.parametrize("sending", [False, True])
-def test_a_peer_that_was_called_and_has_gone_is_a_link_that_is_down(tmp_path: Path, sending: bool) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(os.fspath(tmp_path / "stream"))
-        listener.listen()
-        with contextlib.closing(Card(stream=tmp_path / "stream")) as card:
-            listener.accept()[0].close()
-            if sending:
-                card.send(frame(THEIRS))
-            assert card.driver.guest.poll(PATIENCE)
-            assert card.driver.config(6, 2) == 0
-            assert not card.driver.guest.poll()
-
-
-def test_a_stream_to_nobody_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match=r"stream: No such file"):
-        Guest(VirtioNet, stream=tmp_path / "stream")
-
-
-def test_a_file_in_the_way_of_a_socket_stays(tmp_path: Path) -> None:
-    path = tmp_path / "precious"
-    path.write_text("kept")
-    with pytest.raises(LinkError, match="in use"):
-        Guest(VirtioNet, local=path)
-    assert path.read_text() == "kept"
 
 
 def test_header_size_is_what_the_specification_says() -> None:

@@ -14,7 +14,7 @@ from bellwired import settings
 from bellwired.commands import show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
-from bellwired.commands.drop_in import source
+from bellwired.commands.drop_in import configuration, source
 from bellwired.errors import CommandError
 from bellwired.places import Places
 
@@ -39,7 +39,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def cat_config(arguments: argparse.Namespace) -> int:
     """``bellwire cat-config [NAME]``."""
-    places = Places.of(arguments.config_dir, arguments.runtime_dir)
+    places = configuration(arguments).places
     if arguments.name:
         return _of_one(places, arguments.name, arguments.json)
     found = settings.load(places)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import shtab
 
@@ -25,7 +26,29 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in JSON what is wrong with the command line, if that asks for JSON."""
+    """Says what may have been meant, and in JSON what is wrong with the command line, if that asks for JSON."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; a flag that there is not is told with the nearest of its command."""
+        words = sys.argv[1:] if args is None else list(args)
+        found, left = self.parse_known_args(words, namespace)
+        if left:
+            parser = next((self.commands[word] for word in words if word in self.commands), self)
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            parser.error(f"unrecognized arguments: {' '.join(left)}{_meant(left[0], flags)}")
+        return found
+
+    @property
+    def commands(self) -> Mapping[str, argparse.ArgumentParser]:
+        """The commands' own parsers, by name."""
+        kinds = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((action.choices for action in kinds), {})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            meant = _meant(value, action.choices) or f"; there are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"there is no command {value!r}{meant}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
@@ -56,9 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
     )
     asking.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
-    for group in (operate, enable, edit):
+    for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (cat_config, check, inspect_files):
+    for group in (check, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
@@ -88,6 +111,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _seconds(text: str) -> float:

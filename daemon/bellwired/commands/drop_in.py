@@ -20,7 +20,10 @@ from bellwired.settings import DEVICES, SUFFIX
 
 
 def configuration(arguments: argparse.Namespace) -> Instance:
-    """The instance that the flags name, with its configuration where the daemon itself looks for it, if one runs."""
+    """The instance that the flags name, with its configuration where the daemon itself looks for it, if one runs.
+
+    With ``--config-dir`` nobody is asked.
+    """
     found = instance(arguments)
     if arguments.config_dir is None:
         with contextlib.suppress(NoDaemonError):
@@ -91,7 +94,9 @@ def write(file: Path, content: str | None) -> None:
             with contextlib.suppress(OSError):
                 file.parent.rmdir()
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.parent.is_dir():
+            file.parent.mkdir(parents=True)
+            file.parent.chmod(0o755)  # whatever the umask: the daemon may be another user
         with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".", delete=False) as made:
             made.write(content)
         os.chmod(made.name, 0o644)

@@ -60,7 +60,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     for name, verb in VERBS.items():
         parser = add(name, do, verb.about)
         completed(parser.add_argument("name", nargs="*", help="a device, or a pattern as in 'vm1-*'"), DEVICES)
-        parser.add_argument("--all", action="store_true", help="all devices to which it can be done")
+        parser.add_argument("--all", action="store_true", help="all of the daemon's devices to which it can be done")
         parser.set_defaults(verb=name, mistake=parser.error)
     parser = add("set", set_options, "give options of a running device other values, until it is started anew")
     completed(parser.add_argument("name"), DEVICES)
@@ -134,11 +134,22 @@ def status(arguments: argparse.Namespace) -> int:
     daemon = instance(arguments)
     names = chosen(daemon, arguments.name or ["*"])
     deadline = time.monotonic() + (daemon.timeout if daemon.wait else 0)
-    devices = [_described(daemon, name, deadline) for name in names]
+    devices, errors = [], []
+    for name in names:
+        try:
+            devices.append(_described(daemon, name, deadline))
+        except CommandError as error:
+            errors.append(error)
+    if errors and not devices:
+        show.errors(errors, in_json=arguments.json)
+        return 1
     if arguments.json:
         show.as_json(devices[0] if arguments.name == names and len(names) == 1 else devices)
     else:
         _print(devices)
+    show.errors(errors, in_json=arguments.json)
+    if errors:
+        return 1
     return 0 if all(device["state"] == "running" for device in devices) else INACTIVE
 
 

@@ -4,7 +4,8 @@ import contextlib
 from typing import TypedDict
 
 from bellwired.errors import CommandError
-from bellwired.manager.unit import State, Unit
+from bellwired.manager.life import State
+from bellwired.manager.unit import Unit
 from bellwired.settings import SettingsError
 from bellwired.workers import process
 

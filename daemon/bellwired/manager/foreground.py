@@ -22,9 +22,10 @@ from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.logs import hush_asyncvarlink
 from bellwired.manager.control import Server
+from bellwired.manager.life import State
 from bellwired.manager.manager import Manager, Reloaded, prepare
 from bellwired.manager.tasks import alongside
-from bellwired.manager.unit import State, Unit
+from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Device
 from bellwired.workers.worker_channel import WorkerChannel

@@ -19,8 +19,9 @@ from bellwired.errors import CommandError
 from bellwired.find import files_for
 from bellwired.manager import trial
 from bellwired.manager.events import Broadcaster
+from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
-from bellwired.manager.unit import State, Unit
+from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings, SettingsError
 from bellwired.sources import stamp

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.life import State
 from bellwired.manager.manager import Manager
-from bellwired.manager.unit import State
 from bellwired.workers import process
 
 log = logging.getLogger("bellwired")

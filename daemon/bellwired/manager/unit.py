@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
@@ -27,18 +25,6 @@ from bellwired.workers.worker_channel import WorkerChannel
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
-
-
-class State(StrEnum):
-    """Where a device is in its life."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    WAITING = "waiting"
-    """For its next restart."""
-    STOPPING = "stopping"
-    FAILED = "failed"
 
 
 class Unit(Noted):
@@ -85,7 +71,7 @@ class Unit(Noted):
         self._attempt: asyncio.Future[str] | None = None
         """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
         self._overdue: asyncio.TimerHandle | None = None
-        self._deaths: deque[float] = deque()
+        self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
 
@@ -213,7 +199,6 @@ class Unit(Noted):
         except CommandError as error:
             self._fell(str(error))
             return
-        self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         try:
             child = await self._spawner.spawn(
                 self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
@@ -230,6 +215,10 @@ class Unit(Noted):
             raise
         channel.handed_over()
         self._child, self._channel = child, channel
+        if (
+            not self._attempt.done()
+        ):  # from here on: the fork server may have taken its time, and there was none to kill
+            self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
@@ -252,7 +241,7 @@ class Unit(Noted):
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
-        why = f"its worker was killed by {_signal(-status)}" if status < 0 else f"its worker ended with status {status}"
+        why = how_it_ended(status)
         if status == REFUSED:
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
@@ -269,17 +258,12 @@ class Unit(Noted):
         if self.settings.restart == "no":
             self._give_up(why)
             return
-        now, daemon = time.monotonic(), self.daemon
-        self._deaths.append(now)
-        while now - self._deaths[0] > daemon.restart_window:
-            self._deaths.popleft()
-        count = len(self._deaths)
-        if count > daemon.restart_limit:
-            self._give_up(f"{why}; {count} times in {daemon.restart_window:g} s")
+        delay = self._restarts.delay(self.daemon)
+        if delay is None:
+            self._give_up(f"{why}; {self._restarts.deaths} times in {self.daemon.restart_window:g} s")
             return
         self.error = why
         self._set(State.WAITING)
-        delay = min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (count - 1))
         self._retry = asyncio.get_running_loop().call_later(delay, self._relaunch)
         self._settle(f"{why}; it will be tried again")
 
@@ -338,7 +322,7 @@ class Unit(Noted):
 
     def _forget_deaths(self) -> None:
         self._forget_retry()
-        self._deaths.clear()
+        self._restarts.forget()
 
     # -- what the worker says
 
@@ -410,10 +394,3 @@ class Unit(Noted):
 def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:
     """What a listener is made of."""
     return path, settings.mode, settings.owner, settings.group
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

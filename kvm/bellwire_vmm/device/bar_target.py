@@ -30,6 +30,7 @@ class BarTarget:
     ) -> None:
         self.peer = peer
         self.bar = bar
+        self.index = bar.index
         self.reads = self.writes = 0
         self._counts = counts
         self._relayed = relayed

@@ -9,20 +9,32 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from bellwire_vmm.device.bars import Bar
-from bellwire_vmm.device.peer import Peer
 from kvm_ioctls import Capability, CoalescedRing, CoalescedWrite, KvmError, Vcpu, Vm
 from vfio_user import RegionWrite
 
 
-class Taker(Protocol):
-    """Whose writes have waited: those to ``bar`` go down ``peer``, and ``writes`` counts them."""
+class Receiver(Protocol):
+    """A device's far end."""
 
-    peer: Peer
-    bar: Bar
+    def write_many(self, writes: Sequence[RegionWrite]) -> None:
+        """Take writes, which nobody waits for."""
+
+
+class Taker(Protocol):
+    """Whose writes have waited: those to region ``index`` go to ``peer``, and ``writes`` counts them."""
+
     writes: int
+
+    @property
+    def peer(self) -> Receiver:
+        """Several takers may have one."""
+
+    @property
+    def index(self) -> int:
+        """The region's number."""
 
 
 class Stretch(NamedTuple):
@@ -82,7 +94,7 @@ class Coalescing:
                 self._ring.drain(self._deliver)
 
     def _deliver(self, writes: list[CoalescedWrite]) -> None:
-        batches: dict[Peer, list[RegionWrite]] = {}
+        batches: dict[Receiver, list[RegionWrite]] = {}
         stretches, starts = self._stretches, self._starts
         for address, data, _ in writes:
             at = bisect_right(starts, address) - 1
@@ -90,7 +102,7 @@ class Coalescing:
                 continue  # no zone of ours: KVM does no such thing
             _, _, base, taker = stretches[at]
             taker.writes += 1
-            batches.setdefault(taker.peer, []).append(RegionWrite(taker.bar.index, address - base, data))
+            batches.setdefault(taker.peer, []).append(RegionWrite(taker.index, address - base, data))
         for peer, batch in batches.items():
             peer.write_many(batch)
 

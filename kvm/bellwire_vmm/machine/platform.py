@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
-from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.machine.bus import AddressSpace
 from bellwire_vmm.machine.coalescing import Coalescing
 from bellwire_vmm.machine.gsis import GsiTable
@@ -12,6 +12,18 @@ from bellwire_vmm.machine.memory import GuestMemory
 from bellwire_vmm.machine.slots import MemorySlots
 from bellwire_vmm.machine.windows import HIGH_MEMORY, LOW_MEMORY, PORTS, Window
 from kvm_ioctls import Vm
+
+
+class Addressed(Protocol):
+    """What is placed in an address space: a BAR."""
+
+    @property
+    def ports(self) -> bool:
+        """Whether it decodes I/O ports."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether its address may have 64 bits."""
 
 
 class Platform:
@@ -28,11 +40,11 @@ class Platform:
         self.coalescing = Coalescing(vm, self.lock)
         self._low, self._high, self._ports = Window(LOW_MEMORY), Window(HIGH_MEMORY), Window(PORTS)
 
-    def space(self, bar: Bar) -> AddressSpace:
+    def space(self, bar: Addressed) -> AddressSpace:
         """The address space that ``bar`` lies in."""
         return self.port_space if bar.ports else self.memory_space
 
-    def window(self, bar: Bar) -> Window:
+    def window(self, bar: Addressed) -> Window:
         """Where firmware would look for a place for ``bar``."""
         if bar.ports:
             return self._ports

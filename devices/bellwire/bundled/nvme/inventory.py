@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from bellwire.bundled.nvme.lost_blocks import MOST_RANGES
 from bellwire.bundled.nvme.namespace import FORMATS, Namespace
-from bellwire.bundled.nvme.namespaces import MOST_IDS, Namespaces
+from bellwire.bundled.nvme.namespaces import Namespaces
 from bellwire.bundled.nvme.store import SpaceRecord, Store
 from bellwire.storage import Disk, StorageError
 
@@ -34,17 +33,20 @@ def take_stock(
             found = known.pop(nsid, None) if nsid not in record.deleted else None
             if nsid in record.deleted:
                 retired.append(disk)
-            elif found is None or found.number:
+            elif found is None:
                 spaces.append(Namespace(nsid, disk, block_size, identity(controller, nsid)))
+            elif found.number:
+                raise StorageError(
+                    f"store {store.folder}: the guest has made namespace {nsid}, and options name another one: "
+                    "start with fewer images"
+                )
             else:
                 spaces.append(_known(found, disk, controller))
         for found in known.values():
             if found.number:
-                _check(found)
-                made.append(store.disk(found.nsid, found.size, 1 << found.shift, direct=direct))
+                _check_size(store, found)
+                made.append(store.disk(found.nsid, found.size, 1 << FORMATS[found.lba_format], direct=direct))
                 spaces.append(_known(found, made[-1], controller))
-        if len({space.nsid for space in spaces}) < len(spaces):
-            raise StorageError(f"store {store.folder}: two namespaces have one ID")
     except BaseException:
         for disk in made:
             disk.close()
@@ -54,32 +56,28 @@ def take_stock(
 
 def _known(found: SpaceRecord, disk: Disk, controller: uuid.UUID) -> Namespace:
     """One that the store knows."""
-    _check(found)
     return Namespace(
         found.nsid,
         disk,
-        1 << found.shift,
+        1 << FORMATS[found.lba_format],
         identity(controller, found.nsid, found.number),
         attached=found.attached,
         number=found.number,
-        lost=[(start, count) for start, count in found.lost if start >= 0 and count > 0],
+        lost=[(start, count) for start, count in found.lost if count],
     )
 
 
-def _check(found: SpaceRecord) -> None:
-    """What the store says may have been edited."""
-    good = 0 < found.nsid <= MOST_IDS and found.shift in FORMATS
-    if not good or (found.number and found.size < 1 << found.shift):
-        raise StorageError(f"the store says of namespace {found.nsid} what cannot be: {found}")
-    if len(found.lost) > MOST_RANGES:
-        raise StorageError(f"the store says of namespace {found.nsid} that it has lost too much")
+def _check_size(store: Store, found: SpaceRecord) -> None:
+    """Refuse a size that somebody has edited."""
+    if found.size < 1 << FORMATS[found.lba_format]:
+        raise StorageError(f"store {store.folder}: namespace {found.nsid} of {found.size} bytes has no block")
 
 
 def write_down(store: Store, namespaces: Namespaces) -> None:
     """Put the namespaces into the store's record."""
     store.record.spaces = [
         SpaceRecord(
-            space.nsid, space.shift, space.number, space.attached, space.disk.size if space.made else 0,
+            space.nsid, FORMATS.index(space.shift), space.number, space.attached, space.disk.size if space.made else 0,
             space.lost.ranges,
         )
         for space in namespaces.allocated

@@ -11,6 +11,7 @@ import fcntl
 import os
 import threading
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,40 +20,47 @@ from bellwire.storage import Disk, StorageError
 NAME = "nvme.json"
 
 
-class SpaceRecord(msgspec.Struct, omit_defaults=True):
-    """One namespace. ``size`` is of one that was made by the host; its blocks are in a file here."""
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+SelfTestResult = Annotated[bytes, msgspec.Meta(min_length=28, max_length=28)]
+"""§5.14.1.6."""
+PersistentEvent = Annotated[bytes, msgspec.Meta(min_length=24, max_length=4096)]
+"""A header and data (§5.14.1.13)."""
 
-    nsid: int
-    shift: int
-    number: int
+
+class SpaceRecord(msgspec.Struct, omit_defaults=True):
+    """One namespace. ``number`` and ``size`` are of one that was made by the host; its blocks are in a file here."""
+
+    nsid: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    lba_format: Annotated[int, msgspec.Meta(ge=0, le=1)]
+    number: Count
     attached: bool = True
-    size: int = 0
-    lost: list[tuple[int, int]] = []
+    size: Count = 0
+    lost: Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=1024)] = []
 
 
 class SanitizeRecord(msgspec.Struct, omit_defaults=True):
     """How the most recent sanitize operation went: SSTAT and SCDW10 (§5.14.1.16.2)."""
 
-    status: int = 0
-    action: int = 0
+    status: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    action: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
     failure_mode: bool = False
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """All of it."""
+    """All of it. Somebody may have edited the file, so bounds are checked as it is read."""
 
-    version: int = 1
+    version: Literal[1] = 1
     spaces: list[SpaceRecord] = []
-    deleted: list[int] = []
+    deleted: list[Count] = []
     """Namespaces that the device is started with, and that the host has deleted."""
-    made: int = 0
+    made: Count = 0
     """Namespaces that were ever made: no identifier comes twice."""
-    power_cycles: int = 0
+    power_cycles: Count = 0
     sanitize: SanitizeRecord = msgspec.field(default_factory=SanitizeRecord)
-    self_tests: list[bytes] = []
-    events: list[bytes] = []
-    telemetry: bytes = b""
-    telemetry_generation: int = 0
+    self_tests: Annotated[list[SelfTestResult], msgspec.Meta(max_length=20)] = []
+    events: Annotated[list[PersistentEvent], msgspec.Meta(max_length=4096)] = []
+    telemetry: Annotated[bytes, msgspec.Meta(max_length=1 << 20)] = b""
+    telemetry_generation: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
     telemetry_news: bool = False
 
 
@@ -84,8 +92,6 @@ class Store:
             raise StorageError(f"store {folder}: {error.strerror}") from error
         try:
             self.record = msgspec.json.decode(text, type=Record)
-            if self.record.version != 1:
-                raise msgspec.ValidationError(f"version {self.record.version}, and this device reads 1")
         except msgspec.MsgspecError as error:
             self.close()
             raise StorageError(f"store {folder / NAME}: {error}; remove it to begin anew") from error

@@ -1,0 +1,115 @@
+"""DEVICE_GET_*: what a client asks before it does anything, on the server's side and on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vfio_user.backend import Backend
+from vfio_user.channel import Message
+from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism
+from vfio_user.errors import ProtocolError
+from vfio_user.fields import Fields
+from vfio_user.io_fds import INFO as IO_FDS_INFO
+from vfio_user.io_fds import SubRegion, descriptors, mechanism, pack_sub_regions
+from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.regions import DEVICE as DEVICE_INFO
+from vfio_user.regions import REGION as REGION_INFO
+from vfio_user.regions import DeviceInfo, Region
+from vfio_user.version import Capabilities
+
+LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
+
+
+class Reply(NamedTuple):
+    """A command's answer."""
+
+    parts: Sequence[bytes | memoryview] = ()
+    fds: Sequence[int] = ()
+
+
+class Getters:
+    """Answers them for ``backend``. ``client`` and ``mechanisms`` are what VERSION has settled."""
+
+    def __init__(self, backend: Backend, regions: Sequence[Region], entry_size: int) -> None:
+        self.client = Capabilities()
+        self.mechanisms: frozenset[Mechanism] = frozenset()
+        self._backend = backend
+        self._regions = regions
+        self._entry_size = entry_size
+
+    def device_info(self, message: Message) -> Reply:
+        """DEVICE_GET_INFO."""
+        _request(message, DEVICE_INFO)
+        return Reply([DeviceInfo(self._backend.device_flags, PCI_REGIONS, PCI_IRQS).pack()])
+
+    def region_info(self, message: Message) -> Reply:
+        """DEVICE_GET_REGION_INFO; the descriptor of the region's areas goes with the whole answer."""
+        argsz, _, index = _request(message, REGION_INFO)[:3]
+        region = self._regions[_index(message, index, PCI_REGIONS)]
+        if not self.client.max_msg_fds:
+            region = region.unmapped()
+        payload = region.info.pack(argsz)
+        whole = not region.info.areas or len(payload) > REGION_INFO.size
+        return Reply([payload], [region.fd] if whole and region.fd is not None else [])
+
+    def io_fds(self, message: Message, call: Callable[..., Sequence[SubRegion]]) -> Reply:
+        """DEVICE_GET_REGION_IO_FDS; ``call`` is what calls into the backend."""
+        argsz, flags, index, count = _request(message, IO_FDS_INFO)
+        if flags or count:
+            raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
+        index = _index(message, index, PCI_REGIONS)
+        found = call(Command.DEVICE_GET_REGION_IO_FDS, self._backend.sub_regions, index, self.mechanisms)
+        subs = self._offered(found)
+        entries, fds = pack_sub_regions(subs, self._entry_size)
+        need = IO_FDS_INFO.size + len(entries)
+        info = IO_FDS_INFO.pack(need, 0, index, len(subs))
+        return Reply([info]) if argsz < need else Reply([info, entries], fds)
+
+    def _offered(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
+        """Those that the client knows, and whose fds it can take in one message; others stay with REGION_WRITE."""
+        most = min(self.client.max_msg_fds, Capabilities.MOST_FDS)
+        fds: set[int] = set()
+        offered = []
+        for sub in subs:
+            if mechanism(sub) in self.mechanisms and len(fds | descriptors(sub)) <= most:
+                fds |= descriptors(sub)
+                offered.append(sub)
+        return offered
+
+    def irq_info(self, message: Message) -> Reply:
+        """DEVICE_GET_IRQ_INFO."""
+        _, _, index, _ = _request(message, IRQ_INFO)
+        return Reply([self._backend.irq(_index(message, index, PCI_IRQS)).pack()])
+
+
+def _request(message: Message, layout: Fields) -> tuple[int, ...]:
+    """A getter's request, whose first field is argsz; its length and argsz checked.
+
+    Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.
+    """
+    if len(message.payload) < layout.size:
+        raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected at least {layout.size}")
+    fields: tuple[int, ...] = layout.unpack_from(message.payload)
+    if fields[0] < layout.size:
+        raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {layout.size}")
+    return fields
+
+
+def _index(message: Message, index: int, count: int) -> int:
+    if index >= count:
+        raise ProtocolError(f"{message.name}: index {index}, expected 0 to {count - 1}")
+    return index
+
+
+def believed(need: int, command: Command) -> int:
+    """What a server says that its answer needs; a ProtocolError where that is too much."""
+    if need > LARGEST_ANSWER:
+        raise ProtocolError(f"{command.name} reply: argsz {need}, at most {LARGEST_ANSWER} is believed")
+    return need
+
+
+def check_same(index: int, asked: int, command: Command) -> None:
+    """A ProtocolError where a server answers for another index than was asked for."""
+    if index != asked:
+        raise ProtocolError(f"{command.name} reply: index {index}, asked was {asked}")
