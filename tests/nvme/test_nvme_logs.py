@@ -75,6 +75,29 @@ def test_an_extended_self_test_finds_an_uncorrectable_block(on_image: Driver) ->
     assert results(on_image) == [(0x27, 2, 0xF, 1, 1234, 2, 0x81)]
 
 
+@pytest.mark.parametrize("block", [0, 2047])
+def test_a_short_self_test_reads_the_first_block_and_the_last(on_image: Driver, block: int) -> None:
+    on_image.create_queues().do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1, dwords=(block,))
+    on_image.admin.do(SELF_TEST, nsid=1, dwords=(1,))
+    finish_test(on_image)
+    assert results(on_image) == [(0x17, 2, 0xF, 1, block, 2, 0x81)]
+
+
+def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(driver.machine, TestMachine)
+    self_test = driver.machine.guest.device.controller.self_test
+    seen: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(
+        Disk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]), self_test.page(None)[1]))
+    )
+    driver.admin.do(SELF_TEST, nsid=2, dwords=(2,))
+    finish_test(driver)
+    assert seen == [(number << 20, 1 << 20, number * 100 // 8) for number in range(8)]
+    assert driver.log(6, 564)[:2] == bytes(2)
+
+
 def test_one_self_test_at_a_time_which_can_be_aborted(on_image: Driver) -> None:
     first = on_image.admin.put(SELF_TEST, nsid=1, dwords=(2,))
     second = on_image.admin.put(SELF_TEST, nsid=1, dwords=(1,))
@@ -249,6 +272,17 @@ def test_old_events_make_room(quiet: Driver, monkeypatch: pytest.MonkeyPatch) ->
     assert [kind for kind, _ in events(quiet)] == [8, 7, 8]
 
 
+def test_the_log_is_64_kib_at_most(driver: Driver) -> None:
+    assert isinstance(driver.machine, TestMachine)
+    log = driver.machine.guest.device.controller.history
+    for number in range(2000):
+        log.add(Happening.TIMESTAMP, struct.pack("<QQ", number, 0))
+    get_log(driver, 0x0D, specific=1)
+    count, length = struct.unpack_from("<IQ", get_log(driver, 0x0D)[1], 4)
+    assert (count, length) == (1625, 512 + 1625 * 40)
+    assert struct.unpack_from("<Q", get_log(driver, 0x0D, offset=512)[1], 24) == (1999,)
+
+
 # -- telemetry
 
 
@@ -300,6 +334,14 @@ def test_a_failing_disk_leaves_telemetry_until_the_host_has_read_it(
     assert get_log(on_image, 8)[1][382] == 0
     fail_once(on_image, monkeypatch)
     assert get_log(on_image, 8)[1][383] == 2
+
+
+def test_a_long_reason_is_cut_to_its_field(driver: Driver) -> None:
+    assert isinstance(driver.machine, TestMachine)
+    driver.machine.guest.device.controller.telemetry.failed("x" * 500)
+    header = get_log(driver, 8)[1]
+    assert header[384:] == b"x" * 127 + b"\0"
+    assert header[5:8] == bytes((0x57, 0x42, 0x02))
 
 
 # -- the clock
@@ -370,6 +412,35 @@ def test_identify_names_the_optional_commands_that_the_effects_log_has(
     log = struct.unpack("<512I", driver.log(5, 2048))
     for bit, opcode in commands.items():
         assert bits >> bit & 1 == log[(256 if field == "ONCS" else 0) + opcode] & 1 == 1
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "value"),
+    [
+        (78, 2, 1),  # CNTLID
+        (92, 4, 1 << 8),  # OAES: namespace attribute notices
+        (256, 2, 0x11A),  # OACS
+        (258, 1, 3),  # ACL, counted from zero
+        (259, 1, 3),  # AERL
+        (261, 1, 0x1E),  # LPA
+        (316, 2, 2),  # EDSTT, minutes
+        (318, 1, 1),  # DSTO: one self-test at a time
+        (328, 4, 0x6000_0002),  # SANICAP: block erase, no-deallocate inhibited, media not modified afterwards
+        (352, 4, 1),  # PELS, 64 KiB
+        (520, 2, 0x1DF),  # ONCS
+        (524, 1, 0),  # FNA: formats and erases are of one namespace
+        (534, 2, 1),  # OCFS
+    ],
+)
+def test_identify_controller_says_what_it_can_do(driver: Driver, offset: int, size: int, value: int) -> None:
+    assert int.from_bytes(driver.identify(0x01)[offset : offset + size], "little") == value
+
+
+def test_the_effects_are_those_that_linux_freezes_io_and_rescans_for(driver: Driver) -> None:
+    log = struct.unpack("<512I", driver.log(5, 2048))
+    assert [log[opcode] for opcode in (0x80, 0x84, 0x0D, 0x15, 0x06)] == [0x1_0007, 0x2_0003, 0xB, 0x9, 1]
+    assert {log[256 + opcode] for opcode in (0x01, 0x04, 0x08, 0x09, 0x19)} == {3}
+    assert {log[256 + opcode] for opcode in (0x00, 0x02, 0x05, 0x0C)} == {1}
 
 
 def test_random_log_requests_end_with_a_status(driver: Driver) -> None:
