@@ -21,8 +21,9 @@ from bellwire.bundled.nvme.store import Store
 from bellwire.storage import StorageError
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Driver, Queues, TestMachine, transfer
-from nvme.test_nvme_logs import events, fail_once, finish_test, get_log, results
+from nvme.test_nvme_logs import events, fail_once, get_log
 from nvme.test_nvme_namespaces import attach, create, delete, listed
+from nvme.test_nvme_self_test import finish_test, results
 
 MIB = 1 << 20
 
