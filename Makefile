@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench mutants guests clean python
+.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -98,6 +98,9 @@ bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, b
 
 mutants: $(VENV)/.dev ## see whether tests notice small mistakes: a sample of each area, within an hour (MUTANTS="--seed 2 nvme")
 	nice $(BIN)/python -m mutants $(MUTANTS)
+
+bench-docs: ## for a release: put the plots of the last `make bench` beside docs/performance.md
+	install -m644 -t docs/performance build/bench/*.svg
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
