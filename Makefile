@@ -85,7 +85,7 @@ test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ##
 	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
 test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
-	$(call need,command -v mmdebstrap,mmdebstrap)
+	$(call need,command -v mmdebstrap && command -v buildah,mmdebstrap buildah)
 	$(PYTEST) -q -m fresh tests/fresh $(FRESH)
 
 coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## the same tests, with a coverage report
@@ -124,7 +124,7 @@ build/wheel/.built: $(shell find $(PACKAGES) systemd -type f ! -name '*.pyc') py
 install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for packages, below DESTDIR
 	+@$(AS_OWNER) $(MAKE) --no-print-directory wheel
 	$(call need,$(SYSTEM_PYTHON) -c 'import ensurepip',python3 python3-venv)
-	$(if $(and $(filter /usr/bin/%,$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
+	$(if $(and $(filter $(realpath /usr/bin/python3),$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
 		need,cd / && $(SYSTEM_PYTHON) -c 'import systemd.journal',python3-systemd)))
 	umask 022 && mkdir -p $(dir $(NEW)) && rm -rf $(NEW) && $(SYSTEM_PYTHON) -m venv --system-site-packages $(NEW) && \
 		$(INSTALL) $(PINS) build/wheel/*.whl && \
