@@ -174,11 +174,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(STALE) | $(VENV)/bin/python
 .PHONY: stale
 stale:
 
-# A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
+# A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them; shells,
+# to press Tab in.
 $(VENV)/.tools: | $(VENV)/.dev
 	$(call need,command -v gcc && command -v objcopy && test -e /usr/include/linux/kvm.h \
 		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
 	$(call need,command -v strace,strace)
+	$(call need,command -v zsh && command -v fish,zsh fish)
 	@touch $@
 
 # What a kernel is built with.

@@ -227,7 +227,7 @@ def test_relative_paths_in_a_devices_file_are_meant_from_where_it_lies(daemon: I
 def test_where_the_daemon_was_started_is_no_place_for_modules(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or whoever may write there could have the daemon run what they like."""
+    """Or a user who may write there could have the daemon run anything."""
     (tmp_path / "tempting.py").touch()
     (instance.plugins / "mine.py").write_text((PLUGINS / "probe.py").read_text() + "import tempting\n")
     instance.configure("one", 'device = "mine"')
