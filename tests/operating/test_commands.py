@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -395,10 +396,30 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(daemon: Instance) -> Non
     assert "\x1b[3" not in on_a_terminal(["list", *daemon.places], {"NO_COLOR": "1"})
 
 
-def in_columns(columns: int, *words: str) -> str:
+class Terminal(io.StringIO):
+    """Standard output that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+InColumns = Callable[..., str]
+
+
+@pytest.fixture
+def in_columns(daemon: Instance, monkeypatch: pytest.MonkeyPatch) -> InColumns:
     """What a command shows on a terminal so wide, without bold type."""
-    shown = on_a_terminal(list(words), {"COLUMNS": str(columns), "NO_COLOR": "1"})
-    return re.sub("\x1b[^m]*m", "", shown).replace("\r", "")
+
+    def shown(columns: int, *words: str) -> str:
+        terminal = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            for name, value in (("COLUMNS", str(columns)), ("TERM", "xterm"), ("NO_COLOR", "1")):
+                patch.setenv(name, value)
+            assert main([*words, *daemon.places]) == 0
+        return re.sub("\x1b[^m]*m", "", terminal.getvalue())
+
+    return shown
 
 
 NARROW = {
@@ -413,18 +434,18 @@ NARROW = {
 
 @pytest.mark.parametrize("columns", [40, 60])
 @pytest.mark.parametrize("command", NARROW)
-def test_a_narrow_terminal_is_enough(daemon: Instance, command: str, columns: int) -> None:
+def test_a_narrow_terminal_is_enough(daemon: Instance, in_columns: InColumns, command: str, columns: int) -> None:
     daemon.configure("vm1-network-card-0", 'device = "probe"\nautostart = false')
     daemon.reload()
-    shown = in_columns(columns, *command.split(), *daemon.places)
+    shown = in_columns(columns, *command.split())
     lines = [line.rstrip() for line in shown.split("\n")]
     assert max(map(len, lines)) <= columns, shown
     for text in NARROW[command]:
         assert any(re.search(text, line) for line in lines), shown
 
 
-def test_a_wide_terminal_shows_every_column(daemon: Instance) -> None:
-    wide, narrow = (in_columns(columns, "list", *daemon.places) for columns in (120, 40))
+def test_a_wide_terminal_shows_every_column(in_columns: InColumns) -> None:
+    wide, narrow = (in_columns(columns, "list") for columns in (120, 40))
     assert re.search(r"name +device +state +for +client +memory +restarts *\n", wide)
     assert re.search(r"name .*state .*client", narrow)
     assert "restarts" not in narrow
