@@ -14,7 +14,7 @@ from bed import Bed
 from fresh import roots
 
 pytestmark = [pytest.mark.fresh, pytest.mark.long, pytest.mark.systemd]
-BUILDERS = ("make", "python3-venv", "dpkg-dev", "debhelper", "lintian")
+BUILDERS = ("python3-venv", "dpkg-dev", "debhelper", "lintian")
 PATIENCE = 900.0
 QUIET = "DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends"
 SERVICE = "bellwired.service"
