@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench mutants guests clean python
+.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -85,7 +85,7 @@ test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ##
 	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
 test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
-	$(call need,command -v mmdebstrap,mmdebstrap)
+	$(call need,command -v mmdebstrap && command -v buildah,mmdebstrap buildah)
 	$(PYTEST) -q -m fresh tests/fresh $(FRESH)
 
 coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## the same tests, with a coverage report
@@ -98,6 +98,9 @@ bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, b
 
 mutants: $(VENV)/.dev ## see whether tests notice small mistakes: a sample of each area, within an hour (MUTANTS="--seed 2 nvme")
 	nice $(BIN)/python -m mutants $(MUTANTS)
+
+bench-docs: ## for a release: put the plots of the last `make bench` beside docs/performance.md
+	install -m644 -t docs/performance build/bench/*.svg
 
 guests: $(VENV)/.tools ## build the micro guests anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
@@ -121,7 +124,7 @@ build/wheel/.built: $(shell find $(PACKAGES) systemd -type f ! -name '*.pyc') py
 install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for packages, below DESTDIR
 	+@$(AS_OWNER) $(MAKE) --no-print-directory wheel
 	$(call need,$(SYSTEM_PYTHON) -c 'import ensurepip',python3 python3-venv)
-	$(if $(and $(filter /usr/bin/%,$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
+	$(if $(and $(filter $(realpath /usr/bin/python3),$(SYSTEM_PYTHON)),$(shell command -v apt-get)),$(if $(DESTDIR),,$(call \
 		need,cd / && $(SYSTEM_PYTHON) -c 'import systemd.journal',python3-systemd)))
 	umask 022 && mkdir -p $(dir $(NEW)) && rm -rf $(NEW) && $(SYSTEM_PYTHON) -m venv --system-site-packages $(NEW) && \
 		$(INSTALL) $(PINS) build/wheel/*.whl && \
@@ -171,11 +174,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(STALE) | $(VENV)/bin/python
 .PHONY: stale
 stale:
 
-# A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them.
+# A compiler, to rebuild the micro guests; kernel headers, to check the ioctls' layout; strace, to count them; shells,
+# to press Tab in.
 $(VENV)/.tools: | $(VENV)/.dev
 	$(call need,command -v gcc && command -v objcopy && test -e /usr/include/linux/kvm.h \
 		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
 	$(call need,command -v strace,strace)
+	$(call need,command -v zsh && command -v fish,zsh fish)
 	@touch $@
 
 # What a kernel is built with.

@@ -1,17 +1,16 @@
-"""The figures of a run, put into docs/performance.md between its marks, and the plots beside it."""
+"""The figures of a run, put into docs/performance.md between its marks. `make bench-docs` brings the plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import doorbells, guest, network, plots, protocol, scale, storage
+from bench import doorbells, guest, network, protocol, scale, storage
 from bench.build import SOURCES
 from bench.samples import Results, Series
 from bench.tables import figure
 from bench.targets import Verdict
 
 PAGE = SOURCES.parent / "docs" / "performance.md"
-PICTURES = PAGE.with_suffix("")
 BEGIN, END = "<!-- figures: {} -->\n", "<!-- end -->"
 PARTS = (
     doorbells.COST,
@@ -45,7 +44,6 @@ def write(results: Results, verdicts: Sequence[Verdict], about: dict[str, object
         if results.whats(part):
             text = _replaced(text, part, part_table(results, part))
     PAGE.write_text(text)
-    plots.draw(results, PICTURES)
 
 
 def part_table(results: Results, part: str) -> str:

@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 
 TESTS = ["tests/protocol", "tests/devices", "tests/nvme", "tests/virtio"]
+NOTHING_RAN = "(none)"
 QUICK = "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-m", QUICK, "--no-header", "--tb=line"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis has been imported by then
@@ -115,7 +116,11 @@ def attempt(file: str, tree: ast.Module | None, nodes: list[str], patience: floa
         if tree is not None:
             _replace(os.path.realpath(file), tree)
         chosen = Chosen(nodes)
-        pytest.main([*OPTIONS, "-x", *sorted({node.partition("::")[0] for node in nodes})], plugins=[chosen])
+        ended = pytest.main([*OPTIONS, "-x", *sorted({node.partition("::")[0] for node in nodes})], plugins=[chosen])
+        if ended == pytest.ExitCode.NO_TESTS_COLLECTED:
+            chosen.failed = NOTHING_RAN
+        elif ended != pytest.ExitCode.OK and not chosen.failed:
+            chosen.failed = "(the tests cannot start)"
         os.write(tell, json.dumps([chosen.failed, chosen.seconds]).encode())
 
     ended = _forked(run, patience)
@@ -127,6 +132,8 @@ def attempt(file: str, tree: ast.Module | None, nodes: list[str], patience: floa
     if not said:
         return "(the process died)", 0.0
     failed, seconds = json.loads(said)
+    if failed == NOTHING_RAN:
+        raise SystemExit(f"mutants: none of {len(nodes)} tests is there, {nodes[0]} for one: measure again (--measure)")
     return failed, seconds
 
 

@@ -37,7 +37,13 @@ class SettingsError(CommandError):
 class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     """``devices.d/NAME.toml``."""
 
-    device: Annotated[str, Meta(description="A bundled device, entry point or plugin by name, or a Python file.")]
+    device: Annotated[
+        str,
+        Meta(
+            description="A bundled device, entry point or plugin by name; or a Python file or package by its path, "
+            "from where this file lies."
+        ),
+    ]
     options: Annotated[
         dict[str, bool | int | float | str], Meta(description="The device's own options, as its plugin declares them.")
     ] = {}

@@ -271,6 +271,18 @@ def test_dma_outside_the_guests_memory_is_its_error() -> None:
             guest.ring(Keeper.go)
 
 
+@pytest.mark.parametrize("write", [False, True])
+def test_a_shared_map_is_the_whole_stretch_around_an_address(write: bool) -> None:
+    with Guest(Keeper, memory=1 << 16) as guest:
+        found = guest.device.dma.shared_map(0x1234, write=write)
+        assert found is not None
+        assert (found.start, found.end, len(found.view)) == (0, 1 << 16, 1 << 16)
+        guest.memory[0x1234] = 77
+        assert found.view[0x1234] == 77
+        assert found.view.readonly is not write
+        assert guest.device.dma.shared_map(1 << 16) is None
+
+
 def test_dma_map_gives_guest_memory_itself() -> None:
     with Guest(Keeper) as guest:
         assert guest.memory is not None

@@ -35,6 +35,8 @@ class Newcomer:
         self.system, self.name = system, name
         self.home = "/root" if name == "root" else f"/home/{name}"
         self.checkout = f"{self.home}/bellwire"
+        kept = " ".join(roots.VARIABLES + roots.AUTHORITIES)
+        system.path("/etc/sudoers.d/network").write_text(f'Defaults env_keep += "{kept}"\n')
         if name != "root":
             system.run("useradd", "--create-home", "--user-group", "--shell=/bin/bash", name)
             system.path(f"/etc/sudoers.d/{name}").write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")

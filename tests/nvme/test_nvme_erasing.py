@@ -164,6 +164,16 @@ def test_a_sanitize_erases_every_image_and_tells_when_it_has(two: Driver, tmp_pa
         assert (tmp_path / name).stat().st_blocks == 0
 
 
+def test_the_log_says_how_far_a_sanitize_is(two: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(two.machine, TestMachine)
+    sanitize = two.machine.guest.device.controller.sanitize
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Disk, "empty", lambda _: seen.append(struct.unpack_from("<HHI6I", sanitize.page(None))))
+    two.admin.do(SANITIZE, dwords=(BLOCK_ERASE,))
+    finish_sanitize(two)
+    assert seen == [(progress, 2, BLOCK_ERASE, *[0xFFFF_FFFF] * 6) for progress in (0, 0x8000)]
+
+
 @pytest.mark.parametrize("dword10", [0, 3, 4, 5, BLOCK_ERASE | 1 << 9])
 def test_a_sanitize_action_that_there_is_not_is_an_invalid_field(two: Driver, tmp_path: Path, dword10: int) -> None:
     assert two.admin.do(SANITIZE, dwords=(dword10,)).code == Status.INVALID_FIELD

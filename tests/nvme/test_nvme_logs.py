@@ -1,13 +1,11 @@
-"""nvme's logs and clock: self-tests, persistent events, telemetry, commands' effects, the timestamp."""
+"""nvme's persistent events, telemetry and clock."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import random
 import struct
-from typing import Any
 
 import pytest
 
@@ -15,10 +13,9 @@ from bellwire.bundled.nvme import history, timestamp
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.history import HEADER_SIZE, Happening
 from bellwire.bundled.nvme.status import Status
-from bellwire.storage import Disk
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, transfer
 
-SELF_TEST, GET_LOG = AdminOpcode.DEVICE_SELF_TEST, AdminOpcode.GET_LOG_PAGE
+GET_LOG = AdminOpcode.GET_LOG_PAGE
 EVERY = 0xFFFF_FFFF
 
 
@@ -28,130 +25,6 @@ def get_log(driver: Driver, number: int, *, specific: int = 0, size: int = 512, 
     dwords = ((size // 4 - 1) << 16 | specific << 8 | number, 0, offset & 0xFFFF_FFFF, offset >> 32)
     done = driver.admin.do(GET_LOG, nsid=EVERY, prp1=page, dwords=dwords)
     return done, bytes(driver.memory[page : page + size])
-
-
-# -- self-tests
-
-
-def results(driver: Driver) -> list[tuple[int, ...]]:
-    """Code and result, segment, what is valid, namespace, block, status; the newest first."""
-    log = driver.log(6, 564)
-    found = [struct.unpack_from("<BBB9xIQBB", log, 4 + 28 * number) for number in range(20)]
-    return [entry for entry in found if entry[0] != 0xF]
-
-
-def finish_test(driver: Driver) -> None:
-    for _ in range(10_000):
-        if not driver.log(6, 564)[0]:
-            return
-        driver.machine.step()
-    raise AssertionError("the self-test does not end")
-
-
-@pytest.mark.parametrize("kind", [1, 2], ids=["short", "extended"])
-@pytest.mark.parametrize("nsid", [0, 1, EVERY])
-def test_a_self_test_of_a_good_disk_passes(on_image: Driver, kind: int, nsid: int) -> None:
-    assert on_image.admin.do(SELF_TEST, nsid=nsid, dwords=(kind,)).status == 0
-    finish_test(on_image)
-    assert results(on_image) == [(kind << 4, 0, bool(nsid), nsid, 0, 0, 0)]
-
-
-def test_an_extended_self_test_finds_a_part_of_the_disk_that_cannot_be_read(
-    on_image: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(Disk, "read", fail)
-    assert on_image.admin.do(SELF_TEST, nsid=1, dwords=(2,)).status == 0
-    finish_test(on_image)
-    assert results(on_image) == [(0x27, 2, 0xF, 1, 0, 2, 0x81)]
-
-
-def test_an_extended_self_test_finds_an_uncorrectable_block(on_image: Driver) -> None:
-    on_image.create_queues().do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1, dwords=(1234,))
-    on_image.admin.do(SELF_TEST, nsid=EVERY, dwords=(2,))
-    finish_test(on_image)
-    assert results(on_image) == [(0x27, 2, 0xF, 1, 1234, 2, 0x81)]
-
-
-def test_one_self_test_at_a_time_which_can_be_aborted(on_image: Driver) -> None:
-    first = on_image.admin.put(SELF_TEST, nsid=1, dwords=(2,))
-    second = on_image.admin.put(SELF_TEST, nsid=1, dwords=(1,))
-    abort = on_image.admin.put(SELF_TEST, dwords=(0xF,))
-    again = on_image.admin.put(SELF_TEST, nsid=1, dwords=(1,))
-    on_image.admin.ring()
-    codes = [done.code for done in on_image.admin.wait(first, second, abort, again)]
-    assert codes == [0, Status.SELF_TEST_IN_PROGRESS, 0, 0]
-    finish_test(on_image)
-    assert [entry[0] for entry in results(on_image)] == [0x10, 0x21]
-
-
-@pytest.mark.parametrize(
-    ("nsid", "dword10", "status"),
-    [(1, 0, Status.INVALID_FIELD), (1, 3, Status.INVALID_FIELD), (2, 1, Status.INVALID_FIELD),
-     (99, 1, Status.INVALID_NAMESPACE)],
-)  # fmt: skip
-def test_a_self_test_that_there_is_not_is_refused(on_image: Driver, nsid: int, dword10: int, status: Status) -> None:
-    assert on_image.admin.do(SELF_TEST, nsid=nsid, dwords=(dword10,)).code == status
-    assert results(on_image) == []
-
-
-@pytest.mark.parametrize(
-    ("opcode", "nsid", "dword10", "result"),
-    [(AdminOpcode.FORMAT_NVM, 1, 0, 4), (AdminOpcode.SANITIZE, 0, 2, 9), (AdminOpcode.NAMESPACE_MANAGEMENT, 1, 1, 3)],
-)
-def test_what_erases_ends_a_self_test(on_image: Driver, opcode: int, nsid: int, dword10: int, result: int) -> None:
-    on_image.admin.put(SELF_TEST, nsid=1, dwords=(2,))
-    cid = on_image.admin.put(opcode, nsid=nsid, dwords=(dword10,))
-    on_image.admin.ring()
-    assert on_image.admin.wait(cid)[0].status == 0
-    for _ in range(100):
-        on_image.machine.step()
-    assert [entry[0] for entry in results(on_image)] == [0x20 | result]
-
-
-def test_a_format_of_another_namespace_does_not_wait_for_the_end_of_a_self_test(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    read, empty = Disk.read, Disk.empty
-    monkeypatch.setattr(Disk, "read", lambda *what: (done.append("read"), read(*what)))
-    monkeypatch.setattr(Disk, "empty", lambda *what: (done.append("format"), empty(*what)))
-    driver.admin.put(SELF_TEST, nsid=1, dwords=(2,))
-    cid = driver.admin.put(AdminOpcode.FORMAT_NVM, nsid=2, dwords=(1,))
-    driver.admin.ring()
-    assert driver.admin.wait(cid)[0].status == 0
-    finish_test(driver)
-    assert done == ["read", "format", *["read"] * 7]  # 8 MiB, in pieces of one
-
-
-@pytest.mark.parametrize("kind", [1, 2], ids=["short", "extended"])
-@pytest.mark.parametrize("how", ["controller reset", "device reset", "snapshot"])
-def test_an_extended_self_test_outlives_a_reset_and_a_short_one_does_not(on_image: Driver, kind: int, how: str) -> None:
-    assert isinstance(on_image.machine, TestMachine)
-    core = on_image.machine.guest.device.core
-    on_image.admin.do(SELF_TEST, nsid=1, dwords=(kind,))
-    if how == "snapshot":
-        core.restore(core.snapshot())
-    elif how == "device reset":
-        core.reset()
-        on_image.machine.guest.enable()
-    else:
-        on_image.disable()
-    if how != "snapshot":
-        on_image.admin = Queues(on_image, 0, 32)
-        on_image.enable()
-    finish_test(on_image)
-    ended_by_reset = kind == 1 and how != "snapshot"
-    assert [entry[0] for entry in results(on_image)] == [kind << 4 | 2 * ended_by_reset]
-
-
-def test_the_last_twenty_results_are_kept(driver: Driver) -> None:
-    for number in range(25):
-        driver.admin.do(SELF_TEST, nsid=1 + number % 2, dwords=(1,))
-        finish_test(driver)
-    assert [entry[3] for entry in results(driver)] == [1, 2] * 10
 
 
 # -- persistent events
@@ -249,6 +122,17 @@ def test_old_events_make_room(quiet: Driver, monkeypatch: pytest.MonkeyPatch) ->
     assert [kind for kind, _ in events(quiet)] == [8, 7, 8]
 
 
+def test_the_log_is_64_kib_at_most(driver: Driver) -> None:
+    assert isinstance(driver.machine, TestMachine)
+    log = driver.machine.guest.device.controller.history
+    for number in range(2000):
+        log.add(Happening.TIMESTAMP, struct.pack("<QQ", number, 0))
+    get_log(driver, 0x0D, specific=1)
+    count, length = struct.unpack_from("<IQ", get_log(driver, 0x0D)[1], 4)
+    assert (count, length) == (1625, 512 + 1625 * 40)
+    assert struct.unpack_from("<Q", get_log(driver, 0x0D, offset=512)[1], 24) == (1999,)
+
+
 # -- telemetry
 
 
@@ -302,6 +186,14 @@ def test_a_failing_disk_leaves_telemetry_until_the_host_has_read_it(
     assert get_log(on_image, 8)[1][383] == 2
 
 
+def test_a_long_reason_is_cut_to_its_field(driver: Driver) -> None:
+    assert isinstance(driver.machine, TestMachine)
+    driver.machine.guest.device.controller.telemetry.failed("x" * 500)
+    header = get_log(driver, 8)[1]
+    assert header[384:] == b"x" * 127 + b"\0"
+    assert header[5:8] == bytes((0x57, 0x42, 0x02))
+
+
 # -- the clock
 
 
@@ -337,52 +229,3 @@ def test_the_timestamp_of_a_clock_that_was_not_set_counts_from_power_on(driver: 
 def test_a_timestamp_outside_memory_is_an_error(driver: Driver) -> None:
     for opcode in (AdminOpcode.GET_FEATURES, AdminOpcode.SET_FEATURES):
         assert driver.admin.do(opcode, prp1=1 << 40, dwords=(0x0E,)).code == Status.DATA_TRANSFER_ERROR
-
-
-# -- commands
-
-
-def test_the_effects_log_has_every_command_that_is_taken_and_no_other(driver: Driver) -> None:
-    log = driver.log(5, 2048)
-    supported = [bool(entry & 1) for entry in struct.unpack("<512I", log)]
-    queues = driver.create_queues()
-    for opcode in range(256):
-        known = queues.do(opcode, nsid=1, dwords=(1 << 31,), prp1=1 << 40).code != Status.INVALID_OPCODE
-        assert known == supported[256 + opcode], f"I/O command {opcode:#x}"
-    for opcode in set(range(256)) - {AdminOpcode.ASYNC_EVENT_REQUEST}:
-        known = driver.admin.do(opcode, flags=1).code != Status.INVALID_OPCODE
-        assert known == supported[opcode], f"admin command {opcode:#x}"
-
-
-@pytest.mark.parametrize(
-    ("field", "offset", "commands"),
-    [
-        ("ONCS", 520, {0: IoOpcode.COMPARE, 1: IoOpcode.WRITE_UNCORRECTABLE, 2: IoOpcode.DATASET_MANAGEMENT,
-                       3: IoOpcode.WRITE_ZEROES, 7: IoOpcode.VERIFY, 8: IoOpcode.COPY}),
-        ("OACS", 256, {1: AdminOpcode.FORMAT_NVM, 3: AdminOpcode.NAMESPACE_MANAGEMENT, 4: AdminOpcode.DEVICE_SELF_TEST,
-                       8: AdminOpcode.DOORBELL_BUFFER_CONFIG}),
-    ],
-)  # fmt: skip
-def test_identify_names_the_optional_commands_that_the_effects_log_has(
-    driver: Driver, field: str, offset: int, commands: dict[int, int]
-) -> None:
-    (bits,) = struct.unpack_from("<H", driver.identify(0x01), offset)
-    log = struct.unpack("<512I", driver.log(5, 2048))
-    for bit, opcode in commands.items():
-        assert bits >> bit & 1 == log[(256 if field == "ONCS" else 0) + opcode] & 1 == 1
-
-
-def test_random_log_requests_end_with_a_status(driver: Driver) -> None:
-    chance = random.Random(11)
-    for _ in range(300):
-        number = chance.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 0x0D, 0x81, chance.randrange(256)])
-        done: Any = driver.admin.do(
-            GET_LOG,
-            nsid=chance.choice([0, 1, EVERY]),
-            prp1=chance.choice([0x2000, 0x2004, 1 << 40]),
-            prp2=chance.choice([0, 0x3000, 0x3004]),
-            dwords=(chance.getrandbits(16) << 16 | chance.randrange(256) << 8 | number, chance.choice([0, 0, 1]),
-                    chance.choice([0, 4, 512, chance.getrandbits(32)]), chance.choice([0, chance.getrandbits(32)])),
-        )  # fmt: skip
-        assert done.code in set(Status)
-    assert driver.csts == 1

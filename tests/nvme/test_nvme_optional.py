@@ -175,6 +175,21 @@ def test_a_copy_that_cannot_be_changes_nothing(
     assert image.read_bytes() == before
 
 
+def test_a_copy_has_as_many_ranges_and_blocks_as_identify_says(driver: Driver) -> None:
+    queues = driver.create_queues()
+    assert copy(queues, 8192, (0, 8192)).status == 0
+    assert copy(queues, 8192, (0, 8191), (0, 2)).code == Status.COMMAND_SIZE_LIMIT_EXCEEDED
+    assert copy(queues, 8192, *[(number, 1) for number in range(128)]).status == 0
+    assert copy(queues, 8192, *[(0, 1)] * 127, (0, 1), (0, 1)).code == Status.COMMAND_SIZE_LIMIT_EXCEEDED
+
+
+def test_a_copy_may_end_where_its_source_begins_and_the_other_way_round(queues: Queues) -> None:
+    assert copy(queues, 100, (104, 4)).status == 0
+    assert copy(queues, 104, (100, 4)).status == 0
+    assert copy(queues, 101, (104, 4)).code == Status.INVALID_FIELD
+    assert copy(queues, 107, (104, 4)).code == Status.INVALID_FIELD
+
+
 def test_a_copy_heals_what_it_writes(queues: Queues) -> None:
     assert span(queues, LOSE, 100, 2).status == 0
     assert copy(queues, 100, (0, 2)).status == 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bellwire import OptionError
@@ -19,9 +20,10 @@ from bellwire.bundled.nvme.status import Status
 from bellwire.bundled.nvme.store import Store
 from bellwire.storage import StorageError
 from bellwire.testing import Guest
-from nvme.driver import MEMORY, PAGE, Driver, TestMachine, transfer
-from nvme.test_nvme_logs import events, fail_once, finish_test, get_log, results
+from nvme.driver import MEMORY, PAGE, Driver, Queues, TestMachine, transfer
+from nvme.test_nvme_logs import events, fail_once, get_log
 from nvme.test_nvme_namespaces import attach, create, delete, listed
+from nvme.test_nvme_self_test import finish_test, results
 
 MIB = 1 << 20
 
@@ -147,6 +149,51 @@ def test_what_cannot_be_stored_is_not_acknowledged(tmp_path: Path, monkeypatch: 
             assert listed(driver, 0x02) == [1]
             assert driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=1).code == Status.CAPACITY_EXCEEDED
         assert queues.do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1).status == 0
+
+
+def test_what_is_stored_is_on_the_medium_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    store.write(*store.encode())
+    assert synced == [str(tmp_path / "store" / "nvme.json.new"), str(tmp_path / "store")]
+
+
+def test_events_are_stored_soon_and_those_that_come_meanwhile_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = Store.write
+    monkeypatch.setattr(Store, "write", lambda *what: (written.append(what[1]), write(*what)))
+    with started(tmp_path) as driver:
+        assert isinstance(driver.machine, TestMachine)
+        driver.machine.guest.advance()
+        written.clear()
+        page = driver.allocate(PAGE)
+        cids = [driver.admin.put(AdminOpcode.SET_FEATURES, prp1=page, dwords=(0x0E,)) for _ in range(20)]
+        driver.admin.ring()
+        driver.admin.wait(*cids)
+        driver.machine.guest.advance()
+        assert len(written) == 2
+        text = (tmp_path / "store" / "nvme.json").read_bytes()
+        assert len(msgspec.json.decode(text)["events"]) == 22
+
+
+def test_a_store_that_fails_in_the_background_is_logged_and_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "the store is gone")
+
+    with started(tmp_path) as driver:
+        monkeypatch.setattr(os, "fsync", fail)
+        driver.disable()
+        driver.admin = Queues(driver, 0, 32)
+        driver.enable()
+        assert isinstance(driver.machine, TestMachine)
+        driver.machine.guest.advance()
+        assert "the store is gone" in caplog.text
+        assert driver.identify(0x01)[4:12] != bytes(8)
 
 
 def test_an_earlier_state_is_not_written_over_a_later_one(tmp_path: Path) -> None:

@@ -221,6 +221,23 @@ def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pyt
     assert "usage: bellwire" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statuss"], "bellwire: error: there is no command 'statuss'; did you mean status?"),
+        (["frobnicate"], "bellwire: error: there is no command 'frobnicate'; there are run, vmm, demo, list"),
+        (["logs", "x", "--folow"], "bellwire logs: error: unrecognized arguments: --folow; did you mean --follow?"),
+        (["list", "--nonsense"], "bellwire list: error: unrecognized arguments: --nonsense\n"),
+    ],
+)
+def test_a_misspelt_command_or_flag_is_told_with_what_may_be_meant(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert said in capsys.readouterr().err
+
+
 # -- what needs no daemon
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.cli import main
+from bellwired.workers import wire
+from bellwired.workers.worker import MOST_LINES, Relay
 from operating.conftest import Run
 from operating.instance import Instance, connect, read
 from vfio_user import VfioUserError
@@ -143,7 +147,7 @@ def test_a_mistake_on_the_command_line_is_json_too(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bellwired", "status", "--jsn", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert json.loads(done.stderr)["error"] == "unrecognized arguments: --jsn"
+    assert json.loads(done.stderr)["error"] == "unrecognized arguments: --jsn; did you mean --json?"
 
 
 def test_wait_waits_for_a_daemon_and_its_devices(instance: Instance) -> None:
@@ -213,3 +217,28 @@ def test_logs_follows_what_comes(daemon: Instance) -> None:
 def test_logs_of_a_device_that_there_is_not(run: Run) -> None:
     status, _, err = run("logs", "stedy")
     assert (status, err) == (1, "bellwire: there is no device 'stedy'\n  did you mean steady?\n")
+
+
+def test_a_device_that_logs_all_the_time_is_heard_so_often_a_second_and_no_more() -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        ours.setblocking(False)
+        relay = Relay(theirs)
+        for number in range(3 * MOST_LINES):
+            relay.emit(line(f"line {number}", at=7.0 + number / 1000))
+        relay.emit(line("the last", at=8.0))
+        texts = []
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(ours):
+                report, _ = received
+                assert isinstance(report, wire.Report)
+                texts.append(report.fields["text"])
+    assert texts[:-1] == [f"line {number}" for number in range(MOST_LINES)]
+    assert texts[-1] == f"({2 * MOST_LINES} lines before this one were too many) the last"
+
+
+def line(text: str, at: float) -> logging.LogRecord:
+    record = logging.makeLogRecord({"msg": text, "levelname": "INFO"})
+    record.created = at
+    return record

@@ -222,3 +222,15 @@ def test_relative_paths_in_a_devices_file_are_meant_from_where_it_lies(daemon: I
     disk = daemon.add('device = "virtio-blk"\noptions = { image = "disk.img", size = "1M" }')
     assert [daemon.describe(name)["state"] for name in (mine, disk)] == ["running", "running"]
     assert (daemon.devices / "disk.img").stat().st_size == 1 << 20
+
+
+def test_where_the_daemon_was_started_is_no_place_for_modules(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a user who may write there could have the daemon run anything."""
+    (tmp_path / "tempting.py").touch()
+    (instance.plugins / "mine.py").write_text((PLUGINS / "probe.py").read_text() + "import tempting\n")
+    instance.configure("one", 'device = "mine"')
+    monkeypatch.chdir(tmp_path)
+    with instance:
+        assert "No module named 'tempting'" in instance.describe("one")["error"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
 from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
-from bellwired.commands.parser import Parser
 from bellwired.errors import CommandError
 from bellwired.manager.main import add_places
 from bellwired.release import release
@@ -24,6 +25,42 @@ LONGEST = 1_000_000  # seconds: twelve days
 SHARED = ("config_dir", "runtime_dir", "json", "wait", "timeout")
 """Flags of several commands, which may stand before the command, too."""
 LEVELS = ("debug", "info", "warning", "error")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what may have been meant, and in JSON what is wrong with the command line, if that asks for JSON."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; a flag that there is not is told with the nearest of its command."""
+        words = sys.argv[1:] if args is None else list(args)
+        found, left = self.parse_known_args(words, namespace)
+        if left:
+            parser = next((self.commands[word] for word in words if word in self.commands), self)
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            parser.error(f"unrecognized arguments: {' '.join(left)}{_meant(left[0], flags)}")
+        return found
+
+    @property
+    def commands(self) -> Mapping[str, argparse.ArgumentParser]:
+        """The commands' own parsers, by name."""
+        kinds = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((action.choices for action in kinds), {})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            meant = _meant(value, action.choices) or f"; there are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"there is no command {value!r}{meant}")
+        choices = action.choices or ()
+        if value not in choices and (meant := _meant(str(value), map(str, choices))):
+            raise argparse.ArgumentError(action, f"there is no {value!r}{meant}")
+        super()._check_value(action, value)
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        if "--json" in sys.argv[1:]:
+            show.errors([CommandError(message, self.format_usage().strip())], in_json=True)
+            self.exit(2)
+        super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +139,11 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
     )
     parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _seconds(text: str) -> float:

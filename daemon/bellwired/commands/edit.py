@@ -56,7 +56,7 @@ def edit(arguments: argparse.Namespace) -> int:
             )
             _say(arguments, over, "it counts" if running else "it counts from the daemon's next start on")
     except CommandError as error:
-        raise CommandError(str(error), f"nothing has changed; what you wrote is in {draft}") from None
+        raise CommandError(error.in_words, f"nothing has changed; what you wrote is in {draft}") from None
     draft.unlink()
     return 0
 

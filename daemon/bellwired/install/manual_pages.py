@@ -175,6 +175,9 @@ def _settings() -> str:
         "/run/bellwire, /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the",
         "same name in a later one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts",
         "no other device.",
+        ".PP",
+        "A drop-in, devices.d/NAME.toml.d/*.toml in any of the folders, changes some of the keys and options of a",
+        "device's file. Relative paths of a device and in its options are meant from the folder of its file.",
     ]
     for title, table in (("KEYS OF A DEVICE'S FILE", Device), ("KEYS OF BELLWIRED.TOML", Daemon)):
         lines.append(f'.SH "{title}"')

@@ -66,7 +66,14 @@ class Spawner:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "bellwired.workers.forkserver", str(theirs.fileno()), str(os.getpid())],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "bellwired.workers.forkserver",
+                        str(theirs.fileno()),
+                        str(os.getpid()),
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=process.environment(),

@@ -31,6 +31,7 @@ from vfio_user import Capabilities
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until what found no room is sent again
+MOST_LINES = 100  # of its log that the manager is told in a second
 LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
 MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
 
@@ -260,19 +261,32 @@ class Outbox:
 
 
 class Relay(logging.Handler):
-    """Passes on to the manager what is logged, from any thread; what finds no room is in the log alone."""
+    """Passes on to the manager what is logged, from any thread.
+
+    What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
+    time keeps its own worker busy and nobody else. The next line to pass says how many those were.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         super().__init__()
         self._channel = channel
+        self._second = 0
+        self._passed = self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record, with its traceback."""
+        if int(record.created) != self._second:
+            self._second, self._passed = int(record.created), 0
+        if self._passed >= MOST_LINES:
+            self._lost += 1
+            return
+        self._passed += 1
         text = self.format(record)[:LONGEST_LINE]
+        if self._lost:
+            text = f"({self._lost} lines before this one were too many) {text}"
+        fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
         with contextlib.suppress(OSError):  # the worker is about to end
-            _say(
-                self._channel, Report("log", {"time": record.created, "level": record.levelname.lower(), "text": text})
-            )
+            self._lost = 0 if _say(self._channel, Report("log", fields)) else self._lost + 1
 
 
 class Reporter(Observer):

@@ -6,22 +6,16 @@ device node of its own, which sysfs tells of, and sysfs tells of one network nam
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 from pathlib import Path
 
+from bellwire.linux import CLONE_NEWNS, MS_REC, MS_SLAVE, mount, unshare
 from bellwire.network.interface import Settings, enter, make_macvtap, remove
 from bellwire.network.link import LinkError
 from bellwire.network.tap import TapLink, apart
 
 SYSFS = "/sys"
-CLONE_NEWNS = 0x0002_0000
-MS_SLAVE, MS_REC = 1 << 19, 1 << 14
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p]
-_libc.unshare.argtypes = [ctypes.c_int]
 
 
 class MacvtapLink(TapLink):
@@ -51,7 +45,7 @@ class MacvtapLink(TapLink):
         self._made = make_macvtap(self.name, self._parent, settings.address)
         if settings.namespace:
             _alone()
-            _mount("sysfs")
+            mount("sysfs", SYSFS)
         try:
             (entry,) = Path(SYSFS, "class/net", self.name, "macvtap").glob("tap*/dev")
         except ValueError:
@@ -65,23 +59,12 @@ class MacvtapLink(TapLink):
             return os.fspath(node)
         if not settings.namespace:
             _alone()
-        _mount("tmpfs")
+        mount("tmpfs", SYSFS)
         os.mknod(f"{SYSFS}/node", stat.S_IFCHR | 0o600, number)
         return f"{SYSFS}/node"
 
 
 def _alone() -> None:
     """Give this thread a mount namespace of its own, which ends with it."""
-    _check(_libc.unshare(CLONE_NEWNS), "unshare")
-    _check(_libc.mount(b"none", b"/", None, MS_SLAVE | MS_REC, None), "mount")
-
-
-def _mount(kind: str) -> None:
-    """Mount something over what this thread sees at :data:`SYSFS`."""
-    _check(_libc.mount(b"none", SYSFS.encode(), kind.encode(), 0, None), f"mount {kind}")
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{os.strerror(number)} ({what})")
+    unshare(CLONE_NEWNS)
+    mount(None, "/", MS_SLAVE | MS_REC)

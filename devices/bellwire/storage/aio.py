@@ -1,82 +1,50 @@
 """Transfers that the kernel carries out by itself: io_submit(2), for files opened with O_DIRECT.
 
-A thread for each transfer would fight the others and the device for the interpreter's lock. Here the device's own
-thread hands transfers over and takes results in; what the kernel will not do without waiting, or could not do whole,
-goes to the threads after all, which do it anew and know what to say of errors.
+Disk I/O without waiting
+========================
+
+A device's thread may not wait for a disk: nobody would hear the guest meanwhile. There are three ways not to:
+
+* *On the spot.* What lies in the page cache is there at once: preadv2(2) with RWF_NOWAIT reads it or says that it
+  would wait. That is the quickest, since nothing is handed over (:class:`bellwire.storage.disk.Disk`).
+* *Threads* (:mod:`bellwire.serve.threads`). They can do everything, but each job goes through a queue and back, and
+  Python's threads fight each other and the device for the interpreter's lock: at depth 32, a 4 KiB read through
+  threads took the device 58 µs of CPU time.
+* *io_submit*, here. The device's own thread hands a transfer to the kernel and takes the result in later, which took
+  32 µs for the same read. Linux does so for O_DIRECT only: with the page cache between, io_submit itself waits.
+
+io_uring was tried too, by the binding that is kept up: it takes only ``bytearray``s, so that everything would have to
+be copied into guest memory, and was about as quick (docs/devices.md has the figures).
+
+How a transfer ends is told by an eventfd (IOCB_FLAG_RESFD), which hangs in the worker's loop as any descriptor does.
+So results that pile up while the loop is busy come in one wake-up, and the guest gets one interrupt for them. The
+kernel writes results down before it writes the eventfd: to drain the eventfd first and ask for results next misses
+none.
+
+RWF_NOWAIT again has the kernel refuse what it could not begin without waiting: a full queue of the block layer, a
+file system's lock. What is refused, cut short or failed goes to the threads after all, which do it anew and know what
+to say of errors: there is one place that tells the guest of a bad disk. Transfers are handed over with the
+interpreter's lock given up, since a write to a file system that is frozen waits in spite of all flags; what only asks
+for results keeps the lock.
+
+The kernel reads and writes the guest's memory, or the buffer of a view, while Python goes on. A view that the pool
+keeps keeps its memory mapped, and before a client takes its memory back, all that is under way is waited for
+(:meth:`finish`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 from collections.abc import Callable, Sequence
 
 from bellwire.device import PciDevice
+from bellwire.linux import AioContext, io_vectors
 from bellwire.model.jobs import Done, Job, Pool
 from bellwire.storage.disk import Disk
 
 MOST = 256
 """Transfers under way at once."""
-_SETUP, _DESTROY, _GETEVENTS, _SUBMIT = 206, 207, 208, 209  # x86-64's numbers
-_PREADV, _PWRITEV, _RESFD = 7, 8, 1
-_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-
-
-class _Iocb(ctypes.Structure):
-    """struct iocb of linux/aio_abi.h."""
-
-    _fields_ = [
-        ("data", ctypes.c_uint64),
-        ("key", ctypes.c_uint32),
-        ("rw_flags", ctypes.c_uint32),
-        ("opcode", ctypes.c_uint16),
-        ("priority", ctypes.c_int16),
-        ("fd", ctypes.c_uint32),
-        ("buffer", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("offset", ctypes.c_int64),
-        ("reserved", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("eventfd", ctypes.c_uint32),
-    ]
-
-
-class _Event(ctypes.Structure):
-    """struct io_event."""
-
-    _fields_ = [
-        ("data", ctypes.c_uint64),
-        ("iocb", ctypes.c_uint64),
-        ("result", ctypes.c_int64),
-        ("result2", ctypes.c_int64),
-    ]
-
-
-class _Buffer(ctypes.Structure):
-    """Py_buffer of Python's C API: the way to the address of a view that may not be written."""
-
-    _fields_ = [
-        ("address", ctypes.c_void_p),
-        ("object", ctypes.c_void_p),
-        ("length", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    ]
-
-
-_syscall = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the interpreter's lock: what it is for waits for nothing
-_submit = ctypes.CDLL(None, use_errno=True).syscall  # gives it up: a write waits where the file system is frozen
-_syscall.restype = _submit.restype = ctypes.c_long
-_get_buffer, _release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
-_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int]
-_release.argtypes = [ctypes.POINTER(_Buffer)]
 
 
 class Transfer(Job):
@@ -99,11 +67,7 @@ class DirectPool:
     def __init__(self, device: PciDevice, threads: Pool, done: Done) -> None:
         self._threads = threads
         self._done = done
-        self._context = ctypes.c_ulong(0)
-        if _syscall(_SETUP, MOST, ctypes.byref(self._context)):
-            raise OSError(ctypes.get_errno(), "io_setup")
-        self._iocbs = (_Iocb * MOST)()
-        self._events = (_Event * MOST)()
+        self._kernel = AioContext(MOST)
         self._free = list(range(MOST))
         self._running: dict[int, tuple[Transfer, object]] = {}  # with what the kernel still looks at
         self._finished: list[Job] = []
@@ -130,7 +94,7 @@ class DirectPool:
         self._threads.settle()
         while self._running:
             self._sleep()
-            for slot, _ in self._ended():
+            for slot, _ in self._kernel.ended():
                 self._forget(slot)
         self._finished.clear()
         self._drain()
@@ -141,7 +105,7 @@ class DirectPool:
             return
         self.settle()
         self._threads.close()
-        _syscall(_DESTROY, self._context)
+        self._kernel.close()
         self._unwatch()
         os.close(self._wake)
         self._wake = -1
@@ -151,16 +115,8 @@ class DirectPool:
         if not self._free:
             return False
         slot = self._free.pop()
-        vectors = (ctypes.c_uint64 * (2 * len(job.views)))()
-        for number, view in enumerate(job.views):
-            vectors[2 * number], vectors[2 * number + 1] = _address(view), len(view)
-        iocb = self._iocbs[slot]
-        iocb.data, iocb.rw_flags = slot, _NOWAIT
-        iocb.opcode, iocb.fd = _PWRITEV if job.write else _PREADV, job.disk.fd
-        iocb.buffer, iocb.bytes, iocb.offset = ctypes.addressof(vectors), len(job.views), job.offset
-        iocb.flags, iocb.eventfd = _RESFD, self._wake
-        one = ctypes.c_void_p(ctypes.addressof(iocb))
-        if _submit(_SUBMIT, self._context, ctypes.c_long(1), ctypes.byref(one)) != 1:
+        vectors = io_vectors(job.views)
+        if not self._kernel.submit(slot, job.disk.fd, vectors, job.offset, write=job.write, told=self._wake):
             self._free.append(slot)
             return False
         self._running[slot] = job, vectors
@@ -182,18 +138,12 @@ class DirectPool:
         self._drain()
 
     def _take(self) -> None:
-        for slot, result in self._ended():
+        for slot, result in self._kernel.ended():
             job = self._forget(slot)
             if result == job.length:
                 self._finished.append(job)
             else:
                 self._threads.submit(job)
-
-    def _ended(self) -> list[tuple[int, int]]:
-        """Slots and results of those that have ended by now; the kernel puts them down before it writes the eventfd."""
-        events = self._events
-        count = _syscall(_GETEVENTS, self._context, ctypes.c_long(0), ctypes.c_long(MOST), ctypes.byref(events), None)
-        return [(event.data, event.result) for event in events[: max(0, count)]]
 
     def _forget(self, slot: int) -> Transfer:
         self._free.append(slot)
@@ -214,12 +164,3 @@ def direct_pool(device: PciDevice, threads: Pool, done: Done) -> Pool:
         return threads
     device.join_pool(pool)
     return pool
-
-
-def _address(view: memoryview | bytearray) -> int:
-    """Where it lies. It stays there for as long as the view is kept."""
-    buffer = _Buffer()
-    _get_buffer(view, ctypes.byref(buffer), 0)
-    address = buffer.address or 0
-    _release(ctypes.byref(buffer))
-    return address

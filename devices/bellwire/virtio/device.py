@@ -323,4 +323,4 @@ def _bits(mask: int) -> frozenset[int]:
 
 
 def _word(mask: int, select: int) -> int:
-    return mask >> 32 * select & 0xFFFF_FFFF if select < 2 else 0
+    return mask >> 32 * select & 0xFFFF_FFFF

@@ -170,6 +170,7 @@ class SelfTest:
         self._results.append(entry)
         del self._results[:-RESULTS]
         self._kind, self._spaces, self._pieces = Kind.NONE, (), iter(())
+        self._done = self._total = 0
         self._controller.save_soon()
 
 
