@@ -67,11 +67,15 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     top = Parser(
         prog="bellwire",
-        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
+        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM. "
+        "A command's flags for the daemon (--runtime-dir and the like, --json) may stand before it, too.",
     )
     top.add_argument("--version", action="version", version=f"bellwire {release()}")
     for add in (_add_level, _add_shared, _add_asking):
         add(top)
+    for action in top._actions:  # which shells would take out of a command's words
+        if action.dest in SHARED:
+            action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (run, vmm, demo):
         module.add_parser(commands)

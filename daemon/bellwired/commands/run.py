@@ -143,7 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             serving.run(lambda: _announce(arguments, name, address, control))
         finally:
-            print_summary(name, instance, time.monotonic() - begun)
+            if log.isEnabledFor(logging.INFO):
+                print_summary(name, instance, time.monotonic() - begun)
     return 0
 
 
