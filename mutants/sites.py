@@ -143,7 +143,7 @@ def _left_alone(node: ast.AST) -> bool:
             return True
         case ast.Assign(targets=[ast.Name(id=name)]):
             return name == "__slots__" or name == "__all__"
-        case ast.Assert():
+        case ast.Assert() | ast.Call(func=ast.Name(id="dataclass")):
             return True
         case _:
             return False

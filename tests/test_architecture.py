@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -93,23 +94,25 @@ def type_checking(tree: ast.Module) -> set[ast.AST]:
     return found
 
 
-def rooms_imported(file: Path, package: Path) -> Iterator[str]:
-    """The rooms, or files beside them, of ``package`` that a file of it imports from at run time."""
+def modules_imported(file: Path, package: Path) -> Iterator[str]:
+    """The modules of ``package`` that a file of it imports from at run time."""
     tree = ast.parse(file.read_text())
     ignored = type_checking(tree)
     for node in ast.walk(tree):
         if node in ignored:
             continue
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            first, _, rest = name.partition(".")
-            if first == package.name:
-                room = rest.partition(".")[0]
-                yield room if (room and (package / room).is_dir()) or (package / f"{room}.py").exists() else "__init__"
+            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == package.name)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == package.name:
+            for alias in node.names:
+                place = package.parent.joinpath(*node.module.split("."), alias.name)
+                module = place.is_dir() or place.with_suffix(".py").exists()
+                yield f"{node.module}.{alias.name}" if module else node.module
+
+
+def rooms_imported(file: Path, package: Path) -> set[str]:
+    """The rooms, or files beside them, that those modules are in."""
+    return {module.partition(".")[2].partition(".")[0] or "__init__" for module in modules_imported(file, package)}
 
 
 def floors(package: str) -> dict[str, int]:
@@ -127,9 +130,25 @@ def test_a_room_imports_from_the_floors_below(package: str) -> None:
     folder, floor = ROOT / package, floors(package)
     for file in folder.rglob("*.py"):
         own = file.relative_to(folder).parts[0].removesuffix(".py")
-        for room in set(rooms_imported(file, folder)) - {own}:
+        for room in rooms_imported(file, folder) - {own}:
             allowed = floor[room] < floor[own] or (package, own, room) in CIRCLES
             assert allowed, f"{file.relative_to(ROOT)} imports from {room}, which is not below {own}"
+
+
+LATE = {
+    # Imported when the command runs: it writes the manual pages of all commands, and is one of them.
+    ("bellwired.commands.install", "bellwired.install.contents"),
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    folder = ROOT / package
+    graph: dict[str, set[str]] = {}
+    for file in folder.rglob("*.py"):
+        own = ".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+        graph[own] = {other for other in modules_imported(file, folder) if (own, other) not in LATE} - {own}
+    list(TopologicalSorter(graph).static_order())  # a CycleError names the modules
 
 
 def test_the_systemd_folder_is_no_package() -> None:

@@ -23,7 +23,7 @@ _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 
 
 @dataclass(slots=True, eq=False)
-class Access:
+class CheckedAccess:
     """A read or a write that may be done: it is a write if it has a ``writer``."""
 
     command: Command
@@ -40,27 +40,27 @@ class Access:
     """How often it was done since the backend was last told."""
 
 
-class Accesses:
+class CheckedAccesses:
     """The regions of ``backend``, and the accesses to them that are known."""
 
     def __init__(self, backend: Backend, largest: int) -> None:
         self.regions = [backend.region(index) for index in range(PCI_REGIONS)]
-        self.known: dict[bytes, Access] = {}
+        self.known: dict[bytes, CheckedAccess] = {}
         """By what stands between a message's id and its data."""
-        self.plain: dict[bytes, Access] = {}
+        self.plain: dict[bytes, CheckedAccess] = {}
         """The reads among them that only look at memory."""
-        self._among_many: dict[tuple[int, int, int], Access] = {}  # writes that came in a REGION_WRITE_MULTI
+        self._among_many: dict[tuple[int, int, int], CheckedAccess] = {}  # writes that came in a REGION_WRITE_MULTI
         self._backend = backend
         self._largest = largest
         self._sizes = [region.info.size for region in self.regions]
         self._readable = [RegionFlags.READ in region.info.flags for region in self.regions]
         self._writable = [RegionFlags.WRITE in region.info.flags for region in self.regions]
 
-    def checked(self, message: Message) -> Access:
+    def checked(self, message: Message) -> CheckedAccess:
         """What a REGION_READ or REGION_WRITE asks for; a ProtocolError where it may not."""
         return self.read(message) if message.command == Command.REGION_READ else self.write(message)
 
-    def read(self, message: Message) -> Access:
+    def read(self, message: Message) -> CheckedAccess:
         """What a REGION_READ asks for; a ProtocolError where it may not."""
         payload = message.payload
         if len(payload) != REGION_ACCESS.size:
@@ -70,13 +70,13 @@ class Accesses:
         reader = self._backend.reader(region, offset, count)
         reply = b"" if message.flags & _NO_REPLY else _head(message, count)
         size = HEADER_SIZE + len(payload)
-        access = Access(Command.REGION_READ, region, offset, count, size, reply, reader.read, None)
+        access = CheckedAccess(Command.REGION_READ, region, offset, count, size, reply, reader.read, None)
         self._know(message, access)
         if reader.plain and reply:
             self.plain[_key(message)] = access
         return access
 
-    def write(self, message: Message) -> Access:
+    def write(self, message: Message) -> CheckedAccess:
         """What a REGION_WRITE asks for; a ProtocolError where it may not."""
         payload = message.payload
         if len(payload) < REGION_ACCESS.size:
@@ -90,7 +90,7 @@ class Accesses:
         self._know(message, access)
         return access
 
-    def write_among_many(self, region: int, offset: int, count: int) -> Access:
+    def write_among_many(self, region: int, offset: int, count: int) -> CheckedAccess:
         """What one write of a REGION_WRITE_MULTI asks for; a ProtocolError where it may not."""
         access = self._among_many.get((region, offset, count))
         if access is None:
@@ -112,10 +112,10 @@ class Accesses:
                 write = access.writer is not None
                 self._backend.accessed(access.region, access.offset, access.count, write=write, times=times)
 
-    def _write(self, command: Command, region: int, offset: int, count: int, size: int, reply: bytes) -> Access:
+    def _write(self, command: Command, region: int, offset: int, count: int, size: int, reply: bytes) -> CheckedAccess:
         self._check(region, offset, count, self._writable, command.name)
         writer = self._backend.writer(region, offset, count)
-        return Access(command, region, offset, count, size, reply, bytes, writer)
+        return CheckedAccess(command, region, offset, count, size, reply, bytes, writer)
 
     def _check(self, region: int, offset: int, count: int, allowed: Sequence[bool], name: str) -> None:
         if region >= PCI_REGIONS:
@@ -131,7 +131,7 @@ class Accesses:
             verb = "READ" if allowed is self._readable else "WRITE"
             raise ProtocolError(f"{name}: region {region} has no right to {verb}", errno.EPERM)
 
-    def _know(self, message: Message, access: Access) -> None:
+    def _know(self, message: Message, access: CheckedAccess) -> None:
         """Keep the access that ``message`` asks for."""
         if len(self.known) >= MOST_KNOWN:
             self.settle()
@@ -140,14 +140,14 @@ class Accesses:
         self.known[_key(message)] = access
 
 
-def refusal(message: Message, error: VfioUserError) -> Access:
+def refusal(message: Message, error: VfioUserError) -> CheckedAccess:
     """An access that may not be done: whoever does it gets ``error``. Nobody keeps it."""
 
     def refuse() -> bytes:
         raise error
 
     reply = b"" if message.flags & _NO_REPLY else _head(message, 0)
-    return Access(Command(message.command), 0, 0, 0, 0, reply, refuse, None)
+    return CheckedAccess(Command(message.command), 0, 0, 0, 0, reply, refuse, None)
 
 
 def _head(message: Message, count: int) -> bytes:

@@ -127,6 +127,8 @@ class Channel:
     @property
     def ready(self) -> bool:
         """Whether a whole message has been received that was not given out: the socket no longer shows it."""
+        if self._start == self._end:
+            return False
         available = self._end - self._start
         return available >= HEADER_SIZE and available >= int(HEADER.unpack_from(self._buffer, self._start)[2])
 

@@ -160,6 +160,11 @@ class DmaTable:
 
     def unmap(self, ranges: slice) -> None:
         """Drop what :meth:`inside` has found. Their files are let go before this returns."""
+        for (start, end), pages in list(self._joined.items()):
+            first, behind = bisect_right(self._starts, start) - 1, bisect_left(self._starts, end)
+            if first < ranges.stop and ranges.start < behind:
+                del self._joined[start, end]
+                blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
         for mapped in dropped:
@@ -255,10 +260,6 @@ class DmaTable:
             self._last = None
         self.total -= mapped.size
         mapped.view = None
-        for (start, end), pages in list(self._joined.items()) if self._joined else ():
-            if start < mapped.end and mapped.start < end:
-                del self._joined[start, end]
-                blank(pages)
         if mapped.mapping is not None:
             self._files -= 1
             mapped.mapping.detach()

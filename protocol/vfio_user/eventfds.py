@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+_read, _write, _set_blocking, _NOWAIT = os.preadv, os.eventfd_write, os.set_blocking, os.RWF_NOWAIT
 SIZE = 8
 """Bytes of an eventfd's counter."""
 
@@ -16,7 +17,7 @@ def take(fd: int, counter: bytearray) -> int:
     ``counter`` has :data:`SIZE` bytes, to be used again and again.
     """
     try:
-        os.preadv(fd, (counter,), -1, os.RWF_NOWAIT)
+        _read(fd, (counter,), -1, _NOWAIT)
     except BlockingIOError:
         return 0
     return int.from_bytes(counter, "little")
@@ -28,8 +29,8 @@ def signal(fd: int) -> None:
     Linux knows no write to an eventfd that never waits (RWF_NOWAIT is EOPNOTSUPP). So only a peer that has the
     descriptor block again between these two calls, and its counter full, can still hold us up.
     """
-    os.set_blocking(fd, False)
+    _set_blocking(fd, False)
     try:  # suppress() would cost as much as the system call
-        os.eventfd_write(fd, 1)
+        _write(fd, 1)
     except BlockingIOError:
         return

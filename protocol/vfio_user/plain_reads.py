@@ -29,13 +29,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vfio_user.accesses import Access
+from vfio_user.accesses import CheckedAccess
 from vfio_user.channel import ANCILLARY, CUT, PREFIX_SIZE, RECEIVE, SEND, Channel, Ready, unpack_prefix
 
 
 def answer_plain_reads(
     channel: Channel,
-    plain: Mapping[bytes, Access],
+    plain: Mapping[bytes, CheckedAccess],
     wait: Callable[[], Ready],
     alone: Ready,
     rung: Callable[[int], object],

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vfio_user.accesses import Access, Accesses, refusal
+from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
 from vfio_user.constants import PCI_IRQS, Command, Mechanism, MessageFlags
@@ -63,7 +63,7 @@ class Session:
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
-        self._accesses = Accesses(backend, limits.max_data_xfer_size)
+        self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
@@ -149,7 +149,7 @@ class Session:
 
     # -- one command
 
-    def _perform(self, message_id: bytes, access: Access, data: memoryview) -> None:
+    def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
         """Do a read or a write, and answer it: the one way for those that were checked now and those that are known."""
         reply, writer, dma_requests = access.reply, access.writer, self._dma_requests
         access.times += 1

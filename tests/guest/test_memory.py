@@ -84,7 +84,7 @@ while [ ! -e /stop ]; do
     for disk in nvme0n1 vda; do
         fio --name=$disk --filename=/dev/$disk --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=16 \
             --size=4m --verify=crc32c --output-format=terse >/tmp/fio 2>&1 || {{ cat /tmp/fio >/failed; break 2; }}
-        echo $disk >>/rounds
+        echo $disk >&3
     done
 done &
 echo ready >&3
@@ -92,7 +92,7 @@ read word <&3
 touch /stop
 wait
 cat /failed 2>/dev/null && exit 1
-grep -c . /rounds
+true
 """
 
 
@@ -109,9 +109,10 @@ def test_memory_is_plugged_and_unplugged_under_load(
             contextlib.closing(Qmp(control)) as machine,
         ):
             assert heard.readline().strip() == b"ready"
-            for size in (256, 0, 192, 64, 0):
+            for size in (256, 64, 192, 0):
                 machine.ask("qom-set", path="/machine/peripheral/more", property="requested-size", value=size * MIB)
                 machine.wait("MEMORY_DEVICE_SIZE_CHANGE", 60, id="more", size=size * MIB)
+                assert heard.readline().strip() in (b"nvme0n1", b"vda"), "a disk has worked meanwhile"
             far.sendall(b"enough\n")
 
     with ThreadPoolExecutor(1) as administrator:
@@ -132,7 +133,6 @@ def test_memory_is_plugged_and_unplugged_under_load(
         )
         resized.result()
     assert outcome.status == 0, outcome.output
-    assert int(outcome.output) > 2
     assert complaints(served, tmp_path) == []
 
 

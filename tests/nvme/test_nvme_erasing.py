@@ -195,7 +195,9 @@ def test_while_sanitizing_only_some_commands_are_taken(two: Driver) -> None:
     two.admin.ring()
     read = queues.put(READ, nsid=1, prp1=page)
     queues.ring()
-    assert queues.wait(read)[0].code == Status.SANITIZE_IN_PROGRESS
+    flush = queues.put(IoOpcode.FLUSH, nsid=EVERY)
+    queues.ring()
+    assert [done.code for done in queues.wait(read, flush)] == [Status.SANITIZE_IN_PROGRESS] * 2
     busy = Status.SANITIZE_IN_PROGRESS
     assert [done.code for done in two.admin.wait(*cids)] == [busy, busy, busy, busy, 0, 0]
     finish_sanitize(two)

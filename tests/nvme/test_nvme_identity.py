@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
+
 import pytest
 
 from bellwire.bundled.nvme.identify import Abilities, ControllerIdentity, text
+from bellwire.bundled.nvme.namespace import LARGEST_COPY, Namespace, common_capabilities
+from bellwire.storage import Disk
 
 ABILITIES = Abilities(
     namespace_ids=0x1122,
@@ -82,3 +87,51 @@ def test_the_subsystems_name_follows_from_the_serial_number(page: bytes) -> None
 def test_text_that_is_no_ascii_or_too_long_still_fits() -> None:
     assert text("caf\u00e9", 6) == b"caf?  "
     assert text("too long", 3) == b"too"
+
+
+WHO = uuid.UUID(int=0x0102_0304_0506_0708_090A_0B0C_0D0E_0F10)
+
+COMMON = {
+    "NSFEAT": (24, 1, 1 << 3),
+    "NLBAF": (25, 1, 1),
+    "MC and DPC": (27, 2, 0),
+    "DLFEAT": (33, 1, 0b1001),
+    "LBAF0": (128, 4, 9 << 16),
+    "LBAF1": (132, 4, 12 << 16),
+}
+
+
+@pytest.mark.parametrize("field", COMMON)
+def test_a_field_of_what_all_namespaces_have_in_common(field: str) -> None:
+    at, size, value = COMMON[field]
+    assert int.from_bytes(common_capabilities()[at : at + size], "little") == value
+
+
+def test_nothing_else_is_common() -> None:
+    known = {place for at, size, _ in COMMON.values() for place in range(at, at + size)}
+    found = common_capabilities()
+    assert len(found) == 4096
+    assert not any(byte for place, byte in enumerate(found) if place not in known)
+
+
+@pytest.mark.parametrize(("shift", "flbas"), [(9, 0), (12, 1)])
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_namespace_says_how_large_it_is_and_who(shift: int, flbas: int, readonly: bool) -> None:
+    with contextlib.closing(Disk.memory(1 << 20)) as disk:
+        disk.readonly = readonly
+        namespace = Namespace(1, disk, 1 << shift, WHO)
+        page = namespace.identify()
+    blocks = (1 << 20) >> shift
+    assert [int.from_bytes(page[at : at + 8], "little") for at in (0, 8, 16)] == [blocks] * 3
+    assert page[26] == flbas
+    assert int.from_bytes(page[48:64], "little") == 1 << 20
+    most = min((LARGEST_COPY) >> shift, 0xFFFF)
+    assert (int.from_bytes(page[74:76], "little"), int.from_bytes(page[76:80], "little"), page[80]) == (most, most, 127)
+    assert page[99] == int(readonly)
+    assert page[104:120] == namespace.nguid
+    assert page[120:128] == namespace.eui64
+    assert page[128:136] == common_capabilities()[128:136]
+    assert len(page) == 4096
+    kinds = {3: namespace.uuid.bytes, 2: namespace.nguid, 1: namespace.eui64}
+    listed = b"".join(bytes([kind, len(name), 0, 0]) + name for kind, name in kinds.items())
+    assert namespace.descriptors() == listed.ljust(4096, b"\0")

@@ -146,6 +146,28 @@ def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: G
     assert interrupts(guest, 1) == 2
 
 
+def test_a_reset_while_an_interrupt_is_held_back_leaves_nothing_behind(driver: Driver, guest: Guest) -> None:
+    hold_three_back(driver)
+    driver.disable()
+    guest.advance(0.01)
+    assert interrupts(guest, 1) == 0
+    again = Driver(driver.machine)
+    again.enable()
+    hold_three_back(again)
+    assert interrupts(guest, 1) == 0
+    guest.advance(0.001)
+    assert interrupts(guest, 1) == 1
+
+
+def hold_three_back(driver: Driver) -> None:
+    """As many completions as need no interrupt at once."""
+    queues = driver.create_queues(1, 64)
+    driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
+    for _ in range(3):
+        queues.put(IoOpcode.FLUSH, nsid=1)
+        queues.ring()
+
+
 def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driver, guest: Guest) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))

@@ -11,8 +11,10 @@ import pytest
 
 from bellwire.bundled.nvme import history, timestamp
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
-from bellwire.bundled.nvme.history import HEADER_SIZE, Happening
+from bellwire.bundled.nvme.history import HEADER_SIZE, Happening, History
+from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.status import Status
+from bellwire.bundled.nvme.store import Record
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, transfer
 
 GET_LOG = AdminOpcode.GET_LOG_PAGE
@@ -229,3 +231,12 @@ def test_the_timestamp_of_a_clock_that_was_not_set_counts_from_power_on(driver: 
 def test_a_timestamp_outside_memory_is_an_error(driver: Driver) -> None:
     for opcode in (AdminOpcode.GET_FEATURES, AdminOpcode.SET_FEATURES):
         assert driver.admin.do(opcode, prp1=1 << 40, dwords=(0x0E,)).code == Status.DATA_TRANSFER_ERROR
+
+
+def test_the_persistent_event_log_grows_to_the_size_that_hosts_are_told_and_no_further() -> None:
+    record = Record()
+    log = History(record, ControllerIdentity(1, 2, "S1"), lambda: 0, lambda: None)
+    for _ in range(200):
+        log.add(Happening.TIMESTAMP, bytes(1000))
+    size = HEADER_SIZE + sum(map(len, record.events))
+    assert (history.SIZE_UNITS << 16) - 1024 < size <= 1 << 16

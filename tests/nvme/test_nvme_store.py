@@ -147,6 +147,9 @@ def test_what_cannot_be_stored_is_not_acknowledged(tmp_path: Path, monkeypatch: 
             assert listed(driver, 0x10) == [1]
             assert attach(driver, 1, detach=True).code == Status.CAPACITY_EXCEEDED
             assert listed(driver, 0x02) == [1]
+            assert driver.admin.do(AdminOpcode.SANITIZE, dwords=(2,)).code == Status.CAPACITY_EXCEEDED
+            assert struct.unpack_from("<HHI", driver.log(0x81)) == (0xFFFF, 0, 0)
+            assert transfer(queues, IoOpcode.READ, driver.allocate(PAGE), 8, 1).status == 0
             assert driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=1).code == Status.CAPACITY_EXCEEDED
         assert queues.do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1).status == 0
 

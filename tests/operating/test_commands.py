@@ -430,7 +430,8 @@ def test_a_narrow_terminal_is_enough(daemon: Instance, command: str, columns: in
 def test_a_wide_terminal_shows_every_column(daemon: Instance) -> None:
     wide, narrow = (in_columns(columns, "list", *daemon.places) for columns in (120, 40))
     assert re.search(r"name +device +state +for +client +memory +restarts *\n", wide)
-    assert re.search(r"name +device +state +for +client *\n", narrow)
+    assert re.search(r"name .*state .*client", narrow)
+    assert "restarts" not in narrow
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,20 @@ def test_a_disabled_device_stops_and_nothing_starts_it_before_it_is_enabled(daem
     assert not (daemon.devices / f"{name}.toml.d").exists()
 
 
+def test_patterns_and_all_are_devices_that_have_a_file(daemon: Instance, run: Run) -> None:
+    for name in ("vm1-disk", "vm1-net"):
+        daemon.configure(name)
+    daemon.reload()
+    assert run("disable", "vm1-*") == (0, "", "")
+    assert [daemon.describe(name)["state"] for name in ("vm1-disk", "vm1-net", "steady")] == [
+        "disabled", "disabled", "running",
+    ]  # fmt: skip
+    assert run("enable", "--all") == (0, "", "")
+    assert [daemon.describe(name)["state"] for name in ("vm1-disk", "vm1-net")] == ["running", "running"]
+    with pytest.raises(SystemExit, match="2"):
+        run("disable")
+
+
 def test_a_device_stays_disabled_when_the_daemon_is_started_anew(
     instance: Instance, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from protocol.backend import NO_REPLY, PLAIN, READ_ONLY, REPLY, SIZES, Answer, FakeDevice, Link, message
 from protocol.test_transfer import READ, WRITE, access, write
 from vfio_user import Disconnected, Message, TimedOut
-from vfio_user.accesses import MOST_KNOWN, Accesses
+from vfio_user.accesses import MOST_KNOWN, CheckedAccesses
 from vfio_user.channel import Ready
 
 ALONE: Ready = [(7, 1)]
@@ -144,7 +144,7 @@ def test_a_device_that_fails_at_an_access_that_is_known_is_reported(link: Link) 
 
 def test_no_more_than_so_many_accesses_are_kept(device: FakeDevice) -> None:
     device.plain = True
-    accesses = Accesses(device, 4096)
+    accesses = CheckedAccesses(device, 4096)
     for offset, count in itertools.product(range(MOST_KNOWN // 2), (1, 2, 4)):
         accesses.read(Message(1, READ, 0, 0, memoryview(access(offset, count)), []))
         assert 1 <= len(accesses.plain) == len(accesses.known) <= MOST_KNOWN

@@ -107,18 +107,16 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
-    except CommandError as error:
-        show.errors([error], in_json=getattr(arguments, "json", False))
-        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
         return 1
     except (BellwireError, VfioUserError, VmmError, KvmError) as error:
-        print(f"bellwire: {error}", file=sys.stderr)
+        show.errors([error], in_json=getattr(arguments, "json", False))
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"bellwire: {where}{error.strerror or error}", file=sys.stderr)
+        told = CommandError(f"{where}{error.strerror or error}")
+        show.errors([told], in_json=getattr(arguments, "json", False))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -6,10 +6,10 @@ import argparse
 from typing import Any
 
 from bellwired import settings
-from bellwired.commands import drop_in, show
+from bellwired.commands import drop_in
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.control_client import Instance
-from bellwired.errors import CommandError
+from bellwired.commands.operate import matching, try_each
 
 LAST = "zz-enabled"
 """The drop-in, which no other may override."""
@@ -24,23 +24,18 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     ):
         description = f"{about[0].upper()}{about[1:]}. {rest} Writes a drop-in beside the device's file."
         parser = commands.add_parser(name, help=about, description=description, parents=[shared])
-        completed(parser.add_argument("name", nargs="+"), DEVICES)
-        parser.set_defaults(command=change, enabled=work)
+        completed(parser.add_argument("name", nargs="*", help="a device, or a pattern as in 'vm1-*'"), DEVICES)
+        parser.add_argument("--all", action="store_true", help="all devices that have a file")
+        parser.set_defaults(command=change, enabled=work, mistake=parser.error)
 
 
 def change(arguments: argparse.Namespace) -> int:
     """Each of the devices, whatever became of the one before."""
     daemon = drop_in.configuration(arguments)
-    failed = {}
-    for name in arguments.name:
-        try:
-            _change(daemon, name, arguments.enabled)
-        except CommandError as error:
-            failed[name] = error
-    if arguments.json:
-        show.as_json({name: str(failed.get(name, "")) for name in arguments.name})
-    show.errors(failed.values(), in_json=arguments.json)
-    return 1 if failed else 0
+    if bool(arguments.name) == arguments.all:
+        arguments.mistake("expected names of devices, or --all")
+    names = matching(["*"] if arguments.all else arguments.name, lambda: sorted(settings.load(daemon.places).sources))
+    return try_each(names, lambda name: _change(daemon, name, arguments.enabled), arguments.json)
 
 
 def _change(daemon: Instance, name: str, enabled: bool) -> None:

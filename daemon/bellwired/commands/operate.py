@@ -87,10 +87,15 @@ def instance(arguments: argparse.Namespace) -> Instance:
 
 
 def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
-    """The names that ``words`` mean: as they are, or all that match a pattern. A CommandError where none does."""
+    """The names of devices that ``words`` mean: see :func:`matching`."""
+    return matching(words, lambda: [device["name"] for device in all_devices(daemon)])
+
+
+def matching(words: Sequence[str], known: Callable[[], Sequence[str]]) -> list[str]:
+    """``words`` as they are, or all that match where one is a pattern. A CommandError where nothing does."""
     if not any(map(_is_pattern, words)):
         return list(dict.fromkeys(words))
-    there = [device["name"] for device in all_devices(daemon)]
+    there = known()
     found: dict[str, None] = {}
     for word in words:
         names = fnmatch.filter(there, word) if _is_pattern(word) else [word]
@@ -98,6 +103,20 @@ def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
             raise CommandError(f"no device matches {word!r}", f"there are: {', '.join(there) or 'none yet'}")
         found |= dict.fromkeys(names)
     return list(found)
+
+
+def try_each(names: Sequence[str], work: Callable[[str], object], in_json: bool) -> int:
+    """``work(name)`` for each, whatever became of the one before; the exit status."""
+    failed = {}
+    for name in names:
+        try:
+            work(name)
+        except CommandError as error:
+            failed[name] = error
+    if in_json:
+        show.as_json({name: str(failed.get(name, "")) for name in names})
+    show.errors(failed.values(), in_json=in_json)
+    return 1 if failed else 0
 
 
 def list_devices(arguments: argparse.Namespace) -> int:
@@ -186,16 +205,7 @@ def do(arguments: argparse.Namespace) -> int:
         ]
     else:
         names = chosen(daemon, arguments.name)
-    failed = {}
-    for name in names:
-        try:
-            method(daemon, verb.method, name=name)
-        except CommandError as error:
-            failed[name] = error
-    if arguments.json:
-        show.as_json({name: str(failed.get(name, "")) for name in names})
-    show.errors(failed.values(), in_json=arguments.json)
-    return 1 if failed else 0
+    return try_each(names, lambda name: method(daemon, verb.method, name=name), arguments.json)
 
 
 def set_options(arguments: argparse.Namespace) -> int:
@@ -253,7 +263,7 @@ def monitor(arguments: argparse.Namespace) -> int:
         method(instance(arguments), "Describe", name=arguments.name)  # so that a wrong name is said
     out = show.console()
 
-    def each(reply: dict[str, Any]) -> None:
+    def print_it(reply: dict[str, Any]) -> None:
         event = reply["event"]
         if arguments.json:
             print(json.dumps(event), flush=True)
@@ -261,7 +271,7 @@ def monitor(arguments: argparse.Namespace) -> int:
         said = event["fields"].get("text") or ", ".join(f"{key} {value}" for key, value in event["fields"].items())
         out.print(f"{show.clock(event['time'])} {show.text(event['device'] or '-')} {event['kind']}: {show.text(said)}")
 
-    stream(instance(arguments), each, "Monitor", endless=True, name=arguments.name)
+    stream(instance(arguments), print_it, "Monitor", endless=True, name=arguments.name)
     return 0
 
 
@@ -270,7 +280,7 @@ def logs(arguments: argparse.Namespace) -> int:
     out = show.console()
     most = arguments.lines
 
-    def each(reply: dict[str, Any]) -> None:
+    def print_it(reply: dict[str, Any]) -> None:
         nonlocal most
         lines = reply["lines"] if most is None else reply["lines"][-most:] if most else []
         most = None  # it counts for what there was
@@ -283,7 +293,7 @@ def logs(arguments: argparse.Namespace) -> int:
             said = f"[{colour}]{words}[/{colour}]" if colour else words
             out.print(f"{show.clock(line['time'])} {said}")
 
-    stream(instance(arguments), each, "Log", endless=arguments.follow, name=arguments.name, follow=arguments.follow)
+    stream(instance(arguments), print_it, "Log", endless=arguments.follow, name=arguments.name, follow=arguments.follow)
     return 0
 
 

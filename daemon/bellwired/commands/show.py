@@ -39,15 +39,16 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def errors(found: Iterable[CommandError], *, in_json: bool = False) -> None:
+def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
     """To standard error: a line for each, and its hint; or for programs, an object a line with both."""
     for error in found:
+        hint = error.hint if isinstance(error, CommandError) else ""
         if in_json:
-            print(json.dumps({"error": str(error), "hint": error.hint}), file=sys.stderr)
+            print(json.dumps({"error": str(error), "hint": hint}), file=sys.stderr)
             continue
         print(f"bellwire: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        if hint:
+            print(f"  {hint}", file=sys.stderr)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:

@@ -9,7 +9,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -47,7 +47,7 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callback] = {}
+        self._callbacks: dict[int, Callback | None] = {}
         self._timers: list[Deadline] = []
         self._room = FEW_TIMERS
         self._order = itertools.count()
@@ -60,14 +60,15 @@ class Loop:
         """Looks for a while before it sleeps, where the owner wants that."""
         self.watch(self._wake, self._drain_wake)
 
-    def watch(self, fd: int, callback: Callback) -> None:
-        """Run ``callback`` whenever ``fd`` can be read."""
+    def watch(self, fd: int, callback: Callback | None = None) -> None:
+        """Run ``callback`` whenever ``fd`` can be read; without one, that ends a wait and nothing else."""
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
         """Stop watching ``fd``; call it before closing it."""
-        if self._callbacks.pop(fd, None) is not None:
+        if fd in self._callbacks:
+            del self._callbacks[fd]
             self._epoll.unregister(fd)
 
     def wait(self, timeout: float | None = None) -> list[int]:
@@ -95,7 +96,7 @@ class Loop:
             return self.busy_poll.wait(self._epoll, timeout)
         return self._epoll.poll(timeout)
 
-    def run(self, ready: list[int]) -> None:
+    def run(self, ready: Iterable[int]) -> None:
         """Call back for each fd that is still watched: an earlier one's callback may have ended that."""
         for fd in ready:
             callback = self._callbacks.get(fd)

@@ -73,8 +73,8 @@ class Served:
         self._observer.connected(*_credentials(connection))
         self._session_fd, self._doorbells_fd = self.session.fileno(), doorbell_fds.fileno()
         self._alone = [(self._session_fd, int(select.EPOLLIN))]
-        self._loop.watch(self._session_fd, _nothing)
-        self._loop.watch(self._doorbells_fd, _nothing)
+        self._loop.watch(self._session_fd)  # these two have their own place in the turn
+        self._loop.watch(self._doorbells_fd)
         self.core.signals.relevel()
         self.core.signals.resend()
 
@@ -94,8 +94,8 @@ class Served:
         self.core.join(False)
         self._observer.left(reason)
 
-    def wait(self) -> list[int]:
-        """Sleep until there is something to do: the descriptors that can be read.
+    def wait(self) -> dict[int, int]:
+        """Sleep until there is something to do: the descriptors that can be read, and their events.
 
         Reads of registers that run no device code are answered meanwhile, if nothing else is going on. Raises what
         :meth:`turn` raises.
@@ -107,7 +107,7 @@ class Served:
             ready = loop.look()
         else:
             ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
-        return [fd for fd, _ in ready]
+        return dict(ready)
 
     def turn(self, ready: Container[int]) -> None:
         """Handle what the client has sent and rung; ``ready`` are the descriptors that have something to read.
@@ -148,7 +148,3 @@ def _credentials(connection: socket.socket) -> tuple[int, int]:
     """The peer's process and user (unix(7), SO_PEERCRED)."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
-
-
-def _nothing() -> None:
-    """The session and the doorbells have their own place in the turn; here they only end the wait."""

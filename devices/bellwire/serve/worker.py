@@ -98,7 +98,7 @@ class Worker:
 
     def step(self) -> None:
         """One turn of the loop: wait for something, and handle it."""
-        ready: list[int] = []
+        ready: dict[int, int] = {}
         try:
             ready = self.served.wait()
             self.served.turn(ready)

@@ -81,7 +81,11 @@ class Namespaces:
 
     def addressed(self, nsid: int) -> tuple[Namespace, ...]:
         """Those that ``nsid`` means for I/O: one, or with FFFFFFFFh all."""
-        return tuple(self.open.values()) if nsid == ALL_NAMESPACES else (self[nsid],)
+        if nsid != ALL_NAMESPACES:
+            return (self[nsid],)
+        if self.closed is not None:
+            raise CommandError(self.closed)
+        return tuple(self.open.values())
 
     def hold(self, spaces: Iterable[Namespace], why: Status | None) -> None:
         """Refuse their I/O from now on, or with None take it again."""

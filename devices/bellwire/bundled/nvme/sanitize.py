@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from bellwire import Job
 from bellwire.bundled.nvme.command import Byte, Command
 from bellwire.bundled.nvme.events import Event
@@ -69,12 +71,16 @@ class Sanitize:
         if any(disk.readonly for disk in controller.namespaces.disks):
             raise CommandError(Status.WRITE_PROTECTED)
         controller.self_test.interrupt(Result.SANITIZED, controller.namespaces.allocated)
-        self._state.status, self._state.action, self._state.failure_mode = State.IN_PROGRESS, command.cdw10, False
+        before = msgspec.structs.astuple(self._state)
+        self._set(State.IN_PROGRESS, command.cdw10, failure_mode=False)
+        try:
+            controller.save()
+        except OSError:
+            self._set(*before)
+            raise
         controller.namespaces.close_for(Status.SANITIZE_IN_PROGRESS)
-        controller.history.add(
-            Happening.SANITIZE_START, struct.pack("<III", CAPABILITIES, command.cdw10, command.cdw11)
-        )
-        controller.save()
+        start = struct.pack("<III", CAPABILITIES, command.cdw10, command.cdw11)
+        controller.history.add(Happening.SANITIZE_START, start)
         self._begin()
         return 0
 
@@ -103,6 +109,9 @@ class Sanitize:
             self._controller.namespaces.close_for(None)
             self._controller.save_soon()
         return 0
+
+    def _set(self, status: int, action: int, failure_mode: bool) -> None:
+        self._state.status, self._state.action, self._state.failure_mode = status, action, failure_mode
 
     def _begin(self) -> None:
         self._progress = 0
