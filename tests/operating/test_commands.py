@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,7 +187,10 @@ def test_a_user_without_a_daemon_is_told_of_the_systems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_client, "SYSTEM_RUNTIME", tmp_path)
-    assert main(["list", "--runtime-dir", str(tmp_path / "mine")]) == 1
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / "control"))
+        listener.listen()
+        assert main(["list", "--runtime-dir", str(tmp_path / "mine")]) == 1
     assert "  the system's own daemon: --runtime-dir /run/bellwire\n" in capsys.readouterr().err
 
 
