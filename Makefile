@@ -136,11 +136,13 @@ install: ## install for all users, below PREFIX (/usr, or /usr/local) and, for p
 	$(NEW:.new=)/bin/python -B $(NEW:.new=)/bin/bellwire install --system --prefix $(PREFIX) \
 		$(addprefix --destdir=,$(abspath $(DESTDIR)))
 
-# Built from a copy, since debhelper works in the source tree. The build needs PyPI, as `make install` does.
+# Built from a copy, since debhelper works in the source tree. What the distribution has of Python packages is used, and
+# the rest comes from PyPI.
 DEB := build/deb/bellwire
-DEB_NEEDS := python3-venv python3-msgspec python3-prometheus-client python3-rich python3-shtab
+DEB_USES := python3-msgspec python3-prometheus-client python3-rich python3-shtab
+DEB_HAS = $$(for package in $(DEB_USES); do ! apt-cache show $$package >/dev/null 2>&1 || echo $$package; done)
 deb: ## build a Debian package into build/deb
-	$(call need,command -v dpkg-buildpackage && command -v dh && dpkg-query -W $(DEB_NEEDS),dpkg-dev debhelper $(DEB_NEEDS))
+	$(call need,command -v dpkg-buildpackage && command -v dh && dpkg-query -W python3-venv $(DEB_HAS),dpkg-dev debhelper python3-venv $(DEB_HAS))
 	rm -rf build/deb && mkdir -p $(DEB)
 	cp -a Makefile pyproject.toml hatch_build.py constraints.txt README.md LICENSE $(sort $(patsubst %/,%,$(dir $(PACKAGES)))) systemd $(DEB)
 	cp -a packaging/debian $(DEB)

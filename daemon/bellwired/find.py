@@ -72,11 +72,14 @@ def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]
         found = devices_in(load(files[path], check_trusted))
         return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
     names = [*known, *_names(files)]
+    if name and path in names:
+        raise CommandError(f"{path} is one device: there is no {name!r} in it", f"ask for {path}")
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
+    own = f"./{wanted}.py" if wanted.isidentifier() else "./mine.py"
     raise CommandError(
         f"there is no device {wanted!r}",
-        f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in ./{wanted}.py",
+        f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in {own}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -11,6 +12,9 @@ def main() -> int:
     quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal has no letter for shall end no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if sys.argv[1:2] == ["__complete"]:  # somebody waits for it at a keyboard: only what it needs is loaded
         from bellwired.commands.completion import main as complete
 

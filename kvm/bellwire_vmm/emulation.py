@@ -1,7 +1,7 @@
 """Whether this machine's KVM runs a guest's kernel on the processor, or emulates it instruction by instruction.
 
-Some hosts have no hardware virtualisation, and a KVM all the same. What it emulates is enough for our micro guests, and
-not for firmware or most kernels: QEMU ends there with a dump of registers ("KVM internal error").
+Some hosts have no hardware virtualisation, and a KVM all the same. What it emulates is enough for our micro guests and
+for SeaBIOS, and not for Linux: QEMU stops there with a dump of registers ("KVM internal error").
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def test_vmm_fails_when_its_guest_does() -> None:
         (["--guest", "bell", "--initrd", "/dev/null"], "--initrd is for --kernel"),
         (["--guest", "bell", "--no-reboot"], "--no-reboot is for --kernel"),
         (["--kernel", "/nonexistent"], "/nonexistent: No such file or directory"),
-        (["--kernel", "/dev/null"], "the kernel is neither a bzImage nor an ELF file"),
+        (["--kernel", "/dev/null"], "/dev/null: the kernel is neither a bzImage nor an ELF file"),
         (["--kernel", "/dev/null", "--parameters", "/dev/null"], "--parameters is for --guest"),
     ],
 )

@@ -14,7 +14,7 @@ from bed import Bed
 from fresh import roots
 
 pytestmark = [pytest.mark.fresh, pytest.mark.long, pytest.mark.systemd]
-BUILDERS = ("make", "python3-venv", "dpkg-dev", "debhelper", "lintian")
+BUILDERS = ("python3-venv", "dpkg-dev", "debhelper", "lintian")
 PATIENCE = 900.0
 QUIET = "DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends"
 SERVICE = "bellwired.service"
@@ -33,7 +33,7 @@ def package(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(suite)
     with bed.booted(roots.root(suite, (*roots.MINIMAL, *BUILDERS))) as system:
         roots.check_out(system, "/root/bellwire")
-        sh(system, "cd /root/bellwire && make deb")
+        sh(system, "apt-get -qq update && cd /root/bellwire && make deb")
         sh(system, "lintian --fail-on error,warning bellwire/build/deb/*.changes")
         (built,) = system.path("/root/bellwire/build/deb").glob("*.deb")
         return Path(shutil.copy(built, folder))
@@ -66,6 +66,14 @@ def newer(package: Path) -> Path:
     made = package.with_name("newer.deb")
     subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, made], check=True, capture_output=True)
     return made
+
+
+def test_it_uses_what_the_distribution_has_new_enough(package: Path, suite: str) -> None:
+    needs = subprocess.run(
+        ["dpkg-deb", "--field", package, "Depends"], capture_output=True, text=True, check=True
+    ).stdout
+    assert ("python3-msgspec" in needs) == (suite == "trixie"), "bookworm has none"
+    assert "python3 (<< 3." in needs
 
 
 def test_it_is_installed_runs_is_upgraded_and_purged(package: Path, system: Bed) -> None:

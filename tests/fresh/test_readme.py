@@ -82,7 +82,9 @@ def test_the_readme_holds_word_for_word(newcomer: Newcomer) -> None:
     assert " passed" in newcomer.does(test if WHOLE else test.replace("make test", "make check"))
 
     serve, _ = shell_lines(1)
-    newcomer.system.path(f"{newcomer.checkout}/copier.py").write_text(blocks(README, "python")[0].text)
+    device = f"{newcomer.checkout}/copier.py"
+    newcomer.system.path(device).write_text(blocks(README, "python")[0].text)
+    newcomer.system.run("chown", f"{newcomer.name}:", device)
     words = newcomer.system.inside(newcomer.words(f"exec {serve}"))
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -143,11 +143,15 @@ def test_an_error_is_json_where_json_is_asked_for(run: Run, daemon: Instance, tm
     ]  # fmt: skip
 
 
-def test_a_mistake_on_the_command_line_is_json_too(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "bellwired", "status", "--jsn", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert json.loads(done.stderr)["error"] == "unrecognized arguments: --jsn; did you mean --json?"
+def test_a_mistake_on_the_command_line_is_json_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bellwire", "status", "--jsn", "--json"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert json.loads(said.err)["error"] == "unrecognized arguments: --jsn; did you mean --json?"
 
 
 def test_wait_waits_for_a_daemon_and_its_devices(instance: Instance) -> None:

@@ -80,6 +80,7 @@ def test_a_file_imports_from_beside_it(tmp_path: Path) -> None:
     assert find_trusted(str(siblings(tmp_path)), []).name == "split"
 
 
+@pytest.mark.slow
 def test_run_takes_a_package_and_a_file_with_siblings(tmp_path: Path) -> None:
     for path in (siblings(tmp_path / "beside"), package(tmp_path)):
         done = bellwire("run", f"{path}", "--print-capabilities")

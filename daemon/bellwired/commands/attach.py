@@ -11,8 +11,8 @@ from bellwire_vmm.emulation import emulates_kernels
 PATIENT = 24 * 3600 * 1000  # ms: for a guest whose access waits while somebody thinks in a debugger
 OLDEST = "10.1.1"
 WHY_TCG = (
-    "It says tcg, since there is no hardware virtualisation here: KVM emulates a guest's kernel, and knows too little "
-    "for QEMU's firmware. With kvm, QEMU would end with a dump of registers."
+    "It says tcg, since there is no hardware virtualisation here: KVM emulates a guest's kernel, and does not know all "
+    "that Linux uses. With kvm, QEMU would stop in its boot, with a dump of registers."
 )
 
 

@@ -22,6 +22,8 @@ from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
 LONGEST = 1_000_000  # seconds: twelve days
+SHARED = ("config_dir", "runtime_dir", "json", "wait", "timeout")
+"""Flags of several commands, which may stand before the command, too."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -48,6 +50,9 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             meant = _meant(value, action.choices) or f"; there are {', '.join(action.choices)}"
             raise argparse.ArgumentError(None, f"there is no command {value!r}{meant}")
+        choices = action.choices or ()
+        if value not in choices and (meant := _meant(str(value), map(str, choices))):
+            raise argparse.ArgumentError(action, f"there is no {value!r}{meant}")
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
@@ -62,35 +67,42 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     top = Parser(
         prog="bellwire",
-        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM.",
+        description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM. "
+        "A command's flags for the daemon (--runtime-dir and the like, --json) may stand before it, too.",
     )
     top.add_argument("--version", action="version", version=f"bellwire {release()}")
-    top.add_argument("--log-level", choices=LEVELS, default="info", help="what to log to standard error (default info)")
+    for add in (_add_level, _add_shared, _add_asking):
+        add(top)
+    for action in top._actions:  # which shells would take out of a command's words
+        if action.dest in SHARED:
+            action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (run, vmm, demo):
         module.add_parser(commands)
-    shared = argparse.ArgumentParser(add_help=False)
-    add_places(shared)
-    shared.add_argument(
-        "--json", action="store_true", help="print JSON instead of tables and words, and for errors too"
-    )
-    asking = argparse.ArgumentParser(add_help=False, parents=[shared])
-    asking.add_argument(
-        "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
-    )
-    asking.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    _add_shared(shared)
+    shared.set_defaults(takes=SHARED[:3])
+    asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
+    _add_asking(asking)
+    asking.set_defaults(takes=SHARED)
     for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
     for group in (check, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
+    for command in set(commands.choices.values()):
+        _add_level(command, default=argparse.SUPPRESS)
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. Errors become one line, with a hint where there is one."""
-    arguments = parser().parse_args(words)
+    top = parser()
+    arguments = top.parse_args(words)
+    for given in SHARED:
+        if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
+            top.error(f"--{given.replace('_', '-')} is for other commands than this")
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     try:
         status: int = arguments.command(arguments)
@@ -109,6 +121,26 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _add_level(parser: argparse.ArgumentParser, default: str = "info") -> None:
+    parser.add_argument(
+        "--log-level", choices=LEVELS, default=default, help="what to log to standard error (default info)"
+    )
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    add_places(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of tables and words, and for errors too"
+    )
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
+    )
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

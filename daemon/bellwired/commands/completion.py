@@ -77,7 +77,9 @@ def _parse(line: Sequence[str]) -> tuple[list[str], Callable[[], Places]]:
 
 
 def _devices(_: list[str], places: Places) -> Iterator[str]:
-    return (device["name"] for device in _ask(places, "List")["devices"])
+    from bellwired.commands.control_client import Instance, all_devices
+
+    return (device["name"] for device in all_devices(Instance(places, PATIENCE)))
 
 
 def _kinds(_: list[str], places: Places) -> Iterator[str]:

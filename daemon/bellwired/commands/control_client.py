@@ -145,7 +145,7 @@ async def _connect(path: Path, deadline: float) -> Any:
 def _absent(path: Path, error: OSError) -> NoDaemonError:
     if isinstance(error, ConnectionRefusedError):
         return NoDaemonError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING)
-    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and SYSTEM_RUNTIME.exists() else NOT_RUNNING
+    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and _listens(SYSTEM_RUNTIME / path.name) else NOT_RUNNING
     return NoDaemonError(f"{path}: no daemon is running there", hint)
 
 

@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured to FILE (- for stdout)")
     parser.add_argument("--no-kvm", action="store_true", help="ring from this process even where KVM could be used")
-    parser.set_defaults(command=demo)
+    parser.set_defaults(command=demo, takes=("json",))
 
 
 def demo(arguments: argparse.Namespace) -> int:

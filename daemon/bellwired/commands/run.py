@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         help="what other commands call it, and its socket; the device's own name unless given",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--socket-path", metavar="PATH", type=Path, help="the socket to make and listen on")
+    where.add_argument("--socket-path", metavar="PATH", type=_path, help="the socket to make and listen on")
     where.add_argument(
         "--fd",
         metavar="N|systemd",
@@ -92,17 +92,18 @@ def add_parser(commands: Any) -> None:
         "--busy-poll",
         type=_microseconds,
         default=0,
-        metavar="µS",
-        help="microseconds to look for work before sleeping, while there is much of it: 0, the default, to "
-        f"{LONGEST_POLL}",
+        metavar="MICROSECONDS",
+        help=f"how long to look for work before sleeping, while there is much of it: 0, the default, to {LONGEST_POLL}",
     )
     parser.add_argument(
         "--debug",
         action="store_true",
         help="stop in pdb where a hook raises, and print a QEMU line with which the guest waits for that",
     )
-    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the control socket in DIR")
-    parser.set_defaults(command=run)
+    parser.add_argument(
+        "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
+    )
+    parser.set_defaults(command=run, takes=("runtime_dir",))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -142,7 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             serving.run(lambda: _announce(arguments, name, address, control))
         finally:
-            print_summary(name, instance, time.monotonic() - begun)
+            if log.isEnabledFor(logging.INFO):
+                print_summary(name, instance, time.monotonic() - begun)
     return 0
 
 
@@ -214,6 +216,12 @@ def _name(text: str) -> str:
     if not settings.NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits and _ . @ -, at most 64")
     return text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return Path(text)
 
 
 def _descriptor(text: str) -> int | str:

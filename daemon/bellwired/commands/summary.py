@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
+from rich.console import Console
 from rich.table import Table
 
 from bellwire import PciDevice
@@ -16,11 +18,11 @@ OWN_RESETS = 2  # before the first client and after the last
 
 
 def print_summary(name: str, device: PciDevice, seconds: float) -> None:
-    """To standard output. Nothing where no client has come."""
+    """To standard error, as standard output may be the device's own. Nothing where no client has come."""
     tally = device.core.tally
     if not tally.clients:
         return
-    out = show.console()
+    out = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
     out.print(f"\n{show.text(name)} has served {_count(tally.clients, 'client')} in {show.ago(0.0, seconds)}.")
     out.print(_accesses(device, tally))
     for label, text in _lines(device, tally):

@@ -87,7 +87,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--no-reboot", action="store_true", help="with --kernel: end when the guest reboots, with status 0"
     )
-    parser.set_defaults(command=vmm)
+    parser.set_defaults(command=vmm, takes=("timeout",))
 
 
 def vmm(arguments: argparse.Namespace) -> int:

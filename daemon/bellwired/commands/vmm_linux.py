@@ -16,6 +16,7 @@ from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.device.registrations import Standing
+from bellwire_vmm.errors import GuestImageError
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult
@@ -31,7 +32,10 @@ Plug = Callable[[Machine, Path], ProxyDevice]
 
 def boot(arguments: argparse.Namespace, plug: Plug) -> int:
     """Run Linux until it powers off; a reboot is a new machine with the same devices. The command's status."""
-    kernel = read_kernel(arguments.kernel.read_bytes())
+    try:
+        kernel = read_kernel(arguments.kernel.read_bytes())
+    except GuestImageError as error:
+        raise CommandError(f"{arguments.kernel}: {error}") from None
     initrd = arguments.initrd.read_bytes() if arguments.initrd else b""
     guest = Linux(kernel, f"{COMMAND_LINE} {arguments.append}".rstrip(), initrd)
     with contextlib.ExitStack() as stack:
