@@ -131,7 +131,8 @@ def test_threads_start_with_need_and_end_with_close(loop: Loop) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_there_are_no_more_threads_than_asked_for(loop: Loop, count: int) -> None:
-    before, hold, done = threading.active_count(), threading.Event(), []
+    before, hold = threading.active_count(), threading.Event()
+    done: list[Job] = []
     pool = Threads(loop, count, done.extend)
     for _ in range(2 * count + 2):
         pool.submit(Job(hold.wait, PATIENCE))
