@@ -46,7 +46,7 @@ def edit(arguments: argparse.Namespace) -> int:
     draft = _draft(name, file, before or "")
     try:
         _run_editor(draft)
-        text = draft.read_text().partition(MARK)[0].rstrip("\n") + "\n"
+        text = _written(draft).partition(MARK)[0].rstrip("\n") + "\n"
         if text.strip() == (before or "").strip():
             _say(arguments, over, "nothing has changed")
         else:
@@ -80,6 +80,13 @@ def _run_editor(draft: Path) -> None:
         raise CommandError(f"the editor {words!r} cannot be run: {error}") from None
     if status:
         raise CommandError(f"the editor {words!r} ended with status {status}")
+
+
+def _written(draft: Path) -> str:
+    try:
+        return draft.read_text()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"not TOML: {error}") from None
 
 
 def _has_keys(text: str) -> bool:
