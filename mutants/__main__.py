@@ -121,6 +121,15 @@ def caught_by(site: Site, reached: dict[str, Any], tests: list[str] | None = Non
     numbers = {number for line in site.lines for number in lines.get(str(line), ())}
     if not numbers:  # run by an import: whatever runs anything of the file
         numbers = {number for every in lines.values() for number in every}
+    if not numbers:  # nothing but declarations: whatever runs anything beside it
+        beside = str(Path(site.file).parent)
+        numbers = {
+            number
+            for file, known in reached["files"].items()
+            if file.startswith(beside)
+            for every in known.values()
+            for number in every
+        }
     if not numbers:
         return ""
     nodes = [reached["tests"][number] for number in numbers]

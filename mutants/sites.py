@@ -76,7 +76,7 @@ def mutated(source: str, number: int) -> ast.Module:
 def _all(file: str, tree: ast.Module) -> Iterator[tuple[Site, Callable[[], None]]]:
     for number, (where, statement, holder, name, at, new) in enumerate(_changes(tree, [], None)):
         old = getattr(holder, name) if at is None else getattr(holder, name)[at]
-        shown = holder if isinstance(holder, ast.expr) else old
+        shown = holder if isinstance(holder, ast.expr) or isinstance(old, ast.operator) else old
         changed = copy.deepcopy(shown)
         if shown is holder:
             _put(changed, name, at, new)

@@ -56,7 +56,7 @@ def test_a_ring_its_hook_its_dma_and_its_interrupt_are_told_in_order(at_debug: p
         guest.write(Copier.size, 5)
         at_debug.clear()
         guest.ring(Copier.go)
-        guest.ring(Copier.number, 0x3000)
+        guest.ring(Copier.number, 0x3001)
         told = without_times(at_debug)
     assert told == [
         "go is rung",
@@ -65,9 +65,9 @@ def test_a_ring_its_hook_its_dma_and_its_interrupt_are_told_in_order(at_debug: p
         "DMA write of 5 bytes at 0x2000",
         "MSIX 1 is sent",
         "copy ends",
-        "number is rung with 0x3000",
-        "take(0x3000) begins",
-        "DMA of 16 bytes at 0x3000, to be read in place",
+        "number is rung with 0x3001",
+        "take(0x3001) begins",
+        "DMA of 16 bytes at 0x3001, to be read in place",
         "take ends",
     ]
 

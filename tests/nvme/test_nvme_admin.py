@@ -326,3 +326,17 @@ def test_an_event_request_can_be_aborted(driver: Driver) -> None:
     first, second = driver.admin.wait(request, abort)
     assert (first.code, second.result) == (Status.ABORTED_BY_REQUEST, 0)
     assert driver.admin.do(AdminOpcode.ABORT, dwords=(99 << 16 | 1,)).result == 1
+
+
+def test_commands_that_tell_nothing_in_their_completion_leave_it_zero(driver: Driver) -> None:
+    page, ring = driver.allocate(PAGE), driver.allocate(PAGE)
+    for opcode, fields in (
+        (AdminOpcode.GET_LOG_PAGE, {"nsid": 0xFFFF_FFFF, "prp1": page, "dwords": (127 << 16 | 2,)}),
+        (AdminOpcode.IDENTIFY, {"prp1": page, "dwords": (1,)}),
+        (AdminOpcode.CREATE_COMPLETION_QUEUE, {"prp1": page, "dwords": (15 << 16 | 1, 1 << 16 | 3)}),
+        (AdminOpcode.CREATE_SUBMISSION_QUEUE, {"prp1": ring, "dwords": (15 << 16 | 1, 1 << 16 | 1)}),
+        (AdminOpcode.DELETE_SUBMISSION_QUEUE, {"dwords": (1,)}),
+        (AdminOpcode.DELETE_COMPLETION_QUEUE, {"dwords": (1,)}),
+    ):
+        done = driver.admin.do(opcode, **fields)  # type: ignore[arg-type]
+        assert (opcode, done.status, done.result) == (opcode, 0, 0)

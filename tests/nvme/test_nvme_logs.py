@@ -240,3 +240,23 @@ def test_the_persistent_event_log_grows_to_the_size_that_hosts_are_told_and_no_f
         log.add(Happening.TIMESTAMP, bytes(1000))
     size = HEADER_SIZE + sum(map(len, record.events))
     assert (history.SIZE_UNITS << 16) - 1024 < size <= 1 << 16
+
+
+@pytest.mark.parametrize("scattered", [False, True], ids=["in a row", "here and there"])
+@pytest.mark.parametrize(("opcode", "units", "commands"), [(IoOpcode.READ, 32, 64), (IoOpcode.WRITE, 48, 80)])
+def test_data_is_counted_in_thousands_of_sectors_begun(
+    driver: Driver, opcode: IoOpcode, units: int, commands: int, scattered: bool
+) -> None:
+    queues = driver.create_queues(1, 64)
+    first, _, third = (driver.allocate(PAGE) for _ in range(3))
+    prp2 = third if scattered else first + PAGE
+    expected = []
+    for number in range(1, 64):
+        assert queues.do(opcode, nsid=1, prp1=first, prp2=prp2, dwords=(0, 0, 15)).status == 0
+        if number in (62, 63):
+            expected.append(-(-number * 16 // 1000))
+            page = driver.log(0x02)
+            assert struct.unpack_from("<Q", page, units) == (expected[-1],)
+            assert struct.unpack_from("<Q", page, commands) == (number,)
+            assert struct.unpack_from("<Q", page, 80 - units) == (0,)
+    assert expected == [1, 2]

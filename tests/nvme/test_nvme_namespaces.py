@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_a_namespace_is_made_attached_used_detached_and_deleted(roomy: Driver) -
     assert listed(roomy, 0x02) == [1]
     assert delete(roomy, 2).status == 0
     assert listed(roomy, 0x10) == [1]
+
+
+def test_the_disk_of_a_namespace_that_is_deleted_is_closed(roomy: Driver) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    assert create(roomy, 256).result == 2
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert delete(roomy, 2).status == 0
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_capacity_is_taken_and_given_back(roomy: Driver) -> None:

@@ -86,6 +86,17 @@ def terminal(tmp_path: Path, ring: set[int]) -> Iterator[Terminal]:
         yield terminal
 
 
+def test_a_peer_is_heard_of_before_the_guest_has_made_room_for_what_it_says(tmp_path: Path, ring: set[int]) -> None:
+    with Driver(VirtioConsole, ports=f"a=unix:{tmp_path / 'a'}") as driver:
+        driver.start(ring, range(2), size=32)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as far:
+            far.settimeout(PATIENCE)
+            far.connect(os.fspath(tmp_path / "a"))
+            assert driver.guest.poll(PATIENCE)
+            driver.queues[1].send(b"hello")
+            assert far.recv(100) == b"hello"
+
+
 def test_without_multiport_port_0_is_open(plain: Terminal) -> None:
     far = plain.join(0)
     plain.queues[1].send(b"login: ")

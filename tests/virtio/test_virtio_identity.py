@@ -14,6 +14,8 @@ from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
+from bellwire.declare.register import Register
+from bellwire.virtio.transport import DEVICE
 from virtio.driver import Driver
 
 
@@ -99,3 +101,7 @@ def test_its_queues_and_their_sizes(driver: Driver, told: Told) -> None:
 def test_its_configuration(driver: Driver, told: Told) -> None:
     for offset, size, value in told.fields:
         assert driver.config(offset, size) == value
+    declared = {
+        (place.offset - DEVICE, place.size) for place in vars(told.device).values() if isinstance(place, Register)
+    }
+    assert {(offset, size) for offset, size, _ in told.fields} <= declared

@@ -54,6 +54,17 @@ def test_a_large_packet_takes_several_buffers(card: Card, far: socket.socket) ->
     assert packet.header[-1] == 6
 
 
+@pytest.mark.parametrize(("more", "buffers"), [(-1, 1), (0, 1), (1, 2)])
+def test_a_packet_takes_one_more_buffer_for_one_byte_more(
+    make: Make, ring: set[int], far: socket.socket, more: int, buffers: int
+) -> None:
+    card = make(ring, room=200)
+    sent = frame(size=200 - HEADER.size + more)
+    far.send(sent)
+    (packet,) = card.await_packets()
+    assert (packet.frame, packet.header[-1]) == (sent, buffers)
+
+
 def test_without_merging_a_packet_that_does_not_fit_is_dropped(make: Make, ring: set[int], far: socket.socket) -> None:
     card = make(ring, ALL - {Net.MRG_RXBUF})
     far.send(frame(size=9000))

@@ -1,4 +1,4 @@
-"""Virtio over PCI (virtio 1.2 §4.1): capabilities, initialization, interrupts, the window in config space."""
+"""Virtio over PCI (virtio 1.2 §4.1): capabilities, initialization, interrupts, BARs through config space."""
 
 from __future__ import annotations
 
@@ -304,8 +304,8 @@ def test_fields_of_the_device_type_lie_where_the_capability_says(driver: Driver)
     assert driver.config(8, 2) == 7
 
 
-class Window:
-    """The window in config space (§4.1.4.9)."""
+class PciCfg:
+    """The way to a BAR through config space (§4.1.4.9)."""
 
     def __init__(self, driver: Driver) -> None:
         self.guest = driver.guest
@@ -318,39 +318,39 @@ class Window:
 
 
 def test_the_window_reads_the_bar(driver: Driver) -> None:
-    window = Window(driver)
-    window.aim(0, 0x12, 2)
-    assert driver.guest.config_read(window.at + 16, 2) == 3
+    pci_cfg = PciCfg(driver)
+    pci_cfg.aim(0, 0x12, 2)
+    assert driver.guest.config_read(pci_cfg.at + 16, 2) == 3
 
 
 def test_the_window_writes_the_bar(driver: Driver) -> None:
-    window = Window(driver)
-    window.aim(0, 0x14, 1)
-    driver.guest.config_write(window.at + 16, Status.ACKNOWLEDGE, 1)
+    pci_cfg = PciCfg(driver)
+    pci_cfg.aim(0, 0x14, 1)
+    driver.guest.config_write(pci_cfg.at + 16, Status.ACKNOWLEDGE, 1)
     assert driver.status == Status.ACKNOWLEDGE
 
 
 def test_a_doorbell_may_be_rung_through_the_window(driver: Driver) -> None:
     driver.start()
     driver.queues[0].add(b"abc", write=3)
-    window = Window(driver)
-    window.aim(0, driver.queues[0].bell, 2)
-    driver.guest.config_write(window.at + 16, 0, 2)
+    pci_cfg = PciCfg(driver)
+    pci_cfg.aim(0, driver.queues[0].bell, 2)
+    driver.guest.config_write(pci_cfg.at + 16, 0, 2)
     assert driver.queues[0].answers() == [b"cba"]
 
 
 @pytest.mark.parametrize(("bar", "offset", "length"), [(0, 0x3FFE, 4), (4, 0, 4), (0xFF, 0, 1), (0, 1, 2), (0, 0, 8)])
 def test_a_window_that_shows_nothing_does_nothing(driver: Driver, bar: int, offset: int, length: int) -> None:
-    window = Window(driver)
-    window.aim(bar, offset, length)
-    driver.guest.config_write(window.at + 16, 0x1234_5678, 4)
-    assert driver.guest.config_read(window.at + 16, 4) == 0x1234_5678
+    pci_cfg = PciCfg(driver)
+    pci_cfg.aim(bar, offset, length)
+    driver.guest.config_write(pci_cfg.at + 16, 0x1234_5678, 4)
+    assert driver.guest.config_read(pci_cfg.at + 16, 4) == 0x1234_5678
 
 
 def test_a_window_does_not_show_config_space(driver: Driver) -> None:
-    window = Window(driver)
-    data = window.at + 16
-    window.aim(RegionIndex.CONFIG, data, 4)  # itself
+    pci_cfg = PciCfg(driver)
+    data = pci_cfg.at + 16
+    pci_cfg.aim(RegionIndex.CONFIG, data, 4)  # itself
     driver.guest.config_write(data, 0x1234_5678, 4)
     assert driver.guest.config_read(data, 4) == 0x1234_5678
 

@@ -35,7 +35,11 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
         for option in options:
             command += ["-o", option]
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # where the demo's own report goes
+            start_new_session=True,
         )
     try:
         yield ours

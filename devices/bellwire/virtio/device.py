@@ -10,7 +10,7 @@ from bellwire.declare.option import Option
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError
 from bellwire.virtio.status import Cause, Feature, Status
-from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, WINDOW, WINDOW_DATA, Transport
+from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
 
 VENDOR = 0x1AF4
@@ -193,7 +193,7 @@ class VirtioDevice(Transport):
 
     @Transport.device_feature.read
     def read_offered(self) -> int:
-        """A window of 32 bits (§4.1.4.3)."""
+        """32 bits of them at a time (§4.1.4.3)."""
         return _word(sum(1 << bit for bit in self.offered()), self.device_feature_select)
 
     @Transport.driver_feature.read
@@ -293,25 +293,25 @@ class VirtioDevice(Transport):
         """The same where the client has no ioeventfds."""
         self.rung(offset)
 
-    # -- the window to the BAR in config space, for drivers that cannot map it (§4.1.4.9)
+    # -- the BAR through config space (VIRTIO_PCI_CAP_PCI_CFG), for drivers that cannot map it (§4.1.4.9)
 
-    @Transport.window.read
+    @Transport.pci_cfg.read
     def read_through(self, offset: int, size: int) -> None:
         """A read of its data reads the BAR first."""
-        if offset + size > WINDOW_DATA and (place := self.behind_window()):
+        if offset + size > PCI_CFG_DATA and (place := self.behind_pci_cfg()):
             data = self.read_bar(*place)
-            self.window[WINDOW_DATA : WINDOW_DATA + len(data)] = data
+            self.pci_cfg[PCI_CFG_DATA : PCI_CFG_DATA + len(data)] = data
 
-    @Transport.window.write
+    @Transport.pci_cfg.write
     def write_through(self, offset: int, size: int) -> None:
         """A write to its data goes on to the BAR."""
-        if offset + size > WINDOW_DATA and (place := self.behind_window()):
+        if offset + size > PCI_CFG_DATA and (place := self.behind_pci_cfg()):
             bar, start, length = place
-            self.write_bar(bar, start, bytes(self.window[WINDOW_DATA : WINDOW_DATA + length]))
+            self.write_bar(bar, start, bytes(self.pci_cfg[PCI_CFG_DATA : PCI_CFG_DATA + length]))
 
-    def behind_window(self) -> tuple[int, int, int] | None:
-        """BAR, offset and length, where they make sense. Config space is no BAR: a window would show itself."""
-        bar, offset, length = WINDOW.unpack_from(self.window)
+    def behind_pci_cfg(self) -> tuple[int, int, int] | None:
+        """BAR, offset and length, where they make sense. Config space is no BAR: the capability would show itself."""
+        bar, offset, length = PCI_CFG.unpack_from(self.pci_cfg)
         size = self.layout.bars[bar].bar.size if bar in self.layout.bars else 0
         if length in (1, 2, 4) and not offset % length and offset + length <= size:
             return bar, offset, length

@@ -25,8 +25,8 @@ DEVICE, DEVICE_SIZE = 0x2000, 0x1000
 NOTIFY, NOTIFY_SIZE = 0x3000, BELL * MOST_QUEUES
 
 _PLACE = struct.Struct("<BBBxxII")  # cfg_type, bar, id, offset, length: a capability from cfg_type on
-WINDOW = struct.Struct("<xBxxxII")
-WINDOW_DATA = _PLACE.size
+PCI_CFG = struct.Struct("<xBxxxII")
+PCI_CFG_DATA = _PLACE.size
 
 
 class Structure(IntEnum):
@@ -53,9 +53,9 @@ class Transport(PciDevice):
     notify_cap = _locates(Structure.NOTIFY, NOTIFY, NOTIFY_SIZE, BELL.to_bytes(4, "little"))
     isr_cap = _locates(Structure.ISR, ISR, ISR_SIZE)
     device_cap = _locates(Structure.DEVICE, DEVICE, DEVICE_SIZE)
-    window = VendorCapability(
+    pci_cfg = VendorCapability(
         _PLACE.pack(Structure.PCI_ACCESS, 0, 0, 0, 0) + bytes(4),
-        writable=WINDOW.pack(0xFF, 0xFFFF_FFFF, 0xFFFF_FFFF) + b"\xff" * 4,
+        writable=PCI_CFG.pack(0xFF, 0xFFFF_FFFF, 0xFFFF_FFFF) + b"\xff" * 4,
     )
 
     mmio = Bar(BAR, size=1 << 14)

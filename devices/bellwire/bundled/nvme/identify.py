@@ -86,10 +86,7 @@ class ControllerIdentity:
         page[512] = 0x66  # a submission queue entry is 2**6 bytes, no more and no less
         page[513] = 0x44
         struct.pack_into("<I", page, 516, abilities.namespace_ids)
-        commands = (
-            COMPARE | WRITE_UNCORRECTABLE | DATASET_MANAGEMENT | WRITE_ZEROES | SELECT | TIMESTAMP | VERIFY | COPY
-        )
-        struct.pack_into("<H", page, 520, commands)
+        struct.pack_into("<H", page, 520, OPTIONAL_COMMANDS)
         page[525] = CACHE_FLUSHED_FOR_ALL
         struct.pack_into("<H", page, 534, COPY_FORMAT_0)
         page[768 : 768 + len(self.nqn)] = self.nqn
