@@ -71,3 +71,13 @@ def test_neither_a_client_nor_a_guest_floods_the_log_by_numbers_of_its_own(caplo
             with pytest.raises(RemoteError):
                 write(client, Probe.fetch.offset, number << 12, size=8)
     assert caplog.text.count("allow neither reading nor writing") == caplog.text.count("mapped nothing there") == BURST
+
+
+def test_what_is_logged_is_told_too_and_what_is_not_is_not(limited: LimitedLog) -> None:
+    told: list[str] = []
+    limited.tell = told.append
+    for _ in range(BURST + 3):
+        limited.failure("kind", ValueError("x"), "it failed with %d", 5)
+    assert told == ["it failed with 5"] * BURST
+    limited.warning("other", "beware of %s", "dogs")
+    assert told[BURST:] == ["beware of dogs"]

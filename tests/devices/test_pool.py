@@ -127,3 +127,18 @@ def test_threads_start_with_need_and_end_with_close(loop: Loop) -> None:
     pool.close()
     pool.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_there_are_no_more_threads_than_asked_for(loop: Loop, count: int) -> None:
+    before, hold = threading.active_count(), threading.Event()
+    done: list[Job] = []
+    pool = Threads(loop, count, done.extend)
+    for _ in range(2 * count + 2):
+        pool.submit(Job(hold.wait, PATIENCE))
+    assert threading.active_count() == before + count
+    hold.set()
+    while len(done) < 2 * count + 2:
+        turn(loop)
+    pool.close()
+    assert threading.active_count() == before

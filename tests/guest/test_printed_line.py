@@ -24,12 +24,12 @@ PATIENCE = 60.0
 MAPPED = re.compile(r"PCI device 1234:11e8\s.*?BAR0: 32 bit memory at 0x[0-9a-f]+ \[0x[0-9a-f]+\]", re.DOTALL)
 
 
-@pytest.fixture
-def printed(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=[(), ("--debug",)], ids=["plain", "debug"])
+def printed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The line, while the device is served."""
     socket, runtime = tmp_path / "edu.sock", tmp_path / "run"
     runtime.mkdir(mode=0o755)
-    with started("run", "edu", "--socket-path", str(socket), "--runtime-dir", str(runtime)) as process:
+    with started("run", "edu", "--socket-path", str(socket), "--runtime-dir", str(runtime), *request.param) as process:
         line(process)
         yield line(process)
         process.send_signal(signal.SIGTERM)

@@ -340,3 +340,14 @@ def test_commands_that_tell_nothing_in_their_completion_leave_it_zero(driver: Dr
     ):
         done = driver.admin.do(opcode, **fields)  # type: ignore[arg-type]
         assert (opcode, done.status, done.result) == (opcode, 0, 0)
+
+
+def test_a_vectors_coalescing_is_by_default_and_until_it_is_turned_off_on(driver: Driver) -> None:
+    def get(select: int) -> int:
+        done = driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(select << 8 | 9, 2))
+        assert done.status == 0
+        return done.result
+
+    assert [get(select) for select in (0, 1, 2)] == [2, 2, 2]
+    assert driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(9, 1 << 16 | 2)).status == 0
+    assert [get(select) for select in (0, 1, 2)] == [1 << 16 | 2, 2, 2]

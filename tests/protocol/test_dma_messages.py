@@ -73,6 +73,7 @@ def test_no_reply_is_asked_for_that_a_client_could_not_send_by_one_call(device: 
         while sent < len(content):
             asked = wire.receive()
             address, count = struct.unpack("<QQ", asked.payload)
+            assert count <= 1 << 16
             reply = message(asked.command, asked.payload + content[address:][:count], id=asked.id, flags=REPLY)
             assert sock.send(reply, socket.MSG_DONTWAIT) == len(reply)
             sent += count
@@ -258,6 +259,25 @@ def test_commands_without_end_instead_of_a_reply_are_given_up_on(conversation: t
     wire.raw(flood)
     with pytest.raises(TimedOut, match="commands came instead"):
         future.result(DEADLINE)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_what_waits_may_be_of_so_many_bytes_and_no_more(
+    conversation: tuple[Server, Wire], over: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RegionAccess(0, PLAIN, 1).pack() + b"!"
+    monkeypatch.setattr("vfio_user.dma_requests.MOST_QUEUED_BYTES", 2 * len(write) - over)
+    server, wire = conversation
+    future = server.call(lambda: server.session.dma_read(0, 4))
+    asked = wire.receive()
+    for _ in range(2):
+        wire.send(Command.REGION_WRITE, write, flags=NO_REPLY)
+    if over:
+        with pytest.raises(TimedOut, match="commands came instead"):
+            future.result(DEADLINE)
+    else:
+        wire.reply(asked, asked.payload + b"well")
+        assert future.result(DEADLINE) == b"well"
 
 
 def test_replies_without_end_to_other_things_are_given_up_on(conversation: tuple[Server, Wire]) -> None:

@@ -217,6 +217,17 @@ def test_what_cannot_be_opened_is_told(name: str) -> None:
         open_stream(name)
 
 
+def test_a_socket_that_an_earlier_run_has_left_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    stale, precious = tmp_path / "stale", tmp_path / "precious"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind(os.fspath(stale))
+    precious.write_text("kept")
+    open_stream(f"unix:{stale}").close()
+    with pytest.raises(StreamError, match="in use"):
+        open_stream(f"unix:{precious}")
+    assert precious.read_text() == "kept"
+
+
 def test_a_pty_link_does_not_replace_a_file(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("kept")
