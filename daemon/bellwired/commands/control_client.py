@@ -113,7 +113,7 @@ def stream(
 
 
 def _control(places: Places, name: str | None) -> Path:
-    """The socket of whoever serves the device ``name``, or of the daemon."""
+    """The socket of the ``bellwire run`` that serves the device ``name``, or of the daemon."""
     if name is not None and NAME.fullmatch(name) and _listens(places.control_of(name)):
         return places.control_of(name)
     return places.control

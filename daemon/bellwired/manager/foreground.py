@@ -35,7 +35,7 @@ START = 10.0  # seconds for the thread to be there
 
 
 class Foreground(Unit):
-    """A device that somebody has started by hand, and that only he starts again."""
+    """A device that somebody has started by hand: no command can start it again."""
 
     def __init__(self, name: str, device: Device, address: str, manager: Manager) -> None:
         runtime, daemon = manager.places.runtime, manager.settings.daemon
@@ -75,7 +75,7 @@ class Foreground(Unit):
         await self.ask("stop")
 
     async def restart(self) -> None:
-        """Nobody here knows how it was started."""
+        """How it was started is not known here."""
         self._refuse()
 
     async def change(self, *_: Any) -> None:
