@@ -139,10 +139,7 @@ class Client:
         raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
 
     def io_fds(self, index: int) -> list[SubRegion]:
-        """DEVICE_GET_REGION_IO_FDS: the sub-regions of a region that have fds.
-
-        The caller owns the fds, and closes each once: sub-regions may share one.
-        """
+        """DEVICE_GET_REGION_IO_FDS: a region's sub-regions. The caller closes their fds, each once: some share one."""
         if index not in self._sizes:
             _, fd = self.region_info(index)
             if fd is not None:
@@ -274,10 +271,7 @@ class Client:
         read: bool = True,
         write: bool = True,
     ) -> None:
-        """DMA_MAP of ``size`` bytes of guest memory at ``address``, from ``offset`` of ``fd``. The caller keeps the fd.
-
-        Without ``fd`` the server asks for the memory by message; ``memory`` answers.
-        """
+        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
         flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
         fds = [] if fd is None else [fd]
         self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
