@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 
-_read, _write, _set_blocking, _NOWAIT = os.preadv, os.eventfd_write, os.set_blocking, os.RWF_NOWAIT
+_read, _write, _NOWAIT = os.preadv, os.eventfd_write, os.RWF_NOWAIT
 SIZE = 8
 """Bytes of an eventfd's counter."""
 
@@ -24,12 +24,12 @@ def take(fd: int, counter: bytearray) -> int:
 
 
 def signal(fd: int) -> None:
-    """Add 1; a counter that is full says "signalled" well enough.
+    """Add 1 to a non-blocking eventfd; a full counter says "signalled" well enough.
 
-    Linux knows no write to an eventfd that never waits (RWF_NOWAIT is EOPNOTSUPP). So only a peer that has the
-    descriptor block again between these two calls, and its counter full, can still hold us up.
+    Linux has no write to an eventfd that never waits (RWF_NOWAIT is EOPNOTSUPP), and to make the file non-blocking
+    before each write would add half to the cost of an interrupt. So whoever takes the descriptor makes it
+    non-blocking once. A peer that makes it block again, and fills the counter, holds up the process that serves it.
     """
-    _set_blocking(fd, False)
     try:  # suppress() would cost as much as the system call
         _write(fd, 1)
     except BlockingIOError:

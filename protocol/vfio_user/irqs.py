@@ -250,6 +250,7 @@ class IrqTable:
 
 
 def _check_eventfd(fd: int) -> None:
-    """An irq fd must be an eventfd: nothing else is sure to take a signal."""
+    """An irq fd must be an eventfd: nothing else is sure to take a signal. It is made non-blocking."""
     if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
         raise ProtocolError("DEVICE_SET_IRQS: an fd is not an eventfd")
+    os.set_blocking(fd, False)
