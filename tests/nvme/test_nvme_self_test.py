@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,29 @@ def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
     finish_test(driver)
     assert seen == [(number << 20, 1 << 20, number * 100 // 8) for number in range(8)]
     assert driver.log(6, 564)[:2] == bytes(2)
+
+
+def test_a_self_test_of_a_disk_that_grows_meanwhile_is_never_more_than_done(
+    on_image: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(on_image.machine, TestMachine)
+    device = on_image.machine.guest.device
+    seen: list[int] = []
+    monkeypatch.setattr(Disk, "read", lambda *_: seen.append(device.controller.self_test.page(None)[1]))
+    on_image.admin.do(SELF_TEST, nsid=1, dwords=(2,))
+    device.change("size", "4M")
+    finish_test(on_image)
+    assert seen == [0, 100, 100, 100]
+    assert results(on_image) == [(0x20, 0, 1, 1, 0, 0, 0)]
+
+
+def test_a_short_self_test_of_a_disk_that_somebody_has_emptied_ends(on_image: Driver, image: Path) -> None:
+    assert isinstance(on_image.machine, TestMachine)
+    os.truncate(image, 0)
+    on_image.machine.guest.device.change("size", "0")
+    on_image.admin.do(SELF_TEST, nsid=1, dwords=(1,))
+    finish_test(on_image)
+    assert results(on_image) == [(0x10, 0, 1, 1, 0, 0, 0)]
 
 
 def test_one_self_test_at_a_time_which_can_be_aborted(on_image: Driver) -> None:

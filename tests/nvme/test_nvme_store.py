@@ -233,6 +233,7 @@ def test_two_devices_do_not_share_a_store(tmp_path: Path) -> None:
         ('{"spaces": [{"nsid": 1, "lba_format": 0, "number": 0, "lost": [[-1, 1]]}]}', "lost"),
         ('{"self_tests": ["AAAA"]}', "length >= 28"),
         ('{"sanitize": {"status": 4}}', "<= 3"),
+        ('{"x": ' + "[" * 100_000, "recursion"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Path, text: str, why: str) -> None:
@@ -240,6 +241,23 @@ def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Pa
     (tmp_path / "store" / "nvme.json").write_text(text)
     for _ in range(2):
         with pytest.raises(StorageError, match=why), started(tmp_path):
+            pass
+
+
+def test_a_store_without_end_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with (tmp_path / "store" / "nvme.json").open("wb") as file:
+        file.truncate(1 << 40)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="1099511627776 bytes, at most"), started(tmp_path):
+            pass
+
+
+def test_a_store_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / "nvme.json")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="not a file"), started(tmp_path):
             pass
 
 

@@ -31,7 +31,7 @@ from bellwired.settings import Device
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
-START = 10.0  # seconds for the thread to be there
+START = 10.0  # seconds for the thread to start
 
 
 class Foreground(Unit):
@@ -59,7 +59,7 @@ class Foreground(Unit):
 
     @property
     def pid(self) -> int:
-        """This very process."""
+        """The process ID of this process."""
         return os.getpid()
 
     @property
@@ -79,7 +79,7 @@ class Foreground(Unit):
         self._refuse()
 
     async def change(self, *_: Any) -> None:
-        """It has no file."""
+        """Nothing: the device has no file."""
         self._refuse()
 
     def end(self) -> None:
