@@ -273,7 +273,7 @@ class Unit(Noted):
 
     async def _launch_again(self) -> None:
         async with self._turn:
-            if self.state is State.WAITING and not self._retired:  # nobody was faster
+            if self.state is State.WAITING and not self._retired:  # no start or stop came first
                 self.restarts += 1
                 self._note("restarted", messages.RESTARTED, "starting it again", logging.WARNING)
                 await self._launch()
