@@ -1,7 +1,7 @@
 """The tables of options in docs/devices.md, written from the devices: ``make tables``.
 
-A table begins with the line :data:`HEAD`, in the section of the device that it is of. What stands below that line, down
-to the end of the table, is written anew.
+A table begins with the line :data:`HEAD`, in the section of its device. The lines below it, up to the end of the table,
+are replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
 def table(device: type[PciDevice]) -> str:
-    """The table of one device's options, head and all."""
+    """The table of one device's options, with its head."""
     rows = [HEAD, "|---|---|---|---|---|"]
     for name, option in device.layout.options.items():
         what = [option.help] + ([LIVE] if ("set", option) in device.layout.hooks else [])
@@ -32,7 +32,7 @@ def table(device: type[PciDevice]) -> str:
 
 
 def written(text: str) -> str:
-    """``text`` of the page with its tables as they should be."""
+    """The page's ``text`` with its tables replaced by current ones."""
     devices: dict[str, type[PciDevice]] = {**bundled(), "virtio": VirtioDevice}
 
     def anew(found: re.Match[str]) -> str:
@@ -42,7 +42,7 @@ def written(text: str) -> str:
 
 
 def main() -> int:
-    """Write the page."""
+    """Update the page."""
     PAGE.write_text(written(PAGE.read_text()))
     return 0
 

@@ -1,1 +1,1 @@
-"""The ``bellwire`` command: run a device, run a small VM, show what a doorbell costs."""
+"""The ``bellwire`` command and the daemon ``bellwired``: serve devices, boot a small VM, measure doorbells."""

@@ -6,7 +6,7 @@ from bellwire import BellwireError
 
 
 class CommandError(BellwireError):
-    """What went wrong, and in ``hint`` what to do about it."""
+    """A command has failed: the message says what went wrong, ``hint`` what to do about it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -14,5 +14,5 @@ class CommandError(BellwireError):
 
     @property
     def in_words(self) -> str:
-        """Both, in one line."""
+        """The message and the hint in one line."""
         return f"{self} ({self.hint})" if self.hint else str(self)

@@ -1,4 +1,4 @@
-"""From what a user types to a device class: a bundled device, an entry point, a plugin, or a Python file."""
+"""Finds the device class that a user names: a bundled device, an entry point, a plugin, or a Python file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Found = dict[str, type[PciDevice]]
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One device that can be asked for, or in ``error`` why a plugin has none."""
+    """A device that can be run by name. For a plugin without a usable device, ``error`` says why."""
 
     name: str
     source: str
@@ -51,7 +51,7 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
 
 
 def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
-    """As :func:`find_device`; files that are named by a path must be as trustworthy as plugins."""
+    """Like :func:`find_device`, but a file that is named by its path must be as trustworthy as a plugin."""
     return _find(wanted, plugins, check_trusted)
 
 
@@ -84,12 +84,12 @@ def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """What :func:`find_device` may be asked for by a name of its own; no plugin is imported for it."""
+    """The names that :func:`find_device` accepts, without paths. Imports no plugin."""
     return sorted({*bundled(), *_names(file.stem for file in _files(folders))})
 
 
 def plugins(folders: Sequence[Path]) -> list[Plugin]:
-    """All that :func:`find_device` would find. A plugin that cannot be used is in the list with its error."""
+    """All devices that :func:`find_device` can find. A plugin that cannot be used is listed with its error."""
     listed = [Plugin(name, "bundled", _describe(kind)) for name, kind in sorted(bundled().items())]
     for entry in importlib.metadata.entry_points(group=GROUP):
         source = f"entry point {entry.value}"
@@ -118,7 +118,7 @@ def devices_in(module: ModuleType) -> Found:
 
 
 def check_trusted(path: Path) -> None:
-    """Refuse a plugin that somebody else could have written: it would run with the daemon's rights."""
+    """Refuse a plugin that another user could have written: it would run with the daemon's rights."""
     file = path.resolve()
     for place in (file, file.parent, path.parent.resolve()):
         try:
@@ -138,7 +138,7 @@ def _names(files: Iterable[str]) -> Iterator[str]:
 
 
 def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:
-    """Every file that might be the first one of the device ``wanted``, whether it is there or not."""
+    """Every path that could be the first file of the device ``wanted``, whether the file exists or not."""
     path, _, _ = wanted.partition(":")
     if is_path(path):
         return [first_file(Path(path))]
@@ -146,7 +146,7 @@ def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
-    """The plugins there are: files, and folders that are packages."""
+    """The existing plugins: files, and folders that are packages."""
     for folder in folders:
         yield from sorted([*folder.glob("[!_.]*.py"), *(found.parent for found in folder.glob(f"[!_.]*/{INIT}"))])
 

@@ -1,4 +1,4 @@
-"""The socket that a device is served on: a path of our own making, or a descriptor that we were given."""
+"""The socket that a device is served on: one that we bind to a path, or an inherited descriptor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bellwired.errors import CommandError
 from bellwired.notify import passed
 
 LONGEST = 107  # bytes: sockaddr_un has 108 with the NUL
-BACKLOG = 128  # a client that finds no room is refused at once, if it does not block
+BACKLOG = 128  # if the backlog is full, a non-blocking client is refused at once
 
 
 def default_path(name: str) -> Path:
@@ -28,8 +28,8 @@ def default_path(name: str) -> Path:
 class Listener:
     """A listening socket at ``path``, which is removed again at the end if it is still ours.
 
-    A stale socket that is in the way is replaced, a live one refused. ``mode`` are the permissions: who may
-    write to the socket may have the device. It is never open to more, not even for a moment.
+    A stale socket at ``path`` is replaced. A live one is an error. ``mode`` has the permissions: every user who may
+    write to the socket may use the device. The socket never has wider permissions, not even for a moment.
     """
 
     def __init__(self, path: Path, mode: int = 0o600, owner: str = "", group: str = "") -> None:
@@ -65,7 +65,7 @@ class Listener:
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, open to its owner alone, while the block lasts."""
+    """Listen at ``path`` while the block lasts. Only the owner may connect."""
     listener = Listener(path)
     try:
         yield listener.socket
@@ -89,7 +89,7 @@ def inherited(fd: int) -> tuple[socket.socket, bool]:
 
 
 def activated() -> tuple[socket.socket, bool]:
-    """The one UNIX stream socket that the service manager has opened for us (sd_listen_fds(3)), as by `inherited`."""
+    """The only UNIX stream socket that the service manager passed (sd_listen_fds(3)); the result of `inherited`."""
     given = list(passed())
     if len(given) != 1:
         for fd in given:
@@ -102,7 +102,7 @@ def activated() -> tuple[socket.socket, bool]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket that nobody listens on; refuse anything else that is there."""
+    """Remove a socket without a listener at ``path``. Refuse any other file there."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _user(name: str) -> int:
-    """A user's id; -1, which chown(2) leaves alone, for none."""
+    """A user's ID. -1 for no user: chown(2) then changes nothing."""
     try:
         return pwd.getpwnam(name).pw_uid if name else -1
     except KeyError:

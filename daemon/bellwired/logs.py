@@ -1,4 +1,4 @@
-"""Where the log goes: to the journal with fields of its own under systemd, to a readable stderr elsewhere."""
+"""Sends the log to the journal, with fields of its own, under systemd; elsewhere, as text, to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
 def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False) -> None:
-    """Set logging up for this process, anew if it was before. ``device`` is named in every record.
+    """Set up logging for this process. A second call replaces the first. Every record names ``device``.
 
     With ``clock`` a record on stderr begins with the time, to the millisecond.
     """
@@ -26,7 +26,7 @@ def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False) -
 
 
 def hush_asyncvarlink() -> None:
-    """It says at length what we know: that a caller has hung up."""
+    """Drop the long message about a caller that has hung up: the daemon handles that itself."""
     logging.getLogger("asyncvarlink").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
 

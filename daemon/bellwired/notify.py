@@ -1,6 +1,6 @@
-"""What a service manager is told, and what it has given us (sd_notify(3), sd_listen_fds(3)).
+"""Tells the service manager about the daemon, and takes the sockets that it passes (sd_notify(3), sd_listen_fds(3)).
 
-With systemd-python where that is installed; the few bytes of sd_notify are sent by ourselves where it is not.
+Uses systemd-python if it is installed. Without it, this module sends the few bytes of sd_notify itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENCE = 1.0  # seconds for a service manager whose queue is full
 
 
 def notify(**state: str) -> None:
-    """``notify(READY="1", STATUS="...")``; nothing happens without a service manager."""
+    """Send ``notify(READY="1", STATUS="...")``. Without a service manager, do nothing."""
     text = "\n".join(f"{key}={value}" for key, value in state.items())
     try:
         from systemd import daemon
@@ -29,17 +29,17 @@ def notify(**state: str) -> None:
 
 
 def extension(seconds: float) -> dict[str, str]:
-    """For :func:`notify`: what is under way may take so long from now on, whatever the unit allows."""
+    """For :func:`notify`: allow the current start, reload or stop so many seconds from now on."""
     return {"EXTEND_TIMEOUT_USEC": str(round(seconds * 1e6))}
 
 
 def reloading() -> None:
-    """A reload has begun; ``notify(READY="1")`` ends it."""
+    """Say that a reload has begun. ``notify(READY="1")`` ends it."""
     notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
 
 def watchdog_interval() -> float:
-    """Seconds between two signs of life that the service manager wants; 0 when it wants none."""
+    """Seconds between two signs of life that the watchdog expects; 0 without a watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = os.environ.get("WATCHDOG_USEC", "0")
@@ -47,7 +47,7 @@ def watchdog_interval() -> float:
 
 
 def listeners() -> dict[str, socket.socket]:
-    """The sockets that the service manager has opened for us, by name; they are ours from now on."""
+    """The sockets that the service manager passed, by name. The caller owns them."""
     found = {}
     for fd, name in passed().items():
         try:
@@ -59,7 +59,7 @@ def listeners() -> dict[str, socket.socket]:
 
 
 def passed() -> dict[int, str]:
-    """The descriptors that the service manager has opened for this very process, with their names; asked for once."""
+    """The descriptors that the service manager passed to this process, with their names. The second call finds none."""
     try:
         from systemd.daemon import listen_fds_with_names
     except ImportError:

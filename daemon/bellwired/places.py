@@ -1,4 +1,4 @@
-"""Where configuration, plugins and sockets are, looked up as systemd looks up its own."""
+"""Where configuration, plugins and sockets are. The search works like systemd's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """``config`` folders, the one that wins first; ``runtime`` has the sockets."""
+    """The folders of one instance: ``config``, the overriding one first; ``plugins``; ``runtime`` with the sockets."""
 
     config: tuple[Path, ...]
     plugins: tuple[Path, ...]
@@ -32,9 +32,9 @@ class Places:
         environment: Mapping[str, str] = os.environ,
         uid: int | None = None,
     ) -> Places:
-        """The system's places for root, the user's (XDG) before those for others; the arguments replace them.
+        """Root gets the system's folders. Others get their own (XDG) before these. The arguments replace all of them.
 
-        A CommandError where ``config_dir`` is not there: a misspelt one would be a daemon without devices.
+        Raises a CommandError if ``config_dir`` does not exist: a misspelt one would give a daemon without devices.
         """
         config: tuple[Path, ...] = SYSTEM
         runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
@@ -42,7 +42,7 @@ class Places:
         if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
             config = (*_user(environment), *SYSTEM)
             own = _absolute(environment, "XDG_RUNTIME_DIR")
-            runtime = own / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # none between that others made
+            runtime = own / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # a parent could be another user's
         plugins = tuple(folder / "plugins" for folder in config)
         if config_dir is not None:
             if not config_dir.is_dir():
@@ -61,7 +61,7 @@ class Places:
         return self.runtime / f"{name}{FOREGROUND}"
 
     def foreground(self) -> Iterator[str]:
-        """The names of those that run so, or did until they were killed."""
+        """The names of devices that run in the foreground, or did so until they were killed."""
         for path in sorted(self.runtime.glob(f"*{FOREGROUND}")):
             yield path.name.removesuffix(FOREGROUND)
 
@@ -70,7 +70,7 @@ class Places:
         return self.runtime / f"{name}.sock"
 
     def file(self, name: str) -> Path | None:
-        """The file called ``name`` that counts, if there is one and it is not masked."""
+        """The file ``name`` that is in effect. None if there is none, or if it is masked."""
         for folder in self.config:
             path = folder / name
             if _looked(path, Path.lstat) is not None:
@@ -78,7 +78,7 @@ class Places:
         return None
 
     def files(self, folder: str, suffix: str) -> Iterator[Path]:
-        """The files that count below ``folder`` of the configuration, in order of their names."""
+        """The files in effect in the subfolder ``folder`` of the configuration, in order of their names."""
         found: dict[str, Path] = {}
         for place in self.config:
             for name in _looked(place / folder, os.listdir) or ():
@@ -90,7 +90,7 @@ class Places:
 
 
 def masked(path: Path) -> bool:
-    """Whether a file is there to say that there is none: empty, or a link to /dev/null."""
+    """Whether a file masks those of its name in later folders: it is empty, or a link to /dev/null."""
     try:
         return os.path.realpath(path) == os.devnull or path.stat().st_size == 0
     except OSError:
@@ -98,7 +98,7 @@ def masked(path: Path) -> bool:
 
 
 def _looked(path: Path, look: Callable[[Path], Result]) -> Result | None:
-    """None where nothing is there. A CommandError where that cannot be told: it is not the same."""
+    """The result of ``look``. None if nothing is at ``path``. A CommandError if the process may not find out."""
     try:
         return look(path)
     except FileNotFoundError:

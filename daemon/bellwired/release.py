@@ -1,4 +1,4 @@
-"""Which version of Bellwire this is."""
+"""The version of Bellwire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 @cache
 def release() -> str:
-    """As installed."""
+    """The version of the installed package."""
     try:
         return version("bellwire")
     except PackageNotFoundError:

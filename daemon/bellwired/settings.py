@@ -31,11 +31,11 @@ Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class SettingsError(CommandError):
-    """A configuration file that cannot be used: which one, which key, what was expected."""
+    """A configuration file cannot be used. The message names the file, the key, and what was expected."""
 
 
 class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
-    """``devices.d/NAME.toml``."""
+    """A device's file, ``devices.d/NAME.toml``."""
 
     device: Annotated[
         str,
@@ -73,7 +73,7 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
-    """``bellwired.toml``."""
+    """The daemon's file, ``bellwired.toml``."""
 
     control_group: Annotated[str, Meta(description="Members of this group may look, but change nothing.")] = ""
     metrics: Annotated[str, Meta(description="OpenMetrics at unix:PATH or ADDRESS:PORT; off unless given.")] = ""
@@ -98,18 +98,18 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that was found. ``errors`` are of files that cannot be used: the others do not suffer from them."""
+    """The whole configuration. ``errors`` has the files that cannot be used; they do not affect the others."""
 
     daemon: Daemon
     devices: dict[str, Device]
     sources: dict[str, Path]
     errors: dict[str, SettingsError]
     since: float = field(default_factory=time.time)
-    """When, in seconds of the epoch."""
+    """When it was read, in seconds since the epoch."""
 
 
 def load(places: Places) -> Settings:
-    """Read everything. Only a bad ``bellwired.toml`` is raised; a bad device's file is in ``errors``."""
+    """Read all files. Raises a SettingsError for a bad ``bellwired.toml``; bad device files are in ``errors``."""
     main = places.file(DAEMON)
     daemon = read(main, Daemon) if main else Daemon()
     devices: dict[str, Device] = {}
@@ -128,7 +128,7 @@ def load(places: Places) -> Settings:
 
 
 def used(places: Places) -> Iterator[Path]:
-    """The files that count, bellwired.toml first."""
+    """The files in effect, bellwired.toml first."""
     main = places.file(DAEMON)
     if main:
         yield main
@@ -138,14 +138,14 @@ def used(places: Places) -> Iterator[Path]:
 
 
 def drop_ins(places: Places, name: str) -> list[Path]:
-    """The files ``devices.d/NAME.toml.d/*.toml`` that count, in the order in which each overrides the one before."""
+    """The drop-ins ``devices.d/NAME.toml.d/*.toml`` in effect. Each overrides those before it."""
     return list(places.files(f"{DEVICES}/{name}{SUFFIX}.d", SUFFIX))
 
 
 def device(path: Path, over: Iterable[Path] = ()) -> Device:
-    """A device's file, with the drop-ins ``over`` it: key by key, and option by option.
+    """Read a device's file. The drop-ins ``over`` it replace single keys and single options.
 
-    A device that is named by a relative path is one from where the file lies.
+    A relative path of the device starts at the file's folder.
     """
     values = _values(table(path), Device, str(path))
     for each in over:
@@ -164,12 +164,12 @@ Table = TypeVar("Table", Device, Daemon)
 
 
 def read(path: Path, kind: type[Table]) -> Table:
-    """One file."""
+    """Read and decode one file."""
     return decode(table(path), kind, str(path))
 
 
 def table(path: Path) -> dict[str, Any]:
-    """What a file says, as TOML."""
+    """The table in a TOML file."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -179,7 +179,7 @@ def table(path: Path) -> dict[str, Any]:
 
 
 def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
-    """From a table; every key is checked by itself, so that an error can name it."""
+    """Decode a table. Checks each key by itself, so that an error can name it."""
     return _complete(_values(content, kind, where), kind, where)
 
 
@@ -210,7 +210,7 @@ def _complete(values: dict[str, Any], kind: type[Table], where: str) -> Table:
 
 
 def _check_numbers(value: Any) -> None:
-    """Refuse what TOML can say and JSON cannot."""
+    """Refuse values that TOML has and JSON lacks."""
     for each in value.values() if isinstance(value, dict) else [value]:
         if isinstance(each, float) and not math.isfinite(each):
             raise msgspec.ValidationError("Expected a finite number")
@@ -219,7 +219,7 @@ def _check_numbers(value: Any) -> None:
 
 
 def plain(table: Device | Daemon) -> dict[str, Any]:
-    """As it would be written, every key with its value."""
+    """The settings as a TOML file, every key with its value."""
     built: dict[str, Any] = msgspec.to_builtins(table)
     return built
 

@@ -1,9 +1,9 @@
 """The Python files that a device is made of: one file and what it imports from beside it, or a package.
 
-They are run as they are written: bytecode that lies beside them may be older, or somebody else's. Each file is checked
-before it runs, and noted with its state, so that a reload can tell whether the device would come out as another one.
+The source is compiled each time, because bytecode beside it may be older, or another user's. Each file is checked
+before it runs, and recorded with its state, so that a reload can tell whether the device has changed.
 
-Python looks in a device's folder last: what the standard library or an installed package has by a name wins.
+Python searches a device's folder last: the standard library and installed packages take precedence.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ INIT = "__init__.py"
 Stamp = tuple[int, int, int]
 """Inode number, time of the last change in ns, and size of a file."""
 Check = Callable[[Path], None]
-"""Raises a CommandError for a file that must not be run."""
+"""A function that raises a CommandError for a file that must not be run."""
 
 
 def is_path(text: str) -> bool:
-    """Whether a device is asked for by its file or folder, and not by its name."""
+    """Whether ``device`` is a path of a file or folder, and not a name."""
     return text.endswith(".py") or "/" in text or text in (".", "..")
 
 
@@ -45,9 +45,9 @@ def first_file(path: Path) -> Path:
 
 
 def load(path: Path, check: Check) -> ModuleType:
-    """Run the device's file or package ``path``. A CommandError has the place of what went wrong.
+    """Run the device's file or package ``path``. A CommandError names the file and line of an error.
 
-    Modules of the device that was loaded before are forgotten, since both may have one of the same name.
+    Modules of a device that was loaded before are forgotten, because both may have a module of the same name.
     """
     file = first_file(path)
     if not file.is_file():
@@ -60,12 +60,12 @@ def load(path: Path, check: Check) -> ModuleType:
 
 
 def loaded() -> dict[str, Stamp | None]:
-    """The files that the last :func:`load` has run, and those that it would have, and their states."""
+    """The files that the last :func:`load` has run or tried to run, with their states."""
     return dict(_last[0].files)
 
 
 def stamp(file: Path) -> Stamp | None:
-    """What a file looks like now; None where there is none."""
+    """The state of a file now; None if there is no file."""
     try:
         status = file.stat()
     except OSError:
@@ -74,16 +74,16 @@ def stamp(file: Path) -> Stamp | None:
 
 
 class AsWritten(SourceFileLoader):
-    """Compiles the source, whatever bytecode there is."""
+    """A loader that always compiles the source, and ignores bytecode."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """What the file says."""
+        """The compiled source."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
 
 class Folder:
-    """Where the device ``path`` lies. While it is in use, imports of its own files are answered here."""
+    """The device ``path`` and its folder. While in use, it answers the imports of the device's own files."""
 
     def __init__(self, path: Path, check: Check = lambda _: None) -> None:
         self.files: dict[str, Stamp | None] = {}
@@ -112,13 +112,13 @@ class Folder:
         except CommandError:
             self.leave()
             raise
-        except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is said, with the place
+        except (Exception, SystemExit) as error:  # the user's file may raise anything
             self.leave()
             raise CommandError(f"{self._place(error, file)}: {type(error).__name__}: {error}") from error
         return module
 
     def leave(self) -> None:
-        """Its modules are no longer found by name; what has been made of them stays."""
+        """Remove its modules from those that are found by name. Objects made from them stay."""
         for finder in self._finders:
             if finder in sys.meta_path:
                 sys.meta_path.remove(finder)
@@ -141,7 +141,7 @@ class Folder:
         return not self._packages.isdisjoint(places)
 
     def admit(self, spec: ModuleSpec) -> None:
-        """Check a module before it runs, and note it."""
+        """Check a module before it runs, and record it."""
         inside = spec.submodule_search_locations or []
         origin = [spec.origin] if spec.origin and spec.has_location else []
         for file in origin:
@@ -197,7 +197,7 @@ _last = deque([Folder(Path())], maxlen=1)
 
 
 def _taken(name: str) -> bool:
-    """Whether ``import NAME`` would find something else."""
+    """Whether ``import NAME`` would find another module."""
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Whether a file or a folder is as safe as its owner."""
+"""Decides whether users other than the owner can change a file or a folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import stat
 
 
 def others_may_write(status: os.stat_result) -> bool:
-    """Whether anybody may write it other than its owner. The owner's private group is nobody else."""
+    """Whether a user other than the owner may write the file. The owner's private group does not count."""
     return bool(status.st_mode & (stat.S_IWOTH if _private_group(status) else stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _private_group(status: os.stat_result) -> bool:
-    """Whether the group is the owner's alone and has their name, as the one that distributions give each user."""
+    """Whether the group has the owner's name and no other member, like the one that distributions give each user."""
     try:
         owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
     except KeyError:

@@ -1,4 +1,4 @@
-"""What a device author derives from."""
+"""PciDevice: the class that every device derives from."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Stand = TypeVar("Stand", bound=Callable[..., None])
 Kept = Bar | BlockArray[Any] | Register[Any] | Doorbell | Saved[Any] | SavedBytes
 
 NOBODY = 0xFFFF
-_NAME = re.compile(r"[\w-]+")  # it becomes part of a socket's path
+_NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
 class PciDevice:
     """A PCI device.
 
-    A subclass says who it is in its class line, declares what it has in its body, and reacts in methods tied
-    to those declarations::
+    A subclass has three parts. The class line gives the device's identity. The body declares BARs, registers,
+    doorbells and interrupts. Methods that are tied to these declarations (hooks) react to the guest::
 
         class Copier(PciDevice, vendor=0x1234, device=0x11F0, class_code=0x088000):
             irq = MsiX(1)
@@ -47,11 +47,12 @@ class PciDevice:
     Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
     device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
-    takes it from D3hot to D0; else it is as it was), ``name`` (what users call it; the class's name in lower case
-    unless given). A subclass inherits them. Without ``vendor`` the class is a base for others.
+    takes it from D3hot to D0; a device keeps its state by default), ``name`` (what users call the device; by default
+    the class's name in lower case). A subclass inherits all of them except ``name``. A class without vendor, device
+    and class_code of its own or of its base cannot be instantiated: it is a base for devices.
 
-    Hooks run one at a time on the device's own thread, and a hook has finished before the guest's access is
-    answered.
+    All hooks of a device run on one thread, one at a time. A hook has finished before the client gets the answer to
+    the guest's access. An impossible declaration raises a DeclarationError when the class is defined.
     """
 
     name: ClassVar[str] = ""
@@ -105,85 +106,96 @@ class PciDevice:
         self.check_options()
 
     def check_options(self) -> None:
-        """Called when the device is made: an OptionError where options do not go together. Override it.
+        """Called when the device is made. Override it to raise an OptionError where options contradict each other.
 
-        What one option can be by itself, its declaration says. Open nothing here: a daemon makes a device to try out
-        options while another one that has them runs.
+        The bounds of a single option belong in its declaration (:class:`~bellwire.declare.option.Option`). Open
+        nothing here: a daemon makes a device to check options, while another device that uses the same files runs.
         """
 
     def setup(self) -> None:
-        """Called once before the first guest comes: open what the options name. Override it."""
+        """Called once, before the first client connects. Override it to open the files that the options name."""
 
     def reset(self) -> None:
-        """Called after registers and saved fields have been reset, and once after :meth:`setup`. Override it."""
+        """Called once after :meth:`setup`, and after every reset. Override it to reset what the device itself keeps.
+
+        Registers and saved fields have their reset values already, and timers are cancelled.
+        """
 
     def restored(self) -> None:
-        """Called after a snapshot has been put back: set timers anew. Override it."""
+        """Called after a snapshot has been restored. Override it to set timers again: a snapshot has none."""
 
     def close(self) -> None:
-        """Called once at the end: close what :meth:`setup` opened. Override it."""
+        """Called once, when the worker ends. Override it to close what :meth:`setup` opened."""
 
     @property
     def connected(self) -> bool:
-        """Whether there is a client, and so a guest's memory."""
+        """Whether a client is connected. Without one there is no guest memory."""
         return self.core.connected
 
     @property
     def bus_master(self) -> bool:
-        """Whether the guest has bus mastering on: without it there is no DMA and no message-signalled interrupt."""
+        """Whether the guest has turned bus mastering on (PCI 3.0 §6.2.2).
+
+        While it is off, DMA and message-signalled interrupts raise a GuestError.
+        """
         return self.core.config.bus_master
 
     def warn(self, message: str, *arguments: object) -> None:
-        """Log a warning of what a guest can cause, at a rate that it cannot choose; ``self.log`` has no such limit.
+        """Log a warning at a limited rate: a guest can cause the warning, but cannot fill the log with it.
 
-        ``message`` takes its arguments as the logging module does. Each message counts by itself.
+        ``message`` is a format of the logging module, and ``arguments`` are its values. The limit counts each
+        ``message`` separately. ``self.log`` has no limit.
         """
         self.core.log.warning(message, message, *arguments)
 
     def storage(self, bar: Bar) -> memoryview:
-        """The bytes that the registers of ``bar`` are stored in, by their offsets, up to the last register's end.
+        """The bytes of the registers of ``bar``, from offset 0 of the BAR to the end of its last register.
 
-        ``Device.status.load(self.storage(Device.mmio))`` is what a register holds, whatever its read hook would say.
-        Device code that is in a hurry may look at single bytes of it.
+        ``Device.status.load(self.storage(Device.mmio))`` is the stored value of a register; its read hook does not
+        run. Code on a hot path may look at single bytes.
         """
         return self.core.state.registers[bar.index]
 
     def read_bar(self, index: int, offset: int, size: int) -> bytes:
-        """What a guest's read of ``size`` bytes at ``offset`` of BAR ``index`` gives; hooks run. GuestError outside it.
+        """Read ``size`` bytes at ``offset`` of BAR ``index`` as a guest would: hooks run.
 
-        For devices that have a second way to their own registers, as an index and a data register.
+        For devices with a second way to their registers, such as an index register and a data register. A read
+        outside the BAR raises a GuestError.
         """
         self._check_bounds("read", index, offset, size)
         return self.core.read(index, offset, size)
 
     def write_bar(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Do what a guest's write of ``data`` at ``offset`` of BAR ``index`` does; hooks run. GuestError outside it."""
+        """Write ``data`` at ``offset`` of BAR ``index`` as a guest would: hooks run. A GuestError outside the BAR."""
         self._check_bounds("write", index, offset, len(data))
         self.core.write(index, offset, memoryview(data))
 
     def reset_registers(self, *, keep: Iterable[Kept] = ()) -> None:
-        """A soft reset: registers, doorbells' counts and saved fields get the values that they have after power-on.
+        """A soft reset: give registers, doorbell counts and saved fields their values after power-on.
 
-        All but those in ``keep``; a BAR or a block stands for all that lies in it. Nothing else changes: config space
-        (and so where BARs lie, decoding, bus mastering), what the guest has set up of its interrupts, areas, timers
-        and background work. No hook runs, :meth:`reset` neither. Pending timers are yours to cancel.
+        Those in ``keep`` are left alone; a BAR or a block in it stands for everything that lies there. Nothing else
+        changes: config space (BAR addresses, decoding, bus mastering), the interrupt set-up, areas, timers and
+        background work stay as they are. No hook runs, and :meth:`reset` does not run either. Device code cancels
+        pending timers itself.
         """
         kept = {each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])}
         self.core.state.reset_registers(frozenset(kept))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:
-        """Hand the doorbells of ``row`` over as ioeventfds from now on, all of them or the first ``count``.
+        """Offer the doorbells of ``row`` to the client as ioeventfds: all of them, or the first ``count``.
 
-        Call it in :meth:`setup`. The others stay messages, and run the write hook.
+        Call it in :meth:`setup`. The ring hook of the row then runs for these doorbells, and the value of a ring is
+        lost. The other doorbells of the row arrive as messages and run the write hook.
         """
         if not row.bell:
             raise DeclarationError(f"{row}: only an ioregion with bell= is a row of doorbells")
         self.core.by_event[row] = row.size // row.bell if count is None else count
 
     def change(self, option: str, value: object) -> None:
-        """Give an option another value while the device runs: what a user does with ``bellwire set``.
+        """Give an option a new value while the device runs, as ``bellwire set`` does.
 
-        An OptionError where there is no such option or value, or no ``set`` hook for it.
+        An OptionError if the device has no such option, if the value is not allowed, or if the option has no
+        ``set`` hook.
         """
         changed = parse_options(self.layout.options, {option: value}, self.name)
         hook = self.core.hook(("set", self.layout.options[option]))
@@ -193,35 +205,39 @@ class PciDevice:
         self.core.options |= changed
 
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
-        """Run ``callback(*arguments)`` on the device's thread in ``seconds``; a reset cancels it."""
+        """Run ``callback(*arguments)`` on the device's thread in ``seconds``.
+
+        A reset cancels it, and so does :meth:`Timer.cancel`. Call it from :meth:`setup` on: a RuntimeError before that.
+        """
         core = self.core
         timer = core.running("set timers").after(seconds, _named(lambda: core.call(callback, *arguments), callback))
         core.timers.add(timer)
         return timer
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Run ``callback()`` on the device's thread whenever ``fd`` can be read, whether or not there is a guest.
+        """Run ``callback()`` on the device's thread whenever ``fd`` can be read, with a client or without one.
 
-        Resets change nothing about it. A descriptor that is not read from is told of again and again:
-        :meth:`unwatch` it while there is no use for what it has, and before it is closed.
+        A reset does not end the watch. The watch is level-triggered: ``callback`` runs again and again until the
+        device reads from ``fd``, so :meth:`unwatch` it while its data cannot be used. The device keeps ownership of
+        ``fd``, and must :meth:`unwatch` it before it closes it.
         """
         core = self.core
         core.running("watch descriptors").watch_fd(fd, _named(lambda: core.call(callback), callback))
 
     def unwatch(self, fd: int) -> None:
-        """Watch ``fd`` no longer; nothing happens if nobody did."""
+        """End the watch of ``fd``. Nothing happens if ``fd`` was not watched."""
         if self.core.host is not None:
             self.core.host.unwatch_fd(fd)
 
     def join_pool(self, pool: Pool) -> None:
-        """Count ``pool``, made elsewhere, among the device's own: before guest memory goes, its jobs are waited for."""
+        """Treat ``pool``, made elsewhere, as the device's own: its jobs end before guest memory is unmapped."""
         self.core.pools.append(pool)
 
     def background(self, work: Callable[..., Any], *arguments: Any, done: Callable[[Any], None] | None = None) -> None:
-        """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's.
+        """Run ``work(*arguments)`` on another thread, then ``done(result)`` on the device's thread.
 
-        ``work`` must not touch registers, saved fields or interrupts. If it raises, that is logged and
-        ``done`` is not called; nor is it after a reset.
+        ``work`` must not touch registers, saved fields or interrupts. If ``work`` raises, the error is logged and
+        ``done`` does not run. ``done`` does not run either if the device was reset in the meantime.
         """
         core = self.core
         generation = core.generation
@@ -233,12 +249,12 @@ class PciDevice:
         core.running("work in the background").background(lambda: work(*arguments), _named(finished, done))
 
     def pool(self, threads: int, done: Callable[[list[Job]], None]) -> Pool:
-        """``threads`` of the device's own, for work that comes thick and fast. Ask in :meth:`setup`.
+        """Make a pool of ``threads`` threads for this device, for thousands of jobs a second. Call it in :meth:`setup`.
 
-        ``done(jobs)`` runs on the device's thread, with all that have finished since it last ran. What
-        :meth:`background` says of ``work`` goes for jobs too, but that they may use views of guest memory that
-        were made for them: it is not taken back before they have ended. A reset cancels nothing:
-        :meth:`Pool.settle` does. Close it in :meth:`close`.
+        ``done(jobs)`` runs on the device's thread, with all jobs that have finished since it last ran. A job must not
+        touch registers, saved fields or interrupts. It may use views of guest memory that were made for it: the SDK
+        waits for jobs before it unmaps guest memory. A reset does not cancel jobs: call :meth:`Pool.settle` in
+        :meth:`reset`. The device owns the pool, and closes it in :meth:`close`.
         """
         pool = self.core.running("have a pool").pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.join_pool(pool)
@@ -261,7 +277,7 @@ def _identity(
     express: bool | None,
     no_soft_reset: bool | None,
 ) -> Identity | None:
-    """What the class line says, over what the base class said."""
+    """The identity that the class line gives; what it leaves out comes from the base class."""
     base = cls.identity
     given = {"vendor": vendor, "device": device, "class_code": class_code, "revision": revision}
     for key, value in given.items():
@@ -297,7 +313,7 @@ def _identity(
 
 
 def _named(stand_in: Stand, callback: object) -> Stand:
-    """``stand_in`` under the name of the device code that it calls: the log says whose failure it was."""
+    """Give ``stand_in`` the name of the device code that it calls, so that the log names that code if it fails."""
     stand_in.__name__ = getattr(callback, "__name__", "device code")
     return stand_in
 
@@ -307,7 +323,7 @@ def _first(given: Any, inherited: Any) -> Any:
 
 
 def _claim(cls: type[PciDevice]) -> None:
-    """Two devices of one scope may not answer to one name: a user could ask for only one of them."""
+    """Refuse a second device of the same name in one scope: a user could reach only one of the two."""
     module = sys.modules.get(cls.__module__)
     names: dict[tuple[str, str], str] = module.__dict__.setdefault("__bellwire_names__", {}) if module else {}
     scope = cls.__qualname__.rpartition(".")[0]

@@ -1,7 +1,7 @@
 """The errors of the device SDK: one small tree.
 
-``vfio_user`` and ``kvm_ioctls`` have base errors of their own, since they stand alone; what the SDK raises
-is always a :class:`BellwireError`.
+Every error that the SDK itself raises is a :class:`BellwireError`. The packages ``vfio_user`` and ``kvm_ioctls``
+can be used without the SDK, so they have base errors of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ class BellwireError(Exception):
 
 
 class DeclarationError(BellwireError, TypeError):
-    """A device class says something impossible. Raised while the class is being defined, so at import.
+    """A device class declares something impossible. Raised while the class is being defined, so at import.
 
-    ``place`` is the file and line of the declaration or method that is meant, where that is known.
+    ``place`` is the file and line of the declaration or method that is at fault; None if they are not known.
     """
 
     def __init__(self, message: str, place: tuple[str, int] | None = None) -> None:
@@ -23,20 +23,24 @@ class DeclarationError(BellwireError, TypeError):
 
 
 class OptionError(BellwireError, ValueError):
-    """An option that the device does not have, or a value that it cannot take."""
+    """The device has no such option, or the option cannot take the value."""
 
 
 class StateError(BellwireError, ValueError):
-    """A snapshot that does not belong to this device, or a saved field that cannot hold the value."""
+    """A snapshot belongs to another device or is damaged, or a saved field cannot hold a value."""
 
 
 class GuestError(BellwireError):
     """The guest did something wrong: a DMA outside its memory, a bad queue index, bus mastering left off.
 
-    Device code raises it (or lets the SDK's own pass through); the SDK logs it at a limited rate and the
-    device lives on.
+    Device code raises it, or lets one that the SDK raised pass through. The SDK logs it at a limited rate, and the
+    device keeps running.
     """
 
 
 class Unshared(GuestError):
-    """Memory that the client has not shared was to be mapped: it can only be copied, by messages."""
+    """Device code asked for a view of guest memory that the client does not share.
+
+    Such memory can only be copied, by messages to the client: use :meth:`bellwire.model.dma.Dma.read` and
+    :meth:`~bellwire.model.dma.Dma.write`.
+    """

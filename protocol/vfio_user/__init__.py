@@ -1,7 +1,9 @@
 """The vfio-user protocol: messages, framing with file descriptors, a server session and a client.
 
-It knows no particular device and no hypervisor. A server implements :class:`Backend` and runs a
-:class:`Session` for each connection; a client is a :class:`Client`.
+The package is independent of any device and any hypervisor. A server implements :class:`Backend`, and runs a
+:class:`Session` for each connection. A client uses :class:`Client`.
+
+Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """
 
 from vfio_user.backend import Backend, Reader, Writer

@@ -1,8 +1,8 @@
-"""REGION_READ and REGION_WRITE: checked once, then known by their bytes.
+"""REGION_READ and REGION_WRITE: each distinct access is checked once, and then known by its bytes.
 
-A driver reads and writes the same few registers over and over, and but for its id and its data such a message is the
-same each time. What its checks have said once they would say again, since regions never change: so an access that has
-passed them is kept, under the bytes that they looked at. It is counted there too, and the backend told now and then.
+A driver reads and writes the same few registers over and over. Such messages differ in their id and data only. Regions
+never change, so the checks of the other bytes always give the same result. An access that has passed them is kept in
+a table, keyed by these bytes. The table also counts the accesses, and reports the counts to the backend now and then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 
 @dataclass(slots=True, eq=False)
 class CheckedAccess:
-    """A read or a write that may be done: it is a write if it has a ``writer``."""
+    """A read or a write that has passed its checks. It is a write if it has a ``writer``, else a read."""
 
     command: Command
     region: int
@@ -33,22 +33,25 @@ class CheckedAccess:
     size: int
     """Bytes of the whole message."""
     reply: bytes
-    """What stands between the id and the data of the reply; empty where there is to be none."""
+    """The bytes between the id and the data of the reply; empty if the command wants no reply (No_reply)."""
     reader: Callable[[], bytes | memoryview]
     writer: Writer | None
     times: int = 0
-    """How often it was done since the backend was last told."""
+    """How many of these accesses were done since the last :meth:`CheckedAccesses.settle`."""
 
 
 class CheckedAccesses:
-    """The regions of ``backend``, and the accesses to them that are known."""
+    """The regions of ``backend``, and the accesses to them that have passed their checks.
+
+    ``largest`` is the most bytes that one access may move. Each table keeps at most :data:`MOST_KNOWN` accesses.
+    """
 
     def __init__(self, backend: Backend, largest: int) -> None:
         self.regions = [backend.region(index) for index in range(PCI_REGIONS)]
         self.known: dict[bytes, CheckedAccess] = {}
-        """By what stands between a message's id and its data."""
+        """Keyed by the bytes between a message's id and its data."""
         self.plain: dict[bytes, CheckedAccess] = {}
-        """The reads among them that only look at memory."""
+        """The reads of ``known`` that only look at memory."""
         self._among_many: dict[tuple[int, int, int], CheckedAccess] = {}  # writes that came in a REGION_WRITE_MULTI
         self._backend = backend
         self._largest = largest
@@ -57,11 +60,11 @@ class CheckedAccesses:
         self._writable = [RegionFlags.WRITE in region.info.flags for region in self.regions]
 
     def checked(self, message: Message) -> CheckedAccess:
-        """What a REGION_READ or REGION_WRITE asks for; a ProtocolError where it may not."""
+        """Check a REGION_READ or REGION_WRITE, and keep the result. Raises ProtocolError if it is not allowed."""
         return self.read(message) if message.command == Command.REGION_READ else self.write(message)
 
     def read(self, message: Message) -> CheckedAccess:
-        """What a REGION_READ asks for; a ProtocolError where it may not."""
+        """Check a REGION_READ, and keep the result. Raises ProtocolError (EINVAL; EPERM without the READ right)."""
         payload = message.payload
         if len(payload) != REGION_ACCESS.size:
             raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected {REGION_ACCESS.size}")
@@ -77,7 +80,7 @@ class CheckedAccesses:
         return access
 
     def write(self, message: Message) -> CheckedAccess:
-        """What a REGION_WRITE asks for; a ProtocolError where it may not."""
+        """Check a REGION_WRITE, and keep the result. Raises ProtocolError (EINVAL; EPERM without the WRITE right)."""
         payload = message.payload
         if len(payload) < REGION_ACCESS.size:
             raise ProtocolError(f"REGION_WRITE: {len(payload)} bytes, expected at least {REGION_ACCESS.size}")
@@ -91,7 +94,7 @@ class CheckedAccesses:
         return access
 
     def write_among_many(self, region: int, offset: int, count: int) -> CheckedAccess:
-        """What one write of a REGION_WRITE_MULTI asks for; a ProtocolError where it may not."""
+        """Check one write of a REGION_WRITE_MULTI, and keep the result. Raises ProtocolError as :meth:`write` does."""
         access = self._among_many.get((region, offset, count))
         if access is None:
             access = self._write(Command.REGION_WRITE_MULTI, region, offset, count, 0, b"")
@@ -99,13 +102,13 @@ class CheckedAccesses:
         return access
 
     def many_come(self) -> None:
-        """A REGION_WRITE_MULTI is to be looked at: see that what is kept of them does not become too much."""
+        """Make room before the writes of a REGION_WRITE_MULTI are checked: a full table is emptied."""
         if len(self._among_many) >= MOST_KNOWN:
             self.settle()
             self._among_many.clear()
 
     def settle(self) -> None:
-        """Tell the backend what was done since it was last told."""
+        """Report to the backend the accesses that were done since the last report."""
         for access in (*self.known.values(), *self._among_many.values()):
             if access.times:
                 times, access.times = access.times, 0
@@ -141,7 +144,7 @@ class CheckedAccesses:
 
 
 def refusal(message: Message, error: VfioUserError) -> CheckedAccess:
-    """An access that may not be done: whoever does it gets ``error``. Nobody keeps it."""
+    """An access that raises ``error`` when it is done, for a message that failed its checks. It is not kept."""
 
     def refuse() -> bytes:
         raise error
@@ -151,13 +154,13 @@ def refusal(message: Message, error: VfioUserError) -> CheckedAccess:
 
 
 def _head(message: Message, count: int) -> bytes:
-    """The reply with ``count`` bytes of data, from behind its id up to them."""
+    """The bytes between the id and the data of a reply with ``count`` bytes of data."""
     head = message.payload[: REGION_ACCESS.size]
     return HEADER.pack(0, message.command, PREFIX_SIZE + count, _REPLY, 0)[_ID:] + head
 
 
 def _key(message: Message) -> bytes:
-    """What is the same whenever such a message comes."""
+    """The bytes that are the same in every message for this access: all between its id and its data."""
     _, command, flags, error, payload, _ = message
     head = HEADER.pack(0, command, HEADER_SIZE + len(payload), flags, error)
     return head[_ID:] + payload[: REGION_ACCESS.size]

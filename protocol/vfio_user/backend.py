@@ -1,4 +1,4 @@
-"""What a session serves: one device, as the protocol sees it."""
+"""What a session serves: one device, as the protocol sees it. The server implements :class:`Backend`."""
 
 from __future__ import annotations
 
@@ -12,66 +12,70 @@ from vfio_user.irqs import IrqInfo
 from vfio_user.regions import Region
 
 Writer = Callable[[memoryview], None]
-"""How the same bytes of a region are written again and again; the data is valid until it returns."""
+"""Writes the same bytes of a region each time it is called. The data is valid until it returns."""
 
 
 class Reader(NamedTuple):
-    """How the same bytes of a region are read again and again."""
+    """Reads the same bytes of a region each time its ``read`` is called."""
 
     read: Callable[[], bytes | memoryview]
-    """Each call is one read by the client; what it gives is used at once."""
+    """Does one read of the client's. The session uses the returned bytes before it calls anything else."""
     plain: bool = False
-    """Whether it only looks at memory: no device code runs, and nothing can fail."""
+    """Whether the read only looks at memory: it runs no device code, and cannot fail."""
 
 
 class Backend(Protocol):
-    """A device and the event loop that it runs on. All of it is called on the session's thread."""
+    """A device and the event loop that it runs on. The session calls all methods on its own thread.
+
+    A method may raise a VfioUserError, whose errno goes to the client. Any other exception is reported to
+    :meth:`hook_failed`, and the client gets EIO.
+    """
 
     @property
     def device_flags(self) -> DeviceFlags:
-        """DEVICE_GET_INFO's flags."""
+        """The flags that DEVICE_GET_INFO answers."""
 
     def region(self, index: int) -> Region:
-        """Region 0 to 8, size 0 where there is none. It never changes."""
+        """Region ``index`` (0 to 8), of size 0 if the device has none. It never changes. The backend owns its fd."""
 
     def irq(self, index: int) -> IrqInfo:
-        """Interrupt index 0 to 4, count 0 where there is none. It never changes."""
+        """Interrupt kind ``index`` (0 to 4), with count 0 if the device has none. It never changes."""
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
-        """What reads ``count`` bytes; the range is known to lie in the region."""
+        """What reads ``count`` bytes at ``offset``. The session has checked that they lie in the region."""
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
-        """What writes ``count`` bytes; the range is known to lie in the region."""
+        """What writes ``count`` bytes at ``offset``. The session has checked that they lie in the region."""
 
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
-        """These bytes were read or written so often since this was last said of them."""
+        """Statistics: the client has read or written these bytes ``times`` times since the last call for them."""
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
-        """What may be handed over as fds, by these mechanisms. The fds stay the backend's."""
+        """The sub-regions that the client may get as fds, by these mechanisms. The backend owns the fds."""
 
     def reset(self) -> None:
-        """DEVICE_RESET."""
+        """Reset the device, for DEVICE_RESET. Rings that have not run are discarded."""
 
     def before_reply(self) -> None:
-        """A command that wants a reply is about to be handled: rings that came before it go first."""
+        """Run the hooks of rings that have arrived: the session is about to handle a command that wants a reply."""
 
     def before_unmap(self) -> None:
-        """The client is about to take memory back: let go of it, since it is zeros to whoever keeps a view."""
+        """Stop using guest memory: the client takes some back. A view that is kept shows zeros afterwards."""
 
     def dma_changed(self) -> None:
-        """The client has mapped or unmapped memory."""
+        """Take note: the client has mapped or unmapped memory."""
 
     def irqs_changed(self, index: int) -> None:
-        """The client has set interrupts of this kind."""
+        """Take note: the client has changed the set-up of interrupts of this kind."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Run ``callback`` on the session's thread whenever ``fd`` can be read."""
 
     def unwatch(self, fd: int) -> None:
-        """Stop that."""
+        """Undo :meth:`watch` for ``fd``."""
 
     def refused(self, error: VfioUserError) -> None:
-        """A command was refused; only the errno reaches the client, so that this is the place to say why."""
+        """Log why a command was refused: only the errno reaches the client."""
 
     def hook_failed(self, command: Command, error: BaseException) -> None:
-        """The device's own code raised; the client is told EIO."""
+        """Log that device code raised ``error`` during ``command``. The client gets EIO."""

@@ -1,7 +1,7 @@
 """Framing: messages with file descriptors over a UNIX stream socket.
 
-A message may arrive in any number of pieces, and several in one. Fds belong to the message that holds the
-last byte received with them: the kernel never joins bytes behind fds to bytes before the next ones.
+A message may arrive in any number of pieces, and one piece may hold several messages. Fds belong to the message that
+holds the last byte received with them: the kernel ends a receive where bytes with other fds begin.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
 from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
 
 HEADER = struct.Struct("<HHIII")
-PREFIX = struct.Struct("<2s30s")  # a message's id, and what follows it up to the data of a REGION_READ or REGION_WRITE
+PREFIX = struct.Struct("<2s30s")  # a message's id; then the rest, up to the data of a REGION_READ or REGION_WRITE
 unpack_prefix, PREFIX_SIZE = PREFIX.unpack_from, PREFIX.size
 SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
 KERNEL_MAX_FDS = 253
-MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of a message that has not come whole, and may end in a receive with the next one's
+MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of one incomplete message; its last receive may bring fds of the next message, too
 _FD = struct.Struct("i")
 _CHUNK = 1 << 16
 ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
-# Plain numbers, since a flag's own operators cost more than a system call.
+# Plain ints: the operators of IntFlag cost more than a system call.
 RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 CUT = int(socket.MSG_CTRUNC)
 SEND = int(socket.MSG_NOSIGNAL)
@@ -37,18 +37,18 @@ _MOST_PIECES = 1024  # that the kernel gathers: its IOV_MAX
 
 
 class Known(Protocol):
-    """What is known of a message before it comes."""
+    """What is known about a message before it arrives."""
 
     @property
     def size(self) -> int:
-        """Bytes of it."""
+        """Bytes of the whole message."""
 
 
 T = TypeVar("T", bound=Known)
 
 
 class Loan(NamedTuple):
-    """A channel's buffer, and its socket's own methods."""
+    """A channel's buffer and its socket's methods, lent by :meth:`Channel.lend`."""
 
     buffer: bytearray
     room: tuple[memoryview]
@@ -57,11 +57,11 @@ class Loan(NamedTuple):
 
 
 Ready = list[tuple[int, int]]
-"""What an epoll gives."""
+"""What ``epoll.poll()`` returns: pairs of a descriptor and its events."""
 
 
 class Message(NamedTuple):
-    """A message as received. ``payload`` is valid until the next receive; ``fds`` are the receiver's to close."""
+    """A received message. ``payload`` is valid until the next receive. The receiver owns ``fds`` and closes them."""
 
     id: int
     command: int
@@ -72,7 +72,7 @@ class Message(NamedTuple):
 
     @property
     def is_reply(self) -> bool:
-        """Whether it answers a command."""
+        """Whether this message is a reply, not a command."""
         return self.flags & 0xF == MessageFlags.REPLY
 
     @property
@@ -82,7 +82,7 @@ class Message(NamedTuple):
 
 
 def command_name(number: int) -> str:
-    """``REGION_READ``, or ``command 99``."""
+    """The name of a command for messages to people: ``REGION_READ``; ``command 99`` if the number is unknown."""
     return Command(number).name if number in Command._value2member_map_ else f"command {number}"
 
 
@@ -91,13 +91,17 @@ def _name(message: bytes) -> str:
 
 
 def close_fds(fds: list[int]) -> None:
-    """Close and forget descriptors."""
+    """Close the descriptors and empty the list."""
     while fds:
         os.close(fds.pop())
 
 
 class Channel:
-    """One end of a vfio-user socket, which it owns."""
+    """One end of a vfio-user socket, which it owns.
+
+    ``max_transfer`` is the most bytes of data in a message. ``timeout`` is how many seconds a send waits for a peer
+    that does not read.
+    """
 
     def __init__(self, sock: socket.socket, max_transfer: int, timeout: float = 5.0) -> None:
         sock.setblocking(False)
@@ -110,10 +114,10 @@ class Channel:
         self._end = 0  # of the last byte received
         self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
         self.position = 0
-        """Of the first byte not yet given out, in the stream."""
+        """The stream position of the first byte that was not given out yet."""
         self._broken = ""  # why nothing more can be sent: a message was cut short
         self.drained = False
-        """Whether the last receive left room: most likely, nothing more is there (a poll would tell)."""
+        """Whether the last receive left room in the buffer: the socket is most likely empty (only a poll is sure)."""
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -121,19 +125,19 @@ class Channel:
 
     @property
     def empty(self) -> bool:
-        """Whether all that was received has been given out."""
+        """Whether all received bytes have been given out."""
         return self._start == self._end
 
     @property
     def ready(self) -> bool:
-        """Whether a whole message has been received that was not given out: the socket no longer shows it."""
+        """Whether the buffer holds a whole message that was not given out. A poll of the socket does not show it."""
         if self._start == self._end:
             return False
         available = self._end - self._start
         return available >= HEADER_SIZE and available >= int(HEADER.unpack_from(self._buffer, self._start)[2])
 
     def keep(self) -> None:
-        """Let the payload that was given out last stay valid for as long as somebody holds it."""
+        """Keep the payload that was given out last valid for as long as somebody holds it: a new buffer takes over."""
         kept = self._end - self._start
         fresh = bytearray(max(2 * _CHUNK, kept + _CHUNK))
         fresh[:kept] = self._view[self._start : self._end]
@@ -141,7 +145,10 @@ class Channel:
         self._start, self._end = 0, kept
 
     def receive(self) -> Message | None:
-        """The next message if it has arrived whole, else None. Disconnected at the end of the stream."""
+        """The next message if it has arrived whole, else None. Never waits.
+
+        Raises Disconnected at the end of the stream, FramingError for a size that no message can have.
+        """
         while True:
             if self._end > self._start:
                 message = self._parse()
@@ -151,9 +158,9 @@ class Channel:
                 return None
 
     def recall(self, known: Mapping[bytes, T]) -> tuple[bytes, T, memoryview] | None:
-        """The next message's id, what is ``known`` by the rest of its :data:`PREFIX`, and its data.
+        """The next message, if the rest of its :data:`PREFIX` is a key of ``known``: its id, the value, its data.
 
-        None, and the message stays for :meth:`receive`, if it is not known, has not come whole, or has descriptors.
+        Returns None, and leaves the message for :meth:`receive`, if it is not known, is not whole, or has descriptors.
         """
         start = self._start
         if start == self._end:
@@ -174,9 +181,10 @@ class Channel:
         return message_id, found, self._view[start + PREFIX_SIZE : end]
 
     def lend(self) -> Loan | None:
-        """The means to receive and send without this class, for as long as nothing is buffered here.
+        """What a caller needs to receive and send without this class; None if bytes are buffered here.
 
-        Who borrows them adds to :attr:`position` what it has taken whole, and gives all else to :meth:`received`.
+        The borrower adds the size of each message that it handles to :attr:`position`, and reports any other receive
+        to :meth:`received`.
         """
         if self._start != self._end or self._broken:
             return None
@@ -184,7 +192,7 @@ class Channel:
         return Loan(self._buffer, (self._view,), self._sock.recvmsg_into, self._sock.send)
 
     def receive_by(self, deadline: float) -> Message:
-        """The next message; TimedOut when it is not there by ``deadline`` (of time.monotonic)."""
+        """Wait for the next message. Raises TimedOut if it has not arrived by ``deadline`` (of time.monotonic)."""
         while True:
             message = self.receive()
             if message is not None:
@@ -202,10 +210,13 @@ class Channel:
         *,
         listening: bool = True,
     ) -> None:
-        """Send a whole message. TimedOut when the peer does not read; Disconnected when it is gone.
+        """Send a whole message; the fds stay the caller's.
 
-        While the peer does not read, what it sends is taken in, if ``listening``: it may itself be held up by us.
-        After a TimedOut that cut a message short there is no sending another: that is Disconnected too.
+        If ``listening``, messages from the peer are received into the buffer while the peer does not read: it may be
+        waiting to send to us.
+
+        Raises TimedOut if the peer does not read, Disconnected if it is gone, VfioUserError (E2BIG) for too many fds.
+        A TimedOut may have cut the message short; every later send then raises Disconnected.
         """
         size = HEADER_SIZE
         for part in parts:
@@ -234,7 +245,7 @@ class Channel:
             self._send_rest(b"".join(pieces), sent, ancillary, command_name(command), listening)
 
     def send_whole(self, message: bytes, listening: bool = True) -> None:
-        """Send a message that is packed already, as :meth:`send` does."""
+        """Send a packed message; otherwise as :meth:`send`."""
         if self._broken:
             raise Disconnected(self._broken)
         try:
@@ -247,11 +258,11 @@ class Channel:
             self._send_rest(message, sent, [], _name(message), listening)
 
     def send_rest_of(self, message: bytes, sent: int) -> None:
-        """Send a message of which ``sent`` bytes have gone, as :meth:`send` would."""
+        """Send the rest of a packed message of which ``sent`` bytes are sent; otherwise as :meth:`send`."""
         self._send_rest(message, sent, [], _name(message), listening=True)
 
     def close(self) -> None:
-        """Close the socket and every descriptor that nobody has taken, and give up the buffer, which may be large."""
+        """Close the socket and all descriptors that were not given out, and free the buffer."""
         for _, fds in self._fds:
             close_fds(fds)
         self._fds.clear()
@@ -263,7 +274,7 @@ class Channel:
     def _send_rest(
         self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str, listening: bool
     ) -> None:
-        """Send as the peer reads."""
+        """Send the bytes from ``sent`` on, as fast as the peer reads."""
         deadline = time.monotonic() + self._timeout
         view = memoryview(data)
         while sent < len(data):
@@ -279,7 +290,7 @@ class Channel:
                 try:
                     self._fill()
                 except Disconnected:
-                    listening = False  # it has nothing more to say, and may still be reading
+                    listening = False  # the peer sends nothing more, and may still be reading
             try:
                 sent += self._sock.sendmsg([view[sent:]], ancillary, SEND)
                 ancillary = []
@@ -316,14 +327,14 @@ class Channel:
         return Message(message_id, command, flags, error, payload, self._take_fds() if self._fds else [])
 
     def _take_fds(self) -> list[int]:
-        """The fds that came with bytes of the message that ends at the current position."""
+        """Take the fds of the message that ends at the current position."""
         taken: list[int] = []
         while self._fds and self._fds[0][0] <= self.position:
             taken += self._fds.pop(0)[1]
         return taken
 
     def _make_room(self, size: int) -> None:
-        """See that a message of ``size`` bytes at the start of what is buffered can be received whole."""
+        """Make the buffer hold a message of ``size`` bytes that begins at the first buffered byte."""
         if len(self._buffer) - self._start >= size:
             return
         kept = self._end - self._start
@@ -336,7 +347,7 @@ class Channel:
         self._start, self._end = 0, kept
 
     def _fill(self) -> bool:
-        """Receive what is there; False when nothing is."""
+        """Receive once, without waiting. Returns False if the socket was empty."""
         room = self._view
         if self._start == self._end:
             self._start = self._end = 0
@@ -354,7 +365,10 @@ class Channel:
         return True
 
     def received(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
-        """Take note of what has come behind what is buffered."""
+        """Take note of ``count`` bytes that a receive has put behind the buffered ones, and of its fds.
+
+        Raises Disconnected for 0 bytes, and FramingError if descriptors were lost or are too many.
+        """
         self._end += count
         self.drained = self._end < len(self._buffer)
         if ancillary:

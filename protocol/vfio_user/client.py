@@ -1,4 +1,4 @@
-"""The client's side: a library for whatever wants to use a device over vfio-user."""
+"""The client's side: a library for programs that use a device over vfio-user."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ PROPOSAL = Capabilities.of(
 )
 """What a client proposes unless told otherwise."""
 _TRIES = 3  # of a command whose answer needs a larger argsz
-_SERVED_AT_ONCE = 64  # commands of a server: one that never stops does not hold up whoever wants to ask
-_GUESS = 16  # sub-regions that the first GET_REGION_IO_FDS makes room for
+_SERVED_AT_ONCE = 64  # commands of a server: one that never stops sending must not hold up the caller
+_GUESS = 16  # sub-regions for which the first GET_REGION_IO_FDS makes room
 
 
 class Client:
-    """One device at the far end of ``sock``, which the client owns. Blocking; any thread may use it.
+    """One device at the far end of ``sock``, which the client owns. Calls block; any thread may make them.
 
-    Every call raises a VfioUserError: RemoteError when the server refuses, TimedOut when it does not answer
-    within ``timeout`` seconds, Disconnected when it is gone, ProtocolError when it talks nonsense.
+    Every call may raise a VfioUserError: RemoteError when the server refuses, TimedOut when it does not answer
+    within ``timeout`` seconds, Disconnected when it is gone, ProtocolError when its answer is malformed.
 
-    ``memory`` answers DMA_READ and DMA_WRITE, which may come at any time: whoever sets it also calls
-    :meth:`poll` when :meth:`fileno` can be read. ``capabilities`` and ``minor`` are what the server answered.
+    ``memory`` answers DMA_READ and DMA_WRITE, which may come at any time. A caller that sets it must call :meth:`poll`
+    when :meth:`fileno` can be read. ``capabilities`` and ``minor`` are what the server answered to VERSION.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Client:
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
-        """To the server that listens at ``path``. Disconnected, with the reason, when there is none."""
+        """Connect to the server that listens at ``path``. Raises Disconnected, with the reason, if that fails."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(timeout)
         try:
@@ -111,18 +111,18 @@ class Client:
 
     @property
     def mechanisms(self) -> frozenset[Mechanism] | None:
-        """The mechanisms for sub-regions that both sides know; None when the server did not say."""
+        """The mechanisms for sub-regions that both sides know; None if the server did not send ``io_fds``."""
         return self.capabilities.io_fds
 
     # -- what the device is
 
     def device_info(self) -> DeviceInfo:
-        """DEVICE_GET_INFO."""
+        """DEVICE_GET_INFO: the device's flags, and how many regions and kinds of interrupt it has."""
         request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0)
         return DeviceInfo.unpack(memoryview(self._request(Command.DEVICE_GET_INFO, request)))
 
     def region_info(self, index: int) -> Region:
-        """DEVICE_GET_REGION_INFO. The fd of a region with mmap areas is the caller's to close."""
+        """DEVICE_GET_REGION_INFO. A region with areas to map has an fd, which the caller owns and closes."""
         command, argsz = Command.DEVICE_GET_REGION_INFO, REGION_INFO.size
         for _ in range(_TRIES):
             fds: list[int] = []
@@ -139,7 +139,7 @@ class Client:
         raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
 
     def io_fds(self, index: int) -> list[SubRegion]:
-        """DEVICE_GET_REGION_IO_FDS: what of a region was handed over as fds; each, once, is the caller's to close."""
+        """DEVICE_GET_REGION_IO_FDS: a region's sub-regions. The caller closes their fds, each once: some share one."""
         if index not in self._sizes:
             _, fd = self.region_info(index)
             if fd is not None:
@@ -164,7 +164,7 @@ class Client:
         raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
 
     def irq_info(self, index: int) -> IrqInfo:
-        """DEVICE_GET_IRQ_INFO."""
+        """DEVICE_GET_IRQ_INFO: how many interrupts of a kind the device has, and what can be done with them."""
         request = IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0)
         info = IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
         check_same(info.index, index, Command.DEVICE_GET_IRQ_INFO)
@@ -173,7 +173,7 @@ class Client:
     # -- its registers
 
     def read(self, region: int, offset: int, count: int) -> bytes:
-        """REGION_READ of ``count`` bytes."""
+        """REGION_READ: ``count`` bytes at ``offset`` of a region."""
         self._check_size(count, Command.REGION_READ)
         head = RegionAccess(offset, region, count).pack()
         reply = self._request(Command.REGION_READ, head)
@@ -182,7 +182,7 @@ class Client:
         return reply[len(head) :]
 
     def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
-        """REGION_WRITE. A posted one (No_reply) returns at once, and whether it worked is never known."""
+        """REGION_WRITE. A posted write (No_reply) returns at once, and its failure is not reported."""
         self._check_size(len(data), Command.REGION_WRITE)
         head = RegionAccess(offset, region, len(data)).pack()
         if posted:
@@ -192,13 +192,13 @@ class Client:
 
     @property
     def most_writes(self) -> int:
-        """How many writes one `write_multi` can take; 0 if the server has not agreed to any."""
+        """How many writes one :meth:`write_multi` can take; 0 if the server has not agreed to ``write_multiple``."""
         if not self.capabilities.write_multiple:
             return 0
         return max(0, (self._most - MULTI.size) // MULTI_ENTRY.size)
 
     def write_multi(self, writes: Sequence[RegionWrite], *, posted: bool = False) -> int:
-        """REGION_WRITE_MULTI; how many of the writes were done (all, as far as known, when posted)."""
+        """REGION_WRITE_MULTI. Returns how many writes were done; for posted writes, how many were sent."""
         if not self.capabilities.write_multiple:
             raise VfioUserError("REGION_WRITE_MULTI: the server has not agreed to write_multiple", errno.ENOTSUP)
         payload = pack_writes(writes)
@@ -213,22 +213,25 @@ class Client:
         return done
 
     def reset(self) -> None:
-        """DEVICE_RESET."""
+        """DEVICE_RESET: reset the device, as a function-level reset does."""
         self._request(Command.DEVICE_RESET)
 
     def device_feature(self, flags: FeatureFlags, feature: int, data: bytes = b"", argsz: int = 0) -> DeviceFeature:
-        """DEVICE_FEATURE; ``argsz`` is the room for the reply's payload where that is larger than the request's."""
+        """DEVICE_FEATURE. ``argsz``: bytes of room for the reply's payload, if that is larger than the request's."""
         request = DeviceFeature(flags, feature, data).pack(argsz)
         return DeviceFeature.unpack(memoryview(self._request(Command.DEVICE_FEATURE, request)))
 
     # -- its interrupts
 
     def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
-        """DEVICE_SET_IRQS, in any form. The fds stay the caller's."""
+        """DEVICE_SET_IRQS, in any form. The caller keeps the fds."""
         self._request(Command.DEVICE_SET_IRQS, request.pack(), fds=fds)
 
     def trigger_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
-        """Have interrupts ``start``... written to these eventfds, in as many messages as the server's limit needs."""
+        """Have the server signal interrupts ``start``... on these eventfds. The caller keeps the fds.
+
+        The request is split into as many messages as the server's ``max_msg_fds`` needs.
+        """
         flags = SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER
         most = max(1, min(self.capabilities.max_msg_fds, Capabilities.MOST_FDS))
         for at in range(0, len(fds), most):
@@ -236,7 +239,7 @@ class Client:
             self.set_irqs(SetIrqs(flags, index, start + at, len(some)), some)
 
     def release_eventfds(self, index: int, start: int, count: int) -> None:
-        """De-assign interrupts ``start``...: what they trigger from now on is kept pending."""
+        """De-assign the eventfds of interrupts ``start``...: from now on their triggers are kept pending."""
         self.set_irqs(SetIrqs(SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER, index, start, count))
 
     def unmask_eventfd(self, fd: int) -> None:
@@ -245,15 +248,15 @@ class Client:
         self.set_irqs(SetIrqs(flags, IrqIndex.INTX, 0, 1), [fd])
 
     def mask(self, index: int, start: int = 0, count: int = 1) -> None:
-        """Hold interrupts back."""
+        """Mask interrupts: the server keeps their triggers pending."""
         self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.MASK, index, start, count))
 
     def unmask(self, index: int, start: int = 0, count: int = 1) -> None:
-        """Let interrupts through, those held back first."""
+        """Unmask interrupts. The server sends those that are pending."""
         self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.UNMASK, index, start, count))
 
     def disable(self, index: int) -> None:
-        """Turn all interrupts of a kind off."""
+        """Turn all interrupts of a kind off, and forget those that are pending."""
         self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.TRIGGER, index, 0, 0))
 
     # -- its view of memory
@@ -268,26 +271,26 @@ class Client:
         read: bool = True,
         write: bool = True,
     ) -> None:
-        """DMA_MAP; without ``fd`` the server asks for the memory by message. The fd stays the caller's."""
+        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
         flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
         fds = [] if fd is None else [fd]
         self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
 
     def dma_unmap(self, address: int, size: int) -> None:
-        """DMA_UNMAP of every map that lies wholly in the range: of none, too, but it must not cut one.
+        """DMA_UNMAP of every map that lies wholly in the range. There may be none.
 
-        The server has let go of them when this returns.
+        The server has released them when this returns. It refuses a range that would cut a map (EINVAL).
         """
         if not size:
             raise VfioUserError("DMA_UNMAP: 0 bytes; dma_unmap_all() is for all maps")
         self._request(Command.DMA_UNMAP, DmaUnmap(address, size).pack())
 
     def dma_unmap_all(self) -> None:
-        """DMA_UNMAP of all that this client has mapped."""
+        """DMA_UNMAP of all maps of this client."""
         self._request(Command.DMA_UNMAP, DmaUnmap(0, 0).pack())
 
     def poll(self, timeout: float | None = 0.0) -> None:
-        """Answer what the server asks for, waiting for it up to ``timeout`` seconds (None: for ever)."""
+        """Answer the server's DMA commands. Waits for the first up to ``timeout`` seconds (None: for ever)."""
         if self._channel.fileno() < 0:
             raise Disconnected("this client has been closed")
         waiter = select.poll()
@@ -303,7 +306,7 @@ class Client:
             self._serve_received()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -321,7 +324,7 @@ class Client:
         return self._next_id
 
     def _check_size(self, count: int, command: Command) -> None:
-        """A larger message would end the connection."""
+        """Raise VfioUserError (E2BIG) for a message that is too large: the server would close the connection."""
         if count > self._most:
             raise VfioUserError(f"{command.name}: {count} bytes, at most {self._most} fit in a message", errno.E2BIG)
 
@@ -337,7 +340,7 @@ class Client:
         fds: Sequence[int] = (),
         reply_fds: list[int] | None = None,
     ) -> bytes:
-        """Send a command and wait for its reply's payload; the reply's fds go to ``reply_fds``, or are closed."""
+        """Send a command and wait for its reply's payload. Its fds go to ``reply_fds``, else they are closed."""
         with self._lock:
             number = self._new_id()
             self._channel.send(number, command, 0, 0, parts, fds)
@@ -368,9 +371,10 @@ class Client:
             close_fds(message.fds)
 
     def _serve_received(self) -> None:
-        """Serve what came along with something else: no poll of the socket will show it.
+        """Serve the messages that are already in the buffer: a poll of the socket does not show them.
 
-        From some point on, nothing more is taken in while answering: a server that never stops would keep us here.
+        After :data:`_SERVED_AT_ONCE` of them, sending an answer receives nothing more: a server that sends without end
+        would keep the caller here.
         """
         served = 0
         while self._channel.ready and (message := self._channel.receive()):
@@ -378,7 +382,7 @@ class Client:
             served += 1
 
     def _serve(self, message: Message, *, listening: bool = True) -> None:
-        """A message that is no awaited reply: a DMA command, or something late."""
+        """Handle a message that is not the awaited reply: answer a DMA command, drop a late reply."""
         close_fds(message.fds)
         if message.is_reply:
             return

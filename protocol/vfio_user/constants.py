@@ -14,7 +14,7 @@ PCI_IRQS = 5
 
 
 class Command(IntEnum):
-    """What a message asks for (number, direction)."""
+    """What a message asks for. The client sends all commands except DMA_READ and DMA_WRITE."""
 
     VERSION = 1
     DMA_MAP = 2
@@ -27,7 +27,7 @@ class Command(IntEnum):
     REGION_READ = 9
     REGION_WRITE = 10
     DMA_READ = 11
-    """Server to client, as is DMA_WRITE; all others go from client to server."""
+    """The server sends this and DMA_WRITE, to read and write guest memory by message."""
     DMA_WRITE = 12
     DEVICE_RESET = 13
     REGION_WRITE_MULTI = 15
@@ -37,7 +37,7 @@ class Command(IntEnum):
 
 
 class MessageFlags(IntFlag):
-    """Header flags: bits 0 to 3 are the type, 0 a command and 1 a reply."""
+    """The flags of a header. Bits 0 to 3 are the type: 0 is a command, 1 a reply."""
 
     REPLY = 0x1
     NO_REPLY = 0x10
@@ -45,7 +45,7 @@ class MessageFlags(IntFlag):
 
 
 class RegionIndex(IntEnum):
-    """A PCI device's regions."""
+    """The regions of a PCI device, as VFIO numbers them."""
 
     BAR0 = 0
     BAR1 = 1
@@ -59,7 +59,7 @@ class RegionIndex(IntEnum):
 
 
 class IrqIndex(IntEnum):
-    """A PCI device's kinds of interrupt."""
+    """The kinds of interrupt of a PCI device, as VFIO numbers them."""
 
     INTX = 0
     MSI = 1
@@ -69,14 +69,14 @@ class IrqIndex(IntEnum):
 
 
 class DeviceFlags(IntFlag):
-    """DEVICE_GET_INFO."""
+    """The flags of DEVICE_GET_INFO: the device can be reset; it is a PCI device."""
 
     RESET = 1
     PCI = 2
 
 
 class RegionFlags(IntFlag):
-    """DEVICE_GET_REGION_INFO."""
+    """The flags of DEVICE_GET_REGION_INFO: what may be done with a region, and whether capabilities follow."""
 
     READ = 1
     WRITE = 2
@@ -85,7 +85,7 @@ class RegionFlags(IntFlag):
 
 
 class IrqFlags(IntFlag):
-    """DEVICE_GET_IRQ_INFO."""
+    """The flags of DEVICE_GET_IRQ_INFO: how interrupts of a kind can be set up."""
 
     EVENTFD = 1
     MASKABLE = 2
@@ -94,7 +94,7 @@ class IrqFlags(IntFlag):
 
 
 class SetIrqsFlags(IntFlag):
-    """DEVICE_SET_IRQS: exactly one kind of data and one action."""
+    """The flags of DEVICE_SET_IRQS. A request has exactly one kind of data and one action."""
 
     DATA_NONE = 1
     DATA_BOOL = 2
@@ -105,17 +105,17 @@ class SetIrqsFlags(IntFlag):
 
     @classmethod
     def data_kinds(cls) -> SetIrqsFlags:
-        """All kinds of data."""
+        """The flags that say what data follows."""
         return cls.DATA_NONE | cls.DATA_BOOL | cls.DATA_EVENTFD
 
     @classmethod
     def actions(cls) -> SetIrqsFlags:
-        """All actions."""
+        """The flags that say what is done."""
         return cls.MASK | cls.UNMASK | cls.TRIGGER
 
 
 class DmaFlags(IntFlag):
-    """DMA_MAP: what the device may do there; newer texts add how it is to be done."""
+    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it."""
 
     READ = 1
     WRITE = 2
@@ -124,7 +124,7 @@ class DmaFlags(IntFlag):
 
 
 class IoFdType(IntEnum):
-    """GET_REGION_IO_FDS: the mechanism of a sub-region (the text names them; the numbers are libvfio-user's)."""
+    """The mechanism of a sub-region in GET_REGION_IO_FDS. The text has no numbers; these are libvfio-user's."""
 
     IOEVENTFD = 0
     IOREGIONFD = 1
@@ -140,20 +140,20 @@ class Mechanism(StrEnum):
     IOREGIONFD_KERNEL = "ioregionfd kernel"
     """KVM itself sends the command."""
     IOREGIONFD_RELAY = "ioregionfd relay"
-    """The VMM sends it, when the access has left the guest."""
+    """The VMM sends the command, after the access has left the guest."""
     IOREGIONFD_HOST = "ioregionfd host"
-    """A client without a VM sends it."""
+    """A client without a VM sends the command."""
     SHADOW = "shadow"
     REGION_WRITE = "region_write"
     REGION_WRITE_POSTED = "region_write posted"
 
 
 IO_FDS = (Mechanism.IOEVENTFD, Mechanism.IOREGIONFD, Mechanism.SHADOW)
-"""Those that the ``io_fds`` capability can name."""
+"""The mechanisms that the ``io_fds`` capability can name."""
 
 
 class FeatureFlags(IntFlag):
-    """DEVICE_FEATURE: bits 0 to 15 are the feature's number."""
+    """The flags of DEVICE_FEATURE: what to do with the feature whose number is in bits 0 to 15."""
 
     GET = 1 << 16
     SET = 1 << 17

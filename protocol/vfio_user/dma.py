@@ -20,11 +20,11 @@ UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _PAGE = mmap.PAGESIZE
 _UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
-_ALL_FLAGS = 0xF  # an int: ~ of an IntFlag has none but known bits
+_ALL_FLAGS = 0xF  # an int: ~ of an IntFlag clears unknown bits
 
 
 class DmaMap(NamedTuple):
-    """A DMA_MAP request: ``size`` bytes of guest memory at ``address``, at ``offset`` of the fd if one came."""
+    """A DMA_MAP request: ``size`` bytes of guest memory at ``address``. If an fd came, they are at its ``offset``."""
 
     flags: DmaFlags
     offset: int
@@ -49,9 +49,9 @@ class DmaMap(NamedTuple):
 
 
 class DmaUnmap(NamedTuple):
-    """A DMA_UNMAP request: every map that lies wholly in these ``size`` bytes at ``address``.
+    """A DMA_UNMAP request: every map that lies wholly in the ``size`` bytes at ``address``.
 
-    ``size`` 0 stands for all of them: VFIO's flag, since no number of 64 bits is large enough.
+    ``size`` 0 stands for all maps, and goes on the wire as VFIO's flag for all: 2**64 does not fit into the field.
     """
 
     address: int
@@ -86,7 +86,7 @@ class DmaUnmap(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of guest memory inside one map; ``view`` is None where it can be had by message only."""
+    """A range of guest memory inside one map. ``view`` is None if the memory is reached by message only."""
 
     address: int
     size: int
@@ -94,7 +94,7 @@ class Segment(NamedTuple):
 
 
 class SharedMap(NamedTuple):
-    """A map that is shared, whole: ``view`` is of the addresses from ``start`` to ``end``."""
+    """A whole map that is shared: ``view`` shows the addresses from ``start`` up to ``end``, without ``end``."""
 
     start: int
     end: int
@@ -102,7 +102,7 @@ class SharedMap(NamedTuple):
 
 
 class MappedRange:
-    """One entry of the table."""
+    """One map: an entry of :class:`DmaTable`. ``end`` is the first address behind it."""
 
     __slots__ = ("end", "mapping", "readable", "size", "start", "view", "writable")
 
@@ -136,9 +136,9 @@ class DmaTable:
         return iter(self._ranges)
 
     def map(self, request: DmaMap, fd: int | None) -> None:
-        """Add a range; ``fd`` is used up, whatever happens.
+        """Add a map. The table takes ``fd`` over, and closes it in any case.
 
-        EEXIST on overlap, ENOSPC beyond the limit, EINVAL for a size or an alignment that cannot be.
+        Raises VfioUserError: EEXIST for an overlap, ENOSPC above the limit, EINVAL for an impossible size or alignment.
         """
         try:
             self._insert(request, fd)
@@ -147,7 +147,7 @@ class DmaTable:
                 os.close(fd)
 
     def inside(self, request: DmaUnmap) -> slice:
-        """Which ranges lie in ``request``'s; EINVAL if one lies there in part, so that it would have to be cut."""
+        """The maps that ``request`` covers. Raises VfioUserError (EINVAL) if it would cut a map."""
         first, behind = bisect_left(self._starts, request.address), bisect_left(self._starts, request.end)
         before = self._ranges[first - 1] if first else None
         last = self._ranges[behind - 1] if behind > first else None
@@ -159,7 +159,7 @@ class DmaTable:
         return slice(first, behind)
 
     def unmap(self, ranges: slice) -> None:
-        """Drop what :meth:`inside` has found. Their files are let go before this returns."""
+        """Drop the maps that :meth:`inside` has found. Their files are released before this returns."""
         for (start, end), pages in list(self._joined.items()):
             first, behind = bisect_right(self._starts, start) - 1, bisect_left(self._starts, end)
             if first < ranges.stop and ranges.start < behind:
@@ -171,7 +171,7 @@ class DmaTable:
             self._release(mapped)
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all maps."""
         for pages in list(self._joined.values()):
             blank(pages)
         self._joined.clear()
@@ -180,7 +180,7 @@ class DmaTable:
         self._starts.clear()
 
     def segments(self, address: int, size: int, write: bool) -> tuple[Segment, ...]:
-        """The stretches that make up ``[address, address + size)``, in order. A DmaFault outside the maps."""
+        """The segments that make up ``[address, address + size)``, in order. Raises DmaFault outside the maps."""
         last = self._last
         if last is None or not (last.start <= address and address + size <= last.end):
             last = self._find(address)
@@ -192,16 +192,16 @@ class DmaTable:
         return (self._segment(last, address, size, write),)
 
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
-        """The map around ``address``, if it is shared, and may be written (or read); it lives until the next unmap."""
+        """The map around ``address``, if it is shared and may be written (or read). Valid until the next unmap."""
         mapped = self._find(address)
         if mapped is None or mapped.view is None or not (mapped.writable if write else mapped.readable):
             return None
         return SharedMap(mapped.start, mapped.end, mapped.view if write else mapped.view.toreadonly())
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
-        """One view of ``[address, address + size)``, over as many maps as it takes; it lives until the next unmap.
+        """One view of ``[address, address + size)``, which may lie in several maps. Valid until the next unmap.
 
-        None where some of it is not shared, or is a piece of a huge page. A DmaFault outside the maps.
+        None if part of it is not shared, or if parts of huge pages had to be joined. Raises DmaFault outside the maps.
         """
         parts = self.segments(address, size, write)
         if len(parts) == 1 or any(part.view is None for part in parts):
@@ -222,7 +222,7 @@ class DmaTable:
 
     @property
     def by_message(self) -> bool:
-        """Whether there is memory that may be written, and none of it came with a file."""
+        """Whether there is writable memory, and all of it came without a file: DMA to it goes by message."""
         writable = [mapped for mapped in self._ranges if mapped.writable]
         return bool(writable) and not any(mapped.mapping for mapped in writable)
 

@@ -12,17 +12,20 @@ from vfio_user.transfer import DmaAccess
 
 
 class Memory(Protocol):
-    """Guest memory, for a server that was given no file descriptor of it."""
+    """Guest memory that a client reads and writes for a server, which has no file descriptor of it."""
 
     def read(self, address: int, count: int) -> bytes:
-        """``count`` bytes; a VfioUserError where there is no such memory."""
+        """``count`` bytes at ``address``. Raises VfioUserError if there is no such memory."""
 
     def write(self, address: int, data: bytes) -> None:
-        """Write; a VfioUserError where there is no such memory."""
+        """Write ``data`` at ``address``. Raises VfioUserError if there is no such memory."""
 
 
 def answer(message: Message, memory: Memory | None, most: int) -> bytes:
-    """The payload of the reply to a server's command, which moves ``most`` bytes at most; a VfioUserError refuses."""
+    """Carry out a server's DMA_READ or DMA_WRITE of at most ``most`` bytes, and return the reply's payload.
+
+    Raises VfioUserError if the command must be refused; its errno is for the error reply.
+    """
     name, payload = message.name, message.payload
     if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
         raise ProtocolError(f"{name}: not a command that a server can send")

@@ -1,4 +1,4 @@
-"""What a server asks of its client: guest memory by message. And the commands that come in meanwhile."""
+"""A server's DMA_READ and DMA_WRITE: guest memory by message, and the commands that arrive during the wait."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vfio_user.constants import Command, MessageFlags
 from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut, VfioUserError
 from vfio_user.transfer import DmaAccess
 
-MOST_QUEUED = 1024  # commands, and
-MOST_QUEUED_BYTES = 16 << 20  # of payload, and
-MOST_QUEUED_FDS = 512  # with them, that may come in while a DMA message waits for its reply
-GRACE = 1.0  # seconds for a client that waits for us itself; QEMU would give up on us after 5
+MOST_QUEUED = 1024  # commands that are kept while a DMA message waits for its reply
+MOST_QUEUED_BYTES = 16 << 20  # of their payload
+MOST_QUEUED_FDS = 512  # that came with them
+GRACE = 1.0  # seconds that a client which waits for us gets to answer, once; QEMU gives up on us after 5
 LARGEST_READ = 64 << 10
-"""Bytes asked for by one DMA_READ, even if the client would take more.
+"""The most bytes that one DMA_READ asks for, even if the client allows more.
 
-QEMU (11.1) sends a reply by one call and forgets what the socket had no room for; what comes after it makes no sense.
-A message that fits into half of a socket's buffer (208 KiB, unless sysctl says otherwise) is sent whole, or not yet.
+QEMU (11.1) sends a reply by one call, and drops what the socket has no room for. The stream cannot be understood after
+that. The kernel takes a message whole, or not yet, if it fits into half of a socket's buffer (by default 208 KiB).
 """
 MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA_MAP, Command.DMA_UNMAP))
-"""Commands that may be answered while device code waits for its DMA: of these, only a read is seen by the device."""
+"""Commands that may be answered while device code waits for its DMA. Only REGION_READ calls into the device."""
 
 
 class Layout(Enum):
-    """How a client lays DMA messages out."""
+    """The layout of a client's DMA messages: the ratified one, or that of QEMU 10.1 to 10.2.2."""
 
     UNKNOWN = 0
     RATIFIED = 1
@@ -36,39 +36,43 @@ class Layout(Enum):
 
 
 class DmaRequests:
-    """Sends DMA_READ and DMA_WRITE and waits for their replies; keeps, in order, the commands that come before them.
+    """Sends DMA_READ and DMA_WRITE, and waits for their replies. Keeps the commands that arrive meanwhile, in order.
 
-    Some clients (QEMU is one) do not look at what we ask while they wait for us themselves. For their sake, reads of
-    registers are answered during the wait, when they do not come after something that must be handled first; where that
-    does not help, the DMA ends in a Stalemate. A client is given a moment, once, to show that it is not of that kind.
+    Some clients (QEMU is one) do not read our commands while they wait for a reply from us. Such a client is
+    recognised when it does not answer within :data:`GRACE`, once. From then on, the commands in :data:`MEANWHILE` are
+    answered during the wait, unless an earlier command must be handled first. Where that does not help, the DMA
+    raises Stalemate.
     """
 
     def __init__(self, channel: Channel, timeout: float, handle: Callable[[Message], None]) -> None:
         self.answering: int | None = None
-        """The command whose reply the client waits for now; :meth:`Session._handle` keeps it."""
+        """The command whose reply the client waits for now, set by the session; None if there is none."""
         self.kept: deque[Message] = deque()
-        """Commands that came during a wait; :meth:`pop` takes the oldest."""
+        """Commands that arrived during a wait. :meth:`pop` takes the oldest."""
         self.outstanding = False
-        """Whether device code waits for its DMA now."""
+        """Whether device code is waiting for a DMA message's reply."""
         self._channel = channel
         self._timeout = timeout
         self._handle = handle
         self._bytes = 0
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
-        self._deaf = False  # the client has shown that it does not listen while it waits
+        self._deaf = False  # the client has shown that it does not answer while it waits
         self._layout = Layout.UNKNOWN
         self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
 
     def pop(self) -> Message:
-        """The oldest command that was kept."""
+        """Take the oldest kept command. The caller owns its fds."""
         message = self.kept.popleft()
         self._count(message, -1)
         return message
 
     def read(self, address: int, count: int, most: int) -> bytes:
-        """Guest memory by DMA_READ, at most ``most`` bytes at a time."""
+        """Read ``count`` bytes of guest memory by DMA_READ, in messages of at most ``most`` bytes.
+
+        Raises Stalemate, TimedOut, RemoteError if the client refuses, VfioUserError (ENOTSUP) for QEMU's old layout.
+        """
         data = bytearray()
         self._sought = Command.DMA_READ
         if self._layout is not Layout.RATIFIED:
@@ -81,7 +85,7 @@ class DmaRequests:
         return bytes(data)
 
     def write(self, address: int, data: memoryview, most: int) -> None:
-        """Write guest memory by DMA_WRITE, ``most`` bytes at a time."""
+        """Write guest memory by DMA_WRITE, at most ``most`` bytes a message. Raises as :meth:`read` does."""
         self._sought = Command.DMA_WRITE
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
@@ -92,15 +96,15 @@ class DmaRequests:
                 raise ProtocolError(f"DMA_WRITE reply: not for the {request.count} bytes at {request.address:#x} sent")
 
     def close(self) -> None:
-        """Forget the commands that were kept."""
+        """Drop the kept commands, and close their fds."""
         while self.kept:
             close_fds(self.pop().fds)
 
     def _find_layout(self, address: int) -> None:
-        """Refuse a client that lays messages out otherwise: a write of nothing, which harms nobody, tells them apart.
+        """Find the client's layout with a harmless write of 0 bytes. Raises VfioUserError (ENOTSUP) for the old layout.
 
-        In QEMU 10.1 to 10.2.2 the count has 32 bits: our data would arrive shifted by four bytes. There, a reply to
-        DMA_WRITE is a bare header. An error says nothing, and is left to the message that is to follow.
+        In QEMU 10.1 to 10.2.2 the count has 32 bits, so our data would arrive shifted by four bytes. These versions
+        answer DMA_WRITE with a bare header, newer ones do not. An error reply leaves the layout unknown.
         """
         if self._layout is Layout.UNKNOWN:
             try:
@@ -116,7 +120,7 @@ class DmaRequests:
             )
 
     def _ask(self, command: Command, parts: Sequence[bytes | memoryview]) -> memoryview:
-        """Send a command to the client and return its reply's payload."""
+        """Send a command to the client, wait, and return the reply's payload."""
         if self._deaf and self.answering is not None:
             raise Stalemate(self._sought.name, command_name(self.answering))
         self._channel.keep()
@@ -155,7 +159,7 @@ class DmaRequests:
                 raise TimedOut(f"the peer sends replies, but none to {command.name}")
 
     def _answer_first(self) -> None:
-        """Give the client the replies that it waits for."""
+        """Answer the kept commands that the client waits for. Raises Stalemate if one must wait for the device code."""
         if self.answering is not None:
             raise Stalemate(self._sought.name, command_name(self.answering))
         while self._waited_for:

@@ -9,7 +9,7 @@ LARGEST_ERRNO = 4095  # the kernel's MAX_ERRNO
 
 
 class VfioUserError(Exception):
-    """Base of every error here. ``errno`` is what an error reply would carry."""
+    """Base of all errors of this package. ``errno`` is the number for an error reply."""
 
     def __init__(self, message: str, errno_: int = errno.EINVAL) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class ProtocolError(VfioUserError):
 
 
 class FramingError(ProtocolError):
-    """The connection cannot go on. ``answer_to`` is the id and the command that an error reply may still go to."""
+    """The connection cannot go on. ``answer_to``: the id and command for a last error reply; None for no reply."""
 
     def __init__(self, message: str, answer_to: tuple[int, int] | None = None) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class FramingError(ProtocolError):
 
 
 class RemoteError(VfioUserError):
-    """The peer answered with an error reply. An errno that is none (the text allows 0) counts as EIO."""
+    """The peer answered with an error reply. A number that is no errno counts as EIO (the text allows 0)."""
 
     def __init__(self, command: str, errno_: int) -> None:
         if not 0 < errno_ <= LARGEST_ERRNO:
@@ -53,7 +53,7 @@ class TimedOut(VfioUserError):
 
 
 class Stalemate(VfioUserError):
-    """The client does not answer what we ask, because it waits for our own answer first."""
+    """The client does not answer a DMA message (EDEADLK): it waits for a reply that device code holds up."""
 
     def __init__(self, asked: str, waited_for: str) -> None:
         super().__init__(

@@ -1,20 +1,22 @@
-"""Eventfds that a peer has too. Whether a call on one may block belongs to the open file: the peer can change it any
-time, and some do without meaning to (QEMU has every descriptor block that it receives).
+"""Eventfds that a peer holds too.
+
+O_NONBLOCK belongs to the open file, which both sides share: the peer can change it at any time. Some do so by
+accident: QEMU sets every descriptor that it receives to blocking.
 """
 
 from __future__ import annotations
 
 import os
 
-_read, _write, _set_blocking, _NOWAIT = os.preadv, os.eventfd_write, os.set_blocking, os.RWF_NOWAIT
+_read, _write, _NOWAIT = os.preadv, os.eventfd_write, os.RWF_NOWAIT
 SIZE = 8
-"""Bytes of an eventfd's counter."""
+"""The size of an eventfd's counter, in bytes."""
 
 
 def take(fd: int, counter: bytearray) -> int:
-    """What has been added since the last time, 0 for nothing. It never waits (RWF_NOWAIT, Linux 5.8 or newer).
+    """Read the counter and set it to 0. Returns 0 if nothing was added. Never waits (RWF_NOWAIT, Linux 5.8 or newer).
 
-    ``counter`` has :data:`SIZE` bytes, to be used again and again.
+    ``counter`` is a buffer of :data:`SIZE` bytes, which the caller can use again.
     """
     try:
         _read(fd, (counter,), -1, _NOWAIT)
@@ -24,12 +26,12 @@ def take(fd: int, counter: bytearray) -> int:
 
 
 def signal(fd: int) -> None:
-    """Add 1; a counter that is full says "signalled" well enough.
+    """Add 1 to a non-blocking eventfd. A full counter is left as it is: the reader wakes all the same.
 
-    Linux knows no write to an eventfd that never waits (RWF_NOWAIT is EOPNOTSUPP). So only a peer that has the
-    descriptor block again between these two calls, and its counter full, can still hold us up.
+    Linux has no write to an eventfd that never waits (RWF_NOWAIT gives EOPNOTSUPP). Setting O_NONBLOCK before each
+    write would add half to the cost of an interrupt, so the code that takes the descriptor sets it once. A peer that
+    clears it, and fills the counter, holds up the process that serves it.
     """
-    _set_blocking(fd, False)
     try:  # suppress() would cost as much as the system call
         _write(fd, 1)
     except BlockingIOError:

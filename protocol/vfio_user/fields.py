@@ -1,4 +1,4 @@
-"""The fixed parts of messages."""
+"""The fixed parts of messages: structs whose fields have names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Fields:
         self.unpack, self.unpack_from, self.iter_unpack = layout.unpack, layout.unpack_from, layout.iter_unpack
 
     def pack(self, *values: int | bytes) -> bytes:
-        """The bytes; a ProtocolError with all that was given when something does not fit."""
+        """The fields as bytes. Raises ProtocolError, naming all values, if one does not fit its field."""
         try:
             return self._pack(*values)
         except struct.error as error:

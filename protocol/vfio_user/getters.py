@@ -1,4 +1,4 @@
-"""DEVICE_GET_*: what a client asks before it does anything, on the server's side and on its own."""
+"""The DEVICE_GET_* commands: how a server answers them, and how a client checks the answers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region
 from vfio_user.version import Capabilities
 
-LARGEST_ANSWER = 1 << 20  # argsz beyond which a server is not believed
+LARGEST_ANSWER = 1 << 20  # the largest argsz that a client accepts from a server
 
 
 class Reply(NamedTuple):
-    """A command's answer."""
+    """The answer to a command: pieces of the payload, and the fds to send with it (the sender keeps them)."""
 
     parts: Sequence[bytes | memoryview] = ()
     fds: Sequence[int] = ()
 
 
 class Getters:
-    """Answers them for ``backend``. ``client`` and ``mechanisms`` are what VERSION has settled."""
+    """Answers DEVICE_GET_* for ``backend``. VERSION has settled ``client`` and ``mechanisms``."""
 
     def __init__(self, backend: Backend, regions: Sequence[Region], entry_size: int) -> None:
         self.client = Capabilities()
@@ -39,12 +39,12 @@ class Getters:
         self._entry_size = entry_size
 
     def device_info(self, message: Message) -> Reply:
-        """DEVICE_GET_INFO."""
+        """DEVICE_GET_INFO: the device's flags and how many regions and kinds of interrupt there are."""
         _request(message, DEVICE_INFO)
         return Reply([DeviceInfo(self._backend.device_flags, PCI_REGIONS, PCI_IRQS).pack()])
 
     def region_info(self, message: Message) -> Reply:
-        """DEVICE_GET_REGION_INFO; the descriptor of the region's areas goes with the whole answer."""
+        """DEVICE_GET_REGION_INFO. A reply that is cut short, because argsz is too small, has no descriptor."""
         argsz, _, index = _request(message, REGION_INFO)[:3]
         region = self._regions[_index(message, index, PCI_REGIONS)]
         if not self.client.max_msg_fds:
@@ -54,7 +54,7 @@ class Getters:
         return Reply([payload], [region.fd] if whole and region.fd is not None else [])
 
     def io_fds(self, message: Message, call: Callable[..., Sequence[SubRegion]]) -> Reply:
-        """DEVICE_GET_REGION_IO_FDS; ``call`` is what calls into the backend."""
+        """DEVICE_GET_REGION_IO_FDS. ``call`` calls the backend and turns its exceptions into error replies."""
         argsz, flags, index, count = _request(message, IO_FDS_INFO)
         if flags or count:
             raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
@@ -67,7 +67,7 @@ class Getters:
         return Reply([info]) if argsz < need else Reply([info, entries], fds)
 
     def _offered(self, subs: Sequence[SubRegion]) -> list[SubRegion]:
-        """Those that the client knows, and whose fds it can take in one message; others stay with REGION_WRITE."""
+        """The sub-regions whose mechanism the client knows, and whose fds fit into one message."""
         most = min(self.client.max_msg_fds, Capabilities.MOST_FDS)
         fds: set[int] = set()
         offered = []
@@ -78,15 +78,15 @@ class Getters:
         return offered
 
     def irq_info(self, message: Message) -> Reply:
-        """DEVICE_GET_IRQ_INFO."""
+        """DEVICE_GET_IRQ_INFO: how many interrupts of a kind there are, and their flags."""
         _, _, index, _ = _request(message, IRQ_INFO)
         return Reply([self._backend.irq(_index(message, index, PCI_IRQS)).pack()])
 
 
 def _request(message: Message, layout: Fields) -> tuple[int, ...]:
-    """A getter's request, whose first field is argsz; its length and argsz checked.
+    """The fields of a getter's request, the first of which is argsz. Checks the length and argsz.
 
-    Some clients (SPDK is one) send the whole buffer that is to take the reply: what follows the fields means nothing.
+    Some clients (SPDK is one) send the whole buffer for the reply as the request: bytes after the fields are ignored.
     """
     if len(message.payload) < layout.size:
         raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected at least {layout.size}")
@@ -103,13 +103,13 @@ def _index(message: Message, index: int, count: int) -> int:
 
 
 def believed(need: int, command: Command) -> int:
-    """What a server says that its answer needs; a ProtocolError where that is too much."""
+    """Check the argsz that a server needs for its answer. Raises ProtocolError if it is too large."""
     if need > LARGEST_ANSWER:
         raise ProtocolError(f"{command.name} reply: argsz {need}, at most {LARGEST_ANSWER} is believed")
     return need
 
 
 def check_same(index: int, asked: int, command: Command) -> None:
-    """A ProtocolError where a server answers for another index than was asked for."""
+    """Raise ProtocolError if a server answers for another index than the client has asked for."""
     if index != asked:
         raise ProtocolError(f"{command.name} reply: index {index}, asked was {asked}")

@@ -1,7 +1,7 @@
-"""DEVICE_GET_REGION_IO_FDS: sub-regions that are handed over as file descriptors.
+"""DEVICE_GET_REGION_IO_FDS: sub-regions that a server hands over as file descriptors.
 
-Entries are 40 bytes in the ratified text and 48 in libvfio-user's headers. A receiver computes the stride from
-argsz and count, and reads both.
+An entry has 40 bytes in the ratified text, and 48 in libvfio-user's headers. A receiver computes the distance between
+entries from argsz and count, so it reads both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REGION_PIO, POSTED_WRITES = 1, 2  # KVM_IOREGION_*
 
 @dataclass(frozen=True, slots=True)
 class IoEventFd:
-    """KVM adds 1 to ``fd`` on a write at ``offset``. ``size`` 0 is any size; ``datamatch`` None any value."""
+    """KVM adds 1 to ``fd`` on a write at ``offset``. ``size`` 0 means any size, ``datamatch`` None any value."""
 
     offset: int
     size: int
@@ -39,7 +39,7 @@ class IoEventFd:
 
 @dataclass(frozen=True, slots=True)
 class IoRegionFd:
-    """KVM sends commands down ``fd``, each with ``user_data``. ``size`` 0 only with posted writes."""
+    """KVM sends a command with ``user_data`` down ``fd`` for each access. ``size`` 0 needs posted writes."""
 
     offset: int
     size: int
@@ -51,7 +51,7 @@ class IoRegionFd:
 
 @dataclass(frozen=True, slots=True)
 class ShadowIoEventFd:
-    """As an ioeventfd, with the value stored at ``shadow_offset`` of ``shadow_fd`` (libvfio-user only)."""
+    """An ioeventfd that also stores the value at ``shadow_offset`` of ``shadow_fd`` (libvfio-user only)."""
 
     offset: int
     size: int
@@ -66,7 +66,7 @@ SubRegion = IoEventFd | IoRegionFd | ShadowIoEventFd
 
 
 def mechanism(sub: SubRegion) -> Mechanism:
-    """What the ``io_fds`` capability calls a sub-region's mechanism."""
+    """The mechanism of a sub-region, as the ``io_fds`` capability names it."""
     match sub:
         case IoEventFd():
             return Mechanism.IOEVENTFD
@@ -82,7 +82,7 @@ def descriptors(sub: SubRegion) -> set[int]:
 
 
 def pack_sub_regions(subs: Sequence[SubRegion], entry_size: int = ENTRY) -> tuple[bytes, list[int]]:
-    """The array of entries, and the fds to send with it (each once, however many entries share it)."""
+    """The array of entries, and the fds to send with it. Each fd is sent once; entries share it by index."""
     fds: list[int] = []
 
     def index(fd: int) -> int:
@@ -115,7 +115,10 @@ def _pack(sub: SubRegion, entry_size: int, index: Callable[[int], int]) -> bytes
 
 
 def unpack_sub_regions(payload: memoryview, fds: Sequence[int], region_size: int) -> list[SubRegion]:
-    """The sub-regions of a whole reply (info struct and array), each field checked against the region."""
+    """The sub-regions of a whole reply (info struct and array), with each field checked against the region.
+
+    The returned sub-regions refer to ``fds``, which the caller owns. Raises ProtocolError, naming entry and field.
+    """
     name = "DEVICE_GET_REGION_IO_FDS reply"
     if len(payload) < INFO.size:
         raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {INFO.size}")

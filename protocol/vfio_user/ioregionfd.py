@@ -1,7 +1,7 @@
 """The ioregionfd wire (version 3 of the proposed uapi): 32-byte commands one way, 32-byte responses back.
 
-One command is in flight at a time on a socket, except for posted writes, which nobody waits for. The same
-bytes are spoken by a kernel that has KVM_SET_IOREGION and by a VMM that relays its exits.
+A posted write gets no response. Of the other commands, one is in flight on a socket at a time. A kernel with
+KVM_SET_IOREGION and a VMM that relays exits send the same bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ RESPONSE = struct.Struct("<Q24x")
 SIZE = 32
 READ, WRITE = 0, 1
 _RESPOND = 1 << 4
-_SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)  # the far end may hold the open file of a duplicate, too
+_SEND = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)  # the flag of the open file is shared with the peer
 _EXPONENTS = {1: 0, 2: 1, 4: 2, 8: 3}
 
 
 class IoCommand(NamedTuple):
-    """One access of a region: ``size`` is 1, 2, 4 or 8 bytes, ``offset`` counts from the region's start."""
+    """One access to a region: ``size`` is 1, 2, 4 or 8 bytes, ``offset`` counts from the region's start.
+
+    ``respond`` says that the sender waits for a response. ``data`` is the value of a write.
+    """
 
     write: bool
     size: int
@@ -36,7 +39,7 @@ class IoCommand(NamedTuple):
 
 
 def encode_command(command: IoCommand) -> bytes:
-    """32 bytes."""
+    """The command's 32 bytes. Raises ProtocolError for an impossible size."""
     if command.size not in _EXPONENTS:
         raise ProtocolError(f"ioregionfd command: size {command.size}, expected 1, 2, 4 or 8")
     info = _EXPONENTS[command.size] | (_RESPOND if command.respond else 0)
@@ -45,7 +48,7 @@ def encode_command(command: IoCommand) -> bytes:
 
 
 def decode_command(data: bytes | bytearray | memoryview) -> IoCommand:
-    """From 32 bytes; a ProtocolError for anything that no kernel sends."""
+    """The command in 32 bytes. Raises ProtocolError for a command that no kernel sends."""
     if len(data) != SIZE:
         raise ProtocolError(f"ioregionfd command: {len(data)} bytes, expected {SIZE}")
     kind, info, user_data, offset, value = COMMAND.unpack(data)
@@ -62,12 +65,12 @@ def decode_command(data: bytes | bytearray | memoryview) -> IoCommand:
 
 
 def encode_response(value: int) -> bytes:
-    """32 bytes."""
+    """The response's 32 bytes, with the low 64 bits of ``value``."""
     return RESPONSE.pack(value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
 def decode_response(data: bytes | bytearray | memoryview) -> int:
-    """The value of a read; of no meaning for a write."""
+    """The value in a response: what a read gives. It means nothing for a write."""
     if len(data) != SIZE:
         raise ProtocolError(f"ioregionfd response: {len(data)} bytes, expected {SIZE}")
     value: int = RESPONSE.unpack(data)[0]
@@ -75,7 +78,7 @@ def decode_response(data: bytes | bytearray | memoryview) -> int:
 
 
 class IoRegionServer:
-    """The device's end. It owns the socket and never waits."""
+    """The device's end of the wire. It owns the socket, and never waits. Takes stream and SEQPACKET sockets."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -90,7 +93,10 @@ class IoRegionServer:
         return self._sock.fileno()
 
     def receive(self) -> IoCommand | None:
-        """The next command, or None when none has arrived whole. Disconnected when the far end is gone."""
+        """The next command, or None if none has arrived whole.
+
+        Raises Disconnected if the far end is gone, ProtocolError for a command that no kernel sends.
+        """
         try:
             count = self._sock.recv_into(self._view[self._filled :], 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -107,7 +113,7 @@ class IoRegionServer:
         return decode_command(self._view[:count])
 
     def respond(self, value: int) -> None:
-        """Answer the command in flight."""
+        """Send the response to the command in flight. Raises TimedOut if the socket is full, Disconnected."""
         try:
             sent = self._sock.send(encode_response(value), _SEND)
         except BlockingIOError:
@@ -123,10 +129,11 @@ class IoRegionServer:
 
 
 class IoRegionClient:
-    """The kernel's end, as a relay plays it, on a duplicate of ``fd``. Use it from one thread at a time.
+    """The kernel's end of the wire, for a relay. It owns a duplicate of ``fd``. Use it from one thread at a time.
 
-    Responses have no ids: after a TimedOut, the late one would pass for the next one's, and all is Disconnected.
-    Data is 1, 2, 4 or 8 bytes, little-endian as the guest stores it.
+    Data is 1, 2, 4 or 8 bytes, little-endian, as the guest stores it. Methods raise TimedOut if the device does not
+    answer for ``timeout`` seconds, and Disconnected if it is gone. Responses have no ids: a late response would be
+    taken for the next one. So after a TimedOut every call raises Disconnected.
     """
 
     def __init__(self, fd: int, timeout: float = 5.0) -> None:
@@ -141,21 +148,21 @@ class IoRegionClient:
         self._late = False
 
     def post(self, user_data: int, offset: int, data: bytes) -> None:
-        """A posted write: waits only while the socket's buffer is full."""
+        """Send a posted write. It waits only while the socket's buffer is full."""
         self._send(IoCommand(True, len(data), False, user_data, offset, int.from_bytes(data, "little")))
 
     def write(self, user_data: int, offset: int, data: bytes) -> None:
-        """A write that the device acknowledges."""
+        """Send a write, and wait for the device's response."""
         self._send(IoCommand(True, len(data), True, user_data, offset, int.from_bytes(data, "little")))
         self._receive()
 
     def read(self, user_data: int, offset: int, size: int) -> bytes:
-        """A read of ``size`` bytes."""
+        """Read ``size`` bytes, and wait for the device's response."""
         self._send(IoCommand(False, size, True, user_data, offset))
         return (self._receive() & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
     def close(self) -> None:
-        """Close the duplicate."""
+        """Close the duplicate. The caller's ``fd`` stays open."""
         self._sock.close()
 
     def _send(self, command: IoCommand) -> None:

@@ -1,4 +1,4 @@
-"""Interrupts: GET_IRQ_INFO, SET_IRQS, and the table of eventfds that a server signals."""
+"""Interrupts: DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS, and the table of eventfds that a server signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SET = Fields("<IIIII", "argsz flags index start count")
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """What DEVICE_GET_IRQ_INFO tells of one kind of interrupt."""
+    """What DEVICE_GET_IRQ_INFO answers about one kind of interrupt: ``count`` interrupts, with ``flags``."""
 
     index: int
     count: int
@@ -39,7 +39,7 @@ class IrqInfo:
 
 @dataclass(frozen=True, slots=True)
 class SetIrqs:
-    """A DEVICE_SET_IRQS request; ``data`` has the bytes of DATA_BOOL."""
+    """A DEVICE_SET_IRQS request for interrupts ``[start, start + count)``. ``data`` has the bytes of DATA_BOOL."""
 
     flags: SetIrqsFlags
     index: int
@@ -53,13 +53,13 @@ class SetIrqs:
 
     @classmethod
     def unpack(cls, payload: memoryview) -> SetIrqs:
-        """From a request, its flags and lengths checked."""
+        """The request in ``payload``. Raises ProtocolError if flags or lengths are wrong."""
         if len(payload) < SET.size:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(payload)} bytes, expected at least {SET.size}")
         argsz, flags, index, start, count = SET.unpack_from(payload)
         if not SET.size <= argsz <= len(payload):
             raise ProtocolError(f"DEVICE_SET_IRQS: argsz {argsz}, but {len(payload)} bytes came")
-        known = int(SetIrqsFlags.data_kinds() | SetIrqsFlags.actions())  # ~ of an IntFlag has none but known bits
+        known = int(SetIrqsFlags.data_kinds() | SetIrqsFlags.actions())  # an int: ~ of an IntFlag clears unknown bits
         kinds, actions = flags & SetIrqsFlags.data_kinds(), flags & SetIrqsFlags.actions()
         if flags & ~known or kinds.bit_count() != 1 or actions.bit_count() != 1:
             raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
@@ -70,7 +70,7 @@ class SetIrqs:
 
 
 class _Irq:
-    """One interrupt: the client's eventfd, and whether it is masked or waits to be delivered."""
+    """One interrupt: the client's eventfd (-1: none), and whether it is masked, and whether a trigger is pending."""
 
     __slots__ = ("fd", "masked", "pending")
 
@@ -81,9 +81,10 @@ class _Irq:
 
 
 class IrqTable:
-    """The interrupts of one device as one client has set them up. Eventfds in it are the table's own.
+    """The interrupts of one device, as one client has set them up. The table owns and closes its eventfds.
 
-    ``watch`` and ``unwatch`` put a descriptor on the caller's event loop: INTx's MASK and UNMASK eventfds are polled.
+    ``watch`` and ``unwatch`` add a descriptor to the caller's event loop and remove it. The table uses them for the
+    MASK and UNMASK eventfds of INTx, which the client writes.
     """
 
     def __init__(
@@ -95,13 +96,16 @@ class IrqTable:
         self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
-        self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK: the client rings these, for INTx
+        self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK of INTx: the client writes these
         self._counter = bytearray(SIZE)
         self._level = False
         self._raised = False  # INTx has been signalled and not been unmasked since
 
     def apply(self, request: SetIrqs, fds: list[int]) -> None:
-        """Carry out DEVICE_SET_IRQS. ``fds`` that are kept are taken out of the list."""
+        """Carry out DEVICE_SET_IRQS. Takes the fds that it keeps out of ``fds``; the caller closes the others.
+
+        Raises ProtocolError if the request does not fit the device; ENOTSUP for an eventfd that masks MSI or MSI-X.
+        """
         if request.index >= len(self._irqs):
             raise ProtocolError(f"DEVICE_SET_IRQS: index {request.index}, expected 0 to {len(self._irqs) - 1}")
         row = self._irqs[request.index]
@@ -129,7 +133,7 @@ class IrqTable:
                 self._unmask(request.index, irq)
 
     def trigger(self, index: int, vector: int = 0) -> bool:
-        """Signal an interrupt. False when it is masked or nobody listens: then it is kept pending."""
+        """Signal an interrupt. Returns False, and keeps it pending, if it is masked or has no eventfd."""
         irq = self._irqs[index][vector]
         if irq.masked or irq.fd < 0:
             irq.pending = True
@@ -138,22 +142,22 @@ class IrqTable:
         return True
 
     def set_level(self, asserted: bool) -> None:
-        """Drive INTx. It is signalled once, and again after each unmask while it is still asserted."""
+        """Drive the INTx line. It is signalled once, and again after each unmask while it is still asserted."""
         self._level = asserted
         if not asserted and SetIrqsFlags.UNMASK not in self._line_fds:
-            self._raised = False  # nobody will tell us of an EOI: the next rising edge is news
+            self._raised = False  # no UNMASK eventfd: the guest's EOI is not reported, so the next edge counts
         self._raise_line()
 
     def pending(self, index: int, vector: int = 0) -> bool:
-        """Whether a trigger waits."""
+        """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 
     def enabled(self, index: int) -> bool:
-        """Whether the client listens to any interrupt of this kind."""
+        """Whether any interrupt of this kind has an eventfd."""
         return any(irq.fd >= 0 for irq in self._irqs[index])
 
     def clear(self) -> None:
-        """Forget everything that the client has set."""
+        """Forget the client's whole set-up, and close its eventfds."""
         for row in self._irqs:
             for irq in row:
                 self._assign(irq, -1)
@@ -200,7 +204,7 @@ class IrqTable:
             signal(irq.fd)
 
     def _loop_back(self, index: int, irq: _Irq) -> None:
-        """The client has triggered the interrupt itself."""
+        """Handle a TRIGGER by the client: signal the interrupt back to it."""
         if irq.fd >= 0 and not irq.masked:
             signal(irq.fd)
             self._raised |= index == IrqIndex.INTX
@@ -236,10 +240,10 @@ class IrqTable:
         self._raised = False
 
     def _line_rung(self, action: SetIrqsFlags) -> None:
-        """The guest has acknowledged INTx, or wants it masked (the ratified text has the direction the other way)."""
+        """Handle a write to the MASK or UNMASK eventfd of INTx. (The ratified text gives the opposite direction.)"""
         fd = self._line_fds.get(action)
         if fd is None:
-            return  # taken back between the wake-up and this call
+            return  # the client has de-assigned it since the wake-up
         if not take(fd, self._counter):
             return
         line = self._irqs[IrqIndex.INTX][0]
@@ -250,6 +254,7 @@ class IrqTable:
 
 
 def _check_eventfd(fd: int) -> None:
-    """An irq fd must be an eventfd: nothing else is sure to take a signal."""
+    """Make an irq fd non-blocking. Raises ProtocolError if it is no eventfd: a write to it might block or fail."""
     if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
         raise ProtocolError("DEVICE_SET_IRQS: an fd is not an eventfd")
+    os.set_blocking(fd, False)

@@ -1,4 +1,4 @@
-"""Mapping somebody else's file so that no view of it can ever become a wild pointer."""
+"""Mapping a client's file so that no view of it can ever become a wild pointer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _USUAL_LIMIT = 65530
 
 
 def _most_mappings(limit: Path = Path("/proc/sys/vm/max_map_count")) -> int:
-    """The kernel's limit may be out of sight (systemd's ProcSubset=pid): then it is what it usually is."""
+    """7/8 of the kernel's limit. The file may be hidden (systemd's ProcSubset=pid): then assume the usual limit."""
     try:
         return int(limit.read_text()) // 8 * 7
     except OSError:
@@ -40,18 +40,20 @@ def _most_mappings(limit: Path = Path("/proc/sys/vm/max_map_count")) -> int:
 
 
 MOST_MAPPINGS = _most_mappings()
-"""Of files in a process. The kernel's own limit must stay out of reach: at it, nothing gets memory any more."""
+"""The most mappings of files in a process. It is below the kernel's limit: at that limit, every allocation fails."""
 
 MOST_PIECES = 256
-"""That are joined to one stretch: a mebibyte, if each is a page."""
+"""The most pieces that :func:`join` puts side by side: 1 MiB, if each is a page."""
 
 
 class Mapping:
     """``size`` bytes of a file at ``offset``, mapped shared.
 
-    :meth:`view` gives memory that stays addressable for as long as the view lives: :meth:`detach` lays
-    anonymous memory over the file's pages, and the addresses are given back with the last view. Huge pages are
-    mapped whole, whatever part of them is asked for.
+    A :meth:`view` stays addressable for as long as it lives. :meth:`detach` lays anonymous memory over the file's
+    pages, and the addresses are unmapped when the last view is gone. Huge pages are mapped whole, even if only a part
+    of one is asked for. The caller keeps ``fd``, and may close it.
+
+    Raises VfioUserError if the file is too small, or if the kernel cannot map it.
     """
 
     def __init__(self, fd: int, offset: int, size: int, *, write: bool) -> None:
@@ -68,40 +70,41 @@ class Mapping:
         self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
 
     def view(self) -> memoryview:
-        """All of it; read-only unless mapped for writing."""
+        """The whole mapping; read-only unless it is mapped for writing."""
         return self._view
 
     @property
     def address(self) -> int:
-        """Where the first byte lies in this process, for system calls that take addresses."""
+        """The address of the first byte in this process, for system calls that take addresses."""
         return self._address + self._lead
 
     @property
     def joinable(self) -> bool:
-        """Whether single pages of it can be mapped elsewhere: not of huge pages, nor where the file's do not match."""
+        """Whether single pages can be mapped a second time: not of huge pages, nor at an offset within a page."""
         return self._page == mmap.PAGESIZE and self._lead == 0
 
     def detach(self) -> None:
-        """Let go of the file at once: views that are still about show zeros from here on."""
+        """Release the file at once. Views that still exist show zeros from now on."""
         self._view = memoryview(b"")
         if self._pages is None:
             return
         pages = weakref.ref(self._pages)
         self._pages = None
         if pages() is None:
-            return  # nobody has kept a view: it is unmapped already
-        with suppress(VfioUserError):  # no memory for that: then the last view lets go of the file
+            return  # no view was kept: it is unmapped already
+        with suppress(VfioUserError):  # the kernel lacks memory for that: the last view will release the file
             _lay_over(self._address, self._length)
 
 
 Pages = ctypes.Array[ctypes.c_char]
-"""Memory by its addresses, which are given back when it, and every view of it, is gone."""
+"""A range of addresses. It is unmapped when this object and all views of it are gone."""
 
 
 def join(pieces: Sequence[tuple[int, int]]) -> Pages:
-    """Pieces of mappings once more, side by side: addresses (of pages) and bytes in, the same memory out.
+    """Map pieces of mappings a second time, side by side. Each piece is the address of a page and a size in bytes.
 
-    Detaching the mappings leaves this as it is: :func:`blank` is for that.
+    :meth:`Mapping.detach` does not change the result; :func:`blank` does. Raises VfioUserError for too many pieces, or
+    if the kernel refuses.
     """
     if len(pieces) > MOST_PIECES:
         raise VfioUserError(f"{len(pieces)} pieces of memory to join, at most {MOST_PIECES} expected")
@@ -117,7 +120,7 @@ def join(pieces: Sequence[tuple[int, int]]) -> Pages:
 
 
 def blank(pages: Pages) -> None:
-    """Have them show zeros from here on, and let go of what they showed."""
+    """Release the memory behind ``pages``. They show zeros from now on."""
     with suppress(VfioUserError):  # as in Mapping.detach()
         _lay_over(ctypes.addressof(pages), ctypes.sizeof(pages))
 
@@ -140,7 +143,7 @@ def _pages(address: int, length: int) -> Pages:
 
 
 def _check_file(fd: int, offset: int, size: int) -> int:
-    """The page size of a file. Touching pages beyond its end raises SIGBUS: refuse what is not there now."""
+    """The page size of a file. Refuses a range beyond its end: an access there would raise SIGBUS."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         return mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE: understood on the wire, and not supported yet."""
+"""DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE: packed and unpacked here; the session answers ENOTSUP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEATURE = Fields("<II", "argsz flags")
 DATA = Fields("<II", "argsz size")
 _NUMBER = 0xFFFF
 _BOTH = FeatureFlags.GET | FeatureFlags.SET
-_ACTIONS = int(_BOTH | FeatureFlags.PROBE)  # ~ of an IntFlag has none but known bits
+_ACTIONS = int(_BOTH | FeatureFlags.PROBE)  # an int: ~ of an IntFlag clears unknown bits
 
 
 class DeviceFeature(NamedTuple):
@@ -23,7 +23,7 @@ class DeviceFeature(NamedTuple):
     data: bytes = b""
 
     def pack(self, argsz: int = 0) -> bytes:
-        """The payload; ``argsz`` where a reply may be longer than this."""
+        """The payload. ``argsz`` is for requests whose reply may be longer than the request."""
         return FEATURE.pack(max(argsz, FEATURE.size + len(self.data)), self.flags | self.feature) + self.data
 
     @classmethod
@@ -48,7 +48,7 @@ class MigrationRead(NamedTuple):
     size: int
 
     def pack(self) -> bytes:
-        """8 bytes."""
+        """The request's 8 bytes."""
         return DATA.pack(DATA.size + self.size, self.size)
 
     @classmethod
@@ -63,17 +63,17 @@ class MigrationRead(NamedTuple):
 
 
 class MigrationData(NamedTuple):
-    """A MIG_DATA_WRITE request, or MIG_DATA_READ's reply: device state that no one else understands."""
+    """A MIG_DATA_WRITE request, or the reply to MIG_DATA_READ: device state, opaque to the client."""
 
     data: bytes
 
     def pack(self) -> bytes:
-        """8 bytes and the data."""
+        """The payload: 8 bytes, then the data."""
         return DATA.pack(DATA.size + len(self.data), len(self.data)) + self.data
 
     @classmethod
     def unpack(cls, payload: memoryview) -> MigrationData:
-        """From a request or a reply; padding behind the data is allowed."""
+        """The device state in a request or a reply. Padding behind the data is allowed."""
         if len(payload) < DATA.size:
             raise ProtocolError(f"MIG_DATA_WRITE: {len(payload)} bytes, expected at least {DATA.size}")
         _, size = DATA.unpack_from(payload)

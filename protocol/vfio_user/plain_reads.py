@@ -1,28 +1,29 @@
 """Reads of registers that only look at memory, answered while the worker waits.
 
-A driver that polls a register sends the same read again and again and waits for each answer: what the server does
-between two of them is all that the driver waits for. System calls are four of it (wait, receive, look for rings,
-send), and a C server makes them too. What is left is Python, so a read that is *plain* does not take the way of other
-messages, from the loop through a turn, the framing, the session and the device's model, and back.
+A driver that polls a register sends the same read again and again, and waits for each answer. So the driver's speed
+is the time that the server takes between two reads. Four system calls are part of it (wait, receive, look for rings,
+send); a C server makes them too. The rest is Python. Therefore a *plain* read does not take the way of other
+messages: from the loop through a turn, the framing, the session and the device's model, and back.
 
-A read is plain if it has passed its checks before (:mod:`vfio_user.accesses`), and what answers it can neither run
-device code, nor wait, nor fail: it looks at the bytes of a register that has no hook and no side effect. Then nothing
-is left to do but to keep the order of things. Before a reply come
+A read is plain if it has passed its checks before (:mod:`vfio_user.accesses`), and if its answer comes from the bytes
+of a register that has no hook and no side effect. Such an answer runs no device code, does not wait, and cannot fail.
+What is left to do is to keep the order of events. These come before a reply:
 
-* *what was received before it*: the buffer must be empty, and one receive must bring one whole message without
-  descriptors, and nothing behind it;
-* *rings*, since a reply flushes them. A ring is in its eventfd before the read is in the socket, so it is looked for
-  when the read has been received. That the wait has told of none proves nothing: it ended before;
-* *everything else on the loop*: timers, finished threads, descriptors that device code watches. The wait tells of
-  them: it gives the same list each time that a message has come and nothing else has happened, and to see that two
-  lists are equal is cheap. Where timers are armed, the wait knows when the next is due, so a driver that never stops
-  polling holds up none of them.
+* *What was received before the read.* So the buffer must be empty, and one receive must bring one whole message
+  without descriptors, and nothing behind it.
+* *Rings*, because a reply flushes them. A ring is in its eventfd before the read is in the socket. So the code looks
+  for rings after it has received the read. The result of the wait proves nothing: the wait ended before.
+* *Everything else on the loop*: timers, finished threads, descriptors that device code watches. The wait reports
+  them. If a message has come and nothing else has happened, the wait always returns the same list, and comparing two
+  lists is cheap. If timers are armed, the wait knows when the next is due, so a driver that never stops polling
+  delays none.
 
-Whatever is not so ends the loop, and what was received stays in the channel, for the way that any message takes.
+If one of these does not hold, the loop ends. The received bytes stay in the channel, and take the way of any message.
 
-The first wait was in this loop once, so that each ring went through it too; and replies went through the channel's
-own way to send. Now a turn that begins with anything else does not come here, and the loop calls methods of the
-socket, of epolls and of a dict, and none of ours: the channel lends it its buffer and its socket.
+What was tried: the first wait was once inside this loop, which put every ring through it too. Replies once went
+through the channel's own method to send. Now a turn that begins with anything else does not enter this loop. The loop
+calls methods of the socket, of epolls and of a dict, and none of this package: the channel lends its buffer and its
+socket.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def answer_plain_reads(
     alone: Ready,
     rung: Callable[[int], object],
 ) -> Ready:
-    """Answer reads that are ``plain`` for as long as they come one at a time; returns what ``wait`` gave last.
+    """Answer reads in ``plain`` as long as they come one at a time. Returns what ``wait`` returned last.
 
-    Something has come: ``wait`` has given ``alone``, which is to say that nothing else has happened. ``rung(0)`` tells
-    whether anything has since that comes first. What is not answered stays in the channel.
+    The caller has waited, and got ``alone``: a message has come, and nothing else has happened. ``rung(0)`` tells
+    whether a doorbell has rung since. A message that is not answered here stays in the channel.
     """
     loan = channel.lend()
     if loan is None:

@@ -19,7 +19,7 @@ _MOST_CAPABILITIES = 64
 
 
 class DeviceInfo(NamedTuple):
-    """What DEVICE_GET_INFO tells."""
+    """What DEVICE_GET_INFO answers: the device's flags, and how many regions and kinds of interrupt it has."""
 
     flags: DeviceFlags
     num_regions: int
@@ -39,7 +39,7 @@ class DeviceInfo(NamedTuple):
 
 
 class MmapArea(NamedTuple):
-    """A stretch of a region that may be mapped; offset within the region."""
+    """A range of a region that the client may map: bytes, with ``offset`` from the region's start."""
 
     offset: int
     size: int
@@ -47,9 +47,9 @@ class MmapArea(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """What DEVICE_GET_REGION_INFO tells. ``offset`` is the region's base in its fd; sizes in bytes.
+    """What DEVICE_GET_REGION_INFO answers. ``offset`` is where the region begins in its fd; sizes are in bytes.
 
-    Without ``areas``, a region with MMAP is mappable as a whole.
+    If a region has the flag MMAP and no ``areas``, the client may map all of it.
     """
 
     index: int
@@ -59,7 +59,7 @@ class RegionInfo:
     areas: tuple[MmapArea, ...] = ()
 
     def pack(self, argsz: int) -> bytes:
-        """The reply's payload, cut to the struct (with the size needed) where ``argsz`` is too small."""
+        """The reply's payload. If ``argsz`` is too small, only the struct, with the size that is needed."""
         if not self.areas:
             return REGION.pack(REGION.size, self.flags, self.index, 0, self.size, self.offset)
         need = REGION.size + CAPABILITY.size + SPARSE.size + AREA.size * len(self.areas)
@@ -77,7 +77,7 @@ class RegionInfo:
 
     @classmethod
     def unpack(cls, payload: memoryview) -> tuple[RegionInfo, int]:
-        """From a reply; also the argsz that the whole reply needs."""
+        """The region in a reply, and the argsz that the whole reply needs. Raises ProtocolError, naming the field."""
         name = "DEVICE_GET_REGION_INFO reply"
         if len(payload) < REGION.size:
             raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {REGION.size}")
@@ -89,18 +89,18 @@ class RegionInfo:
 
 
 class Region(NamedTuple):
-    """A region and the fd behind its mmap-able areas, if any."""
+    """A region, and the fd behind the areas that can be mapped; None if there are none."""
 
     info: RegionInfo
     fd: int | None
 
     def unmapped(self) -> Region:
-        """The same, for a client that takes no descriptors."""
+        """The same region without areas, for a client that takes no descriptors."""
         return Region(replace(self.info, flags=self.info.flags & ~RegionFlags.MMAP, offset=0, areas=()), None)
 
 
 def _areas(payload: memoryview, at: int, size: int, name: str) -> tuple[MmapArea, ...]:
-    """Walk the capability chain for the sparse mmap areas, and check them against the region."""
+    """Find the sparse mmap areas in the chain of capabilities, and check them against the region."""
     for _ in range(_MOST_CAPABILITIES):
         if at == 0:
             return ()

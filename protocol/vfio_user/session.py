@@ -1,4 +1,4 @@
-"""The server's side of one connection: commands in, a backend's answers out."""
+"""The server's side of one connection: it takes commands, and answers them for a backend."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # what a client may know that says nothing
+_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
-"""What a session can take. 16 fds are the most that QEMU takes note of."""
-# Plain numbers, since a flag's own operators cost more than a system call.
+"""What a session can take. QEMU uses at most 16 fds."""
+# Plain ints: the operators of IntFlag cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
@@ -37,13 +37,14 @@ _DONE = Reply()
 
 
 class _HookFailedError(VfioUserError):
-    """Device code failed, and the backend knows."""
+    """Device code has raised an exception, which the backend has logged already."""
 
 
 class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
-    ``client`` is what the client said in VERSION, None before that; ``dma`` and ``irqs`` are what it has set up.
+    ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
+    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client.
     """
 
     def __init__(
@@ -87,34 +88,34 @@ class Session:
         return self._channel.fileno()
 
     def settle(self) -> None:
-        """Tell the backend how often the client has read and written what, since it was last told."""
+        """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
         self._accesses.settle()
 
     @property
     def waiting(self) -> bool:
-        """Whether a command is here that :meth:`service` has not handled: its socket may not show it."""
+        """Whether a received command waits for :meth:`service`. A poll of the socket may not show it."""
         return bool(self._dma_requests.kept) or self._channel.ready
 
     def look(self) -> bool:
-        """Whether anything has come, wherever it is: a receive that finds nothing costs four times as much."""
+        """Whether a command has arrived, in the buffer or the socket. A receive in vain costs four times as much."""
         return self.waiting or bool(self._socket.poll(0))
 
     def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
-        """What ``wait`` gives, as soon as that is more than reads of registers which only look at memory.
+        """Call ``wait`` until there is more to do than reads that only look at memory; returns what it returned last.
 
-        Those are answered on the spot (see :mod:`vfio_user.plain_reads`).
+        Those reads are answered within this call (see :mod:`vfio_user.plain_reads`).
         """
         ready = wait()
         return answer_plain_reads(self._channel, self._accesses.plain, wait, alone, rung) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
-        """Handle what has arrived, up to ``budget`` commands; True when there may be more.
+        """Handle the commands that have arrived, at most ``budget``. Returns True if there may be more.
 
-        Without ``probe`` it is enough to handle what one look at the socket gives, if that seems to be all: the
-        socket tells whoever waits for it that there is more.
+        Without ``probe``, it stops after a receive that seems to have emptied the socket. A caller that polls the
+        socket finds out about more.
 
-        Disconnected when the client has left, FramingError or TimedOut when there is no going on with it:
-        the caller closes the session.
+        Raises Disconnected when the client has left, and FramingError or TimedOut when the connection cannot go on. The
+        caller then closes the session.
         """
         dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
@@ -131,17 +132,18 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Guest memory by DMA_READ. Commands that come in meanwhile are kept for later, if the client can wait: a
-        Stalemate where it cannot (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+
+        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; the rest as for :meth:`dma_read`."""
+        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
         self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
-        """Release the client's memory, its eventfds and the socket. The backend is not told."""
+        """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -150,7 +152,7 @@ class Session:
     # -- one command
 
     def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
-        """Do a read or a write, and answer it: the one way for those that were checked now and those that are known."""
+        """Do a read or a write, and answer it. New accesses and known ones both come here."""
         reply, writer, dma_requests = access.reply, access.writer, self._dma_requests
         access.times += 1
         before = dma_requests.answering
@@ -179,12 +181,12 @@ class Session:
             dma_requests.answering = before
 
     def _flush(self) -> None:
-        """Rings go before a reply, unless device code is in the middle of something."""
+        """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
         if not self._dma_requests.outstanding:
             self._backend.before_reply()
 
     def _next(self) -> bool:
-        """Handle the next message; whether it was there."""
+        """Handle the next message. Returns whether there was one."""
         try:
             message = self._channel.receive()
         except FramingError as error:
@@ -196,7 +198,7 @@ class Session:
         return message is not None
 
     def _handle(self, message: Message) -> None:
-        """Act upon a message, and close what descriptors it leaves."""
+        """Handle a message, and close the descriptors that nobody has taken."""
         try:
             if message.command in _ACCESSES and message.flags & 0xF != _REPLY:
                 self._access(message)
@@ -207,7 +209,7 @@ class Session:
                 close_fds(message.fds)
 
     def _access(self, message: Message) -> None:
-        """Check a read or a write that is not known, and do it."""
+        """Check a read or a write that is not known yet, and do it."""
         try:
             self._admit(message)
             access = self._accesses.checked(message)
@@ -218,14 +220,14 @@ class Session:
     def _act(self, message: Message) -> None:
         flags = message.flags
         if flags & 0xF == _REPLY:
-            return  # to a DMA message that we no longer wait for
+            return  # a late reply to a DMA message that was given up
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
         dma_requests = self._dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET:  # a reset voids what has been rung
+            if message.command != _RESET:  # a reset discards rings
                 self._flush()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
@@ -241,7 +243,7 @@ class Session:
             self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
 
     def _refuse(self, message_id: int, command: int, error: VfioUserError, wants_reply: bool) -> None:
-        """Tell why not: the client by errno, the backend in words, and the caller if there is no going on."""
+        """Report a refusal: the errno to the client, the error to the backend. Raises it if the connection must end."""
         if wants_reply:
             self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
         if isinstance(error, FramingError):
@@ -259,7 +261,7 @@ class Session:
         return handler(message)
 
     def _admit(self, message: Message) -> None:
-        """A ProtocolError for what no command may be."""
+        """Raise ProtocolError for a command that is not allowed, whatever it asks for."""
         if message.flags & 0xF:
             raise ProtocolError(f"{message.name}: flags {message.flags:#x} are of no known message type")
         if self.client is None:
@@ -301,10 +303,10 @@ class Session:
         return Reply([request.pack()])
 
     def _write_multi(self, message: Message) -> Reply:
-        """All entries are checked before the first is written; the reply says how many were.
+        """Do the writes of a REGION_WRITE_MULTI. All are checked before the first; the reply says how many were done.
 
-        The first that the device refuses is the last. Where there is no reply, nobody learns that, and each stands
-        for itself, as a posted REGION_WRITE does.
+        The first write that the device refuses ends the command. Under No_reply the client cannot learn of it, so the
+        others are still done, each as a posted REGION_WRITE.
         """
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
@@ -334,7 +336,7 @@ class Session:
         return _DONE
 
     def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call into the device; what it raises is the backend's to log, and EIO to the client."""
+        """Call device code. The backend logs its exception, and the client gets EIO."""
         try:
             return function(*arguments)
         except VfioUserError:
@@ -343,12 +345,12 @@ class Session:
             raise self._failed(command, error) from None
 
     def _failed(self, command: Command, error: BaseException) -> _HookFailedError:
-        """What the client gets to know of an error in device code."""
+        """Log an error of device code, and return the error that the client gets."""
         self._backend.hook_failed(command, error)
         return _HookFailedError(f"{command.name}: the device's own code failed", errno.EIO)
 
     def _most(self) -> int:
-        """Bytes that a DMA message may move."""
+        """The most bytes that a DMA message may move."""
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)

@@ -64,7 +64,7 @@ class RegionWrite(NamedTuple):
 
 
 def pack_writes(writes: Sequence[RegionWrite]) -> bytes:
-    """A REGION_WRITE_MULTI request's payload."""
+    """The payload of a REGION_WRITE_MULTI request. Raises ProtocolError for a write of 0 or more than 8 bytes."""
     for write in writes:
         if not 1 <= len(write.data) <= MULTI_LARGEST:
             raise ProtocolError(
@@ -75,7 +75,7 @@ def pack_writes(writes: Sequence[RegionWrite]) -> bytes:
 
 
 def unpack_writes(payload: memoryview) -> list[RegionWrite]:
-    """From a request, every count checked."""
+    """The writes in a request, with every count checked. Raises ProtocolError, naming the entry."""
     name = "REGION_WRITE_MULTI"
     if len(payload) < MULTI.size:
         raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {MULTI.size}")

@@ -1,4 +1,4 @@
-"""VERSION: which protocol both sides speak, and what each can take."""
+"""VERSION: the protocol's version, and the capabilities of both sides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vfio_user.errors import ProtocolError
 NUMBERS = struct.Struct("<HH")
 MAJOR, MINOR = 0, 2
 LARGEST_JSON = 4096
-QEMU_REPLY = 214  # bytes of a whole VERSION reply, header and all: QEMU refuses a longer one
+QEMU_REPLY = 214  # bytes of a VERSION reply with its header: QEMU refuses a longer one
 _RANGES = {
     "max_msg_fds": (0, 1 << 16),
     "max_data_xfer_size": (1, 1 << 40),
@@ -31,9 +31,9 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one side can take; ``named`` are the capabilities that it spoke of, the others have their defaults.
+    """What one side can take. ``named`` are the capabilities that it sent; the others have their default values.
 
-    ``io_fds`` are the mechanisms for sub-regions that it knows, None when it says nothing of them.
+    ``io_fds`` are the mechanisms for sub-regions that it knows; None if it did not send the word.
     """
 
     MOST_FDS: ClassVar[int] = 253
@@ -50,15 +50,15 @@ class Capabilities:
 
     @classmethod
     def of(cls, **values: Any) -> Capabilities:
-        """The given capabilities, which are thereby the named ones."""
+        """Capabilities with these values; exactly these are ``named``."""
         return cls(**values, named=frozenset(values))
 
     def within(self, proposed: Capabilities) -> Capabilities:
-        """What a server that can take ``self`` answers a client that has ``proposed``: nothing unasked.
+        """What a server with these capabilities answers to ``proposed``: nothing that was not proposed.
 
-        write_multiple is agreed with clients that propose io_fds alone. QEMU 10.1 to 10.2 sends every message by way of
-        another thread once it is agreed, and newer ones say nothing that would tell them apart. They lose little: QEMU
-        joins writes only where more than 1024 wait.
+        write_multiple is agreed only with clients that propose io_fds. Once it is agreed, QEMU 10.1 to 10.2 sends every
+        message by another thread, which is slow. Newer versions of QEMU send the same proposal, so they cannot be told
+        apart. They lose little: QEMU joins writes only when more than 1024 are queued.
         """
         values = {name: getattr(self, name) for name in _WORDS if name in proposed.named and name != "twin_socket"}
         if "write_multiple" in values:
@@ -68,7 +68,7 @@ class Capabilities:
         return Capabilities.of(**values)
 
     def beyond(self, proposed: Capabilities) -> list[str]:
-        """What of a server's answer was not ``proposed``: nothing may be."""
+        """The capabilities in a server's answer that were not ``proposed``. A correct server has none."""
         unasked = set(self.named - proposed.named)
         if self.write_multiple and not proposed.write_multiple:
             unasked.add("write_multiple")
@@ -76,7 +76,7 @@ class Capabilities:
         return sorted(unasked)
 
     def to_json(self) -> dict[str, Any]:
-        """The named capabilities as the wire has them."""
+        """The named capabilities, as the JSON of VERSION has them."""
         values = {name: getattr(self, name) for name in _WORDS if name in self.named}
         if "io_fds" in values:
             values["io_fds"] = [word for word in IO_FDS if word in (self.io_fds or ())]
@@ -86,7 +86,7 @@ class Capabilities:
 
     @classmethod
     def from_json(cls, given: Any) -> Capabilities:
-        """From a peer's JSON; words that we do not know mean nothing to us."""
+        """The capabilities in a peer's JSON. Unknown words are ignored. Raises ProtocolError, naming the field."""
         if not isinstance(given, dict):
             raise ProtocolError("VERSION: capabilities is no object")
         values: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class Version(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> Version:
-        """From a payload, whose JSON may be missing; a ProtocolError names the field that is wrong."""
+        """The version in a payload, whose JSON may be missing. Raises ProtocolError, naming the field."""
         if len(payload) < NUMBERS.size:
             raise ProtocolError(f"VERSION: {len(payload)} bytes, expected at least {NUMBERS.size}")
         major, minor = NUMBERS.unpack_from(payload)

@@ -56,9 +56,8 @@ def test_a_client_that_takes_its_rings_back_all_the_time_is_served() -> None:
 def test_an_interrupt_that_cannot_be_written_holds_nobody_up() -> None:
     with served(Probe()) as client:
         fd = os.eventfd(0, os.EFD_CLOEXEC)
-        client.trigger_eventfds(MSIX, 0, [fd])
         os.eventfd_write(fd, FULL)
-        os.set_blocking(fd, True)
+        client.trigger_eventfds(MSIX, 0, [fd])
         try:
             write(client, Probe.trigger.offset, 0)
             assert read(client, Probe.scratch.offset) == 0

@@ -12,6 +12,11 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 IDS = [page.name for page in PAGES]
 
+_GENERATED = re.compile(
+    r"^<!-- figures.*?^<!-- end -->$"  # bench/document.py
+    r"|^\| option \| type \| default \| allowed \| what \|\n(?:\|[^\n]*\n)*",  # tools/option_tables.py
+    re.MULTILINE | re.DOTALL,
+)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
@@ -44,6 +49,11 @@ def commands(page: Path, program: str) -> list[str]:
 def prose(page: Path) -> str:
     """A page without its fenced blocks."""
     return _FENCE.sub("", page.read_text())
+
+
+def written_by_hand(page: Path) -> list[str]:
+    """The lines of a page, tables and blocks included, without the tables that a program writes into it."""
+    return _GENERATED.sub("", page.read_text()).splitlines()
 
 
 def links(page: Path) -> list[str]:

@@ -17,11 +17,12 @@ from bellwired.commands.cli import parser
 from bellwired.commands.describe import describe
 from bellwired.find import find_device
 from bellwired.settings import Device, decode
-from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose
+from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose, written_by_hand
 
 LANGUAGES = {"python", "sh", "text", "toml", "json", "ini"}
 EXPECTED = {"README.md": 2, "writing-a-device.md": 25}  # tests: so that none is passed over in silence
 README = ROOT / "README.md"
+WIDEST = 118  # characters of a line: pages are read in terminals and in reviews, too
 every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 
@@ -85,6 +86,12 @@ def test_every_link_leads_to_something(page: Path) -> None:
 def test_every_file_that_is_named_exists(page: Path) -> None:
     for path in re.findall(r"`((?:protocol|kvm|devices|daemon|tests|docs)/[\w./-]*)`", prose(page)):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_no_line_of_a_page_is_too_wide(page: Path) -> None:
+    wide = [line for line in written_by_hand(page) if len(line) > WIDEST]
+    assert not wide, f"{page.name}: more than {WIDEST} characters"
 
 
 def test_the_readme_fits_a_screen_and_a_half() -> None:

@@ -167,7 +167,12 @@ def test_events_are_stored_soon_and_those_that_come_meanwhile_together(
 ) -> None:
     written: list[int] = []
     write = Store.write
-    monkeypatch.setattr(Store, "write", lambda *what: (written.append(what[1]), write(*what)))
+
+    def noted(store: Store, number: int, data: bytes) -> None:
+        written.append(number)
+        write(store, number, data)
+
+    monkeypatch.setattr(Store, "write", noted)
     with started(tmp_path) as driver:
         assert isinstance(driver.machine, TestMachine)
         driver.machine.guest.advance()
@@ -233,6 +238,7 @@ def test_two_devices_do_not_share_a_store(tmp_path: Path) -> None:
         ('{"spaces": [{"nsid": 1, "lba_format": 0, "number": 0, "lost": [[-1, 1]]}]}', "lost"),
         ('{"self_tests": ["AAAA"]}', "length >= 28"),
         ('{"sanitize": {"status": 4}}', "<= 3"),
+        ('{"x": ' + "[" * 100_000, "recursion"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Path, text: str, why: str) -> None:
@@ -240,6 +246,23 @@ def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Pa
     (tmp_path / "store" / "nvme.json").write_text(text)
     for _ in range(2):
         with pytest.raises(StorageError, match=why), started(tmp_path):
+            pass
+
+
+def test_a_store_without_end_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with (tmp_path / "store" / "nvme.json").open("wb") as file:
+        file.truncate(1 << 40)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="1099511627776 bytes, at most"), started(tmp_path):
+            pass
+
+
+def test_a_store_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / "nvme.json")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="not a file"), started(tmp_path):
             pass
 
 

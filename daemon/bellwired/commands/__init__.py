@@ -1,1 +1,1 @@
-"""The `bellwire` command, one file a command."""
+"""The `bellwire` command: one file for each command."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bellwire_vmm.emulation import emulates_kernels
 
-PATIENT = 24 * 3600 * 1000  # ms: for a guest whose access waits while somebody thinks in a debugger
+PATIENT = 24 * 3600 * 1000  # ms: the guest's access waits while the user works in the debugger
 OLDEST = "10.1.1"
 WHY_TCG = (
     "It says tcg, since there is no hardware virtualisation here: KVM emulates a guest's kernel, and does not know all "
@@ -17,14 +17,14 @@ WHY_TCG = (
 
 
 def accelerators() -> list[str]:
-    """What to have the guest run by, the best first: QEMU takes the next one only where /dev/kvm cannot be opened."""
+    """QEMU's accelerators, the best first. QEMU takes the next one only if it cannot open /dev/kvm."""
     return ["tcg"] if emulates_kernels() else ["kvm", "tcg"]
 
 
 def qemu_command(path: Path, accelerated_by: list[str], *, timeout: int = 0) -> str:
-    """A QEMU command line with the device at ``path`` in it; put a disk and what else you need after it.
+    """A QEMU command line with the device at ``path``. Append a disk and other devices to it.
 
-    ``timeout`` are the ms that QEMU waits for an answer of the device; unless given, its own 5000.
+    ``timeout``: ms that QEMU waits for an answer of the device; the default is its own 5000.
     """
     device: dict[str, object] = {"driver": "vfio-user-pci", "socket": {"path": str(path.absolute()), "type": "unix"}}
     if timeout:

@@ -1,4 +1,4 @@
-"""``bellwire cat-config``: the configuration that counts, and where it comes from."""
+"""``bellwire cat-config``: the configuration in effect, and the files that set it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bellwired.errors import CommandError
 from bellwired.places import Places
 
 Origins = dict[str, tuple[Any, Path, int]]
-"""Each key that counts: its value, and the file and line that it comes from."""
+"""Each key in effect: its value, and the file and line that set it."""
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def _of_one(places: Places, name: str, in_json: bool) -> int:
 
 
 def origins(files: list[Path]) -> Origins:
-    """The keys of a device's file and its drop-ins, options one by one; a later file's count."""
+    """The keys of a device's file and its drop-ins, options one by one. A later file overrides."""
     found: Origins = {}
     for file in files:
         values = dict(_flat(settings.table(file)))
@@ -101,11 +101,11 @@ def origins(files: list[Path]) -> Origins:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """The line, from 1, with which each key's value is complete: the first so many lines have it, and fewer do not."""
+    """The line (from 1) with which each key's value is complete: the shortest beginning of the file that has it."""
     found: dict[str, int] = {}
     lines = text.splitlines(keepends=True)
     for number in range(1, len(lines) + 1):
-        with contextlib.suppress(tomllib.TOMLDecodeError):  # in the midst of a value
+        with contextlib.suppress(tomllib.TOMLDecodeError):  # the cut is inside a value
             for key, _ in _flat(tomllib.loads("".join(lines[:number]))):
                 found.setdefault(key, number)
     return found
@@ -122,6 +122,6 @@ def _flat(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _cat(files: list[Path]) -> None:
     for path in files:
         print(f"# {path}")
-        with contextlib.suppress(OSError):  # which is among the errors
+        with contextlib.suppress(OSError):  # reported among the errors
             print(path.read_text(errors="replace").rstrip("\n"))
         print()

@@ -1,4 +1,4 @@
-"""``bellwire check``: whether configuration files can be used, before they count."""
+"""``bellwire check``: whether configuration files are valid, before they take effect."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def examine_file(file: Path, places: Places) -> None:
-    """A CommandError says what is wrong with the file, and where."""
+    """Check one file. Raises a CommandError that says what is wrong, and where."""
     if file.name == DAEMON:
         settings.read(file, Daemon)
         return
@@ -57,7 +57,7 @@ def examine_file(file: Path, places: Places) -> None:
 
 
 def examine(file: Path, over: Sequence[Path], places: Places) -> Device:
-    """A device's file with its drop-ins, and its options as the device declares them."""
+    """Check a device's file with its drop-ins, and its options against the device's declarations."""
     device = settings.device(file, over)
     try:
         kind = find_trusted(device.device, places.plugins)

@@ -23,15 +23,15 @@ from vfio_user import VfioUserError
 
 LONGEST = 1_000_000  # seconds: twelve days
 SHARED = ("config_dir", "runtime_dir", "json", "wait", "timeout")
-"""Flags of several commands, which may stand before the command, too."""
+"""Flags of several commands. They may stand before the command too."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what may have been meant, and in JSON what is wrong with the command line, if that asks for JSON."""
+    """A parser whose errors suggest the nearest word. With --json on the command line, they are in JSON."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; a flag that there is not is told with the nearest of its command."""
+        """As argparse does. The error for an unknown flag names the command's nearest flag."""
         words = sys.argv[1:] if args is None else list(args)
         found, left = self.parse_known_args(words, namespace)
         if left:
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"bellwire {release()}")
     for add in (_add_level, _add_shared, _add_asking):
         add(top)
-    for action in top._actions:  # which shells would take out of a command's words
+    for action in top._actions:  # characters that shells would remove from words
         if action.dest in SHARED:
             action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status. Errors become one line, with a hint where there is one."""
+    """Run a command and return its exit status. An error becomes one line, with its hint."""
     top = parser()
     arguments = top.parse_args(words)
     for given in SHARED:
@@ -108,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> int:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: no more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has left
         return 1
     except (BellwireError, VfioUserError, VmmError, KvmError) as error:
         show.errors([error], in_json=getattr(arguments, "json", False))

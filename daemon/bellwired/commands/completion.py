@@ -1,7 +1,7 @@
-"""What a shell completes that only the program knows: names of devices, kinds, micro guests and options.
+"""Completion of words that only the program knows: names of devices, kinds, micro guests and options.
 
 shtab writes the scripts for bash, zsh and fish. Where an argument is :func:`completed`, they ask the command itself for
-words: ``bellwire __complete KIND WORD...`` prints a candidate a line, and nothing where it knows none. The words are
+words: ``bellwire __complete KIND WORD...`` prints one candidate a line. The words are
 those of the command line so far.
 """
 
@@ -20,7 +20,7 @@ from bellwired.places import Places
 ASK = "__complete"
 DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
 VALUED = ("--config-dir", "--runtime-dir", "--log-level", "--timeout", "-o", "--fd", "--socket-path", "--name")
-PATIENCE = 2.0  # seconds for a daemon to tell its devices: somebody waits at a keyboard
+PATIENCE = 2.0  # seconds for a daemon to list its devices: a user waits
 
 
 def completed(action: argparse.Action, kind: str) -> argparse.Action:
@@ -45,7 +45,7 @@ def completed(action: argparse.Action, kind: str) -> argparse.Action:
 
 
 def main(words: Sequence[str]) -> int:
-    """``bellwire __complete KIND WORD...``. What goes wrong is not for the middle of somebody's command line."""
+    """``bellwire __complete KIND WORD...``. Errors are silent: they would appear in the user's command line."""
     kind, *line = [*words, ""]
     plain, places = _parse(line)
     try:
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parse(line: Sequence[str]) -> tuple[list[str], Callable[[], Places]]:
-    """The words that are no flags, without the commands' own names; and where the flags say that things are."""
+    """The words without flags and command names; and the places that the flags name."""
     flags: dict[str, str] = {}
     plain = []
     words = iter(line)
@@ -112,7 +112,7 @@ def _live_options(plain: list[str], places: Places) -> Iterator[str]:
 
 
 def _values(option: Option[Any]) -> Iterator[str]:
-    """KEY=, and with values that there are, so that a shell stops at the = and does not go on to the next word."""
+    """KEY=, and KEY=VALUE for each value, so that a shell stops at the = and does not start the next word."""
     values = option.choices or ((True, False) if isinstance(option.default, bool) else (option.default,))
     for text in ("", *filter(None, map(option.text, values))):
         yield f"{option.name}={text}"

@@ -1,4 +1,4 @@
-"""The commands' end of the control socket."""
+"""The client of the control socket, for the commands."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from bellwired.settings import NAME
 
 Result = TypeVar("Result")
 log = logging.getLogger("bellwired")
-PATIENCE = 5.0  # seconds for a daemon that is well to say who it is
-LONGEST = 300.0  # for what takes its time: starting a device, reading the configuration again
-AGAIN = 0.05  # between two looks whether a daemon is there by now
+PATIENCE = 5.0  # seconds for a healthy daemon to introduce itself
+LONGEST = 300.0  # for long calls: starting a device, reading the configuration again
+AGAIN = 0.05  # between two attempts to reach a daemon
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
 ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
 
 
 class NoDaemonError(CommandError):
-    """Nobody listens at the control socket."""
+    """No process listens at the control socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The daemon that is asked. It is given ``timeout`` seconds for an answer and, with ``wait``, to be there."""
+    """The daemon to ask. ``timeout``: seconds for an answer and, with ``wait``, for the daemon to be there."""
 
     places: Places
     timeout: float = LONGEST
@@ -75,7 +75,7 @@ def call(
 
 
 def method(instance: Instance, method_name: str, /, **arguments: Any) -> dict[str, Any]:
-    """One method's reply."""
+    """Call one method and return its reply."""
 
     async def work(daemon: Any) -> dict[str, Any]:
         return dict(await getattr(daemon, method_name)(**arguments) or {})
@@ -107,7 +107,7 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
 def stream(
     instance: Instance, each: Callable[[dict[str, Any]], None], method_name: str, /, *, endless: bool, **arguments: Any
 ) -> None:
-    """Call ``each`` with every reply, until the daemon ends or the user has enough."""
+    """Call ``each`` with every reply, until the daemon ends or the user stops the command."""
     left: BaseException | None = None
 
     async def work(daemon: Any) -> None:
@@ -116,11 +116,11 @@ def stream(
         async for reply in replies:
             try:
                 each(dict(reply))
-            except (BrokenPipeError, SystemExit) as error:  # of print and of rich: the reader of our output has left
+            except (BrokenPipeError, SystemExit) as error:  # from print and rich: nobody reads the output
                 left = error
                 break
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0):  # take what has come, and await no more: asyncio would log that nobody did
+            async with asyncio.timeout(0):  # cancel the wait for a reply, or asyncio logs an error
                 async for _ in replies:
                     pass
 
@@ -145,7 +145,7 @@ def _listens(path: Path) -> bool:
 
 
 async def _connect(path: Path, deadline: float) -> Any:
-    """The connection, tried until the ``deadline``."""
+    """Connect. Tries again until the ``deadline``."""
     while True:
         try:
             return await connect_unix_varlink(VarlinkClientProtocol, path)

@@ -1,7 +1,7 @@
 """What ``breakpoint()`` in a hook does, and ``bellwire run --debug``: stop in pdb where a hook raises.
 
-A guest waits while somebody thinks. QEMU gives up on an access after 5 s, and then takes the late answer for nonsense:
-so a debugger needs a QEMU that is told to wait for longer.
+The guest waits while the user works in pdb. QEMU gives up on an access after 5 s, and then rejects the late answer:
+so a debugger needs a QEMU with a longer ``x-msg-timeout``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Debugging(Reporter):
     """Also stops in pdb where device code raises; ``q`` there ends the run."""
 
     def failed(self, error: BaseException) -> None:
-        """At the place where it was raised."""
+        """Start pdb at the place where the exception was raised."""
         debugger = _pdb()
         if not isinstance(error, BdbQuit) and error.__traceback__ is not None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -34,7 +34,7 @@ class Debugging(Reporter):
 
 
 def install(*, debugging: bool) -> None:
-    """Have ``breakpoint()`` do what a run in the foreground can: a user's own PYTHONBREAKPOINT counts as ever."""
+    """Have ``breakpoint()`` start pdb in a run in the foreground. A user's own PYTHONBREAKPOINT takes precedence."""
     if not debugging and not sys.stdin.isatty():
         refuse_breakpoints("standard input is no terminal: run it in one, with bellwire run --debug")
         return
@@ -49,7 +49,7 @@ def install(*, debugging: bool) -> None:
 
 
 def _pdb() -> Any:
-    """Which leaves Ctrl-C alone: it ends the run, as ever."""
+    """A pdb that does not handle Ctrl-C: it ends the run, as without pdb."""
     from pdb import Pdb
 
     return Pdb(nosigint=True)

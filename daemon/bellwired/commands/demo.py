@@ -1,4 +1,4 @@
-"""``bellwire demo``: ring a device in every way there is, and show what each costs."""
+"""``bellwire demo``: ring a device in every possible way, and show the cost of each."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kvm_ioctls import Kvm, KvmError
 from vfio_user import Client, Mechanism
 
 COUNT, LARGEST = 10_000, 400_000
-WIDEST = 200  # columns: more than the table ever needs
+WIDEST = 200  # columns: wider than the table
 ROUNDTRIPS = 1000
-PATIENCE = 60.0  # seconds for the device's process, which has yet to start
-SECONDS_A_RING = 0.005  # far more than the slowest way takes: only a guest that hangs runs into it
+PATIENCE = 60.0  # seconds for the device's process to start
+SECONDS_A_RING = 0.005  # much longer than the slowest way takes: only a guest that hangs reaches it
 
 CARRIERS = {
     Mechanism.IOEVENTFD: "kernel",
@@ -35,7 +35,7 @@ CARRIERS = {
     Mechanism.IOREGIONFD_RELAY: "relay",
     Mechanism.IOREGIONFD_HOST: "host",
 }
-"""Who brings a write to the device, for the table; a message does where none of them can."""
+"""The table's words for each mechanism. Where none is possible, a message brings the write to the device."""
 
 
 def add_parser(commands: Any) -> None:
@@ -60,10 +60,10 @@ def add_parser(commands: Any) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Measure, show, judge."""
+    """Measure every way, print the table, and check that all rings have arrived."""
     out = Console(stderr=str(arguments.json) == "-", highlight=False)
     if arguments.json:
-        _write(arguments.json, "", mode="a")  # what cannot be written is said before anything is measured
+        _write(arguments.json, "", mode="a")  # an unwritable output is an error before the measurement
     reason = "told not to by --no-kvm" if arguments.no_kvm else kvm_unusable()
     if reason:
         out.print(f"No KVM: {reason}. This process rings the device's descriptors in a guest's place.")
@@ -88,7 +88,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def kvm_unusable(path: str = "/dev/kvm") -> str:
-    """Why KVM cannot be used, with what to do about it; empty when it can."""
+    """Why KVM cannot be used, and what to do about it. Empty if it can."""
     try:
         with Kvm.open(path) as kvm, kvm.create_vm():
             return ""

@@ -1,4 +1,4 @@
-"""A device class in words and numbers: what ``bellwire run DEVICE --print-capabilities`` prints."""
+"""The description of a device class that ``bellwire run DEVICE --print-capabilities`` prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CAPABILITIES = {
 
 
 def describe(device: type[PciDevice]) -> dict[str, Any]:
-    """All of it, as JSON has it. Numbers are numbers; only the ids are in hexadecimal, as ``lspci`` prints them."""
+    """The whole description, for JSON. Numbers are numbers; only IDs are hexadecimal text, as ``lspci`` prints them."""
     identity, layout = device.identity, device.layout
     assert identity is not None  # find_device() gives complete devices only
     return {
@@ -85,7 +85,7 @@ def _interrupts(layout: Layout) -> dict[str, Any]:
 
 
 def _capabilities(device: type[PciDevice]) -> list[dict[str, Any]]:
-    """In the order of the list; ``offset`` is where each begins in config space."""
+    """The capabilities in the order of their list. ``offset`` is the start of each in config space."""
     assert device.identity is not None
     space = pci.template(device.identity, device.layout)
     found = [{"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()]

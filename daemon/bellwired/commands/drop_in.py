@@ -1,4 +1,4 @@
-"""Drop-ins that commands write for a device, in the configuration folder that wins."""
+"""Writes drop-ins for a device into the first configuration folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bellwired.settings import DEVICES, SUFFIX
 def configuration(arguments: argparse.Namespace) -> Instance:
     """The instance that the flags name, with its configuration where the daemon itself looks for it, if one runs.
 
-    With ``--config-dir`` nobody is asked.
+    With ``--config-dir`` the daemon is not asked.
     """
     found = instance(arguments)
     if arguments.config_dir is None:
@@ -34,7 +34,7 @@ def configuration(arguments: argparse.Namespace) -> Instance:
 
 
 def source(places: Places, name: str) -> Path:
-    """A device's file. A CommandError where there is none."""
+    """A device's file. Raises a CommandError if there is none."""
     there = settings.load(places).sources
     if name not in there:
         near = difflib.get_close_matches(name, there, n=1)
@@ -44,14 +44,14 @@ def source(places: Places, name: str) -> Path:
 
 
 def path(places: Places, name: str, drop_in: str) -> Path:
-    """Where the drop-in called so lies."""
+    """The path of the drop-in with this name."""
     return places.config[0] / DEVICES / f"{name}{SUFFIX}.d" / f"{drop_in}{SUFFIX}"
 
 
 def put(daemon: Instance, name: str, file: Path, content: str | None, check: Callable[[], object]) -> bool:
-    """Give ``file`` the ``content``, or remove it, and have the daemon take it up; False if none runs.
+    """Write ``content`` into ``file``, or remove it, and reload the daemon. False if no daemon runs.
 
-    Where ``check()`` or the daemon refuses it, what was there before comes back, and a CommandError says why.
+    If ``check()`` or the daemon refuses it, the old content is restored, and a CommandError says why.
     """
     before = read(file)
     write(file, content)
@@ -66,7 +66,7 @@ def put(daemon: Instance, name: str, file: Path, content: str | None, check: Cal
 
 
 def read(file: Path) -> str | None:
-    """What is there; None for no file."""
+    """The file's content; None without a file."""
     try:
         return file.read_text()
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def take_up(daemon: Instance, name: str) -> bool:
 
 
 def write(file: Path, content: str | None) -> None:
-    """All of it or nothing. A folder that has become empty goes, too."""
+    """Write or remove a file atomically. Also remove its folder if that is empty then."""
     try:
         if content is None:
             file.unlink(missing_ok=True)

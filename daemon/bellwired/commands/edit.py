@@ -1,4 +1,4 @@
-"""``bellwire edit``: a device's drop-in in an editor, which counts only if it can be used."""
+"""``bellwire edit``: edit a device's drop-in, which takes effect only if it is valid."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def edit(arguments: argparse.Namespace) -> int:
 
 
 def _draft(name: str, file: Path, before: str) -> Path:
-    """A file for the editor: the drop-in as it is, and below it what it changes."""
+    """The text for the editor: the present drop-in, and below it the keys that it can change."""
     example = "# [options]\n# key = value\n"
     below = "".join(f"# {line}\n" for line in (drop_in.read(file) or "").splitlines())
     with tempfile.NamedTemporaryFile("w", prefix=f"bellwire-{name}-", suffix=".toml", delete=False) as made:

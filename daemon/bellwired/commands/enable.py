@@ -12,7 +12,7 @@ from bellwired.commands.control_client import Instance
 from bellwired.commands.operate import matching, try_each
 
 LAST = "zz-enabled"
-"""The drop-in, which no other may override."""
+"""The name of the drop-in: it comes last, so no other overrides it."""
 TEXT = "# Written by bellwire enable and bellwire disable.\nenabled = {}\n"
 
 
@@ -30,7 +30,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def change(arguments: argparse.Namespace) -> int:
-    """Each of the devices, whatever became of the one before."""
+    """Enable or disable each device. A failure of one does not stop the others."""
     daemon = drop_in.configuration(arguments)
     if bool(arguments.name) == arguments.all:
         arguments.mistake("expected names of devices, or --all")

@@ -1,4 +1,4 @@
-"""``bellwire install`` and ``bellwire uninstall``: what pip does not bring."""
+"""``bellwire install`` and ``bellwire uninstall``: the files that pip does not install."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
 
-INACTIVE = 3  # as systemctl status has it
-LOOK_AGAIN = 0.1  # seconds between two looks whether a device runs by now
+INACTIVE = 3  # the same as that of systemctl status
+LOOK_AGAIN = 0.1  # seconds between two checks whether a device runs
 
 
 class Verb(NamedTuple):
-    """What is done to devices by a method of the control API; ``fits`` are those that --all means."""
+    """A command that calls one method of the control API for devices. ``fits`` says which devices --all selects."""
 
     method: str
     about: str
@@ -87,12 +87,12 @@ def instance(arguments: argparse.Namespace) -> Instance:
 
 
 def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
-    """The names of devices that ``words`` mean: see :func:`matching`."""
+    """The names of the devices that ``words`` select: see :func:`matching`."""
     return matching(words, lambda: [device["name"] for device in all_devices(daemon)])
 
 
 def matching(words: Sequence[str], known: Callable[[], Sequence[str]]) -> list[str]:
-    """``words`` as they are, or all that match where one is a pattern. A CommandError where nothing does."""
+    """The names among ``words``, and all names that match a pattern. A CommandError if a pattern matches none."""
     if not any(map(_is_pattern, words)):
         return list(dict.fromkeys(words))
     there = known()
@@ -106,7 +106,7 @@ def matching(words: Sequence[str], known: Callable[[], Sequence[str]]) -> list[s
 
 
 def try_each(names: Sequence[str], work: Callable[[str], object], in_json: bool) -> int:
-    """``work(name)`` for each, whatever became of the one before; the exit status."""
+    """Call ``work(name)`` for each name, also after a failure of another. Returns the exit status."""
     failed = {}
     for name in names:
         try:
@@ -149,7 +149,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """``bellwire status [NAME|PATTERN...]``: in JSON an object for one name, and else a list."""
+    """``bellwire status [NAME|PATTERN...]``. In JSON, one name gives an object, everything else a list."""
     daemon = instance(arguments)
     names = chosen(daemon, arguments.name or ["*"])
     deadline = time.monotonic() + (daemon.timeout if daemon.wait else 0)
@@ -173,7 +173,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def _described(daemon: Instance, name: str, deadline: float) -> dict[str, Any]:
-    """A device, once it runs or will not by itself; at the ``deadline`` whatever it does."""
+    """Wait until a device runs, or will not run by itself, or until the ``deadline``. Returns its description."""
     while True:
         device: dict[str, Any] = method(daemon, "Describe", name=name)["device"]
         if device["state"] in ("running", "failed", "disabled") or time.monotonic() > deadline:
@@ -195,7 +195,7 @@ def _print(devices: Sequence[dict[str, Any]]) -> None:
 
 
 def do(arguments: argparse.Namespace) -> int:
-    """``bellwire start|stop|restart|reset|disconnect NAME...``: each is tried, whatever became of the one before."""
+    """``bellwire start|stop|restart|reset|disconnect NAME...``. A failure of one device does not stop the others."""
     daemon, verb = instance(arguments), VERBS[arguments.verb]
     if bool(arguments.name) == arguments.all:
         arguments.mistake("expected names of devices, or --all")
@@ -260,7 +260,7 @@ def registers(arguments: argparse.Namespace) -> int:
 def monitor(arguments: argparse.Namespace) -> int:
     """``bellwire monitor [NAME]``."""
     if arguments.name:
-        method(instance(arguments), "Describe", name=arguments.name)  # so that a wrong name is said
+        method(instance(arguments), "Describe", name=arguments.name)  # for an error if the name is wrong
     out = show.console()
 
     def print_it(reply: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
-    """The control socket. Who has not asked for a name can do without."""
+    """The control socket. If it cannot be made, that is an error only if the user has given a name."""
     try:
         return open_control(Places.of(runtime_dir=arguments.runtime_dir), name)
     except CommandError as error:
@@ -160,7 +160,7 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
 
 
 def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, socket.socket], str]:
-    """Where clients come from, for :class:`Serving`; and in words."""
+    """The source of clients for :class:`Serving`, and its description."""
     if arguments.fd is None:
         path = arguments.socket_path or default_path(name)
         return {"listener": stack.enter_context(listening(path))}, str(path.absolute())
@@ -170,7 +170,7 @@ def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tupl
 
 
 def make(device: type[PciDevice], options: list[str]) -> PciDevice:
-    """An instance with ``KEY=VALUE`` texts for options."""
+    """Make an instance from ``KEY=VALUE`` texts."""
     values = {}
     for text in options:
         key, equals, value = text.partition("=")
@@ -200,10 +200,10 @@ def _announce(arguments: argparse.Namespace, name: str, address: str, control: L
 
 
 def _end_on_signals(serving: Serving) -> None:
-    """Before anybody can know that the device is there, so that no signal finds Python's own handler."""
+    """Install the signal handlers. Call it before the device is visible: no signal may find Python's own handler."""
 
     def end(number: int, _: object) -> None:
-        for again in (signal.SIGTERM, signal.SIGINT):  # for a hook that hangs, and so would not let it stop
+        for again in (signal.SIGTERM, signal.SIGINT):  # for a hook that hangs
             signal.signal(again, signal.SIG_DFL)
         log.info("%s: stopping", signal.Signals(number).name)
         serving.stop()

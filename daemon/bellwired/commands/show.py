@@ -1,4 +1,4 @@
-"""How the commands show things: tables and words on a terminal, JSON for programs."""
+"""The output of the commands: tables and text on a terminal, JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GAP = 2  # columns of a terminal between two of a table
 
 
 class Column(NamedTuple):
-    """A column of a table. Those of the highest ``rank`` are the first to go where the terminal is narrow."""
+    """A column of a table. On a narrow terminal, columns with the highest ``rank`` are left out first."""
 
     heading: str
     rank: int = 0
@@ -30,17 +30,17 @@ class Column(NamedTuple):
 
 
 def console() -> Console:
-    """Standard output; no colours where it is no terminal or NO_COLOR is set."""
+    """Standard output. Without colours if it is no terminal, or if NO_COLOR is set."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def as_json(value: Any) -> None:
-    """Machine-readable."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=2))
 
 
 def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
-    """To standard error: a line for each, and its hint; or for programs, an object a line with both."""
+    """Print errors to standard error: one line each, with the hint. For programs, one JSON object a line."""
     for error in found:
         hint = error.hint if isinstance(error, CommandError) else ""
         if in_json:
@@ -52,12 +52,12 @@ def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
-    """``rows`` of markup, with as many of the ``columns`` as the terminal has room for."""
+    """Print ``rows`` of markup, with as many ``columns`` as fit on the terminal."""
     shown = list(range(len(columns)))
     while sys.stdout.isatty() and _width(columns, rows, shown) > console().width:
         last = max(shown, key=lambda at: columns[at].rank)
         if not columns[last].rank:
-            break  # the rest must do: what is too long is folded
+            break  # too long cells are folded
         shown.remove(last)
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for at in shown:
@@ -74,18 +74,18 @@ def _width(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
 
 
 def state(word: str) -> str:
-    """A device's state in its colour."""
+    """The markup of a device's state, with its colour."""
     colour = COLOURS.get(word)
     return f"[{colour}]{word}[/{colour}]" if colour else word
 
 
 def text(value: object) -> str:
-    """Anything, safe from being taken for markup."""
+    """Any value as text, with markup escaped."""
     return escape(str(value))
 
 
 def size(count: int) -> str:
-    """Bytes in a unit that reads well; - for none."""
+    """A number of bytes in a suitable unit; - for none."""
     if not count:
         return "-"
     amount = float(count)
@@ -97,7 +97,7 @@ def size(count: int) -> str:
 
 
 def ago(when: float, now: float | None = None) -> str:
-    """How long it is since then, in the two units that matter."""
+    """The time since then, in its two largest units."""
     seconds = max(0, int((time.time() if now is None else now) - when))
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -108,5 +108,5 @@ def ago(when: float, now: float | None = None) -> str:
 
 
 def clock(when: float) -> str:
-    """A point in time, local."""
+    """A point in time, as local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))

@@ -1,4 +1,4 @@
-"""What ``bellwire run`` says at its end: what the guest has done to the device, and the device to the guest."""
+"""The summary that ``bellwire run`` prints at its end: accesses, rings, interrupts, DMA and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN_RESETS = 2  # before the first client and after the last
 
 
 def print_summary(name: str, device: PciDevice, seconds: float) -> None:
-    """To standard error, as standard output may be the device's own. Nothing where no client has come."""
+    """Print it to standard error, because the device may use standard output. Without any client, print nothing."""
     tally = device.core.tally
     if not tally.clients:
         return
@@ -30,7 +30,7 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
 
 
 def _accesses(device: PciDevice, tally: Tally) -> Table:
-    """By register, in the order in which the device's file has them; then what is no register."""
+    """Counts by register, in the order of the declarations; then accesses outside registers."""
     ways = [way for way, rings in tally.rings.items() if any(count for (count,) in rings.values())]
     numbers = ("read", "written", *(f"rung by {way}" for way in ways))
     reads, writes = tally.accesses[False], tally.accesses[True]
@@ -57,7 +57,7 @@ def _lines(device: PciDevice, tally: Tally) -> Iterator[tuple[str, str]]:
 
 
 def _vectors(counts: list[int]) -> str:
-    """The busiest, where there are too many for a line."""
+    """The largest counts, if there are too many for one line."""
     busiest = sorted((vector for vector, count in enumerate(counts) if count), key=lambda vector: -counts[vector])
     shown = ", ".join(f"{vector}: {counts[vector]:,}" for vector in sorted(busiest[:MOST_VECTORS]))
     rest = sum(counts[vector] for vector in busiest[MOST_VECTORS:])

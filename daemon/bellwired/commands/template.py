@@ -1,4 +1,4 @@
-"""What ``bellwire new`` writes: a device that works, to start from."""
+"""The files that ``bellwire new`` writes: a working device to start from."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ device = "$name"
 
 
 def write(name: str, folder: Path) -> tuple[Path, Path, Path]:
-    """The device, its test and its configuration; nothing that is there is overwritten."""
+    """Write the device, its test and its configuration. Existing files are not overwritten."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise CommandError(f"{name!r} is no name for a device", "lower-case letters, digits and _, as in my_nic")
     if name in sys.stdlib_module_names or name in _IMPORTED:

@@ -1,4 +1,4 @@
-"""``bellwire vmm``: a guest on KVM, with devices plugged in: one of our micro guests, or Linux."""
+"""``bellwire vmm``: boot a micro guest or Linux on KVM, with devices plugged in."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def add_parser(commands: Any) -> None:
 
 
 def vmm(arguments: argparse.Namespace) -> int:
-    """Boot, wait, report."""
+    """Boot the guest, wait for its end, and report."""
     _refuse(arguments, FOR_GUESTS if arguments.kernel else FOR_LINUX)
     if arguments.kernel:
         return linux.boot(arguments, plug)
@@ -128,7 +128,7 @@ def plug(machine: Machine, path: Path) -> ProxyDevice:
 
 
 def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:
-    """Say that an option is for the other kind of guest, rather than leave it without effect."""
+    """Refuse options for the other kind of guest, which would have no effect."""
     for option in options:
         if getattr(arguments, option):
             what = "--guest" if arguments.kernel else "--kernel"

@@ -1,4 +1,4 @@
-"""What ``bellwire vmm`` tells the micro guests that come with it to do, and how it reads what they found."""
+"""Parameters for the bundled micro guests of ``bellwire vmm``, and their results in words."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parameters(guest: str) -> bytes:
 
 
 def report(guest: str, memory: Memory) -> list[str]:
-    """What a guest by name found, in lines."""
+    """The results of a bundled guest, in lines."""
     if guest in ("bell", "bell3"):
         return [
             f"{way.name}: {result.rung} rung, {result.received} received, {result.answered} interrupts, "

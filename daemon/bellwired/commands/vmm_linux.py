@@ -47,7 +47,7 @@ def boot(arguments: argparse.Namespace, plug: Plug) -> int:
                 result, left = _run(machine, guest, console, panics, arguments)
                 hint = _hint(machine) if result.failure else ""
                 if not arguments.console:
-                    print()  # the guest may have left in the middle of a line
+                    print()  # the guest may have stopped in the middle of a line
                 _report(devices, result)
             if panics.message:
                 print(f"The guest's kernel panicked: {panics.message}")
@@ -95,7 +95,7 @@ def _console(path: Path | None, stack: contextlib.ExitStack) -> BinaryIO:
 
 @contextlib.contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """Signals that would kill us leave the terminal as it was, and the devices told."""
+    """Handle fatal signals: restore the terminal and disconnect from the devices."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -115,7 +115,7 @@ def _hint(machine: Machine) -> str:
 
 
 def _end(result: RunResult, *, left: bool, no_reboot: bool) -> str:
-    """How it ended, empty where it is to go on."""
+    """How the guest has ended; empty if it continues."""
     if left:
         return "was ended from the keyboard"
     match result.request:
@@ -138,7 +138,7 @@ def _report(devices: dict[Path, ProxyDevice], result: RunResult) -> None:
 
 
 def _rows(standings: Iterable[Standing]) -> Iterator[str]:
-    """A line for each sub-region, and one for a row of them that fare alike."""
+    """One line for each sub-region. A row with equal counts gets one line together."""
 
     def kind(standing: Standing) -> tuple[object, ...]:
         return standing.route._replace(offset=0), standing.address is None

@@ -1,1 +1,1 @@
-"""What `bellwire demo` measures: one doorbell, rung in every way there is."""
+"""The measurements of `bellwire demo`: one doorbell, rung in every possible way."""

@@ -44,7 +44,7 @@ def measure(
 
 
 class _Ringer:
-    """Rings one way from here; ``mechanism`` says how."""
+    """Rings one way from this process. ``mechanism`` says how."""
 
     def __init__(self, client: Client, way: Way, sub: SubRegion | None) -> None:
         self.mechanism = way.message
@@ -108,7 +108,7 @@ def _measure(
 
 
 def _enable(client: Client) -> None:
-    """What a driver does: decoding and bus mastering on, MSI-X on."""
+    """Set the device up as a driver does: decoding, bus mastering and MSI-X on."""
     client.write(RegionIndex.CONFIG, _COMMAND, _MEMORY_AND_MASTER.to_bytes(2, "little"))
     config = client.read(RegionIndex.CONFIG, 0, 256)
     at = config[0x34]

@@ -17,7 +17,7 @@ from bellwire_vmm.vmm import Machine, RunResult
 from bellwired.demo.ways import Measured, Way, percentile, problem
 from vfio_user import Client, Mechanism
 
-GUEST = "bell3"  # its loop runs in ring 3, which every kind of KVM runs at the processor's own speed
+GUEST = "bell3"  # the guest's loop runs in ring 3: every kind of KVM runs this natively
 MEMORY = 16 << 20
 BY_EVENTFD = (Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH)
 OWN = 1  # the mark that ends a stretch is an exit of its own
@@ -33,7 +33,7 @@ def measure(
 ) -> tuple[list[Measured], int]:
     """Ring each way ``count`` times, then ``roundtrips`` times with an interrupt waited for.
 
-    Also returns how often KVM_RUN was called in all. VmmError when the guest did not get through.
+    Also returns the total number of KVM_RUN calls. Raises a VmmError if the guest did not finish.
     """
 
     def tell(mark: Mark) -> None:
@@ -60,7 +60,7 @@ def measure(
 
 @contextlib.contextmanager
 def _ended_with_its_device(machine: Machine, client: Client) -> Iterator[None]:
-    """Stop the machine when the device hangs up: the guest would wait for its interrupts for ever."""
+    """Stop the machine if the device disconnects: the guest would wait for its interrupts for ever."""
     over = os.eventfd(0, os.EFD_CLOEXEC)
 
     def watch() -> None:
@@ -131,12 +131,12 @@ def _judge(
 
 
 def a_ring(ticks: Sequence[int], rung: int) -> list[float]:
-    """What one ring took, batch by batch; ``rung`` in all, so the last batch may be a short one."""
+    """The time of one ring, for each batch. ``rung`` is the total, so the last batch may be shorter."""
     return [took / min(BATCH, rung - at) for took, at in zip(ticks, range(0, rung, BATCH), strict=True)]
 
 
 def _stretch(run: RunResult, index: int, first: Phase, last: Phase) -> Mark:
-    """What was counted between two marks, the last one's own exit included."""
+    """The counts between two marks, with the exit of the last mark."""
     begin, end = _mark(run, index, first), _mark(run, index, last)
     counts = end.runs - begin.runs, end.mmio_exits - begin.mmio_exits, end.io_exits - begin.io_exits
     return Mark(end.vcpu, end.value, *counts)

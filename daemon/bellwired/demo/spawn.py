@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bellwired.errors import CommandError
 
-PATIENCE = 20.0  # seconds to end by itself once its client has gone
+PATIENCE = 20.0  # seconds for the process to end after its client has gone
 
 
 @contextlib.contextmanager
@@ -50,5 +50,5 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
-        if status:  # whatever went wrong here besides, this is why
+        if status:  # this is the cause of any other error here
             raise CommandError(f"the process of the device {name} ended with status {status}", "see its messages above")

@@ -19,7 +19,7 @@ class Way(NamedTuple):
     """One way: where to write (``width`` 4), and which counters in BAR0 tell what became of it.
 
     With ``errors``, what is written counts 1, 2, 3, ... and that counter has the surprises; else it is
-    ``value``. ``message`` is what the way comes down to where a client can do no better.
+    ``value``. ``message`` is the way for a client that supports no other mechanism.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Measured:
     """One way as it went. Times are in µs; exits are None where no VM was there to exit from.
 
     ``vm_exits`` are returns of KVM_RUN while ``rung`` rings went out; ``mmio_exits`` and ``io_exits`` are the
-    kernel's own counts for the same time. ``problem`` is empty when all went as it must.
+    kernel's own counts for the same time. ``problem`` is empty if nothing was wrong.
     """
 
     name: str
@@ -105,14 +105,14 @@ class Measured:
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """The smallest sample that ``percent`` % of them do not exceed; 0 when there are none."""
+    """The percentile: the smallest sample that ``percent`` % of them do not exceed; 0 without samples."""
     if not samples:
         return 0.0
     return sorted(samples)[max(0, math.ceil(len(samples) * percent / 100) - 1)]
 
 
 def problem(*, rung: int, received: int, trips: int, answered: int, in_all: int, disorder: int) -> str:
-    """What is wrong with these counts, or nothing: every ring arrives, once, and values in order."""
+    """What is wrong with these counts; empty if every ring has arrived once, and values in order."""
     if received != rung:
         return f"{rung} rung, {received} received"
     if answered != trips:

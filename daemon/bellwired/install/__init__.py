@@ -1,1 +1,1 @@
-"""What a package manager would put beside the Python package: manual pages, completions, units, and a way back."""
+"""Installs the files beside the Python package (manual pages, completions, units), and removes them."""

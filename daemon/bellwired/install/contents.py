@@ -43,7 +43,7 @@ class File(NamedTuple):
 
 
 def files(layout: Layout, destination: Path | None) -> Iterator[File]:
-    """All files of an installation. The Python package may lie below ``destination`` until it is shipped."""
+    """All files of an installation. The Python package may lie below ``destination`` (DESTDIR) until it is shipped."""
     yield from _launchers(layout, destination)
     for name, page in manual_pages.pages().items():
         yield File(layout.share / f"man/man{name[-1]}" / name, page)
@@ -66,14 +66,14 @@ def files(layout: Layout, destination: Path | None) -> Iterator[File]:
 
 
 def folders(layout: Layout) -> Iterator[Path]:
-    """Folders that are there to be filled."""
+    """Empty folders for the user's files."""
     yield layout.configuration / "devices.d"
     yield layout.library / "devices.d"
     yield layout.library / "plugins"
 
 
 def _launchers(layout: Layout, destination: Path | None) -> Iterator[File]:
-    """Commands that start the package's own, which may lie in a virtual environment that Python's upgrade breaks."""
+    """Scripts that start the commands. They report a virtual environment that an upgrade of Python has broken."""
     python = _shipped(Path(sys.executable), destination)
     for name in COMMANDS:
         command = _shipped(_command(name), destination)
@@ -84,7 +84,7 @@ def _launchers(layout: Layout, destination: Path | None) -> Iterator[File]:
 
 
 def _command(name: str) -> Path:
-    """Where pip has put a command."""
+    """The path at which pip has installed a command."""
     package = distribution("bellwire")
     for path in package.files or ():
         if path.name == name and path.parent.name == "bin":
@@ -99,7 +99,7 @@ def _shipped(path: Path, destination: Path | None) -> Path:
 
 
 def _source() -> Path:
-    """The folder ``systemd``: in the package as installed, beside it in a checkout."""
+    """The folder ``systemd``: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "systemd"
     return installed if installed.is_dir() else package.parents[1] / "systemd"
@@ -110,5 +110,5 @@ def _units(folder: Path) -> list[Path]:
 
 
 def _with_commands(path: Path, source: Path, layout: Layout) -> File:
-    """A file that names the commands in /usr/bin, with their place in this installation."""
+    """A file's content, with /usr/bin replaced by this installation's folder of commands."""
     return File(path, source.read_text().replace("/usr/bin/", f"{layout.bin}/"))

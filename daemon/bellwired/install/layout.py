@@ -1,4 +1,4 @@
-"""Where the files of an installation belong, for all users or for one."""
+"""The folders of an installation, for all users or for one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bellwired.install import record
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Absolute folders, as they are named at run time. ``system`` is None in a user's own."""
+    """Absolute folders, as they are named at run time. ``system`` is None in a user's own installation."""
 
     bin: Path
     share: Path
@@ -23,7 +23,7 @@ class Layout:
 
     @classmethod
     def for_all(cls, prefix: Path) -> Layout:
-        """Below ``prefix``; systemd and the daemon look through /usr and /usr/local."""
+        """Folders below ``prefix``. systemd and the daemon search /usr and /usr/local only."""
         library = prefix / "lib"
         return cls(
             bin=prefix / "bin",
@@ -36,7 +36,7 @@ class Layout:
 
     @classmethod
     def for_one(cls, environment: Mapping[str, str] = os.environ) -> Layout:
-        """In the user's home, as the XDG base directories say."""
+        """Folders in the user's home (XDG Base Directory Specification)."""
         home = Path(environment.get("HOME") or Path.home())
         share = Path(environment.get("XDG_DATA_HOME") or home / ".local/share")
         return cls(
@@ -50,5 +50,5 @@ class Layout:
 
     @property
     def record(self) -> Path:
-        """The list of all that was written."""
+        """The file that lists everything that was written."""
         return self.library / record.NAME

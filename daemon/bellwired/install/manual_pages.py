@@ -29,7 +29,7 @@ STATUSES = {
     2: "The command line has a mistake.",
     130: "It was interrupted by Ctrl-C.",
 }
-"""Every command's exit statuses."""
+"""The exit statuses of every command."""
 OWN_STATUSES = {
     "run": {0: "SIGTERM or Ctrl-C has ended it in order.", 130: "It was interrupted before it served."},
     "vmm": {0: "The guest said that all is well, or powered off.", 3: "The guest's kernel panicked."},
@@ -41,7 +41,7 @@ OWN_STATUSES = {
     "cat-config": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
     "edit": {1: "What was written cannot be used, and what was before stays; or something else failed."},
 }
-"""Where a command's mean something of their own."""
+"""The exit statuses with a meaning special to one command."""
 EXIT_STATUS = """\
 0 when all went well, 1 when something failed (standard error says what, a line for each), 2 for a mistake on the
 command line, 130 after Ctrl-C. status ends with 3 unless all the devices run, and vmm where the guest's kernel has
@@ -108,7 +108,7 @@ def keys(table: type[Device | Daemon]) -> list[tuple[str, str, str, str]]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Write the pages."""
+    """Write the pages into the folder that the command line names."""
     parser = argparse.ArgumentParser(description="Writes the manual pages.")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(words).folder
@@ -163,7 +163,7 @@ def _head(title: str, section: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that troff takes for nothing else."""
+    """Text with troff's special characters escaped."""
     return text.replace("\\", r"\e").replace("-", r"\-")
 
 

@@ -1,6 +1,6 @@
-"""What an installation has written, in a file of its own: one path a line, and a folder's ends in a slash.
+"""The list of the files that an installation has written: one path a line; a folder's ends in a slash.
 
-It needs nothing but Python, so that what was installed can be removed when the rest of it no longer runs:
+This module needs only Python. So it can remove an installation that no longer runs:
 ``python -m bellwired.install.record RECORD [DESTDIR]``.
 """
 
@@ -20,7 +20,7 @@ def staged(path: Path | str, destination: Path | None) -> Path:
 
 
 def read(record: Path) -> list[str]:
-    """The lines of a record; none where nothing was installed. A ValueError for what cannot be one."""
+    """The paths in a record; none without a record. Raises a ValueError for a file that is not a record."""
     try:
         lines = record.read_text().splitlines()
     except FileNotFoundError:
@@ -32,14 +32,14 @@ def read(record: Path) -> list[str]:
 
 
 def write(record: Path, lines: Iterable[str]) -> None:
-    """The record, whole or not at all."""
+    """Write the record atomically."""
     half = record.with_suffix(".half")
     half.write_text("".join(f"{line}\n" for line in sorted(set(lines))))
     half.replace(record)
 
 
 def make_folder(path: Path, destination: Path | None) -> list[str]:
-    """Make a folder with those above it; what was made, for the record."""
+    """Create a folder and its parents. Returns the created ones, for the record."""
     made = []
     if destination is not None:
         destination.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def make_folder(path: Path, destination: Path | None) -> list[str]:
 
 
 def remove(lines: Iterable[str], destination: Path | None) -> None:
-    """Remove files, and folders that are empty then. What is gone already is no trouble."""
+    """Remove files, and folders that are empty then. Missing ones are ignored."""
     for line in sorted(lines, reverse=True):  # a folder comes after what is in it
         path = staged(line, destination)
         try:
@@ -67,7 +67,7 @@ def remove(lines: Iterable[str], destination: Path | None) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Remove what the record says, and the record."""
+    """Remove everything in the record, and the record itself."""
     record, destination = Path(words[0]), Path(words[1]).absolute() if words[1:] and words[1] else None
     lines = read(staged(record, destination))
     if not lines:

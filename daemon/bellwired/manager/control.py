@@ -1,6 +1,6 @@
-"""The control API: varlink on the control socket. The commands use it, and so may anybody's program.
+"""The control API: varlink on the control socket, for Bellwire's commands and for other programs.
 
-Root and the user that the daemon runs as may do everything; members of ``control-group`` may look.
+Root and the user that the daemon runs as may do everything. Members of ``control-group`` may look.
 """
 
 import array
@@ -34,10 +34,10 @@ from bellwired.manager.manager import Manager
 INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
 """The kind of the stream's last event."""
-STILL_THERE = 5.0  # seconds between two looks whether a listener who hears nothing has hung up
-LAST_WORDS = 2.0  # seconds for callers to take what they still wait for
+STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
+LAST_WORDS = 2.0  # seconds for callers to read their last answers
 PAUSE = 1.0
-MOST_CALLERS = 200  # at a time who may but look
+MOST_CALLERS = 200  # connections at a time of users who may only look
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
 _UCRED = struct.Struct("iII")
@@ -48,10 +48,10 @@ log = logging.getLogger("bellwired")
 
 
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
-    """What was asked for cannot be done."""
+    """The call cannot be carried out."""
 
     class Parameters:
-        """What, and what to do about it."""
+        """What went wrong, and what to do about it."""
 
         message: str
         hint: str
@@ -75,7 +75,7 @@ class LogLine(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a reload did, by names."""
+    """What a reload did, by the devices' names."""
 
     started: list[str]
     restarted: list[str]
@@ -85,14 +85,14 @@ class Outcome(TypedDict):
 
 
 class File(TypedDict):
-    """A configuration file that counts."""
+    """A configuration file that is in effect."""
 
     path: str
     content: str
 
 
 class Control(VarlinkInterface, name=INTERFACE):
-    """Devices: what there is, how it is doing, and what is to be done with it."""
+    """The interface org.bellwire.Manager: lists, describes and controls devices."""
 
     errors = (Failed,)
 
@@ -104,9 +104,9 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="devices")
     async def List(self, *, statistics: bool | None = None) -> list[Description]:
-        """Every device of the configuration; one whose file cannot be used has failed, and no device.
+        """Every device of the configuration. An entry whose file cannot be used is in the state "failed".
 
-        With ``statistics`` each has its counters, for which its worker is asked.
+        With ``statistics`` each has its counters: the manager asks its worker for them.
         """
         with self._looking():
             manager = self._manager
@@ -118,7 +118,7 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="device")
     async def Describe(self, *, name: str) -> Description:
-        """One device, with its statistics, its client and what happened to it lately."""
+        """One device, with its statistics, its client and its recent events."""
         with self._looking():
             return await describe(self._manager.unit(name))
 
@@ -148,13 +148,13 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod
     async def Disconnect(self, *, name: str) -> None:
-        """Let a device's client go; the next one may come."""
+        """Close the connection of a device's client; the next client may connect."""
         with self._changing():
             await self._manager.unit(name).ask("disconnect")
 
     @varlinkmethod
     async def Set(self, *, name: str, option: str, value: str) -> None:
-        """Give an option of a running device another value, until the device is started anew."""
+        """Change an option of a running device, until the device is started again."""
         with self._changing():
             await self._manager.unit(name).set(option, value)
 
@@ -185,13 +185,13 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="folders")
     async def Folders(self) -> list[str]:
-        """Where configuration is looked for, the folder that wins first."""
+        """The folders that are searched for configuration, the overriding one first."""
         with self._looking():
             return [str(folder) for folder in self._manager.places.config]
 
     @varlinkmethod(return_parameter="files")
     async def Configuration(self) -> list[File]:
-        """The configuration files that count, in order."""
+        """The configuration files in effect, in order."""
         with self._looking():
             return [File(path=str(path), content=text) for path, text in self._manager.configuration()]
 
@@ -208,7 +208,7 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="lines", delay_generator=False)
     async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:
-        """What a device has logged lately and, with ``follow``, each line from now on, until the caller hangs up."""
+        """A device's recent log lines and, with ``follow``, each later line until the caller hangs up."""
         with self._looking(), self._manager.broadcaster.listening(name, log=True) as subscription:
             lines = [
                 LogLine(time=line.time, level=line.level, text=line.text) for line in self._manager.unit(name).lines
@@ -223,7 +223,7 @@ class Control(VarlinkInterface, name=INTERFACE):
                     raise LastResult([])
 
     async def _heard(self, subscription: Subscription) -> AsyncIterator[Event]:
-        """What ``subscription`` gets, until the caller has hung up."""
+        """The events of ``subscription``, until the caller has hung up."""
         while True:
             try:
                 async with asyncio.timeout(STILL_THERE):
@@ -252,7 +252,7 @@ class Control(VarlinkInterface, name=INTERFACE):
 
 @contextlib.asynccontextmanager
 async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterator[None]:
-    """Serve the control API on ``given``, or on a socket of our own making."""
+    """Serve the control API on ``given``, or on a new socket."""
     group = manager.settings.daemon.control_group
     own = None
     if given is None:
@@ -269,7 +269,7 @@ async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterato
 
 
 class Server:
-    """Accepts callers; what each may do depends on who it is, as the kernel says."""
+    """Accepts callers. The kernel says which user a caller is, and that decides what the caller may do."""
 
     def __init__(self, manager: Manager, sock: socket.socket) -> None:
         self._manager = manager
@@ -282,7 +282,7 @@ class Server:
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
     async def close(self, why: str = "the daemon stops") -> None:
-        """Accept nobody any more; those who are there get what they still wait for, if they take it."""
+        """Accept no more callers. The present ones get the answers that they wait for, if they read them."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         self._manager.broadcaster.publish("", LAST, {"text": why})
@@ -325,7 +325,7 @@ class Server:
 
 @contextlib.contextmanager
 def _failing() -> Iterator[None]:
-    """A CommandError becomes the API's own error."""
+    """Turn a CommandError into the API's own error."""
     try:
         yield
     except CommandError as error:
@@ -333,7 +333,7 @@ def _failing() -> Iterator[None]:
 
 
 def _peer(connection: socket.socket) -> tuple[int, set[int]]:
-    """The user at the other end, and its groups, when it connected (unix(7), socket(7))."""
+    """The peer's user and groups at the time when it connected (unix(7), socket(7))."""
     _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         groups = array.array("I", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS))
@@ -343,7 +343,7 @@ def _peer(connection: socket.socket) -> tuple[int, set[int]]:
 
 
 def _gid(group: str) -> int:
-    """-1, which is nobody's, for none."""
+    """A group's ID; -1, which no group has, for no group."""
     try:
         return grp.getgrnam(group).gr_gid if group else -1
     except KeyError:

@@ -1,4 +1,4 @@
-"""One connection to the control socket, held to limits: whoever may connect is not yet to be trusted."""
+"""One connection to the control socket, with limits: a caller may connect and still be hostile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwired.release import release
 
 LONGEST_CALL = 1 << 16  # bytes
-MOST_CALLS = 100  # sent ahead, without waiting for the answers
+MOST_CALLS = 100  # calls that a caller may send before it reads the answers
 
 log = logging.getLogger("bellwired")
 
@@ -40,13 +40,13 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         self._busy: set[asyncio.Future[None]] = set()
 
     def offer(self, interface: VarlinkInterface) -> None:
-        """What may be called, beside what every varlink service answers."""
+        """The interfaces that may be called, beside those of every varlink service."""
         self._offered.register_interface(interface)
         service = VarlinkServiceInterface("Bellwire", "bellwired", release(), "", self._offered)
         self._offered.register_interface(service)
 
     def has_hung_up(self) -> bool:
-        """Whether nobody is there any more to read what we send."""
+        """Whether the caller no longer reads."""
         if self._connection.fileno() < 0:
             return True
         poll = select.poll()
@@ -54,14 +54,14 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         return bool(poll.poll(0))
 
     async def idle(self) -> None:
-        """Wait until every call is answered, and the answers are sent."""
+        """Wait until all calls are answered and the answers are sent."""
         while self._busy:
             await asyncio.wait(self._busy)
 
     # -- asyncvarlink's hooks
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Some bytes, which may end a call or several."""
+        """Take received bytes. They may complete one call or several."""
         if self._dropped:
             return
         ends = data.count(b"\0")
@@ -78,23 +78,23 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
                 self._drop(f"what is no JSON: {error}")
 
     def request_received(self, obj: Any, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
-        """A call, its turn having come."""
+        """Handle the next call."""
         self._ahead -= 1
         return None if self._dropped else super().request_received(obj, fds)
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Something that is no call at all."""
+        """Handle a message that is not a call."""
         self._ahead -= 1
         self._drop(f"what is no call: {err}")
 
     def call_received(self, call: VarlinkMethodCall, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
-        """A call that makes sense."""
+        """Handle a well-formed call."""
         return self._kept(super().call_received(call, fds))
 
     def send_reply(
         self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True
     ) -> asyncio.Future[None]:
-        """An answer to it."""
+        """Send an answer to the current call."""
         future = super().send_reply(reply, fds, autoclose)
         self._kept(future)
         return future
@@ -106,7 +106,7 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         return future
 
     def _drop(self, why: str) -> None:
-        """Hang up; what is on its way already reads as the end."""
+        """Close the connection. Ignore what the caller has sent already."""
         if not self._dropped:
             self._dropped = True
             log.warning("a caller of the control socket was hung up on: it sent %s", why)

@@ -1,4 +1,4 @@
-"""A device as the control API tells of it. (Varlink reads these annotations as they are, not as text.)"""
+"""A device as the control API describes it. (Varlink needs these annotations as types, not as text.)"""
 
 import contextlib
 from typing import TypedDict
@@ -11,11 +11,11 @@ from bellwired.workers import process
 
 DISABLED = "disabled"
 """The state of a device that may not be started."""
-PATIENCE = 1.0  # seconds: one that hangs is to be described all the same
+PATIENCE = 1.0  # seconds: a device that hangs is described too
 
 
 class Client(TypedDict):
-    """Who is connected."""
+    """The connected client."""
 
     pid: int
     uid: int
@@ -26,14 +26,14 @@ class Client(TypedDict):
 
 
 class Note(TypedDict):
-    """Something that happened."""
+    """A recent event of a device."""
 
     time: float
     text: str
 
 
 class RegisterValue(TypedDict):
-    """One register; ``meaning`` has the names of its flags or of its value."""
+    """A register. ``meaning`` has the names of its flags or of its value."""
 
     name: str
     bar: int
@@ -45,9 +45,9 @@ class RegisterValue(TypedDict):
 
 
 class Description(TypedDict):
-    """One device. ``memory`` is its share (PSS) in bytes, ``since`` seconds of the epoch.
+    """A device. ``memory`` is its proportional share (PSS) in bytes, ``since`` is in seconds since the epoch.
 
-    ``changed`` are the options that have other values now than the file gives them.
+    ``changed`` has the options whose present values differ from the file's.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Description(TypedDict):
 
 
 async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) -> Description:
-    """All about ``unit``. Its ``statistics`` must be asked of the worker; ``recent`` is what happened lately."""
+    """Describe ``unit``. For ``statistics``, its worker is asked; ``recent`` adds its recent events."""
     counted: dict[str, int] = {}
     if statistics and unit.state is State.RUNNING:
-        with contextlib.suppress(CommandError):  # it has just ended, or is busy: the rest is true all the same
+        with contextlib.suppress(CommandError):  # the worker has just ended, or is busy: the rest is still valid
             counted = dict(await unit.ask("statistics", PATIENCE))
     return Description(
         name=unit.name,

@@ -1,4 +1,4 @@
-"""What happens, as a stream that anybody may listen to.
+"""The events of all devices, as streams to which callers subscribe.
 
 Kinds: started, stopped, died, restarted, hung, killed, failed; connected, introduced (with what the client can
 take), mapped (its memory), left; trouble (the guest's, or the device code's), crashed (the device code's last);
@@ -19,12 +19,12 @@ from typing import Any
 
 LOG = "log"
 """The kind of an event that is a line of a device's log."""
-MOST = 1000  # events that wait for a listener who is slow; beyond that the oldest are lost
+MOST = 1000  # events that wait for a slow listener; beyond that the oldest are lost
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; ``device`` is empty where it concerns the daemon."""
+    """One event. ``device`` is empty if the event concerns the daemon."""
 
     device: str
     kind: str
@@ -33,7 +33,7 @@ class Event:
 
 
 class Subscription:
-    """One listener's queue: of the device ``name``, or of everything; ``log``: of the lines that it logs, too."""
+    """One listener's queue: events of the device ``name``, or of all. With ``log``, log lines too."""
 
     def __init__(self, name: str | None, log: bool = False) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class Subscription:
         self._something = asyncio.Event()
 
     def put(self, event: Event) -> None:
-        """Never waits. What concerns the daemon concerns every listener."""
+        """Queue an event without waiting. Every listener gets the daemon's events."""
         if self._name is not None and event.device not in (self._name, ""):
             return
         if event.kind == LOG and not self._log:
@@ -55,7 +55,7 @@ class Subscription:
         self._something.set()
 
     async def get(self) -> Event:
-        """The oldest; before it, if any were lost, how many."""
+        """The oldest event. If events were lost, an event with their number comes before it."""
         await self._something.wait()
         if self._lost:
             lost, self._lost = self._lost, 0
@@ -67,22 +67,22 @@ class Subscription:
 
 
 class Broadcaster:
-    """Hands every event to everyone who listens."""
+    """Passes every event to every listener."""
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
         self.heard = asyncio.Event()
-        """Set while anybody listens."""
+        """Set while there is a listener."""
 
     def publish(self, device: str, kind: str, fields: dict[str, Any]) -> None:
-        """Never waits: who does not keep up is told so."""
+        """Pass an event on without waiting. A slow listener loses events, and is told how many."""
         event = Event(device, kind, fields)
         for subscription in self._subscriptions:
             subscription.put(event)
 
     @contextlib.contextmanager
     def listening(self, name: str | None = None, *, log: bool = False) -> Iterator[Subscription]:
-        """A queue that gets what happens during the block."""
+        """A queue that receives the events during the block."""
         subscription = Subscription(name, log)
         self._subscriptions.add(subscription)
         self.heard.set()

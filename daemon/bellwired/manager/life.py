@@ -1,4 +1,4 @@
-"""The life of a device under the manager: its stations, how a worker's comes to an end, and when the next begins."""
+"""The states of a device under the manager, how a worker has ended, and when the next one starts."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from bellwired.settings import Daemon
 
 
 class State(StrEnum):
-    """Where a device is in its life."""
+    """The state of a device under the manager."""
 
     STOPPED = "stopped"
     STARTING = "starting"
     RUNNING = "running"
     WAITING = "waiting"
-    """For its next restart."""
+    """The worker has died, and the delay before its restart runs."""
     STOPPING = "stopping"
     FAILED = "failed"
 
 
 class Restarts:
-    """When a device that has died may be tried again: later each time, and not too often."""
+    """Decides when a device that has died is restarted: after a growing delay, and up to a limit."""
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque()
 
     @property
     def deaths(self) -> int:
-        """Those that count."""
+        """The number of deaths within the restart window."""
         return len(self._deaths)
 
     def delay(self, daemon: Daemon) -> float | None:
-        """It has just died: the seconds to wait, None where it has died too often."""
+        """Record a death. The seconds to wait before the restart; None if the device has died too often."""
         now = time.monotonic()
         self._deaths.append(now)
         while now - self._deaths[0] > daemon.restart_window:
@@ -44,12 +44,12 @@ class Restarts:
         return min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (self.deaths - 1))
 
     def forget(self) -> None:
-        """Nothing that has been counts any more."""
+        """Forget all earlier deaths."""
         self._deaths.clear()
 
 
 def how_it_ended(status: int) -> str:
-    """A worker, in words; a negative ``status`` is the number of a signal."""
+    """How a worker has ended, in words. A negative ``status`` is the number of a signal."""
     return f"its worker was killed by {_signal(-status)}" if status < 0 else f"its worker ended with status {status}"
 
 

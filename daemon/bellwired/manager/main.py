@@ -24,7 +24,7 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
-ALLOWANCE = 20.0  # seconds that a start may take from its last sign of life, and a stop beyond its workers' time
+ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 class Life:
-    """From start to stop, as signals and the service manager have it."""
+    """Run from start to stop: handle signals and tell the service manager."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
@@ -76,7 +76,7 @@ class Life:
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """The whole of it. Callers are answered from the first moment to the last."""
+        """Start, run and stop the manager. The control API answers during all of it."""
         manager = self._manager
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -123,7 +123,7 @@ class Life:
                 notify.notify(READY="1", STATUS=self._manager.summary)
 
     async def _show_life(self) -> None:
-        """Status text, and the watchdog's due: only while this loop turns and the fork server answers."""
+        """Send the status text, and feed the watchdog while this loop runs and the fork server answers."""
         interval = notify.watchdog_interval()
         while True:
             if interval and await self._manager.spawner.ping():
@@ -135,7 +135,7 @@ class Life:
 
 
 def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
-    """They cost an import and some memory: only where they are wanted."""
+    """Serve metrics if they are configured. Only then import what they need, to save memory."""
     if not manager.settings.daemon.metrics:
         return contextlib.nullcontext()
     from bellwired.manager import metrics

@@ -1,4 +1,4 @@
-"""The manager: it owns the units, reads the configuration, and watches over the workers' health."""
+"""The manager: it owns the units, reads the configuration, and watches the workers' health."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
-COUNTING = 1.0  # seconds between two statistics events, while somebody listens
+COUNTING = 1.0  # seconds between two statistics events, while there is a listener
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Reloaded:
     failed: dict[str, str] = field(default_factory=dict)
 
     def sort(self) -> None:
-        """By name."""
+        """The units by name."""
         for names in (self.started, self.restarted, self.stopped, self.unchanged):
             names.sort()
         self.failed = dict(sorted(self.failed.items()))
@@ -66,7 +66,7 @@ class Manager:
         self._closing = False
 
     def unit(self, name: str) -> Unit:
-        """The unit called so; a CommandError names those that are there."""
+        """The unit ``name``. Without one, a CommandError names those that exist."""
         unit = self.units.get(name)
         if unit is None:
             bad = self.settings.errors.get(name)
@@ -88,7 +88,7 @@ class Manager:
         self._given = given
 
     def configuration(self) -> Iterator[tuple[Path, str]]:
-        """The files that count, with what they say."""
+        """The files in effect, with their contents."""
         for path in settings.used(self.places):
             try:
                 yield path, path.read_text()
@@ -97,7 +97,7 @@ class Manager:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
-        """The fork server runs and the units are there, not yet started, for the block; they are stopped after it."""
+        """For the block, the fork server runs and the units exist, not yet started. They are stopped after it."""
         self.spawner.open()
         try:
             self._report_bad_files()
@@ -111,7 +111,7 @@ class Manager:
             await self._close()
 
     async def start_all(self) -> None:
-        """Start every device that starts by itself; one that fails has said why, and hurts no other."""
+        """Start every device with ``autostart``. A device that fails has logged why, and does not affect the others."""
 
         async def start(unit: Unit) -> None:
             with contextlib.suppress(CommandError):
@@ -120,7 +120,7 @@ class Manager:
         await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.starts)
 
     async def reload(self) -> Reloaded:
-        """Read configuration and plugins anew, and touch only what has changed."""
+        """Read configuration and plugins again. Restart only devices that have changed."""
         async with self._turn:
             fresh = settings.load(self.places)
             done = Reloaded(failed={name: error.in_words for name, error in fresh.errors.items()})
@@ -149,7 +149,7 @@ class Manager:
     # -- health
 
     async def _watch_over(self) -> None:
-        """Ping every worker, for ever. One that takes its time does not keep the others from being pinged."""
+        """Ping every worker, for ever. A slow worker does not delay the pings of others."""
         busy: dict[Unit, asyncio.Task[None]] = {}
         try:
             while True:
@@ -164,7 +164,7 @@ class Manager:
                 check.cancel()
 
     async def _changes_within(self, seconds: float) -> bool:
-        """Sleep; True as soon as the daemon's settings are others."""
+        """Sleep. True as soon as the daemon's settings change."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -172,7 +172,7 @@ class Manager:
         return False
 
     async def count(self) -> None:
-        """While anybody listens, tell what the devices have counted."""
+        """While there is a listener, publish the devices' counters."""
         last: dict[Unit, dict[str, int]] = {}
         while True:
             if not self.broadcaster.heard.is_set():
@@ -182,7 +182,7 @@ class Manager:
             answers = await asyncio.gather(*(unit.ask("statistics") for unit in units), return_exceptions=True)
             for unit, answer in zip(units, answers, strict=True):
                 if isinstance(answer, BaseException):
-                    continue  # it has just ended, or hangs: that is told elsewhere
+                    continue  # the worker has just ended, or hangs: other events say so
                 before = last.get(unit, answer)
                 news = {key: value - before.get(key, 0) for key, value in answer.items() if value > before.get(key, 0)}
                 if news:
@@ -194,7 +194,7 @@ class Manager:
     # -- changes
 
     async def _close(self) -> None:
-        """Stop everything in order; what goes wrong with one stops no other from being stopped."""
+        """Stop all units. A failure of one does not keep the others from being stopped."""
         self._closing = True
         units = list(self.units.values())
         ends = await asyncio.gather(*(unit.retire() for unit in units), return_exceptions=True)
@@ -267,7 +267,7 @@ class Manager:
         return self.settings.sources[name].parent
 
     def _print(self, name: str) -> tuple[Any, ...]:
-        """What a device is made of: a change of any of it is worth a restart."""
+        """Everything that a device is made from. If any of it changes, the device is restarted."""
         device: Device = self.settings.devices[name]
         files = files_for(device.device, self.places.plugins)
         return device, self._folder(name), *(stamp(file) for file in files)
@@ -282,7 +282,7 @@ class Manager:
 
 
 def prepare(folder: Path) -> None:
-    """Make the runtime folder. A CommandError if somebody else could put sockets of his own there."""
+    """Create the runtime folder. Raises a CommandError if another user could put sockets into it."""
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         status = folder.stat()

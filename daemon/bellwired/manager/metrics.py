@@ -26,7 +26,7 @@ GAUGES = {"connected": "Whether it has a client", "dma_maps": "Stretches of memo
 
 
 class Devices(Collector):
-    """What was asked of the workers last, as metrics."""
+    """The counters from the last round of questions to the workers, as metrics."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
@@ -60,7 +60,7 @@ class Devices(Collector):
 
 @contextlib.asynccontextmanager
 async def serving(manager: Manager) -> AsyncIterator[None]:
-    """Answer scrapes for the block, where the configuration says."""
+    """Answer scrapes for the length of the block, at the configured address."""
     where = manager.settings.daemon.metrics
     devices = Devices(manager)
     registry = CollectorRegistry()
@@ -96,6 +96,6 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        server.close()  # who is being answered is not waited for
+        server.close()  # do not wait for scrapes under way
         if own is not None:
             own.close()

@@ -1,4 +1,4 @@
-"""What has happened to a device lately and what it has logged: remembered, logged, and told to those who listen."""
+"""A device's recent events and log lines: stored, logged, and passed to listeners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bellwired.manager.events import LOG
 
 log = logging.getLogger("bellwired")
 RECENT = 20
-LINES = 500  # of its log that are kept
+LINES = 500  # log lines that are kept
 
 
 class Line(NamedTuple):
@@ -25,19 +25,19 @@ class Line(NamedTuple):
 
 
 class Noted:
-    """The device ``name``; ``publish(kind, fields)`` tells those who listen."""
+    """The device ``name``. ``publish(kind, fields)`` passes an event to the listeners."""
 
     def __init__(self, name: str, publish: Callable[[str, dict[str, Any]], None]) -> None:
         self.name = name
         self.client: dict[str, Any] | None = None
         self.recent: deque[tuple[float, str]] = deque(maxlen=RECENT)
         self.lines: deque[Line] = deque(maxlen=LINES)
-        """What it has logged lately: its workers' words, and the manager's about it."""
+        """The recent log lines: of its workers, and of the manager about it."""
         self._publish = publish
         self._clients = LimitedLog(log.getChild(name))
 
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
-        """Log, remember, and tell the world."""
+        """Log an event, store it, and pass it to the listeners."""
         fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
         if self.client is not None:
             fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
@@ -54,7 +54,7 @@ class Noted:
         self._publish(LOG, line._asdict())
 
     def _note_client(self, kind: str, message_id: str, text: str) -> None:
-        """The same of a client, which may come and go as often as it likes, but not fill the log."""
+        """The same for a client's event, at a limited rate: clients that come and go must not fill the log."""
         if self._clients.admits(kind):
             self._note(kind, message_id, f"client {text}")
         else:

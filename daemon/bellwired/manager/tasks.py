@@ -1,4 +1,4 @@
-"""Work that goes on beside other work, and is neither forgotten nor lost."""
+"""Runs tasks in the background, and restarts those that fail."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 log = logging.getLogger("bellwired")
 AT_ONCE = 8
-PAUSE = 1.0  # seconds after a failure that nobody has foreseen
+PAUSE = 1.0  # seconds to wait after an unexpected failure
 
 
 @contextlib.asynccontextmanager
 async def alongside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run ``works``, which never end by themselves, during the block. One that fails says so, and begins again."""
+    """Run the endless ``works`` during the block. A failure is logged, and the work begins again."""
 
     async def run(work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -34,7 +34,7 @@ async def alongside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None
 
 
 async def a_few_at_once(works: Iterable[Awaitable[None]]) -> None:
-    """All of ``works``, ``AT_ONCE`` at the same time."""
+    """Run all of ``works``, at most ``AT_ONCE`` at the same time."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(work: Awaitable[None]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a device can be made at all: tried in a process of its own, before one that works is given up for it."""
+"""Tries in a separate process whether a device can be made, before a working device is restarted."""
 
 from __future__ import annotations
 

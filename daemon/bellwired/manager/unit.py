@@ -30,7 +30,7 @@ KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold
 class Unit(Noted):
     """The device ``name``. ``tell`` hears every change.
 
-    Whatever starts or ends a worker holds ``_turn``; waiting for a worker to be ready does not, so that a stop need
+    Code that starts or ends a worker holds ``_turn``. Code that waits for a ready worker does not, so that a stop need
     not wait for a device that hangs at its start.
     """
 
@@ -50,17 +50,17 @@ class Unit(Noted):
         self.daemon = daemon
         self.path = path
         self.folder = folder
-        """Where its file lies: relative paths are meant from there."""
+        """The folder of its file: relative paths start there."""
         self.state = State.STOPPED
         self.since = time.time()
         self.restarts = 0
         self.error = ""
         self.given: socket.socket | None = None
-        """A listener from the service manager, which is used in place of one of our own."""
+        """A listener from the service manager, used in place of a new one."""
         self.files: dict[str, Stamp | None] = {}
-        """The Python files that its last worker was made of, and their states."""
+        """The Python files that its last worker has loaded, and their states."""
         self.changed: dict[str, str] = {}
-        """Options that have other values now than its file gives them, which the next start takes again."""
+        """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
         self._spawner = spawner
         self._turn = asyncio.Lock()
@@ -69,7 +69,7 @@ class Unit(Noted):
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
-        """Of the last start: why it came to nothing, or an empty text once it accepts clients."""
+        """The last start: an empty text once the worker accepts clients, or why it has failed."""
         self._overdue: asyncio.TimerHandle | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
@@ -77,18 +77,18 @@ class Unit(Noted):
 
     @property
     def pid(self) -> int:
-        """The worker's; 0 while there is none."""
+        """The worker's process ID; 0 without a worker."""
         return self._child.pid if self._child is not None else 0
 
     @property
     def address(self) -> str:
-        """Where clients find it."""
+        """The path of its socket."""
         return str(self.path if self.given is None else self.given.getsockname())
 
     # -- what an operator does
 
     async def start(self) -> None:
-        """Start it, if it is not running; returns when it accepts clients. A CommandError says why it does not."""
+        """Start it, if it is not running. Returns when it accepts clients. Raises a CommandError if it fails."""
         self._check_enabled()
         async with self._turn:
             if self.state in (State.STOPPED, State.FAILED, State.WAITING):
@@ -98,7 +98,7 @@ class Unit(Noted):
         await self._accepting(attempt)
 
     async def stop(self) -> None:
-        """Stop it in order: no new client, the device reset, its socket removed."""
+        """Stop it: accept no new client, reset the device, remove its socket."""
         async with self._turn:
             await self._end()
 
@@ -118,7 +118,7 @@ class Unit(Noted):
         await self._accepting(attempt)
 
     async def change(self, settings: Device, path: Path, folder: Path) -> None:
-        """Go on with other settings. One that was stopped remains so, unless it is to start by itself from now on."""
+        """Use other settings. A stopped device stays stopped, unless the new settings start it by themselves."""
         async with self._turn:
             wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
@@ -136,18 +136,18 @@ class Unit(Noted):
         await self._accepting(attempt)
 
     async def set(self, option: str, value: str) -> None:
-        """Give an option another value, until the worker is started anew."""
+        """Change an option, until the worker is started again."""
         self.changed = dict(await self.ask("set", option=option, value=value))
 
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
-        """Ask the worker. A CommandError when it is not there, refuses, or does not answer in time."""
+        """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
         if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
         return await self._channel.ask(what, timeout, **arguments)
 
     async def check(self) -> None:
-        """Ping it; kill it when it does not answer, whereupon it is started again."""
+        """Ping the worker. Kill it if it does not answer; then it is started again."""
         channel, child = self._channel, self._child
         if channel is None or child is None or self.state is not State.RUNNING:
             return
@@ -159,11 +159,11 @@ class Unit(Noted):
                 child.kill()
 
     def outdated(self) -> bool:
-        """Whether a file that it was made of has changed since."""
+        """Whether a Python file of the device has changed since its worker started."""
         return any(stamp(Path(file)) != known for file, known in self.files.items())
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
-        """What the fork server is to do for this device."""
+        """The order to the fork server for this device."""
         return Spawn(
             name=self.name,
             device=settings.device,
@@ -217,12 +217,12 @@ class Unit(Noted):
         self._child, self._channel = child, channel
         if (
             not self._attempt.done()
-        ):  # from here on: the fork server may have taken its time, and there was none to kill
+        ):  # counted from here: before, the fork server may have been slow, and there was no worker to kill
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
-        """Returns when the start has succeeded; a CommandError says why it has not."""
+        """Return when the start has succeeded. Raises a CommandError if it has failed."""
         why = await asyncio.shield(attempt) if attempt is not None else "it was never tried"
         if why:
             raise CommandError(f"{self.name} has not started: {why}")
@@ -253,7 +253,7 @@ class Unit(Noted):
             self._fell(f"{why}: {self.error}" if self.error else why)
 
     def _fell(self, why: str) -> None:
-        """It has come to an untimely end: try again, within reason."""
+        """The worker has died: restart it after a delay, up to the limit."""
         self._note("died", messages.DIED, why, logging.ERROR)
         if self.settings.restart == "no":
             self._give_up(why)
@@ -273,13 +273,13 @@ class Unit(Noted):
 
     async def _launch_again(self) -> None:
         async with self._turn:
-            if self.state is State.WAITING and not self._retired:  # nobody was faster
+            if self.state is State.WAITING and not self._retired:  # no start or stop came first
                 self.restarts += 1
                 self._note("restarted", messages.RESTARTED, "starting it again", logging.WARNING)
                 await self._launch()
 
     def _give_up(self, why: str) -> None:
-        """No worker will come: whoever connects shall hear so at once."""
+        """No worker will accept clients: refuse them at once."""
         self.error = why
         self._close_listener()
         self._note("failed", messages.FAILED, why, logging.ERROR)
@@ -297,7 +297,7 @@ class Unit(Noted):
         self.error = ""
 
     async def _end_worker(self) -> None:
-        """By force if need be."""
+        """Stop the worker. Kill it if it takes too long."""
         self._forget_retry()
         child, channel = self._child, self._channel
         if child is None or channel is None:
@@ -370,7 +370,7 @@ class Unit(Noted):
             self.state, self.since = state, time.time()
 
     def _settle(self, why: str) -> None:
-        """The last start has come to something, or to nothing because of ``why``."""
+        """Finish the last start: successfully, or with the reason ``why``."""
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
@@ -392,5 +392,5 @@ class Unit(Noted):
 
 
 def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:
-    """What a listener is made of."""
+    """The settings that a listener depends on."""
     return path, settings.mode, settings.owner, settings.group

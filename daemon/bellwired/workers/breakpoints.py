@@ -1,4 +1,4 @@
-"""``breakpoint()`` where nobody can answer it."""
+"""``breakpoint()`` in a process without a terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bellwire import BellwireError
 
 
 class BreakpointError(BellwireError):
-    """It was called there."""
+    """``breakpoint()`` was called where no user can answer."""
 
 
 def refuse_breakpoints(why: str) -> None:
-    """Have ``breakpoint()`` raise, rather than wait for an answer that cannot come. PYTHONBREAKPOINT counts as ever."""
+    """Have ``breakpoint()`` raise, because no user can answer it. A user's PYTHONBREAKPOINT takes precedence."""
 
     def hook(*_: Any, **__: Any) -> None:
         frame = caller()

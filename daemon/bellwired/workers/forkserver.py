@@ -22,7 +22,7 @@ from bellwired.workers.worker import run_device
 
 
 class ForkServer:
-    """Serves the manager behind ``sock`` until that closes."""
+    """The server. Serves the manager at the other end of ``sock`` until that closes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -31,7 +31,7 @@ class ForkServer:
         self._workers: dict[int, int] = {}  # pidfd -> pid
 
     def run(self) -> Callable[[], int] | None:
-        """Fork as asked. Returns in a forked child, with what is to be run there; in the server itself, None."""
+        """Fork a worker. Returns what to run in the child, and None in the server."""
         while True:
             for fd, _ in self._poll.poll():
                 if fd in self._workers:
@@ -91,10 +91,10 @@ def main() -> int:
     process.die_with_parent(parent)
     process.name("bellwire-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the manager, when the whole group gets them
-    bundled()  # these change with the daemon only: imported once, their pages are shared
+        signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
+    bundled()  # these modules change with the daemon only: workers share their pages
     gc.collect()
-    gc.freeze()  # so that a collection in a worker touches none of the pages that all of them share
+    gc.freeze()  # a collection in a worker must not touch the shared pages
     with socket.socket(fileno=fd) as sock:
         try:
             child = ForkServer(sock).run()

@@ -1,4 +1,4 @@
-"""What Linux offers a process about itself and its parent."""
+"""Linux's calls for a process: parent, name, descriptors, limits, memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID",
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the process ``parent``, which must be ours, ends; at once if it has ended already."""
+    """Have the kernel kill this process when its parent, ``parent``, ends; at once if it has ended already."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def name(text: str) -> None:
-    """What ``ps`` shows, the first 15 bytes."""
+    """Set the name that ``ps`` shows: its first 15 bytes."""
     _libc.prctl(_PR_SET_NAME, text.encode()[:15], 0, 0, 0)
 
 
 def close_all_but(*kept: int) -> None:
-    """Close every descriptor from 3 on that is not named."""
+    """Close every descriptor from 3 on, except those that are named."""
     for fd in list(map(int, os.listdir("/proc/self/fd"))):
         if fd > 2 and fd not in kept:
             with contextlib.suppress(OSError):  # listdir's own
@@ -36,17 +36,17 @@ def close_all_but(*kept: int) -> None:
 def allow_many_files() -> None:
     """Raise the soft limit of open files to the hard one: three or four for each device, more than 1024 in all."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then what was given must do
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then the present limit stays
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def environment() -> dict[str, str]:
-    """Ours, without what the service manager means for the manager alone."""
+    """This process's environment, without variables that the service manager sets for the manager only."""
     return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process is charged for: its proportional set size; 0 when it has gone."""
+    """A process's proportional set size (PSS) in bytes; 0 if the process has gone."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as lines:
             for line in lines:

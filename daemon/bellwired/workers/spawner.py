@@ -1,4 +1,4 @@
-"""The manager's end of the fork server."""
+"""The manager's side of the fork server: starts it, restarts it, has it fork workers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireErro
 
 log = logging.getLogger("bellwired")
 PATIENCE = 10.0
-GRACE = 1.0  # seconds from a worker's end to the word of the fork server how it ended
-KILLED = -int(signal.SIGKILL)  # what is said of a worker whose status nobody can tell
+GRACE = 1.0  # seconds from a worker's end to the fork server's report of its status
+KILLED = -int(signal.SIGKILL)  # the status of a worker whose real status is unknown
 SHORT_LIFE = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.05, 30.0
 
@@ -36,7 +36,7 @@ class Child:
     handle: int
     ended: asyncio.Future[int]
     orphan: bool = False
-    """Its fork server is gone: nobody will tell how it ended."""
+    """Its fork server is gone: its status will stay unknown."""
 
     def kill(self) -> None:
         """SIGKILL, to the very process that is meant."""
@@ -46,7 +46,7 @@ class Child:
 
 
 class Spawner:
-    """Starts the fork server, and again if it should die; with it die all workers."""
+    """Starts the fork server, and restarts it if it dies. All workers die with it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,7 +60,7 @@ class Spawner:
         self._children: dict[int, Child] = {}
 
     def open(self) -> None:
-        """Start it. An OSError says why that cannot be."""
+        """Start the fork server. Raises an OSError if that fails."""
         ours, theirs = wire.pair()
         ours.setblocking(False)
         try:
@@ -87,7 +87,7 @@ class Spawner:
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
     async def spawn(self, order: Spawn, fds: list[int]) -> Child:
-        """Fork a worker, which gets ``fds``. A CommandError says why there is none."""
+        """Have a worker forked, which inherits ``fds``. Raises a CommandError if that fails."""
         number = next(self._numbers)
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._spawned[number] = future
@@ -104,7 +104,7 @@ class Spawner:
             raise
 
     async def ping(self) -> bool:
-        """Whether it answers."""
+        """Whether the fork server answers a ping."""
         number = next(self._numbers)
         future = self._pings[number] = asyncio.get_running_loop().create_future()
         try:
@@ -118,7 +118,7 @@ class Spawner:
         return True
 
     async def close(self) -> None:
-        """End it, and every worker that is left."""
+        """End the fork server and all remaining workers."""
         if self._reopening is not None:
             self._reopening.cancel()
         self._hang_up()
@@ -131,10 +131,10 @@ class Spawner:
             self._finish(child, KILLED)
 
     async def _send(self, message: Spawn | Ask, fds: list[int]) -> None:
-        """Send as soon as it is there and has room; the caller sets the deadline."""
+        """Send once the fork server runs and its socket has room. The caller sets the deadline."""
         while True:
             if self._sock is not None:
-                with contextlib.suppress(BlockingIOError, BrokenPipeError):  # gone: another is on its way
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it has died: another one starts
                     wire.send(self._sock, message, fds)
                     return
             await asyncio.sleep(0.01)
@@ -177,7 +177,7 @@ class Spawner:
         future.set_result(child)
 
     def _seen_dead(self, child: Child) -> None:
-        """The fork server tells how, unless it is stuck or gone."""
+        """Wait for the fork server's report of a worker's status, unless it hangs or has gone."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(child.handle)
         if child.orphan:
@@ -194,7 +194,7 @@ class Spawner:
         child.ended.set_result(status)
 
     def _died(self) -> None:
-        """Start another: soon, but not in a tight circle should none live long."""
+        """Start another fork server, with a delay, so that short-lived ones do not make a busy loop."""
         self._hang_up()
         assert self._process is not None
         self._process.kill()  # it may have closed its socket only
@@ -217,7 +217,7 @@ class Spawner:
         self._delay = min(LONGEST_DELAY, 2 * self._delay)
 
     def _reopen(self) -> None:
-        """Processes or descriptors may have run out; until some are free again, only trying helps."""
+        """Start it, and try again until that works: processes or descriptors may be exhausted for a while."""
         self._reopening = None
         try:
             self.open()
@@ -233,7 +233,7 @@ class Spawner:
 
 
 async def _over(pid: int, timeout: float) -> bool:
-    """Wait for a process to end (it need not be ours); False when it has not within ``timeout`` seconds."""
+    """Wait for a process's end (it need not be a child). False if it does not end within ``timeout`` seconds."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,6 +1,6 @@
-"""What the manager, the fork server and the workers say to each other: JSON in datagrams, fds beside it.
+"""The messages between the manager, the fork server and the workers: JSON in datagrams, fds beside it.
 
-A message that is too long for a datagram travels in a memfd, which comes with a datagram of one byte.
+A message that is too long for a datagram is sent in a memfd, beside a datagram of one byte.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _IN_MEMFD = b"@"
 
 
 class WireError(Exception):
-    """What came is no message of ours."""
+    """The received data is not a message of this protocol."""
 
 
 class Spawn(Struct, tag=True):
     """Manager to fork server: run a device, on the listener and the control socket that come with it.
 
-    As a ``trial`` the device is imported and its options are checked, and that is all; only the control socket comes.
-    Relative paths in its options are meant from ``folder``.
+    With ``trial``, the device is imported and its options are checked, and it is not run: no listener comes then.
+    Relative paths in its options start at ``folder``.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Spawn(Struct, tag=True):
 
 
 class Spawned(Struct, tag=True):
-    """Fork server to manager: it runs as ``pid``, whose pidfd comes with this; 0 when it could not be forked."""
+    """Fork server to manager: a worker runs as ``pid``, and its pidfd comes too; 0 if the fork has failed."""
 
     number: int
     pid: int
@@ -70,7 +70,7 @@ class Ask(Struct, tag=True):
 
 
 class Answer(Struct, tag=True):
-    """To an :class:`Ask`."""
+    """Worker to manager, and fork server to manager: the answer to an :class:`Ask`."""
 
     number: int
     value: Any = None
@@ -90,12 +90,12 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends for messages."""
+    """A pair of connected sockets for messages; the caller owns both."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(sock: socket.socket, message: Message, fds: list[int] | None = None) -> None:
-    """One message. An OSError when the far end is gone, or its queue is full."""
+    """Send one message. Raises an OSError if the far end is gone, or its queue is full."""
     data = _encoder.encode(message)
     if len(data) <= LARGEST_DATAGRAM:
         _send(sock, data, fds or [])
@@ -110,9 +110,9 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
-    """The next message and its fds, which are the receiver's; None at the end. BlockingIOError when none is there.
+    """The next message and its fds, which the caller owns; None at the end. BlockingIOError if there is no message.
 
-    There are fewer fds than were sent where the receiver has no room for more.
+    Some fds are missing if the receiver has no free descriptors.
     """
     try:
         data, fds, flags, _ = socket.recv_fds(sock, LARGEST_DATAGRAM, MOST_FDS + 1, socket.MSG_CMSG_CLOEXEC)
@@ -132,7 +132,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 
 
 def close(fds: list[int]) -> None:
-    """Give back descriptors that nobody wants."""
+    """Close received descriptors that are not needed."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)

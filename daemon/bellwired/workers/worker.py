@@ -30,10 +30,10 @@ from vfio_user import Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
-AGAIN = 0.02  # seconds until what found no room is sent again
-MOST_LINES = 100  # of its log that the manager is told in a second
-LONGEST_LINE = 8192  # characters of a record, with its traceback, that the manager is told
-MAPPED = 0.1  # seconds: changes of its memory maps that follow each other so closely are told once
+AGAIN = 0.02  # seconds until an unsent message is sent again
+MOST_LINES = 100  # log lines that are sent to the manager in a second
+LONGEST_LINE = 8192  # characters of a record, with its traceback, that are sent to the manager
+MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 log = logging.getLogger("bellwire.worker")
 
@@ -41,11 +41,11 @@ log = logging.getLogger("bellwire.worker")
 def run_device(spawn: Spawn, *fds: int) -> int:
     """The life of a worker, from just after the fork; its exit status.
 
-    It leaves without the interpreter's own good-byes: they would touch, and so copy, memory that all workers share.
+    It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
     process.name(f"bw:{spawn.name}")
     to_stderr_or_journal(spawn.log_level, device=spawn.name)
-    log.setLevel(logging.WARNING)  # of clients that come and go, the manager tells
+    log.setLevel(logging.WARNING)  # the manager logs clients that come and go
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mark_trouble)
     refuse_breakpoints(
@@ -68,7 +68,7 @@ def run_device(spawn: Spawn, *fds: int) -> int:
 
 def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
-        os.chdir(spawn.folder)  # relative paths are meant from there
+        os.chdir(spawn.folder)  # relative paths start there
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
@@ -118,14 +118,14 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
 
 
 def _mark_trouble(record: logging.LogRecord) -> bool:
-    """What a device logs as a warning or worse has a MESSAGE_ID."""
+    """A filter that adds a MESSAGE_ID to a device's warnings and errors."""
     if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
         record.MESSAGE_ID = messages.TROUBLE
     return True
 
 
 class Serving:
-    """A device at work, and the manager's questions about it."""
+    """Runs a device, and answers the manager's questions about it."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Serving:
         }
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop, or the manager has gone; ``ready`` is called once clients are accepted."""
+        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted."""
 
         def accepting() -> None:
             self._outbox.tell("ready")
@@ -183,7 +183,7 @@ class Serving:
             raise CommandError("no client is connected")
 
     def _set(self, option: str, value: str) -> dict[str, str]:
-        """The options that have other values now than at the start."""
+        """The options whose values have changed since the start."""
         self._device.change(option, value)
         declared, given = self._device.layout.options, self._given
         now = self._device.core.options.items()
@@ -222,9 +222,9 @@ class Serving:
 
 
 class Outbox:
-    """Speaks to the manager, without ever waiting for it.
+    """Sends to the manager without waiting for it.
 
-    An answer that finds no room waits its turn; events are lost meanwhile, and the next one to pass says how many.
+    If the socket is full, an answer waits. Events are lost meanwhile, and the next event says how many.
     """
 
     def __init__(self, channel: socket.socket, loop: Loop) -> None:
@@ -234,7 +234,7 @@ class Outbox:
         self._lost = 0
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """An event."""
+        """Send an event. It is lost if the socket is full."""
         if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
             self._lost += 1
             return
@@ -243,7 +243,7 @@ class Outbox:
             self._lost = 1
 
     def answer(self, answer: Answer) -> None:
-        """An answer."""
+        """Send an answer. It waits if the socket is full."""
         self._waiting.append(answer)
         if len(self._waiting) == 1:
             self._go_on()
@@ -261,10 +261,10 @@ class Outbox:
 
 
 class Relay(logging.Handler):
-    """Passes on to the manager what is logged, from any thread.
+    """Sends log records to the manager, from any thread.
 
     What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
-    time keeps its own worker busy and nobody else. The next line to pass says how many those were.
+    time keeps only its own worker busy. The next line that is sent says how many were left out.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -274,7 +274,7 @@ class Relay(logging.Handler):
         self._passed = self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One record, with its traceback."""
+        """Send one record, with its traceback."""
         if int(record.created) != self._second:
             self._second, self._passed = int(record.created), 0
         if self._passed >= MOST_LINES:
@@ -290,7 +290,7 @@ class Relay(logging.Handler):
 
 
 class Reporter(Observer):
-    """Passes on to the manager what happens to the device."""
+    """Sends the device's events to the manager."""
 
     outbox: Outbox
 
@@ -302,22 +302,22 @@ class Reporter(Observer):
         self.outbox.tell("connected", pid=pid, uid=uid)
 
     def introduced(self, client: Capabilities) -> None:
-        """It has said what it can take."""
+        """The client has said what it supports."""
         self.outbox.tell("introduced", **client.to_json())
 
     def mapped(self, maps: int, size: int) -> None:
-        """It has changed its memory maps; a client that does so all the time keeps nobody busy but its own worker."""
+        """The client has changed its memory maps. Frequent changes are reported together, to spare the manager."""
         if self._maps is None:
             self.outbox.soon(MAPPED, self._tell_maps)
         self._maps = maps, size
 
     def left(self, reason: str) -> None:
-        """It has gone."""
+        """The client has disconnected."""
         self._maps = None
         self.outbox.tell("left", reason=reason)
 
     def trouble(self, text: str) -> None:
-        """Something was logged that an operator may want to see."""
+        """A warning or an error was logged."""
         self.outbox.tell("trouble", text=text)
 
     def _tell_maps(self) -> None:
@@ -328,7 +328,7 @@ class Reporter(Observer):
 
 
 def registers(device: PciDevice) -> list[dict[str, Any]]:
-    """Every register as it stands, by name; no read hook is run."""
+    """The stored value of every register, by name. Runs no read hook."""
     found = []
     for index, plan in device.layout.bars.items():
         content = device.core.state.registers[index]
@@ -350,7 +350,7 @@ def registers(device: PciDevice) -> list[dict[str, Any]]:
 
 
 def _say(channel: socket.socket, message: Answer | Report) -> bool:
-    """False when there is no room. A manager that has gone is not missed: what ends the worker is another matter."""
+    """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
     try:
         wire.send(channel, message)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The manager's end of a worker's control socket: questions and answers, and what the worker tells unasked."""
+"""The manager's end of a worker's control socket: questions, answers, and the worker's events."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class WorkerChannel:
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
 
     def handed_over(self) -> None:
-        """The worker has its end now."""
+        """Close the worker's end here, after the worker has inherited it."""
         self.theirs.close()
 
     async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
-        """A CommandError when the worker is not there, refuses, or does not answer in time."""
+        """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
@@ -49,14 +49,14 @@ class WorkerChannel:
             del self._answers[number]
 
     def tell(self, what: str) -> None:
-        """As :meth:`ask`, without waiting; a worker that cannot be told is not waited for either."""
+        """Send a question without waiting for the answer. Failures are ignored."""
         try:
             self._send(Ask(next(self._numbers), what))
         except CommandError as error:
             log.debug("%s", error)
 
     def close(self) -> None:
-        """Hear what the worker has said last, and hang up."""
+        """Read the worker's last messages, and close the socket."""
         while self._open and self._read():
             pass
         self._stop_reading()
@@ -75,7 +75,7 @@ class WorkerChannel:
             raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
 
     def _read(self) -> bool:
-        """Take one message; False when there is none."""
+        """Read one message. False if there is none."""
         try:
             received = wire.receive(self._sock)
         except BlockingIOError:

@@ -1,1 +1,1 @@
-"""What is written in a class body, and the plan that is made of it."""
+"""The declarations in the body of a device class, and the layout that the SDK makes of them."""

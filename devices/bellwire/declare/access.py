@@ -1,4 +1,4 @@
-"""How a guest may touch a register: the field's own short words (as in Simics DML and SystemRDL)."""
+"""How a guest may access a register. The short words are those of register descriptions (Simics DML, SystemRDL)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ class Access(Enum):
     """What a guest's read and write do to a register. The device itself may always read and assign it."""
 
     RW = "rw"
-    """Reads give the stored value, writes store."""
+    """Reads give the stored value; writes store."""
     RO = "ro"
-    """Reads give the stored value, writes are dropped."""
+    """Reads give the stored value; writes are dropped."""
     WO = "wo"
-    """Writes store, reads give the BAR's ``fill``."""
+    """Writes store; reads give the BAR's ``fill``."""
     W1C = "w1c"
-    """Bits written as one are cleared."""
+    """Reads give the stored value; bits written as one are cleared."""
     W1S = "w1s"
-    """Bits written as one are set."""
+    """Reads give the stored value; bits written as one are set."""
     RC = "rc"
     """A read gives the stored value and clears the bytes read; writes are dropped."""
     CONSTANT = "constant"
-    """Reads give the reset value, always: not even the device may assign it."""
+    """Reads always give the reset value; the device may not assign it either."""
     RESERVED = "reserved"
-    """Reads give the BAR's ``fill``, writes are dropped, in silence."""
+    """Reads give the BAR's ``fill``; writes are dropped. Nothing is logged."""
     UNIMPLEMENTED = "unimplemented"
-    """Documented for the real part and not modelled yet: reads give the reset value, writes are dropped, and
-    each access is logged (at a limited rate), so that a driver that needs it is noticed."""
+    """The real part has it, and the model lacks it: reads give the reset value, writes are dropped, and accesses are
+    logged at a limited rate. The log shows that a driver needs it."""
 
     @property
     def takes_writes(self) -> bool:

@@ -1,4 +1,4 @@
-"""A base address register, and the one place where what lies behind it is declared."""
+"""A base address register. Everything that lies behind it is declared by its methods."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ PAGE = 4096
 
 
 class Area(Declared):
-    """Part of a BAR that the guest maps and touches directly: no hook sees those accesses.
+    """A part of a BAR that the guest maps and accesses directly: no hook runs. Made by :meth:`Bar.area`.
 
-    On an instance it is a writable memoryview over memory that device and guest share.
+    ``offset`` and ``size`` are in bytes, and multiples of 4096. On an instance it is a writable memoryview of the
+    memory that device and guest share.
     """
 
     def __init__(self, bar: Bar, offset: int, size: int) -> None:
@@ -34,7 +35,7 @@ class Area(Declared):
         self.size = size
 
     def check(self, where: str) -> None:
-        """Refuse what KVM could not map: areas are made of whole pages."""
+        """Refuse an area that is not made of whole pages: KVM could not map it."""
         if self.size <= 0 or self.size % PAGE or self.offset % PAGE:
             self.refuse(where, f"offset and size must be multiples of {PAGE}, since a guest maps whole pages")
 
@@ -49,11 +50,11 @@ class Area(Declared):
 
 
 class Bar(Declared):
-    """One of the six base address registers (PCI 3.0 §6.2.5.1) and the name its registers hang on.
+    """One of the six base address registers (PCI 3.0 §6.2.5.1). Its methods declare what lies behind it.
 
-    ``size`` is in bytes, a power of two; ``io`` makes it I/O ports; ``bits`` is 32 or 64 (a 64-bit BAR takes
-    the next index too); ``prefetchable`` may be said of memory whose reads have no side effects; ``fill`` is
-    the byte that a guest reads where there is nothing to read: 0x00, or 0xFF as a bus without a device gives.
+    ``size`` is in bytes, a power of two. ``io`` makes it I/O ports. ``bits`` is 32 or 64; a 64-bit BAR takes
+    the next index too. ``prefetchable`` is for memory whose reads have no side effects. ``fill`` is the byte that
+    a guest reads where nothing is declared: 0x00, or 0xFF, which a real bus gives where no device answers.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Bar(Declared):
         self.fill = fill
 
     def check(self, where: str) -> None:
-        """Refuse what a base address register cannot express."""
+        """Refuse an index, a size or a type that a base address register cannot express."""
         if not 0 <= self.index < BARS:
             self.refuse(where, f"a BAR's index is 0 to {BARS - 1}, not {self.index}")
         least = SMALLEST_IO if self.io else SMALLEST_MEMORY
@@ -130,18 +131,18 @@ class Bar(Declared):
     ) -> Register[Any]:
         """A register of ``size`` bytes (1 to 8) at ``offset``.
 
-        ``kind`` is an IntFlag or IntEnum that the device sees instead of a plain int; ``access`` is one of
-        :class:`~bellwire.declare.access.Access`'s words; ``reset`` is the value after reset; ``writable`` has the
-        bits that a guest can change (all of them unless given).
+        ``kind`` is an IntFlag or IntEnum that the device sees in place of a plain int. ``access`` is one of the
+        words of :class:`~bellwire.declare.access.Access`. ``reset`` is the value after reset. ``writable`` is a mask
+        of the bits that a guest can change; by default all of them.
         """
         return Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable)
 
     def doorbell(self, offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> Doorbell:
-        """A register whose write means "look at your queue": see :class:`~bellwire.declare.doorbell.Doorbell`."""
+        """A register that a guest writes to start work: see :class:`~bellwire.declare.doorbell.Doorbell`."""
         return Doorbell(self, offset, size=size, match=match, value=value)
 
     def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
-        """A stretch handed over whole, reads too: see :class:`~bellwire.declare.doorbell.IoRegion`."""
+        """A range whose reads and writes all run two hooks: see :class:`~bellwire.declare.doorbell.IoRegion`."""
         return IoRegion(self, offset, size, posted=posted, bell=bell)
 
     @overload
@@ -153,11 +154,11 @@ class Bar(Declared):
     ) -> BlockArray[Any]:
         """``count`` rows of registers and doorbells, ``stride`` bytes apart, from ``offset`` on.
 
-        What is in a row is told by name, as ``base=reg(0x00, 8), tail=doorbell(0x10)``, or by a subclass of
-        :class:`~bellwire.declare.block.Block`, which type checkers understand.
+        Keywords declare the members of a row, as ``base=reg(0x00, 8), tail=doorbell(0x10)``. A subclass of
+        :class:`~bellwire.declare.block.Block` declares them so that type checkers know their types.
         """
         return BlockArray(self, offset, kind, count, stride, members)
 
     def area(self, offset: int, size: int) -> Area:
-        """A stretch that the guest maps: see :class:`Area`."""
+        """A range of ``size`` bytes at ``offset`` that the guest maps: see :class:`Area`."""
         return Area(self, offset, size)

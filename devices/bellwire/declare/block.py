@@ -1,7 +1,7 @@
-"""Blocks: registers and doorbells that come again and again, one row for each queue, channel or port.
+"""Blocks: arrays of registers and doorbells, with one row for each queue, channel or port.
 
-A block is expanded into plain registers and doorbells with names like ``queues[3].base``; what lies behind knows no
-blocks. Hooks are the exception: one method serves all rows, and is told which row it was.
+The SDK expands a block into plain registers and doorbells with names like ``queues[3].base``, so the model knows no
+blocks. Hooks are the exception: one method serves all rows, and gets the index of the row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OWN = {"device", "index", "bar", "offset", "count", "stride", "row_type", "memb
 
 
 class RegisterMember(Generic[Value]):
-    """A register of each row; :func:`reg` makes it. On a row it is the register's value."""
+    """A register that every row has. Made by :func:`reg`. On a row it is the register's value."""
 
     def __init__(self, offset: int, kind: type[IntFlag | IntEnum] | None, **words: Any) -> None:
         self.offset = offset
@@ -53,12 +53,12 @@ class RegisterMember(Generic[Value]):
         register.__set__(row.device, value)
 
     def at(self, bar: Bar, start: int) -> Register[Any]:
-        """The register of the row that starts there."""
+        """The register of the row that starts at ``start`` of ``bar``."""
         return Register(bar, start + self.offset, self._kind, **self._words)
 
 
 class DoorbellMember:
-    """A doorbell of each row; :func:`doorbell` makes it. On a row it tells how often it was rung."""
+    """A doorbell that every row has. Made by :func:`doorbell`. On a row it tells how often it was rung."""
 
     def __init__(self, offset: int, **words: Any) -> None:
         self.offset = offset
@@ -78,7 +78,7 @@ class DoorbellMember:
         raise AttributeError(f"{row._items[self.name]} is a doorbell: the guest rings it")
 
     def at(self, bar: Bar, start: int) -> Doorbell:
-        """The doorbell of the row that starts there."""
+        """The doorbell of the row that starts at ``start`` of ``bar``."""
         return Doorbell(bar, start + self.offset, **self._words)
 
 
@@ -100,18 +100,18 @@ def reg(
     writable: int | None = None,
 ) -> RegisterMember[Typed]: ...
 def reg(offset: int, size: int = 4, *, kind: Any = None, **words: Any) -> RegisterMember[Any]:
-    """A register of a block, of ``size`` bytes at ``offset`` of each row; the words are those of :meth:`Bar.reg`."""
+    """A register of ``size`` bytes at ``offset`` of each row of a block; the keywords are those of :meth:`Bar.reg`."""
     words = {"access": "rw", "reset": 0, "writable": None} | words
     return RegisterMember(offset, kind, size=size, **words)
 
 
 def doorbell(offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> DoorbellMember:
-    """A doorbell of a block, at ``offset`` of each row; the words are those of :meth:`bellwire.Bar.doorbell`."""
+    """A doorbell at ``offset`` of each row of a block; the keywords are those of :meth:`bellwire.Bar.doorbell`."""
     return DoorbellMember(offset, size=size, match=match, value=value)
 
 
 class Block:
-    """A row at work. A subclass declares what a row has, where type checkers are to know::
+    """One row of a block on an instance. A subclass declares the members of a row, with their types::
 
     class Queue(Block):
         base = reg(0x00, size=8)
@@ -122,14 +122,14 @@ class Block:
 
     def __init__(self, device: PciDevice, index: int, items: Mapping[str, Register[Any] | Doorbell]) -> None:
         self.device = device
-        """Whose row it is."""
+        """The device that the row belongs to."""
         self.index = index
-        """Which one."""
+        """The row's index, from 0."""
         self._items = items
 
 
 class BlockMember(Declared):
-    """``queues.tail``: the same register or doorbell of every row, for hooks to be tied to."""
+    """``queues.tail``: the same register or doorbell of every row. Hooks are tied to it."""
 
     def __init__(self, block: BlockArray[Any], word: str, member: Member) -> None:
         self.block = block
@@ -158,8 +158,8 @@ class BlockMember(Declared):
 class BlockArray(Declared, Generic[Row]):
     """``count`` rows, ``stride`` bytes apart. Made by :meth:`bellwire.Bar.block`.
 
-    On the class, ``Device.queues[3].base`` is the register, and ``queues.base`` what a hook is tied to. On an instance,
-    ``self.queues[3].base`` is its value.
+    On the class, ``Device.queues[3].base`` is a register, and ``queues.base`` is what a hook is tied to. On an
+    instance, ``self.queues[3].base`` is the register's value.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class BlockArray(Declared, Generic[Row]):
             member.name, member.owner = f"{self.name}.{word}", self.owner
 
     def check(self, where: str) -> None:
-        """Refuse rows that overlap, and none; what is in them is checked as what it is."""
+        """Refuse a block without rows or members, and rows that overlap. Each register and doorbell checks itself."""
         if not self.members:
             self.refuse(where, "a row has at least one register or doorbell")
         for name in self.members:
@@ -201,14 +201,14 @@ class BlockArray(Declared, Generic[Row]):
 
     @property
     def rows(self) -> tuple[dict[str, Register[Any] | Doorbell], ...]:
-        """The registers and doorbells of each row, by their names in it."""
+        """The registers and doorbells of each row, by the names that they have in the row."""
         if not self._items:
             self._items = tuple(self._row(index) for index in range(self.count))
         return self._items
 
     @property
     def items(self) -> Iterator[Register[Any] | Doorbell]:
-        """Those of all rows."""
+        """The registers and doorbells of all rows, row by row."""
         for row in self.rows:
             yield from row.values()
 
@@ -251,7 +251,7 @@ class BlockArray(Declared, Generic[Row]):
 
 
 class Place:
-    """One row on the class: its registers and doorbells as they were declared."""
+    """One row on the class: its attributes are the declared registers and doorbells."""
 
     __slots__ = ("_row",)
 
@@ -266,7 +266,7 @@ class Place:
 
 
 def _row_type(kind: type[Any] | None, members: Mapping[str, Member]) -> type[Block]:
-    """The class of the rows, without room for attributes that nobody has declared: a misspelt one is an error."""
+    """The class of the rows. Its ``__slots__`` are empty, so that assigning a misspelt attribute is an error."""
     content: dict[str, Any] = {}
     if kind is not None:
         if not issubclass(kind, Block):

@@ -1,4 +1,4 @@
-"""What every declaration in a device class has: a name, an owner, and a way to be refused by it."""
+"""The base of all declarations in a device class: a name, an owner, and an error that names both."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _HOOKS = ("read", "write", "ring", "set")
 
 
 class NoSuchHook(DeclarationError, AttributeError):
-    """A method was to be tied to an event that this kind of declaration does not have."""
+    """A class ties a method to an event that this kind of declaration does not have."""
 
 
 class _NoHook:
-    """Stands where another kind of declaration has a decorator, and says which this kind has.
+    """Takes the place of a decorator that this kind of declaration lacks. Its error names those that it has.
 
-    A ``__getattr__`` would say as much, and slow each look at any attribute of a declaration down: a posted write to
-    a register took 5.8 µs with one, and takes 4.4 µs.
+    A ``__getattr__`` could raise the same error, but would slow down every access to an attribute of a declaration:
+    a posted write to a register took 5.8 µs with one, and takes 4.4 µs without.
     """
 
     def __set_name__(self, _owner: type[Any], name: str) -> None:
@@ -35,17 +35,17 @@ class _NoHook:
 
 
 class Declared:
-    """Something assigned in the body of a device class. Python tells it its name."""
+    """Something assigned in the body of a device class. Python gives it its name by ``__set_name__``."""
 
     name = "?"
     owner = "?"
     row: int | None = None
-    """Which row of a block it belongs to."""
+    """The index of the row of a block that it belongs to; None outside blocks."""
     place: tuple[str, int] | None
     """File and line of the declaration."""
 
     def __new__(cls, *_arguments: Any, **_keywords: Any) -> Self:
-        """Note who declares it: the nearest caller outside the SDK's own declarations."""
+        """Remember the line that declares it: the nearest caller outside the SDK's own declarations."""
         declared = super().__new__(cls)
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
@@ -59,7 +59,7 @@ class Declared:
             self.owner = owner.__qualname__
 
     def __set__(self, device: Any, value: Never) -> None:
-        """An attribute would hide the declaration, and no snapshot would have it."""
+        """Refuse the assignment: the new attribute would hide the declaration, and would be missing in snapshots."""
         kind = type(self).__name__
         raise AttributeError(f"{self} is a {kind}: only what is in it can be changed, as by {self.name}[:]")
 
@@ -67,7 +67,7 @@ class Declared:
         return f"{self.owner}.{self.name}"
 
     def refuse(self, where: str, why: str) -> NoReturn:
-        """Raise a DeclarationError that names the file's own names; ``where`` is the class in the making."""
+        """Raise a DeclarationError with ``why`` and the file and line; ``where`` is the class that is being defined."""
         raise DeclarationError(f"{where}.{self.name}: {why}", self.place)
 
     if not TYPE_CHECKING:
@@ -83,5 +83,5 @@ def is_power_of_two(number: int) -> bool:
 
 
 def hexadecimal(number: int) -> str:
-    """``number`` as datasheets print it; negative numbers keep their sign."""
+    """``number`` in hexadecimal, as datasheets print it; a negative number keeps its sign."""
     return f"{number:#x}"

@@ -1,7 +1,7 @@
-"""Doorbells, and stretches of a BAR that are handed over whole.
+"""Doorbells, and ranges of a BAR whose accesses all run two hooks.
 
-An author says what the device needs to know (that it rang, or with which value too); server and client choose
-how the ring travels: an ioeventfd, an ioregionfd, or a REGION_WRITE message.
+An author says what the device needs to know: only that the doorbell rang, or the value too. Server and client choose
+the mechanism that carries the ring: an ioeventfd, an ioregionfd, or a REGION_WRITE message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = (1, 2, 4, 8)
 
 
 class Rings:
-    """A doorbell on one device: how often it was rung. It lives in the device's state."""
+    """What a doorbell is on an instance: how often it was rung. The count lies in the device's state."""
 
     __slots__ = ("_counts", "_slot")
 
@@ -35,29 +35,31 @@ class Rings:
 
     @property
     def rung(self) -> int:
-        """Rings since the last reset, exact however many one wake-up stood for."""
+        """Rings since the last reset. The count is exact, even if one wake-up stands for many rings."""
         count: int = self._counts[self._slot]
         return count
 
     def clear(self) -> None:
-        """Count from zero again."""
+        """Set the count to zero."""
         self._counts[self._slot] = 0
 
     def add(self, count: int) -> None:
-        """Count rings; wraps at 2**64 as the eventfd's own counter would."""
+        """Add ``count`` rings. The sum wraps at 2**64."""
         self._counts[self._slot] = (self._counts[self._slot] + count) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Doorbell(Declared):
-    """A write-only register that rings. Made by :meth:`bellwire.Bar.doorbell`.
+    """A write-only register that a guest writes to tell the device of work. Made by :meth:`bellwire.Bar.doorbell`.
 
-    * plain: any write of any value at ``offset`` rings. Rings coalesce: the hook runs once per wake-up, and
-      ``self.bell.rung`` says how many there were. An ioeventfd where the client can.
-    * ``match=N``: only a write of exactly ``size`` bytes with the value N rings. Several may share an
-      offset, with a register below them for all other values.
-    * ``value=True``: the hook gets every written value, in order. An ioregionfd where the client can.
+    There are three kinds:
 
-    A read gives the BAR's ``fill``.
+    * plain: a write of any value at ``offset`` rings. Rings coalesce: the hook runs once per wake-up, and
+      ``self.bell.rung`` tells how often the guest has rung. The client may register an ioeventfd.
+    * ``match=N``: only a write of exactly ``size`` bytes with the value N rings. Several of them may share an
+      offset, and a register of the same size at that offset takes all other values.
+    * ``value=True``: the hook gets every written value, in order. The client may register an ioregionfd.
+
+    A read gives the BAR's ``fill``, unless a register lies at the same offset.
     """
 
     def __init__(self, bar: Bar, offset: int, *, size: int, match: int | None, value: bool) -> None:
@@ -68,7 +70,7 @@ class Doorbell(Declared):
         self.value = value
 
     def check(self, where: str) -> None:
-        """Refuse what no client could register."""
+        """Refuse a doorbell that no client could register with KVM."""
         if self.size not in SIZES:
             self.refuse(where, f"a doorbell has 1, 2, 4 or 8 bytes, not {self.size}")
         if self.offset % self.size:
@@ -88,19 +90,20 @@ class Doorbell(Declared):
         return device.core.state.rings[self]
 
     def ring(self, hook: RingHook) -> RingHook:
-        """Run the decorated method when it rings: ``hook(self)``, or ``hook(self, value)`` with ``value=True``."""
+        """Run the decorated method for a ring: ``hook(self)``, or ``hook(self, value)`` with ``value=True``."""
         return mark(hook, "ring", self)
 
 
 class IoRegion(Declared):
-    """A stretch of a BAR whose reads and writes all come to two hooks. Made by :meth:`bellwire.Bar.ioregion`.
+    """A range of a BAR whose reads all run one hook, and whose writes another. Made by :meth:`bellwire.Bar.ioregion`.
 
-    It travels by ioregionfd where the client can. Unless ``posted``, the guest waits for each write to be
-    handled, as it waits for a read. Without a hook, reads give zero and writes are dropped.
+    Accesses arrive by ioregionfd if the client supports it, and as messages otherwise. The guest waits until a write
+    has been handled, as it does for a read; with ``posted`` it does not wait for writes. Without a hook, reads give
+    zero and writes are dropped.
 
-    With ``bell=4`` the stretch is a row of doorbells of 4 bytes each. A device whose guests keep the values in
-    memory of their own may then call :meth:`bellwire.PciDevice.ring_by_event` in ``setup``: each doorbell travels
-    by an ioeventfd where the client can, its value is lost, and the ring hook runs in place of the write hook.
+    With ``bell=4`` the range is a row of doorbells of 4 bytes each. If a driver keeps the values in guest memory as
+    well, the device may call :meth:`bellwire.PciDevice.ring_by_event` in ``setup``. Each doorbell is then an ioeventfd
+    if the client supports that: the value of a ring is lost, and the ring hook runs in place of the write hook.
     """
 
     def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int = 0) -> None:
@@ -111,7 +114,7 @@ class IoRegion(Declared):
         self.bell = bell
 
     def check(self, where: str) -> None:
-        """Refuse an empty stretch, and a row of doorbells that no client could register."""
+        """Refuse an empty range, and a row of doorbells that no client could register with KVM."""
         if self.size <= 0:
             self.refuse(where, f"size is at least 1, not {self.size}")
         if self.bell and self.bell not in SIZES:
@@ -120,13 +123,13 @@ class IoRegion(Declared):
             self.refuse(where, f"offset and size must be multiples of bell={self.bell}")
 
     def read(self, hook: RegionRead) -> RegionRead:
-        """``hook(self, offset, size) -> int``: offset within the stretch, size 1 to 8 bytes."""
+        """``hook(self, offset, size) -> int`` answers a read; ``offset`` is within the range, ``size`` 1 to 8 bytes."""
         return mark(hook, "read", self)
 
     def write(self, hook: RegionWrite) -> RegionWrite:
-        """``hook(self, offset, size, value)``: offset within the stretch, size 1 to 8 bytes."""
+        """``hook(self, offset, size, value)`` takes a write; ``offset`` is within the range, ``size`` 1 to 8 bytes."""
         return mark(hook, "write", self)
 
     def ring(self, hook: RegionRing) -> RegionRing:
-        """``hook(self, offset)``: the doorbell at ``offset`` of the row was rung, nobody knows with which value."""
+        """``hook(self, offset)``: the doorbell at ``offset`` of the row was rung; the value is not known."""
         return mark(hook, "ring", self)

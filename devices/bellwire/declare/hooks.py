@@ -1,7 +1,7 @@
 """Hooks: plain methods that a decorator has tied to a declaration.
 
-The decorator leaves the method as it is and only writes the tie on it, so that a subclass may override the
-method by name or tie another one to the same register (``@Base.ack.write``): the most derived class wins.
+The decorator does not wrap the method; it only records the tie on it. So a subclass may override the method by name,
+or tie another method to the same register (``@Base.ack.write``). The tie of the most derived class counts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ _TIES = "__bellwire_ties__"
 
 
 def mark(function: Function, event: str, target: Declared) -> Function:
-    """Tie ``function`` to the ``event`` of ``target``; one function may be tied to several."""
+    """Tie ``function`` to the ``event`` (read, write, ring or set) of ``target``. It may have several ties."""
     ties: tuple[Tie, ...] = getattr(function, _TIES, ())
     setattr(function, _TIES, (*ties, (event, target)))
     return function
 
 
 def collect(device: type[Any]) -> dict[Tie, str]:
-    """Which method (by name) each event of each declaration runs, over the whole ancestry of ``device``."""
+    """The name of the method that each event of each declaration runs, over ``device`` and all its bases.
+
+    A DeclarationError if one class ties two methods to the same event.
+    """
     found: dict[Tie, str] = {}
     for ancestor in reversed(device.__mro__):
         own: dict[Tie, str] = {}

@@ -1,6 +1,6 @@
 """The three ways a PCI device interrupts: MSI-X, MSI and the INTx line.
 
-A declaration on the class says what the device has; on an instance it is what device code pulls.
+A declaration on the class says what the device has. The same attribute of an instance raises interrupts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PBA_WORD = 8
 class MsiX(Declared):
     """``irq = MsiX(8)``: eight vectors, each ``self.irq[n].trigger()`` (PCI 3.0 §6.8.2).
 
-    The table and the pending bits lie in a BAR of their own, unless ``bar`` and ``offset`` put them into one
-    of the device's (16 bytes a vector, then the pending bits at the next 8-byte boundary).
+    The SDK puts the table and the pending bits into a BAR of their own. ``bar`` and ``offset`` put them into one of the
+    device's BARs instead: 16 bytes for each vector, then the pending bits at the next 8-byte boundary.
     """
 
     def __init__(self, count: int, *, bar: Bar | None = None, offset: int = 0) -> None:
@@ -34,12 +34,12 @@ class MsiX(Declared):
 
     @property
     def pba_offset(self) -> int:
-        """Where the pending bits start, from the table's start."""
+        """Bytes from the start of the table to the pending bits."""
         return ENTRY * self.count
 
     @property
     def pba_size(self) -> int:
-        """Bytes of pending bits: one bit a vector, in 8-byte words."""
+        """Bytes of pending bits: one bit for each vector, in 8-byte words."""
         return PBA_WORD * ((self.count + 63) // 64)
 
     @property
@@ -48,7 +48,7 @@ class MsiX(Declared):
         return self.pba_offset + self.pba_size
 
     def check(self, where: str) -> None:
-        """Refuse what the capability cannot say."""
+        """Refuse a number of vectors or a place that the MSI-X capability cannot express."""
         if not 1 <= self.count <= MSIX_MOST:
             self.refuse(where, f"MSI-X has 1 to {MSIX_MOST} vectors, not {self.count}")
         if self.bar is not None and self.bar.io:
@@ -71,7 +71,7 @@ class Msi(Declared):
         self.count = count
 
     def check(self, where: str) -> None:
-        """Refuse what the capability cannot say."""
+        """Refuse a number of messages that the MSI capability cannot express."""
         if not is_power_of_two(self.count) or self.count > MSI_MOST:
             self.refuse(where, f"MSI has 1, 2, 4, 8, 16 or 32 messages, not {self.count}")
 
@@ -84,13 +84,16 @@ class Msi(Declared):
 
 
 class IntX(Declared):
-    """``line = IntX()``: the shared, level-triggered line: ``self.line.high()`` and ``self.line.low()``."""
+    """``line = IntX()``: the shared, level-triggered line (PCI 3.0 §2.2.6).
+
+    Device code drives it by ``self.line.high()`` and ``self.line.low()``.
+    """
 
     def __init__(self, pin: int = 1) -> None:
         self.pin = pin
 
     def check(self, where: str) -> None:
-        """Refuse a pin that PCI has not."""
+        """Refuse a pin other than INTA to INTD."""
         if not 1 <= self.pin <= 4:
             self.refuse(where, f"the pin is 1 (INTA) to 4 (INTD), not {self.pin}")
 

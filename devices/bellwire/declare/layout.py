@@ -1,4 +1,4 @@
-"""What a device class declares, collected once and checked: the plan that every instance is built from."""
+"""The layout of a device class: all its declarations, collected and checked once. Instances are built from it."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from bellwire.errors import DeclarationError
 
 Placed = Register[Any] | Doorbell | IoRegion | Area | MsiX
 PAGE = 4096
-VENDOR_ROOM = 96  # bytes of the capability list's 192: the standard capabilities may take the others
+VENDOR_ROOM = 96  # bytes: half of the 192 that the capability list has; the standard capabilities may need the rest
 
 
 @dataclass(frozen=True, slots=True)
 class BarLayout:
-    """One BAR and what lies behind it, in order of offset."""
+    """One BAR and the declarations that lie behind it, in order of offset."""
 
     bar: Bar
     placed: tuple[Placed, ...]
 
     @property
     def file_size(self) -> int:
-        """Bytes of register file: up to the end of the last register."""
+        """Size in bytes of the BAR's register file: from offset 0 to the end of the last register."""
         return max((item.offset + item.size for item in self.placed if isinstance(item, Register)), default=0)
 
     @property
     def areas(self) -> tuple[Area, ...]:
-        """The mmap-able areas."""
+        """The areas that a guest may map, in order of offset."""
         return tuple(item for item in self.placed if isinstance(item, Area))
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
-        """The doorbells."""
+        """The doorbells, in order of offset."""
         return tuple(item for item in self.placed if isinstance(item, Doorbell))
 
     @property
     def ioregions(self) -> tuple[IoRegion, ...]:
-        """The stretches handed over whole."""
+        """The ioregions, in order of offset."""
         return tuple(item for item in self.placed if isinstance(item, IoRegion))
 
 
@@ -73,12 +73,12 @@ class Layout:
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
-        """All doorbells, BAR by BAR."""
+        """The doorbells of all BARs, BAR by BAR."""
         return tuple(bell for plan in self.bars.values() for bell in plan.doorbells)
 
     @property
     def digest(self) -> int:
-        """A number that differs (nearly surely) where BARs or saved fields mean something else: it guards snapshots."""
+        """A checksum of BARs and saved fields. A snapshot of a device with another digest is refused."""
         parts = [
             f"{plan.bar.index}:{plan.bar.size}:{type(item).__name__}:{item.name}:{item.offset}:{item.size}"
             for plan in self.bars.values()
@@ -89,7 +89,7 @@ class Layout:
 
 
 def plan(device: type[Any]) -> Layout:
-    """Collect and check what ``device`` and its ancestors declare; a DeclarationError says what is wrong."""
+    """Collect and check what ``device`` and its bases declare. A DeclarationError says what is wrong."""
     where = device.__qualname__
     declared = _declarations(device)
     for item in declared.values():
@@ -150,7 +150,7 @@ def _members(blocks: list[BlockArray[Any]]) -> Iterator[BlockMember]:
 
 
 def _hooks_of_rows(hooks: Mapping[Tie, str]) -> dict[Tie, str]:
-    """What is tied to a member of a block is tied to it in each of its rows."""
+    """The ties of block members, repeated for each row of the block."""
     return {
         (event, row[target.word]): name
         for (event, target), name in hooks.items()
@@ -160,7 +160,7 @@ def _hooks_of_rows(hooks: Mapping[Tie, str]) -> dict[Tie, str]:
 
 
 def _declarations(device: type[Any]) -> dict[str, Declared]:
-    """The declarations by attribute name, the most derived class's where a name is used again."""
+    """The declarations by attribute name. Where two classes use a name, the most derived class counts."""
     found: dict[str, Declared] = {}
     own = next(base for base in device.__mro__ if base.__module__ == "bellwire.device")
     for name in own.__annotations__.keys() & vars(device).keys():
@@ -231,7 +231,7 @@ def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
 
 
 def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
-    """Overlapping pairs among ``items``, which are in order of offset."""
+    """The pairs of ``items`` that overlap. ``items`` must be in order of offset."""
     open_items: list[Placed] = []
     for item in items:
         open_items = [before for before in open_items if before.offset + before.size > item.offset]
@@ -241,7 +241,7 @@ def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
 
 
 def _may_share(one: Placed, other: Placed) -> bool:
-    """Matched doorbells may share an offset, with each other and with a register of the same size."""
+    """Whether two items may overlap: matched doorbells may, with each other and with a register of the same size."""
     bells = [item for item in (one, other) if isinstance(item, Doorbell) and item.match is not None]
     registers = [item for item in (one, other) if isinstance(item, Register)]
     if one.offset != other.offset:
@@ -256,7 +256,7 @@ def _span(item: Placed) -> str:
 
 
 def _place(device: type[Any], method: str) -> tuple[str, int] | None:
-    """Where a method is written."""
+    """The file and line of a method."""
     function = inspect.unwrap(inspect.getattr_static(device, method))
     return (function.__code__.co_filename, function.__code__.co_firstlineno) if inspect.isfunction(function) else None
 
@@ -293,15 +293,15 @@ def _check_hooks(device: type[Any], hooks: Mapping[Tie, str], known: set[int]) -
 
 
 def check_rung(where: str, layout: Layout) -> None:
-    """That a complete device notices all its doorbells: a ring that runs nothing is most likely a forgotten tie."""
+    """Refuse a doorbell without a ring hook: the author most likely forgot the decorator."""
     for bell in layout.doorbells:
         if ("ring", bell) not in layout.hooks:
-            name = re.sub(r"\[\d+\]", "", bell.name)  # of all rows of a block
+            name = re.sub(r"\[\d+\]", "", bell.name)  # a hook serves all rows of a block, so its name has no index
             bell.refuse(where, f"no method is tied to it: write @{name}.ring above the one that it runs")
 
 
 def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
-    """That a hook takes what it will be given."""
+    """Refuse a hook that does not take the arguments that it will get."""
     event, target = tie
     words = _arguments(event, target)
     if words is None or not inspect.isfunction(hook):
@@ -320,7 +320,7 @@ def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple
 
 
 def _arguments(event: str, target: object) -> tuple[str, ...] | None:
-    """What the hook of an event is given, besides the device."""
+    """The names of the arguments that the hook of an event gets after ``self``; None if they are not fixed."""
     match target, event:
         case (BlockMember(), _):
             words = _arguments(event, target.block.rows[0][target.word])

@@ -1,8 +1,9 @@
-"""What the methods of a device class do, read from their bytecode when the class is made.
+"""Finds misspelt attributes: reads the bytecode of a device class's methods when the class is made.
 
-An attribute of the device's own is made in ``__init__``, ``setup``, ``reset`` or ``restored``, in a method that one of
-these calls, or it is named in the class body. Any other assignment is taken for a misspelt name: at run time Python
-would make a new attribute of it, and the register would keep its value. Nothing of this costs anything at run time.
+A device makes its own attributes in ``__init__``, ``setup``, ``reset`` or ``restored``, in a method that one of these
+calls, or in the class body. An assignment to any other attribute is taken for a misspelt name. Python would make a new
+attribute of it at run time, and the register would keep its value. The check runs once for each class, and costs
+nothing at run time.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _STORE = dis.opmap["STORE_ATTR"]
 
 
 class Store(NamedTuple):
-    """``self.name = ...`` in ``line``."""
+    """An assignment ``self.name = ...``, and its line."""
 
     name: str
     line: int
 
 
 def check_methods(device: type[Any]) -> None:
-    """A DeclarationError for an ``__init__`` that never reaches the SDK's, and for what looks like a misspelt name."""
+    """Raise a DeclarationError for an ``__init__`` without ``super().__init__()``, and for a misspelt attribute."""
     _check_init(device)
     made: set[str] | None = None
     for name, function in _functions(device):
@@ -65,7 +66,7 @@ def _refuse(device: type[Any], method: str, function: FunctionType, store: Store
 
 
 def _functions(owner: type[Any]) -> Iterator[tuple[str, FunctionType]]:
-    """The methods that ``owner`` itself has, those of its properties too."""
+    """The methods that ``owner`` itself defines, including getters and setters of properties."""
     for name, member in vars(owner).items():
         found = (member.fget, member.fset) if isinstance(member, property) else (member,)
         for each in found:
@@ -75,7 +76,7 @@ def _functions(owner: type[Any]) -> Iterator[tuple[str, FunctionType]]:
 
 
 def _made(device: type[Any]) -> set[str]:
-    """The attributes that the makers make, with all that they call on the device, over its whole ancestry."""
+    """The attributes that the methods in MAKERS assign, and the methods that these call, in all base classes."""
     methods: dict[str, list[CodeType]] = {}
     for ancestor in device.__mro__[:-1]:
         for name, function in _functions(ancestor):
@@ -99,7 +100,7 @@ def _annotated(device: type[Any], name: str) -> bool:
 
 
 def _called(code: CodeType) -> Iterator[str]:
-    """The names of the methods that a method calls, and that the functions in it call; of any object, to be simple."""
+    """The names of all methods that ``code`` and the functions inside it call, on any object."""
     for instruction in dis.get_instructions(code):
         match instruction.opname:
             case "LOAD_METHOD" | "LOAD_SUPER_ATTR":
@@ -127,7 +128,10 @@ def _stores(code: CodeType) -> tuple[Store, ...]:
 
 
 def _loads(instruction: dis.Instruction, name: str) -> bool:
-    """Whether it leaves a local variable on top of the stack; newer Pythons do two things at once."""
+    """Whether the instruction leaves the local variable ``name`` on top of the stack.
+
+    Newer Pythons have instructions that load two variables; the last one is on top.
+    """
     if "LOAD_FAST" not in instruction.opname:
         return False
     loaded = instruction.argval

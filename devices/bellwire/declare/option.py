@@ -1,4 +1,4 @@
-"""What a user may set on a device before it starts: ``-o KEY=VALUE``."""
+"""Options: what a user may set on a device, as ``-o KEY=VALUE``."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Option(Declared, Generic[Setting]):
-    """``rate = Option(100, least=1, help="samples a second")``: an option whose default gives its type.
+    """``rate = Option(100, least=1, help="samples a second")``: an option. The type of its default is its type.
 
-    ``least`` and ``most`` bound a number, ``choices`` are all that it can be, and ``check`` is a function that gets a
-    value and returns None if it will do, else what was expected, in words that follow "expected". A value is checked
-    when a device is made, and when it is changed. Integers may be written in any base and with a suffix K, M, G or T
-    (powers of 1024). A float is finite, a text or path has no NUL.
+    ``least`` and ``most`` are the bounds of a number. ``choices`` are all the values that are allowed. ``check`` is a
+    function that gets a value: it returns None for a good value, and else what was expected, in words that follow
+    "expected". A value is checked when a device is made, and whenever the option is changed. Users may write integers
+    in any base, with a suffix K, M, G or T (powers of 1024). A float must be finite; a text or path must have no NUL.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Option(Declared, Generic[Setting]):
 
     @property
     def allowed(self) -> str:
-        """What bounds or choices allow, in words; empty where they say nothing."""
+        """The bounds or the choices in words; empty if there are none."""
         if self.choices:
             *others, last = (self.text(choice) for choice in self.choices)
             return f"{', '.join(others)} or {last}" if others else last
@@ -87,7 +87,7 @@ class Option(Declared, Generic[Setting]):
         return "" if self.most is None else f"at most {_short(self.most)}"
 
     def text(self, value: Setting) -> str:
-        """``value`` as a user would write it; empty for no path and no text."""
+        """``value`` as a user would write it. An empty path gives an empty text."""
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, Path):
@@ -95,7 +95,7 @@ class Option(Declared, Generic[Setting]):
         return _short(value) if isinstance(value, int) else str(value)
 
     def fault(self, value: Any) -> str | None:
-        """What was expected, where ``value``, of the right type, will not do."""
+        """What was expected, if ``value`` is not allowed; else None. ``value`` has the right type already."""
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         if isinstance(value, str | Path) and "\0" in str(value):
@@ -107,7 +107,7 @@ class Option(Declared, Generic[Setting]):
         return None if self._check is None else self._check(value)
 
     def set(self, hook: SetHook) -> SetHook:
-        """Let the option be changed while the device runs: ``hook(self, value)`` does so, or raises an OptionError."""
+        """Allow changes while the device runs: ``hook(self, value)`` applies the value, or raises an OptionError."""
         return mark(hook, "set", self)
 
     @overload
@@ -121,11 +121,11 @@ class Option(Declared, Generic[Setting]):
 
     @property
     def type_name(self) -> str:
-        """The word that help texts use for the type."""
+        """The name of the option's type in help texts and errors: bool, int, float, str or path."""
         return "path" if isinstance(self.default, Path) else type(self.default).__name__
 
     def parse(self, text: str) -> Any:
-        """The value that ``text`` stands for; an OptionError says what was expected."""
+        """Convert what a user wrote into a value. An OptionError says what was expected."""
         try:
             if isinstance(self.default, bool):
                 return _WORDS[text.lower()]
@@ -139,7 +139,10 @@ class Option(Declared, Generic[Setting]):
 
 
 def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Check ``given`` (texts, or values of the right type) against what ``device`` declares."""
+    """Check ``given`` (texts, or values of the right type) against the options of ``device``; return the values.
+
+    An OptionError names an unknown option or a value that is not allowed.
+    """
     values: dict[str, Any] = {}
     for name, value in given.items():
         option = options.get(name)
@@ -156,7 +159,7 @@ def parse_options(options: Mapping[str, Option[Any]], given: Mapping[str, Any], 
 
 
 def _short(number: float) -> str:
-    """A large integer with a suffix, or else in hexadecimal, which is easier to read."""
+    """``number`` as text. A large integer gets a suffix, or is written in hexadecimal, so that it is easy to read."""
     if not isinstance(number, int) or number < _LARGE:
         return str(number)
     for suffix, shift in reversed(_SUFFIXES.items()):

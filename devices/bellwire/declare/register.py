@@ -1,4 +1,4 @@
-"""A register: typed, named, addressed; its bytes live in the device's state, never in an attribute."""
+"""A register: a name, a type and an address. Its bytes lie in the device's state, never in an attribute."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 class Register(Declared, Generic[Value]):
     """``size`` bytes at ``offset`` of a BAR. Made by :meth:`bellwire.Bar.reg`.
 
-    On the class it is itself and knows its address; on an instance it is its value. Assigning it from the
-    device runs no hook and obeys no access word (but for ``constant``); the value is cut to the register's
-    size.
+    On the class it is the declaration, with its address. On an instance it is the register's value. When device code
+    assigns it, no hook runs, the access word does not matter, and the value is cut to the register's size. Only a
+    ``constant`` register refuses the assignment, with an AttributeError.
 
-    A guest's access narrower than the register reads or writes those bytes of it; a wider or straddling one
-    is split at the registers' edges, from the lowest address up.
+    A guest's access may be narrower than the register: it then reads or writes only those bytes. The SDK splits an
+    access that is wider, or that touches two registers, at the edges of the registers, from the lowest address up.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Register(Declared, Generic[Value]):
         self._struct = struct.Struct(_FORMATS[size]) if size in _FORMATS else None
 
     def check(self, where: str) -> None:
-        """Refuse what no register can be."""
+        """Refuse an access word, a size, an offset or a reset value that no register can have."""
         if self.access_word not in Access._value2member_map_:
             words = ", ".join(mode.value for mode in Access)
             self.refuse(where, f"access {self.access_word!r} is none of {words}")
@@ -98,9 +98,10 @@ class Register(Declared, Generic[Value]):
         self.store(device.core.state.registers[self.bar.index], value)
 
     def typed(self, value: int) -> Any:
-        """``value`` as the register's kind; a ValueError where that has no such value.
+        """``value`` as the register's ``kind``. A ValueError if the enum has no such value.
 
-        The enum module keeps every combination of flags that it has met, and a guest may go through them all.
+        The enum module caches every combination of flags that it meets, and a guest could try all of them. So the
+        cache is emptied when it has more than MOST_VALUES entries.
         """
         kind = self.kind
         if kind is None:
@@ -113,7 +114,7 @@ class Register(Declared, Generic[Value]):
         return kind(value)
 
     def meaning(self, value: int) -> str:
-        """The name of ``value``, or of its flags; empty where there are no names, and ``?`` for what has none."""
+        """The name of ``value``, or of its flags. Empty for a register without a kind, ``?`` for an unknown value."""
         if self.kind is None:
             return ""
         try:
@@ -125,14 +126,14 @@ class Register(Declared, Generic[Value]):
         return str(member.name)
 
     def load(self, file: memoryview) -> int:
-        """The value in the register file ``file`` of its BAR."""
+        """Read the value from ``file``, the register file of its BAR."""
         if self._struct is not None:
             value: int = self._struct.unpack_from(file, self.offset)[0]
             return value
         return int.from_bytes(file[self.offset : self.offset + self.size], "little")
 
     def store(self, file: memoryview, value: int) -> None:
-        """Put ``value``, cut to the register's size, into the register file ``file`` of its BAR."""
+        """Write ``value``, cut to the register's size, to ``file``, the register file of its BAR."""
         value &= self._mask
         if self._struct is not None:
             self._struct.pack_into(file, self.offset, value)
@@ -142,11 +143,11 @@ class Register(Declared, Generic[Value]):
     def write(self, hook: WriteHook) -> WriteHook:
         """Run the decorated method after a guest's write has been stored.
 
-        It gets the value written. Where the guest wrote only some of the bytes, the others are the stored
-        ones (``rw``) or zero (``wo``, ``w1c``, ``w1s``).
+        ``hook(self, value)`` gets the value that the guest wrote. If the guest wrote only some of the bytes, the others
+        are those stored (``rw``) or zero (``wo``, ``w1c``, ``w1s``).
         """
         return mark(hook, "write", self)
 
     def read(self, hook: ReadHook) -> ReadHook:
-        """Run the decorated method for a guest's read; what it returns is what the guest gets."""
+        """Run the decorated method for a guest's read: the guest gets what ``hook(self)`` returns, an int."""
         return mark(hook, "read", self)

@@ -1,4 +1,4 @@
-"""Device state beyond registers: fields that live in the state buffer, so that a snapshot has them."""
+"""Saved fields: device state that is no register. It lies in the state file, so a snapshot has it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=bool | int | float)
 
 _FLOAT = struct.Struct("<d")
-CELL = 16  # bytes: an int of 64 bits, signed or not, fits with room to spare
+CELL = 16  # bytes: room for a signed integer of 128 bits
 
 
 class Saved(Declared, Generic[Scalar]):
-    """``copied = Saved(0)``: an int (of up to 128 bits, signed), bool or float; reset brings the default back.
+    """``copied = Saved(0)``: a bool, an int (signed, up to 128 bits) or a float. A reset restores the default.
 
-    The default gives the type, which may be an IntFlag or IntEnum too.
+    The type of the default is the field's type; it may also be an IntFlag or an IntEnum. Assigning a value that does
+    not fit raises a StateError.
     """
 
     def __init__(self, default: Scalar) -> None:
@@ -31,11 +32,11 @@ class Saved(Declared, Generic[Scalar]):
 
     @property
     def kind(self) -> str:
-        """What its cell holds."""
+        """The name of the field's type."""
         return self._kind.__name__
 
     def check(self, where: str) -> None:
-        """Refuse what does not fit a cell."""
+        """Refuse a default of another type, or one that does not fit in 128 bits."""
         if not isinstance(self.default, bool | int | float):
             self.refuse(where, f"Saved holds an int, bool or float, not {type(self.default).__name__}")
         try:
@@ -60,7 +61,7 @@ class Saved(Declared, Generic[Scalar]):
         self.store(device.core.state.saved[self], value)
 
     def store(self, cell: memoryview, value: Any) -> None:
-        """Put ``value`` into its cell."""
+        """Write ``value`` to ``cell``, the field's bytes in the state file. A StateError if it does not fit."""
         try:
             if isinstance(self.default, float):
                 _FLOAT.pack_into(cell, 0, value)
@@ -70,12 +71,12 @@ class Saved(Declared, Generic[Scalar]):
             raise StateError(f"{self} cannot hold {value!r}: {error}") from None
 
     def clear(self, cell: memoryview) -> None:
-        """Put the default back."""
+        """Write the default to ``cell``."""
         self.store(cell, self.default)
 
 
 class SavedBytes(Declared):
-    """``buffer = SavedBytes(4096)``: a fixed stretch of bytes, a writable memoryview on the instance."""
+    """``buffer = SavedBytes(4096)``: ``size`` bytes; a writable memoryview on an instance. A reset clears it."""
 
     kind = "bytes"
 
@@ -83,7 +84,7 @@ class SavedBytes(Declared):
         self.size = size
 
     def check(self, where: str) -> None:
-        """Refuse an empty stretch."""
+        """Refuse a size below one byte."""
         if self.size <= 0:
             self.refuse(where, f"size is at least 1, not {self.size}")
 
@@ -97,5 +98,5 @@ class SavedBytes(Declared):
         return device.core.state.saved[self]
 
     def clear(self, cell: memoryview) -> None:
-        """Zero it."""
+        """Fill ``cell`` with zeros."""
         cell[:] = bytes(self.size)

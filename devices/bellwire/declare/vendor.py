@@ -1,4 +1,4 @@
-"""Capabilities whose contents a device's own specification lays down (PCI 3.0 §6.7, capability 09h)."""
+"""Vendor-specific capabilities: the specification of the device defines their contents (PCI 3.0 §6.7, 09h)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 Hook = TypeVar("Hook", bound=Callable[[Any, int, int], None])
 
 HEADER = 3
-"""Bytes before the body: number, pointer to the next capability, length of it all."""
+"""Bytes before the body: capability number, pointer to the next capability, length of the whole."""
 LARGEST = 0xFF - HEADER
 
 
 class VendorCapability(Declared):
-    """``where = VendorCapability(body)``: ``body`` is what follows the length byte, and its value after a reset.
+    """``where = VendorCapability(body)``: ``body`` has the bytes after the length byte, as they are after a reset.
 
-    ``writable`` has a one for each bit that a guest may change, and may be shorter than ``body``. On an instance
-    it is a writable memoryview of the body as it stands. Capabilities lie in config space in the order in which
-    they are declared.
+    ``writable`` has a one for each bit that a guest may change. It may be shorter than ``body``; the rest is then
+    read-only. On an instance the attribute is a writable memoryview of the current body. Capabilities lie in config
+    space in the order of their declarations.
     """
 
     def __init__(self, body: bytes, *, writable: bytes = b"") -> None:
@@ -32,7 +32,7 @@ class VendorCapability(Declared):
         self.size = len(body)
 
     def check(self, where: str) -> None:
-        """Refuse what the length byte cannot say."""
+        """Refuse a body that is empty or too long for the length byte, and a mask that is longer than the body."""
         if not 1 <= self.size <= LARGEST:
             self.refuse(where, f"the body of a capability has 1 to {LARGEST} bytes, not {self.size}")
         if len(self.writable) > self.size:
@@ -49,9 +49,9 @@ class VendorCapability(Declared):
         return device.core.state.config[start : start + self.size]
 
     def read(self, hook: Hook) -> Hook:
-        """Run ``hook(self, offset, size)`` before a guest reads those bytes of the body: it may change them first."""
+        """Run ``hook(self, offset, size)`` before a guest reads these bytes of the body. The hook may change them."""
         return mark(hook, "read", self)
 
     def write(self, hook: Hook) -> Hook:
-        """Run ``hook(self, offset, size)`` after a guest's write to those bytes of the body has been stored."""
+        """Run ``hook(self, offset, size)`` after a guest has written these bytes of the body."""
         return mark(hook, "write", self)

@@ -1,1 +1,1 @@
-"""One instance of a device, with no process around it: its state, its BARs, its config space, its interrupts."""
+"""The model of one device instance: state, BARs, config space and interrupts. It knows no process and no socket."""

@@ -1,4 +1,4 @@
-"""Config space before anybody has touched it: identity, BARs, the capability chain, and what may be written.
+"""Config space after power-on: identity, BARs, the capability list, and the bits that a guest may write.
 
 Chapter numbers are of PCI Local Bus 3.0, PCI Express Base 4.0 and PCI Power Management 1.2.
 """
@@ -41,7 +41,7 @@ _LINK_X1_2_5GT = 0x11
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a device says it is (PCI 3.0 §6.2.1); ``class_code`` is base class, sub-class, interface: 24 bits."""
+    """A device's identity (PCI 3.0 §6.2.1). ``class_code`` has 24 bits: base class, sub-class and interface."""
 
     vendor: int
     device: int
@@ -51,27 +51,27 @@ class Identity:
     subsystem: int
     express: bool
     no_soft_reset: bool
-    """Whether going back from D3hot to D0 leaves the device as it was (PM 1.2 §3.2.4)."""
+    """Whether the device keeps its state when it returns from D3hot to D0 (PM 1.2 §3.2.4)."""
 
 
 @dataclass(slots=True)
 class Template:
-    """Config space after reset: its bytes, which bits a guest may write, and where each capability lies."""
+    """Config space after reset: its bytes, the bits that a guest may write, and the offset of each capability."""
 
     content: bytearray
     writable: bytearray
     at: dict[int, int] = field(default_factory=dict)
     vendor: dict[VendorCapability, int] = field(default_factory=dict)
-    """Where the body of each vendor-specific capability lies."""
+    """The offset of the body of each vendor-specific capability."""
 
     def put(self, offset: int, size: int, value: int, writable: int = 0) -> None:
-        """Lay down a little-endian field."""
+        """Write ``value`` as a little-endian field of ``size`` bytes; ``writable`` has its writable bits."""
         self.content[offset : offset + size] = value.to_bytes(size, "little")
         self.writable[offset : offset + size] = writable.to_bytes(size, "little")
 
 
 def template(identity: Identity, layout: Layout) -> Template:
-    """The config space of a device with ``identity`` and ``layout``."""
+    """Build the config space of a device with ``identity`` and ``layout``."""
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
     space = Template(bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
@@ -88,7 +88,7 @@ def template(identity: Identity, layout: Layout) -> Template:
 
 
 def _bars(space: Template, layout: Layout) -> None:
-    """Base address registers (§6.2.5.1): type bits below, address bits above the size writable."""
+    """The base address registers (§6.2.5.1): low bits give the type; address bits above the size are writable."""
     for index, plan in layout.bars.items():
         bar = plan.bar
         kind = 0b1 if bar.io else (0b100 if bar.bits == 64 else 0) | (0b1000 if bar.prefetchable else 0)
@@ -97,7 +97,7 @@ def _bars(space: Template, layout: Layout) -> None:
 
 
 def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
-    """The capability list (§6.7), each on a dword, the pointers threaded through."""
+    """The capability list (§6.7): each capability starts on a dword and points to the next one."""
     link = CAPABILITY_POINTER
     offset = FIRST_CAPABILITY
     for what, body in _bodies(identity, layout):
@@ -120,7 +120,7 @@ _Fields = list[tuple[int, int, int]]
 
 
 def _bodies(identity: Identity, layout: Layout) -> list[tuple[int | VendorCapability, _Fields]]:
-    """Number and fields (size, reset value, writable bits) of each capability."""
+    """The number of each capability, and its fields: size in bytes, reset value, writable bits."""
     found: list[tuple[int | VendorCapability, _Fields]] = [
         (
             POWER_MANAGEMENT,
@@ -146,11 +146,11 @@ def _bodies(identity: Identity, layout: Layout) -> list[tuple[int | VendorCapabi
                     (4, _LINK_X1_2_5GT, 0),
                     (2, 0, 0x01FB),
                     (2, _LINK_X1_2_5GT, 0),
-                    (40, 0, 0),  # slot, root and the second set of registers: none of it here
+                    (40, 0, 0),  # slot, root and second-set registers: an endpoint of this kind has none of them
                 ],
             )
         )
-    for vendor in layout.vendor:  # §6.7: the length of it all, then what the device's own specification says
+    for vendor in layout.vendor:  # §6.7: the length of the whole, then what the device's own specification defines
         content = ((1, value, writable) for value, writable in zip(vendor.body, vendor.writable, strict=True))
         found.append((vendor, [(1, HEADER + vendor.size, 0), *content]))
     return found

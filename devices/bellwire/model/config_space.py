@@ -1,4 +1,4 @@
-"""Config space as the guest uses it: masked writes, and what follows from them."""
+"""Config space at run time: a guest's reads and masked writes, and the effects of these writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bellwire.model.capabilities import Template
 
 
 class Effect(Flag):
-    """What a config write asks the rest of the device to do."""
+    """What a write to config space makes the rest of the device do."""
 
     NONE = 0
     RESET = auto()
@@ -20,7 +20,7 @@ class Effect(Flag):
 
 
 class ConfigSpace:
-    """The config space of one device: ``content`` is a slice of its state."""
+    """The config space of one device. ``content`` holds its bytes: a slice of the state file."""
 
     def __init__(self, space: Template, content: memoryview, react: Callable[[Effect], None]) -> None:
         self._space = space
@@ -34,12 +34,12 @@ class ConfigSpace:
         self.msix_function_masked = False
 
     def reset(self) -> None:
-        """Every field back to its value after power-on: BARs unplaced, decoding and bus mastering off."""
+        """Give every field its value after power-on: BARs have no address, decoding and bus mastering are off."""
         self._content[:] = self._space.content
         self.refresh()
 
     def refresh(self) -> None:
-        """Take the flags that hot paths ask for from the bytes anew (after a reset, a write, a restore)."""
+        """Read the flags that hot paths use from the bytes again: after a reset, a write or a restore."""
         command = self.field(pci.COMMAND)
         self.bus_master = bool(command & pci.BUS_MASTER)
         control = self._capability_control(pci.MSIX)
@@ -50,21 +50,21 @@ class ConfigSpace:
 
     @property
     def at(self) -> Mapping[int, int]:
-        """Where each capability lies, by its number."""
+        """The offset of each capability, by its number."""
         return self._space.at
 
     @property
     def vendor(self) -> Mapping[VendorCapability, int]:
-        """Where the body of each vendor-specific capability lies."""
+        """The offset of the body of each vendor-specific capability."""
         return self._space.vendor
 
     def field(self, offset: int, size: int = 2) -> int:
-        """The little-endian field at ``offset``."""
+        """The little-endian field of ``size`` bytes at ``offset``."""
         return int.from_bytes(self._content[offset : offset + size], "little")
 
     @property
     def interrupt_status(self) -> bool:
-        """Interrupt Status: the INTx level that the device drives, whether or not the guest lets it through."""
+        """Interrupt Status: the INTx level that the device drives, even if the guest has disabled INTx."""
         return bool(self._content[pci.STATUS] & pci.STATUS_INTERRUPT)
 
     @interrupt_status.setter
@@ -73,11 +73,11 @@ class ConfigSpace:
         self._content[pci.STATUS] = status | (pci.STATUS_INTERRUPT if asserted else 0)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Guest read, within bounds."""
+        """A guest's read of ``size`` bytes. The caller has checked the bounds."""
         return bytes(self._content[offset : offset + size])
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Guest write, within bounds: only writable bits take."""
+        """A guest's write. It changes writable bits only. The caller has checked the bounds."""
         before = (self.bus_master, self.msix_function_masked, self.intx_enabled, self.msix_enabled)
         content, writable, power = self._content, self._space.writable, self._power
         state = content[power] & 3
@@ -85,7 +85,7 @@ class ConfigSpace:
             mask = writable[position]
             if mask:
                 content[position] = content[position] & ~mask | value & mask
-        if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and not to be entered here (PM 1.2 §3.2.4)
+        if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and this device lacks them (PM 1.2 §3.2.4)
             content[power] = content[power] & ~3 | state
         self.refresh()
         woken = state == 3 and not content[power] & (3 | pci.NO_SOFT_RESET)  # from D3hot to D0
@@ -99,7 +99,7 @@ class ConfigSpace:
             self._react(effect)
 
     def _asks_for_reset(self, offset: int, data: memoryview) -> bool:
-        """Whether the write sets Initiate Function Level Reset (PCIe 4.0 §7.5.3.4), which always reads as zero."""
+        """Whether the write sets Initiate Function Level Reset (PCIe 4.0 §7.5.3.4). The bit always reads as zero."""
         express = self._space.at.get(pci.EXPRESS)
         if express is None:
             return False

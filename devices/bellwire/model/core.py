@@ -1,4 +1,4 @@
-"""One device instance under the hood: state, config space, BARs, interrupts, and the calls into its hooks."""
+"""The core of one device instance: it joins state, config space, BARs and interrupts, and calls the hooks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ALL_ONES = (1 << 64) - 1
 
 
 class Core:
-    """What the SDK keeps about one device; device code has no need of it."""
+    """What the SDK keeps about one device. Device code uses the methods of PciDevice, never this class."""
 
     signals_kind: ClassVar[type[Signals]] = Signals
     dma_kind: ClassVar[type[Dma]] = Dma
@@ -46,7 +46,7 @@ class Core:
         self.layout = layout
         self.options = dict(options)
         self.host: Host | None = None
-        """What runs the device; None before a worker or a test guest does."""
+        """The worker's or the test guest's side; None until one of them runs the device."""
         self.tally = Tally()
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
@@ -60,21 +60,21 @@ class Core:
         self._region_writes = {region: self.hook(("write", region)) for region in regions}
         self._row_hooks = {region: self.hook(("ring", region)) for region in regions}
         self.by_event: dict[IoRegion, int] = {}
-        """Rows of doorbells that are handed over as ioeventfds, and how many doorbells of each."""
+        """Rows of doorbells that are offered as ioeventfds, and the number of doorbells of each row."""
         self.rows: dict[BlockArray[Any], tuple[Any, ...]] = {}
-        """Those of blocks, made when they are first asked for."""
+        """The rows of each block, made when device code first uses the block."""
         self.pools: list[Pool] = []
-        """Those that the device has asked for."""
+        """The pools of the device: their jobs end before guest memory is unmapped."""
         self.connected = False
-        """Whether there is a client, and so a guest's memory."""
+        """Whether a client is connected. Without one there is no guest memory."""
         self.dma = self.dma_kind(self)
         self.generation = 0
-        """Counts resets: a background result from before the last one is stale."""
+        """Counts resets and restores: a background result from before the last one is dropped."""
         self.timers: WeakSet[Timer] = WeakSet()
-        """Those that may still be due: a reset cancels them."""
+        """The timers that may still run; a reset cancels them."""
 
     def hook(self, tie: Tie) -> Callable[..., Any] | None:
-        """The bound method tied to an event, or None."""
+        """The bound method that is tied to an event, or None. For a row of a block it gets the row's index."""
         name = self.layout.hooks.get(tie)
         if name is None:
             return None
@@ -83,7 +83,7 @@ class Core:
         return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a hook with the state marked as in flux, and note a slow one."""
+        """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
         self.state.enter()
         start = time.monotonic()
         try:
@@ -94,7 +94,7 @@ class Core:
                 self._slow(hook, time.monotonic() - start)
 
     def read(self, index: int, offset: int, count: int) -> bytes:
-        """Guest read of a region; the caller has checked the bounds."""
+        """A guest's read of ``count`` bytes of region ``index``. The caller has checked the bounds."""
         space = self.spaces.get(index)
         if space is not None:
             return space.read(offset, count)
@@ -104,14 +104,14 @@ class Core:
         return bytes(count)
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
-        """What :meth:`read` does, for a read that comes again and again."""
+        """A callable that does what :meth:`read` does at this place. The session keeps it for later reads."""
         space = self.spaces.get(index)
         if space is None:
             return Reader(functools.partial(self.read, index, offset, count))
         return space.reader(offset, count)
 
     def write(self, index: int, offset: int, data: memoryview) -> None:
-        """Guest write of a region; the caller has checked the bounds."""
+        """A guest's write of region ``index``. The caller has checked the bounds."""
         space = self.spaces.get(index)
         if space is not None:
             space.write(offset, data)
@@ -121,20 +121,20 @@ class Core:
             self._call_vendor("write", offset, len(data))
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
-        """What :meth:`write` does, for a write that comes again and again."""
+        """A callable that does what :meth:`write` does at this place. The session keeps it for later writes."""
         space = self.spaces.get(index)
         if space is None:
             return functools.partial(self.write, index, offset)
         return space.writer(offset, count)
 
     def running(self, what: str) -> Host:
-        """What runs the device; a RuntimeError where nothing does yet, so that it cannot do ``what``."""
+        """The host. A RuntimeError that names ``what``, if nothing runs the device yet."""
         if self.host is None:
             raise RuntimeError(f"a device can {what} once a worker or a test guest runs it: ask in setup()")
         return self.host
 
     def region_size(self, index: int) -> int:
-        """Bytes of a region, 0 where the device has none."""
+        """The size of region ``index`` in bytes; 0 if the device lacks it."""
         if index == RegionIndex.CONFIG:
             return self.config.size
         space = self.spaces.get(index)
@@ -164,7 +164,7 @@ class Core:
                 raise
 
     def ioregion_read(self, region: IoRegion, offset: int, size: int) -> int:
-        """Guest read of a stretch handed over whole."""
+        """A guest's read of ``size`` bytes at ``offset`` of an ioregion."""
         hook = self._region_reads[region]
         if hook is None:
             return 0
@@ -175,7 +175,7 @@ class Core:
             raise
 
     def ioregion_write(self, region: IoRegion, offset: int, size: int, value: int) -> None:
-        """Guest write of a stretch handed over whole."""
+        """A guest's write of ``size`` bytes at ``offset`` of an ioregion."""
         hook = self._region_writes[region]
         if hook is not None:
             try:
@@ -185,7 +185,7 @@ class Core:
                 raise
 
     def ring_in_row(self, bell: tuple[IoRegion, int], _count: int) -> None:
-        """A doorbell of a row was rung, and its value is lost."""
+        """A doorbell of a row was rung by an ioeventfd, so the value is lost."""
         region, offset = bell
         hook = self._row_hooks[region]
         if hook is not None:
@@ -196,7 +196,7 @@ class Core:
                 raise
 
     def reset(self) -> None:
-        """Power-on state, then the device's own ``reset`` hook."""
+        """Give everything its state after power-on, then call the device's ``reset``."""
         self._forget()
         self.tally.resets += 1
         self.state.reset()
@@ -205,11 +205,11 @@ class Core:
         self.call(self.device.reset)
 
     def snapshot(self) -> bytes:
-        """The device as bytes."""
+        """The state of the device as bytes."""
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
-        """Become what :meth:`snapshot` saw. Timers are not in it: the device's ``restored`` hook sets them anew."""
+        """Restore what :meth:`snapshot` gave. A snapshot has no timers: the device's ``restored`` sets them again."""
         self.state.restore(snapshot)
         self._forget()
         self.config.refresh()
@@ -218,21 +218,21 @@ class Core:
         self.call(self.device.restored)
 
     def join(self, connected: bool) -> None:
-        """A client has come, or gone: memory is another one."""
+        """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
         self.dma.changed()
 
     def finish_jobs(self) -> None:
-        """Wait for jobs, which may use views of guest memory that is about to go."""
+        """Wait for all jobs: they may use views of guest memory that is about to be unmapped."""
         for pool in self.pools:
             pool.finish()
 
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
-        """The guest used something documented that the device does not model."""
+        """Log that the guest used a register that the real part has and the model lacks."""
         self.log.warning((verb, register), "guest %s of %s, which is documented but not implemented", verb, register)
 
     def _forget(self) -> None:
-        """Whatever is under way belongs to the state that was."""
+        """Cancel timers and drop background results: they belong to the state before."""
         self.generation += 1
         self.dma.changed()
         for timer in self.timers:
@@ -265,5 +265,5 @@ class Core:
         )
 
     def close(self) -> None:
-        """Free the state's files."""
+        """Close the files of the state."""
         self.state.close()

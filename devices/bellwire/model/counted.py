@@ -1,4 +1,4 @@
-"""DMA that is counted: for ``bellwire run``, which tells at its end what was moved. It costs some 100 ns a call."""
+"""DMA that counts its bytes, for the summary that ``bellwire run`` prints at its end. It costs about 100 ns a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CountedDma(Dma):
-    """As :class:`bellwire.model.dma.Dma`."""
+    """A :class:`bellwire.model.dma.Dma` that counts bytes read, written and mapped."""
 
     __slots__ = ("_in_place", "_read", "_written")
 
@@ -21,33 +21,33 @@ class CountedDma(Dma):
         self._read = self._written = self._in_place = 0
 
     def read(self, address: int, size: int) -> bytes:
-        """Copied out of guest memory."""
+        """Copy from guest memory, and count the bytes."""
         data = super().read(address, size)
         self._read += size
         return data
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copied into guest memory."""
+        """Copy to guest memory, and count the bytes."""
         super().write(address, data)
         self._written += memoryview(data).nbytes
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
-        """Touched in place: all of a view is taken to be."""
+        """Map guest memory, and count all bytes of the views: device code is taken to use them all."""
         views = super().map(address, size, write=write)
         self._in_place += size
         return views
 
     def touched(self, size: int) -> None:
-        """Touched in place, in a shared map."""
+        """Count ``size`` bytes that device code has moved in a shared map."""
         self._in_place += size
 
     @property
     def counts(self) -> dict[str, int]:
-        """Bytes so far."""
+        """The bytes so far, by direction."""
         return {"dma_read": self._read, "dma_written": self._written, "dma_in_place": self._in_place}
 
 
 def count_dma(device: PciDevice) -> None:
-    """From now on; before ``setup``, in which device code may take hold of it."""
+    """Count the DMA of ``device`` from now on. Call it before ``setup``: device code may keep ``self.dma`` there."""
     if not isinstance(device.dma, CountedDma):
         device.core.dma = device.dma = CountedDma(device.core)

@@ -1,4 +1,4 @@
-"""Guest memory as device code sees it: read, write, or map it and touch it in place."""
+"""DMA: device code copies guest memory, or maps it and uses it in place."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ _NOWHERE = SharedMap(1, 0, memoryview(b""))
 
 
 class Dma:
-    """DMA by one device. Every range is the guest's word: outside its memory, it is a GuestError.
+    """DMA by one device.
 
-    All of it is refused while bus mastering is off (PCI 3.0 §6.2.2).
+    The guest chooses addresses and sizes, so each range is checked: a range outside guest memory raises a GuestError.
+    So does all DMA while bus mastering is off (PCI 3.0 §6.2.2). Addresses are guest physical (or IOMMU) addresses.
     """
 
     __slots__ = ("_core", "_shared", "changes")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._shared = [_NOWHERE, _NOWHERE]  # where memory was last read and written, while nothing changes
+        self._shared = [_NOWHERE, _NOWHERE]  # the maps that were last read and written
         self.changes = 0
-        """Counts what may make a view of guest memory stale: maps, clients, resets, writes to config space."""
+        """Changes whenever a view of guest memory may be stale: maps, clients, resets, writes to config space."""
 
     def read(self, address: int, size: int) -> bytes:
-        """A copy of ``size`` bytes of guest memory, at most 64 MiB."""
+        """Copy ``size`` bytes, at most 64 MiB, from guest memory. A GuestError if they are not all there."""
         self._check(address, size)
         shared = self._near(address, size, False)
         if shared is not None:
@@ -47,7 +48,7 @@ class Dma:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy ``data`` into guest memory."""
+        """Copy ``data`` to guest memory. A GuestError if the range is not all there, or not writable."""
         source = memoryview(data).cast("B")
         size = len(source)
         self._check(address, size)
@@ -69,11 +70,11 @@ class Dma:
             raise _fault("write", address, size, error) from error
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
-        """Views of guest memory, one for each stretch that is contiguous here: no copy is made.
+        """Views of guest memory, without a copy: one for each part that is contiguous in this process.
 
-        Use them within the hook: the client may take the memory back between hooks (a view kept for longer
-        stays harmless, and shows zeros). Unshared, a GuestError, where the client has not shared the memory: use
-        :meth:`read` and :meth:`write`, which work for every client.
+        Use the views within the hook. The client may unmap the memory between hooks; an older view then shows zeros,
+        and does no harm. If the client does not share the memory, Unshared (a GuestError) is raised:
+        :meth:`read` and :meth:`write` work for every client.
         """
         self._check(address, size)
         views = []
@@ -87,9 +88,10 @@ class Dma:
         return views
 
     def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
-        """One view, though the client may have mapped the memory in pieces, as behind an IOMMU: for rings.
+        """One view of guest memory, even if the client has mapped it in pieces, as behind an IOMMU.
 
-        The same holds as for :meth:`map`. Pieces cost system calls, once while a view of them is kept.
+        It is meant for rings of queues. The rules are those of :meth:`map`. Memory in pieces costs system calls to join
+        it; these are made once, as long as a view of it is kept.
         """
         self._check(address, size)
         try:
@@ -102,28 +104,28 @@ class Dma:
 
     @property
     def by_message(self) -> bool:
-        """Whether the client shares no memory, as far as is known by now: :meth:`read` and :meth:`write` alone work."""
+        """Whether the client has mapped memory but shares none so far: only :meth:`read` and :meth:`write` work."""
         host = self._core.host
         return host is not None and host.by_message
 
     def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
-        """The whole stretch of shared memory around ``address``, for whoever has much to do there, or None.
+        """The whole shared map that contains ``address``, for device code that moves much there; None if there is none.
 
-        The same holds as for :meth:`map`. What is moved there, :meth:`touched` is to be told of.
+        The rules are those of :meth:`map`. Device code reports what it has moved by :meth:`touched`.
         """
         self._check(address, 0)
         return self._host().shared_map(address, write)
 
     def touched(self, size: int) -> None:
-        """Device code has moved ``size`` bytes in a :meth:`shared_map`: nothing to do, unless they are counted."""
+        """Device code has moved ``size`` bytes in a :meth:`shared_map`. Only a subclass counts them."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Bytes so far, where they are counted."""
+        """The bytes moved so far; empty here, since only a subclass counts them."""
         return {}
 
     def changed(self) -> None:
-        """Something of that kind has happened: forget where memory was."""
+        """Views may be stale: count that in :attr:`changes`, and look maps up again."""
         self.changes += 1
         self._shared = [_NOWHERE, _NOWHERE]
 
@@ -134,7 +136,7 @@ class Dma:
         return host
 
     def _near(self, address: int, size: int, write: bool) -> SharedMap | None:
-        """The stretch of shared memory that these bytes lie in, all of them: most often, that of the last time."""
+        """The shared map that holds all of these bytes, or None. Most often it is the map of the last call."""
         shared = self._shared[write]
         if not shared.start <= address <= shared.end - size:
             found = self._host().shared_map(address, write)
@@ -151,7 +153,7 @@ class Dma:
 
 
 def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:
-    """What DMA came to; where only part of the range is bad, which."""
+    """The GuestError for a DMA that failed. If only a part of the range is bad, it names that part."""
     why: object = error
     if isinstance(error, DmaFault):
         part = f"from {error.address:#x} on, " if error.address != address else ""

@@ -1,4 +1,4 @@
-"""What a device needs from whatever runs it: a worker with a client, or a test with a pretended guest."""
+"""What a device needs from the code that runs it: a worker with a client, or a test's guest."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from vfio_user import IrqIndex, Segment, SharedMap
 
 
 class Timer(Protocol):
-    """Something due later; what :meth:`bellwire.PciDevice.after` returns."""
+    """A callback that is due later. Returned by :meth:`bellwire.PciDevice.after`."""
 
     def cancel(self) -> None:
-        """Forget it, if it has not run yet."""
+        """Cancel the callback. Nothing happens if it has run already."""
 
 
 class Host(Protocol):
-    """The far side of a device: guest memory, interrupts, time."""
+    """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
-        """The pieces of guest memory behind ``[address, address + size)``; vfio_user.DmaFault outside it."""
+        """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
 
     @property
     def by_message(self) -> bool:
-        """Whether guest memory can be had by messages alone, as far as is known by now."""
+        """Whether all guest memory that is mapped so far can only be copied, by messages."""
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
-        """One view of the bytes there, in however many pieces they are; None where they are not all shared."""
+        """One view of these bytes, even if they are mapped in pieces. None if they are not all shared."""
 
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
-        """The whole stretch around ``address`` that is shared with us, if there is one."""
+        """The whole shared map that contains ``address``, or None."""
 
     def dma_read(self, address: int, size: int) -> bytes:
-        """Ask the client for guest memory that it has not shared."""
+        """Copy guest memory that the client does not share, by a message to the client."""
 
     def dma_write(self, address: int, data: memoryview) -> None:
-        """Have the client write guest memory that it has not shared."""
+        """Write guest memory that the client does not share, by a message to the client."""
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
-        """Raise an MSI or MSI-X; False when nobody could be told yet (masked, or no eventfd)."""
+        """Raise an MSI or MSI-X. False if the client has masked the vector, or has set no eventfd for it."""
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether a raised interrupt still waits for the client to take it."""
 
     def level(self, asserted: bool) -> None:
-        """Drive the INTx line."""
+        """Set the level of the INTx line."""
 
     def after(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` on the device's thread ``delay`` seconds from now."""
@@ -54,10 +54,10 @@ class Host(Protocol):
         """Run ``callback`` on the device's thread whenever ``fd`` can be read."""
 
     def unwatch_fd(self, fd: int) -> None:
-        """No longer."""
+        """End the watch of ``fd``, if there is one."""
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run ``work`` on another thread, then ``done`` with its result on the device's thread."""
 
     def pool(self, threads: int, done: Done) -> Pool:
-        """Threads for jobs; ``done`` gets those that have finished, on the device's thread."""
+        """Make a pool of threads. ``done`` runs on the device's thread, with the jobs that have finished."""

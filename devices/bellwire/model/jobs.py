@@ -1,7 +1,7 @@
-"""Work that blocks, done elsewhere, and its results in batches.
+"""Jobs: blocking work on other threads, with results in batches.
 
-``background`` is for a job now and then. A disk has thousands a second, so here a job costs one queue operation
-each way, and results that pile up while the loop is busy come in one call: one wake-up, one interrupt.
+``background`` is for a job now and then. A disk has thousands of jobs a second. So a job here costs one queue operation
+each way. Results that gather while the loop is busy arrive in one call, with one wake-up and one interrupt.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 
 class Job:
-    """``work(*arguments)`` to be done on another thread; ``tag`` is for whoever asks for it.
+    """A call ``work(*arguments)`` for another thread. ``tag`` belongs to the device code that submits it.
 
-    When it has been done, ``error`` is what it raised, or None.
+    When it has run, ``error`` is what it raised, or None.
     """
 
     __slots__ = ("arguments", "error", "tag", "work")
@@ -25,10 +25,10 @@ class Job:
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Do it, here and now."""
+        """Run the work on this thread, and keep what it raises in ``error``."""
         try:
             self.work(*self.arguments)
-        except Exception as error:  # noqa: BLE001 a thread has nobody to raise to: whoever asked looks at it
+        except Exception as error:  # noqa: BLE001 a thread has no caller: the code that submitted the job looks at it
             self.error = error
         except SystemExit as error:
             self.error = RuntimeError(f"the job called exit: {error}")
@@ -38,16 +38,16 @@ Done = Callable[[list[Job]], None]
 
 
 class Pool(Protocol):
-    """What :meth:`bellwire.PciDevice.pool` returns. For the device's own thread only."""
+    """Threads for jobs. Made by :meth:`bellwire.PciDevice.pool`; only the device's own thread may call it."""
 
     def submit(self, job: Job) -> None:
-        """Have ``job`` run; it will be in a list that ``done`` gets."""
+        """Run ``job`` on a thread. ``done`` gets it, in a list, when it has finished."""
 
     def finish(self) -> None:
-        """Wait for all; ``done`` is told as ever, when the device's thread has time."""
+        """Wait for all jobs. ``done`` still gets them later, from the loop."""
 
     def settle(self) -> None:
-        """Drop what has not begun, wait for what has, and forget the results: nothing is under way any more."""
+        """Drop the jobs that have not begun, wait for the others, and forget their results. No job is left then."""
 
     def close(self) -> None:
-        """Settle, and end the threads."""
+        """Settle, then end the threads."""

@@ -1,4 +1,4 @@
-"""What lies where a guest reads or writes, in the names that the device's author has given."""
+"""Labels: the names that the device's author has given to the places that a guest reads and writes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vfio_user import RegionIndex
 
 
 class Labels:
-    """The regions of one device class."""
+    """The labels of one device class, for all its regions."""
 
     def __init__(self, layout: Layout) -> None:
         self._bars = {index: _Bar(plan) for index, plan in layout.bars.items()}
 
     def at(self, region: int, offset: int, count: int) -> list[str]:
-        """What these bytes of a region belong to, in order; of a BAR's holes one word stands for all."""
+        """The names of what these bytes of a region belong to, in order. All holes of a BAR share one name."""
         bar = self._bars.get(region)
         if bar is not None:
             return list(dict.fromkeys(bar.at(offset, offset + count)))
         return ["config space" if region == RegionIndex.CONFIG else f"region {region}"]
 
     def register(self, region: int, offset: int, count: int) -> Register[Any] | None:
-        """The register that is read or written whole, if that is so."""
+        """The register that exactly these bytes make up, or None."""
         bar = self._bars.get(region)
         return None if bar is None else bar.registers.get((offset, count))
 

@@ -1,4 +1,4 @@
-"""Logging that a guest can cause, at a rate that it cannot choose."""
+"""Logging at a limited rate, for messages that a guest can cause."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _NUMBER = re.compile(r"\d[\da-fx]*")
 
 
 def shape(error: BaseException) -> str:
-    """A kind for an error: its text without the numbers, most of which a guest or a client has chosen."""
+    """The kind of an error: its text without numbers. A guest or a client has chosen most of the numbers."""
     return _NUMBER.sub("#", str(error))
 
 
 class LimitedLog:
-    """A logger that passes ``BURST`` records of each kind in ``INTERVAL`` seconds and counts the others.
+    """A logger that passes ``BURST`` records of each kind in ``INTERVAL`` seconds, and counts the others.
 
-    A guest may make up kinds of warnings: of all kinds together, it passes ``MOST``.
+    A guest may be able to cause many kinds of warnings, so all kinds together have a limit too: ``MOST`` records.
     """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self.logger = logger
         self.tell: Callable[[str], object] = str
-        """Hears every message that is logged."""
+        """Called with every message that is logged."""
         self._clock = clock
         self._kinds: dict[Hashable, tuple[float, int]] = {}
 
     def warning(self, kind: Hashable, message: str, *arguments: Any) -> None:
-        """Log a warning, if records of this ``kind`` have not been too many."""
+        """Log a warning, unless this ``kind`` has reached its limit."""
         if self.admits(kind) and self.admits(_ALL, MOST):
             self.logger.warning(message, *arguments)
             self.tell(message % arguments)
 
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
-        """Log an error: its traceback the first time, a line after that."""
+        """Log an error: with its traceback the first time, and as one line after that."""
         first = kind not in self._kinds
         if self.admits(kind):
             details: tuple[type[BaseException], BaseException, TracebackType | None] | None = (
@@ -52,7 +52,7 @@ class LimitedLog:
             self.tell(message % arguments)
 
     def admits(self, kind: Hashable, most: int = BURST) -> bool:
-        """Whether there is room for one more of this ``kind``, which is counted either way."""
+        """Whether one more record of this ``kind`` is within the limit. It is counted in any case."""
         now = self._clock()
         since, count = self._kinds.pop(kind, (now, 0))
         if now - since >= INTERVAL:

@@ -1,4 +1,4 @@
-"""A device's interrupts at work: vectors, mask and pending bits, and the INTx level."""
+"""The interrupts of a device at run time: vectors, mask and pending bits, and the INTx level."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ class Vector:
         self.number = number
 
     def trigger(self) -> None:
-        """Interrupt the guest. A masked MSI-X vector sets its pending bit and is sent when unmasked."""
+        """Interrupt the guest. A masked MSI-X vector stays pending, and is sent when the guest unmasks it.
+
+        A GuestError if the guest has bus mastering off.
+        """
         self._signals.trigger(self.index, self.number)
 
 
 class Vectors:
-    """All vectors of a kind: ``self.irq[n]``, ``len(self.irq)``, ``self.irq.enabled``."""
+    """All vectors of MSI or MSI-X: ``self.irq[n]``, ``len(self.irq)``, ``self.irq.enabled``."""
 
     def __init__(self, signals: Signals, index: IrqIndex, count: int) -> None:
         self._signals = signals
@@ -52,7 +55,7 @@ class Vectors:
 
 
 class Line:
-    """The INTx line of one device. It stays as set until set again: the guest acknowledges by device code."""
+    """The INTx line of one device. It is level-triggered: it keeps its level until device code changes it."""
 
     __slots__ = ("_signals",)
 
@@ -61,24 +64,24 @@ class Line:
 
     @property
     def asserted(self) -> bool:
-        """Whether the device asserts it (the guest may have disabled it in its command register)."""
+        """Whether the device asserts the line, even if the guest has disabled INTx in the command register."""
         return self._signals.asserted
 
     def high(self) -> None:
-        """Assert the line."""
+        """Assert the line: the guest is interrupted until :meth:`low`."""
         self._signals.drive(True)
 
     def low(self) -> None:
-        """Deassert the line."""
+        """Deassert the line, most often when the guest acknowledges the interrupt."""
         self._signals.drive(False)
 
 
 class Signals:
     """All interrupts of one device.
 
-    The client that holds the MSI-X table (QEMU, our VMM) masks by taking an eventfd away; one that forwards
-    table accesses masks in the table here. So the table's mask bits count from the first time that the guest
-    writes them through us: until then the client is taken to know better.
+    A client masks MSI-X vectors in one of two ways. QEMU and the bundled VMM hold the table themselves, and mask a
+    vector by taking its eventfd away. Other clients forward the guest's accesses to the table here, and its mask bits
+    count. The table here starts with all vectors masked, so its mask bits are ignored until the guest first writes it.
     """
 
     def __init__(self, core: Core) -> None:
@@ -103,7 +106,7 @@ class Signals:
         return self.config.interrupt_status
 
     def trigger(self, index: IrqIndex, vector: int) -> None:
-        """Send a message-signalled interrupt, or leave it pending. A GuestError with bus mastering off."""
+        """Send a message-signalled interrupt, or leave it pending. A GuestError if bus mastering is off."""
         core = self._core
         if not self.config.bus_master:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
@@ -124,31 +127,31 @@ class Signals:
         self.relevel()
 
     def relevel(self) -> None:
-        """Tell the client the INTx level again: no line while MSI is on or the guest has disabled INTx."""
+        """Tell the client the INTx level again. It is low while MSI or MSI-X is on, or the guest has disabled INTx."""
         config = self.config
         if self._core.host is not None:
             self._core.host.level(config.interrupt_status and config.intx_enabled)
 
     def resend(self) -> None:
-        """Send what is pending and no longer masked; called whenever a mask may have gone."""
+        """Send the pending vectors that are not masked. Called whenever a mask may have been cleared."""
         for vector in self._pending_vectors():
             if self.config.bus_master and not self._masked(vector):
                 self._clear(vector)
                 self.trigger(IrqIndex.MSIX, vector)
 
     def taken(self) -> None:
-        """The client has changed its eventfds: what it has fetched by that is pending no more."""
+        """The client has changed its eventfds. Vectors that it has taken by this are not pending any more."""
         for vector in self._pending_vectors():
             host = self._core.host
             if host is not None and not self._masked(vector) and not host.undelivered(IrqIndex.MSIX, vector):
                 self._clear(vector)
 
     def read_table(self, offset: int, size: int) -> bytes:
-        """Guest read of the MSI-X table."""
+        """A guest's read of the MSI-X table."""
         return bytes(self._table[offset : offset + size])
 
     def write_table(self, offset: int, data: memoryview) -> None:
-        """Guest write of the MSI-X table: one or more whole dwords (PCI 3.0 §6.8.2); others are dropped."""
+        """A guest's write to the MSI-X table. Only writes of whole dwords take effect (PCI 3.0 §6.8.2)."""
         if offset % 4 or len(data) % 4:
             return
         self._table[offset : offset + len(data)] = data
@@ -156,11 +159,11 @@ class Signals:
         self.resend()
 
     def read_pending(self, offset: int, size: int) -> bytes:
-        """Guest read of the pending bits."""
+        """A guest's read of the MSI-X pending bits."""
         return bytes(self._pending[offset : offset + size])
 
     def is_pending(self, vector: int) -> bool:
-        """Whether an MSI-X vector was triggered and could not be sent yet."""
+        """Whether an MSI-X vector was triggered, and could not be sent yet."""
         return bool(self._pending[vector >> 3] >> (vector & 7) & 1)
 
     def _masked(self, vector: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a guest's access to a BAR does: found by offset, split at the edges of what is declared there."""
+"""Accesses to a BAR: a guest's access is split at the edges of the declarations, and each part goes to its cell."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _STORED = frozenset({Access.RW, Access.RO, Access.W1C, Access.W1S})  # a read gi
 
 
 class Cell(Protocol):
-    """A stretch of a BAR at work: ``first`` counts from the cell's start, and accesses stay inside."""
+    """A part of a BAR at run time. ``first`` counts from the start of the cell; an access never leaves the cell."""
 
     start: int
     size: int
 
     def read(self, first: int, count: int) -> bytes:
-        """Guest read of ``count`` bytes."""
+        """A guest's read of ``count`` bytes."""
 
     def write(self, first: int, data: memoryview) -> None:
-        """Guest write."""
+        """A guest's write of ``data``."""
 
 
 class Space:
-    """One BAR of one device. Holes read as the BAR's ``fill`` and drop writes."""
+    """One BAR of one device. Holes, where nothing is declared, read as the BAR's ``fill`` and drop writes."""
 
     def __init__(self, core: Core, plan: BarLayout) -> None:
         self.size = plan.bar.size
@@ -47,7 +47,7 @@ class Space:
         self._exact = {cell.start << 4 | cell.size: cell for cell in self._cells if cell.size <= WIDEST}
 
     def read(self, offset: int, count: int) -> bytes:
-        """Guest read, within the BAR's bounds."""
+        """A guest's read of ``count`` bytes. The caller has checked the bounds."""
         if count <= WIDEST:
             cell = self._exact.get(offset << 4 | count)
             if cell is not None:
@@ -64,7 +64,7 @@ class Space:
         return b"".join(parts)
 
     def reader(self, offset: int, count: int) -> Reader:
-        """What :meth:`read` does, for one place: there is no looking for it again."""
+        """A callable that does what :meth:`read` does at this place, without a search for the cell."""
         cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
         if cell is None:
             return Reader(functools.partial(self.read, offset, count))
@@ -72,12 +72,12 @@ class Space:
         return Reader(functools.partial(cell.read, 0, count)) if stored is None else Reader(stored, plain=True)
 
     def writer(self, offset: int, count: int) -> Writer:
-        """What :meth:`write` does, for one place."""
+        """A callable that does what :meth:`write` does at this place, without a search for the cell."""
         cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
         return functools.partial(self.write, offset) if cell is None else functools.partial(cell.write, 0)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Guest write, within the BAR's bounds."""
+        """A guest's write of ``data``. The caller has checked the bounds."""
         count = len(data)
         if count <= WIDEST:
             cell = self._exact.get(offset << 4 | count)
@@ -92,7 +92,7 @@ class Space:
             offset = stop
 
     def _at(self, offset: int, end: int) -> tuple[Cell | None, int]:
-        """The cell at ``offset``, or None for a hole, and where it or the access ends."""
+        """The cell at ``offset`` (None for a hole), and the offset at which the cell, the hole or the access ends."""
         slot = bisect_right(self._starts, offset)
         if slot:
             cell = self._cells[slot - 1]
@@ -103,7 +103,7 @@ class Space:
 
 
 def _cells(core: Core, plan: BarLayout) -> list[Cell]:
-    """The cells of one BAR; doorbells and a register that share an offset become one."""
+    """The cells of one BAR. Doorbells and a register that share an offset become one cell."""
     cells: list[Cell] = []
     shared: dict[int, list[Doorbell]] = {}
     registers: dict[int, RegisterCell] = {}
@@ -126,7 +126,7 @@ def _cells(core: Core, plan: BarLayout) -> list[Cell]:
 
 
 class RegisterCell:
-    """A register at work."""
+    """A register at run time: applies its access word, and runs its hooks."""
 
     def __init__(self, core: Core, register: Register[Any]) -> None:
         self.start = register.offset
@@ -144,10 +144,10 @@ class RegisterCell:
         look: Callable[[slice], memoryview] = self._file.__getitem__
         span = slice(self.start, self.start + self.size)
         self.stored: Callable[[], memoryview] | None = functools.partial(look, span) if plain else None
-        """Looks at the register's bytes, where a guest's read gives just those."""
+        """Gives the register's bytes, if a guest's read gives exactly those; else None."""
 
     def read(self, first: int, count: int) -> bytes:
-        """A guest's read, after the access word."""
+        """A guest's read: the hook or the access word decides what it gives."""
         if self.stored is not None:
             return self.stored()[first : first + count].tobytes()
         register = self._register
@@ -172,7 +172,7 @@ class RegisterCell:
         return value.to_bytes(self.size, "little")[first : first + count]
 
     def write(self, first: int, data: memoryview) -> None:
-        """A guest's write: stored, then told to the hook."""
+        """A guest's write: it is stored as the access word says, then the hook runs."""
         access = self._access
         if not self._takes_writes:
             if access is Access.UNIMPLEMENTED:
@@ -216,7 +216,7 @@ class RegisterCell:
 
 
 class DoorbellCell:
-    """Doorbells at one offset, rung by message, and the register below them, if any."""
+    """The doorbells at one offset, rung by a message, and the register at the same offset, if there is one."""
 
     def __init__(self, core: Core, bells: list[Doorbell], register: RegisterCell | None) -> None:
         self.start = bells[0].offset
@@ -227,11 +227,11 @@ class DoorbellCell:
         self._nothing = bytes([bells[0].bar.fill])
 
     def read(self, first: int, count: int) -> bytes:
-        """There is nothing to read, unless a register lies below."""
+        """A guest's read: of the register at this offset, or of the BAR's ``fill``."""
         return self._nothing * count if self._register is None else self._register.read(first, count)
 
     def write(self, first: int, data: memoryview) -> None:
-        """Ring what matches, as KVM would; what nothing matches is an ordinary register write."""
+        """Ring the doorbells that match, as KVM would. A write that matches none goes to the register."""
         if first == 0:
             value = int.from_bytes(data, "little")
             for bell, rings in self._bells:
@@ -248,7 +248,7 @@ class DoorbellCell:
 
 
 class IoRegionCell:
-    """A stretch handed over whole, reached by message."""
+    """An ioregion that a client accesses by messages."""
 
     def __init__(self, core: Core, region: IoRegion) -> None:
         self.start = region.offset
@@ -258,7 +258,7 @@ class IoRegionCell:
         self._rings = core.tally.ring("message", region.name) if region.bell else None
 
     def read(self, first: int, count: int) -> bytes:
-        """A long read reaches the hook in pieces of at most 8 bytes."""
+        """A guest's read. The hook gets a long read in pieces of at most 8 bytes."""
         return b"".join(
             self._core.ioregion_read(self._region, first + at, min(WIDEST, count - at)).to_bytes(
                 min(WIDEST, count - at), "little"
@@ -267,7 +267,7 @@ class IoRegionCell:
         )
 
     def write(self, first: int, data: memoryview) -> None:
-        """A long write reaches the hook in pieces of at most 8 bytes; each rings a row of doorbells once."""
+        """A guest's write. The hook gets it in pieces of at most 8 bytes; in a row of doorbells each piece rings."""
         for at in range(0, len(data), WIDEST):
             piece = data[at : at + WIDEST]
             if self._rings is not None:
@@ -276,7 +276,7 @@ class IoRegionCell:
 
 
 class MemoryCell:
-    """A mapped area, reached by message all the same (every client may)."""
+    """An area that a client accesses by messages. Every client may do so, even after it has mapped the area."""
 
     def __init__(self, start: int, view: memoryview) -> None:
         self.start = start
@@ -284,16 +284,16 @@ class MemoryCell:
         self._view = view
 
     def read(self, first: int, count: int) -> bytes:
-        """Bytes of the area."""
+        """A guest's read of the area."""
         return bytes(self._view[first : first + count])
 
     def write(self, first: int, data: memoryview) -> None:
-        """Into the area."""
+        """A guest's write to the area."""
         self._view[first : first + len(data)] = data
 
 
 class TableCell:
-    """The MSI-X table."""
+    """The MSI-X table, for clients that forward its accesses."""
 
     def __init__(self, core: Core, start: int, size: int) -> None:
         self.start = start
@@ -301,16 +301,16 @@ class TableCell:
         self._signals = core.signals
 
     def read(self, first: int, count: int) -> bytes:
-        """Bytes of the table."""
+        """A guest's read of the table."""
         return self._signals.read_table(first, count)
 
     def write(self, first: int, data: memoryview) -> None:
-        """Into the table; what it unmasks is sent."""
+        """A guest's write to the table. Pending vectors that it unmasks are sent."""
         self._signals.write_table(first, data)
 
 
 class PendingCell:
-    """The MSI-X pending bits, read-only."""
+    """The MSI-X pending bits, which a guest can only read."""
 
     def __init__(self, core: Core, start: int, size: int) -> None:
         self.start = start
@@ -318,11 +318,11 @@ class PendingCell:
         self._signals = core.signals
 
     def read(self, first: int, count: int) -> bytes:
-        """Pending bits."""
+        """A guest's read of the pending bits."""
         return self._signals.read_pending(first, count)
 
     def write(self, first: int, data: memoryview) -> None:
-        """Dropped (PCI 3.0 §6.8.2.10 leaves it undefined)."""
+        """Drop a guest's write: PCI 3.0 §6.8.2.10 leaves its result undefined."""
 
 
 def _bytes_mask(first: int, count: int) -> int:

@@ -1,11 +1,11 @@
-"""A device's state: one private memory file, so that a snapshot is bytes and a successor can map it.
+"""A device's state: one private memory file. A snapshot copies its bytes.
 
-It starts with a header: magic, a digest of the declarations, and one word that is set while a hook, a reset or
-a restore runs, by which a successor sees that the state may be torn. Behind it lie config space, the registers
-of each BAR, the doorbells' counts, MSI-X table and pending bits, and the saved fields. This file is never sent to
-anybody.
+The file starts with a header: a magic number, a digest of the declarations, and a word that is set while a hook, a
+reset or a restore runs. If the word is set in the state of a process that has died, the state may be torn. After the
+header come config space, the registers of each BAR, the doorbell counts, the MSI-X table and pending bits, and the
+saved fields. No client ever gets this file.
 
-The areas that a guest maps have files of their own, one a BAR, sealed against shrinking.
+Areas that a guest maps lie in files of their own, one for each BAR, sealed against shrinking: a client gets these.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ADD_SEALS = 1033
 
 
 class State:
-    """The memory of one device. Close it; views of it that device code still holds stay valid."""
+    """The memory of one device. It owns its files until :meth:`close`; views that device code holds stay valid."""
 
     def __init__(self, layout: Layout, space: Template) -> None:
         self.layout = layout
@@ -95,11 +95,11 @@ class State:
 
     @property
     def busy(self) -> bool:
-        """Whether a hook was running when the state was last seen: if its process is gone, the state is torn."""
+        """Whether a hook is running. If the process has died meanwhile, the state is torn."""
         return bool(self._words[1])
 
     def enter(self) -> None:
-        """A hook starts; within it, through the SDK, another may."""
+        """A hook starts. Hooks can nest, when a hook causes another one through the SDK."""
         self._words[1] += 1
 
     def leave(self) -> None:
@@ -108,7 +108,7 @@ class State:
 
     @property
     def table_used(self) -> bool:
-        """Whether the guest has written the MSI-X table through us."""
+        """Whether the guest has written the MSI-X table here, rather than one that the client keeps."""
         return bool(self._words[2] >> TABLE_USED & 1)
 
     @table_used.setter
@@ -116,7 +116,7 @@ class State:
         self._words[2] = int(used) << TABLE_USED
 
     def reset(self) -> None:
-        """Registers, counts, MSI-X and saved fields as after power-on; areas are zeroed."""
+        """Give registers, counts, MSI-X and saved fields their values after power-on, and fill areas with zeros."""
         self.enter()
         self.reset_registers()
         self.table_used = False
@@ -124,12 +124,12 @@ class State:
         for entry in range(0, len(self.msix), 16):
             self.msix[entry + 12] = 1  # every vector starts masked (PCI 3.0 §6.8.2.9)
         self.pba[:] = bytes(len(self.pba))
-        for area in self.areas:  # whole pages, given back: a large area costs memory only where it is written
+        for area in self.areas:  # gives the pages back: a large area costs memory only where it is written
             fallocate(self.area_fds[area.bar.index], PUNCH_HOLE | KEEP_SIZE, area.offset, area.size)
         self.leave()
 
     def reset_registers(self, keep: frozenset[Declared] = frozenset()) -> None:
-        """Registers, counts and saved fields as after power-on, all but those in ``keep``."""
+        """Give registers, counts and saved fields their values after power-on, except those in ``keep``."""
         self.enter()
         for plan in self.layout.bars.values():
             if plan.bar in keep:
@@ -148,11 +148,11 @@ class State:
         self.leave()
 
     def snapshot(self) -> bytes:
-        """All of it as bytes: the state file, then each area."""
+        """The state as bytes: the state file, then each area."""
         return b"".join([self._view, *self.areas.values()])
 
     def restore(self, snapshot: bytes) -> None:
-        """Put back what :meth:`snapshot` gave. A StateError when it is another device's, cut short, or torn."""
+        """Restore what :meth:`snapshot` gave. A StateError if it is of another device, cut short, or torn."""
         expected = len(self._view) + sum(len(view) for view in self.areas.values())
         if len(snapshot) != expected:
             raise StateError(f"snapshot of {len(snapshot)} bytes; {self.layout.where} has {expected}")
@@ -170,7 +170,7 @@ class State:
         self.leave()
 
     def close(self) -> None:
-        """Give up the files. What device code still holds a view of goes when that view does."""
+        """Close the files. Memory that device code still has views of is freed with the last view."""
         views = [self._words, self._counts, self.config, self.msix, self.pba]
         views += [
             *self.registers,
@@ -191,7 +191,7 @@ class State:
 
 
 class _Sizes:
-    """Hands out aligned slices of a file that is still to be made."""
+    """Lays out a file before it is made: hands out aligned ranges."""
 
     def __init__(self) -> None:
         self.total = 0

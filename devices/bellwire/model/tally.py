@@ -1,4 +1,4 @@
-"""What has happened to a device since it was started, in numbers."""
+"""The tally: counts of what has happened to a device since its start."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import Counter
 from typing import Any
 
 Count = list[int]
-"""One number, to be added to in place: a loop that rings need not look it up each time."""
+"""One counter, in a list so that code can add to it in place: a hot path then looks it up only once."""
 
 
 class Tally:
-    """Counters, plain and always on: each costs one addition where it counts.
+    """Counters that are always on. Each costs one addition.
 
-    ``accesses`` has the reads and the writes by what lies there (``"status"``), ``rings`` those by doorbell and
-    mechanism, ``interrupts`` those by kind and vector. DMA counts itself (:class:`bellwire.model.dma.Dma`).
+    ``accesses`` counts reads and writes by the name of what lies there (``"status"``), ``rings`` by doorbell and
+    mechanism, ``interrupts`` by kind and vector. :class:`bellwire.model.counted.CountedDma` counts DMA.
     """
 
     __slots__ = ("accesses", "clients", "failures", "guest_errors", "interrupts", "reads", "resets", "rings", "writes")
@@ -23,7 +23,7 @@ class Tally:
         self.reads = 0
         self.writes = 0
         self.accesses: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-        """By whether they were writes. An access that touches several registers counts for each."""
+        """Reads (False) and writes (True) by name. An access that touches several registers counts for each of them."""
         self.rings: dict[str, dict[str, Count]] = {"ioeventfd": {}, "ioregionfd": {}, "message": {}}
         self.interrupts: dict[str, list[int]] = {}
         self.resets = 0
@@ -31,19 +31,19 @@ class Tally:
         self.failures = 0
 
     def ring(self, mechanism: str, bell: object) -> Count:
-        """What counts the rings of ``bell`` that come by ``mechanism``; the same for as long as the device lives."""
+        """The counter of the rings of ``bell`` by ``mechanism``. It is the same list as long as the device lives."""
         return self.rings[mechanism].setdefault(str(bell), [0])
 
     def vectors(self, kind: str, count: int) -> list[int]:
-        """What counts the interrupts of a kind, by vector."""
+        """The counters of the interrupts of ``kind``, one for each vector."""
         return self.interrupts.setdefault(kind, [0] * count)
 
     def rung(self, mechanism: str) -> int:
-        """All rings by ``mechanism``."""
+        """The number of all rings by ``mechanism``."""
         return sum(count for (count,) in self.rings[mechanism].values())
 
     def to_dict(self) -> dict[str, int]:
-        """In a few numbers."""
+        """A summary: a few totals by name."""
         plain: tuple[str, ...] = ("clients", "reads", "writes", "resets", "guest_errors", "failures")
         numbers: dict[str, Any] = {name: getattr(self, name) for name in plain}
         numbers["interrupts"] = sum(map(sum, self.interrupts.values()))

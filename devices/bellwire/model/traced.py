@@ -1,7 +1,7 @@
-"""A device that tells all that it does, at debug level: registers, rings, hooks, DMA and interrupts.
+"""A traced device: it logs registers, rings, hooks, DMA and interrupts at debug level.
 
-Whether one does is decided when it is made, by its logger's level then: the others are built without any of this, so
-that nothing asks at each access whether it is to be logged.
+The level of the device's logger decides when the device is made. A device without tracing has none of these classes, so
+that an access never has to check whether it should be logged.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 
 class TracedSignals(Signals):
-    """Interrupts, each told."""
+    """Interrupts that log each signal."""
 
     def trigger(self, index: IrqIndex, vector: int) -> None:
-        """Sent, or left pending."""
+        """Trigger a vector, and log whether it was sent or left pending."""
         super().trigger(index, vector)
         late = index is IrqIndex.MSIX and self.is_pending(vector)
         word = "is left pending: the guest has it masked, or has not asked for it" if late else "is sent"
         self._core.device.log.debug("%s %d %s", index.name, vector, word)
 
     def drive(self, asserted: bool) -> None:
-        """Raised or lowered."""
+        """Set the INTx level, and log the change."""
         self._core.device.log.debug("INTx goes %s", "high" if asserted else "low")
         super().drive(asserted)
 
 
 class TracedDma(CountedDma):
-    """DMA, each told."""
+    """DMA that logs each transfer."""
 
     __slots__ = ()
 
     def read(self, address: int, size: int) -> bytes:
-        """Copied out of guest memory."""
+        """Copy from guest memory, and log it."""
         self._core.device.log.debug("DMA read of %d bytes at %#x", size, address)
         return super().read(address, size)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copied into guest memory."""
+        """Copy to guest memory, and log it."""
         self._core.device.log.debug("DMA write of %d bytes at %#x", memoryview(data).nbytes, address)
         super().write(address, data)
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
-        """Touched in place."""
+        """Map guest memory, and log it."""
         self._core.device.log.debug(
             "DMA of %d bytes at %#x, to be %s in place", size, address, "written" if write else "read"
         )
@@ -62,7 +62,7 @@ class TracedDma(CountedDma):
 
 
 class TracedCore(Core):
-    """The calls into a device's hooks, each told, and what led to them."""
+    """A core that logs each call of a hook, and the guest's access or ring that led to it."""
 
     signals_kind = TracedSignals
     dma_kind = TracedDma
@@ -73,7 +73,7 @@ class TracedCore(Core):
         self._labels = Labels(self.layout)
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
-        """A hook, a timer's callback, or what waits for a descriptor or for work."""
+        """Run and log a hook or a callback: of a timer, a descriptor or background work."""
         name = getattr(hook, "__name__", repr(hook))
         self._tell("%s(%s) begins", name, ", ".join(map(_short, arguments)))
         begun = time.monotonic()
@@ -87,46 +87,46 @@ class TracedCore(Core):
         return result
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
-        """No read is so plain that it is not told."""
+        """A callable that logs each read: there is no fast path here."""
         return Reader(functools.partial(self.read, index, offset, count))
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
-        """Nor any write."""
+        """A callable that logs each write."""
         return functools.partial(self.write, index, offset)
 
     def read(self, index: int, offset: int, count: int) -> bytes:
-        """The guest reads."""
+        """Do and log a guest's read."""
         data = super().read(index, offset, count)
         self._tell("guest reads %s", self._value(index, offset, data))
         return data
 
     def write(self, index: int, offset: int, data: memoryview) -> None:
-        """The guest writes."""
+        """Do and log a guest's write."""
         self._tell("guest writes %s", self._value(index, offset, data))
         super().write(index, offset, data)
 
     def ring(self, bell: Doorbell, count: int) -> None:
-        """A doorbell was rung."""
+        """Log and handle rings of a doorbell."""
         self._tell("%s is rung%s", bell.name, "" if count == 1 else f" {count} times")
         super().ring(bell, count)
 
     def ring_value(self, bell: Doorbell, value: int) -> None:
-        """A doorbell was rung with a value."""
+        """Log and handle a ring with a value."""
         self._tell("%s is rung with %#x", bell.name, value & (1 << 8 * bell.size) - 1)
         super().ring_value(bell, value)
 
     def ring_in_row(self, bell: tuple[IoRegion, int], count: int) -> None:
-        """A doorbell of a row was rung."""
+        """Log and handle a ring of a doorbell in a row."""
         self._tell("%s+%#x is rung", bell[0].name, bell[1])
         super().ring_in_row(bell, count)
 
     def reset(self) -> None:
-        """The device is reset."""
+        """Log a reset, then do it."""
         self._tell("reset")
         super().reset()
 
     def _value(self, index: int, offset: int, data: bytes | memoryview) -> str:
-        """What lies there, where that is, and the bytes as a number."""
+        """The name of the place, the place, and the bytes as a number."""
         count = len(data)
         value = int.from_bytes(data, "little")
         name = ", ".join(self._labels.at(index, offset, count))
@@ -138,7 +138,7 @@ class TracedCore(Core):
 
 
 def _short(value: object) -> str:
-    """A number as datasheets print it; anything else in some words."""
+    """A number as datasheets print it; any other value shortened."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:#x}"
     text = repr(value)

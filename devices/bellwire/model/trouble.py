@@ -1,4 +1,4 @@
-"""What a hook raises, and what it returns by mistake: told with what the guest did."""
+"""Mistakes of hooks: an error gets a note of what the guest did, and a wrong return value an error."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def note(error: Exception, doing: str) -> None:
-    """Tell ``error`` what the guest did; what is nearest to the hook has been told first, and stays."""
+    """Note in ``error`` what the guest did. The first note stays: it comes from the place nearest to the hook."""
     if not getattr(error, "__notes__", None):
         error.add_note(doing)
 
 
 def number(hook: Callable[..., Any], given: Any) -> int:
-    """What a read hook has returned; a TypeError says where it is written if that is no number."""
+    """What a read hook has returned, as an int. A TypeError that says where the hook is written, if it is none."""
     try:
         return int(given)
     except TypeError:

@@ -1,1 +1,1 @@
-"""A worker: the loop, and what joins one device to a client on a socket."""
+"""A worker: a loop that serves one device to a client on a socket."""

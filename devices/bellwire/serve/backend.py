@@ -1,4 +1,4 @@
-"""A device as the session of one client sees it."""
+"""The device's backend: what the session of a client calls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DeviceBackend:
         self._labels = Labels(core.layout)
 
     def region(self, index: int) -> Region:
-        """Size, rights and mmap-able areas of a region."""
+        """The size and access rights of a region, and its areas that the client may map."""
         size = self._core.region_size(index)
         if size == 0:
             return Region(RegionInfo(index, RegionFlags(0), 0), None)
@@ -65,7 +65,7 @@ class DeviceBackend:
         return Region(RegionInfo(index, flags, size, 0, areas), self._core.state.area_fds.get(index))
 
     def irq(self, index: int) -> IrqInfo:
-        """How many interrupts of a kind there are."""
+        """The number of interrupts of a kind."""
         layout = self._core.layout
         count, flags = 0, IrqFlags.EVENTFD
         if index == IrqIndex.INTX and layout.intx:
@@ -79,15 +79,15 @@ class DeviceBackend:
         return IrqInfo(index, count, flags)
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
-        """Guest reads."""
+        """A callable for guest reads of ``count`` bytes at this place."""
         return self._core.reader(index, offset, count)
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
-        """Guest writes."""
+        """A callable for guest writes of ``count`` bytes at this place."""
         return self._core.writer(index, offset, count)
 
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
-        """Count them where they belong."""
+        """Count ``times`` accesses to this place in the tally."""
         tally = self._core.tally
         if write:
             tally.writes += times
@@ -97,21 +97,21 @@ class DeviceBackend:
             tally.accesses[write][name] += times
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
-        """Doorbells and stretches that the client may register with KVM."""
+        """The doorbells and ioregions that the client may register with KVM, with their fds."""
         return self._doorbell_fds.sub_regions(index, mechanisms)
 
     def reset(self) -> None:
-        """DEVICE_RESET: rings from before it are void."""
+        """Handle DEVICE_RESET. Rings from before the reset are dropped."""
         self._doorbell_fds.discard()
         self._core.reset()
 
     def before_reply(self) -> None:
-        """A reply flushes rings: the client may rely on what it rang before it asked."""
+        """Run the rings that came before the reply: a reply flushes rings (see :mod:`bellwire.serve.served`)."""
         if self._doorbell_fds.gather():
             self._doorbell_fds.run()
 
     def before_unmap(self) -> None:
-        """Jobs that are under way may use the memory: what they write to a disk must not be zeros of ours."""
+        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them."""
         self._core.finish_jobs()
 
     def dma_changed(self) -> None:
@@ -122,22 +122,22 @@ class DeviceBackend:
             self._observer.mapped(len(table), table.total)
 
     def irqs_changed(self, index: int) -> None:
-        """The client has set, masked or unmasked interrupts."""
+        """The client has set, masked or unmasked interrupts of kind ``index``."""
         if index == IrqIndex.MSIX:
             self._core.signals.taken()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Session's own fds (INTx resample) on the loop."""
+        """Watch a descriptor of the session (the INTx resample eventfd) on the loop."""
         self._loop.watch(fd, callback)
 
     def unwatch(self, fd: int) -> None:
-        """Take one off."""
+        """End the watch of a descriptor of the session."""
         self._loop.unwatch(fd)
 
     def refused(self, error: VfioUserError) -> None:
-        """The client sent something that it should not have."""
+        """Log a message of the client that the session has refused."""
         self._core.log.warning(("refused", shape(error)), "refused: %s", error)
 
     def hook_failed(self, command: Command, error: BaseException) -> None:
-        """Device code raised while a message was handled; the client has been told so by errno."""
+        """Log an error that device code raised for a message. The session has answered the client with an errno."""
         self._boundary.failed(command.name, error)

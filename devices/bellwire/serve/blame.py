@@ -1,4 +1,4 @@
-"""What went wrong in device code, in one line: the hook, its file and line, the error, and what the guest did."""
+"""Errors of device code in one line: the hook, its file and line, the error, and what the guest did."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _OURS = (
     *(str(_HOME / room) for room in ("declare", "model", "serve", "testing", "device.py")),
     str(Path(vfio_user.__file__).parent),
 )
-"""Where the SDK's own frames are; those of bundled devices and of the libraries for devices are device code."""
+"""The folders of the SDK's own frames. Bundled devices and the rooms they build on count as device code."""
 
 log = logging.getLogger("bellwire.worker")
 
 
 class DeviceFailed(BellwireError):
-    """Device code has raised where nothing can go on without it: in ``__init__``, ``setup`` or ``reset``."""
+    """Device code has raised in ``__init__``, ``setup`` or ``reset``, so the device cannot run."""
 
 
 def in_words(error: BaseException, what: str) -> str:
-    """One line; ``what`` is being done, for errors that do not know that themselves."""
+    """Describe ``error`` in one line. ``what`` says what was being done, for an error without a note of its own."""
     doing = next(iter(getattr(error, "__notes__", ())), what)
     text = f"{error}{_meant(error)}"
     if isinstance(error, GuestError):
@@ -44,7 +44,7 @@ def in_words(error: BaseException, what: str) -> str:
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn what device code raises into a DeviceFailed that says it in a line; the debug log has the traceback."""
+    """Turn an error of device code into a DeviceFailed of one line. The debug log has the traceback."""
     try:
         yield
     except BellwireError:
@@ -56,7 +56,7 @@ def told(what: str) -> Iterator[None]:
 
 
 def _meant(error: BaseException) -> str:
-    """What the name of an attribute that is not there may have been meant for."""
+    """A hint for an AttributeError: an existing name that is close to the missing one."""
     if not isinstance(error, AttributeError) or not isinstance(error.name, str):
         return ""
     near = difflib.get_close_matches(error.name, dir(error.obj), n=1)
@@ -64,7 +64,7 @@ def _meant(error: BaseException) -> str:
 
 
 def _device_code(trace: TracebackType | None) -> tuple[str, str] | None:
-    """The first function outside the SDK on the way to an error, and the deepest line beside it."""
+    """The first function outside the SDK in a traceback, and its deepest line outside the SDK."""
     hook = folder = place = ""
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -1,4 +1,4 @@
-"""The boundary to device code: what it raises ends nothing but itself."""
+"""The boundary to device code: an error there is logged, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bellwire.serve.observer import Observer
 
 
 class Boundary:
-    """Calls into the code of one device, and says in the log what came of it."""
+    """Calls the code of one device, and logs what it raises."""
 
     def __init__(self, core: Core, observer: Observer) -> None:
         self._core = core
         self._observer = observer
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call into device code; what it raises is logged, and None comes back."""
+        """Call device code. If it raises, the error is logged, and the result is None."""
         try:
             return function(*arguments)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code: nothing of it may end us
+        except (Exception, SystemExit) as error:  # noqa: BLE001 no error of device code may end the worker
             self.failed(getattr(function, "__name__", "device code"), error)
             return None
 
     def failed(self, what: str, error: BaseException) -> None:
-        """Device code raised ``error`` in ``what``: counted, and logged at a limited rate."""
+        """Count an ``error`` that device code raised in ``what``, and log it at a limited rate."""
         log = self._core.log
         if isinstance(error, GuestError):
             self._core.tally.guest_errors += 1
@@ -40,7 +40,7 @@ class Boundary:
 
 
 def _place(error: BaseException) -> tuple[object, ...]:
-    """Where it was raised: each place has its traceback logged once."""
+    """The place where it was raised. The log has the traceback once for each place."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

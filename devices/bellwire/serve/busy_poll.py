@@ -1,4 +1,4 @@
-"""Looking again and again before going to sleep: for those who would rather spend a processor than wait for it."""
+"""Busy polling: a worker looks for work for a while before it sleeps. It costs CPU time, and saves the wake-up."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import time
 
 from vfio_user import Ready
 
-FIRST = 20e-6  # seconds: the first budget, about what it takes to be woken
+FIRST = 20e-6  # seconds: the first budget, about the time that a wake-up takes
 MOST = 1e-3
-"""The longest budget that may be asked for, in seconds."""
+"""The largest budget that an owner may choose, in seconds."""
 
 
 class BusyPoll:
-    """Waits on an epoll, with up to ``most`` seconds of looking first.
+    """Waits on an epoll: it polls for up to ``most`` seconds, then sleeps.
 
-    How long it looks adapts itself, as the kernel's halt polling does (Documentation/virt/kvm/halt-polling.rst): what
-    comes soon after we went to sleep doubles the budget, what comes late halves it, so that a device that has nothing
-    to do sleeps, and one that is rung often is awake when it is rung.
+    The time that it polls (the budget) adapts itself, as in the kernel's halt polling
+    (Documentation/virt/kvm/halt-polling.rst): work that comes soon after the worker went to sleep doubles the budget,
+    and work that comes late halves it. So the worker of an idle device sleeps, and the worker of a busy device is awake
+    when a ring comes.
     """
 
     def __init__(self, most: float) -> None:
         if not 0 < most <= MOST:
             raise ValueError(f"a busy poll of {most * 1e6:g} µs: expected up to {MOST * 1e6:g}")
         self.budget = 0.0
-        """Seconds that are spent looking now."""
+        """The seconds that the next wait polls before it sleeps."""
         self._most = most
 
     def wait(self, epoll: select.epoll, timeout: float | None) -> Ready:
-        """What is ready; nothing after ``timeout`` seconds."""
+        """What is ready in ``epoll``: pairs of fd and events. Empty after ``timeout`` seconds; None waits for ever."""
         poll, clock = epoll.poll, time.monotonic
         begin = clock()
         end = begin + (self.budget if timeout is None else min(self.budget, timeout))

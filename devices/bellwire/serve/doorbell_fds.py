@@ -3,19 +3,21 @@
 An epoll in an epoll
 ====================
 
-All of them hang in one epoll of their own, and that epoll's descriptor hangs in the loop's: it can be read while any
-of them can. So "has anything rung?" is a single system call, however many doorbells there are, and is asked before
-every reply (a reply flushes rings). The loop's own epoll could be asked as well, but would answer about everything
-else too: a descriptor of the device's that is ready and not read yet, which nobody may handle in the middle of a
-message, would come back each time. And a poll(2) of all of them costs by their number: an nvme has two for each of
-its queues.
+The fds of all doorbells are in one epoll, and the descriptor of this inner epoll is in the epoll of the loop. The
+inner epoll can be read while any of its fds can be read. So the worker finds out by a single system call whether
+anything has rung, however many doorbells there are. It does so before every reply, since a reply flushes rings.
 
-Both are level-triggered. What is gathered is taken out of its descriptor, so the inner epoll is not ready again until
-something rings again; and what one turn leaves behind ends the next one's wait. Edges would save the second look, and
-lose a ring for good where a turn ends early, as it does when a client goes.
+There are two other ways, and both are worse. The worker could ask the loop's own epoll. That would report everything
+else too: a descriptor that the device watches may be ready, but the worker must not handle it in the middle of a
+message, so it would be reported again each time. Or the worker could call poll(2) on all the fds. Its cost grows with
+their number, and an nvme has two for each pair of queues.
 
-Ringing is in two steps: :meth:`DoorbellFds.gather` takes what has been rung out of the fds, :meth:`DoorbellFds.run`
-runs the hooks. Why there are two, :mod:`bellwire.serve.served` tells.
+Both epolls are level-triggered. Gathering takes the rings out of an fd, so the inner epoll is not ready again until
+something rings again. What one turn leaves in an fd ends the wait of the next turn. Edge triggering would save that
+second look, but would lose a ring for good when a turn ends early, as it does when a client leaves.
+
+Rings are handled in two steps: :meth:`DoorbellFds.gather` takes the rings out of the fds, and :meth:`DoorbellFds.run`
+runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
 """
 
 from __future__ import annotations
@@ -33,32 +35,32 @@ from bellwire.model.tally import Count
 from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, Mechanism, SubRegion, VfioUserError
 from vfio_user.eventfds import SIZE, take
 
-MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a read flushes all, and a flood ends
+MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a reply flushes all, and a flood ends
 
 Bell = TypeVar("Bell", bound=Doorbell | tuple[IoRegion, int])
 
 Guard = Callable[..., int | None]
-"""Runs device code; an exception in it is logged, and None comes back."""
+"""Runs device code. An exception in it is logged, and the result is then None."""
 
 
 class Source(Protocol):
-    """One fd that rings."""
+    """One fd on which rings arrive."""
 
     def gather(self) -> None:
-        """Take what was rung out of the fd."""
+        """Take the rings out of the fd."""
 
     def run(self) -> None:
-        """Run the hooks for what was gathered."""
+        """Run the hooks for the rings that were gathered."""
 
     def discard(self) -> None:
-        """Drop what was gathered, but answer whoever waits."""
+        """Drop the rings that were gathered, but answer a guest that waits for one."""
 
     def close(self) -> None:
-        """Close the fds."""
+        """Close the fds. The source owns them."""
 
 
 class EventSource(Generic[Bell]):
-    """A doorbell by ioeventfd: KVM counts, we read the count."""
+    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
 
     def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -70,18 +72,18 @@ class EventSource(Generic[Bell]):
         self._rings = core.tally.ring("ioeventfd", _name(bell))
 
     def gather(self) -> None:
-        """Add the eventfd's count."""
-        self._count += take(self.fd, self._counter)  # nothing, where somebody else who holds the fd has read it
+        """Read the eventfd, and add its count."""
+        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
 
     def run(self) -> None:
-        """One hook call for however many rings."""
+        """Call the hook once for all rings that were gathered."""
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
             self._guard(self._ring, self._bell, count)
 
     def discard(self) -> None:
-        """Forget the rings."""
+        """Drop the rings that were gathered."""
         self._count = 0
 
     def close(self) -> None:
@@ -90,7 +92,10 @@ class EventSource(Generic[Bell]):
 
 
 class CommandSource:
-    """Doorbells with values, or one stretch, by ioregionfd: 32-byte commands on a socket."""
+    """Doorbells with values, or one ioregion, by ioregionfd: commands of 32 bytes on a socket.
+
+    It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
+    """
 
     def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -108,27 +113,27 @@ class CommandSource:
         self._socket.register(ours, select.POLLIN)
 
     def user_data(self, target: Doorbell | IoRegion) -> int:
-        """By which commands for ``target`` are told apart from others."""
+        """The number that identifies ``target`` in the commands of this socket."""
         if target not in self._targets:
             self._targets.append(target)
             self._rings.append(self._core.tally.ring("ioregionfd", target.name))
         return self._targets.index(target)
 
     def gather(self) -> None:
-        """Take commands off the socket, in order."""
+        """Take the commands off the socket, in order."""
         try:
             for _ in range(MOST_COMMANDS - len(self._commands)):
                 command = self.wire.receive()
                 if command is None:
                     break
                 self._commands.append(command)
-                if not self._socket.poll(0):  # a receive that finds nothing costs more
+                if not self._socket.poll(0):  # this costs less than a receive that finds nothing
                     break
         except VfioUserError as error:
             self._failed(self, error)
 
     def run(self) -> None:
-        """Hand each command to its doorbell or stretch, and answer where an answer is awaited."""
+        """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
         commands = self._commands
         while commands:
             command = commands.popleft()
@@ -141,14 +146,14 @@ class CommandSource:
                 self._respond(result)
 
     def discard(self) -> None:
-        """Drop the posted ones; a guest that waits gets all ones, as from a device in reset."""
+        """Drop the posted commands. A guest that waits for a response gets all ones, as from a device in reset."""
         commands = self._commands
         while commands:
             if commands.popleft().respond:
                 self._respond(None)
 
     def close(self) -> None:
-        """Close both ends: KVM or the relay falls back to messages."""
+        """Close both ends. KVM or the relay then uses messages again."""
         self._commands.clear()
         self.wire.close()
         self._theirs.close()
@@ -160,7 +165,7 @@ class CommandSource:
             self._failed(self, error)
 
     def _target(self, command: IoCommand) -> Doorbell | IoRegion | None:
-        """What the command is for; None, and a word in the log, if nothing that was handed out."""
+        """The doorbell or ioregion that the command is for. None, and a warning, if it lies in no sub-region."""
         if command.user_data < len(self._targets):
             target = self._targets[command.user_data]
             if command.offset + command.size <= target.size:
@@ -175,27 +180,27 @@ class CommandSource:
         return None
 
     def _deliver(self, target: Doorbell | IoRegion, command: IoCommand) -> int:
-        """What the command does; the value of a read, 0 for a write."""
+        """Do what the command says. Returns the value of a read, and 0 for a write."""
         if isinstance(target, IoRegion):
             if not command.write:
                 return self._core.ioregion_read(target, command.offset, command.size)
             self._core.ioregion_write(target, command.offset, command.size, command.data)
         elif not command.write:
-            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as by message
+            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as a REGION_READ message
         elif command.offset == 0:
             self._core.ring_value(target, command.data)
         return 0
 
 
 class DoorbellFds:
-    """All fds of one device for one client: made when the client asks, gone when it leaves."""
+    """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves."""
 
     def __init__(self, core: Core, guard: Guard) -> None:
         self._core = core
         self._guard = guard
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
-        """Called with 0: what has rung and was not gathered."""
+        """``poll(0)`` gives the fds that have rung and are not gathered yet."""
         self._sources: dict[int, Source] = {}
         self._events: dict[Doorbell | tuple[IoRegion, int], EventSource[Any]] = {}
         self._regions: dict[IoRegion, CommandSource] = {}
@@ -203,11 +208,11 @@ class DoorbellFds:
         self._values: CommandSource | None = None
 
     def fileno(self) -> int:
-        """Readable while anything has rung."""
+        """The descriptor of the inner epoll. It can be read while anything has rung."""
         return self._epoll.fileno()
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
-        """What GET_REGION_IO_FDS says about a region, within ``mechanisms``; asking twice gives the same fds."""
+        """The answer to GET_REGION_IO_FDS for a region, limited to ``mechanisms``. A second call gives the same fds."""
         plan = self._core.layout.bars.get(index)
         if plan is None:
             return []
@@ -232,7 +237,7 @@ class DoorbellFds:
         return found
 
     def gather(self) -> bool:
-        """Take everything that has rung out of its fd; whether there is anything to run."""
+        """Take all rings out of their fds. True if there is anything to run."""
         for fd, _ in self.poll(0):
             source = self._sources.get(fd)
             if source is not None:
@@ -241,13 +246,13 @@ class DoorbellFds:
         return bool(self._rung)
 
     def run(self) -> None:
-        """Run the hooks of what was gathered."""
+        """Run the hooks for the rings that were gathered."""
         rung, self._rung = self._rung, []
         for source in rung:
             source.run()
 
     def discard(self) -> None:
-        """A reset: what rang before it means nothing any more, but nobody is left waiting."""
+        """Drop the rings from before a reset. A guest that waits for a response gets one."""
         self.gather()
         rung, self._rung = self._rung, []
         for source in rung:
@@ -263,7 +268,7 @@ class DoorbellFds:
         self._regions.clear()
 
     def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
-        """The eventfd of a doorbell."""
+        """The eventfd of a doorbell, made at the first call."""
         source = self._events.get(bell)
         if source is None:
             source = EventSource(self._core, bell, ring, self._guard)
@@ -272,7 +277,7 @@ class DoorbellFds:
         return source.fd
 
     def _by_value(self, bell: Doorbell, pio: bool) -> IoRegionFd:
-        """Doorbells with values share one socket and are told apart by user_data."""
+        """The entry of a doorbell with values. All of them share one socket; user_data identifies each."""
         if self._values is None:
             self._values = self._commands([])
         source = self._values
@@ -292,7 +297,7 @@ class DoorbellFds:
         self._epoll.register(fd, select.EPOLLIN)
 
     def _drop(self, source: CommandSource, error: VfioUserError) -> None:
-        """A socket whose far end has gone or talks nonsense: close it, and the client goes on by message."""
+        """Close a socket whose other end has closed or sends nonsense. Accesses then come as messages."""
         self._core.log.warning(("ioregionfd", source.fd), "ioregionfd socket closed: %s", error)
         if self._sources.pop(source.fd, None) is not None:
             self._epoll.unregister(source.fd)
@@ -303,5 +308,5 @@ class DoorbellFds:
 
 
 def _name(bell: Doorbell | tuple[IoRegion, int]) -> str:
-    """A doorbell of a row has its offset in it."""
+    """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
     return bell.name if isinstance(bell, Doorbell) else f"{bell[0].name}+{bell[1]:#x}"

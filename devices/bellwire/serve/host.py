@@ -1,4 +1,4 @@
-"""A client and a loop, as the device that a worker runs sees them."""
+"""The host of a device that a worker runs: its client and its loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedMap
 
 
 class ClientHost:
-    """A :class:`bellwire.model.host.Host`. ``session`` is the client's, None while there is none."""
+    """A :class:`bellwire.model.host.Host`. ``session`` is the session of the client, and None without a client."""
 
     def __init__(self, loop: Loop, boundary: Boundary) -> None:
         self.session: Session | None = None
@@ -22,63 +22,63 @@ class ClientHost:
         self._boundary = boundary
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
-        """Guest memory as the client has mapped it."""
+        """The pieces of guest memory, as the client has mapped them."""
         if self.session is None:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.segments(address, size, write)
 
     @property
     def by_message(self) -> bool:
-        """Whether the client has mapped memory without sharing any."""
+        """Whether the client has mapped memory but shares none of it."""
         return self.session is not None and self.session.dma.by_message
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
-        """Maps of the client's, side by side."""
+        """One view of these bytes, even across several maps of the client."""
         if self.session is None:
             raise DmaFault(address, size, "no client is connected")
         return self.session.dma.whole(address, size, write)
 
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
-        """A whole map of the client's."""
+        """The whole shared map that contains ``address``, or None."""
         return None if self.session is None else self.session.dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
-        """DMA_READ."""
-        assert self.session is not None  # segments() has been asked first
+        """Copy guest memory by a DMA_READ message."""
+        assert self.session is not None  # segments() has been called first, and needs a session
         return self.session.dma_read(address, size)
 
     def dma_write(self, address: int, data: memoryview) -> None:
-        """DMA_WRITE."""
+        """Write guest memory by a DMA_WRITE message."""
         assert self.session is not None
         self.session.dma_write(address, data)
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
-        """Write the client's eventfd."""
+        """Write to the eventfd that the client has set for the vector. False without one."""
         return self.session is not None and self.session.irqs.trigger(index, vector)
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
-        """Whether the session still holds it back."""
+        """Whether the session still holds the interrupt back."""
         return self.session is None or self.session.irqs.pending(index, vector)
 
     def level(self, asserted: bool) -> None:
-        """The INTx line."""
+        """Set the level of the INTx line."""
         if self.session is not None:
             self.session.irqs.set_level(asserted)
 
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
-        """A timer whose failure is logged."""
+        """Set a timer on the loop. An error of the callback is logged."""
         return self._loop.after(delay, lambda: self._boundary.call(callback))
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
-        """Device code's own descriptors on the loop; a failure is logged."""
+        """Watch a descriptor of device code on the loop. An error of the callback is logged."""
         self._loop.watch(fd, lambda: self._boundary.call(callback))
 
     def unwatch_fd(self, fd: int) -> None:
-        """Take one off."""
+        """End the watch of ``fd``, if there is one."""
         self._loop.unwatch(fd)
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Work on a thread; its failure is logged."""
+        """Run ``work`` on a thread. An error of it is logged, and ``done`` does not run."""
 
         def finished(future: Future[Any]) -> None:
             try:
@@ -93,5 +93,5 @@ class ClientHost:
         self._loop.background(work, finished)
 
     def pool(self, threads: int, done: Done) -> Threads:
-        """Real threads."""
+        """Make a pool of threads whose results arrive on the loop."""
         return Threads(self._loop, threads, lambda jobs: self._boundary.call(done, jobs))

@@ -1,4 +1,4 @@
-"""The worker's event loop: file descriptors, timers, and what other threads have finished."""
+"""The worker's event loop: file descriptors, timers, and results of other threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vfio_user import Ready
 THREADS = 4
 FEW_TIMERS = 256
 LONGEST_WAIT = 3600.0  # seconds: epoll counts milliseconds in an int, and a timer may be years away
-_TIMER = (-1, 0)  # stands among what is ready where a timer is due: then nothing else is alone
+_TIMER = (-1, 0)  # added to the ready fds when a timer is due, so that the list differs from that of a message alone
 Callback = Callable[[], None]
 
 
@@ -34,7 +34,7 @@ class Deadline:
         self.callback = callback
 
     def cancel(self) -> None:
-        """Forget it. Its place in the heap stays until its time comes, or there are many."""
+        """Cancel the timer. Its entry stays in the heap until it is due, or until the heap is cleaned up."""
         self.callback = None
 
     def __lt__(self, other: Deadline) -> bool:
@@ -42,7 +42,7 @@ class Deadline:
 
 
 class Loop:
-    """One epoll. Not thread-safe, but for :meth:`stop` and the completions of :meth:`background`."""
+    """One epoll, with timers and a few threads. Only :meth:`stop` and :meth:`wake` may be called from other threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -54,35 +54,39 @@ class Loop:
         self._finished: deque[Callback] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closing = threading.RLock()  # a signal handler may wake us while we close
+        self._closing = threading.RLock()  # reentrant: a signal handler may call wake() during close()
         self.stopping = False
         self.busy_poll: BusyPoll | None = None
-        """Looks for a while before it sleeps, where the owner wants that."""
+        """Polls for a while before the loop sleeps; None if the owner wants no busy polling."""
         self.watch(self._wake, self._drain_wake)
 
     def watch(self, fd: int, callback: Callback | None = None) -> None:
-        """Run ``callback`` whenever ``fd`` can be read; without one, that ends a wait and nothing else."""
+        """Run ``callback`` whenever ``fd`` can be read. Without a callback, ``fd`` only ends a wait.
+
+        The caller keeps ownership of ``fd``.
+        """
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
-        """Stop watching ``fd``; call it before closing it."""
+        """Stop watching ``fd``. Call it before you close ``fd``."""
         if fd in self._callbacks:
             del self._callbacks[fd]
             self._epoll.unregister(fd)
 
     def wait(self, timeout: float | None = None) -> list[int]:
-        """Sleep until something is ready or a timer is due; returns the fds for :meth:`run`, and calls nothing."""
+        """Sleep until something is ready or a timer is due. Returns the fds for :meth:`run`; no callback runs."""
         return [fd for fd, _ in self._sleep(timeout)]
 
     def look(self) -> Ready:
-        """What is ready now."""
+        """What is ready now, without sleeping: pairs of fd and events."""
         return self._epoll.poll(0)
 
     def sleeper(self) -> Callable[[], Ready]:
-        """What sleeps until something is ready or a timer is due, to be called until one of either has its turn.
+        """A callable that sleeps until something is ready or a timer is due, and returns what is ready.
 
-        Without timers and busy polls it is epoll's own method: no function of ours is between a caller and the kernel.
+        It is valid until a callback or a timer has run: these may set timers. Without timers and busy polling it is the
+        method of the epoll itself, so that no Python code runs between the caller and the kernel.
         """
         return self._sleep if self._timers or self.busy_poll is not None else self._epoll.poll
 
@@ -97,14 +101,14 @@ class Loop:
         return self._epoll.poll(timeout)
 
     def run(self, ready: Iterable[int]) -> None:
-        """Call back for each fd that is still watched: an earlier one's callback may have ended that."""
+        """Run the callback of each fd in ``ready`` that is still watched: an earlier callback may end a watch."""
         for fd in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
 
     def run_timers(self) -> None:
-        """Run the timers that are due now; one that sets another for now does not starve the loop."""
+        """Run the timers that are due now. A timer that they set runs in the next turn at the earliest."""
         if not self._timers:
             return
         now = self._clock()
@@ -118,17 +122,17 @@ class Loop:
                 callback()
 
     def after(self, delay: float, callback: Callback) -> Deadline:
-        """Run ``callback`` in ``delay`` seconds."""
+        """Run ``callback`` in ``delay`` seconds. A negative delay counts as 0."""
         timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback)
         heapq.heappush(self._timers, timer)
-        if len(self._timers) > self._room:  # a guest may have a device set its timer anew as often as it likes
+        if len(self._timers) > self._room:  # a guest may make a device set and cancel a timer without end
             self._timers = [each for each in self._timers if each.callback is not None]
             heapq.heapify(self._timers)
             self._room = max(FEW_TIMERS, 2 * len(self._timers))
         return timer
 
     def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
-        """Run ``work`` on one of a few threads, then ``done`` with its future on this one."""
+        """Run ``work`` on one of a few threads, then ``done`` with its future on the loop's thread."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
 
@@ -139,18 +143,18 @@ class Loop:
         self._pool.submit(work).add_done_callback(hand_over)
 
     def wake(self) -> None:
-        """End the current or next :meth:`wait`; from any thread or signal handler."""
+        """End the current or the next :meth:`wait`. Any thread or signal handler may call it."""
         with self._closing:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
-        """Ask the owner to stop, from any thread or signal handler."""
+        """Set :attr:`stopping`, and end the wait. Any thread or signal handler may call it."""
         self.stopping = True
         self.wake()
 
     def close(self) -> None:
-        """Forget timers, drop queued background work, wait for what runs, close the loop's own fds."""
+        """Drop timers and queued background work, wait for work that runs, and close the loop's own fds."""
         self._timers.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Who wants to know what happens to a device: the base says nothing to nobody."""
+"""Observers: they are told of a device's clients and errors. The base class ignores everything."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from vfio_user import Capabilities
 
 
 class Observer:
-    """Override what is of interest. Called on the device's thread, never for single accesses or rings."""
+    """Override the methods that you need. They run on the device's thread, and never for single accesses or rings."""
 
     def connected(self, pid: int, uid: int) -> None:
-        """A client has connected; its credentials as the kernel knows them."""
+        """A client has connected. ``pid`` and ``uid`` come from the kernel (SO_PEERCRED)."""
 
     def introduced(self, client: Capabilities) -> None:
-        """The client has negotiated the version, and said what it can take."""
+        """The client has negotiated the version, and given its capabilities."""
 
     def mapped(self, maps: int, size: int) -> None:
-        """The client has mapped or unmapped memory: so many ranges with so many bytes are there now."""
+        """The client has mapped or unmapped memory. There are now ``maps`` ranges, with ``size`` bytes together."""
 
     def left(self, reason: str) -> None:
-        """The client has gone, or was dropped."""
+        """The client has disconnected or was dropped; ``reason`` says why."""
 
     def failed(self, error: BaseException) -> None:
-        """Device code raised ``error``, which has been logged as often as is good."""
+        """Device code raised ``error``. It has been logged already, at a limited rate."""
 
     def trouble(self, text: str) -> None:
-        """The guest or the device's code did something wrong; as often as it is logged."""
+        """The guest or device code did something wrong. Called whenever that is logged, at a limited rate."""

@@ -1,28 +1,29 @@
-"""A device and its clients, one after the other: what a worker's loop turns.
+"""Serves one device to its clients, one after the other: the work of one turn of a worker's loop.
 
-What comes before what
-======================
+The order of rings and messages
+===============================
 
-A guest rings, writes and reads. A ring is in an eventfd or on an ioregionfd socket, a message in the client's socket,
-and nothing tells which of them was there first. Two promises can be kept all the same (docs/architecture.md has them
-as a guest sees them):
+A guest rings doorbells, writes and reads. A ring arrives in an eventfd or on an ioregionfd socket; a message arrives in
+the client's socket. The worker cannot see which of them arrived first. It still keeps two promises
+(docs/architecture.md describes them from the side of the guest):
 
 * *A ring sees every write that was posted before it.* The vCPU that rings has sent its posted writes already, so they
-  are in the socket by the time that the ring is in its descriptor. Hence rings are gathered first, the socket is
-  drained next, and the hooks run last. To drain first and gather next would let a ring overtake a write that comes in
-  between. Draining is to the end, or to DRAIN messages, which is more than a socket holds: what was there when the
-  rings were gathered is through by then, and a client that never stops sending holds up no ring.
-* *A reply flushes rings.* A guest that reads after it has rung expects to see what the ring has done. So before a
-  message that wants a reply is handled, rings are gathered and run (:meth:`DeviceBackend.before_reply`). The same is
-  done for reads that are answered while the worker waits (:mod:`vfio_user.plain_reads`). A reset alone voids rings
-  instead.
+  are in the socket by the time that the ring is in its fd. Therefore the worker gathers the rings first, then drains
+  the socket, and runs the hooks last. If it drained first and gathered then, a write and its ring could arrive in
+  between, and the ring would overtake the write. The worker drains the socket to its end, or takes DRAIN messages,
+  which is more than a socket holds. So it has handled all messages that were there when it gathered the rings, and a
+  client that never stops sending does not hold up a ring.
+* *A reply flushes rings.* A guest that reads after a ring expects to see the effect of the ring. So the worker gathers
+  and runs rings before it handles a message that wants a reply (:meth:`DeviceBackend.before_reply`), and before it
+  answers a read while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
 
-The two hold together as long as a client posts nothing while it waits for a reply: a write that stands behind an
-awaited command in the socket would be overtaken by a ring that came after it.
+Both promises hold only if a client posts nothing while it waits for a reply. Otherwise a posted write may stand in the
+socket behind the command that wants the reply. The worker runs all rings before it handles that command, so a ring
+that came after the write would overtake it.
 
-A ring that is followed by a posted write has no order: the write may be handled first. To keep that order, each
-message would have to look at the eventfds before it is handled, as those that want a reply do: a system call for
-every posted write, which is most of what a posted write costs.
+A ring that is followed by a posted write has no order: the worker may handle the write first. To keep that order, the
+worker would have to look at the doorbell fds before every message, as it does before a reply. That is one system call
+for each posted write, and most of the cost of a posted write.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never wa
 
 
 class Served:
-    """One device and, while there is one, its client."""
+    """One device, and the client that it has at present, if any."""
 
     def __init__(self, device: PciDevice, loop: Loop, observer: Observer | None = None) -> None:
         self.core: Core = device.core
@@ -63,7 +64,7 @@ class Served:
         self._alone: list[tuple[int, int]] = []
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
-        """Serve the client at the far end of ``connection``; the session owns it from now on."""
+        """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         doorbell_fds = self._doorbell_fds = DoorbellFds(self.core, self._boundary.call)
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(connection, backend, io_fd_entry_size=io_fd_entry_size)
@@ -73,13 +74,13 @@ class Served:
         self._observer.connected(*_credentials(connection))
         self._session_fd, self._doorbells_fd = self.session.fileno(), doorbell_fds.fileno()
         self._alone = [(self._session_fd, int(select.EPOLLIN))]
-        self._loop.watch(self._session_fd)  # these two have their own place in the turn
+        self._loop.watch(self._session_fd)  # without a callback: turn() handles these two in its own order
         self._loop.watch(self._doorbells_fd)
         self.core.signals.relevel()
         self.core.signals.resend()
 
     def detach(self, reason: str = "the device is being stopped") -> None:
-        """Let the client go: its memory, its eventfds and our doorbells' fds; the device's state stays."""
+        """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
         self._doorbell_fds.gather()
@@ -95,26 +96,25 @@ class Served:
         self._observer.left(reason)
 
     def wait(self) -> dict[int, int]:
-        """Sleep until there is something to do: the descriptors that can be read, and their events.
+        """Sleep until there is something to do. Returns the descriptors that can be read, and their events.
 
-        Reads of registers that run no device code are answered meanwhile, if nothing else is going on. Raises what
+        While nothing else happens, reads of registers that run no device code are answered in here. Raises what
         :meth:`turn` raises.
         """
         session, doorbell_fds, loop = self.session, self._doorbell_fds, self._loop
         if session is None or doorbell_fds is None:
             ready = loop.sleeper()()
-        elif session.waiting:  # a DMA message's wait may have taken commands off the socket
+        elif session.waiting:  # while the session waited for a DMA reply, it may have received other messages
             ready = loop.look()
         else:
             ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
         return dict(ready)
 
     def turn(self, ready: Container[int]) -> None:
-        """Handle what the client has sent and rung; ``ready`` are the descriptors that have something to read.
+        """Handle the client's messages and rings. ``ready`` has the descriptors that can be read.
 
-        Rings are taken out of their fds first and acted upon last, with the socket drained in between: so a ring
-        sees every write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the
-        client is gone.
+        Rings are gathered first, then the socket is drained, and the hooks of the rings run last: so a ring sees every
+        write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the client has gone.
         """
         session, doorbell_fds = self.session, self._doorbell_fds
         if session is None or doorbell_fds is None:
@@ -130,13 +130,13 @@ class Served:
             self._observer.introduced(session.client)
 
     def reset(self) -> None:
-        """Reset the device, as DEVICE_RESET does: rings from before it are void."""
+        """Reset the device as DEVICE_RESET does. Rings from before the reset are dropped."""
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
 
     def statistics(self) -> dict[str, int]:
-        """What has happened so far, and what the client has set up now."""
+        """The totals of the tally, and what the client has set up at present."""
         session = self.session
         if session is not None:
             session.settle()
@@ -145,6 +145,6 @@ class Served:
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
-    """The peer's process and user (unix(7), SO_PEERCRED)."""
+    """The process and user id of the peer (unix(7), SO_PEERCRED)."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid

@@ -1,4 +1,4 @@
-"""The pool of a worker: threads that do its jobs."""
+"""The thread pool of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bellwire.serve.loop import Loop
 
 
 class Threads:
-    """The pool of a worker: ``count`` threads, started with the first job, on ``loop``."""
+    """A :class:`bellwire.model.jobs.Pool` of ``count`` threads, which start as jobs come.
+
+    ``done`` runs on the thread of ``loop``, with the jobs that have finished.
+    """
 
     def __init__(self, loop: Loop, count: int, done: Done) -> None:
         self._loop = loop
@@ -28,7 +31,7 @@ class Threads:
         loop.watch(self._wake, self._collect)
 
     def submit(self, job: Job) -> None:
-        """Queue it; an idle thread takes it at once."""
+        """Queue ``job``; an idle thread takes it at once."""
         self._outstanding += 1
         if len(self._threads) < min(self._count, self._outstanding):
             thread = threading.Thread(target=self._work, name=f"pool-{len(self._threads)}", daemon=True)
@@ -37,7 +40,7 @@ class Threads:
         self._jobs.put(job)
 
     def finish(self) -> None:
-        """Wait for every job that has been submitted."""
+        """Wait for all jobs that have been submitted. ``done`` gets them later, from the loop."""
         ended = self._await()
         if ended:
             self._outstanding = len(ended)
@@ -46,7 +49,7 @@ class Threads:
             os.eventfd_write(self._wake, 1)
 
     def settle(self) -> None:
-        """Wait for the jobs that a thread has taken: at most one a thread."""
+        """Drop queued jobs, and wait for those that a thread has taken: at most one for each thread."""
         try:
             while True:
                 self._jobs.get_nowait()
@@ -56,7 +59,7 @@ class Threads:
         self._await()
 
     def close(self) -> None:
-        """End the threads; a second call does nothing."""
+        """Settle, then end the threads. A second call does nothing."""
         if self._wake < 0:
             return
         self.settle()
@@ -73,12 +76,12 @@ class Threads:
         while (job := jobs.get()) is not None:
             job.run()
             finished.append(job)
-            if not self._told:  # cleared before the list is emptied, so that no result is left behind unannounced
+            if not self._told:  # the loop clears it first, then empties the list: no result is left behind
                 self._told = True
                 os.eventfd_write(self._wake, 1)
 
     def _await(self) -> list[Job]:
-        """Sleep until no job is left; all that have ended, and have not been told of."""
+        """Sleep until no job is left. Returns the jobs that ``done`` has not got yet."""
         ended: list[Job] = []
         waiter = select.poll()
         waiter.register(self._wake, select.POLLIN)
@@ -91,7 +94,7 @@ class Threads:
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
-            return []  # settle() has been here, after the loop saw the wake-up and before this call
+            return []  # settle() has taken the results between the wake-up and this call
         self._told = False
         finished = self._finished
         taken = [finished.popleft() for _ in range(len(finished))]

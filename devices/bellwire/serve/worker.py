@@ -1,4 +1,4 @@
-"""A worker: one device, one listening socket, one client at a time, one plain loop."""
+"""A worker: one device, one listening socket, one client at a time, one loop."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger("bellwire.worker")
 
 
 class Worker:
-    """Runs ``device`` for the clients of ``listener``, one after the other; a second one waits its turn.
+    """Runs ``device`` for the clients of ``listener``, one after the other. A second client waits for its turn.
 
-    ``connection`` may stand in place of a listener: then the worker ends with that client. ``busy_poll`` are the
-    seconds that the loop may look for work before it sleeps; 0: none.
+    With ``connection`` in place of a listener, the worker serves that client and ends with it. ``busy_poll`` is the
+    time in seconds that the loop may poll for work before it sleeps; 0 turns busy polling off.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Worker:
             listener.setblocking(False)
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Set the device up, call ``ready``, serve until :meth:`stop`, and take the device down again."""
+        """Set the device up, call ``ready``, serve clients until :meth:`stop`, and close the device."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             with told(f"{type(self.device).__name__}.setup"):
@@ -82,7 +82,7 @@ class Worker:
                 self.device.core.close()
 
     def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
-        """Let the client go, and the next one come; False where there is none. Call it on the loop's thread."""
+        """Disconnect the client, so that the next one is served. False without a client. For the loop's thread only."""
         if self.served.session is None:
             return False
         self.served.detach(reason)
@@ -93,7 +93,7 @@ class Worker:
         return True
 
     def stop(self) -> None:
-        """End :meth:`run`; from any thread or signal handler."""
+        """End :meth:`run`. Any thread or signal handler may call it."""
         self.loop.stop()
 
     def step(self) -> None:

@@ -1,7 +1,8 @@
-"""Test a device with no VM, no socket and no clock but the test's own; or serve it to a real client.
+"""Test a device without a VM: in the test's own process, or served to a real client.
 
-:class:`Guest` is the guest's side of a device, called directly. :func:`conformance` gives any device a suite in
-one line. :func:`serve` runs one behind a socket while a block lasts.
+:class:`Guest` is the guest's side of a device: a test calls it directly, without a socket, and time passes only when
+the test says so. :func:`conformance` gives any device a test suite in one line. :func:`serve` serves a device on a
+socket for the length of a ``with`` block.
 """
 
 from bellwire.testing.conformance import conformance

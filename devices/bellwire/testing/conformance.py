@@ -1,4 +1,4 @@
-"""A suite for any device, in one line: ``TestCopier = conformance(Copier)``."""
+"""A test suite for any device, in one line: ``TestCopier = conformance(Copier)``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDTHS = (1, 2, 4, 8)
 
 
 def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
-    """A class of tests that pytest collects: what every PCI device must do, tried on ``device(**options)``."""
+    """A class of tests for pytest: they check on ``device(**options)`` what every PCI device must do."""
 
     class Conformance:
         __doc__ = f"What every PCI device must do, tried on {device.name}."
@@ -93,7 +93,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
 
 
 def disturb(guest: Guest[Any], chance: random.Random) -> None:
-    """Do anything that a guest can: accesses of every width anywhere, rings, time; GuestErrors are its own."""
+    """Do what a guest can do, at random: accesses of every width, rings, time. GuestErrors are expected and ignored."""
     layout = guest.device.layout
     indices = [*layout.bars, RegionIndex.CONFIG]
     spots = {
@@ -120,7 +120,7 @@ def disturb(guest: Guest[Any], chance: random.Random) -> None:
 
 
 def check_bars(guest: Guest[Any]) -> None:
-    """Sizing by all ones (PCI 3.0 §6.2.5.1), and the old address back afterwards."""
+    """Write all ones to each BAR, check the size that it reports (PCI 3.0 §6.2.5.1), and restore its address."""
     for index, plan in guest.device.layout.bars.items():
         bar = plan.bar
         offset, width = pci.BAR0 + 4 * index, bar.bits // 8
@@ -135,7 +135,7 @@ def check_bars(guest: Guest[Any]) -> None:
 
 
 def check_capabilities(guest: Guest[Any]) -> None:
-    """The chain starts at 34h, stays on dwords beyond the header, repeats nothing and ends with zero (§6.7)."""
+    """The list starts at 34h, lies on dwords outside the header, has no circle and ends with zero (PCI 3.0 §6.7)."""
     assert guest.config_read(pci.STATUS, 2) & pci.STATUS_CAPABILITIES
     seen: set[int] = set()
     at = guest.config_read(pci.CAPABILITY_POINTER, 1)

@@ -1,4 +1,4 @@
-"""The guest's side of a device, in the test's own process."""
+"""A test's guest: the guest's side of a device, in the process of the test."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ MEMORY = 1 << 20
 
 
 class Guest(Generic[Device]):
-    """A guest that has found ``device``, given it ``memory`` bytes at address 0 and turned bus mastering on.
+    """A guest with ``memory`` bytes at address 0. It has set ``device`` up: bus mastering and interrupts are on.
 
-    Everything happens in the call: a write has run its hook when it returns, and a GuestError comes out of it.
-    Time stands still between calls of :meth:`advance`; background work runs at once, in the call that asks
-    for it, and its result arrives with the next :meth:`advance`; so do the jobs of a pool.
+    ``device`` is an instance, or a class that is made with ``options``. A hook runs within the call that causes it, and
+    a GuestError that it raises comes out of that call. Time passes only in :meth:`advance`. Background work and the
+    jobs of a pool run at once, within the call that starts them; the device gets their results in the next
+    :meth:`advance`. The guest closes the device at the end: use it in a ``with`` statement, or call :meth:`close`.
     """
 
     def __init__(self, device: Device | type[Device], *, memory: int = MEMORY, **options: Any) -> None:
@@ -41,6 +42,7 @@ class Guest(Generic[Device]):
         self.line = False
         """The INTx level that the guest sees."""
         self.now = 0.0
+        """The time in seconds since the guest was made."""
         self._timers: list[Deadline] = []
         self._order = itertools.count()
         self._dma = DmaTable()
@@ -49,7 +51,7 @@ class Guest(Generic[Device]):
         flags = DmaFlags.READ | DmaFlags.WRITE
         self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=memory), os.dup(self._memory_fd))
         shared = self._dma.shared_map(0, True)
-        assert shared is not None  # mapped a line ago
+        assert shared is not None  # the line before has mapped it
         self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
@@ -67,7 +69,7 @@ class Guest(Generic[Device]):
     # -- what a driver does
 
     def enable(self) -> None:
-        """Turn memory, I/O and bus mastering on, and MSI-X or MSI (all its messages) if the device has it."""
+        """Turn on memory, I/O and bus mastering, and all vectors of MSI-X or MSI if the device has them."""
         config = self.device.core.config
         space = config.at
         self.config_write(pci.COMMAND, pci.IO_ENABLE | pci.MEMORY_ENABLE | pci.BUS_MASTER, 2)
@@ -84,23 +86,29 @@ class Guest(Generic[Device]):
     @overload
     def read(self, place: int, offset: int, size: int, /) -> int: ...
     def read(self, place: Place | int, offset: int = 0, size: int | None = None) -> int:
-        """Read a register by name, or ``size`` bytes at ``offset`` of a region by index."""
+        """Read a register by its declaration, or ``size`` bytes at ``offset`` of a region by its index.
+
+        An IndexError for an access outside the region: a real client refuses it before the device sees it.
+        """
         index, start, count = self._where(place, offset, size)
         self._check(index, start, count)
         return int.from_bytes(self.device.core.read(index, start, count), "little")
 
     def write(self, place: Place | int, value: int, *, offset: int = 0, size: int | None = None) -> None:
-        """Write a register by name, or ``size`` bytes at ``offset`` of a region by index."""
+        """Write a register by its declaration, or ``size`` bytes at ``offset`` of a region by its index.
+
+        ``value`` is cut to the size. An IndexError for an access outside the region.
+        """
         index, start, count = self._where(place, offset, size)
         self._check(index, start, count)
         data = (value & ((1 << 8 * count) - 1)).to_bytes(count, "little")
         self.device.core.write(index, start, memoryview(data))
 
     def ring(self, bell: Doorbell | IoRegion, value: int | None = None, *, index: int = 0) -> None:
-        """Ring a doorbell as KVM would: with ``value`` where it takes one.
+        """Ring a doorbell as KVM would. ``value`` counts for a doorbell with ``value=True``.
 
-        ``bell`` may be a row of doorbells (``ioregion(..., bell=4)``), and ``index`` says which of them. It travels by
-        event, and its value is lost, where the device has asked for that (:meth:`PciDevice.ring_by_event`).
+        ``bell`` may be a row of doorbells (``ioregion(..., bell=4)``); ``index`` is then a doorbell's place in it.
+        If the device has called :meth:`PciDevice.ring_by_event` for it, the value is lost, as with an ioeventfd.
         """
         core = self.device.core
         if isinstance(bell, IoRegion):
@@ -117,31 +125,31 @@ class Guest(Generic[Device]):
             core.ring(bell, 1)
 
     def config_read(self, offset: int, size: int) -> int:
-        """Read config space."""
+        """Read ``size`` bytes at ``offset`` of config space, as a little-endian integer."""
         return self.read(RegionIndex.CONFIG, offset, size)
 
     def config_write(self, offset: int, value: int, size: int) -> None:
-        """Write config space."""
+        """Write ``value`` to ``size`` bytes at ``offset`` of config space."""
         self.write(RegionIndex.CONFIG, value, offset=offset, size=size)
 
     def capability(self, body: VendorCapability) -> int:
-        """Where in config space the contents of a vendor-specific capability begin."""
+        """The offset in config space at which the body of a vendor-specific capability begins."""
         return self.device.core.config.vendor[body]
 
     def reset(self) -> None:
-        """Reset the device as DEVICE_RESET does. Bus mastering and interrupts are off then: see :meth:`enable`."""
+        """Reset the device as DEVICE_RESET does. This turns bus mastering and interrupts off: call :meth:`enable`."""
         self.device.core.reset()
 
     def snapshot(self) -> bytes:
-        """The device's state."""
+        """The device's state as bytes, for :meth:`restore`."""
         return self.device.core.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
-        """Put back what :meth:`snapshot` gave, of this device or of another one of its class."""
+        """Restore a :meth:`snapshot` of this device or of another one of its class. A StateError for any other."""
         self.device.core.restore(snapshot)
 
     def advance(self, seconds: float = 0.0) -> None:
-        """Let time pass: timers run when they are due, in order, those that they set too."""
+        """Let ``seconds`` pass. Timers run in the order in which they are due, including those set in the meantime."""
         end = self.now + seconds
         while self._timers:
             timer = min(self._timers)
@@ -154,7 +162,10 @@ class Guest(Generic[Device]):
         self.now = end
 
     def poll(self, timeout: float = 0.0) -> bool:
-        """Let the device have what its descriptors say, once; whether there was anything within ``timeout`` seconds."""
+        """Wait up to ``timeout`` seconds for the descriptors that the device watches, and run their callbacks once.
+
+        True if any of them was ready.
+        """
         poll = select.poll()
         for fd in self._watched:
             poll.register(fd, select.POLLIN)
@@ -165,7 +176,7 @@ class Guest(Generic[Device]):
         return bool(ready)
 
     def close(self) -> None:
-        """Take the device down."""
+        """Run the device's ``close``, and free the guest's memory."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -196,29 +207,29 @@ class Guest(Generic[Device]):
     # -- bellwire.model.host.Host
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
-        """The guest's memory."""
+        """The pieces of guest memory that hold these bytes."""
         return self._dma.segments(address, size, write)
 
     by_message = False
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
-        """The guest's memory, however a test has cut it."""
+        """One view of these bytes, even if a test has mapped the memory in pieces."""
         return self._dma.whole(address, size, write)
 
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
-        """All of the guest's memory."""
+        """The map that holds ``address``: all of the guest's memory."""
         return self._dma.shared_map(address, write)
 
     def dma_read(self, address: int, size: int) -> bytes:
-        """All memory here is shared, so nobody asks."""
+        """Never called: this guest shares all its memory, so the device copies it without messages."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
 
     def dma_write(self, address: int, data: memoryview) -> None:
-        """As for :meth:`dma_read`."""
+        """Never called, as :meth:`dma_read`."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
-        """Count an interrupt, if the guest has turned that kind on, and this message of MSI (PCI 3.0 §6.8.1.3)."""
+        """Count an interrupt. False if the guest has not enabled that kind, or that MSI message (PCI 3.0 §6.8.1.3)."""
         config = self.device.core.config
         if index is IrqIndex.MSIX:
             heard = config.msix_enabled
@@ -229,39 +240,39 @@ class Guest(Generic[Device]):
         return heard
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
-        """Every interrupt is delivered at once."""
+        """False: this guest takes every interrupt at once."""
         return False
 
     def level(self, asserted: bool) -> None:
-        """Take the line's level."""
+        """Store the level of the INTx line in :attr:`line`."""
         self.line = asserted
 
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
-        """A timer in the test's time."""
+        """Set a timer, which :meth:`advance` runs."""
         timer = Deadline(self.now + max(0.0, delay), next(self._order), callback)
         self._timers.append(timer)
         return timer
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
-        """:meth:`poll` looks at it."""
+        """Let :meth:`poll` run ``callback`` when ``fd`` can be read."""
         self._watched[fd] = callback
 
     def unwatch_fd(self, fd: int) -> None:
-        """No longer."""
+        """End the watch of ``fd``, if there is one."""
         self._watched.pop(fd, None)
 
     def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Do it now, tell of it later."""
+        """Run ``work`` now. The next :meth:`advance` runs ``done`` with its result."""
         result = work()
         self.after(0, lambda: done(result))
 
     def pool(self, threads: int, done: Done) -> AtOnce:
-        """Jobs run in the call that submits them, and are told of later."""
+        """A pool whose jobs run at once. The next :meth:`advance` runs ``done`` with them."""
         return AtOnce(self, done)
 
 
 class AtOnce:
-    """A pool without threads."""
+    """A pool without threads: a job runs in the call that submits it."""
 
     def __init__(self, guest: Guest[Any], done: Done) -> None:
         self._guest = guest
@@ -269,21 +280,21 @@ class AtOnce:
         self._finished: list[Job] = []
 
     def submit(self, job: Job) -> None:
-        """Run it; :meth:`Guest.advance` tells of it, and of all others that have run until then."""
+        """Run ``job`` now. The next :meth:`Guest.advance` hands it over, with all others that have run by then."""
         job.run()
         if not self._finished:
             self._guest.after(0, self._tell)
         self._finished.append(job)
 
     def finish(self) -> None:
-        """All have run already."""
+        """Do nothing: all jobs have run already."""
 
     def settle(self) -> None:
-        """Forget what has not been told."""
+        """Forget the jobs that have not been handed over."""
         self._finished.clear()
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Forget the jobs that have not been handed over. There are no threads to end."""
         self.settle()
 
     def _tell(self) -> None:

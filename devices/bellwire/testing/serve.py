@@ -1,4 +1,4 @@
-"""Serve a device from a test or a script, to whatever client comes: QEMU, another VMM, or a test's own."""
+"""Serve a device from a test or a script to a real client: QEMU, another VMM, or a client of the test."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Device = TypeVar("Device", bound=PciDevice)
 
 
 class Serving(NamedTuple, Generic[Device]):
-    """A device that is being served."""
+    """A device that is being served, and its socket. Made by :func:`serve`."""
 
     path: Path
-    """Its socket: what a client connects to."""
+    """The Unix socket that a client connects to."""
     device: Device
-    """It runs on a thread of its own, so look at it only while no client is at work."""
+    """The device. It runs on a thread of its own, so look at it only while no client uses it."""
 
 
 @contextlib.contextmanager
 def serve(
     device: Device | type[Device], *, path: Path | str | None = None, **options: Any
 ) -> Iterator[Serving[Device]]:
-    """Serve ``device`` while the block lasts, on ``path`` or in a folder that is made for it and removed again.
+    """Serve ``device`` for the length of a ``with`` block, on the socket ``path`` or on one in a temporary folder.
 
-    ``device`` is a class, made with ``options``, or an instance. Clients are served one after the other. What
-    ``setup`` or ``reset`` raises comes out of the ``with``; at its end the client is let go, ``close`` has run, and the
-    thread and the socket are gone.
+    ``device`` is an instance, or a class that is made with ``options``. Clients are served one after the other. An
+    error of ``setup`` or ``reset`` comes out of the ``with`` statement. At the end of the block the client is
+    disconnected, the device's ``close`` has run, and the thread and the socket are gone.
     """
     instance: Device = device(**options) if isinstance(device, type) else device
     with contextlib.ExitStack() as stack:

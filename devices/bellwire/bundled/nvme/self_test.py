@@ -116,7 +116,7 @@ class SelfTest:
 
     def page(self, _: Command) -> bytes:
         """Device Self-test (§5.14.1.6): what is under way, then the newest result first."""
-        percent = self._done * 100 // self._total if self._total else 0
+        percent = min(100, self._done * 100 // self._total) if self._total else 0  # a disk may have grown meanwhile
         unused = RESULT.pack(0xF, 0, 0, 0, 0, 0, 0, 0)
         results = [*self._results[::-1], *[unused] * RESULTS][:RESULTS]
         return bytes((self._kind, percent, 0, 0)) + b"".join(results)
@@ -177,7 +177,7 @@ class SelfTest:
 def _samples(spaces: Sequence[Namespace]) -> Iterator[Piece]:
     """One block at each of SAMPLES places, from the first to the last."""
     for space in spaces:
-        for number in range(SAMPLES):
+        for number in range(SAMPLES if space.blocks else 0):
             block = (space.blocks - 1) * number // (SAMPLES - 1)
             yield Piece(space, block << space.shift, 1 << space.shift)
 

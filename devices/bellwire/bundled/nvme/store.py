@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,8 @@ import msgspec
 from bellwire.storage import Disk, StorageError
 
 NAME = "nvme.json"
-
+LARGEST = 64 << 20
+"""Bytes of it; what a host can have written is far less."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 SelfTestResult = Annotated[bytes, msgspec.Meta(min_length=28, max_length=28)]
@@ -81,7 +83,7 @@ class Store:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            text = (folder / NAME).read_bytes()
+            text = _read(folder / NAME)
         except FileNotFoundError:
             return
         except BlockingIOError:
@@ -90,9 +92,12 @@ class Store:
         except OSError as error:
             self.close()
             raise StorageError(f"store {folder}: {error.strerror}") from error
+        except StorageError:
+            self.close()
+            raise
         try:
             self.record = msgspec.json.decode(text, type=Record)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             self.close()
             raise StorageError(f"store {folder / NAME}: {error}; remove it to begin anew") from error
 
@@ -140,3 +145,14 @@ class Store:
     def _path(self, nsid: int) -> Path:
         assert self.folder is not None
         return self.folder / f"namespace-{nsid}.img"
+
+
+def _read(path: Path) -> bytes:
+    """All of a file that somebody may have put there; a StorageError where it cannot be one of ours."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"store {path}: not a file")
+        if status.st_size > LARGEST:
+            raise StorageError(f"store {path}: {status.st_size} bytes, at most {LARGEST}; remove it to begin anew")
+        return file.read(LARGEST)
