@@ -26,9 +26,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "edit",
-        help="change keys of a device's file, by a drop-in that is checked before it counts",
-        description="Opens the device's drop-in in $VISUAL or $EDITOR, checks what has been written and has the daemon "
-        "take it up. If it cannot be used, what was before stays, and the text is kept for another try. A drop-in "
+        help="change keys of a device's file, by a drop-in that is checked before it takes effect",
+        description="Opens the device's drop-in in $VISUAL or $EDITOR, checks the new text and reloads the daemon. "
+        "If the text is not valid, the old drop-in stays, and the text is kept for another try. A drop-in "
         "without a key is removed.",
         parents=[shared],
     )

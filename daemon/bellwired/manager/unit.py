@@ -118,7 +118,7 @@ class Unit(Noted):
         await self._accepting(attempt)
 
     async def change(self, settings: Device, path: Path, folder: Path) -> None:
-        """Use other settings. A stopped device stays stopped, unless the new settings start it by themselves."""
+        """Use other settings. A stopped device stays stopped, unless they turn its automatic start on."""
         async with self._turn:
             wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
