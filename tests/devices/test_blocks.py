@@ -190,6 +190,12 @@ def test_a_block_that_cannot_be_is_refused_at_import(make: Any, words: str) -> N
         type("Bad", (PciDevice,), body, **IDS)
 
 
+@pytest.mark.parametrize("kind", [int, 5, "Channel"])
+def test_rows_that_no_block_describes_are_refused(kind: Any) -> None:
+    with pytest.raises(DeclarationError, match="described by a subclass of Block, not by"):
+        mmio.block(0, kind, count=1, stride=8)
+
+
 def test_what_is_no_member_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"a of the block is neither reg\(...\) nor doorbell\(...\)"):
         mmio.block(0, count=1, stride=8, a=mmio.reg(0))  # type: ignore[call-overload]

@@ -87,6 +87,7 @@ def test_a_mistake_in_a_class_is_one_line_that_points_at_it(tmp_path: Path, body
         "def __init__(self, **options):\n        super().__init__(**options)\n        self.count = 0",
         "@property\n    def p(self):\n        return 1\n    @p.setter\n    def p(self, v):\n        self.status = v\n"
         "    @status.write\n    def go(self, v):\n        self.p = v",
+        "@staticmethod\n    def fill(row):\n        row.thing = 1",
         "@status.write\n    def go(self, v):\n        other = [self]\n        self.status, other.thing = 1, 2",
     ],
 )

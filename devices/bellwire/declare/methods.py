@@ -66,8 +66,13 @@ def _refuse(device: type[Any], method: str, function: FunctionType, store: Store
 
 
 def _functions(owner: type[Any]) -> Iterator[tuple[str, FunctionType]]:
-    """The methods that ``owner`` itself defines, including getters and setters of properties."""
+    """The methods that ``owner`` itself defines, including getters and setters of properties.
+
+    A static method is none: what it assigns to its first argument is not the device's.
+    """
     for name, member in vars(owner).items():
+        if isinstance(member, staticmethod):
+            continue
         found = (member.fget, member.fset) if isinstance(member, property) else (member,)
         for each in found:
             function = inspect.unwrap(each) if callable(each) else each
