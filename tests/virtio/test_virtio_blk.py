@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bellwire import GuestError, OptionError
+from bellwire import GuestError, Job, OptionError
 from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.bundled.virtio_blk.request import HEADER, Blk
 from bellwire.storage import StorageError
@@ -347,6 +347,26 @@ def test_a_disk_is_not_cut_without_a_word(make: Callable[..., Disk], image: Path
     assert disk.driver.config(0x00, 8) == SECTORS // 2
     with pytest.raises(StorageError, match="shrink=yes"):  # the word was for that once
         disk.device.change("size", SIZE // 4)
+
+
+def test_writes_under_way_do_not_make_a_shrunken_image_longer_again(
+    make: Callable[..., Disk], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = make(image=image)
+    waiting: list[Job] = []
+
+    def finish() -> None:
+        while waiting:
+            waiting.pop().run()
+
+    monkeypatch.setattr(disk.device.workers, "submit", waiting.append)  # threads that have not come to it
+    monkeypatch.setattr(disk.device.workers, "finish", finish)
+    disk.driver.queues[0].send(struct.pack("<IIQ", OUT, 0, SECTORS - 1), bytes(512), write=[1])
+    assert len(waiting) == 1
+    disk.device.change("shrink", True)
+    disk.device.change("size", SIZE // 2)
+    finish()
+    assert image.stat().st_size == SIZE // 2
 
 
 def test_a_disk_is_a_whole_number_of_blocks(make: Callable[..., Disk], image: Path, tmp_path: Path) -> None:

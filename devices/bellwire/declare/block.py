@@ -6,6 +6,7 @@ blocks. Hooks are the exception: one method serves all rows, and gets the index 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -269,7 +270,7 @@ def _row_type(kind: type[Any] | None, members: Mapping[str, Member]) -> type[Blo
     """The class of the rows. Its ``__slots__`` are empty, so that assigning a misspelt attribute is an error."""
     content: dict[str, Any] = {}
     if kind is not None:
-        if not (isinstance(kind, type) and issubclass(kind, Block)):
+        if not inspect.isclass(kind) or not issubclass(kind, Block):
             raise DeclarationError(f"a block's rows are described by a subclass of Block, not by {kind!r}")
         for ancestor in reversed(kind.__mro__[: kind.__mro__.index(Block)]):
             content |= vars(ancestor)

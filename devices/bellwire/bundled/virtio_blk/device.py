@@ -141,6 +141,8 @@ class VirtioBlk(
     @size.set
     def resize(self, size: int = 0) -> None:
         """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
+        self.disk.check_resize(size, block=self.block_size, shrink=self.shrink)
+        self.workers.finish()  # no write that is under way may make a file longer again
         self.disk.resize(size, block=self.block_size, shrink=self.shrink)
         if self.shrink:
             self.change("shrink", False)  # it was for this once
