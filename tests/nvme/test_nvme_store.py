@@ -249,6 +249,29 @@ def test_a_store_that_cannot_be_is_refused_and_nothing_stays_locked(tmp_path: Pa
             pass
 
 
+@pytest.mark.parametrize(
+    ("size", "why"), [(None, "namespace-2.img is gone"), (4096, "has 4096 bytes"), (2 * MIB, f"has {2 * MIB} bytes")]
+)
+def test_a_namespace_whose_image_is_not_what_it_was_is_refused_and_not_forgotten(
+    tmp_path: Path, size: int | None, why: str
+) -> None:
+    with started(tmp_path) as driver:
+        assert create(driver, 256, form=1).result == 2
+        assert attach(driver, 2).status == 0
+    image, aside = tmp_path / "store" / "namespace-2.img", tmp_path / "aside"
+    image.rename(aside)
+    if size is not None:
+        with image.open("wb") as file:
+            file.truncate(size)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=why), started(tmp_path):
+            pass
+    assert image.exists() is (size is not None)
+    aside.rename(image)
+    with started(tmp_path) as driver:
+        assert listed(driver, 0x02) == [1, 2]
+
+
 def test_a_store_without_end_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with (tmp_path / "store" / "nvme.json").open("wb") as file:

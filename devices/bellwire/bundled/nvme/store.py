@@ -126,9 +126,16 @@ class Store:
         """The disk of a namespace that the host has made; ``new``: an empty one, whatever was there."""
         if self.folder is None:
             return Disk.memory(size, block=block)
+        path = self._path(nsid)
         if new:
             self.remove(nsid)
-        return Disk.open(self._path(nsid), size=size, direct=direct, block=block)
+        elif not path.exists():
+            raise StorageError(f"store {self.folder}: {path.name} is gone, with what is in namespace {nsid}")
+        disk = Disk.open(path, size=size, direct=direct, block=block)
+        if disk.size != size:
+            disk.close()
+            raise StorageError(f"store {self.folder}: {path.name} has {disk.size} bytes, namespace {nsid} has {size}")
+        return disk
 
     def remove(self, nsid: int) -> None:
         """The namespace has been deleted, and its file goes."""
