@@ -13,7 +13,7 @@ LARGEST = 4096  # bytes for one buffer: the driver asks again
 class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
     """Gives the guest random bytes from getrandom(2), with or without a limit of the rate."""
 
-    rate = Option(0, least=0, help="largest number of bytes a second; 0: no limit")
+    rate = Option(0, least=0, help="the most bytes a second; 0: no limit")
 
     def setup(self) -> None:
         """Start without a pause."""

@@ -52,7 +52,7 @@ class VirtioConsole(
     """A console (port 0), and named ports, which Linux shows as /dev/virtio-ports/NAME."""
 
     ports = Option(
-        "console=pty", check=ports_fault, help=f"1 to 16 times NAME=STREAM, separated by commas; a stream is {BACKENDS}"
+        "console=pty", check=ports_fault, help=f"1 to 16 ports NAME=STREAM, separated by commas; a stream is {BACKENDS}"
     )
 
     max_nr_ports = field(0x04)

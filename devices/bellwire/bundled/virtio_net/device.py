@@ -52,29 +52,27 @@ class VirtioNet(
 ):
     """A network card with checksum and segmentation offloads, several queues, and filters."""
 
-    tap = Option("", check=interface_fault, help="tap interface that the card is connected to; made if it is missing")
+    tap = Option("", check=interface_fault, help="name of the tap at the other side; created if it does not exist")
     bridge = Option("", check=interface_fault, help="tap: a bridge that the interface joins")
     vxlan = Option(
-        "", check=vxlan_fault, help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host that joins the bridge too"
+        "", check=vxlan_fault, help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host, which joins the bridge too"
     )
-    macvtap = Option(
-        "", check=interface_fault, help="tap: interface of the host to share by a macvtap, in place of a bridge"
-    )
-    namespace = Option("", help="tap: network namespace of the interface, by name or path")
-    offloads = Option(True, help="tap: offer checksum and segmentation offloads to the guest")
+    macvtap = Option("", check=interface_fault, help="tap: the host's interface to share, instead of a bridge")
+    namespace = Option("", help="tap: the network namespace it is in, by name or path")
+    offloads = Option(True, help="tap: offer checksum and segmentation offloads")
     up = Option(True, help="tap: bring the interface up")
     mtu = Option(
         0,
         check=mtu_fault,
-        help="largest payload of a frame in bytes, 68 to 65535, for guest and tap; 0: their own defaults",
+        help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: unchanged",
     )
     dgram = Option(Path(), check=socket_fault, help="UNIX datagram socket that takes the guest's frames")
     local = Option(Path(), check=socket_fault, help="UNIX datagram socket for frames to the guest")
     stream = Option(Path(), check=socket_fault, help="UNIX stream socket for frames with their lengths")
-    listen = Option(False, help="stream: listen on the socket, in place of connecting to it")
-    mac = Option("", check=mac_fault, help="address of the card; by default a random, locally administered one")
+    listen = Option(False, help="stream: wait for a connection there instead of making one")
+    mac = Option("", check=mac_fault, help="address of the card; default: a random local one")
     link = Option(True, help="whether the cable is plugged in")
-    pairs = Option(1, least=1, most=MOST_PAIRS, help="queue pairs; more than one needs a tap")
+    pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
     used_pairs = Saved(1)
