@@ -172,7 +172,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         self.await_silence()
 
     def await_silence(self) -> None:
-        """Start the character timeout: for bytes below the trigger level, if none come and none are read."""
+        """Start the character timeout again. It interrupts for bytes that stay below the trigger level."""
         self.silent = False
         if self.timer:
             self.timer.cancel()
