@@ -30,7 +30,7 @@ WIDTH = 110
 
 
 def main() -> int:
-    """Run the parts that are named, or all."""
+    """Run the parts that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all by default")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often to take turns (default {ROUNDS})")
@@ -41,7 +41,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     out, results = Console(highlight=False), Results()
-    out.width = max(out.width, WIDTH)  # rather wrapped by a narrow terminal than cut short
+    out.width = max(out.width, WIDTH)  # a narrow terminal wraps the table; rich would cut it
     begin, about = time.monotonic(), machine.describe()
     for name in arguments.parts or PARTS:
         out.print(f"{name} ...", style="dim")

@@ -1,4 +1,4 @@
-"""The bell device, rung in a few ways more and looked at more closely: ``bellwire run bench/bells.py:NAME``."""
+"""Variants of the bell device with more doorbells and more counters: ``bellwire run bench/bells.py:NAME``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from bellwire import Bar
 from bellwire.bundled.bell import Bell
 
-PATIENCE = 1.0  # seconds without an arrival until a bell that polls gives up
+PATIENCE = 1.0  # seconds without an arrival after which a polling bell gives up
 
 
 class TimedBell(Bell, name="timed-bell"):
-    """Tells when the last ring arrived."""
+    """A bell that records when the last ring arrived."""
 
     arrival = Bell.control.reg(0xC0, size=8, access="ro")  # ns of CLOCK_MONOTONIC
 
     def arrived(self) -> None:
-        """Note when."""
+        """Record the time."""
         self.arrival = time.monotonic_ns()
         super().arrived()
 
 
 class NotedBell(Bell, name="noted-bell"):
-    """Rung by loads and by writes that come many at once, too; each arrival changes a word in the guest's memory."""
+    """A bell that is also rung by loads and by writes in batches. Each arrival changes a word in guest memory."""
 
     load = Bell.control.reg(0x14, access="ro")
     note_at = Bell.control.reg(0x18, size=8)
@@ -33,22 +33,22 @@ class NotedBell(Bell, name="noted-bell"):
     note: memoryview | None = None
 
     def reset(self) -> None:
-        """Nobody wants to be told."""
+        """Forget the word in guest memory."""
         self.note = None
 
     def clear_counters(self, value: int) -> None:
-        """These too."""
+        """Clear this bell's own counters too."""
         super().clear_counters(value)
         self.load_count = self.batched_count = self.batched_errors = 0
 
     @note_at.write
     def note_there(self, address: int) -> None:
-        """Where the word is; 0 for none."""
+        """The word's address in guest memory; 0 for no word."""
         self.note = self.dma.map(address, 4, write=True)[0].cast("I") if address else None
 
     @load.read
     def loaded(self) -> int:
-        """How often it has been."""
+        """The number of loads, including this one."""
         self.load_count += 1
         self.arrived()
         return self.load_count
@@ -68,7 +68,7 @@ class NotedBell(Bell, name="noted-bell"):
 
 
 class PolledBell(NotedBell, name="polled-bell"):
-    """Rung by stores to memory that the guest has mapped, which nobody is told of: the device looks, when asked to."""
+    """A bell that is rung by stores to an area. The device does not see the stores; it polls when it is told to."""
 
     mapped_count = Bell.control.reg(0xB8, size=8, access="ro")
     look = Bell.control.reg(0x24)
@@ -82,11 +82,11 @@ class PolledBell(NotedBell, name="polled-bell"):
 
     @look.write
     def look_soon(self, arrivals: int) -> None:
-        """Once the guest has its reply."""
+        """Begin to poll after the guest has its reply."""
         self.after(0, self.look_for, arrivals)
 
     def look_for(self, arrivals: int) -> None:
-        """Look until the guest has counted so far, or has stopped counting."""
+        """Poll until the guest has counted to the end, or has stopped counting."""
         word, seen = self.mapped.cast("I"), self.mapped_count
         end, deadline = seen + arrivals, time.monotonic() + PATIENCE
         while seen < end and time.monotonic() < deadline:

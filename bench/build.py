@@ -1,4 +1,4 @@
-"""The benchmark's C programs, built where and when they are needed."""
+"""Builds the benchmark's C programs when they are needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 class NoCompilerError(Exception):
-    """There is nothing here to build C with."""
+    """There is no C compiler."""
 
 
 def program(name: str) -> Path:

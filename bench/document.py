@@ -32,11 +32,11 @@ REFERENCES = {
     network.PART: network.BARE,
     guest.PART: guest.QEMU,
 }
-"""By what the other columns are divided."""
+"""The subject by which the other columns are divided."""
 
 
 def write(results: Results, verdicts: Sequence[Verdict], about: dict[str, object]) -> None:
-    """Put everything that was measured in its place; what was not stays as it was."""
+    """Write all measured figures into the page. Figures that were not measured stay."""
     text = PAGE.read_text()
     text = _replaced(text, "machine", _machine(about))
     text = _replaced(text, "targets", _targets(verdicts))
@@ -47,7 +47,7 @@ def write(results: Results, verdicts: Sequence[Verdict], about: dict[str, object
 
 
 def part_table(results: Results, part: str) -> str:
-    """A line for each thing measured, a column for each who did it, and how they compare."""
+    """A table with a line for each operation, a column for each subject, and their ratios."""
     subjects = results.subjects(part)
     reference = REFERENCES.get(part)
     others = [subject for subject in subjects if subject != reference] if reference else []

@@ -1,6 +1,6 @@
-"""Doorbells on real KVM: what a ring costs the vCPU, how soon the device hears it, and the guest its interrupt.
+"""Doorbells on real KVM: the cost of a ring for the vCPU, and the latency to the device and to the interrupt.
 
-The guest is the demo's. It runs under our VMM with the device in Python and with the one in C, and under a VMM in C.
+The guest is the demo's. It runs under Bellwire's VMM with the device in Python and in C, and under a VMM in C.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Rings = Mapping[str, Ring]
 
 
 class Figures(NamedTuple):
-    """Of one way, in µs: what a ring costs, and the times until the hook has run, and until the interrupt."""
+    """The figures of one way, in µs: a ring's cost, and the times until the hook and until the interrupt."""
 
     name: str
     cost: float
@@ -39,7 +39,7 @@ class Figures(NamedTuple):
 
 
 def rings(count: int, trips: int) -> Rings:
-    """Every way to ring the bell that is rung by what leaves the guest."""
+    """The ways to ring the bell by accesses that leave the guest."""
     noted = {"count": count, "roundtrips": trips, "notes": NotedBell.note_at.offset}
     ways = {way.name: replace(way.ring(count, trips), notes=NotedBell.note_at.offset) for way in WAYS}
     load, batched = NotedBell.load.offset, NotedBell.batched.offset
@@ -51,7 +51,7 @@ def rings(count: int, trips: int) -> Rings:
 
 
 def stores(count: int, trips: int) -> Rings:
-    """And the one that does not."""
+    """The way that does not leave the guest: a store to an area."""
     return {
         "memory that is polled": Ring(
             bar=PolledBell.shared.index,
@@ -67,7 +67,7 @@ def stores(count: int, trips: int) -> Rings:
 
 
 def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
-    """Every way, ``count`` rings and ``trips`` that are waited for: vCPU and device on a CPU each, if there are two."""
+    """Measure every way: ``count`` rings, ``trips`` round trips. vCPU and device get a CPU each, if there are two."""
     available = cpus()
     vcpu, device = available[0], available[-1]
     subjects = [PYTHON, *([ADAPTIVE] if vcpu != device else []), C, C_VMM]
@@ -89,7 +89,7 @@ def measure(results: Results, *, rounds: int, count: int, trips: int) -> None:
 
 
 def under_ours(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
-    """What our VMM's guest found."""
+    """The figures of the guest under Bellwire's VMM."""
     zones = [Zone(0, NotedBell.batched.offset, 4)] if "REGION_WRITE_MULTI" in ways else []
     with pinned(vcpu), Client(sock) as client, Machine(MEMORY) as machine:
         machine.plug(client, coalesced=zones)
@@ -101,7 +101,7 @@ def under_ours(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]
 
 
 def under_c(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
-    """The same. Our VMM prepares the guest, and lends memory and what its vCPU would start with."""
+    """The same under the VMM in C. Bellwire's VMM prepares guest memory and the vCPU's first registers for it."""
     with Machine(MEMORY) as machine:
         machine.load(on_kvm.GUEST, pack_rings(list(ways.values())))
         cpu = machine.processors[0].vcpu
@@ -116,7 +116,7 @@ def under_c(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
 
 
 def figures(machine: Machine, ways: Rings) -> Iterator[Figures]:
-    """What the guest has left in its memory; AssertionError where not every ring has arrived."""
+    """The results in guest memory. Raises an AssertionError if a ring has not arrived."""
     us = 1000 / machine.tsc_khz
     for (name, ring), result in zip(ways.items(), unpack_rings(machine.memory), strict=True):
         _check(name, ring, result)

@@ -1,4 +1,4 @@
-"""In a Linux guest under stock QEMU: our disks and network cards beside QEMU's own. The guest tests' bench runs it."""
+"""Bellwire's disks and network cards beside QEMU's own, in a Linux guest under stock QEMU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ALONE = ("unshare", "--user", "--map-root-user", "--net")
 
 
 def usable() -> bool:
-    """Whether a user may have namespaces, in which taps can be made."""
+    """Whether this user may create namespaces, which taps need."""
     return subprocess.run([*ALONE, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def measure(results: Results, *, rounds: int) -> None:
-    """Every load of :mod:`figures`, ``rounds`` times; without QEMU or namespaces, a word and no figures."""
+    """Run every load of :mod:`figures`, ``rounds`` times. Without QEMU or namespaces, print why and measure nothing."""
     if not usable():
         print("no figures from a Linux guest: this user may not make namespaces (unshare)", file=sys.stderr)
         return

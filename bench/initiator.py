@@ -1,4 +1,4 @@
-"""What both disk drivers of the benchmark stand on: a device process, its client, memory that both see."""
+"""The base of both disk drivers: a device process, its client, and memory that they share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, R
 
 MEMORY = 32 << 20
 DATA = 16 << 20
-"""Where buffers lie in guest memory; queues lie below."""
+"""The address of the buffers in guest memory; queues lie below."""
 PATIENCE = 60.0
 BUFFERS = 32
-"""As many as the bare loop has, and as requests can be under way."""
+"""The number of buffers: as many as the bare loop has, and as requests can be under way."""
 LOOKS = 2000
-"""How often a driver looks for an answer before it waits for the interrupt."""
+"""How often a driver polls for an answer before it waits for the interrupt."""
 _COMMAND, _MEMORY_AND_MASTER, _MSIX = 0x04, 0x06, 0x11
 _CPU_CLOCK_OF_PROCESS = 2  # clock_getcpuclockid(3)
 
@@ -65,15 +65,15 @@ class Plugged:
         return address
 
     def read(self, offset: int, size: int) -> int:
-        """A register of BAR0."""
+        """Read a register of BAR0."""
         return int.from_bytes(self.client.read(RegionIndex.BAR0, offset, size), "little")
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """The same."""
+        """Write a register of BAR0."""
         self.client.write(RegionIndex.BAR0, offset, value.to_bytes(size, "little"), posted=True)
 
     def bell(self, offset: int, size: int) -> Callable[[int], None]:
-        """What rings the doorbell at ``offset`` with a value, by the fd that was handed over for it."""
+        """A function that rings the doorbell at ``offset`` with a value, through the doorbell's fd."""
         event = self._events.get(offset)
         if event is not None:
             return lambda _: os.eventfd_write(event, 1)
@@ -90,7 +90,7 @@ class Plugged:
         os.eventfd_read(self._interrupt)
 
     def close(self) -> None:
-        """What was handed over."""
+        """Close the descriptors that the device has handed over."""
         for fd in (self._interrupt, *self._events.values()):
             os.close(fd)
         for _, _, wire in self._regions:
@@ -117,7 +117,7 @@ def plugged(device: str, cpu: int, *options: str) -> Iterator[tuple[Plugged, Cal
 
 
 def capability(client: Client, kind: int) -> Iterator[int]:
-    """Where in config space the capabilities of a kind begin."""
+    """The offsets in config space of the capabilities with this ID."""
     config = client.read(RegionIndex.CONFIG, 0, 256)
     at = config[0x34]
     while at:

@@ -1,4 +1,4 @@
-"""The machine that a run was made on, in words."""
+"""The description of the machine that a run was made on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.processes import cpus
 
 
 def describe() -> dict[str, object]:
-    """What somebody else must know to make sense of the figures."""
+    """The facts that a reader needs to interpret the figures."""
     return {
         "cpu": _first(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo")),
         "cpus": len(cpus()),

@@ -22,13 +22,13 @@ DEPTH = 64
 TRANSMIT = 1  # the first pair's second queue
 SIZE = 256
 HEADER = bytes(12)
-FRAME = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5"  # to everybody, of a type for experiments: nobody takes it
+FRAME = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5"  # broadcast, of an experimental type: no protocol takes it
 _DESCRIPTOR = struct.Struct("<QIHH")
 _REQUEST = struct.Struct("16sH22x")
 
 
 def usable() -> bool:
-    """Whether taps may be made here."""
+    """Whether this process may create taps."""
     try:
         os.close(open_tap("bwbench0"))
     except OSError:
@@ -37,7 +37,7 @@ def usable() -> bool:
 
 
 def measure(results: Results, *, rounds: int, count: int) -> None:
-    """Frames sent in a second; nothing where no tap may be made."""
+    """Frames sent in a second. Nothing if this user may not create a tap."""
     if not usable():
         return
     available = cpus()
@@ -79,7 +79,7 @@ class Sender:
         self._bell: Callable[[int], None] = start(card, TRANSMIT, (table, avail, used), SIZE)
 
     def run(self, count: int) -> None:
-        """Send so many frames, DEPTH at a time at most; every buffer goes round in order."""
+        """Send so many frames, at most DEPTH at a time. The buffers are used in turn."""
         avail, used = self._avail, self._used
         sent, done = self._sent, self._done
         last, end = sent + count, done + count
@@ -100,7 +100,7 @@ class Sender:
 
 
 def bare(size: int, count: int) -> float:
-    """Seconds that one system call after the other takes."""
+    """Seconds for so many system calls, one after the other."""
     fd = open_tap("bwbench0")
     try:
         packet = [HEADER, FRAME.ljust(size, b"\0")]
@@ -113,7 +113,7 @@ def bare(size: int, count: int) -> float:
 
 
 def open_tap(name: str) -> int:
-    """A tap that takes frames with a virtio header in front, up; OSError where that is not allowed."""
+    """A tap that is up and takes frames with a virtio header. Raises an OSError if that is not permitted."""
     from pyroute2 import IPRoute
 
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)

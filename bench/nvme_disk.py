@@ -1,7 +1,7 @@
-"""An NVMe driver: no more work for a command than there must be, so that what is measured is the device.
+"""An NVMe driver with as little work per command as possible, so that the device dominates the figures.
 
-It sets shadow doorbells up, as Linux does: tails and heads lie in memory, and it rings when the device has asked to be
-woken up there.
+It sets shadow doorbells up, as Linux does. Tails and heads lie in memory. The driver rings only when the device has
+asked for that in memory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ShadowDoorbell:
         self._fence = threading.Lock()
 
     def tell(self, value: int) -> None:
-        """It is ``value`` from now on."""
+        """Store ``value``, and ring if the device has asked for it."""
         at = self._at
         before = self._values[at]
         self._values[at] = value
-        with self._fence:  # what we load next must be younger than that store
+        with self._fence:  # the next load must not come before that store
             pass
         if (value - self._events[at] - 1) & 0xFFFF < (value - before) & 0xFFFF:
             self._ring(value)
@@ -75,7 +75,7 @@ class NvmeDisk:
         return tail, head
 
     def run(self, offsets: Sequence[int], depth: int) -> None:
-        """As :class:`bench.initiator.Disk` has it."""
+        """As in :class:`bench.initiator.Disk`."""
         memory, statuses, sq = self._memory, self._statuses, self._sq
         pack, tell_tail, tell_head = _BLOCK_NUMBER.pack_into, self._tail_bell.tell, self._head_bell.tell
         tail, head, phase = self._tail, self._head, self._phase

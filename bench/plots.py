@@ -1,4 +1,4 @@
-"""The figures as pictures: distributions on a log scale, and cost against load."""
+"""The figures as plots: distributions on a log scale, and cost against load."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
 
 
 def disks(results: Results) -> Figure:
-    """Against the queue's depth: how many requests there are in a second, and what one costs the device."""
+    """Plot requests per second, and the device's CPU time for one, against the queue's depth."""
     figure, panels = _grid(6)
     kinds = [(write, direct) for write, direct in ((False, False), (True, False), (False, True))]
     for column, (write, direct) in enumerate(kinds):
@@ -82,7 +82,7 @@ def devices(results: Results) -> Figure:
 
 
 def distributions(results: Results, part: str, whats: Sequence[str]) -> Figure:
-    """How many of the samples took at most so long; one picture for each thing, one line for each who did it."""
+    """Plot cumulative distributions: one plot for each operation, one line for each subject."""
     figure, panels = _grid(len(whats))
     for panel, what in zip(panels, whats, strict=True):
         unit = ""

@@ -1,4 +1,4 @@
-"""Devices and C programs in processes of their own, each on the CPU that it is given."""
+"""Runs devices and C programs in separate processes, each on a given CPU."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TIMED, NOTED, POLLED = (f"{BELLS}:{kind}-bell" for kind in ("timed", "noted", "p
 
 
 def cpus() -> list[int]:
-    """Those that this process may use."""
+    """The CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
 def pinned(cpu: int) -> Iterator[None]:
-    """This process, and what it starts, on one CPU."""
+    """Bind this process, and its children, to one CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:
@@ -45,7 +45,7 @@ class Served(NamedTuple):
 
 @contextlib.contextmanager
 def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[Served]:
-    """A device behind a socket: ours, or the C program's bell, which polls if asked to. It ends with the socket."""
+    """A device behind a socket: Bellwire's, or the C program's bell. It ends when the socket closes."""
     ours, theirs = socket.socketpair()
     with theirs, ours:
         fd = theirs.fileno()
@@ -72,7 +72,7 @@ def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ..
 
 
 def output(name: str, cpu: int | None, *arguments: str, fds: tuple[int, ...] = ()) -> bytes:
-    """What the C program ``name`` writes to its standard output; subprocess.CalledProcessError if it fails."""
+    """The output of the C program ``name``. Raises a subprocess.CalledProcessError if it fails."""
     with contextlib.nullcontext() if cpu is None else pinned(cpu):
         process = subprocess.Popen([str(program(name)), *arguments], pass_fds=fds, stdout=subprocess.PIPE)
     written, _ = process.communicate()

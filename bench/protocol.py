@@ -1,4 +1,4 @@
-"""What a message costs without a VM: one C client against the device in Python and the one in C."""
+"""The cost of a message without a VM: one C client, with the device in Python and the device in C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEAD = struct.Struct("<24sQ")
 
 
 def measure(results: Results, *, rounds: int, count: int) -> None:
-    """Every operation, with client and device on one CPU and on two."""
+    """Measure every operation, with client and device on one CPU and on two."""
     available = cpus()
     places = {"one CPU": (available[0], available[0]), "two CPUs": (available[0], available[-1])}
     for number in range(rounds):
@@ -31,7 +31,7 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
 
 
 def timed(sock: socket.socket, count: int, cpu: int | None = None) -> dict[str, list[float]]:
-    """Microseconds that each operation took, ``count`` times or a fraction of that, with the client on ``cpu``."""
+    """The µs of each operation, measured ``count`` times or a fraction of that, with the client on ``cpu``."""
     data = output("client", cpu, str(sock.fileno()), str(max(16, count)), fds=(sock.fileno(),))
     found = {}
     while data:

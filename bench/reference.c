@@ -1,4 +1,4 @@
-/* The bell device (docs/devices.md) as a C programmer would write it: what Python's share is measured against.
+/* The bell device (docs/devices.md) as a C programmer would write it: the baseline for the device in Python.
  *
  * reference FD [polled] serves one client on the connected socket FD, then ends; polled, it has BAR3 to be mapped, where
  * it looks for the guest's count when it is told to. It keeps the same promises as the device in Python: a read flushes

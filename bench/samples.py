@@ -1,4 +1,4 @@
-"""What was measured: samples in rounds, and how two things that took turns compare."""
+"""Samples in rounds, and the ratios of two subjects that were measured in turns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 QUANTILES = (*range(100), 99.5, 99.9, 100)
-"""What of a distribution is kept, in percent."""
+"""The percentiles of a distribution that are kept."""
 
 NOTHING = 0.01
-"""In any unit, what is less than this lies within what measuring itself takes."""
+"""In any unit, a smaller value is within the cost of measuring itself."""
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -21,7 +21,7 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 class Ratio(NamedTuple):
-    """How many times as much: the median over the rounds, and the smallest and largest of them."""
+    """A ratio: the median over the rounds, and the smallest and largest."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Ratio(NamedTuple):
 
 @dataclass(slots=True)
 class Series:
-    """One thing, measured in several rounds."""
+    """One operation of one subject, measured in several rounds."""
 
     unit: str
     rounds: list[list[float]] = field(default_factory=list)
@@ -49,18 +49,18 @@ class Series:
 
     @property
     def p50(self) -> float:
-        """The median of the rounds' medians: a bad round does not count for more."""
+        """The median of the rounds' medians, so one bad round has little effect."""
         return statistics.median(self.medians)
 
     def over(self, other: Series) -> Ratio | None:
-        """This by that, round by round; None where one of them is too small to be told from nothing."""
+        """The ratio of this to the other, round by round. None if one of them is below the cost of measuring."""
         if min(self.p50, other.p50) < NOTHING:
             return None
         ratios = [mine / its for mine, its in zip(self.medians, other.medians, strict=True) if its > 0]
         return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
     def to_json(self) -> dict[str, Any]:
-        """Without the samples themselves, which are many."""
+        """The figures for JSON, without the samples."""
         ordered = sorted(sample for samples in self.rounds for sample in samples)
         quantiles = [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] for percent in QUANTILES]
         return {
@@ -74,7 +74,7 @@ class Series:
 
 
 class Key(NamedTuple):
-    """What a series is of: a part of the benchmark, what was done, and by whom."""
+    """The key of a series: the part of the benchmark, the operation, and the subject."""
 
     part: str
     what: str
@@ -88,15 +88,15 @@ class Results:
         self._series: dict[Key, Series] = {}
 
     def add(self, part: str, what: str, subject: str, unit: str, samples: Sequence[float]) -> None:
-        """One round's samples."""
+        """Add one round's samples."""
         self._series.setdefault(Key(part, what, subject), Series(unit)).rounds.append(list(samples))
 
     def get(self, part: str, what: str, subject: str) -> Series | None:
-        """None: it was not measured."""
+        """The series; None if it was not measured."""
         return self._series.get(Key(part, what, subject))
 
     def ratio(self, part: str, what: str, subject: str, other: str, other_what: str | None = None) -> Ratio | None:
-        """``subject`` by ``other``; None where one of them was not measured."""
+        """The ratio of ``subject`` to ``other``; None if one of them was not measured."""
         mine, its = self.get(part, what, subject), self.get(part, other_what or what, other)
         return None if mine is None or its is None else mine.over(its)
 

@@ -1,4 +1,4 @@
-"""Many devices under one bellwired: how long until all can be used, what each takes, and how one is served."""
+"""Many devices under one bellwired: the time until all can be used, the memory of each, and one device's latency."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from operating.instance import Instance, connect
 PART = "scale"
 COUNTS = (1, 10, 100, 200)
 BUSY = 4
-"""Others that are rung without end while one is measured."""
+"""The number of other devices that are rung without a pause while one is measured."""
 FOR_EVER = "100000000"
 
 
 def measure(results: Results, *, rounds: int, count: int, counts: Sequence[int] = COUNTS) -> None:
-    """Each number of devices."""
+    """Measure every number of devices."""
     for _ in range(rounds):
         for number in counts:
             with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def _latency(results: Results, what: str, path: Path, count: int) -> None:
 
 @contextlib.contextmanager
 def ringing(paths: Sequence[Path]) -> Iterator[None]:
-    """Clients that never stop."""
+    """Clients that ring without a pause."""
     clients = []
     try:
         for path in paths:

@@ -1,4 +1,4 @@
-"""Disks without a VM, beside a bare loop of preadv or pwritev on the same file: in the page cache, and past it."""
+"""Disks without a VM, beside a bare loop of preadv or pwritev on the same file, with page cache and with O_DIRECT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DRIVERS: dict[str, tuple[type[NvmeDisk | VirtioDisk], tuple[str, ...]]] = {
 
 
 class Load(NamedTuple):
-    """What is asked of a disk."""
+    """A load for a disk."""
 
     length: int
     depth: int
@@ -59,7 +59,7 @@ LOADS = [
 
 
 def measure(results: Results, *, rounds: int, count: int, loads: Sequence[Load] = LOADS) -> None:
-    """Every load: ``count`` requests of it from the page cache, fewer where a medium is waited for."""
+    """Measure every load: ``count`` requests from the page cache, and fewer if they wait for the medium."""
     available = cpus()
     driver, device = available[0], available[-1]
     image = TARGET / "disk.img"
@@ -94,7 +94,7 @@ def _requests(load: Load, count: int) -> int:
 
 
 def settle(image: Path, load: Load) -> None:
-    """Have what was written before on the medium; and all in the page cache, which O_DIRECT takes things from."""
+    """Flush earlier writes. Unless the load is O_DIRECT, fill the page cache: O_DIRECT has evicted pages from it."""
     with image.open("r+b") as file:
         os.fsync(file)
         if not load.direct:
@@ -103,7 +103,7 @@ def settle(image: Path, load: Load) -> None:
 
 
 def bare(image: Path, load: Load, offsets: Sequence[int]) -> float:
-    """Seconds that one system call after the other takes."""
+    """Seconds for so many system calls, one after the other."""
     move: Callable[[int, list[memoryview], int], int] = os.pwritev if load.write else os.preadv
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if load.direct else 0))
     view = memoryview(mmap.mmap(-1, 32 * load.length))
@@ -121,7 +121,7 @@ def bare(image: Path, load: Load, offsets: Sequence[int]) -> float:
 def by_device(
     subject: str, image: Path, load: Load, offsets: Sequence[int], driver_cpu: int, device_cpu: int
 ) -> tuple[float, float]:
-    """Seconds that the device takes, and seconds of CPU time in that."""
+    """Seconds that the device takes, and the CPU seconds among them."""
     kind, options = DRIVERS[subject]
     options = (*options, f"image={image}", f"direct={'yes' if load.direct else 'no'}")
     with plugged(subject, device_cpu, *options) as (device, clock), pinned(driver_cpu):

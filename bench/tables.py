@@ -1,4 +1,4 @@
-"""The figures as tables for people."""
+"""The figures as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def show(out: Console, results: Results, verdicts: Sequence[Verdict]) -> None:
 
 
 def part_table(results: Results, part: str) -> Table:
-    """One line for each thing measured and who did it; the last column compares with the line's first subject."""
+    """One line for each operation and subject. The last column is the ratio to the operation's first subject."""
     table = Table(title=part, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for heading in ("what", "by"):
         table.add_column(heading, no_wrap=True)
@@ -41,7 +41,7 @@ def part_table(results: Results, part: str) -> Table:
 
 
 def target_table(verdicts: Sequence[Verdict]) -> Table:
-    """What was to be reached, and what was."""
+    """The targets and the measured ratios."""
     table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD, padding=0)
     for heading in ("target", "bound", "measured", ""):
         table.add_column(heading, no_wrap=True)
@@ -52,7 +52,7 @@ def target_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def figure(value: float) -> str:
-    """Three digits that count; what is below nothing is nothing."""
+    """A number with three significant digits; negative ones become 0."""
     value = max(0.0, value)
     if value >= 1000:
         return f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""What the figures should be, as ratios within one run, and whether they are."""
+"""The targets: bounds on ratios within one run, and whether a run meets them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Target:
     within_spread: bool = False
 
     def judge(self, results: Results) -> Verdict | None:
-        """None: it was not measured in this run."""
+        """The ratio; None if it was not measured in this run."""
         ratio = self.find(results)
         if ratio is None:
             return None
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target and what came of it."""
+    """A target and its result."""
 
     target: Target
     ratio: Ratio
@@ -83,5 +83,5 @@ TARGETS = (
 
 
 def judge(results: Results) -> list[Verdict]:
-    """All that were measured."""
+    """The results of all targets that were measured."""
     return [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]

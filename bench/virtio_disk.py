@@ -1,4 +1,4 @@
-"""A virtio-blk driver, for the same purpose as the NVMe one (virtio 1.2 §2.7, §5.2)."""
+"""A virtio-blk driver with as little work per request as possible (virtio 1.2 §2.7, §5.2)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VirtioDisk:
         self._bell = start(device, 0, (table, avail, used), SIZE, 1 << Blk.FLUSH)
 
     def run(self, offsets: Sequence[int], depth: int) -> None:
-        """As :class:`bench.initiator.Disk` has it."""
+        """As in :class:`bench.initiator.Disk`."""
         memory, avail, used, free = self._memory, self._avail, self._used, self._free
         pack, headers, results, bell = _SECTOR_NUMBER.pack_into, self._headers, self._results, self._bell
         available, seen = self._available, self._seen

@@ -1,4 +1,4 @@
-"""A virtio device brought up without a VM (virtio 1.2 §3.1.1, §4.1)."""
+"""Initializes a virtio device without a VM (virtio 1.2 §3.1.1, §4.1)."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ static inline void send_message(int sock, struct header header, const void *firs
         if (sent == header.size)
             return;
         if (sent >= 0 || errno != EAGAIN)
-            fail("sendmsg");                     /* a message cut short: no peer of ours lets that happen */
+            fail("sendmsg");                     /* a message cut short: the benchmark's peers always read all */
         poll(&writable, 1, -1);
     }
 }

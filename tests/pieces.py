@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 from collections.abc import Iterable
+from typing import Any
 
 from bellwire.testing import Guest
 from vfio_user import DmaFlags, DmaMap
@@ -14,13 +15,12 @@ from vfio_user import DmaFlags, DmaMap
 PAGE = 4096
 
 
-def cut(guest: Guest, pages: Iterable[int], *, shuffle: int | None = None) -> memoryview:
+def cut(guest: Guest[Any], pages: Iterable[int], *, shuffle: int | None = None) -> memoryview:
     """Map the guest's memory anew, cut before each of ``pages``; its memory, which is another view from now on.
 
     With ``shuffle``, which seeds it, pieces that follow each other no longer do so in the file, and what was written
     before may be anywhere.
     """
-    assert guest.memory is not None
     size = len(guest.memory)
     bounds = sorted({0, size // PAGE, *(page for page in pages if 0 < page < size // PAGE)})
     pieces = [(first * PAGE, (last - first) * PAGE) for first, last in itertools.pairwise(bounds)]
@@ -35,6 +35,7 @@ def cut(guest: Guest, pages: Iterable[int], *, shuffle: int | None = None) -> me
         offset += length
     guest.device.dma.changed()
     plain = memoryview(mmap.mmap(guest._memory_fd, size))
-    guest.memory = plain if shuffle is None else table.whole(0, size, write=True)
-    assert guest.memory is not None
-    return guest.memory
+    view = plain if shuffle is None else table.whole(0, size, write=True)
+    assert view is not None
+    guest.memory = view
+    return view

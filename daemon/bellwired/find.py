@@ -118,7 +118,7 @@ def devices_in(module: ModuleType) -> Found:
 
 
 def check_trusted(path: Path) -> None:
-    """Refuse a plugin that somebody else could have written: it would run with the daemon's rights."""
+    """Refuse a plugin that another user could have written: it would run with the daemon's rights."""
     file = path.resolve()
     for place in (file, file.parent, path.parent.resolve()):
         try:

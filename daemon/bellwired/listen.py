@@ -102,7 +102,7 @@ def activated() -> tuple[socket.socket, bool]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket that nobody listens on; refuse anything else that is there."""
+    """Remove a socket without a listener at ``path``. Refuse any other file there."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

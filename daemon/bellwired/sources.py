@@ -35,7 +35,7 @@ Check = Callable[[Path], None]
 
 
 def is_path(text: str) -> bool:
-    """Whether ``device`` is a path of a file or folder, and not a name."""
+    """Whether ``text`` is the path of a file or folder, and not a name."""
     return text.endswith(".py") or "/" in text or text in (".", "..")
 
 

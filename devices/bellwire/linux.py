@@ -1,4 +1,4 @@
-"""The few system calls that Python's ``os`` does not have, or not as they are needed here; each is declared once."""
+"""System calls that Python's ``os`` lacks, or offers in another form. Each is declared once, through ctypes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _libc.unshare.argtypes = [ctypes.c_int]
 CLONE_NEWNS = 0x0002_0000
 MS_SLAVE, MS_REC = 1 << 19, 1 << 14
 
-# io_submit(2) and its like have no function in libc: x86-64's numbers.
+# libc has no functions for io_submit(2) and its family. The numbers are those of x86-64.
 _SETUP, _DESTROY, _GETEVENTS, _SUBMIT = 206, 207, 208, 209
 _PREADV, _PWRITEV, _RESFD = 7, 8, 1
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-_syscall = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the interpreter's lock: what it is for waits for nothing
-_submit = ctypes.CDLL(None, use_errno=True).syscall  # gives it up: a write waits where the file system is frozen
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall  # holds the interpreter's lock: these calls do not wait
+_submit = ctypes.CDLL(None, use_errno=True).syscall  # releases the lock: a write waits while its file system is frozen
 _syscall.restype = _submit.restype = ctypes.c_long
 _get_buffer, _release = ctypes.pythonapi.PyObject_GetBuffer, ctypes.pythonapi.PyBuffer_Release
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Change the space of ``[offset, offset + length)`` as ``mode`` says; an OSError where that cannot be done."""
+    """Change the space of ``[offset, offset + length)`` in a file as ``mode`` says (fallocate(2)). Raises OSError."""
     while _libc.fallocate(fd, mode, offset, length):
         error = ctypes.get_errno()
         if error != errno.EINTR:
@@ -39,12 +39,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give this thread namespaces of its own (unshare(2))."""
+    """Give this thread namespaces of its own, as ``flags`` say (unshare(2)). Raises OSError."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(kind: str | None, target: str, flags: int = 0) -> None:
-    """Mount a file system of ``kind`` at ``target``, or with None change how the one there is propagated (mount(2))."""
+    """Mount a file system of ``kind`` at ``target``; None changes the propagation of the one there (mount(2))."""
     _check(_libc.mount(b"none", target.encode(), kind and kind.encode(), flags, None), f"mount {kind or target}")
 
 
@@ -79,7 +79,7 @@ class _Event(ctypes.Structure):
 
 
 class _Buffer(ctypes.Structure):
-    """Py_buffer of Python's C API: the way to the address of a view that may not be written."""
+    """Py_buffer of Python's C API. It gives the address of a view, even of a read-only one."""
 
     _fields_ = [
         ("address", ctypes.c_void_p),
@@ -100,11 +100,11 @@ _get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int]
 _release.argtypes = [ctypes.POINTER(_Buffer)]
 
 IoVectors = ctypes.Array[ctypes.c_uint64]
-"""Addresses and lengths, as struct iovec has them."""
+"""An array of struct iovec: pairs of address and length."""
 
 
 class AioContext:
-    """What io_setup(2) makes: room for ``most`` transfers at once, told apart by a slot each."""
+    """A context for asynchronous I/O (io_setup(2)). Up to ``most`` transfers run at once, each in a slot from 0 on."""
 
     def __init__(self, most: int) -> None:
         self._context = ctypes.c_ulong(0)
@@ -115,9 +115,10 @@ class AioContext:
         self._events = (_Event * most)()
 
     def submit(self, slot: int, fd: int, vectors: IoVectors, offset: int, *, write: bool, told: int) -> bool:
-        """Begin a transfer, at whose end the eventfd ``told`` is written; False where the kernel does not take it.
+        """Begin a transfer in ``slot``. At its end the kernel writes to the eventfd ``told``.
 
-        The vectors, and what they point to, are the kernel's until then.
+        False if the kernel refuses the transfer. The caller keeps ``vectors``, and the memory that they point to, until
+        the transfer has ended.
         """
         iocb = self._iocbs[slot]
         iocb.data, iocb.rw_flags = slot, _NOWAIT
@@ -129,18 +130,18 @@ class AioContext:
         return taken == 1
 
     def ended(self) -> list[tuple[int, int]]:
-        """Slots and results of those that have ended by now."""
+        """The slots and results of the transfers that have ended. A result is a number of bytes, or minus an errno."""
         events, most = self._events, ctypes.c_long(self._most)
         count = _syscall(_GETEVENTS, self._context, ctypes.c_long(0), most, ctypes.byref(events), None)
         return [(event.data, event.result) for event in events[: max(0, count)]]
 
     def close(self) -> None:
-        """Give it back; what is under way is waited for."""
+        """Wait for all transfers, and free the context (io_destroy(2))."""
         _syscall(_DESTROY, self._context)
 
 
 def io_vectors(views: Sequence[memoryview | bytearray]) -> IoVectors:
-    """Where ``views`` lie. They stay there for as long as they are kept."""
+    """The addresses and lengths of ``views``. They are valid as long as the caller keeps the views."""
     vectors = (ctypes.c_uint64 * (2 * len(views)))()
     for number, view in enumerate(views):
         vectors[2 * number], vectors[2 * number + 1] = _address(view), len(view)

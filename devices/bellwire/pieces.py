@@ -1,4 +1,4 @@
-"""Data in pieces, as system calls take it: no more than IOV_MAX of them at once, and seldom all of their bytes."""
+"""Data in pieces, for system calls that take at most IOV_MAX pieces and may transfer only some of the bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 Pieces = Sequence[bytes | bytearray | memoryview]
 
 MOST_PIECES = 1024
-"""The kernel's IOV_MAX: with one more, readv(2), writev(2) and sendmsg(2) do nothing (EINVAL, EMSGSIZE)."""
+"""The kernel's IOV_MAX. With more pieces, readv(2), writev(2) and sendmsg(2) fail (EINVAL, EMSGSIZE)."""
 
 
 def after(pieces: Pieces, done: int) -> list[memoryview]:
-    """What is left of ``pieces`` after the first ``done`` bytes."""
+    """The rest of ``pieces`` after the first ``done`` bytes."""
     left = []
     for piece in pieces:
         if done < len(piece):
@@ -22,7 +22,7 @@ def after(pieces: Pieces, done: int) -> list[memoryview]:
 
 
 def write(fd: int, pieces: Pieces) -> int:
-    """How many bytes a descriptor that does not block has taken now: all, unless it has no room. May raise OSError."""
+    """Write to a non-blocking descriptor until it has no room. Returns the number of bytes written. Raises OSError."""
     sent, left = 0, after(pieces, 0)
     try:
         while left:
@@ -35,5 +35,5 @@ def write(fd: int, pieces: Pieces) -> int:
 
 
 def one_call(pieces: Sequence[memoryview], most: int = MOST_PIECES) -> Sequence[memoryview]:
-    """The same bytes in at most ``most`` pieces, for what one call must take whole: a packet, say."""
+    """The same bytes in at most ``most`` pieces, for data that one system call must take whole, such as a packet."""
     return pieces if len(pieces) <= most else [memoryview(b"".join(pieces))]

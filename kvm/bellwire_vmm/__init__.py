@@ -5,11 +5,11 @@
         machine.load("bell", pack_rings([Ring(bar=1, offset=0, count=1000)]))
         result = machine.run(timeout=10)
 
-To read it in an afternoon, begin with `machine` and `processor` (the loop around KVM_RUN), then `proxy`, which
-joins one device to the bus, and from there `doorbells`, `relay`, `zones` and `coalescing` (a guest's writes),
-`areas` (memory shared with the device), `interrupts`, `msix`, `intx` and `vectors` (the way back). `boot` and
-`guests` are the other side: what runs in the machine. With a `board` around it, and a kernel that `linux` has
-read, that may be Linux.
+To read it in an afternoon, begin with `vmm` (the machine) and `machine.processor` (the loop around KVM_RUN). Go on
+with `device.proxy`, which joins one device to the bus. Beside it, `registrations`, `relay` and `zones` are the way of a
+guest's writes, as is `machine.coalescing`; `areas` is memory shared with the device; `interrupts`, `msix`, `intx` and
+`vectors` are the way back to the guest. `machine.boot` and `guests` are what runs in the machine. With a `board` around
+the machine, and a kernel that `linux` has read, that may be Linux.
 """
 
 from __future__ import annotations

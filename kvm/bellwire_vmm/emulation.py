@@ -1,7 +1,8 @@
 """Whether this machine's KVM runs a guest's kernel on the processor, or emulates it instruction by instruction.
 
-Some hosts have no hardware virtualisation, and a KVM all the same. What it emulates is enough for our micro guests and
-for SeaBIOS, and not for Linux: QEMU stops there with a dump of registers ("KVM internal error").
+Some hosts have KVM without hardware virtualisation: it emulates the instructions of ring 0. The ones that it knows are
+enough for our micro guests and for SeaBIOS, and not for Linux: QEMU stops with a dump of registers ("KVM internal
+error").
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ LOOP = b"\xb9" + ROUNDS.to_bytes(4, "little") + b"\xe2\xfe" + b"\x31\xc0\xe6\xf4
 
 
 def emulates_kernels() -> bool | None:
-    """None where that cannot be found out, most often because there is no /dev/kvm that we may use.
+    """Whether KVM emulates ring 0. None if that is unknown, most often because /dev/kvm cannot be used.
 
-    It runs a loop of ``ROUNDS`` instructions in ring 0, and looks how many of them KVM says that it has emulated.
+    It runs a loop of ``ROUNDS`` instructions in ring 0, and compares that with KVM's count of emulated instructions.
     """
     try:
         with Machine(LEAST_MEMORY) as machine:

@@ -1,23 +1,23 @@
-"""What can go wrong in the VMM itself; kvm_ioctls and vfio_user have errors of their own."""
+"""The errors of the VMM itself. kvm_ioctls and vfio_user have errors of their own."""
 
 from __future__ import annotations
 
 
 class VmmError(Exception):
-    """Base of this package's errors."""
+    """The base of this package's errors."""
 
 
 class GuestImageError(VmmError):
-    """A guest image that is missing, or too large for where it goes."""
+    """A guest image is missing, malformed, or too large for its place in memory."""
 
 
 class DeviceRefusedError(VmmError):
-    """A device that describes itself in a way that no guest can be shown."""
+    """A device describes itself in a way that cannot be shown to a guest."""
 
 
 class ZoneRefusedError(VmmError):
-    """A part of a BAR whose writes cannot wait for the next exit."""
+    """The writes to a part of a BAR cannot wait for the next exit."""
 
 
 class AddressConflictError(VmmError):
-    """A range of addresses that is taken already."""
+    """A range of addresses is taken already, or there is no free one."""

@@ -34,7 +34,7 @@ _SWITCH_INTERVAL = 1e-5
 
 
 class Request(Enum):
-    """What a guest has asked of its machine."""
+    """What a guest can ask of its machine: to power off, or to reset."""
 
     POWER_OFF = "power off"
     RESET = "reset"
@@ -44,8 +44,8 @@ class Request(Enum):
 class RunResult:
     """How a run ended.
 
-    ``code`` is what the guest wrote to its exit port, None if it never did; ``request`` what it asked of a board
-    that takes such requests.
+    ``code`` is what the guest wrote to its exit port; None if it did not. ``request`` is what it asked of a board; None
+    without a board, or if it asked for nothing.
     """
 
     code: int | None = None
@@ -58,14 +58,14 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the guest ended the run itself, and well."""
+        """Whether the guest ended the run itself, without reporting an error."""
         return (self.code == 0 or self.request is Request.POWER_OFF) and not self.failure
 
 
 class Machine:
-    """A VM with ``memory`` bytes of RAM, ``vcpus`` vCPUs, an in-kernel irqchip, and nothing plugged in yet.
+    """A VM with ``memory`` bytes of RAM, ``vcpus`` vCPUs, an in-kernel irqchip, and no devices yet.
 
-    Make the first one in the main thread: only there can the signal that stops a vCPU be prepared.
+    Make the first one in the main thread: only there can Python install the signal handler that stops a vCPU.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class Machine:
     def plug(
         self, client: Client, *, share_memory: bool = True, coalesced: Iterable[tuple[int, int, int]] = ()
     ) -> ProxyDevice:
-        """Put the device behind ``client`` into the next free slot; the machine owns the client from now on.
+        """Put the device behind ``client`` into the next free slot. The machine owns the client from now on.
 
-        ``share_memory`` hands it the guest's RAM as a file descriptor; otherwise it must ask for what it
-        wants by message. DeviceRefusedError: no guest can be shown such a device.
+        With ``share_memory`` the device gets the guest's RAM as a file descriptor. Without it, the device must read and
+        write RAM by message. Raises DeviceRefusedError for a device that cannot be shown to a guest.
 
-        ``coalesced`` are zones of memory BARs: (BAR, offset, size in bytes). A write to one costs the guest no
-        exit, but waits for the next one of any vCPU; then all that wait go out as one posted message. So it is
-        for registers that are written many at a time, and of whose effect no guest waits without reading.
-        ZoneRefusedError: writes there cannot wait.
+        ``coalesced`` are zones of memory BARs: (BAR, offset, size in bytes). A write to a zone costs the guest no exit,
+        but waits for the next exit of any vCPU. Then all waiting writes go out as one posted message. Use it for
+        registers that are written many at a time, if the guest does not wait for their effect without a read. Raises
+        ZoneRefusedError for a zone whose writes cannot wait.
         """
         try:
             slot = self.bus.free_slot()
@@ -130,17 +130,16 @@ class Machine:
         return device
 
     def unplug(self, device: ProxyDevice) -> None:
-        """Take a device out: its registrations go, its connection is closed."""
+        """Take a device out: remove its registrations, and close its connection."""
         self.devices.remove(device)
         self.bus.remove(device.slot)
         device.close()
 
     def load(self, guest: str | Path | boot.Guest, parameters: bytes = b"") -> None:
-        """Reset the machine and its devices, and put a guest into memory and all vCPUs at its start.
+        """Reset the machine and its devices, put a guest into memory, and set all vCPUs to its start.
 
-        ``guest`` is the name of one of our micro guests, the path of a flat image (both take ``parameters``), or
-        something that knows how to start by itself. Model-specific registers keep what an earlier guest has put
-        there, which micro guests leave alone.
+        ``guest`` is the name of one of our micro guests, the path of a flat image (both take ``parameters``), or a
+        `boot.Guest`. Model-specific registers keep the values of an earlier guest; micro guests do not change any.
         """
         if isinstance(guest, str | Path):
             guest = boot.MicroGuest(guests.image(guest), parameters)
@@ -154,10 +153,9 @@ class Machine:
             guest.start(each.vcpu, each.number, len(self.processors))
 
     def run(self, timeout: float | None = None) -> RunResult:
-        """Run what was loaded until it writes to its exit port, breaks, or ``timeout`` seconds have passed.
+        """Run the loaded guest until it writes to its exit port, a vCPU cannot go on, or ``timeout`` seconds pass.
 
-        The result says which: a timeout and a broken vCPU are a ``failure``. What the kernel refuses is
-        raised.
+        The result says which; the last two set ``failure``. Raises KvmError if the kernel refuses a request.
         """
         self._result, self.stopping = RunResult(), False
         self._done.clear()
@@ -184,7 +182,7 @@ class Machine:
         return result
 
     def stop(self) -> None:
-        """End the run from any thread."""
+        """End the run. Any thread may call this."""
         self.stopping = True
         self._done.set()
         for each in self.processors:
@@ -197,11 +195,11 @@ class Machine:
 
     @property
     def tsc_khz(self) -> int:
-        """Thousands of ticks of the guest's time stamp counter in a second."""
+        """The frequency of the guest's time stamp counter, in kHz."""
         return self.processors[0].vcpu.tsc_khz()
 
     def close(self) -> None:
-        """Unplug everything and release the VM."""
+        """Unplug all devices and release the VM."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -210,7 +208,7 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What the processors tell (processor.Listener)
+    # Called by the processors (processor.Listener)
 
     def said(self, text: bytes) -> None:
         """Debug text from the guest; kept to the first 64 KiB."""
@@ -233,10 +231,10 @@ class Machine:
         self._result.failure = f"vCPU {processor.number} {explain(processor.vcpu, reason, self.memory)}"
         self.stop()
 
-    # What a board tells
+    # Called by a board
 
     def asked(self, request: Request) -> None:
-        """The guest wants the machine off, or to start anew: either ends the run."""
+        """The guest powers the machine off, or resets it: either ends the run."""
         self._result.request = request
         self.stop()
 

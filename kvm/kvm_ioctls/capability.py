@@ -1,4 +1,4 @@
-"""What a kernel may or may not be able to do (api.rst 4.4, 6, 7 and 8)."""
+"""What a kernel may be able to do (api.rst 4.4, 6, 7 and 8)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Capability(IntEnum):
-    """KVM_CAP_*: for `check_extension` and `enable_cap`. Any other number is welcome there too."""
+    """KVM_CAP_*: for `check_extension` and `enable_cap`. Both take other numbers, too."""
 
     IRQCHIP = 0
     USER_MEMORY = 3

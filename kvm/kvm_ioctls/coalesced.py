@@ -1,9 +1,10 @@
-"""Coalesced writes: a guest's stores that KVM keeps in a ring, so that many leave the guest at one exit.
+"""Coalesced writes: a guest's stores that KVM keeps in a ring, so that one exit serves many.
 
-KVM has one such ring a VM, a page that lies in every vCPU's mapping. `struct kvm_coalesced_mmio_ring` begins with
-two indices: the kernel puts a write at `last`, we take them from `first` on, and where these are equal there is
-none (api.rst 4.116). One entry stays free. When the ring is full, a write exits as if it were in no zone. Linux before
-6.12 sometimes takes it for full when it is half full: it takes the difference of the indices modulo 2**32 first.
+KVM has one such ring for each VM: a page in every vCPU's mapping. `struct kvm_coalesced_mmio_ring` begins with two
+indices. The kernel puts a write at `last`, and this class takes writes from `first` on. Equal indices mean an empty
+ring (api.rst 4.116). One entry stays free. While the ring is full, a write exits as if it were in no zone. Linux
+before 6.12 sometimes takes a half-full ring for full, because it computes the difference of the indices modulo 2**32
+first.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class CoalescedWrite(NamedTuple):
 
 
 class CoalescedRing:
-    """The ring in `page`, which is one page long. Any thread may look whether it is empty; one at a time drains it."""
+    """The ring in `page`, one page long. Any thread may check whether it is empty; one at a time may drain it."""
 
     ROOM = _MOST - 1
-    """How many writes it holds at most."""
+    """The most writes that the ring holds."""
     EARLY = _MOST // 2
-    """With how many Linux before 6.12 may already take it for full, if the oldest lies in its first half."""
+    """With this many writes Linux before 6.12 may take it for full, if the oldest is in the first half."""
 
     def __init__(self, page: memoryview):
         if len(page) != PAGE:
@@ -47,16 +48,15 @@ class CoalescedRing:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits. Cheap enough to be asked after every exit."""
+        """Whether no write waits. Cheap enough for a check after every exit."""
         indices = self._indices
         return indices[_FIRST] == indices[_LAST]
 
     def drain(self, take: Callable[[list[CoalescedWrite]], None]) -> int:
-        """Give `take` all that waits, oldest first, and return how many that was.
+        """Give `take` all waiting writes, oldest first, and return their number.
 
-        Their places become free when `take` has returned: as long as it has not, the ring is not `empty`, and no
-        other thread can mistake writes under way for writes that have arrived. Raises `KvmError` for a ring that
-        no kernel would leave behind; what was in it is lost.
+        Their places become free when `take` returns. Until then the ring is not `empty`, so no other thread can
+        mistake writes under way for delivered writes. Raises `KvmError` for a malformed ring; its writes are lost.
         """
         first, last = self._indices[_FIRST], self._indices[_LAST]
         if first >= _MOST or last >= _MOST:
@@ -71,7 +71,7 @@ class CoalescedRing:
         return len(writes)
 
     def close(self) -> None:
-        """Let go of the page."""
+        """Release the page."""
         self._indices.release()
         self._page.release()
 

@@ -1,4 +1,4 @@
-"""What can go wrong with /dev/kvm: one small tree, rooted in `KvmError`."""
+"""The errors of /dev/kvm: one small tree, rooted in `KvmError`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 
 class KvmError(OSError):
-    """The base of everything this package raises on purpose.
+    """The base of this package's errors.
 
-    `errno` says what kind of failure it is, `ioctl` names the request ("KVM_IOEVENTFD", or "" where none was
-    made) and `arguments` holds what was asked for, by the kernel's own field names.
+    `errno` says what kind of failure it is. `ioctl` names the request ("KVM_IOEVENTFD"; "" if none was made), and
+    `arguments` has its arguments, by the kernel's field names.
     """
 
     def __init__(self, code: int, reason: str, ioctl: str = "", arguments: Mapping[str, int] | None = None):
@@ -42,7 +42,7 @@ class UnsupportedError(IoctlError):
 
 
 class InvalidArgumentError(KvmError, ValueError):
-    """Refused before the kernel was asked, because it would have misunderstood or silently accepted it."""
+    """An argument that this package refuses, because the kernel would misunderstand it or accept it silently."""
 
     def __init__(self, reason: str, ioctl: str = "", arguments: Mapping[str, int] | None = None):
         super().__init__(errno.EINVAL, reason, ioctl, arguments)

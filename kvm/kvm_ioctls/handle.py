@@ -22,7 +22,7 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether the descriptor is gone. Any request made on it then fails with EBADF."""
+        """Whether the descriptor is closed. Every request on it then fails with EBADF."""
         return self.fd < 0
 
     def fileno(self) -> int:

@@ -22,7 +22,7 @@ _tgkill = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_in
 
 
 def _awake(number: int, frame: FrameType | None) -> None:
-    """Do nothing, loudly enough to end a system call."""
+    """Do nothing: that a signal is handled at all ends the system call."""
 
 
 def install_kick_handler() -> None:

@@ -16,7 +16,7 @@ from .ioctl import invoke
 from .vm import Vm
 
 API_VERSION = 12
-"""The only one there is: api.rst 4.1 says to refuse to run with any other."""
+"""The only version of the API: api.rst 4.1 tells programs to refuse any other."""
 
 _REMEDY = {
     errno.ENOENT: "load kvm_amd or kvm_intel; in a virtual machine, have nested virtualisation turned on",
@@ -32,7 +32,7 @@ class Kvm(Handle):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] = "/dev/kvm") -> Self:
-        """Open KVM; raise `UnavailableError` with a remedy where that cannot be."""
+        """Open KVM. Raises `UnavailableError`, with a remedy, if that is impossible."""
         try:
             kvm = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:

@@ -13,7 +13,7 @@ from .errors import InvalidArgumentError
 
 
 class Struct(ctypes.Structure):
-    """A structure that is made of values which its fields can hold: ctypes would cut them to size without a word."""
+    """A structure that refuses values which its fields cannot hold. (ctypes would truncate them silently.)"""
 
     def __init__(self, *values: int | tuple[int, ...], **named: int):
         super().__init__(*values, **named)

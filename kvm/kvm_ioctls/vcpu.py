@@ -37,7 +37,7 @@ class MpState(IntEnum):
 
 
 class Vcpu(Handle):
-    """One CPU of a VM, made by `Vm.create_vcpu`. One thread at a time may use it, but for `kick`.
+    """One CPU of a VM, made by `Vm.create_vcpu`. One thread at a time may use it; any thread may call `kick`.
 
     A CPU other than 0 of a VM with an irqchip waits for an INIT until `set_mp_state(MpState.RUNNABLE)`.
     """
@@ -66,8 +66,8 @@ class Vcpu(Handle):
     def run(self) -> Exit:
         """KVM_RUN (api.rst 4.10): run the guest until it needs something, and return what.
 
-        An answer owed to the last exit must have been given by its `reply`. Raises `IoctlError`: EBADF after
-        `close()`, EFAULT for guest memory that is not mapped here, EINVAL for state that makes no sense.
+        If the last exit has a `reply`, call that first. Raises `IoctlError`: EBADF after `close()`, EFAULT for guest
+        memory that is not mapped here, EINVAL for contradictory state.
         """
         self._thread = threading.get_native_id()
         if libc_ioctl(self.fd, _RUN, None) >= 0:
@@ -125,7 +125,7 @@ class Vcpu(Handle):
         invoke(self.fd, requests.INTERRUPT, structs.Interrupt(vector))
 
     def coalesced_ring(self, page: int) -> CoalescedRing:
-        """Return the ring of coalesced writes, which the VM's vCPUs share; it goes when this vCPU is closed.
+        """Return the ring of coalesced writes, which the VM's vCPUs share. It is valid until this vCPU is closed.
 
         `page` is the VM's answer to KVM_CAP_COALESCED_MMIO: where in this mapping it lies (api.rst 4.5 and 4.116).
         """

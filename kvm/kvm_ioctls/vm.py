@@ -116,7 +116,7 @@ class Vm(Handle):
         invoke(self.fd, requests.IRQ_LINE, structs.IrqLevel(gsi, int(level)))
 
     def irqfd(self, fd: int, gsi: int, resample_fd: int | None = None) -> None:
-        """KVM_IRQFD (api.rst 4.75): each write to the eventfd `fd` triggers `gsi`, with no help from here.
+        """KVM_IRQFD (api.rst 4.75): each write to the eventfd `fd` triggers `gsi`, without this process.
 
         With `resample_fd` the line is level-triggered: it stays asserted until the guest acknowledges it, and
         KVM then signals `resample_fd`, upon which a device that still wants attention writes `fd` again.
@@ -157,7 +157,7 @@ class Vm(Handle):
         `size` is the width of the write in bytes: 1, 2, 4 or 8, or 0 for any, which is the fastest. With
         `datamatch` only that value rings, and `size` must be given; others exit as usual. `pio` means that
         `addr` is an I/O port. Nothing rings where `addr` lies in a writable memory slot.
-        EEXIST (`ConflictError`): a doorbell is there already that would hear the same write.
+        EEXIST (`ConflictError`): a doorbell for the same write is registered already.
         """
         self._ioeventfd(fd, addr, size, datamatch, pio, ccw, IoEventFlags(0))
 
@@ -187,7 +187,7 @@ class Vm(Handle):
             if size and datamatch >> 8 * size:
                 raise InvalidArgumentError(f"datamatch does not fit in {size} bytes", "KVM_IOEVENTFD", asked)
         if ccw:
-            # x86 KVM accepts the flag without a word and would listen at a memory address instead.
+            # KVM on x86 accepts the flag silently, and would listen at a memory address instead.
             raise InvalidArgumentError("CCW doorbells exist on s390 only", "KVM_IOEVENTFD", asked)
         request = structs.Ioeventfd(datamatch or 0, addr, size, fd, int(flags))
         invoke(self.fd, requests.IOEVENTFD, request, **asked)
@@ -195,8 +195,8 @@ class Vm(Handle):
     def register_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
         """KVM_REGISTER_COALESCED_MMIO (api.rst 4.116): keep the guest's writes to `size` bytes at `addr` in a ring.
 
-        Writes that lie wholly in this zone do not exit while the ring has room: whoever runs a vCPU fetches them,
-        with `Vcpu.coalesced_ring`, whenever `run` returns. Reads exit as ever. `pio` makes it a zone of I/O ports.
+        Writes that lie wholly in this zone do not exit while the ring has room. After each return of `run`, the caller
+        takes them out with `Vcpu.coalesced_ring`. Reads exit as ever. `pio` makes it a zone of I/O ports.
         ENXIO: this kernel has no such ring. ENOSPC: there are too many zones and doorbells.
         """
         if not 0 < size < 1 << 32:
@@ -205,17 +205,17 @@ class Vm(Handle):
         invoke(self.fd, requests.REGISTER_COALESCED_MMIO, structs.CoalescedMmioZone(addr, size, int(pio)))
 
     def unregister_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
-        """Undo `register_coalesced_mmio`: all zones go that hold these bytes, and no error says if there was none.
+        """Undo `register_coalesced_mmio`: remove all zones that hold these bytes. It is no error if there is none.
 
-        When this returns nothing more is put into the ring for them; what is in it stays there.
+        After this KVM puts no more writes for them into the ring. Writes that are in it stay.
         """
         invoke(self.fd, requests.UNREGISTER_COALESCED_MMIO, structs.CoalescedMmioZone(addr, size, int(pio)))
 
     def has_ioregion(self) -> bool:
-        """Return whether this kernel has KVM_SET_IOREGION, by taking away a region that is not there.
+        """Return whether this kernel has KVM_SET_IOREGION. It tries to remove a region that does not exist.
 
-        No capability number tells: each one that the proposal used means something else today. A kernel
-        without the request says ENOTTY, one with an older proposal EINVAL; one that has it finds nothing.
+        There is no capability number for it: each one that the proposal used means something else today. A kernel
+        without the request answers ENOTTY, one with an older proposal EINVAL, and one that has it ENOENT.
         """
         if self._has_ioregion is None:
             probe = IoRegion((1 << 52) - 8, 8, 0, read_fd=-1, write_fd=-1)
@@ -228,7 +228,7 @@ class Vm(Handle):
         return self._has_ioregion
 
     def set_ioregion(self, region: IoRegion) -> None:
-        """KVM_SET_IOREGION: hand a stretch of guest memory or I/O ports to a socket.
+        """KVM_SET_IOREGION: let a socket serve a range of guest memory or I/O ports.
 
         ENOTTY (`UnsupportedError`): this kernel has no ioregionfds. EEXIST (`ConflictError`): it overlaps
         another region or an ioeventfd.

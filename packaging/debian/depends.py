@@ -1,4 +1,4 @@
-"""Which packages of the distribution the virtual environment runs on: the Python of its version, and what pip took."""
+"""Prints the distribution's packages that the virtual environment needs: its Python, and packages that pip found."""
 
 from __future__ import annotations
 

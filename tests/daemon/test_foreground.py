@@ -18,6 +18,7 @@ import pytest
 
 from bellwired.commands import attach, control_client
 from bellwired.commands.cli import main
+from bellwired.listen import listening
 from bellwired.places import Places
 from daemon.commands import COMMAND, PATIENCE, bellwire, ended, line, started
 from vfio_user import Client, RegionIndex, RemoteError
@@ -272,6 +273,28 @@ def test_what_it_logs_can_be_read_elsewhere(shared: Running, capsys: pytest.Capt
     with shared.client():
         pass
     assert "client connected" in asked(shared, capsys, "logs", "dut")[1]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_who_reads_no_further_ends_a_stream_quietly(shared: Running, form: list[str]) -> None:
+    with shared.client() as client, contextlib.suppress(RemoteError):
+        client.write(0, 0x14, b"\x01\0\0\0")  # so that there is something to read
+    reader, writer = os.pipe()
+    os.close(reader)
+    logs = [*COMMAND, "logs", "-f", "dut", *form, *shared.places]
+    done = subprocess.run(logs, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_one_that_hangs_hides_no_other(
+    shared: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "PATIENCE", 0.3)
+    hanging = shared.socket.parent / "run" / "a.control"
+    with listening(hanging):
+        status, out, _ = asked(shared, capsys, "list", "--json")
+    assert (status, [each["name"] for each in json.loads(out)]) == (0, ["dut"])
 
 
 def test_what_it_logs_has_the_time(dut: Running) -> None:

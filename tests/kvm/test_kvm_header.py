@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from enum import IntEnum, IntFlag
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,12 @@ from kvm_ioctls.vm import IoEventFlags, IrqfdFlags
 
 HEADER = Path("/usr/include/linux/kvm.h")
 
-C_NAMES = {
+C_NAMES: dict[type[ctypes.Structure], str] = {
     structs.MpStateStruct: "kvm_mp_state",
     structs.IrqchipState: "kvm_irqchip",
     structs.GuestDebug: "kvm_guest_debug",
 }
-C_FIELDS = {(structs.GuestDebug, "debugreg"): "arch.debugreg"}
+C_FIELDS: dict[tuple[type[ctypes.Structure], str], str] = {(structs.GuestDebug, "debugreg"): "arch.debugreg"}
 NOT_IN_IT = {structs.Struct, structs.Ioregion}  # ours, and what was never merged
 NEWER_THAN_SOME_HEADERS = {"KVM_EXIT_MEMORY_FAULT"}
 
@@ -69,7 +70,7 @@ def ioctls() -> list[Ioctl]:
 
 
 def constants() -> dict[str, int]:
-    prefixes = {
+    prefixes: dict[str, type[IntEnum | IntFlag]] = {
         "KVM_CAP_": Capability,
         "KVM_EXIT_": ExitReason,
         "KVM_MEM_": MemoryFlags,
@@ -77,7 +78,7 @@ def constants() -> dict[str, int]:
         "KVM_IOEVENTFD_FLAG_": IoEventFlags,
         "KVM_IRQFD_FLAG_": IrqfdFlags,
     }
-    return {prefix + each.name: int(each) for prefix, kind in prefixes.items() for each in kind}
+    return {prefix + name: int(each) for prefix, kind in prefixes.items() for name, each in kind.__members__.items()}
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +150,18 @@ def page_with(content: bytes) -> mmap.mmap:
     return page
 
 
+NOWHERE = mmap.mmap(-1, mmap.PAGESIZE)  # replies would go there; it is not compared
 WRITTEN_BY_C = {
     "run.mmio.phys_addr = 0xd0000004; run.mmio.len = 2; run.mmio.is_write = 1;"
     'memcpy(run.mmio.data, "abcdefgh", 8); run.exit_reason = KVM_EXIT_MMIO;': MmioWrite(0xD0000004, b"ab"),
-    "run.mmio.phys_addr = 1ull << 39; run.mmio.len = 8; run.exit_reason = KVM_EXIT_MMIO;": MmioRead(1 << 39, 8, None),
+    "run.mmio.phys_addr = 1ull << 39; run.mmio.len = 8; run.exit_reason = KVM_EXIT_MMIO;": MmioRead(
+        1 << 39, 8, NOWHERE
+    ),
     "run.io.direction = KVM_EXIT_IO_OUT; run.io.size = 2; run.io.port = 0xcf8; run.io.count = 3;"
     "run.io.data_offset = offsetof(struct kvm_run, io) + 100;"
     'memcpy((char *)&run.io + 100, "123456", 6); run.exit_reason = KVM_EXIT_IO;': IoOut(0xCF8, 2, 3, b"123456"),
     "run.io.direction = KVM_EXIT_IO_IN; run.io.size = 4; run.io.port = 0xcfc; run.io.count = 1;"
-    "run.exit_reason = KVM_EXIT_IO;": IoIn(0xCFC, 4, 1, None, 0),
+    "run.exit_reason = KVM_EXIT_IO;": IoIn(0xCFC, 4, 1, NOWHERE, 0),
     "run.exit_reason = KVM_EXIT_HLT;": Hlt(),
     "run.exit_reason = KVM_EXIT_SHUTDOWN;": Shutdown(),
     "run.exit_reason = KVM_EXIT_INTR;": Interrupted(),
@@ -177,9 +181,9 @@ WRITTEN_BY_C = {
     "run.debug.arch.dr7 = 0x400; run.exit_reason = KVM_EXIT_DEBUG;": Debug(1, 0x1001, 0x4000, 0x400),
     "run.eoi.vector = 0x41; run.exit_reason = KVM_EXIT_IOAPIC_EOI;": IoapicEoi(0x41),
     "run.msr.reason = KVM_MSR_EXIT_REASON_UNKNOWN; run.msr.index = 0x12345;"
-    "run.exit_reason = KVM_EXIT_X86_RDMSR;": MsrRead(0x12345, 2, None),
+    "run.exit_reason = KVM_EXIT_X86_RDMSR;": MsrRead(0x12345, 2, NOWHERE),
     "run.msr.reason = KVM_MSR_EXIT_REASON_UNKNOWN; run.msr.index = 0x12345; run.msr.data = 1ull << 40;"
-    "run.exit_reason = KVM_EXIT_X86_WRMSR;": MsrWrite(0x12345, 2, 1 << 40, None),
+    "run.exit_reason = KVM_EXIT_X86_WRMSR;": MsrWrite(0x12345, 2, 1 << 40, NOWHERE),
     "run.hypercall.nr = 7; run.exit_reason = KVM_EXIT_HYPERCALL;": Unknown(3, b"\x07" + bytes(63)),
 }
 

@@ -70,9 +70,9 @@ def test_the_cpuid_can_be_changed(boot: Boot, kvm: Kvm) -> None:
             leaf.ebx = int.from_bytes(b"Bell", "little")
     vcpu = boot(HLT).vcpu
     vcpu.set_cpuid2(cpuid)
-    leaf = vcpu.get_cpuid2().find(0)
-    assert leaf
-    assert leaf.ebx == int.from_bytes(b"Bell", "little")
+    found = vcpu.get_cpuid2().find(0)
+    assert found is not None
+    assert found.ebx == int.from_bytes(b"Bell", "little")
 
 
 def test_the_first_cpu_is_runnable_and_others_wait(boot: Boot) -> None:

@@ -11,13 +11,13 @@ from nvme.driver import MEMORY, Driver, TestMachine
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
+def guest() -> Iterator[Guest[Nvme]]:
     with Guest(Nvme, memory=MEMORY, size=8 << 20, serial="TEST0001", namespaces=2) as guest:
         yield guest
 
 
 @pytest.fixture
-def driver(guest: Guest) -> Driver:
+def driver(guest: Guest[Nvme]) -> Driver:
     driver = Driver(TestMachine(guest))
     driver.enable()
     return driver

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, Unpack
 
+from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.testing import Guest
 
@@ -32,8 +33,7 @@ class TestMachine:
 
     __test__ = False
 
-    def __init__(self, guest: Guest) -> None:
-        assert guest.memory is not None
+    def __init__(self, guest: Guest[Nvme]) -> None:
         self.guest = guest
         self.memory = guest.memory
 
@@ -45,6 +45,17 @@ class TestMachine:
 
     def step(self) -> None:
         self.guest.advance()
+
+
+class Fields(TypedDict, total=False):
+    """What a command says; what is left out is 0."""
+
+    nsid: int
+    prp1: int
+    prp2: int
+    dwords: Sequence[int]
+    flags: int
+    cid: int | None
 
 
 class Done(NamedTuple):
@@ -130,9 +141,9 @@ class Queues:
             self.driver.machine.step()
         raise AssertionError(f"queue {self.qid}: commands {cids} did not complete")
 
-    def do(self, opcode: int, **fields: object) -> Done:
+    def do(self, opcode: int, **fields: Unpack[Fields]) -> Done:
         """Submit one command and wait for it."""
-        cid = self.put(opcode, **fields)  # type: ignore[arg-type]
+        cid = self.put(opcode, **fields)
         self.ring()
         return self.wait(cid)[0]
 

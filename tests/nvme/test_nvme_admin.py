@@ -10,13 +10,13 @@ from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
-from nvme.driver import MEMORY, PAGE, Done, Driver, Queues, TestMachine, transfer
+from nvme.driver import MEMORY, PAGE, Done, Driver, Fields, Queues, TestMachine, transfer
 from vfio_user import IrqIndex
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 
 
-def interrupts(guest: Guest, vector: int) -> int:
+def interrupts(guest: Guest[Nvme], vector: int) -> int:
     return guest.interrupts[IrqIndex.MSIX, vector]
 
 
@@ -136,7 +136,7 @@ def test_a_submission_queue_is_deleted_when_its_commands_have_ended(on_image: Dr
     assert [done.cid for done in queues.reap()] == [cid]
 
 
-def test_64_queue_pairs_work_each_with_its_vector(driver: Driver, guest: Guest) -> None:
+def test_64_queue_pairs_work_each_with_its_vector(driver: Driver, guest: Guest[Nvme]) -> None:
     page = driver.allocate(PAGE)
     for qid in range(1, 65):
         queues = driver.create_queues(qid, 4)
@@ -299,7 +299,7 @@ def test_what_has_happened_before_it_is_asked_for_is_told_at_once(driver: Driver
 
 
 def test_a_wrong_tail_in_the_shadow_is_an_event_and_gives_the_device_nothing_to_do(
-    guest: Guest, driver: Driver, monkeypatch: pytest.MonkeyPatch
+    guest: Guest[Nvme], driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = driver.admin.put(AdminOpcode.ASYNC_EVENT_REQUEST)
     queues = driver.create_queues(1, 8)
@@ -330,15 +330,16 @@ def test_an_event_request_can_be_aborted(driver: Driver) -> None:
 
 def test_commands_that_tell_nothing_in_their_completion_leave_it_zero(driver: Driver) -> None:
     page, ring = driver.allocate(PAGE), driver.allocate(PAGE)
-    for opcode, fields in (
+    commands: list[tuple[AdminOpcode, Fields]] = [
         (AdminOpcode.GET_LOG_PAGE, {"nsid": 0xFFFF_FFFF, "prp1": page, "dwords": (127 << 16 | 2,)}),
         (AdminOpcode.IDENTIFY, {"prp1": page, "dwords": (1,)}),
         (AdminOpcode.CREATE_COMPLETION_QUEUE, {"prp1": page, "dwords": (15 << 16 | 1, 1 << 16 | 3)}),
         (AdminOpcode.CREATE_SUBMISSION_QUEUE, {"prp1": ring, "dwords": (15 << 16 | 1, 1 << 16 | 1)}),
         (AdminOpcode.DELETE_SUBMISSION_QUEUE, {"dwords": (1,)}),
         (AdminOpcode.DELETE_COMPLETION_QUEUE, {"dwords": (1,)}),
-    ):
-        done = driver.admin.do(opcode, **fields)  # type: ignore[arg-type]
+    ]
+    for opcode, fields in commands:
+        done = driver.admin.do(opcode, **fields)
         assert (opcode, done.status, done.result) == (opcode, 0, 0)
 
 

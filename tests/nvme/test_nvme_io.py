@@ -15,9 +15,10 @@ from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
-from nvme.driver import CC, MEMORY, PAGE, Driver, TestMachine, prps, transfer
+from nvme.driver import CC, MEMORY, PAGE, Driver, Fields, TestMachine, prps, transfer
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
+USUAL: Fields = {"nsid": 1, "prp1": 0x2000}
 
 
 @pytest.mark.parametrize("block_size", [512, 4096])
@@ -124,10 +125,10 @@ def test_a_list_may_begin_at_the_end_of_its_page_and_go_on_in_another(driver: Dr
     ],
 )
 def test_a_wrong_command_gets_the_status_that_names_the_fault(
-    driver: Driver, opcode: int, fields: dict[str, int], status: Status
+    driver: Driver, opcode: int, fields: Fields, status: Status
 ) -> None:
     queues = driver.create_queues()
-    assert queues.do(opcode, **({"nsid": 1, "prp1": 0x2000} | fields)).code == status
+    assert queues.do(opcode, **(USUAL | fields)).code == status
     assert transfer(queues, READ, 0x2000, 0, 1).status == 0
 
 

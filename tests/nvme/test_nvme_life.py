@@ -21,7 +21,7 @@ TestNvme = conformance(Nvme, size=1 << 20)
 TestShadowNvme = conformance(Nvme, size=1 << 20, doorbells="shadow")
 
 
-def interrupts(guest: Guest, vector: int) -> int:
+def interrupts(guest: Guest[Nvme], vector: int) -> int:
     return guest.interrupts[IrqIndex.MSIX, vector]
 
 
@@ -34,7 +34,7 @@ def move(driver: Driver) -> None:
     core.restore(snapshot)
 
 
-def test_it_is_an_nvme_controller_of_version_1_4(guest: Guest) -> None:
+def test_it_is_an_nvme_controller_of_version_1_4(guest: Guest[Nvme]) -> None:
     assert guest.config_read(0x09, 3) == 0x010802
     assert guest.read(Nvme.vs) == 0x0001_0400
     assert guest.read(Nvme.cap) & 0xFFFF == 1023
@@ -47,7 +47,7 @@ def test_enabling_makes_it_ready_and_disabling_ends_that(driver: Driver) -> None
 
 
 @pytest.mark.parametrize("configuration", [0x0046_0011, 0x0046_0081, 0x0046_0801])
-def test_a_configuration_that_it_does_not_offer_is_fatal(guest: Guest, configuration: int) -> None:
+def test_a_configuration_that_it_does_not_offer_is_fatal(guest: Guest[Nvme], configuration: int) -> None:
     driver = Driver(TestMachine(guest))
     guest.write(Nvme.aqa, 0x001F_001F)
     guest.write(Nvme.cc, configuration)
@@ -56,12 +56,12 @@ def test_a_configuration_that_it_does_not_offer_is_fatal(guest: Guest, configura
     assert driver.csts == 0
 
 
-def test_a_queue_of_one_entry_is_fatal(guest: Guest) -> None:
+def test_a_queue_of_one_entry_is_fatal(guest: Guest[Nvme]) -> None:
     guest.write(Nvme.cc, 0x0046_0001)
     assert guest.read(Nvme.csts) == 2
 
 
-def test_an_admin_queue_outside_memory_is_fatal_once_it_is_rung(guest: Guest) -> None:
+def test_an_admin_queue_outside_memory_is_fatal_once_it_is_rung(guest: Guest[Nvme]) -> None:
     driver = Driver(TestMachine(guest))
     driver.admin.sq = 1 << 40
     driver.enable()
@@ -105,7 +105,7 @@ def test_a_controller_enabled_before_it_has_stopped_starts_when_it_has(on_image:
     assert again.create_queues(1).do(IoOpcode.FLUSH, nsid=1).status == 0
 
 
-def test_a_function_level_reset_brings_registers_and_queues_back(driver: Driver, guest: Guest) -> None:
+def test_a_function_level_reset_brings_registers_and_queues_back(driver: Driver, guest: Guest[Nvme]) -> None:
     driver.create_queues(1)
     express = guest.device.core.config.at[0x10]
     guest.config_write(express + 8, 0x8000, 2)
@@ -116,12 +116,12 @@ def test_a_function_level_reset_brings_registers_and_queues_back(driver: Driver,
     again.create_queues(1)
 
 
-def test_a_controller_reset_keeps_the_admin_queues_registers(driver: Driver, guest: Guest) -> None:
+def test_a_controller_reset_keeps_the_admin_queues_registers(driver: Driver, guest: Guest[Nvme]) -> None:
     driver.disable()
     assert guest.read(Nvme.asq) == driver.admin.sq
 
 
-def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest) -> None:
+def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     page = driver.allocate(PAGE)
     for block in range(BATCH):
@@ -131,7 +131,7 @@ def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest) -> None:
     assert interrupts(guest, 1) == 1
 
 
-def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: Guest) -> None:
+def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
     for _ in range(3):
@@ -146,7 +146,7 @@ def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: G
     assert interrupts(guest, 1) == 2
 
 
-def test_a_reset_while_an_interrupt_is_held_back_leaves_nothing_behind(driver: Driver, guest: Guest) -> None:
+def test_a_reset_while_an_interrupt_is_held_back_leaves_nothing_behind(driver: Driver, guest: Guest[Nvme]) -> None:
     hold_three_back(driver)
     driver.disable()
     guest.advance(0.01)
@@ -168,7 +168,7 @@ def hold_three_back(driver: Driver) -> None:
         queues.ring()
 
 
-def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driver, guest: Guest) -> None:
+def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
     queues.put(IoOpcode.FLUSH, nsid=1)
@@ -179,7 +179,7 @@ def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driv
     assert interrupts(guest, 1) == 1
 
 
-def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest) -> None:
+def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(9, 1 << 16 | 1))
@@ -187,7 +187,7 @@ def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest) ->
     assert interrupts(guest, 1) == 1
 
 
-def test_the_line_is_up_while_completions_wait(guest: Guest) -> None:
+def test_the_line_is_up_while_completions_wait(guest: Guest[Nvme]) -> None:
     guest.config_write(guest.device.core.config.at[0x11] + 2, 0, 2)
     driver = Driver(TestMachine(guest))
     driver.enable()
@@ -204,16 +204,18 @@ def test_the_line_is_up_while_completions_wait(guest: Guest) -> None:
     assert not guest.line
 
 
-def test_msi_has_one_message_and_msix_a_vector_for_each_queue(guest: Guest) -> None:
+def test_msi_has_one_message_and_msix_a_vector_for_each_queue(guest: Guest[Nvme]) -> None:
     capabilities = guest.device.core.config.at
     assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # 2**0 messages (PCI 3.0 §6.8.1.3)
     assert guest.config_read(capabilities[0x11] + 2, 2) & 0x7FF == 65 - 1  # Table Size (§6.8.2.3)
 
 
-def test_msi_is_one_message_for_all_queues(guest: Guest) -> None:
+def test_msi_is_one_message_for_all_queues(guest: Guest[Nvme]) -> None:
     capabilities = guest.device.core.config.at
     assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # two to the power of that many may be asked for
-    assert guest.device.layout.msi.count == 1
+    msi = guest.device.layout.msi
+    assert msi is not None
+    assert msi.count == 1
     guest.config_write(capabilities[0x11] + 2, 0, 2)
     guest.config_write(capabilities[0x05] + 2, 1, 2)
     driver = Driver(TestMachine(guest))

@@ -16,10 +16,11 @@ from bellwire.bundled.nvme import lost_blocks
 from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.bundled.nvme.lost_blocks import LostBlocks
 from bellwire.bundled.nvme.status import Status
-from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, prps, transfer
+from nvme.driver import PAGE, Done, Driver, Fields, Queues, TestMachine, prps, transfer
 
 READ, WRITE, COMPARE, COPY = IoOpcode.READ, IoOpcode.WRITE, IoOpcode.COMPARE, IoOpcode.COPY
 VERIFY, LOSE, ZERO = IoOpcode.VERIFY, IoOpcode.WRITE_UNCORRECTABLE, IoOpcode.WRITE_ZEROES
+USUAL: Fields = {"nsid": 1, "prp1": 0x2000}
 
 
 @pytest.fixture
@@ -74,10 +75,8 @@ def test_verify_reads_what_is_more_than_a_transfer(queues: Queues, image: Path) 
         ({"flags": 0x40}, Status.INVALID_FIELD),
     ],
 )
-def test_what_cannot_be_addressed_is_refused(
-    queues: Queues, opcode: int, fields: dict[str, int], status: Status
-) -> None:
-    assert queues.do(opcode, **({"nsid": 1, "prp1": 0x2000} | fields)).code == status
+def test_what_cannot_be_addressed_is_refused(queues: Queues, opcode: int, fields: Fields, status: Status) -> None:
+    assert queues.do(opcode, **(USUAL | fields)).code == status
     assert span(queues, VERIFY, 0, 2048).status == 0
 
 
@@ -89,10 +88,8 @@ def test_what_cannot_be_addressed_is_refused(
         ({"dwords": (0, 0, 2047), "prp2": 1 << 50}, Status.DATA_TRANSFER_ERROR),
     ],
 )
-def test_compare_with_memory_that_is_not_there_is_refused(
-    queues: Queues, fields: dict[str, int], status: Status
-) -> None:
-    assert queues.do(COMPARE, **({"nsid": 1, "prp1": 0x2000} | fields)).code == status
+def test_compare_with_memory_that_is_not_there_is_refused(queues: Queues, fields: Fields, status: Status) -> None:
+    assert queues.do(COMPARE, **(USUAL | fields)).code == status
 
 
 @pytest.mark.parametrize("opcode", [READ, COMPARE, VERIFY])

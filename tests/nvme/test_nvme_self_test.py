@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.command import AdminOpcode, Command, IoOpcode
 from bellwire.bundled.nvme.status import Status
 from bellwire.storage import Disk
+from bellwire.storage.disk import Buffers
 from nvme.driver import Driver, Queues, TestMachine
 
 SELF_TEST = AdminOpcode.DEVICE_SELF_TEST
 EVERY = 0xFFFF_FFFF
+ANY = Command.unpack(bytes(64))  # the page does not depend on it
 
 
 def results(driver: Driver) -> list[tuple[int, ...]]:
@@ -75,7 +77,7 @@ def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
     self_test = driver.machine.guest.device.controller.self_test
     seen: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        Disk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]), self_test.page(None)[1]))
+        Disk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]), self_test.page(ANY)[1]))
     )
     driver.admin.do(SELF_TEST, nsid=2, dwords=(2,))
     finish_test(driver)
@@ -89,7 +91,7 @@ def test_a_self_test_of_a_disk_that_grows_meanwhile_is_never_more_than_done(
     assert isinstance(on_image.machine, TestMachine)
     device = on_image.machine.guest.device
     seen: list[int] = []
-    monkeypatch.setattr(Disk, "read", lambda *_: seen.append(device.controller.self_test.page(None)[1]))
+    monkeypatch.setattr(Disk, "read", lambda *_: seen.append(device.controller.self_test.page(ANY)[1]))
     on_image.admin.do(SELF_TEST, nsid=1, dwords=(2,))
     device.change("size", "4M")
     finish_test(on_image)
@@ -147,8 +149,17 @@ def test_a_format_of_another_namespace_does_not_wait_for_the_end_of_a_self_test(
 ) -> None:
     done: list[str] = []
     read, empty = Disk.read, Disk.empty
-    monkeypatch.setattr(Disk, "read", lambda *what: (done.append("read"), read(*what)))
-    monkeypatch.setattr(Disk, "empty", lambda *what: (done.append("format"), empty(*what)))
+
+    def noted_read(disk: Disk, buffers: Buffers, offset: int) -> None:
+        done.append("read")
+        read(disk, buffers, offset)
+
+    def noted_empty(disk: Disk) -> None:
+        done.append("format")
+        empty(disk)
+
+    monkeypatch.setattr(Disk, "read", noted_read)
+    monkeypatch.setattr(Disk, "empty", noted_empty)
     driver.admin.put(SELF_TEST, nsid=1, dwords=(2,))
     cid = driver.admin.put(AdminOpcode.FORMAT_NVM, nsid=2, dwords=(1,))
     driver.admin.ring()

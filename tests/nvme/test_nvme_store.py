@@ -167,7 +167,12 @@ def test_events_are_stored_soon_and_those_that_come_meanwhile_together(
 ) -> None:
     written: list[int] = []
     write = Store.write
-    monkeypatch.setattr(Store, "write", lambda *what: (written.append(what[1]), write(*what)))
+
+    def noted(store: Store, number: int, data: bytes) -> None:
+        written.append(number)
+        write(store, number, data)
+
+    monkeypatch.setattr(Store, "write", noted)
     with started(tmp_path) as driver:
         assert isinstance(driver.machine, TestMachine)
         driver.machine.guest.advance()

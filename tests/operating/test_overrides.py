@@ -201,6 +201,7 @@ def test_what_is_edited_counts_at_once(daemon: Instance, run: Run, editor: Path)
     ("text", "why"),
     [
         ("[options\n", "not TOML"),
+        ("# caf\udce9\n", "not TOML"),  # in Latin-1
         ("options.pase = 1\n", "probe has no option pase: did you mean pace?"),
         ('device = "prope"\n', "there is no device 'prope'"),
         ("restart = 3\n", "expected on-failure or always or no"),
@@ -213,12 +214,12 @@ def test_a_bad_edit_leaves_what_was_and_keeps_the_text(
     over = drop_in(daemon, name, "override", "options.pace = 5\n")
     daemon.reload()
     pid = daemon.pid(name)
-    editor.write_text(text)
+    editor.write_text(text, errors="surrogateescape")
     status, out, err = run("edit", name)
     assert (status, out) == (1, "")
     assert why in err
     assert "nothing has changed; what you wrote is in " in err
-    assert Path(err.rpartition(" ")[2].strip()).read_text() == text
+    assert Path(err.rpartition(" ")[2].strip()).read_text(errors="surrogateescape") == text
     assert over.read_text() == "options.pace = 5\n"
     assert name in daemon.reload()["unchanged"]
     assert daemon.pid(name) == pid

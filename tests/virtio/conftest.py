@@ -23,7 +23,7 @@ KINDS: dict[str, set[int]] = {
 }
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def ring(request: pytest.FixtureRequest) -> set[int]:
     """The features that make one kind of ring."""
     chosen: set[int] = request.param
@@ -46,8 +46,8 @@ def make(tmp_path: Path, far: socket.socket) -> Iterator[Make]:
     with contextlib.ExitStack() as stack:
 
         def make(*arguments: Any, **options: Any) -> Card:
-            options = {"mac": "52:54:00:12:34:56", "dgram": tmp_path / "far", "local": tmp_path / "near"} | options
-            card = Card(*arguments, **options)
+            usual: dict[str, Any] = {"mac": "52:54:00:12:34:56", "dgram": tmp_path / "far", "local": tmp_path / "near"}
+            card = Card(*arguments, **usual | options)
             stack.callback(card.close)
             far.connect(os.fspath(tmp_path / "near"))
             return card

@@ -36,7 +36,6 @@ class Driver:
         self.guest = Guest(device, memory=memory, **options)
         assert isinstance(self.guest.device, VirtioDevice)
         self.device = self.guest.device
-        assert self.guest.memory is not None
         self.memory = self.guest.memory
         self.places = dict(self._find())
         self.multiplier = self.guest.config_read(self.places[NOTIFY].capability + 16, 4)

@@ -33,6 +33,9 @@ class Used(NamedTuple):
 class Queue(ABC):
     """What both kinds have in common."""
 
+    desc: int
+    """Where the descriptors are."""
+
     def __init__(self, driver: Driver, index: int, size: int, bell: int, *, event_idx: bool) -> None:
         self.driver = driver
         self.memory = driver.memory
@@ -151,7 +154,7 @@ class SplitQueue(Queue):
         self.set_word(self.avail + 2, self.available)
 
     def used(self) -> list[Used]:
-        found = []
+        found: list[Used] = []
         while self.seen != self.word(self.ring + 2):
             head, written = struct.unpack_from("<II", self.memory, self.ring + 4 + 8 * (self.seen % self.size))
             parts, _ = self.held.pop(head)
@@ -215,7 +218,7 @@ class PackedQueue(Queue):
         self.set_word(self.desc + 16 * first + 14, head)
 
     def used(self) -> list[Used]:
-        found = []
+        found: list[Used] = []
         while True:
             _, written, number, flags = DESCRIPTOR.unpack_from(self.memory, self.desc + 16 * self.seen)
             marks = bool(flags & AVAILABLE), bool(flags & USED)

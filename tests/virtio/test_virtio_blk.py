@@ -62,8 +62,8 @@ class Disk:
         self.driver.guest.advance()
         (done,) = used.used()
         self.used_length = done.written
-        *data, result = used.whole(done)
-        return result, bytes(data)
+        *content, result = used.whole(done)
+        return result, bytes(content)
 
     def write(self, sector: int, data: bytes) -> int:
         return self.request(OUT, sector, data)[0]
@@ -275,12 +275,16 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has been put onto the medium, by which call."""
     calls: list[str] = []
     flush, write = os.fdatasync, os.pwritev
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("flush"), flush(fd)))
+
+    def fdatasync(fd: int) -> None:
+        calls.append("flush")
+        flush(fd)
 
     def pwritev(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
         calls.extend(["write"] if flags & os.RWF_DSYNC else [])
         return write(fd, buffers, offset, flags)
 
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
     monkeypatch.setattr(os, "pwritev", pwritev)
     return calls
 

@@ -23,7 +23,7 @@ from virtio.driver import DEVICE, Driver
 from virtio.rings import DESCRIPTOR, INDIRECT, NEXT, Part, SplitQueue
 
 PATIENCE = 5.0
-MULTIPORT = {Console.MULTIPORT}
+MULTIPORT: set[int] = {Console.MULTIPORT}
 
 TestVirtioConsole = conformance(VirtioConsole, ports="console=null,log=null")
 
@@ -61,7 +61,7 @@ class Terminal:
 
     def told(self) -> list[tuple[int, int, int, bytes]]:
         """Messages that have come."""
-        return [(*struct.unpack_from("<IHH", data), data[8:]) for data in self.queues[2].answers()]  # type: ignore[misc]
+        return [(*struct.unpack_from("<IHH", data), data[8:]) for data in self.queues[2].answers()]
 
     def begin(self) -> None:
         """What a driver says at first, of all ports."""

@@ -59,20 +59,21 @@ def card() -> Iterator[Make]:
 def goes(sender: Card, receiver: Card, to: str, origin: str) -> None:
     """A frame arrives; the kernels between have some of their own on the way."""
     payload = os.urandom(100)
-    frame = ethernet(*(bytes.fromhex(mac.replace(":", "")) for mac in (to, origin)), EXPERIMENTAL, payload)
+    addresses = [bytes.fromhex(mac.replace(":", "")) for mac in (to, origin)]
+    frame = ethernet(addresses[0], addresses[1], EXPERIMENTAL, payload)
     sender.send(frame)
     while frame not in [packet.frame for packet in receiver.await_packets()]:
         pass
 
 
 def test_cards_of_two_hosts_reach_one_another_through_a_tunnel(hosts: tuple[Namespace, Namespace], card: Make) -> None:
-    cards = [
+    first, second = (
         card(tap="bwt0", bridge="bwbr0", vxlan=f"42@{other}", namespace=host.name, mac=mac, mtu=1450)
         for host, other, mac in zip(hosts, (THERE, HERE), MACS, strict=True)
-    ]
-    goes(*cards, "ff:ff:ff:ff:ff:ff", MACS[0])
-    goes(*cards, MACS[1], MACS[0])
-    goes(*reversed(cards), MACS[0], MACS[1])
+    )
+    goes(first, second, "ff:ff:ff:ff:ff:ff", MACS[0])
+    goes(first, second, MACS[1], MACS[0])
+    goes(second, first, MACS[0], MACS[1])
 
 
 def test_a_tunnel_is_on_the_registered_port_and_stays_for_other_cards(hosts: tuple[Namespace, Namespace]) -> None:
@@ -106,7 +107,7 @@ def test_cards_share_an_interface_of_the_hosts(hosts: tuple[Namespace, Namespace
         for number, (mac, pairs) in enumerate(zip(MACS, (1, 2), strict=True))
     ]
     assert here.link("bwm0").get("address") == MACS[0]
-    goes(*cards, MACS[1], MACS[0])
+    goes(cards[0], cards[1], MACS[1], MACS[0])
     with there.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EXPERIMENTAL))) as far:
         far.settimeout(PATIENCE)
         there.inside(lambda: far.bind((WIRE, EXPERIMENTAL)))
@@ -165,6 +166,6 @@ def test_a_kind_of_interface_that_the_kernel_lacks_is_told(hosts: tuple[Namespac
         {"tap": "bwm5", "vxlan": "42@192.0.2.1"},
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict[str, str]) -> None:
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="needs"), Guest(VirtioNet, **options):
         pass

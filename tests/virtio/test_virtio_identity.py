@@ -75,7 +75,9 @@ def told(request: pytest.FixtureRequest) -> Told:
 
 @pytest.fixture
 def driver(told: Told, tmp_path: Path) -> Iterator[Driver]:
-    options = {key: tmp_path / "socket" if value == "SOCKET" else value for key, value in told.options.items()}
+    options: dict[str, Any] = {
+        key: tmp_path / "socket" if value == "SOCKET" else value for key, value in told.options.items()
+    }
     with contextlib.closing(Driver(told.device, **options)) as driver:
         yield driver
 

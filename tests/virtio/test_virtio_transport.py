@@ -13,7 +13,7 @@ from bellwire.model import capabilities as pci
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
-from vfio_user import IoEventFd, IrqIndex, RegionIndex
+from vfio_user import IoEventFd, IrqIndex, Mechanism, RegionIndex
 from virtio.driver import DEVICE, ISR, NOTIFY, PCI_ACCESS, READY, Driver
 from virtio.echo import COLOUR, Echo
 
@@ -53,7 +53,7 @@ def test_each_queue_has_a_doorbell_of_its_own(driver: Driver) -> None:
 def test_doorbells_are_ioeventfds_of_length_0(driver: Driver) -> None:
     bells = DoorbellFds(driver.device.core, lambda function, *arguments: function(*arguments))
     try:
-        found = bells.sub_regions(0, frozenset({"ioeventfd", "ioregionfd"}))
+        found = bells.sub_regions(0, frozenset({Mechanism.IOEVENTFD, Mechanism.IOREGIONFD}))
         assert all(isinstance(bell, IoEventFd) and bell.size == 0 and bell.datamatch is None for bell in found)
         assert [bell.offset for bell in found] == [driver.places[NOTIFY].offset + 4 * index for index in range(3)]
     finally:

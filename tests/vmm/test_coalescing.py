@@ -16,7 +16,7 @@ from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.guests.layout import Phase, Ring, pack_rings, unpack_rings
 from bellwire_vmm.vmm import Machine
 from kvm_ioctls import CoalescedRing, Exit, IoctlError, Vcpu, Vm
-from vfio_user import Client, RegionWrite
+from vfio_user import Client, RegionWrite, VfioUserError
 from vmm import toy
 from vmm.program import Outcome, Program, bar, execute
 from vmm.sdk import working
@@ -375,7 +375,7 @@ def test_a_write_that_the_device_refuses_does_not_take_others_with_it(machine: M
     class Choosy(Toy):
         def region_write(self, index: int, offset: int, data: memoryview) -> None:
             if (index, offset) == (0, 0x14):
-                raise toy.VfioUserError("no")
+                raise VfioUserError("no")
             super().region_write(index, offset, data)
 
     device = machine.plug(serve(Choosy()), coalesced=[(0, toy.PLAIN, 8)])

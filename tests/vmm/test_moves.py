@@ -9,7 +9,7 @@ import pytest
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.device.registrations import Route
 from bellwire_vmm.vmm import Machine
-from vfio_user import Client
+from vfio_user import Client, Mechanism
 from vmm import toy
 from vmm.program import Outcome, Program, bar
 from vmm.toy import EXPRESS_AT, MATCH, Toy
@@ -95,7 +95,7 @@ def test_a_bar_over_ram_or_the_interrupt_controllers_answers_nowhere(plug: Plug,
     device = plug(served := Toy("wildcard"))
     run(Program().config(device.slot, BAR1, address).load(bar(device, 0)))
     assert served.counts == {}
-    assert device.routes() == [Route(1, 0, 0, "ioeventfd")]
+    assert device.routes() == [Route(1, 0, 0, Mechanism.IOEVENTFD)]
 
 
 def test_two_bars_at_one_place_leave_it_to_the_first(

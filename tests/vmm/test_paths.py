@@ -11,7 +11,7 @@ from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.device.registrations import Route
 from bellwire_vmm.vmm import Machine
 from kvm_ioctls import Kvm, KvmError
-from vfio_user import Client, RegionIndex
+from vfio_user import Client, Mechanism, RegionIndex
 from vmm import toy
 from vmm.program import Outcome, Program, bar
 from vmm.toy import MATCH, Toy
@@ -185,11 +185,11 @@ def test_a_hang_up_falls_back_to_messages(speaker: str, plug: Plug, run: Run) ->
 def test_the_vmm_reports_which_mechanism_each_sub_region_got(speaker: str, plug: Plug) -> None:
     device = plug(Toy("wildcard", "datamatch", "value", "acked", "pio"))
     assert device.routes() == [
-        Route(1, toy.WILDCARD, 0, "ioeventfd"),
-        Route(1, toy.DATAMATCH, 4, "ioeventfd datamatch"),
-        Route(1, toy.VALUE, 4, f"ioregionfd {speaker}"),
-        Route(1, toy.SCRATCH, 256, f"ioregionfd {speaker}"),
-        Route(2, toy.PIO, 0, "ioeventfd"),
+        Route(1, toy.WILDCARD, 0, Mechanism.IOEVENTFD),
+        Route(1, toy.DATAMATCH, 4, Mechanism.IOEVENTFD_DATAMATCH),
+        Route(1, toy.VALUE, 4, Mechanism(f"ioregionfd {speaker}")),
+        Route(1, toy.SCRATCH, 256, Mechanism(f"ioregionfd {speaker}")),
+        Route(2, toy.PIO, 0, Mechanism.IOEVENTFD),
     ]
 
 

@@ -254,7 +254,7 @@ class Toy:
             self.wire = self._theirs = None
 
     def _make_regions(self, index: int) -> Iterator[SubRegion]:
-        offered = {
+        offered: dict[str, tuple[int, Callable[[int], IoEventFd]]] = {
             "wildcard": (1, lambda fd: IoEventFd(WILDCARD, 0, fd, None)),
             "datamatch": (1, lambda fd: IoEventFd(DATAMATCH, 4, fd, MATCH)),
             "pio": (2, lambda fd: IoEventFd(PIO, 0, fd, None, pio=True)),
@@ -264,7 +264,7 @@ class Toy:
                 fd = os.eventfd(0, os.EFD_NONBLOCK)
                 region = offered[kind][1](fd)
                 self._bells[fd] = index, region.offset
-                self.watch(fd, lambda fd=fd: self.take_rings(fd))
+                self.watch(fd, functools.partial(self.take_rings, fd))
                 yield region
         if index == 1 and self._theirs is not None:
             fd = self._theirs.fileno()

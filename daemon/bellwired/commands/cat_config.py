@@ -26,14 +26,14 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "cat-config",
-        help="show the configuration files that count, and check them",
-        description="Shows every configuration file that counts, in order, with its path, as the daemon would read it. "
+        help="show the configuration files in effect, and check them",
+        description="Shows every configuration file in effect, in order, with its path, as the daemon would read it. "
         "Checks the devices' options too, for which their plugins are imported. With the name of a device, its file "
-        "and drop-ins, and then each key that counts with the file and line that it comes from. Ends with status 1 if "
+        "and drop-ins, and then each key in effect with the file and line that set it. Ends with status 1 if "
         "a file cannot be used.",
         parents=[shared],
     )
-    completed(parser.add_argument("name", nargs="?", help="the files of this device alone"), DEVICES)
+    completed(parser.add_argument("name", nargs="?", help="only the files of this device"), DEVICES)
     parser.set_defaults(command=cat_config)
 
 

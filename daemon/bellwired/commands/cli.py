@@ -131,16 +131,14 @@ def _add_level(parser: argparse.ArgumentParser, default: str = "info") -> None:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     add_places(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON instead of tables and words, and for errors too"
-    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables and text, and for errors too")
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--wait", action="store_true", help="wait for the daemon to be there, and with status for devices"
+        "--wait", action="store_true", help="wait until the daemon runs; with status, until the devices run"
     )
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for how long at most (default 300)")
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="the longest time to wait (default 300)")
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +22,7 @@ from bellwired.places import SYSTEM_RUNTIME, Places
 from bellwired.settings import NAME
 
 Result = TypeVar("Result")
+log = logging.getLogger("bellwired")
 PATIENCE = 5.0  # seconds for a healthy daemon to introduce itself
 LONGEST = 300.0  # for long calls: starting a device, reading the configuration again
 AGAIN = 0.05  # between two attempts to reach a daemon
@@ -82,7 +84,7 @@ def method(instance: Instance, method_name: str, /, **arguments: Any) -> dict[st
 
 
 def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
-    """The daemon's, and those that run in the foreground."""
+    """The daemon's, and those that run in the foreground. One of these that cannot be asked hides no other."""
 
     async def work(daemon: Any) -> list[dict[str, Any]]:
         return list((await daemon.List(**arguments))["devices"])
@@ -90,7 +92,10 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
     found = []
     for name in instance.places.foreground():
         if _listens(instance.places.control_of(name)):
-            found += call(instance, work, name)
+            try:
+                found += call(instance, work, name)
+            except CommandError as error:  # it hangs, is another user's, or has just ended
+                log.warning("%s is left out: %s", name, error)
     try:
         found += call(instance, work)
     except NoDaemonError:
@@ -103,13 +108,25 @@ def stream(
     instance: Instance, each: Callable[[dict[str, Any]], None], method_name: str, /, *, endless: bool, **arguments: Any
 ) -> None:
     """Call ``each`` with every reply, until the daemon ends or the user stops the command."""
+    left: BaseException | None = None
 
     async def work(daemon: Any) -> None:
+        nonlocal left
         replies: AsyncIterator[Any] = getattr(daemon, method_name)(**arguments)
         async for reply in replies:
-            each(dict(reply))
+            try:
+                each(dict(reply))
+            except (BrokenPipeError, SystemExit) as error:  # from print and rich: nobody reads the output
+                left = error
+                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):  # cancel the wait for a reply, or asyncio logs an error
+                async for _ in replies:
+                    pass
 
     call(instance, work, arguments.get("name"), endless=endless)
+    if left is not None:
+        raise left
 
 
 def _control(places: Places, name: str | None) -> Path:

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "demo",
-        help="ring a device in every way there is, and show what each costs",
+        help="ring a device in every possible way, and show the cost of each",
         description="Starts the bell device in a process of its own, boots a small guest on KVM, and has it ring every "
         "kind of doorbell. Ends with status 1 unless every ring arrived, values came in order, and ioeventfds cost no "
         "VM exit.",
@@ -52,9 +52,9 @@ def add_parser(commands: Any) -> None:
         type=_count,
         default=COUNT,
         metavar="N",
-        help=f"rings in each way, 1 to {LARGEST} (default {COUNT}); a twentieth of that, too, waits for an interrupt",
+        help=f"rings in each way, 1 to {LARGEST} (default {COUNT}); a twentieth of that waits for interrupts",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured to FILE (- for stdout)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE (- for stdout)")
     parser.add_argument("--no-kvm", action="store_true", help="ring from this process even where KVM could be used")
     parser.set_defaults(command=demo, takes=("json",))
 

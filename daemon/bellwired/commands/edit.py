@@ -26,9 +26,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "edit",
-        help="change keys of a device's file, by a drop-in that is checked before it counts",
-        description="Opens the device's drop-in in $VISUAL or $EDITOR, checks what has been written and has the daemon "
-        "take it up. If it cannot be used, what was before stays, and the text is kept for another try. A drop-in "
+        help="change keys of a device's file, by a drop-in that is checked before it takes effect",
+        description="Opens the device's drop-in in $VISUAL or $EDITOR, checks the new text and reloads the daemon. "
+        "If the text is not valid, the old drop-in stays, and the text is kept for another try. A drop-in "
         "without a key is removed.",
         parents=[shared],
     )
@@ -46,7 +46,7 @@ def edit(arguments: argparse.Namespace) -> int:
     draft = _draft(name, file, before or "")
     try:
         _run_editor(draft)
-        text = draft.read_text().partition(MARK)[0].rstrip("\n") + "\n"
+        text = _written(draft).partition(MARK)[0].rstrip("\n") + "\n"
         if text.strip() == (before or "").strip():
             _say(arguments, over, "nothing has changed")
         else:
@@ -80,6 +80,13 @@ def _run_editor(draft: Path) -> None:
         raise CommandError(f"the editor {words!r} cannot be run: {error}") from None
     if status:
         raise CommandError(f"the editor {words!r} ended with status {status}")
+
+
+def _written(draft: Path) -> str:
+    try:
+        return draft.read_text()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"not TOML: {error}") from None
 
 
 def _has_keys(text: str) -> bool:

@@ -28,7 +28,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
     )
     parser.add_argument("name", help="a Python identifier in lower case, as in my_nic")
-    parser.add_argument("--directory", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(), metavar="DIR", help="the folder for the files (default: here)"
+    )
     parser.set_defaults(command=new)
 
 

@@ -24,25 +24,25 @@ def add_parsers(commands: Any) -> None:
     """Declare the commands."""
     shared = argparse.ArgumentParser(add_help=False)
     whose = shared.add_mutually_exclusive_group()
-    whose.add_argument("--user", action="store_true", help="in the home of who calls it (default unless root)")
+    whose.add_argument("--user", action="store_true", help="into the user's home (default unless root)")
     whose.add_argument("--system", action="store_true", help="for all users (default for root)")
     shared.add_argument(
         "--prefix",
         type=Path,
         default=PREFIX,
         metavar="DIR",
-        help=f"with --system: below which folder (default {PREFIX})",
+        help=f"with --system: the folder to install below (default {PREFIX})",
     )
     shared.add_argument(
         "--destdir",
         type=Path,
         metavar="DIR",
-        help="write below this folder what is to be used without it, for packages",
+        help="for packages: write below this folder, for use without it",
     )
     parser = commands.add_parser(
         "install",
-        help="add the manual pages, completions, units and commands that pip does not bring",
-        description="Writes manual pages, completions, systemd units and what they need, and the commands where they "
+        help="add the manual pages, completions, units and commands that pip does not install",
+        description="Writes manual pages, completions, systemd units and their files, and the commands if they "
         "are not on the PATH. It lists what it has written, for `bellwire uninstall`.",
         parents=[shared],
     )

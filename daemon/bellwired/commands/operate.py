@@ -53,16 +53,19 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         return parser
 
     parser = add("list", list_devices, "list the daemon's devices")
-    completed(parser.add_argument("name", nargs="*", metavar="PATTERN", help="only those, as in 'vm1-*'"), DEVICES)
-    parser = add("status", status, "show how devices are doing; 3 is the exit status unless all of them run")
+    completed(
+        parser.add_argument("name", nargs="*", metavar="PATTERN", help="only devices that match, as in 'vm1-*'"),
+        DEVICES,
+    )
+    parser = add("status", status, "show the state of devices; the exit status is 3 unless all of them run")
     about = "a device, or a pattern as in 'vm1-*'; without any, all devices"
     completed(parser.add_argument("name", nargs="*", help=about), DEVICES)
     for name, verb in VERBS.items():
         parser = add(name, do, verb.about)
         completed(parser.add_argument("name", nargs="*", help="a device, or a pattern as in 'vm1-*'"), DEVICES)
-        parser.add_argument("--all", action="store_true", help="all of the daemon's devices to which it can be done")
+        parser.add_argument("--all", action="store_true", help="all devices of the daemon for which it is possible")
         parser.set_defaults(verb=name, mistake=parser.error)
-    parser = add("set", set_options, "give options of a running device other values, until it is started anew")
+    parser = add("set", set_options, "change options of a running device, until it is started again")
     completed(parser.add_argument("name"), DEVICES)
     completed(parser.add_argument("option", nargs="+", metavar="KEY=VALUE"), LIVE_OPTIONS)
     add("reload", reload, "have the daemon read configuration and plugins again")
@@ -71,10 +74,8 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     completed(add("monitor", monitor, "show what happens, as it happens").add_argument("name", nargs="?"), DEVICES)
     parser = add("logs", logs, "show what a device has logged lately")
     completed(parser.add_argument("name"), DEVICES)
-    parser.add_argument("-f", "--follow", action="store_true", help="and what it logs from now on, until Ctrl-C")
-    parser.add_argument(
-        "-n", "--lines", type=_count, metavar="N", help="no more than the last N lines of what there is"
-    )
+    parser.add_argument("-f", "--follow", action="store_true", help="also print later lines, until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=_count, metavar="N", help="print only the last N lines")
     completed(
         add("qemu-args", qemu_args, "print the QEMU arguments that attach a device").add_argument("name"), DEVICES
     )

@@ -47,8 +47,8 @@ def add_parser(commands: Any) -> None:
         "run",
         help="serve one device in the foreground",
         description="Serve one device over vfio-user until SIGTERM or Ctrl-C. Prints how to attach QEMU to it, and at "
-        "its end what the guest has done with it. Meanwhile status, regs, set, reset, monitor and stop find it by its "
-        "name, as they find a daemon's devices.",
+        "its end a summary of what the guest has done. Meanwhile status, regs, set, reset, monitor and stop find it by "
+        "its name, as they find a daemon's devices.",
     )
     kind = parser.add_argument(
         "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--name",
         type=_name,
-        help="what other commands call it, and its socket; the device's own name unless given",
+        help="its name for other commands, and of its socket (default: the device's own name)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", type=_path, help="the socket to make and listen on")
@@ -98,7 +98,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="stop in pdb where a hook raises, and print a QEMU line with which the guest waits for that",
+        help="stop in pdb at an exception in a hook, and print a QEMU line that waits for the debugger",
     )
     parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"

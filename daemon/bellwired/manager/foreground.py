@@ -1,8 +1,8 @@
 """The control interface of ``bellwire run``: its one device answers as a daemon's devices do.
 
-The device runs on the main thread, and here, on another, is all that a daemon would do for it. The two speak over the
-socket that a manager and a worker have between them, so the device's own loop is as it is in any worker. A thread that
-nobody calls sleeps, and costs the device nothing.
+The device runs on the main thread. The control interface runs on a second thread, which does what a manager does for a
+worker. The two threads use the same socket as a manager and a worker, so the device's loop is the same as in a worker.
+Without callers the second thread sleeps, and costs the device nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START = 10.0  # seconds for the thread to start
 
 
 class Foreground(Unit):
-    """A device that somebody has started by hand: no command can start it again."""
+    """A device that a user has started by hand: no command can start it again."""
 
     def __init__(self, name: str, device: Device, address: str, manager: Manager) -> None:
         runtime, daemon = manager.places.runtime, manager.settings.daemon
@@ -53,7 +53,7 @@ class Foreground(Unit):
         self._address = address
         self._channel = channel = WorkerChannel(name, self._heard)
         self.channel = channel.theirs.dup()
-        """For the device's own loop."""
+        """The socket for the device's own loop."""
         self.channel.setblocking(False)
         channel.handed_over()
 
@@ -93,12 +93,12 @@ class Foreground(Unit):
         )
 
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
-        """As its worker logs to the same place what is to be logged, remember it and tell the listeners."""
+        """Store an event and pass it to the listeners. The worker logs to the same place, so do not log it again."""
         self._remember(kind, text)
 
 
 class Alone(Manager):
-    """Of one device, and no configuration."""
+    """A manager of one device, without a configuration."""
 
     async def reload(self) -> Reloaded:
         """There is nothing to read."""
@@ -106,9 +106,9 @@ class Alone(Manager):
 
 
 class Desk:
-    """A thread that answers at ``control``, if that is given, for the device that is about to run on this one.
+    """A thread that serves the control interface at ``control``, for a device that runs on the caller's thread.
 
-    ``channel`` is what the device's loop answers on. Used as a block, in which the device runs.
+    Use it as a block, and run the device in it. The device's loop answers on ``channel``.
     """
 
     channel: socket.socket
@@ -126,7 +126,7 @@ class Desk:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.channel.close()
-        with contextlib.suppress(RuntimeError):  # it has failed, and said so
+        with contextlib.suppress(RuntimeError):  # the thread has failed, and logged it
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
@@ -159,7 +159,7 @@ class Desk:
 
 
 def open_control(places: Places, name: str) -> Listener:
-    """The control socket of the device ``name`` in the foreground; a CommandError where it cannot be had."""
+    """The control socket of the device ``name`` in the foreground. Raises a CommandError if it cannot be opened."""
     if os.geteuid() or not places.runtime.is_dir():  # root may use the folder of the system's daemon
         prepare(places.runtime)
     return Listener(places.control_of(name))

@@ -32,17 +32,17 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="bellwired",
         description="Hosts PCI devices over vfio-user, each in a process of its own, as devices.d/*.toml say. "
-        "SIGHUP reads the configuration again; SIGTERM stops everything in order.",
+        "SIGHUP reads the configuration again; SIGTERM stops all devices and ends.",
     )
     top.add_argument("--version", action="version", version=f"bellwired {release()}")
     add_places(top)
-    top.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="over what bellwired.toml says")
+    top.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="overrides bellwired.toml")
     return top
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """The flags for a private instance, which the daemon and the commands share."""
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins from DIR alone")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
 
 

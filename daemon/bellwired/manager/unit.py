@@ -118,7 +118,7 @@ class Unit(Noted):
         await self._accepting(attempt)
 
     async def change(self, settings: Device, path: Path, folder: Path) -> None:
-        """Use other settings. A stopped device stays stopped, unless the new settings start it by themselves."""
+        """Use other settings. A stopped device stays stopped, unless they turn its automatic start on."""
         async with self._turn:
             wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
@@ -273,7 +273,7 @@ class Unit(Noted):
 
     async def _launch_again(self) -> None:
         async with self._turn:
-            if self.state is State.WAITING and not self._retired:  # nobody was faster
+            if self.state is State.WAITING and not self._retired:  # no start or stop came first
                 self.restarts += 1
                 self._note("restarted", messages.RESTARTED, "starting it again", logging.WARNING)
                 await self._launch()

@@ -264,7 +264,7 @@ class Relay(logging.Handler):
     """Sends log records to the manager, from any thread.
 
     What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
-    time keeps its own worker busy and nobody else. The next line to pass says how many those were.
+    time keeps only its own worker busy. The next line that is sent says how many were left out.
     """
 
     def __init__(self, channel: socket.socket) -> None:

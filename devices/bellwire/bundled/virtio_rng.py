@@ -13,7 +13,7 @@ LARGEST = 4096  # bytes for one buffer: the driver asks again
 class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
     """Gives the guest what getrandom(2) gives us, as fast as it asks or at a rate."""
 
-    rate = Option(0, least=0, help="bytes a second at most; 0: as many as it wants")
+    rate = Option(0, least=0, help="the most bytes a second; 0: no limit")
 
     def setup(self) -> None:
         """No bytes have been given yet."""

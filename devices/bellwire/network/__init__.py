@@ -1,7 +1,7 @@
-"""Where the frames of emulated network cards go to and come from: taps, macvtaps, and UNIX sockets.
+"""Links: the connections of emulated network cards to taps, macvtaps and UNIX sockets.
 
-A :class:`Link` has a :class:`LinkEnd` for each pair of queues. What passes it is a virtio-net header (virtio 1.2
-§5.1.6) and an Ethernet frame, whoever is at the other end.
+A :class:`Link` has a :class:`LinkEnd` for each pair of queues. A packet is a virtio-net header (virtio 1.2 §5.1.6) and
+an Ethernet frame, on every kind of link.
 """
 
 from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Link, LinkEnd, LinkError, Offload

@@ -1,4 +1,4 @@
-"""What the options of a network card can be: checks that open nothing."""
+"""Checks for the options of a network card. They open nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LONGEST_SOCKET = 107  # bytes: sockaddr_un has 108 with the NUL
 
 
 def given(path: Path) -> bool:
-    """Whether an option for a path has been set."""
+    """Whether a path option has been set."""
     return path != Path()
 
 
 def socket_fault(path: Path) -> str | None:
-    """What was expected, where no socket can have this path."""
+    """What was expected, if no socket can have this path; else None."""
     return None if len(os.fsencode(path)) <= LONGEST_SOCKET else f"a socket's path: at most {LONGEST_SOCKET} bytes"
 
 
 def parse_mac(text: str) -> bytes | None:
-    """``52:54:00:12:34:56``; None where that is no card's address."""
+    """The six bytes of an address like ``52:54:00:12:34:56``. None if ``text`` is no address that a card can have."""
     try:
         address = bytes.fromhex(text.replace(":", ""))
     except ValueError:
@@ -34,24 +34,24 @@ def parse_mac(text: str) -> bytes | None:
 
 
 def mac_fault(text: str) -> str | None:
-    """What was expected, where this is no address of a card and not empty."""
+    """What was expected, if ``text`` is neither empty nor the address of a card; else None."""
     return "six bytes in hexadecimal, and no multicast address" if text and parse_mac(text) is None else None
 
 
 def mtu_fault(size: int) -> str | None:
-    """What was expected, where no frame can be so large."""
+    """What was expected, if no link can have this MTU; else None."""
     return None if not size or LEAST_MTU <= size <= MOST_MTU else f"0 or {LEAST_MTU} to {MOST_MTU}"
 
 
 def interface_fault(name: str) -> str | None:
-    """What was expected, where no interface can have this name (as the kernel's dev_valid_name() has it)."""
+    """What was expected, if no interface can have this name (the kernel's dev_valid_name()); else None."""
     size = len(name.encode(errors="surrogateescape"))
     bad = name in (".", "..") or size > LONGEST_NAME or any(letter in "/:" or letter.isspace() for letter in name)
     return f"an interface's name: at most {LONGEST_NAME} bytes, no spaces, / or :" if bad else None
 
 
 def vxlan_fault(text: str) -> str | None:
-    """What was expected, where this is no tunnel and not empty."""
+    """What was expected, if ``text`` is neither empty nor a tunnel; else None."""
     try:
         if text:
             Vxlan.parse(text)

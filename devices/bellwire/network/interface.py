@@ -11,19 +11,19 @@ from bellwire.network.link import LinkError
 
 HIGHEST_VNI = (1 << 24) - 1
 VXLAN_PORT = 4789
-"""RFC 7348 §5; what the kernel would take unasked is older than that."""
+"""The port of RFC 7348 §5. The kernel's default is an older one."""
 
 
 class Vxlan(NamedTuple):
-    """A tunnel to a network on another host (RFC 7348)."""
+    """A VXLAN tunnel to a network on another host (RFC 7348)."""
 
     vni: int
     remote: str
-    """The other host's address."""
+    """The IP address of the other host."""
 
     @classmethod
     def parse(cls, text: str) -> Vxlan:
-        """``42@192.0.2.7``."""
+        """Parse a text like ``42@192.0.2.7``: the network's number and the other host. Raises a LinkError."""
         number, _, remote = text.partition("@")
         try:
             tunnel = cls(int(number), str(ip_address(remote)))
@@ -35,35 +35,35 @@ class Vxlan(NamedTuple):
 
     @property
     def interface(self) -> str:
-        """Its name here."""
+        """The name of the tunnel's interface on this host."""
         return f"vxlan{self.vni}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to become of an interface; what is left empty stays as it is."""
+    """Settings of an interface. An empty one leaves the interface as it is."""
 
     namespace: str = ""
     """A network namespace, by name (as ``ip netns`` knows it) or path."""
     bridge: str = ""
-    """A bridge to join."""
+    """The bridge that the interface joins."""
     mtu: int = 0
     up: bool = True
     vxlan: Vxlan | None = None
-    """A tunnel that joins the bridge too; both are made where there are none, and stay."""
+    """A tunnel that joins the bridge too. Both are made if they are missing, and stay afterwards."""
     address: str = ""
-    """As six bytes in hexadecimal, with colons between."""
+    """The hardware address: six bytes in hexadecimal, separated by colons."""
 
     @property
     def any(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any setting is given."""
         return bool(self.bridge or self.mtu or self.up or self.address)
 
 
 def enter(namespace: str) -> None:
-    """Take this thread into a network namespace."""
+    """Move this thread into a network namespace, given by name or path. A LinkError if that fails."""
     if namespace:
-        from pyroute2 import netns  # here, since few devices need it and it is large
+        from pyroute2 import netns  # imported here: it is large, and few devices need it
 
         try:
             netns.setns(namespace, flags=0)
@@ -72,7 +72,7 @@ def enter(namespace: str) -> None:
 
 
 def configure(name: str, settings: Settings) -> None:
-    """Set an interface of this thread's network namespace up; a LinkError says what could not be done."""
+    """Apply ``settings`` to an interface of this thread's network namespace. Raises a LinkError."""
     if not settings.any:
         return
     from pyroute2 import IPRoute, NetlinkError
@@ -91,7 +91,7 @@ def configure(name: str, settings: Settings) -> None:
         if settings.up:
             wanted["state"] = "up"
         if all(_has(routes, index, key, value) for key, value in wanted.items()):
-            return  # it was set up for us, and we may not be allowed to
+            return  # somebody has set it up already, and this process may lack the right to
         try:
             routes.link("set", index=index, **wanted)
         except NetlinkError as error:
@@ -100,7 +100,7 @@ def configure(name: str, settings: Settings) -> None:
 
 
 def make(routes: Any, name: str, kind: str, **options: Any) -> bool:
-    """Make an interface where there is none of that name; False where there is."""
+    """Make an interface. False if there is one of that name already."""
     from pyroute2 import NetlinkError
 
     if routes.link_lookup(ifname=name):
@@ -115,7 +115,7 @@ def make(routes: Any, name: str, kind: str, **options: Any) -> bool:
 
 
 def make_macvtap(name: str, parent: str, address: str) -> bool:
-    """Make a macvtap on ``parent``, unless there is one; it is ``bridge``: those of one parent see one another."""
+    """Make a macvtap on ``parent``, in mode ``bridge``: those of one parent reach each other. False if it exists."""
     from pyroute2 import IPRoute
 
     with IPRoute() as routes:
@@ -124,7 +124,7 @@ def make_macvtap(name: str, parent: str, address: str) -> bool:
 
 
 def remove(name: str) -> None:
-    """Take an interface of this thread's network namespace away, if it is there."""
+    """Remove an interface from this thread's network namespace, if it exists."""
     from pyroute2 import IPRoute
 
     with IPRoute() as routes:
@@ -133,7 +133,7 @@ def remove(name: str) -> None:
 
 
 def _join(routes: Any, bridge: str, tunnel: Vxlan) -> None:
-    """Have a tunnel and a bridge that it is a port of, both up."""
+    """Make the tunnel and the bridge if they are missing, join them, and bring both up."""
     make(routes, bridge, "bridge", state="up")
     master = _index(routes, bridge)
     peer = "vxlan_group6" if ":" in tunnel.remote else "vxlan_group"

@@ -1,4 +1,4 @@
-"""What a network card has at its other side."""
+"""The interface of links: what a network card is connected to."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 from bellwire.errors import BellwireError
 
 HEADER_SIZE = 12
-"""Of struct virtio_net_hdr with num_buffers (§5.1.6), which a VERSION_1 device always has."""
+"""Bytes of struct virtio_net_hdr with num_buffers (§5.1.6). A VERSION_1 device always has this field."""
 LARGEST_PACKET = HEADER_SIZE + 14 + 65536
-"""Header, Ethernet header, and the most that segmentation offload leaves in one piece."""
+"""Bytes of the header, the Ethernet header, and the largest payload with segmentation offload."""
 SMALLEST_PACKET = HEADER_SIZE + 14
 
 Buffers = Sequence[memoryview]
 
 
 class LinkError(BellwireError):
-    """A link that cannot be made as it was asked for."""
+    """A link cannot be opened or set up as the options ask."""
 
 
 class Offload(IntFlag):
-    """What the guest takes over from the sender (linux/if_tun.h, TUN_F_*)."""
+    """Work on a packet that its sender may leave to the guest (linux/if_tun.h, TUN_F_*)."""
 
     CHECKSUM = 0x01
     TSO4 = 0x02
@@ -31,40 +31,40 @@ class Offload(IntFlag):
 
 
 class LinkEnd(Protocol):
-    """One pair of queues' end of a link. No method waits."""
+    """The end of a link for one pair of queues. No method waits."""
 
     def fileno(self) -> int:
-        """Readable while there is a packet; -1 while nobody is there."""
+        """A descriptor that can be read while there is a packet; -1 without a peer."""
 
     def receive(self, buffer: memoryview) -> int:
-        """The next packet, header first, into ``buffer``: its size, or 0 when there is none now.
+        """Receive the next packet, header first, into ``buffer``. Returns its size, or 0 if there is none now.
 
-        A LinkError when none will ever come again.
+        A LinkError if the link can deliver no packet any more.
         """
 
     def send(self, packet: Buffers) -> bool:
-        """A packet, header first, in any number of pieces; False when it had to be dropped."""
+        """Send a packet, header first, in any number of pieces. False if it was dropped."""
 
 
 class Link(Protocol):
-    """All ends of one card."""
+    """The link of one network card, with all its ends."""
 
     @property
     def ends(self) -> Sequence[LinkEnd]:
-        """One for each pair of queues."""
+        """The ends, one for each pair of queues."""
 
     @property
     def offloads(self) -> bool:
-        """Whether headers mean anything here: checksums and segmentation may be left to others."""
+        """Whether packets have meaningful headers, so that checksums and segmentation can be left to others."""
 
     def offload(self, what: Offload) -> None:
-        """What the guest has agreed to take in packets for it."""
+        """Set the work that senders may leave to the guest, as negotiated with it."""
 
     def use(self, pairs: int) -> None:
-        """How many of the ends are in use from now on."""
+        """Use the first ``pairs`` ends from now on."""
 
     def carrier(self, up: bool) -> None:
-        """Show the other side that the cable is plugged in, or is not."""
+        """Show the other side whether the cable is plugged in."""
 
     def close(self) -> None:
-        """Leave."""
+        """Close the link and its descriptors."""

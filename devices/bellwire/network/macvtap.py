@@ -1,7 +1,7 @@
 """A macvtap: a tap that shares an interface of the host's (the kernel's drivers/net/macvtap.c).
 
-Frames leave by the interface below under an address of the card's own, with no bridge between. Each macvtap has a
-device node of its own, which sysfs tells of, and sysfs tells of one network namespace only.
+Frames leave through the parent interface, with the card's own address and without a bridge. Each macvtap has its own
+device node. Its number is in sysfs, and a mount of sysfs shows one network namespace only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SYSFS = "/sys"
 
 
 class MacvtapLink(TapLink):
-    """``name`` on top of ``parent``, created where there is no such macvtap, and gone when we are if we made it.
+    """The macvtap ``name`` on the interface ``parent``. If the link creates it, it removes it when it is closed.
 
-    The kernel passes on what is for ``settings.address`` only, and what is for many.
+    The kernel delivers unicast frames for ``settings.address`` only, and multicast and broadcast frames.
     """
 
     def __init__(self, name: str, parent: str, pairs: int, settings: Settings) -> None:
@@ -31,7 +31,7 @@ class MacvtapLink(TapLink):
         super().__init__(name, pairs, settings)
 
     def close(self) -> None:
-        """Close the queues, and take away what we have made; a second call does nothing."""
+        """Close the queues, and remove the macvtap if this link has made it. A second call does nothing."""
         super().close()
         if self._made:
             self._made = False
@@ -54,7 +54,7 @@ class MacvtapLink(TapLink):
             ) from None
         major, minor = map(int, entry.read_text().split(":"))
         number = os.makedev(major, minor)
-        node = Path("/dev", entry.parent.name)  # where udev, or a devtmpfs, has put it
+        node = Path("/dev", entry.parent.name)  # udev or devtmpfs has made it there
         if node.exists() and node.stat().st_rdev == number:
             return os.fspath(node)
         if not settings.namespace:
@@ -65,6 +65,6 @@ class MacvtapLink(TapLink):
 
 
 def _alone() -> None:
-    """Give this thread a mount namespace of its own, which ends with it."""
+    """Give this thread a mount namespace of its own. It ends with the thread."""
     unshare(CLONE_NEWNS)
     mount(None, "/", MS_SLAVE | MS_REC)

@@ -1,7 +1,7 @@
-"""Frames over UNIX sockets, as QEMU's ``-netdev dgram`` and ``-netdev stream`` carry them: no privilege is needed.
+"""Frames over UNIX sockets, in the formats of QEMU's ``-netdev dgram`` and ``-netdev stream``. They need no privilege.
 
-A datagram is a frame; on a stream, four bytes with its length (network order) precede each. There are no headers on
-these wires: packets get an empty one, and offloads are not for them.
+A datagram is one frame. On a stream, four bytes with the length (network order) precede each frame. Frames on these
+sockets have no virtio-net header, so packets to the guest get an empty one, and there are no offloads.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from bellwire.pieces import MOST_PIECES, one_call
 LENGTH = struct.Struct(">I")
 LARGEST_FRAME = LARGEST_PACKET - HEADER_SIZE
 _NO_HEADER = bytes(HEADER_SIZE)
-_BUFFER = 1 << 20  # bytes for the kernel to keep
+_BUFFER = 1 << 20  # bytes of frames that the kernel may queue
 
 
 class SocketLink:
-    """What both have in common: one port, no offloads."""
+    """The common base of both links: one end, no offloads."""
 
     offloads = False
     ends: Sequence[LinkEnd]
 
     def offload(self, what: Offload) -> None:
-        """Nothing to tell."""
+        """Do nothing: these links have no offloads."""
 
     def use(self, pairs: int) -> None:
-        """There is one."""
+        """Do nothing: there is only one pair of queues."""
 
     def carrier(self, up: bool) -> None:
-        """The wire has no word for it."""
+        """Do nothing: these formats cannot express the state of the cable."""
 
 
 class DatagramLink(SocketLink):
-    """Receives at ``local``, sends to ``remote``; either may be missing, and the remote may come and go."""
+    """Receives datagrams at ``local``, and sends to ``remote``. Either may be None; the remote may come and go."""
 
     def __init__(self, local: Path | None, remote: Path | None) -> None:
         self._local = local
@@ -58,11 +58,11 @@ class DatagramLink(SocketLink):
                 raise LinkError(f"socket {local}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
-        """The socket's."""
+        """The descriptor of the socket."""
         return self._socket.fileno()
 
     def receive(self, buffer: memoryview) -> int:
-        """A datagram, behind an empty header."""
+        """Receive one datagram, after an empty header. Returns 0 if there is none."""
         try:
             size = self._socket.recv_into(buffer[HEADER_SIZE:])
         except OSError:
@@ -71,7 +71,7 @@ class DatagramLink(SocketLink):
         return HEADER_SIZE + size if size else 0
 
     def send(self, packet: Buffers) -> bool:
-        """Dropped while the remote is away or does not keep up."""
+        """Send one datagram. False if the remote is away or too slow: the frame is dropped."""
         if not self._remote:
             return False
         try:
@@ -81,7 +81,7 @@ class DatagramLink(SocketLink):
         return True
 
     def close(self) -> None:
-        """Close it, and take our name away."""
+        """Close the socket, and remove its name."""
         self._socket.close()
         if self._local:
             with contextlib.suppress(OSError):
@@ -89,9 +89,9 @@ class DatagramLink(SocketLink):
 
 
 class StreamLink(SocketLink):
-    """A connection: made to ``path`` for as long as it lasts, or awaited there, one after the other.
+    """A stream socket: it connects to ``path``, or with ``listen`` accepts one peer after the other there.
 
-    A listening link is readable when somebody connects, too: :meth:`receive` takes that in its stride.
+    The descriptor of a listening link can also be read when a peer connects: :meth:`receive` then accepts the peer.
     """
 
     def __init__(self, path: Path, *, listen: bool = False) -> None:
@@ -120,11 +120,11 @@ class StreamLink(SocketLink):
             raise LinkError(f"socket {path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
-        """Readable when a frame may be there, somebody connects, or what is left to send can be sent."""
+        """A descriptor that can be read when a frame or a peer may be there, or more of a frame can be sent."""
         return self._epoll.fileno()
 
     def receive(self, buffer: memoryview) -> int:
-        """The next whole frame."""
+        """Receive the next whole frame, after an empty header. Returns 0 if there is none."""
         while (size := self._frame(buffer)) == 0:
             if self._peer is None:
                 self._accept()
@@ -137,7 +137,7 @@ class StreamLink(SocketLink):
         return size
 
     def send(self, packet: Buffers) -> bool:
-        """Dropped while nobody is there, or while the peer has not taken what came before."""
+        """Send one frame. False without a peer, or if an earlier frame is not sent yet: the frame is dropped."""
         if self._output:
             self._drain()
         if self._peer is None or self._output:
@@ -146,15 +146,15 @@ class StreamLink(SocketLink):
         length = sum(map(len, frame))
         try:
             sent = self._peer.sendmsg([LENGTH.pack(length), *frame])
-        except OSError:  # it is full, or gone: that is for receive to find out
+        except OSError:  # the socket is full, or the peer has gone: receive() finds out which
             return False
-        if sent < LENGTH.size + length:  # half a frame would make nonsense of all that follow: the rest must go too
+        if sent < LENGTH.size + length:  # half a frame would garble all later ones, so the rest is kept and sent first
             self._output += b"".join([LENGTH.pack(length), *frame])[sent:]
             self._epoll.modify(self._peer, select.EPOLLIN | select.EPOLLOUT)
         return True
 
     def close(self) -> None:
-        """Hang up; a second call does nothing."""
+        """Close the connection and the listening socket. A second call does nothing."""
         self._lose()
         if self._listener is not None:
             self._listener.close()
@@ -164,12 +164,12 @@ class StreamLink(SocketLink):
         self._epoll.close()
 
     def _frame(self, buffer: memoryview) -> int:
-        """Take one out of what has been read, if it is all there."""
+        """Take one frame out of the bytes received, if it is complete."""
         if len(self._input) < LENGTH.size:
             return 0
         (length,) = LENGTH.unpack_from(self._input)
         if not 0 < length <= LARGEST_FRAME:
-            self._lose()  # there is no way to find the next frame
+            self._lose()  # the start of the next frame cannot be found
             return 0
         end = LENGTH.size + length
         if len(self._input) < end:
@@ -192,12 +192,12 @@ class StreamLink(SocketLink):
         return bool(data)
 
     def _drain(self) -> None:
-        """Send on what a full socket has left behind."""
+        """Send the rest of a frame that did not fit in the socket."""
         if self._peer is None:
             return
         try:
             del self._output[: self._peer.send(self._output)]
-        except OSError:  # as in send
+        except OSError:  # as in send()
             return
         if not self._output:
             self._epoll.modify(self._peer, select.EPOLLIN)
@@ -208,7 +208,7 @@ class StreamLink(SocketLink):
         with contextlib.suppress(OSError):
             peer, _ = self._listener.accept()
             peer.setblocking(False)
-            self._epoll.unregister(self._listener)  # whoever else comes waits
+            self._epoll.unregister(self._listener)  # the next peer waits in the backlog
             self._take(peer)
 
     def _take(self, peer: socket.socket) -> None:
@@ -217,7 +217,7 @@ class StreamLink(SocketLink):
         self._epoll.register(peer, select.EPOLLIN)
 
     def _lose(self) -> None:
-        """The peer is gone: so is what was half received or half sent."""
+        """The peer has gone: drop frames that were partly received or partly sent."""
         self._input.clear()
         self._output.clear()
         if self._peer is not None:
@@ -229,7 +229,7 @@ class StreamLink(SocketLink):
 
 
 def without_header(packet: Buffers) -> list[memoryview]:
-    """The frame alone."""
+    """The frame of a packet, without the header."""
     left = HEADER_SIZE
     frame = []
     for piece in packet:
@@ -240,7 +240,7 @@ def without_header(packet: Buffers) -> list[memoryview]:
 
 
 def remove_socket(path: Path) -> None:
-    """Make room for a socket where an earlier run has left one; a file of another kind stays, and is in the way."""
+    """Remove a socket that an earlier run has left at ``path``. Other files stay, and bind(2) then fails."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.stat().st_mode):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A tap: an interface of the kernel's whose other end we are (Documentation/networking/tuntap.rst)."""
+"""A tap: a network interface of the kernel whose other end is this process (Documentation/networking/tuntap.rst)."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ Result = TypeVar("Result")
 
 
 class TapEnd:
-    """One queue of a tap: reads and writes go between the kernel and guest memory."""
+    """One queue of a tap. The kernel copies packets from and to guest memory."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.attached = True
 
     def fileno(self) -> int:
-        """The queue's descriptor."""
+        """The descriptor of the queue."""
         return self._fd
 
     def receive(self, buffer: memoryview) -> int:
-        """One packet a call: that is how taps are read."""
+        """Receive one packet. A LinkError if the interface has been removed."""
         try:
             return os.readv(self._fd, [buffer])
         except BlockingIOError:
@@ -57,7 +57,7 @@ class TapEnd:
             raise LinkError(f"tap: {error.strerror}: it is gone") from error
 
     def send(self, packet: Buffers) -> bool:
-        """The kernel refuses a header that makes no sense, and everything while the interface is down."""
+        """Send one packet. False if the kernel refuses it: its header is invalid, or the interface is down."""
         try:
             os.writev(self._fd, one_call(packet))
         except OSError:
@@ -66,10 +66,10 @@ class TapEnd:
 
 
 class TapLink:
-    """``name`` with ``pairs`` queues, created where there is no such tap, and set up as ``settings`` say.
+    """The tap ``name`` with ``pairs`` queues. It is created if it is missing, and set up as ``settings`` say.
 
-    Creating one or setting it up takes CAP_NET_ADMIN; attaching to one that was made for this user does not. What we
-    have created goes when we do.
+    To create or set up a tap, the process needs CAP_NET_ADMIN; to attach to a tap that was made for its user, it does
+    not. A tap that the link has created disappears when the link is closed.
     """
 
     offloads = True
@@ -90,11 +90,11 @@ class TapLink:
             raise
 
     def offload(self, what: Offload) -> None:
-        """For all queues: the kernel keeps one setting an interface."""
+        """Set the offloads of all queues: the kernel has one setting for each interface."""
         self._tell(self.ends[0], TUNSETOFFLOAD, int(what))
 
     def use(self, pairs: int) -> None:
-        """Detach the queues beyond, so that the kernel steers no packet there."""
+        """Detach all other queues, so that the kernel steers no packet to them."""
         if len(self.ends) == 1:
             return
         for number, end in enumerate(self.ends):
@@ -104,16 +104,16 @@ class TapLink:
                 end.attached = wanted
 
     def carrier(self, up: bool) -> None:
-        """The interface shows NO-CARRIER while the cable is out, if we may: it takes CAP_NET_ADMIN, or our own tap."""
+        """Let the interface show NO-CARRIER while the cable is out. It needs CAP_NET_ADMIN, or a tap of this user."""
         self._tell(self.ends[0], TUNSETCARRIER, struct.pack("i", up))
 
     def close(self) -> None:
-        """Close the queues; a second call does nothing."""
+        """Close the queues. A second call does nothing."""
         while self.ends:
             os.close(self.ends.pop().fileno())
 
     def _tell(self, end: TapEnd, request: int, argument: int | bytes) -> None:
-        with contextlib.suppress(OSError):  # an interface that has been taken away: reading from it tells
+        with contextlib.suppress(OSError):  # the interface may have been removed: the next read reports it
             fcntl.ioctl(end.fileno(), request, argument)
 
     def _open(self, pairs: int, settings: Settings) -> None:
@@ -129,12 +129,12 @@ class TapLink:
         configure(self.name, settings)
 
     def _find(self, settings: Settings) -> str:
-        """What to open; the thread is in the network namespace by now."""
+        """The path to open. The thread is in the network namespace already."""
         return DEVICE
 
 
 def apart(work: Callable[[], Result]) -> Result:
-    """Do it on a thread of its own: a network namespace is entered by a thread, and left with it."""
+    """Run ``work`` on a new thread. A thread that enters a network namespace leaves it by ending."""
     with ThreadPoolExecutor(1, thread_name_prefix="network") as thread:
         return thread.submit(work).result()
 

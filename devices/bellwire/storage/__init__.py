@@ -1,7 +1,7 @@
-"""Where the bytes of emulated disks lie: a raw file, a block device, or memory, all by one path.
+"""The storage of emulated disks: a raw file, a block device, or memory.
 
-Whatever it is, it is a file descriptor here (memory is an anonymous file), so that reading and writing are
-``preadv`` and ``pwritev`` between it and views of guest memory, with no copy on the way.
+All three are a file descriptor here; memory is an anonymous file. So all reads and writes are ``preadv`` and
+``pwritev`` between the descriptor and views of guest memory, without a copy.
 """
 
 from bellwire.storage.disk import LARGEST, Disk, StorageError, check_blocks

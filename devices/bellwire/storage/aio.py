@@ -1,35 +1,37 @@
-"""Transfers that the kernel carries out by itself: io_submit(2), for files opened with O_DIRECT.
+"""Asynchronous disk transfers by the kernel: io_submit(2), for files that are opened with O_DIRECT.
 
 Disk I/O without waiting
 ========================
 
-A device's thread may not wait for a disk: nobody would hear the guest meanwhile. There are three ways not to:
+The thread of a device must not wait for a disk: it could not answer the guest meanwhile. There are three ways to avoid
+that:
 
-* *On the spot.* What lies in the page cache is there at once: preadv2(2) with RWF_NOWAIT reads it or says that it
-  would wait. That is the quickest, since nothing is handed over (:class:`bellwire.storage.disk.Disk`).
-* *Threads* (:mod:`bellwire.serve.threads`). They can do everything, but each job goes through a queue and back, and
-  Python's threads fight each other and the device for the interpreter's lock: at depth 32, a 4 KiB read through
-  threads took the device 58 µs of CPU time.
-* *io_submit*, here. The device's own thread hands a transfer to the kernel and takes the result in later, which took
-  32 µs for the same read. Linux does so for O_DIRECT only: with the page cache between, io_submit itself waits.
+* *At once.* Data in the page cache needs no waiting: preadv2(2) with RWF_NOWAIT reads it, or fails with EAGAIN if it
+  would have to wait. This way is the fastest, since no other thread is involved
+  (:class:`bellwire.storage.disk.Disk`).
+* *Threads* (:mod:`bellwire.serve.threads`). They can do everything. But each job goes through a queue and back, and the
+  threads compete with the device for the interpreter's lock. At a queue depth of 32, a 4 KiB read through threads took
+  the device 58 µs of CPU time.
+* *io_submit*, in this module. The device's own thread hands a transfer to the kernel, and collects the result later.
+  The same read took 32 µs. Linux does this for O_DIRECT only: with the page cache, io_submit itself waits.
 
-io_uring was tried too, by the binding that is kept up: it takes only ``bytearray``s, so that everything would have to
-be copied into guest memory, and was about as quick (docs/devices.md has the figures).
+io_uring was tried too, through the Python binding that is maintained. That binding takes only ``bytearray``s, so all
+data would have to be copied to guest memory. It was about as fast as io_submit (docs/devices.md has the figures).
 
-How a transfer ends is told by an eventfd (IOCB_FLAG_RESFD), which hangs in the worker's loop as any descriptor does.
-So results that pile up while the loop is busy come in one wake-up, and the guest gets one interrupt for them. The
-kernel writes results down before it writes the eventfd: to drain the eventfd first and ask for results next misses
-none.
+The kernel reports the end of a transfer by an eventfd (IOCB_FLAG_RESFD), which the worker's loop watches like any other
+descriptor. Results that gather while the loop is busy arrive in one wake-up, and the guest gets one interrupt for them.
+The kernel stores a result before it writes to the eventfd. So the pool reads the eventfd first and asks for results
+next, and misses none.
 
-RWF_NOWAIT again has the kernel refuse what it could not begin without waiting: a full queue of the block layer, a
-file system's lock. What is refused, cut short or failed goes to the threads after all, which do it anew and know what
-to say of errors: there is one place that tells the guest of a bad disk. Transfers are handed over with the
-interpreter's lock given up, since a write to a file system that is frozen waits in spite of all flags; what only asks
-for results keeps the lock.
+RWF_NOWAIT is set here too. It makes the kernel refuse a transfer that it cannot begin without waiting, for a full queue
+of the block layer or a lock of the file system. A transfer that is refused, cut short or failed goes to the threads,
+which do it again. They also handle its errors, so one place alone reports a bad disk to the guest. A write to a frozen
+file system waits in spite of RWF_NOWAIT, so the interpreter's lock is released while a transfer is submitted. The call
+that asks for results never waits, and keeps the lock.
 
-The kernel reads and writes the guest's memory, or the buffer of a view, while Python goes on. A view that the pool
-keeps keeps its memory mapped, and before a client takes its memory back, all that is under way is waited for
-(:meth:`finish`).
+The kernel reads and writes guest memory, or the buffer of a view, while Python code runs. The pool keeps the views of a
+transfer, and a view keeps its memory mapped. Before a client unmaps memory, :meth:`DirectPool.finish` waits for all
+transfers.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ from bellwire.model.jobs import Done, Job, Pool
 from bellwire.storage.disk import Disk
 
 MOST = 256
-"""Transfers under way at once."""
+"""The largest number of transfers at once."""
 
 
 class Transfer(Job):
-    """A read or write of ``views`` at ``offset`` of a disk: a job like others, which the kernel may do instead."""
+    """A job that reads or writes ``views`` at ``offset`` of a disk. A thread or the kernel carries it out."""
 
     __slots__ = ("disk", "length", "offset", "views", "write")
 
@@ -62,26 +64,26 @@ class Transfer(Job):
 
 
 class DirectPool:
-    """A pool whose transfers on O_DIRECT disks go to the kernel, and all else to ``threads``."""
+    """A pool that hands transfers on O_DIRECT disks to the kernel, and all other jobs to ``threads``."""
 
     def __init__(self, device: PciDevice, threads: Pool, done: Done) -> None:
         self._threads = threads
         self._done = done
         self._kernel = AioContext(MOST)
         self._free = list(range(MOST))
-        self._running: dict[int, tuple[Transfer, object]] = {}  # with what the kernel still looks at
+        self._running: dict[int, tuple[Transfer, object]] = {}  # with the vectors, which the kernel still uses
         self._finished: list[Job] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._unwatch: Callable[[], None] = lambda: device.unwatch(self._wake)
         device.watch(self._wake, self._collect)
 
     def submit(self, job: Job) -> None:
-        """Begin it, one way or the other."""
+        """Start ``job``: in the kernel if possible, else on a thread."""
         if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
             self._threads.submit(job)
 
     def finish(self) -> None:
-        """Wait for all, here and then in the threads."""
+        """Wait for all transfers in the kernel, then for all jobs on threads."""
         while self._running:
             self._sleep()
             self._take()
@@ -90,7 +92,7 @@ class DirectPool:
             os.eventfd_write(self._wake, 1)
 
     def settle(self) -> None:
-        """Wait for all that is under way, and forget it."""
+        """Wait for all transfers that have begun, and forget their results."""
         self._threads.settle()
         while self._running:
             self._sleep()
@@ -100,7 +102,7 @@ class DirectPool:
         self._drain()
 
     def close(self) -> None:
-        """Settle, and give everything back; a second call does nothing."""
+        """Settle, then free the context and end the threads. A second call does nothing."""
         if self._wake < 0:
             return
         self.settle()
@@ -111,7 +113,7 @@ class DirectPool:
         self._wake = -1
 
     def _begin(self, job: Transfer) -> bool:
-        """Hand it to the kernel; False where that will not take it now."""
+        """Hand ``job`` to the kernel. False if the kernel refuses it now."""
         if not self._free:
             return False
         slot = self._free.pop()
@@ -123,7 +125,7 @@ class DirectPool:
         return True
 
     def _collect(self) -> None:
-        """Some have ended."""
+        """Collect the transfers that have ended. The loop calls it when the eventfd can be read."""
         self._drain()
         self._take()
         jobs, self._finished = self._finished, []
@@ -131,7 +133,7 @@ class DirectPool:
             self._done(jobs)
 
     def _sleep(self) -> None:
-        """Until some may have ended. A disk may take for ever: other threads have the interpreter's lock meanwhile."""
+        """Sleep until a transfer may have ended. Other threads get the interpreter's lock meanwhile."""
         waiter = select.poll()
         waiter.register(self._wake, select.POLLIN)
         waiter.poll()
@@ -157,7 +159,7 @@ class DirectPool:
 
 
 def direct_pool(device: PciDevice, threads: Pool, done: Done) -> Pool:
-    """A :class:`DirectPool`, or just ``threads`` where the kernel has no such thing to give."""
+    """A :class:`DirectPool`, or ``threads`` alone if the kernel gives no context for asynchronous I/O."""
     try:
         pool = DirectPool(device, threads, done)
     except OSError:

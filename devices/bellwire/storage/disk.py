@@ -1,4 +1,4 @@
-"""A disk's bytes, read and written at offsets."""
+"""A disk: bytes that are read and written at offsets."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class StorageError(BellwireError):
-    """An image that cannot be opened, or is not what it was said to be."""
+    """An image cannot be opened or locked, or it does not fit the options."""
 
 
 class Disk:
-    """``size`` bytes behind ``fd``, which it owns. Offsets and lengths are the caller's to check.
+    """A disk of ``size`` bytes behind ``fd``, which it owns. The caller checks offsets and lengths.
 
-    :meth:`read`, :meth:`write`, :meth:`flush`, :meth:`discard` and :meth:`zero` may wait for the medium and may
-    be called from any thread; they raise OSError. :meth:`try_read` never waits.
+    :meth:`read`, :meth:`write`, :meth:`flush`, :meth:`discard` and :meth:`zero` may wait for the medium. Any thread may
+    call them, and they raise OSError. :meth:`try_read` never waits.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Disk:
         self.size = size
         self.readonly = readonly
         self.instant = instant
-        """Whether nothing here ever waits: the bytes are memory."""
+        """Whether no access ever waits, since the bytes lie in memory."""
         self.direct = direct
-        """Whether the page cache is passed by (O_DIRECT)."""
+        """Whether accesses bypass the page cache (O_DIRECT)."""
         self.at_once: int | None = 0 if instant else _NOWAIT
-        """Flags for a preadv that never waits; None where there is no such thing."""
+        """Flags for a preadv that never waits; None if this kind of file has none."""
         if direct or not (instant or _NOWAIT):
             self.at_once = None
         self._lost: OSError | None = None
 
     @classmethod
     def memory(cls, size: int, *, block: int = 512) -> Disk:
-        """``size`` bytes, in whole blocks, that are forgotten at the end; the memory is taken as it is written."""
+        """A disk of ``size`` bytes of memory, in whole blocks. It uses memory only for what is written."""
         disk = cls(os.memfd_create("bellwire-disk", os.MFD_CLOEXEC), 0, instant=True)
         try:
             disk.resize(size, block=block)
@@ -65,11 +65,11 @@ class Disk:
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
-        """A raw file or a block device, in which every access is of whole blocks.
+        """Open a raw file or a block device. Every access is of whole blocks of ``block`` bytes.
 
-        Where there is no file, or an empty one, a sparse file of ``size`` bytes is made. An image that is there keeps
-        its own size, and a warning says so if ``size`` is another. It is locked (flock(2)), so that no two of our
-        devices write one image.
+        If the file is missing or empty, a sparse file of ``size`` bytes is made. An existing image keeps its size, and
+        a warning is logged if ``size`` differs. The image is locked (flock(2)): no two Bellwire devices write to it.
+        Raises a StorageError.
         """
         check_blocks(size, block)
         flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
@@ -91,9 +91,9 @@ class Disk:
             raise
 
     def resize(self, size: int, *, block: int = 512, shrink: bool = False) -> None:
-        """Give it ``size`` bytes, in whole blocks of ``block``, or with 0 take the size that it has by now.
+        """Change the size to ``size`` bytes, in whole blocks of ``block``; 0 takes over the present size of the image.
 
-        A StorageError where that cannot be, and where it would lose bytes without ``shrink``.
+        A StorageError if the size is not possible, or if the disk would get smaller without ``shrink``.
         """
         if size:
             self.check_resize(size, block=block, shrink=shrink)
@@ -101,7 +101,7 @@ class Disk:
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
     def check_resize(self, size: int, *, block: int, shrink: bool) -> None:
-        """Refuse what :meth:`resize` would."""
+        """Raise the StorageError that :meth:`resize` would raise, and change nothing."""
         check_blocks(size, block)
         found = os.lseek(self.fd, 0, os.SEEK_END)
         if 0 < size < found and not shrink:
@@ -111,7 +111,7 @@ class Disk:
             )
 
     def read(self, buffers: Buffers, offset: int) -> None:
-        """Fill ``buffers`` from ``offset`` on."""
+        """Fill ``buffers`` with the bytes from ``offset`` on. Raises OSError."""
         for some, at, length in _portions(buffers, offset):
             got = self._get(some, at)
             while got < length:
@@ -121,7 +121,7 @@ class Disk:
                 got += more
 
     def try_read(self, buffers: Buffers, offset: int, length: int) -> bool:
-        """:meth:`read` ``length`` bytes, if they are in memory; False, with the buffers in any state, if not."""
+        """:meth:`read` ``length`` bytes, if they are in memory. Else False, with any content in the buffers."""
         if self.at_once is None or len(buffers) > MOST_PIECES:
             return False
         try:
@@ -131,11 +131,11 @@ class Disk:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-            self.at_once = None  # this kind of file cannot tell
+            self.at_once = None  # this kind of file does not support RWF_NOWAIT
             return False
 
     def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
-        """Write ``buffers`` from ``offset`` on; ``durable``: onto the medium before it returns."""
+        """Write ``buffers`` from ``offset`` on; with ``durable`` onto the medium before it returns. Raises OSError."""
         flags = os.RWF_DSYNC if durable else 0
         try:
             for some, at, length in _portions(buffers, offset):
@@ -146,14 +146,14 @@ class Disk:
                         raise OSError(errno.EIO, f"the image takes nothing at {at + done:#x}")
                     done += more
         except OSError as error:
-            if durable and error.errno == errno.EIO:  # which may be an earlier write's, told of here and never again
+            if durable and error.errno == errno.EIO:  # perhaps of an earlier write: the kernel reports it only once
                 self._lost = error
             raise
 
     def flush(self) -> None:
-        """Everything written so far onto the medium.
+        """Put everything that was written so far onto the medium.
 
-        Once that has failed it always does: the kernel tells of writes that it has lost once, and then forgets them.
+        After one failure every later flush fails too: the kernel reports lost writes once, and then forgets them.
         """
         if self._lost:
             raise OSError(self._lost.errno, "an earlier flush has failed") from self._lost
@@ -165,7 +165,7 @@ class Disk:
                 raise
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the space back, where that can be done; what is read there afterwards is zeroes or the old bytes."""
+        """Free the space of these bytes if the storage can. Later reads give zeros or the old bytes."""
         try:
             fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
         except OSError as error:
@@ -173,7 +173,7 @@ class Disk:
                 raise
 
     def zero(self, offset: int, length: int, *, release: bool = False) -> None:
-        """Make it read as zeroes; ``release``: give the space back if that does it too."""
+        """Make these bytes read as zeros. With ``release`` it frees their space, if that also gives zeros."""
         for mode in (PUNCH_HOLE, ZERO_RANGE) if release else (ZERO_RANGE, PUNCH_HOLE):
             try:
                 return fallocate(self.fd, mode | KEEP_SIZE, offset, length)
@@ -186,20 +186,20 @@ class Disk:
         return None
 
     def empty(self) -> None:
-        """Make all of it zeroes, on the medium, and give the space back where that can be done."""
+        """Make the whole disk zeros, on the medium, and free its space if the storage can."""
         self.zero(0, self.size, release=True)
         self.flush()
 
     def close(self) -> None:
-        """Close the descriptor, and with it the lock; a second call does nothing."""
+        """Close the descriptor, which also releases the lock. A second call does nothing."""
         if self.fd >= 0:
-            with contextlib.suppress(OSError):  # there is nobody left to tell
+            with contextlib.suppress(OSError):  # the caller can do nothing about it any more
                 self.flush()
             os.close(self.fd)
             self.fd = -1
 
     def _get(self, buffers: Buffers, offset: int) -> int:
-        """One preadv; by a copy where the medium wants memory that is better aligned."""
+        """One preadv. If the medium needs better aligned memory, it reads into a copy."""
         try:
             return os.preadv(self.fd, buffers, offset)
         except OSError as error:
@@ -213,7 +213,7 @@ class Disk:
         return got
 
     def _put(self, buffers: Buffers, offset: int, flags: int) -> int:
-        """The same for pwritev."""
+        """One pwritev, with a copy as in :meth:`_get`."""
         try:
             return os.pwritev(self.fd, buffers, offset, flags)
         except OSError as error:
@@ -226,7 +226,7 @@ class Disk:
 
 
 def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
-    """The image's size, once it is locked and, where it is new, made as large as asked for."""
+    """Lock the image, and give a new one ``size`` bytes. Returns the size of the image."""
     kind = os.fstat(fd).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
         raise StorageError(f"image {path}: neither a file nor a block device")
@@ -244,7 +244,7 @@ def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
 
 
 def check_blocks(size: int, block: int) -> None:
-    """Refuse a disk that is no whole number of blocks: a unit has been forgotten, most likely."""
+    """Refuse a size that is no multiple of the block: most likely the user forgot a unit, as in 64M."""
     if size > 0 and size % block:
         raise StorageError(f"size={size}: expected a whole number of blocks of {block} bytes, as in size=64M")
 
@@ -258,7 +258,7 @@ def _resize(fd: int, size: int) -> None:
 
 
 def _check_direct(disk: Disk, path: Path, block: int) -> None:
-    """A medium wants whole blocks of its own: too small ones of ours would fail one by one later."""
+    """Refuse blocks that are smaller than those of the medium: with O_DIRECT each access to one would fail later."""
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
         try:
             os.preadv(disk.fd, [view[:block]], 0)
@@ -268,7 +268,7 @@ def _check_direct(disk: Disk, path: Path, block: int) -> None:
 
 
 def _portions(buffers: Buffers, offset: int) -> list[tuple[Buffers, int, int]]:
-    """``buffers`` in lots that one system call can take, with the offset and length of each."""
+    """Divide ``buffers`` into portions for one system call each, with the offset and length of each portion."""
     if len(buffers) <= MOST_PIECES:
         return [(buffers, offset, sum(map(len, buffers)))]
     lots = []

@@ -1,6 +1,6 @@
-"""What serial lines and consoles have at their other end: a pty, a UNIX socket, a file, standard input and output.
+"""Streams: the other ends of serial lines and consoles: a pty, a UNIX socket, a file, or standard input and output.
 
-``open_stream("unix:/run/console.sock")`` makes one; :data:`BACKENDS` says which there are.
+``open_stream("unix:/run/console.sock")`` opens one. :data:`BACKENDS` lists the kinds.
 """
 
 from bellwire.stream.backends import BACKENDS, open_stream, stream_fault

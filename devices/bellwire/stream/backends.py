@@ -1,4 +1,4 @@
-"""The streams that a user can name."""
+"""The kinds of streams that a user can name."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from bellwire.stream.stream import Stream, StreamError
 
 LONGEST_SOCKET = 107  # bytes: sockaddr_un has 108 with the NUL
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
-"""For help texts."""
+"""The kinds of streams, for help texts."""
 
 
 class Pty(Stream):
-    """A pseudo-terminal; ``link`` is made to point at the end that programs open.
+    """A pseudo-terminal. ``link`` becomes a symbolic link to the end that programs open.
 
-    Nobody can tell whether a program has that end open. What comes while none reads is kept as far as the kernel has
-    room, and then lost.
+    The device cannot see whether a program has that end open. While no program reads, the kernel keeps bytes as long
+    as it has room; later bytes are lost.
     """
 
     def __init__(self, link: Path | None = None) -> None:
         super().__init__()
         self._link = link
-        ours, self._theirs = os.openpty()  # theirs stays open: without it, ours would be readable for ever
+        ours, self._theirs = os.openpty()  # theirs stays open: otherwise ours would always be readable
         tty.setraw(self._theirs, termios.TCSANOW)
         self.name = self.path = os.ttyname(self._theirs)
         self.take(ours)
@@ -45,12 +45,12 @@ class Pty(Stream):
                 raise StreamError(f"pty link {link}: {error.strerror or error}") from error
 
     def send(self, pieces: Pieces) -> int:
-        """Everything is taken: what the kernel has no room for is lost."""
+        """Write ``pieces``, and report all of them as sent. What the kernel has no room for is lost."""
         write(self._out, pieces)
         return sum(map(len, pieces))
 
     def close(self) -> None:
-        """Take the link away too."""
+        """Close the pty, and remove the link."""
         os.close(self._theirs)
         if self._link:
             with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ class Pty(Stream):
 
 
 class Listening(Stream):
-    """A UNIX socket that takes one peer at a time; when it goes, the next may come."""
+    """A listening UNIX socket. It serves one peer at a time; the next one waits until that peer leaves."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"socket {path}")
@@ -78,22 +78,22 @@ class Listening(Stream):
         self._epoll.register(self._listener, select.EPOLLIN)
 
     def look(self) -> None:
-        """Somebody may have come."""
+        """Accept a peer that has connected, besides what :meth:`Stream.look` does."""
         super().look()
         if not self.connected:
             with contextlib.suppress(OSError):
                 peer, _ = self._listener.accept()
-                self._epoll.unregister(self._listener)  # whoever else comes waits
+                self._epoll.unregister(self._listener)  # the next peer waits in the backlog
                 self.take(peer.detach())
 
     def hang_up(self) -> None:
-        """Let the next one come."""
+        """Drop the peer, and accept the next one."""
         if self.connected:
             super().hang_up()
             self._epoll.register(self._listener, select.EPOLLIN)
 
     def close(self) -> None:
-        """Give up the socket's name too."""
+        """Close the sockets, and remove the socket's name."""
         super().close()
         self._listener.close()
         with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ class Listening(Stream):
 
 
 class StandardStreams(Stream):
-    """Our own standard input and output, which stay open. A terminal gives every key at once; Ctrl-C still ends us."""
+    """Standard input and output of this process. A terminal delivers each key at once; Ctrl-C still ends it."""
 
     def __init__(self) -> None:
         super().__init__("standard input and output")
@@ -112,10 +112,10 @@ class StandardStreams(Stream):
         self.take(0, 1)
 
     def let_go(self, fd: int) -> None:
-        """They are not ours to close."""
+        """Leave the descriptor open: the process owns it."""
 
     def close(self) -> None:
-        """Leave them as they were."""
+        """Restore the terminal's settings, and leave the descriptors open."""
         super().close()
         if self._terminal:
             termios.tcsetattr(0, termios.TCSANOW, self._terminal)
@@ -124,7 +124,7 @@ class StandardStreams(Stream):
 
 
 def connect(path: Path) -> Stream:
-    """To a socket that somebody listens at."""
+    """Connect to a listening UNIX socket. Raises a StreamError."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         peer.connect(os.fspath(path))
@@ -137,7 +137,7 @@ def connect(path: Path) -> Stream:
 
 
 def write_to(path: Path) -> Stream:
-    """A file that what is sent is appended to."""
+    """Open a file that sent bytes are appended to. Nothing is ever received. Raises a StreamError."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -157,7 +157,7 @@ _PLAIN: dict[str, Callable[[], Stream]] = {"pty": Pty, "stdio": StandardStreams,
 
 
 def open_stream(name: str) -> Stream:
-    """The stream that ``name`` stands for: one of :data:`BACKENDS`. A StreamError says what is wrong."""
+    """Open the stream that ``name`` stands for, one of :data:`BACKENDS`. Raises a StreamError."""
     kind, colon, path = name.partition(":")
     if stream_fault(name) is not None:
         raise StreamError(f"no stream {name!r}: expected {stream_fault(name)}")
@@ -165,7 +165,7 @@ def open_stream(name: str) -> Stream:
 
 
 def stream_fault(name: str) -> str | None:
-    """What was expected, where ``name`` stands for no stream; nothing is opened. The ``check`` of an option."""
+    """What was expected, if ``name`` is no stream; else None. It opens nothing: for the ``check`` of an option."""
     kind, colon, path = name.partition(":")
     known = bool(path) and kind in _WITH_PATH if colon else kind in _PLAIN
     if known and kind in ("unix", "connect") and len(os.fsencode(path)) > LONGEST_SOCKET:

@@ -1,4 +1,4 @@
-"""Bytes both ways, with nobody ever waiting."""
+"""A stream of bytes in both directions. No method waits."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LARGEST = 1 << 16
 
 
 class StreamError(BellwireError):
-    """A backend that cannot be opened, or is not known."""
+    """A stream cannot be opened, or its name is of no known kind."""
 
 
 class Stream:
-    """A peer, or none at present, behind one descriptor that stays the same: have :meth:`PciDevice.watch` look at it.
+    """A connection to a peer, or to none at present. Pass its descriptor to :meth:`PciDevice.watch`.
 
-    It can be read when there is something to :meth:`receive` (unless that is on :meth:`hold`), when a peer has come
-    or gone, and when a peer that would not take more from :meth:`send` may take more now.
+    The descriptor can be read in three cases: there are bytes to :meth:`receive` (except during :meth:`hold`), a peer
+    has come or gone, or a peer that was too slow for :meth:`send` can take more.
     """
 
     def __init__(self, name: str = "nobody") -> None:
         self.name = name
-        """Who or what is at the other end, for messages."""
+        """The name of the other end, for messages."""
         self._epoll = select.epoll()
         self._asked: dict[int, int] = {}
         self._in = -1
@@ -35,16 +35,16 @@ class Stream:
         self._stuck = False
 
     def fileno(self) -> int:
-        """The one that stays the same."""
+        """The descriptor to watch. It stays the same when peers come and go."""
         return self._epoll.fileno()
 
     @property
     def connected(self) -> bool:
-        """Whether anybody is there."""
+        """Whether there is a peer."""
         return self._in >= 0 or self._out >= 0
 
     def receive(self, size: int = LARGEST) -> bytes:
-        """What has come, at most ``size`` bytes; none when there is nothing now."""
+        """The bytes that have arrived, at most ``size``. Empty if there are none now."""
         if self._in < 0:
             return b""
         try:
@@ -58,13 +58,13 @@ class Stream:
         return data
 
     def hold(self, held: bool) -> None:
-        """Leave what the peer has to say where it is: once the kernel has no more room for it, the peer waits."""
+        """Stop or resume watching for input. While it is stopped, the kernel's buffer fills, and the peer waits."""
         if held is not self._held:
             self._held = held
             self._ask()
 
     def send(self, pieces: Pieces) -> int:
-        """Pass bytes on: how many were taken. Without a peer all are, and are lost."""
+        """Send bytes. Returns how many the peer has taken. Without a peer all are dropped, and count as taken."""
         size = sum(map(len, pieces))
         if self._out < 0 or not size:
             return size
@@ -79,8 +79,8 @@ class Stream:
         return sent
 
     def look(self) -> None:
-        """Call it when the descriptor can be read, before anything else: who has come or gone is found here."""
-        self._epoll.poll(0)  # an edge is told of until somebody has asked for it
+        """Find out which peers have come or gone. Call it first whenever the descriptor can be read."""
+        self._epoll.poll(0)  # takes an edge-triggered event, which would else be reported again
         if self._stuck:
             self._stuck = False
             self._ask()
@@ -88,7 +88,7 @@ class Stream:
             self._end_input()
 
     def hang_up(self) -> None:
-        """The peer is gone."""
+        """Close the descriptors of the peer."""
         fds = {self._in, self._out} - {-1}
         self._in = self._out = -1
         self._stuck = False
@@ -97,11 +97,11 @@ class Stream:
             self.let_go(fd)
 
     def let_go(self, fd: int) -> None:
-        """Close a descriptor of the peer's."""
+        """Close one descriptor of the peer. A subclass may keep it open."""
         os.close(fd)
 
     def take(self, fd: int, out: int | None = None) -> None:
-        """Talk through ``fd`` from now on, or read from it and write to ``out``."""
+        """Use ``fd`` for the peer from now on, or ``fd`` for input and ``out`` for output. The stream owns them."""
         self._in = fd
         self._out = fd if out is None else out
         for each in (self._in, self._out):
@@ -109,18 +109,18 @@ class Stream:
         try:
             self._epoll.register(fd, 0)
         except PermissionError:
-            self._in = -1  # a regular file has nothing to wait for, and nothing to say
+            self._in = -1  # epoll refuses a regular file, which never blocks: it is for output only
         else:
             self._epoll.unregister(fd)
             self._ask()
 
     def close(self) -> None:
-        """Hang up for good."""
+        """Hang up, and close the stream."""
         self.hang_up()
         self._epoll.close()
 
     def _end_input(self) -> None:
-        """Nothing will come any more; on a descriptor for both ways, nothing can be sent either."""
+        """The input has ended. If the same descriptor is the output, that has ended too."""
         if self._out in (-1, self._in):
             self.hang_up()
         else:
@@ -129,7 +129,7 @@ class Stream:
             self.let_go(fd)
 
     def _end_output(self) -> None:
-        """Nobody listens any more, but what the peer said before it left may still be unread."""
+        """The peer reads no more. Bytes that it sent before may still be unread."""
         if self._in == -1:
             self.hang_up()
         elif self._in == self._out:
@@ -139,7 +139,7 @@ class Stream:
             self.let_go(fd)
 
     def _ask(self) -> None:
-        """Have the epoll look at what there is use for: anything else would show, and wake us, for ever."""
+        """Watch only the events that the stream can handle now: any other event would end every wait."""
         wanted = {}
         if self._in >= 0:
             wanted[self._in] = select.EPOLLRDHUP | select.EPOLLET if self._held else select.EPOLLIN
@@ -156,7 +156,7 @@ class Stream:
 
 
 def _has_left(fd: int) -> bool:
-    """Whether the peer behind ``fd`` has gone, and all that it said has been read."""
+    """Whether the peer behind ``fd`` has gone, and all its bytes have been read."""
     poll = select.poll()
     poll.register(fd, select.POLLRDHUP)
     return bool(poll.poll(0)) and not any(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))

@@ -1,4 +1,4 @@
-"""Virtio over PCI, and what a device type needs to stand on it.
+"""Virtio over PCI: the transport, and the base class of virtio devices.
 
 Section numbers are of Virtual I/O Device (VIRTIO) Version 1.2. A device type derives from :class:`VirtioDevice`,
 declares its configuration with :func:`field`, and handles its queues in :meth:`VirtioDevice.notified`; see

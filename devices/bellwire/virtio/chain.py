@@ -1,4 +1,4 @@
-"""A buffer that a driver has made available: a chain of descriptors, as views of guest memory."""
+"""A buffer that the driver has made available: a descriptor chain, as views of guest memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
 
 DESCRIPTOR = struct.Struct("<QIHH")
-"""Address and length; then flags and next where rings are split (§2.7.5), id and flags where packed (§2.8.1)."""
+"""Address and length; then flags and next in a split ring (§2.7.5), or id and flags in a packed one (§2.8.1)."""
 NEXT, WRITE, INDIRECT = 0x1, 0x2, 0x4
 
 MOST_DESCRIPTORS = 1024
-"""In one indirect table: what drivers of disks ask for, with room to spare."""
+"""The limit of one indirect table: more than disk drivers use."""
 MOST_BYTES = 64 << 20
 
 
 class Chain:
-    """What the device may read comes first, what it may write second (§2.6.4.2): ``readable``, ``writable``.
+    """One buffer of the driver: ``readable`` views for the device to read, then ``writable`` ones (§2.6.4.2).
 
-    The views are good until the hook ends, or until :meth:`done`; work on another thread may keep them until then.
+    Device code may use the views until the hook ends. A job on another thread may use them until :meth:`done`.
     """
 
     __slots__ = ("id", "queue", "readable", "room", "size", "span", "writable", "written")
@@ -32,22 +32,22 @@ class Chain:
         self.queue = queue
         self.id = 0
         self.span = 1
-        """Slots of the ring that it takes up."""
+        """The number of ring slots that it occupies."""
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.size = 0
-        """Bytes that can be read."""
+        """The number of bytes that the device may read."""
         self.room = 0
-        """Bytes that can be written."""
+        """The number of bytes that the device may write."""
         self.written = 0
-        """Bytes that have been written, from the start of ``writable``."""
+        """The number of bytes written so far, from the start of ``writable``."""
 
     def read(self) -> bytes:
-        """All that can be read, copied."""
+        """A copy of all bytes that the device may read."""
         return b"".join(self.readable)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append ``data`` to what has been written; a GuestError where the driver has left no room for it."""
+        """Append ``data`` to the bytes written so far. A GuestError if the driver has left no room for it."""
         source = memoryview(data)
         if self.written + len(source) > self.room:
             raise GuestError(
@@ -65,13 +65,13 @@ class Chain:
             start = max(0, start - len(view))
 
     def done(self, written: int | None = None) -> None:
-        """Give it back, with ``written`` bytes in it; the driver learns of it when the queue is flushed."""
+        """Return the chain to the driver, with ``written`` bytes in it. A flush of the queue publishes it."""
         if written is not None:
             self.written = written
         self.queue.finish(self)
 
     def add(self, dma: Dma, address: int, length: int, flags: int) -> None:
-        """One descriptor more."""
+        """Add one descriptor. A GuestError if it lies outside guest memory, or has a wrong place in the chain."""
         if flags & WRITE:
             self.room += length
             if length:
@@ -87,7 +87,7 @@ class Chain:
 
 
 def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
-    """The bytes from ``start`` to ``stop`` of a buffer in pieces; drivers may lay them out as they like (§2.6.4.1)."""
+    """The bytes from ``start`` to ``stop`` of a buffer in pieces. Drivers may divide buffers freely (§2.6.4.1)."""
     found = []
     for view in views:
         if start < len(view) and stop > 0:
@@ -98,13 +98,13 @@ def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
 
 
 def indirect_table(dma: Dma, address: int, length: int) -> memoryview | bytes:
-    """A table of descriptors: in place, or a copy where it lies in several pieces of memory."""
+    """An indirect table of descriptors: a view, or a copy if it lies in several pieces of memory."""
     views = dma.map(address, length)
     return views[0] if len(views) == 1 else b"".join(views)
 
 
 def table_size(length: int) -> int:
-    """How many descriptors an indirect table of ``length`` bytes has (§2.7.5.3)."""
+    """The number of descriptors in an indirect table of ``length`` bytes (§2.7.5.3). A GuestError for a bad length."""
     count, rest = divmod(length, DESCRIPTOR.size)
     if rest or not 1 <= count <= MOST_DESCRIPTORS:
         raise GuestError(f"an indirect table of {length} bytes: 1 to {MOST_DESCRIPTORS} descriptors of 16 expected")

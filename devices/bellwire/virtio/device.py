@@ -1,4 +1,4 @@
-"""A virtio device over PCI: initialization, queues, interrupts. A device type derives from it."""
+"""The base of virtio devices over PCI: initialization, queues and interrupts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSIO
 
 
 class VirtioDevice(Transport):
-    """The base of a device type.
+    """The base of a virtio device type.
 
-    Class keywords beside those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues`` how
-    many queues it can have, ``queue_size`` how large each can be. To override: :meth:`features`,
-    :meth:`notified`, and where needed :meth:`started`, :meth:`stopped`, :attr:`queue_count`.
+    It has these class keywords, besides those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues``
+    the largest number of queues, ``queue_size`` the largest size of a queue. A subclass overrides :meth:`features` and
+    :meth:`notified`, and if needed :meth:`started`, :meth:`stopped` and :attr:`queue_count`.
     """
 
     packed = Option(True, help="offer packed rings too")
 
     accepted = Saved(0)
-    """The driver's features, as bits."""
+    """The features that the driver has accepted, as bits."""
     queue_state = SavedBytes(ctypes.sizeof(Virtqueue))
 
     largest_queue: ClassVar[int] = 256
@@ -43,7 +43,7 @@ class VirtioDevice(Transport):
             known = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1}
             keywords = (
                 known | {"no_soft_reset": False} | keywords
-            )  # Linux restores only a driver that is told of a reset
+            )  # Linux restores the driver only if it knows that D3hot has reset the device
             cls.most_queues, cls.largest_queue = queues, queue_size
             cls.irq = MsiX(queues + 1)
             cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
@@ -57,43 +57,43 @@ class VirtioDevice(Transport):
             Virtqueue.at(self.queue_state, index, self) for index in range(min(self.queue_count, self.most_queues))
         ]
         self.negotiated: frozenset[int] = frozenset()
-        """Features that both sides have agreed on."""
+        """The features that device and driver have agreed on."""
         self.running = False
-        """Whether queues may be touched: the driver is ready, and nothing has gone wrong."""
+        """Whether the device may use queues: the driver is ready, and DEVICE_NEEDS_RESET is not set."""
         self.ring_by_event(Transport.notify, len(self.virtqueues))
 
-    # -- what a device type says and does
+    # -- what a device type overrides
 
     @property
     def queue_count(self) -> int:
-        """How many queues it has, with the options that it was given."""
+        """The number of queues. Override it if options change the number."""
         return self.most_queues
 
     def features(self) -> set[int]:
-        """The bits that the device type offers (§2.2), those of the transport left out. Override it."""
+        """The feature bits of the device type (§2.2), without those of the transport. Override it."""
         return set()
 
     def notified(self, queue: Virtqueue) -> None:
-        """The driver has made buffers available. Override it."""
+        """The driver has made buffers available in ``queue``. Override it."""
 
     def started(self) -> None:
-        """The driver is ready (DRIVER_OK), or was when a snapshot that was put back was taken. Override it."""
+        """The driver is ready (DRIVER_OK), or a snapshot with a ready driver has been restored. Override it."""
 
     def stopped(self) -> None:
-        """Nothing is under way any more: there was a reset, or a snapshot was put back. Override it.
+        """There was a reset, or a snapshot has been restored: drop all work in progress. Override it.
 
-        Queues are void, and registers and saved fields have the values that they should have. Called before the
-        first driver too.
+        No queue is usable. Registers and saved fields have their values after the reset, or those of the snapshot. It
+        is also called once before the first driver.
         """
 
     def close(self) -> None:
-        """The end; let go of the device's state. Who overrides it calls it last."""
+        """Release the device's state. A subclass that overrides it calls it at its end."""
         self.virtqueues.clear()
 
-    # -- what a device type may ask for
+    # -- what a device type calls
 
     def attend(self, queue: Virtqueue) -> None:
-        """Have :meth:`notified` look at ``queue``; a GuestError from there ends in DEVICE_NEEDS_RESET."""
+        """Call :meth:`notified` for ``queue``, if the driver is ready. A GuestError there sets DEVICE_NEEDS_RESET."""
         if self.running and queue.enabled:
             try:
                 self.notified(queue)
@@ -101,13 +101,13 @@ class VirtioDevice(Transport):
                 raise self.broken(str(error)) from error
 
     def configuration_changed(self) -> None:
-        """Tell the driver that fields of the configuration have other values now (§2.5, §4.1.5.4)."""
+        """Tell the driver that fields of the configuration have changed (§2.5, §4.1.5.4)."""
         self.config_generation += 1
         if Status.DRIVER_OK in self.device_status:
             self.interrupt(self.config_msix_vector, Cause.CONFIGURATION)
 
     def broken(self, why: str) -> GuestError:
-        """Set DEVICE_NEEDS_RESET (§2.1.2); what comes back is to be raised, and so to be logged."""
+        """Set DEVICE_NEEDS_RESET (§2.1.2). The caller raises the returned error, so that it is logged."""
         if Status.NEEDS_RESET not in self.device_status:
             self.running = False
             self.device_status |= Status.NEEDS_RESET
@@ -116,7 +116,7 @@ class VirtioDevice(Transport):
         return GuestError(why)
 
     def interrupt(self, vector: int, cause: Cause = Cause.QUEUE) -> None:
-        """By MSI-X, or by the line and the ISR status (§4.1.5.3, §4.1.5.4)."""
+        """Interrupt the driver by MSI-X, or by INTx and the ISR status (§4.1.5.3, §4.1.5.4)."""
         if not self.bus_master:
             return
         if self.irq.enabled:
@@ -129,11 +129,11 @@ class VirtioDevice(Transport):
     # -- initialization (§3.1.1)
 
     def reset(self) -> None:
-        """A PCI reset."""
+        """Handle a PCI reset."""
         self.renew()
 
     def renew(self) -> None:
-        """A virtio reset (§2.4): registers and saved fields as after power-on; config space and MSI-X stay."""
+        """Do a virtio reset (§2.4): registers and saved fields get their reset values; config space and MSI-X stay."""
         self.running = False
         self.negotiated = frozenset()
         self.reset_registers(keep=[plan.bar for index, plan in self.layout.bars.items() if index != BAR])
@@ -143,7 +143,7 @@ class VirtioDevice(Transport):
         self.stopped()
 
     def restored(self) -> None:
-        """Make again what a snapshot does not have."""
+        """Rebuild what a snapshot does not contain: the negotiated features, and the turns of queues."""
         for queue in self.virtqueues:
             queue.forget()
         self.stopped()
@@ -152,12 +152,12 @@ class VirtioDevice(Transport):
         self.running = Status.DRIVER_OK in status and Status.NEEDS_RESET not in status
         if self.running:
             self.started()
-            for queue in self.virtqueues:  # a notification may have been under way
+            for queue in self.virtqueues:  # a notification may have been under way when the snapshot was taken
                 self.after(0, self.attend, queue)
 
     @Transport.device_status.write
     def advance_status(self, written: Status) -> None:
-        """The driver goes on; only a reset ever goes back (§2.1.1)."""
+        """The driver writes the device status. It sets more bits; only a reset clears any (§2.1.1)."""
         before = self.device_status
         if not written:
             self.renew()
@@ -173,16 +173,16 @@ class VirtioDevice(Transport):
             self.started()
 
     def offered(self) -> set[int]:
-        """All bits that are offered. NOTIFICATION_DATA never is: a doorbell's value is lost on the way."""
+        """All feature bits on offer. NOTIFICATION_DATA is never one: an ioeventfd loses the value of a doorbell."""
         return self.features() | _TRANSPORT | ({Feature.RING_PACKED} if self.packed else set())
 
     def agree_on_features(self) -> bool:
-        """Whether the driver's features will do (§2.2.2, §6.1)."""
+        """Whether the device can work with the features that the driver has accepted (§2.2.2, §6.1)."""
         chosen = _bits(self.accepted)
         if Feature.VERSION_1 not in chosen or not chosen <= self.offered():
             self.warn("features refused: %#x", self.accepted)
             return False
-        if self.dma.by_message:  # Linux ignores DEVICE_NEEDS_RESET, and would wait for ever
+        if self.dma.by_message:  # refused here: Linux ignores DEVICE_NEEDS_RESET later, and would wait for ever
             self.warn(
                 "features refused: virtqueues lie in guest memory, which the client has not shared "
                 "(QEMU: -object memory-backend-memfd,share=on)"
@@ -193,17 +193,17 @@ class VirtioDevice(Transport):
 
     @Transport.device_feature.read
     def read_offered(self) -> int:
-        """32 bits of them at a time (§4.1.4.3)."""
+        """The 32 offered feature bits that the driver has selected (§4.1.4.3)."""
         return _word(sum(1 << bit for bit in self.offered()), self.device_feature_select)
 
     @Transport.driver_feature.read
     def read_accepted(self) -> int:
-        """What the driver has written there."""
+        """The 32 accepted feature bits that the driver has selected."""
         return _word(self.accepted, self.driver_feature_select)
 
     @Transport.driver_feature.write
     def accept_features(self, word: int) -> None:
-        """Bits beyond 63 are none; they are settled once FEATURES_OK is set."""
+        """The driver accepts features. Bits above 63 are ignored, and so are all writes after FEATURES_OK."""
         select = self.driver_feature_select
         if select < 2 and Status.FEATURES_OK not in self.device_status:
             self.accepted = self.accepted & ~(0xFFFF_FFFF << 32 * select) | word << 32 * select
@@ -212,18 +212,18 @@ class VirtioDevice(Transport):
 
     @property
     def selected(self) -> Virtqueue | None:
-        """The queue that the registers speak of."""
+        """The queue that ``queue_select`` selects, or None if there is no such queue."""
         index = self.queue_select
         return self.virtqueues[index] if index < len(self.virtqueues) else None
 
     @Transport.num_queues.read
     def count_queues(self) -> int:
-        """How many there are."""
+        """The number of queues, for the driver."""
         return len(self.virtqueues)
 
     @Transport.queue_select.write
     def show_queue(self, _: int = 0) -> None:
-        """Bring the registers up to date with the queue selected; all of them are 0 where there is none."""
+        """Load the registers of the selected queue. All of them are 0 if there is no such queue."""
         queue = self.selected
         self.queue_msix_vector = queue.vector if queue else 0
         self.queue_enable = queue.enabled if queue else 0
@@ -234,12 +234,12 @@ class VirtioDevice(Transport):
 
     @Transport.queue_size.read
     def read_queue_size(self) -> int:
-        """How large it is, or can be until it is enabled."""
+        """The size of the selected queue; the largest possible one until the driver chooses."""
         return self.selected.size if self.selected else 0
 
     @Transport.queue_size.write
     def choose_queue_size(self, size: int) -> None:
-        """The driver may want a smaller one."""
+        """The driver chooses a smaller size for the selected queue."""
         if self.selected and not self.selected.enabled:
             self.selected.size = size
 
@@ -248,7 +248,7 @@ class VirtioDevice(Transport):
     @Transport.queue_driver.write
     @Transport.queue_device.write
     def configure_queue(self, _: int) -> None:
-        """Where a queue lies, until it is enabled; its vector at any time, NO_VECTOR where there is no such."""
+        """The driver sets the addresses of a queue, until it enables it, or its vector, at any time."""
         queue = self.selected
         if queue is not None:
             queue.vector = self.usable_vector(self.queue_msix_vector)
@@ -258,7 +258,7 @@ class VirtioDevice(Transport):
 
     @Transport.queue_enable.write
     def enable_queue(self, value: int) -> None:
-        """Only a reset disables it again."""
+        """The driver enables the selected queue. Only a reset disables it again."""
         queue = self.selected
         if queue is not None and value == 1 and not queue.enabled:
             queue.enable()
@@ -268,49 +268,49 @@ class VirtioDevice(Transport):
 
     @Transport.config_msix_vector.write
     def choose_config_vector(self, vector: int) -> None:
-        """For changes of the configuration."""
+        """The driver chooses the vector for changes of the configuration."""
         self.config_msix_vector = self.usable_vector(vector)
 
     def usable_vector(self, vector: int) -> int:
-        """A vector that exists, or NO_VECTOR: the driver reads it back to see (§4.1.5.1.2)."""
+        """``vector`` if it exists, else NO_VECTOR. The driver reads the register back to see which (§4.1.5.1.2)."""
         return vector if vector < len(self.irq) else NO_VECTOR
 
     @Transport.isr.read
     def acknowledge_isr(self) -> int:
-        """Reading lowers the line and clears the bits (§4.1.4.5)."""
+        """The ISR status. A read clears its bits and lowers INTx (§4.1.4.5)."""
         self.line.low()
         return self.isr
 
     @Transport.notify.ring
     def rung(self, offset: int) -> None:
-        """A doorbell, by its place (§4.1.4.4)."""
+        """The driver has rung the doorbell of the queue at ``offset`` (§4.1.4.4)."""
         index = offset // BELL
         if index < len(self.virtqueues):
             self.attend(self.virtqueues[index])
 
     @Transport.notify.write
     def rung_by_message(self, offset: int, _size: int, _value: int) -> None:
-        """The same where the client has no ioeventfds."""
+        """The driver has rung a doorbell, and the client has sent it as a message."""
         self.rung(offset)
 
     # -- the BAR through config space (VIRTIO_PCI_CAP_PCI_CFG), for drivers that cannot map it (§4.1.4.9)
 
     @Transport.pci_cfg.read
     def read_through(self, offset: int, size: int) -> None:
-        """A read of its data reads the BAR first."""
+        """The driver reads pci_cfg_data: fill it from the BAR first."""
         if offset + size > PCI_CFG_DATA and (place := self.behind_pci_cfg()):
             data = self.read_bar(*place)
             self.pci_cfg[PCI_CFG_DATA : PCI_CFG_DATA + len(data)] = data
 
     @Transport.pci_cfg.write
     def write_through(self, offset: int, size: int) -> None:
-        """A write to its data goes on to the BAR."""
+        """The driver has written pci_cfg_data: write it to the BAR."""
         if offset + size > PCI_CFG_DATA and (place := self.behind_pci_cfg()):
             bar, start, length = place
             self.write_bar(bar, start, bytes(self.pci_cfg[PCI_CFG_DATA : PCI_CFG_DATA + length]))
 
     def behind_pci_cfg(self) -> tuple[int, int, int] | None:
-        """BAR, offset and length, where they make sense. Config space is no BAR: the capability would show itself."""
+        """The BAR, offset and length that the driver has set, or None if they are not valid."""
         bar, offset, length = PCI_CFG.unpack_from(self.pci_cfg)
         size = self.layout.bars[bar].bar.size if bar in self.layout.bars else 0
         if length in (1, 2, 4) and not offset % length and offset + length <= size:

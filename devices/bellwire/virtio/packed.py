@@ -1,4 +1,4 @@
-"""Packed virtqueues (§2.8): one ring of descriptors, which driver and device both write."""
+"""Packed virtqueues (§2.8): one ring of descriptors that driver and device both write."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PackedRing:
         self._device = dma.whole(queue.device_area, 4, write=True).cast("H")
 
     def take(self) -> Chain | None:
-        """The next buffer, or None."""
+        """Take the next buffer, or None if there is none."""
         if not self._available():
             return None
         queue = self._queue
@@ -64,15 +64,15 @@ class PackedRing:
         return chain
 
     def back(self, chain: Chain) -> None:
-        """Make the buffer taken last available again."""
+        """Make the buffer that was taken last available again."""
         queue = self._queue
         queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, -chain.span)
         queue.out -= chain.span
 
     def put(self, chains: list[Chain]) -> bool:
-        """Tell the driver of used buffers, all at once; whether it wants an interrupt for that.
+        """Publish used buffers, all at once. True if the driver wants an interrupt.
 
-        The first one's flags are written last: until then the driver sees none of them (§2.8.21.2).
+        The flags of the first buffer are written last. Until then the driver sees none of the buffers (§2.8.21.2).
         """
         queue = self._queue
         at, wrap = queue.used, queue.used_wrap
@@ -98,11 +98,11 @@ class PackedRing:
         return crossed(place, at - total, at)
 
     def silence(self) -> None:
-        """Want no notifications."""
+        """Ask the driver for no notifications."""
         self._device[FLAGS] = DISABLE
 
     def listen(self) -> bool:
-        """Want a notification of the next buffer; whether one has come already, which nobody will tell us of."""
+        """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
         if self._event_idx:
             self._device[OFFSET] = self._queue.next | (WRAP if self._queue.next_wrap else 0)
             self._device[FLAGS] = AT_DESCRIPTOR
@@ -112,13 +112,13 @@ class PackedRing:
         return self._available()
 
     def _available(self) -> bool:
-        """Whether the next descriptor has been marked for this pass (§2.8.1)."""
+        """Whether the driver has marked the next descriptor as available in this pass of the ring (§2.8.1)."""
         queue = self._queue
         flags = self._words[8 * queue.next + 7]
         return (flags & (AVAILABLE | USED)) == (AVAILABLE if queue.next_wrap else USED)
 
     def _step(self, at: int, wrap: int, count: int) -> tuple[int, int]:
-        """``count`` slots on, or back; the wrap counter turns at the end (§2.8.1)."""
+        """The position and wrap counter ``count`` slots on, or back if negative (§2.8.1)."""
         at += count
         if at >= self._size:
             return at - self._size, wrap ^ 1
@@ -127,7 +127,7 @@ class PackedRing:
         return at, wrap
 
     def _indirect(self, chain: Chain, address: int, length: int) -> None:
-        """Every descriptor of a table, in order; of the flags only WRITE counts (§2.8.7)."""
+        """Add every descriptor of an indirect table, in order. Of their flags only WRITE counts (§2.8.7)."""
         count = table_size(length)
         table = indirect_table(self._dma, address, length)
         for at in range(count):

@@ -1,4 +1,4 @@
-"""Split virtqueues (§2.7): a table of descriptors, a ring of those available, a ring of those used."""
+"""Split virtqueues (§2.7): a descriptor table, an available ring and a used ring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_INTERRUPT = NO_NOTIFY = 1
 
 
 class SplitRing:
-    """The three parts of one queue, as views of guest memory."""
+    """The three parts of one split queue, as views of guest memory."""
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
@@ -31,11 +31,11 @@ class SplitRing:
         self._avail = dma.whole(queue.driver, 6 + 2 * size).cast("H")
         self._used = dma.whole(queue.device_area, 6 + 8 * size, write=True)
         self._used_words = self._used.cast("H")
-        self._used_event = RING + size  # of avail: when the driver wants an interrupt (§2.7.7)
-        self._avail_event = RING + 4 * size  # of used: when we want a notification (§2.7.10)
+        self._used_event = RING + size  # in the available ring: when the driver wants an interrupt (§2.7.7)
+        self._avail_event = RING + 4 * size  # in the used ring: when the device wants a notification (§2.7.10)
 
     def take(self) -> Chain | None:
-        """The next buffer, or None."""
+        """Take the next buffer, or None if there is none."""
         queue = self._queue
         position = queue.next
         waiting = self._avail[INDEX] - position & 0xFFFF
@@ -53,12 +53,12 @@ class SplitRing:
         return chain
 
     def back(self, chain: Chain) -> None:
-        """Make the buffer taken last available again."""
+        """Make the buffer that was taken last available again."""
         self._queue.next = self._queue.next - 1 & 0xFFFF
         self._queue.out -= 1
 
     def put(self, chains: list[Chain]) -> bool:
-        """Tell the driver of used buffers, all at once; whether it wants an interrupt for that."""
+        """Publish used buffers, all at once. True if the driver wants an interrupt."""
         queue = self._queue
         before = used = queue.used
         for chain in chains:
@@ -72,12 +72,12 @@ class SplitRing:
         return not self._avail[FLAGS] & NO_INTERRUPT
 
     def silence(self) -> None:
-        """Want no notifications; with EVENT_IDX, not moving the event is enough."""
+        """Ask the driver for no notifications. With EVENT_IDX it is enough to leave avail_event as it is."""
         if not self._event_idx:
             self._used_words[FLAGS] = NO_NOTIFY
 
     def listen(self) -> bool:
-        """Want a notification of the next buffer; whether one has come already, which nobody will tell us of."""
+        """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
         if self._event_idx:
             self._used_words[self._avail_event] = self._queue.next
         else:
@@ -86,7 +86,7 @@ class SplitRing:
         return self._avail[INDEX] != self._queue.next
 
     def _walk(self, chain: Chain) -> None:
-        """Follow a chain: descriptors of the queue, then perhaps one table of others (§2.7.5.3.2)."""
+        """Follow a chain: descriptors of the queue, and perhaps an indirect table at the end (§2.7.5.3.2)."""
         table: memoryview | bytes = self._table
         count, at = self._size, chain.id
         left = count

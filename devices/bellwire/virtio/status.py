@@ -1,4 +1,4 @@
-"""How far driver and device have come with each other, and what they have agreed on."""
+"""Bits of device status, features and ISR status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum, IntFlag
 
 
 class Status(IntFlag):
-    """Device status (§2.1)."""
+    """The device status field (§2.1): the steps of initialization that the driver has completed."""
 
     ACKNOWLEDGE = 0x01
     DRIVER = 0x02
@@ -17,7 +17,7 @@ class Status(IntFlag):
 
 
 class Feature(IntEnum):
-    """Bits that belong to no device type (§6)."""
+    """Feature bits that are common to all device types (§6)."""
 
     INDIRECT_DESC = 28
     EVENT_IDX = 29

@@ -1,4 +1,4 @@
-"""What a driver sees of every virtio device over PCI (§4.1.4): registers in BAR0, and capabilities that say where."""
+"""The registers of every virtio device over PCI (§4.1.4), all in BAR0, and the capabilities that locate them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bellwire.virtio.virtqueue import NO_VECTOR
 
 MOST_QUEUES = 128
 BELL = 4
-"""Bytes from one queue's notification address to the next (§4.1.4.4): each has a doorbell of its own."""
+"""Bytes from the notification address of one queue to that of the next (§4.1.4.4): each queue has its own doorbell."""
 
 BAR = 0
 COMMON, COMMON_SIZE = 0x0000, 0x40
@@ -30,7 +30,7 @@ PCI_CFG_DATA = _PLACE.size
 
 
 class Structure(IntEnum):
-    """What a capability locates: cfg_type (§4.1.4)."""
+    """The structure that a capability locates: its cfg_type (§4.1.4)."""
 
     COMMON = 1
     NOTIFY = 2
@@ -44,7 +44,7 @@ def _locates(kind: Structure, offset: int, length: int, more: bytes = b"") -> Ve
 
 
 class Transport(PciDevice):
-    """The base of every virtio device, with no behaviour."""
+    """The registers and capabilities of every virtio device, without behaviour."""
 
     irq = MsiX(1)
     line = IntX()

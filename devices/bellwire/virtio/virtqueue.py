@@ -1,4 +1,4 @@
-"""A virtqueue as its device sees it: buffers come, are used, and go back."""
+"""A virtqueue, from the side of the device: take buffers, use them, and return them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FIELDS = (
 
 
 class Virtqueue(ctypes.LittleEndianStructure):
-    """What must be remembered of one queue; it lies in the device's state.
+    """One queue. Its fields lie in the device's state, so a snapshot has them.
 
-    ``for chain in queue`` gives every buffer that is available, publishes those that were given back with
-    :meth:`Chain.done`, and asks to be notified of the next. A device that has a use for single buffers says
-    :meth:`take`, :meth:`flush`, :meth:`silence` and :meth:`listen` itself.
+    ``for chain in queue`` gives all available buffers, publishes those that device code has returned by
+    :meth:`Chain.done`, and asks the driver to notify the device of the next one. A device that handles single buffers
+    calls :meth:`take`, :meth:`flush`, :meth:`silence` and :meth:`listen` itself.
 
-    Whatever is wrong with the ring or a descriptor in it sets DEVICE_NEEDS_RESET (§2.1.2) and is a GuestError.
+    An error in the ring or in a descriptor sets DEVICE_NEEDS_RESET (§2.1.2), and raises a GuestError.
     """
 
     _fields_ = _FIELDS
@@ -41,11 +41,11 @@ class Virtqueue(ctypes.LittleEndianStructure):
     size: int
     vector: int
     next: int
-    """The place of the next buffer."""
+    """The position of the next available buffer."""
     used: int
-    """The place for the next used one."""
+    """The position for the next used buffer."""
     out: int
-    """Taken and not given back: buffers where rings are split, descriptors where packed."""
+    """What the device has taken and not returned: buffers of a split ring, descriptors of a packed one."""
     enabled: int
     next_wrap: int
     used_wrap: int
@@ -55,7 +55,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     @classmethod
     def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
-        """Queue ``index`` of ``device``, in its place of ``state``."""
+        """Queue ``index`` of ``device``. Its fields lie in ``state``."""
         queue = cls.from_buffer(state, index * ctypes.sizeof(cls))
         queue.index = index
         queue.device = device
@@ -66,21 +66,21 @@ class Virtqueue(ctypes.LittleEndianStructure):
         return f"queue {self.index}"
 
     def clear(self, size: int) -> None:
-        """As after a reset; ``size`` is the largest that it can have."""
+        """Reset the queue. ``size`` is its largest size."""
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
         self.size = size
         self.vector = NO_VECTOR
         self.forget()
 
     def forget(self) -> None:
-        """Drop what can be made again, or belongs to a ring that is gone."""
+        """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
 
     def enable(self) -> None:
-        """Start with empty rings (§4.1.4.3): the driver has said where they lie."""
+        """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
         packed = Feature.RING_PACKED in self.device.negotiated
         largest = self.device.largest_queue
         if not 1 <= self.size <= largest or (not packed and self.size & self.size - 1):
@@ -94,7 +94,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self.forget()
 
     def __iter__(self) -> Iterator[Chain]:
-        """Every buffer there is; after a ring's worth of them the rest of the device has its turn first."""
+        """All available buffers. After as many as the ring has slots, the queue waits for its next turn."""
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
@@ -110,7 +110,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self.flush()
 
     def take(self) -> Chain | None:
-        """The next buffer, or None when there is none now. It must be given back with :meth:`Chain.done`."""
+        """Take the next buffer, or None if there is none. Return it by :meth:`Chain.done`."""
         try:
             ring = self._live()
             return None if ring is None else ring.take()
@@ -118,33 +118,33 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(f"{self}: {error}") from error
 
     def back(self, chains: list[Chain]) -> None:
-        """Make the buffers taken last available again, as if they had never been taken."""
+        """Make the buffers that were taken last available again, as if they had not been taken."""
         if (ring := self._live()) is not None:
             for chain in reversed(chains):
                 chain.written = 0
                 ring.back(chain)
 
     def finish(self, chain: Chain) -> None:
-        """What :meth:`Chain.done` does."""
+        """Return a chain; called by :meth:`Chain.done`."""
         self._finished.append(chain)
 
     def flush(self) -> None:
-        """Let the driver see what was given back since the last time, and interrupt it if it wants that."""
+        """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
         finished, self._finished = self._finished, []
         if finished and (ring := self._live()) is not None and ring.put(finished):
             self.device.interrupt(self.vector)
 
     def silence(self) -> None:
-        """Ask for no notifications."""
+        """Ask the driver for no notifications."""
         if (ring := self._live()) is not None:
             ring.silence()
 
     def listen(self) -> bool:
-        """Ask to be notified of the next buffer; True if it is there already, and there will be no notification."""
+        """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
         return (ring := self._live()) is not None and ring.listen()
 
     def _ask_for_turn(self) -> None:
-        """Go on soon; however often a driver rings meanwhile, once is enough."""
+        """Schedule one more turn for this queue, unless one is scheduled already."""
         if not self._waits_for_turn:
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
@@ -154,7 +154,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self.device.attend(self)
 
     def _live(self) -> SplitRing | PackedRing | None:
-        """The ring in guest memory as it is mapped now, or None while the queue must be left alone (§3.1.1)."""
+        """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
         device = self.device
         if not (self.enabled and device.running):
             return None

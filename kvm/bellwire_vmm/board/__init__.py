@@ -1,4 +1,4 @@
-"""The board of a PC around a `Machine`: what an operating system wants beside vCPUs, memory and a PCI bus."""
+"""The board of a PC around a `Machine`: what an operating system needs beside vCPUs, memory and a PCI bus."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from bellwire_vmm.machine.windows import HIGH_MEMORY, LOW_MEMORY
 from bellwire_vmm.machine.windows import PORTS as PORT_WINDOW
 
 ROOT = 0xE_0000
-"""Where the root pointer lies: guests search from here on when nobody tells them."""
+"""The address of the root pointer. A guest that is not told it searches from here on."""
 
 _TABLES = ROOT + 0x40
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
@@ -27,7 +27,7 @@ _ENABLED = 1
 
 
 def write_tables(memory: GuestMemory, vcpus: int) -> int:
-    """Put all tables into the legacy hole; the address of the root pointer."""
+    """Put all tables into the legacy hole, and return the address of the root pointer."""
     at = _TABLES
     places = []
     facs = struct.pack("<4sII", b"FACS", 64, 0).ljust(32, b"\0") + b"\x02".ljust(32, b"\0")
@@ -54,7 +54,7 @@ def root_pointer(xsdt: int) -> bytes:
 
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
-    """A table with its header (§5.2.6), all of whose bytes sum up to zero."""
+    """A table with its header (§5.2.6). Its checksum makes the sum of all bytes zero."""
     size = _HEADER.size + len(body)
     whole = bytearray(_HEADER.pack(signature, size, revision, 0, b"BELLWR", b"BELLWIRE", 1, b"BELL", 1) + body)
     whole[9] = -sum(whole) & 0xFF
@@ -62,7 +62,7 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 
 def madt(vcpus: int) -> bytes:
-    """Which interrupt controllers there are (§5.2.12)."""
+    """MADT: the interrupt controllers (§5.2.12)."""
     body = struct.pack("<II", _LOCAL_APIC, _ENABLED)  # and two PICs
     for number in range(vcpus):
         body += struct.pack("<BBBBI", 0, 8, number, number, _ENABLED)
@@ -72,7 +72,7 @@ def madt(vcpus: int) -> bytes:
 
 
 def fadt(facs: int, dsdt_at: int) -> bytes:
-    """The fixed hardware (§5.2.9): power management and how to reset. Offsets count from the table's start."""
+    """FADT: the fixed hardware (§5.2.9), power management and reset. Offsets count from the table's start."""
     body = bytearray(276)
     for offset, form, value in (
         (36, "<II", (facs, dsdt_at)),
@@ -91,7 +91,7 @@ def fadt(facs: int, dsdt_at: int) -> bytes:
 
 
 def dsdt() -> bytes:
-    """The devices that no bus enumerates (§5.2.11.1)."""
+    """DSDT: the devices that no bus enumerates (§5.2.11.1)."""
     wiring = [
         aml.package(*map(aml.integer, (slot << 16 | 0xFFFF, pin, 0, intx_gsi(slot, pin + 1))))
         for slot in range(1, SLOTS)

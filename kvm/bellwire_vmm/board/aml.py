@@ -1,4 +1,4 @@
-"""ACPI's byte code, as far as a table of constants needs it (ACPI 6.4 §20.2), and resources (§6.4).
+"""ACPI's byte code (ACPI 6.4 §20.2), as far as a table of constants needs it, and resources (§6.4).
 
 Each function returns the bytes of one term.
 """
@@ -15,7 +15,7 @@ _TYPE_FLAGS = {MEMORY: 1, PORTS: 3, BUSES: 0}  # writable, not cached; the entir
 
 
 def integer(value: int) -> bytes:
-    """A constant in as few bytes as it takes."""
+    """An integer constant, in as few bytes as it needs."""
     if value in (0, 1):
         return bytes([_ONE if value else _ZERO])
     for prefix, form in ((_BYTE, "<BB"), (_WORD, "<BH"), (_DWORD, "<BI"), (_QWORD, "<BQ")):
@@ -36,7 +36,7 @@ def package(*elements: bytes) -> bytes:
 
 
 def resources(*descriptors: bytes) -> bytes:
-    """A buffer of resource descriptors, and the tag that ends it."""
+    """A buffer of resource descriptors, with the end tag."""
     content = b"".join(descriptors) + b"\x79\0"
     return bytes([_BUFFER]) + _sized(integer(len(content)) + content)
 
@@ -47,12 +47,12 @@ def name(segment: str, value: bytes) -> bytes:
 
 
 def scope(segment: str, *terms: bytes) -> bytes:
-    """Terms inside a name at the root."""
+    """A scope at the root: terms below ``name``."""
     return bytes([_SCOPE]) + _sized(b"\\" + _segment(segment) + b"".join(terms))
 
 
 def device(segment: str, *terms: bytes) -> bytes:
-    """A device and what is in it."""
+    """A device and the terms in it."""
     return bytes([_EXTENDED, _DEVICE]) + _sized(_segment(segment) + b"".join(terms))
 
 
@@ -65,12 +65,12 @@ def window(kind: int, extent: range) -> bytes:
 
 
 def ports(start: int, count: int) -> bytes:
-    """Ports that a device itself answers at."""
+    """I/O ports that a device decodes."""
     return struct.pack("<BBHHBB", 0x47, 1, start, start, 1, count)
 
 
 def line(number: int) -> bytes:
-    """An interrupt line as ISA has them."""
+    """An interrupt line, as ISA devices have."""
     return struct.pack("<BH", 0x22, 1 << number)
 
 
@@ -79,7 +79,7 @@ def _segment(text: str) -> bytes:
 
 
 def _sized(content: bytes) -> bytes:
-    """A length that counts its own bytes too (PkgLength)."""
+    """PkgLength: a length that includes its own bytes."""
     if len(content) + 1 < 1 << 6:
         return bytes([len(content) + 1]) + content
     for more in (1, 2, 3):

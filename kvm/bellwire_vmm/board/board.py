@@ -1,4 +1,4 @@
-"""A PC's board, as far as an operating system needs one: timer, serial port, power, and tables that say so."""
+"""A PC's board, as far as an operating system needs one: timer, serial port, power, and the ACPI tables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bellwire_vmm.vmm import Machine, Request
 
 
 class Board:
-    """Put around ``machine`` once, before anything is loaded. What the guest says on its serial port goes to ``send``.
+    """The board around ``machine``. Make it once, before a guest is loaded. ``send`` gets the serial port's output.
 
-    The local APICs, the IOAPIC and the interval timer are the kernel's; kvm-clock is the guest's to find.
+    KVM emulates the local APICs, the IOAPIC and the interval timer. The guest finds kvm-clock by CPUID.
     """
 
     def __init__(self, machine: Machine, send: Callable[[bytes], None]) -> None:

@@ -1,4 +1,4 @@
-"""What a person types, brought to the guest's serial port, and the keys that bring them back."""
+"""Keys from a terminal to the guest's serial port, and the escape keys that end the machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _CHUNK = 256
 
 
 class Escape:
-    """Notices Ctrl-] three times within a second. The guest gets them all the same."""
+    """Notices Ctrl-] three times within a second. The guest gets these keys too."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
 
     def seen(self, data: bytes, now: float) -> bool:
-        """Whether ``data``, typed at ``now`` (seconds), completes it."""
+        """Whether ``data``, typed at ``now`` (in seconds), completes the escape."""
         for byte in data:
             self._times = [*self._times[1 - TIMES :], now] if byte == ESCAPE else []
             if len(self._times) == TIMES and now - self._times[0] <= WITHIN:
@@ -37,7 +37,7 @@ class Escape:
 
 @contextlib.contextmanager
 def raw(fd: int) -> Iterator[None]:
-    """A terminal that passes on every key and changes nothing; as it was afterwards. Other files are left alone."""
+    """A context in which a terminal passes on every key. Restores it afterwards. Leaves other files alone."""
     if not os.isatty(fd):
         yield
         return
@@ -50,7 +50,7 @@ def raw(fd: int) -> Iterator[None]:
 
 
 class Keyboard:
-    """Reads ``fd`` on a thread of its own, until its end or `close`. ``leave`` is called once the escape was typed."""
+    """Reads ``fd`` on a thread, until its end or `close`. Calls ``leave`` when the escape is typed."""
 
     def __init__(self, fd: int, uart: Uart, leave: Callable[[], None]) -> None:
         self._fd = fd
@@ -62,7 +62,7 @@ class Keyboard:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; the serial port takes no more."""
+        """End the thread, and the input of the serial port."""
         os.eventfd_write(self._stop, 1)
         self._uart.close()
         self._thread.join()
@@ -76,7 +76,7 @@ class Keyboard:
             try:
                 data = os.read(self._fd, _CHUNK)
             except OSError:
-                return  # the terminal has gone
+                return  # the terminal is gone
             if not data:
                 return
             if self._escape.seen(data, time.monotonic()):

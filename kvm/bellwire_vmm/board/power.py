@@ -1,4 +1,4 @@
-"""Off and reset: the fixed power management registers of ACPI, and the ports by which PCs have always been reset."""
+"""Power-off and reset: the fixed power management registers of ACPI, and the reset port of the keyboard controller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bellwire_vmm.vmm import Request
 EVENTS, EVENTS_SIZE = 0x600, 4
 CONTROL, CONTROL_SIZE = 0x604, 2
 SLEEP_OFF = 5
-"""What `_S5` says to write to the sleep type."""
+"""The sleep type that `_S5` names."""
 
 RESET, RESET_VALUE = 0xCF9, 0x06
 """The reset control register of Intel's chipsets: bit 2 going to 1 resets."""
@@ -31,12 +31,12 @@ class PowerRegisters:
         self._enabled = bytearray(EVENTS_SIZE // 2)
 
     def read(self, offset: int, size: int) -> bytes:
-        """No event's status, the enable bits as written, and that ACPI is on."""
+        """Read the registers: no event, the enable bits as written, and a control register that says ACPI is on."""
         registers = bytes(_ENABLE) + self._enabled + bytes([_SCI_ENABLED, 0])
         return registers[offset : offset + size].ljust(size, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Enable bits are kept: a guest looks whether they were. Sleep type 5 with the enable bit is power-off."""
+        """Keep the enable bits, since guests check them. Sleep type 5 with the sleep enable bit powers off."""
         for at, byte in enumerate(data, offset):
             if _ENABLE <= at < EVENTS_SIZE:
                 self._enabled[at - _ENABLE] = byte
@@ -46,16 +46,16 @@ class PowerRegisters:
 
 
 class KeyboardController:
-    """Port 0x64, of a keyboard that is not there: only its command that resets the machine."""
+    """Port 0x64 of a keyboard controller without a keyboard: it only knows the command that resets the machine."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
 
     def read(self, offset: int, size: int) -> bytes:
-        """Ready for a command, with nothing to say."""
+        """The status: ready for a command, no data."""
         return bytes(size)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Pulse the reset line, or nothing."""
+        """Reset the machine on command 0xFE; ignore other commands."""
         if data[0] == _PULSE_RESET:
             self._ask(Request.RESET)

@@ -41,9 +41,9 @@ _NONE, _SENT, _RECEIVED, _FIFOS = 0x01, 0x02, 0x04, 0xC0
 
 
 class Uart:
-    """A `bus.Target` of eight ports. ``send`` takes what the guest says, ``line`` the level of the interrupt.
+    """A `bus.Target` of eight ports. ``send`` gets the guest's output, ``line`` the level of the interrupt.
 
-    Every byte is sent at once, whatever the divisor says.
+    Every byte is sent at once, whatever baud rate the divisor sets.
     """
 
     def __init__(self, send: Callable[[bytes], None], line: Callable[[bool], None]) -> None:
@@ -54,12 +54,12 @@ class Uart:
         self._registers = bytearray(PORTS)
         self._divisor = bytearray(b"\x01\0")
         self._fifo = False
-        self._sent = False  # the interrupt for it is pending
+        self._sent = False  # the interrupt for a sent byte is pending
         self._level = False
         self._closed = False
 
     def receive(self, data: bytes) -> bool:
-        """Hand the guest ``data``, waiting while it does not read; False once the port is closed."""
+        """Give the guest ``data``. Waits while the guest does not read. Returns False if the port is closed."""
         for byte in data:
             with self._lock:
                 self._lock.wait_for(lambda: self._closed or len(self._received) < FIFO)
@@ -72,20 +72,20 @@ class Uart:
         return True
 
     def close(self) -> None:
-        """Nobody will read any more."""
+        """Close the port: `receive` stops waiting, and returns False."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
 
     def read(self, offset: int, size: int) -> bytes:
-        """The registers are a byte wide; of wider reads the rest is ones."""
+        """Read a register. Registers are a byte wide; the other bytes of a wider read are ones."""
         with self._lock:
             value = self._read(offset)
             self._interrupt()
         return bytes([value]).ljust(size, b"\xff")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Likewise: the first byte counts."""
+        """Write a register. Only the first byte of a wider write counts."""
         with self._lock:
             self._write(offset, data[0])
             self._interrupt()

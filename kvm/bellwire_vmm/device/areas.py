@@ -1,4 +1,4 @@
-"""Parts of a BAR that the guest reaches with no exit at all: the device's memory, as a KVM memory slot."""
+"""Areas of a BAR that the guest accesses without an exit: the device's memory, as a KVM memory slot."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bellwire_vmm.machine.slots import MemorySlots
 
 
 def outside(areas: Iterable[range], traps: Iterable[range]) -> list[range]:
-    """What is left of ``areas`` without the pages of ``traps``.
+    """Remove the pages of ``traps`` from ``areas``.
 
-    KVM traps no access to a writable slot: neither the MSI-X table nor a doorbell may lie in one.
+    KVM traps no access to a writable slot, so the MSI-X table and doorbells must not lie in one.
     """
     left = list(areas)
     for trap in traps:
@@ -28,7 +28,7 @@ def outside(areas: Iterable[range], traps: Iterable[range]) -> list[range]:
 
 
 class MappedArea:
-    """The bytes ``extent`` of a BAR, which lie in ``fd`` from ``position`` on."""
+    """The bytes ``extent`` of a BAR, which are in ``fd`` from ``position`` on. The caller keeps the fd."""
 
     def __init__(self, slots: MemorySlots, fd: int, position: int, extent: range) -> None:
         self._slots = slots
@@ -45,13 +45,13 @@ class MappedArea:
         self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._bytes)
 
     def attach(self, base: int) -> None:
-        """The BAR answers at ``base``: show the area there."""
+        """Show the area to the guest: its BAR is at ``base`` now."""
         if self._slot is None and self._anchor is not None:
             host = ctypes.addressof(self._anchor)
             self._slot = self._slots.add(base + self._offset, len(self._bytes), host)
 
     def detach(self) -> None:
-        """Take the slot away."""
+        """Remove the memory slot: the area's BAR no longer answers."""
         if self._slot is not None:
             self._slots.remove(self._slot)
             self._slot = None

@@ -1,4 +1,4 @@
-"""What answers an access to a BAR that does leave the guest: the MSI-X table, the relay, or a message."""
+"""What answers an access to a BAR that exits to the VMM: the MSI-X table, the relay, or a message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BarTarget:
         self._pending = table.layout.pending if table and table.layout.pending_bar == bar.index else empty
 
     def read(self, offset: int, size: int) -> bytes:
-        """The guest's read; all ones if the device does not answer."""
+        """Read as the guest does: all ones if the device does not answer."""
         self.reads += 1
         if self._table is not None and _inside(self._entries, offset, size):
             return self._table.read(offset - self._entries.start, size)
@@ -57,7 +57,7 @@ class BarTarget:
         return data
 
     def write(self, offset: int, data: bytes) -> None:
-        """The guest's write; lost if the device does not take it."""
+        """Write as the guest does: lost if the device does not take it."""
         self.writes += 1
         count = self._counts.get(offset)
         if count is not None:

@@ -35,18 +35,18 @@ class Bar:
         return range(start, start + (8 if self.wide else 4))
 
     def content(self) -> bytes:
-        """What the guest reads there."""
+        """The bytes that the guest reads from the register."""
         return (self.address | self._flags).to_bytes(len(self.register), "little")
 
     def write(self, offset: int, value: int) -> None:
-        """Take one byte at config space ``offset``; address bits below the size stay zero."""
+        """Write one byte at config space ``offset``. Address bits below the BAR's size stay zero."""
         shift = 8 * (offset - self.register.start)
         self.address = (self.address & ~(0xFF << shift) | value << shift) & ~(self.size - 1)
 
     def decodable(self, ram: int) -> bool:
-        """Whether the address can be answered: not RAM, no interrupt controller's, not beyond reach.
+        """Whether the BAR can be mapped at its address: not over RAM or an interrupt controller, and within reach.
 
-        While it sizes a BAR, a guest leaves all ones here; that is no place either.
+        A guest that sizes a BAR writes all ones; the BAR is not mapped at that address either.
         """
         end = self.address + self.size
         if self.ports:

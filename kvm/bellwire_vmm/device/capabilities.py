@@ -1,4 +1,4 @@
-"""The PCI capabilities that a VMM must know (PCI 3.0 §6.7, §6.8; PCI Express 4.0 §7.5.3)."""
+"""The PCI capabilities that the VMM handles (PCI 3.0 §6.7, §6.8; PCI Express 4.0 §7.5.3)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _STATUS, _POINTER, _HAS_LIST = 0x06, 0x34, 0x10
 
 
 def find(config: bytes) -> dict[int, int]:
-    """Where each capability lies in 256 bytes of config space, by its id; the first of a kind counts."""
+    """The offset of each capability in 256 bytes of config space, keyed by its id. The first of a kind counts."""
     found: dict[int, int] = {}
     if not config[_STATUS] & _HAS_LIST:
         return found
     at = config[_POINTER] & 0xFC
-    for _ in range(48):  # as many as there is room for: a looping list ends here
+    for _ in range(48):  # no more fit into config space: this ends a list that loops
         if at < 0x40:
             break
         found.setdefault(config[at], at)
@@ -26,7 +26,7 @@ def find(config: bytes) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Msi:
-    """Message Control and what follows it, decoded."""
+    """The MSI capability, decoded: Message Control and the fields behind it."""
 
     enabled: bool
     address: int
@@ -36,7 +36,7 @@ class Msi:
 
     @classmethod
     def unpack(cls, capability: bytes) -> Msi:
-        """From the capability's (at most 24) bytes."""
+        """Decode the capability's bytes, at most 24."""
         control = int.from_bytes(capability[2:4], "little")
         wide, maskable = bool(control & 0x80), bool(control & 0x100)
         address = int.from_bytes(capability[4 : 12 if wide else 8], "little")
@@ -47,12 +47,12 @@ class Msi:
 
     @staticmethod
     def size(control: int) -> int:
-        """How many bytes the capability takes."""
+        """The capability's size in bytes, for a value of Message Control."""
         return (14 if control & 0x80 else 10) + (10 if control & 0x100 else 0)
 
 
 class MsixCapability(NamedTuple):
-    """Where a device's MSI-X table and pending bits lie, and how many vectors there are."""
+    """The MSI-X capability: where the table and the pending bits lie, and how many vectors there are."""
 
     vectors: int
     table_bar: int
@@ -62,7 +62,7 @@ class MsixCapability(NamedTuple):
 
     @classmethod
     def unpack(cls, capability: bytes) -> MsixCapability:
-        """From the capability's 12 bytes."""
+        """Decode the capability's 12 bytes."""
         control, table, pending = struct.unpack_from("<HII", capability, 2)
         vectors = (control & 0x7FF) + 1
         start, pending_start = table & ~7, pending & ~7

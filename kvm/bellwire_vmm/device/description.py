@@ -1,4 +1,4 @@
-"""What a device says of itself when it is plugged in, checked before anything is built on it."""
+"""What a device says about itself when it is plugged in. Everything is checked before it is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIN = 0x3D
 
 @dataclass(slots=True)
 class Description:
-    """One device. Whoever takes it closes the areas and the sub-regions' file descriptors."""
+    """The description of one device. Its taker owns the areas and the fds of the sub-regions, and closes them."""
 
     config: bytes
     resettable: bool
@@ -33,22 +33,25 @@ class Description:
 
     @property
     def vendor(self) -> int:
-        """Vendor ID."""
+        """The Vendor ID of config space."""
         return int.from_bytes(self.config[0:2], "little")
 
     @property
     def device(self) -> int:
-        """Device ID."""
+        """The Device ID of config space."""
         return int.from_bytes(self.config[2:4], "little")
 
     @property
     def pin(self) -> int:
-        """Interrupt Pin: 1-4 for INTA-D, 0 for none."""
+        """The Interrupt Pin register: 1-4 for INTA-D, 0 for none."""
         return self.config[_PIN] if self.config[_PIN] <= 4 else 0
 
 
 def describe(client: Client, slots: MemorySlots) -> Description:
-    """Reset the device behind ``client``, if it can be, and ask; DeviceRefusedError if it makes no sense."""
+    """Reset the device behind ``client``, if it supports that, and query it.
+
+    Raises DeviceRefusedError if its answers contradict each other or do not fit a PCI device.
+    """
     info = client.device_info()
     if not info.flags & DeviceFlags.PCI:
         raise DeviceRefusedError(f"not a PCI device (flags {info.flags!r})")
@@ -83,7 +86,7 @@ def _bar(client: Client, description: Description, slots: MemorySlots, index: in
         try:
             regions = client.io_fds(index)
         except RemoteError:
-            regions = []  # a server that does not know the command
+            regions = []  # the server does not know the command
         description.regions[index] = regions
         for each in descriptors(regions):
             on_failure.callback(os.close, each)
@@ -97,7 +100,7 @@ def _bar(client: Client, description: Description, slots: MemorySlots, index: in
 
 
 def _mappable(info: RegionInfo) -> list[range]:
-    """The parts of a region that may be mapped: those listed, or all of it where none are."""
+    """The parts of a region that may be mapped: the listed areas, or all of it if none are listed."""
     if not info.flags & RegionFlags.MMAP or not info.flags & RegionFlags.WRITE:
         return []
     listed = [range(area.offset, area.offset + area.size) for area in info.areas] or [range(info.size)]
@@ -109,7 +112,7 @@ def _mappable(info: RegionInfo) -> list[range]:
 
 
 def _traps(description: Description, bar: Bar) -> list[range]:
-    """The parts of a BAR whose accesses must not be lost in a memory slot."""
+    """The parts of a BAR that must be trapped, and so must not lie in a memory slot."""
     msix = description.msix
     regions = description.regions[bar.index]
     traps = [range(region.offset, region.offset + region.size) for region in regions]

@@ -1,4 +1,4 @@
-"""DMA by message: a device that was given no file descriptor of the guest's RAM asks for what it wants."""
+"""DMA by message: how a device without a file descriptor of the guest's RAM reads and writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfio_user import VfioUserError
 
 
 class DmaMemory:
-    """The guest's RAM as `vfio_user.Client` wants it: what is not there is an errno for the device."""
+    """The guest's RAM as a `vfio_user.Memory`. An address without RAM is an error reply to the device (EFAULT)."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
@@ -35,7 +35,7 @@ class DmaMemory:
 
 
 class DmaThread:
-    """Answers a device while no vCPU waits for it: one that does answers by itself."""
+    """A thread that answers a device's DMA messages while no vCPU waits for the device and answers them itself."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer

@@ -1,4 +1,4 @@
-"""How a device interrupts: by its pin, by MSI or by MSI-X, whichever the guest has turned on."""
+"""How a device interrupts: by its INTx pin, by MSI or by MSI-X, as the guest has chosen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
 
 
 class Interrupts:
-    """Follows a device's interrupt capabilities. One kind is connected at a time, the pin by default."""
+    """Follows the guest's writes to a device's interrupt capabilities. One kind is connected at a time: first INTx."""
 
     def __init__(self, platform: Platform, client: Client, slot: int, pin: int, msix: MsixCapability | None) -> None:
         self._platform = platform
@@ -28,7 +28,7 @@ class Interrupts:
         self._switch(IrqIndex.INTX)
 
     def msi_changed(self, msi: Msi) -> None:
-        """The guest wrote to the MSI capability, which now says ``msi``."""
+        """The guest has written to the MSI capability, which now reads ``msi``."""
         if not msi.enabled:
             if self._mode is IrqIndex.MSI:
                 self._switch(IrqIndex.INTX)
@@ -41,7 +41,7 @@ class Interrupts:
             vector.set(msi.address, data, opened=not msi.mask >> number & 1)
 
     def msix_changed(self, control: int) -> None:
-        """The guest wrote Message Control of MSI-X, which now reads ``control``."""
+        """The guest has written Message Control of MSI-X, which now reads ``control``."""
         if self.table is None:
             return
         self.table.function_mask = bool(control & _FUNCTION_MASK)
@@ -55,13 +55,13 @@ class Interrupts:
             self.table.apply()
 
     def reset(self) -> None:
-        """Back to the pin, the table masked."""
+        """Return to the INTx pin, and mask the whole MSI-X table."""
         self._switch(IrqIndex.INTX)
         if self.table is not None:
             self.table.reset()
 
     def close(self, *, tell: bool) -> None:
-        """Disconnect everything; ``tell`` the device, if it is still there to hear."""
+        """Disconnect everything. ``tell``: send the device the change too, for a device that still answers."""
         self._disconnect(tell=tell)
 
     def _switch(self, mode: IrqIndex, count: int = 0) -> None:

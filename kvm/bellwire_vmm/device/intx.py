@@ -1,4 +1,4 @@
-"""A device's INTx pin: a level that KVM drops when the guest acknowledges it, and asks about again."""
+"""A device's INTx pin: a level that KVM lowers when the guest acknowledges it; KVM then asks the device again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vfio_user import Client, IrqIndex
 
 
 class IntxLine:
-    """INT``pin`` of ``slot``, as KVM and the device share it: one eventfd raises it, another one re-arms it.
+    """INT``pin`` of ``slot``, shared by KVM and the device: one eventfd raises it, another one re-arms it.
 
-    At the guest's end of interrupt KVM lowers the line and writes the resample eventfd; the device, for which
-    that is SET_IRQS with UNMASK, raises it again if it still wants attention. A software-virtualised KVM may
-    do so as it delivers the interrupt, before the guest has seen it: then the line comes once more than it was
-    raised, as shared lines do, and a driver asks its device.
+    At the guest's end of interrupt, KVM lowers the line and writes the resample eventfd. The device has that eventfd
+    from DEVICE_SET_IRQS with UNMASK, and raises the line again if it still asserts it. A software-virtualised KVM may
+    write the resample eventfd when it delivers the interrupt, before the guest has seen it. Then the guest gets one
+    interrupt more than there were causes, as on a shared line; its driver asks the device.
     """
 
     def __init__(self, platform: Platform, client: Client, slot: int, pin: int) -> None:
@@ -25,7 +25,7 @@ class IntxLine:
         self._fds: tuple[int, int] | None = None
 
     def connect(self) -> None:
-        """Wire it up."""
+        """Connect the line: register the eventfds with KVM and hand them to the device."""
         raised, resample = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
         self._fds = raised, resample
         self._platform.vm.irqfd(raised, self.gsi, resample)
@@ -33,7 +33,7 @@ class IntxLine:
         self._client.unmask_eventfd(resample)
 
     def disconnect(self, *, tell: bool = True) -> None:
-        """Take it away; without ``tell``, a device that is gone need not hear."""
+        """Disconnect the line. Without ``tell`` no message is sent, for a device that is gone."""
         if self._fds is None:
             return
         raised, resample = self._fds

@@ -26,26 +26,26 @@ class MsixTable:
         self.reset()
 
     def reset(self) -> None:
-        """Every vector masked, its address and data zero."""
+        """Mask every vector, and set its address and data to zero."""
         self._content = bytearray(_FIELDS.pack(0, 0, _MASKED) * self.layout.vectors)
         self.function_mask = False
 
     def connect(self, vectors: list[Vector]) -> None:
-        """From now on entries route ``vectors``; an empty list disconnects."""
+        """Let the entries route ``vectors`` from now on. An empty list disconnects."""
         self._vectors = vectors
         self.apply()
 
     def apply(self) -> None:
-        """Route every vector as its entry and the function mask say."""
+        """Route every vector as its entry and the function mask demand."""
         for number in range(len(self._vectors)):
             self._apply(number)
 
     def read(self, offset: int, size: int) -> bytes:
-        """The guest's read of the table."""
+        """Read the table, as the guest does."""
         return bytes(self._content[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """The guest's write to the table; of the control word only the mask bit takes."""
+        """Write the table, as the guest does. Of the control word only the mask bit changes."""
         self._content[offset : offset + len(data)] = data
         for number in range(offset // ENTRY, (offset + len(data) - 1) // ENTRY + 1):
             control = number * ENTRY + 12
@@ -54,7 +54,7 @@ class MsixTable:
                 self._apply(number)
 
     def pending(self, offset: int, from_device: bytes) -> bytes:
-        """The pending bits at ``offset`` of the array: the device's, and those that we hold back."""
+        """The pending bits at ``offset`` of the array: the device's, and those of vectors that the VMM holds back."""
         bits = int.from_bytes(from_device, "little")
         first = offset * 8
         for number, vector in enumerate(self._vectors[first : first + 8 * len(from_device)]):

@@ -1,4 +1,4 @@
-"""The connection to a device as its guest feels it: what goes wrong reads as ones and swallows writes."""
+"""The connection to a device, as its guest sees it: a failed read gives all ones, a failed write is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from vfio_user import Client, Disconnected, FramingError, RegionWrite, TimedOut, VfioUserError
 
-_FATAL = Disconnected, FramingError, TimedOut  # an answer that comes late, or half a message, is none
+_FATAL = Disconnected, FramingError, TimedOut  # after a late answer or half a message, none can be understood
 
 _log = logging.getLogger(__name__)
 
@@ -17,8 +17,7 @@ _log = logging.getLogger(__name__)
 class Peer:
     """Wraps a `vfio_user.Client` for use on vCPU threads. ``lock`` is the platform's.
 
-    ``refused`` counts accesses that the device answered with an error; ``lost`` says why there will be no
-    more answers, once that is so.
+    ``refused`` counts accesses that the device answered with an error. Once the connection is lost, ``lost`` says why.
     """
 
     def __init__(self, client: Client, lock: threading.RLock) -> None:
@@ -28,12 +27,12 @@ class Peer:
         self.lost = ""
 
     def answer(self) -> None:
-        """Answer what the device asks for by message, if it has asked."""
+        """Answer the device's DMA messages that have arrived. Does not wait."""
         with self.tolerant():
             self.client.poll()
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """``size`` bytes of a region, or all ones."""
+        """Read ``size`` bytes of a region: all ones if the device does not answer."""
         if not self.lost:
             try:
                 return self.client.read(region, offset, size)
@@ -42,7 +41,7 @@ class Peer:
         return b"\xff" * size
 
     def write(self, region: int, offset: int, data: bytes, *, posted: bool = False) -> None:
-        """Write a region; ``posted`` returns without knowing whether the device took it."""
+        """Write a region. A ``posted`` write returns before the device has answered."""
         if not self.lost:
             try:
                 self.client.write(region, offset, data, posted=posted)
@@ -59,7 +58,7 @@ class Peer:
 
     @contextlib.contextmanager
     def tolerant(self) -> Iterator[None]:
-        """A stretch of talk with the device that the guest has no way to see fail."""
+        """A context in which errors of the device are noted and not raised: the guest has no way to see them."""
         try:
             yield
         except VfioUserError as error:

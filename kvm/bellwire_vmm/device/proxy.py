@@ -1,4 +1,4 @@
-"""A vfio-user device in a slot of the machine: the guest's accesses in, the device's interrupts out."""
+"""A vfio-user device in a slot of the machine: it passes on the guest's accesses and the device's interrupts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 class ProxyDevice:
-    """The device behind ``client``, as the function of ``slot``; made by `Machine.plug`, which owns it.
+    """The device behind ``client``, as the function of ``slot``. `Machine.plug` makes it and owns it.
 
-    The VMM keeps the BARs, the interrupt line register and the MSI-X table; the rest of config space is the
-    device's. ``coalesced`` are the zones whose writes may wait: (BAR, offset, size). Raises DeviceRefusedError for
-    a device that no guest can be shown, ZoneRefusedError for a zone, and what the client raises.
+    The VMM keeps the BARs, the interrupt line register and the MSI-X table. The device keeps the rest of config space.
+    ``coalesced`` are the zones whose writes may wait: (BAR, offset, size). Raises DeviceRefusedError for a device that
+    cannot be shown to a guest, ZoneRefusedError for a zone, and the errors of the client.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class ProxyDevice:
         self.slot = slot
         self.peer = Peer(client, platform.lock)
         self._platform = platform
-        self._placed: dict[int, int] = {}  # BAR index -> the address that it answers at
-        self._homes: dict[int, int] = {}  # BAR index -> where it was put first
+        self._placed: dict[int, int] = {}  # BAR index -> the address where it is mapped
+        self._homes: dict[int, int] = {}  # BAR index -> the address where it was placed first
         self._decoding = 0
         self._line = 0
         with ExitStack() as stack:
@@ -83,17 +83,17 @@ class ProxyDevice:
         return self._registrations.routes()
 
     def standings(self) -> list[Standing]:
-        """The same, with how many accesses have left the guest."""
+        """How a write to each sub-region reaches the device, and how many accesses to it have exited."""
         return self._registrations.standings()
 
     @property
     def accesses(self) -> tuple[int, int]:
-        """Reads and writes of all BARs that have left the guest."""
+        """The numbers of reads and of writes of all BARs that have exited to the VMM."""
         targets = self._targets.values()
         return sum(target.reads for target in targets), sum(target.writes for target in targets)
 
     def reset(self) -> None:
-        """Reset the device, as the machine's reset line would, and place its BARs as at first."""
+        """Reset the device, as the machine's reset line would, and place its BARs where they were at first."""
         with self._platform.lock, self.peer.tolerant():
             self._forget()
             if self._resettable:
@@ -101,14 +101,14 @@ class ProxyDevice:
             self._place()
 
     def close(self) -> None:
-        """Take away every registration, and close the connection."""
+        """Remove all registrations, and close the connection."""
         with self._platform.lock, self.peer.tolerant():
             self._stack.close()
 
     # Config space (pci.Function)
 
     def config_read(self, offset: int, size: int) -> bytes:
-        """The device's bytes, but for those that the VMM keeps."""
+        """The guest's read of config space: the device's bytes, with the registers that the VMM keeps put over them."""
         data = bytearray(self.peer.read(RegionIndex.CONFIG, offset, size))
         if self.peer.lost:
             return bytes(data)
@@ -125,7 +125,7 @@ class ProxyDevice:
         return bytes(data)
 
     def config_write(self, offset: int, data: bytes) -> None:
-        """To the device first, which keeps what may be written; then follow what it means for us."""
+        """The guest's write to config space: send it to the device, then apply its effects on what the VMM keeps."""
         with self._platform.lock, self.peer.tolerant():
             self.peer.write(RegionIndex.CONFIG, offset, data)
             self._follow(range(offset, offset + len(data)), data)
@@ -154,8 +154,8 @@ class ProxyDevice:
     # Addresses
 
     def _target(self, bar: Bar) -> BarTarget:
-        # A direct store to a mapped area would overtake a posted message, so no write is posted beside one;
-        # and PCI itself does not post writes to I/O ports.
+        # A direct store to a mapped area would overtake a posted message, so a device with areas gets no posted writes.
+        # PCI does not post writes to I/O ports.
         posted = not bar.ports and not any(self._areas.values())
         relayed = self._registrations.relayed.get(bar.index, ())
         counts = self._registrations.counts.get(bar.index, {})
@@ -166,7 +166,7 @@ class ProxyDevice:
             self._homes[bar.index] = self._platform.window(bar).take(bar.size)
 
     def _place(self) -> None:
-        """What firmware does before a guest starts: BARs placed, decoding on, the interrupt line told."""
+        """Do what firmware does before a guest starts: place BARs, enable decoding, set the interrupt line register."""
         for bar in self._bars.values():
             address = self._homes[bar.index].to_bytes(8, "little")
             for at in range(0, len(bar.register), 4):
@@ -176,7 +176,7 @@ class ProxyDevice:
         self.config_write(_COMMAND, bytes([_DECODE_PORTS | _DECODE_MEMORY, 0]))
 
     def _remap(self) -> None:
-        """Let each BAR answer where the guest wants it, or nowhere."""
+        """Map each BAR where the guest has put it, or nowhere if it does not decode."""
         wanted = {bar.index: bar.address for bar in self._bars.values() if self._answers(bar)}
         for index, address in list(self._placed.items()):
             if wanted.get(index) != address:
@@ -210,7 +210,7 @@ class ProxyDevice:
         del self._placed[bar.index]
 
     def _forget(self) -> None:
-        """The device has been, or will be, reset: no decoding, no BARs, no message interrupts."""
+        """Forget the guest's set-up, for a reset: no decoding, no BARs, no message interrupts."""
         self._decoding = 0
         for bar in self._bars.values():
             bar.address = 0

@@ -1,4 +1,4 @@
-"""A device's sub-regions: each is registered with KVM where its BAR lies, or relayed, or left to messages."""
+"""A device's sub-regions: each is registered with KVM at its BAR's address, or relayed, or served by messages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kvm_ioctls import IoRegion, KvmError, Vm
 from vfio_user import IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
 
 IN_KERNEL = frozenset((Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.IOREGIONFD_KERNEL))
-"""Where the guest's write does not leave the guest, once KVM knows the address."""
+"""The mechanisms by which a write does not exit, once KVM knows the address."""
 
 
 class Route(NamedTuple):
-    """How a guest's write to a sub-region reaches its device; where that is by REGION_WRITE, ``reason`` says why."""
+    """How a guest's write to a sub-region reaches its device. For REGION_WRITE, ``reason`` says why."""
 
     bar: int
     offset: int
@@ -28,7 +28,7 @@ class Route(NamedTuple):
 
 
 class Count:
-    """How many writes to one address have left the guest."""
+    """How many writes to one address have exited to the VMM."""
 
     __slots__ = ("exits",)
 
@@ -38,7 +38,7 @@ class Count:
 
 @dataclass(slots=True)
 class Registration:
-    """A sub-region of ``bar``. ``registered`` is the base address that KVM knows it at."""
+    """A sub-region of ``bar``. ``registered`` is the BAR's address at which KVM knows it; None if it does not."""
 
     bar: Bar
     region: SubRegion
@@ -49,8 +49,9 @@ class Registration:
 
 
 class Standing(NamedTuple):
-    """How a sub-region fares: ``address`` is where KVM knows it (None: it does not, or need not), ``exits`` how many
-    accesses to it have left the guest all the same.
+    """The state of a sub-region.
+
+    ``address`` is where it is registered with KVM; None if it is not. ``exits`` is how many accesses to it have exited.
     """
 
     route: Route
@@ -59,7 +60,7 @@ class Standing(NamedTuple):
 
 
 class Registrations:
-    """All sub-regions of one device; owns their file descriptors."""
+    """All sub-regions of one device. Owns their file descriptors."""
 
     def __init__(self, vm: Vm, bars: Iterable[tuple[Bar, list[SubRegion]]]) -> None:
         self._vm = vm
@@ -78,14 +79,14 @@ class Registrations:
             raise
 
     def routes(self) -> list[Route]:
-        """What each sub-region got, in the device's order."""
+        """The route of each sub-region, in the device's order."""
         return [
             Route(each.bar.index, each.region.offset, each.region.size, *self._standing(each))
             for each in self._registrations
         ]
 
     def standings(self) -> list[Standing]:
-        """The same, with what has come of it so far."""
+        """The state of each sub-region, in the device's order."""
         standings = []
         for route, each in zip(self.routes(), self._registrations, strict=True):
             known = each.registered is not None and route.mechanism in IN_KERNEL
@@ -94,7 +95,7 @@ class Registrations:
         return standings
 
     def attach(self, bar: Bar) -> None:
-        """``bar`` answers at its address now: register what lies in it."""
+        """Register the sub-regions of ``bar``: it is mapped at its address now."""
         for each in self._registrations:
             if each.bar is bar and each.registered is None:
                 try:
@@ -105,14 +106,14 @@ class Registrations:
                     each.registered, each.reason = bar.address, ""
 
     def detach(self, bar: Bar) -> None:
-        """``bar`` answers no more: take its registrations away."""
+        """Remove the registrations of ``bar``: it is no longer mapped."""
         for each in self._registrations:
             if each.bar is bar and each.registered is not None:
                 base, each.registered = each.registered, None
                 self._unregister(each, base)
 
     def close(self) -> None:
-        """Take every registration away and close the descriptors."""
+        """Remove all registrations, and close the descriptors."""
         for each in self._registrations:
             self.detach(each.bar)
         for relay in self._relays.values():
@@ -167,7 +168,7 @@ class Registrations:
 
 
 def descriptors(regions: Iterable[SubRegion]) -> set[int]:
-    """The file descriptors that came with sub-regions: several may share one."""
+    """The file descriptors of the sub-regions, each once: several sub-regions may share one."""
     found = set()
     for region in regions:
         found.add(region.fd)

@@ -1,8 +1,8 @@
-"""The relay: where the kernel has no ioregionfds, the VMM speaks their wire itself on a KVM exit.
+"""The relay: where the kernel has no ioregionfds, the VMM sends their commands itself on a KVM exit.
 
-Same semantics as the kernel proposal's (version 3): an access that lies wholly in a region and is 1, 2, 4 or
-8 bytes wide becomes a command; one command is in flight per socket; posted writes are not waited for.
-Everything else, and everything after a hang-up, is left to messages.
+The semantics are those of the kernel proposal, version 3. An access of 1, 2, 4 or 8 bytes that lies wholly in a region
+becomes a command. One command is in flight on a socket; a posted write gets no response. All other accesses, and all
+accesses after a hang-up, go by message.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ _WIDTHS = frozenset((1, 2, 4, 8))
 
 
 class Relay:
-    """One ioregionfd socket, which several sub-regions may share and several vCPUs use: one at a time.
+    """One ioregionfd socket. Several sub-regions may share it, and vCPUs use it one at a time.
 
-    A device that does not play its part (it hangs up, answers nonsense, or not in time) is not spoken to
-    again.
+    After a device hangs up, sends a malformed answer, or does not answer in time, nothing more is sent to it.
     """
 
     def __init__(self, fd: int) -> None:
@@ -31,7 +30,7 @@ class Relay:
         return self._client is not None
 
     def write(self, user_data: int, offset: int, data: bytes, *, posted: bool) -> bool:
-        """Send a write, and wait for its acknowledgement unless it is posted; False if that cannot be."""
+        """Send a write, and wait for its response unless posted. Returns False if the relay has hung up."""
         with self._lock:
             if self._client is None:
                 return False
@@ -43,7 +42,7 @@ class Relay:
             return True
 
     def read(self, user_data: int, offset: int, size: int) -> bytes | None:
-        """Send a read and wait for its answer; None if that cannot be."""
+        """Send a read and wait for its response. Returns None if the relay has hung up."""
         with self._lock:
             if self._client is None:
                 return None
@@ -54,7 +53,7 @@ class Relay:
                 return None
 
     def hang_up(self) -> None:
-        """Speak no more."""
+        """Stop using the socket. All further accesses go by message."""
         with self._lock:
             self._close()
 
@@ -65,9 +64,9 @@ class Relay:
 
 
 class RelayedRegion:
-    """One sub-region on its socket; without a ``relay`` the kernel's, and what comes here goes by message.
+    """One sub-region and its socket. Without a ``relay`` the kernel serves it; an access that exits goes by message.
 
-    ``exits`` counts the accesses that have left the guest.
+    ``exits`` counts the accesses that have exited to the VMM.
     """
 
     __slots__ = ("_exact", "_posted", "_relay", "_user_data", "end", "exits", "start")
@@ -82,20 +81,20 @@ class RelayedRegion:
         self._relay = relay
 
     def covers(self, offset: int, size: int) -> bool:
-        """Whether an access goes to this region. Size 0 means its very address, at any width."""
+        """Whether an access goes to this region. A region of size 0 takes accesses of any width at its own address."""
         if self._exact:
             return offset == self.start
         return self.start <= offset and offset + size <= self.end and size in _WIDTHS
 
     def write(self, offset: int, data: bytes) -> bool:
-        """Send a write; False when it must go by message instead."""
+        """Send a write. Returns False if it must go by message instead."""
         self.exits += 1
         if len(data) not in _WIDTHS or self._relay is None:
             return False
         return self._relay.write(self._user_data, offset - self.start, data, posted=self._posted)
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Send a read and wait; None when it must go by message instead."""
+        """Send a read and wait for its response. Returns None if it must go by message instead."""
         self.exits += 1
         return (
             None if self._exact or self._relay is None else self._relay.read(self._user_data, offset - self.start, size)

@@ -10,7 +10,7 @@ from vfio_user.eventfds import SIZE, take
 
 
 class Vector:
-    """One message interrupt. While closed (masked, disabled) its eventfd keeps what the device raised."""
+    """One message interrupt. While it is closed (masked, disabled), its eventfd keeps the device's triggers."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -19,7 +19,7 @@ class Vector:
         self._open = False
 
     def set(self, address: int, data: int, *, opened: bool) -> None:
-        """Where the message goes, and whether it may. Opening delivers what has been raised meanwhile."""
+        """Set the message, and whether it may be sent. Opening the vector delivers the triggers kept so far."""
         vm = self._platform.vm
         if not opened:
             if self._open:
@@ -28,8 +28,8 @@ class Vector:
             return
         self._platform.gsis.route(self._gsi, address, data)
         if not self._open:
-            # KVM, too, looks at the eventfd once when it takes it over, but would leave its count standing:
-            # it would look pending at the next mask. So what has come so far is taken out and sent here.
+            # KVM looks at the eventfd once when it takes it over, and leaves its count: the vector would look pending
+            # at the next mask. So the count so far is taken out, and sent, here.
             raised = take(self.eventfd, bytearray(SIZE))
             vm.irqfd(self.eventfd, self._gsi)
             self._open = True
@@ -38,7 +38,7 @@ class Vector:
 
     @property
     def pending(self) -> bool:
-        """Whether the device has raised it since it was closed."""
+        """Whether the device has triggered it since it was closed."""
         waiter = select.poll()
         waiter.register(self.eventfd, select.POLLIN)
         return not self._open and bool(waiter.poll(0))

@@ -1,4 +1,4 @@
-"""Parts of a device's BARs whose writes may wait for the next exit: which can, and where they lie."""
+"""Parts of a device's BARs whose writes may wait for the next exit: checks which can, and registers them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Zone(NamedTuple):
 
     @property
     def extent(self) -> range:
-        """Its bytes within the BAR."""
+        """The zone's bytes within the BAR."""
         return range(self.offset, self.offset + self.size)
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Zone(NamedTuple):
 
 
 class Zones:
-    """One device's zones, which follow their BARs. ZoneRefusedError for one whose writes cannot wait."""
+    """One device's zones, which follow their BARs. Raises ZoneRefusedError for a zone whose writes cannot wait."""
 
     def __init__(
         self, coalescing: Coalescing, about: Description, client: Client, wanted: Iterable[tuple[int, int, int]]
@@ -54,7 +54,7 @@ class Zones:
             raise ZoneRefusedError("this kernel lets no writes wait (KVM_CAP_COALESCED_MMIO)")
 
     def attach(self, bar: Bar, taker: Taker) -> None:
-        """``bar`` answers at its address now: register its zones. What KVM refuses exits as if not asked for."""
+        """Register the zones of ``bar``, which is mapped now. Writes to a zone that KVM refuses exit as usual."""
         base = bar.address
         for zone in self._zones:
             if zone.bar == bar.index and zone not in self._placed:
@@ -67,7 +67,7 @@ class Zones:
                     self._placed[zone] = stretch
 
     def detach(self, bar: Bar) -> None:
-        """``bar`` is about to answer no more: take its zones away, and deliver what waits."""
+        """Remove the zones of ``bar``, and deliver the waiting writes: it will no longer be mapped."""
         for zone in self._zones:
             if zone.bar == bar.index and zone in self._placed:
                 self._coalescing.remove(self._placed.pop(zone))

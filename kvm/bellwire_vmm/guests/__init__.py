@@ -21,7 +21,7 @@ def names() -> list[str]:
 
 
 def image(guest: str | Path) -> bytes:
-    """The flat image of a guest, by its name or by a path (anything with a slash or a suffix)."""
+    """The flat image of a guest, by its name, or by a path (anything with a slash or a suffix)."""
     path = Path(guest)
     if isinstance(guest, str) and path.name == guest and not path.suffix:
         path = IMAGES / f"{guest}.bin"

@@ -1,7 +1,7 @@
 """Build the micro guests from their sources: ``python -m bellwire_vmm.guests.build [DIRECTORY]``.
 
-The prebuilt images beside this file are what a machine loads; only who changes a guest needs a compiler
-(gcc and binutils for x86-64).
+A machine loads the prebuilt images beside this file. Only a change to a guest needs a compiler (gcc and binutils for
+x86-64).
 """
 
 from __future__ import annotations

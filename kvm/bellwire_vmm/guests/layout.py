@@ -1,4 +1,4 @@
-"""What the VMM and its micro guests tell each other through memory: src/layout.h, mirrored.
+"""What the VMM and its micro guests exchange through memory: src/layout.h in Python.
 
 Addresses are guest-physical, times are ticks of the time stamp counter (``Machine.tsc_khz``).
 """
@@ -52,7 +52,7 @@ _BELL_MAGIC, _EDU_MAGIC, _PCI_MAGIC, _BLK_MAGIC, _NVME_MAGIC = (
 
 
 class Mode(IntEnum):
-    """What a ring is: a store of one value, of 1, 2, 3, ..., or a load."""
+    """The kind of a ring: a store of one value, stores of 1, 2, 3, ..., or a load."""
 
     CONSTANT = 0
     COUNTING = 1
@@ -60,7 +60,7 @@ class Mode(IntEnum):
 
 
 class Space(IntEnum):
-    """Where a BAR lies."""
+    """Where a BAR is."""
 
     MEMORY = 0
     PORTS = 1
@@ -104,7 +104,7 @@ class Ring:
 
 
 class RingResult(NamedTuple):
-    """What became of one `Ring`: struct bell_result, with its samples."""
+    """The result of one `Ring`: struct bell_result, with its samples."""
 
     rung: int
     received: int
@@ -129,7 +129,7 @@ def pack_rings(rings: Sequence[Ring]) -> bytes:
 
 
 def unpack_rings(memory: Memory) -> list[RingResult]:
-    """The results of every measurement that the guest finished; ResultError if it never began."""
+    """The results of all measurements that the guest finished. Raises ResultError if it never began."""
     magic, done = _HEAD.unpack(memory.read(RESULTS, _HEAD.size))
     _expect(magic, _BELL_MAGIC, "bell")
     if done > (RESULTS_END - RESULTS) // _RESULT.size:

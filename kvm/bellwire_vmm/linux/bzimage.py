@@ -9,7 +9,7 @@ from typing import Self
 from bellwire_vmm.errors import GuestImageError
 
 HEADER = 0x1F1
-"""Where the setup header begins, in the file as in the zero page."""
+"""The offset of the setup header, in the file and in the zero page."""
 
 _SECTOR = 512
 _BOOT_FLAG, _MAGIC = 0xAA55, b"HdrS"
@@ -23,10 +23,10 @@ _LARGEST_INIT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class BzImage:
-    """The setup header's fields that a boot loader needs, and the protected-mode part of the file.
+    """The fields of the setup header that a boot loader needs, and the protected-mode part of the file.
 
-    ``load`` is where that part wants to lie, ``init_size`` how many bytes from there on the kernel takes before it
-    reads any memory map. ``longest_command_line`` is in bytes, without the NUL.
+    ``load`` is the address for that part. ``init_size`` is how many bytes from there on the kernel uses before it reads
+    a memory map. ``longest_command_line`` is in bytes, without the NUL.
     """
 
     header: bytes
@@ -38,17 +38,17 @@ class BzImage:
 
     @property
     def entry(self) -> int:
-        """The first instruction, in 64-bit mode."""
+        """The address of the first instruction, in 64-bit mode."""
         return self.load + _ENTRY_64
 
     @classmethod
     def matches(cls, image: bytes) -> bool:
-        """Whether it looks like one."""
+        """Whether ``data`` looks like a bzImage."""
         return image[0x202:0x206] == _MAGIC
 
     @classmethod
     def unpack(cls, image: bytes) -> Self:
-        """Take a file's bytes apart; GuestImageError says what is wrong with them."""
+        """Decode a file's bytes. Raises GuestImageError, which says what is wrong with them."""
         if len(image) < _LEAST or not cls.matches(image):
             raise GuestImageError("the kernel is no bzImage: it has no setup header")
         (flag,) = struct.unpack_from("<H", image, 0x1FE)

@@ -1,4 +1,4 @@
-"""A vmlinux: the uncompressed kernel as an ELF file, entered as PVH says.
+"""A vmlinux: the uncompressed kernel as an ELF file, entered as PVH specifies.
 
 ELF: System V ABI, chapter 5; the note: Xen, public/elfnote.h.
 """
@@ -23,7 +23,7 @@ _LOWEST = 1 << 20
 
 
 class Part(NamedTuple):
-    """``data`` lies at ``address``; memory up to ``end`` belongs to it, zero."""
+    """``data`` goes to ``address``. Memory behind it up to ``end`` belongs to the segment, and is zero."""
 
     address: int
     data: memoryview
@@ -32,24 +32,24 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Vmlinux:
-    """What to load where, and the ``entry`` in 32-bit protected mode."""
+    """The segments to load, and the address of the ``entry`` in 32-bit protected mode."""
 
     parts: tuple[Part, ...]
     entry: int
 
     @property
     def end(self) -> int:
-        """The first address above it."""
+        """The first address above the kernel."""
         return max(part.end for part in self.parts)
 
     @classmethod
     def matches(cls, image: bytes) -> bool:
-        """Whether it looks like an ELF file."""
+        """Whether ``data`` looks like an ELF file."""
         return image.startswith(b"\x7fELF")
 
     @classmethod
     def unpack(cls, image: bytes) -> Self:
-        """Take a file's bytes apart; GuestImageError says what is wrong with them."""
+        """Decode a file's bytes. Raises GuestImageError, which says what is wrong with them."""
         if len(image) < _HEADER.size or not image.startswith(_IDENTITY):
             raise GuestImageError("the kernel is no ELF file of 64 bits")
         _, _, machine, _, _, table, _, _, _, entry_size, count, *_ = _HEADER.unpack_from(image)

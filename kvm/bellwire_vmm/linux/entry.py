@@ -26,14 +26,14 @@ _PROTECTED = 0x11  # CR0: ET, PE
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What a kernel is told: where the initial RAM disk lies (empty for none), and ACPI's root pointer."""
+    """What a kernel is told: where the initial RAM disk is (empty for none), and the address of ACPI's root pointer."""
 
     initrd: range
     rsdp: int
 
 
 def write_zero_page(memory: GuestMemory, kernel: BzImage, tables: Tables) -> None:
-    """`struct boot_params`, and the page tables and GDT of the 64-bit entry."""
+    """Write `struct boot_params`, and the page tables and GDT of the 64-bit entry."""
     page = bytearray(0x1000)
     page[HEADER : HEADER + len(kernel.header)] = kernel.header
     page[0x210] = 0xFF  # type_of_loader: none that is known
@@ -51,7 +51,7 @@ def write_zero_page(memory: GuestMemory, kernel: BzImage, tables: Tables) -> Non
 
 
 def write_start_info(memory: GuestMemory, tables: Tables) -> None:
-    """`struct hvm_start_info`, its list of modules and its memory map, and a GDT."""
+    """Write `struct hvm_start_info`, its list of modules and its memory map, and a GDT."""
     stretches = memory_map.memory_map(memory.size)
     modules = 1 if tables.initrd else 0
     memory.write(MODULES, struct.pack("<QQQQ", tables.initrd.start, len(tables.initrd), 0, 0))
@@ -62,7 +62,7 @@ def write_start_info(memory: GuestMemory, tables: Tables) -> None:
 
 
 def enter_64(sregs: Sregs, kernel: BzImage) -> Regs:
-    """Long mode, rsi at the zero page; ``sregs`` are changed, the general registers returned."""
+    """Set ``sregs`` to long mode, and return the general registers, with rsi at the zero page."""
     _flat(sregs, code(_CODE))
     sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = CR0_LONG, ROOT, CR4_LONG, EFER_LONG
     regs = Regs()
@@ -71,7 +71,7 @@ def enter_64(sregs: Sregs, kernel: BzImage) -> Regs:
 
 
 def enter_pvh(sregs: Sregs, kernel: Vmlinux) -> Regs:
-    """Protected mode without paging, ebx at the start info."""
+    """Set ``sregs`` to protected mode without paging, and return the general registers, with ebx at the start info."""
     _flat(sregs, code(_CODE, bits=32))
     sregs.tr = _pvh_task()
     sregs.cr0, sregs.cr4, sregs.efer = _PROTECTED, 0, 0

@@ -16,7 +16,7 @@ Kernel = BzImage | Vmlinux
 
 
 def read_kernel(image: bytes) -> Kernel:
-    """A bzImage, or a vmlinux with a PVH entry; GuestImageError for anything else."""
+    """Read a bzImage, or a vmlinux with a PVH entry. Raises GuestImageError for anything else."""
     if Vmlinux.matches(image):
         return Vmlinux.unpack(image)
     if BzImage.matches(image):
@@ -26,14 +26,14 @@ def read_kernel(image: bytes) -> Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Linux:
-    """A `boot.Guest`, for a machine with a `board.Board`. Only a machine that has run nothing yet can start it."""
+    """Linux as a `boot.Guest`, for a machine with a `board.Board` that has not run a guest before."""
 
     kernel: Kernel
     command_line: str = ""
     initrd: bytes = b""
 
     def place(self, memory: GuestMemory, vcpus: int) -> None:
-        """The kernel where it asks to lie, the RAM disk as high as it may, the firmware's tables low."""
+        """Load the kernel at its own address, the RAM disk as high as allowed, and the firmware's tables low."""
         kernel = self.kernel
         words = self.command_line.encode()
         longest = entry.LONGEST_COMMAND_LINE
@@ -64,7 +64,7 @@ class Linux:
             entry.write_start_info(memory, tables)
 
     def start(self, vcpu: Vcpu, number: int, vcpus: int) -> None:
-        """The first vCPU at the kernel's entry; the others wait for it to wake them (INIT, SIPI)."""
+        """Set the first vCPU to the kernel's entry. The others wait until it wakes them (INIT, SIPI)."""
         if number:
             vcpu.set_mp_state(MpState.UNINITIALIZED)
             return

@@ -1,4 +1,4 @@
-"""Which addresses are RAM, as firmware would tell it ("e820", ACPI 6.4 §15)."""
+"""Which addresses are RAM, as firmware would report it ("e820", ACPI 6.4 §15)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 LEGACY_HOLE = range(0xA_0000, 0x10_0000)
-"""Where a PC has its screen and firmware; `acpi` puts its tables there."""
+"""The addresses where a PC has its screen and firmware. `acpi` puts its tables there."""
 
 _EBDA = 0x9_FC00
 _ENTRY = struct.Struct("<QQI")
@@ -30,7 +30,7 @@ class Stretch(NamedTuple):
 
 
 def memory_map(memory: int) -> list[Stretch]:
-    """Of a machine with ``memory`` bytes from address 0 on."""
+    """The map of a machine with ``memory`` bytes from address 0 on."""
     return [
         Stretch(0, _EBDA, Kind.RAM),
         Stretch(_EBDA, LEGACY_HOLE.start - _EBDA, Kind.RESERVED),
@@ -40,5 +40,5 @@ def memory_map(memory: int) -> list[Stretch]:
 
 
 def pack(stretches: Iterable[Stretch], *, pad: int = 0) -> bytes:
-    """Entries of 20 bytes, and ``pad`` zeros after each."""
+    """The map as entries of 20 bytes, with ``pad`` zeros after each."""
     return b"".join(_ENTRY.pack(*stretch) + bytes(pad) for stretch in stretches)

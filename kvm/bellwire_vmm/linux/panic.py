@@ -1,4 +1,4 @@
-"""A Linux that dies says so on its console, and that is all that a machine hears of it."""
+"""Recognises a panic of Linux. The console's text is the only sign of it that the machine gets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ _LONGEST = 1024
 
 
 class PanicWatch:
-    """Listens to a console. ``message`` is the line of the first panic, empty while there was none."""
+    """Reads the console's output. ``message`` is the line of the first panic; empty if there was none."""
 
     def __init__(self) -> None:
         self.message = ""
         self._line = bytearray()
 
     def hear(self, text: bytes) -> None:
-        """What the console says next."""
+        """Take the next output of the console."""
         for byte in text:
             if byte not in b"\r\n":
                 self._line.append(byte)

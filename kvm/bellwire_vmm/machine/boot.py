@@ -1,8 +1,8 @@
 """How a micro guest starts: the tables it finds, and a vCPU in 64-bit long mode.
 
 A guest is a flat image at ``IMAGE``, entered at its first byte in ring 0 with interrupts off; rdi is the
-number of the vCPU and rsp a stack of its own. `paging.MAPPED` addresses are mapped one to one: these guests guard
-nothing. The GDT holds what a guest needs to go to ring 3 and take interrupts there (selectors below; a TSS for each
+number of the vCPU and rsp a stack of its own. The addresses `paging.MAPPED` are mapped one to one, without any
+protection. The GDT holds what a guest needs to go to ring 3 and take interrupts there (selectors below; a TSS for each
 vCPU, loaded already, that opens all ports). It brings its own IDT.
 
 Long mode: Intel SDM vol. 3, 7.7 (the 64-bit TSS), 9.8.5 (entering it).
@@ -40,24 +40,24 @@ EFER_LONG = 0x500  # LME, LMA
 
 
 class Guest(Protocol):
-    """Something to run: what lies in memory when it starts, and how its vCPUs do."""
+    """A guest: what is in memory when it starts, and the state in which its vCPUs start."""
 
     def place(self, memory: GuestMemory, vcpus: int) -> None:
-        """Write it, and what it finds beside it, into memory that is zero; GuestImageError if it does not fit."""
+        """Write the guest and its tables into zeroed memory. Raises GuestImageError if it does not fit."""
 
     def start(self, vcpu: Vcpu, number: int, vcpus: int) -> None:
-        """Bring vCPU ``number`` of ``vcpus``, which is as it comes out of a reset, to its first instruction."""
+        """Set vCPU ``number`` of ``vcpus`` to its first instruction. The vCPU is in its state after a reset."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroGuest:
-    """A flat image and what its parameter page says."""
+    """A micro guest: a flat image, and the content of its parameter page."""
 
     image: bytes
     parameters: bytes = b""
 
     def place(self, memory: GuestMemory, vcpus: int) -> None:
-        """The image, the parameters, the page tables, the GDT, and a TSS for each vCPU."""
+        """Write the image, the parameters, the page tables, the GDT, and a TSS for each vCPU."""
         if IMAGE + len(self.image) > LEAST_MEMORY - STACK * vcpus:
             raise GuestImageError(f"the guest image has {len(self.image)} bytes: it would reach into the stacks")
         if len(self.parameters) > PARAMETERS_SIZE:
@@ -77,7 +77,7 @@ class MicroGuest:
             memory.write(at, struct.pack("<4xQ90xH", _stack(i) - STACK // 2, _PERMITTED_PORTS - at))
 
     def start(self, vcpu: Vcpu, number: int, vcpus: int) -> None:
-        """In long mode, at the image's first byte; all vCPUs alike."""
+        """Set the vCPU to long mode, at the image's first byte. All vCPUs start there."""
         sregs = vcpu.get_sregs()
         _set_sregs(sregs, number, vcpus)
         vcpu.set_sregs(sregs)

@@ -9,17 +9,17 @@ from bellwire_vmm.errors import AddressConflictError
 
 
 class Target(Protocol):
-    """What answers a range of addresses. ``offset`` counts from the range's start; sizes are 1-8 bytes."""
+    """A device that answers a range of addresses. ``offset`` counts from the range's start; sizes are 1-8 bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes, always: all ones where nothing else is known."""
+        """Read exactly ``size`` bytes: all ones if nothing else is known."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Take ``data``, or lose it: a guest is never told."""
+        """Write ``data``. A write that fails is lost: the guest is not told."""
 
 
 class Range(NamedTuple):
-    """``[start, end)`` belongs to ``target``."""
+    """An entry of the table: ``[start, end)`` belongs to ``target``."""
 
     start: int
     end: int
@@ -27,17 +27,17 @@ class Range(NamedTuple):
 
 
 class AddressSpace:
-    """Memory or I/O ports, as the guest sees them beside its RAM.
+    """An address space: memory beside the guest's RAM, or I/O ports.
 
-    Any thread may look up while another changes it: a change replaces the whole (short) table at once.
-    Changes themselves are the caller's to serialise.
+    Any thread may look up an address while another thread changes the table: a change replaces the whole (short)
+    table at once. Callers must not make two changes at the same time.
     """
 
     def __init__(self) -> None:
         self._table: tuple[list[int], list[Range]] = ([], [])
 
     def add(self, start: int, size: int, target: Target) -> None:
-        """Give ``[start, start + size)`` to ``target``; AddressConflictError if any of it is taken."""
+        """Give ``[start, start + size)`` to ``target``. Raises AddressConflictError if any of it is taken."""
         ranges = self._table[1]
         for taken in ranges:
             if start < taken.end and taken.start < start + size:
@@ -45,11 +45,11 @@ class AddressSpace:
         self._replace([*ranges, Range(start, start + size, target)])
 
     def remove(self, target: Target) -> None:
-        """Take away whatever ``target`` had."""
+        """Remove all ranges of ``target``."""
         self._replace([each for each in self._table[1] if each.target is not target])
 
     def find(self, address: int, size: int) -> tuple[Target, int] | None:
-        """Who answers an access that lies wholly in one range, and at which offset; None for nobody."""
+        """The target of an access that lies wholly in one range, and the offset there; None if there is none."""
         starts, ranges = self._table
         at = bisect_right(starts, address) - 1
         if at >= 0:
@@ -59,12 +59,12 @@ class AddressSpace:
         return None
 
     def read(self, address: int, size: int) -> bytes:
-        """Read as the guest does: all ones where nobody answers."""
+        """Read as the guest does: all ones where no device answers."""
         found = self.find(address, size)
         return b"\xff" * size if found is None else found[0].read(found[1], size)
 
     def write(self, address: int, data: bytes) -> None:
-        """Write as the guest does: lost where nobody answers."""
+        """Write as the guest does: lost where no device answers."""
         found = self.find(address, len(data))
         if found is not None:
             found[0].write(found[1], data)

@@ -1,8 +1,8 @@
-"""Writes that wait: KVM keeps a guest's stores to zones of BARs in a ring, and they go out many to a message.
+"""Writes that wait: KVM keeps a guest's stores to zones of BARs in a ring, and many go out in one message.
 
-A store to a zone does not leave the guest, so its device hears of it only at the next exit of a vCPU, whichever
-that is. The ring is drained before the exit itself is dealt with: among the accesses that do leave the guest,
-order is kept. What leaves none (a ring by ioeventfd, a store to RAM) overtakes the writes that wait.
+A store to a zone does not exit, so its device gets it only at the next exit of any vCPU. The ring is drained before
+that exit is handled, so the order with accesses that exit is kept. An access without an exit (a ring by ioeventfd, a
+store to RAM) overtakes the waiting writes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from vfio_user import RegionWrite
 
 
 class Receiver(Protocol):
-    """A device's far end."""
+    """A device that takes waiting writes."""
 
     def write_many(self, writes: Sequence[RegionWrite]) -> None:
-        """Take writes, which nobody waits for."""
+        """Take writes. The guest does not wait for them."""
 
 
 class Taker(Protocol):
-    """Whose writes have waited: those to region ``index`` go to ``peer``, and ``writes`` counts them."""
+    """What takes the waiting writes of a zone: they go to region ``index`` of ``peer``, and ``writes`` counts them."""
 
     writes: int
 
     @property
     def peer(self) -> Receiver:
-        """Several takers may have one."""
+        """The device; several takers may share one."""
 
     @property
     def index(self) -> int:
@@ -38,7 +38,7 @@ class Taker(Protocol):
 
 
 class Stretch(NamedTuple):
-    """A zone where it lies: ``[start, end)`` belongs to ``taker``, whose BAR is at ``base``."""
+    """A zone at its present address: ``[start, end)`` belongs to ``taker``, whose BAR is at ``base``."""
 
     start: int
     end: int
@@ -47,10 +47,10 @@ class Stretch(NamedTuple):
 
 
 class Coalescing:
-    """The machine's zones, and the ring that its vCPUs share. ``active`` while there is any zone.
+    """The machine's zones, and the ring that its vCPUs share. ``active`` is true while there is any zone.
 
-    A vCPU's thread asks ``active`` after every exit, and drains. A ring that no kernel would leave behind is a
-    KvmError. Changes are the caller's to serialise, under ``lock``.
+    A vCPU's thread checks ``active`` after every exit, and drains the ring. A malformed ring raises KvmError. Callers
+    hold ``lock`` for changes.
     """
 
     def __init__(self, vm: Vm, lock: threading.RLock) -> None:
@@ -69,11 +69,11 @@ class Coalescing:
 
     @property
     def available(self) -> bool:
-        """Whether there is a ring."""
+        """Whether this kernel has a ring."""
         return self._ring is not None
 
     def add(self, stretch: Stretch) -> None:
-        """Let writes to a stretch of guest-physical memory wait; KvmError if that cannot be."""
+        """Let writes to a range of guest-physical memory wait. Raises KvmError if KVM refuses."""
         self._replace([*self._stretches, stretch])
         try:
             self._vm.register_coalesced_mmio(stretch.start, stretch.end - stretch.start)
@@ -82,13 +82,13 @@ class Coalescing:
             raise
 
     def remove(self, stretch: Stretch) -> None:
-        """Undo `add`, and deliver what waits."""
+        """Undo `add`, and deliver the waiting writes."""
         self._vm.unregister_coalesced_mmio(stretch.start, stretch.end - stretch.start)
         self.drain()
         self._forget(stretch)
 
     def drain(self) -> None:
-        """Deliver what waits, whichever vCPU wrote it. Where another thread does so just now, wait for it."""
+        """Deliver the waiting writes of all vCPUs. If another thread does so now, wait for it."""
         if self._ring is not None and not self._ring.empty:
             with self._lock:
                 self._ring.drain(self._deliver)
@@ -99,7 +99,7 @@ class Coalescing:
         for address, data, _ in writes:
             at = bisect_right(starts, address) - 1
             if at < 0 or address + len(data) > stretches[at].end:
-                continue  # no zone of ours: KVM does no such thing
+                continue  # in no zone: KVM does not do this
             _, _, base, taker = stretches[at]
             taker.writes += 1
             batches.setdefault(taker.peer, []).append(RegionWrite(taker.index, address - base, data))

@@ -1,4 +1,4 @@
-"""What the CPUID instruction says on each vCPU: what KVM supports, and the vCPU's place among the others."""
+"""What the CPUID instruction returns on each vCPU: the features that KVM supports, and the vCPU's APIC id."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _THREAD, _CORE = 1, 2
 
 
 def cpuid_of(kvm: Kvm, supported: Cpuid, number: int, vcpus: int) -> Cpuid:
-    """The leaves of vCPU ``number`` of ``vcpus``: cores of one package, whose APIC ids are their numbers.
+    """The leaves of vCPU ``number`` of ``vcpus``. The vCPUs are cores of one package; their APIC ids are their numbers.
 
-    (Intel SDM vol. 3, 9.9; AMD APM vol. 3, appendix E.) Linux says so loudly when these contradict the firmware's
+    Source: Intel SDM vol. 3, 9.9; AMD APM vol. 3, appendix E. Linux warns when these leaves contradict the firmware's
     tables.
     """
     deadline = _TSC_DEADLINE if kvm.check_extension(Capability.TSC_DEADLINE_TIMER) else 0
@@ -47,5 +47,5 @@ def cpuid_of(kvm: Kvm, supported: Cpuid, number: int, vcpus: int) -> Cpuid:
 
 
 def _level(index: int, shift: int, processors: int, kind: int, number: int) -> CpuidEntry:
-    """Leaf 0xB: how many bits of the APIC id tell the processors of a level apart, and how many those are."""
+    """Leaf 0xB: for each level, the number of processors, and how many bits of the APIC id distinguish them."""
     return CpuidEntry(0xB, index, _SIGNIFICANT_INDEX, eax=shift, ebx=processors, ecx=kind << 8 | index, edx=number)

@@ -10,12 +10,12 @@ FIRST_INTX = 16
 
 
 def intx_gsi(slot: int, pin: int) -> int:
-    """Where INT``pin`` (1 = INTA) of a slot leads."""
+    """The GSI of INT``pin`` (1 = INTA) of a slot."""
     return FIRST_INTX + (slot + pin - 1) % 4
 
 
 class GsiTable:
-    """KVM's interrupt routing. The PICs are left out: a guest that forgets to mask them would be lost."""
+    """KVM's interrupt routing, without the PICs: they would interrupt a guest that does not mask them."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -23,7 +23,7 @@ class GsiTable:
         self._commit()
 
     def take(self) -> int:
-        """A GSI without a route yet."""
+        """Take a free GSI. It has no route yet."""
         gsi = next(
             gsi for gsi in range(IOAPIC_PINS, IOAPIC_PINS + len(self._messages) + 1) if gsi not in self._messages
         )
@@ -35,7 +35,7 @@ class GsiTable:
         del self._messages[gsi]
 
     def route(self, gsi: int, address: int, data: int) -> None:
-        """Let ``gsi`` send the MSI ``data`` to ``address``."""
+        """Route ``gsi`` to the MSI that writes ``data`` to ``address``."""
         route = MsiRoute(gsi, address, data)
         if self._messages[gsi] != route:
             self._messages[gsi] = route

@@ -1,4 +1,4 @@
-"""What kind of instruction some bytes are: enough to tell a person why an emulator gave up on them.
+"""The kind of an instruction, for the message that says why KVM could not emulate it.
 
 Opcode maps: Intel SDM vol. 2, appendix A.
 """
@@ -21,7 +21,7 @@ _ONE_BYTE = {0x9B: "x87", 0xCC: "int3", 0xCD: "int n", 0xCF: "iret"}
 
 
 def kind(code: bytes) -> str:
-    """A word or two for the instruction that ``code`` begins with, empty where there is nothing to say."""
+    """A word or two about the instruction that ``code`` begins with; empty for an ordinary one."""
     at = 0
     while at < len(code) and (code[at] in _PREFIXES or code[at] in _REX):
         at += 1

@@ -1,4 +1,4 @@
-"""The guest's RAM: one memfd, mapped here, shown to KVM as a slot and to devices by DMA_MAP."""
+"""The guest's RAM: one memfd. It is mapped here, is a memory slot of KVM, and goes to devices by DMA_MAP."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PAGE = mmap.PAGESIZE
 
 
 class GuestMemory:
-    """``size`` bytes from guest-physical address 0 on.
+    """``size`` bytes of RAM, from guest-physical address 0 on.
 
-    The memfd is sealed against shrinking and growing: a device that holds it cannot take pages from under
-    this process. Close it after the VM whose slot it is.
+    The memfd is sealed against shrinking and growing, so a device that holds it cannot remove pages that this process
+    uses. Close the VM, whose slot it is, first.
     """
 
     def __init__(self, size: int) -> None:
@@ -35,18 +35,18 @@ class GuestMemory:
 
     @property
     def host_address(self) -> int:
-        """Where guest-physical address 0 lies in this process."""
+        """The address in this process of guest-physical address 0."""
         if self._anchor is None:
             raise VmmError("the guest memory is closed")
         return ctypes.addressof(self._anchor)
 
     def read(self, address: int, count: int) -> bytes:
-        """The ``count`` bytes at ``address``; VmmError where there is no RAM."""
+        """Read ``count`` bytes at ``address``. Raises VmmError if there is no RAM."""
         self._check(address, count)
         return self._bytes[address : address + count]
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Store ``data`` at ``address``; VmmError where there is no RAM."""
+        """Write ``data`` at ``address``. Raises VmmError if there is no RAM."""
         self._check(address, len(data))
         self._bytes[address : address + len(data)] = bytes(data)
 
@@ -55,7 +55,7 @@ class GuestMemory:
         self.write(address, bytes(count))
 
     def close(self) -> None:
-        """Unmap, and close the memfd. Twice is fine."""
+        """Unmap the RAM and close the memfd. May be called twice."""
         if self._anchor is not None:
             self._anchor = None
             self._bytes.close()

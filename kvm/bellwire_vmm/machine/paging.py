@@ -8,10 +8,10 @@ from bellwire_vmm.machine.memory import PAGE, GuestMemory
 from bellwire_vmm.machine.windows import HIGH_MEMORY
 
 ROOT = 0x1000
-"""What CR3 says."""
+"""The value of CR3: the address of the top page table."""
 
 MAPPED = (range(4 << 30), HIGH_MEMORY)
-"""What a guest can reach: in 2 MiB pages, for not every KVM offers pages of 1 GiB."""
+"""The addresses that are mapped, in 2 MiB pages: some KVMs have no pages of 1 GiB."""
 
 _DIRECTORIES, _TABLES = (0x2000, 0x3000), (0x6000, 0xA000)
 _PRESENT, _WRITABLE, _USER, _LARGE = 1, 2, 4, 0x80
@@ -19,7 +19,7 @@ _LARGE_PAGE, _GIB = 2 << 20, 1 << 30
 
 
 def write_page_tables(memory: GuestMemory) -> None:
-    """Everything in `MAPPED` readable, writable, executable, and open to ring 3; the tables end at 0xe000."""
+    """Map everything in `MAPPED` readable, writable, executable, and open to ring 3. The tables end at 0xe000."""
     entries = _PRESENT | _WRITABLE | _USER
     for window, directory, first in zip(MAPPED, _DIRECTORIES, _TABLES, strict=True):
         tables = range(first, first + len(window) // _GIB * PAGE, PAGE)
@@ -30,5 +30,5 @@ def write_page_tables(memory: GuestMemory) -> None:
 
 
 def write_words(memory: GuestMemory, address: int, words: list[int]) -> None:
-    """64-bit words, one after the other."""
+    """The bytes of these 64-bit words, in order."""
     memory.write(address, struct.pack(f"<{len(words)}Q", *words))

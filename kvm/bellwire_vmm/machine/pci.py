@@ -14,26 +14,26 @@ _RESET_CONTROL, _RESET = 1, 0x04  # port 0xCF9 lies among these eight, and reset
 
 
 class Function(Protocol):
-    """The one function of a slot. Accesses are 1, 2 or 4 bytes within 256, never across a dword."""
+    """The one function of a slot. Accesses to its 256 bytes have 1, 2 or 4 bytes, and never cross a dword."""
 
     def config_read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes of config space."""
+        """Read ``size`` bytes of config space."""
 
     def config_write(self, offset: int, data: bytes) -> None:
-        """A guest's write to config space."""
+        """Write to config space, as the guest does."""
 
 
 class HostBridge:
-    """Slot 0: nothing but an identity, for guests that look for one."""
+    """The host bridge in slot 0: an identity only, for guests that look for a host bridge."""
 
     _CONTENT = struct.pack("<HHHHBBBB", 0x1B36, 0x0008, 0, 0, 0, 0, 0, 6).ljust(256, b"\0")
 
     def config_read(self, offset: int, size: int) -> bytes:
-        """From a constant header."""
+        """Read from a constant header."""
         return self._CONTENT[offset : offset + size]
 
     def config_write(self, offset: int, data: bytes) -> None:
-        """Nothing here can be changed."""
+        """Ignore the write: all registers are read-only."""
 
 
 class PciBus:
@@ -48,7 +48,7 @@ class PciBus:
         self._selected = 0
 
     def free_slot(self) -> int:
-        """The first empty slot; AddressConflictError when the bus is full."""
+        """The first empty slot. Raises AddressConflictError if the bus is full."""
         for slot in range(SLOTS):
             if slot not in self._functions:
                 return slot
@@ -63,14 +63,14 @@ class PciBus:
         del self._functions[slot]
 
     def read(self, offset: int, size: int) -> bytes:
-        """CONFIG_ADDRESS as it was written; CONFIG_DATA from the function that it selects."""
+        """Read CONFIG_ADDRESS as it was written, or CONFIG_DATA from the function that it selects."""
         if offset == 0 and size == 4:
             return self._selected.to_bytes(4, "little")
         found = self._function(offset, size)
         return b"\xff" * size if found is None else found[0].config_read(found[1], size)
 
     def write(self, offset: int, data: bytes) -> None:
-        """CONFIG_ADDRESS takes dwords only; CONFIG_DATA reaches the function that it selects."""
+        """Write CONFIG_ADDRESS (dwords only), or CONFIG_DATA to the function that it selects."""
         if offset == 0 and len(data) == 4:
             self._selected = int.from_bytes(data, "little")
             return

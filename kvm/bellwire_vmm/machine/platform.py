@@ -15,7 +15,7 @@ from kvm_ioctls import Vm
 
 
 class Addressed(Protocol):
-    """What is placed in an address space: a BAR."""
+    """Something that needs an address: a BAR."""
 
     @property
     def ports(self) -> bool:
@@ -45,7 +45,7 @@ class Platform:
         return self.port_space if bar.ports else self.memory_space
 
     def window(self, bar: Addressed) -> Window:
-        """Where firmware would look for a place for ``bar``."""
+        """The window in which firmware places ``bar``."""
         if bar.ports:
             return self._ports
         return self._high if bar.wide else self._low

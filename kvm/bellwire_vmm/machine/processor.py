@@ -1,4 +1,4 @@
-"""A vCPU and the thread that runs it: every return of KVM_RUN is counted and dealt with here."""
+"""A vCPU and the thread that runs it. Every return of KVM_RUN is counted and handled here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PORT_TEXT, PORT_EXIT, PORT_MARK = 0xE9, 0xF4, 0xF5
 
 
 class Mark(NamedTuple):
-    """A guest's write to ``PORT_MARK``, stamped with how often its vCPU had come out of the guest by then.
+    """A guest's write to ``PORT_MARK``, with the vCPU's counters at that time.
 
-    ``runs`` counts the returns of KVM_RUN, this mark's own included; ``mmio_exits`` and ``io_exits`` are the
-    kernel's counters, read while the mark is dealt with.
+    ``runs`` counts the returns of KVM_RUN, including the one for this mark. ``mmio_exits`` and ``io_exits`` are the
+    kernel's counters, read while the mark is handled.
     """
 
     vcpu: int
@@ -25,25 +25,25 @@ class Mark(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who hears what a guest says through its ports."""
+    """What a processor calls when its guest writes to the VMM's ports, or cannot go on."""
 
     stopping: bool
 
     def said(self, text: bytes) -> None:
-        """Debug text."""
+        """The guest has written debug text."""
 
     def left(self, code: int) -> None:
-        """The guest ended the run."""
+        """The guest has ended the run with ``code``."""
 
     def marked(self, mark: Mark) -> None:
-        """The guest reached a mark."""
+        """The guest has reached a mark."""
 
     def broke(self, processor: Processor, reason: Exit) -> None:
-        """The vCPU cannot go on."""
+        """The vCPU cannot go on, for ``reason``."""
 
 
 class Processor:
-    """Runs one vCPU until its listener is stopping, or it cannot go on."""
+    """Runs one vCPU until its listener stops the run, or the vCPU cannot go on."""
 
     def __init__(self, vcpu: Vcpu, number: int, platform: Platform, listener: Listener) -> None:
         self.vcpu = vcpu
@@ -56,7 +56,7 @@ class Processor:
         self._listener = listener
 
     def run(self) -> None:
-        """The vCPU thread. Returns when the run is over; raises what the kernel refuses."""
+        """The body of the vCPU's thread. Returns when the run ends. Raises KvmError if the kernel refuses a request."""
         try:
             self._run()
         finally:
@@ -92,7 +92,7 @@ class Processor:
         self.vcpu.close()
 
     def _complete(self) -> None:
-        """Let KVM finish the last access, as api.rst 5 asks before registers are set anew, and no write wait longer."""
+        """Let KVM finish the last access, as api.rst 5 demands before registers are set; deliver waiting writes."""
         self.vcpu.immediate_exit = True
         self.vcpu.run()
         self.runs += 1

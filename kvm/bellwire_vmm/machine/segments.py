@@ -9,7 +9,7 @@ _READ_WRITE, _EXECUTE_READ, _BUSY_TASK = 3, 11, 11
 
 
 def code(selector: int, *, ring: int = 0, bits: int = 64) -> Segment:
-    """Everything, to be executed as ``bits``-bit code."""
+    """A code segment over all memory, for ``bits``-bit code."""
     long = int(bits == 64)
     return Segment(
         limit=_WHOLE, selector=selector, type=_EXECUTE_READ, present=1, dpl=ring, s=1, l=long, db=1 - long, g=1
@@ -17,7 +17,7 @@ def code(selector: int, *, ring: int = 0, bits: int = 64) -> Segment:
 
 
 def data(selector: int, *, ring: int = 0) -> Segment:
-    """Everything, to be read and written."""
+    """A data segment over all memory, writable."""
     return Segment(limit=_WHOLE, selector=selector, type=_READ_WRITE, present=1, dpl=ring, db=1, s=1, g=1)
 
 
@@ -27,7 +27,7 @@ def task(selector: int, base: int, limit: int) -> Segment:
 
 
 def descriptor(segment: Segment) -> int:
-    """The descriptor that loads as ``segment`` (its lower half, if it is a system segment's)."""
+    """The GDT descriptor of ``segment``; for a system segment, its lower half."""
     limit = segment.limit >> 12 if segment.g else segment.limit
     access = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
     flags = segment.l << 1 | segment.db << 2 | segment.g << 3

@@ -1,4 +1,4 @@
-"""Why a vCPU cannot go on, in words: which instruction, at which address, and what that means."""
+"""Says why a vCPU cannot go on: which instruction, at which address, and what that means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MUCH = 10  # emulated instructions for each exit: a KVM on hardware has one in 
 
 
 def explain(vcpu: Vcpu, reason: Exit, memory: GuestMemory) -> str:
-    """For a vCPU whose last `run` returned ``reason``: where it stopped, and for what."""
+    """The message for a vCPU whose last `run` returned ``reason``: where it stopped, and why."""
     rip = vcpu.get_regs().rip
     where = f"stopped at rip {rip:#x}: "
     match reason:
@@ -38,7 +38,7 @@ def explain(vcpu: Vcpu, reason: Exit, memory: GuestMemory) -> str:
 
 
 def meaning(stats: Stats) -> str:
-    """What to think of a vCPU that stopped: whether KVM emulates all that the guest's kernel does."""
+    """A hint for a vCPU that stopped: whether this KVM emulates the guest's kernel."""
     counters = stats.read()
     emulated, exits = counters.get("insn_emulation", 0), counters.get("exits", 0)
     if emulated <= _MUCH * max(exits, 1):
@@ -50,7 +50,7 @@ def meaning(stats: Stats) -> str:
 
 
 def code_at(vcpu: Vcpu, address: int, memory: GuestMemory) -> bytes:
-    """The bytes of the instruction at a linear address, and some after it; none where no memory is mapped."""
+    """The bytes at a linear address: the instruction and some after it. Empty if no memory is mapped there."""
     place = vcpu.translate(address)
     if place is None:
         return b""

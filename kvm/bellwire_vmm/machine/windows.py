@@ -1,4 +1,4 @@
-"""Where BARs go: stretches of an address space, given out first fit."""
+"""Where BARs are placed: ranges of an address space, allocated first fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ADDRESS_LIMIT = 1 << 40
 
 
 class Window:
-    """One such stretch. Sizes are powers of two, and blocks are aligned to theirs, as BARs must be."""
+    """One range. Sizes of blocks are powers of two, and each block is aligned to its size, as BARs must be."""
 
     def __init__(self, extent: range) -> None:
         self.extent = extent
         self._taken: dict[int, int] = {}
 
     def take(self, size: int) -> int:
-        """The address of ``size`` free bytes; AddressConflictError when none are left."""
+        """Take ``size`` free bytes, and return their address. Raises AddressConflictError if there are none."""
         address = -(-self.extent.start // size) * size
         for start in sorted(self._taken):
             if address + size <= start:

@@ -48,31 +48,31 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
     image = Option(
         "",
-        help="raw files or block devices, separated by commas (,, is one in a name), a namespace each; or else memory",
+        help="raw files or block devices, one for each namespace, separated by commas (,, in a name); default: memory",
     )
     size = Option(
         0,
         least=0,
         most=LARGEST,
-        help="bytes of each namespace: of memory (64M unless given), or of images that are to be made",
+        help="bytes of each namespace: of memory (default 64M), or of images that are created",
     )
-    shrink = Option(False, help="let the next size= make namespaces smaller, and destroy what lies beyond")
+    shrink = Option(False, help="allow the next size= to make namespaces smaller, which destroys data")
     block_size = Option(512, choices=BLOCK_SIZES, help="bytes of a logical block")
     readonly = Option(False, help="refuse every write")
     serial = Option(
-        "", check=serial_number, help="serial number, at most 20 characters; made from the image's path unless given"
+        "", check=serial_number, help="serial number, at most 20 characters; default: made from the image's path"
     )
     queues = Option(QUEUES, least=1, most=QUEUES, help="I/O queue pairs that the guest may create")
     namespaces = Option(
-        0, least=0, most=MOST_IDS, help="namespaces: those without an image are memory; 0: one for each image"
+        0, least=0, most=MOST_IDS, help="number of namespaces, without an image in memory; 0: one for each image"
     )
-    store = Option(Path(), help="folder for what is to outlive the device: docs/devices.md says what; or else memory")
-    capacity = Option(0, least=0, most=LARGEST, help="bytes for namespaces that the guest makes")
+    store = Option(Path(), help="folder for state that outlives the device (see docs/devices.md); default: memory")
+    capacity = Option(0, least=0, most=LARGEST, help="bytes for namespaces that the guest creates")
     doorbells = Option(
         "value", choices=("value", "shadow"), help="shadow: by ioeventfd, for guests that use shadow doorbells"
     )
     threads = Option(4, least=1, most=QUEUES, help="threads that wait for the images")
-    direct = Option(False, help="pass the page cache by (O_DIRECT)")
+    direct = Option(False, help="bypass the page cache (O_DIRECT)")
 
     before = Saved(0)  # CC as it was last written
     submission_state = SavedBytes((QUEUES + 1) * ctypes.sizeof(SubmissionQueue))

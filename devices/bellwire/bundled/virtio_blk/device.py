@@ -44,15 +44,15 @@ class VirtioBlk(
         0,
         least=0,
         most=LARGEST,
-        help="bytes: of memory (64M unless given), or of an image that is to be made",
+        help="bytes of memory (default 64M), or of an image that is created",
     )
-    shrink = Option(False, help="let the next size= make the disk smaller, and destroy what lies beyond its end")
+    shrink = Option(False, help="allow the next size= to make the disk smaller, which destroys data")
     readonly = Option(False, help="refuse every write")
-    serial = Option("bellwire", check=identity, help="what GET_ID tells, at most 20 bytes")
+    serial = Option("bellwire", check=identity, help="the serial number (GET_ID), at most 20 bytes")
     block_size = Option(512, choices=(512, 1024, 2048, 4096), help="bytes of a logical block")
     queues = Option(1, least=1, most=MOST_QUEUES, help="request queues")
     threads = Option(4, least=1, most=64, help="threads that wait for the image")
-    direct = Option(False, help="pass the page cache by (O_DIRECT)")
+    direct = Option(False, help="bypass the page cache (O_DIRECT)")
 
     capacity = field(0x00, size=8)
     size_max = field(0x08, reset=LARGEST_PIECE)

@@ -52,7 +52,7 @@ class VirtioConsole(
     """Port 0 is a console; the others are found in the guest by their names (/dev/virtio-ports/NAME)."""
 
     ports = Option(
-        "console=pty", check=ports_fault, help=f"1 to 16 times NAME=STREAM, separated by commas; a stream is {BACKENDS}"
+        "console=pty", check=ports_fault, help=f"1 to 16 ports NAME=STREAM, separated by commas; a stream is {BACKENDS}"
     )
 
     max_nr_ports = field(0x04)

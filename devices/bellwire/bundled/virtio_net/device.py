@@ -52,28 +52,26 @@ class VirtioNet(
 ):
     """A network card with checksum and segmentation offloads, several queues, and filters."""
 
-    tap = Option("", check=interface_fault, help="the interface that is to be at the other side; made if there is none")
+    tap = Option("", check=interface_fault, help="name of the tap at the other side; created if it does not exist")
     bridge = Option("", check=interface_fault, help="tap: a bridge that the interface joins")
     vxlan = Option(
-        "", check=vxlan_fault, help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host that joins the bridge too"
+        "", check=vxlan_fault, help="tap: NUMBER@ADDRESS, a VXLAN tunnel to another host, which joins the bridge too"
     )
-    macvtap = Option(
-        "", check=interface_fault, help="tap: the host's interface that it is to share, instead of a bridge"
-    )
+    macvtap = Option("", check=interface_fault, help="tap: the host's interface to share, instead of a bridge")
     namespace = Option("", help="tap: the network namespace it is in, by name or path")
-    offloads = Option(True, help="tap: leave checksums and segmentation to whoever is better at it")
+    offloads = Option(True, help="tap: offer checksum and segmentation offloads")
     up = Option(True, help="tap: bring the interface up")
     mtu = Option(
         0,
         check=mtu_fault,
-        help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: as they have it",
+        help="largest payload of a frame, for the guest and the tap, 68 to 65535; 0: unchanged",
     )
     dgram = Option(Path(), check=socket_fault, help="UNIX datagram socket that takes the guest's frames")
     local = Option(Path(), check=socket_fault, help="UNIX datagram socket for frames to the guest")
     stream = Option(Path(), check=socket_fault, help="UNIX stream socket for frames with their lengths")
     listen = Option(False, help="stream: wait for a connection there instead of making one")
-    mac = Option("", check=mac_fault, help="address of the card; a local one is made up if it is not given")
-    link = Option(True, help="whether the cable is in")
+    mac = Option("", check=mac_fault, help="address of the card; default: a random local one")
+    link = Option(True, help="whether the cable is plugged in")
     pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
