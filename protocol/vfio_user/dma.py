@@ -37,7 +37,7 @@ class DmaMap(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaMap:
-        """From a request."""
+        """Decode a request. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) != MAP.size:
             raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected {MAP.size}")
         argsz, flags, offset, address, size = MAP.unpack(payload)
@@ -63,7 +63,7 @@ class DmaUnmap(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaUnmap:
-        """From a request."""
+        """Decode a request. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) != UNMAP.size:
             raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected {UNMAP.size}")
         argsz, flags, address, size = UNMAP.unpack(payload)
