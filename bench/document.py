@@ -85,6 +85,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _replaced(text: str, name: str, by: str) -> str:
-    """``text`` with what is between the marks of ``name`` replaced; ValueError where there are none."""
+    """``text`` with the part between the marks of ``name`` replaced. Raises a ValueError without such marks."""
     begin = text.index(mark := BEGIN.format(name)) + len(mark)
     return text[:begin] + by + text[text.index(END, begin) :]

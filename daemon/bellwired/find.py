@@ -42,10 +42,10 @@ def bundled() -> Found:
 
 
 def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
-    """The class for ``bell``, ``./mine.py``, ``./mine/`` (a package), or ``./mine.py:name`` (where there are several).
+    """The class for ``bell``, ``./mine.py``, ``./mine/`` (a package), or ``./mine.py:name`` (if there are several).
 
-    A plain name is looked for among the bundled devices, then the entry points, then as NAME.py or NAME/ in the
-    ``plugins`` folders, the first one first. Only what is asked for is imported.
+    A plain name is searched among the bundled devices, then the entry points, then as NAME.py or NAME/ in the
+    ``plugins`` folders, the first one first. Only the device that is asked for is imported.
     """
     return _find(wanted, plugins, lambda _: None)
 

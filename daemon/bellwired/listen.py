@@ -20,7 +20,7 @@ BACKLOG = 128  # if the backlog is full, a non-blocking client is refused at onc
 
 
 def default_path(name: str) -> Path:
-    """Where a device's socket goes unless the user says otherwise."""
+    """The default path of a device's socket."""
     folder = os.environ.get("XDG_RUNTIME_DIR")
     return Path(folder) / f"bellwire-{name}.sock" if folder else Path(f"bellwire-{name}.sock")
 

@@ -9,7 +9,7 @@ from .structs import Ioregion
 
 
 class IoRegionFlags(IntFlag):
-    """KVM_IOREGION_*."""
+    """KVM_IOREGION_*: ports or memory, posted writes, and whether a region is removed."""
 
     PIO = 1
     POSTED_WRITES = 2

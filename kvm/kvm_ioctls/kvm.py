@@ -52,7 +52,7 @@ class Kvm(Handle):
         return kvm
 
     def api_version(self) -> int:
-        """KVM_GET_API_VERSION (api.rst 4.1)."""
+        """KVM_GET_API_VERSION (api.rst 4.1): the version of the API, 12 on every current kernel."""
         return invoke(self.fd, requests.GET_API_VERSION)
 
     def check_extension(self, cap: int) -> int:

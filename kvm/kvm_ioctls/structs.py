@@ -26,7 +26,7 @@ class Struct(ctypes.Structure):
 
 
 class UserspaceMemoryRegion(Struct):
-    """KVM_SET_USER_MEMORY_REGION (api.rst 4.35)."""
+    """A memory slot, for KVM_SET_USER_MEMORY_REGION (api.rst 4.35). Addresses and the size are in bytes."""
 
     _fields_ = (
         ("slot", c_uint32),
@@ -38,7 +38,7 @@ class UserspaceMemoryRegion(Struct):
 
 
 class IrqLevel(Struct):
-    """KVM_IRQ_LINE (api.rst 4.25)."""
+    """The level of an interrupt line, for KVM_IRQ_LINE (api.rst 4.25)."""
 
     _fields_ = (("irq", c_uint32), ("level", c_uint32))
 
@@ -50,13 +50,13 @@ class IrqchipState(Struct):
 
 
 class PitConfig(Struct):
-    """KVM_CREATE_PIT2 (api.rst 4.71)."""
+    """The configuration of the i8254 timer, for KVM_CREATE_PIT2 (api.rst 4.71)."""
 
     _fields_ = (("flags", c_uint32), ("pad", c_uint32 * 15))
 
 
 class Irqfd(Struct):
-    """KVM_IRQFD (api.rst 4.75)."""
+    """An eventfd that triggers a GSI, for KVM_IRQFD (api.rst 4.75)."""
 
     _fields_ = (
         ("fd", c_uint32),
@@ -68,7 +68,7 @@ class Irqfd(Struct):
 
 
 class Ioeventfd(Struct):
-    """KVM_IOEVENTFD (api.rst 4.59)."""
+    """An eventfd that a guest's write signals, for KVM_IOEVENTFD (api.rst 4.59)."""
 
     _fields_ = (
         ("datamatch", c_uint64),
@@ -107,7 +107,7 @@ class IrqRouting(Struct):
 
 
 class Msi(Struct):
-    """KVM_SIGNAL_MSI (api.rst 4.70)."""
+    """One MSI, for KVM_SIGNAL_MSI (api.rst 4.70)."""
 
     _fields_ = (
         ("address_lo", c_uint32),
@@ -120,7 +120,7 @@ class Msi(Struct):
 
 
 class EnableCap(Struct):
-    """KVM_ENABLE_CAP (api.rst 4.37)."""
+    """A capability to turn on, with its arguments, for KVM_ENABLE_CAP (api.rst 4.37)."""
 
     _fields_ = (
         ("cap", c_uint32),
@@ -155,19 +155,19 @@ class MpStateStruct(Struct):
 
 
 class Interrupt(Struct):
-    """KVM_INTERRUPT (api.rst 4.16)."""
+    """The vector of an external interrupt, for KVM_INTERRUPT (api.rst 4.16)."""
 
     _fields_ = (("irq", c_uint32),)
 
 
 class GuestDebug(Struct):
-    """KVM_SET_GUEST_DEBUG (api.rst 4.87)."""
+    """What to debug, and the debug registers, for KVM_SET_GUEST_DEBUG (api.rst 4.87)."""
 
     _fields_ = (("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8))
 
 
 class Translation(Struct):
-    """KVM_TRANSLATE."""
+    """A linear address and what it translates to, for KVM_TRANSLATE (api.rst 4.15)."""
 
     _fields_ = (
         ("linear_address", c_uint64),
@@ -262,7 +262,7 @@ class Segment(Struct):
 
 
 class Dtable(Struct):
-    """GDTR or IDTR."""
+    """GDTR or IDTR: the address and the limit of a descriptor table."""
 
     _fields_ = (("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3))
     base: int

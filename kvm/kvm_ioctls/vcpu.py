@@ -138,7 +138,7 @@ class Vcpu(Handle):
     # Registers
 
     def get_regs(self) -> structs.Regs:
-        """KVM_GET_REGS (api.rst 4.11)."""
+        """KVM_GET_REGS (api.rst 4.11): the general registers, as a copy."""
         regs = structs.Regs()
         invoke(self.fd, requests.GET_REGS, regs)
         return regs
@@ -148,7 +148,7 @@ class Vcpu(Handle):
         invoke(self.fd, requests.SET_REGS, regs)
 
     def get_sregs(self) -> structs.Sregs:
-        """KVM_GET_SREGS (api.rst 4.13)."""
+        """KVM_GET_SREGS (api.rst 4.13): segment, table and control registers, as a copy."""
         sregs = structs.Sregs()
         invoke(self.fd, requests.GET_SREGS, sregs)
         return sregs
@@ -192,13 +192,13 @@ class Vcpu(Handle):
         invoke(self.fd, requests.SET_CPUID2, ctypes.create_string_buffer(cpuid.pack()), nent=len(cpuid))
 
     def get_mp_state(self) -> MpState:
-        """KVM_GET_MP_STATE (api.rst 4.38)."""
+        """KVM_GET_MP_STATE (api.rst 4.38): whether the vCPU runs, and what it waits for."""
         state = structs.MpStateStruct()
         invoke(self.fd, requests.GET_MP_STATE, state)
         return MpState(state.mp_state)
 
     def set_mp_state(self, state: MpState) -> None:
-        """KVM_SET_MP_STATE (api.rst 4.39)."""
+        """KVM_SET_MP_STATE (api.rst 4.39): start the vCPU, or let it wait."""
         invoke(self.fd, requests.SET_MP_STATE, structs.MpStateStruct(int(state)))
 
     def get_lapic(self) -> structs.LapicState:
@@ -208,7 +208,7 @@ class Vcpu(Handle):
         return lapic
 
     def set_lapic(self, lapic: structs.LapicState) -> None:
-        """KVM_SET_LAPIC (api.rst 4.58)."""
+        """KVM_SET_LAPIC (api.rst 4.58): replace the registers of the local APIC."""
         invoke(self.fd, requests.SET_LAPIC, lapic)
 
     def enable_cap(self, cap: int, *args: int) -> None:

@@ -25,7 +25,7 @@ class MemoryFlags(IntFlag):
 
 
 class IoEventFlags(IntFlag):
-    """KVM_IOEVENTFD_FLAG_*."""
+    """KVM_IOEVENTFD_FLAG_*: which writes ring, and whether a doorbell is added or removed."""
 
     DATAMATCH = 1
     PIO = 2
@@ -33,7 +33,7 @@ class IoEventFlags(IntFlag):
 
 
 class IrqfdFlags(IntFlag):
-    """KVM_IRQFD_FLAG_*."""
+    """KVM_IRQFD_FLAG_*: whether an irqfd is removed, and whether its line is level-triggered."""
 
     DEASSIGN = 1
     RESAMPLE = 2

@@ -120,7 +120,7 @@ class Channel:
         """Whether the last receive left room in the buffer: the socket is most likely empty (only a poll is sure)."""
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._sock.fileno()
 
     @property

@@ -106,7 +106,7 @@ class Client:
         return cls(sock, timeout=timeout, memory=memory)
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._channel.fileno()
 
     @property

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
-from vfio_user.mapping import MOST_MAPPINGS, Mapping, Pages, blank, join
+from vfio_user.mapping import MOST_JOINED, MOST_MAPPINGS, Mapping, Pages, blank, join
 
 MAP = Fields("<IIQQQ", "argsz flags offset address size")
 UNMAP = Fields("<IIQQ", "argsz flags address size")
@@ -37,7 +37,7 @@ class DmaMap(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaMap:
-        """From a request."""
+        """Decode a request. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) != MAP.size:
             raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected {MAP.size}")
         argsz, flags, offset, address, size = MAP.unpack(payload)
@@ -63,7 +63,7 @@ class DmaUnmap(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaUnmap:
-        """From a request."""
+        """Decode a request. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) != UNMAP.size:
             raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected {UNMAP.size}")
         argsz, flags, address, size = UNMAP.unpack(payload)
@@ -161,8 +161,8 @@ class DmaTable:
     def unmap(self, ranges: slice) -> None:
         """Drop the maps that :meth:`inside` has found. Their files are released before this returns."""
         for (start, end), pages in list(self._joined.items()):
-            first, behind = bisect_right(self._starts, start) - 1, bisect_left(self._starts, end)
-            if first < ranges.stop and ranges.start < behind:
+            touched = self._touched(start, end)
+            if touched.start < ranges.stop and ranges.start < touched.stop:
                 del self._joined[start, end]
                 blank(pages)
         dropped = self._ranges[ranges]
@@ -209,13 +209,15 @@ class DmaTable:
         start, end = address // _PAGE * _PAGE, -(-(address + size) // _PAGE) * _PAGE
         pages = self._joined.get((start, end))
         if pages is None:
-            found = self._ranges[bisect_right(self._starts, start) - 1 : bisect_left(self._starts, end)]
             pieces = []
-            for mapped in found:
+            for mapped in self._ranges[self._touched(start, end)]:
                 if mapped.mapping is None or not mapped.mapping.joinable:
                     return None
                 first, last = max(start, mapped.start), min(end, mapped.end)
                 pieces.append((mapped.mapping.address + first - mapped.start, last - first))
+            joined = len(pieces) + sum(len(self._ranges[self._touched(*span)]) for span in list(self._joined))
+            if joined > MOST_JOINED:
+                raise VfioUserError(f"{joined} pieces of memory joined, at most {MOST_JOINED} expected", errno.ENOSPC)
             self._joined[start, end] = pages = join(pieces)
         view = memoryview(pages).cast("B")[address - start : address - start + size]
         return view if write else view.toreadonly()
@@ -263,6 +265,10 @@ class DmaTable:
         if mapped.mapping is not None:
             self._files -= 1
             mapped.mapping.detach()
+
+    def _touched(self, start: int, end: int) -> slice:
+        """Which ranges the addresses from ``start`` to ``end`` lie in; all of them are mapped."""
+        return slice(bisect_right(self._starts, start) - 1, bisect_left(self._starts, end))
 
     def _find(self, address: int) -> MappedRange | None:
         slot = bisect_right(self._starts, address) - 1

@@ -89,7 +89,7 @@ class IoRegionServer:
         self._filled = 0
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._sock.fileno()
 
     def receive(self) -> IoCommand | None:

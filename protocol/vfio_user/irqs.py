@@ -30,7 +30,7 @@ class IrqInfo:
 
     @classmethod
     def unpack(cls, payload: memoryview) -> IrqInfo:
-        """From a reply."""
+        """Decode a reply. Raises ProtocolError if it is too short."""
         if len(payload) < INFO.size:
             raise ProtocolError(f"DEVICE_GET_IRQ_INFO reply: {len(payload)} bytes, expected {INFO.size}")
         _, flags, index, count = INFO.unpack_from(payload)

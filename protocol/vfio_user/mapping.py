@@ -45,6 +45,9 @@ MOST_MAPPINGS = _most_mappings()
 MOST_PIECES = 256
 """The most pieces that :func:`join` puts side by side: 1 MiB, if each is a page."""
 
+MOST_JOINED = 4096
+"""Pieces of all such stretches together: each is a mapping beside those of files."""
+
 
 class Mapping:
     """``size`` bytes of a file at ``offset``, mapped shared.

@@ -28,7 +28,7 @@ class DeviceFeature(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DeviceFeature:
-        """From a request or a reply."""
+        """Decode a request or a reply. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) < FEATURE.size:
             raise ProtocolError(f"DEVICE_FEATURE: {len(payload)} bytes, expected at least {FEATURE.size}")
         argsz, flags = FEATURE.unpack_from(payload)
@@ -53,7 +53,7 @@ class MigrationRead(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> MigrationRead:
-        """From a request."""
+        """Decode a request. Raises ProtocolError, which names the field that is wrong."""
         if len(payload) != DATA.size:
             raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected {DATA.size}")
         argsz, size = DATA.unpack(payload)

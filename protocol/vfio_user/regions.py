@@ -31,7 +31,7 @@ class DeviceInfo(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: memoryview) -> DeviceInfo:
-        """From a reply."""
+        """Decode a reply. Raises ProtocolError if it is too short."""
         if len(payload) < DEVICE.size:
             raise ProtocolError(f"DEVICE_GET_INFO reply: {len(payload)} bytes, expected {DEVICE.size}")
         _, flags, regions, irqs = DEVICE.unpack_from(payload)

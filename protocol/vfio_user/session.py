@@ -84,7 +84,7 @@ class Session:
         }
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._channel.fileno()
 
     def settle(self) -> None:

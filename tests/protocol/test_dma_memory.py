@@ -17,6 +17,7 @@ from vfio_user import (
     DmaFault,
     DmaTable,
     VfioUserError,
+    dma,
 )
 from vfio_user import (
     mapping as mapping_module,
@@ -293,6 +294,22 @@ def test_a_view_of_too_many_pieces_is_refused(memfd: Callable[[int], int]) -> No
     with pytest.raises(VfioUserError, match="257 pieces"):
         table.whole(0, 257 * PAGE, write=True)
     table.clear()
+
+
+def test_views_of_too_many_pieces_together_are_refused_while_they_are_kept(
+    table: DmaTable, memfd: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dma, "MOST_JOINED", 6)
+    fd = memfd(PAGE)
+    for page in range(8):
+        add(table, page * PAGE, PAGE, fd)
+    first, second = table.whole(0, 4 * PAGE, write=True), table.whole(4 * PAGE, 2 * PAGE, write=True)
+    with pytest.raises(VfioUserError, match="8 pieces of memory joined, at most 6"):
+        table.whole(6 * PAGE, 2 * PAGE, write=True)
+    assert table.whole(0, 4 * PAGE, write=True) is not None  # the same once more costs nothing
+    del first
+    assert table.whole(6 * PAGE, 2 * PAGE, write=True) is not None
+    assert second is not None
 
 
 # -- views that outlive their map

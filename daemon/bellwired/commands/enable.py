@@ -1,4 +1,4 @@
-"""``bellwire enable`` and ``bellwire disable``: whether a device may be started at all."""
+"""``bellwire enable`` and ``bellwire disable``: allow or forbid the start of a device."""
 
 from __future__ import annotations
 

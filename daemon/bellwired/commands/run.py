@@ -107,7 +107,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
     device = find_device(arguments.device)
     if arguments.print_capabilities:
         print(json.dumps(describe(device), indent=2))

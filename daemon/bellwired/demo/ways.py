@@ -31,7 +31,7 @@ class Way(NamedTuple):
     errors: int | None = None
 
     def ring(self, count: int, roundtrips: int) -> Ring:
-        """What the guest is told to do."""
+        """The parameters for the guest."""
         return Ring(
             bar=self.bar.index,
             offset=self.offset,

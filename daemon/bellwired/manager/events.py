@@ -1,10 +1,14 @@
 """The events of all devices, as streams to which callers subscribe.
 
-Kinds: started, stopped, died, restarted, hung, killed, failed; connected, introduced (with what the client can
-take), mapped (its memory), left; trouble (the guest's, or the device code's), crashed (the device code's last);
-statistics (what has been counted since the last such event, a second ago); reloaded; lost (events that were more than
-the listener or the worker's socket could take); stopping (the daemon, and with it the stream). Lines of a device's log
-(kind log) come to those alone who ask for them.
+The kinds of events:
+
+* the device: started, stopped, died, restarted, hung, killed, failed;
+* its client: connected, introduced (with the client's capabilities), mapped (its memory), left;
+* mistakes: trouble (of the guest, or of the device's code), crashed (an exception that ended the worker);
+* statistics (the counts since the last such event, a second ago);
+* the daemon: reloaded, stopping (the stream ends with it);
+* lost: the number of events for which the listener's queue or the worker's socket had no room;
+* log: a line of a device's log, only for listeners that ask for log lines.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run until told to stop."""
+    """Run the daemon until a signal ends it. Returns the exit status."""
     arguments = parser().parse_args(words)
 
     def apply(settings: Daemon) -> None:

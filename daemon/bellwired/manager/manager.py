@@ -50,7 +50,7 @@ class Reloaded:
 
 
 class Manager:
-    """All devices of one instance. ``apply`` is told when a reload has changed the daemon's own settings."""
+    """All devices of one instance. ``apply`` is called when a reload has changed the daemon's own settings."""
 
     def __init__(self, places: Places, apply: Callable[[Daemon], None] = lambda _: None) -> None:
         self.places = places

@@ -28,7 +28,7 @@ KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold
 
 
 class Unit(Noted):
-    """The device ``name``. ``tell`` hears every change.
+    """The device ``name``. ``tell`` is called for every event.
 
     Code that starts or ends a worker holds ``_turn``. Code that waits for a ready worker does not, so that a stop need
     not wait for a device that hangs at its start.
@@ -236,7 +236,7 @@ class Unit(Noted):
         if child is not self._child:
             return
         assert self._channel is not None
-        self._channel.close()  # what it said last tells why
+        self._channel.close()  # its last message says why
         self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")

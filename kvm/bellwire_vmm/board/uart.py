@@ -26,7 +26,7 @@ class Register(IntEnum):
 
 
 class Enable(IntFlag):
-    """Which events interrupt."""
+    """Bits of the interrupt enable register: which events interrupt."""
 
     RECEIVED = 1
     SENT = 2

@@ -34,7 +34,7 @@ class Taker(Protocol):
 
     @property
     def index(self) -> int:
-        """The region's number."""
+        """The number of the region that the writes go to."""
 
 
 class Stretch(NamedTuple):

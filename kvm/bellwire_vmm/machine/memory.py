@@ -51,7 +51,7 @@ class GuestMemory:
         self._bytes[address : address + len(data)] = bytes(data)
 
     def clear(self, address: int, count: int) -> None:
-        """Zero ``count`` bytes."""
+        """Write ``count`` zeros at ``address``. Raises VmmError if there is no RAM."""
         self.write(address, bytes(count))
 
     def close(self) -> None:

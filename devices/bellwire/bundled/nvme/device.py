@@ -64,7 +64,10 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     )
     queues = Option(QUEUES, least=1, most=QUEUES, help="I/O queue pairs that the guest may create")
     namespaces = Option(
-        0, least=0, most=MOST_IDS, help="number of namespaces, without an image in memory; 0: one for each image"
+        0,
+        least=0,
+        most=MOST_IDS,
+        help="number of namespaces (those without an image are memory); 0: one for each image",
     )
     store = Option(Path(), help="folder for state that outlives the device (see docs/devices.md); default: memory")
     capacity = Option(0, least=0, most=LARGEST, help="bytes for namespaces that the guest creates")
