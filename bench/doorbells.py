@@ -40,13 +40,13 @@ class Figures(NamedTuple):
 
 def rings(count: int, trips: int) -> Rings:
     """The ways to ring the bell by accesses that leave the guest."""
-    noted = {"count": count, "roundtrips": trips, "notes": NotedBell.note_at.offset}
+    noted = Ring(bar=0, offset=0, count=count, roundtrips=trips, notes=NotedBell.note_at.offset)
     ways = {way.name: replace(way.ring(count, trips), notes=NotedBell.note_at.offset) for way in WAYS}
     load, batched = NotedBell.load.offset, NotedBell.batched.offset
-    counters = {"counter": NotedBell.batched_count.offset, "errors": NotedBell.batched_errors.offset}
+    counter, errors = NotedBell.batched_count.offset, NotedBell.batched_errors.offset
     return ways | {
-        "REGION_WRITE_MULTI": Ring(bar=0, offset=batched, value=None, flush=True, **counters, **noted),
-        "REGION_READ": Ring(bar=0, offset=load, loads=True, counter=NotedBell.load_count.offset, **noted),
+        "REGION_WRITE_MULTI": replace(noted, offset=batched, value=None, flush=True, counter=counter, errors=errors),
+        "REGION_READ": replace(noted, offset=load, loads=True, counter=NotedBell.load_count.offset),
     }
 
 

@@ -70,8 +70,8 @@ class NvmeDisk:
         done = driver.admin.do(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=values, prp2=events)
         if done.status:
             raise OSError(f"no shadow doorbells: status {done.status:#x}")
-        pages = [device.memory[page : page + PAGE].cast("I") for page in (values, events)]
-        tail, head = (ShadowDoorbell(*pages, 2 + at, device.bell(0x1008 + 4 * at, 4)) for at in (0, 1))
+        told, wanted = (device.memory[page : page + PAGE].cast("I") for page in (values, events))
+        tail, head = (ShadowDoorbell(told, wanted, 2 + at, device.bell(0x1008 + 4 * at, 4)) for at in (0, 1))
         return tail, head
 
     def run(self, offsets: Sequence[int], depth: int) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PARTS = ("protocol", "kvm", "devices", "daemon", "systemd", "Makefile", "README.md", "LICENSE")
-PARTS += ("pyproject.toml", "constraints.txt", "hatch_build.py")
+FOLDERS = ("protocol", "kvm", "devices", "daemon", "systemd")
+FILES = ("Makefile", "README.md", "LICENSE", "pyproject.toml", "constraints.txt", "hatch_build.py")
 PREFIX = "/usr/local"
 VENV = f"{PREFIX}/lib/bellwire/venv"
 
@@ -47,12 +47,10 @@ def checkout(scratch: Path) -> Path:
     """A copy of the project, which is another user's where the tests are root's."""
     copy = scratch / "checkout"
     copy.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in PARTS:
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(
-            source, copy / name, **({"ignore": ignored} if source.is_dir() else {})
-        )
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, copy / name)
     if os.geteuid() == 0:
         owner = pwd.getpwnam("nobody")
         for path in (copy, *copy.rglob("*")):
@@ -81,7 +79,7 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> Message:
 
 @pytest.mark.slow
 def test_what_is_installed_runs_by_itself(installed: Path) -> None:
-    words = [installed / VENV[1:] / "bin/python", "-IB", installed / VENV[1:] / "bin/bellwire"]
+    words: list[str | Path] = [installed / VENV[1:] / "bin/python", "-IB", installed / VENV[1:] / "bin/bellwire"]
     done = subprocess.run([*words, "run", "bell", "--print-capabilities"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["name"] == "bell"
 

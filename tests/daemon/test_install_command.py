@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ def test_a_command_says_what_to_do_when_python_was_upgraded(tmp_path: Path) -> N
 
 
 def test_commands_that_are_in_place_already_are_not_written_again(tmp_path: Path) -> None:
-    own = Path(contents.distribution("bellwire").locate_file("")).parents[2]
+    own = Path(str(distribution("bellwire").locate_file(""))).parents[2]
     files = {file.path for file in contents.files(Layout.for_all(own), None)}
     assert own / "bin/bellwire" not in files
     assert own / "share/man/man1/bellwire.1" in files

@@ -181,7 +181,7 @@ def test_a_socket_of_the_service_manager_is_served(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(tmp_path / "socket"))
         listener.listen()
-        with subprocess.Popen(["sh", "-c", activation(1)], stdin=listener, text=True) as process:
+        with subprocess.Popen(["sh", "-c", activation(1)], stdin=listener.fileno(), text=True) as process:
             with Client.connect(tmp_path / "socket") as client:
                 assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
             assert ended(process, signal.SIGTERM) == 0
@@ -190,7 +190,9 @@ def test_a_socket_of_the_service_manager_is_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("script", "said"), [(activation(2), "got 2"), (activation(1, pid="1"), "got none")])
 def test_anything_but_one_socket_of_the_service_manager_is_refused(script: str, said: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        done = subprocess.run(["sh", "-c", script], stdin=listener, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            ["sh", "-c", script], stdin=listener.fileno(), stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 1
     assert f"expected one socket from the service manager, {said}" in done.stderr
 

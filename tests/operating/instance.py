@@ -134,7 +134,7 @@ class Instance:
             return next((line for line in self._lines[since:] if text in line), None)
 
         with self._said:
-            line = self._said.wait_for(lambda: found() or not self._reader.is_alive(), PATIENCE)
+            self._said.wait_for(lambda: found() or not self._reader.is_alive(), PATIENCE)
             line = found()
         assert line is not None, f"{text!r} was not said in\n{self.log}"
         return line

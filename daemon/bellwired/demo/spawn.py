@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 
 from bellwired.errors import CommandError
+from bellwired.workers import process
 
 PATIENCE = 20.0  # seconds for the process to end after its client has gone
 
@@ -22,7 +22,7 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
         command = [
-            sys.executable,
+            *process.python(),
             "-m",
             "bellwired",
             "--log-level",
@@ -34,7 +34,7 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
         ]
         for option in options:
             command += ["-o", option]
-        process = subprocess.Popen(
+        running = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -46,9 +46,9 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
     finally:
         ours.close()
         try:
-            status = process.wait(PATIENCE)
+            status = running.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
+            running.kill()
+            status = running.wait()
         if status:  # this is the cause of any other error here
             raise CommandError(f"the process of the device {name} ended with status {status}", "see its messages above")

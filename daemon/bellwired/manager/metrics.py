@@ -72,7 +72,7 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
             request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             if request.startswith((b"GET /metrics ", b"GET / ")):
                 await devices.refresh()
-                head, body = f"200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}", generate_latest(registry)  # type: ignore[no-untyped-call]
+                head, body = f"200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}", generate_latest(registry)
             else:
                 head, body = "404 Not Found\r\nContent-Type: text/plain", b"GET /metrics\n"
             text = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"

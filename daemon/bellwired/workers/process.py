@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -38,6 +39,14 @@ def allow_many_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then the present limit stays
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def python() -> list[str]:
+    """The command that starts this Python again, as isolated as this one, and without the current folder in its path.
+
+    ``-I`` would also ignore PYTHONPATH and the user's own site-packages, which may be where Bellwire is installed.
+    """
+    return [sys.executable, "-I" if sys.flags.isolated else "-P"]
 
 
 def environment() -> dict[str, str]:

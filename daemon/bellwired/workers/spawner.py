@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -67,8 +66,7 @@ class Spawner:
             with theirs:
                 self._process = subprocess.Popen(
                     [
-                        sys.executable,
-                        "-P",
+                        *process.python(),
                         "-m",
                         "bellwired.workers.forkserver",
                         str(theirs.fileno()),

@@ -1,1 +1,1 @@
-"""The devices that come with Bellwire."""
+"""The devices that come with Bellwire: one file or one folder for each."""

@@ -1,6 +1,6 @@
 """bell: one doorbell of every kind, a counter for each, and an interrupt on demand.
 
-The demo, the benchmarks and the VMM's tests ring it. Offsets are in docs/devices.md.
+The demo, the benchmarks and the tests of the VMM use it. docs/devices.md has the offsets.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     pio = ports.doorbell(0x0)
     pio_plain = ports.reg(0x4)
 
-    # What the counters stood at when the guest last cleared them: the doorbells' own counts only ever grow.
+    # The counts of the doorbells when the guest last cleared the counters: the counts themselves only grow.
     wildcard_base = Saved(0)
     datamatch_base = Saved(0)
     pio_base = Saved(0)
@@ -53,13 +53,13 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
 
     @irq_now.write
     def interrupt_now(self, number: int) -> None:
-        """Trigger vector ``number``; a number out of range does nothing."""
+        """Trigger vector ``number``. A number out of range has no effect."""
         if number < len(self.irq):
             self.irq[number].trigger()
 
     @reset_counters.write
     def clear_counters(self, _: int) -> None:
-        """All counters to zero, whatever was written."""
+        """Set all counters to zero, for any value written."""
         self.wildcard_base = self.wildcard.rung
         self.datamatch_base = self.datamatch.rung
         self.pio_base = self.pio.rung
@@ -69,32 +69,32 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
 
     @wildcard.ring
     def wildcard_rang(self) -> None:
-        """Rung by any write."""
+        """Count rings of the doorbell that any write rings."""
         self.wildcard_count = self.wildcard.rung - self.wildcard_base
         self.arrived()
 
     @datamatch.ring
     def datamatch_rang(self) -> None:
-        """Rung by writes of MATCH."""
+        """Count rings of the doorbell that only a write of MATCH rings."""
         self.datamatch_count = self.datamatch.rung - self.datamatch_base
         self.arrived()
 
     @pio.ring
     def pio_rang(self) -> None:
-        """Rung through an I/O port."""
+        """Count rings of the doorbell at an I/O port."""
         self.pio_count = self.pio.rung - self.pio_base
         self.arrived()
 
     @value.ring
     def value_rang(self, value: int) -> None:
-        """Rung with a value, which counts 1, 2, 3, ..."""
+        """Count a ring with a value. The values should be 1, 2, 3, ...: any other is an error."""
         self.value_count += 1
         self.value_errors += value != self.value_count & 0xFFFF_FFFF
         self.arrived()
 
     @region.write
     def region_written(self, offset: int, size: int, value: int) -> None:
-        """Keeps what is written; what goes to offset 0 is counted and should count 1, 2, 3, ..."""
+        """Store the value. Writes to offset 0 are counted, and their values should be 1, 2, 3, ..."""
         self.scratch[offset : offset + size] = value.to_bytes(size, "little")
         if offset == 0:
             self.acked_count += 1
@@ -103,25 +103,25 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
 
     @region.read
     def region_was_read(self, offset: int, size: int) -> int:
-        """Gives back what was written."""
+        """Give the value that was written there."""
         self.read_count += 1
         return int.from_bytes(self.scratch[offset : offset + size], "little")
 
     @plain.write
     def plain_written(self, value: int) -> None:
-        """An ordinary register, by message."""
+        """Count a write to an ordinary register, which arrives as a message."""
         self.plain_count += 1
         self.plain_errors += value != self.plain_count & 0xFFFF_FFFF
         self.arrived()
 
     @pio_plain.write
     def pio_plain_written(self, value: int) -> None:
-        """An ordinary I/O port: the guest waits for the reply."""
+        """Count a write to an ordinary I/O port. The guest waits for the reply."""
         self.pio_plain_count += 1
         self.pio_plain_errors += value != self.pio_plain_count & 0xFFFF_FFFF
         self.arrived()
 
     def arrived(self) -> None:
-        """Interrupt, if the guest wants one for each arrival."""
+        """Interrupt, if the guest has asked for one for each ring."""
         if 0 < self.irq_on_ring <= len(self.irq):
             self.irq[self.irq_on_ring - 1].trigger()

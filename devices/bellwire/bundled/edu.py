@@ -9,19 +9,19 @@ from bellwire import Bar, GuestError, IntX, Msi, Option, PciDevice, Saved, Saved
 
 DMA_START = 0x40000
 DMA_SIZE = 4096
-DMA_DELAY = 0.1  # seconds, as QEMU's waits
+DMA_DELAY = 0.1  # seconds, as in QEMU
 ZERO_FROM = 34  # 34! has 32 factors of two
 
 
 class Status(IntFlag):
-    """The status register."""
+    """Bits of the status register."""
 
     COMPUTING = 0x01
     IRQ_WHEN_DONE = 0x80
 
 
 class DmaCommand(IntFlag):
-    """The DMA command register."""
+    """Bits of the DMA command register."""
 
     START = 0x1
     TO_GUEST = 0x2
@@ -64,7 +64,7 @@ class Edu(
 
     buffer = SavedBytes(DMA_SIZE)
 
-    # What the registers hold while the device is at work: writes to them are void then.
+    # The values of the registers while the device is busy: it ignores writes to them then.
     operand = Saved(0)
     held_source = Saved(0)
     held_destination = Saved(0)
@@ -72,7 +72,7 @@ class Edu(
     held_command = Saved(0)
 
     def restored(self) -> None:
-        """Take up again what was going on."""
+        """Continue the computation or the transfer that was under way."""
         if Status.COMPUTING in self.status:
             self.after(0, self.compute)
         if DmaCommand.START in self.dma_command:
@@ -80,12 +80,12 @@ class Edu(
 
     @liveness.write
     def check_liveness(self, value: int) -> None:
-        """Reads give the inverse of what was written."""
+        """Store the inverse of the value, which the next read gives."""
         self.liveness = ~value
 
     @factorial.write
     def start_factorial(self, value: int) -> None:
-        """Compute in the background, so that a driver has to look at the status."""
+        """Compute in the background, so that a driver has to poll the status."""
         if Status.COMPUTING in self.status:
             self.factorial = self.operand
             return
@@ -94,7 +94,7 @@ class Edu(
         self.after(0, self.compute)
 
     def compute(self) -> None:
-        """The factorial modulo 2**32: from 34! on, it is zero."""
+        """The factorial modulo 2**32. From 34! on it is zero."""
         self.factorial = math.factorial(self.operand) if self.operand < ZERO_FROM else 0
         self.status &= ~Status.COMPUTING
         if Status.IRQ_WHEN_DONE in self.status:
@@ -102,7 +102,7 @@ class Edu(
 
     @irq_raise.write
     def interrupt(self, bits: int) -> None:
-        """Set interrupt status bits and interrupt, by MSI where the guest has enabled it."""
+        """Set interrupt status bits, and interrupt by MSI if the guest has enabled it, else by INTx."""
         self.irq_status |= bits
         if not self.irq_status:
             return
@@ -113,7 +113,7 @@ class Edu(
 
     @irq_acknowledge.write
     def acknowledge(self, bits: int) -> None:
-        """Clear interrupt status bits; the line stays up until none is left."""
+        """Clear interrupt status bits. The line stays high until all are clear."""
         self.irq_status &= ~bits
         if not self.irq_status:
             self.line.low()
@@ -122,7 +122,7 @@ class Edu(
     @dma_destination.write
     @dma_count.write
     def hold_registers(self, _: int) -> None:
-        """A transfer under way is not to be disturbed."""
+        """Undo a write to a DMA register while a transfer is under way."""
         if DmaCommand.START in self.dma_command:
             self.dma_source = self.held_source
             self.dma_destination = self.held_destination
@@ -130,7 +130,7 @@ class Edu(
 
     @dma_command.write
     def start_transfer(self, command: DmaCommand) -> None:
-        """Start, if nothing is under way and the command says so; otherwise it is void."""
+        """Start a transfer, if the command says so and none is under way. Else the command is ignored."""
         held = DmaCommand(self.held_command)
         if DmaCommand.START in held or DmaCommand.START not in command:
             self.dma_command = held
@@ -144,7 +144,7 @@ class Edu(
         self.after(self.dma_delay, self.transfer)
 
     def transfer(self) -> None:
-        """Copy between guest memory and the buffer, which the guest sees at DMA_START."""
+        """Copy between guest memory and the buffer, which lies at DMA_START for the guest."""
         command = self.dma_command
         try:
             if DmaCommand.TO_GUEST in command:
@@ -158,7 +158,7 @@ class Edu(
                 self.interrupt(IRQ_DMA)
 
     def window(self, address: int) -> memoryview:
-        """The part of the buffer that a transfer touches."""
+        """The part of the buffer that a transfer reads or writes. A GuestError outside the buffer."""
         start, count = address - DMA_START, self.dma_count
         if start < 0 or start + count > DMA_SIZE:
             raise GuestError(f"DMA of {count} bytes at {address:#x}: the buffer is {DMA_SIZE} bytes at {DMA_START:#x}")

@@ -11,23 +11,23 @@ LARGEST = 4096  # bytes for one buffer: the driver asks again
 
 
 class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
-    """Gives the guest what getrandom(2) gives us, as fast as it asks or at a rate."""
+    """Gives the guest random bytes from getrandom(2), with or without a limit of the rate."""
 
     rate = Option(0, least=0, help="the most bytes a second; 0: no limit")
 
     def setup(self) -> None:
-        """No bytes have been given yet."""
+        """Start without a pause."""
         self.owed = 0.0
-        """Seconds for which the bytes given last are to be paid."""
+        """Seconds of the pause after the last bytes; 0 if there is none."""
         self.timer: Timer | None = None
 
     def stopped(self) -> None:
-        """A reset pays for nothing, and may have cancelled the timer."""
+        """Start a pause again that was under way: a reset must not end it, but may have cancelled its timer."""
         if self.owed:
             self.rest(self.owed)
 
     def notified(self, queue: Virtqueue) -> None:
-        """Fill what there is; at a rate, one buffer at a time."""
+        """Fill the available buffers. With a limit, fill one buffer, then pause."""
         if self.owed:
             return
         for chain in queue:
@@ -38,13 +38,13 @@ class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
                 break
 
     def rest(self, seconds: float) -> None:
-        """Give nothing for so long."""
+        """Pause for ``seconds``."""
         if self.timer is not None:
             self.timer.cancel()
         self.owed = seconds
         self.timer = self.after(seconds, self.rested)
 
     def rested(self) -> None:
-        """The bytes given have been paid for with time."""
+        """The pause is over: fill buffers again."""
         self.owed = 0.0
         self.attend(self.virtqueues[0])

@@ -26,7 +26,7 @@ class VirtioDevice(Transport):
     :meth:`notified`, and if needed :meth:`started`, :meth:`stopped` and :attr:`queue_count`.
     """
 
-    packed = Option(True, help="offer packed rings too")
+    packed = Option(True, help="offer packed virtqueues too")
 
     accepted = Saved(0)
     """The features that the driver has accepted, as bits."""

@@ -41,11 +41,11 @@ LOGS_WHILE_SANITIZING = (LogPage.ERRORS, LogPage.HEALTH, LogPage.CHANGED_NAMESPA
 
 
 Answer = int | Job | None
-"""The completion's result; a job that has to be done first, without one; None: the command completes later."""
+"""An int is the result of the completion. A job must be done first. None: the command completes later."""
 
 
 class Admin:
-    """Executes admin commands on ``controller``. Failures are CommandErrors."""
+    """Executes the admin commands of ``controller``. A command that fails raises a CommandError."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -70,7 +70,7 @@ class Admin:
         }
 
     def execute(self, command: Command) -> Answer:
-        """Do the command."""
+        """Execute ``command``."""
         handler = self._commands.get(command.opcode)
         if handler is None:
             raise CommandError(Status.INVALID_OPCODE, Byte.OPCODE)
@@ -82,12 +82,12 @@ class Admin:
         return handler(command)
 
     def _identify(self, command: Command) -> int:
-        """§5.15."""
+        """Identify (§5.15)."""
         self._give(command, self._inquiry.page(command))
         return 0
 
     def _get_log_page(self, command: Command) -> int:
-        """§5.14."""
+        """Get Log Page (§5.14)."""
         controller = self._controller
         number = command.cdw10 & 0xFF
         places = controller.pages.extents(command, requested(command))
@@ -101,7 +101,7 @@ class Admin:
         return 0
 
     def _get_features(self, command: Command) -> int:
-        """§5.13."""
+        """Get Features (§5.13)."""
         controller = self._controller
         result = controller.features.get(command)
         if command.cdw10 & 0xFF == FeatureId.TIMESTAMP and command.cdw10 >> 8 & 7 != Select.CAPABILITIES:
@@ -109,7 +109,7 @@ class Admin:
         return result
 
     def _set_features(self, command: Command) -> Answer:
-        """§5.21. Who turns the write cache off need not flush any more, so what is in it goes onto the media."""
+        """Set Features (§5.21). A host without write cache never flushes, so turning it off writes its content."""
         controller = self._controller
         io_queues = (*controller.queues.submissions[1:], *controller.queues.completions[1:])
         result = controller.features.set(command, queues_exist=any(queue.size for queue in io_queues))
@@ -124,12 +124,12 @@ class Admin:
         return result
 
     def _async_event_request(self, command: Command) -> None:
-        """§5.2: stays open until there is news, which there may be already."""
+        """Asynchronous Event Request (§5.2). It stays open until there is an event."""
         self._controller.events.request(command.cid)
         self._controller.engine.tell_events()
 
     def _abort(self, command: Command) -> int:
-        """§5.1. Event requests can be taken back; an I/O command is left to end by itself, which it does soon."""
+        """Abort (§5.1). It aborts event requests only: an I/O command ends soon by itself."""
         sqid, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
         controller = self._controller
         if sqid == 0 and controller.queues.completions[0].room > 0 and controller.events.withdraw(cid):
@@ -138,7 +138,7 @@ class Admin:
         return NOT_ABORTED
 
     def _doorbell_buffer_config(self, command: Command) -> int:
-        """§5.7."""
+        """Doorbell Buffer Config (§5.7)."""
         for address, where in ((command.prp1, Byte.PRP1), (command.prp2, Byte.PRP2)):
             if not address or address % PAGE:
                 raise CommandError(Status.INVALID_FIELD, where)
@@ -147,7 +147,7 @@ class Admin:
         return 0
 
     def _create_completion_queue(self, command: Command) -> int:
-        """§5.3."""
+        """Create I/O Completion Queue (§5.3)."""
         controller = self._controller
         qid, size = self._new_queue(command, [queue.size for queue in controller.queues.completions])
         vector = command.cdw11 >> 16
@@ -156,12 +156,12 @@ class Admin:
         if 1 << ControllerConfiguration(controller.device.cc).completion_size != COMPLETION_SIZE:
             raise CommandError(Status.INVALID_QUEUE_SIZE, Byte.CDW10)
         controller.queues.completions[qid].create(command.prp1, size, vector, bool(command.cdw11 & INTERRUPTS))
-        if controller.queues.shadow.active:  # what is there is of an earlier queue with this number
+        if controller.queues.shadow.active:  # the shadow still has the values of an earlier queue with this number
             controller.queues.shadow.wake_at_head(qid, 0)
         return 0
 
     def _create_submission_queue(self, command: Command) -> int:
-        """§5.4."""
+        """Create I/O Submission Queue (§5.4)."""
         controller = self._controller
         qid, size = self._new_queue(command, [queue.size for queue in controller.queues.submissions])
         cqid = command.cdw11 >> 16
@@ -177,7 +177,7 @@ class Admin:
         return 0
 
     def _new_queue(self, command: Command, sizes: list[int]) -> tuple[int, int]:
-        """Number and entries of a queue to be created: what both kinds check."""
+        """The number and the entries of a queue to be created. Both kinds of queues need these checks."""
         qid, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
         if not 0 < qid <= self._controller.queues.most or sizes[qid]:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
@@ -190,7 +190,7 @@ class Admin:
         return qid, size
 
     def _delete_submission_queue(self, command: Command) -> Answer:
-        """§5.6: complete once no thread works for it any more, since until then guest memory may be written."""
+        """Delete I/O Submission Queue (§5.6). It completes when no thread works for the queue any more."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
         if not 0 < qid <= controller.queues.most or not controller.queues.submissions[qid].size:
@@ -206,7 +206,7 @@ class Admin:
         return 0
 
     def _delete_completion_queue(self, command: Command) -> int:
-        """§5.5: not while a submission queue uses it."""
+        """Delete I/O Completion Queue (§5.5). Refused while a submission queue uses it."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
         if not 0 < qid <= controller.queues.most or not controller.queues.completions[qid].size:
@@ -223,7 +223,7 @@ class Admin:
 
 
 def _allowed(command: Command) -> bool:
-    """Whether a command is taken during a sanitize operation, or after one has failed (§8.15)."""
+    """Whether a command is allowed during a sanitize operation, or after one has failed (§8.15)."""
     if command.opcode == AdminOpcode.GET_LOG_PAGE:
         return command.cdw10 & 0xFF in LOGS_WHILE_SANITIZING
     return command.opcode in WHILE_SANITIZING

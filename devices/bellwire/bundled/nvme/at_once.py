@@ -1,7 +1,8 @@
-"""Plain reads of what is in the page cache, a batch at a time: most of what a busy guest asks for.
+"""Reads of data in the page cache, a batch at a time: these are most of the commands of a busy guest.
 
-Nothing is done here that :mod:`bellwire.bundled.nvme.io` could not do, with all its checks and errors. It is the
-short way: what is not plain, or not in memory, or wrong, is left to the long one.
+:mod:`bellwire.bundled.nvme.io` could do the same, with all its checks and errors. This module is the fast path for
+plain reads only. It leaves a command to the slow path if it is no plain read, if its data is not in memory, or if it
+is wrong.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
 
 READ = int(IoOpcode.READ)
 ENOUGH = 512 << 10
-"""Bytes after which the host is to be told: it takes them in, and asks for more, while we copy the next."""
+"""Bytes after which the host is told of completions. It handles these while the worker copies the next data."""
 PLAIN_READ = struct.Struct("<BBHI16xQQQI12x")
-"""Of a command, what a read needs (§6.9): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
+"""The fields of a command that a read needs (§6.9): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
 
 
 @functools.cache
 def _row(count: int) -> tuple[int, int]:
-    """What a list of ``count`` pages that follow each other is as one number: the first times this, plus that."""
+    """A PRP list of ``count`` consecutive pages, read as one number, is first * a + b. Returns (a, b)."""
     return sum(1 << 64 * at for at in range(count)), sum(at * PAGE << 64 * at for at in range(count))
 
 
 class AtOnce:
-    """Reads into pages that follow each other in guest memory, within ``io``'s budget."""
+    """Reads into consecutive pages of guest memory, within the budget of ``io``."""
 
     def __init__(self, dma: Dma, namespaces: Namespaces, io: Io, counters: Counters) -> None:
         self._dma = dma
@@ -46,9 +47,10 @@ class AtOnce:
         self._counters = counters
 
     def read(self, block: bytes) -> tuple[list[int], list[bytes], int]:
-        """The ids of those commands in ``block`` that have been done, and the others as they are, up to ENOUGH bytes.
+        """Do the plain reads in ``block``, up to ENOUGH bytes.
 
-        Also how many commands have not been looked at for that reason.
+        Returns the ids of the commands that are done, the other commands, and the number of commands that were left
+        since ENOUGH bytes were read.
         """
         done: list[int] = []
         left: list[bytes] = []
@@ -81,7 +83,7 @@ class AtOnce:
                         where = prp1 - start
                         try:
                             got = preadv(fd, [memory[where : where + length]], first << shift, now)
-                        except OSError:  # it would wait; any other trouble will come again, and be dealt with then
+                        except OSError:  # it would wait or fails: left to the slow path
                             got = 0
                         if got == length:
                             done.append(cid)
@@ -97,7 +99,7 @@ class AtOnce:
         return done, left, (len(block) - at) // COMMAND_SIZE
 
     def _in_a_row(self, address: int, page: int, count: int) -> bool:
-        """Whether the list of pages at ``address`` is of ``count`` that follow each other, the first being ``page``."""
+        """Whether the PRP list at ``address`` has ``count`` consecutive pages, from ``page`` on."""
         size = count * ENTRY
         if count < 2 or address & 7 or address % PAGE + size > PAGE:
             return False
@@ -109,7 +111,7 @@ class AtOnce:
         return pages == page * ones + steps
 
     def _window(self, address: int) -> tuple[int, int, memoryview]:
-        """The stretch of guest memory around ``address`` that may be written: its start, its end, itself."""
+        """The writable map of guest memory around ``address``: its start, its end, and a view of it."""
         try:
             shared = self._dma.shared_map(address, write=True)
         except GuestError:

@@ -1,4 +1,4 @@
-"""What the host submits and what it gets back: 64 and 16 bytes."""
+"""Entries of queues: commands of 64 bytes, and completions of 16 bytes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Command(NamedTuple):
 
     @classmethod
     def unpack(cls, entry: bytes | memoryview) -> Command:
-        """From the 64 bytes of the queue."""
+        """Unpack a command from the 64 bytes of a queue entry."""
         return cls._make(COMMAND.unpack(entry))
 
 
 class Byte(IntEnum):
-    """Where in a command a field starts: what an error log entry points at."""
+    """The byte offset of a field in a command. Error log entries refer to it."""
 
     OPCODE = 0
     FLAGS = 1

@@ -1,4 +1,4 @@
-"""The controller's registers and its state machine: it starts, stops, shuts down and breaks (§3.1, §7.3, §7.6)."""
+"""The controller and its state machine: start, stop, shutdown and fatal failure (§3.1, §7.3, §7.6)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from bellwire.bundled.nvme.timestamp import Timestamp, TimestampState
 
 
 class StateViews(NamedTuple):
-    """Where in the device's state the controller keeps what it must remember."""
+    """The parts of the device's state in which the controller keeps its own state."""
 
     submissions: memoryview
     completions: memoryview
@@ -46,7 +46,7 @@ class StateViews(NamedTuple):
 
 
 class Manner(NamedTuple):
-    """What options say of the controller: I/O queue pairs at most, and how disks are opened."""
+    """Options of the controller: the limit of I/O queue pairs, and how disks are opened."""
 
     queues: int
     read_only: bool
@@ -54,7 +54,7 @@ class Manner(NamedTuple):
 
 
 class Controller:
-    """Joins the parts. ``device`` has the registers; ``store`` has what outlives it."""
+    """The controller. It joins the parts: ``device`` has the registers, ``store`` keeps what outlives the device."""
 
     def __init__(
         self,
@@ -107,18 +107,18 @@ class Controller:
 
     @property
     def live(self) -> bool:
-        """Whether commands are taken: ready, not about to stop, and nothing has broken.
+        """Whether the controller executes commands: it is ready, is not stopping, and has not failed.
 
-        This is asked at every turn, so it looks at the register's lowest byte itself.
+        Every turn asks for it, so it looks at the lowest byte of the register directly.
         """
         status = self._file[Registers.csts.offset]
         return status & (registers.READY | registers.FATAL) == registers.READY and self.queues.admin.size != 0
 
     def configure(self, before: int, now: int) -> None:
-        """CC went from ``before`` to ``now`` (§3.1.5)."""
+        """The host has changed CC from ``before`` to ``now`` (§3.1.5)."""
         old, new = ControllerConfiguration(before), ControllerConfiguration(now)
         if new.enable and not old.enable:
-            if not self.device.csts & registers.READY:  # else it is still stopping, and starts when it has stopped
+            if not self.device.csts & registers.READY:  # else it is still stopping: ended() starts it afterwards
                 self._start(new)
         elif old.enable and not new.enable:
             self._stop()
@@ -126,7 +126,7 @@ class Controller:
             self._shut_down()
 
     def power_on(self) -> None:
-        """After a reset of the whole device: its state has been zeroed, and no thread works for it any more."""
+        """Start again after a reset of the whole device. Its state is zero, and no thread works for it."""
         self._forget()
         self.engine.clear()
         self.features.reset()
@@ -141,7 +141,7 @@ class Controller:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Threads have forgotten what they had to do: have it done again, where no command will ask for it."""
+        """Start background operations again: the threads have dropped their jobs."""
         self.keeper.forgotten()
         self.namespaces.hold(self.namespaces.allocated, None)
         self.sanitize.resume()
@@ -149,7 +149,7 @@ class Controller:
         self.save_soon()
 
     def restored(self) -> None:
-        """The state is another one: do again what was under way in it."""
+        """The state has been restored: do the commands again that were under way in it."""
         entries = self.engine.restored()
         self._go_on()
         if self.device.csts & registers.SHUTDOWN_BUSY:
@@ -160,7 +160,7 @@ class Controller:
             self.ended()
 
     def _start(self, configuration: ControllerConfiguration) -> None:
-        """§7.6.1: the admin queues come from registers."""
+        """Start the controller (§7.6.1). Registers give the admin queues."""
         device = self.device
         sizes = device.aqa
         submission, completion = (sizes & 0xFFF) + 1, (sizes >> 16) + 1
@@ -175,14 +175,14 @@ class Controller:
             device.csts = registers.READY
 
     def _stop(self) -> None:
-        """§7.3.2: queues are gone at once; ready until no thread touches guest memory any more."""
+        """Stop the controller (§7.3.2). Queues end at once. CSTS.RDY stays set until no thread uses guest memory."""
         self._forget()
         self.history.add(Happening.RESET, reset_event(self.store.record.power_cycles, self.timestamp.now))
         if not self.engine.busy:
             self._stopped()
 
     def ended(self) -> None:
-        """Threads have ended commands whose queues are gone: once all have, a controller that was stopping stops."""
+        """Threads have ended commands of queues that are gone. After the last one, a stopping controller stops."""
         if self.device.csts & registers.READY and not self.queues.admin.size and not self.engine.busy:
             self._stopped()
 
@@ -200,7 +200,7 @@ class Controller:
         self.engine.forget()
 
     def _shut_down(self) -> None:
-        """§7.6.2: what has been written goes onto the media."""
+        """Shut down (§7.6.2): put everything that was written onto the media."""
         self.device.csts = self.device.csts & ~registers.SHUTDOWN_MASK | registers.SHUTDOWN_BUSY
         self._shutdown = Job(flush_all, self.namespaces.allocated)
         self.engine.background(self._shutdown, self._shutdown_ended)
@@ -208,11 +208,11 @@ class Controller:
     def _shutdown_ended(self, job: Job) -> None:
         if job.error is not None:
             self.device.warn("flush at shutdown: %s", job.error)
-        if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else a reset has come between
+        if job is self._shutdown and self.device.csts & registers.SHUTDOWN_BUSY:  # else: a reset
             self.device.csts ^= registers.SHUTDOWN_BUSY | registers.SHUTDOWN_DONE
 
     def break_down(self, why: str) -> None:
-        """Controller Fatal Status (§9.5): only a reset helps."""
+        """Set Controller Fatal Status (§9.5). Only a reset clears it."""
         self.device.warn("controller fatal status: %s", why)
         self.device.csts |= registers.FATAL
         self.history.add(Happening.HARDWARE_ERROR, struct.pack("<H2x", CONTROLLER_FATAL))
@@ -220,21 +220,21 @@ class Controller:
         self.save_soon()
 
     def media_failed(self, error: Exception) -> None:
-        """An image does not do what it should: keep what is known of it for the host."""
+        """An image has failed: record the failure for the host."""
         self.telemetry.failed(str(error))
         self.save_soon()
         if self.features[FeatureId.EVENTS] & TELEMETRY_NOTICES:
             self.happened(Event.TELEMETRY_CHANGED)
 
     def resize(self, size: int, *, shrink: bool) -> None:
-        """Give the disks that the device was started with another size, and tell the host (§5.2, OAES).
+        """Change the size of the disks that the device was started with, and tell the host (§5.2, OAES).
 
-        With 0 they take the size that somebody else has given them. A StorageError where that cannot be.
+        0 takes over the present size of each image. A StorageError if the size is not possible.
         """
         spaces = [space for space in self.namespaces.allocated if not space.made]
         for space in spaces:
             space.check_resize(size, shrink=shrink)
-        self.engine.pool.finish()  # no write that is under way may make a file longer again
+        self.engine.pool.finish()  # a write that is under way would make a shorter file longer again
         for space in spaces:
             if space.resize(size, shrink=shrink):
                 self.events.namespace_changed(space.nsid)
@@ -243,21 +243,21 @@ class Controller:
             self.happened(Event.NAMESPACE_ATTRIBUTE_CHANGED)
 
     def happened(self, event: Event) -> None:
-        """Tell the host, as soon as it has left a request for that (§5.2)."""
+        """Report ``event`` to the host, as soon as it has an event request open (§5.2)."""
         self.events.happened(event)
         self.engine.tell_events()
 
     def close(self) -> None:
-        """Save for the last time, and give disks and store back."""
+        """Save for the last time, and close disks and store."""
         self.keeper.close()
         self.namespaces.close()
 
     # -- the store
 
     def save(self) -> None:
-        """Put what has changed onto the medium, before the host is told of it. An OSError where that fails."""
+        """Save the store, before the host is told of a change. Raises OSError."""
         self.keeper.save()
 
     def save_soon(self) -> None:
-        """The same in the background: nobody waits for it."""
+        """Save the store in the background."""
         self.keeper.save_soon()

@@ -28,7 +28,7 @@ DEFAULT_SIZE = 64 << 20
 
 
 def serial_number(text: str) -> str | None:
-    """What Identify Controller has room for (§5.15.2.2)."""
+    """What was expected, if ``text`` does not fit in Identify Controller (§5.15.2.2); else None."""
     return (
         None if len(text) <= 20 and text.isascii() and text.isprintable() else "at most 20 printable ASCII characters"
     )
@@ -37,13 +37,13 @@ def serial_number(text: str) -> str | None:
 class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     """An NVMe controller: namespaces on raw images, block devices or memory.
 
-    A guest's doorbell write must arrive with its value, or the device cannot know how far a queue reaches; so
-    doorbells travel by ioregionfd or by message. A guest that has set up shadow doorbells keeps the values in its
-    memory, and then an ioeventfd is enough. But a client asks for file descriptors once, when it plugs the device in,
-    long before the guest's driver runs. ``doorbells=shadow`` therefore promises for the guest that it will use them:
-    I/O doorbells are handed over as ioeventfds from the start. Linux keeps the promise, since it sets shadow
-    doorbells up before its first I/O; firmware does not, and a ring without them is dropped and logged. A client
-    that takes no ioeventfds, as QEMU, sends values by message all the same, and serves every guest.
+    The device needs the value of a doorbell write, since it is the new tail or head of a queue. So doorbells use
+    ioregionfd or messages. A guest with shadow doorbells keeps the values in its memory, and an ioeventfd is enough.
+    But a client asks for file descriptors only once, when it plugs the device in, long before the guest's driver runs.
+    With ``doorbells=shadow`` the user promises that the guest uses shadow doorbells, and the device offers ioeventfds
+    for I/O doorbells from the start. Linux keeps this promise: it sets shadow doorbells up before its first I/O.
+    Firmware does not, and its rings are dropped and logged. A client without ioeventfds, such as QEMU, sends values
+    by messages in any case, and so works with every guest.
     """
 
     image = Option(
@@ -77,7 +77,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     threads = Option(4, least=1, most=QUEUES, help="threads that wait for the images")
     direct = Option(False, help="bypass the page cache (O_DIRECT)")
 
-    before = Saved(0)  # CC as it was last written
+    before = Saved(0)  # the last value of CC
     submission_state = SavedBytes((QUEUES + 1) * ctypes.sizeof(SubmissionQueue))
     completion_state = SavedBytes((QUEUES + 1) * ctypes.sizeof(CompletionQueue))
     feature_state = SavedBytes(4 * WORDS)
@@ -89,7 +89,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     timestamp_state = SavedBytes(ctypes.sizeof(TimestampState))
 
     def setup(self) -> None:
-        """Open the images, and put the controller together."""
+        """Open the images, and build the controller."""
         identity = ControllerIdentity(0x1234, 0x1234, self.serial or self.made_up_serial())
         state = StateViews(
             self.submission_state,
@@ -117,7 +117,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
 
     def take_stock(self, store: Store, identity: ControllerIdentity) -> Namespaces:
-        """The namespaces that options name, and those that the store knows."""
+        """The namespaces of the options, and those in the store."""
         disks = self.open_disks()
         try:
             return take_stock(store, disks, self.block_size, identity.uuid, spare=self.capacity, direct=self.direct)
@@ -127,7 +127,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             raise
 
     def check_options(self) -> None:
-        """Refuse what no controller could be."""
+        """Refuse options that contradict each other."""
         check_blocks(self.size, self.block_size)
         given = len(images(self.image))
         if self.namespaces and given > self.namespaces:
@@ -136,7 +136,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
             raise OptionError(f"option image: {given} images, at most {MOST_IDS}")
 
     def open_disks(self) -> list[Disk]:
-        """A disk for each namespace; all or none."""
+        """Open a disk for each namespace. If one fails, all are closed again."""
         paths = images(self.image)
         count = self.namespaces or len(paths) or 1
         disks: list[Disk] = []
@@ -156,79 +156,79 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         return disks
 
     def open_disk(self, path: Path) -> Disk:
-        """One image, as the options have it."""
+        """Open one image as the options say. Raises a StorageError."""
         return Disk.open(path, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size)
 
     def made_up_serial(self) -> str:
-        """The same for the same images; for memory another one each time, since two of a kind confuse a guest."""
+        """A serial number: the same for the same images, but random for memory, so that no two devices share one."""
         name = uuid.uuid5(uuid.NAMESPACE_URL, str(Path(self.image).absolute())) if self.image else uuid.uuid4()
         return f"BW{name.hex[:16].upper()}"
 
     def reset(self) -> None:
-        """Wait for the threads, which may be writing guest memory, and begin anew."""
+        """Wait for the threads, which may write guest memory, then start again."""
         self.controller.engine.pool.settle()
         self.controller.power_on()
 
     def restored(self) -> None:
-        """Do again what was under way."""
+        """Do the commands again that were under way."""
         self.controller.engine.pool.settle()
         self.controller.restored()
 
     def close(self) -> None:
-        """End the threads, put what is to outlive us into the store, and close the images."""
+        """End the threads, save the store, and close the images."""
         self.controller.engine.pool.close()
         self.controller.close()
 
     @size.set
     def resize(self, size: int = 0) -> None:
-        """Give the namespaces another size while the guest runs; 0: that which somebody else has given the images."""
+        """Change the size of the namespaces while the guest runs. 0 takes over the present size of the images."""
         self.controller.resize(size, shrink=self.shrink)
         if self.shrink:
-            self.change("shrink", False)  # it was for this once
+            self.change("shrink", False)  # the permission is for one change
 
     @shrink.set
     def allow_shrinking(self, shrink: bool) -> None:
-        """Nothing happens before the next size."""
+        """Accept the option. It has an effect only on the next change of the size."""
 
     @Registers.cc.write
     def configure(self, _: int) -> None:
-        """The host starts, stops or shuts down the controller."""
+        """CC: the host starts, stops or shuts down the controller (§3.1.5)."""
         before, self.before = self.before, self.cc
         self.controller.configure(before, self.cc)
 
     @Registers.intms.write
     def mask(self, _: int) -> None:
-        """Interrupts that are masked, for MSI and the line (§3.1.3)."""
+        """INTMS: mask interrupts, for MSI and INTx (§3.1.3)."""
         self.controller.queues.interrupts.level()
 
     @Registers.intmc.write
     def unmask(self, value: int) -> None:
-        """Both registers are one mask (§3.1.4)."""
+        """INTMC: unmask interrupts. INTMS and INTMC share one mask (§3.1.4)."""
         self.intms &= ~value
         self.controller.queues.interrupts.unmasked()
 
     @Registers.intmc.read
     def read_mask(self) -> int:
-        """Reads give the mask."""
+        """INTMC: a read gives the mask."""
         return self.intms
 
     @Registers.admin_bells.write
     def ring_admin(self, offset: int, size: int, value: int) -> None:
-        """The admin queues' doorbells."""
+        """A ring of a doorbell of the admin queues."""
         self.ring(offset, size, value)
 
     @Registers.io_bells.write
     def ring_io(self, offset: int, size: int, value: int) -> None:
-        """The I/O queues' doorbells, by value."""
+        """A ring of a doorbell of I/O queues, with its value."""
         self.ring(offset + 8, size, value)
 
     @Registers.io_bells.ring
     def ring_io_by_event(self, offset: int) -> None:
-        """The I/O queues' doorbells, when nobody can tell the value."""
+        """A ring of a doorbell of I/O queues by ioeventfd, without its value."""
         self.ring(offset + 8, 4, None)
 
     def ring(self, offset: int, size: int, value: int | None) -> None:
-        """Even doorbells are tails, odd ones heads; only whole ones ring (§3.1.24, §3.1.25)."""
+        """Even doorbells are tails, odd ones heads. Only a write of a whole doorbell rings (§3.1.24, §3.1.25)."""
         if size != 4 or offset % 4:
             return
         if offset & 4:
@@ -238,6 +238,6 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
 
 
 def images(text: str) -> list[Path]:
-    """The paths that ``text`` names, separated by commas; two in a row are one in a name, as in QEMU's options."""
+    """The paths in ``text``, separated by commas. Two commas stand for one in a name, as in QEMU's options."""
     names = text.replace(",,", "\0").split(",")
     return [Path(name.replace("\0", ",")) for name in names if name]

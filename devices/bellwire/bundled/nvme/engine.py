@@ -1,4 +1,4 @@
-"""The engine: it fetches commands, has them executed, here or by threads, and tells the host (§4.1, §7.2)."""
+"""The engine: it fetches commands, executes them or gives them to threads, and posts completions (§4.1, §7.2)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
 
 BURST = 16 * BATCH
-"""Commands fetched from one queue before others get their turn."""
+"""The commands that are fetched from one queue before other queues get their turn."""
 
 
 class Flight(NamedTuple):
-    """A command that a thread is at work on. ``ending`` is done for a host that still waits for the command."""
+    """A command that a thread executes. ``ending`` runs afterwards, if the host still waits for the command."""
 
     slot: int
     sq: SubmissionQueue
@@ -33,7 +33,7 @@ class Flight(NamedTuple):
 
 
 class Engine:
-    """Works off the queues of ``controller``; ``journal`` has the commands that threads are at work on."""
+    """Executes the commands in the queues of ``controller``. ``journal`` has the commands that threads execute."""
 
     pool: Pool
 
@@ -57,33 +57,33 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether threads are at work on commands."""
+        """Whether threads execute commands."""
         return bool(self._flights)
 
     def forget(self) -> None:
-        """The queues are gone. Threads may still be at work for them."""
+        """The queues have ended. Threads may still execute their commands."""
         self._again.clear()
 
     def clear(self) -> None:
-        """No thread is at work any more, and the state has been zeroed."""
+        """Start again: no thread works for the device, and the state is zero."""
         self._drop()
         self._journal.clear()
 
     def restored(self) -> list[tuple[int, bytes]]:
-        """The state is another one. Returns submission queues and commands that were under way in it."""
+        """The state has been restored. Returns the submission queues and commands that were under way in it."""
         self._drop()
         self._again.clear()
         self._queues.interrupts.reset()
         return list(self._journal.restored())
 
     def _drop(self) -> None:
-        """What threads had to do has been forgotten."""
+        """Forget the jobs of threads, which have dropped them."""
         self._flights.clear()
         self._waiting.clear()
         self._loose = 0
 
     def begin_again(self, entries: list[tuple[int, bytes]]) -> None:
-        """Do what :meth:`restored` returned, and go on."""
+        """Execute the commands that :meth:`restored` returned, and look at all queues."""
         queues = self._queues
         for queue in (*queues.submissions, *queues.completions):
             queue.running = 0
@@ -114,7 +114,7 @@ class Engine:
             self.tell_events()
 
     def kick_all(self) -> None:
-        """Look at every queue."""
+        """Execute the commands in every queue."""
         for queue in self._queues.submissions:
             if queue.size:
                 self._work_off(queue)
@@ -122,7 +122,7 @@ class Engine:
     # -- commands
 
     def _work_off(self, queue: SubmissionQueue) -> None:
-        """Fetch and execute what is in ``queue``; a guest that takes its memory away meanwhile breaks us down."""
+        """Fetch and execute the commands in ``queue``. If its memory is gone, the controller fails (CSTS.CFS)."""
         self._guarded(self._drain, queue)
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
@@ -146,7 +146,7 @@ class Engine:
                 self._execute(sq, cq, block)
             elif not (shadowed and queues.more_in_shadow(sq)):
                 return
-            elif self._io.budget < AT_ONCE // 2:  # rather once round the loop than to the threads
+            elif self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
                 break
         if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
             self._again.add(sq.qid)
@@ -158,7 +158,7 @@ class Engine:
             self._work_off(sq)
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
-        """Execute a batch, and tell of what is done already in one go."""
+        """Execute a batch, and post the completions of the commands that are done together."""
         count = len(block) // COMMAND_SIZE
         cq.running += count
         if sq.qid:
@@ -210,13 +210,13 @@ class Engine:
             self.pool.submit(job)
 
     def background(self, job: Job, done: Callable[[Job], None], *, alone: bool = False) -> None:
-        """Have threads do what no command waits for, and then ``done(job)``; ``alone`` is as for a :class:`Task`."""
+        """Run a job that no command waits for on a thread, then ``done(job)``. ``alone`` is as for a :class:`Task`."""
         job.tag = done
         self._waiting.append((job, alone))
         self._begin_waiting()
 
     def _begin_waiting(self) -> None:
-        """Begin what waits, in its order, up to what must be alone and is not: others are at work yet."""
+        """Start waiting jobs in their order, up to a job that must run alone while others still run."""
         while self._waiting:
             job, alone = self._waiting[0]
             if alone and (self._loose or any(flight.sq.qid for flight in self._flights.values())):
@@ -237,12 +237,12 @@ class Engine:
         return (0, sq, command.cid, error.status.field | MORE)
 
     def finished(self, jobs: list[Job]) -> None:
-        """Threads have done these: tell the host, each queue in one go, and go on with what had to wait."""
+        """Threads have done ``jobs``: post their completions, queue by queue, and start jobs that waited."""
         queues, controller = self._queues, self._controller
         by_queue: dict[int, list[Completion]] = {}
         for job in jobs:
             flight = job.tag
-            if not isinstance(flight, Flight):  # it is no command's
+            if not isinstance(flight, Flight):  # the job belongs to no command
                 self._loose -= 1
                 flight(job)
                 continue
@@ -292,15 +292,15 @@ class Engine:
                 queues.completions[0].running -= 1
                 self.complete(0, cid, 0)
 
-    # -- telling the host
+    # -- completions
 
     def complete(self, result: int, cid: int, status: int) -> None:
-        """Complete an admin command that was left open."""
+        """Complete an admin command that had not completed yet."""
         queues = self._queues
         self._guarded(queues.post, queues.completions[0], [(result, queues.admin, cid, status)])
 
     def tell_events(self) -> None:
-        """Complete an event request, if there is news and room."""
+        """Complete an event request, if there is an event, and room in the queue."""
         if not self._controller.live:
             return
         if self._queues.completions[0].room > 0 and (news := self._controller.events.deliver()) is not None:

@@ -1,4 +1,4 @@
-"""Asynchronous events (§5.2): the host leaves requests with us, and we complete one when there is news."""
+"""Asynchronous events (§5.2): the host submits requests, and the controller completes one when something happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bellwire.bundled.nvme.status import CommandError, Status
 
 
 class Event(IntEnum):
-    """Type, information and log page, as a completion's dword 0 has them."""
+    """Events: type, information and log page, as in dword 0 of a completion."""
 
     INVALID_DOORBELL_REGISTER = LogPage.ERRORS << 16 | 0x00 << 8 | 0
     INVALID_DOORBELL_VALUE = LogPage.ERRORS << 16 | 0x01 << 8 | 0
@@ -30,15 +30,15 @@ LOG_PAGES = (
     LogPage.CONTROLLER_TELEMETRY,
     LogPage.SANITIZE,
 )
-"""Where the host learns more of an event. For each there is one place for news."""
+"""The log pages that explain events. One event of each can wait."""
 TYPES = (0, 1, 2, 2, 6)
-"""The type of the events of each."""
+"""The type of the events of each log page."""
 ID_WORDS = 9
-"""u32 words of a bit for each namespace ID."""
+"""The number of u32 words with one bit for each namespace ID."""
 
 
 class EventState(ctypes.Structure):
-    """What is remembered of events, in the device's state."""
+    """The state of events, in the device's state."""
 
     _fields_ = [
         ("waiting", ctypes.c_uint32),
@@ -49,29 +49,29 @@ class EventState(ctypes.Structure):
         ("changed", ctypes.c_uint32 * ID_WORDS),
     ]
     waiting: int
-    """Requests that the host has left."""
+    """The number of open requests."""
     pending: int
-    """A bit for each log page of which there is news, in ``results``, that no request could take yet."""
+    """A bit for each log page with an event, in ``results``, that waits for a request."""
     masked: int
-    """A bit for each log page that the host has been sent to: news of that type is held back until it has read it."""
+    """A bit for each log page that the host has still to read. Further events of its type wait until then."""
     results: ctypes.Array[ctypes.c_uint32]
     cids: ctypes.Array[ctypes.c_uint16]
     changed: ctypes.Array[ctypes.c_uint32]
-    """A bit for each namespace that has changed since the host last asked which."""
+    """A bit for each namespace that has changed since the host last read the list."""
 
 
 class Events:
-    """Requests on one side, news on the other, of which one piece of each type is kept."""
+    """Open requests and waiting events. One event of each type is kept."""
 
     def __init__(self, state: EventState) -> None:
         self._state = state
 
     def reset(self) -> None:
-        """Requests and news are void after a controller reset."""
+        """Drop requests and events, after a controller reset."""
         ctypes.memset(ctypes.byref(self._state), 0, ctypes.sizeof(self._state))
 
     def request(self, cid: int) -> None:
-        """Leave a request; it stays open until there is news."""
+        """Add a request. It stays open until there is an event."""
         state = self._state
         if state.waiting == EVENT_REQUESTS:
             raise CommandError(Status.TOO_MANY_EVENT_REQUESTS)
@@ -79,7 +79,7 @@ class Events:
         state.waiting += 1
 
     def withdraw(self, cid: int) -> bool:
-        """Take a request back; False where there is none with this command id."""
+        """Abort a request. False if there is none with this command id."""
         state = self._state
         cids = state.cids[: state.waiting]
         if cid not in cids:
@@ -89,21 +89,21 @@ class Events:
         return True
 
     def happened(self, event: Event) -> None:
-        """News; while some of its kind waits to be told, or the host has not looked at the last, it adds nothing."""
+        """An event has happened. It is dropped if one of its type waits, or if the host has not read the last one."""
         state, place = self._state, LOG_PAGES.index(LogPage(event >> 16))
         if not (state.pending | state.masked) >> place & 1:
             state.pending |= 1 << place
             state.results[place] = event
 
     def seen(self, log_page: int) -> None:
-        """The host has read a log page and does not want the event retained."""
+        """The host has read a log page, and does not want the event retained."""
         if log_page in LOG_PAGES:
             self._state.masked &= ~(1 << LOG_PAGES.index(LogPage(log_page)))
         if log_page == LogPage.CHANGED_NAMESPACES:
             self._state.changed[:] = [0] * ID_WORDS
 
     def namespace_changed(self, nsid: int) -> None:
-        """Put it into the list of changed namespaces."""
+        """Add a namespace to the list of changed ones."""
         self._state.changed[nsid // 32] |= 1 << nsid % 32
 
     def changed_page(self, _: Command) -> bytes:
@@ -112,7 +112,7 @@ class Events:
         return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")
 
     def deliver(self) -> tuple[int, int] | None:
-        """Result and command id of a request to complete now, or None."""
+        """The result and the command id of a request to complete now, or None."""
         state = self._state
         if not (state.pending and state.waiting):
             return None

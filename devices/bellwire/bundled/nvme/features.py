@@ -1,4 +1,4 @@
-"""Features: what the host may get and set (§5.13, §5.21)."""
+"""Features that the host can get and set (§5.13, §5.21)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FeatureId(IntEnum):
 
 
 class Select(IntEnum):
-    """What Get Features asks about (§5.13)."""
+    """The value that Get Features asks for: current, default, saved or capabilities (§5.13)."""
 
     CURRENT = 0
     DEFAULT = 1
@@ -64,7 +64,7 @@ FEATURES: Mapping[FeatureId, Feature] = {
 }
 COALESCING_DISABLED = 1 << 16
 WORDS = 16 + QUEUES + 1
-"""u32 words of state: a feature has the one with its number, a vector's configuration one after those."""
+"""The number of u32 words of state. Each feature has the word with its number; vector configurations follow."""
 _VECTORS = 16
 _TOO_COLD = 0  # the word of the lower temperature threshold: no feature has this number
 _ALL_SENSORS = 15
@@ -79,7 +79,7 @@ class Features:
         self._namespaces = namespaces
 
     def reset(self) -> None:
-        """Defaults, as after a controller reset (§7.3.2)."""
+        """Set all features to their defaults (§7.3.2)."""
         for number in range(WORDS):
             self._words[number] = 0
         for identifier, feature in FEATURES.items():
@@ -95,22 +95,22 @@ class Features:
         return bool(self._words[FeatureId.WRITE_CACHE])
 
     def coalesces(self, vector: int) -> bool:
-        """Whether interrupts of ``vector`` may be put together (§5.21.1.9)."""
+        """Whether interrupts of ``vector`` may be coalesced (§5.21.1.9)."""
         return not self._words[_VECTORS + vector] & COALESCING_DISABLED
 
     @property
     def warnings(self) -> int:
-        """Critical warnings: the temperature may not lie between the thresholds (§5.21.1.4)."""
+        """The critical warnings: set if the temperature is not between the thresholds (§5.21.1.4)."""
         good = self._words[_TOO_COLD] < ROOM_TEMPERATURE < self._words[FeatureId.TEMPERATURE_THRESHOLD]
         return 0 if good else TEMPERATURE_WARNING
 
     @property
     def alarming(self) -> bool:
-        """Whether there is a warning of which the host wants to be told (§5.21.1.11)."""
+        """Whether there is a warning that the host wants to hear of (§5.21.1.11)."""
         return bool(self.warnings & self._words[FeatureId.EVENTS])
 
     def get(self, command: Command) -> int:
-        """Get Features: the result dword."""
+        """Get Features. Returns the result dword."""
         identifier, feature = _find(command)
         select = command.cdw10 >> 8 & 7
         if select == Select.CAPABILITIES:
@@ -129,7 +129,7 @@ class Features:
         return self._words[word] if select == Select.CURRENT else default
 
     def set(self, command: Command, *, queues_exist: bool) -> int:
-        """Set Features: the result dword."""
+        """Set Features. Returns the result dword."""
         identifier, feature = _find(command)
         value = command.cdw11
         if command.cdw10 & SAVE:
@@ -147,7 +147,7 @@ class Features:
             self._words[_VECTORS + self._vector(command)] = value & COALESCING_DISABLED
             return 0
         if identifier is FeatureId.POWER_MANAGEMENT and value & 0x1F:
-            raise CommandError(Status.INVALID_FIELD, Byte.CDW11)  # there is but one power state
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW11)  # there is only one power state
         if identifier is FeatureId.ERROR_RECOVERY and value:
             raise CommandError(Status.FEATURE_NOT_CHANGEABLE, Byte.CDW11)
         word = self._threshold(command) if identifier is FeatureId.TEMPERATURE_THRESHOLD else int(identifier)
@@ -155,7 +155,7 @@ class Features:
         return 0
 
     def _threshold(self, command: Command) -> int:
-        """The word of the threshold meant, the upper or the lower one (§5.21.1.4). There is but one temperature."""
+        """The number of the word of the upper or lower threshold (§5.21.1.4). There is only one sensor."""
         sensor, kind = command.cdw11 >> 16 & 15, command.cdw11 >> 20 & 3
         everyone = sensor == _ALL_SENSORS and command.opcode == AdminOpcode.SET_FEATURES
         if kind > 1 or (sensor and not everyone):
@@ -169,7 +169,7 @@ class Features:
         return vector
 
     def _check_namespace(self, command: Command) -> None:
-        """Refuse a namespace that is not there; none and all mean the controller (§5.21)."""
+        """Refuse an unknown namespace. None and all stand for the controller (§5.21)."""
         if self._namespaces < command.nsid < ALL_NAMESPACES:
             raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
 

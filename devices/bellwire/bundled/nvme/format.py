@@ -1,4 +1,4 @@
-"""Format NVM (§5.23): namespaces become empty, and may get blocks of another size."""
+"""Format NVM (§5.23): empties namespaces, and can change their block size."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ USER_DATA_ERASE = 1
 
 
 class Format:
-    """Formats namespaces of ``controller``. Whatever the host asks for, their blocks read as zeroes afterwards."""
+    """Formats namespaces of ``controller``. Their blocks always read as zeros afterwards."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
     def execute(self, command: Command) -> Task:
-        """Check the command, hold its namespaces, and have their disks emptied."""
+        """Check the command, hold its namespaces, and return the task that empties their disks."""
         number, erase = command.cdw10 & 0xF, command.cdw10 >> 9 & 7
         if erase > USER_DATA_ERASE:  # there is no cryptographic erase
             raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
@@ -69,7 +69,7 @@ class Format:
 
 
 def _empty(disks: Sequence[Disk], block: int) -> None:
-    """On a thread. A medium that is read past the page cache may not take blocks as small as the new ones."""
+    """Empty the disks, on a thread. With O_DIRECT, a medium may refuse blocks as small as the new ones."""
     for disk in disks:
         if disk.direct:
             try:

@@ -1,4 +1,4 @@
-"""The guest memory that a command names: mapped where the client shares it, else copied by messages."""
+"""The guest memory of a command: views if the client shares it, else copies by messages."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MDTS = 8
 """Maximum data transfer size, as a power of two of pages."""
 LARGEST = 4096 << MDTS
 SCATTERED = 3 << 6 | 3
-"""In a command's flags: SGLs (§4.4) or fused operation (§6.2), neither of which there is."""
+"""The bits of a command's flags for SGLs (§4.4) and fused operations (§6.2). Neither is supported."""
 
 
 class GuestPages:
-    """Data pointers of commands. What the guest got wrong is a CommandError."""
+    """The data pointers of commands. A wrong one raises a CommandError."""
 
     def __init__(self, dma: Dma) -> None:
         self._dma = dma
 
     def extents(self, command: Command, length: int) -> list[Extent]:
-        """Where the command's ``length`` bytes lie."""
+        """The extents of guest memory that hold the command's ``length`` bytes."""
         check_flags(command)
         if length > LARGEST:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW12)
@@ -36,7 +36,7 @@ class GuestPages:
             raise CommandError(Status.DATA_TRANSFER_ERROR, Byte.PRP2) from error
 
     def views(self, places: list[Extent], *, write: bool) -> list[memoryview] | None:
-        """The memory itself, to be written to or read; None where it is not shared."""
+        """Views of these extents; None if the client does not share them."""
         try:
             if len(places) == 1:
                 address, size = places[0]
@@ -48,14 +48,14 @@ class GuestPages:
             raise CommandError(Status.DATA_TRANSFER_ERROR, Byte.PRP1) from error
 
     def gather(self, places: list[Extent]) -> bytes:
-        """A copy of what lies there."""
+        """A copy of the bytes in these extents."""
         try:
             return b"".join([self._dma.read(address, size) for address, size in places])
         except GuestError as error:
             raise CommandError(Status.DATA_TRANSFER_ERROR, Byte.PRP1) from error
 
     def scatter(self, places: list[Extent], data: bytes | bytearray | memoryview) -> None:
-        """Copy ``data`` to there."""
+        """Copy ``data`` to these extents."""
         source = memoryview(data)
         try:
             for address, size in places:

@@ -1,4 +1,4 @@
-"""The persistent event log (§5.14.1.13): what happened to the controller, also before the power was last off."""
+"""The persistent event log (§5.14.1.13): events of the controller, including those before the last power-off."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTROLLER_FATAL = 0x09  # of the codes of hardware errors
 
 
 class Happening(IntEnum):
-    """Types of events that are recorded."""
+    """Types of persistent events."""
 
     HEALTH = 0x01
     TIMESTAMP = 0x03
@@ -44,7 +44,7 @@ class Action(IntEnum):
 
 
 class History:
-    """Events in ``record``, the oldest first; ``now`` gives the timestamp, ``changed`` is called after each event."""
+    """The events in ``record``, oldest first. ``now`` gives the timestamp; ``changed`` is called after each event."""
 
     def __init__(
         self, record: Record, identity: ControllerIdentity, now: Callable[[], int], changed: Callable[[], None]
@@ -56,7 +56,7 @@ class History:
         self._context: bytes | None = None
 
     def add(self, kind: Happening, data: bytes) -> None:
-        """Record an event; the oldest make room."""
+        """Record an event. The oldest ones make room for it."""
         header = EVENT_HEADER.pack(kind, REVISION, EVENT_HEADER_LENGTH, CONTROLLER_ID, self._now(), 0, len(data))
         events = self._record.events
         events.append(header + data)
@@ -66,11 +66,11 @@ class History:
         self._changed()
 
     def release(self) -> None:
-        """Forget the context: a controller reset does so."""
+        """Release the reporting context, as a controller reset does."""
         self._context = None
 
     def page(self, command: Command) -> bytes:
-        """The log as it was when the context was established, which the command may do."""
+        """The log as it was when its reporting context was established; the command can establish one."""
         action = command.cdw10 >> 8 & 0xF
         if action > Action.RELEASE:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
@@ -84,7 +84,7 @@ class History:
         return self._context
 
     def _compose(self) -> bytes:
-        """The header and the events, the newest first."""
+        """Compose the log: the header, then the events, the newest first."""
         record, identity = self._record, self._identity
         events = b"".join(reversed(record.events))
         header = bytearray(HEADER_SIZE)
@@ -98,5 +98,5 @@ class History:
 
 
 def reset_event(power_cycles: int, now: int) -> bytes:
-    """Data of a Power-on or Reset event: the firmware, and one controller."""
+    """The data of a Power-on or Reset event: the firmware revision, and one controller."""
     return text(FIRMWARE, 8) + struct.pack("<HBB12xIQQ", CONTROLLER_ID, 0, 0, power_cycles & 0xFFFF_FFFF, now, now)

@@ -1,4 +1,4 @@
-"""Interrupts of completion queues: by MSI-X, MSI or the line, put together where the host likes it (§7.5)."""
+"""Interrupts of completion queues by MSI-X, MSI or INTx, with coalescing (§7.5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COALESCING_UNIT = 100e-6  # seconds
 
 
 class Interrupts:
-    """Tells the host of completions. With MSI-X each queue has its vector; MSI and the line have but one."""
+    """Interrupts the host for completions. With MSI-X each queue has its own vector. MSI and INTx have only one."""
 
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
@@ -23,20 +23,20 @@ class Interrupts:
         self._timers: dict[int, Timer] = {}
 
     def reset(self) -> None:
-        """Forget what was held back."""
+        """Drop interrupts that are held back."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         self._held.clear()
 
     def tell_again(self) -> None:
-        """Whoever had the state before may have held something back: once too often does no harm."""
+        """Interrupt for all queues, after a restore: interrupts may have been held back. An extra one is harmless."""
         for queue in self._queues:
             if self._unread([queue]):
                 self._raise(queue.vector)
 
     def posted(self, queue: CompletionQueue, count: int) -> None:
-        """``count`` completions are new in ``queue``."""
+        """``queue`` has ``count`` new completions."""
         if not queue.interrupts:
             return
         setting = self._features[FeatureId.COALESCING]
@@ -46,7 +46,7 @@ class Interrupts:
             self._raise(queue.vector)
 
     def _coalesce(self, vector: int, count: int, setting: int) -> None:
-        """Hold back until more than a threshold's worth, or a time, has gathered (§5.21.1.8)."""
+        """Hold an interrupt back until the aggregation threshold or the aggregation time is reached (§5.21.1.8)."""
         held = self._held.get(vector, 0) + count
         if held > setting & 0xFF:
             self._release(vector)
@@ -74,11 +74,11 @@ class Interrupts:
 
     @property
     def level_matters(self) -> bool:
-        """Whether the host has neither MSI-X nor MSI, and so needs to see the line fall."""
+        """Whether the host uses INTx, so that the level of the line matters."""
         return not (self._device.irq.enabled or self._device.msi.enabled)
 
     def level(self) -> None:
-        """Drive the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""
+        """Set the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""
         device = self._device
         wanted = self.level_matters and not device.intms & 1 and self._unread(self._queues)
         if wanted != device.line.asserted:
@@ -88,7 +88,7 @@ class Interrupts:
                 device.line.low()
 
     def unmasked(self) -> None:
-        """INTMC was written: tell again what was masked."""
+        """INTMC was written: interrupt for what was masked."""
         if self._device.msi.enabled and not self._device.irq.enabled and self._unread(self._queues):
             self._raise(0)
         self.level()

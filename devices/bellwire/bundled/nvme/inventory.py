@@ -1,4 +1,4 @@
-"""Which namespaces there are: those that the device is started with, and what the store knows of them and others."""
+"""The namespaces at the start: those of the options, and those in the store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bellwire.storage import Disk, StorageError
 
 
 def identity(controller: uuid.UUID, nsid: int, number: int = 0) -> uuid.UUID:
-    """The name of a namespace: the same each time for the same one; ``number`` counts those that the host makes."""
+    """The UUID of a namespace, which stays the same over restarts. ``number`` counts those that the host makes."""
     return uuid.uuid5(controller, f"{nsid}.{number}" if number else str(nsid))
 
 
@@ -55,7 +55,7 @@ def take_stock(
 
 
 def _known(found: SpaceRecord, disk: Disk, controller: uuid.UUID) -> Namespace:
-    """One that the store knows."""
+    """A namespace that is in the store."""
     return Namespace(
         found.nsid,
         disk,
@@ -68,13 +68,13 @@ def _known(found: SpaceRecord, disk: Disk, controller: uuid.UUID) -> Namespace:
 
 
 def _check_size(store: Store, found: SpaceRecord) -> None:
-    """Refuse a size that somebody has edited."""
+    """Refuse a size in the store that is not possible: somebody has edited the file."""
     if found.size < 1 << FORMATS[found.lba_format]:
         raise StorageError(f"store {store.folder}: namespace {found.nsid} of {found.size} bytes has no block")
 
 
 def write_down(store: Store, namespaces: Namespaces) -> None:
-    """Put the namespaces into the store's record."""
+    """Write the namespaces to the record of the store."""
     store.record.spaces = [
         SpaceRecord(
             space.nsid, FORMATS.index(space.shift), space.number, space.attached, space.disk.size if space.made else 0,

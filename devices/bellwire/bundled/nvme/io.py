@@ -1,4 +1,4 @@
-"""NVM commands (§6): each is done at once, or becomes a job for a thread."""
+"""NVM commands (§6). Each is done at once, or becomes a job for a thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bellwire.storage.aio import Transfer
 
 SECTOR_SHIFT = 9
 AT_ONCE = 1 << 20
-"""Bytes copied from the page cache before the next doorbell is looked at; what exceeds it is for the threads."""
+"""Bytes copied from the page cache before the worker looks at the next doorbell. Threads do the rest."""
 FORCE_UNIT_ACCESS = 1 << 30  # in dword 12
 DEALLOCATE = 1 << 25  # in dword 12 of Write Zeroes
 ATTRIBUTE_DEALLOCATE = 1 << 2  # in dword 11 of Dataset Management
@@ -30,12 +30,12 @@ RANGE = struct.Struct("<IIQ")
 READING = (IoOpcode.READ, IoOpcode.COMPARE, IoOpcode.VERIFY)
 
 Answer = Job | None
-"""None: the command is done, with success. A job's tag is what remains to be done when it has ended."""
+"""None: the command has succeeded. A job: its tag is what remains to be done when it has ended."""
 Ending = Callable[[], None]
 
 
 class Io:
-    """Executes I/O commands. Failures are CommandErrors, or OSErrors of the disk: :func:`blame` says which status."""
+    """Executes I/O commands. They raise a CommandError, or an OSError of the disk: :func:`blame` gives its status."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Io:
             **OptionalCommands(pages, namespaces, features, save).commands,
         }
         self.budget = AT_ONCE
-        """Bytes that may still be moved on the device's own thread; the controller fills it up."""
+        """The bytes that may still be copied on the device's own thread in this turn."""
 
     def execute(self, command: Command) -> Answer:
-        """Do the command or make a job of it."""
+        """Execute the command, or return a job for it."""
         handler = self._commands.get(command.opcode)
         if handler is None:
             raise CommandError(Status.INVALID_OPCODE, Byte.OPCODE)
         return handler(command)
 
     def _read(self, command: Command) -> Answer:
-        """§6.9. From the page cache at once; else a thread waits for the disk."""
+        """Read (§6.9): at once from the page cache, or by a thread that waits for the disk."""
         _, _, _, nsid, _, _, _, _, low, high, count, *_ = command
         namespace = self._namespaces[nsid]
         count = (count & 0xFFFF) + 1
@@ -89,12 +89,12 @@ class Io:
         return Transfer(disk, views, offset, write=False)
 
     def _read_aside(self, disk: Disk, offset: int, length: int, places: list[Extent]) -> Job:
-        """Into memory of ours, for a guest that shares none: it gets a copy."""
+        """Read into memory of this process, for a client that shares none: it gets a copy."""
         aside = bytearray(length)
         return Job(disk.read, [aside], offset, tag=lambda: self._pages.scatter(places, aside))
 
     def _write(self, command: Command) -> Answer:
-        """§6.15. Durable at once where the host asks for that, or has turned the write cache off."""
+        """Write (§6.15). It is durable if the host asks for that, or has turned the write cache off."""
         namespace = self._namespaces[command.nsid]
         offset, length = namespace.span(command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1)
         namespace.check_writable()
@@ -113,7 +113,7 @@ class Io:
         return Job(_write_durably, disk, views, offset) if durable else Transfer(disk, views, offset, write=True)
 
     def _flush(self, command: Command) -> Answer:
-        """§6.8: one namespace, or all."""
+        """Flush (§6.8) one namespace, or all."""
         check_flags(command)
         spaces = self._namespaces.addressed(command.nsid)
         if all(space.disk.instant for space in spaces):
@@ -121,7 +121,7 @@ class Io:
         return Job(flush_all, spaces)
 
     def _write_zeroes(self, command: Command) -> Answer:
-        """§6.17."""
+        """Write Zeroes (§6.17)."""
         check_flags(command)
         namespace = self._namespaces[command.nsid]
         offset, length = namespace.span(command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1)
@@ -133,7 +133,7 @@ class Io:
         return Job(_zero, *work)
 
     def _dataset_management(self, command: Command) -> Answer:
-        """§6.7: what the host no longer needs is given back to the file; other hints are heard and not used."""
+        """Dataset Management (§6.7): deallocated blocks free space of the image. Other hints have no effect."""
         namespace = self._namespaces[command.nsid]
         count = (command.cdw10 & 0xFF) + 1
         ranges = self._pages.gather(self._pages.extents(command, count * RANGE.size))
@@ -145,7 +145,7 @@ class Io:
 
 
 def blame(error: Exception, opcode: int) -> CommandError:
-    """What a failure of the disk is to the host."""
+    """The CommandError that the host gets for an error of the disk."""
     if isinstance(error, CommandError):
         return error
     if not isinstance(error, OSError):
@@ -156,7 +156,7 @@ def blame(error: Exception, opcode: int) -> CommandError:
 
 
 def flush_all(namespaces: Sequence[Namespace]) -> None:
-    """Everything that was written to these, onto their media."""
+    """Put everything that was written to these namespaces onto their media."""
     for namespace in namespaces:
         namespace.disk.flush()
 

@@ -1,7 +1,7 @@
-"""Commands that threads are at work on, in the device's state: after a restore they are done again.
+"""The journal: commands that threads execute, in the device's state. After a restore they are executed again.
 
-Doing a read, a write, a flush or a discard twice is the same as doing it once, as long as the host has not been told
-of the first time; it is told only when the command leaves the journal.
+It does no harm to execute a read, a write, a flush or a discard twice, as long as the host has not seen the completion
+of the first time. The host sees a completion only after the command has left the journal.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from bellwire.bundled.nvme.command import COMMAND_SIZE
 
 SLOTS = 256
-"""Commands that may be under way at once; others stay in their queues."""
+"""The limit of commands in the journal. Further ones stay in their queues."""
 _SLOT = struct.Struct(f"<II{COMMAND_SIZE}s")  # used, submission queue, command
 JOURNAL_SIZE = SLOTS * _SLOT.size
 
 
 class Journal:
-    """Slots in ``state``, and which of them are free."""
+    """Slots for commands in ``state``."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -26,28 +26,28 @@ class Journal:
 
     @property
     def room(self) -> int:
-        """Free slots."""
+        """The number of free slots."""
         return len(self._free)
 
     def note(self, sqid: int, entry: bytes | memoryview) -> int:
-        """Write a command down; its slot."""
+        """Add a command. Returns its slot."""
         slot = self._free.pop()
         _SLOT.pack_into(self._state, slot * _SLOT.size, 1, sqid, bytes(entry))
         return slot
 
     def strike(self, slot: int) -> None:
-        """The command has ended."""
+        """Remove the command in ``slot``."""
         self._state[slot * _SLOT.size] = 0
         self._free.append(slot)
 
     def clear(self) -> None:
-        """All have ended."""
+        """Remove all commands."""
         for slot in range(SLOTS):
             self._state[slot * _SLOT.size] = 0
         self._free = list(range(SLOTS))
 
     def restored(self) -> Iterator[tuple[int, bytes]]:
-        """Submission queue and entry of what was under way when the state was saved; the journal is empty then."""
+        """The submission queue and entry of each command under way in a restored state. Empties the journal."""
         entries = [(sqid, entry) for used, sqid, entry in _SLOT.iter_unpack(self._state) if used]
         self.clear()
         yield from entries

@@ -1,4 +1,4 @@
-"""When the store is written: before the host is told of what it has changed, and soon after all else."""
+"""Saves the store: before the host sees a command that changes it complete, and soon after any other change."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Keeper:
         self._saving = self._unsaved = False
 
     def save(self) -> None:
-        """Write it now. An OSError where that fails."""
+        """Write the store now. Raises OSError."""
         write_down(self._store, self._controller.namespaces)
         self._store.write(*self._store.encode())
 
     def save_soon(self) -> None:
-        """Have a thread write it, again if one is at it."""
+        """Let a thread write the store. If a write is under way, another one follows."""
         self._unsaved = self._store.folder is not None
         if self._unsaved and not self._saving:
             self._saving, self._unsaved = True, False
@@ -33,11 +33,11 @@ class Keeper:
             self._controller.engine.background(Job(self._store.write, *self._store.encode()), self._saved)
 
     def forgotten(self) -> None:
-        """What threads had to do has been forgotten."""
+        """The threads have dropped their jobs: start the write again."""
         self._saving = False
 
     def close(self) -> None:
-        """Write it for the last time, and give it back."""
+        """Write the store for the last time, and close it."""
         try:
             self.save()
         except OSError as error:

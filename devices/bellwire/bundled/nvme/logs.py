@@ -1,4 +1,4 @@
-"""Log pages (§5.14): what went wrong, how much was done, which commands there are."""
+"""Log pages (§5.14): errors, health, and the supported commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADMIN_EFFECTS = {
     AdminOpcode.NAMESPACE_MANAGEMENT: CHANGES_DATA | CHANGES_INVENTORY,
     AdminOpcode.NAMESPACE_ATTACHMENT: CHANGES_INVENTORY,
 }
-"""What commands do beside giving an answer (§5.14.1.5)."""
+"""The effects of commands (§5.14.1.5)."""
 UNIT = 1000  # of 512 bytes: what SMART counts data in
 
 
@@ -54,7 +54,7 @@ COUNTERS = ("reads", "writes", "sectors_read", "sectors_written", "media", "erro
 
 
 class Counters(ctypes.Structure):
-    """What has been done and gone wrong since power-on; in the device's state."""
+    """Counters of work and errors since power-on, in the device's state."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in COUNTERS]
     reads: int
@@ -65,7 +65,7 @@ class Counters(ctypes.Structure):
     errors: int
 
     def by_name(self) -> dict[str, int]:
-        """All of them."""
+        """All counters by name."""
         return {name: getattr(self, name) for name in COUNTERS}
 
 
@@ -83,10 +83,10 @@ class Logs:
             LogPage.FIRMWARE: lambda _: (b"\x01".ljust(8, b"\0") + text(FIRMWARE, 8)).ljust(512, b"\0"),
             LogPage.EFFECTS: lambda _: _effects_page(),
         }
-        """What each log page is. Other parts of the controller add theirs."""
+        """The function that makes each log page. Other parts of the controller add theirs."""
 
     def failed(self, sqid: int, command: Command, error: CommandError) -> None:
-        """Remember a command that failed (§5.14.1.1); the oldest entry makes room."""
+        """Record a command that failed (§5.14.1.1). The oldest entry makes room for it."""
         self.counters.errors += 1
         count = self.counters.errors
         lba = command.cdw10 | command.cdw11 << 32 if sqid else 0
@@ -97,7 +97,7 @@ class Logs:
         )  # fmt: skip
 
     def get(self, command: Command) -> bytes:
-        """What Get Log Page transfers: the length that was asked for, padded with zeroes."""
+        """The data of Get Log Page: the length that was asked for, padded with zeros."""
         number, length = command.cdw10 & 0xFF, requested(command)
         offset = command.cdw12 | command.cdw13 << 32
         source = self.pages.get(number)
@@ -109,7 +109,7 @@ class Logs:
         return page[offset : offset + length].ljust(length, b"\0")
 
     def _error_page(self, _: Command) -> bytes:
-        """The newest entry first."""
+        """Error Information (§5.14.1.1), the newest entry first."""
         newest = (self.counters.errors - 1) % ERROR_ENTRIES
         entries = [bytes(self._errors[at : at + ENTRY_SIZE]) for at in range(0, ERRORS_SIZE, ENTRY_SIZE)]
         return b"".join(entries[(newest - age) % ERROR_ENTRIES] for age in range(ERROR_ENTRIES))
@@ -133,7 +133,7 @@ class Logs:
 
 
 def requested(command: Command) -> int:
-    """Bytes that Get Log Page asks for; it counts dwords from zero."""
+    """The number of bytes that Get Log Page asks for. Its field counts dwords from zero."""
     return ((command.cdw11 & 0xFFFF) << 16 | command.cdw10 >> 16) * 4 + 4
 
 

@@ -1,4 +1,4 @@
-"""Blocks that read as an error: those that the host has marked with Write Uncorrectable (§6.16)."""
+"""Blocks that cannot be read: the host has marked them with Write Uncorrectable (§6.16)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 MOST_RANGES = 1024
-"""Stretches of such blocks in one namespace: a host could mark every other block."""
+"""The limit of ranges in one namespace: a host could mark every other block."""
 
 
 class LostBlocks:
-    """Stretches of blocks, sorted, that neither touch nor overlap: ``starts`` and the ``ends`` behind them."""
+    """Sorted ranges of blocks that do not touch or overlap: their ``starts``, and the ``ends`` after them."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -25,18 +25,18 @@ class LostBlocks:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The first block and the count of each stretch."""
+        """The first block and the count of each range."""
         return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
 
     def first(self, start: int, count: int) -> int | None:
-        """The first lost one of ``count`` blocks from ``start``; None where all can be read."""
+        """The first lost block of ``count`` blocks from ``start``; None if all can be read."""
         at = bisect_right(self._ends, start)
         if at < len(self._starts) and self._starts[at] < start + count:
             return max(start, self._starts[at])
         return None
 
     def add(self, start: int, count: int) -> bool:
-        """Lose these. False, with nothing changed, where there would be too many stretches."""
+        """Mark these blocks as lost. False, without a change, if there would be too many ranges."""
         low, high = bisect_left(self._ends, start), bisect_right(self._starts, start + count)
         if low == high and len(self._starts) == MOST_RANGES:
             return False
@@ -48,7 +48,7 @@ class LostBlocks:
         return True
 
     def remove(self, start: int, count: int) -> None:
-        """These have been written. A stretch that falls in two, if there are too many, keeps its longer part only."""
+        """These blocks have been written. If that splits a range and there are too many, only its longer part stays."""
         end = start + count
         low, high = bisect_right(self._ends, start), bisect_left(self._starts, end)
         if low >= high:
@@ -62,6 +62,6 @@ class LostBlocks:
         self._ends[low:high] = [last for _, last in kept]
 
     def clear(self) -> None:
-        """All have been written."""
+        """All blocks have been written."""
         self._starts.clear()
         self._ends.clear()

@@ -1,4 +1,4 @@
-"""Namespace Management and Attachment (§5.20, §5.19, §8.12): the host makes, deletes, shows and hides namespaces."""
+"""Namespace Management and Attachment (§5.20, §5.19, §8.12): create, delete, attach and detach namespaces."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CHANGE = struct.Struct("<I4xQQ8xBBBxIHHI")
 
 
 class Management:
-    """Changes which namespaces ``controller`` has. What has been changed is in the store before a command completes."""
+    """Changes the namespaces of ``controller``. A change is in the store before its command completes."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
     def manage(self, command: Command) -> int | Task:
-        """Namespace Management."""
+        """Namespace Management (§5.20)."""
         operation = command.cdw10 & 0xF
         if operation not in (CREATE, DELETE):
             raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
@@ -41,7 +41,7 @@ class Management:
         return self._create(command) if operation == CREATE else self._delete(command)
 
     def _create(self, command: Command) -> int:
-        """A namespace that is not attached yet; its ID."""
+        """Create a namespace that is not attached yet. Returns its ID."""
         pages = self._controller.pages
         wanted = pages.gather(pages.extents(command, PAGE))
         if command.nsid:
@@ -82,7 +82,7 @@ class Management:
         return space
 
     def _delete(self, command: Command) -> Task:
-        """What lies in a deleted namespace is gone, from an image too."""
+        """Delete a namespace. Its data is erased, from an image too."""
         controller = self._controller
         namespaces = controller.namespaces
         spaces = namespaces.allocated if command.nsid == ALL_NAMESPACES else [namespaces.existing(command.nsid)]
@@ -112,7 +112,7 @@ class Management:
                 controller.store.remove(space.nsid)
 
     def attach(self, command: Command) -> int:
-        """Namespace Attachment: to this controller, since there is no other."""
+        """Namespace Attachment (§5.19), to this controller only: there is no other."""
         controller = self._controller
         operation = command.cdw10 & 0xF
         if operation not in (ATTACH, DETACH):
@@ -145,6 +145,6 @@ class Management:
 
 
 def _empty(disks: list[Disk]) -> None:
-    """On a thread."""
+    """Empty the disks, on a thread."""
     for disk in disks:
         disk.empty()

@@ -12,24 +12,24 @@ from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
 FORMATS = (9, 12)
-"""LBA formats: the powers of two of their blocks' bytes."""
+"""LBA formats: the block sizes as powers of two."""
 WRITE_PROTECTED = 1  # NSATTR
 WRITE_ZEROES_DEALLOCATES, READS_ZEROES = 1 << 3, 1  # DLFEAT: what becomes of deallocated blocks
 NEVER_REUSED = 1 << 3  # NSFEAT: no identifier is given to two namespaces
 EUI64_DESCRIPTOR, NGUID_DESCRIPTOR, UUID_DESCRIPTOR = 1, 2, 3
 OUI = bytes((0x02, 0x42, 0x57))
-"""Locally administered, since this project has no number of IEEE's."""
+"""A locally administered number, since this project has none of the IEEE."""
 LARGEST_COPY = 4 << 20
-"""Bytes that one Copy moves at most."""
+"""The largest number of bytes that one Copy moves."""
 COPY_RANGES = 128
 SIZES = struct.Struct("<QQQ")
 
 
 class Namespace:
-    """``disk`` in blocks of ``1 << shift`` bytes; a rest that fills no block is left out.
+    """A ``disk`` in blocks of ``1 << shift`` bytes. A rest that fills no block is not used.
 
-    ``number`` counts those that the host has made; of the others it is 0. ``lost``: blocks that cannot be read until
-    they are written.
+    ``number`` counts the namespaces that the host has made; it is 0 for the others. ``lost`` has the blocks that cannot
+    be read until they are written.
     """
 
     def __init__(
@@ -49,28 +49,28 @@ class Namespace:
         self.attached = attached
         self.number = number
         self.held: Status | None = None
-        """Why I/O is refused for now: it is being formatted or deleted."""
+        """The status with which I/O is refused during a format or a deletion; else None."""
         self.shift = block_size.bit_length() - 1
         self.blocks = disk.size >> self.shift
         self.lost = LostBlocks(lost)
 
     @property
     def made(self) -> bool:
-        """Whether the host has made it, with Namespace Management."""
+        """Whether the host has made the namespace, by Namespace Management."""
         return self.number != 0
 
     def format(self, shift: int) -> None:
-        """It is empty, and in blocks of ``1 << shift`` bytes."""
+        """The namespace is empty now, and has blocks of ``1 << shift`` bytes."""
         self.shift = shift
         self.blocks = self.disk.size >> shift
         self.lost.clear()
 
     def check_resize(self, size: int, *, shrink: bool) -> None:
-        """Refuse what :meth:`resize` could not do, or not without losing blocks."""
+        """Refuse a size that :meth:`resize` cannot set, or that would lose blocks without ``shrink``."""
         self.disk.check_resize(size, block=1 << self.shift, shrink=shrink)
 
     def resize(self, size: int, *, shrink: bool) -> bool:
-        """Give the disk ``size`` bytes, or with 0 look how large it is by now; whether that is another size."""
+        """Change the disk to ``size`` bytes; 0 takes over its present size. True if the size has changed."""
         before = self.blocks
         self.disk.resize(size, block=1 << self.shift, shrink=shrink)
         self.blocks = self.disk.size >> self.shift
@@ -79,13 +79,13 @@ class Namespace:
         return self.blocks != before
 
     def span(self, start: int, count: int) -> tuple[int, int]:
-        """Offset and length in bytes of ``count`` blocks from ``start``; LBA Out of Range where there are none."""
+        """The offset and length in bytes of ``count`` blocks from ``start``. Raises LBA Out of Range."""
         if start + count > self.blocks:
             raise CommandError(Status.LBA_OUT_OF_RANGE, Byte.CDW10)
         return start << self.shift, count << self.shift
 
     def check_readable(self, start: int, count: int) -> None:
-        """Unrecovered Read Error where a block has been marked so (§6.16)."""
+        """Raise Unrecovered Read Error if a block is marked as uncorrectable (§6.16)."""
         if self.lost.first(start, count) is not None:
             raise CommandError(Status.UNRECOVERED_READ_ERROR, Byte.CDW10)
 
@@ -101,12 +101,12 @@ class Namespace:
 
     @property
     def nguid(self) -> bytes:
-        """16 bytes of the kind EUI-64 based: extension, OUI, extension (§7.11)."""
+        """The NGUID: 16 bytes, based on EUI-64: extension, OUI, extension (§7.11)."""
         return self.uuid.bytes[:8] + OUI + self.uuid.bytes[8:13]
 
     @property
     def eui64(self) -> bytes:
-        """8 bytes (§7.10)."""
+        """The EUI-64: 8 bytes (§7.10)."""
         return OUI + self.uuid.bytes[11:16]
 
     def identify(self) -> bytes:
@@ -134,7 +134,7 @@ class Namespace:
 
 
 def common_capabilities() -> bytes:
-    """What all namespaces have in common: Identify Namespace for FFFFFFFFh (§5.15.2.1)."""
+    """The capabilities of all namespaces: Identify Namespace for FFFFFFFFh (§5.15.2.1)."""
     page = bytearray(4096)
     page[24] = NEVER_REUSED
     page[25] = len(FORMATS) - 1

@@ -1,4 +1,4 @@
-"""All namespaces of a controller: disks as the host numbers them, from 1 (§6.1)."""
+"""The namespaces of a controller, by their IDs from 1 on (§6.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.storage import Disk
 
 LEAST_IDS, MOST_IDS = 32, 256
-"""Namespace IDs that there are at least, since a host may make namespaces, and at most."""
+"""The least and the largest number of namespace IDs. The host may make namespaces, so there are spare IDs."""
 
 
 class Namespaces:
@@ -26,13 +26,13 @@ class Namespaces:
         self._spare = spare
         self.most = max(LEAST_IDS, *self._all, 0)
         self.closed: Status | None = None
-        """Why no I/O is taken at all: a sanitize operation."""
+        """The status with which all I/O is refused during a sanitize operation; else None."""
         self.open: dict[int, Namespace] = {}
-        """Those that take I/O."""
+        """The namespaces that accept I/O."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at which take I/O: one has been attached, detached, held or freed."""
+        """Update :attr:`open`, after a namespace was attached, detached, held or freed."""
         self.open = {
             space.nsid: space
             for space in self.allocated
@@ -40,7 +40,7 @@ class Namespaces:
         }
 
     def __getitem__(self, nsid: int) -> Namespace:
-        """The namespace of an I/O command; a CommandError where it takes none (§6.1.5)."""
+        """The namespace of an I/O command. A CommandError if it accepts no I/O (§6.1.5)."""
         space = self.open.get(nsid)
         if space is None:
             if self.closed is not None:
@@ -51,16 +51,16 @@ class Namespaces:
 
     @property
     def allocated(self) -> list[Namespace]:
-        """All that there are, by ID."""
+        """All namespaces, by ID."""
         return [space for _, space in sorted(self._all.items())]
 
     @property
     def attached(self) -> list[Namespace]:
-        """Those that the host sees."""
+        """The attached namespaces, by ID."""
         return [space for space in self.allocated if space.attached]
 
     def find(self, nsid: int) -> Namespace | None:
-        """The namespace with a valid ID, or None; Invalid Namespace or Format where the ID can be none's."""
+        """The namespace with a valid ID, or None. Raises Invalid Namespace or Format for an invalid ID."""
         if not 0 < nsid <= self.most:
             raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
         return self._all.get(nsid)
@@ -80,7 +80,7 @@ class Namespaces:
         return space
 
     def addressed(self, nsid: int) -> tuple[Namespace, ...]:
-        """Those that ``nsid`` means for I/O: one, or with FFFFFFFFh all."""
+        """The namespaces that ``nsid`` stands for in I/O: one, or all for FFFFFFFFh."""
         if nsid != ALL_NAMESPACES:
             return (self[nsid],)
         if self.closed is not None:
@@ -88,23 +88,23 @@ class Namespaces:
         return tuple(self.open.values())
 
     def hold(self, spaces: Iterable[Namespace], why: Status | None) -> None:
-        """Refuse their I/O from now on, or with None take it again."""
+        """Refuse I/O of these namespaces from now on; None accepts it again."""
         for space in spaces:
             space.held = why
         self.refresh()
 
     def close_for(self, why: Status | None) -> None:
-        """Refuse all I/O from now on, or with None take it again."""
+        """Refuse all I/O from now on; None accepts it again."""
         self.closed = why
         self.refresh()
 
     def add(self, space: Namespace) -> None:
-        """There is another one."""
+        """Add a namespace."""
         self._all[space.nsid] = space
         self.refresh()
 
     def remove(self, space: Namespace) -> None:
-        """It has been deleted. The image of one that the device was started with stays open, and locked."""
+        """Remove a deleted namespace. The image of one that the device was started with stays open and locked."""
         del self._all[space.nsid]
         if space.made:
             space.disk.close()
@@ -114,17 +114,17 @@ class Namespaces:
 
     @property
     def disks(self) -> list[Disk]:
-        """All of them."""
+        """The disks of all namespaces."""
         return [*(space.disk for space in self.allocated), *self._retired]
 
     @property
     def capacity(self) -> int:
-        """Bytes of all that there are or could be (TNVMCAP)."""
+        """The bytes of all namespaces, and of those that the host can make (TNVMCAP)."""
         return self._spare + sum(space.disk.size for space in self.allocated if not space.made) + self._retired_size
 
     @property
     def unallocated(self) -> int:
-        """Bytes for namespaces that the host makes (UNVMCAP)."""
+        """The bytes that are left for namespaces that the host makes (UNVMCAP)."""
         made = sum(space.disk.size for space in self.allocated if space.made)
         return max(0, self._spare + self._retired_size - made)
 

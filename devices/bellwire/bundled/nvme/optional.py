@@ -16,15 +16,15 @@ from bellwire.bundled.nvme.task import Task
 from bellwire.storage import Disk
 
 PIECE = 1 << 20
-"""Bytes read in one go by Verify, which may be asked for more than a transfer may have."""
+"""Bytes of one read by Verify, which can cover more than one transfer."""
 FORCE_UNIT_ACCESS = 1 << 30  # in dword 12
-PROTECTION = 0xF << 26  # in dword 12: checks and insertion of protection information, which there is none of
+PROTECTION = 0xF << 26  # in dword 12: checks and insertion of protection information, which is not supported
 SOURCE = struct.Struct("<8xQH14x")
 """A Copy's source range of format 0: 32 bytes."""
 
 
 class OptionalCommands:
-    """Executes them. ``save`` puts what namespaces have lost into the store; it may raise an OSError."""
+    """Executes optional commands. ``save`` writes lost blocks to the store, and may raise an OSError."""
 
     def __init__(self, pages: GuestPages, namespaces: Namespaces, features: Features, save: Callable[[], None]) -> None:
         self._pages = pages
@@ -47,7 +47,7 @@ class OptionalCommands:
         return namespace, start, count
 
     def _write_uncorrectable(self, command: Command) -> None:
-        """The blocks cannot be read until they are written; that outlives the device, if the store does."""
+        """Write Uncorrectable: the blocks cannot be read until they are written. A store in a folder remembers that."""
         namespace, start, count = self._addressed(command)
         namespace.check_writable()
         if not namespace.lost.add(start, count):
@@ -55,7 +55,7 @@ class OptionalCommands:
         self._save()
 
     def _compare(self, command: Command) -> Job:
-        """What the host has is to be what is stored."""
+        """Compare: the data of the host must equal the stored data."""
         namespace, start, count = self._addressed(command)
         namespace.check_readable(start, count)
         offset, length = namespace.span(start, count)
@@ -64,16 +64,16 @@ class OptionalCommands:
         return Job(_compare, namespace.disk, offset, length, views)
 
     def _verify(self, command: Command) -> Job:
-        """The blocks can be read: nothing is transferred."""
+        """Verify: read the blocks, without a transfer."""
         namespace, start, count = self._addressed(command)
         namespace.check_readable(start, count)
         offset, length = namespace.span(start, count)
         return Job(_verify, namespace.disk, offset, length)
 
     def _copy(self, command: Command) -> Job:
-        """Blocks of several ranges, one after the other, to one place of the same namespace.
+        """Copy: write the blocks of several ranges, one after the other, to one place of the same namespace.
 
-        A destination that overlaps a source is refused: a command that had to be done twice could not be undone.
+        A destination that overlaps a source is refused: after a restore the command may be executed twice.
         """
         check_flags(command)
         namespace = self._namespaces[command.nsid]

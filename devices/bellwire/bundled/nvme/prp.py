@@ -1,4 +1,4 @@
-"""Physical Region Pages: how a command says where in guest memory its data lies (§4.3)."""
+"""Physical Region Pages: the addresses of a command's data in guest memory (§4.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = 4096
 ENTRY = 8
 
 Extent = tuple[int, int]
-"""Address and bytes of a stretch of guest memory."""
+"""The address and the size in bytes of a range of guest memory."""
 
 
 def extents(prp1: int, prp2: int, length: int, read: Callable[[int, int], bytes]) -> list[Extent]:

@@ -40,12 +40,12 @@ class QueueSet:
         self._warn = device.warn
 
     def create_admin(self, asq: int, submissions: int, acq: int, completions: int) -> None:
-        """The admin queues, at addresses and with sizes that come from registers (§7.6.1)."""
+        """Create the admin queues. Their addresses and sizes come from registers (§7.6.1)."""
         self.submissions[0].create(asq, submissions, 0)
         self.completions[0].create(acq, completions, 0, True)
 
     def forget(self) -> None:
-        """No queue exists any more, and no interrupt is owed."""
+        """Delete all queues, and drop interrupts that are held back."""
         for queue in (*self.submissions, *self.completions):
             queue.size = 0
         self.shadow.configure(0, 0)
@@ -88,18 +88,18 @@ class QueueSet:
         return [sq for sq in self.submissions if sq.size and sq.cqid == qid and sq.head != sq.tail]
 
     def shadowed(self, sq: SubmissionQueue) -> bool:
-        """Whether the tail of ``sq`` lies in guest memory."""
+        """Whether the tail of ``sq`` is a shadow doorbell."""
         return sq.qid != 0 and self.shadow.active
 
     def refresh(self, sq: SubmissionQueue) -> None:
-        """Take the tail from the shadow."""
+        """Read the tail from the shadow doorbell."""
         self._take_tail(sq, self.shadow.tail(sq.qid))
 
     def more_in_shadow(self, sq: SubmissionQueue) -> bool:
-        """Whether a queue that is done has got more to do; if not, the guest rings when it has."""
+        """Whether an empty queue has new commands. If not, the guest rings when it has."""
         if sq.head == sq.tail:
             tail = self.shadow.tail(sq.qid)
-            if tail == sq.tail:  # only now: a guest that keeps us at work need not ring
+            if tail == sq.tail:  # only now: while the controller has commands to execute, the guest need not ring
                 tail = self.shadow.wake_at_tail(sq.qid, tail)
             if tail != sq.tail:
                 self._take_tail(sq, tail)
@@ -107,7 +107,7 @@ class QueueSet:
         return False
 
     def room(self, sq: SubmissionQueue, cq: CompletionQueue) -> int:
-        """Commands of ``sq`` whose completions ``cq`` can take."""
+        """The number of commands of ``sq`` whose completions fit in ``cq``."""
         room = cq.room
         if room <= 0 and sq.qid and self.shadow.active:
             self.look_at_head(cq)
@@ -121,7 +121,7 @@ class QueueSet:
             self._move_head(queue, self.shadow.wake_at_head(queue.qid, queue.head))
 
     def post(self, cq: CompletionQueue, completions: list[Completion]) -> None:
-        """Write ``completions``, for which there is room, and interrupt."""
+        """Write ``completions``, and interrupt. The caller has checked that there is room."""
         cq.post(self._dma, completions)
         if cq.qid and self.shadow.active and self.interrupts.level_matters:
             self.look_at_head(cq)

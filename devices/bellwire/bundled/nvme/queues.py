@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bellwire.model.dma import Dma
 
 BATCH = 16
-"""Entries moved by one copy, and told of by one interrupt: while the host takes them in, we are at work on the next."""
+"""Entries that one copy moves and one interrupt reports. The host handles them while the device works on the next."""
 
 
 class SubmissionQueue(ctypes.Structure):
@@ -35,13 +35,13 @@ class SubmissionQueue(ctypes.Structure):
     tail: int
     cqid: int
     running: int
-    """Commands that threads are at work on."""
+    """The number of commands that threads execute."""
     deleter: int
     """One more than the id of the command that deletes the queue, which waits for them; 0: there is none."""
     qid: int
 
     def create(self, base: int, size: int, cqid: int) -> None:
-        """Make it: empty."""
+        """Create the queue, empty."""
         self.base, self.size, self.cqid = base, size, cqid
         self.head = self.tail = self.running = self.deleter = 0
 
@@ -56,12 +56,12 @@ class SubmissionQueue(ctypes.Structure):
         return block
 
     def give_back(self, count: int) -> None:
-        """The last ``count`` commands that were fetched have not been looked at."""
+        """Put the last ``count`` fetched commands back."""
         self.head = (self.head - count) % self.size
 
 
 Completion = tuple[int, SubmissionQueue, int, int]
-"""What the device tells of a command: a result, the queue that it came from, its id, and its status."""
+"""A completion: the result, the submission queue, the command id and the status."""
 
 
 class CompletionQueue(ctypes.Structure):
@@ -86,11 +86,11 @@ class CompletionQueue(ctypes.Structure):
     vector: int
     interrupts: int
     running: int
-    """Commands under way that will need an entry here."""
+    """The number of commands under way that need an entry here."""
     qid: int
 
     def create(self, base: int, size: int, vector: int, interrupts: bool) -> None:
-        """Make it: empty, the first pass with phase 1 (§4.6)."""
+        """Create the queue, empty. The phase of its first pass is 1 (§4.6)."""
         self.base, self.size, self.vector, self.interrupts = base, size, vector, interrupts
         self.head = self.tail = self.running = 0
         self.phase = 1

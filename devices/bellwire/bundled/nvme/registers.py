@@ -5,9 +5,9 @@ from __future__ import annotations
 from bellwire import Bar, IntX, Msi, MsiX, PciDevice
 
 QUEUES = 64
-"""I/O queue pairs at most; the admin pair comes on top."""
+"""The limit of I/O queue pairs, without the admin pair."""
 ENTRIES = 1024
-"""The largest queue."""
+"""The limit of entries in a queue."""
 PAGE = 4096
 READY_TIMEOUT = 20  # of 500 ms: what CAP.TO promises
 
@@ -28,7 +28,7 @@ SHUTDOWN_MASK = 3 << 2
 
 
 class Registers(PciDevice):
-    """What a host sees of the controller: the base of the device, with no behaviour."""
+    """The registers of the controller, without behaviour. The device derives from it."""
 
     irq = MsiX(QUEUES + 1)
     msi = Msi(1)

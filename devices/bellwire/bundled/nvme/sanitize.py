@@ -28,19 +28,19 @@ CAPABILITIES = BLOCK_ERASE | NO_DEALLOCATE_INHIBITED | MEDIA_NOT_MODIFIED_AFTERW
 UNRESTRICTED_EXIT = 1 << 3
 NO_DEALLOCATE = 1 << 9
 IDLE = 0xFFFF
-"""The progress while there is no operation; else it is in parts of 65536."""
+"""The progress without an operation; during one it is in parts of 65536."""
 UNKNOWN_TIME = 0xFFFF_FFFF
 
 
 class Action(IntEnum):
-    """Sanitize actions that there are."""
+    """The sanitize actions."""
 
     EXIT_FAILURE_MODE = 1
     BLOCK_ERASE = 2
 
 
 class State(IntEnum):
-    """Of the most recent operation, in the log."""
+    """The state of the most recent operation, for the log."""
 
     NEVER = 0
     COMPLETED = 1
@@ -49,7 +49,7 @@ class State(IntEnum):
 
 
 class Sanitize:
-    """The operation on all disks of ``controller``. Its state is in the store: a new start goes on with it."""
+    """The sanitize operation on all disks of ``controller``. The store has its state, so a restart continues it."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -85,7 +85,7 @@ class Sanitize:
         return 0
 
     def resume(self) -> None:
-        """At a start, or when the threads' work was forgotten: go on with what was under way."""
+        """Continue the operation, at a start or after the threads have dropped their jobs."""
         if self._state.status == State.IN_PROGRESS:
             self._controller.namespaces.close_for(Status.SANITIZE_IN_PROGRESS)
             self._begin()
@@ -119,7 +119,7 @@ class Sanitize:
         self._controller.engine.background(job, self._ended, alone=True)
 
     def _erase(self, disks: Sequence[Disk]) -> None:
-        """On a thread."""
+        """Erase the disks, on a thread."""
         for number, disk in enumerate(disks):
             self._progress = number * 0x10000 // len(disks)
             disk.empty()

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
 
 MINUTES = 2
-"""What an extended self-test takes, nominally (EDSTT)."""
+"""The nominal time of an extended self-test (EDSTT)."""
 RESULTS = 20
 RESULT = struct.Struct("<BBBxQIQBBxx")
 SAMPLES = 16
 """Places of each namespace that a short self-test reads."""
 PIECE = 1 << 20
-"""Bytes of one read."""
+"""The size of one read in bytes."""
 DISK_SEGMENT = 2
 NSID_VALID, LBA_VALID, TYPE_VALID, CODE_VALID = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 
@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
 
 class Result(IntEnum):
-    """How a self-test has ended."""
+    """The result of a self-test."""
 
     PASSED = 0
     ABORTED_BY_COMMAND = 1
@@ -49,7 +49,7 @@ class Result(IntEnum):
 
 
 class Piece(NamedTuple):
-    """What is read in one go."""
+    """A range that one read covers."""
 
     space: Namespace
     offset: int
@@ -100,7 +100,7 @@ class SelfTest:
         return 0
 
     def interrupt(self, why: Result, spaces: Sequence[Namespace]) -> None:
-        """These are about to lose what is in them: an operation on one of them ends."""
+        """End an operation on one of these namespaces, which are about to lose their data."""
         if any(space in self._spaces for space in spaces):
             self._abort(why)
 
@@ -110,7 +110,7 @@ class SelfTest:
             self._abort(Result.CONTROLLER_RESET)
 
     def resume(self) -> None:
-        """What threads had to do was forgotten: do it again."""
+        """Continue the operation: the threads have dropped their jobs."""
         if self._kind is not Kind.NONE:
             self._read(self._reading)
 
@@ -183,7 +183,7 @@ def _samples(spaces: Sequence[Namespace]) -> Iterator[Piece]:
 
 
 def _everything(spaces: Sequence[Namespace]) -> Iterator[Piece]:
-    """All blocks, a piece after the other."""
+    """All blocks, piece by piece."""
     for space in spaces:
         offset = 0
         while (left := (space.blocks << space.shift) - offset) > 0:

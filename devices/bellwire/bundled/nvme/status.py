@@ -1,4 +1,4 @@
-"""How a command ends (§4.6.1)."""
+"""Status codes of completions (§4.6.1)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import IntEnum
 
 DO_NOT_RETRY = 0x4000
 MORE = 0x2000
-"""Set where the error log says more (§4.6.1)."""
+"""The More bit: the error log has an entry (§4.6.1)."""
 
 
 class Status(IntEnum):
-    """Status code type and status code, as the low 11 bits of a completion's status field have them."""
+    """Status code type and status code: the low 11 bits of the status field."""
 
     SUCCESS = 0x000
     INVALID_OPCODE = 0x001
@@ -56,7 +56,7 @@ class Status(IntEnum):
 
     @property
     def field(self) -> int:
-        """The completion's status field without its phase bit; errors that a retry would only repeat say so."""
+        """The status field without its phase bit. It has Do Not Retry set for errors that a retry would repeat."""
         return self if self in _RETRY else self | DO_NOT_RETRY
 
 

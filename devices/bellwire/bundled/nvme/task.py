@@ -1,4 +1,4 @@
-"""A job whose end changes the controller: the store, the namespaces, what their blocks hold."""
+"""A job whose end changes the controller: its store, its namespaces, or their blocks."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 CREATE = 1 << 8
-"""In dword 10: collect the host-initiated data anew."""
+"""The bit in dword 10 that asks for new host-initiated data."""
 HOST, CONTROLLER = 0x07, 0x08
 MOST = 256 << 10
 REGISTERS = ("cc", "csts", "aqa", "asq", "acq", "intms")
-"""Those whose values are told."""
+"""The registers whose values are in the data."""
 
 
 class Telemetry:

@@ -9,34 +9,34 @@ import time
 SIZE = 8
 MASK = (1 << 48) - 1
 ORIGIN_HOST = 1 << 1
-"""In the attributes: the host has set it; else it counts from power-on."""
+"""The attribute of a timestamp that the host has set. Without it the timestamp counts from power-on."""
 
 
 class TimestampState(ctypes.Structure):
-    """What is remembered, in the device's state, of a clock that the host has set; zeroes: it has not."""
+    """A clock that the host has set, in the device's state. All zeros: the host has not set it."""
 
     _fields_ = [("base", ctypes.c_uint64), ("since", ctypes.c_uint64), ("attributes", ctypes.c_uint64)]
     base: int
-    """What it was set to."""
+    """The milliseconds that it was set to."""
     since: int
     """Milliseconds of the machine's clock (CLOCK_BOOTTIME) at that time."""
     attributes: int
 
 
 class Timestamp:
-    """Counts milliseconds, from power-on or from what it is set to. A controller reset changes nothing."""
+    """A clock in milliseconds, from power-on or from the time that the host sets. A controller reset keeps it."""
 
     def __init__(self, state: TimestampState) -> None:
         self._state = state
         self._started = _clock()
 
     def power_on(self) -> None:
-        """Count from now on: the state has been zeroed."""
+        """Count from now on, after a power-on: the state is zero."""
         self._started = _clock()
 
     @property
     def now(self) -> int:
-        """48 bits."""
+        """The time in milliseconds, 48 bits."""
         since = self._state.since or self._started
         return (self._state.base + max(0, _clock() - since)) & MASK
 

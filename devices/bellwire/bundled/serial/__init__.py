@@ -1,4 +1,4 @@
-"""serial: a 16550A, with what its registers say and its FIFOs in files of their own."""
+"""serial: a 16550A on PCI. Its registers and its FIFOs are in files of their own."""
 
 from bellwire.bundled.serial.device import Serial
 

@@ -35,30 +35,30 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
     received_bytes = SavedBytes(1 + DEPTH)
     unsent_bytes = SavedBytes(1 + DEPTH)
     emptied = Saved(False)
-    """There is nothing left to send, which the guest has not been told."""
+    """Whether the transmitter has become empty, and the guest does not know yet."""
     silent = Saved(False)
-    """Bytes have been received, and then nothing for the time of four more."""
+    """Whether bytes have been received, and none for the time of four more (a character timeout)."""
 
     def setup(self) -> None:
-        """Have somebody at the other end."""
+        """Open the stream of the other end."""
         self.received, self.unsent = Fifo(self.received_bytes), Fifo(self.unsent_bytes)
         self.timer: Timer | None = None
         self.plug(open_stream(self.backend))
 
     def plug(self, stream: Stream) -> None:
-        """Lay the line to ``stream``."""
+        """Connect the line to ``stream``. The device owns it from now on."""
         self.stream = stream
         self.watch(stream.fileno(), self.moved)
         self.log.info("at the other end: %s", stream.name)
 
     def close(self) -> None:
-        """Pull the plug."""
+        """Close the stream."""
         self.unwatch(self.stream.fileno())
         self.stream.close()
 
     @backend.set
     def replug(self, backend: str) -> None:
-        """Lay the line elsewhere while the guest runs."""
+        """Connect the line to another stream while the guest runs."""
         if backend != self.backend:
             stream = open_stream(backend)
             self.close()
@@ -66,12 +66,12 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.moved()
 
     def reset(self) -> None:
-        """Nothing has changed yet, but some levels may be high."""
+        """Read the modem's levels, without any change bits."""
         self.msr = self.levels
         self.refresh()
 
     def restored(self) -> None:
-        """Somebody else may be at the other end."""
+        """Set the timer again, and compare the levels: another peer may be there now."""
         if not self.silent:
             self.await_silence()
         self.compare_levels()
@@ -80,30 +80,30 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @property
     def depth(self) -> int:
-        """Bytes that each FIFO holds now."""
+        """The bytes that each FIFO can hold: one if FIFOs are off."""
         return DEPTH if self.fcr else 1
 
     @property
     def trigger(self) -> int:
-        """Received bytes that are worth an interrupt."""
+        """The number of received bytes that raises an interrupt."""
         return TRIGGERS[self.fcr >> 6]
 
     @property
     def busy(self) -> bool:
-        """Whether the other end has to wait with what it has for us."""
+        """Whether the other end has to wait: the guest takes no bytes now."""
         stopped = Mcr.DTR in self.mcr and Mcr.RTS not in self.mcr
         return stopped or Mcr.LOOP in self.mcr or len(self.received) >= self.trigger
 
     @property
     def levels(self) -> Msr:
-        """The modem's lines: up while somebody is there. In a loop, they are our own."""
+        """The levels of the modem lines: high while the stream has a peer. In loopback mode the outputs give them."""
         if Mcr.LOOP in self.mcr:
             return Msr(sum(level for control, level in LOOPED.items() if control in self.mcr))
         return Msr.CTS | Msr.DSR | Msr.DCD if self.stream.connected else Msr(0)
 
     @property
     def cause(self) -> Cause:
-        """The most urgent reason to interrupt."""
+        """The most urgent enabled cause of an interrupt."""
         enabled = Enabled(self.enabled)
         if Enabled.LINE in enabled and self.lsr & Lsr.ERRORS:
             return Cause.LINE
@@ -118,7 +118,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         return Cause.NONE
 
     def refresh(self) -> None:
-        """Let everybody know; whatever changes the state ends here."""
+        """Update LSR, IIR, INTx and the stream. Every change of the state ends with this call."""
         ready = Lsr.READY if self.received else Lsr(0)
         empty = Lsr(0) if self.unsent else Lsr.EMPTY | Lsr.IDLE
         self.lsr = self.lsr & Lsr.ERRORS | ready | empty
@@ -131,7 +131,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         self.stream.hold(self.busy)
 
     def compare_levels(self) -> None:
-        """Note which levels have changed; of a ring, only its end is told."""
+        """Set the change bits of levels that have changed. For the ring indicator only its end counts."""
         levels = self.levels
         changed = (self.msr & Msr.LEVELS ^ levels) >> 4
         if Msr.RING in levels:
@@ -142,7 +142,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
     # -- bytes
 
     def moved(self) -> None:
-        """At the other end somebody has come, gone, spoken, or has room again."""
+        """The stream is ready: a peer has come or gone, has sent bytes, or can take bytes again."""
         self.stream.look()
         self.transmit()
         if not self.busy and (data := self.stream.receive(self.depth - len(self.received))):
@@ -150,7 +150,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         self.compare_levels()
 
     def transmit(self) -> None:
-        """Send what the other end takes; the rest stays, until :meth:`moved`."""
+        """Send the bytes that the other end takes. The rest waits for :meth:`moved`."""
         if waiting := bytes(self.unsent):
             if Mcr.LOOP in self.mcr:
                 sent = len(waiting)
@@ -161,9 +161,9 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.emptied = not self.unsent
 
     def receive(self, data: bytes) -> None:
-        """Take bytes in; where there is no room some are lost, and the guest is told.
+        """Store received bytes. If there is no room, bytes are lost, and LSR reports the overrun.
 
-        A FIFO keeps what it has; without one, a byte takes the place of the last.
+        A full FIFO keeps its bytes, and drops new ones. Without FIFOs, a new byte replaces the old one.
         """
         content = bytes(self.received) + data
         if len(content) > self.depth:
@@ -172,7 +172,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         self.await_silence()
 
     def await_silence(self) -> None:
-        """Too few bytes to be worth an interrupt are worth one when no more come, and none is read."""
+        """Start the character timeout again. It interrupts for bytes that stay below the trigger level."""
         self.silent = False
         if self.timer:
             self.timer.cancel()
@@ -180,7 +180,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.timer = self.after(min(FOUR_CHARACTERS * self.divisor, LONGEST_SILENCE), self.fall_silent)
 
     def fall_silent(self) -> None:
-        """Nothing came."""
+        """The character timeout has ended."""
         self.silent = True
         self.refresh()
 
@@ -188,7 +188,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @data.write
     def write_data(self, value: int) -> None:
-        """A byte to send, or half of the divisor."""
+        """THR: a byte to send. With DLAB set, the low half of the divisor."""
         if Lcr.DIVISOR in self.lcr:
             self.divisor = self.divisor & 0xFF00 | value
             return
@@ -199,7 +199,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @data.read
     def read_data(self) -> int:
-        """The byte that has waited longest, or half of the divisor."""
+        """RBR: the oldest byte received. With DLAB set, the low half of the divisor."""
         if Lcr.DIVISOR in self.lcr:
             return self.divisor & 0xFF
         content = bytes(self.received)
@@ -210,7 +210,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @ier.write
     def write_ier(self, value: int) -> None:
-        """Which interrupts are wanted, or the other half of the divisor."""
+        """IER: the enabled interrupts. With DLAB set, the high half of the divisor."""
         if Lcr.DIVISOR in self.lcr:
             self.divisor = value << 8 | self.divisor & 0xFF
             return
@@ -221,12 +221,12 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @ier.read
     def read_ier(self) -> int:
-        """As it was written."""
+        """IER, or with DLAB set the high half of the divisor, as it was written."""
         return self.divisor >> 8 if Lcr.DIVISOR in self.lcr else self.enabled
 
     @iir.read
     def read_iir(self) -> int:
-        """Once the guest has been told that there is nothing left to send, that is no cause any more."""
+        """IIR: a read that reports the empty transmitter clears this cause."""
         value = self.iir
         if self.cause is Cause.EMPTY:
             self.emptied = False
@@ -235,7 +235,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @iir.write
     def write_fcr(self, value: int) -> None:
-        """Turn the FIFOs on or off, which clears them, or just clear them."""
+        """FCR: turn the FIFOs on or off, or clear them. Turning them on or off clears them too."""
         control = Fcr(value)
         turned = bool(self.fcr) is not (Fcr.ENABLE in control)
         if turned or Fcr.CLEAR_RECEIVED in control:
@@ -244,12 +244,12 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.unsent.fill(b"")
             self.emptied = True
         self.fcr = value if Fcr.ENABLE in control else 0
-        self.await_silence()  # what was worth an interrupt may not be any more
+        self.await_silence()  # the trigger level or the content may have changed
         self.refresh()
 
     @lcr.write
     def write_lcr(self, value: Lcr) -> None:
-        """No other end hears a break but our own."""
+        """LCR: a break is received in loopback mode. Streams cannot carry one."""
         if Lcr.BREAK in value and Mcr.LOOP in self.mcr:
             self.lsr |= Lsr.BREAK
             self.receive(b"\0")
@@ -257,12 +257,12 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @mcr.write
     def write_mcr(self, _: Mcr) -> None:
-        """Lines up or down, or looped."""
+        """MCR: set the outputs, or loopback mode."""
         self.compare_levels()
 
     @lsr.read
     def read_lsr(self) -> int:
-        """Errors are told once."""
+        """LSR: a read clears the error bits."""
         value = self.lsr
         if value & Lsr.ERRORS:
             self.lsr &= ~Lsr.ERRORS
@@ -271,7 +271,7 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
 
     @msr.read
     def read_msr(self) -> int:
-        """Changes are told once."""
+        """MSR: a read clears the change bits."""
         value = self.msr
         self.msr &= Msr.LEVELS
         self.refresh()

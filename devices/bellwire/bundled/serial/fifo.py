@@ -1,4 +1,4 @@
-"""Sixteen bytes on their way."""
+"""A FIFO of sixteen bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ DEPTH = 16
 
 
 class Fifo:
-    """Bytes that wait, kept in the device's state: how many, and then they."""
+    """Bytes that wait, in the device's state: their number, then the bytes."""
 
     def __init__(self, cell: memoryview) -> None:
         self.cell = cell
@@ -18,5 +18,5 @@ class Fifo:
         return bytes(self.cell[1 : 1 + len(self)])
 
     def fill(self, data: bytes) -> None:
-        """Have ``data`` in it, and nothing else."""
+        """Replace the content by ``data``, at most sixteen bytes."""
         self.cell[: 1 + len(data)] = bytes([len(data)]) + data

@@ -1,15 +1,15 @@
-"""What the registers of a 16550A say (National Semiconductor, PC16550D data sheet, §8)."""
+"""The bits of the registers of a 16550A (National Semiconductor, PC16550D data sheet, §8)."""
 
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
 TRIGGERS = (1, 4, 8, 14)
-"""Received bytes that are worth an interrupt: what the two highest bits of the FIFO control register choose from."""
+"""Trigger levels in bytes: the two highest bits of the FIFO control register choose one."""
 
 
 class Enabled(IntFlag):
-    """Interrupt enable register."""
+    """Bits of the interrupt enable register."""
 
     RECEIVED = 0x01
     EMPTY = 0x02
@@ -18,7 +18,7 @@ class Enabled(IntFlag):
 
 
 class Cause(IntEnum):
-    """Interrupt identification register, the most urgent first."""
+    """Values of the interrupt identification register, the most urgent first."""
 
     LINE = 0x06
     RECEIVED = 0x04
@@ -29,7 +29,7 @@ class Cause(IntEnum):
 
 
 class Fcr(IntFlag):
-    """FIFO control register; the two highest bits choose the trigger level."""
+    """Bits of the FIFO control register. The two highest bits choose the trigger level."""
 
     ENABLE = 0x01
     CLEAR_RECEIVED = 0x02
@@ -37,14 +37,14 @@ class Fcr(IntFlag):
 
 
 class Lcr(IntFlag):
-    """Line control register: what of it matters to us."""
+    """Bits of the line control register, as far as the model uses them."""
 
     BREAK = 0x40
     DIVISOR = 0x80
 
 
 class Mcr(IntFlag):
-    """Modem control register."""
+    """Bits of the modem control register."""
 
     DTR = 0x01
     RTS = 0x02
@@ -54,7 +54,7 @@ class Mcr(IntFlag):
 
 
 class Lsr(IntFlag):
-    """Line status register."""
+    """Bits of the line status register."""
 
     READY = 0x01
     OVERRUN = 0x02
@@ -65,7 +65,7 @@ class Lsr(IntFlag):
 
 
 class Msr(IntFlag):
-    """Modem status register: four levels, and below each whether it has changed."""
+    """Bits of the modem status register: four levels, and a bit for the change of each."""
 
     RING_ENDED = 0x04
     CHANGES = 0x0F
@@ -77,4 +77,4 @@ class Msr(IntFlag):
 
 
 LOOPED = {Mcr.DTR: Msr.DSR, Mcr.RTS: Msr.CTS, Mcr.OUT1: Msr.RING, Mcr.OUT2: Msr.DCD}
-"""In a loop, which output is which input."""
+"""The input that each output is connected to in loopback mode."""

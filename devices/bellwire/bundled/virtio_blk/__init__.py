@@ -1,4 +1,4 @@
-"""virtio-blk: a disk."""
+"""virtio-blk: a disk (virtio 1.2 §5.2)."""
 
 from bellwire.bundled.virtio_blk.device import VirtioBlk
 

@@ -23,21 +23,21 @@ from bellwire.virtio import VirtioDevice, Virtqueue, field
 
 MOST_QUEUES = 16
 QUEUE_SIZE = 256
-LARGEST_PIECE = 256 << 10  # bytes: so many as fit a queue, and header and result, are no more than a chain may have
-MOST_SECTORS = 1 << 22  # of one segment to discard or to zero: 2 GiB
+LARGEST_PIECE = 256 << 10  # bytes: a queue full of pieces, with header and status, is within the limit of a chain
+MOST_SECTORS = 1 << 22  # in one segment to discard or zero: 2 GiB
 ID_SIZE = 20
-AT_ONCE = 1 << 20  # bytes moved in memory before the next doorbell is looked at; what exceeds it is for the threads
+AT_ONCE = 1 << 20  # bytes moved in memory before the worker looks at the next doorbell; threads do the rest
 
 
 def identity(text: str) -> str | None:
-    """What GET_ID has room for (§5.2.6)."""
+    """What was expected, if ``text`` is too long for GET_ID (§5.2.6); else None."""
     return None if len(text.encode(errors="surrogateescape")) <= ID_SIZE else f"at most {ID_SIZE} bytes"
 
 
 class VirtioBlk(
     VirtioDevice, kind=2, queues=MOST_QUEUES, queue_size=QUEUE_SIZE, class_code=0x010000, name="virtio-blk"
 ):
-    """A disk with as many queues as the guest has processors, if it is given them."""
+    """A disk with one or more request queues: give it as many as the guest has processors."""
 
     image = Option(Path(), help="raw file or block device; without one, memory")
     size = Option(
@@ -72,11 +72,11 @@ class VirtioBlk(
     workers: Pool
 
     def check_options(self) -> None:
-        """Whole blocks."""
+        """Refuse a size that is no whole number of blocks."""
         check_blocks(self.size, self.block_size)
 
     def setup(self) -> None:
-        """Open the image."""
+        """Open the image or the memory, and make the pool."""
         if self.image != Path():
             self.disk = Disk.open(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
@@ -88,51 +88,51 @@ class VirtioBlk(
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
 
     def close(self) -> None:
-        """End the threads and close the image."""
+        """End the threads, and close the image."""
         self.workers.close()
         self.disk.close()
         super().close()
 
     @property
     def queue_count(self) -> int:
-        """What the option says."""
+        """The number of request queues that the option gives."""
         return self.queues
 
     def features(self) -> set[int]:
-        """A disk that cannot be written has nothing to discard."""
+        """The features of the disk. A read-only disk offers no DISCARD and no WRITE_ZEROES."""
         offered: set[int] = {Blk.SIZE_MAX, Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE}
         offered |= {Blk.RO} if self.readonly else {Blk.DISCARD, Blk.WRITE_ZEROES}
         return offered | ({Blk.MQ} if self.queues > 1 else set())
 
     def stopped(self) -> None:
-        """Wait for the threads, which may be using guest memory."""
+        """Wait for the threads: they may use guest memory."""
         self.workers.settle()
 
     # -- configuration (§5.2.4)
 
     @capacity.read
     def read_capacity(self) -> int:
-        """In sectors of 512 bytes, whatever a block is."""
+        """The capacity in sectors of 512 bytes, for any block size."""
         return self.disk.size // SECTOR
 
     @blk_size.read
     def read_block_size(self) -> int:
-        """What the option says."""
+        """The size of a logical block in bytes, from the option."""
         return self.block_size
 
     @num_request_queues.read
     def read_queues(self) -> int:
-        """What the option says."""
+        """The number of request queues, from the option."""
         return self.queues
 
     @writeback.read
     def read_writeback(self) -> int:
-        """1: writes may stay in the cache until they are flushed (§5.2.5)."""
+        """The cache mode: 1 if writes may stay in the cache until a flush (§5.2.5)."""
         return int(not self.durable)
 
     @property
     def durable(self) -> bool:
-        """Whether each write must be on the medium before it is done: always so for a driver that cannot flush."""
+        """Whether a write completes only when it is on the medium. Always true for a driver without FLUSH."""
         chosen = self.negotiated
         if Blk.FLUSH not in chosen:
             return True
@@ -140,22 +140,22 @@ class VirtioBlk(
 
     @size.set
     def resize(self, size: int = 0) -> None:
-        """Give the disk another size while the guest runs; 0: the size that somebody else has given the image."""
+        """Change the size of the disk while the guest runs. 0 takes over the present size of the image."""
         self.disk.check_resize(size, block=self.block_size, shrink=self.shrink)
-        self.workers.finish()  # no write that is under way may make a file longer again
+        self.workers.finish()  # a write in progress must not make a shrunken file longer again
         self.disk.resize(size, block=self.block_size, shrink=self.shrink)
         if self.shrink:
-            self.change("shrink", False)  # it was for this once
+            self.change("shrink", False)  # the permission is for one change
         self.configuration_changed()
 
     @shrink.set
     def allow_shrinking(self, shrink: bool) -> None:
-        """Nothing happens before the next size."""
+        """Accept the option. It has an effect only on the next change of the size."""
 
     # -- requests (§5.2.6)
 
     def notified(self, queue: Virtqueue) -> None:
-        """Do what can be done at once, and have threads do the rest."""
+        """Do requests that need no waiting at once, and give the others to threads."""
         self.budget = AT_ONCE
         for chain in queue:
             request = Request(chain)
@@ -175,7 +175,7 @@ class VirtioBlk(
                 self.workers.submit(job)
 
     def finished(self, jobs: list[Job]) -> None:
-        """Threads have done these: one interrupt a queue for all of them."""
+        """Complete the requests that threads have done, with one interrupt for each queue."""
         for job in jobs:
             request: Request = job.tag
             request.end(Result.IO_ERROR if job.error else Result.OK)
@@ -187,11 +187,11 @@ class VirtioBlk(
             queue.flush()
 
     def failed(self, error: OSError) -> None:
-        """The image has failed, and the driver is told no more than that: the log has the reason."""
+        """Log why the image has failed. The driver gets only an I/O error."""
         self.warn("disk: %s", error)
 
     def begin(self, request: Request) -> Job | None:
-        """None: it is done. A Failure, or an OSError, is for the driver."""
+        """Start a request. Returns a job for a thread, or None if it is done. May raise a Failure or an OSError."""
         match request.type:
             case Type.IN:
                 return self.read(request)
@@ -212,7 +212,7 @@ class VirtioBlk(
                 raise Failure(Result.UNSUPPORTED)
 
     def read(self, request: Request) -> Job | None:
-        """From memory at once; else a thread waits for the disk."""
+        """Read at once if the data is in memory. Else return a job: a thread waits for the disk."""
         offset = request.place(self.disk.size, request.room_size)
         if request.room_size <= self.budget and self.disk.try_read(request.room, offset, request.room_size):
             self.budget -= request.room_size
@@ -220,7 +220,7 @@ class VirtioBlk(
         return Transfer(self.disk, request.room, offset, write=False)
 
     def write(self, request: Request) -> Job | None:
-        """The same the other way round."""
+        """Write at once if the disk is memory. Else return a job."""
         self.check_writable()
         offset = request.place(self.disk.size, request.data_size)
         if self.disk.instant and request.data_size <= self.budget:
@@ -232,10 +232,10 @@ class VirtioBlk(
         return Job(self.store, request.data, offset)
 
     def store(self, views: list[memoryview], offset: int) -> None:
-        """On a thread, and onto the medium."""
+        """Write onto the medium. Runs on a thread."""
         self.disk.write(views, offset, durable=True)
 
     def check_writable(self) -> None:
-        """§5.2.6.2."""
+        """Refuse a write to a read-only disk (§5.2.6.2)."""
         if self.readonly:
             raise Failure(Result.IO_ERROR)

@@ -33,7 +33,7 @@ class Blk(IntEnum):
 
 
 class Type(IntEnum):
-    """What a request asks for."""
+    """Types of requests."""
 
     IN = 0
     OUT = 1
@@ -44,7 +44,7 @@ class Type(IntEnum):
 
 
 class Result(IntEnum):
-    """How it ended: the last byte that the device writes."""
+    """The status of a request: the last byte that the device writes."""
 
     OK = 0
     IO_ERROR = 1
@@ -52,7 +52,7 @@ class Result(IntEnum):
 
 
 class Failure(Exception):
-    """A request that cannot be done."""
+    """A request cannot be done. It has the status for the driver."""
 
     def __init__(self, result: Result) -> None:
         super().__init__(result.name)
@@ -60,7 +60,7 @@ class Failure(Exception):
 
 
 class Span(NamedTuple):
-    """Bytes of the disk; ``flags`` as the driver gave them."""
+    """A range of bytes of the disk, with the ``flags`` of the driver."""
 
     offset: int
     length: int
@@ -68,7 +68,7 @@ class Span(NamedTuple):
 
 
 class Request:
-    """One buffer: a header and perhaps data to read, perhaps room to fill, and a byte for the result."""
+    """One request in one buffer: a header, perhaps data to write, perhaps room for data, and a byte for the status."""
 
     __slots__ = ("chain", "data", "data_size", "room", "room_size", "sector", "type")
 
@@ -85,20 +85,20 @@ class Request:
         self.room_size = chain.room - 1
 
     def place(self, disk_size: int, length: int) -> int:
-        """Where on the disk ``length`` bytes lie; a Failure where they do not."""
+        """The offset on the disk of ``length`` bytes. A Failure if they exceed the disk."""
         offset = self.sector * SECTOR
         if length % SECTOR or offset + length > disk_size:
             raise Failure(Result.IO_ERROR)
         return offset
 
     def put(self, data: bytes) -> None:
-        """Fill the room."""
+        """Write ``data`` to the room for data."""
         self.chain.write(data[: self.room_size])
 
     def end(self, result: Result) -> None:
-        """Give the buffer back. The used length is what has been written from the buffer's start (§2.7.8.2).
+        """Return the buffer. The used length counts the bytes written from the start of the buffer (§2.7.8.2).
 
-        The result is written last, and counts where nothing before it was left out.
+        The status is the last byte. It counts only if all bytes before it have been written.
         """
         filled = 0
         if result is Result.OK:
@@ -108,7 +108,7 @@ class Request:
 
 
 def spans(request: Request, disk_size: int, most_sectors: int) -> list[Span]:
-    """The segments of a request to discard or zero, checked (§5.2.6.2)."""
+    """The segments of a request to discard or zero. A Failure if one is not valid (§5.2.6.2)."""
     known = UNMAP if request.type == Type.WRITE_ZEROES else 0
     if not 0 < request.data_size <= MOST_SEGMENTS * SEGMENT.size or request.data_size % SEGMENT.size:
         raise Failure(Result.IO_ERROR)
@@ -123,14 +123,14 @@ def spans(request: Request, disk_size: int, most_sectors: int) -> list[Span]:
 
 
 def discard(disk: Disk, where: Sequence[Span]) -> None:
-    """What was there is no longer needed."""
+    """Discard these ranges: the driver no longer needs their content."""
     for offset, length, _ in where:
         if length:
             disk.discard(offset, length)
 
 
 def write_zeroes(disk: Disk, where: Sequence[Span], durable: bool) -> None:
-    """Make it read as zeroes; UNMAP: the space may go."""
+    """Make these ranges read as zeros. With UNMAP their space may be freed."""
     for offset, length, flags in where:
         if length:
             disk.zero(offset, length, release=bool(flags & UNMAP))

@@ -18,7 +18,7 @@ class Console(IntEnum):
 
 
 class Event(IntEnum):
-    """What a message is about (§5.3.6.2)."""
+    """The events of control messages (§5.3.6.2)."""
 
     DEVICE_READY = 0
     PORT_ADD = 1
@@ -31,7 +31,7 @@ class Event(IntEnum):
 
 
 def queue_role(index: int) -> tuple[int | None, bool]:
-    """The port of a queue, None for the one that messages are about; and whether it comes from the guest (§5.3.2)."""
+    """The port of a queue (None for control queues), and whether it is a transmit queue (§5.3.2)."""
     pair, output = divmod(index, 2)
     if pair == 1:
         return None, bool(output)

@@ -12,11 +12,11 @@ from bellwire.virtio.chain import part
 
 MOST_PORTS = 16
 MOST_MESSAGES = 4 * MOST_PORTS
-"""That wait for buffers: all that there can be of use, and a driver may have none of them."""
+"""The limit of messages that wait for buffers, since a driver may offer none. More are of no use."""
 
 
 class Port:
-    """One port at work: a stream, and a buffer of the guest's that it has not taken all of yet."""
+    """A port at run time: its stream, and a buffer of the guest that is sent in part."""
 
     def __init__(self, number: int, name: str, stream: Stream) -> None:
         self.number = number
@@ -24,19 +24,19 @@ class Port:
         self.stream = stream
         self.held: Chain | None = None
         self.sent = 0
-        """Bytes of ``held`` that are gone."""
+        """The number of bytes of ``held`` that are sent."""
         self.announced = False
-        """Whether the guest knows that somebody is at the other end."""
+        """Whether the guest has been told that the stream has a peer."""
         self.watched = False
 
 
 def named(text: str) -> list[tuple[str, str]]:
-    """``NAME=STREAM,...``: names and streams."""
+    """Split ``NAME=STREAM,...`` into pairs of name and stream."""
     return [word.partition("=")[::2] for word in text.split(",") if word]
 
 
 def ports_fault(text: str) -> str | None:
-    """What was expected, where these are no ports."""
+    """What was expected, if ``text`` does not describe ports; else None."""
     found = named(text)
     names = [name for name, _ in found]
     if not 1 <= len(found) <= MOST_PORTS or len(set(names)) < len(names):
@@ -49,7 +49,7 @@ def ports_fault(text: str) -> str | None:
 class VirtioConsole(
     VirtioDevice, kind=3, queues=2 * MOST_PORTS + 2, queue_size=128, class_code=0x078000, name="virtio-console"
 ):
-    """Port 0 is a console; the others are found in the guest by their names (/dev/virtio-ports/NAME)."""
+    """A console (port 0), and named ports, which Linux shows as /dev/virtio-ports/NAME."""
 
     ports = Option(
         "console=pty", check=ports_fault, help=f"1 to 16 ports NAME=STREAM, separated by commas; a stream is {BACKENDS}"
@@ -61,10 +61,10 @@ class VirtioConsole(
     opened = Saved(0)
     """The ports that the guest has opened, as bits."""
     ready = Saved(False)
-    """Whether the driver takes messages about ports."""
+    """Whether the driver takes control messages."""
 
     def setup(self) -> None:
-        """Open the streams."""
+        """Open the stream of each port."""
         self.lines: list[Port] = []
         self.messages: deque[bytes] = deque(maxlen=MOST_MESSAGES)
         try:
@@ -75,11 +75,11 @@ class VirtioConsole(
             raise
 
     def named(self) -> list[tuple[str, str]]:
-        """What the option says: names and streams."""
+        """The names and streams of the ports, from the option."""
         return named(self.ports)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the streams."""
         for port in self.lines:
             self.watch_port(port, False)
             port.stream.close()
@@ -87,34 +87,34 @@ class VirtioConsole(
 
     @property
     def queue_count(self) -> int:
-        """Two for each port, and two for messages about them."""
+        """Two queues for each port, and two control queues."""
         return 2 + 2 * len([word for word in self.ports.split(",") if word])
 
     def features(self) -> set[int]:
-        """All but the size of the screen, which nobody here knows."""
+        """All features except the size of the screen, which streams do not give."""
         return {Console.MULTIPORT, Console.EMERG_WRITE}
 
     @max_nr_ports.read
     def read_ports(self) -> int:
-        """How many there are."""
+        """The number of ports."""
         return len(self.lines)
 
     @emerg_wr.write
     def write_emergency(self, value: int) -> None:
-        """A character, whatever state everything is in (§5.3.4)."""
+        """Send a character on port 0, in any state of the driver (§5.3.4)."""
         self.lines[0].stream.send([bytes([value & 0xFF])])
 
     # -- the life of the driver
 
     def started(self) -> None:
-        """Without MULTIPORT there is port 0, and it is open."""
+        """Without MULTIPORT, there is only port 0, and it is open."""
         if Console.MULTIPORT not in self.negotiated:
             self.opened = 1
         for port in self.lines:
             self.watch_port(port, True)
 
     def stopped(self) -> None:
-        """Nothing is in our hands any more."""
+        """Forget buffers and messages, and watch no stream."""
         self.messages.clear()
         for port in self.lines:
             self.watch_port(port, False)
@@ -122,7 +122,7 @@ class VirtioConsole(
             port.announced = False
 
     def notified(self, queue: Virtqueue) -> None:
-        """Bytes to send, room to fill, or messages."""
+        """Send bytes, fill buffers, or handle control messages."""
         number, output = queue_role(queue.index)
         if number is None:
             if output:
@@ -140,7 +140,7 @@ class VirtioConsole(
     # -- bytes
 
     def moved(self, port: Port) -> None:
-        """Something has happened at the stream."""
+        """The stream of ``port`` is ready."""
         port.stream.look()
         if not (self.running and self.connected):
             self.watch_port(port, False)
@@ -149,7 +149,7 @@ class VirtioConsole(
         self.receive(port)
 
     def send(self, port: Port) -> None:
-        """From the guest, as fast as the stream takes it (§5.3.6)."""
+        """Send bytes of the guest, as many as the stream takes (§5.3.6)."""
         queue = self.virtqueues[self.queue_of(port) + 1]
         if port.held is not None and not self.push(port, port.held):
             return
@@ -160,7 +160,7 @@ class VirtioConsole(
         queue.flush()
 
     def push(self, port: Port, chain: Chain) -> bool:
-        """Pass a buffer on; False when some of it has to wait."""
+        """Send one buffer. False if a part of it has to wait."""
         port.sent += port.stream.send(part(chain.readable, port.sent, chain.size))
         port.held = chain if port.sent < chain.size else None
         if port.held is None:
@@ -168,7 +168,7 @@ class VirtioConsole(
         return port.held is None
 
     def receive(self, port: Port) -> None:
-        """To the guest, if it has opened the port, into the room that it has made: until then, what comes must wait."""
+        """Copy received bytes to the guest's buffers, if it has opened the port. Bytes wait until there is a buffer."""
         queue = self.virtqueues[self.queue_of(port)]
         while wanted := self.is_open(port):
             chain = queue.take()
@@ -191,25 +191,25 @@ class VirtioConsole(
         self.announce(port)
 
     def is_open(self, port: Port) -> bool:
-        """Whether the guest has opened it."""
+        """Whether the guest has opened ``port``."""
         return bool(self.opened >> port.number & 1)
 
     def queue_of(self, port: Port) -> int:
-        """Its receive queue; the transmit queue follows (§5.3.2)."""
+        """The number of the receive queue of ``port``. The transmit queue follows it (§5.3.2)."""
         return 2 * port.number + 2 if port.number else 0
 
     def watch_port(self, port: Port, wanted: bool) -> None:
-        """Look at the stream while there is a driver to tell."""
+        """Watch the stream of ``port``, or stop watching it."""
         if wanted and self.running and not port.watched:
             self.watch(port.stream.fileno(), lambda: self.moved(port))
         elif not wanted and port.watched:
             self.unwatch(port.stream.fileno())
         port.watched = wanted and self.running
 
-    # -- messages about ports (§5.3.6.2)
+    # -- control messages (§5.3.6.2)
 
     def listen_to(self, queue: Virtqueue) -> None:
-        """What the driver says."""
+        """Handle the control messages of the driver."""
         for chain in queue:
             data = chain.read()
             chain.done()
@@ -217,7 +217,7 @@ class VirtioConsole(
                 self.obey(*CONTROL.unpack_from(data))
 
     def obey(self, number: int, event: int, value: int) -> None:
-        """One message; what is about no port of ours is void."""
+        """Handle one control message. A message about an unknown port is ignored."""
         if event == Event.DEVICE_READY and value:
             self.ready = True
             for port in self.lines:
@@ -236,18 +236,18 @@ class VirtioConsole(
                 self.receive(port)
 
     def announce(self, port: Port) -> None:
-        """Tell the guest when somebody has come or gone at the other end."""
+        """Tell the guest if the stream's peer has come or gone."""
         if self.ready and port.announced is not port.stream.connected:
             port.announced = port.stream.connected
             self.say(port, Event.PORT_OPEN, int(port.announced))
 
     def say(self, port: Port, event: Event, value: int = 0, more: bytes = b"") -> None:
-        """Say something, as soon as there is a buffer for it."""
+        """Send a control message to the guest, as soon as it offers a buffer."""
         self.messages.append(CONTROL.pack(port.number, event, value) + more)
         self.deliver(self.virtqueues[2])
 
     def deliver(self, queue: Virtqueue) -> None:
-        """Put messages into buffers."""
+        """Copy waiting control messages to the guest's buffers."""
         while self.messages:
             chain = queue.take()
             if chain is None:

@@ -1,4 +1,4 @@
-"""The control queue of a network card (§5.1.6.5): one command a buffer, and a byte to answer in."""
+"""The control queue of a network card (§5.1.6.5): each buffer has one command, and a byte for the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bellwire.bundled.virtio_net import VirtioNet
 
 OK, ERROR = b"\x00", b"\x01"
-LARGEST = 1 << 16  # bytes of a command: more is nonsense
+LARGEST = 1 << 16  # bytes of a command: no valid one is longer
 COUNT = struct.Struct("<I")
 SHORT = struct.Struct("<H")
 OFFLOADS = struct.Struct("<Q")
@@ -31,11 +31,11 @@ MODES = (
 
 
 class Refused(Exception):
-    """A command that is unknown, cut short, or asks for what there is not."""
+    """A command is unknown, is cut short, or has a value that the card refuses."""
 
 
 def answer(card: VirtioNet, chain: Chain) -> None:
-    """Do what one buffer asks for, and say whether that went well."""
+    """Execute the command in one buffer, and write the answer: OK or ERROR."""
     try:
         if not 2 <= chain.size <= LARGEST:
             raise Refused
@@ -73,7 +73,7 @@ def set_addresses(card: VirtioNet, number: int, data: bytes) -> None:
 
 
 def set_vlan(card: VirtioNet, number: int, data: bytes) -> None:
-    """VIRTIO_NET_CTRL_VLAN: add or remove (§5.1.6.5.3)."""
+    """VIRTIO_NET_CTRL_VLAN: add or remove a VLAN (§5.1.6.5.3)."""
     (vlan,) = SHORT.unpack(data)
     if number > 1 or vlan >= VLANS:
         raise Refused
@@ -81,7 +81,7 @@ def set_vlan(card: VirtioNet, number: int, data: bytes) -> None:
 
 
 def set_pairs(card: VirtioNet, number: int, data: bytes) -> None:
-    """VIRTIO_NET_CTRL_MQ (§5.1.6.5.5)."""
+    """VIRTIO_NET_CTRL_MQ: set the number of queue pairs in use (§5.1.6.5.5)."""
     (pairs,) = SHORT.unpack(data)
     if number != 0 or not 1 <= pairs <= card.usable_pairs:
         raise Refused
@@ -89,7 +89,7 @@ def set_pairs(card: VirtioNet, number: int, data: bytes) -> None:
 
 
 def set_offloads(card: VirtioNet, number: int, data: bytes) -> None:
-    """VIRTIO_NET_CTRL_GUEST_OFFLOADS: a subset of what was negotiated (§5.1.6.5.6)."""
+    """VIRTIO_NET_CTRL_GUEST_OFFLOADS: choose a subset of the negotiated offloads (§5.1.6.5.6)."""
     (wanted,) = OFFLOADS.unpack(data)
     bits = {bit for bit in range(64) if wanted >> bit & 1}
     if number != 0 or not bits <= card.negotiated & TAKEN_OVER.keys():
@@ -98,7 +98,7 @@ def set_offloads(card: VirtioNet, number: int, data: bytes) -> None:
 
 
 def _table(data: bytes) -> tuple[list[bytes], bytes]:
-    """A count, so many addresses, and what follows."""
+    """Parse a count and that many addresses. Returns the addresses and the rest."""
     (count,) = COUNT.unpack_from(data)
     end = COUNT.size + 6 * count
     if end > len(data):

@@ -28,22 +28,22 @@ from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 
 MOST_PAIRS = 8
-BATCH = 64  # packets from one end, before the others have their turn
+BATCH = 64  # packets from one end, before the others get their turn
 NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 LINK_UP = 1
 
 
 class Lane:
-    """One pair of queues at work: its end, and a packet that has come and found no room yet."""
+    """One pair of queues at run time: its end of the link, and a packet that waits for a buffer of the guest."""
 
     def __init__(self, number: int, end: LinkEnd) -> None:
         self.number = number
         self.end = end
         self.buffer = memoryview(bytearray(LARGEST_PACKET))
         self.size = 0
-        """Of the packet that waits in ``buffer``."""
+        """The size of the packet that waits in ``buffer``; 0 if none does."""
         self.watched = -1
-        """The descriptor that is being watched."""
+        """The descriptor that is watched; -1 if none is."""
         self.waits_for_turn = False
 
 
@@ -76,9 +76,9 @@ class VirtioNet(
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
     used_pairs = Saved(1)
-    """Pairs of queues that packets come in by."""
+    """The number of queue pairs that receive packets."""
     given_up = Saved(0)
-    """Offloads that the guest has agreed to and does not want any more."""
+    """Offloads that the guest has negotiated, and then turned off."""
 
     address = field(0x00, size=6)
     status = field(0x06, size=2)
@@ -88,7 +88,7 @@ class VirtioNet(
     wire: Link
 
     def check_options(self) -> None:
-        """One other side, and what goes with it."""
+        """Refuse options that contradict each other: exactly one kind of link is allowed."""
         if sum((bool(self.tap), given(self.dgram) or given(self.local), given(self.stream))) != 1:
             raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
         if self.pairs > 1 and not self.tap:
@@ -99,7 +99,7 @@ class VirtioNet(
             raise OptionError(f"option vxlan={self.vxlan}: needs bridge=")
 
     def setup(self) -> None:
-        """Open the other side."""
+        """Open the link."""
         self.link_up = self.link
         self.dropped = 0
         address = parse_mac(self.mac) or made_up_mac()
@@ -108,7 +108,7 @@ class VirtioNet(
         self.lanes = [Lane(number, end) for number, end in enumerate(self.wire.ends)]
 
     def open_wire(self, address: bytes) -> Link:
-        """What the options name: one of tap, dgram (or local) and stream."""
+        """Open the link that the options name: one of tap, dgram (or local) and stream. Raises a LinkError."""
         dgram, local, stream = (path if given(path) else None for path in (self.dgram, self.local, self.stream))
         if self.tap:
             settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
@@ -119,20 +119,20 @@ class VirtioNet(
         return StreamLink(stream, listen=self.listen) if stream else DatagramLink(local, dgram)
 
     def close(self) -> None:
-        """Leave."""
+        """Close the link."""
         for lane in self.lanes:
             self.watch_lane(lane, False)
         self.wire.close()
-        del self.filter  # it lies in the device's state
+        del self.filter  # it refers to the device's state, which is closed next
         super().close()
 
     @property
     def queue_count(self) -> int:
-        """Receive and transmit queue of each pair, and the control queue (§5.1.2)."""
+        """A receive and a transmit queue for each pair, and the control queue (§5.1.2)."""
         return 2 * self.pairs + 1
 
     def features(self) -> set[int]:
-        """Offloads only where headers travel."""
+        """The features of the card. It offers offloads only on a link that carries headers."""
         offered: set[int] = {Net.MAC, Net.STATUS, Net.MRG_RXBUF, Net.CTRL_VQ, Net.CTRL_RX, Net.CTRL_RX_EXTRA}
         offered |= {Net.CTRL_VLAN, Net.CTRL_MAC_ADDR}
         offered |= OFFLOADS if self.offloads and self.wire.offloads else set()
@@ -142,27 +142,27 @@ class VirtioNet(
 
     @address.read
     def read_address(self) -> int:
-        """As it goes over the wire."""
+        """The address, in the order of its bytes on the wire."""
         return int.from_bytes(self.filter.mac, "little")
 
     @status.read
     def read_link(self) -> int:
-        """Whether the cable is in."""
+        """The status field: whether the cable is plugged in."""
         return LINK_UP if self.link_up else 0
 
     @max_virtqueue_pairs.read
     def read_pairs(self) -> int:
-        """What the option says."""
+        """The largest number of queue pairs, from the option."""
         return self.pairs
 
     @max_mtu.read
     def read_mtu(self) -> int:
-        """What the option says; it means nothing without the feature."""
+        """The MTU, from the option. It is valid only with the MTU feature."""
         return self.mtu
 
     @link.set
     def set_link(self, up: bool) -> None:
-        """Plug the cable in or out while the guest runs; it is told, and so is the tap's side."""
+        """Plug the cable in or out while the guest runs. Guest and tap are told."""
         if up != self.link_up:
             self.link_up = up
             self.wire.carrier(up)
@@ -171,14 +171,14 @@ class VirtioNet(
     # -- the life of the driver
 
     def started(self) -> None:
-        """Packets may come."""
+        """The driver is ready: set filters and offloads, and watch the link."""
         self.filter.by_vlan = Net.CTRL_VLAN in self.negotiated
         self.filter.refresh()
         self.take_over(taken_over(self.negotiated) & ~Offload(self.given_up))
         self.use_pairs(self.used_pairs)
 
     def stopped(self) -> None:
-        """None may."""
+        """Drop packets that wait, and watch the link no more."""
         self.filter.refresh()
         for lane in self.lanes:
             self.watch_lane(lane, False)
@@ -187,17 +187,17 @@ class VirtioNet(
 
     @property
     def usable_pairs(self) -> int:
-        """Pairs of queues that the driver knows of; the control queue follows them (§5.1.2)."""
+        """The number of queue pairs that the driver knows. The control queue follows them (§5.1.2)."""
         return self.pairs if Net.MQ in self.negotiated else 1
 
     def take_over(self, what: Offload) -> None:
-        """Have packets come with work left in them, as the guest has agreed to."""
+        """Set the offloads of the link: the work on packets that is left to the guest."""
         self.given_up = taken_over(self.negotiated) & ~what
         if self.wire.offloads:
             self.wire.offload(what)
 
     def use_pairs(self, pairs: int) -> None:
-        """Receive on so many pairs of queues."""
+        """Receive on the first ``pairs`` queue pairs."""
         self.used_pairs = pairs
         self.wire.use(pairs)
         for lane in self.lanes:
@@ -206,7 +206,7 @@ class VirtioNet(
     # -- packets
 
     def notified(self, queue: Virtqueue) -> None:
-        """Buffers to fill, packets to send, or commands."""
+        """Receive packets, send packets, or execute commands."""
         control = 2 * self.usable_pairs
         if queue.index == control:
             for chain in queue:
@@ -220,14 +220,14 @@ class VirtioNet(
                 self.receive(lane)
 
     def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
-        """From guest memory into the end, with no copy between (§5.1.6.2)."""
+        """Send packets from guest memory to the link, without a copy (§5.1.6.2)."""
         for chain in queue:
             if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and self.link_up and end.send(chain.readable)):
                 self.dropped += 1
             chain.done()
 
     def receive(self, lane: Lane) -> None:
-        """What the end has, as far as the guest has room for it (§5.1.6.4); one interrupt for all."""
+        """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
         for _ in range(BATCH):
@@ -242,7 +242,7 @@ class VirtioNet(
                 break
             packet = lane.buffer[: lane.size]
             if self.link_up and self.filter.admits(packet) and not self.deliver(queue, packet):
-                self.watch_lane(lane, False)  # until the driver tells us of more buffers
+                self.watch_lane(lane, False)  # until the driver offers more buffers
                 break
             lane.size = 0
         else:
@@ -252,13 +252,13 @@ class VirtioNet(
         queue.flush()
 
     def go_on(self, lane: Lane) -> None:
-        """There may be more than a batch."""
+        """Receive more packets, after a full batch."""
         lane.waits_for_turn = False
         if lane.watched >= 0:
             self.receive(lane)
 
     def deliver(self, queue: Virtqueue, packet: memoryview) -> bool:
-        """Into one buffer, or as many as it takes; False when there are not enough yet, and we shall hear of more."""
+        """Copy a packet to one buffer or more. False if there are too few; the driver notifies the card of more."""
         chains: list[Chain] = []
         room = 0
         while room < len(packet):
@@ -266,7 +266,7 @@ class VirtioNet(
             if chain is None:
                 if queue.listen():
                     continue
-                hopeless = queue.out >= queue.size  # the driver has no more to give
+                hopeless = queue.out >= queue.size  # the driver has no more buffers
                 queue.back(chains)
                 self.dropped += hopeless
                 return hopeless
@@ -286,7 +286,7 @@ class VirtioNet(
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:
-        """Look at the end only while there is use for what it has."""
+        """Watch the end of ``lane``, or stop watching it. It is watched only while the driver is ready."""
         wanted = wanted and self.running
         if wanted and lane.watched < 0:
             lane.watched = lane.end.fileno()
@@ -296,7 +296,7 @@ class VirtioNet(
             lane.watched = -1
 
     def arrived(self, lane: Lane) -> None:
-        """The end has something."""
+        """The end of ``lane`` can be read."""
         if self.running and self.connected:
             self.receive(lane)
         else:
@@ -304,6 +304,6 @@ class VirtioNet(
 
 
 def made_up_mac() -> bytes:
-    """An address that is locally administered, and nobody else's but by bad luck."""
+    """A random, locally administered address."""
     first, *others = os.urandom(6)
     return bytes([first & 0xFC | 0x02, *others])

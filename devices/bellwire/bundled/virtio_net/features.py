@@ -9,7 +9,7 @@ from bellwire.network.link import Offload
 
 
 class Net(IntEnum):
-    """By name."""
+    """Feature bits by name."""
 
     CSUM = 0
     GUEST_CSUM = 1
@@ -42,7 +42,7 @@ OFFLOADS = {*TAKEN_OVER, Net.CTRL_GUEST_OFFLOADS, Net.CSUM, Net.HOST_TSO4, Net.H
 
 
 def taken_over(features: Iterable[int]) -> Offload:
-    """What the guest does itself in packets for it. A feature without those that it requires (§5.1.3.1) is void."""
+    """The offloads for the guest in ``features``. A feature without those that it requires (§5.1.3.1) is ignored."""
     what = Offload(0)
     for feature in TAKEN_OVER.keys() & set(features):
         what |= TAKEN_OVER[Net(feature)]

@@ -1,4 +1,4 @@
-"""Which frames a network card takes in (virtio 1.2 §5.1.6.5.1 to §5.1.6.5.3)."""
+"""The receive filter of a network card (virtio 1.2 §5.1.6.5.1 to §5.1.6.5.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntFlag
 from bellwire.network.link import HEADER_SIZE
 
 MOST_ADDRESSES = 64
-"""Of either kind; a driver that has more gets all frames of that kind."""
+"""The limit of unicast and of multicast addresses. A driver that sets more gets all frames of that kind."""
 VLANS = 4096
 _ADDRESS = 6
 _TYPE = HEADER_SIZE + 2 * _ADDRESS
@@ -17,7 +17,7 @@ _BROADCAST = b"\xff" * _ADDRESS
 
 
 class Mode(IntFlag):
-    """What is taken in whatever its address, and what is not; in the order of the commands that set them."""
+    """Modes: frames that are accepted or dropped for any address. The order is that of the commands that set them."""
 
     SELECTIVE = 0x01  # the opposite of the command's promiscuous: a card starts with none of these set, and takes all
     ALL_MULTICAST = 0x02
@@ -28,7 +28,7 @@ class Mode(IntFlag):
 
 
 class Filter(ctypes.LittleEndianStructure):
-    """Addresses, modes and VLANs; it lies in the device's state, and all zeroes is where it starts."""
+    """Addresses, modes and VLANs. It lies in the device's state, and is all zeros after a reset."""
 
     _fields_ = (
         ("_modes", ctypes.c_uint8),
@@ -41,11 +41,11 @@ class Filter(ctypes.LittleEndianStructure):
 
     _modes: int
     by_vlan: int
-    """Whether VLANs are told apart."""
+    """Whether the filter checks the VLANs of frames."""
 
     @classmethod
     def at(cls, state: memoryview, own: bytes) -> Filter:
-        """In ``state``; ``own`` is the address that the card has until the driver gives it another."""
+        """The filter that lies in ``state``. ``own`` is the card's address until the driver sets another."""
         made = cls.from_buffer(state)
         made._own = own
         made.refresh()
@@ -62,12 +62,12 @@ class Filter(ctypes.LittleEndianStructure):
         self.refresh()
 
     def set_mode(self, mode: Mode, on: bool) -> None:
-        """One mode."""
+        """Turn one mode on or off."""
         self._modes = self._modes | mode if on else self._modes & ~mode
         self.refresh()
 
     def set_tables(self, unicast: list[bytes], multicast: list[bytes]) -> None:
-        """The other addresses that are taken in."""
+        """Set the other addresses whose frames are accepted."""
         for number, (addresses, every) in enumerate(((unicast, Mode.ALL_UNICAST), (multicast, Mode.ALL_MULTICAST))):
             if len(addresses) > MOST_ADDRESSES:
                 self._modes |= every
@@ -78,12 +78,12 @@ class Filter(ctypes.LittleEndianStructure):
         self.refresh()
 
     def set_vlan(self, vlan: int, wanted: bool) -> None:
-        """Take frames of a VLAN in, or not."""
+        """Accept the frames of a VLAN, or drop them."""
         bit = 1 << vlan % 8
         self._vlans[vlan // 8] = self._vlans[vlan // 8] | bit if wanted else self._vlans[vlan // 8] & ~bit
 
     def refresh(self) -> None:
-        """After the bytes have changed otherwise: make again what is derived from them."""
+        """Derive the lookup tables from the bytes again, after these have changed."""
         tables = (self._tables[number][: self._counts[number]] for number in (0, 1))
         self._known = {self.mac, *(bytes(address) for table in tables for address in table)}
         self._all = not self._modes & (Mode.SELECTIVE | Mode.NO_MULTICAST | Mode.NO_UNICAST | Mode.NO_BROADCAST)
