@@ -30,6 +30,9 @@ class Listener:
 
     A stale socket at ``path`` is replaced. A live one is an error. ``mode`` has the permissions: every user who may
     write to the socket may use the device. The socket never has wider permissions, not even for a moment.
+
+    The owner of the folder may put something else at ``path`` at any time. What is there gets the mode and the owner,
+    or is removed, only if it is the socket that was bound.
     """
 
     def __init__(self, path: Path, mode: int = 0o600, owner: str = "", group: str = "") -> None:
@@ -39,28 +42,26 @@ class Listener:
         _clear(path)
         self.path = path
         self.socket = _stream(path)
+        self._ours = (-1, -1)
         try:
             mask = os.umask(0o777)
             try:
                 self.socket.bind(os.fspath(path))
             finally:
                 os.umask(mask)
-            self._ours = _identity(path)
+            self._ours = _give(path, ids, mode)
             self.socket.listen(BACKLOG)
-            if ids != (-1, -1):
-                os.chown(path, *ids)
-            path.chmod(mode)
         except OSError as error:
-            if self.socket.getsockname():  # bound: what is there is ours
-                path.unlink(missing_ok=True)
-            self.socket.close()
+            self.close()
             raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
+        except CommandError:
+            self.socket.close()
+            raise
 
     def close(self) -> None:
         """Stop listening."""
         self.socket.close()
-        if _identity(self.path) == self._ours:
-            self.path.unlink(missing_ok=True)
+        _remove(self.path, self._ours)
 
 
 @contextlib.contextmanager
@@ -101,22 +102,69 @@ def activated() -> tuple[socket.socket, bool]:
     return inherited(given[0])
 
 
-def _clear(path: Path) -> None:
-    """Remove a socket without a listener at ``path``. Refuse any other file there."""
+def _give(path: Path, ids: tuple[int, int], mode: int) -> tuple[int, int]:
+    """Set the owner and the mode of the socket that was just bound to ``path``. Returns its device and inode.
+
+    The descriptor is of what is at ``path`` itself, never of the target of a link. It must look as bind(2) has left the
+    socket: a second name (a hard link) would mean that it is somebody else's.
+    """
+    pinned = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        mode = path.lstat().st_mode
+        found = os.fstat(pinned)
+        fresh = found.st_uid == os.geteuid() and found.st_nlink == 1 and stat.S_IMODE(found.st_mode) == 0
+        if not stat.S_ISSOCK(found.st_mode) or not fresh:
+            raise CommandError(
+                f"{path}: another process has replaced the socket", "choose a folder that is yours alone"
+            )
+        try:
+            by_descriptor = f"/proc/self/fd/{pinned}"
+            if ids != (-1, -1):
+                os.chown(by_descriptor, *ids)
+            os.chmod(by_descriptor, mode)
+        except OSError:
+            _remove(path, (found.st_dev, found.st_ino))
+            raise
+        return found.st_dev, found.st_ino
+    finally:
+        os.close(pinned)
+
+
+def _remove(path: Path, which: tuple[int, int]) -> None:
+    """Remove the socket ``which`` (device and inode), unless something else is at ``path`` by now."""
+    with contextlib.suppress(OSError), _folder(path) as folder:
+        found = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == which:
+            os.unlink(path.name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder of ``path``: it stays the same folder if somebody moves it."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens on; refuse anything else that is there."""
+    try:
+        with _folder(path) as folder:
+            found = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISSOCK(found.st_mode):
+                raise CommandError(f"{path} exists and is not a socket", "choose another path, or remove it yourself")
+            with _stream(path) as probe:
+                probe.setblocking(False)
+                refused = probe.connect_ex(f"/proc/self/fd/{folder}/{path.name}")
+            if refused == errno.ECONNREFUSED:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path.name, dir_fd=folder)
+                return
     except FileNotFoundError:
         return
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISSOCK(mode):
-        raise CommandError(f"{path} exists and is not a socket", "choose another path, or remove it yourself")
-    with _stream(path) as probe:
-        probe.setblocking(False)
-        refused = probe.connect_ex(os.fspath(path))
-    if refused == errno.ECONNREFUSED:
-        path.unlink(missing_ok=True)
-        return
     why = "a live server listens there" if refused in (0, errno.EAGAIN) else os.strerror(refused)
     raise CommandError(f"{path}: {why}", "stop that server, or choose another path")
 
@@ -127,14 +175,6 @@ def _stream(path: Path) -> socket.socket:
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:  # no descriptor left
         raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _user(name: str) -> int:

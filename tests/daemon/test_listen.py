@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bellwired.errors import CommandError
-from bellwired.listen import inherited, listening
+from bellwired.listen import Listener, inherited, listening
 
 
 def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
@@ -84,3 +87,73 @@ def test_an_inherited_fd_of_another_kind_is_refused(family: str, tmp_path: Path)
         inherited(fd)
     if family != "closed":
         os.close(fd)
+
+
+@pytest.fixture
+def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
+    """The owner of the folder acts between bind(2) and the next step: it is called with the path."""
+
+    def arrange(act: Callable[[Path], None]) -> None:
+        class Slow(socket.socket):
+            def bind(self, address: str) -> None:  # type: ignore[override]
+                super().bind(address)
+                act(Path(address))
+
+        monkeypatch.setattr("bellwired.listen._stream", lambda path: Slow(socket.AF_UNIX, socket.SOCK_STREAM))
+
+    return arrange
+
+
+Arrange = Callable[[Callable[[Path], None]], None]
+
+
+def test_a_link_in_the_sockets_place_gives_nobody_the_links_target(tmp_path: Path, swapped: Arrange) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text("root's")
+    secret.chmod(0o600)
+
+    def act(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(secret)
+
+    swapped(act)
+    with pytest.raises(CommandError, match="another process has replaced the socket"):
+        Listener(tmp_path / "d.sock", 0o666)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert (tmp_path / "d.sock").is_symlink()
+
+
+def test_another_socket_in_the_sockets_place_is_not_given_away(tmp_path: Path, swapped: Arrange) -> None:
+    with socket.socket(socket.AF_UNIX) as victim:
+        victim.bind(str(tmp_path / "victim"))
+        (tmp_path / "victim").chmod(0o600)
+
+        def act(path: Path) -> None:
+            path.unlink()
+            path.hardlink_to(tmp_path / "victim")
+
+        swapped(act)
+        with pytest.raises(CommandError, match="another process has replaced the socket"):
+            Listener(tmp_path / "d.sock", 0o666)
+    assert stat.S_IMODE((tmp_path / "victim").stat().st_mode) == 0o600
+
+
+def test_a_folder_that_was_replaced_by_a_link_loses_no_file(tmp_path: Path) -> None:
+    folder, other = tmp_path / "vm", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    (other / "d.sock").write_text("root's")
+    listener = Listener(folder / "d.sock")
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(other)
+    listener.close()
+    assert (other / "d.sock").read_text() == "root's"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a socket to another user")
+def test_the_owner_and_the_group_are_the_sockets(tmp_path: Path) -> None:
+    listener = Listener(tmp_path / "d.sock", 0o620, "nobody", "daemon")
+    found = (tmp_path / "d.sock").stat()
+    listener.close()
+    assert (found.st_uid, found.st_gid) == (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
+    assert stat.S_IMODE(found.st_mode) == 0o620
