@@ -352,20 +352,12 @@ def test_a_disk_is_not_cut_without_a_word(make: Callable[..., Disk], image: Path
 def test_writes_under_way_do_not_make_a_shrunken_image_longer_again(
     make: Callable[..., Disk], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = make(image=image)
-    waiting: list[Job] = []
-
-    def finish() -> None:
-        while waiting:
-            waiting.pop().run()
-
+    disk, waiting = make(image=image, shrink=True), list[Job]()
     monkeypatch.setattr(disk.device.workers, "submit", waiting.append)  # threads that have not come to it
-    monkeypatch.setattr(disk.device.workers, "finish", finish)
+    monkeypatch.setattr(disk.device.workers, "finish", lambda: [waiting.pop().run() for _ in list(waiting)])
     disk.driver.queues[0].send(struct.pack("<IIQ", OUT, 0, SECTORS - 1), bytes(512), write=[1])
-    assert len(waiting) == 1
-    disk.device.change("shrink", True)
     disk.device.change("size", SIZE // 2)
-    finish()
+    disk.device.workers.finish()
     assert image.stat().st_size == SIZE // 2
 
 
