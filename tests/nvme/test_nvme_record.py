@@ -15,7 +15,7 @@ from bellwire.storage import StorageError
 
 
 def test_a_new_store_says_nothing() -> None:
-    empty = (1, [], [], 0, 0, SanitizeRecord(0, 0, False), [], [], b"", 0, False)
+    empty: tuple[Any, ...] = (1, [], [], 0, 0, SanitizeRecord(0, 0, False), [], [], b"", 0, False)
     assert msgspec.structs.astuple(Record()) == empty
     assert msgspec.json.encode(SpaceRecord(1, 0, 0, True, 0, [])) == b'{"nsid":1,"lba_format":0,"number":0}'
     assert Store(None).encode() == (1, b'{"sanitize":{}}')
