@@ -96,7 +96,7 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
-mutants: $(VENV)/.dev ## see whether tests notice small mistakes: a sample of each area, within an hour (MUTANTS="--seed 2 nvme")
+mutants: $(VENV)/.dev ## see whether tests notice small mistakes: within an hour, 95 % of each area (MUTANTS="--seed 2 nvme")
 	nice $(BIN)/python -m mutants $(MUTANTS)
 
 bench-docs: ## for a release: put the plots of the last `make bench` beside docs/performance.md

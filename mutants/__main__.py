@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}; all if none is named")
     parser.add_argument("--number", type=int, default=50, help="mutants of each area (50)")
     parser.add_argument("--seed", type=int, default=1, help="which ones (1)")
-    parser.add_argument("--minutes", type=float, default=60, help="stop after so long (60)")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so long; each area has its part (60)")
     parser.add_argument("--only", metavar="TEXT", help="all mutants whose name has TEXT, instead of a sample")
     parser.add_argument("--tests", metavar="FILE", nargs="+", help="with the tests of these files, whatever they run")
     parser.add_argument("--measure", action="store_true", help="find out anew which tests run which lines")
@@ -66,14 +66,16 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     known, deadline = equivalent(), time.monotonic() + 60 * options.minutes
     reached = {} if options.tests else reach(options.measure)
-    good = True
-    for area in options.areas or AREAS:
-        good &= try_area(area, options, reached, known, deadline)
+    good, areas = True, options.areas or list(AREAS)
+    for number, area in enumerate(areas):
+        now = time.monotonic()
+        share = max(0.0, deadline - now) / (len(areas) - number)  # what one area leaves over, the later ones have
+        good &= try_area(area, options, reached, known, now + share)
     return 0 if good else 1
 
 
 def try_area(area: str, options: argparse.Namespace, reached: dict[str, Any], known: set[str], deadline: float) -> bool:
-    """One sample; whether enough of it was caught."""
+    """One sample; whether enough of it was caught. A sample of which nothing could be tried is not good."""
     every = [site for file in files(area) for site in sites(str(file), file.read_text())]
     if options.only:
         chosen = [site for site in every if options.only in site.name]
@@ -101,7 +103,7 @@ def try_area(area: str, options: argparse.Namespace, reached: dict[str, Any], kn
     )
     for site in lived:
         print(f"  lived: {site.name} (line {site.lines.start})", flush=True)
-    return share >= LEAST
+    return share >= LEAST and (tried > 0 or left == 0)
 
 
 def files(area: str) -> list[Path]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import math
 from pathlib import Path
 
+import pytest
+
+from mutants import __main__ as command
 from mutants.__main__ import equivalent
 from mutants.sites import mutated, sites
 
@@ -62,3 +67,26 @@ def test_what_is_listed_as_equivalent_is_still_there() -> None:
     named = {name.partition(" :: ")[0] for name in listed}
     today = {site.name for file in named for site in sites(file, Path(file).read_text())}
     assert listed <= today, "changed or gone: take these lines out of mutants/equivalent.txt"
+
+
+@pytest.mark.parametrize(("caught", "good"), [(19, True), (18, False)])
+def test_a_sample_of_which_95_per_cent_are_caught_is_good(
+    caught: int, good: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = iter(["a test"] * caught + [""] * 20)
+    monkeypatch.setitem(command.AREAS, "small", (["mutants/trial.py"], []))
+    monkeypatch.setattr(command, "caught_by", lambda *_: next(results))
+    options = argparse.Namespace(only=None, seed=1, number=20, tests=None)
+    assert command.try_area("small", options, {}, set(), math.inf) is good
+    assert (
+        f"{caught} caught, {20 - caught} lived, 0 equivalent, 0 not tried: {5 * caught}.0 %" in capsys.readouterr().out
+    )
+
+
+def test_a_sample_of_which_nothing_could_be_tried_in_time_is_not_good(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(command.AREAS, "small", (["mutants/trial.py"], []))
+    options = argparse.Namespace(only=None, seed=1, number=5, tests=None)
+    assert not command.try_area("small", options, {}, set(), -math.inf)
+    assert "5 not tried" in capsys.readouterr().out

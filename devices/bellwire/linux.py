@@ -68,7 +68,7 @@ class _Iocb(ctypes.Structure):
 
 
 class _Event(ctypes.Structure):
-    """struct io_event."""
+    """struct io_event of linux/aio_abi.h."""
 
     _fields_ = [
         ("data", ctypes.c_uint64),

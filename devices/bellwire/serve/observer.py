@@ -1,4 +1,4 @@
-"""Observers: they are told of a device's clients and errors. The base class ignores everything."""
+"""Observers: they hear of a device's clients and errors. The base class ignores everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identify Controller: what the host learns first (§5.15.2.2)."""
+"""Identify Controller: identity and abilities of the controller (§5.15.2.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bellwire.bundled.nvme.registers import VERSION_1_4
 MODEL = "Bellwire NVMe"
 FIRMWARE = "1"
 EVENT_REQUESTS = 4
-"""Asynchronous event requests that may wait at once."""
+"""The limit of open asynchronous event requests."""
 ERROR_ENTRIES = 64
 CONTROLLER_ID = 1
 ABORTS = 4
@@ -34,7 +34,7 @@ IO_CONTROLLER = 1  # CNTRLTYPE
 
 
 class Abilities(NamedTuple):
-    """Numbers that parts of the controller have to say."""
+    """Numbers from other parts of the controller."""
 
     namespace_ids: int
     capacity: int
@@ -46,7 +46,7 @@ class Abilities(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ControllerIdentity:
-    """Who this controller is."""
+    """The identity of a controller."""
 
     vendor: int
     subsystem_vendor: int
@@ -54,7 +54,7 @@ class ControllerIdentity:
 
     @property
     def uuid(self) -> uuid.UUID:
-        """A name that is the same for the same serial number: the namespaces' are made from it."""
+        """A UUID made from the serial number. The UUIDs of namespaces are made from it."""
         return uuid.uuid5(uuid.NAMESPACE_OID, f"bellwire-nvme-{self.serial}")
 
     @property

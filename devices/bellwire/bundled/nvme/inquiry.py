@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
 
 NOTHING = bytes(4096)
-"""What an ID stands for that is valid and not active (§6.1.5)."""
+"""The data for an ID that is valid but not active (§6.1.5)."""
 
 
 class Cns(IntEnum):
@@ -36,13 +36,13 @@ class Cns(IntEnum):
 
 
 class Inquiry:
-    """Answers for ``controller``, 4096 bytes each."""
+    """The answers to Identify for ``controller``, 4096 bytes each."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
     def page(self, command: Command) -> bytes:
-        """What ``command`` asks for."""
+        """The data structure that ``command`` asks for. Raises a CommandError."""
         nsid, above = command.nsid, command.cdw10 >> 16
         namespaces = self._controller.namespaces
         match command.cdw10 & 0xFF:
@@ -77,7 +77,7 @@ class Inquiry:
 
 
 def _listable(nsid: int) -> int:
-    """An ID above which others are to be listed."""
+    """Check the ID above which IDs are listed."""
     if nsid >= 0xFFFF_FFFE:
         raise CommandError(Status.INVALID_NAMESPACE, Byte.NSID)
     return nsid

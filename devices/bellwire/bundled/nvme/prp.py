@@ -55,7 +55,7 @@ def _listed(address: int, count: int, read: Callable[[int, int], bytes]) -> list
 
 
 def _joined(prp1: int, first: int, pages: list[int], rest: int) -> list[Extent]:
-    if pages == list(range(prp1 + first, prp1 + first + len(pages) * PAGE, PAGE)) and pages[0] % PAGE == 0:
+    if pages == list(range(prp1 + first, prp1 + first + len(pages) * PAGE, PAGE)):
         return [(prp1, first + rest)]
     found: list[Extent] = []
     start, size = prp1, first

@@ -13,10 +13,10 @@ from bellwire.bundled.nvme.shadow import Shadow
 
 
 class QueueSet:
-    """Submission and completion queues by number, 0 being the admin queues, and the interrupts of the latter.
+    """Submission and completion queues by number (0: the admin queues), and the interrupts of completion queues.
 
-    ``most`` I/O queue pairs may be created. ``bad`` is told of doorbell writes that the host should not have made.
-    A GuestError is for the caller: the host has taken the memory of a queue away.
+    The host may create ``most`` I/O queue pairs. ``bad`` is called with the event of a wrong doorbell write. Methods
+    raise a GuestError if the memory of a queue is gone.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class QueueSet:
         self.interrupts.level()
 
     def rung_tail(self, qid: int, tail: int | None) -> SubmissionQueue | None:
-        """The submission queue that has a new tail (§3.1.24), and so perhaps commands; None: nothing is to be done.
+        """Take the new tail of submission queue ``qid`` (§3.1.24). Returns it if it may have commands, else None.
 
-        ``tail`` is None where only shadow doorbells know it; :meth:`refresh` asks them.
+        ``tail`` is None if only a shadow doorbell has the value: :meth:`refresh` reads it.
         """
         queue = self.submissions[qid] if qid < len(self.submissions) else None
         if queue is None or not queue.size:
@@ -72,7 +72,7 @@ class QueueSet:
         return None
 
     def rung_head(self, qid: int, head: int | None) -> list[SubmissionQueue]:
-        """Completion queue ``qid`` has a new head (§3.1.25). Returns the submission queues that waited for its room."""
+        """Take the new head of completion queue ``qid`` (§3.1.25). Returns the submission queues that wait for room."""
         queue = self.completions[qid] if qid < len(self.completions) else None
         if queue is None or not queue.size:
             self._bad(Event.INVALID_DOORBELL_REGISTER)
@@ -115,7 +115,7 @@ class QueueSet:
         return room
 
     def look_at_head(self, queue: CompletionQueue) -> None:
-        """Take the head from the shadow, and be told of its next move if the line or a full queue waits for it."""
+        """Read the head from the shadow doorbell. If INTx or a full queue waits for it, ask the guest to ring."""
         self._move_head(queue, self.shadow.head(queue.qid))
         if queue.room <= 0 or (self.interrupts.level_matters and queue.head != queue.tail):
             self._move_head(queue, self.shadow.wake_at_head(queue.qid, queue.head))

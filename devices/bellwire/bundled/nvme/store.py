@@ -1,7 +1,7 @@
-"""What outlives the device: namespaces and their formats, lost blocks, results and logs (docs/devices.md).
+"""The store: what outlives the device: namespaces, their formats, lost blocks, results and logs (docs/devices.md).
 
-It lies in a folder: ``nvme.json``, and ``namespace-N.img`` for each namespace that the host has made. Without a folder
-it is in memory, and forgotten at the end. It is no part of a snapshot, as the images are none: it is a medium.
+It is a folder with ``nvme.json``, and ``namespace-N.img`` for each namespace that the host has made. Without a folder
+it is in memory, and lost at the end. A snapshot contains neither the store nor the images: they are media.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from bellwire.storage import Disk, StorageError
 
 NAME = "nvme.json"
 LARGEST = 64 << 20
-"""Bytes of it; what a host can have written is far less."""
+"""The limit of its size in bytes. A host can fill far less."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 SelfTestResult = Annotated[bytes, msgspec.Meta(min_length=28, max_length=28)]
-"""§5.14.1.6."""
+"""The result of one self-test (§5.14.1.6)."""
 PersistentEvent = Annotated[bytes, msgspec.Meta(min_length=24, max_length=4096)]
-"""A header and data (§5.14.1.13)."""
+"""One persistent event: a header and data (§5.14.1.13)."""
 
 
 class SpaceRecord(msgspec.Struct, omit_defaults=True):
-    """One namespace. ``number`` and ``size`` are of one that was made by the host; its blocks are in a file here."""
+    """One namespace. ``number`` and ``size`` are for those that the host has made: their blocks lie in the store."""
 
     nsid: Annotated[int, msgspec.Meta(ge=1, le=256)]
     lba_format: Annotated[int, msgspec.Meta(ge=0, le=1)]
@@ -41,7 +41,7 @@ class SpaceRecord(msgspec.Struct, omit_defaults=True):
 
 
 class SanitizeRecord(msgspec.Struct, omit_defaults=True):
-    """How the most recent sanitize operation went: SSTAT and SCDW10 (§5.14.1.16.2)."""
+    """The most recent sanitize operation: SSTAT and SCDW10 (§5.14.1.16.2)."""
 
     status: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     action: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
@@ -49,14 +49,14 @@ class SanitizeRecord(msgspec.Struct, omit_defaults=True):
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """All of it. Somebody may have edited the file, so bounds are checked as it is read."""
+    """The content of the store. A user may have edited the file, so reading it checks all bounds."""
 
     version: Literal[1] = 1
     spaces: list[SpaceRecord] = []
     deleted: list[Count] = []
-    """Namespaces that the device is started with, and that the host has deleted."""
+    """IDs of namespaces that the device is started with, and that the host has deleted."""
     made: Count = 0
-    """Namespaces that were ever made: no identifier comes twice."""
+    """The number of namespaces ever made, so that no identifier is used twice."""
     power_cycles: Count = 0
     sanitize: SanitizeRecord = msgspec.field(default_factory=SanitizeRecord)
     self_tests: Annotated[list[SelfTestResult], msgspec.Meta(max_length=20)] = []
@@ -67,7 +67,7 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 
 class Store:
-    """``record``, and where it is kept. ``folder`` is made if it is not there, and locked."""
+    """A ``record``, and the folder that keeps it. A missing ``folder`` is created; it is locked until :meth:`close`."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -102,12 +102,12 @@ class Store:
             raise StorageError(f"store {folder / NAME}: {error}; remove it to begin anew") from error
 
     def encode(self) -> tuple[int, bytes]:
-        """The record as it is now, for :meth:`write`."""
+        """The present record as bytes, with a number for :meth:`write`."""
         self._encoded += 1
         return self._encoded, msgspec.json.encode(self.record)
 
     def write(self, number: int, data: bytes) -> None:
-        """Put what :meth:`encode` gave onto the medium, unless a later one is there. From any thread; OSErrors."""
+        """Write a record of :meth:`encode`, unless a later one is written. Any thread may call it. Raises OSError."""
         if self.folder is None:
             return
         with self._lock:
@@ -123,7 +123,7 @@ class Store:
             self._written = number
 
     def disk(self, nsid: int, size: int, block: int, *, direct: bool = False, new: bool = False) -> Disk:
-        """The disk of a namespace that the host has made; ``new``: an empty one, whatever was there."""
+        """Open the disk of a namespace that the host has made. With ``new`` it is emptied first."""
         if self.folder is None:
             return Disk.memory(size, block=block)
         path = self._path(nsid)
@@ -138,13 +138,13 @@ class Store:
         return disk
 
     def remove(self, nsid: int) -> None:
-        """The namespace has been deleted, and its file goes."""
+        """Remove the file of a deleted namespace."""
         if self.folder is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._path(nsid).unlink()
 
     def close(self) -> None:
-        """Give the folder back; a second call does nothing."""
+        """Unlock the folder. A second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -155,7 +155,7 @@ class Store:
 
 
 def _read(path: Path) -> bytes:
-    """All of a file that somebody may have put there; a StorageError where it cannot be one of ours."""
+    """Read a whole file, which a user may have put there. A StorageError if the store cannot have written it."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

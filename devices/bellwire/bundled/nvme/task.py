@@ -9,11 +9,11 @@ from bellwire import Job
 
 
 class Task(Job):
-    """``ended(error)`` runs on the device's thread when the job has ended, also if the host has gone on without it.
+    """``ended(error)`` runs on the device's thread when the job has ended, even if the host no longer waits for it.
 
-    It returns the command's result, or raises a CommandError or OSError. After an error the result counts for nothing:
-    the command fails. ``alone``: the job begins once no I/O command is under way; :meth:`Namespaces.hold` keeps others
-    from beginning.
+    It returns the result of the command, or raises a CommandError or an OSError. If the job had an error, the command
+    fails, and the result is ignored. With ``alone`` the job begins when no I/O command is under way;
+    :meth:`Namespaces.hold` keeps new ones from beginning.
     """
 
     __slots__ = ("alone", "ended")

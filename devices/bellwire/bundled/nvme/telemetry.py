@@ -1,4 +1,4 @@
-"""Telemetry: what the maker of a controller would like to know, on demand or after a failure (§5.14.1.7, §5.14.1.8)."""
+"""Telemetry: data for the maker of a controller, on demand or after a failure (§5.14.1.7, §5.14.1.8)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ REGISTERS = ("cc", "csts", "aqa", "asq", "acq", "intms")
 
 
 class Telemetry:
-    """``collect`` gives the data as text. What a failure left is in ``record``, and outlives the device with it.
+    """The telemetry logs. ``collect`` gives the data as text. ``record`` keeps the data of a failure in the store.
 
-    All three data areas end with the same block: there is but one thing to tell.
+    All three data areas end with the same block, since there is only one set of data.
     """
 
     def __init__(self, record: Record, collect: Callable[[], bytes]) -> None:
@@ -38,7 +38,7 @@ class Telemetry:
         self._reason = b""
 
     def failed(self, reason: str) -> None:
-        """Keep what is to be known of a failure; a failure whose data nobody has read yet is not written over."""
+        """Record the data of a failure, unless the data of an earlier one has not been read yet."""
         record = self._record
         if not record.telemetry_news:
             record.telemetry = reason.encode()[:127].ljust(128, b"\0") + self._collect()[:MOST]
@@ -46,18 +46,18 @@ class Telemetry:
             record.telemetry_news = True
 
     def seen(self) -> None:
-        """The host has read it, and does not want it retained."""
+        """The host has read the data of a failure, and does not want it retained."""
         self._record.telemetry_news = False
 
     def host_page(self, command: Command) -> bytes:
-        """Telemetry Host-Initiated."""
+        """Telemetry Host-Initiated (§5.14.1.7)."""
         _check_offset(command)
         if command.cdw10 & CREATE:
             self._host = self._collect()[:MOST]
         return self._page(HOST, self._host, b"")
 
     def controller_page(self, command: Command) -> bytes:
-        """Telemetry Controller-Initiated."""
+        """Telemetry Controller-Initiated (§5.14.1.8)."""
         _check_offset(command)
         return self._page(CONTROLLER, self._record.telemetry[128:], self._record.telemetry[:128])
 
@@ -78,7 +78,7 @@ def _check_offset(command: Command) -> None:
 
 
 def describe(controller: Controller) -> bytes:
-    """How ``controller`` is, as JSON."""
+    """The state of ``controller``, as JSON."""
     return msgspec.json.encode(
         {
             "registers": {name: getattr(controller.device, name) for name in REGISTERS},
