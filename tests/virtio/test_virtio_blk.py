@@ -354,7 +354,7 @@ def test_writes_under_way_do_not_make_a_shrunken_image_longer_again(
 ) -> None:
     disk, waiting = make(image=image, shrink=True), list[Job]()
     monkeypatch.setattr(disk.device.workers, "submit", waiting.append)  # threads that have not come to it
-    monkeypatch.setattr(disk.device.workers, "finish", lambda: [waiting.pop().run() for _ in list(waiting)])
+    monkeypatch.setattr(disk.device.workers, "finish", lambda: [*map(Job.run, (waiting.pop() for _ in list(waiting)))])
     disk.driver.queues[0].send(struct.pack("<IIQ", OUT, 0, SECTORS - 1), bytes(512), write=[1])
     disk.device.change("size", SIZE // 2)
     disk.device.workers.finish()
