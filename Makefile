@@ -50,6 +50,8 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy tests/guest/conftest.py
+	$(BIN)/mypy tests/systemd/conftest.py
 
 # These tests share nothing, so each core takes files of its own.
 quick: $(VENV)/.dev

@@ -171,5 +171,6 @@ def test_bundled_devices_use_what_every_author_can() -> None:
     assert files
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
-            inside = isinstance(node, ast.Attribute) and node.attr in ("core", "_core")
-            assert not inside, f"{file.relative_to(ROOT)}:{node.lineno} reaches into .core"
+            if isinstance(node, ast.Attribute):
+                place = f"{file.relative_to(ROOT)}:{node.lineno}"
+                assert node.attr not in ("core", "_core"), f"{place} reaches into .core"

@@ -53,8 +53,8 @@ def test_the_image_runs_the_daemon(buildah: Buildah, tmp_path: Path) -> None:
     (devices / "teaching.toml").write_text('device = "edu"\n')
     do(buildah("from", "--name=bellwired", "localhost/bellwired"))
     mount = f"--volume={devices}:/etc/bellwire/devices.d:ro"
-    words = buildah("run", "--isolation=chroot", mount, "bellwired", "--", "bellwired")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+    command = buildah("run", "--isolation=chroot", mount, "bellwired", "--", "bellwired")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         assert running.stdout is not None
         said = next((line for line in running.stdout if "ready: 1 of 1" in line), "")
         assert said, "the daemon has ended"

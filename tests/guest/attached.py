@@ -98,7 +98,7 @@ def with_us(words: list[str]) -> list[str]:
     return ["setpriv", "--pdeathsig=KILL", *words]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Politely, then not."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attached import Served
-from qemu import attach, memory, qemu
+from qemu import Attachable, attach, memory, qemu
 from qtest import Function, Qmp, Qtest
 from toolbox import Toolbox
 
@@ -24,7 +23,12 @@ class Machine(Qtest):
 
 @contextlib.contextmanager
 def driven(
-    tools: Toolbox, folder: Path, devices: Sequence[Served], *arguments: str, shared: bool = True, place: bool = True
+    tools: Toolbox,
+    folder: Path,
+    devices: Sequence[Attachable],
+    *arguments: str,
+    shared: bool = True,
+    place: bool = True,
 ) -> Iterator[Machine]:
     """A machine with ``devices``, their BARs placed if they are on bus 0; ``arguments`` are more of QEMU's."""
     control = folder / "qmp"

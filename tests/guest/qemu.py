@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-from attached import Plugged, Served, end, with_us
+from attached import end, with_us
 from toolbox import Toolbox
+
+
+class Attachable(Protocol):
+    """What QEMU can be given as a device."""
+
+    @property
+    def argument(self) -> str:
+        """QEMU's ``-device`` for it."""
 
 
 def memory(mib: int, *, shared: bool) -> list[str]:
@@ -20,7 +29,7 @@ def memory(mib: int, *, shared: bool) -> list[str]:
     return ["-m", f"{mib}M", "-object", f"{backend},id=ram,size={mib}M", "-machine", "memory-backend=ram"]
 
 
-def attach(devices: Sequence[Served | Plugged]) -> list[str]:
+def attach(devices: Iterable[Attachable]) -> list[str]:
     """Arguments that attach devices."""
     return [word for device in devices for word in ("-device", device.argument)]
 

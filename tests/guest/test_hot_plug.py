@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import select
 import signal
@@ -14,7 +15,7 @@ import pytest
 from attached import PATIENCE, Device, Served
 from machine import FIRST_SLOT, Machine
 from qtest import Function
-from test_io_fds import NATIVE_HOT_PLUG, PCI_EXPRESS, POWER_OFF, SLOT_CONTROL
+from test_io_fds import NATIVE_HOT_PLUG, PCI_EXPRESS, POWER_OFF, SLOT_CONTROL, gone
 
 pytestmark = pytest.mark.guest
 
@@ -44,7 +45,7 @@ def test_a_device_without_msix_comes_and_goes(machine: Machine, serve: Callable[
     for times in range(1, 4):
         plug(machine, served)
         machine.control.ask("device_del", id="it")
-        until(lambda times=times: served.log.count("client gone") == times)
+        until(functools.partial(gone, served, times))
     assert machine.process.poll() is None
 
 

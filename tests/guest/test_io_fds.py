@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -179,13 +180,18 @@ def test_unplugging_lets_all_descriptors_go(drive: Callable[..., Machine], serve
         machine.control.ask("device_add", bus="root", id="it", **json.loads(served.argument))
         assert descriptors(machine) > before
         machine.control.ask("device_del", id="it")
-        until(lambda times=times: served.log.count("client gone") == times)
+        until(functools.partial(gone, served, times))
     assert descriptors(machine) == before
 
 
 def descriptors(machine: Machine) -> int:
     """How many QEMU has open."""
     return len(os.listdir(f"/proc/{machine.process.pid}/fd"))
+
+
+def gone(served: Served, times: int) -> bool:
+    """Whether that many clients have gone."""
+    return served.log.count("client gone") == times
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -58,8 +58,16 @@ class Served:
         try:
             served = device(name, options)
             worker = Worker(served, self._listener)
-            threading.Thread(target=lambda: (os.read(until, 1), worker.stop()), daemon=True).start()
-            worker.run(lambda: os.write(tell, b"."))
+
+            def stop_in_time() -> None:
+                os.read(until, 1)
+                worker.stop()
+
+            def tell_ready() -> None:
+                os.write(tell, b".")
+
+            threading.Thread(target=stop_in_time, daemon=True).start()
+            worker.run(tell_ready)
             os.write(tell, json.dumps(served.core.tally.to_dict()).encode())
             status = 0
         finally:

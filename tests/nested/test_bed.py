@@ -111,14 +111,14 @@ def test_the_command_runs_on_the_hosts_files_and_nothing_that_it_writes_stays(be
 
 @pytest.mark.usefixtures("patched")
 def test_the_tool_returns_the_commands_status_and_output() -> None:
-    words = [HERE / "run", "-q", "--memory", "512", "sh", "-c", "echo hello; exit 7"]
+    words: list[str | Path] = [HERE / "run", "-q", "--memory", "512", "sh", "-c", "echo hello; exit 7"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (7, "hello\n"), done.stderr
 
 
 @pytest.mark.usefixtures("patched")
 def test_the_tool_gives_up_in_time() -> None:
-    words = [HERE / "run", "-q", "--timeout", "4", "sleep", "1000"]
+    words: list[str | Path] = [HERE / "run", "-q", "--timeout", "4", "sleep", "1000"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 124
     assert "not done after 4 s" in done.stderr
@@ -126,7 +126,7 @@ def test_the_tool_gives_up_in_time() -> None:
 
 @pytest.mark.usefixtures("patched")
 def test_the_tool_takes_its_machine_down_when_it_is_told_to_end(tmp_path: Path) -> None:
-    words = [HERE / "run", "-q", "sh", "-c", "echo up; sleep 1000"]
+    words: list[str | Path] = [HERE / "run", "-q", "sh", "-c", "echo up; sleep 1000"]
     with subprocess.Popen(words, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE) as tool:
         assert tool.stdout is not None
         assert tool.stdout.readline() == b"up\n"
