@@ -88,7 +88,7 @@ class Interrupts:
                 device.line.low()
 
     def unmasked(self) -> None:
-        """INTMC was written: interrupt for what was masked."""
+        """INTMC was written: interrupt for completions that came while the queue was masked."""
         if self._device.msi.enabled and not self._device.irq.enabled and self._unread(self._queues):
             self._raise(0)
         self.level()

@@ -121,7 +121,7 @@ class Io:
         return Job(flush_all, spaces)
 
     def _write_zeroes(self, command: Command) -> Answer:
-        """Write Zeroes (§6.17)."""
+        """Write Zeroes (§6.17). With Deallocate, the space of the blocks may be freed."""
         check_flags(command)
         namespace = self._namespaces[command.nsid]
         offset, length = namespace.span(command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1)

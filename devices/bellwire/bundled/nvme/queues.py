@@ -37,7 +37,7 @@ class SubmissionQueue(ctypes.Structure):
     running: int
     """The number of commands that threads execute."""
     deleter: int
-    """One more than the id of the command that deletes the queue, which waits for them; 0: there is none."""
+    """The id of the command that deletes the queue, plus one. It waits for :attr:`running`. 0: there is none."""
     qid: int
 
     def create(self, base: int, size: int, cqid: int) -> None:

@@ -115,7 +115,7 @@ class SelfTest:
             self._read(self._reading)
 
     def page(self, _: Command) -> bytes:
-        """Device Self-test (§5.14.1.6): what is under way, then the newest result first."""
+        """Device Self-test (§5.14.1.6): the operation under way, then the results, the newest first."""
         percent = min(100, self._done * 100 // self._total) if self._total else 0  # a disk may have grown meanwhile
         unused = RESULT.pack(0xF, 0, 0, 0, 0, 0, 0, 0)
         results = [*self._results[::-1], *[unused] * RESULTS][:RESULTS]

@@ -41,11 +41,11 @@ class Timestamp:
         return (self._state.base + max(0, _clock() - since)) & MASK
 
     def get(self) -> bytes:
-        """The data of Get Features."""
+        """Get Features: the 8 bytes of data."""
         return self.now.to_bytes(6, "little") + bytes((self._state.attributes & 0xFF, 0))
 
     def set(self, data: bytes) -> bytes:
-        """The data of Set Features; returns that of the event: what it was, and the milliseconds since power-on."""
+        """Set Features. Returns the data of the event: the time before, and the milliseconds since power-on."""
         event = struct.pack("<QQ", self.now, max(0, _clock() - self._started))
         self._state.base = int.from_bytes(data[:6], "little")
         self._state.since, self._state.attributes = _clock(), ORIGIN_HOST
