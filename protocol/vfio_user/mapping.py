@@ -20,6 +20,8 @@ _libc.mmap.argtypes = [
 ]  # fmt: skip
 _libc.munmap.restype = ctypes.c_int
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.restype = ctypes.c_int
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mremap.restype = ctypes.c_void_p
 _libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _FAILED = ctypes.c_void_p(-1).value
@@ -54,7 +56,8 @@ class Mapping:
 
     A :meth:`view` stays addressable for as long as it lives. :meth:`detach` lays anonymous memory over the file's
     pages, and the addresses are unmapped when the last view is gone. Huge pages are mapped whole, even if only a part
-    of one is asked for. The caller keeps ``fd``, and may close it.
+    of one is asked for. The caller keeps ``fd``, and may close it. A core dump has none of these bytes: they are the
+    guest's.
 
     Raises VfioUserError if the file is too small, or if the kernel cannot map it.
     """
@@ -69,6 +72,7 @@ class Mapping:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
         self._pages: Pages | None = _pages(self._address, self._length)
+        _keep_from_dumps(self._address, self._length)
         whole = memoryview(self._pages).cast("B")
         self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
 
@@ -119,6 +123,7 @@ def join(pieces: Sequence[tuple[int, int]]) -> Pages:
             error = ctypes.get_errno()
             raise VfioUserError(f"mremap of {size} bytes: {os.strerror(error)}", error)
         place += size
+    _keep_from_dumps(ctypes.addressof(pages), length)
     return pages
 
 
@@ -126,6 +131,11 @@ def blank(pages: Pages) -> None:
     """Release the memory behind ``pages``. They show zeros from now on."""
     with suppress(VfioUserError):  # as in Mapping.detach()
         _lay_over(ctypes.addressof(pages), ctypes.sizeof(pages))
+
+
+def _keep_from_dumps(address: int, length: int) -> None:
+    """MADV_DONTDUMP (madvise(2)). Drivers map their own memory so that it is never dumped: EINVAL means that."""
+    _libc.madvise(address, length, mmap.MADV_DONTDUMP)
 
 
 def _lay_over(address: int, length: int) -> None:

@@ -40,6 +40,7 @@ class MappedArea:
             raise DeviceRefusedError(f"mmap area {extent} reaches beyond the end of its file")
         try:
             self._bytes = mmap.mmap(fd, len(extent), offset=position)
+            self._bytes.madvise(mmap.MADV_DONTDUMP)  # what drivers keep there is the guest's
         except OSError as error:
             raise DeviceRefusedError(f"mmap area {extent} cannot be mapped: {error.strerror}") from None
         self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._bytes)

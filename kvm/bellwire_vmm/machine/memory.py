@@ -28,6 +28,7 @@ class GuestMemory:
             os.ftruncate(self.fd, size)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self._bytes = mmap.mmap(self.fd, size)
+            self._bytes.madvise(mmap.MADV_DONTDUMP)  # a core dump has nothing of the guest's
         except OSError:
             os.close(self.fd)
             raise
