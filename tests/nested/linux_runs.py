@@ -33,7 +33,7 @@ def device(name: str, options: dict[str, Any]) -> PciDevice:
     """A bundled device."""
     module = import_module(f"bellwire.bundled.{name.replace('-', '_')}")
     kinds = (kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, PciDevice))
-    (found,) = (kind for kind in kinds if kind.__module__ == module.__name__)
+    (found,) = (kind for kind in kinds if kind.__module__.startswith(module.__name__))
     return found(**options)
 
 
