@@ -185,10 +185,12 @@ def channels() -> Iterator[tuple[Channel, Channel]]:
         yield one, other
 
 
-def test_a_message_may_be_in_many_pieces(channels: tuple[Channel, Channel]) -> None:
+@pytest.mark.parametrize("count", [MOST_PIECES - 1, MOST_PIECES, 2 * MANY])
+def test_a_message_may_be_in_many_pieces(channels: tuple[Channel, Channel], count: int) -> None:
     one, other = channels
-    one.send(1, 10, 0, 0, single(DATA * 2))
-    assert other.receive_by(time.monotonic() + PATIENCE).payload == DATA * 2
+    pieces = [memoryview(bytes((number % 251,)) * 5) for number in range(count)]  # with its header it is one more
+    one.send(1, 10, 0, 0, pieces)
+    assert other.receive_by(time.monotonic() + PATIENCE).payload == b"".join(pieces)
 
 
 def test_as_many_descriptors_travel_as_the_kernel_carries(channels: tuple[Channel, Channel]) -> None:
