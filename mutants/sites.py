@@ -167,7 +167,9 @@ def _instead(node: ast.AST, holder: ast.AST, field: str) -> Iterator[ast.AST]:
             yield ast.Constant(value + 1)
         case ast.Name() | ast.Attribute() | ast.Call() if field == "test" and isinstance(holder, ast.If | ast.IfExp):
             yield ast.UnaryOp(ast.Not(), node)
-        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        case ast.Return(value=ast.Constant(value=None | False)):
+            return  # None is as false as False, which becomes True elsewhere
+        case ast.Return(value=ast.expr()):
             yield ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()) | ast.AugAssign():
             yield ast.Pass()

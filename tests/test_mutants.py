@@ -31,6 +31,9 @@ class Thing:
         log.debug("checked %d", 1)
         self.size = size + 1
         return True
+
+    def nothing(self) -> bool:
+        return False
 '''
 
 CHANGES = {
@@ -44,6 +47,7 @@ CHANGES = {
     ("Thing.check", "size + 1 -> size + 2"),
     ("Thing.check", "return True -> return None"),
     ("Thing.check", "True -> False"),
+    ("Thing.nothing", "False -> True"),
 }
 BRACKETS = str.maketrans("", "", "()")  # where ast.unparse puts them is Python's own affair
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Callable
 from enum import Enum, IntEnum, IntFlag
 from typing import Generic, TypeVar
 
@@ -254,6 +255,7 @@ def test_a_bad_class_line_is_refused(line: dict[str, object], words: str) -> Non
         (lambda: MsiX(4, offset=4), "multiple of 8"),
         (lambda: Msi(3), "1, 2, 4"),
         (lambda: IntX(5), r"INTA.*INTD"),
+        (lambda: IntX(0), r"INTA.*INTD"),
         (lambda: Saved("text"), "int, bool or float"),  # type: ignore[type-var]
         (lambda: SavedBytes(0), "at least 1"),
         (lambda: Option([]), "an option is"),  # type: ignore[type-var]
@@ -264,6 +266,14 @@ def test_other_declarations_are_checked_too(make: object, words: str) -> None:
 
         class Bad(PciDevice, **IDS):
             thing = make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("make", [IntX, lambda: IntX(4), lambda: Msi(32), lambda: MsiX(1), lambda: MsiX(2048)])
+def test_other_declarations_may_be_at_their_limits(make: Callable[[], object]) -> None:
+    class Good(PciDevice, **IDS):
+        thing = make()
+
+    assert Good.thing is not None
 
 
 def test_a_base_class_cannot_be_instantiated() -> None:

@@ -142,3 +142,25 @@ def test_there_are_no_more_threads_than_asked_for(loop: Loop, count: int) -> Non
         turn(loop)
     pool.close()
     assert threading.active_count() == before
+
+
+def test_a_pool_that_is_closed_is_not_watched_any_more() -> None:
+    watched: list[int] = []
+
+    class Noting(Loop):
+        def watch(self, fd: int, callback: Callable[..., None] | None = None) -> None:
+            watched.append(fd)
+            super().watch(fd, callback)
+
+        def unwatch(self, fd: int) -> None:
+            watched.remove(fd)
+            super().unwatch(fd)
+
+    loop = Noting()
+    before = list(watched)
+    pool = Threads(loop, 1, lambda _: None)
+    assert len(watched) == len(before) + 1
+    pool.close()
+    assert watched == before
+    pool.close()
+    loop.close()

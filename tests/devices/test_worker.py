@@ -325,3 +325,13 @@ def fds() -> int:
 
 def maps(name: str) -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
+
+
+def test_a_vector_is_pending_until_the_client_has_an_eventfd_for_it() -> None:
+    probe = Probe()
+    with served(probe) as client, eventfd() as fd:
+        write(client, Probe.trigger.offset, 2)
+        assert probe.core.signals.is_pending(2)
+        client.trigger_eventfds(IrqIndex.MSIX, 2, [fd])
+        assert heard(fd) == 1
+        assert not probe.core.signals.is_pending(2)

@@ -330,3 +330,26 @@ def test_a_terminal_gives_every_key_and_is_left_as_it_was() -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+@pytest.mark.parametrize("first", ["input", "output"])
+def test_an_end_of_input_or_output_closes_that_descriptor_and_leaves_the_other(first: str) -> None:
+    (source, feed), (drain, sink) = os.pipe(), os.pipe()
+    with contextlib.closing(Stream()) as stream:
+        stream.take(source, sink)
+        if first == "input":
+            os.write(feed, b"last")
+            os.close(feed)
+            assert (stream.receive(), stream.receive()) == (b"last", b"")
+            gone, left = source, sink
+        else:
+            os.close(drain)
+            assert stream.send([memoryview(b"lost")]) == 4
+            gone, left = sink, source
+        assert stream.connected
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(gone)
+        os.fstat(left)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(left)
+    os.close(drain if first == "input" else feed)
