@@ -134,6 +134,7 @@ def test_the_guest_sees_its_disk_grow_and_shrink(talk: Callable[..., None], daem
         change(daemon, "size=96M")
         assert guest.hears(str(96 * MIB)) < AT_ONCE
         guest.hears("kept")
+        change(daemon, "shrink=yes")
         change(daemon, "size=32M")
         assert guest.hears(str(32 * MIB)) < AT_ONCE
         assert image.stat().st_size == 32 << 20

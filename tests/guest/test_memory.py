@@ -96,6 +96,7 @@ true
 """
 
 
+@pytest.mark.long
 def test_memory_is_plugged_and_unplugged_under_load(
     linux: Callable[..., Outcome], serve: Callable[[Device], Served], tmp_path: Path
 ) -> None:

@@ -20,7 +20,15 @@ from virtio.namespace import Namespace
 pytestmark = pytest.mark.guest
 
 RINGS = pytest.mark.parametrize("packed", ["no", "yes"], ids=["split", "packed"])
-OFFLOADS = pytest.mark.parametrize("offloads", ["no", "yes"], ids=["plain", "offloads"])
+KINDS = pytest.mark.parametrize(
+    ("packed", "offloads"),
+    [
+        pytest.param("no", "no", id="plain-split"),
+        pytest.param("yes", "yes", id="offloads-packed"),
+        pytest.param("yes", "no", id="plain-packed", marks=pytest.mark.long),
+        pytest.param("no", "yes", id="offloads-split", marks=pytest.mark.long),
+    ],
+)
 TAP, HOST, GUEST, MAC = "bwguest0", "10.98.0.1", "10.98.0.2", "52:54:00:12:34:56"
 GIVES, TAKES = 8001, 8002
 CONTENT = os.urandom(1 << 20) * 100
@@ -82,8 +90,7 @@ cut -c 1-2,12-13 /sys/bus/virtio/devices/virtio0/features
 """
 
 
-@RINGS
-@OFFLOADS
+@KINDS
 def test_a_hundred_megabytes_go_both_ways(
     linux: Callable[..., Outcome], card: Callable[..., Served], namespace: Namespace, packed: str, offloads: str
 ) -> None:
@@ -96,8 +103,7 @@ def test_a_hundred_megabytes_go_both_ways(
     assert outcome.output.splitlines() == ["20", f"{digest}  -", digest, MAC, "1500", 2 * bits]
 
 
-@RINGS
-@OFFLOADS
+@KINDS
 def test_iperf3_both_ways(
     linux: Callable[..., Outcome],
     tools: Toolbox,
