@@ -38,8 +38,11 @@ class Terminal:
         ports = ",".join(f"{name}=unix:{folder / name}" for name in names)
         self.driver = Driver(VirtioConsole, ports=ports)
         self.stack.callback(self.driver.close)
-        queues = range(2 * count + 2) if features else range(2)
-        self.driver.start(ring | features, queues, size=32)
+        self.start(ring | features, range(2 * count + 2) if features else range(2), room)
+
+    def start(self, features: set[int], queues: range, room: int = 64) -> None:
+        """Start the driver, with buffers for what comes."""
+        self.driver.start(features, queues, size=32)
         self.queues = self.driver.queues
         for index in queues:
             if index % 2 == 0:
@@ -231,6 +234,15 @@ def test_a_peer_that_was_there_first_is_told_of_too(terminal: Terminal) -> None:
     terminal.begin()
     terminal.tell(1, Event.PORT_READY)
     assert terminal.told()[-1] == (1, Event.PORT_OPEN, 1, b"")
+
+
+def test_a_driver_that_starts_anew_is_told_who_comes(terminal: Terminal) -> None:
+    terminal.begin()
+    terminal.driver.status = Status(0)
+    terminal.start(terminal.driver.features, range(6))
+    terminal.begin()
+    terminal.join(1)
+    assert terminal.told() == [(1, Event.PORT_OPEN, 1, b"")]
 
 
 def test_input_waits_until_the_guest_opens_the_port(terminal: Terminal) -> None:
