@@ -376,3 +376,17 @@ def test_a_snapshot_of_a_device_at_work_goes_on_elsewhere(driver: Driver) -> Non
 def test_a_bar_is_one_that_drivers_can_map() -> None:
     assert isinstance(VirtioDevice.mmio, Bar)
     assert not VirtioDevice.mmio.io
+
+
+def test_only_an_enabled_queue_of_a_running_driver_is_attended(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = driver.device
+    heard: list[int] = []
+    monkeypatch.setattr(device, "notified", lambda queue: heard.append(queue.index))
+    driver.start(set(), [0])
+    for queue in device.virtqueues:
+        device.attend(queue)
+    assert heard == [0]
+    device.running = False  # as before DRIVER_OK, and after an error
+    for queue in device.virtqueues:
+        device.attend(queue)
+    assert heard == [0]
