@@ -26,6 +26,18 @@ from vfio_user import (
 # -- the file behind a map
 
 
+@pytest.mark.parametrize(("offset", "size"), [(0x800, PAGE), (0x10, 0x20), (PAGE - 1, 2), (PAGE + 0x800, 2 * PAGE)])
+def test_a_map_may_begin_within_a_page(memfd: Callable[[int], int], offset: int, size: int) -> None:
+    fd = memfd(4 * PAGE)
+    data = bytes(number // 16 % 251 for number in range(4 * PAGE))
+    os.pwrite(fd, data, 0)
+    mapped = mapping_module.Mapping(fd, offset, size, write=True)
+    assert mapped.view() == data[offset : offset + size]
+    mapped.view()[-1] ^= 0xFF
+    assert os.pread(fd, 1, offset + size - 1)[0] == data[offset + size - 1] ^ 0xFF
+    mapped.detach()
+
+
 @pytest.mark.parametrize(("size", "offset"), [(PAGE - 1, 0), (0, 0), (2 * PAGE, PAGE + 1), (PAGE, 1 << 40)])
 def test_a_file_that_is_too_small_is_refused(link: Link, memfd: Callable[[int], int], size: int, offset: int) -> None:
     assert link.refused(Command.DMA_MAP, mapping(0, PAGE, offset=offset), fds=[memfd(size)]) == errno.EINVAL
