@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 
@@ -12,6 +13,7 @@ def main() -> int:
     quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -24,3 +26,10 @@ def main() -> int:
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return command()
+
+
+def _open_streams() -> None:
+    """Open /dev/null for each standard stream that is closed, or a socket would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

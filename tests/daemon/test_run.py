@@ -55,6 +55,23 @@ def test_it_says_how_to_attach_qemu(tmp_path: Path) -> None:
         assert ended(process, signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
+def test_it_runs_where_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "run", "bell", "--socket-path", str(tmp_path / "s")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert "serving" in line(process)
+            Client.connect(tmp_path / "s").close()
+            assert ended(process, signal.SIGTERM) == 0
+        finally:
+            process.kill()
+
+
+def test_a_command_succeeds_where_nobody_can_read_its_output() -> None:
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "plugins"]
+    assert subprocess.run(words, check=False, timeout=60).returncode == 0
+
+
 def test_it_says_nothing_of_serving_when_setting_up_fails(mine: Path, tmp_path: Path) -> None:
     mine.write_text(MINE + "\n    def setup(self):\n        open('/nonexistent')\n")
     done = bellwire("run", str(mine), "--socket-path", str(tmp_path / "socket"))

@@ -109,7 +109,9 @@ def test_the_wait_grows_and_after_the_limit_the_device_is_given_up(daemon: Insta
         for _ in range(4):
             restarted.append(events.until("restarted")["time"])
             died.append(events.until("died")["time"])
-        assert "5 times in 300 s" in events.until("failed")["fields"]["text"]
+        text = events.until("failed")["fields"]["text"]
+        assert "5 times in 300 s" in text
+        assert text.count("ended with status 9") == 1, "each death is told without those before"
     waits = [again - end for end, again in zip(died, restarted, strict=False)]
     assert all(wait > 0.009 * 2**turn for turn, wait in enumerate(waits))
     assert daemon.describe(name)["state"] == "failed"

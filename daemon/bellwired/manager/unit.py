@@ -189,6 +189,7 @@ class Unit(Noted):
         self._attempt = loop.create_future()
         self.changed = {}
         self._set(State.STARTING)
+        self.error = ""  # the last worker's
         try:
             listener = self._open_listener()
         except CommandError as error:
