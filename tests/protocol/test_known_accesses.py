@@ -38,6 +38,15 @@ def waited(link: Link, *happens: Ready, rung: bool = False) -> Ready:
     return link.session.wait(iter(happens).__next__, ALONE, lambda _: rung)
 
 
+def test_a_service_that_does_not_probe_ends_with_what_has_arrived_and_says_so(link: Link) -> None:
+    link.send(READ, access(8, 4))
+    assert not link.session.service(probe=False)
+    assert link.receive().payload[-4:] == bytes(4)
+    link.send(READ, access(8, 4))
+    link.send(READ, access(8, 4))
+    assert link.session.service(budget=1, probe=False), "the budget was spent: there may be more"
+
+
 # -- known accesses
 
 offsets = st.sampled_from([0, 8, 255, 256, 4095, 1 << 63])
