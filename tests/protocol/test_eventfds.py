@@ -41,6 +41,7 @@ def test_a_signal_adds_one(fd: int) -> None:
     assert os.eventfd_read(fd) == 2
 
 
+@pytest.mark.parametrize("fd", [os.EFD_NONBLOCK], indirect=True)
 def test_a_signal_on_a_full_counter_is_one_all_the_same(fd: int) -> None:
     os.eventfd_write(fd, FULL)
     signal(fd)
