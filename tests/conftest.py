@@ -21,6 +21,12 @@ def pytest_configure() -> None:
     os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 
 
+def pytest_collection_finish() -> None:
+    """The tests themselves stay to the end: the collector need not look at them again before each file."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kvm") and not KVM.exists():
         pytest.skip("no /dev/kvm on this machine")
