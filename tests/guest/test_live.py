@@ -113,56 +113,24 @@ def test_the_guest_sees_its_cable_pulled_and_plugged_in(
 
 MIB = 2048  # sectors
 DISK = f"""
-shown /sys/block/vda/size {64 * MIB}
-shown /sys/block/vda/size {96 * MIB}
+shown /sys/block/DISK/size {64 * MIB}
+shown /sys/block/DISK/size {96 * MIB}
 dd if=/dev/urandom of=/written bs=1M count=1 2>/dev/null
-dd if=/written of=/dev/vda bs=1M seek=95 oflag=direct 2>/dev/null || exit 1
-dd if=/dev/vda bs=1M skip=95 iflag=direct 2>/dev/null | cmp - /written || exit 2
+dd if=/written of=/dev/DISK bs=1M seek=95 oflag=direct 2>/dev/null || exit 1
+dd if=/dev/DISK bs=1M skip=95 iflag=direct 2>/dev/null | cmp - /written || exit 2
 echo kept >&3
-shown /sys/block/vda/size {32 * MIB}
-shown /sys/block/vda/size {48 * MIB}
+shown /sys/block/DISK/size {32 * MIB}
+shown /sys/block/DISK/size {48 * MIB}
 """
 
 
-def test_the_guest_sees_its_disk_grow_and_shrink(talk: Callable[..., None], daemon: Instance, tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    path = daemon.configure("live", f'device = "virtio-blk"\n[options]\nimage = "{image}"\nsize = "64M"\n')
-    daemon.reload()
-
-    def visit(guest: Conversation) -> None:
-        guest.hears(str(64 * MIB))
-        change(daemon, "size=96M")
-        assert guest.hears(str(96 * MIB)) < AT_ONCE
-        guest.hears("kept")
-        change(daemon, "shrink=yes")
-        change(daemon, "size=32M")
-        assert guest.hears(str(32 * MIB)) < AT_ONCE
-        assert image.stat().st_size == 32 << 20
-        os.truncate(image, 48 << 20)
-        change(daemon, "size=0")
-        assert guest.hears(str(48 * MIB)) < AT_ONCE
-
-    talk(DISK, Plugged(path), visit, modules=["virtio_blk"])
-
-
-NAMESPACE = f"""
-shown /sys/block/nvme0n1/size {64 * MIB}
-shown /sys/block/nvme0n1/size {96 * MIB}
-dd if=/dev/urandom of=/written bs=1M count=1 2>/dev/null
-dd if=/written of=/dev/nvme0n1 bs=1M seek=95 oflag=direct 2>/dev/null || exit 1
-dd if=/dev/nvme0n1 bs=1M skip=95 iflag=direct 2>/dev/null | cmp - /written || exit 2
-echo kept >&3
-shown /sys/block/nvme0n1/size {32 * MIB}
-shown /sys/block/nvme0n1/size {48 * MIB}
-"""
-
-
-def test_the_guest_sees_its_namespace_grow_and_shrink(
-    talk: Callable[..., None], daemon: Instance, tmp_path: Path
+@pytest.mark.parametrize(("kind", "disk", "modules"), [("virtio-blk", "vda", ["virtio_blk"]), ("nvme", "nvme0n1", [])])
+def test_the_guest_sees_its_disk_grow_and_shrink(
+    talk: Callable[..., None], daemon: Instance, tmp_path: Path, kind: str, disk: str, modules: list[str]
 ) -> None:
-    """By a notice (NVMe 1.4 §5.2): nobody in the guest asks for a rescan."""
+    """By a notice (virtio: a configuration change; NVMe 1.4 §5.2): nobody in the guest asks for a rescan."""
     image = tmp_path / "image"
-    path = daemon.configure("live", f'device = "nvme"\n[options]\nimage = "{image}"\nsize = "64M"\n')
+    path = daemon.configure("live", f'device = "{kind}"\n[options]\nimage = "{image}"\nsize = "64M"\n')
     daemon.reload()
 
     def visit(guest: Conversation) -> None:
@@ -178,4 +146,4 @@ def test_the_guest_sees_its_namespace_grow_and_shrink(
         change(daemon, "size=0")
         assert guest.hears(str(48 * MIB)) < AT_ONCE
 
-    talk(NAMESPACE, Plugged(path), visit)
+    talk(DISK.replace("DISK", disk), Plugged(path), visit, modules=modules)
