@@ -84,7 +84,7 @@ test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in 
 	$(PYTEST) -q -m "systemd"
 
 test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## everything but what takes minutes on end
-	$(PYTEST) -q -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
+	$(PYTEST) -q --durations=12 -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
 
 test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
 	$(call need,command -v mmdebstrap && command -v buildah,mmdebstrap buildah)

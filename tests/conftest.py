@@ -21,6 +21,13 @@ def pytest_configure() -> None:
     os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes on end may take an hour."""
+    for item in items:
+        if item.get_closest_marker("long") or item.get_closest_marker("fresh"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 def pytest_collection_finish() -> None:
     """The tests themselves stay to the end: the collector need not look at them again before each file."""
     gc.collect()

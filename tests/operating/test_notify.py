@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,36 +20,41 @@ from operating.instance import PATIENCE, QUICK, Instance, connect
 
 
 class Heard:
-    """The far end of NOTIFY_SOCKET."""
+    """The far end of NOTIFY_SOCKET. It takes each datagram at once, since a full queue holds up the daemon."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.sock.bind(str(path))
-        self.sock.settimeout(PATIENCE)
+        self._said: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(path))
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
-    def next(self) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in self.sock.recv(4096).decode().splitlines())
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(self.path))
+        self._reader.join()
+        self._sock.close()
 
-    def until(self, key: str) -> dict[str, str]:
+    def _read(self) -> None:
+        while text := self._sock.recv(4096).decode():
+            self._said.put(dict(line.split("=", 1) for line in text.splitlines()))
+
+    def until(self, key: str, patience: float = PATIENCE) -> dict[str, str]:
         """The next datagram with ``key`` in it."""
+        deadline = time.monotonic() + patience
         while True:
-            said = self.next()
+            said = self._said.get(timeout=max(0, deadline - time.monotonic()))
             if key in said:
                 return said
 
     def silence(self, key: str, seconds: float) -> bool:
         """Whether nothing with ``key`` in it comes for so long."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self.sock.settimeout(left)
-            try:
-                if key in self.next():
-                    return False
-            except TimeoutError:
-                break
-        self.sock.settimeout(PATIENCE)
-        return True
+        try:
+            self.until(key, seconds)
+        except queue.Empty:
+            return True
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instance
     instance, listener = Instance(folder), Heard(folder / "notify")
     instance.environment |= {"NOTIFY_SOCKET": str(listener.path), "WATCHDOG_USEC": "200000"}
     instance.configure("one")
-    with instance, listener.sock:
+    with instance, contextlib.closing(listener):
         yield instance, listener
 
 
@@ -64,7 +72,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instance
 def heard(tmp_path: Path, instance: Instance) -> Iterator[Heard]:
     listener = Heard(tmp_path / "notify")
     instance.environment["NOTIFY_SOCKET"] = str(listener.path)
-    with listener.sock:
+    with contextlib.closing(listener):
         yield listener
 
 
