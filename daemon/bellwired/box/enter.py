@@ -1,0 +1,211 @@
+"""Closes the box around this process, and reports of what it is made.
+
+The order matters. What needs privileges comes first: control group, namespaces, another user. Then the privileges go,
+and with them the right to undo any of it. Landlock comes after all files are made that the box itself has to make. The
+seccomp filter comes last, because it refuses the calls by which the rest is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from bellwire import PciDevice
+from bellwired.box import calls, landlock, library, namespaces, needs, privileges, seccomp
+from bellwired.box.needs import Needs
+
+HERE = "here"
+MISSING = "missing"
+OFF = "off"
+EPERM = 1
+
+
+class Part(Struct, frozen=True):
+    """A part of a box. ``state`` is "here", "missing" (this system has no such thing) or "off" (it is not wanted)."""
+
+    name: str
+    state: str
+    about: str
+    hint: str = ""
+    """What to do about a part that is not here."""
+
+
+class Wanted(Struct, frozen=True):
+    """What a device's file says of its box. ``words`` are groups of calls, or single calls."""
+
+    on: bool = True
+    words: Sequence[str] = ()
+    read: Sequence[str] = ()
+    write: Sequence[str] = ()
+    user: int = -1
+    group: int = -1
+    memory_max: int = 0
+    """Bytes; 0 is no limit."""
+    group_parts: Sequence[Part] = ()
+    """What the manager has to say of the device's control group."""
+    limited: bool = False
+    """Whether the control group holds the limits."""
+
+
+@dataclass
+class Box:
+    """The box that this process is in."""
+
+    parts: list[Part] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    """Sockets and links that the device makes and cannot remove."""
+    listener: int = -1
+    """For :class:`bellwired.box.refusals.Refusals` of another process."""
+
+    def add(self, name: str, state: str, about: str, hint: str = "") -> None:
+        """Report of a part."""
+        self.parts.append(Part(name, state, about, hint))
+
+
+def needs_of(
+    kind: type[PciDevice] | None, files: Sequence[Path], options: Mapping[str, Any], wanted: Wanted
+) -> Needs:
+    """What the bundled device ``kind`` needs, or a plugin whose first file is one of ``files``."""
+    found = needs.of_bundled(kind, options) if kind is not None else needs.of_plugin(files, options)
+    needs.granted(found, wanted.words, [Path(each) for each in wanted.read], [Path(each) for each in wanted.write])
+    return found
+
+
+def unprivileged(need: Needs, *, listener: bool = True) -> Box:
+    """Enter the part of a box that needs no privilege. A process that was privileged stays so within it."""
+    box = Box(made=[str(path.absolute()) for path in need.made])
+    privileges.hide_memory()
+    box.add("memory", HERE, "no other process may read or trace it; it leaves no core dump")
+    privileges.no_new_privileges()
+    box.add("no_new_privs", HERE, "no program that it starts gains privileges")
+    _landlock(box, need)
+    _seccomp(box, need, listener=listener)
+    return box
+
+
+def enter(need: Needs, wanted: Wanted) -> Box:
+    """Enter the whole box of a worker."""
+    box = Box(made=[str(path.absolute()) for path in need.made])
+    box.parts += wanted.group_parts
+    _limits(box, wanted)
+    _network(box, need)
+    _folders(box, need)
+    _user(box, wanted)
+    kept = privileges.keep_only(need.capabilities)
+    if kept:
+        box.add("capabilities", HERE, f"only what its tap needs ({kept:#x})")
+    else:
+        box.add("capabilities", HERE, "none")
+    box.parts += (rest := unprivileged(need)).parts
+    box.listener = rest.listener
+    return box
+
+
+def _limits(box: Box, wanted: Wanted) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if wanted.memory_max and not wanted.limited:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        about = f"its private memory is limited to {most >> 20} MiB (RLIMIT_DATA); files in memory are not counted"
+        box.add("memory-max", HERE, about)
+
+
+def _network(box: Box, need: Needs) -> None:
+    if need.network:
+        box.add("network", OFF, "it uses the host's network, for a tap or because its file says so")
+        return
+    try:
+        namespaces.own_network()
+    except OSError as error:
+        about = f"it stays in the host's network namespace ({error.strerror}); it can open no socket there"
+        box.add("network", MISSING, about, "a namespace of its own takes CAP_SYS_ADMIN")
+    else:
+        box.add("network", HERE, "an empty network namespace of its own")
+
+
+def _folders(box: Box, need: Needs) -> None:
+    if need.mounts:
+        box.add("private /tmp", OFF, "it mounts file systems itself, for its tap")
+        return
+    try:
+        covered = namespaces.private_folders([path for path, _ in [*need.rules, *library.rules()]])
+    except OSError as error:
+        box.add("private /tmp", MISSING, f"no mount namespace ({error.strerror}): Landlock denies /tmp instead")
+        return
+    need.rules += [(folder, landlock.FOLDER) for folder in covered]
+    if covered:
+        box.add("private /tmp", HERE, f"empty folders of its own at {' and '.join(map(str, covered))}")
+    else:
+        box.add("private /tmp", OFF, "its files lie in /tmp and /var/tmp; Landlock denies the rest of these")
+
+
+def _user(box: Box, wanted: Wanted) -> None:
+    if wanted.user < 0:
+        about = f"the daemon's own, {os.geteuid()}"
+        box.add("user", OFF, about, "user = NAME in its file, or worker-users in bellwired.toml, gives it another one")
+        return
+    privileges.become(wanted.user, wanted.group)
+    box.add("user", HERE, f"user {wanted.user}, group {wanted.group}")
+
+
+def _landlock(box: Box, need: Needs) -> None:
+    version = landlock.version()
+    hint = "Linux 5.13 or newer, with Landlock among its security modules (lsm=landlock,...)"
+    if not version:
+        box.add("files", MISSING, "this kernel has no Landlock: it reaches all files of its user", hint)
+    elif need.mounts:
+        box.add("files", OFF, "Landlock forbids the mounts that its tap needs: it reaches all files of its user")
+    else:
+        landlock.restrict([*library.rules(), *need.rules], version, network=need.network)
+        rules = sorted({(str(path.absolute()), rights) for path, rights in need.rules})
+        own = ", ".join(f"{path} ({_rights(rights)})" for path, rights in rules) or "none of its own"
+        box.add("files", HERE, f"Landlock {version}: Python's library, and {own}")
+        if version < landlock.NEWEST:
+            lacks = "signals and abstract sockets (6)" if version >= 5 else "ioctls of devices (5), signals (6)"
+            box.add("files, newer", MISSING, f"Landlock {version} does not restrict {lacks}", "Linux 6.12 or newer")
+
+
+def _seccomp(box: Box, need: Needs, *, listener: bool) -> None:
+    if not seccomp.available():
+        hint = "a kernel with CONFIG_SECCOMP_FILTER"
+        box.add("system calls", MISSING, "this kernel has no seccomp filters: it may use every call", hint)
+        return
+    rules = calls.allowed(need.calls, os.getpid())
+    told = "a refused one is logged by its name"
+    if listener:
+        try:
+            box.listener = seccomp.install(seccomp.assemble(rules, seccomp.LISTENER), listener=True)
+        except OSError as error:  # another filter of this process has a listener
+            listener, told = False, f"a refused one is not logged: {error.strerror}"
+    if not listener:
+        seccomp.install(seccomp.assemble(rules, seccomp.ERRNO | EPERM), listener=False)
+    more = f", with {', '.join(sorted(need.calls))}" if need.calls else ""
+    box.add("system calls", HERE, f"seccomp: {len(rules)} are allowed{more}; {told}")
+
+
+def _rights(rights: landlock.Fs) -> str:
+    if landlock.Fs.EXECUTE in rights:
+        return "run"
+    if rights in (landlock.SOCKETS, landlock.LINKS):
+        return "make a socket" if rights == landlock.SOCKETS else "make a link"
+    return "write" if landlock.Fs.WRITE_FILE in rights else "read"
+
+
+def why_refused(error: BaseException | None) -> str:
+    """A hint for an error of a boxed device that may come from its box; empty for other errors."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, PermissionError):
+            with contextlib.suppress(TypeError):
+                where = f" {os.fsdecode(error.filename)}" if error.filename else ""
+                return f"perhaps its box refuses{where}: bellwire sandbox says what is in it"
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return ""

@@ -1,0 +1,159 @@
+"""What a device needs of the system, by its options: files, folders, sockets, calls.
+
+The options of a bundled device are known before the box closes, and say what it opens. A plugin is imported inside the
+box, so its options are mere texts by then: a text that is the path of an existing file lets the device read and write
+that file, and the path of a folder lets it read what is in it. Everything else is the operator's to add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bellwire import OptionError, PciDevice
+from bellwire.bundled.nvme.device import images
+from bellwire.bundled.virtio_console.device import named
+from bellwire.declare.option import parse_options
+from bellwired.box.landlock import FOLDER, LINKS, READ, RUN, SOCKETS, WRITE, Fs
+
+TUN = Path("/dev/net/tun")
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_MKNOD = 12, 21, 27
+
+
+@dataclass
+class Needs:
+    """``rules`` are for Landlock. ``calls`` are groups or single calls of :mod:`bellwired.box.calls`."""
+
+    rules: list[tuple[Path, Fs]] = field(default_factory=list)
+    calls: set[str] = field(default_factory=set)
+    capabilities: set[int] = field(default_factory=set)
+    network: bool = False
+    """It uses the host's network."""
+    mounts: bool = False
+    """It mounts file systems, which Landlock forbids."""
+    made: list[Path] = field(default_factory=list)
+    """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
+    files: list[tuple[Path, bool]] = field(default_factory=list)
+    """Images and files, each with whether it is made if it does not exist."""
+    folders: list[Path] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Make the files and folders that the device would make, and remove sockets and links of an earlier run.
+
+        Failures are left to the device, which reports them better.
+        """
+        for path, make in self.files:
+            with contextlib.suppress(OSError):
+                if make:
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_made(self.made)
+
+
+def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
+    """What a bundled device with these options needs. Nothing, if the options are wrong: it will say so itself."""
+    needs = Needs()
+    try:
+        options = {name: option.default for name, option in kind.layout.options.items()}
+        options |= parse_options(kind.layout.options, given, kind.name)
+    except OptionError:
+        return needs
+    if kind.name in ("nvme", "virtio-blk"):
+        image = options["image"]
+        paths = images(image) if isinstance(image, str) else [image] if image != Path() else []
+        _disks(needs, paths, options)
+    if kind.name == "nvme" and options["store"] != Path():
+        needs.folders.append(options["store"])
+        needs.rules.append((options["store"], FOLDER))
+    elif kind.name == "serial":
+        _stream(needs, options["backend"])
+    elif kind.name == "virtio-console":
+        for _, stream in named(options["ports"]):
+            _stream(needs, stream)
+    elif kind.name == "virtio-net":
+        _network(needs, options)
+    return needs
+
+
+def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
+    """What a plugin needs whose first file is one of ``files``: the folder that this lies in, and its options' paths."""
+    needs = Needs()
+    needs.rules += [(file.parent, READ) for file in files if file.exists()]
+    for value in given.values():
+        if isinstance(value, str) and value and "\0" not in value:
+            path = Path(value)
+            if path.is_dir():
+                needs.rules.append((path, READ))
+            elif path.exists():
+                needs.rules.append((path, WRITE))
+                needs.calls |= {"aio", "block"}
+    return needs
+
+
+def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> None:
+    """Add what the operator has granted in the device's file."""
+    words = set(words)
+    needs.calls |= words
+    needs.network |= "network" in words
+    needs.rules += [(path, RUN if "processes" in words else READ) for path in read]
+    needs.rules += [(path, FOLDER | SOCKETS | LINKS) for path in write]
+
+
+def remove_made(paths: Iterable[Path]) -> None:
+    """Remove sockets and links. Anything else at these paths stays, and so does what is behind a link."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found = path.lstat().st_mode
+            if stat.S_ISSOCK(found) or stat.S_ISLNK(found):
+                path.unlink()
+
+
+def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:
+    needs.calls |= {"aio", "block"} if options["direct"] else {"block"}
+    for path in paths:
+        needs.files.append((path, bool(options["size"]) and not options["readonly"]))
+        needs.rules.append((path, READ if options["readonly"] else WRITE))
+
+
+def _stream(needs: Needs, text: str) -> None:
+    """One of the backends of :mod:`bellwire.stream`."""
+    kind, _, place = text.partition(":")
+    path = Path(place)
+    needs.calls |= {"pty", "listening"}
+    needs.rules += [(Path("/dev/ptmx"), WRITE), (Path("/dev/pts"), WRITE)]
+    if kind == "connect":
+        needs.calls.add("connecting")
+    elif kind == "file":
+        needs.files.append((path, True))
+        needs.rules.append((path, WRITE))
+    elif place:
+        needs.made.append(path)
+        needs.rules.append((path.parent, SOCKETS if kind == "unix" else LINKS))
+
+
+def _network(needs: Needs, options: Mapping[str, Any]) -> None:
+    local, stream = options["local"], options["stream"]
+    if options["tap"]:
+        needs.network = True
+        needs.calls.add("tap")
+        needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
+        needs.capabilities.add(CAP_NET_ADMIN)
+        if options["namespace"] or options["macvtap"]:
+            needs.mounts = True
+            needs.calls.add("mounting")
+            needs.capabilities |= {CAP_SYS_ADMIN, CAP_MKNOD}
+    if options["dgram"] != Path() or local != Path():
+        needs.calls.add("datagrams")
+    if stream != Path():
+        needs.calls.add("listening" if options["listen"] else "connecting")
+    for path in (local, stream if options["listen"] else Path()):
+        if path != Path():
+            needs.made.append(path)
+            needs.rules.append((path.parent, SOCKETS))

@@ -1,0 +1,81 @@
+"""Gives up what a process may do beyond its user's rights: capabilities, core dumps, new privileges by execve(2)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Collection
+
+_PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
+_PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 28, 47, 4
+_NOROOT_LOCKED = 0b11
+_CAPGET, _CAPSET = 125, 126
+_VERSION_3 = 0x2008_0522
+CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN = 6, 7, 8, 21
+MOST_CAPABILITIES = 64
+
+
+def capabilities() -> int:
+    """The effective capabilities of this thread, as bits."""
+    header, data = struct.pack("<Ii", _VERSION_3, 0), ctypes.create_string_buffer(24)
+    if _libc.syscall(_CAPGET, header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    low, _, _, high, _, _ = struct.unpack("<6I", data.raw)
+    return int(low | high << 32)
+
+
+def has(capability: int) -> bool:
+    """Whether this thread has the capability."""
+    return bool(capabilities() >> capability & 1)
+
+
+def keep_only(kept: Collection[int]) -> int:
+    """Drop all capabilities except ``kept``, from the bounding set too. Returns those that this thread has left.
+
+    The bounding set can be changed with CAP_SETPCAP only. Without it there is nothing to drop as a rule; and without
+    new privileges nothing in it can come back.
+    """
+    left = capabilities() & sum(1 << each for each in kept)
+    if has(CAP_SETPCAP):
+        for each in range(MOST_CAPABILITIES):
+            if not left >> each & 1 and _libc.prctl(_PR_CAPBSET_READ, each, 0, 0, 0) == 1:
+                _libc.prctl(_PR_CAPBSET_DROP, each, 0, 0, 0)
+        _libc.prctl(_PR_SET_SECUREBITS, _NOROOT_LOCKED, 0, 0, 0)
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    low, high = left & 0xFFFF_FFFF, left >> 32
+    data = struct.pack("<6I", low, low, 0, high, high, 0)
+    if _libc.syscall(_CAPSET, struct.pack("<Ii", _VERSION_3, 0), data):
+        raise OSError(ctypes.get_errno(), "capset")
+    return left
+
+
+def become(user: int, group: int) -> None:
+    """Take another user and group, without further groups. Needs CAP_SETUID and CAP_SETGID. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+
+
+def hide_memory() -> None:
+    """Let no other process of the same user read or write this one's memory, or trace it. It leaves no core dump."""
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def no_new_privileges() -> None:
+    """Ignore set-user-ID bits and file capabilities from now on, in all that this thread starts."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+
+
+def open_memory_count() -> int:
+    """A descriptor by which another process can count this one's memory later on; -1 if there is none."""
+    with contextlib.suppress(OSError):
+        return os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+    return -1
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
