@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -104,6 +105,8 @@ class Settings:
     devices: dict[str, Device]
     sources: dict[str, Path]
     errors: dict[str, SettingsError]
+    disabled: frozenset[str] = frozenset()
+    """The names in ``errors`` whose files disable the device all the same."""
     since: float = field(default_factory=time.time)
     """When it was read, in seconds since the epoch."""
 
@@ -115,6 +118,7 @@ def load(places: Places) -> Settings:
     devices: dict[str, Device] = {}
     sources: dict[str, Path] = {}
     errors: dict[str, SettingsError] = {}
+    disabled = set()
     for path in places.files(DEVICES, SUFFIX):
         name = path.name.removesuffix(SUFFIX)
         sources[name] = path
@@ -124,7 +128,9 @@ def load(places: Places) -> Settings:
             devices[name] = device(path, drop_ins(places, name))
         except SettingsError as error:
             errors[name] = error
-    return Settings(daemon, devices, sources, errors)
+            if _disabled([path, *drop_ins(places, name)]):
+                disabled.add(name)
+    return Settings(daemon, devices, sources, errors, frozenset(disabled))
 
 
 def used(places: Places) -> Iterator[Path]:
@@ -158,6 +164,15 @@ def device(path: Path, over: Iterable[Path] = ()) -> Device:
         if is_path(made.device)
         else made
     )
+
+
+def _disabled(files: Iterable[Path]) -> bool:
+    """Whether the last of the readable files that sets ``enabled`` sets it to false."""
+    enabled: Any = True
+    for file in files:
+        with contextlib.suppress(SettingsError):
+            enabled = table(file).get("enabled", enabled)
+    return enabled is False
 
 
 Table = TypeVar("Table", Device, Daemon)
