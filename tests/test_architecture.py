@@ -34,6 +34,7 @@ FLOORS: dict[str, list[str]] = {
     "daemon/bellwired": [
         "__init__ errors release messages logs",
         "notify places trust sources",
+        "box",
         "listen settings find",
         "workers",
         "manager demo",

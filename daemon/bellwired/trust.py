@@ -10,7 +10,9 @@ import stat
 
 def others_may_write(status: os.stat_result) -> bool:
     """Whether a user other than the owner may write the file. The owner's private group does not count."""
-    return bool(status.st_mode & (stat.S_IWOTH if _private_group(status) else stat.S_IWGRP | stat.S_IWOTH))
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _private_group(status)
 
 
 def _private_group(status: os.stat_result) -> bool:

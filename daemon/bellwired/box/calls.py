@@ -56,8 +56,8 @@ NEW_NAMESPACES = 0x7E02_0080  # CLONE_NEWNS to CLONE_NEWNET, and CLONE_NEWTIME
 
 TERMINAL = (0x5401, 0x5402, 0x5403, 0x5404, 0x5405, 0x540B, 0x5411, 0x5413, 0x5414, 0x80045430, 0x40045431)
 """TCGETS, TCSETS*, TCGETA, TCFLSH, TIOCOUTQ, TIOCGWINSZ, TIOCSWINSZ, TIOCGPTN and TIOCSPTLCK. TIOCSTI is not there."""
-DESCRIPTORS = (0x541B, 0x5421, 0x5450, 0x5451)
-"""FIONREAD, FIONBIO, FIONCLEX and FIOCLEX."""
+DESCRIPTORS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""TCGETS and TIOCGWINSZ (is it a terminal?), FIONREAD, FIONBIO, FIONCLEX and FIOCLEX."""
 BLOCK = (0x1268, 0x1277, 0x127F, 0x80081272)
 """BLKSSZGET, BLKDISCARD, BLKZEROOUT and BLKGETSIZE64."""
 TUN = (0x400454CA, 0x400454CC, 0x400454D0, 0x400454D8, 0x400454D9, 0x400454DC, 0x400454E2, 0x800454D2)
@@ -96,7 +96,7 @@ _INTERNET = [(int(family), 0) for family in (socket.AF_INET, socket.AF_INET6, so
 GROUPS: dict[str, Rules] = {
     "sockets": {"socket": _sockets((UNIX, 0)), **_all("bind listen connect")},
     "network": {"socket": _sockets((UNIX, 0), *_INTERNET), **_all("bind listen connect")},
-    "processes": _all("clone fork vfork execve execveat wait4 waitid kill tgkill setpgid setsid prlimit64"),
+    "processes": _all("clone fork vfork execve execveat wait4 waitid kill tgkill setpgid setsid"),
     "files": _all("chmod fchmod fchmodat utimensat link linkat symlink symlinkat inotify_init1 inotify_add_watch"),
     # What bundled devices need; their options say so, no operator has to.
     "aio": _all("io_setup io_submit io_getevents io_pgetevents io_destroy io_cancel"),

@@ -15,43 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from bellwire import PciDevice
 from bellwired.box import calls, landlock, library, namespaces, needs, privileges, seccomp
 from bellwired.box.needs import Needs
+from bellwired.box.wanted import HERE, MISSING, OFF, Part, Wanted
 
-HERE = "here"
-MISSING = "missing"
-OFF = "off"
 EPERM = 1
-
-
-class Part(Struct, frozen=True):
-    """A part of a box. ``state`` is "here", "missing" (this system has no such thing) or "off" (it is not wanted)."""
-
-    name: str
-    state: str
-    about: str
-    hint: str = ""
-    """What to do about a part that is not here."""
-
-
-class Wanted(Struct, frozen=True):
-    """What a device's file says of its box. ``words`` are groups of calls, or single calls."""
-
-    on: bool = True
-    words: Sequence[str] = ()
-    read: Sequence[str] = ()
-    write: Sequence[str] = ()
-    user: int = -1
-    group: int = -1
-    memory_max: int = 0
-    """Bytes; 0 is no limit."""
-    group_parts: Sequence[Part] = ()
-    """What the manager has to say of the device's control group."""
-    limited: bool = False
-    """Whether the control group holds the limits."""
 
 
 @dataclass
@@ -69,9 +38,7 @@ class Box:
         self.parts.append(Part(name, state, about, hint))
 
 
-def needs_of(
-    kind: type[PciDevice] | None, files: Sequence[Path], options: Mapping[str, Any], wanted: Wanted
-) -> Needs:
+def needs_of(kind: type[PciDevice] | None, files: Sequence[Path], options: Mapping[str, Any], wanted: Wanted) -> Needs:
     """What the bundled device ``kind`` needs, or a plugin whose first file is one of ``files``."""
     found = needs.of_bundled(kind, options) if kind is not None else needs.of_plugin(files, options)
     needs.granted(found, wanted.words, [Path(each) for each in wanted.read], [Path(each) for each in wanted.write])
@@ -90,19 +57,19 @@ def unprivileged(need: Needs, *, listener: bool = True) -> Box:
     return box
 
 
-def enter(need: Needs, wanted: Wanted) -> Box:
-    """Enter the whole box of a worker."""
+def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
+    """Enter the whole box of a worker, which ends with its ``parent``."""
     box = Box(made=[str(path.absolute()) for path in need.made])
-    box.parts += wanted.group_parts
+    box.parts += wanted.limits
     _limits(box, wanted)
     _network(box, need)
     _folders(box, need)
+    bound = privileges.bind(need.capabilities)
     _user(box, wanted)
+    privileges.die_with_parent(parent)  # a change of the user has undone it
     kept = privileges.keep_only(need.capabilities)
-    if kept:
-        box.add("capabilities", HERE, f"only what its tap needs ({kept:#x})")
-    else:
-        box.add("capabilities", HERE, "none")
+    about = f"only those that its tap needs ({kept:#x})" if kept else "none"
+    box.add("capabilities", HERE, about + (", and none can be gained (bounding set)" if bound and not kept else ""))
     box.parts += (rest := unprivileged(need)).parts
     box.listener = rest.listener
     return box
@@ -110,7 +77,7 @@ def enter(need: Needs, wanted: Wanted) -> Box:
 
 def _limits(box: Box, wanted: Wanted) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if wanted.memory_max and not wanted.limited:
+    if wanted.memory_max and not wanted.limits:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))

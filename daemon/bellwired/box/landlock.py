@@ -1,8 +1,8 @@
 """Landlock (landlock(7)): this thread, and what it starts, reaches only the files that are named here.
 
 A right that the kernel's version of Landlock does not know yet is left out. Each version restricts more: 1 files,
-2 moves between folders, 3 truncation, 4 TCP ports, 5 ioctls of devices, 6 signals to, and abstract sockets of, processes
-outside.
+2 moves between folders, 3 truncation, 4 TCP ports, 5 ioctls of devices, 6 signals to processes outside, and their
+abstract sockets.
 """
 
 from __future__ import annotations

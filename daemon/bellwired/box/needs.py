@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bellwire.bundled.nvme.device import images
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
 from bellwired.box.landlock import FOLDER, LINKS, READ, RUN, SOCKETS, WRITE, Fs
+from bellwired.sources import INIT
 
 TUN = Path("/dev/net/tun")
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_MKNOD = 12, 21, 27
@@ -83,9 +84,11 @@ def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
 
 
 def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
-    """What a plugin needs whose first file is one of ``files``: the folder that this lies in, and its options' paths."""
+    """What a plugin needs whose first file is one of ``files``: its code, and the paths among its options."""
     needs = Needs()
-    needs.rules += [(file.parent, READ) for file in files if file.exists()]
+    for file in files:
+        if file.exists():
+            needs.rules += _code(file)
     for value in given.values():
         if isinstance(value, str) and value and "\0" not in value:
             path = Path(value)
@@ -95,6 +98,19 @@ def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
                 needs.rules.append((path, WRITE))
                 needs.calls |= {"aio", "block"}
     return needs
+
+
+def _code(file: Path) -> Iterator[tuple[Path, Fs]]:
+    """A package with all that is in its folder; and the modules and packages beside it, or beside a single file."""
+    package = file.name == INIT
+    folder = file.parent.parent if package else file.parent
+    yield file.parent if package else file, READ
+    yield folder, Fs.READ_DIR  # names only: an image may lie there too
+    with contextlib.suppress(OSError):
+        for beside in os.scandir(folder):
+            module = beside.name.endswith((".py", ".so"))
+            if module or (beside.is_dir() and Path(beside.path, INIT).exists()):
+                yield Path(beside.path), READ
 
 
 def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> None:

@@ -5,57 +5,69 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import struct
 from collections.abc import Collection
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
+_PR_SET_KEEPCAPS = 8
 _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 28, 47, 4
 _NOROOT_LOCKED = 0b11
 _CAPGET, _CAPSET = 125, 126
 _VERSION_3 = 0x2008_0522
-CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN = 6, 7, 8, 21
+CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 6, 7, 8
+EFFECTIVE, PERMITTED = 0, 1
 MOST_CAPABILITIES = 64
 
 
-def capabilities() -> int:
-    """The effective capabilities of this thread, as bits."""
+def capabilities(which: int = EFFECTIVE) -> int:
+    """The effective, or the permitted, capabilities of this thread, as bits."""
     header, data = struct.pack("<Ii", _VERSION_3, 0), ctypes.create_string_buffer(24)
     if _libc.syscall(_CAPGET, header, data):
         raise OSError(ctypes.get_errno(), "capget")
-    low, _, _, high, _, _ = struct.unpack("<6I", data.raw)
-    return int(low | high << 32)
+    words = struct.unpack("<6I", data.raw)
+    return int(words[which] | words[3 + which] << 32)
 
 
-def has(capability: int) -> bool:
-    """Whether this thread has the capability."""
-    return bool(capabilities() >> capability & 1)
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, ``parent``, ends; at once if it has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bind(kept: Collection[int]) -> bool:
+    """Drop all capabilities except ``kept`` from the bounding set. False without CAP_SETPCAP, which that needs."""
+    if not capabilities() >> CAP_SETPCAP & 1:
+        return False
+    for each in range(MOST_CAPABILITIES):
+        if each not in kept and _libc.prctl(_PR_CAPBSET_READ, each, 0, 0, 0) == 1:
+            _libc.prctl(_PR_CAPBSET_DROP, each, 0, 0, 0)
+    _libc.prctl(_PR_SET_SECUREBITS, _NOROOT_LOCKED, 0, 0, 0)
+    return True
+
+
+def become(user: int, group: int) -> None:
+    """Take another user and group, without further groups, and keep the permitted capabilities for now.
+
+    Needs CAP_SETUID and CAP_SETGID. Raises OSError.
+    """
+    _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
 
 
 def keep_only(kept: Collection[int]) -> int:
-    """Drop all capabilities except ``kept``, from the bounding set too. Returns those that this thread has left.
-
-    The bounding set can be changed with CAP_SETPCAP only. Without it there is nothing to drop as a rule; and without
-    new privileges nothing in it can come back.
-    """
-    left = capabilities() & sum(1 << each for each in kept)
-    if has(CAP_SETPCAP):
-        for each in range(MOST_CAPABILITIES):
-            if not left >> each & 1 and _libc.prctl(_PR_CAPBSET_READ, each, 0, 0, 0) == 1:
-                _libc.prctl(_PR_CAPBSET_DROP, each, 0, 0, 0)
-        _libc.prctl(_PR_SET_SECUREBITS, _NOROOT_LOCKED, 0, 0, 0)
+    """Drop all capabilities except ``kept``. Returns those that this thread has left, as bits."""
+    left = capabilities(PERMITTED) & sum(1 << each for each in kept)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     low, high = left & 0xFFFF_FFFF, left >> 32
     data = struct.pack("<6I", low, low, 0, high, high, 0)
     if _libc.syscall(_CAPSET, struct.pack("<Ii", _VERSION_3, 0), data):
         raise OSError(ctypes.get_errno(), "capset")
     return left
-
-
-def become(user: int, group: int) -> None:
-    """Take another user and group, without further groups. Needs CAP_SETUID and CAP_SETGID. Raises OSError."""
-    os.setgroups([])
-    os.setresgid(group, group, group)
-    os.setresuid(user, user, user)
 
 
 def hide_memory() -> None:

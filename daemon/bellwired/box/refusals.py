@@ -23,12 +23,12 @@ MOST = 1000
 
 
 class Refusals:
-    """Owns ``listener``. ``tell(call, word)`` is called once for each call: ``word`` would allow it."""
+    """Owns ``listener``. ``tell(call, word)`` is called once for each kind of call: ``word`` would allow it."""
 
     def __init__(self, listener: int, tell: Callable[[str, str], None]) -> None:
         self._listener = listener
         self._tell = tell
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self._answered = 0
 
     def fileno(self) -> int:
@@ -55,9 +55,10 @@ class Refusals:
                 self.close()
                 return False
         called = name(number)
-        if called not in self._told:
-            self._told.add(called)
-            self._tell(called, remedy(called, first))
+        refused = called, remedy(called, first)
+        if refused not in self._told:
+            self._told.add(refused)
+            self._tell(*refused)
         self._answered += 1
         if self._answered >= MOST:
             self.close()

@@ -1,9 +1,10 @@
 """seccomp filters (seccomp(2)): a list of allowed system calls, assembled for the kernel's packet filter machine.
 
-The machine is classic BPF (Linux's Documentation/networking/filter.rst). A filter looks at struct seccomp_data: number,
-architecture and arguments of a call. It first ends processes that use another ABI (32 bits, x32), whose calls have other
-numbers. Then it finds the number by halving the ranges of numbers with the same answer. The kernel keeps a bitmap of the
-numbers that are allowed whatever their arguments are (since Linux 5.11), and does not run the filter for those.
+The machine is classic BPF (Linux's Documentation/networking/filter.rst). A filter looks at struct seccomp_data: the
+number, the architecture and the arguments of a call. It first ends processes that use another ABI (32 bits, x32), whose
+calls have other numbers. Then it finds the number by halving the ranges of numbers with the same answer. The kernel
+keeps a bitmap of the numbers that are allowed whatever their arguments are (since Linux 5.11), and does not run the
+filter for those.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from bellwired.errors import CommandError
 from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
 from bellwired.settings import SettingsError
-from bellwired.workers import process
 
 DISABLED = "disabled"
 """The state of a device that may not be started."""
@@ -83,7 +82,7 @@ async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) 
         enabled=unit.settings.enabled,
         socket=unit.address,
         pid=unit.pid,
-        memory=process.memory(unit.pid) if unit.pid else 0,
+        memory=unit.memory,
         restarts=unit.restarts,
         error=unit.error,
         connected=unit.client is not None,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwired import notify
+from bellwired.box import privileges
 from bellwired.errors import CommandError
 from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control
@@ -55,6 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     _log_to(arguments.log_level or "info")
     process.allow_many_files()
+    privileges.hide_memory()
     try:
         manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
         apply(manager.settings.daemon)

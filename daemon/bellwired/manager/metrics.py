@@ -17,7 +17,6 @@ from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager.life import State
 from bellwired.manager.manager import Manager
-from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 LONGEST_REQUEST = 8192
@@ -47,7 +46,7 @@ class Devices(Collector):
         for unit in self._manager.units.values():
             up.add_metric([unit.name], unit.state is State.RUNNING)
             restarts.add_metric([unit.name], unit.restarts)
-            memory.add_metric([unit.name], process.memory(unit.pid) if unit.pid else 0)
+            memory.add_metric([unit.name], unit.memory)
         yield from (up, restarts, memory)
         for key in sorted({key for numbers in self._numbers.values() for key in numbers}):
             kind = GaugeMetricFamily if key in GAUGES else CounterMetricFamily

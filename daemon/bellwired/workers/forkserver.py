@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from bellwired.box import privileges
 from bellwired.find import bundled
 from bellwired.workers import process, wire
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
@@ -61,9 +62,9 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self._sock.close()  # and with that there is room for what comes next
-                process.die_with_parent(parent)
+                privileges.die_with_parent(parent)
                 process.close_all_but(*fds)
-                return lambda: run_device(message, *fds)
+                return lambda: run_device(message, parent, *fds)
             handle = os.pidfd_open(pid)
         except OSError as error:
             if pid:
@@ -82,14 +83,17 @@ class ForkServer:
         self._poll.unregister(handle)
         os.close(handle)
         _, status = os.waitpid(pid, 0)
+        process.kill_orphans(self._workers.values())
         wire.send(self._sock, Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
 def main() -> int:
     """``python -m bellwired.workers.forkserver FD PARENT``."""
     fd, parent = map(int, sys.argv[1:])
-    process.die_with_parent(parent)
+    privileges.die_with_parent(parent)
     process.name("bellwire-fork")
+    process.adopt_orphans()
+    privileges.hide_memory()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
     bundled()  # these modules change with the daemon only: workers share their pages

@@ -20,9 +20,11 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import messages, sources
+from bellwired.box import enter, privileges
 from bellwired.errors import CommandError
-from bellwired.find import find_trusted
+from bellwired.find import bundled, files_for, find_trusted
 from bellwired.logs import to_stderr_or_journal
+from bellwired.sources import is_path
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
@@ -38,8 +40,12 @@ MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported
 log = logging.getLogger("bellwire.worker")
 
 
-def run_device(spawn: Spawn, *fds: int) -> int:
-    """The life of a worker, from just after the fork; its exit status.
+class BoxError(BellwireError):
+    """The box of a device cannot be closed."""
+
+
+def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
+    """The life of a worker, from just after the fork from ``parent``; its exit status.
 
     It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
@@ -58,7 +64,7 @@ def run_device(spawn: Spawn, *fds: int) -> int:
         if not spawn.trial:
             logging.getLogger().addHandler(Relay(channel))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
-        status = _live(spawn, channel, sockets)
+        status = _live(spawn, parent, channel, sockets)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -66,9 +72,13 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     os._exit(status)
 
 
-def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
+def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
         os.chdir(spawn.folder)  # relative paths start there
+        _enter_box(spawn, parent, channel)
+    except (BellwireError, OSError) as error:
+        return _failed(channel, BoxError(f"it cannot be run in its box: {error}"))
+    try:
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
@@ -99,6 +109,22 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
     return 0
 
 
+def _enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
+    """Enter the box, and send the manager what it needs of it. Code of a plugin runs only after this."""
+    if not spawn.box.on:
+        return
+    plugins = [Path(folder) for folder in spawn.plugins]
+    kind = None if is_path(spawn.device) else bundled().get(spawn.device)
+    need = enter.needs_of(kind, files_for(spawn.device, plugins), spawn.options, spawn.box)
+    if not spawn.trial:  # which opens nothing
+        need.prepare()
+    count = privileges.open_memory_count()
+    box = enter.enter(need, spawn.box, parent)
+    fds = [fd for fd in (count, box.listener) if fd >= 0]
+    wire.send(channel, Report("boxed", {"parts": box.parts, "made": box.made}), fds)
+    wire.close(fds)
+
+
 def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
     _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
@@ -106,14 +132,18 @@ def _refused(channel: socket.socket, error: BellwireError) -> int:
 
 
 def _failed(channel: socket.socket, error: BellwireError) -> int:
-    log.error("%s", error)
-    _say(channel, Report("crashed", {"error": str(error)}))
+    hint = enter.why_refused(error)
+    text = f"{error}; {hint}" if hint else str(error)
+    log.error("%s", text)
+    _say(channel, Report("crashed", {"error": text}))
     return CRASHED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
-    _say(channel, Report("crashed", {"error": f"{type(error).__name__}: {error}"}))
+    hint = enter.why_refused(error)
+    text = f"{type(error).__name__}: {error}"
+    _say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
     return CRASHED
 
 
