@@ -10,12 +10,12 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bellwired import messages, settings
-from bellwired.errors import CommandError
+from bellwired import messages, settings, toml_file
+from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
 from bellwired.manager.events import Broadcaster
@@ -23,7 +23,7 @@ from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
-from bellwired.settings import Daemon, Device, Settings, SettingsError
+from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import stamp
 from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
@@ -58,6 +58,8 @@ class Manager:
         self.units: dict[str, Unit] = {}
         self.broadcaster = Broadcaster()
         self.spawner = Spawner()
+        self.troubles: dict[str, str] = {}
+        """What does not work of the daemon itself, by its part. The devices are served all the same."""
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -90,10 +92,7 @@ class Manager:
     def configuration(self) -> Iterator[tuple[Path, str]]:
         """The files in effect, with their contents."""
         for path in settings.used(self.places):
-            try:
-                yield path, path.read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"{path}: {error}") from None
+            yield path, toml_file.text(path)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
@@ -124,6 +123,9 @@ class Manager:
         async with self._turn:
             fresh = settings.load(self.places)
             done = Reloaded(failed={name: error.in_words for name, error in fresh.errors.items()})
+            if fresh.faults:  # none of a broken file counts: the daemon goes on as it was
+                done.failed[settings.DAEMON] = "; ".join(fault.in_words for fault in fresh.faults)
+                fresh = replace(fresh, daemon=self.settings.daemon)
             old, self.settings = self.settings, fresh
             self._report_bad_files()
             self._take_daemon(old.daemon, fresh.daemon)
@@ -144,7 +146,8 @@ class Manager:
         unusable = self.unusable
         failed = [*unusable, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
         text = f"{up} of {len(self.units) + len(unusable)} devices running, {clients} with a client"
-        return f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        text = f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        return "; ".join([text, *(f"trouble with {part}" for part in sorted(self.troubles))])
 
     # -- health
 
@@ -273,6 +276,11 @@ class Manager:
         return device, self._folder(name), *(stamp(file) for file in files)
 
     def _report_bad_files(self) -> None:
+        for fault in self.settings.faults:
+            log.error("%s", fault.in_words, extra={"MESSAGE_ID": messages.BAD_FILE})
+        self.troubles.pop(settings.DAEMON, None)
+        if self.settings.faults:
+            self.troubles[settings.DAEMON] = "; ".join(fault.in_words for fault in self.settings.faults)
         for name, error in self.settings.errors.items():
             fields = {"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name}
             log.error("%s", error.in_words, extra=fields)
