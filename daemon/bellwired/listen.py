@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import grp
 import os
 import pwd
@@ -17,6 +18,7 @@ from bellwired.notify import passed
 
 LONGEST = 107  # bytes: sockaddr_un has 108 with the NUL
 BACKLOG = 128  # if the backlog is full, a non-blocking client is refused at once
+TURNS = 8  # how many others may finish with a path between our look and our lock
 
 
 def default_path(name: str) -> Path:
@@ -28,8 +30,9 @@ def default_path(name: str) -> Path:
 class Listener:
     """A listening socket at ``path``, which is removed again at the end if it is still ours.
 
-    A stale socket at ``path`` is replaced. A live one is an error. ``mode`` has the permissions: every user who may
-    write to the socket may use the device. The socket never has wider permissions, not even for a moment.
+    A stale socket at ``path`` is replaced. A live one is an error, and so is another process that is making its own at
+    this moment. ``mode`` has the permissions: every user who may write to the socket may use the device. The socket
+    never has wider permissions, not even for a moment.
 
     The owner of the folder may put something else at ``path`` at any time. What is there gets the mode and the owner,
     or is removed, only if it is the socket that was bound.
@@ -39,24 +42,25 @@ class Listener:
         if len(os.fsencode(path)) > LONGEST:
             raise CommandError(f"{path}: a socket's path has at most {LONGEST} bytes", "choose a shorter one")
         ids = _user(owner), _group(group)
-        _clear(path)
         self.path = path
-        self.socket = _stream(path)
         self._ours = (-1, -1)
-        try:
-            mask = os.umask(0o777)
+        with _alone(path):
+            _clear(path)
+            self.socket = _stream(path)
             try:
-                self.socket.bind(os.fspath(path))
-            finally:
-                os.umask(mask)
-            self._ours = _give(path, ids, mode)
-            self.socket.listen(BACKLOG)
-        except OSError as error:
-            self.close()
-            raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
-        except CommandError:
-            self.socket.close()
-            raise
+                mask = os.umask(0o777)
+                try:
+                    self.socket.bind(os.fspath(path))
+                finally:
+                    os.umask(mask)
+                self._ours = _give(path, ids, mode)
+                self.socket.listen(BACKLOG)
+            except OSError as error:
+                self.close()
+                raise CommandError(f"{path}: cannot make the socket: {error.strerror}") from None
+            except CommandError:
+                self.socket.close()
+                raise
 
     def close(self) -> None:
         """Stop listening."""
@@ -100,6 +104,44 @@ def activated() -> tuple[socket.socket, bool]:
             "start it through a .socket unit with one ListenStream=",
         )
     return inherited(given[0])
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While the block lasts, no other process makes a socket at ``path``. Raises a CommandError if one is doing so.
+
+    Between the look for a live server and listen(2), another process would take the socket for a stale one. The lock is
+    on a file beside the socket, which goes at the end of the block. Without the right to create that file, the block
+    runs unlocked, and bind(2) says what is wrong.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder = held.enter_context(_folder(path))
+            _lock(path, folder, held)
+        except BlockingIOError:
+            raise CommandError(
+                f"{path}: another process is making the socket", "stop that process, or choose another path"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+def _lock(path: Path, folder: int, held: contextlib.ExitStack) -> None:
+    name = f".{path.name}.lock"
+    for _ in range(TURNS):
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file).st_nlink:  # else its last owner has just removed it
+                held.callback(os.close, file)
+                held.callback(os.unlink, name, dir_fd=folder)
+                return
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    raise BlockingIOError
 
 
 def _give(path: Path, ids: tuple[int, int], mode: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -103,6 +104,8 @@ class Settings:
     errors: dict[str, SettingsError]
     faults: tuple[SettingsError, ...] = ()
     """What is wrong with bellwired.toml. Each key with a fault has its default in ``daemon``."""
+    disabled: frozenset[str] = frozenset()
+    """The names in ``errors`` whose files disable the device all the same."""
     since: float = field(default_factory=time.time)
     """When it was read, in seconds since the epoch."""
 
@@ -114,6 +117,7 @@ def load(places: Places) -> Settings:
     devices: dict[str, Device] = {}
     sources: dict[str, Path] = {}
     errors: dict[str, SettingsError] = {}
+    disabled = set()
     for path in places.files(DEVICES, SUFFIX):
         name = path.name.removesuffix(SUFFIX)
         sources[name] = path
@@ -123,7 +127,9 @@ def load(places: Places) -> Settings:
             devices[name] = device(path, drop_ins(places, name))
         except SettingsError as error:
             errors[name] = error
-    return Settings(daemon, devices, sources, errors, faults)
+            if _disabled([path, *drop_ins(places, name)]):
+                disabled.add(name)
+    return Settings(daemon, devices, sources, errors, faults, frozenset(disabled))
 
 
 def tolerant(path: Path) -> tuple[Daemon, tuple[SettingsError, ...]]:
@@ -182,6 +188,15 @@ def device(path: Path, over: Iterable[Path] = ()) -> Device:
         if is_path(made.device)
         else made
     )
+
+
+def _disabled(files: Iterable[Path]) -> bool:
+    """Whether the last of the readable files that sets ``enabled`` sets it to false."""
+    enabled: Any = True
+    for file in files:
+        with contextlib.suppress(SettingsError):
+            enabled = table(file).get("enabled", enabled)
+    return enabled is False
 
 
 Table = TypeVar("Table", Device, Daemon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import grp
 import os
 import pwd
@@ -24,9 +25,7 @@ def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> N
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "d.sock"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(os.fspath(path))
+    path = stale(tmp_path / "d.sock")
     with listening(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(os.fspath(path))
 
@@ -148,6 +147,75 @@ def test_a_folder_that_was_replaced_by_a_link_loses_no_file(tmp_path: Path) -> N
     folder.symlink_to(other)
     listener.close()
     assert (other / "d.sock").read_text() == "root's"
+
+
+def stale(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+    return path
+
+
+def test_of_two_who_replace_one_stale_socket_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stale(tmp_path / "d.sock")
+
+    class Slow(socket.socket):
+        """The other one comes after the look for a live server."""
+
+        def connect_ex(self, address: str) -> int:  # type: ignore[override]
+            refused = super().connect_ex(address)
+            with pytest.raises(CommandError, match=r"d\.sock: another process is making the socket"):
+                Listener(path)
+            return refused
+
+    monkeypatch.setattr("bellwired.listen._stream", lambda path: Slow(socket.AF_UNIX, socket.SOCK_STREAM))
+    listener = Listener(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(path))
+    listener.close()
+
+
+def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_stale_one(tmp_path: Path, swapped: Arrange) -> None:
+    path = tmp_path / "d.sock"
+
+    def come_second(path: Path) -> None:
+        with pytest.raises(CommandError, match="another process is making the socket"):
+            Listener(path)
+
+    swapped(come_second)
+    Listener(path).close()
+
+
+def test_a_lock_that_its_last_owner_has_removed_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, (path, lock) = fcntl.flock, (tmp_path / "d.sock", tmp_path / ".d.sock.lock")
+    times = iter(range(99))
+
+    def late(fd: int, how: int) -> None:
+        if next(times) == 0:
+            lock.unlink()
+        usual(fd, how)
+
+    monkeypatch.setattr("bellwired.listen.fcntl.flock", late)
+    with listening(path):
+        assert next(times) == 2
+        assert os.listdir(tmp_path) == ["d.sock"]
+
+
+def test_a_lock_that_is_removed_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_fds: set[int]
+) -> None:
+    monkeypatch.setattr("bellwired.listen.fcntl.flock", lambda fd, how: (tmp_path / ".d.sock.lock").unlink())
+    with pytest.raises(CommandError, match="another process is making the socket"):
+        Listener(tmp_path / "d.sock")
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds)}
+
+
+def test_nothing_but_the_socket_is_left_in_the_folder(tmp_path: Path, open_fds: set[int]) -> None:
+    with listening(stale(tmp_path / "d.sock")):
+        assert os.listdir(tmp_path) == ["d.sock"]
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == len(open_fds)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a socket to another user")

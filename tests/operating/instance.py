@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -50,6 +51,8 @@ class Instance:
         self.environment: dict[str, str] = {}
         self.passed: dict[str, socket.socket] = {}
         """Sockets that the daemon gets as sd_listen_fds(3) has it, by name."""
+        self.limits: tuple[int, int] | None = None
+        """RLIMIT_NOFILE of the daemon, soft and hard, if it is another than ours."""
         self.process: subprocess.Popen[str]
         self._lines: list[str] = []
         self._said = threading.Condition()
@@ -89,6 +92,8 @@ class Instance:
         self.process = subprocess.Popen(
             words, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=given, start_new_session=True
         )
+        if self.limits is not None:  # Python is still loading
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, self.limits)
         self._lines.clear()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

@@ -127,6 +127,41 @@ def test_enable_overrides_whatever_says_that_a_device_is_not(daemon: Instance, r
     assert daemon.describe("off")["state"] == "disabled"
 
 
+BROKEN = ["device = ", 'device = "probe"\nmood = 1', "autostart = true"]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=["no TOML", "an unknown key", "no device"])
+def test_a_device_whose_file_cannot_be_used_can_be_disabled(broken: str, daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    good = (daemon.devices / f"{name}.toml").read_text()
+    (daemon.devices / f"{name}.toml").write_text(broken)
+    assert run("disable", name) == (0, "", "")
+    assert (daemon.describe(name)["state"], daemon.socket(name).exists()) == ("disabled", False)
+    assert run("reload") == (0, "nothing has changed\n", "")
+    status, _, error = run("enable", name)
+    assert (status, str(daemon.devices / f"{name}.toml") in error) == (1, True)
+    (daemon.devices / f"{name}.toml").write_text(good)
+    assert run("enable", name) == (0, "", "")
+    assert daemon.describe(name)["state"] == "running"
+
+
+def test_a_device_that_never_had_a_usable_file_can_be_disabled(daemon: Instance, run: Run) -> None:
+    def state() -> str:
+        return next(str(each["state"]) for each in daemon.call("List")["devices"] if each["name"] == "broken")
+
+    daemon.configure("broken", BAD)
+    daemon.reload()
+    assert state() == "failed"
+    assert run("disable", "broken") == (0, "", "")
+    assert state() == "disabled"
+
+
+def test_without_a_daemon_a_device_with_a_broken_file_can_be_disabled(instance: Instance) -> None:
+    instance.configure("one", BAD)
+    assert main(["disable", "one", *instance.places]) == 0
+    assert load(Places.of(instance.config)).disabled == {"one"}
+
+
 def test_the_daemon_itself_says_where_its_configuration_is(
     daemon: Instance, capsys: pytest.CaptureFixture[str]
 ) -> None:

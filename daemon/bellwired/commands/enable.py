@@ -39,10 +39,16 @@ def change(arguments: argparse.Namespace) -> int:
 
 
 def _change(daemon: Instance, name: str, enabled: bool) -> None:
+    """Write or remove the drop-in. A device can be disabled even if its file cannot be used."""
     places = daemon.places
     file = drop_in.source(places, name)
     over = drop_in.path(places, name, LAST)
     others = [each for each in settings.drop_ins(places, name) if each != over]
-    anyway = settings.device(file, others).enabled == enabled
+    try:
+        anyway = settings.device(file, others).enabled == enabled
+    except settings.SettingsError:
+        if enabled:
+            raise
+        anyway = False
     drop_in.write(over, None if anyway else TEXT.format("true" if enabled else "false"))
     drop_in.take_up(daemon, name)

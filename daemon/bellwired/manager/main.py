@@ -79,6 +79,7 @@ class Life:
         self._manager = manager
         self._stop = asyncio.Event()
         self._ready = False
+        self._service_manager = notify.ServiceManager()
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -103,15 +104,16 @@ class Life:
             if not stopping.done():
                 await starting
                 self._ready = True
-                notify.notify(READY="1", STATUS=manager.summary)
+                self._service_manager.tell(READY="1", STATUS=manager.summary)
                 log.info("ready: %s", manager.summary)
                 await stopping
             patience = manager.settings.daemon.stop_timeout + ALLOWANCE
-            notify.notify(STOPPING="1", STATUS="stopping", **notify.extension(patience))
+            self._service_manager.tell(STOPPING="1", STATUS="stopping", **notify.extension(patience))
             log.info("stopping")
         await starting
         if self._reloads:
             await asyncio.wait(self._reloads)
+        self._service_manager.close()
 
     def _reload(self) -> None:
         task = asyncio.create_task(self._reload_and_say())
@@ -119,24 +121,24 @@ class Life:
         task.add_done_callback(self._reloads.discard)
 
     async def _reload_and_say(self) -> None:
-        notify.reloading()
+        self._service_manager.reloading()
         try:
             await self._manager.reload()
         except CommandError as error:
             log.error("not reloaded: %s", error.in_words)
         finally:
             if not self._stop.is_set():
-                notify.notify(READY="1", STATUS=self._manager.summary)
+                self._service_manager.tell(READY="1", STATUS=self._manager.summary)
 
     async def _show_life(self) -> None:
         """Send the status text, and feed the watchdog while this loop runs and the fork server answers."""
         interval = notify.watchdog_interval()
         while True:
             if interval and await self._manager.spawner.ping():
-                notify.notify(WATCHDOG="1")
+                self._service_manager.tell(WATCHDOG="1")
             if not self._stop.is_set():
                 more = {} if self._ready else notify.extension(ALLOWANCE)
-                notify.notify(STATUS=self._manager.summary, **more)
+                self._service_manager.tell(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
 

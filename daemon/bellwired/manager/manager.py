@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bellwired import messages, settings, toml_file
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
@@ -82,7 +84,7 @@ class Manager:
 
     @property
     def unusable(self) -> dict[str, SettingsError]:
-        """Why there is no unit, by the names of files that cannot be used."""
+        """Why there is no unit, by the names of files that cannot be used, disabled ones among them."""
         return {name: error for name, error in self.settings.errors.items() if name not in self.units}
 
     def take_listeners(self, given: dict[str, socket.socket]) -> None:
@@ -122,15 +124,17 @@ class Manager:
         """Read configuration and plugins again. Restart only devices that have changed."""
         async with self._turn:
             fresh = settings.load(self.places)
-            done = Reloaded(failed={name: error.in_words for name, error in fresh.errors.items()})
             if fresh.faults:  # none of a broken file counts: the daemon goes on as it was
-                done.failed[settings.DAEMON] = "; ".join(fault.in_words for fault in fresh.faults)
                 fresh = replace(fresh, daemon=self.settings.daemon)
             old, self.settings = self.settings, fresh
+            done = Reloaded(failed={name: error.in_words for name, error in self._bad_files()})
             self._report_bad_files()
+            if fresh.faults:
+                done.failed[settings.DAEMON] = self.troubles[settings.DAEMON]
             self._take_daemon(old.daemon, fresh.daemon)
             gone = [name for name in self.units if name not in fresh.devices and name not in fresh.errors]
             await a_few_at_once(self._remove(name, done) for name in gone)
+            await a_few_at_once(self._disable(name, done) for name in fresh.disabled & self.units.keys())
             await a_few_at_once(self._bring_up_to_date(name, done) for name in fresh.devices)
             done.sort()
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
@@ -144,7 +148,8 @@ class Manager:
         up = sum(unit.state is State.RUNNING for unit in self.units.values())
         clients = sum(unit.client is not None for unit in self.units.values())
         unusable = self.unusable
-        failed = [*unusable, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
+        bad = [name for name, _ in self._bad_files() if name in unusable]
+        failed = [*bad, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
         text = f"{up} of {len(self.units) + len(unusable)} devices running, {clients} with a client"
         text = f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
         return "; ".join([text, *(f"trouble with {part}" for part in sorted(self.troubles))])
@@ -213,6 +218,14 @@ class Manager:
         del self._prints[name]
         done.stopped.append(name)
 
+    async def _disable(self, name: str, done: Reloaded) -> None:
+        """Disable a device whose files cannot be used otherwise."""
+        unit = self.units[name]
+        if unit.settings.enabled:
+            await unit.change(msgspec.structs.replace(unit.settings, enabled=False), unit.path, unit.folder)
+            self._prints[name] = ()  # whatever its files become, that is a change
+            done.stopped.append(name)
+
     async def _bring_up_to_date(self, name: str, done: Reloaded) -> None:
         device = self.settings.devices[name]
         unit = self.units.get(name)
@@ -275,13 +288,17 @@ class Manager:
         files = files_for(device.device, self.places.plugins)
         return device, self._folder(name), *(stamp(file) for file in files)
 
+    def _bad_files(self) -> Iterator[tuple[str, SettingsError]]:
+        """The devices whose files cannot be used, without those that are disabled."""
+        yield from ((name, why) for name, why in self.settings.errors.items() if name not in self.settings.disabled)
+
     def _report_bad_files(self) -> None:
         for fault in self.settings.faults:
             log.error("%s", fault.in_words, extra={"MESSAGE_ID": messages.BAD_FILE})
         self.troubles.pop(settings.DAEMON, None)
         if self.settings.faults:
             self.troubles[settings.DAEMON] = "; ".join(fault.in_words for fault in self.settings.faults)
-        for name, error in self.settings.errors.items():
+        for name, error in self._bad_files():
             fields = {"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name}
             log.error("%s", error.in_words, extra=fields)
 

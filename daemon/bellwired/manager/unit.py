@@ -13,6 +13,7 @@ from typing import Any
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
+from bellwired.manager import descriptors
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
 from bellwired.settings import Daemon, Device
@@ -24,6 +25,7 @@ from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
+NEEDED = 4  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
@@ -191,6 +193,8 @@ class Unit(Noted):
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
+            if self._listener is None:  # a restart takes what the worker before it had
+                descriptors.demand(NEEDED)
             listener = self._open_listener()
         except CommandError as error:
             self._give_up(str(error))
@@ -216,9 +220,7 @@ class Unit(Noted):
             raise
         channel.handed_over()
         self._child, self._channel = child, channel
-        if (
-            not self._attempt.done()
-        ):  # counted from here: before, the fork server may have been slow, and there was no worker to kill
+        if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
