@@ -33,7 +33,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "daemon/bellwired": [
         "__init__ errors release messages logs",
-        "notify places trust sources",
+        "notify places trust sources toml_file",
         "listen settings find",
         "workers",
         "manager demo",
