@@ -46,22 +46,11 @@ class Disk:
         """Whether no access ever waits, since the bytes lie in memory."""
         self.direct = direct
         """Whether accesses bypass the page cache (O_DIRECT)."""
-        self.at_once: int | None = 0 if instant else _NOWAIT
+        self.at_once: int | None = None if instant or direct else _NOWAIT or None
         """Flags for a preadv that never waits; None if this kind of file has none."""
-        if direct or not (instant or _NOWAIT):
-            self.at_once = None
+        self.view = memoryview(b"")
+        """All bytes of a disk in memory, to be copied; empty for other disks."""
         self._lost: OSError | None = None
-
-    @classmethod
-    def memory(cls, size: int, *, block: int = 512) -> Disk:
-        """A disk of ``size`` bytes of memory, in whole blocks. It uses memory only for what is written."""
-        disk = cls(os.memfd_create("bellwire-disk", os.MFD_CLOEXEC), 0, instant=True)
-        try:
-            disk.resize(size, block=block)
-        except StorageError:
-            disk.close()
-            raise
-        return disk
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
@@ -98,12 +87,12 @@ class Disk:
         if size:
             self.check_resize(size, block=block, shrink=shrink)
             _resize(self.fd, size)
-        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        self.size = self._found()
 
     def check_resize(self, size: int, *, block: int, shrink: bool) -> None:
         """Raise the StorageError that :meth:`resize` would raise, and change nothing."""
         check_blocks(size, block)
-        found = os.lseek(self.fd, 0, os.SEEK_END)
+        found = self._found()
         if 0 < size < found and not shrink:
             raise StorageError(
                 f"size={size} would cut the disk from {found} bytes and destroy what lies beyond; "
@@ -197,6 +186,10 @@ class Disk:
                 self.flush()
             os.close(self.fd)
             self.fd = -1
+
+    def _found(self) -> int:
+        """The present size in bytes: another process may have changed that of an image."""
+        return os.lseek(self.fd, 0, os.SEEK_END)
 
     def _get(self, buffers: Buffers, offset: int) -> int:
         """One preadv. If the medium needs better aligned memory, it reads into a copy."""

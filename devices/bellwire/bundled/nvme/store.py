@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from bellwire.storage import Disk, StorageError
+from bellwire.storage import Disk, MemoryDisk, StorageError
 
 NAME = "nvme.json"
 LARGEST = 64 << 20
@@ -125,7 +125,7 @@ class Store:
     def disk(self, nsid: int, size: int, block: int, *, direct: bool = False, new: bool = False) -> Disk:
         """Open the disk of a namespace that the host has made. With ``new`` it is emptied first."""
         if self.folder is None:
-            return Disk.memory(size, block=block)
+            return MemoryDisk(size, block=block)
         path = self._path(nsid)
         if new:
             self.remove(nsid)
