@@ -37,7 +37,7 @@ BASE = """
 access faccessat faccessat2 open openat openat2 creat close close_range stat fstat lstat newfstatat statx lseek statfs
 fstatfs getdents getdents64 getcwd chdir fchdir readlink readlinkat mkdir mkdirat rmdir rename renameat renameat2 unlink
 unlinkat truncate ftruncate fallocate fsync fdatasync sync_file_range fadvise64 flock fcntl dup dup2 dup3 pipe pipe2
-sendfile copy_file_range umask
+sendfile copy_file_range umask getxattr lgetxattr fgetxattr
 mmap munmap mprotect mremap madvise brk msync mincore memfd_create membarrier
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack pause restart_syscall
 signalfd signalfd4 getitimer setitimer alarm

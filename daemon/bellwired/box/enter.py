@@ -131,7 +131,7 @@ def _landlock(box: Box, need: Needs) -> None:
     elif need.mounts:
         box.add("files", OFF, "Landlock forbids the mounts that its tap needs: it reaches all files of its user")
     else:
-        landlock.restrict([*library.rules(), *need.rules], version, network=need.network)
+        landlock.restrict(library.rules(), need.rules, version, network=need.network)
         rules = sorted({(str(path.absolute()), rights) for path, rights in need.rules})
         own = ", ".join(f"{path} ({_rights(rights)})" for path, rights in rules) or "none of its own"
         box.add("files", HERE, f"Landlock {version}: Python's library, and {own}")

@@ -7,14 +7,16 @@ abstract sockets.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import os
 import stat
 import struct
 from collections.abc import Iterable
 from enum import IntFlag
 from pathlib import Path
+
+from bellwire.paths import Place
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
@@ -63,10 +65,14 @@ def version() -> int:
     return max(found, 0)
 
 
-def restrict(rules: Iterable[tuple[Path, Fs]], known: int, *, network: bool = False) -> None:
-    """Deny all files, except as the ``rules`` say: each gives rights to a file, or to a folder with all below it.
+Rules = Iterable[tuple[Path, Fs]]
 
-    ``known`` is the kernel's version. A path that does not exist is left out. TCP is denied without ``network``. Needs
+
+def restrict(system: Rules, named: Rules, known: int, *, network: bool = False) -> None:
+    """Deny all files, except as rules say: each gives rights to a file, or to a folder with all below it.
+
+    The paths of ``named`` rules lie where other users may meddle: untrusted links in them are not followed. ``known``
+    is the kernel's version. A path that does not exist is left out. TCP is denied without ``network``. Needs
     no_new_privs. Raises OSError.
     """
     handled = Fs((Fs.IOCTL_DEV << 1) - 1)
@@ -78,20 +84,25 @@ def restrict(rules: Iterable[tuple[Path, Fs]], known: int, *, network: bool = Fa
     size = 24 if known >= 6 else 16 if known >= 4 else 8
     ruleset = _check(_libc.syscall(_CREATE, attributes, size, 0))
     try:
-        for path, rights in rules:
-            _add(ruleset, path, rights & handled)
+        for rules, find in ((system, _open), (named, _pin)):
+            for path, rights in rules:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                    _add(ruleset, find(path), rights & handled)
         _check(_libc.syscall(_RESTRICT, ruleset, 0))
     finally:
         os.close(ruleset)
 
 
-def _add(ruleset: int, path: Path, rights: Fs) -> None:
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-            return
-        raise
+def _open(path: Path) -> int:
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _pin(path: Path) -> int:
+    with Place(path) as place:
+        return place.pin()
+
+
+def _add(ruleset: int, place: int, rights: Fs) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             rights &= _OF_FILES

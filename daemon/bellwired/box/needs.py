@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from bellwire import OptionError, PciDevice
 from bellwire.bundled.nvme.device import images
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
+from bellwire.paths import Place, make_folders
+from bellwire.unix_sockets import clear
 from bellwired.box.landlock import FOLDER, LINKS, READ, RUN, SOCKETS, WRITE, Fs
 from bellwired.sources import INIT
 
@@ -44,18 +47,23 @@ class Needs:
     folders: list[Path] = field(default_factory=list)
 
     def prepare(self) -> None:
-        """Make the files and folders that the device would make, and remove sockets and links of an earlier run.
+        """Make the files and folders that the device would make, and remove stale sockets and links.
 
-        Failures are left to the device, which reports them better.
+        Failures are left to the device, which reports them better. A socket with a live server is an OSError.
         """
         for path, make in self.files:
             with contextlib.suppress(OSError):
                 if make:
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+                    with Place(path) as place:
+                        os.close(place.open(os.O_RDWR | os.O_CREAT, 0o600))
         for folder in self.folders:
             with contextlib.suppress(OSError):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_made(self.made)
+                make_folders(folder.parent)
+                with Place(folder) as place:
+                    place.make_folder(0o700)
+        for path in self.made:
+            with contextlib.suppress(FileNotFoundError):
+                remove_made(path)
 
 
 def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
@@ -122,13 +130,15 @@ def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Ite
     needs.rules += [(path, FOLDER | SOCKETS | LINKS) for path in write]
 
 
-def remove_made(paths: Iterable[Path]) -> None:
-    """Remove sockets and links. Anything else at these paths stays, and so does what is behind a link."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            found = path.lstat().st_mode
-            if stat.S_ISSOCK(found) or stat.S_ISLNK(found):
-                path.unlink()
+def remove_made(path: Path) -> None:
+    """Remove a socket on which nobody listens, or a link to a terminal. Raises an OSError for anything else."""
+    with Place(path, follow=False) as place:
+        found = place.status()
+        if found is not None and stat.S_ISLNK(found.st_mode):
+            if os.readlink(place.name, dir_fd=place.folder).startswith("/dev/pts/"):
+                place.remove()
+        else:
+            clear(place, socket.SOCK_STREAM)
 
 
 def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:

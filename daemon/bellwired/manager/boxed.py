@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -36,5 +37,7 @@ class Boxed:
 
     def left(self) -> None:
         """The worker has ended: remove the sockets and links that it could not remove."""
-        remove_made(self._made)
+        for path in self._made:
+            with contextlib.suppress(OSError):  # another process has taken it
+                remove_made(path)
         self._made = []

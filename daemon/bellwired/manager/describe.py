@@ -3,10 +3,9 @@
 import contextlib
 from typing import TypedDict
 
-from bellwired.errors import CommandError
+from bellwired.errors import CommandError, SettingsError
 from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
-from bellwired.settings import SettingsError
 
 DISABLED = "disabled"
 """The state of a device that may not be started."""
