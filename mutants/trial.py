@@ -26,6 +26,7 @@ NOTHING_RAN = "(none)"
 QUICK = "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-m", QUICK, "--no-header", "--tb=line"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis has been imported by then
+OPTIONS += ["-o", "python_files=test_*.py"]  # pytest would load a `self_test.py` of ours itself, without the mistake
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 

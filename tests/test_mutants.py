@@ -111,6 +111,22 @@ def test_a_changed_test_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_module_that_is_named_like_a_test_gets_its_mistake(tmp_path: Path) -> None:
+    (tmp_path / "build/mutants").mkdir(parents=True)
+    (tmp_path / "self_test.py").write_text("ONE = 1\n")
+    test = tmp_path / "test_it.py"
+    test.write_text("import self_test\ndef test_it():\n    assert self_test.ONE == 1\n")
+    code = (
+        "import ast; from mutants.trial import attempt\n"
+        "print(attempt('self_test.py', ast.parse('ONE = 2'), ['test_it.py::test_it'], 60)[0])"
+    )
+    words = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": f"{os.getcwd()}:{tmp_path}"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "test_it.py::test_it\n"
+
+
+@pytest.mark.slow
 def test_what_is_tried_ends_with_the_tool(tmp_path: Path) -> None:
     """Even if the tool is killed."""
     code = (

@@ -56,7 +56,7 @@ class AtOnce:
         left: list[bytes] = []
         spaces = self._namespaces.open
         preadv = os.preadv
-        nsid, shift, blocks, fd = 0, 0, 0, -1
+        nsid = shift = blocks = fd = 0  # no namespace has the number 0
         now: int | None = None
         start, end, memory = 0, 0, memoryview(b"")
         budget, moved = self._io.budget, 0
