@@ -179,18 +179,20 @@ def test_the_line_falls_when_the_controller_or_the_queue_ends(plain: Guest[Nvme]
     with plain as guest:
         driver = Driver(TestMachine(guest))
         driver.enable()
+        levels = []
         queues = driver.create_queues(1, vector=0)
         queues.auto_head = False
         complete(queues, 1)
-        assert guest.line
+        levels.append(guest.line)
         for opcode in (AdminOpcode.DELETE_SUBMISSION_QUEUE, AdminOpcode.DELETE_COMPLETION_QUEUE):
             assert driver.admin.do(opcode, dwords=(1,)).status == 0
-        assert not guest.line
+        levels.append(guest.line)
         driver.admin.auto_head = False
         driver.admin.do(0x7F)
-        assert guest.line
+        levels.append(guest.line)
         driver.disable()
-        assert not guest.line
+        levels.append(guest.line)
+        assert levels == [True, False, True, False]
 
 
 def test_only_vector_0_is_there_without_msix(plain: Guest[Nvme]) -> None:

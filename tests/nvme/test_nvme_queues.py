@@ -128,13 +128,14 @@ def asked(guest: Guest[Nvme], qid: int) -> tuple[int, int]:
 
 
 def test_shadow_doorbells_are_for_io_queues_once_there_are_some(queues: QueueSet) -> None:
-    assert not queues.shadow.active
-    assert [queues.shadowed(sq) for sq in queues.submissions[:2]] == [False, False]
+    def active() -> list[bool]:
+        return [queues.shadow.active, *(queues.shadowed(sq) for sq in queues.submissions[:2])]
+
+    assert active() == [False, False, False]
     queues.shadow.configure(TAILS, EVENTS)
-    assert queues.shadow.active
-    assert [queues.shadowed(sq) for sq in queues.submissions[:2]] == [False, True]
+    assert active() == [True, False, True]
     queues.forget()
-    assert not queues.shadow.active
+    assert active() == [False, False, False]
 
 
 def test_each_shadow_has_its_place(guest: Guest[Nvme], shadowed: QueueSet) -> None:
