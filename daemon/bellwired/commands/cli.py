@@ -16,6 +16,7 @@ from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
 from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
 from bellwired.errors import CommandError
+from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
 from bellwired.release import release
 from kvm_ioctls import KvmError
@@ -103,7 +104,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for given in SHARED:
         if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
             top.error(f"--{given.replace('_', '-')} is for other commands than this")
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    if not logging.root.handlers:
+        to_stderr_or_journal(arguments.log_level)
     try:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
