@@ -104,7 +104,7 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="devices")
     async def List(self, *, statistics: bool | None = None) -> list[Description]:
-        """Every device of the configuration. An entry whose file cannot be used is in the state "failed".
+        """Every device of the configuration. One whose file cannot be used is in the state "failed" or "disabled".
 
         With ``statistics`` each has its counters: the manager asks its worker for them.
         """
@@ -113,7 +113,11 @@ class Control(VarlinkInterface, name=INTERFACE):
             units = list(manager.units.values())
             ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
             found = list(await asyncio.gather(*ways))
-            found += [describe_unusable(name, why, manager.settings.since) for name, why in manager.unusable.items()]
+            read = manager.settings
+            found += [
+                describe_unusable(name, why, read.since, enabled=name not in read.disabled)
+                for name, why in manager.unusable.items()
+            ]
             return sorted(found, key=lambda each: each["name"])
 
     @varlinkmethod(return_parameter="device")

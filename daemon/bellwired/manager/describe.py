@@ -3,10 +3,9 @@
 import contextlib
 from typing import TypedDict
 
-from bellwired.errors import CommandError
+from bellwired.errors import CommandError, SettingsError
 from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
-from bellwired.settings import SettingsError
 from bellwired.workers import process
 
 DISABLED = "disabled"
@@ -94,15 +93,15 @@ async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) 
     )
 
 
-def describe_unusable(name: str, error: SettingsError, since: float) -> Description:
+def describe_unusable(name: str, error: SettingsError, since: float, *, enabled: bool) -> Description:
     """A device whose file cannot be used."""
     return Description(
         name=name,
         device="",
-        state=str(State.FAILED),
+        state=str(State.FAILED) if enabled else DISABLED,
         since=since,
         autostart=False,
-        enabled=True,
+        enabled=enabled,
         socket="",
         pid=0,
         memory=0,

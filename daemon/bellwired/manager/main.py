@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from bellwired import notify
@@ -24,6 +25,7 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+METRICS_AGAIN = 5.0  # seconds between two attempts to serve metrics
 ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
 
@@ -47,7 +49,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the daemon until a signal ends it. Returns the exit status."""
+    """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
     arguments = parser().parse_args(words)
 
     def apply(settings: Daemon) -> None:
@@ -59,6 +61,10 @@ def main(words: Sequence[str] | None = None) -> int:
         manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
+    except CommandError as error:
+        log.error("%s", error.in_words)
+        return os.EX_CONFIG
+    try:
         asyncio.run(Life(manager).run())
     except CommandError as error:
         log.error("%s", error.in_words)
@@ -136,13 +142,33 @@ class Life:
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
 
-def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serve metrics if they are configured. Only then import what they need, to save memory."""
+@contextlib.asynccontextmanager
+async def _metrics(manager: Manager) -> AsyncIterator[None]:
+    """Serve metrics if they are configured. The block begins after the first attempt; a failure is tried again."""
     if not manager.settings.daemon.metrics:
-        return contextlib.nullcontext()
-    from bellwired.manager import metrics
+        yield
+        return
+    tried = asyncio.Event()
 
-    return metrics.serving(manager)
+    async def metrics() -> None:
+        try:
+            from bellwired.manager import metrics  # only now import what they need, to save memory
+
+            async with metrics.serving(manager):
+                manager.troubles.pop("metrics", None)
+                tried.set()
+                await asyncio.Event().wait()
+        except CommandError as error:
+            if manager.troubles.get("metrics") != error.in_words:
+                log.error("no metrics, until the next attempt: %s", error.in_words)
+            manager.troubles["metrics"] = error.in_words
+        finally:
+            tried.set()
+        await asyncio.sleep(METRICS_AGAIN)
+
+    async with alongside(metrics):
+        await tried.wait()
+        yield
 
 
 def _log_to(level: str) -> None:

@@ -10,12 +10,15 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bellwired import messages, settings
-from bellwired.errors import CommandError
+import msgspec
+
+from bellwire.trust import others_may_write
+from bellwired import messages, settings, toml_file
+from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
 from bellwired.manager.events import Broadcaster
@@ -23,9 +26,8 @@ from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
-from bellwired.settings import Daemon, Device, Settings, SettingsError
+from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import stamp
-from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
@@ -58,6 +60,8 @@ class Manager:
         self.units: dict[str, Unit] = {}
         self.broadcaster = Broadcaster()
         self.spawner = Spawner()
+        self.troubles: dict[str, str] = {}
+        """What does not work of the daemon itself, by its part. The devices are served all the same."""
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -80,7 +84,7 @@ class Manager:
 
     @property
     def unusable(self) -> dict[str, SettingsError]:
-        """Why there is no unit, by the names of files that cannot be used."""
+        """Why there is no unit, by the names of files that cannot be used, disabled ones among them."""
         return {name: error for name, error in self.settings.errors.items() if name not in self.units}
 
     def take_listeners(self, given: dict[str, socket.socket]) -> None:
@@ -90,10 +94,7 @@ class Manager:
     def configuration(self) -> Iterator[tuple[Path, str]]:
         """The files in effect, with their contents."""
         for path in settings.used(self.places):
-            try:
-                yield path, path.read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"{path}: {error}") from None
+            yield path, toml_file.text(path)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
@@ -123,12 +124,17 @@ class Manager:
         """Read configuration and plugins again. Restart only devices that have changed."""
         async with self._turn:
             fresh = settings.load(self.places)
-            done = Reloaded(failed={name: error.in_words for name, error in fresh.errors.items()})
+            if fresh.faults:  # none of a broken file counts: the daemon goes on as it was
+                fresh = replace(fresh, daemon=self.settings.daemon)
             old, self.settings = self.settings, fresh
+            done = Reloaded(failed={name: error.in_words for name, error in self._bad_files()})
             self._report_bad_files()
+            if fresh.faults:
+                done.failed[settings.DAEMON] = self.troubles[settings.DAEMON]
             self._take_daemon(old.daemon, fresh.daemon)
             gone = [name for name in self.units if name not in fresh.devices and name not in fresh.errors]
             await a_few_at_once(self._remove(name, done) for name in gone)
+            await a_few_at_once(self._disable(name, done) for name in fresh.disabled & self.units.keys())
             await a_few_at_once(self._bring_up_to_date(name, done) for name in fresh.devices)
             done.sort()
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
@@ -142,9 +148,11 @@ class Manager:
         up = sum(unit.state is State.RUNNING for unit in self.units.values())
         clients = sum(unit.client is not None for unit in self.units.values())
         unusable = self.unusable
-        failed = [*unusable, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
+        bad = [name for name, _ in self._bad_files() if name in unusable]
+        failed = [*bad, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
         text = f"{up} of {len(self.units) + len(unusable)} devices running, {clients} with a client"
-        return f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        text = f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        return "; ".join([text, *(f"trouble with {part}" for part in sorted(self.troubles))])
 
     # -- health
 
@@ -210,6 +218,14 @@ class Manager:
         del self._prints[name]
         done.stopped.append(name)
 
+    async def _disable(self, name: str, done: Reloaded) -> None:
+        """Disable a device whose files cannot be used otherwise."""
+        unit = self.units[name]
+        if unit.settings.enabled:
+            await unit.change(msgspec.structs.replace(unit.settings, enabled=False), unit.path, unit.folder)
+            self._prints[name] = ()  # whatever its files become, that is a change
+            done.stopped.append(name)
+
     async def _bring_up_to_date(self, name: str, done: Reloaded) -> None:
         device = self.settings.devices[name]
         unit = self.units.get(name)
@@ -272,8 +288,17 @@ class Manager:
         files = files_for(device.device, self.places.plugins)
         return device, self._folder(name), *(stamp(file) for file in files)
 
+    def _bad_files(self) -> Iterator[tuple[str, SettingsError]]:
+        """The devices whose files cannot be used, without those that are disabled."""
+        yield from ((name, why) for name, why in self.settings.errors.items() if name not in self.settings.disabled)
+
     def _report_bad_files(self) -> None:
-        for name, error in self.settings.errors.items():
+        for fault in self.settings.faults:
+            log.error("%s", fault.in_words, extra={"MESSAGE_ID": messages.BAD_FILE})
+        self.troubles.pop(settings.DAEMON, None)
+        if self.settings.faults:
+            self.troubles[settings.DAEMON] = "; ".join(fault.in_words for fault in self.settings.faults)
+        for name, error in self._bad_files():
             fields = {"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name}
             log.error("%s", error.in_words, extra=fields)
 
