@@ -34,8 +34,9 @@ FLOORS: dict[str, list[str]] = {
         "bundled",
     ],
     "daemon/bellwired": [
-        "__init__ errors release messages logs",
-        "notify places sources toml_file",
+        "__init__ errors release messages sinks",
+        "unblocked",
+        "logs notify places sources toml_file",
         "listen settings find",
         "workers",
         "manager demo",
