@@ -78,6 +78,15 @@ def listening(path: Path) -> Iterator[socket.socket]:
         listener.close()
 
 
+def refuse_live(path: Path) -> None:
+    """Raise a CommandError if a server listens at ``path``."""
+    with _stream(path) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(os.fspath(path))
+    if refused in (0, errno.EAGAIN):
+        raise _taken(path, refused)
+
+
 def inherited(fd: int) -> tuple[socket.socket, bool]:
     """The UNIX stream socket that was passed as ``fd``, and whether it listens (or is a client already)."""
     try:
@@ -207,8 +216,12 @@ def _clear(path: Path) -> None:
         return
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from None
+    raise _taken(path, refused)
+
+
+def _taken(path: Path, refused: int) -> CommandError:
     why = "a live server listens there" if refused in (0, errno.EAGAIN) else os.strerror(refused)
-    raise CommandError(f"{path}: {why}", "stop that server, or choose another path")
+    return CommandError(f"{path}: {why}", "stop that server, or choose another path")
 
 
 def _stream(path: Path) -> socket.socket:
