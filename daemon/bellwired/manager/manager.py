@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from bellwire.trust import others_may_write
 from bellwired import messages, settings, toml_file
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
@@ -27,7 +28,6 @@ from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import stamp
-from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
 
 log = logging.getLogger("bellwired")
