@@ -23,7 +23,7 @@ from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
 LONGEST = 1_000_000  # seconds: twelve days
-SHARED = ("config_dir", "runtime_dir", "json", "wait", "timeout")
+SHARED = ("config_dir", "runtime_dir", "whose", "json", "wait", "timeout")
 """Flags of several commands. They may stand before the command too."""
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_shared(shared)
-    shared.set_defaults(takes=SHARED[:3])
+    shared.set_defaults(takes=SHARED[:4])
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
@@ -103,7 +103,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = top.parse_args(words)
     for given in SHARED:
         if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
-            top.error(f"--{given.replace('_', '-')} is for other commands than this")
+            flag = arguments.whose if given == "whose" else given.replace("_", "-")
+            top.error(f"--{flag} is for other commands than this")
     if not logging.root.handlers:
         to_stderr_or_journal(arguments.log_level)
     try:

@@ -27,9 +27,10 @@ from asyncvarlink.serviceinterface import PermissionDenied
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager.control_connection import ControlConnection
-from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
+from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
+from bellwired.release import release
 
 INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
@@ -101,6 +102,19 @@ class Control(VarlinkInterface, name=INTERFACE):
         self._caller = caller
         self._may_look = may_look
         self._may_change = may_change
+
+    @varlinkmethod(return_parameter="daemon")
+    async def About(self) -> About:
+        """The daemon itself, and what does not work of it."""
+        with self._looking():
+            manager = self._manager
+            return About(
+                version=release(),
+                pid=os.getpid(),
+                uid=os.geteuid(),
+                summary=manager.summary,
+                troubles=manager.troubles,
+            )
 
     @varlinkmethod(return_parameter="devices")
     async def List(self, *, statistics: bool | None = None) -> list[Description]:

@@ -13,6 +13,16 @@ DISABLED = "disabled"
 PATIENCE = 1.0  # seconds: a device that hangs is described too
 
 
+class About(TypedDict):
+    """The daemon itself. ``troubles`` has what does not work of it, by its part."""
+
+    version: str
+    pid: int
+    uid: int
+    summary: str
+    troubles: dict[str, str]
+
+
 class Client(TypedDict):
     """The connected client."""
 

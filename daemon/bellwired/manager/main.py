@@ -43,9 +43,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags for a private instance, which the daemon and the commands share."""
+    """The flags that name an instance, which the daemon and the commands share."""
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
+    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
+        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
     _log_to(arguments.log_level or "info")
     process.allow_many_files()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
+        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
     except CommandError as error:
