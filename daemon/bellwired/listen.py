@@ -46,6 +46,10 @@ class Listener:
             why = error.strerror if isinstance(error, PathError) else f"cannot make the socket: {error.strerror}"
             raise CommandError(f"{path}: {why}", getattr(error, "hint", "")) from None
 
+    def in_place(self) -> bool:
+        """Whether the socket is still at ``path``."""
+        return self._bound.in_place()
+
     def close(self) -> None:
         """Stop listening."""
         self._bound.remove()

@@ -216,7 +216,7 @@ def test_a_runtime_folder_that_others_may_write_is_refused(instance: Instance) -
     instance.runtime.chmod(0o777)
     instance.start()
     try:
-        assert instance.process.wait(30) == 1
+        assert instance.process.wait(30) == os.EX_CONFIG
     finally:
         instance.__exit__(None, None, None)
     assert f"{instance.runtime}: others than its owner may write it" in instance.log

@@ -134,6 +134,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
         return 0
     columns = Column("name"), Column("device", 2), Column("state"), Column("for", 3), Column("client", 1)
     numbers = Column("memory", 5, right=True), Column("restarts", 4, right=True)
+    troubled = [Column("trouble")] if any(each["troubles"] for each in devices) else []
     rows = [
         (
             show.text(each["name"]),
@@ -143,11 +144,12 @@ def list_devices(arguments: argparse.Namespace) -> int:
             "yes" if each["connected"] else "-",
             show.size(each["memory"]),
             str(each["restarts"]),
+            *([", ".join(each["troubles"]) or "-"] if troubled else []),
         )
         for each in devices
     ]
     nothing = "The daemon has no devices: put a file into devices.d (bellwire new)."
-    show.console().print(show.table([*columns, *numbers], rows) if devices else nothing)
+    show.console().print(show.table([*columns, *numbers, *troubled], rows) if devices else nothing)
     return 0
 
 
@@ -334,8 +336,10 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if device["error"]:
         facts.append(("Error", show.text(device["error"])))
+    facts += [("Trouble", f"[yellow]{show.text(trouble)}[/yellow]") for trouble in device["troubles"].values()]
     if device["pid"]:
         facts += [("Process", str(device["pid"])), ("Memory", show.size(device["memory"]))]
+    facts += [("Code", f"{show.text(file)} of {show.clock(when)}") for file, when in device["code"].items()]
     if device["changed"]:
         changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
         facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))

@@ -125,7 +125,8 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             manager = self._manager
             units = list(manager.units.values())
-            ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
+            bad = manager.settings.errors
+            ways = [describe(unit, bad.get(unit.name), statistics=bool(statistics), recent=False) for unit in units]
             found = list(await asyncio.gather(*ways))
             read = manager.settings
             found += [
@@ -138,7 +139,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Describe(self, *, name: str) -> Description:
         """One device, with its statistics, its client and its recent events."""
         with self._looking():
-            return await describe(self._manager.unit(name))
+            return await describe(self._manager.unit(name), self._manager.settings.errors.get(name))
 
     @varlinkmethod
     async def Start(self, *, name: str) -> None:

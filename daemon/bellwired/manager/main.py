@@ -25,6 +25,7 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+STATUS_PAUSE = 0.2
 METRICS_AGAIN = 5.0  # seconds between two attempts to serve metrics
 ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
@@ -98,7 +99,7 @@ class Life:
             control.serving(manager, listener),
             manager.running(),
             _metrics(manager),
-            alongside(self._show_life),
+            alongside(self._show_life, self._show_status),
         ):
             starting = asyncio.create_task(manager.start_all())
             stopping = asyncio.create_task(self._stop.wait())
@@ -142,6 +143,17 @@ class Life:
                 more = {} if self._ready else notify.extension(ALLOWANCE)
                 self._service_manager.tell(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
+
+    async def _show_status(self) -> None:
+        """Send the status text as soon as it changes, but at most five times a second."""
+        told = ""
+        while True:
+            await self._manager.stirred.wait()
+            self._manager.stirred.clear()
+            if self._manager.summary != told and not self._stop.is_set():
+                told = self._manager.summary
+                self._service_manager.tell(STATUS=told)
+            await asyncio.sleep(STATUS_PAUSE)
 
 
 @contextlib.asynccontextmanager
