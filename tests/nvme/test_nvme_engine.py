@@ -14,7 +14,7 @@ from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.io import blame
 from bellwire.bundled.nvme.status import CommandError, Status
-from bellwire.storage import Disk
+from bellwire.storage import Disk, MemoryDisk
 from bellwire.testing import Guest
 from nvme.driver import PAGE, Driver, Queues, TestMachine, prps
 
@@ -314,7 +314,7 @@ def test_verify_reads_a_mebibyte_at_a_time(driver: Driver, monkeypatch: pytest.M
     def note(_: Disk, buffers: Sequence[memoryview], offset: int) -> None:
         read.append((offset, sum(map(len, buffers))))
 
-    monkeypatch.setattr(Disk, "read", note)
+    monkeypatch.setattr(MemoryDisk, "read", note)
     assert driver.create_queues().do(IoOpcode.VERIFY, nsid=1, dwords=(3, 0, 4999)).status == 0
     mebibyte = 1 << 20
     assert read == [(1536, mebibyte), (1536 + mebibyte, mebibyte), (1536 + 2 * mebibyte, 2560000 - 2 * mebibyte)]
