@@ -36,7 +36,7 @@ FLOORS: dict[str, list[str]] = {
         "notify places trust sources",
         "listen settings find",
         "workers",
-        "manager demo",
+        "manager demo maps",
         "commands install",
         "start",
         "__main__",

@@ -39,6 +39,7 @@ OWN_STATUSES = {
     "reload": {0: "All is as configured.", 1: "A file cannot be used, or a device has not started with it."},
     "check": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
     "cat-config": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
+    "import": {1: "The map cannot be read, the file is not to be overwritten, or --check found it out of date."},
     "edit": {1: "What was written cannot be used, and what was before stays; or something else failed."},
 }
 """The exit statuses with a meaning special to one command."""
