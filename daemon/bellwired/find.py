@@ -15,9 +15,9 @@ from types import ModuleType
 
 import bellwire.bundled
 from bellwire import PciDevice
+from bellwire.trust import others_may_write
 from bellwired.errors import CommandError
 from bellwired.sources import INIT, Check, first_file, is_path, load
-from bellwired.trust import others_may_write
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]

@@ -1,11 +1,13 @@
 """Tells the service manager about the daemon, and takes the sockets that it passes (sd_notify(3), sd_listen_fds(3)).
 
-Uses systemd-python if it is installed. Without it, this module sends the few bytes of sd_notify itself.
+It sends the few bytes of sd_notify itself. libsystemd would open a socket for each message, which fails in a process
+without a free descriptor, and it would wait for a service manager whose queue is full. The sockets that are passed come
+from systemd-python if it is installed.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import socket
 import time
@@ -13,29 +15,77 @@ import time
 from bellwired.errors import CommandError
 
 FIRST_FD = 3
-PATIENCE = 1.0  # seconds for a service manager whose queue is full
+AGAIN = 0.5  # seconds between two attempts to reach a service manager that does not listen
 
 
-def notify(**state: str) -> None:
-    """Send ``notify(READY="1", STATUS="...")``. Without a service manager, do nothing."""
-    text = "\n".join(f"{key}={value}" for key, value in state.items())
-    try:
-        from systemd import daemon
-    except ImportError:
-        _send(text)
-    else:
-        with contextlib.suppress(OSError):
-            daemon.notify(text)
+class ServiceManager:
+    """The service manager that ``NOTIFY_SOCKET`` names. Without one, messages are dropped.
+
+    Messages leave in order, over one socket that stays open. A message that cannot be delivered yet is kept, and no
+    call waits for that. A newer message with the same fields replaces it, so at most one of each kind is kept.
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._sock: socket.socket | None = None
+        if address:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._connected = False
+        self._waiting: dict[tuple[str, ...], bytes] = {}
+        self._again: asyncio.TimerHandle | None = None
+
+    def tell(self, **state: str) -> None:
+        """Send ``tell(READY="1", STATUS="...")``. For the thread of the event loop."""
+        if self._sock is None:
+            return
+        fields = tuple(state)
+        self._waiting.pop(fields, None)  # a replacement goes to the end of the queue
+        self._waiting[fields] = "\n".join(f"{key}={value}" for key, value in state.items()).encode()
+        self._send(self._sock)
+
+    def reloading(self) -> None:
+        """Say that a reload has begun. ``tell(READY="1")`` ends it."""
+        self.tell(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
+
+    def close(self) -> None:
+        """Close the socket. What could not be delivered is dropped."""
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_writer(self._sock)
+            self._sock.close()
+            self._sock = None
+        if self._again is not None:
+            self._again.cancel()
+
+    def _send(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            fields, text = next(iter(self._waiting.items()))
+            try:
+                if not self._connected:
+                    sock.connect(self._address)  # the same descriptor may be connected again
+                    self._connected = True
+                sock.send(text)
+            except BlockingIOError:
+                loop.add_writer(sock, self._send, sock)
+                return
+            except OSError:  # the service manager has gone, or starts anew
+                self._connected = False
+                loop.remove_writer(sock)
+                if self._again is None:
+                    self._again = loop.call_later(AGAIN, self._try_again, sock)
+                return
+            del self._waiting[fields]
+        loop.remove_writer(sock)
+
+    def _try_again(self, sock: socket.socket) -> None:
+        self._again = None
+        self._send(sock)
 
 
 def extension(seconds: float) -> dict[str, str]:
-    """For :func:`notify`: allow the current start, reload or stop so many seconds from now on."""
+    """For :meth:`ServiceManager.tell`: allow the current start, reload or stop so many seconds from now on."""
     return {"EXTEND_TIMEOUT_USEC": str(round(seconds * 1e6))}
-
-
-def reloading() -> None:
-    """Say that a reload has begun. ``notify(READY="1")`` ends it."""
-    notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
 
 def watchdog_interval() -> float:
@@ -80,18 +130,3 @@ def passed() -> dict[int, str]:
     if count < 0:
         raise CommandError(f"LISTEN_FDS={text}: expected a number of descriptors", "the service manager sets it")
     return {FIRST_FD + at: names[at] if at < len(names) and names[at] else "unknown" for at in range(count)}
-
-
-def _send(text: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with (
-        contextlib.suppress(OSError),  # a service manager that does not listen is no reason to stop
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
-    ):
-        sock.settimeout(PATIENCE)
-        sock.connect(address)
-        sock.sendall(text.encode())

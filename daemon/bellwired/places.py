@@ -23,6 +23,8 @@ class Places:
     config: tuple[Path, ...]
     plugins: tuple[Path, ...]
     runtime: Path
+    whose: str = ""
+    """``user``, ``system``, or nothing for a private instance, which has its own folders."""
 
     @classmethod
     def of(
@@ -31,25 +33,41 @@ class Places:
         runtime_dir: Path | None = None,
         environment: Mapping[str, str] = os.environ,
         uid: int | None = None,
+        whose: str = "",
     ) -> Places:
-        """Root gets the system's folders. Others get their own (XDG) before these. The arguments replace all of them.
+        """The system's folders (``whose`` is "system"), or the user's own (XDG; "user").
+
+        Root and a system service get the system's by default, and others their own. A user's instance has nothing in
+        common with the system's except its plugins, which come last. ``config_dir`` and ``runtime_dir`` replace all
+        folders.
 
         Raises a CommandError if ``config_dir`` does not exist: a misspelt one would give a daemon without devices.
         """
-        config: tuple[Path, ...] = SYSTEM
-        runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
         uid = os.geteuid() if uid is None else uid
-        if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
-            config = (*_user(environment), *SYSTEM)
+        whose = whose or ("system" if uid == 0 or "RUNTIME_DIRECTORY" in environment else "user")
+        if whose == "user":
+            config = _user(environment)
+            plugins = tuple(folder / "plugins" for folder in (*config, *SYSTEM))
             own = _absolute(environment, "XDG_RUNTIME_DIR")
             runtime = own / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # a parent could be another user's
-        plugins = tuple(folder / "plugins" for folder in config)
+        else:
+            config = SYSTEM
+            plugins = tuple(folder / "plugins" for folder in config)
+            runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
         if config_dir is not None:
             if not config_dir.is_dir():
                 raise CommandError(f"{config_dir}: no such folder", "--config-dir names the one with devices.d in it")
             config = (config_dir.absolute(),)
             plugins = (config[0] / "plugins",)
-        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute())
+        if config_dir is not None or runtime_dir is not None:
+            whose = ""
+        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute(), whose)
+
+    @property
+    def daemon(self) -> str:
+        """The daemon of this instance, in words."""
+        named = {"user": "your own daemon", "system": "the system's daemon"}
+        return named.get(self.whose, "the daemon")
 
     @property
     def control(self) -> Path:

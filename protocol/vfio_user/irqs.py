@@ -12,6 +12,12 @@ from vfio_user.errors import ProtocolError
 from vfio_user.eventfds import SIZE, signal, take
 from vfio_user.fields import Fields
 
+# Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
+_NONE, _BOOL, _EVENTFD = int(SetIrqsFlags.DATA_NONE), int(SetIrqsFlags.DATA_BOOL), int(SetIrqsFlags.DATA_EVENTFD)
+_MASK, _UNMASK, _TRIGGER = int(SetIrqsFlags.MASK), int(SetIrqsFlags.UNMASK), int(SetIrqsFlags.TRIGGER)
+_KINDS, _ACTIONS = int(SetIrqsFlags.data_kinds()), int(SetIrqsFlags.actions())
+_INTX = int(IrqIndex.INTX)
+
 INFO = Fields("<IIII", "argsz flags index count")
 SET = Fields("<IIIII", "argsz flags index start count")
 
@@ -37,11 +43,12 @@ class IrqInfo:
         return cls(index, count, IrqFlags(flags))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetIrqs:
     """A DEVICE_SET_IRQS request for interrupts ``[start, start + count)``. ``data`` has the bytes of DATA_BOOL."""
 
-    flags: SetIrqsFlags
+    flags: int
+    """Bits of :class:`~vfio_user.constants.SetIrqsFlags`."""
     index: int
     start: int
     count: int
@@ -59,14 +66,13 @@ class SetIrqs:
         argsz, flags, index, start, count = SET.unpack_from(payload)
         if not SET.size <= argsz <= len(payload):
             raise ProtocolError(f"DEVICE_SET_IRQS: argsz {argsz}, but {len(payload)} bytes came")
-        known = int(SetIrqsFlags.data_kinds() | SetIrqsFlags.actions())  # an int: ~ of an IntFlag clears unknown bits
-        kinds, actions = flags & SetIrqsFlags.data_kinds(), flags & SetIrqsFlags.actions()
-        if flags & ~known or kinds.bit_count() != 1 or actions.bit_count() != 1:
+        kinds, actions = flags & _KINDS, flags & _ACTIONS
+        if flags & ~(_KINDS | _ACTIONS) or kinds.bit_count() != 1 or actions.bit_count() != 1:
             raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
         data = bytes(payload[SET.size :])
-        if kinds == SetIrqsFlags.DATA_BOOL and len(data) != count:
+        if kinds == _BOOL and len(data) != count:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(data)} bytes of data for count {count}")
-        return cls(SetIrqsFlags(flags), index, start, count, data)
+        return cls(flags, index, start, count, data)
 
 
 class _Irq:
@@ -96,7 +102,7 @@ class IrqTable:
         self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
-        self._line_fds: dict[SetIrqsFlags, int] = {}  # MASK and UNMASK of INTx: the client writes these
+        self._line_fds: dict[int, int] = {}  # MASK and UNMASK of INTx: the client writes these
         self._counter = bytearray(SIZE)
         self._level = False
         self._raised = False  # INTx has been signalled and not been unmasked since
@@ -117,17 +123,17 @@ class IrqTable:
             raise ProtocolError(
                 f"DEVICE_SET_IRQS: [{start}, {start + count}) of index {request.index}, which has {len(row)}"
             )
-        if SetIrqsFlags.DATA_EVENTFD in flags:
+        if flags & _EVENTFD:
             self._set_eventfds(request, row, fds)
             return
         if fds:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds without DATA_EVENTFD")
         for number, irq in enumerate(row[start : start + count]):
-            if SetIrqsFlags.DATA_BOOL in flags and not request.data[number]:
+            if flags & _BOOL and not request.data[number]:
                 continue
-            if SetIrqsFlags.TRIGGER in flags:
+            if flags & _TRIGGER:
                 self._loop_back(request.index, irq)
-            elif SetIrqsFlags.MASK in flags:
+            elif flags & _MASK:
                 irq.masked = True
             else:
                 self._unmask(request.index, irq)
@@ -144,7 +150,7 @@ class IrqTable:
     def set_level(self, asserted: bool) -> None:
         """Drive the INTx line. It is signalled once, and again after each unmask while it is still asserted."""
         self._level = asserted
-        if not asserted and SetIrqsFlags.UNMASK not in self._line_fds:
+        if not asserted and _UNMASK not in self._line_fds:
             self._raised = False  # no UNMASK eventfd: the guest's EOI is not reported, so the next edge counts
         self._raise_line()
 
@@ -165,12 +171,12 @@ class IrqTable:
         self._drop_line_fds()
 
     def _disable(self, request: SetIrqs, row: list[_Irq]) -> None:
-        if request.start or SetIrqsFlags.DATA_NONE not in request.flags or SetIrqsFlags.TRIGGER not in request.flags:
+        if request.start or not request.flags & _NONE or not request.flags & _TRIGGER:
             raise ProtocolError("DEVICE_SET_IRQS: count 0 is for disabling: DATA_NONE, TRIGGER, start 0")
         for irq in row:
             self._assign(irq, -1)
             irq.masked = irq.pending = False
-        if request.index == IrqIndex.INTX:
+        if request.index == _INTX:
             self._drop_line_fds()
 
     def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
@@ -178,18 +184,18 @@ class IrqTable:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds for count {request.count}; expected all or none")
         for fd in fds:
             _check_eventfd(fd)
-        if SetIrqsFlags.TRIGGER in request.flags:
+        if request.flags & _TRIGGER:
             taken = list(fds) or [-1] * request.count
             fds.clear()
             for irq, fd in zip(row[request.start :], taken, strict=False):
                 self._assign(irq, fd)
-                if request.index != IrqIndex.INTX:
+                if request.index != _INTX:
                     self._deliver(irq)
-            if request.index == IrqIndex.INTX:
+            if request.index == _INTX:
                 self._raised = False
                 self._raise_line()
-        elif request.index == IrqIndex.INTX:
-            self._set_line_fd(request.flags & SetIrqsFlags.actions(), fds.pop(0) if fds else -1)
+        elif request.index == _INTX:
+            self._set_line_fd(request.flags & _ACTIONS, fds.pop(0) if fds else -1)
         else:
             raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
 
@@ -207,25 +213,25 @@ class IrqTable:
         """Handle a TRIGGER by the client: signal the interrupt back to it."""
         if irq.fd >= 0 and not irq.masked:
             signal(irq.fd)
-            self._raised |= index == IrqIndex.INTX
+            self._raised |= index == _INTX
         else:
             irq.pending = True
 
     def _unmask(self, index: int, irq: _Irq) -> None:
         irq.masked = False
-        if index == IrqIndex.INTX:
+        if index == _INTX:
             self._raised = False
             self._raise_line()
         else:
             self._deliver(irq)
 
     def _raise_line(self) -> None:
-        for line in self._irqs[IrqIndex.INTX][:1]:
+        for line in self._irqs[_INTX][:1]:
             if (self._level or line.pending) and not self._raised and line.fd >= 0 and not line.masked:
                 self._raised, line.pending = True, False
                 signal(line.fd)
 
-    def _set_line_fd(self, action: SetIrqsFlags, fd: int) -> None:
+    def _set_line_fd(self, action: int, fd: int) -> None:
         old = self._line_fds.pop(action, -1)
         if old >= 0:
             self._unwatch(old)
@@ -239,18 +245,18 @@ class IrqTable:
             self._set_line_fd(action, -1)
         self._raised = False
 
-    def _line_rung(self, action: SetIrqsFlags) -> None:
+    def _line_rung(self, action: int) -> None:
         """Handle a write to the MASK or UNMASK eventfd of INTx. (The ratified text gives the opposite direction.)"""
         fd = self._line_fds.get(action)
         if fd is None:
             return  # the client has de-assigned it since the wake-up
         if not take(fd, self._counter):
             return
-        line = self._irqs[IrqIndex.INTX][0]
-        if action == SetIrqsFlags.MASK:
+        line = self._irqs[_INTX][0]
+        if action == _MASK:
             line.masked = True
         else:
-            self._unmask(IrqIndex.INTX, line)
+            self._unmask(_INTX, line)
 
 
 def _check_eventfd(fd: int) -> None:

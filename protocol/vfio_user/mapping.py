@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,10 +71,10 @@ class Mapping:
         self._length = -(-(size + self._lead) // page) * page
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self._address = _map(None, self._length, protection, mmap.MAP_SHARED, fd, base)
-        self._pages: Pages | None = _pages(self._address, self._length)
+        self._pages: Pages | None = Pages.at(self._address, self._length)
         _keep_from_dumps(self._address, self._length)
-        whole = memoryview(self._pages).cast("B")
-        self._view = (whole if write else whole.toreadonly())[self._lead : self._lead + size]
+        view = self._pages.view(self._lead, size)
+        self._view = view if write else view.toreadonly()
 
     def view(self) -> memoryview:
         """The whole mapping; read-only unless it is mapped for writing."""
@@ -103,8 +103,32 @@ class Mapping:
             _lay_over(self._address, self._length)
 
 
-Pages = ctypes.Array[ctypes.c_char]
-"""A range of addresses. It is unmapped when this object and all views of it are gone."""
+class Pages(ctypes.Array[ctypes.c_char]):
+    """``size`` bytes from ``address`` on. They are unmapped when this object and all views of it are gone.
+
+    A class of its own for each size would cost 8 µs. So this class has a length that no mapping reaches, and
+    :meth:`view` gives the part that is mapped.
+    """
+
+    _type_ = ctypes.c_char
+    _length_ = 1 << 56
+
+    address: int
+    size: int
+
+    @classmethod
+    def at(cls, address: int, size: int) -> Pages:
+        """Take over the mapping of ``size`` bytes at ``address``."""
+        pages = cls.from_address(address)
+        pages.address, pages.size = address, size
+        return pages
+
+    def view(self, start: int, size: int) -> memoryview:
+        """A writable view of ``size`` bytes, the first of them ``start`` bytes behind the address."""
+        return memoryview(self).cast("B")[start : start + size]
+
+    def __del__(self, unmap: Callable[[int, int], int] = _libc.munmap) -> None:
+        unmap(self.address, self.size)
 
 
 def join(pieces: Sequence[tuple[int, int]]) -> Pages:
@@ -117,20 +141,20 @@ def join(pieces: Sequence[tuple[int, int]]) -> Pages:
         raise VfioUserError(f"{len(pieces)} pieces of memory to join, at most {MOST_PIECES} expected")
     length = sum(size for _, size in pieces)
     place = _map(None, length, _PROT_NONE, _ANONYMOUS, -1, 0)
-    pages = _pages(place, length)
+    pages = Pages.at(place, length)
     for address, size in pieces:  # an old size of 0 copies a shared mapping (mremap(2))
         if _libc.mremap(address, 0, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, place) in (None, _FAILED):
             error = ctypes.get_errno()
             raise VfioUserError(f"mremap of {size} bytes: {os.strerror(error)}", error)
         place += size
-    _keep_from_dumps(ctypes.addressof(pages), length)
+    _keep_from_dumps(pages.address, length)
     return pages
 
 
 def blank(pages: Pages) -> None:
     """Release the memory behind ``pages``. They show zeros from now on."""
     with suppress(VfioUserError):  # as in Mapping.detach()
-        _lay_over(ctypes.addressof(pages), ctypes.sizeof(pages))
+        _lay_over(pages.address, pages.size)
 
 
 def _keep_from_dumps(address: int, length: int) -> None:
@@ -140,19 +164,6 @@ def _keep_from_dumps(address: int, length: int) -> None:
 
 def _lay_over(address: int, length: int) -> None:
     _map(address, length, mmap.PROT_READ | mmap.PROT_WRITE, _ANONYMOUS | _MAP_FIXED, -1, 0)
-
-
-def _pages(address: int, length: int) -> Pages:
-    unmap = _libc.munmap
-
-    class Owned(ctypes.Array[ctypes.c_char]):
-        _type_ = ctypes.c_char
-        _length_ = length
-
-        def __del__(self) -> None:
-            unmap(address, length)
-
-    return Owned.from_address(address)
 
 
 def _check_file(fd: int, offset: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -83,6 +84,47 @@ def test_units_and_managers_are_told_where_the_commands_are(installed: Path) -> 
         assert "=/usr/local/bin/bellwire" in unit.read_text()
     about = json.loads((installed / "usr/local/share/vfio-user/50-bellwire.json").read_text())
     assert (about["type"], about["binary"]) == ("pci", "/usr/local/bin/bellwire")
+
+
+def test_a_prefix_with_blanks_and_percent_signs_is_quoted(tmp_path: Path) -> None:
+    prefix = Path("/opt/50% off")
+    files = {file.path.name: file.content for file in contents.files(Layout.for_all(prefix), tmp_path)}
+    words = '"/opt/50%% off/bin/bellwired"'
+    assert f"ExecStart={words}\n" in files["bellwired.service"]
+    assert f"ExecReload={words.replace('bellwired', 'bellwire')} reload\n" in files["bellwired.service"]
+    assert json.loads(files["50-bellwire.json"])["binary"] == str(prefix / "bin/bellwire")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_starts_what_a_quoted_path_names(tmp_path: Path) -> None:
+    layout = Layout.for_all(tmp_path / "100%n of it; $HOME # {}")
+    layout.bin.mkdir(parents=True)
+    for name in contents.COMMANDS:
+        (layout.bin / name).write_text("")
+        (layout.bin / name).chmod(0o755)
+    (unit,) = (each for each in contents.files(layout, None) if each.path == layout.user_units / "bellwired.service")
+    path = tmp_path / unit.path.name
+    words = ["systemd-analyze", "verify", "--user", "--man=no", "--recursive-errors=no", str(path)]
+
+    def said(text: str) -> str:
+        path.write_text(text.replace("Requires=bellwired.socket\n", ""))
+        done = subprocess.run(words, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+                              capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
+        return done.stderr
+
+    assert "not executable" not in said(unit.content)
+    assert "not executable" in said(unit.content.replace('bellwired"', 'bellwirec"'))
+
+
+@pytest.mark.parametrize("character", ['"', "'", "\\", "\n", "\x7f"])
+def test_a_prefix_from_which_systemd_starts_nothing_is_refused(
+    character: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["install", "--system", "--prefix", f"/opt/a{character}b", "--destdir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{f'/opt/a{character}b/bin'!r}: systemd starts no command from" in said
+    assert "--prefix" in said
+    assert all_in(tmp_path) == []
 
 
 def test_no_file_names_another_prefix_or_the_destination(installed: Path) -> None:

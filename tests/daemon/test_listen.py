@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import grp
 import os
 import pwd
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bellwire.unix_sockets import probe
 from bellwired.errors import CommandError
-from bellwired.listen import Listener, inherited, listening
+from bellwired.listen import Listener, inherited, listening, refuse_live
 
 
 def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
@@ -24,9 +26,7 @@ def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> N
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "d.sock"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(os.fspath(path))
+    path = stale(tmp_path / "d.sock")
     with listening(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(os.fspath(path))
 
@@ -150,6 +150,73 @@ def test_a_folder_that_was_replaced_by_a_link_loses_no_file(tmp_path: Path) -> N
     assert (other / "d.sock").read_text() == "root's"
 
 
+def stale(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+    return path
+
+
+def test_of_two_who_replace_one_stale_socket_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stale(tmp_path / "d.sock")
+
+    def late(pinned: int, kind: int) -> int:
+        """The other one comes after the look for a live server."""
+        refused = probe(pinned, kind)
+        with pytest.raises(CommandError, match=r"d\.sock: another process is making the socket"):
+            Listener(path)
+        return refused
+
+    monkeypatch.setattr("bellwire.unix_sockets.probe", late)
+    listener = Listener(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(path))
+    listener.close()
+
+
+def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_stale_one(tmp_path: Path, swapped: Arrange) -> None:
+    path = tmp_path / "d.sock"
+
+    def come_second(path: Path) -> None:
+        with pytest.raises(CommandError, match="another process is making the socket"):
+            Listener(path)
+
+    swapped(come_second)
+    Listener(path).close()
+
+
+def test_a_lock_that_its_last_owner_has_removed_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, (path, lock) = fcntl.flock, (tmp_path / "d.sock", tmp_path / ".d.sock.lock")
+    times = iter(range(99))
+
+    def late(fd: int, how: int) -> None:
+        if next(times) == 0:
+            lock.unlink()
+        usual(fd, how)
+
+    monkeypatch.setattr("bellwire.unix_sockets.fcntl.flock", late)
+    with listening(path):
+        assert next(times) == 2
+        assert os.listdir(tmp_path) == ["d.sock"]
+
+
+def test_a_lock_that_is_removed_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_fds: set[int]
+) -> None:
+    monkeypatch.setattr("bellwire.unix_sockets.fcntl.flock", lambda fd, how: (tmp_path / ".d.sock.lock").unlink())
+    with pytest.raises(CommandError, match="another process is making the socket"):
+        Listener(tmp_path / "d.sock")
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds)}
+
+
+def test_nothing_but_the_socket_is_left_in_the_folder(tmp_path: Path, open_fds: set[int]) -> None:
+    with listening(stale(tmp_path / "d.sock")):
+        assert os.listdir(tmp_path) == ["d.sock"]
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == len(open_fds)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a socket to another user")
 def test_the_owner_and_the_group_are_the_sockets(tmp_path: Path) -> None:
     listener = Listener(tmp_path / "d.sock", 0o620, "nobody", "daemon")
@@ -157,3 +224,46 @@ def test_the_owner_and_the_group_are_the_sockets(tmp_path: Path) -> None:
     listener.close()
     assert (found.st_uid, found.st_gid) == (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
     assert stat.S_IMODE(found.st_mode) == 0o620
+
+
+def test_a_check_tells_a_live_socket_from_one_that_is_gone_or_stale(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    refuse_live(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        refuse_live(path)
+        server.listen()
+        with pytest.raises(CommandError, match=f"^{path}: a live server listens there"):
+            refuse_live(path)
+
+
+def test_a_stale_socket_that_another_program_has_just_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stale(tmp_path / "d.sock")
+    with socket.socket(socket.AF_UNIX) as other:
+
+        def late(pinned: int, kind: int) -> int:
+            refused = probe(pinned, kind)
+            if refused:
+                path.unlink()
+                other.bind(os.fspath(path))
+                other.listen()
+            return refused
+
+        monkeypatch.setattr("bellwire.unix_sockets.probe", late)
+        with pytest.raises(CommandError, match="a live server listens there"):
+            Listener(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(path))
+    assert os.listdir(tmp_path) == ["d.sock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+def test_a_folder_behind_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "link").symlink_to("root")
+    os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(CommandError, match="is not followed: it belongs to user 65534"):
+        Listener(tmp_path / "link/d.sock")
+    assert not list((tmp_path / "root").iterdir())

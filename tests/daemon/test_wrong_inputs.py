@@ -53,7 +53,9 @@ MISTAKES = [  # status 2: the usage, and then this
     ("vmm --guest bell --kernel x", "--kernel: not allowed with argument --guest"),
     ("vmm --guest bell --memory 1Q", "'1Q': expected a number of MiB, or one that ends in M or G"),
     ("vmm --guest bell --timeout 0", "--timeout: 0: expected more than 0"),
-    ("vmm --guest bell --vcpus x", "--cpus/--vcpus: invalid int value: 'x'"),
+    ("vmm --guest bell --vcpus x", "--cpus/--vcpus: expected 1 to 8, got 'x'"),
+    ("vmm --guest bell --cpus 0", "--cpus/--vcpus: expected 1 to 8, got '0'"),
+    ("vmm --guest bell --cpus 9", "--cpus/--vcpus: expected 1 to 8, got '9'"),
 ]
 
 FAILURES = [  # status 1
@@ -90,7 +92,9 @@ FAILURES = [  # status 1
     ("check /tmp", "/tmp: a device's file is called NAME.toml"),
     ("new 1x", "'1x' is no name for a device\n  lower-case letters, digits and _, as in my_nic"),
     ("new class", "'class' is no name for a device"),
-    ("vmm --guest nope", "no guest 'nope': there are bell"),
+    ("vmm --guest nope", "--guest: there is no guest 'nope': there are bell"),
+    ("vmm --guest bel", "--guest: there is no guest 'bel': did you mean bell? There are bell"),
+    ("vmm --guest ./bell", "--guest: cannot read the guest image bell: No such file or directory"),
     ("vmm --guest bell --initrd x", "--initrd is for --kernel"),
     ("vmm --kernel /etc/passwd", "/etc/passwd: the kernel is neither a bzImage nor an ELF file"),
     ("vmm --kernel /nonexistent", "/nonexistent: No such file or directory"),

@@ -30,8 +30,10 @@ pytestmark = pytest.mark.guest
 
 # bell
 CONTROL, BELLS, PORTS = 0, 1, 2
-WILDCARD, MATCHED, MATCH = 0x00, 0x10, 0x42
+WILDCARD, MATCHED, MATCH, FEW = 0x00, 0x10, 0x42, 0x30
 PLAIN, WILDCARD_COUNT, MATCHED_COUNT, PORT_COUNT = 0x10, 0x40, 0x48, 0x58
+FEW_COUNT, FEW_SEEN = 0xD0, 0xD8
+HERE = Path(__file__).parent
 DATAMATCH, PIO, CCW = 1, 2, 8
 AT = 0x40
 PCI_EXPRESS, SLOT_CONTROL, POWER_OFF = 0x10, 0x18, 0x0700  # PCI Express 5.0, §7.5.3.10
@@ -118,6 +120,28 @@ def test_a_doorbell_of_one_value_rings_for_that_and_other_values_are_messages(
     function.write(BELLS, MATCHED, MATCH + 1)
     assert function.read(CONTROL, MATCHED_COUNT, 8) == 1
     assert written(served) == [(BELLS, MATCHED)]
+
+
+def test_each_of_a_few_values_rings_and_others_are_messages(drive: Callable[..., Machine], served: Served) -> None:
+    (function,) = drive(served).functions
+    for value in (*range(8), 5, 5):
+        function.write(BELLS, FEW, value)
+    assert (function.read(CONTROL, FEW_COUNT, 8), function.read(CONTROL, FEW_SEEN)) == (10, 0xFF)
+    assert written(served) == []
+    function.write(BELLS, FEW, 8)
+    assert function.read(CONTROL, FEW_COUNT, 8) == 10
+    assert written(served) == [(BELLS, FEW)]
+
+
+def test_values_beyond_the_descriptors_of_a_reply_are_messages(
+    drive: Callable[..., Machine], serve: Callable[[Device], Served]
+) -> None:
+    served = serve(Device(f"{HERE / 'many_values.py'}:manyvalues"))
+    (function,) = drive(served).functions
+    for value in range(40):
+        function.write(0, 0x10, value)
+    assert function.read(0, 0, 8) == (1 << 40) - 1
+    assert written(served) == [(0, 0x10)] * (40 - 16)
 
 
 def test_a_port_rings_with_no_message(drive: Callable[..., Machine], served: Served) -> None:

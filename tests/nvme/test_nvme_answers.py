@@ -12,7 +12,7 @@ import pytest
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.status import Status
-from bellwire.storage import Disk
+from bellwire.storage import Disk, MemoryDisk
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Driver, Fields, TestMachine, transfer
 from nvme.test_nvme_erasing import finish_sanitize
@@ -167,7 +167,7 @@ def test_a_short_self_test_reads_sixteen_places_from_end_to_end(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(Disk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]))))
+    monkeypatch.setattr(MemoryDisk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]))))
     driver.admin.do(AdminOpcode.DEVICE_SELF_TEST, nsid=1, dwords=(1,))
     finish_test(driver)
     assert seen == [(16383 * number // 15 * 512, 512) for number in range(16)]

@@ -9,7 +9,7 @@ import pytest
 
 from bellwire.bundled.nvme.identify import Abilities, ControllerIdentity, text
 from bellwire.bundled.nvme.namespace import LARGEST_COPY, Namespace, common_capabilities
-from bellwire.storage import Disk
+from bellwire.storage import MemoryDisk
 
 ABILITIES = Abilities(
     namespace_ids=0x1122,
@@ -117,7 +117,7 @@ def test_nothing_else_is_common() -> None:
 @pytest.mark.parametrize(("shift", "flbas"), [(9, 0), (12, 1)])
 @pytest.mark.parametrize("readonly", [False, True])
 def test_a_namespace_says_how_large_it_is_and_who(shift: int, flbas: int, readonly: bool) -> None:
-    with contextlib.closing(Disk.memory(1 << 20)) as disk:
+    with contextlib.closing(MemoryDisk(1 << 20)) as disk:
         disk.readonly = readonly
         namespace = Namespace(1, disk, 1 << shift, WHO)
         page = namespace.identify()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.status import Status
+from bellwire.storage import MemoryDisk
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Done, Driver, TestMachine, transfer
 
@@ -95,12 +95,13 @@ def test_a_namespace_is_made_attached_used_detached_and_deleted(roomy: Driver) -
     assert listed(roomy, 0x10) == [1]
 
 
-def test_the_disk_of_a_namespace_that_is_deleted_is_closed(roomy: Driver) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_the_disk_of_a_namespace_that_is_deleted_is_closed(roomy: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(MemoryDisk, "close", lambda disk: closed.append(disk.size))
     assert create(roomy, 256).result == 2
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert closed == []
     assert delete(roomy, 2).status == 0
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert closed == [256 * 512]
 
 
 def test_capacity_is_taken_and_given_back(roomy: Driver) -> None:

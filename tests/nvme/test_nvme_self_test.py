@@ -11,7 +11,7 @@ import pytest
 
 from bellwire.bundled.nvme.command import AdminOpcode, Command, IoOpcode
 from bellwire.bundled.nvme.status import Status
-from bellwire.storage import Disk
+from bellwire.storage import Disk, MemoryDisk
 from bellwire.storage.disk import Buffers
 from nvme.driver import Driver, Queues, TestMachine
 
@@ -77,7 +77,7 @@ def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
     self_test = driver.machine.guest.device.controller.self_test
     seen: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        Disk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]), self_test.page(ANY)[1]))
+        MemoryDisk, "read", lambda _, buffers, offset: seen.append((offset, len(buffers[0]), self_test.page(ANY)[1]))
     )
     driver.admin.do(SELF_TEST, nsid=2, dwords=(2,))
     finish_test(driver)
@@ -148,18 +148,18 @@ def test_a_format_of_another_namespace_does_not_wait_for_the_end_of_a_self_test(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    read, empty = Disk.read, Disk.empty
+    read, empty = MemoryDisk.read, MemoryDisk.empty
 
-    def noted_read(disk: Disk, buffers: Buffers, offset: int) -> None:
+    def noted_read(disk: MemoryDisk, buffers: Buffers, offset: int) -> None:
         done.append("read")
         read(disk, buffers, offset)
 
-    def noted_empty(disk: Disk) -> None:
+    def noted_empty(disk: MemoryDisk) -> None:
         done.append("format")
         empty(disk)
 
-    monkeypatch.setattr(Disk, "read", noted_read)
-    monkeypatch.setattr(Disk, "empty", noted_empty)
+    monkeypatch.setattr(MemoryDisk, "read", noted_read)
+    monkeypatch.setattr(MemoryDisk, "empty", noted_empty)
     driver.admin.put(SELF_TEST, nsid=1, dwords=(2,))
     cid = driver.admin.put(AdminOpcode.FORMAT_NVM, nsid=2, dwords=(1,))
     driver.admin.ring()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -50,6 +51,11 @@ class Instance:
         self.environment: dict[str, str] = {}
         self.passed: dict[str, socket.socket] = {}
         """Sockets that the daemon gets as sd_listen_fds(3) has it, by name."""
+        self.limits: tuple[int, int] | None = None
+        """RLIMIT_NOFILE of the daemon, soft and hard, if it is another than ours."""
+        self.reads = threading.Event()
+        """Cleared, it stops the reader of the daemon's log."""
+        self.reads.set()
         self.process: subprocess.Popen[str]
         self._lines: list[str] = []
         self._said = threading.Condition()
@@ -89,6 +95,8 @@ class Instance:
         self.process = subprocess.Popen(
             words, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=given, start_new_session=True
         )
+        if self.limits is not None:  # Python is still loading
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, self.limits)
         self._lines.clear()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -104,6 +112,7 @@ class Instance:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.reads.set()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -146,6 +155,7 @@ class Instance:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            self.reads.wait()
             with self._said:
                 self._lines.append(line)
                 self._said.notify_all()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,45 +13,9 @@ import pytest
 
 from bellwired import notify
 from bellwired.errors import CommandError
-from operating.instance import PATIENCE, QUICK, Instance, connect
-
-
-class Heard:
-    """The far end of NOTIFY_SOCKET. It takes each datagram at once, since a full queue holds up the daemon."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._said: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(str(path))
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def close(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
-            last.sendto(b"", str(self.path))
-        self._reader.join()
-        self._sock.close()
-
-    def _read(self) -> None:
-        while text := self._sock.recv(4096).decode():
-            self._said.put(dict(line.split("=", 1) for line in text.splitlines()))
-
-    def until(self, key: str, patience: float = PATIENCE) -> dict[str, str]:
-        """The next datagram with ``key`` in it."""
-        deadline = time.monotonic() + patience
-        while True:
-            said = self._said.get(timeout=max(0, deadline - time.monotonic()))
-            if key in said:
-                return said
-
-    def silence(self, key: str, seconds: float) -> bool:
-        """Whether nothing with ``key`` in it comes for so long."""
-        try:
-            self.until(key, seconds)
-        except queue.Empty:
-            return True
-        return False
+from bellwired.manager.main import STATUS_INTERVAL
+from operating.heard import Heard
+from operating.instance import QUICK, Instance, connect
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +54,19 @@ def test_a_device_that_fails_does_not_keep_it_from_being_ready_and_is_named(inst
     instance.configure("typo", 'devise = "probe"')
     with instance:
         assert heard.until("READY")["STATUS"] == "1 of 3 devices running, 0 with a client; failed: bad, typo"
+
+
+def test_the_status_text_follows_what_happens_at_once(instance: Instance, heard: Heard) -> None:
+    path = instance.configure("one")
+    with instance:
+        heard.until("READY")
+        begun = time.monotonic()
+        with connect(path):
+            while heard.until("STATUS")["STATUS"] != "1 of 1 devices running, 1 with a client":
+                pass
+        while heard.until("STATUS")["STATUS"] != "1 of 1 devices running, 0 with a client":
+            pass
+        assert time.monotonic() - begun < STATUS_INTERVAL / 2
 
 
 def test_a_start_that_takes_long_is_given_more_time_until_it_is_over(instance: Instance, heard: Heard) -> None:

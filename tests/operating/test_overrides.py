@@ -55,7 +55,7 @@ def test_an_error_in_a_drop_in_names_it_and_hurts_no_other_device(daemon: Instan
     name = daemon.add()
     pid = daemon.pid(name)
     path = drop_in(daemon, name, "typo", "optons.pace = 2")
-    assert daemon.reload()["failed"][name] == f"{path}: unknown key optons (did you mean options?)"
+    assert daemon.reload()["failed"][name] == f"{path}:1: unknown key optons (did you mean options?)"
     assert daemon.pid(name) == pid
 
 
@@ -125,6 +125,41 @@ def test_enable_overrides_whatever_says_that_a_device_is_not(daemon: Instance, r
     assert daemon.describe("off")["state"] == "running"
     assert run("disable", "off") == (0, "", "")
     assert daemon.describe("off")["state"] == "disabled"
+
+
+BROKEN = ["device = ", 'device = "probe"\nmood = 1', "autostart = true"]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=["no TOML", "an unknown key", "no device"])
+def test_a_device_whose_file_cannot_be_used_can_be_disabled(broken: str, daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    good = (daemon.devices / f"{name}.toml").read_text()
+    (daemon.devices / f"{name}.toml").write_text(broken)
+    assert run("disable", name) == (0, "", "")
+    assert (daemon.describe(name)["state"], daemon.socket(name).exists()) == ("disabled", False)
+    assert run("reload") == (0, "nothing has changed\n", "")
+    status, _, error = run("enable", name)
+    assert (status, str(daemon.devices / f"{name}.toml") in error) == (1, True)
+    (daemon.devices / f"{name}.toml").write_text(good)
+    assert run("enable", name) == (0, "", "")
+    assert daemon.describe(name)["state"] == "running"
+
+
+def test_a_device_that_never_had_a_usable_file_can_be_disabled(daemon: Instance, run: Run) -> None:
+    def state() -> str:
+        return next(str(each["state"]) for each in daemon.call("List")["devices"] if each["name"] == "broken")
+
+    daemon.configure("broken", BAD)
+    daemon.reload()
+    assert state() == "failed"
+    assert run("disable", "broken") == (0, "", "")
+    assert state() == "disabled"
+
+
+def test_without_a_daemon_a_device_with_a_broken_file_can_be_disabled(instance: Instance) -> None:
+    instance.configure("one", BAD)
+    assert main(["disable", "one", *instance.places]) == 0
+    assert load(Places.of(instance.config)).disabled == {"one"}
 
 
 def test_the_daemon_itself_says_where_its_configuration_is(
@@ -266,10 +301,11 @@ def files(tmp_path: Path) -> Path:
         ("mine.toml", 'device = "probe"', ""),
         ("mine.toml", 'device = "./here.py"', ""),
         ("bellwired.toml", "ping-interval = 3", ""),
-        ("mine.toml", "device = 1", "mine.toml: device = 1: Expected str, got int"),
+        ("mine.toml", "device = 1", "mine.toml:1: device = 1: Expected str, got int"),
         ("mine.toml", 'device = "probe"\noptions.pase = 3', "mine.toml: probe has no option pase: did you mean pace?"),
         ("mine.toml", 'device = "./gone.py"', "gone.py: no such file"),
         ("bellwired.toml", "ping-intervall = 3", "unknown key ping-intervall"),
+        ("bellwired.toml", 'metrics = "here"', "write unix:PATH or ADDRESS:PORT"),
         ("mine.conf", 'device = "probe"', "mine.conf: a device's file is called NAME.toml"),
         ("two words.toml", 'device = "probe"', "two words.toml: a device's file is called NAME.toml"),
     ],
@@ -288,12 +324,30 @@ def test_check_says_what_is_wrong_with_a_file_before_it_counts(
     assert bool(said.err) == bool(error)
 
 
+def test_check_without_a_file_checks_those_in_effect(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config-dir", str(files)]) == 0
+    (files / "bellwired.toml").write_text("ping-timeout = 0\npong = 1\n")
+    (files / "devices.d/one.toml").write_text('device = "probe"\noptions.pase = 3\n')
+    assert main(["check", "--config-dir", str(files)]) == 1
+    said = capsys.readouterr().err
+    assert all(
+        text in said for text in ("bellwired.toml:1: ping-timeout", "bellwired.toml:2: unknown key", "no option")
+    )
+
+
+def test_check_need_not_import_plugins(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "plugins/probe.py").write_text("raise SystemExit\n")
+    assert main(["check", "--no-import", "--config-dir", str(files)]) == 0
+    assert main(["check", "--config-dir", str(files)]) == 1
+    assert "SystemExit" in capsys.readouterr().err
+
+
 def test_check_reads_the_drop_ins_beside_a_file(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "devices.d/one.toml.d/a.toml").write_text("mode = 3")
     assert main(["check", str(files / "devices.d/one.toml"), "--config-dir", str(files), "--json"]) == 1
     said = capsys.readouterr()
     assert json.loads(said.out) == {
-        str(files / "devices.d/one.toml"): f"{files}/devices.d/one.toml.d/a.toml: mode = 3: Expected str, got int"
+        str(files / "devices.d/one.toml"): f"{files}/devices.d/one.toml.d/a.toml:1: mode = 3: Expected str, got int"
     }
 
 

@@ -118,6 +118,7 @@ def test_the_bell_in_a_process_of_its_own(machine: Machine) -> None:
             "ioeventfd datamatch",
             ioregionfd,
             ioregionfd,
+            *["ioeventfd datamatch"] * 8,
             "ioeventfd",
         ]
         machine.load("bell3", pack_rings(list(PATHS.values())))

@@ -163,7 +163,7 @@ def test_guests_that_cannot_be_loaded_are_refused(machine: Machine, tmp_path: Pa
     large = tmp_path / "large.bin"
     large.write_bytes(bytes(MIB))
     cases = {
-        "no-such-guest": f"no guest 'no-such-guest': there are {', '.join(guests.names())}, or name a file",
+        "no-such-guest": f"no guest 'no-such-guest': there are {', '.join(guests.names())}; or give a path",
         str(tmp_path / "none.bin"): "cannot read the guest image .*none.bin: No such file",
         str(large): "the guest image has 1048576 bytes: it would reach into the stacks",
     }

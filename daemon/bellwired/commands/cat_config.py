@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bellwired import settings
+from bellwired import settings, toml_file
 from bellwired.commands import show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
@@ -44,6 +44,8 @@ def cat_config(arguments: argparse.Namespace) -> int:
         return _of_one(places, arguments.name, arguments.json)
     found = settings.load(places)
     errors: dict[str, CommandError] = {**found.errors}
+    if found.faults:
+        errors[settings.DAEMON] = CommandError("; ".join(map(str, found.faults)), found.faults[0].hint)
     for name in found.devices:
         try:
             examine(found.sources[name], settings.drop_ins(places, name), places)
@@ -95,7 +97,7 @@ def origins(files: list[Path]) -> Origins:
     found: Origins = {}
     for file in files:
         values = dict(_flat(settings.table(file)))
-        lines = _lines(file.read_text())
+        lines = _lines(toml_file.text(file))
         found |= {key: (value, file, lines[key]) for key, value in values.items()}
     return found
 
@@ -122,6 +124,6 @@ def _flat(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _cat(files: list[Path]) -> None:
     for path in files:
         print(f"# {path}")
-        with contextlib.suppress(OSError):  # reported among the errors
-            print(path.read_text(errors="replace").rstrip("\n"))
+        with contextlib.suppress(CommandError):  # reported among the errors
+            print(toml_file.text(path).rstrip("\n"))
         print()

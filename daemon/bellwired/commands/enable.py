@@ -10,6 +10,7 @@ from bellwired.commands import drop_in
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.control_client import Instance
 from bellwired.commands.operate import matching, try_each
+from bellwired.errors import SettingsError
 
 LAST = "zz-enabled"
 """The name of the drop-in: it comes last, so no other overrides it."""
@@ -39,10 +40,16 @@ def change(arguments: argparse.Namespace) -> int:
 
 
 def _change(daemon: Instance, name: str, enabled: bool) -> None:
+    """Write or remove the drop-in. A device can be disabled even if its file cannot be used."""
     places = daemon.places
     file = drop_in.source(places, name)
     over = drop_in.path(places, name, LAST)
     others = [each for each in settings.drop_ins(places, name) if each != over]
-    anyway = settings.device(file, others).enabled == enabled
+    try:
+        anyway = settings.device(file, others).enabled == enabled
+    except SettingsError:
+        if enabled:
+            raise
+        anyway = False
     drop_in.write(over, None if anyway else TEXT.format("true" if enabled else "false"))
     drop_in.take_up(daemon, name)

@@ -36,7 +36,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def list_plugins(arguments: argparse.Namespace) -> int:
     """``bellwire plugins``."""
-    listed = plugins(Places.of(arguments.config_dir, arguments.runtime_dir).plugins)
+    listed = plugins(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "").plugins)
     if arguments.json:
         fields = ("name", "source", "description", "error")
         show.as_json([{key: getattr(each, key) for key in fields} for each in listed])

@@ -105,8 +105,16 @@ def uninstall(arguments: argparse.Namespace) -> int:
 def _places(arguments: argparse.Namespace) -> tuple[Layout, Path | None]:
     destination = arguments.destdir.absolute() if arguments.destdir else None
     if arguments.user or (not arguments.system and os.geteuid() != 0):
-        return Layout.for_one(), destination
-    return Layout.for_all(arguments.prefix.absolute()), destination
+        layout = Layout.for_one()
+    else:
+        layout = Layout.for_all(arguments.prefix.absolute())
+    if not layout.startable:
+        raise CommandError(
+            f"{str(layout.bin)!r}: systemd starts no command from a folder with a quote, a backslash or a control "
+            "character in its path",
+            "choose another --prefix",
+        )
+    return layout, destination
 
 
 def _read(layout: Layout, destination: Path | None) -> list[str]:

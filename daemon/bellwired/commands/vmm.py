@@ -12,8 +12,9 @@ from typing import Any
 
 from bellwire_vmm import guests
 from bellwire_vmm.device.proxy import ProxyDevice
-from bellwire_vmm.errors import DeviceRefusedError
-from bellwire_vmm.vmm import Machine
+from bellwire_vmm.errors import DeviceRefusedError, GuestImageError
+from bellwire_vmm.machine.boot import MicroGuest
+from bellwire_vmm.vmm import MAX_VCPUS, Machine
 from bellwired.commands import vmm_linux as linux
 from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_guests import parameters, report
@@ -63,7 +64,7 @@ def add_parser(commands: Any) -> None:
         help="guest memory, in MiB unless it ends in M or G (default 64, with --kernel 512; at most 3G)",
     )
     parser.add_argument(
-        "--cpus", "--vcpus", dest="vcpus", type=int, default=1, metavar="N", help="number of vCPUs (default 1)"
+        "--cpus", "--vcpus", dest="vcpus", type=_vcpus, default=1, metavar="N", help="number of vCPUs (default 1)"
     )
     parser.add_argument(
         "--timeout",
@@ -96,6 +97,10 @@ def vmm(arguments: argparse.Namespace) -> int:
     if arguments.kernel:
         return linux.boot(arguments, plug)
     given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
+    try:
+        guest = MicroGuest(guests.image(arguments.guest), given)
+    except GuestImageError as error:
+        raise CommandError(f"--guest: {error}") from None
     with ExitStack() as stack:
         machine = stack.enter_context(Machine(arguments.memory or 64 * MIB, arguments.vcpus))
         for path in arguments.devices:
@@ -105,7 +110,7 @@ def vmm(arguments: argparse.Namespace) -> int:
                 why = f" ({each.reason})" if each.reason else ""
                 print(f"  BAR{each.bar}+{each.offset:#05x}  {each.mechanism}{why}")
         sys.stdout.flush()
-        machine.load(arguments.guest, given)
+        machine.load(guest)
         result = machine.run(arguments.timeout or PATIENCE)
         if result.text:
             print(result.text.rstrip("\n"))
@@ -140,6 +145,16 @@ def _memory(text: str) -> int:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of MiB, or one that ends in M or G")
     return int(found[1]) * (1024 if found[2] in ("G", "g") else 1) * MIB
+
+
+def _vcpus(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MAX_VCPUS:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_VCPUS}, got {text!r}")
+    return number
 
 
 def _seconds(text: str) -> float:

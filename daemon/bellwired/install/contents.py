@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -111,4 +113,23 @@ def _units(folder: Path) -> list[Path]:
 
 def _with_commands(path: Path, source: Path, layout: Layout) -> File:
     """A file's content, with /usr/bin replaced by this installation's folder of commands."""
-    return File(path, source.read_text().replace("/usr/bin/", f"{layout.bin}/"))
+    quoted = {".json": _for_json, ".service": _for_systemd}.get(source.suffix, str)
+
+    def command(found: re.Match[str]) -> str:
+        return quoted(str(layout.bin / found[1]))
+
+    return File(path, re.sub(r"/usr/bin/([\w-]+)", command, source.read_text()))
+
+
+def _for_json(path: str) -> str:
+    """A path within a JSON string (RFC 8259 §7)."""
+    return json.dumps(path)[1:-1]
+
+
+def _for_systemd(path: str) -> str:
+    """The first word of a command line in a unit (systemd.syntax(7), "Quoting"; systemd.unit(5), "Specifiers").
+
+    systemd refuses quotes and backslashes in it, escaped or not.
+    """
+    escaped = path.replace("%", "%%")
+    return escaped if re.fullmatch(r"[\w/.,:+=@%-]+", path) else f'"{escaped}"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ class Layout:
             user_units=share / "systemd/user",
             system=None,
         )
+
+    @property
+    def startable(self) -> bool:
+        """Whether systemd takes the commands' paths: it refuses quotes, backslashes and control characters."""
+        return re.search(r"""[\x00-\x1f\x7f"'\\]""", str(self.bin)) is None
 
     @property
     def record(self) -> Path:

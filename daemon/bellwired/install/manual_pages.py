@@ -51,9 +51,12 @@ ENVIRONMENT = """\
 NO_COLOR turns colours off. XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_RUNTIME_DIR say where a user's own configuration,
 plugins and sockets are."""
 FILES = """\
-/etc/bellwire, /run/bellwire, /usr/local/lib/bellwire and /usr/lib/bellwire have configuration and plugins; for users
-other than root, the XDG folders come first. /run/bellwire/control is the control socket, and
-/run/bellwire/NAME.sock a device's."""
+/etc/bellwire, /run/bellwire, /usr/local/lib/bellwire and /usr/lib/bellwire have the system's configuration and
+plugins. /run/bellwire/control is its control socket, and /run/bellwire/NAME.sock a device's. For users other than root,
+the XDG folders take their place: $XDG_CONFIG_HOME/bellwire, $XDG_RUNTIME_DIR/bellwire and $XDG_DATA_HOME/bellwire."""
+ENDS = """\
+0 after SIGTERM or SIGINT, 1 when something failed, 2 for a mistake on the command line, and 78 (EX_CONFIG) when a
+restart would not help: a folder is missing, cannot be read, or may be written by another user."""
 SIGNALS = """\
 SIGHUP reads the configuration again, and touches only what has changed. SIGTERM and SIGINT stop every device in
 order."""
@@ -76,7 +79,7 @@ def pages() -> dict[str, str]:
     top = cli.parser()
     found = {
         "bellwire.1": _page(top, "1", {"exit status": EXIT_STATUS, "environment": ENVIRONMENT, "files": FILES}),
-        "bellwired.8": _page(daemon.parser(), "8", {"signals": SIGNALS, "files": FILES}),
+        "bellwired.8": _page(daemon.parser(), "8", {"exit status": ENDS, "signals": SIGNALS, "files": FILES}),
         "bellwire-device.toml.5": _settings(),
     }
     found |= {f"bellwire-{name}.1": _command(name, parser) for name, parser in commands(top).items()}

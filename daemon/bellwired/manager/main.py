@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from bellwired import notify
@@ -24,6 +25,8 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+STATUS_PAUSE = 0.2
+METRICS_AGAIN = 5.0  # seconds between two attempts to serve metrics
 ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
 
@@ -41,13 +44,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags for a private instance, which the daemon and the commands share."""
+    """The flags that name an instance, which the daemon and the commands share."""
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
+    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
+        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the daemon until a signal ends it. Returns the exit status."""
+    """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
     arguments = parser().parse_args(words)
 
     def apply(settings: Daemon) -> None:
@@ -56,9 +61,13 @@ def main(words: Sequence[str] | None = None) -> int:
     _log_to(arguments.log_level or "info")
     process.allow_many_files()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
+        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
+    except CommandError as error:
+        log.error("%s", error.in_words)
+        return os.EX_CONFIG
+    try:
         asyncio.run(Life(manager).run())
     except CommandError as error:
         log.error("%s", error.in_words)
@@ -73,6 +82,7 @@ class Life:
         self._manager = manager
         self._stop = asyncio.Event()
         self._ready = False
+        self._service_manager = notify.ServiceManager()
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -89,7 +99,7 @@ class Life:
             control.serving(manager, listener),
             manager.running(),
             _metrics(manager),
-            alongside(self._show_life),
+            alongside(self._show_life, self._show_status),
         ):
             starting = asyncio.create_task(manager.start_all())
             stopping = asyncio.create_task(self._stop.wait())
@@ -97,15 +107,16 @@ class Life:
             if not stopping.done():
                 await starting
                 self._ready = True
-                notify.notify(READY="1", STATUS=manager.summary)
+                self._service_manager.tell(READY="1", STATUS=manager.summary)
                 log.info("ready: %s", manager.summary)
                 await stopping
             patience = manager.settings.daemon.stop_timeout + ALLOWANCE
-            notify.notify(STOPPING="1", STATUS="stopping", **notify.extension(patience))
+            self._service_manager.tell(STOPPING="1", STATUS="stopping", **notify.extension(patience))
             log.info("stopping")
         await starting
         if self._reloads:
             await asyncio.wait(self._reloads)
+        self._service_manager.close()
 
     def _reload(self) -> None:
         task = asyncio.create_task(self._reload_and_say())
@@ -113,34 +124,65 @@ class Life:
         task.add_done_callback(self._reloads.discard)
 
     async def _reload_and_say(self) -> None:
-        notify.reloading()
+        self._service_manager.reloading()
         try:
             await self._manager.reload()
         except CommandError as error:
             log.error("not reloaded: %s", error.in_words)
         finally:
             if not self._stop.is_set():
-                notify.notify(READY="1", STATUS=self._manager.summary)
+                self._service_manager.tell(READY="1", STATUS=self._manager.summary)
 
     async def _show_life(self) -> None:
         """Send the status text, and feed the watchdog while this loop runs and the fork server answers."""
         interval = notify.watchdog_interval()
         while True:
             if interval and await self._manager.spawner.ping():
-                notify.notify(WATCHDOG="1")
+                self._service_manager.tell(WATCHDOG="1")
             if not self._stop.is_set():
                 more = {} if self._ready else notify.extension(ALLOWANCE)
-                notify.notify(STATUS=self._manager.summary, **more)
+                self._service_manager.tell(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
+    async def _show_status(self) -> None:
+        """Send the status text as soon as it changes, but at most five times a second."""
+        told = ""
+        while True:
+            await self._manager.stirred.wait()
+            self._manager.stirred.clear()
+            if self._manager.summary != told and not self._stop.is_set():
+                told = self._manager.summary
+                self._service_manager.tell(STATUS=told)
+            await asyncio.sleep(STATUS_PAUSE)
 
-def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serve metrics if they are configured. Only then import what they need, to save memory."""
+
+@contextlib.asynccontextmanager
+async def _metrics(manager: Manager) -> AsyncIterator[None]:
+    """Serve metrics if they are configured. The block begins after the first attempt; a failure is tried again."""
     if not manager.settings.daemon.metrics:
-        return contextlib.nullcontext()
-    from bellwired.manager import metrics
+        yield
+        return
+    tried = asyncio.Event()
 
-    return metrics.serving(manager)
+    async def metrics() -> None:
+        try:
+            from bellwired.manager import metrics  # only now import what they need, to save memory
+
+            async with metrics.serving(manager):
+                manager.troubles.pop("metrics", None)
+                tried.set()
+                await asyncio.Event().wait()
+        except CommandError as error:
+            if manager.troubles.get("metrics") != error.in_words:
+                log.error("no metrics, until the next attempt: %s", error.in_words)
+            manager.troubles["metrics"] = error.in_words
+        finally:
+            tried.set()
+        await asyncio.sleep(METRICS_AGAIN)
+
+    async with alongside(metrics):
+        await tried.wait()
+        yield
 
 
 def _log_to(level: str) -> None:

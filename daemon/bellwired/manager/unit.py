@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 from bellwired import messages
 from bellwired.errors import CommandError
-from bellwired.listen import Listener
+from bellwired.manager import descriptors
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
+from bellwired.manager.unit_socket import UnitSocket
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
 from bellwired.workers.spawner import Child, Spawner
@@ -24,6 +24,7 @@ from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
+NEEDED = 4  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
@@ -55,8 +56,9 @@ class Unit(Noted):
         self.since = time.time()
         self.restarts = 0
         self.error = ""
-        self.given: socket.socket | None = None
-        """A listener from the service manager, used in place of a new one."""
+        self.kept = ""
+        """Why the last reload has left it as it was."""
+        self.socket = UnitSocket()
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
         self.changed: dict[str, str] = {}
@@ -65,7 +67,6 @@ class Unit(Noted):
         self._spawner = spawner
         self._turn = asyncio.Lock()
         self._retired = False
-        self._listener: Listener | None = None
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
@@ -83,7 +84,7 @@ class Unit(Noted):
     @property
     def address(self) -> str:
         """The path of its socket."""
-        return str(self.path if self.given is None else self.given.getsockname())
+        return self.socket.address(self.path)
 
     # -- what an operator does
 
@@ -108,9 +109,14 @@ class Unit(Noted):
         await self.stop()
 
     async def restart(self) -> None:
-        """Stop the worker and start another; clients that connect meanwhile wait."""
+        """Stop the worker and start another; clients that connect meanwhile wait.
+
+        A socket that has lost its path is made anew. If another server has the path, a CommandError says so, and the
+        device goes on as it was.
+        """
         self._check_enabled()
         async with self._turn:
+            self.socket.open_again(self.path, self.settings)
             self._forget_deaths()
             await self._end_worker()
             await self._launch()
@@ -160,7 +166,11 @@ class Unit(Noted):
 
     def outdated(self) -> bool:
         """Whether a Python file of the device has changed since its worker started."""
-        return any(stamp(Path(file)) != known for file, known in self.files.items())
+        return bool(self.edited())
+
+    def edited(self) -> list[str]:
+        """The Python files of the device that have changed since its worker started."""
+        return [file for file, known in self.files.items() if stamp(Path(file)) != known]
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
@@ -191,7 +201,9 @@ class Unit(Noted):
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
-            listener = self._open_listener()
+            if not self.socket.is_open:  # a restart takes what the worker before it had
+                descriptors.demand(NEEDED)
+            listener = self.socket.open(self.path, self.settings)
         except CommandError as error:
             self._give_up(str(error))
             return
@@ -210,15 +222,13 @@ class Unit(Noted):
             return
         except BaseException:
             channel.close()
-            self._close_listener()
+            self.socket.close()
             self._settle("its start was called off")
             self._set(State.STOPPED)
             raise
         channel.handed_over()
         self._child, self._channel = child, channel
-        if (
-            not self._attempt.done()
-        ):  # counted from here: before, the fork server may have been slow, and there was no worker to kill
+        if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
 
@@ -247,7 +257,7 @@ class Unit(Noted):
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)
-            self._close_listener()
+            self.socket.close()
             self._note("stopped", messages.STOPPED, why, logging.WARNING)
             self._set(State.STOPPED)
         else:
@@ -282,7 +292,7 @@ class Unit(Noted):
     def _give_up(self, why: str) -> None:
         """No worker will accept clients: refuse them at once."""
         self.error = why
-        self._close_listener()
+        self.socket.close()
         self._note("failed", messages.FAILED, why, logging.ERROR)
         self._set(State.FAILED)
         self._settle(why)
@@ -290,7 +300,7 @@ class Unit(Noted):
     async def _end(self) -> None:
         """Stop the worker, and remove the socket."""
         await self._end_worker()
-        self._close_listener()
+        self.socket.close()
         self._forget_deaths()
         if self.state is not State.STOPPED:
             self._note("stopped", messages.STOPPED, "stopped", logging.INFO)
@@ -377,19 +387,6 @@ class Unit(Noted):
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
-
-    def _open_listener(self) -> socket.socket:
-        if self.given is not None:
-            return self.given
-        if self._listener is None:
-            settings = self.settings
-            self._listener = Listener(self.path, int(settings.mode, 8), settings.owner, settings.group)
-        return self._listener.socket
-
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
 
 def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bellwire import Bar, MsiX, PciDevice, Saved, SavedBytes
 
 MATCH = 0x42
+FEW = range(8)
 SCRATCH = 256
 
 
@@ -34,11 +35,14 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     acked_errors = control.reg(0x88, size=8, access="ro")
     plain_errors = control.reg(0x90, size=8, access="ro")
     pio_plain_errors = control.reg(0x98, size=8, access="ro")
+    few_count = control.reg(0xD0, size=8, access="ro")
+    few_seen = control.reg(0xD8, access="ro")
 
     bells = Bar(1, size=4096)
     wildcard = bells.doorbell(0x000)
     datamatch = bells.doorbell(0x010, match=MATCH)
     value = bells.doorbell(0x020, value=True)
+    few = bells.doorbell(0x030, values=FEW)
     region = bells.ioregion(0x100, SCRATCH)
 
     ports = Bar(2, size=16, io=True)
@@ -49,6 +53,7 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     wildcard_base = Saved(0)
     datamatch_base = Saved(0)
     pio_base = Saved(0)
+    few_base = Saved(0)
     scratch = SavedBytes(SCRATCH)
 
     @irq_now.write
@@ -63,7 +68,8 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
         self.wildcard_base = self.wildcard.rung
         self.datamatch_base = self.datamatch.rung
         self.pio_base = self.pio.rung
-        self.wildcard_count = self.datamatch_count = self.pio_count = 0
+        self.few_base = self.few.rung
+        self.wildcard_count = self.datamatch_count = self.pio_count = self.few_count = self.few_seen = 0
         self.value_count = self.acked_count = self.plain_count = self.pio_plain_count = self.read_count = 0
         self.value_errors = self.acked_errors = self.plain_errors = self.pio_plain_errors = 0
 
@@ -90,6 +96,13 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
         """Count a ring with a value. The values should be 1, 2, 3, ...: any other is an error."""
         self.value_count += 1
         self.value_errors += value != self.value_count & 0xFFFF_FFFF
+        self.arrived()
+
+    @few.ring
+    def few_rang(self, value: int) -> None:
+        """Count rings of the doorbell that a few values ring. Each value seen sets a bit."""
+        self.few_count = self.few.rung - self.few_base
+        self.few_seen |= 1 << value
         self.arrived()
 
     @region.write

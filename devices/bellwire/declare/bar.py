@@ -137,9 +137,17 @@ class Bar(Declared):
         """
         return Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable)
 
-    def doorbell(self, offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> Doorbell:
+    def doorbell(
+        self,
+        offset: int,
+        *,
+        size: int = 4,
+        match: int | None = None,
+        value: bool = False,
+        values: range | None = None,
+    ) -> Doorbell:
         """A register that a guest writes to start work: see :class:`~bellwire.declare.doorbell.Doorbell`."""
-        return Doorbell(self, offset, size=size, match=match, value=value)
+        return Doorbell(self, offset, size=size, match=match, value=value, values=values)
 
     def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
         """A range whose reads and writes all run two hooks: see :class:`~bellwire.declare.doorbell.IoRegion`."""

@@ -106,9 +106,11 @@ def reg(offset: int, size: int = 4, *, kind: Any = None, **words: Any) -> Regist
     return RegisterMember(offset, kind, size=size, **words)
 
 
-def doorbell(offset: int, *, size: int = 4, match: int | None = None, value: bool = False) -> DoorbellMember:
+def doorbell(
+    offset: int, *, size: int = 4, match: int | None = None, value: bool = False, values: range | None = None
+) -> DoorbellMember:
     """A doorbell at ``offset`` of each row of a block; the keywords are those of :meth:`bellwire.Bar.doorbell`."""
-    return DoorbellMember(offset, size=size, match=match, value=value)
+    return DoorbellMember(offset, size=size, match=match, value=value, values=values)
 
 
 class Block:

@@ -22,6 +22,7 @@ RegionWrite = TypeVar("RegionWrite", bound=Callable[[Any, int, int, int], None])
 RegionRing = TypeVar("RegionRing", bound=Callable[[Any, int], None])
 
 SIZES = (1, 2, 4, 8)
+MOST_VALUES = 64  # of a doorbell with values: each takes an eventfd
 
 
 class Rings:
@@ -51,23 +52,39 @@ class Rings:
 class Doorbell(Declared):
     """A write-only register that a guest writes to tell the device of work. Made by :meth:`bellwire.Bar.doorbell`.
 
-    There are three kinds:
+    There are four kinds:
 
     * plain: a write of any value at ``offset`` rings. Rings coalesce: the hook runs once per wake-up, and
       ``self.bell.rung`` tells how often the guest has rung. The client may register an ioeventfd.
     * ``match=N``: only a write of exactly ``size`` bytes with the value N rings. Several of them may share an
       offset, and a register of the same size at that offset takes all other values.
+    * ``values=range(N)``: a write of exactly ``size`` bytes with one of at most 64 values rings, and the hook gets the
+      value. Rings coalesce for each value. Other values are ordinary writes, as with ``match``. The client may
+      register an ioeventfd for each value.
     * ``value=True``: the hook gets every written value, in order. The client may register an ioregionfd.
 
     A read gives the BAR's ``fill``, unless a register lies at the same offset.
     """
 
-    def __init__(self, bar: Bar, offset: int, *, size: int, match: int | None, value: bool) -> None:
+    def __init__(
+        self, bar: Bar, offset: int, *, size: int, match: int | None, value: bool, values: range | None
+    ) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size
         self.match = match
         self.value = value
+        self.values = values
+
+    @property
+    def accepted(self) -> range | None:
+        """The values that ring, in a write of exactly ``size`` bytes; None if any value rings."""
+        return self.values if self.match is None else range(self.match, self.match + 1)
+
+    @property
+    def with_value(self) -> bool:
+        """Whether the ring hook gets a value."""
+        return self.value or self.values is not None
 
     def check(self, where: str) -> None:
         """Refuse a doorbell that no client could register with KVM."""
@@ -77,8 +94,21 @@ class Doorbell(Declared):
             self.refuse(where, f"offset {self.offset:#x} is misaligned for {self.size} bytes")
         if self.match is not None and self.value:
             self.refuse(where, "match and value exclude each other: a matched value is already known")
+        if self.values is not None:
+            self.check_values(where, self.values)
         if self.match is not None and not 0 <= self.match < 1 << 8 * self.size:
             self.refuse(where, f"match {self.match:#x} does not fit in {self.size} bytes")
+
+    def check_values(self, where: str, values: range) -> None:
+        """Refuse values that cannot be handed out as eventfds."""
+        if self.match is not None or self.value:
+            self.refuse(where, "values excludes match and value")
+        if not isinstance(values, range):
+            self.refuse(where, f"values is a range, as range(8), not {values!r}")
+        if not 1 <= len(values) <= MOST_VALUES:
+            self.refuse(where, f"values has 1 to {MOST_VALUES} values, not {len(values)}: each takes an eventfd")
+        if min(values) < 0 or max(values) >= 1 << 8 * self.size:
+            self.refuse(where, f"values {values} do not fit in {self.size} bytes")
 
     @overload
     def __get__(self, device: None, owner: type[PciDevice]) -> Doorbell: ...
@@ -90,7 +120,7 @@ class Doorbell(Declared):
         return device.core.state.rings[self]
 
     def ring(self, hook: RingHook) -> RingHook:
-        """Run the decorated method for a ring: ``hook(self)``, or ``hook(self, value)`` with ``value=True``."""
+        """Run the decorated method for a ring: ``hook(self)``, or ``hook(self, value)`` if the doorbell has values."""
         return mark(hook, "ring", self)
 
 

@@ -241,14 +241,14 @@ def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
 
 
 def _may_share(one: Placed, other: Placed) -> bool:
-    """Whether two items may overlap: matched doorbells may, with each other and with a register of the same size."""
-    bells = [item for item in (one, other) if isinstance(item, Doorbell) and item.match is not None]
+    """Whether two items may overlap: doorbells of certain values may, each with others and with a register as wide."""
+    values = [item.accepted for item in (one, other) if isinstance(item, Doorbell) and item.accepted is not None]
     registers = [item for item in (one, other) if isinstance(item, Register)]
     if one.offset != other.offset:
         return False
-    if len(bells) == 2:
-        return (bells[0].match, bells[0].size) != (bells[1].match, bells[1].size)
-    return len(bells) == len(registers) == 1 and one.size == other.size
+    if len(values) == 2:
+        return one.size != other.size or set(values[0]).isdisjoint(values[1])
+    return len(values) == len(registers) == 1 and one.size == other.size
 
 
 def _span(item: Placed) -> str:
@@ -330,7 +330,7 @@ def _arguments(event: str, target: object) -> tuple[str, ...] | None:
         case (Register(), "read"):
             return ()
         case (Doorbell(), _):
-            return ("value",) if target.value else ()
+            return ("value",) if target.with_value else ()
         case (IoRegion(), "write"):
             return ("offset", "size", "value")
         case (IoRegion(), "ring"):

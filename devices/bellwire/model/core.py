@@ -151,9 +151,9 @@ class Core:
                 note(error, f"ring of {bell}")
                 raise
 
-    def ring_value(self, bell: Doorbell, value: int) -> None:
-        """``bell`` was rung with ``value``, cut to its size."""
-        self.state.rings[bell].add(1)
+    def ring_value(self, bell: Doorbell, value: int, count: int = 1) -> None:
+        """``bell`` was rung with ``value``, cut to its size; ``count`` times since the last wake-up."""
+        self.state.rings[bell].add(count)
         hook = self._ring_hooks[bell]
         if hook is not None:
             value &= (1 << 8 * bell.size) - 1

@@ -235,14 +235,15 @@ class DoorbellCell:
         if first == 0:
             value = int.from_bytes(data, "little")
             for bell, rings in self._bells:
-                if bell.value:
-                    rings[0] += 1
+                accepted = bell.accepted
+                if accepted is not None and (len(data) != bell.size or value not in accepted):
+                    continue
+                rings[0] += 1
+                if bell.with_value:
                     self._core.ring_value(bell, value)
-                    return
-                if bell.match is None or (bell.match == value and bell.size == len(data)):
-                    rings[0] += 1
+                else:
                     self._core.ring(bell, 1)
-                    return
+                return
         if self._register is not None:
             self._register.write(first, data)
 

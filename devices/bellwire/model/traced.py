@@ -110,10 +110,11 @@ class TracedCore(Core):
         self._tell("%s is rung%s", bell.name, "" if count == 1 else f" {count} times")
         super().ring(bell, count)
 
-    def ring_value(self, bell: Doorbell, value: int) -> None:
-        """Log and handle a ring with a value."""
-        self._tell("%s is rung with %#x", bell.name, value & (1 << 8 * bell.size) - 1)
-        super().ring_value(bell, value)
+    def ring_value(self, bell: Doorbell, value: int, count: int = 1) -> None:
+        """Log and handle rings with a value."""
+        times = "" if count == 1 else f" {count} times"
+        self._tell("%s is rung with %#x%s", bell.name, value & (1 << 8 * bell.size) - 1, times)
+        super().ring_value(bell, value, count)
 
     def ring_in_row(self, bell: tuple[IoRegion, int], count: int) -> None:
         """Log and handle a ring of a doorbell in a row."""

@@ -37,7 +37,8 @@ from vfio_user.eventfds import SIZE, take
 
 MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a reply flushes all, and a flood ends
 
-Bell = TypeVar("Bell", bound=Doorbell | tuple[IoRegion, int])
+Bell = TypeVar("Bell", bound=Doorbell | tuple[Doorbell | IoRegion, int])
+"""What an eventfd stands for: a doorbell, one value of a doorbell, or the doorbell at an offset of a row."""
 
 Guard = Callable[..., int | None]
 """Runs device code. An exception in it is logged, and the result is then None."""
@@ -202,7 +203,7 @@ class DoorbellFds:
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
         self._sources: dict[int, Source] = {}
-        self._events: dict[Doorbell | tuple[IoRegion, int], EventSource[Any]] = {}
+        self._events: dict[Doorbell | tuple[Doorbell | IoRegion, int], EventSource[Any]] = {}
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
         self._values: CommandSource | None = None
@@ -212,13 +213,18 @@ class DoorbellFds:
         return self._epoll.fileno()
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
-        """The answer to GET_REGION_IO_FDS for a region, limited to ``mechanisms``. A second call gives the same fds."""
+        """The answer to GET_REGION_IO_FDS for a region, limited to ``mechanisms``. A second call gives the same fds.
+
+        The eventfds of single values come last: if the client cannot take all descriptors, it goes without these.
+        """
         plan = self._core.layout.bars.get(index)
         if plan is None:
             return []
         pio = plan.bar.io
         found: list[SubRegion] = []
         for bell in plan.doorbells:
+            if bell.values is not None:
+                continue
             if bell.value:
                 if Mechanism.IOREGIONFD in mechanisms:
                     found.append(self._by_value(bell, pio))
@@ -234,6 +240,12 @@ class DoorbellFds:
             elif Mechanism.IOREGIONFD in mechanisms:
                 source = self._regions.get(region) or self._commands([region])
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
+        if Mechanism.IOEVENTFD in mechanisms:
+            found += [
+                IoEventFd(bell.offset, bell.size, self._event((bell, value), self._ring_with), value, pio)
+                for bell in plan.doorbells
+                for value in bell.values or ()
+            ]
         return found
 
     def gather(self) -> bool:
@@ -276,6 +288,10 @@ class DoorbellFds:
             self._add(source.fd, source)
         return source.fd
 
+    def _ring_with(self, bell: tuple[Doorbell, int], count: int) -> None:
+        """A doorbell was rung ``count`` times with one of its values."""
+        self._core.ring_value(*bell, count)
+
     def _by_value(self, bell: Doorbell, pio: bool) -> IoRegionFd:
         """The entry of a doorbell with values. All of them share one socket; user_data identifies each."""
         if self._values is None:
@@ -307,6 +323,9 @@ class DoorbellFds:
             self._values = None
 
 
-def _name(bell: Doorbell | tuple[IoRegion, int]) -> str:
+def _name(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
     """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
-    return bell.name if isinstance(bell, Doorbell) else f"{bell[0].name}+{bell[1]:#x}"
+    if isinstance(bell, Doorbell):
+        return bell.name
+    whole, number = bell
+    return whole.name if isinstance(whole, Doorbell) else f"{whole.name}+{number:#x}"

@@ -1,9 +1,11 @@
 """The storage of emulated disks: a raw file, a block device, or memory.
 
-All three are a file descriptor here; memory is an anonymous file. So all reads and writes are ``preadv`` and
-``pwritev`` between the descriptor and views of guest memory, without a copy.
+A file and a block device are a file descriptor here. Their data moves by ``preadv`` and ``pwritev`` between the
+descriptor and views of guest memory. A disk in memory is a mapping, and its data is copied from one mapping to the
+other.
 """
 
 from bellwire.storage.disk import LARGEST, Disk, StorageError, check_blocks
+from bellwire.storage.memory import MemoryDisk
 
-__all__ = ["LARGEST", "Disk", "StorageError", "check_blocks"]
+__all__ = ["LARGEST", "Disk", "MemoryDisk", "StorageError", "check_blocks"]

@@ -112,7 +112,8 @@ def disturb(guest: Guest[Any], chance: random.Random) -> None:
             else:
                 guest.write(index, chance.getrandbits(64), offset=offset, size=width)
             if layout.doorbells and chance.random() < 0.1:
-                guest.ring(chance.choice(layout.doorbells), chance.getrandbits(32))
+                bell = chance.choice(layout.doorbells)
+                guest.ring(bell, chance.getrandbits(32) if bell.values is None else chance.choice(bell.values))
             if chance.random() < 0.05:
                 guest.advance(1.0)
         except GuestError:

@@ -105,7 +105,9 @@ class Guest(Generic[Device]):
         self.device.core.write(index, start, memoryview(data))
 
     def ring(self, bell: Doorbell | IoRegion, value: int | None = None, *, index: int = 0) -> None:
-        """Ring a doorbell as KVM would. ``value`` counts for a doorbell with ``value=True``.
+        """Ring a doorbell as KVM would. ``value`` counts for a doorbell whose hook gets it.
+
+        A doorbell with ``values`` takes only those: a ValueError for another one. :meth:`write` writes any value.
 
         ``bell`` may be a row of doorbells (``ioregion(..., bell=4)``); ``index`` is then a doorbell's place in it.
         If the device has called :meth:`PciDevice.ring_by_event` for it, the value is lost, as with an ioeventfd.
@@ -119,7 +121,9 @@ class Guest(Generic[Device]):
                 core.ring_in_row((bell, index * size), 1)
             else:
                 core.ioregion_write(bell, index * size, size, (value or 0) & ((1 << 8 * size) - 1))
-        elif bell.value:
+        elif bell.values is not None and value not in bell.values:
+            raise ValueError(f"{bell} is rung by the values {bell.values}, not by {value}")
+        elif bell.with_value:
             core.ring_value(bell, 0 if value is None else value)
         else:
             core.ring(bell, 1)

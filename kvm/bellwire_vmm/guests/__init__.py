@@ -8,6 +8,7 @@ an NVMe one. The images come prebuilt (``bin/``); `bellwire_vmm.guests.build` ma
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from bellwire_vmm.errors import GuestImageError
@@ -26,7 +27,11 @@ def image(guest: str | Path) -> bytes:
     if isinstance(guest, str) and path.name == guest and not path.suffix:
         path = IMAGES / f"{guest}.bin"
         if not path.is_file():
-            raise GuestImageError(f"no guest {guest!r}: there are {', '.join(names())}, or name a file")
+            near = difflib.get_close_matches(guest, names(), n=1)
+            meant = f"did you mean {near[0]}? There" if near else "there"
+            raise GuestImageError(
+                f"there is no guest {guest!r}: {meant} are {', '.join(names())}; or give a path with a / or a suffix"
+            )
     try:
         return path.read_bytes()
     except OSError as error:

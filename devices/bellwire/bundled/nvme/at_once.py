@@ -1,8 +1,8 @@
-"""Reads of data in the page cache, a batch at a time: these are most of the commands of a busy guest.
+"""Reads and writes of data in memory, a batch at a time: these are most of the commands of a busy guest.
 
 :mod:`bellwire.bundled.nvme.io` could do the same, with all its checks and errors. This module is the fast path for
-plain reads only. It leaves a command to the slow path if it is no plain read, if its data is not in memory, or if it
-is wrong.
+reads from the page cache, and for reads and writes of a namespace in memory. It leaves any other command to the slow
+path, and also one whose data is not in memory, or that is wrong.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from bellwire.bundled.nvme.io import SECTOR_SHIFT, Io
 from bellwire.bundled.nvme.namespaces import Namespaces
 from bellwire.bundled.nvme.prp import ENTRY, PAGE
 from bellwire.errors import GuestError
+from vfio_user import SharedMap
 
 if TYPE_CHECKING:
     from bellwire.bundled.nvme.logs import Counters
     from bellwire.model.dma import Dma
 
 
-READ = int(IoOpcode.READ)
+READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
+NOWHERE = SharedMap(1, 0, memoryview(b""))
 ENOUGH = 512 << 10
 """Bytes after which the host is told of completions. It handles these while the worker copies the next data."""
-PLAIN_READ = struct.Struct("<BBHI16xQQQI12x")
-"""The fields of a command that a read needs (§6.9): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
+TRANSFER = struct.Struct("<BBHI16xQQQI12x")
+"""The fields of a read or a write (§6.9, §6.15): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
 
 
 @functools.cache
@@ -38,53 +40,62 @@ def _row(count: int) -> tuple[int, int]:
 
 
 class AtOnce:
-    """Reads into consecutive pages of guest memory, within the budget of ``io``."""
+    """Transfers between disks and consecutive pages of guest memory, within the budget of ``io``."""
 
     def __init__(self, dma: Dma, namespaces: Namespaces, io: Io, counters: Counters) -> None:
         self._dma = dma
         self._namespaces = namespaces
         self._io = io
         self._counters = counters
+        self._window, self._changes = NOWHERE, -1
 
-    def read(self, block: bytes) -> tuple[list[int], list[bytes], int]:
-        """Do the plain reads in ``block``, up to ENOUGH bytes.
+    def transfer(self, block: bytes) -> tuple[list[int], list[bytes], int]:
+        """Do the plain reads and writes in ``block``, up to ENOUGH bytes.
 
         Returns the ids of the commands that are done, the other commands, and the number of commands that were left
-        since ENOUGH bytes were read.
+        since ENOUGH bytes were moved.
         """
         done: list[int] = []
         left: list[bytes] = []
-        spaces = self._namespaces.open
-        preadv = os.preadv
+        spaces, preadv = self._namespaces.open, os.preadv
         nsid, shift, blocks, fd = 0, 0, 0, -1
         now: int | None = None
-        start, end, memory = 0, 0, memoryview(b"")
-        budget, moved = self._io.budget, 0
-        at = 0
-        for opcode, flags, cid, wanted, prp1, prp2, first, count in PLAIN_READ.iter_unpack(block):
+        (start, end, memory), disk = self._window, memoryview(b"")
+        if self._changes != self._dma.changes:
+            end = start
+        budget, moved, written = self._io.budget, 0, 0
+        writable, writes, at = False, 0, 0
+        for opcode, flags, cid, wanted, prp1, prp2, first, dword in TRANSFER.iter_unpack(block):
             at += COMMAND_SIZE
-            if opcode == READ and not flags & SCATTERED and wanted in spaces:
-                if wanted != nsid:
-                    nsid = wanted
-                    namespace = spaces[wanted]
-                    shift, blocks = namespace.shift, namespace.blocks
-                    fd, now = namespace.disk.fd, None if namespace.lost else namespace.disk.at_once
-                count = (count & 0xFFFF) + 1
+            if wanted != nsid and wanted in spaces:
+                nsid, namespace = wanted, spaces[wanted]
+                shift, blocks = namespace.shift, 0 if namespace.lost else namespace.blocks
+                fd, now, disk = namespace.disk.fd, namespace.disk.at_once, namespace.disk.view
+                writable = len(disk) > 0 and not namespace.disk.readonly
+            if wanted == nsid and (opcode == READ or (opcode == WRITE and writable)) and not flags & SCATTERED:
+                count = (dword & 0xFFFF) + 1
                 length = count << shift
                 inside = PAGE - prp1 % PAGE
-                if not prp1 & 3 and first + count <= blocks and moved + length <= budget and now is not None:
+                if not prp1 & 3 and first + count <= blocks and moved + length <= budget:
                     if not start <= prp1 <= end - length:
-                        start, end, memory = self._window(prp1)
+                        start, end, memory = self._find(prp1)
                     if prp1 + length <= end and (
                         length <= inside
                         or (length <= inside + PAGE and prp2 == prp1 + inside)
                         or self._in_a_row(prp2, prp1 + inside, -(-(length - inside) // PAGE))
                     ):
-                        where = prp1 - start
-                        try:
-                            got = preadv(fd, [memory[where : where + length]], first << shift, now)
-                        except OSError:  # it would wait or fails: left to the slow path
-                            got = 0
+                        where, offset, got = prp1 - start, first << shift, length
+                        if opcode == WRITE:
+                            disk[offset : offset + length] = memory[where : where + length]
+                            written += length
+                            writes += 1
+                        elif disk:
+                            memory[where : where + length] = disk[offset : offset + length]
+                        else:
+                            try:
+                                got = 0 if now is None else preadv(fd, [memory[where : where + length]], offset, now)
+                            except OSError:  # it would wait or fails: left to the slow path
+                                got = 0
                         if got == length:
                             done.append(cid)
                             moved += length
@@ -94,8 +105,11 @@ class AtOnce:
             left.append(block[at - COMMAND_SIZE : at])
         self._io.budget = budget - moved
         self._dma.touched(moved)
-        self._counters.reads += len(done)
-        self._counters.sectors_read += moved >> SECTOR_SHIFT
+        self._counters.reads += len(done) - writes
+        self._counters.sectors_read += moved - written >> SECTOR_SHIFT
+        if writes:
+            self._counters.writes += writes
+            self._counters.sectors_written += written >> SECTOR_SHIFT
         return done, left, (len(block) - at) // COMMAND_SIZE
 
     def _in_a_row(self, address: int, page: int, count: int) -> bool:
@@ -110,10 +124,13 @@ class AtOnce:
         ones, steps = _row(count)
         return pages == page * ones + steps
 
-    def _window(self, address: int) -> tuple[int, int, memoryview]:
-        """The writable map of guest memory around ``address``: its start, its end, and a view of it."""
+    def _find(self, address: int) -> SharedMap:
+        """The map of guest memory around ``address``, if it can be read and written; else one without any byte."""
+        self._window, self._changes = NOWHERE, self._dma.changes
         try:
             shared = self._dma.shared_map(address, write=True)
+            if shared is not None and self._dma.shared_map(address) is not None:
+                self._window = shared
         except GuestError:
-            shared = None
-        return (0, 0, memoryview(b"")) if shared is None else (shared.start, shared.end, shared.view)
+            pass  # the slow path says why
+        return self._window

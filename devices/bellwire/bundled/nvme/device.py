@@ -20,7 +20,7 @@ from bellwire.bundled.nvme.registers import QUEUES, Registers
 from bellwire.bundled.nvme.shadow import ShadowState
 from bellwire.bundled.nvme.store import Store
 from bellwire.bundled.nvme.timestamp import TimestampState
-from bellwire.storage import LARGEST, Disk, StorageError, check_blocks
+from bellwire.storage import LARGEST, Disk, MemoryDisk, StorageError, check_blocks
 from bellwire.storage.aio import direct_pool
 
 BLOCK_SIZES = (512, 4096)
@@ -146,7 +146,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
                 if disks[-1].size < self.block_size:
                     raise StorageError(f"image {path}: {disks[-1].size} bytes, too few for a block; give size=")
             while len(disks) < count:
-                disk = Disk.memory(self.size or DEFAULT_SIZE)
+                disk: Disk = MemoryDisk(self.size or DEFAULT_SIZE)
                 disk.readonly = self.readonly
                 disks.append(disk)
         except BaseException:

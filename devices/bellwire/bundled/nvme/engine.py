@@ -162,7 +162,7 @@ class Engine:
         count = len(block) // COMMAND_SIZE
         cq.running += count
         if sq.qid:
-            done, entries, rest = self._at_once.read(block)
+            done, entries, rest = self._at_once.transfer(block)
             if rest:
                 sq.give_back(rest)
             completions = [(0, sq, cid, 0) for cid in done]

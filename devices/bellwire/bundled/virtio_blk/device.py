@@ -17,7 +17,7 @@ from bellwire.bundled.virtio_blk.request import (
     spans,
     write_zeroes,
 )
-from bellwire.storage import LARGEST, Disk, check_blocks
+from bellwire.storage import LARGEST, Disk, MemoryDisk, check_blocks
 from bellwire.storage.aio import Transfer, direct_pool
 from bellwire.virtio import VirtioDevice, Virtqueue, field
 
@@ -82,7 +82,7 @@ class VirtioBlk(
                 self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
             )
         else:
-            self.disk = Disk.memory(self.size or 64 << 20, block=self.block_size)
+            self.disk = MemoryDisk(self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
