@@ -176,9 +176,9 @@ def _settings() -> str:
     lines += ["bellwire\\-device.toml, bellwired.toml \\- the daemon's configuration files", ".SH DESCRIPTION"]
     lines += [
         "One file for each device, devices.d/NAME.toml, and bellwired.toml for the daemon itself, below /etc/bellwire,",
-        "/run/bellwire, /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the",
-        "same name in a later one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts",
-        "no other device.",
+        "/run/bellwire (if it belongs to root), /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier",
+        "folder overrides one of the same name in a later one; an empty file, or a link to /dev/null, masks it. A file",
+        "that cannot be used hurts no other device. A file that another user can have put there cannot be used.",
         ".PP",
         "A drop-in, devices.d/NAME.toml.d/*.toml in any of the folders, changes some of the keys and options of a",
         "device's file. Relative paths of a device and in its options are meant from the folder of its file.",
