@@ -36,7 +36,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
     )
     completed(parser.add_argument("device", metavar="DEVICE|FILE.py", help="as bellwire run takes it"), KINDS)
-    parser.add_argument("--as", dest="format", choices=FORMATS, required=True, help="the format")
+    parser.add_argument(
+        "--as", dest="format", choices=FORMATS, required=True, metavar="FORMAT", help=f"one of {', '.join(FORMATS)}"
+    )
     parser.add_argument("-w", "--output", type=Path, metavar="FILE", help="where to write it (default: print it)")
     parser.set_defaults(command=export)
 
