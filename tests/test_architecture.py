@@ -39,7 +39,7 @@ FLOORS: dict[str, list[str]] = {
         "logs notify places sources toml_file",
         "listen settings find",
         "workers",
-        "manager demo",
+        "manager demo maps",
         "commands install",
         "start",
         "__main__",
