@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -45,6 +46,10 @@ class Listener:
             why = error.strerror if isinstance(error, PathError) else f"cannot make the socket: {error.strerror}"
             raise CommandError(f"{path}: {why}", getattr(error, "hint", "")) from None
 
+    def in_place(self) -> bool:
+        """Whether the socket is still at ``path``."""
+        return self._bound.in_place()
+
     def close(self) -> None:
         """Stop listening."""
         self._bound.remove()
@@ -59,6 +64,15 @@ def listening(path: Path) -> Iterator[socket.socket]:
         yield listener.socket
     finally:
         listener.close()
+
+
+def refuse_live(path: Path) -> None:
+    """Raise a CommandError if a server listens at ``path``."""
+    with _stream(path) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(os.fspath(path))
+    if refused in (0, errno.EAGAIN):
+        raise CommandError(f"{path}: a live server listens there", "stop that server, or choose another path")
 
 
 def inherited(fd: int) -> tuple[socket.socket, bool]:

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from bellwired.box.calls import WORDS, unknown
 from bellwired.errors import SettingsError
-from bellwired.places import Places
+from bellwired.places import Places, warn_of_what_is_not_read
 from bellwired.sources import is_path
 from bellwired.toml_file import Place, parsed
 
@@ -151,6 +151,7 @@ class Settings:
 
 def load(places: Places) -> Settings:
     """Read all files. A CommandError says which folder cannot be read."""
+    warn_of_what_is_not_read()
     main = places.file(DAEMON)
     daemon, faults = tolerant(main) if main else (Daemon(), ())
     devices: dict[str, Device] = {}

@@ -62,9 +62,18 @@ class Bound:
     def remove(self) -> None:
         """Remove the socket's name, unless something else has it by now. Call it before the socket is closed."""
         with contextlib.suppress(OSError), Place(self.path, follow=False) as place:
-            found = place.status()
-            if found is not None and (found.st_dev, found.st_ino) == self._ours:
+            if self._is_at(place):
                 place.remove()
+
+    def in_place(self) -> bool:
+        """Whether the socket still has its name: clients can find it."""
+        with contextlib.suppress(OSError), Place(self.path, follow=False) as place:
+            return self._is_at(place)
+        return False
+
+    def _is_at(self, place: Place) -> bool:
+        found = place.status()
+        return found is not None and (found.st_dev, found.st_ino) == self._ours
 
     def _bind(self, place: Place, sock: socket.socket, mode: int | None) -> None:
         if mode is not None:

@@ -15,7 +15,7 @@ import pytest
 
 from bellwire.unix_sockets import probe
 from bellwired.errors import CommandError
-from bellwired.listen import Listener, inherited, listening
+from bellwired.listen import Listener, inherited, listening, refuse_live
 
 
 def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
@@ -224,6 +224,17 @@ def test_the_owner_and_the_group_are_the_sockets(tmp_path: Path) -> None:
     listener.close()
     assert (found.st_uid, found.st_gid) == (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
     assert stat.S_IMODE(found.st_mode) == 0o620
+
+
+def test_a_check_tells_a_live_socket_from_one_that_is_gone_or_stale(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    refuse_live(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        refuse_live(path)
+        server.listen()
+        with pytest.raises(CommandError, match=f"^{path}: a live server listens there"):
+            refuse_live(path)
 
 
 def test_a_stale_socket_that_another_program_has_just_replaced_stays(

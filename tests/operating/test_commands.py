@@ -160,6 +160,22 @@ def test_reload_says_what_is_wrong_with_each_file_and_what_may_be_meant(daemon: 
     assert two.endswith("two.toml:2: unknown key restrat (did you mean restart?)")
 
 
+def test_status_says_which_daemon_it_is_and_what_does_not_work_of_it(daemon: Instance, run: Run) -> None:
+    status, out, err = run("status")
+    assert out.startswith(
+        f"     Daemon: the daemon ({release()}, process {daemon.process.pid}) at {daemon.runtime}/control"
+    )
+    assert (status, err) == (0, "")
+    good = (daemon.config / "bellwired.toml").read_text()
+    daemon.settings("pong = 1")
+    run("reload")
+    assert "bellwire: bellwired.toml: " in run("status")[2]
+    assert "bellwired.toml:1: unknown key pong" in json.loads(run("status", "--json")[2])["error"]
+    daemon.settings(good)
+    run("reload")
+    assert run("status")[2] == ""
+
+
 def test_list_has_a_device_whose_file_cannot_be_used(daemon: Instance, run: Run) -> None:
     daemon.configure("typo", 'devise = "edu"')
     run("reload")
@@ -191,7 +207,7 @@ def test_a_user_without_a_daemon_is_told_of_the_systems(
         listener.bind(os.fspath(tmp_path / "control"))
         listener.listen()
         assert main(["list", "--runtime-dir", str(tmp_path / "mine")]) == 1
-    assert "  the system's own daemon: --runtime-dir /run/bellwire\n" in capsys.readouterr().err
+    assert "  the system's daemon runs: --system asks it\n" in capsys.readouterr().err
 
 
 def test_a_daemon_that_hangs_is_not_waited_for(daemon: Instance, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from bellwired.settings import Daemon, Device, decode, load, plain, read, tolera
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
-    "io-fd-entry": 48, "busy-poll": 200,
+    "io-fd-entry": 48, "busy-poll": 200, "sandbox": ["sockets", "kcmp"], "sandbox-read": ["/srv/a"],
+    "sandbox-write": ["/srv/b"], "user": "ada", "memory-max": "512M", "cpu-quota": 150, "tasks-max": 64,
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
@@ -57,7 +58,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, device, enabled, group, io-fd-entry, log-level",
+            "there are autostart, busy-poll, cpu-quota, device, enabled, group, io-fd-entry",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
@@ -149,7 +150,7 @@ def test_a_file_that_would_break_a_parser_is_refused(tmp_path: Path, content: st
 
 def test_a_file_that_is_a_pipe_does_not_make_the_daemon_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "one.toml")
-    with pytest.raises(SettingsError, match="not a regular file"):
+    with pytest.raises(SettingsError, match="it is a FIFO, expected a file"):
         read(tmp_path / "one.toml", Device)
 
 

@@ -163,6 +163,8 @@ def _rights(rights: landlock.Fs) -> str:
         return "run"
     if rights in (landlock.SOCKETS, landlock.LINKS):
         return "make a socket" if rights == landlock.SOCKETS else "make a link"
+    if rights == landlock.NAMES:
+        return "names"
     return "write" if landlock.Fs.WRITE_FILE in rights else "read"
 
 

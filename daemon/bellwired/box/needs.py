@@ -22,7 +22,7 @@ from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
 from bellwire.paths import Place, make_folders
 from bellwire.unix_sockets import clear
-from bellwired.box.landlock import FOLDER, LINKS, READ, RUN, SOCKETS, WRITE, Fs
+from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
 from bellwired.sources import INIT
 
 TUN = Path("/dev/net/tun")
@@ -113,7 +113,7 @@ def _code(file: Path) -> Iterator[tuple[Path, Fs]]:
     package = file.name == INIT
     folder = file.parent.parent if package else file.parent
     yield file.parent if package else file, READ
-    yield folder, Fs.READ_DIR  # names only: an image may lie there too
+    yield folder, NAMES  # an image may lie there too
     with contextlib.suppress(OSError):
         for beside in os.scandir(folder):
             module = beside.name.endswith((".py", ".so"))

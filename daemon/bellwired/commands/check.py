@@ -13,6 +13,7 @@ from bellwired import settings
 from bellwired.commands import show
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
+from bellwired.listen import refuse_live
 from bellwired.places import Places
 from bellwired.settings import DAEMON, DEVICES, NAME, SUFFIX, Daemon, Device
 
@@ -29,12 +30,16 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("file", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--no-import", action="store_true", help="import no plugin, so check no options")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="only check that no server listens at PATH")
     parser.set_defaults(command=check)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """``bellwire check [FILE...]``."""
-    places = Places.of(arguments.config_dir, arguments.runtime_dir)
+    if arguments.socket is not None:
+        refuse_live(arguments.socket)
+        return 0
+    places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
     importing = not arguments.no_import
     failed: dict[str, list[CommandError]] = {}
     if arguments.file:

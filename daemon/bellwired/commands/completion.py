@@ -73,13 +73,14 @@ def _parse(line: Sequence[str]) -> tuple[list[str], Callable[[], Places]]:
     def folder(flag: str) -> Path | None:
         return Path(flags[flag]).expanduser() if flags.get(flag) else None
 
-    return plain, lambda: Places.of(folder("--config-dir"), folder("--runtime-dir"))
+    whose = next((word for word in ("user", "system") if f"--{word}" in flags), "")
+    return plain, lambda: Places.of(folder("--config-dir"), folder("--runtime-dir"), whose=whose)
 
 
 def _devices(_: list[str], places: Places) -> Iterator[str]:
-    from bellwired.commands.control_client import Instance, all_devices
+    from bellwired.commands.control_client import all_devices
 
-    return (device["name"] for device in all_devices(Instance(places, PATIENCE)))
+    return (device["name"] for device in all_devices(_instance(places)))
 
 
 def _kinds(_: list[str], places: Places) -> Iterator[str]:
@@ -118,10 +119,17 @@ def _values(option: Option[Any]) -> Iterator[str]:
         yield f"{option.name}={text}"
 
 
-def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:
-    from bellwired.commands.control_client import Instance, method
+def _instance(places: Places) -> Any:
+    """The daemon that a command would ask."""
+    from bellwired.commands.control_client import Instance
 
-    return method(Instance(places, PATIENCE), method_name, **arguments)
+    return Instance(places, PATIENCE, other=Places.of(whose="system") if places.whose == "user" else None)
+
+
+def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:
+    from bellwired.commands.control_client import method
+
+    return method(_instance(places), method_name, **arguments)
 
 
 KINDS_OF_WORDS: dict[str, Callable[[list[str], Places], Iterator[str]]] = {

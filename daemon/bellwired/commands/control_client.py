@@ -27,7 +27,8 @@ PATIENCE = 5.0  # seconds for a healthy daemon to introduce itself
 LONGEST = 300.0  # for long calls: starting a device, reading the configuration again
 AGAIN = 0.05  # between two attempts to reach a daemon
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
-ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
+NOT_YOURS = "systemctl --user start bellwired, or run bellwired yourself"
+ELSEWHERE = "the system's daemon runs: --system asks it"
 
 
 class NoDaemonError(CommandError):
@@ -41,6 +42,23 @@ class Instance:
     places: Places
     timeout: float = LONGEST
     wait: bool = False
+    other: Places | None = None
+    """Another instance, whose daemon is asked if this one has none."""
+
+    @property
+    def asked(self) -> Places:
+        """The instance whose daemon is asked."""
+        if self.other is None or _listens(self.places.control) or not _listens(self.other.control):
+            return self.places
+        return self.other
+
+    def hint(self, hint: str) -> str:
+        """``hint`` and, if another daemon might have been meant, which one was asked."""
+        if self.other is None or not _listens(self.other.control):
+            return hint
+        asked = self.asked
+        told = f"{asked.daemon} was asked" + ("; --system asks the system's" if asked.whose == "user" else "")
+        return f"{hint}; {told}" if hint else told
 
 
 def call(
@@ -51,11 +69,10 @@ def call(
     What concerns the device ``name`` is asked of the ``bellwire run`` that serves it, if there is one. ``endless``:
     it takes as long as it takes.
     """
-    control = _control(instance.places, name)
-    who = "the daemon" if control == instance.places.control else "bellwire run"
+    control, who = speaker(instance, name)
 
     async def talk() -> Result:
-        transport, protocol = await _connect(control, time.monotonic() + instance.timeout if instance.wait else 0)
+        transport, protocol = await _connect(control, instance)
         try:
             async with asyncio.timeout(min(PATIENCE, instance.timeout)):
                 await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
@@ -64,7 +81,7 @@ def call(
         except TimeoutError:
             raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
-            raise _explain(error) from None
+            raise _explain(error, instance) from None
         except (EOFError, ConnectionError):
             raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:
@@ -129,11 +146,12 @@ def stream(
         raise left
 
 
-def _control(places: Places, name: str | None) -> Path:
-    """The socket of the ``bellwire run`` that serves the device ``name``, or of the daemon."""
-    if name is not None and NAME.fullmatch(name) and _listens(places.control_of(name)):
-        return places.control_of(name)
-    return places.control
+def speaker(instance: Instance, name: str | None = None) -> tuple[Path, str]:
+    """The control socket to speak to, and who answers there: the ``bellwire run`` that serves ``name``, or a daemon."""
+    if name is not None and NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
+        return instance.places.control_of(name), "bellwire run"
+    asked = instance.asked
+    return asked.control, asked.daemon
 
 
 def _listens(path: Path) -> bool:
@@ -144,31 +162,39 @@ def _listens(path: Path) -> bool:
     return False
 
 
-async def _connect(path: Path, deadline: float) -> Any:
-    """Connect. Tries again until the ``deadline``."""
+async def _connect(path: Path, instance: Instance) -> Any:
+    """Connect. Tries again as long as the instance allows."""
+    deadline = time.monotonic() + instance.timeout if instance.wait else 0
     while True:
         try:
             return await connect_unix_varlink(VarlinkClientProtocol, path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             if time.monotonic() >= deadline:
-                raise _absent(path, error) from None
+                raise _absent(path, error, instance) from None
         except PermissionError:
-            raise CommandError(f"{path}: you may not use it", "be root, or a member of the control-group") from None
+            hint = "be root, or a member of the control-group"
+            raise CommandError(
+                f"{path}: you may not use it", f"{hint}; {NOT_YOURS}" if instance.other else hint
+            ) from None
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror or error}") from None
         await asyncio.sleep(AGAIN)
 
 
-def _absent(path: Path, error: OSError) -> NoDaemonError:
+def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
     if isinstance(error, ConnectionRefusedError):
         return NoDaemonError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING)
-    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and _listens(SYSTEM_RUNTIME / path.name) else NOT_RUNNING
-    return NoDaemonError(f"{path}: no daemon is running there", hint)
+    if instance.other is not None:
+        return NoDaemonError(f"no daemon is running, neither yours ({path}) nor the system's", NOT_YOURS)
+    own = instance.places.whose == "user"
+    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and _listens(SYSTEM_RUNTIME / path.name) else ""
+    return NoDaemonError(f"{path}: no daemon is running there", hint or (NOT_YOURS if own else NOT_RUNNING))
 
 
-def _explain(error: VarlinkErrorReply) -> CommandError:
+def _explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
     if isinstance(error, Failed):
-        return CommandError(error.parameters["message"], error.parameters["hint"])
+        return CommandError(error.parameters["message"], instance.hint(error.parameters["hint"]))
     if error.name == "org.varlink.service.PermissionDenied":
-        return CommandError("the daemon does not let you do that", "be root, or the user that the daemon runs as")
-    return CommandError(f"the daemon answers {error}")
+        hint = instance.hint("be root, or the user that the daemon runs as")
+        return CommandError(f"{instance.asked.daemon} does not let you do that", hint)
+    return CommandError(f"{instance.asked.daemon} answers {error}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bellwired.commands import attach, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
-from bellwired.commands.control_client import LONGEST, Instance, all_devices, method, stream
+from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
@@ -82,9 +82,11 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def instance(arguments: argparse.Namespace) -> Instance:
-    """The daemon that the flags name."""
-    places = Places.of(arguments.config_dir, arguments.runtime_dir)
-    return Instance(places, arguments.timeout or LONGEST, arguments.wait)
+    """The daemon that the flags name. Without flags: a user's own or, if that does not run, the system's."""
+    places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
+    named = arguments.whose or arguments.config_dir or arguments.runtime_dir
+    other = None if named or places.whose != "user" else Places.of(whose="system")
+    return Instance(places, arguments.timeout or LONGEST, arguments.wait, other)
 
 
 def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
@@ -132,6 +134,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
         return 0
     columns = Column("name"), Column("device", 2), Column("state"), Column("for", 3), Column("client", 1)
     numbers = Column("memory", 5, right=True), Column("restarts", 4, right=True)
+    troubled = [Column("trouble")] if any(each["troubles"] for each in devices) else []
     rows = [
         (
             show.text(each["name"]),
@@ -141,20 +144,23 @@ def list_devices(arguments: argparse.Namespace) -> int:
             "yes" if each["connected"] else "-",
             show.size(each["memory"]),
             str(each["restarts"]),
+            *([", ".join(each["troubles"]) or "-"] if troubled else []),
         )
         for each in devices
     ]
     nothing = "The daemon has no devices: put a file into devices.d (bellwire new)."
-    show.console().print(show.table([*columns, *numbers], rows) if devices else nothing)
+    show.console().print(show.table([*columns, *numbers, *troubled], rows) if devices else nothing)
     return 0
 
 
 def status(arguments: argparse.Namespace) -> int:
     """``bellwire status [NAME|PATTERN...]``. In JSON, one name gives an object, everything else a list."""
     daemon = instance(arguments)
+    troubles = [] if arguments.name else _about(daemon, in_json=arguments.json)
     names = chosen(daemon, arguments.name or ["*"])
     deadline = time.monotonic() + (daemon.timeout if daemon.wait else 0)
-    devices, errors = [], []
+    devices: list[dict[str, Any]] = []
+    errors: list[CommandError] = []
     for name in names:
         try:
             devices.append(_described(daemon, name, deadline))
@@ -167,10 +173,23 @@ def status(arguments: argparse.Namespace) -> int:
         show.as_json(devices[0] if arguments.name == names and len(names) == 1 else devices)
     else:
         _print(devices)
-    show.errors(errors, in_json=arguments.json)
+    show.errors([*troubles, *errors], in_json=arguments.json)
     if errors:
         return 1
     return 0 if all(device["state"] == "running" for device in devices) else INACTIVE
+
+
+def _about(daemon: Instance, *, in_json: bool) -> list[CommandError]:
+    """Print which daemon is asked. Returns what does not work of it."""
+    try:
+        about = method(daemon, "About")["daemon"]
+    except NoDaemonError:  # all devices run in the foreground, or there are none
+        return []
+    control, who = speaker(daemon)
+    if not in_json:
+        told = f"{who} ({about['version']}, process {about['pid']}) at {show.text(control)}"
+        print(f"{'Daemon':>11}: {told}\n{'':>11}  {show.text(about['summary'])}\n")
+    return [CommandError(f"{part}: {trouble}") for part, trouble in about["troubles"].items()]
 
 
 def _described(daemon: Instance, name: str, deadline: float) -> dict[str, Any]:
@@ -317,8 +336,10 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if device["error"]:
         facts.append(("Error", show.text(device["error"])))
+    facts += [("Trouble", f"[yellow]{show.text(trouble)}[/yellow]") for trouble in device["troubles"].values()]
     if device["pid"]:
         facts += [("Process", str(device["pid"])), ("Memory", show.size(device["memory"]))]
+    facts += [("Code", f"{show.text(file)} of {show.clock(when)}") for file, when in device["code"].items()]
     if device["changed"]:
         changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
         facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))

@@ -27,9 +27,10 @@ from asyncvarlink.serviceinterface import PermissionDenied
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.manager.control_connection import ControlConnection
-from bellwired.manager.describe import Description, RegisterValue, describe, describe_unusable
+from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
+from bellwired.release import release
 
 INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
@@ -102,6 +103,19 @@ class Control(VarlinkInterface, name=INTERFACE):
         self._may_look = may_look
         self._may_change = may_change
 
+    @varlinkmethod(return_parameter="daemon")
+    async def About(self) -> About:
+        """The daemon itself, and what does not work of it."""
+        with self._looking():
+            manager = self._manager
+            return About(
+                version=release(),
+                pid=os.getpid(),
+                uid=os.geteuid(),
+                summary=manager.summary,
+                troubles=manager.troubles,
+            )
+
     @varlinkmethod(return_parameter="devices")
     async def List(self, *, statistics: bool | None = None) -> list[Description]:
         """Every device of the configuration. One whose file cannot be used is in the state "failed" or "disabled".
@@ -111,7 +125,8 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             manager = self._manager
             units = list(manager.units.values())
-            ways = [describe(unit, statistics=bool(statistics), recent=False) for unit in units]
+            bad = manager.settings.errors
+            ways = [describe(unit, bad.get(unit.name), statistics=bool(statistics), recent=False) for unit in units]
             found = list(await asyncio.gather(*ways))
             read = manager.settings
             found += [
@@ -124,7 +139,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Describe(self, *, name: str) -> Description:
         """One device, with its statistics, its client and its recent events."""
         with self._looking():
-            return await describe(self._manager.unit(name))
+            return await describe(self._manager.unit(name), self._manager.settings.errors.get(name))
 
     @varlinkmethod
     async def Start(self, *, name: str) -> None:

@@ -26,6 +26,7 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+STATUS_PAUSE = 0.2
 METRICS_AGAIN = 5.0  # seconds between two attempts to serve metrics
 ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
@@ -44,9 +45,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags for a private instance, which the daemon and the commands share."""
+    """The flags that name an instance, which the daemon and the commands share."""
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
+    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
+        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -60,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
     process.allow_many_files()
     privileges.hide_memory()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
+        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
     except CommandError as error:
@@ -98,7 +101,7 @@ class Life:
             control.serving(manager, listener),
             manager.running(),
             _metrics(manager),
-            alongside(self._show_life),
+            alongside(self._show_life, self._show_status),
         ):
             starting = asyncio.create_task(manager.start_all())
             stopping = asyncio.create_task(self._stop.wait())
@@ -142,6 +145,17 @@ class Life:
                 more = {} if self._ready else notify.extension(ALLOWANCE)
                 self._service_manager.tell(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
+
+    async def _show_status(self) -> None:
+        """Send the status text as soon as it changes, but at most five times a second."""
+        told = ""
+        while True:
+            await self._manager.stirred.wait()
+            self._manager.stirred.clear()
+            if self._manager.summary != told and not self._stop.is_set():
+                told = self._manager.summary
+                self._service_manager.tell(STATUS=told)
+            await asyncio.sleep(STATUS_PAUSE)
 
 
 @contextlib.asynccontextmanager

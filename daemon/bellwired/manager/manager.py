@@ -21,7 +21,7 @@ from bellwired import messages, settings, toml_file
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
-from bellwired.manager.events import Broadcaster
+from bellwired.manager.events import LOG, Broadcaster
 from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
@@ -29,6 +29,7 @@ from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import stamp
 from bellwired.workers.spawner import Spawner
+from bellwired.workers.wire import Spawn
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while there is a listener
@@ -67,6 +68,8 @@ class Manager:
         self._prints: dict[str, tuple[Any, ...]] = {}
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self.stirred = asyncio.Event()
+        """Set when something has happened to a device."""
         self._closing = False
 
     def unit(self, name: str) -> Unit:
@@ -239,12 +242,13 @@ class Manager:
                 folder = self._folder(name)
                 if unit.state is State.RUNNING and device.enabled:
                     order = unit.order(device, folder, trial=True)
-                    await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
+                    await self._try_out(unit, order)
                 self._prints[name] = fresh
                 enabled = device.enabled, unit.settings.enabled
                 {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
                 await unit.change(device, self._path(name), folder)
             else:
+                unit.kept = ""
                 done.unchanged.append(name)
         except CommandError as error:
             done.failed[name] = str(error)
@@ -253,6 +257,14 @@ class Manager:
                 if name in names:
                     names.remove(name)
 
+    async def _try_out(self, unit: Unit, order: Spawn) -> None:
+        unit.kept = ""
+        try:
+            await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
+        except CommandError as error:
+            unit.kept = str(error)
+            raise
+
     def _add(self, name: str) -> Unit:
         if self._closing:
             raise CommandError("the daemon is stopping")
@@ -260,7 +272,7 @@ class Manager:
         plugins = [str(folder) for folder in self.places.plugins]
         folder, daemon = self._folder(name), self.settings.daemon
         unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.spawner, self._tell)
-        unit.given = self._given.get(name)
+        unit.socket.given = self._given.get(name)
         self.units[name] = unit
         self._prints[name] = self._print(name)
         return unit
@@ -303,6 +315,8 @@ class Manager:
             log.error("%s", error.in_words, extra=fields)
 
     def _tell(self, unit: Unit, kind: str, fields: dict[str, Any]) -> None:
+        if kind != LOG:
+            self.stirred.set()
         self.broadcaster.publish(unit.name, kind, fields)
 
 

@@ -20,13 +20,14 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import messages, sources
-from bellwired.box import enter, privileges
+from bellwired.box import enter, landlock, privileges
 from bellwired.errors import CommandError
 from bellwired.find import bundled, files_for, find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.sources import is_path
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import Capabilities
 
@@ -63,12 +64,11 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
         channel.setblocking(False)
         if not spawn.trial:
             logging.getLogger().addHandler(Relay(channel))
+        sys.stdout = sys.stderr = Printed(logging.getLogger("bellwire.printed"))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, parent, channel, sockets)
+    sys.stdout.close()
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
     os._exit(status)
 
 
@@ -116,6 +116,7 @@ def _enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
     plugins = [Path(folder) for folder in spawn.plugins]
     kind = None if is_path(spawn.device) else bundled().get(spawn.device)
     need = enter.needs_of(kind, files_for(spawn.device, plugins), spawn.options, spawn.box)
+    need.rules += [(folder, landlock.NAMES) for folder in plugins]  # to say what there is, if there is no such device
     if not spawn.trial:  # which opens nothing
         need.prepare()
     count = privileges.open_memory_count()
@@ -311,7 +312,10 @@ class Relay(logging.Handler):
             self._lost += 1
             return
         self._passed += 1
-        text = self.format(record)[:LONGEST_LINE]
+        try:
+            text = self.format(record)[:LONGEST_LINE]
+        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
+            return
         if self._lost:
             text = f"({self._lost} lines before this one were too many) {text}"
         fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
