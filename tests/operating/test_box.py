@@ -27,6 +27,15 @@ control = "{control}"
 """
 
 
+WIDER = """
+device = "taken_over"
+sandbox = ["sockets", "processes"]
+[options]
+only = "{only}"
+control = "{control}"
+"""
+
+
 def outcomes(instance: Instance, name: str = "taken") -> dict[str, str]:
     """What came of each attack of the device ``name``."""
     with connect(instance.socket(name)) as client:
@@ -89,3 +98,17 @@ def test_a_refused_call_is_named_with_the_word_that_would_allow_it(attacked: Ins
     attacked.said('taken: its box refuses socket(); sandbox = ["network"] in its file allows it')
     attacked.said('taken: its box refuses execve(); sandbox = ["processes"] in its file allows it')
     attacked.said('taken: its box refuses ptrace(); sandbox = ["ptrace"] in its file allows it')
+
+
+@pytest.mark.parametrize("way", ["control socket", "control socket by an orphan"])
+def test_a_device_that_may_use_sockets_is_refused_by_the_control_socket(attacked: Instance, way: str) -> None:
+    path = attacked.devices / "wider.toml"
+    path.write_text(WIDER.format(only=way, control=str(attacked.runtime / "control")[1:]))
+    os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+    since = attacked.now()
+    assert attacked.reload()["failed"] == {}
+    assert outcomes(attacked, "wider")[way].startswith(("PermissionError", "ConnectionResetError", "BrokenPipeError"))
+    attacked.said("which belongs to a device, was refused the control socket", since)
+    assert attacked.describe("neighbour")["state"] == "running"
+    path.unlink()
+    attacked.reload()

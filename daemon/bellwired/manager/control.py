@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
 
@@ -29,6 +30,7 @@ from bellwired.listen import Listener
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
+from bellwired.manager.lineage import is_device
 from bellwired.manager.manager import Manager
 from bellwired.release import release
 
@@ -290,9 +292,11 @@ async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterato
 class Server:
     """Accepts callers. The kernel says which user a caller is, and that decides what the caller may do."""
 
-    def __init__(self, manager: Manager, sock: socket.socket) -> None:
+    def __init__(self, manager: Manager, sock: socket.socket, *, refuses_devices: bool = True) -> None:
         self._manager = manager
         self._sock = sock
+        self._refuses_devices = refuses_devices
+        self._refused: deque[int] = deque(maxlen=8)  # each is logged once
         self._callers: dict[VarlinkTransport, ControlConnection] = {}
 
     def open(self) -> None:
@@ -325,7 +329,13 @@ class Server:
             loop.remove_reader(self._sock.fileno())
             loop.call_later(PAUSE, self._go_on)
             return
-        uid, gids = _peer(connection)
+        pid, uid, gids = _peer(connection)
+        if self._refuses_devices and is_device(connection, pid, uid):
+            if pid not in self._refused:
+                log.warning("process %d, which belongs to a device, was refused the control socket", pid)
+            self._refused.append(pid)
+            connection.close()
+            return
         may_change = uid in (0, os.geteuid())
         if len(self._callers) >= MOST_CALLERS and not may_change:
             connection.close()
@@ -351,14 +361,14 @@ def _failing() -> Iterator[None]:
         raise Failed(message=str(error), hint=error.hint) from None
 
 
-def _peer(connection: socket.socket) -> tuple[int, set[int]]:
-    """The peer's user and groups at the time when it connected (unix(7), socket(7))."""
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+def _peer(connection: socket.socket) -> tuple[int, int, set[int]]:
+    """The peer's process, user and groups at the time when it connected (unix(7), socket(7))."""
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         groups = array.array("I", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS))
     except OSError:  # more than Python has room for
-        return uid, {gid}
-    return uid, {gid, *groups}
+        return pid, uid, {gid}
+    return pid, uid, {gid, *groups}
 
 
 def _gid(group: str) -> int:

@@ -145,7 +145,7 @@ class Desk:
         manager = Alone(Places((), (), self._control.path.parent if self._control else Path()))
         unit = manager.units[name] = Foreground(name, device, address, manager)
         end = asyncio.Event()
-        server = Server(manager, self._control.socket) if self._control else None
+        server = Server(manager, self._control.socket, refuses_devices=False) if self._control else None
         if server:
             server.open()
         self._begun.set_result((asyncio.get_running_loop(), end, unit.channel))

@@ -45,6 +45,7 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
     manager = Option(0, help="the manager's process")
     neighbour = Option(0, help="another worker's process")
     elsewhere = Option("", help="a folder that is not this device's")
+    only = Option("", help="the name of the only attack to try")
     control = Option("", help="the control socket, without its leading slash")
 
     mmio = Bar(0, size=4096)
@@ -54,6 +55,8 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
     def attack(self, _: int) -> None:
         """Try everything."""
         for name, work in self.attacks().items():
+            if self.only not in ("", name):
+                continue
             try:
                 work()
             except OSError as error:
@@ -86,6 +89,22 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
                 if b"error" in answer or not answer:
                     raise PermissionError(1, "refused")
 
+        def by_an_orphan() -> None:
+            ours, theirs = socket.socketpair()
+            if os.fork() == 0:
+                parent = os.getpid()
+                if os.fork() == 0:
+                    while os.getppid() == parent:
+                        os.sched_yield()
+                    try:
+                        tell_control()
+                        theirs.send(b"done")
+                    except OSError:
+                        theirs.send(b"no")
+                os._exit(0)
+            if ours.recv(8) != b"done":
+                raise PermissionError(1, "refused")
+
         def read(path: str) -> Callable[[], object]:
             return lambda: os.close(os.open(path, os.O_RDONLY))
 
@@ -115,6 +134,7 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
             "rename": lambda: os.rename(f"{away}/neighbour.img", f"{away}/renamed"),
             "mknod": lambda: os.mknod(f"{away}/node", 0o600 | 0o060000, os.makedev(8, 0)),
             "control socket": tell_control,
+            "control socket by an orphan": by_an_orphan,
             "read the manager's memory": read(f"/proc/{manager}/mem"),
             "write the manager's memory": write(f"/proc/{manager}/mem"),
             "read a neighbour's memory": read(f"/proc/{neighbour}/mem"),
