@@ -110,3 +110,11 @@ def ago(when: float, now: float | None = None) -> str:
 def clock(when: float) -> str:
     """A point in time, as local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def box(parts: Sequence[dict[str, str]]) -> str:
+    """The parts of a box in a line."""
+    here = [part["name"] for part in parts if part["state"] == "here"]
+    missing = [part["name"] for part in parts if part["state"] == "missing"]
+    text = ", ".join(here)
+    return f"{text}; missing: {', '.join(missing)}" if missing else text

@@ -40,6 +40,15 @@ class Note(TypedDict):
     text: str
 
 
+class BoxPart(TypedDict):
+    """A part of the box around a worker. ``state`` is here, missing (the system has none) or off (not wanted)."""
+
+    name: str
+    state: str
+    about: str
+    hint: str
+
+
 class RegisterValue(TypedDict):
     """A register. ``meaning`` has the names of its flags or of its value."""
 
@@ -74,6 +83,7 @@ class Description(TypedDict):
     connected: bool
     client: Client | None
     changed: dict[str, str]
+    box: list[BoxPart]
     code: dict[str, float]
     troubles: dict[str, str]
     statistics: dict[str, int]
@@ -103,6 +113,9 @@ async def describe(
         connected=unit.client is not None,
         client=_client(unit),
         changed=unit.changed,
+        box=[BoxPart(name=part.name, state=part.state, about=part.about, hint=part.hint) for part in unit.box.parts]
+        if recent
+        else [],
         code={file: known[1] / 1e9 for file, known in unit.files.items() if known is not None},
         troubles=_troubles(unit, bad) if unit.pid else {},
         statistics=counted,
@@ -127,6 +140,7 @@ def describe_unusable(name: str, error: SettingsError, since: float, *, enabled:
         connected=False,
         client=None,
         changed={},
+        box=[],
         code={},
         troubles={},
         statistics={},
