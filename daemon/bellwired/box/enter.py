@@ -21,6 +21,7 @@ from bellwired.box.needs import Needs
 from bellwired.box.wanted import HERE, MISSING, OFF, Part, Wanted
 
 EPERM = 1
+DELEGATE = "a control group, which the unit delegates (Delegate=memory pids cpu), limits all of its memory"
 
 
 @dataclass
@@ -76,13 +77,17 @@ def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
 
 
 def _limits(box: Box, wanted: Wanted) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if wanted.memory_max and not wanted.limits:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
+    if not wanted.memory_max or wanted.limits:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
+    try:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    except (OSError, ValueError) as error:
+        box.add("memory-max", MISSING, f"its memory is not limited: {error}", DELEGATE)
+    else:
         about = f"its private memory is limited to {most >> 20} MiB (RLIMIT_DATA); files in memory are not counted"
-        box.add("memory-max", HERE, about)
+        box.add("memory-max", HERE, about, DELEGATE)
 
 
 def _network(box: Box, need: Needs) -> None:
@@ -109,7 +114,8 @@ def _folders(box: Box, need: Needs) -> None:
         return
     need.rules += [(folder, landlock.FOLDER) for folder in covered]
     if covered:
-        box.add("private /tmp", HERE, f"empty folders of its own at {' and '.join(map(str, covered))}")
+        rest = "" if len(covered) > 1 else "; Landlock denies the other one"
+        box.add("private /tmp", HERE, f"empty folders of its own at {' and '.join(map(str, covered))}{rest}")
     else:
         box.add("private /tmp", OFF, "its files lie in /tmp and /var/tmp; Landlock denies the rest of these")
 

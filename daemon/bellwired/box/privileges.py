@@ -61,7 +61,10 @@ def become(user: int, group: int) -> None:
 
 def keep_only(kept: Collection[int]) -> int:
     """Drop all capabilities except ``kept``. Returns those that this thread has left, as bits."""
-    left = capabilities(PERMITTED) & sum(1 << each for each in kept)
+    permitted = capabilities(PERMITTED)
+    if not permitted:  # capset(2) may be forbidden, as by the unit's SystemCallFilter=
+        return 0
+    left = permitted & sum(1 << each for each in kept)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     low, high = left & 0xFFFF_FFFF, left >> 32
     data = struct.pack("<6I", low, low, 0, high, high, 0)
