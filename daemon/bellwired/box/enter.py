@@ -131,9 +131,9 @@ def _user(box: Box, wanted: Wanted) -> None:
 
 def _landlock(box: Box, need: Needs) -> None:
     version = landlock.version()
-    hint = "Linux 5.13 or newer, with Landlock among its security modules (lsm=landlock,...)"
+    hint = "Linux 5.13 or newer with lsm=landlock,..., and a unit that allows landlock_create_ruleset(2) and its family"
     if not version:
-        box.add("files", MISSING, "this kernel has no Landlock: it reaches all files of its user", hint)
+        box.add("files", MISSING, "Landlock cannot be had: it reaches all files of its user", hint)
     elif need.mounts:
         box.add("files", OFF, "Landlock forbids the mounts that its tap needs: it reaches all files of its user")
     else:
@@ -148,8 +148,8 @@ def _landlock(box: Box, need: Needs) -> None:
 
 def _seccomp(box: Box, need: Needs, *, listener: bool) -> None:
     if not seccomp.available():
-        hint = "a kernel with CONFIG_SECCOMP_FILTER"
-        box.add("system calls", MISSING, "this kernel has no seccomp filters: it may use every call", hint)
+        hint = "a kernel with CONFIG_SECCOMP_FILTER, and a unit that allows seccomp(2)"
+        box.add("system calls", MISSING, "seccomp filters cannot be had: it may use every call", hint)
         return
     rules = calls.allowed(need.calls, os.getpid())
     told = "a refused one is logged by its name"

@@ -10,7 +10,6 @@ filter for those.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ _EQUAL, _AT_LEAST, _ALWAYS, _RETURN = 0x15, 0x35, 0x05, 0x06  # BPF_JMP | ..., B
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _FARTHEST = 255  # instructions that a conditional jump skips at most
 
-_SET_MODE_FILTER = 1
+_SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
 _SPEC_ALLOW, _NEW_LISTENER = 1 << 2, 1 << 3
 _SECCOMP = 317
 
@@ -98,10 +97,9 @@ def run(code: Code, number: int, arguments: Iterable[int] = (), architecture: in
 
 
 def available() -> bool:
-    """Whether this kernel has seccomp filters (SECCOMP_GET_ACTION_AVAIL)."""
-    action = struct.pack("<I", ERRNO)
-    found: int = _libc.syscall(_SECCOMP, 2, 0, action)
-    return found == 0 or ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL)
+    """Whether this process can have seccomp filters: the kernel has them, and no other filter forbids seccomp(2)."""
+    found: int = _libc.syscall(_SECCOMP, _GET_ACTION_AVAIL, 0, struct.pack("<I", ERRNO))
+    return found == 0
 
 
 def _answer(value: int) -> Code:
