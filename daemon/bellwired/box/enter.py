@@ -34,6 +34,9 @@ class Box:
     listener: int = -1
     """For :class:`bellwired.box.refusals.Refusals` of another process."""
 
+    memory_count: int = -1
+    """This process's smaps_rollup, open: a boxed process cannot open it."""
+
     def add(self, name: str, state: str, about: str, hint: str = "") -> None:
         """Report of a part."""
         self.parts.append(Part(name, state, about, hint))
@@ -97,7 +100,7 @@ def _network(box: Box, need: Needs) -> None:
     try:
         namespaces.own_network()
     except OSError as error:
-        about = f"it stays in the host's network namespace ({error.strerror}); it can open no socket there"
+        about = f"it stays in the daemon's network namespace ({error.strerror}); it can open no socket there"
         box.add("network", MISSING, about, "a namespace of its own takes CAP_SYS_ADMIN")
     else:
         box.add("network", HERE, "an empty network namespace of its own")
