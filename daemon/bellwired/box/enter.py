@@ -71,9 +71,7 @@ def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
     bound = privileges.bind(need.capabilities)
     _user(box, wanted)
     privileges.die_with_parent(parent)  # a change of the user has undone it
-    kept = privileges.keep_only(need.capabilities)
-    about = f"only those that its tap needs ({kept:#x})" if kept else "none"
-    box.add("capabilities", HERE, about + (", and none can be gained (bounding set)" if bound and not kept else ""))
+    _capabilities(box, need, bound=bound)
     box.parts += (rest := unprivileged(need)).parts
     box.listener = rest.listener
     return box
@@ -130,6 +128,17 @@ def _user(box: Box, wanted: Wanted) -> None:
         return
     privileges.become(wanted.user, wanted.group)
     box.add("user", HERE, f"user {wanted.user}, group {wanted.group}")
+
+
+def _capabilities(box: Box, need: Needs, *, bound: bool) -> None:
+    try:
+        kept = privileges.keep_only(need.capabilities)
+    except OSError as error:
+        about = f"it keeps all of the daemon's: capset(2) fails ({error.strerror})"
+        box.add("capabilities", MISSING, about, "a unit that allows capset: SystemCallFilter=capset")
+        return
+    about = f"only those that its tap needs ({kept:#x})" if kept else "none"
+    box.add("capabilities", HERE, about + (", and none can be gained (bounding set)" if bound and not kept else ""))
 
 
 def _landlock(box: Box, need: Needs) -> None:
