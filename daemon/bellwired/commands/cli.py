@@ -14,8 +14,23 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
+from bellwired.commands import (
+    cat_config,
+    check,
+    demo,
+    edit,
+    enable,
+    export,
+    import_map,
+    inspect_files,
+    install,
+    operate,
+    run,
+    show,
+    vmm,
+)
 from bellwired.errors import CommandError
+from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
 from bellwired.release import release
 from kvm_ioctls import KvmError
@@ -87,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     asking.set_defaults(takes=SHARED)
     for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (check, inspect_files):
+    for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     for command in set(commands.choices.values()):
@@ -104,7 +119,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
             flag = arguments.whose if given == "whose" else given.replace("_", "-")
             top.error(f"--{flag} is for other commands than this")
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    if not logging.root.handlers:
+        to_stderr_or_journal(arguments.log_level)
     try:
         status: int = arguments.command(arguments)
         sys.stdout.flush()

@@ -25,6 +25,7 @@ from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import Capabilities
 
@@ -57,12 +58,11 @@ def run_device(spawn: Spawn, *fds: int) -> int:
         channel.setblocking(False)
         if not spawn.trial:
             logging.getLogger().addHandler(Relay(channel))
+        sys.stdout = sys.stderr = Printed(logging.getLogger("bellwire.printed"))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
+    sys.stdout.close()
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
     os._exit(status)
 
 
@@ -281,7 +281,10 @@ class Relay(logging.Handler):
             self._lost += 1
             return
         self._passed += 1
-        text = self.format(record)[:LONGEST_LINE]
+        try:
+            text = self.format(record)[:LONGEST_LINE]
+        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
+            return
         if self._lost:
             text = f"({self._lost} lines before this one were too many) {text}"
         fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
