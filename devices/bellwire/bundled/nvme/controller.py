@@ -92,7 +92,8 @@ class Controller:
         self.sanitize = Sanitize(self)
         self.format = Format(self)
         self.management = Management(self)
-        self.engine = Engine(self, Journal(state.journal))
+        self.journal = Journal(state.journal)
+        self.engine = Engine(self, self.journal)
         self._file = device.storage(Registers.mmio)
         self._shutdown: Job | None = None
         self._powered = False
@@ -150,7 +151,7 @@ class Controller:
 
     def check_state(self) -> None:
         """Raise a StateError if the restored state of queues, events or commands under way cannot be one."""
-        if wrong := self.queues.impossible(self.engine.journal.entries()) or self.events.impossible:
+        if wrong := self.queues.impossible(self.journal.entries()) or self.events.impossible:
             raise StateError(f"the snapshot has {wrong}")
 
     def restored(self) -> None:

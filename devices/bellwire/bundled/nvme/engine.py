@@ -41,7 +41,7 @@ class Engine:
         self._controller = controller
         self._queues = controller.queues
         self._logs = controller.logs
-        self.journal = journal
+        self._journal = journal
         self._admin = Admin(controller)
         self._io = Io(
             controller.pages, controller.namespaces, controller.features, controller.logs.counters, controller.save
@@ -67,14 +67,14 @@ class Engine:
     def clear(self) -> None:
         """Start again: no thread works for the device, and the state is zero."""
         self._drop()
-        self.journal.clear()
+        self._journal.clear()
 
     def restored(self) -> list[tuple[int, bytes]]:
         """The state has been restored. Returns the submission queues and commands that were under way in it."""
         self._drop()
         self._again.clear()
         self._queues.interrupts.reset()
-        return list(self.journal.restored())
+        return list(self._journal.restored())
 
     def _drop(self) -> None:
         """Forget the jobs of threads, which have dropped them."""
@@ -141,7 +141,7 @@ class Engine:
         for _ in range(BURST // BATCH):
             if not controller.live or not sq.size or sq.deleter:
                 return
-            block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self.journal.room))
+            block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
             if block:
                 self._execute(sq, cq, block)
             elif not (shadowed and queues.more_in_shadow(sq)):
@@ -199,7 +199,7 @@ class Engine:
         return None
 
     def _begin(self, job: Job, sq: SubmissionQueue, entry: bytes, command: Command) -> None:
-        slot = self.journal.note(sq.qid, entry)
+        slot = self._journal.note(sq.qid, entry)
         job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
         sq.running += 1
         self._queues.completions[sq.cqid].running += 1
@@ -248,7 +248,7 @@ class Engine:
                 continue
             result = self._task_ended(job) if isinstance(job, Task) else 0
             del self._flights[flight.slot]
-            self.journal.strike(flight.slot)
+            self._journal.strike(flight.slot)
             if controller.live:
                 sq = flight.sq
                 sq.running -= 1
