@@ -16,7 +16,7 @@ import pytest
 from bellwired.errors import CommandError
 from bellwired.manager.manager import prepare
 from daemon.commands import children
-from operating.instance import EDITION, Instance, connect, eventually, over, read
+from operating.instance import EDITION, HANG, Instance, connect, eventually, over, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected
 
@@ -198,6 +198,17 @@ def test_the_group_getting_the_stop_signal_does_not_cut_the_workers_stop_short(i
         assert instance.stop() == 0
     assert "SIGKILL" not in instance.log
     assert "the fork server has died" not in instance.log
+
+
+def test_without_a_journal_each_line_begins_with_date_and_time(daemon: Instance) -> None:
+    name = daemon.add()
+    line = daemon.said(f"{name}: accepts clients")
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+    assert re.match(f"{when} INFO bellwired: {name}: accepts clients", line)
+    with connect(daemon.socket(name)) as client:
+        write(client, HANG, 11)  # ms: long enough for its worker to log it
+        line = daemon.said(f"[{name}]")
+    assert re.match(rf"{when} \[{name}\] WARNING ", line)
 
 
 def test_a_second_daemon_in_the_same_place_is_refused_and_does_no_harm(daemon: Instance, tmp_path: Path) -> None:
