@@ -135,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
             **sockets,
             io_fd_entry=arguments.io_fd_entry,
             busy_poll=arguments.busy_poll,
+            max_maps=about.max_maps,
+            hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from bellwired import notify
 from bellwired.errors import CommandError
 from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
-from bellwired.manager import control
+from bellwired.manager import control_server
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
@@ -96,7 +96,7 @@ class Life:
         listener = given.pop("control", None)
         manager.take_listeners(given)
         async with (
-            control.serving(manager, listener),
+            control_server.serving(manager, listener),
             manager.running(),
             _metrics(manager),
             alongside(self._show_life, self._show_status),
