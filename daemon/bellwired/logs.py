@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from bellwired.sinks import Journal, Prefixed, Sink, Stream
+from bellwired.terminal import Formatter
 from bellwired.unblocked import Unblocked
 
 PLAIN = "%(levelname)s %(name)s: %(message)s"
@@ -49,9 +50,9 @@ def _unblocked(fd: int, device: str, clock: bool, threaded: bool) -> logging.Han
     handler.name = name
     match sink:
         case Journal():
-            handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.setFormatter(Formatter("%(message)s"))
         case Prefixed():
-            handler.setFormatter(logging.Formatter(f"[{device}] %(message)s" if device else "%(message)s"))
+            handler.setFormatter(Formatter(f"[{device}] %(message)s" if device else "%(message)s"))
         case _:
             handler.setFormatter(_formatter(device, clock))
     return handler
@@ -59,7 +60,7 @@ def _unblocked(fd: int, device: str, clock: bool, threaded: bool) -> logging.Han
 
 def _formatter(device: str, clock: bool) -> logging.Formatter:
     plain = f"[{device}] {PLAIN}" if device else PLAIN
-    return logging.Formatter(f"{TIMED} {plain}" if clock else plain, TIME)
+    return Formatter(f"{TIMED} {plain}" if clock else plain, TIME)
 
 
 def _is_the_journal(status: os.stat_result) -> bool:

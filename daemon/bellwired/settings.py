@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bellwired.errors import SettingsError
-from bellwired.places import Places
+from bellwired.places import Places, warn_of_what_is_not_read
 from bellwired.sources import is_path
 from bellwired.toml_file import Place, parsed
 
@@ -118,6 +118,7 @@ class Settings:
 
 def load(places: Places) -> Settings:
     """Read all files. A CommandError says which folder cannot be read."""
+    warn_of_what_is_not_read()
     main = places.file(DAEMON)
     daemon, faults = tolerant(main) if main else (Daemon(), ())
     devices: dict[str, Device] = {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bellwire.paths import PathError, open_file
 from bellwired.errors import SettingsError
 
 LONGEST = 1 << 18  # bytes of a configuration file
@@ -18,18 +17,17 @@ Place = Callable[[str], str]
 
 
 def text(path: Path) -> str:
-    """The text of a configuration file. Raises a SettingsError unless it is a regular file of at most 256 KiB."""
+    """The text of a configuration file. Raises a SettingsError for more than 256 KiB.
+
+    Only root and this process's user can have put it there: a device's file says which code runs.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not wait for a writer
-        try:
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
-            content = os.pread(fd, LONGEST + 1, 0) if regular else b""
-        finally:
-            os.close(fd)
+        with open(open_file(path), "rb") as file:
+            content = file.read(LONGEST + 1)
+    except PathError as error:
+        raise SettingsError(f"{error.filename}: {error.strerror}", error.hint) from None
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
-    if not regular:
-        raise SettingsError(f"{path}: not a regular file")
     if len(content) > LONGEST:
         raise SettingsError(f"{path}: a configuration file has at most {LONGEST} bytes")
     try:

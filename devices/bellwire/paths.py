@@ -299,26 +299,30 @@ def make_folders(path: Path, mode: int = 0o777) -> list[Path]:
     return made
 
 
-def read_file(path: Path, owners: Collection[int] | None = None, *, check: bool = True) -> tuple[bytes, os.stat_result]:
-    """The content of a regular file and its state. With ``check``, nobody except ``owners`` can have chosen it.
+def open_file(path: Path, owners: Collection[int] | None = None) -> int:
+    """Open a regular file that nobody except ``owners`` can have chosen: neither it nor a folder on the way to it.
 
-    ``owners`` are root and the process's own user unless they are given. Raises an OSError.
+    ``owners`` are root and the process's own user unless they are given. The caller owns the descriptor. Raises an
+    OSError; a :class:`PathError` names the folder or file, and who may write it.
     """
-    if check:
-        with Place(path.absolute()) as place:
-            fd = place.open(os.O_RDONLY)
-            try:
-                place.check(fd, owners)
-            except BaseException:
-                os.close(fd)
-                raise
-    else:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise PathError(f"it is {_kind(status)}, expected a file", os.fspath(path))
-        return file.read(), status
+    with Place(path.absolute()) as place:
+        fd = place.open(os.O_RDONLY)
+        try:
+            place.check(fd, owners)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def open_any_file(path: Path) -> int:
+    """Open a regular file, whoever can have chosen it. It waits for no FIFO. The caller owns the descriptor."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise PathError(f"it is {_kind(status)}, expected a file", os.fspath(path))
+    return fd
 
 
 _KINDS = {
@@ -345,8 +349,7 @@ def _names(path: str) -> list[str]:
 def _doubts(place: str, status: os.stat_result, open_to_others: bool, trusted: Collection[int]) -> Iterator[Doubt]:
     if status.st_uid not in trusted:
         owners = " or ".join("root" if uid == 0 else user(uid) for uid in sorted(trusted))
-        yield Doubt(
-            place, f"belongs to {user(status.st_uid)}", f"it must belong to {owners}: chown it, or move the file"
-        )
+        hint = f"it must belong to {owners}: chown it, or use another path"
+        yield Doubt(place, f"belongs to {user(status.st_uid)}", hint)
     if open_to_others:
         yield Doubt(place, "others than its owner may write it", f"chmod go-w {place}")

@@ -148,10 +148,8 @@ async def told() -> None:
     with pytest.raises(VarlinkErrorReply) as why:
         await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
     transport.close()
-    assert (
-        str(explain(why.value, Caller(Places((), (), Path()))))
-        == f"refused: user {NOBODY} has {EACH} connections already"
-    )
+    said = explain(why.value, Caller(Places((), (), Path())))
+    assert str(said) == f"refused: user {NOBODY} has {EACH} connections already"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,12 @@ USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
 SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/local/lib/bellwire", "/usr/lib/bellwire")
 
 
+@pytest.fixture(autouse=True)
+def roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon may be installed on this machine: its /run/bellwire does not belong to root."""
+    monkeypatch.setattr("bellwired.places._given_away", lambda: None)
+
+
 def texts(paths: tuple[Path, ...]) -> tuple[str, ...]:
     return tuple(map(str, paths))
 

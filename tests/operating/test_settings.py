@@ -150,7 +150,7 @@ def test_a_file_that_would_break_a_parser_is_refused(tmp_path: Path, content: st
 
 def test_a_file_that_is_a_pipe_does_not_make_the_daemon_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "one.toml")
-    with pytest.raises(SettingsError, match="not a regular file"):
+    with pytest.raises(SettingsError, match="it is a FIFO, expected a file"):
         read(tmp_path / "one.toml", Device)
 
 

@@ -14,7 +14,22 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
+from bellwired import terminal
+from bellwired.commands import (
+    cat_config,
+    check,
+    demo,
+    edit,
+    enable,
+    export,
+    import_map,
+    inspect_files,
+    install,
+    operate,
+    run,
+    show,
+    vmm,
+)
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
@@ -88,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     asking.set_defaults(takes=SHARED)
     for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (check, inspect_files):
+    for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     for command in set(commands.choices.values()):
@@ -99,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. An error becomes one line, with its hint."""
+    with terminal.guarded():
+        return _run(words)
+
+
+def _run(words: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(words)
     for given in SHARED:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, connect_unix_varlink
+from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from bellwired.errors import CommandError
@@ -82,6 +83,9 @@ def call(
             raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
             raise explain(error, instance) from None
+        except ConversionError as error:
+            why = f"{who} answers what this command does not understand: {error.args[0]}"
+            raise CommandError(why, "is it of another version?") from None
         except (EOFError, ConnectionError):
             raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 from bellwired.commands import show, template
 from bellwired.commands.show import Column
 from bellwired.find import plugins
-from bellwired.places import Places
+from bellwired.places import Places, warn_of_what_is_not_read
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def list_plugins(arguments: argparse.Namespace) -> int:
     """``bellwire plugins``."""
+    warn_of_what_is_not_read()
     listed = plugins(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "").plugins)
     if arguments.json:
         fields = ("name", "source", "description", "error")

@@ -39,6 +39,7 @@ OWN_STATUSES = {
     "reload": {0: "All is as configured.", 1: "A file cannot be used, or a device has not started with it."},
     "check": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
     "cat-config": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
+    "import": {1: "The map cannot be read, the file is not to be overwritten, or --check found it out of date."},
     "edit": {1: "What was written cannot be used, and what was before stays; or something else failed."},
 }
 """The exit statuses with a meaning special to one command."""
@@ -175,9 +176,9 @@ def _settings() -> str:
     lines += ["bellwire\\-device.toml, bellwired.toml \\- the daemon's configuration files", ".SH DESCRIPTION"]
     lines += [
         "One file for each device, devices.d/NAME.toml, and bellwired.toml for the daemon itself, below /etc/bellwire,",
-        "/run/bellwire, /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the",
-        "same name in a later one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts",
-        "no other device.",
+        "/run/bellwire (if it belongs to root), /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier",
+        "folder overrides one of the same name in a later one; an empty file, or a link to /dev/null, masks it. A file",
+        "that cannot be used hurts no other device. A file that another user can have put there cannot be used.",
         ".PP",
         "A drop-in, devices.d/NAME.toml.d/*.toml in any of the folders, changes some of the keys and options of a",
         "device's file. Relative paths of a device and in its options are meant from the folder of its file.",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from bellwired import notify
+from bellwired import notify, terminal
 from bellwired.errors import CommandError
 from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
@@ -53,8 +53,11 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
-    arguments = parser().parse_args(words)
+    with terminal.guarded():
+        return _run(parser().parse_args(words))
 
+
+def _run(arguments: argparse.Namespace) -> int:
     def apply(settings: Daemon) -> None:
         _log_to(arguments.log_level or settings.log_level)
 
