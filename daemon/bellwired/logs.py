@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from bellwired.sinks import Journal, Prefixed, Sink, Stream
+from bellwired.terminal import Formatter
 from bellwired.unblocked import Unblocked
 
 PLAIN = "%(levelname)s %(name)s: %(message)s"
@@ -53,7 +54,7 @@ def _unblocked(fd: int, device: str, clock: str, threaded: bool) -> logging.Hand
     return handler
 
 
-class _Named(logging.Formatter):
+class _Named(Formatter):
     """Names the device in each record that does not name it itself."""
 
     def __init__(self, device: str, fmt: str) -> None:
@@ -65,10 +66,10 @@ class _Named(logging.Formatter):
         return text if hasattr(record, "BELLWIRE_DEVICE") else self._prefix + text
 
 
-def _formatter(device: str, clock: str) -> logging.Formatter:
+def _formatter(device: str, clock: str) -> Formatter:
     words = [TIMED] if clock else []
     words += [f"[{device}]"] if device else []
-    return logging.Formatter(" ".join([*words, PLAIN]), clock or None)
+    return Formatter(" ".join([*words, PLAIN]), clock or None)
 
 
 def stderr_is_the_journal() -> bool:

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from bellwired import terminal
 from bellwired.find import bundled
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
@@ -93,6 +94,7 @@ def main() -> int:
     process.name("bellwire-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
+    terminal.guard()  # for what plugins print
     to_stderr_or_journal("info", clock=DATE, threaded=False)
     bundled()  # these modules change with the daemon only: workers share their pages
     gc.collect()

@@ -27,7 +27,7 @@ from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import Capabilities
+from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -85,7 +85,13 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         return 0
     try:
         serving = Serving(
-            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+            device,
+            channel,
+            listener=listeners[0],
+            io_fd_entry=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll,
+            max_maps=spawn.max_maps,
+            hello_timeout=spawn.hello_timeout,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -136,6 +142,8 @@ class Serving:
         connection: socket.socket | None = None,
         io_fd_entry: int = 40,
         busy_poll: int = 0,
+        max_maps: int = SERVER.max_dma_maps,
+        hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
     ) -> None:
@@ -150,6 +158,8 @@ class Serving:
             observer=reporter,
             io_fd_entry_size=io_fd_entry,
             busy_poll=busy_poll / 1e6,
+            max_maps=max_maps,
+            hello_timeout=hello_timeout,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
