@@ -82,7 +82,7 @@ def call(
         except TimeoutError:
             raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
-            raise _explain(error, instance) from None
+            raise explain(error, instance) from None
         except ConversionError as error:
             why = f"{who} answers what this command does not understand: {error.args[0]}"
             raise CommandError(why, "is it of another version?") from None
@@ -195,9 +195,11 @@ def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
     return NoDaemonError(f"{path}: no daemon is running there", hint or (NOT_YOURS if own else NOT_RUNNING))
 
 
-def _explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
-    if isinstance(error, Failed):
-        return CommandError(error.parameters["message"], instance.hint(error.parameters["hint"]))
+def explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
+    """A daemon's error reply as the error of a command."""
+    if error.name == Failed.name:
+        told = error.paramstojson()
+        return CommandError(str(told.get("message")), instance.hint(str(told.get("hint", ""))))
     if error.name == "org.varlink.service.PermissionDenied":
         hint = instance.hint("be root, or the user that the daemon runs as")
         return CommandError(f"{instance.asked.daemon} does not let you do that", hint)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bellwired import notify, terminal
 from bellwired.errors import CommandError
-from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
-from bellwired.manager import control
+from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
+from bellwired.manager import control_server
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
@@ -99,7 +99,7 @@ class Life:
         listener = given.pop("control", None)
         manager.take_listeners(given)
         async with (
-            control.serving(manager, listener),
+            control_server.serving(manager, listener),
             manager.running(),
             _metrics(manager),
             alongside(self._show_life, self._show_status),
@@ -189,7 +189,7 @@ async def _metrics(manager: Manager) -> AsyncIterator[None]:
 
 
 def _log_to(level: str) -> None:
-    to_stderr_or_journal(level)
+    to_stderr_or_journal(level, clock=DATE)
     hush_asyncvarlink()
 
 
