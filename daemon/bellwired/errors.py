@@ -16,3 +16,7 @@ class CommandError(BellwireError):
     def in_words(self) -> str:
         """The message and the hint in one line."""
         return f"{self} ({self.hint})" if self.hint else str(self)
+
+
+class SettingsError(CommandError):
+    """A configuration file cannot be used. The message names the file, the line, the key, and what was expected."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import os
 import pkgutil
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ from types import ModuleType
 import bellwire.bundled
 from bellwire import PciDevice
 from bellwired.errors import CommandError
-from bellwired.sources import INIT, Check, first_file, is_path, load
-from bellwired.trust import others_may_write
+from bellwired.sources import INIT, Open, first_file, is_path, load, open_named, open_trusted
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]
@@ -45,22 +42,23 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
     """The class for ``bell``, ``./mine.py``, ``./mine/`` (a package), or ``./mine.py:name`` (if there are several).
 
     A plain name is searched among the bundled devices, then the entry points, then as NAME.py or NAME/ in the
-    ``plugins`` folders, the first one first. Only the device that is asked for is imported.
+    ``plugins`` folders, the first one first. Only the device that is asked for is imported. A plugin's files, and for
+    root a file that is named by its path, must be such that no other user can have put them there.
     """
-    return _find(wanted, plugins, lambda _: None)
+    return _find(wanted, plugins, open_named)
 
 
 def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
     """Like :func:`find_device`, but a file that is named by its path must be as trustworthy as a plugin."""
-    return _find(wanted, plugins, check_trusted)
+    return _find(wanted, plugins, open_trusted)
 
 
-def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]:
+def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]:
     path, _, name = wanted.partition(":")
     if is_path(path):
         if not path.endswith(".py") and not Path(path).is_dir():
             raise CommandError(f"{path}: the name of a device's file ends in .py")
-        return _one_of(devices_in(load(Path(path), check)), name, path)
+        return _one_of(devices_in(load(Path(path), opened)), name, path)
     known = bundled()
     if wanted in known:
         return known[wanted]
@@ -69,7 +67,7 @@ def _find(wanted: str, plugins: Sequence[Path], check: Check) -> type[PciDevice]
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
     if path in files:
-        found = devices_in(load(files[path], check_trusted))
+        found = devices_in(load(files[path], open_trusted))
         return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
     names = [*known, *_names(files)]
     if name and path in names:
@@ -117,21 +115,6 @@ def devices_in(module: ModuleType) -> Found:
     }
 
 
-def check_trusted(path: Path) -> None:
-    """Refuse a plugin that another user could have written: it would run with the daemon's rights."""
-    file = path.resolve()
-    for place in (file, file.parent, path.parent.resolve()):
-        try:
-            status = place.stat()
-        except OSError as error:
-            raise CommandError(f"{place}: {error.strerror}") from None
-        if status.st_uid not in (0, os.geteuid()):
-            raise CommandError(f"{place}: belongs to user {status.st_uid}", "a plugin and its folder belong to root")
-        sticky = place != file and status.st_mode & stat.S_ISVTX  # others cannot replace what is not theirs
-        if others_may_write(status) and not sticky:
-            raise CommandError(f"{place}: others than its owner may write it", f"chmod go-w {place}")
-
-
 def _names(files: Iterable[str]) -> Iterator[str]:
     yield from files
     yield from (entry.name for entry in importlib.metadata.entry_points(group=GROUP))
@@ -153,7 +136,7 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _list_file(file: Path) -> list[Plugin]:
     try:
-        found = devices_in(load(file, check_trusted))
+        found = devices_in(load(file, open_trusted))
     except (CommandError, OSError) as error:
         return [Plugin(file.stem, str(file), error=str(error))]
     if not found:

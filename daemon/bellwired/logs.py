@@ -7,22 +7,29 @@ import os
 import sys
 import warnings
 
+from bellwired.sinks import Journal, Prefixed, Sink, Stream
+from bellwired.terminal import Formatter
+from bellwired.unblocked import Unblocked
+
 PLAIN = "%(levelname)s %(name)s: %(message)s"
 TIMED, TIME = "%(asctime)s.%(msecs)03d", "%H:%M:%S"
-_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
-def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False) -> None:
+def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False, threaded: bool = True) -> None:
     """Set up logging for this process. A second call replaces the first. Every record names ``device``.
 
-    With ``clock`` a record on stderr begins with the time, to the millisecond.
+    With ``clock`` a record on stderr begins with the time, to the millisecond. Without ``threaded`` the process may
+    fork (see :class:`Unblocked`).
     """
-    handler = _journal(device) if _stderr_is_the_journal() else None
-    if handler is None:
+    try:
+        fd = sys.stderr.fileno()
+        handler = _unblocked(fd, device, clock, threaded)
+    except (OSError, ValueError, AttributeError):  # no file is behind sys.stderr
         handler = logging.StreamHandler()
-        plain = f"[{device}] {PLAIN}" if device else PLAIN
-        handler.setFormatter(logging.Formatter(f"{TIMED} {plain}" if clock else plain, TIME))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+        handler.setFormatter(_formatter(device, clock))
+    if handler not in logging.root.handlers:
+        logging.basicConfig(handlers=[handler], force=True)
+    logging.root.setLevel(level.upper())
 
 
 def hush_asyncvarlink() -> None:
@@ -31,30 +38,39 @@ def hush_asyncvarlink() -> None:
     warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
 
 
-def _stderr_is_the_journal() -> bool:
-    """As systemd.exec(5) says of JOURNAL_STREAM: the device and inode number of the stream."""
-    try:
-        status = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError, AttributeError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def _journal(device: str) -> logging.Handler | None:
-    fields = {"SYSLOG_IDENTIFIER": "bellwired"} | ({"BELLWIRE_DEVICE": device} if device else {})
-    try:
-        from systemd.journal import JournalHandler
-    except ImportError:
-        handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(_Prefixed(f"[{device}] %(message)s" if device else "%(message)s"))
-        return handler
-    handler = JournalHandler(**fields)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+def _unblocked(fd: int, device: str, clock: bool, threaded: bool) -> logging.Handler:
+    """The present handler if it does what is asked for: its queue then stays. Otherwise a new one."""
+    status = os.fstat(fd)
+    name = f"{os.getpid()} {status.st_dev}:{status.st_ino} {device} {clock} {threaded}"
+    for handler in logging.root.handlers:
+        if handler.name == name:
+            return handler
+    sink: Sink = _journal(fd, device) if _is_the_journal(status) else Stream(fd)
+    handler = Unblocked(sink, threaded=threaded)
+    handler.name = name
+    match sink:
+        case Journal():
+            handler.setFormatter(Formatter("%(message)s"))
+        case Prefixed():
+            handler.setFormatter(Formatter(f"[{device}] %(message)s" if device else "%(message)s"))
+        case _:
+            handler.setFormatter(_formatter(device, clock))
     return handler
 
 
-class _Prefixed(logging.Formatter):
-    """Without systemd-python the journal still takes the priority from a prefix (sd-daemon(3))."""
+def _formatter(device: str, clock: bool) -> logging.Formatter:
+    plain = f"[{device}] {PLAIN}" if device else PLAIN
+    return Formatter(f"{TIMED} {plain}" if clock else plain, TIME)
 
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(f"<{_PRIORITY[record.levelname]}>{line}" for line in super().format(record).splitlines())
+
+def _is_the_journal(status: os.stat_result) -> bool:
+    """As systemd.exec(5) says of JOURNAL_STREAM: the device and inode number of the stream."""
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _journal(fd: int, device: str) -> Sink:
+    fields = {"SYSLOG_IDENTIFIER": "bellwired"} | ({"BELLWIRE_DEVICE": device} if device else {})
+    try:
+        return Journal(fields)
+    except OSError:  # no journal listens where this process can see it
+        return Prefixed(fd)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from bellwire.trust import user
 from bellwired.errors import CommandError
 
 SYSTEM_RUNTIME = Path("/run/bellwire")
 SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/local/lib/bellwire"), Path("/usr/lib/bellwire"))
 FOREGROUND = ".control"
+log = logging.getLogger("bellwired")
 Result = TypeVar("Result")
 
 
@@ -23,6 +26,8 @@ class Places:
     config: tuple[Path, ...]
     plugins: tuple[Path, ...]
     runtime: Path
+    whose: str = ""
+    """``user``, ``system``, or nothing for a private instance, which has its own folders."""
 
     @classmethod
     def of(
@@ -31,25 +36,43 @@ class Places:
         runtime_dir: Path | None = None,
         environment: Mapping[str, str] = os.environ,
         uid: int | None = None,
+        whose: str = "",
     ) -> Places:
-        """Root gets the system's folders. Others get their own (XDG) before these. The arguments replace all of them.
+        """The system's folders (``whose`` is "system"), or the user's own (XDG; "user").
 
+        Root and a system service get the system's by default, and others their own. A user's instance has nothing in
+        common with the system's except its plugins, which come last. ``config_dir`` and ``runtime_dir`` replace all
+        folders.
+
+        A /run/bellwire that does not belong to root has sockets alone: the daemon's user could put code there for root.
         Raises a CommandError if ``config_dir`` does not exist: a misspelt one would give a daemon without devices.
         """
-        config: tuple[Path, ...] = SYSTEM
-        runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
+        system = tuple(folder for folder in SYSTEM if folder != SYSTEM_RUNTIME or not _given_away())
         uid = os.geteuid() if uid is None else uid
-        if uid != 0 and "RUNTIME_DIRECTORY" not in environment:
-            config = (*_user(environment), *SYSTEM)
+        whose = whose or ("system" if uid == 0 or "RUNTIME_DIRECTORY" in environment else "user")
+        if whose == "user":
+            config = _user(environment)
+            plugins = tuple(folder / "plugins" for folder in (*config, *system))
             own = _absolute(environment, "XDG_RUNTIME_DIR")
             runtime = own / "bellwire" if own else Path(f"/tmp/bellwire-{uid}")  # a parent could be another user's
-        plugins = tuple(folder / "plugins" for folder in config)
+        else:
+            config = system
+            plugins = tuple(folder / "plugins" for folder in config)
+            runtime = Path(environment.get("RUNTIME_DIRECTORY", str(SYSTEM_RUNTIME)).partition(":")[0])
         if config_dir is not None:
             if not config_dir.is_dir():
                 raise CommandError(f"{config_dir}: no such folder", "--config-dir names the one with devices.d in it")
             config = (config_dir.absolute(),)
             plugins = (config[0] / "plugins",)
-        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute())
+        if config_dir is not None or runtime_dir is not None:
+            whose = ""
+        return cls(config, plugins, (runtime if runtime_dir is None else runtime_dir).absolute(), whose)
+
+    @property
+    def daemon(self) -> str:
+        """The daemon of this instance, in words."""
+        named = {"user": "your own daemon", "system": "the system's daemon"}
+        return named.get(self.whose, "the daemon")
 
     @property
     def control(self) -> Path:
@@ -87,6 +110,26 @@ class Places:
         for _, path in sorted(found.items()):
             if not masked(path):
                 yield path
+
+
+def warn_of_what_is_not_read() -> None:
+    """Log a warning if /run/bellwire has configuration or plugins and belongs to another user than root."""
+    status = _given_away()
+    if status is None:
+        return
+    for name in ("bellwired.toml", "devices.d", "plugins"):
+        if os.path.lexists(SYSTEM_RUNTIME / name):
+            why = f"belongs to {user(status.st_uid)}, so nothing is read from its {name}"
+            log.warning("%s: %s; use %s", SYSTEM_RUNTIME, why, SYSTEM[0] / name)
+
+
+def _given_away() -> os.stat_result | None:
+    """The state of /run/bellwire, if it belongs to another user than root."""
+    try:
+        status = SYSTEM_RUNTIME.stat()
+    except OSError:
+        return None
+    return status if status.st_uid not in (0, os.stat("/").st_uid) else None
 
 
 def masked(path: Path) -> bool:

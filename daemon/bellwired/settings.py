@@ -6,8 +6,8 @@ import contextlib
 import difflib
 import math
 import re
+import reprlib
 import time
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta, Struct
 
-from bellwired.errors import CommandError
-from bellwired.places import Places
+from bellwired.errors import SettingsError
+from bellwired.places import Places, warn_of_what_is_not_read
 from bellwired.sources import is_path
+from bellwired.toml_file import Place, parsed
 
 DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -28,11 +29,9 @@ Level = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
 Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
 Count = Annotated[int, Meta(ge=0, le=1000)]
+Maps = Annotated[int, Meta(ge=16, le=57344)]
+Patience = Annotated[float, Meta(ge=0, le=86400)]
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
-
-
-class SettingsError(CommandError):
-    """A configuration file cannot be used. The message names the file, the key, and what was expected."""
 
 
 class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -66,6 +65,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     busy_poll: Annotated[
         Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
     ] = 0
+    max_maps: Annotated[Maps, Meta(description="Maps of its memory that a client may have at a time.")] = 16384
+    hello_timeout: Annotated[
+        Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
+    ] = 10.0
 
     @property
     def starts(self) -> bool:
@@ -105,6 +108,8 @@ class Settings:
     devices: dict[str, Device]
     sources: dict[str, Path]
     errors: dict[str, SettingsError]
+    faults: tuple[SettingsError, ...] = ()
+    """What is wrong with bellwired.toml. Each key with a fault has its default in ``daemon``."""
     disabled: frozenset[str] = frozenset()
     """The names in ``errors`` whose files disable the device all the same."""
     since: float = field(default_factory=time.time)
@@ -112,9 +117,10 @@ class Settings:
 
 
 def load(places: Places) -> Settings:
-    """Read all files. Raises a SettingsError for a bad ``bellwired.toml``; bad device files are in ``errors``."""
+    """Read all files. A CommandError says which folder cannot be read."""
+    warn_of_what_is_not_read()
     main = places.file(DAEMON)
-    daemon = read(main, Daemon) if main else Daemon()
+    daemon, faults = tolerant(main) if main else (Daemon(), ())
     devices: dict[str, Device] = {}
     sources: dict[str, Path] = {}
     errors: dict[str, SettingsError] = {}
@@ -130,7 +136,30 @@ def load(places: Places) -> Settings:
             errors[name] = error
             if _disabled([path, *drop_ins(places, name)]):
                 disabled.add(name)
-    return Settings(daemon, devices, sources, errors, frozenset(disabled))
+    return Settings(daemon, devices, sources, errors, faults, frozenset(disabled))
+
+
+def tolerant(path: Path) -> tuple[Daemon, tuple[SettingsError, ...]]:
+    """The usable keys of a ``bellwired.toml``, and what is wrong with the others. Those have their defaults.
+
+    A default is never less strict than what the file can say: nobody else may look, and there are no metrics. One bad
+    key about metrics turns them off as a whole.
+    """
+    try:
+        content, place = parsed(path)
+    except SettingsError as error:
+        return Daemon(), (error,)
+    values: dict[str, Any] = {}
+    faults, bad = [], []
+    for key, value in content.items():
+        try:
+            values |= _values({key: value}, Daemon, place)
+        except SettingsError as error:
+            faults.append(error)
+            bad.append(key)
+    if any(key.startswith("metric") for key in bad):
+        values["metrics"] = ""
+    return Daemon(**values), tuple(faults)
 
 
 def used(places: Places) -> Iterator[Path]:
@@ -153,9 +182,11 @@ def device(path: Path, over: Iterable[Path] = ()) -> Device:
 
     A relative path of the device starts at the file's folder.
     """
-    values = _values(table(path), Device, str(path))
+    content, place = parsed(path)
+    values = _values(content, Device, place)
     for each in over:
-        more = _values(table(each), Device, str(each))
+        content, place = parsed(each)
+        more = _values(content, Device, place)
         more["options"] = {**values.get("options", {}), **more.get("options", {})}
         values |= more
     made = _complete(values, Device, str(path))
@@ -180,25 +211,21 @@ Table = TypeVar("Table", Device, Daemon)
 
 def read(path: Path, kind: type[Table]) -> Table:
     """Read and decode one file."""
-    return decode(table(path), kind, str(path))
+    content, place = parsed(path)
+    return _complete(_values(content, kind, place), kind, str(path))
 
 
 def table(path: Path) -> dict[str, Any]:
     """The table in a TOML file."""
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not TOML: {error}") from None
+    return parsed(path)[0]
 
 
 def decode(content: dict[str, Any], kind: type[Table], where: str) -> Table:
     """Decode a table. Checks each key by itself, so that an error can name it."""
-    return _complete(_values(content, kind, where), kind, where)
+    return _complete(_values(content, kind, lambda _: where), kind, where)
 
 
-def _values(content: dict[str, Any], kind: type[Table], where: str) -> dict[str, Any]:
+def _values(content: dict[str, Any], kind: type[Table], place: Place) -> dict[str, Any]:
     """The values by the names of ``kind``'s fields."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     hints = get_type_hints(kind, include_extras=True)
@@ -206,14 +233,15 @@ def _values(content: dict[str, Any], kind: type[Table], where: str) -> dict[str,
     for key, value in content.items():
         field = fields.get(key)
         if field is None:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(key[:64], fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(fields))}"
-            raise SettingsError(f"{where}: unknown key {key}", hint)
+            raise SettingsError(f"{place(key)}: unknown key {key[:64]}", hint)
         try:
             values[field.name] = msgspec.convert(value, hints[field.name])
-            _check_numbers(value)
+            _check(value)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{where}: {key} = {value!r}: {_expected(hints[field.name], error)}") from None
+            told = f"{key} = {_short.repr(value)}: {_expected(hints[field.name], error)}"
+            raise SettingsError(f"{place(key)}: {told}") from None
     return values
 
 
@@ -224,13 +252,15 @@ def _complete(values: dict[str, Any], kind: type[Table], where: str) -> Table:
     return kind(**values)
 
 
-def _check_numbers(value: Any) -> None:
-    """Refuse values that TOML has and JSON lacks."""
+def _check(value: Any) -> None:
+    """Refuse numbers that TOML has and JSON lacks, and texts that can be no path."""
     for each in value.values() if isinstance(value, dict) else [value]:
         if isinstance(each, float) and not math.isfinite(each):
             raise msgspec.ValidationError("Expected a finite number")
         if isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
             raise msgspec.ValidationError("Expected a number of at most 64 bits")
+        if isinstance(each, str) and "\0" in each:
+            raise msgspec.ValidationError("Expected text without NUL")
 
 
 def plain(table: Device | Daemon) -> dict[str, Any]:
@@ -244,3 +274,7 @@ def _expected(hint: Any, error: msgspec.ValidationError) -> str:
         hint = get_args(hint)[0]
     words = get_args(hint) if get_origin(hint) is Literal else ()
     return f"expected {' or '.join(map(str, words))}" if words else str(error).replace("`", "")
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 200

@@ -1,7 +1,8 @@
 """The Python files that a device is made of: one file and what it imports from beside it, or a package.
 
-The source is compiled each time, because bytecode beside it may be older, or another user's. Each file is checked
-before it runs, and recorded with its state, so that a reload can tell whether the device has changed.
+The source is compiled each time, because bytecode beside it may be older, or another user's. Each file is opened once:
+what was opened is checked, recorded with its state, and run. So a reload can tell whether the device has changed, and a
+file that is exchanged after the check runs nothing.
 
 Python searches a device's folder last: the standard library and installed packages take precedence.
 """
@@ -9,6 +10,8 @@ Python searches a device's folder last: the standard library and installed packa
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import os
 import sys
 import traceback
 from collections import deque
@@ -25,13 +28,15 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from bellwire import DeclarationError
+from bellwire.paths import PathError, open_any_file, open_file
+from bellwire.trust import asking_users
 from bellwired.errors import CommandError
 
 INIT = "__init__.py"
 Stamp = tuple[int, int, int]
 """Inode number, time of the last change in ns, and size of a file."""
-Check = Callable[[Path], None]
-"""A function that raises a CommandError for a file that must not be run."""
+Open = Callable[[Path], int]
+"""A function that opens a file to be run; the caller owns the descriptor. A CommandError if it must not be run."""
 
 
 def is_path(text: str) -> bool:
@@ -44,7 +49,7 @@ def first_file(path: Path) -> Path:
     return path / INIT if path.is_dir() else path
 
 
-def load(path: Path, check: Check) -> ModuleType:
+def load(path: Path, opened: Open) -> ModuleType:
     """Run the device's file or package ``path``. A CommandError names the file and line of an error.
 
     Modules of a device that was loaded before are forgotten, because both may have a module of the same name.
@@ -55,7 +60,7 @@ def load(path: Path, check: Check) -> ModuleType:
             raise CommandError(f"{path}: no device: the folder has no {INIT}", "give a Python file, or a package")
         raise CommandError(f"{path}: no such file")
     _last[0].leave()
-    _last.append(Folder(path, check))
+    _last.append(Folder(path, opened))
     return _last[0].run(file)
 
 
@@ -70,25 +75,79 @@ def stamp(file: Path) -> Stamp | None:
         status = file.stat()
     except OSError:
         return None
+    return _stamp(status)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def open_trusted(path: Path) -> int:
+    """Open a file that only root and this process's user can have put there."""
+    return _opened(lambda: open_file(path), path)
+
+
+def open_named(path: Path) -> int:
+    """Open a file that a user has named on the command line.
+
+    A user runs what they name. Root runs only what root, or the user who has used sudo, can have put there.
+    """
+    if os.geteuid():
+        return _opened(lambda: open_any_file(path), path)
+    return _opened(lambda: open_file(path, asking_users()), path)
+
+
+def _opened(work: Callable[[], int], path: Path) -> int:
+    try:
+        return work()
+    except PathError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}", error.hint) from None
+    except OSError as error:
+        raise CommandError(f"{error.filename or path}: {error.strerror}") from None
 
 
 class AsWritten(SourceFileLoader):
     """A loader that always compiles the source, and ignores bytecode."""
+
+    def __init__(self, name: str, path: str, folder: Folder) -> None:
+        super().__init__(name, path)
+        self._folder = folder
 
     def get_code(self, fullname: str) -> CodeType:
         """The compiled source."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
+    def get_data(self, path: str) -> bytes:
+        """The content of the file that was checked."""
+        with open(self._folder.open(path), "rb") as file:
+            return file.read()
+
+
+class AsCompiled(ExtensionFileLoader):
+    """A loader of extension modules that maps the file that was checked."""
+
+    def __init__(self, name: str, path: str, folder: Folder) -> None:
+        super().__init__(name, path)
+        self._folder = folder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Map the module. The path is new each time, because dlopen(3) takes an equal one for the same file."""
+        fd = self._folder.open(self.path)
+        try:
+            again = "./" * next(_loads)
+            return super().create_module(ModuleSpec(spec.name, self, origin=f"/proc/self/fd/{again}{fd}"))
+        finally:
+            os.close(fd)
+
 
 class Folder:
     """The device ``path`` and its folder. While in use, it answers the imports of the device's own files."""
 
-    def __init__(self, path: Path, check: Check = lambda _: None) -> None:
+    def __init__(self, path: Path, opened: Open = open_named) -> None:
         self.files: dict[str, Stamp | None] = {}
         self._path = path.absolute()
-        self._check = check
+        self._open = opened
         self._modules: list[str] = []
         self._packages: set[str] = set()
         self._finders = (_Parts(self), _Siblings(self))
@@ -101,7 +160,7 @@ class Folder:
         sys.meta_path.insert(0, self._finders[0])
         sys.meta_path.append(self._finders[1])
         inside = [str(self._path)] if self._path.is_dir() else None
-        loader = AsWritten(name, str(file))
+        loader = AsWritten(name, str(file), self)
         spec = importlib.util.spec_from_file_location(name, file, loader=loader, submodule_search_locations=inside)
         assert spec is not None  # there is a loader
         module = importlib.util.module_from_spec(spec)
@@ -129,8 +188,8 @@ class Folder:
     def find(self, name: str, places: Sequence[str] | None) -> ModuleSpec | None:
         """A module of the device's own in ``places``, or beside its first file; None if there is none."""
         for place in [str(self._path.parent)] if places is None else places:
-            loaders = (AsWritten, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES)
-            spec = FileFinder(place, *loaders).find_spec(name)
+            loaders = (self._written, SOURCE_SUFFIXES), (self._compiled, EXTENSION_SUFFIXES)
+            spec = FileFinder(place, *loaders).find_spec(name)  # type: ignore[arg-type] # any callable will do
             if spec is not None:
                 self.admit(spec)
                 return spec
@@ -141,15 +200,23 @@ class Folder:
         return not self._packages.isdisjoint(places)
 
     def admit(self, spec: ModuleSpec) -> None:
-        """Check a module before it runs, and record it."""
-        inside = spec.submodule_search_locations or []
-        origin = [spec.origin] if spec.origin and spec.has_location else []
-        for file in origin:
-            self.files[file] = stamp(Path(file))
-        for each in [*inside, *origin]:
-            self._check(Path(each))
-        self._packages.update(inside)
+        """Record a module before it runs."""
+        if spec.origin and spec.has_location:
+            self.files[spec.origin] = stamp(Path(spec.origin))
+        self._packages.update(spec.submodule_search_locations or [])
         self._modules.append(spec.name)
+
+    def open(self, path: str) -> int:
+        """Open a file that is to be run, and record its state. The caller owns the descriptor."""
+        fd = self._open(Path(path))
+        self.files[path] = _stamp(os.fstat(fd))
+        return fd
+
+    def _written(self, name: str, path: str) -> AsWritten:
+        return AsWritten(name, path, self)
+
+    def _compiled(self, name: str, path: str) -> AsCompiled:
+        return AsCompiled(name, path, self)
 
     def _place(self, error: BaseException, file: Path) -> str:
         """FILE:LINE of the innermost frame that lies in one of its files."""
@@ -193,6 +260,7 @@ class _Siblings:
         return self._folder.find(name, None) if path is None else None
 
 
+_loads = itertools.count(1)
 _last = deque([Folder(Path())], maxlen=1)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bellwire.unix_sockets import probe
 from bellwired.errors import CommandError
-from bellwired.listen import Listener, inherited, listening
+from bellwired.listen import Listener, inherited, listening, refuse_live
 
 
 def test_the_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
@@ -158,16 +159,14 @@ def stale(path: Path) -> Path:
 def test_of_two_who_replace_one_stale_socket_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stale(tmp_path / "d.sock")
 
-    class Slow(socket.socket):
+    def late(pinned: int, kind: int) -> int:
         """The other one comes after the look for a live server."""
+        refused = probe(pinned, kind)
+        with pytest.raises(CommandError, match=r"d\.sock: another process is making the socket"):
+            Listener(path)
+        return refused
 
-        def connect_ex(self, address: str) -> int:  # type: ignore[override]
-            refused = super().connect_ex(address)
-            with pytest.raises(CommandError, match=r"d\.sock: another process is making the socket"):
-                Listener(path)
-            return refused
-
-    monkeypatch.setattr("bellwired.listen._stream", lambda path: Slow(socket.AF_UNIX, socket.SOCK_STREAM))
+    monkeypatch.setattr("bellwire.unix_sockets.probe", late)
     listener = Listener(path)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(os.fspath(path))
@@ -196,7 +195,7 @@ def test_a_lock_that_its_last_owner_has_removed_counts_for_nothing(
             lock.unlink()
         usual(fd, how)
 
-    monkeypatch.setattr("bellwired.listen.fcntl.flock", late)
+    monkeypatch.setattr("bellwire.unix_sockets.fcntl.flock", late)
     with listening(path):
         assert next(times) == 2
         assert os.listdir(tmp_path) == ["d.sock"]
@@ -205,7 +204,7 @@ def test_a_lock_that_its_last_owner_has_removed_counts_for_nothing(
 def test_a_lock_that_is_removed_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_fds: set[int]
 ) -> None:
-    monkeypatch.setattr("bellwired.listen.fcntl.flock", lambda fd, how: (tmp_path / ".d.sock.lock").unlink())
+    monkeypatch.setattr("bellwire.unix_sockets.fcntl.flock", lambda fd, how: (tmp_path / ".d.sock.lock").unlink())
     with pytest.raises(CommandError, match="another process is making the socket"):
         Listener(tmp_path / "d.sock")
     assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds)}
@@ -225,3 +224,46 @@ def test_the_owner_and_the_group_are_the_sockets(tmp_path: Path) -> None:
     listener.close()
     assert (found.st_uid, found.st_gid) == (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
     assert stat.S_IMODE(found.st_mode) == 0o620
+
+
+def test_a_check_tells_a_live_socket_from_one_that_is_gone_or_stale(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    refuse_live(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        refuse_live(path)
+        server.listen()
+        with pytest.raises(CommandError, match=f"^{path}: a live server listens there"):
+            refuse_live(path)
+
+
+def test_a_stale_socket_that_another_program_has_just_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stale(tmp_path / "d.sock")
+    with socket.socket(socket.AF_UNIX) as other:
+
+        def late(pinned: int, kind: int) -> int:
+            refused = probe(pinned, kind)
+            if refused:
+                path.unlink()
+                other.bind(os.fspath(path))
+                other.listen()
+            return refused
+
+        monkeypatch.setattr("bellwire.unix_sockets.probe", late)
+        with pytest.raises(CommandError, match="a live server listens there"):
+            Listener(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(path))
+    assert os.listdir(tmp_path) == ["d.sock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+def test_a_folder_behind_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "link").symlink_to("root")
+    os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(CommandError, match="is not followed: it belongs to user 65534"):
+        Listener(tmp_path / "link/d.sock")
+    assert not list((tmp_path / "root").iterdir())

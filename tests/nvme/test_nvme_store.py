@@ -285,7 +285,7 @@ def test_a_store_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None
     (tmp_path / "store").mkdir()
     os.mkfifo(tmp_path / "store" / "nvme.json")
     for _ in range(2):
-        with pytest.raises(StorageError, match="not a file"), started(tmp_path):
+        with pytest.raises(StorageError, match="it is a FIFO, expected a file"), started(tmp_path):
             pass
 
 

@@ -53,6 +53,9 @@ class Instance:
         """Sockets that the daemon gets as sd_listen_fds(3) has it, by name."""
         self.limits: tuple[int, int] | None = None
         """RLIMIT_NOFILE of the daemon, soft and hard, if it is another than ours."""
+        self.reads = threading.Event()
+        """Cleared, it stops the reader of the daemon's log."""
+        self.reads.set()
         self.process: subprocess.Popen[str]
         self._lines: list[str] = []
         self._said = threading.Condition()
@@ -109,6 +112,7 @@ class Instance:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.reads.set()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -151,6 +155,7 @@ class Instance:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            self.reads.wait()
             with self._said:
                 self._lines.append(line)
                 self._said.notify_all()

@@ -156,8 +156,24 @@ def test_reload_says_what_is_wrong_with_each_file_and_what_may_be_meant(daemon: 
     status, _, err = run("reload")
     one, two = err.splitlines()
     assert status == 1
-    assert one.endswith("one.toml: device = 1: Expected str, got int")
-    assert two.endswith("two.toml: unknown key restrat (did you mean restart?)")
+    assert one.endswith("one.toml:1: device = 1: Expected str, got int")
+    assert two.endswith("two.toml:2: unknown key restrat (did you mean restart?)")
+
+
+def test_status_says_which_daemon_it_is_and_what_does_not_work_of_it(daemon: Instance, run: Run) -> None:
+    status, out, err = run("status")
+    assert out.startswith(
+        f"     Daemon: the daemon ({release()}, process {daemon.process.pid}) at {daemon.runtime}/control"
+    )
+    assert (status, err) == (0, "")
+    good = (daemon.config / "bellwired.toml").read_text()
+    daemon.settings("pong = 1")
+    run("reload")
+    assert "bellwire: bellwired.toml: " in run("status")[2]
+    assert "bellwired.toml:1: unknown key pong" in json.loads(run("status", "--json")[2])["error"]
+    daemon.settings(good)
+    run("reload")
+    assert run("status")[2] == ""
 
 
 def test_list_has_a_device_whose_file_cannot_be_used(daemon: Instance, run: Run) -> None:
@@ -165,7 +181,7 @@ def test_list_has_a_device_whose_file_cannot_be_used(daemon: Instance, run: Run)
     run("reload")
     assert re.search(r"^ *typo +- +failed", run("list")[1], re.MULTILINE)
     (listed,) = [each for each in as_json(run, "list") if each["name"] == "typo"]
-    assert listed["error"].endswith("typo.toml: unknown key devise (did you mean device?)")
+    assert listed["error"].endswith("typo.toml:1: unknown key devise (did you mean device?)")
 
 
 # -- what goes wrong
@@ -191,7 +207,7 @@ def test_a_user_without_a_daemon_is_told_of_the_systems(
         listener.bind(os.fspath(tmp_path / "control"))
         listener.listen()
         assert main(["list", "--runtime-dir", str(tmp_path / "mine")]) == 1
-    assert "  the system's own daemon: --runtime-dir /run/bellwire\n" in capsys.readouterr().err
+    assert "  the system's daemon runs: --system asks it\n" in capsys.readouterr().err
 
 
 def test_a_daemon_that_hangs_is_not_waited_for(daemon: Instance, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +299,7 @@ def test_cat_config_in_json_has_every_key_with_its_value(files: Path, capsys: py
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("device = 1", "one.toml: device = 1: Expected str"),
+        ("device = 1", "one.toml:1: device = 1: Expected str"),
         ('device = "prope"', "one.toml: there is no device 'prope'"),
         ('device = "probe"\noptions.pase = 4', "one.toml: probe has no option pase: did you mean pace?"),
     ],
@@ -306,7 +322,7 @@ def test_cat_config_shows_what_can_be_read_and_says_what_is_wrong_with_each_file
     assert f"# {files}/devices.d/gone.toml\n\n# {files}/devices.d/one.toml\ndevice" in shown.out
     assert shown.err == (
         f"bellwire: {files}/devices.d/gone.toml: No such file or directory\n"
-        f"bellwire: {files}/devices.d/two.toml: unknown key devise\n  did you mean device?\n"
+        f"bellwire: {files}/devices.d/two.toml:1: unknown key devise\n  did you mean device?\n"
     )
 
 

@@ -21,7 +21,7 @@ from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
 METHODS = {
-    "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
+    "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
     "Registers", "Statistics", "Configuration", "Folders", "Log", "Monitor",
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import pytest
 
 from bellwired import notify
 from bellwired.errors import CommandError
+from bellwired.manager.main import STATUS_INTERVAL
 from operating.heard import Heard
 from operating.instance import QUICK, Instance, connect
 
@@ -53,6 +54,19 @@ def test_a_device_that_fails_does_not_keep_it_from_being_ready_and_is_named(inst
     instance.configure("typo", 'devise = "probe"')
     with instance:
         assert heard.until("READY")["STATUS"] == "1 of 3 devices running, 0 with a client; failed: bad, typo"
+
+
+def test_the_status_text_follows_what_happens_at_once(instance: Instance, heard: Heard) -> None:
+    path = instance.configure("one")
+    with instance:
+        heard.until("READY")
+        begun = time.monotonic()
+        with connect(path):
+            while heard.until("STATUS")["STATUS"] != "1 of 1 devices running, 1 with a client":
+                pass
+        while heard.until("STATUS")["STATUS"] != "1 of 1 devices running, 0 with a client":
+            pass
+        assert time.monotonic() - begun < STATUS_INTERVAL / 2
 
 
 def test_a_start_that_takes_long_is_given_more_time_until_it_is_over(instance: Instance, heard: Heard) -> None:

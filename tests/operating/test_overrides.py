@@ -55,7 +55,7 @@ def test_an_error_in_a_drop_in_names_it_and_hurts_no_other_device(daemon: Instan
     name = daemon.add()
     pid = daemon.pid(name)
     path = drop_in(daemon, name, "typo", "optons.pace = 2")
-    assert daemon.reload()["failed"][name] == f"{path}: unknown key optons (did you mean options?)"
+    assert daemon.reload()["failed"][name] == f"{path}:1: unknown key optons (did you mean options?)"
     assert daemon.pid(name) == pid
 
 
@@ -301,10 +301,11 @@ def files(tmp_path: Path) -> Path:
         ("mine.toml", 'device = "probe"', ""),
         ("mine.toml", 'device = "./here.py"', ""),
         ("bellwired.toml", "ping-interval = 3", ""),
-        ("mine.toml", "device = 1", "mine.toml: device = 1: Expected str, got int"),
+        ("mine.toml", "device = 1", "mine.toml:1: device = 1: Expected str, got int"),
         ("mine.toml", 'device = "probe"\noptions.pase = 3', "mine.toml: probe has no option pase: did you mean pace?"),
         ("mine.toml", 'device = "./gone.py"', "gone.py: no such file"),
         ("bellwired.toml", "ping-intervall = 3", "unknown key ping-intervall"),
+        ("bellwired.toml", 'metrics = "here"', "write unix:PATH or ADDRESS:PORT"),
         ("mine.conf", 'device = "probe"', "mine.conf: a device's file is called NAME.toml"),
         ("two words.toml", 'device = "probe"', "two words.toml: a device's file is called NAME.toml"),
     ],
@@ -323,12 +324,30 @@ def test_check_says_what_is_wrong_with_a_file_before_it_counts(
     assert bool(said.err) == bool(error)
 
 
+def test_check_without_a_file_checks_those_in_effect(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config-dir", str(files)]) == 0
+    (files / "bellwired.toml").write_text("ping-timeout = 0\npong = 1\n")
+    (files / "devices.d/one.toml").write_text('device = "probe"\noptions.pase = 3\n')
+    assert main(["check", "--config-dir", str(files)]) == 1
+    said = capsys.readouterr().err
+    assert all(
+        text in said for text in ("bellwired.toml:1: ping-timeout", "bellwired.toml:2: unknown key", "no option")
+    )
+
+
+def test_check_need_not_import_plugins(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "plugins/probe.py").write_text("raise SystemExit\n")
+    assert main(["check", "--no-import", "--config-dir", str(files)]) == 0
+    assert main(["check", "--config-dir", str(files)]) == 1
+    assert "SystemExit" in capsys.readouterr().err
+
+
 def test_check_reads_the_drop_ins_beside_a_file(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "devices.d/one.toml.d/a.toml").write_text("mode = 3")
     assert main(["check", str(files / "devices.d/one.toml"), "--config-dir", str(files), "--json"]) == 1
     said = capsys.readouterr()
     assert json.loads(said.out) == {
-        str(files / "devices.d/one.toml"): f"{files}/devices.d/one.toml.d/a.toml: mode = 3: Expected str, got int"
+        str(files / "devices.d/one.toml"): f"{files}/devices.d/one.toml.d/a.toml:1: mode = 3: Expected str, got int"
     }
 
 

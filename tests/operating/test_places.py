@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 from bellwired import settings
+from bellwired.commands.control_client import Instance, NoDaemonError, method
 from bellwired.errors import CommandError
+from bellwired.listen import listening
 from bellwired.places import Places
 
 USER = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/7"}
 SYSTEM = ("/etc/bellwire", "/run/bellwire", "/usr/local/lib/bellwire", "/usr/lib/bellwire")
+
+
+@pytest.fixture(autouse=True)
+def roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon may be installed on this machine: its /run/bellwire does not belong to root."""
+    monkeypatch.setattr("bellwired.places._given_away", lambda: None)
 
 
 def texts(paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -27,13 +35,43 @@ def test_root_has_the_systems_places() -> None:
     assert str(places.socket("disk0")) == "/run/bellwire/disk0.sock"
 
 
-def test_a_user_has_places_of_their_own_before_the_systems() -> None:
+def test_a_user_has_places_of_their_own_and_the_systems_plugins_after_them() -> None:
     places = Places.of(environment=USER, uid=7)
-    assert texts(places.config) == (
-        "/home/ada/.config/bellwire", "/run/user/7/bellwire", "/home/ada/.local/share/bellwire", *SYSTEM,
-    )  # fmt: skip
-    assert str(places.plugins[0]) == "/home/ada/.config/bellwire/plugins"
+    own = ("/home/ada/.config/bellwire", "/run/user/7/bellwire", "/home/ada/.local/share/bellwire")
+    assert texts(places.config) == own
+    assert texts(places.plugins) == tuple(f"{folder}/plugins" for folder in (*own, *SYSTEM))
     assert str(places.runtime) == "/run/user/7/bellwire"
+
+
+def test_each_user_may_name_the_other_instance() -> None:
+    assert Places.of(environment=USER, uid=7, whose="system") == Places.of(environment={}, uid=0)
+    assert Places.of(environment=USER, uid=0, whose="user") == Places.of(environment=USER, uid=7)
+    service = {**USER, "RUNTIME_DIRECTORY": "/run/user/7/mine"}
+    assert Places.of(environment=service, uid=7, whose="user") == Places.of(environment=USER, uid=7)
+
+
+def own_and_other(folder: Path) -> Instance:
+    for name in ("own", "other"):
+        (folder / name).mkdir()
+    return Instance(
+        Places((), (), folder / "own", "user"), other=Places((), (), folder / "other", "system"), timeout=0.1
+    )
+
+
+def test_a_users_commands_ask_the_users_own_daemon_and_the_systems_only_if_that_does_not_run(tmp_path: Path) -> None:
+    instance = own_and_other(tmp_path)
+    with pytest.raises(NoDaemonError, match=f"neither yours .{tmp_path}/own/control. nor the system's") as error:
+        method(instance, "List")
+    assert error.value.hint.startswith("systemctl --user start bellwired")
+    with listening(tmp_path / "other/control"):
+        assert instance.asked.daemon == "the system's daemon"
+        assert instance.hint("help") == "help; the system's daemon was asked"
+        with listening(tmp_path / "own/control"):
+            assert instance.asked.daemon == "your own daemon"
+            assert instance.hint("") == "your own daemon was asked; --system asks the system's"
+            with pytest.raises(CommandError, match=f"^{tmp_path}/own/control: your own daemon does not answer"):
+                method(instance, "List")
+    assert instance.hint("help") == "help"
 
 
 def test_the_xdg_variables_move_a_users_places() -> None:

@@ -15,7 +15,8 @@ import pytest
 from bellwire import OptionError
 from bellwire.bundled.edu import Edu
 from bellwired.errors import CommandError
-from bellwired.find import check_trusted, find_device, plugins
+from bellwired.find import find_device, plugins
+from bellwired.sources import open_trusted
 from operating.instance import PLUGINS, Instance
 
 TWO = """
@@ -170,7 +171,7 @@ def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> N
     with pytest.raises(CommandError, match=f"{target}: others"):
         find_device("linked", [folder])
     with pytest.raises(CommandError, match="No such file"):
-        check_trusted(folder / "gone.py")
+        open_trusted(folder / "gone.py")
 
 
 def test_a_link_in_a_folder_that_others_may_write_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bellwired.errors import SettingsError
 from bellwired.places import Places
-from bellwired.settings import Daemon, Device, SettingsError, decode, load, plain, read
+from bellwired.settings import Daemon, Device, decode, load, plain, read, tolerant
 
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
-    "io-fd-entry": 48, "busy-poll": 200,
+    "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5,
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
@@ -55,13 +57,14 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, device, enabled, group, io-fd-entry, log-level",
+            "there are autostart, busy-poll, device, enabled, group, hello-timeout, io-fd-entry",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
         ('device = "bell"\nrestart = "often"', "restart = 'often': expected on-failure or always or no", ""),
         ('device = "bell"\nlog-level = 3', "log-level = 3: expected debug or info or warning or error", ""),
         ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
+        ('device = "bell"\nmax-maps = 15', "max-maps = 15: Expected int >= 16", ""),
         ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
         ('device = "bell"\nbusy-poll = 1001', "busy-poll = 1001: Expected int <= 1000", ""),
         ('device = "bell"\noptions = 1', "options = 1: Expected object, got int", ""),
@@ -96,7 +99,7 @@ def test_an_error_in_the_daemons_file_names_the_key_and_what_was_expected(text: 
 def test_an_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "one.toml"
     path.write_text("device = \n")
-    with pytest.raises(SettingsError, match=f"^{path}: not TOML: .*line 1"):
+    with pytest.raises(SettingsError, match=f"^{path}:1: not TOML: Invalid value in column 10"):
         read(path, Device)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=f"^{path}: not TOML"):
@@ -118,11 +121,61 @@ def test_one_bad_file_does_not_hurt_the_others(tmp_path: Path) -> None:
     assert list(settings.errors) == ["bad"]
 
 
-def test_a_bad_daemon_file_is_an_error_of_the_whole(tmp_path: Path) -> None:
-    places = folder(tmp_path)
-    (tmp_path / "bellwired.toml").write_text("metric = 1")
-    with pytest.raises(SettingsError, match="unknown key metric"):
-        load(places)
+def test_an_error_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text('device = "bell"\n\n[options]\na = [1]\n')
+    with pytest.raises(SettingsError, match=f"^{path}:3: options = "):
+        read(path, Device)
+    path.write_text('# mode = 3\ndevice = "bell"\n "mode"= 3\n')
+    with pytest.raises(SettingsError, match=f"^{path}:3: mode = 3"):
+        read(path, Device)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = " + "[" * 5000, "nested too deeply"),
+        ("x = " + "9" * 5000, "not TOML: "),
+        ('device = "a\\u0000b"', "Expected text without NUL"),
+        ("#" * (1 << 18) + "\n", "at most 262144 bytes"),
+        ("a" + ".a" * 50000 + " = 1", "unknown key a"),
+    ],
+)
+def test_a_file_that_would_break_a_parser_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "one.toml").write_text(content)
+    with pytest.raises(SettingsError, match=message) as error:
+        read(tmp_path / "one.toml", Device)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_that_is_a_pipe_does_not_make_the_daemon_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one.toml")
+    with pytest.raises(SettingsError, match="it is a FIFO, expected a file"):
+        read(tmp_path / "one.toml", Device)
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "left"),
+    [
+        ("ping-interval = 7\nmetric = 1\n", ":2: unknown key metric", Daemon(ping_interval=7)),
+        ("stop-timeout = 0\nping-interval = 7\n", ":1: stop-timeout = 0", Daemon(ping_interval=7)),
+        ("ping-interval = \n", ":1: not TOML", Daemon()),
+        ('control-group = ["x"]\n', ":1: control-group = ", Daemon()),
+        ('metrics = "unix:/run/m"\nmetrics-mod = "0600"\n', ":2: unknown key metrics-mod", Daemon()),
+    ],
+)
+def test_a_bad_key_of_the_daemons_file_has_its_default_and_the_others_count(
+    tmp_path: Path, content: str, message: str, left: Daemon
+) -> None:
+    path = tmp_path / "bellwired.toml"
+    path.write_text(content)
+    daemon, (fault,) = tolerant(path)
+    assert str(fault).startswith(f"{path}{message}")
+    assert daemon == left
+
+
+def test_no_default_lets_others_look() -> None:
+    assert (Daemon().control_group, Daemon().metrics) == ("", "")
 
 
 @pytest.mark.parametrize("name", ["two words", "-dash", "ü", "x" * 65])

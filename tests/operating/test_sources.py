@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import py_compile
+import shutil
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from bellwired import sources
 from bellwired.errors import CommandError
 from bellwired.find import find_device, find_trusted, plugins
+from bellwired.sources import AsCompiled, Folder, open_trusted
 from daemon.commands import bellwire
 from operating.instance import EDITION, PLUGINS, Instance, connect, read
 
@@ -110,13 +113,16 @@ def test_the_standard_library_comes_before_a_file_beside(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["package", "siblings"])
-def test_each_of_the_files_must_be_as_trustworthy_as_the_first(tmp_path: Path, kind: str) -> None:
+def test_each_of_the_files_must_be_as_trustworthy_as_the_first(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = package(tmp_path) if kind == "package" else siblings(tmp_path)
     part = path / "parts.py" if kind == "package" else tmp_path / "split_parts.py"
     part.chmod(0o666)
     with pytest.raises(CommandError, match=f"^{part}: others than its owner may write it"):
         find_trusted(str(path), [])
     assert f"{part}: others than" in {each.name: each.error for each in plugins([tmp_path])}["split"]
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
     assert find_device(str(path)).name == "split"  # by a user, who has the file read with no more than his own rights
 
 
@@ -235,3 +241,17 @@ def test_where_the_daemon_was_started_is_no_place_for_modules(
     monkeypatch.chdir(tmp_path)
     with instance:
         assert "No module named 'tempting'" in instance.describe("one")["error"]
+
+
+def test_an_extension_module_is_mapped_from_the_file_that_was_checked(tmp_path: Path) -> None:
+    found = PathFinder.find_spec("_testbuffer") or PathFinder.find_spec("_lsprof")
+    assert found is not None
+    assert found.origin is not None
+    names = [Path(found.origin).name, "second.so"]
+    for name in names:
+        shutil.copyfile(found.origin, tmp_path / name)
+        module = AsCompiled(found.name, str(tmp_path / name), Folder(tmp_path, open_trusted)).create_module(found)
+        assert module.__name__ == found.name
+    (tmp_path / names[0]).chmod(0o666)
+    with pytest.raises(CommandError, match="others than its owner may write it"):
+        AsCompiled(found.name, str(tmp_path / names[0]), Folder(tmp_path, open_trusted)).create_module(found)

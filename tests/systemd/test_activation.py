@@ -90,3 +90,31 @@ def test_a_device_that_there_is_not_says_so_in_the_journal(systemd: Bed) -> None
     entry = systemd.heard(_SYSTEMD_UNIT="bellwire@bel.service", SYSLOG_IDENTIFIER="bellwire")
     assert entry["MESSAGE"] == "bellwire: there is no device 'bel'"
     systemd.stop("bellwire@bel.socket")
+
+
+def test_it_does_not_take_the_socket_of_a_daemons_device(systemd: Bed) -> None:
+    systemd.path("/etc/bellwire/devices.d/bell.toml").write_text('device = "bell"\n')
+    systemd.start("bellwired.service")
+    systemd.forget()
+    assert systemd.run("systemctl", "start", "bellwire@bell.socket", check=False).returncode != 0
+    assert "bell.sock: a live server listens there" in " ".join(
+        str(entry["MESSAGE"])
+        for entry in systemd.journal(UNIT="bellwire@bell.socket", _PID="1")
+        + systemd.journal(_SYSTEMD_UNIT="bellwire@bell.socket")
+    )
+    with Client.connect(systemd.path(SOCKET)) as client:
+        assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
+    systemd.stop("bellwired.service", "bellwired.socket")
+    systemd.systemctl("reset-failed")
+    systemd.path("/etc/bellwire/devices.d/bell.toml").unlink()
+
+
+def test_the_daemon_does_not_take_its_socket(systemd: Bed, bell: Path) -> None:
+    systemd.path("/etc/bellwire/devices.d/bell.toml").write_text('device = "bell"\n')
+    systemd.start("bellwired.service")
+    assert systemd.show("bellwired.service", "StatusText").endswith("failed: bell")
+    with Client.connect(bell) as client:
+        assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
+        assert systemd.show("bellwire@bell.service", "ActiveState") == "active"
+    systemd.stop("bellwired.service", "bellwired.socket")
+    systemd.path("/etc/bellwire/devices.d/bell.toml").unlink()

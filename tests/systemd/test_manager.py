@@ -174,6 +174,25 @@ def test_a_bad_file_is_told_with_its_key(bellwired: Bed) -> None:
     assert entry["PRIORITY"] == "3"
 
 
+def test_a_broken_bellwired_toml_takes_no_device_down_and_the_journal_has_its_line(configured: Bed) -> None:
+    configure(configured, "bellwired", 'control-group = "bellwire"\npong = 1\nmetrics = "unix:/nowhere/metrics"\n')
+    configured.start(SERVICE)
+    assert identity_of(configured, "bell") == BELL
+    told = [entry["MESSAGE"] for entry in configured.journal(_SYSTEMD_UNIT=SERVICE)]
+    assert (
+        sum("/etc/bellwire/bellwired.toml:2: unknown key pong" in text for text in told) == 2
+    )  # before the start, too
+    assert configured.show(SERVICE, "StatusText").endswith("; trouble with bellwired.toml; trouble with metrics")
+
+
+def test_systemd_does_not_restart_a_daemon_whose_folder_is_wrong(configured: Bed) -> None:
+    configured.unit(f"{SERVICE}.d/gone.conf", "[Service]\nExecStart=\nExecStart=bellwired --config-dir /gone\n")
+    assert configured.run("systemctl", "start", SERVICE, check=False).returncode != 0
+    configured.run("sh", "-c", f"until [ $(systemctl is-active {SERVICE}) = failed ]; do :; done")
+    assert configured.show(SERVICE, "ExecMainStatus") == "78"
+    assert configured.show(SERVICE, "NRestarts") == "0"
+
+
 def test_the_drop_ins_of_the_documentation_are_enough_for_sockets_images_and_taps(configured: Bed) -> None:
     configured.run("systemd-sysusers", "--inline", "g kvm -")
     configured.run("install", "--directory", "--owner=bellwire", "/run/vm1", "/srv/images")

@@ -436,7 +436,7 @@ def test_a_reset_forgets_what_was_under_way(make: Callable[..., Disk], image: Pa
         ({"queues": 17}, OptionError, "queues=17: expected 1 to 16"),
         ({"serial": "x" * 21}, OptionError, "at most 20 bytes"),
         ({"block_size": 100}, OptionError, "block_size=100"),
-        ({"image": Path("/")}, StorageError, "image /: Is a directory"),
+        ({"image": Path("/")}, StorageError, "image /: it is a folder, expected a file or a block device"),
         ({"image": Path("/no/such/file")}, StorageError, "No such file"),
         ({"size": -1}, OptionError, f"size=-1: expected 0 to {(1 << 63) - 1:#x}"),
         ({"size": 1 << 70}, OptionError, "expected 0 to"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from bellwired import settings
 from bellwired.commands import show
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
+from bellwired.listen import refuse_live
 from bellwired.places import Places
-from bellwired.settings import DAEMON, NAME, SUFFIX, Daemon, Device
+from bellwired.settings import DAEMON, DEVICES, NAME, SUFFIX, Daemon, Device
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -23,37 +24,67 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         "check",
         help="check configuration files, wherever they lie",
         description="Checks files for devices, with the drop-ins beside them (FILE.d), or one called bellwired.toml: "
-        "keys, values, and the devices' options, for which their plugins are imported. Ends with status 1 if one "
-        "cannot be used.",
+        "keys, values, and the devices' options, for which their plugins are imported. Without FILE, the files in "
+        "effect. Ends with status 1 if one cannot be used.",
         parents=[shared],
     )
-    parser.add_argument("file", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("file", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("--no-import", action="store_true", help="import no plugin, so check no options")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="only check that no server listens at PATH")
     parser.set_defaults(command=check)
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """``bellwire check FILE...``."""
-    places = Places.of(arguments.config_dir, arguments.runtime_dir)
-    failed = {}
-    for file in arguments.file:
-        try:
-            examine_file(file, places)
-        except CommandError as error:
-            failed[file] = error
+    """``bellwire check [FILE...]``."""
+    if arguments.socket is not None:
+        refuse_live(arguments.socket)
+        return 0
+    places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
+    importing = not arguments.no_import
+    failed: dict[str, list[CommandError]] = {}
+    if arguments.file:
+        for file in arguments.file:
+            failed[str(file)] = _faults(file, sorted(Path(f"{file}.d").glob(f"[!.]*{SUFFIX}")), places, importing)
+    else:
+        main = places.file(DAEMON)
+        for file in [*([main] if main else []), *places.files(DEVICES, SUFFIX)]:
+            over = settings.drop_ins(places, file.name.removesuffix(SUFFIX))
+            failed[str(file)] = _faults(file, over, places, importing)
+    errors = [error for found in failed.values() for error in found]
     if arguments.json:
-        show.as_json({str(file): str(failed.get(file, "")) for file in arguments.file})
-    show.errors(failed.values(), in_json=arguments.json)
-    return 1 if failed else 0
+        show.as_json({file: "; ".join(map(str, found)) for file, found in failed.items()})
+    show.errors(errors, in_json=arguments.json)
+    return 1 if errors else 0
 
 
-def examine_file(file: Path, places: Places) -> None:
-    """Check one file. Raises a CommandError that says what is wrong, and where."""
+def _faults(file: Path, over: Sequence[Path], places: Places, importing: bool) -> list[CommandError]:
+    """What is wrong with one file, and where."""
     if file.name == DAEMON:
-        settings.read(file, Daemon)
-        return
+        daemon, faults = settings.tolerant(file)
+        return [*faults, *_address(file, daemon)]
+    try:
+        examine_file(file, over, places, importing)
+    except CommandError as error:
+        return [error]
+    return []
+
+
+def _address(file: Path, daemon: Daemon) -> Iterator[CommandError]:
+    where = daemon.metrics
+    kind, _, rest = where.partition(":")
+    port = where.rpartition(":")[2]
+    if where and not (kind == "unix" and rest) and not (where != port and port.isdecimal() and int(port) < 1 << 16):
+        yield CommandError(f"{file}: metrics = {where!r}", "write unix:PATH or ADDRESS:PORT")
+
+
+def examine_file(file: Path, over: Sequence[Path], places: Places, importing: bool = True) -> None:
+    """Check a device's file with its drop-ins. Raises a CommandError that says what is wrong, and where."""
     if file.suffix != SUFFIX or not NAME.fullmatch(file.name.removesuffix(SUFFIX)):
         raise CommandError(f"{file}: a device's file is called NAME.toml, and the daemon's own {DAEMON}")
-    examine(file, sorted(Path(f"{file}.d").glob(f"[!.]*{SUFFIX}")), places)
+    if importing:
+        examine(file, over, places)
+    else:
+        settings.device(file, over)
 
 
 def examine(file: Path, over: Sequence[Path], places: Places) -> Device:

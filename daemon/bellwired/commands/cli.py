@@ -14,15 +14,31 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import cat_config, check, demo, edit, enable, inspect_files, install, operate, run, show, vmm
+from bellwired import terminal
+from bellwired.commands import (
+    cat_config,
+    check,
+    demo,
+    edit,
+    enable,
+    export,
+    import_map,
+    inspect_files,
+    install,
+    operate,
+    run,
+    show,
+    vmm,
+)
 from bellwired.errors import CommandError
+from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
 from bellwired.release import release
 from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
 
 LONGEST = 1_000_000  # seconds: twelve days
-SHARED = ("config_dir", "runtime_dir", "json", "wait", "timeout")
+SHARED = ("config_dir", "runtime_dir", "whose", "json", "wait", "timeout")
 """Flags of several commands. They may stand before the command too."""
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -81,13 +97,13 @@ def parser() -> argparse.ArgumentParser:
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_shared(shared)
-    shared.set_defaults(takes=SHARED[:3])
+    shared.set_defaults(takes=SHARED[:4])
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
     for group in (operate, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (check, inspect_files):
+    for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     for command in set(commands.choices.values()):
@@ -98,12 +114,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. An error becomes one line, with its hint."""
+    with terminal.guarded():
+        return _run(words)
+
+
+def _run(words: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(words)
     for given in SHARED:
         if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
-            top.error(f"--{given.replace('_', '-')} is for other commands than this")
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+            flag = arguments.whose if given == "whose" else given.replace("_", "-")
+            top.error(f"--{flag} is for other commands than this")
+    if not logging.root.handlers:
+        to_stderr_or_journal(arguments.log_level)
     try:
         status: int = arguments.command(arguments)
         sys.stdout.flush()

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError
 from bellwire.declare.option import Option
+from bellwired import terminal
 from bellwired.places import Places
 
 ASK = "__complete"
 DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
 VALUED = ("--config-dir", "--runtime-dir", "--log-level", "--timeout", "-o", "--fd", "--socket-path", "--name")
+HARMLESS = re.compile(r"[\w@%+=:,./-]+")
+"""A word that a shell takes as it is. bash expands the others when it completes them: ``$(command)`` would run."""
 PATIENCE = 2.0  # seconds for a daemon to list its devices: a user waits
 
 
@@ -46,11 +50,16 @@ def completed(action: argparse.Action, kind: str) -> argparse.Action:
 
 def main(words: Sequence[str]) -> int:
     """``bellwire __complete KIND WORD...``. Errors are silent: they would appear in the user's command line."""
+    with terminal.guarded():
+        return _complete(words)
+
+
+def _complete(words: Sequence[str]) -> int:
     kind, *line = [*words, ""]
     plain, places = _parse(line)
     try:
         found = KINDS_OF_WORDS[kind](plain, places())
-        print(*found, sep="\n")
+        print(*filter(HARMLESS.fullmatch, found), sep="\n")
     except (BellwireError, OSError, KeyError):
         return 1
     return 0
@@ -73,13 +82,14 @@ def _parse(line: Sequence[str]) -> tuple[list[str], Callable[[], Places]]:
     def folder(flag: str) -> Path | None:
         return Path(flags[flag]).expanduser() if flags.get(flag) else None
 
-    return plain, lambda: Places.of(folder("--config-dir"), folder("--runtime-dir"))
+    whose = next((word for word in ("user", "system") if f"--{word}" in flags), "")
+    return plain, lambda: Places.of(folder("--config-dir"), folder("--runtime-dir"), whose=whose)
 
 
 def _devices(_: list[str], places: Places) -> Iterator[str]:
-    from bellwired.commands.control_client import Instance, all_devices
+    from bellwired.commands.control_client import all_devices
 
-    return (device["name"] for device in all_devices(Instance(places, PATIENCE)))
+    return (device["name"] for device in all_devices(_instance(places)))
 
 
 def _kinds(_: list[str], places: Places) -> Iterator[str]:
@@ -118,10 +128,17 @@ def _values(option: Option[Any]) -> Iterator[str]:
         yield f"{option.name}={text}"
 
 
-def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:
-    from bellwired.commands.control_client import Instance, method
+def _instance(places: Places) -> Any:
+    """The daemon that a command would ask."""
+    from bellwired.commands.control_client import Instance
 
-    return method(Instance(places, PATIENCE), method_name, **arguments)
+    return Instance(places, PATIENCE, other=Places.of(whose="system") if places.whose == "user" else None)
+
+
+def _ask(places: Places, method_name: str, **arguments: str) -> dict[str, Any]:
+    from bellwired.commands.control_client import method
+
+    return method(_instance(places), method_name, **arguments)
 
 
 KINDS_OF_WORDS: dict[str, Callable[[list[str], Places], Iterator[str]]] = {

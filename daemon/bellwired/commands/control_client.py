@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, connect_unix_varlink
+from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, VarlinkTransport
+from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
+from bellwire.paths import PathError
+from bellwire.unix_sockets import check_peer, reached
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
@@ -27,7 +30,8 @@ PATIENCE = 5.0  # seconds for a healthy daemon to introduce itself
 LONGEST = 300.0  # for long calls: starting a device, reading the configuration again
 AGAIN = 0.05  # between two attempts to reach a daemon
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
-ELSEWHERE = f"the system's own daemon: --runtime-dir {SYSTEM_RUNTIME}"
+NOT_YOURS = "systemctl --user start bellwired, or run bellwired yourself"
+ELSEWHERE = "the system's daemon runs: --system asks it"
 
 
 class NoDaemonError(CommandError):
@@ -41,6 +45,23 @@ class Instance:
     places: Places
     timeout: float = LONGEST
     wait: bool = False
+    other: Places | None = None
+    """Another instance, whose daemon is asked if this one has none."""
+
+    @property
+    def asked(self) -> Places:
+        """The instance whose daemon is asked."""
+        if self.other is None or _listens(self.places.control) or not _listens(self.other.control):
+            return self.places
+        return self.other
+
+    def hint(self, hint: str) -> str:
+        """``hint`` and, if another daemon might have been meant, which one was asked."""
+        if self.other is None or not _listens(self.other.control):
+            return hint
+        asked = self.asked
+        told = f"{asked.daemon} was asked" + ("; --system asks the system's" if asked.whose == "user" else "")
+        return f"{hint}; {told}" if hint else told
 
 
 def call(
@@ -51,11 +72,10 @@ def call(
     What concerns the device ``name`` is asked of the ``bellwire run`` that serves it, if there is one. ``endless``:
     it takes as long as it takes.
     """
-    control = _control(instance.places, name)
-    who = "the daemon" if control == instance.places.control else "bellwire run"
+    control, who = speaker(instance, name)
 
     async def talk() -> Result:
-        transport, protocol = await _connect(control, time.monotonic() + instance.timeout if instance.wait else 0)
+        transport, protocol = await _connect(control, instance)
         try:
             async with asyncio.timeout(min(PATIENCE, instance.timeout)):
                 await protocol.make_proxy(VarlinkServiceInterface).GetInfo()
@@ -64,7 +84,10 @@ def call(
         except TimeoutError:
             raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
-            raise _explain(error) from None
+            raise explain(error, instance) from None
+        except ConversionError as error:
+            why = f"{who} answers what this command does not understand: {error.args[0]}"
+            raise CommandError(why, "is it of another version?") from None
         except (EOFError, ConnectionError):
             raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:
@@ -91,7 +114,7 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
 
     found = []
     for name in instance.places.foreground():
-        if _listens(instance.places.control_of(name)):
+        if NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
             try:
                 found += call(instance, work, name)
             except CommandError as error:  # it hangs, is another user's, or has just ended
@@ -129,11 +152,12 @@ def stream(
         raise left
 
 
-def _control(places: Places, name: str | None) -> Path:
-    """The socket of the ``bellwire run`` that serves the device ``name``, or of the daemon."""
-    if name is not None and NAME.fullmatch(name) and _listens(places.control_of(name)):
-        return places.control_of(name)
-    return places.control
+def speaker(instance: Instance, name: str | None = None) -> tuple[Path, str]:
+    """The control socket to speak to, and who answers there: the ``bellwire run`` that serves ``name``, or a daemon."""
+    if name is not None and NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
+        return instance.places.control_of(name), "bellwire run"
+    asked = instance.asked
+    return asked.control, asked.daemon
 
 
 def _listens(path: Path) -> bool:
@@ -144,31 +168,60 @@ def _listens(path: Path) -> bool:
     return False
 
 
-async def _connect(path: Path, deadline: float) -> Any:
-    """Connect. Tries again until the ``deadline``."""
+async def _connect(path: Path, instance: Instance) -> Any:
+    """Connect. Tries again as long as the instance allows."""
+    deadline = time.monotonic() + instance.timeout if instance.wait else 0
     while True:
         try:
-            return await connect_unix_varlink(VarlinkClientProtocol, path)
+            return await _open(path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             if time.monotonic() >= deadline:
-                raise _absent(path, error) from None
+                raise _absent(path, error, instance) from None
+        except PathError as error:
+            raise CommandError(f"{path}: {error.strerror}", error.hint) from None
         except PermissionError:
-            raise CommandError(f"{path}: you may not use it", "be root, or a member of the control-group") from None
+            hint = "be root, or a member of the control-group"
+            raise CommandError(
+                f"{path}: you may not use it", f"{hint}; {NOT_YOURS}" if instance.other else hint
+            ) from None
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror or error}") from None
         await asyncio.sleep(AGAIN)
 
 
-def _absent(path: Path, error: OSError) -> NoDaemonError:
+async def _open(path: Path) -> tuple[VarlinkTransport, VarlinkClientProtocol]:
+    """One attempt. Nothing is said to a listener who may not be trusted."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with reached(path) as address:
+            await loop.sock_connect(sock, address)
+        check_peer(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    protocol = VarlinkClientProtocol()
+    transport = VarlinkTransport(loop, sock, sock, protocol)
+    await asyncio.sleep(0)  # it starts to read
+    return transport, protocol
+
+
+def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
     if isinstance(error, ConnectionRefusedError):
         return NoDaemonError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING)
-    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and _listens(SYSTEM_RUNTIME / path.name) else NOT_RUNNING
-    return NoDaemonError(f"{path}: no daemon is running there", hint)
+    if instance.other is not None:
+        return NoDaemonError(f"no daemon is running, neither yours ({path}) nor the system's", NOT_YOURS)
+    own = instance.places.whose == "user"
+    hint = ELSEWHERE if path.parent != SYSTEM_RUNTIME and _listens(SYSTEM_RUNTIME / path.name) else ""
+    return NoDaemonError(f"{path}: no daemon is running there", hint or (NOT_YOURS if own else NOT_RUNNING))
 
 
-def _explain(error: VarlinkErrorReply) -> CommandError:
-    if isinstance(error, Failed):
-        return CommandError(error.parameters["message"], error.parameters["hint"])
+def explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
+    """A daemon's error reply as the error of a command."""
+    if error.name == Failed.name:
+        told = error.paramstojson()
+        return CommandError(str(told.get("message")), instance.hint(str(told.get("hint", ""))))
     if error.name == "org.varlink.service.PermissionDenied":
-        return CommandError("the daemon does not let you do that", "be root, or the user that the daemon runs as")
-    return CommandError(f"the daemon answers {error}")
+        hint = instance.hint("be root, or the user that the daemon runs as")
+        return CommandError(f"{instance.asked.daemon} does not let you do that", hint)
+    return CommandError(f"{instance.asked.daemon} answers {error}")

@@ -22,14 +22,14 @@ from bellwired.settings import DEVICES, SUFFIX
 def configuration(arguments: argparse.Namespace) -> Instance:
     """The instance that the flags name, with its configuration where the daemon itself looks for it, if one runs.
 
-    With ``--config-dir`` the daemon is not asked.
+    With ``--config-dir`` the daemon is not asked. Without flags a user's files are the user's own.
     """
-    found = instance(arguments)
+    found = replace(instance(arguments), other=None)
     if arguments.config_dir is None:
         with contextlib.suppress(NoDaemonError):
             folders = tuple(map(Path, method(found, "Folders")["folders"]))
             plugins = tuple(folder / "plugins" for folder in folders) + found.places.plugins[len(found.places.config) :]
-            return replace(found, places=Places(folders, plugins, found.places.runtime))
+            return replace(found, places=Places(folders, plugins, found.places.runtime, found.places.whose))
     return found
 
 

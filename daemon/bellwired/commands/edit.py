@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bellwired import settings
+from bellwired import settings, terminal
 from bellwired.commands import drop_in, show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
@@ -97,4 +97,4 @@ def _say(arguments: argparse.Namespace, over: Path, outcome: str) -> None:
     if arguments.json:
         show.as_json({"file": str(over), "outcome": outcome})
     else:
-        print(f"{over}: {outcome}")
+        print(terminal.line(f"{over}: {outcome}"))

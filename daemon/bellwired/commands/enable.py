@@ -10,6 +10,7 @@ from bellwired.commands import drop_in
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.control_client import Instance
 from bellwired.commands.operate import matching, try_each
+from bellwired.errors import SettingsError
 
 LAST = "zz-enabled"
 """The name of the drop-in: it comes last, so no other overrides it."""
@@ -46,7 +47,7 @@ def _change(daemon: Instance, name: str, enabled: bool) -> None:
     others = [each for each in settings.drop_ins(places, name) if each != over]
     try:
         anyway = settings.device(file, others).enabled == enabled
-    except settings.SettingsError:
+    except SettingsError:
         if enabled:
             raise
         anyway = False

@@ -9,7 +9,7 @@ from typing import Any
 from bellwired.commands import show, template
 from bellwired.commands.show import Column
 from bellwired.find import plugins
-from bellwired.places import Places
+from bellwired.places import Places, warn_of_what_is_not_read
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -36,7 +36,8 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def list_plugins(arguments: argparse.Namespace) -> int:
     """``bellwire plugins``."""
-    listed = plugins(Places.of(arguments.config_dir, arguments.runtime_dir).plugins)
+    warn_of_what_is_not_read()
+    listed = plugins(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "").plugins)
     if arguments.json:
         fields = ("name", "source", "description", "error")
         show.as_json([{key: getattr(each, key) for key in fields} for each in listed])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bellwired import terminal
 from bellwired.commands import attach, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
-from bellwired.commands.control_client import LONGEST, Instance, all_devices, method, stream
+from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
@@ -82,9 +82,11 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def instance(arguments: argparse.Namespace) -> Instance:
-    """The daemon that the flags name."""
-    places = Places.of(arguments.config_dir, arguments.runtime_dir)
-    return Instance(places, arguments.timeout or LONGEST, arguments.wait)
+    """The daemon that the flags name. Without flags: a user's own or, if that does not run, the system's."""
+    places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
+    named = arguments.whose or arguments.config_dir or arguments.runtime_dir
+    other = None if named or places.whose != "user" else Places.of(whose="system")
+    return Instance(places, arguments.timeout or LONGEST, arguments.wait, other)
 
 
 def chosen(daemon: Instance, words: Sequence[str]) -> list[str]:
@@ -132,6 +134,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
         return 0
     columns = Column("name"), Column("device", 2), Column("state"), Column("for", 3), Column("client", 1)
     numbers = Column("memory", 5, right=True), Column("restarts", 4, right=True)
+    troubled = [Column("trouble")] if any(each["troubles"] for each in devices) else []
     rows = [
         (
             show.text(each["name"]),
@@ -141,20 +144,23 @@ def list_devices(arguments: argparse.Namespace) -> int:
             "yes" if each["connected"] else "-",
             show.size(each["memory"]),
             str(each["restarts"]),
+            *([show.text(", ".join(each["troubles"]) or "-")] if troubled else []),
         )
         for each in devices
     ]
     nothing = "The daemon has no devices: put a file into devices.d (bellwire new)."
-    show.console().print(show.table([*columns, *numbers], rows) if devices else nothing)
+    show.console().print(show.table([*columns, *numbers, *troubled], rows) if devices else nothing)
     return 0
 
 
 def status(arguments: argparse.Namespace) -> int:
     """``bellwire status [NAME|PATTERN...]``. In JSON, one name gives an object, everything else a list."""
     daemon = instance(arguments)
+    troubles = [] if arguments.name else _about(daemon, in_json=arguments.json)
     names = chosen(daemon, arguments.name or ["*"])
     deadline = time.monotonic() + (daemon.timeout if daemon.wait else 0)
-    devices, errors = [], []
+    devices: list[dict[str, Any]] = []
+    errors: list[CommandError] = []
     for name in names:
         try:
             devices.append(_described(daemon, name, deadline))
@@ -167,10 +173,24 @@ def status(arguments: argparse.Namespace) -> int:
         show.as_json(devices[0] if arguments.name == names and len(names) == 1 else devices)
     else:
         _print(devices)
-    show.errors(errors, in_json=arguments.json)
+    show.errors([*troubles, *errors], in_json=arguments.json)
     if errors:
         return 1
     return 0 if all(device["state"] == "running" for device in devices) else INACTIVE
+
+
+def _about(daemon: Instance, *, in_json: bool) -> list[CommandError]:
+    """Print which daemon is asked. Returns what does not work of it."""
+    try:
+        about = method(daemon, "About")["daemon"]
+    except NoDaemonError:  # all devices run in the foreground, or there are none
+        return []
+    control, who = speaker(daemon)
+    if not in_json:
+        told = f"{who} ({about['version']}, process {about['pid']}) at {control}"
+        print(f"{'Daemon':>11}: {terminal.line(told)}")
+        print(f"{'':>11}  {terminal.line(about['summary'])}\n")
+    return [CommandError(f"{part}: {trouble}") for part, trouble in about["troubles"].items()]
 
 
 def _described(daemon: Instance, name: str, deadline: float) -> dict[str, Any]:
@@ -229,7 +249,7 @@ def reload(arguments: argparse.Namespace) -> int:
     else:
         for word in ("started", "restarted", "stopped"):
             if outcome[word]:
-                print(f"{word}: {', '.join(outcome[word])}")
+                print(terminal.line(f"{word}: {', '.join(outcome[word])}"))
         if not any(outcome[word] for word in ("started", "restarted", "stopped", "failed")):
             print("nothing has changed")
     show.errors(map(CommandError, outcome["failed"].values()), in_json=arguments.json)
@@ -248,7 +268,7 @@ def registers(arguments: argparse.Namespace) -> int:
             show.text(each["name"]),
             f"BAR{each['bar']}+{each['offset']:#05x}",
             str(each["size"]),
-            each["access"],
+            show.text(each["access"]),
             f"{each['value']:#0{2 + 2 * each['size']}x}",
             show.text(each["meaning"]),
         )
@@ -267,10 +287,11 @@ def monitor(arguments: argparse.Namespace) -> int:
     def print_it(reply: dict[str, Any]) -> None:
         event = reply["event"]
         if arguments.json:
-            print(json.dumps(event), flush=True)
+            print(show.json_text(event), flush=True)
             return
         said = event["fields"].get("text") or ", ".join(f"{key} {value}" for key, value in event["fields"].items())
-        out.print(f"{show.clock(event['time'])} {show.text(event['device'] or '-')} {event['kind']}: {show.text(said)}")
+        what = f"{event['device'] or '-'} {event['kind']}: {said}"
+        out.print(f"{show.clock(event['time'])} {show.text(what)}")
 
     stream(instance(arguments), print_it, "Monitor", endless=True, name=arguments.name)
     return 0
@@ -287,9 +308,9 @@ def logs(arguments: argparse.Namespace) -> int:
         most = None  # it counts for what there was
         for line in lines:
             if arguments.json:
-                print(json.dumps(line), flush=True)
+                print(show.json_text(line), flush=True)
                 continue
-            words = show.text(line["text"])
+            words = show.paragraph(line["text"])
             colour = show.LEVELS.get(line["level"])
             said = f"[{colour}]{words}[/{colour}]" if colour else words
             out.print(f"{show.clock(line['time'])} {said}")
@@ -305,7 +326,7 @@ def qemu_args(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
     else:
-        print(command)
+        print(terminal.line(command))
     return 0
 
 
@@ -317,8 +338,10 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if device["error"]:
         facts.append(("Error", show.text(device["error"])))
+    facts += [("Trouble", f"[yellow]{show.text(trouble)}[/yellow]") for trouble in device["troubles"].values()]
     if device["pid"]:
         facts += [("Process", str(device["pid"])), ("Memory", show.size(device["memory"]))]
+    facts += [("Code", f"{show.text(file)} of {show.clock(when)}") for file, when in device["code"].items()]
     if device["changed"]:
         changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
         facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))
@@ -332,7 +355,7 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("DMA", f"{client['maps']} maps, {show.size(client['bytes'])}"))
     counted = {key: value for key, value in device["statistics"].items() if value}
     if counted:
-        facts.append(("Counted", ", ".join(f"{key} {value}" for key, value in counted.items())))
+        facts.append(("Counted", show.text(", ".join(f"{key} {value}" for key, value in counted.items()))))
     return facts
 
 

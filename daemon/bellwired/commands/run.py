@@ -6,7 +6,6 @@ It does not daemonise, keeps fds 0, 1 and 2, and SIGTERM or SIGINT ends it clean
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shlex
 import signal
@@ -21,8 +20,8 @@ from bellwire import OptionError, PciDevice
 from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
-from bellwired import settings
-from bellwired.commands import attach, debugger
+from bellwired import settings, terminal
+from bellwired.commands import attach, debugger, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
@@ -110,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
     device = find_device(arguments.device)
     if arguments.print_capabilities:
-        print(json.dumps(describe(device), indent=2))
+        show.as_json(describe(device))
         return 0
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
@@ -135,6 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
             **sockets,
             io_fd_entry=arguments.io_fd_entry,
             busy_poll=arguments.busy_poll,
+            max_maps=about.max_maps,
+            hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
         )
@@ -189,13 +190,15 @@ def _announce(arguments: argparse.Namespace, name: str, address: str, control: L
         return
     accelerated_by = attach.accelerators()
     path = arguments.socket_path or default_path(name)
-    print(f"{name}: serving on {path}. To attach it to QEMU ({attach.OLDEST} or newer):")
-    print(f"  {attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)}")
+    print(f"{terminal.line(name)}: serving on {terminal.line(path)}. To attach it to QEMU ({attach.OLDEST} or newer):")
+    command = attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)
+    print(f"  {terminal.line(command)}")
     if "kvm" not in accelerated_by:
         print(attach.WHY_TCG)
     if control is not None:
         where = f" --runtime-dir {shlex.quote(str(arguments.runtime_dir))}" if arguments.runtime_dir else ""
-        print(f"From elsewhere: bellwire status {name}{where} (or regs, monitor, set, reset). Ctrl-C ends it.")
+        told = f"From elsewhere: bellwire status {name}{where} (or regs, monitor, set, reset). Ctrl-C ends it."
+        print(terminal.line(told))
     sys.stdout.flush()
 
 

@@ -39,6 +39,7 @@ OWN_STATUSES = {
     "reload": {0: "All is as configured.", 1: "A file cannot be used, or a device has not started with it."},
     "check": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
     "cat-config": {0: "All the files can be used.", 1: "One of them cannot be used. Standard error says why."},
+    "import": {1: "The map cannot be read, the file is not to be overwritten, or --check found it out of date."},
     "edit": {1: "What was written cannot be used, and what was before stays; or something else failed."},
 }
 """The exit statuses with a meaning special to one command."""
@@ -50,9 +51,12 @@ ENVIRONMENT = """\
 NO_COLOR turns colours off. XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_RUNTIME_DIR say where a user's own configuration,
 plugins and sockets are."""
 FILES = """\
-/etc/bellwire, /run/bellwire, /usr/local/lib/bellwire and /usr/lib/bellwire have configuration and plugins; for users
-other than root, the XDG folders come first. /run/bellwire/control is the control socket, and
-/run/bellwire/NAME.sock a device's."""
+/etc/bellwire, /run/bellwire, /usr/local/lib/bellwire and /usr/lib/bellwire have the system's configuration and
+plugins. /run/bellwire/control is its control socket, and /run/bellwire/NAME.sock a device's. For users other than root,
+the XDG folders take their place: $XDG_CONFIG_HOME/bellwire, $XDG_RUNTIME_DIR/bellwire and $XDG_DATA_HOME/bellwire."""
+ENDS = """\
+0 after SIGTERM or SIGINT, 1 when something failed, 2 for a mistake on the command line, and 78 (EX_CONFIG) when a
+restart would not help: a folder is missing, cannot be read, or may be written by another user."""
 SIGNALS = """\
 SIGHUP reads the configuration again, and touches only what has changed. SIGTERM and SIGINT stop every device in
 order."""
@@ -75,7 +79,7 @@ def pages() -> dict[str, str]:
     top = cli.parser()
     found = {
         "bellwire.1": _page(top, "1", {"exit status": EXIT_STATUS, "environment": ENVIRONMENT, "files": FILES}),
-        "bellwired.8": _page(daemon.parser(), "8", {"signals": SIGNALS, "files": FILES}),
+        "bellwired.8": _page(daemon.parser(), "8", {"exit status": ENDS, "signals": SIGNALS, "files": FILES}),
         "bellwire-device.toml.5": _settings(),
     }
     found |= {f"bellwire-{name}.1": _command(name, parser) for name, parser in commands(top).items()}
@@ -172,9 +176,9 @@ def _settings() -> str:
     lines += ["bellwire\\-device.toml, bellwired.toml \\- the daemon's configuration files", ".SH DESCRIPTION"]
     lines += [
         "One file for each device, devices.d/NAME.toml, and bellwired.toml for the daemon itself, below /etc/bellwire,",
-        "/run/bellwire, /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier folder overrides one of the",
-        "same name in a later one; an empty file, or a link to /dev/null, masks it. A file that cannot be used hurts",
-        "no other device.",
+        "/run/bellwire (if it belongs to root), /usr/local/lib/bellwire or /usr/lib/bellwire. A file in an earlier",
+        "folder overrides one of the same name in a later one; an empty file, or a link to /dev/null, masks it. A file",
+        "that cannot be used hurts no other device. A file that another user can have put there cannot be used.",
         ".PP",
         "A drop-in, devices.d/NAME.toml.d/*.toml in any of the folders, changes some of the keys and options of a",
         "device's file. Relative paths of a device and in its options are meant from the folder of its file.",

@@ -3,15 +3,24 @@
 import contextlib
 from typing import TypedDict
 
-from bellwired.errors import CommandError
+from bellwired.errors import CommandError, SettingsError
 from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
-from bellwired.settings import SettingsError
 from bellwired.workers import process
 
 DISABLED = "disabled"
 """The state of a device that may not be started."""
 PATIENCE = 1.0  # seconds: a device that hangs is described too
+
+
+class About(TypedDict):
+    """The daemon itself. ``troubles`` has what does not work of it, by its part."""
+
+    version: str
+    pid: int
+    uid: int
+    summary: str
+    troubles: dict[str, str]
 
 
 class Client(TypedDict):
@@ -47,7 +56,9 @@ class RegisterValue(TypedDict):
 class Description(TypedDict):
     """A device. ``memory`` is its proportional share (PSS) in bytes, ``since`` is in seconds since the epoch.
 
-    ``changed`` has the options whose present values differ from the file's.
+    ``changed`` has the options whose present values differ from the file's. ``code`` has the Python files that its
+    worker runs, by path, with the time of the last change of what it runs, in seconds since the epoch. ``troubles`` has
+    what differs from what the worker was started with, by its part: ``file``, ``socket``, ``code``.
     """
 
     name: str
@@ -64,12 +75,16 @@ class Description(TypedDict):
     connected: bool
     client: Client | None
     changed: dict[str, str]
+    code: dict[str, float]
+    troubles: dict[str, str]
     statistics: dict[str, int]
     recent: list[Note]
 
 
-async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) -> Description:
-    """Describe ``unit``. For ``statistics``, its worker is asked; ``recent`` adds its recent events."""
+async def describe(
+    unit: Unit, bad: SettingsError | None = None, *, statistics: bool = True, recent: bool = True
+) -> Description:
+    """Describe ``unit``, whose file is ``bad`` now. ``statistics`` asks its worker; ``recent`` adds recent events."""
     counted: dict[str, int] = {}
     if statistics and unit.state is State.RUNNING:
         with contextlib.suppress(CommandError):  # the worker has just ended, or is busy: the rest is still valid
@@ -89,6 +104,8 @@ async def describe(unit: Unit, *, statistics: bool = True, recent: bool = True) 
         connected=unit.client is not None,
         client=_client(unit),
         changed=unit.changed,
+        code={file: known[1] / 1e9 for file, known in unit.files.items() if known is not None},
+        troubles=_troubles(unit, bad) if unit.pid else {},
         statistics=counted,
         recent=[Note(time=when, text=text) for when, text in unit.recent] if recent else [],
     )
@@ -111,9 +128,23 @@ def describe_unusable(name: str, error: SettingsError, since: float, *, enabled:
         connected=False,
         client=None,
         changed={},
+        code={},
+        troubles={},
         statistics={},
         recent=[],
     )
+
+
+def _troubles(unit: Unit, bad: SettingsError | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if bad is not None or unit.kept:
+        found["file"] = f"it runs as before its files changed: {bad.in_words if bad is not None else unit.kept}"
+    if unit.socket.is_lost(unit.path):
+        mend = "restart its socket unit" if unit.socket.given is not None else f"bellwire restart {unit.name}"
+        found["socket"] = f"{unit.address} was removed or replaced, so no client finds it: {mend}"
+    if edited := unit.edited():
+        found["code"] = f"changed since its worker started: {', '.join(edited)}: bellwire restart {unit.name}"
+    return found
 
 
 def _client(unit: Unit) -> Client | None:

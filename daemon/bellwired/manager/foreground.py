@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.logs import hush_asyncvarlink
-from bellwired.manager.control import Server
+from bellwired.manager.control_server import Server
 from bellwired.manager.life import State
 from bellwired.manager.manager import Manager, Reloaded, prepare
 from bellwired.manager.tasks import alongside

@@ -6,15 +6,16 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from bellwired import notify
+from bellwired import notify, terminal
 from bellwired.errors import CommandError
 from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
-from bellwired.manager import control
+from bellwired.manager import control_server
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
@@ -24,6 +25,8 @@ from bellwired.workers import process
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
+STATUS_PAUSE = 0.2
+METRICS_AGAIN = 5.0  # seconds between two attempts to serve metrics
 ALLOWANCE = 20.0  # seconds: a start's, counted from its last sign of life; a stop's, on top of the workers' timeout
 
 
@@ -41,24 +44,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags for a private instance, which the daemon and the commands share."""
+    """The flags that name an instance, which the daemon and the commands share."""
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
+    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
+        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the daemon until a signal ends it. Returns the exit status."""
-    arguments = parser().parse_args(words)
+    """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
+    with terminal.guarded():
+        return _run(parser().parse_args(words))
 
+
+def _run(arguments: argparse.Namespace) -> int:
     def apply(settings: Daemon) -> None:
         _log_to(arguments.log_level or settings.log_level)
 
     _log_to(arguments.log_level or "info")
     process.allow_many_files()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir), apply)
+        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
+    except CommandError as error:
+        log.error("%s", error.in_words)
+        return os.EX_CONFIG
+    try:
         asyncio.run(Life(manager).run())
     except CommandError as error:
         log.error("%s", error.in_words)
@@ -87,10 +99,10 @@ class Life:
         listener = given.pop("control", None)
         manager.take_listeners(given)
         async with (
-            control.serving(manager, listener),
+            control_server.serving(manager, listener),
             manager.running(),
             _metrics(manager),
-            alongside(self._show_life),
+            alongside(self._show_life, self._show_status),
         ):
             starting = asyncio.create_task(manager.start_all())
             stopping = asyncio.create_task(self._stop.wait())
@@ -135,14 +147,45 @@ class Life:
                 self._service_manager.tell(STATUS=self._manager.summary, **more)
             await asyncio.sleep(min(interval / 2, STATUS_INTERVAL) if interval else STATUS_INTERVAL)
 
+    async def _show_status(self) -> None:
+        """Send the status text as soon as it changes, but at most five times a second."""
+        told = ""
+        while True:
+            await self._manager.stirred.wait()
+            self._manager.stirred.clear()
+            if self._manager.summary != told and not self._stop.is_set():
+                told = self._manager.summary
+                self._service_manager.tell(STATUS=told)
+            await asyncio.sleep(STATUS_PAUSE)
 
-def _metrics(manager: Manager) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serve metrics if they are configured. Only then import what they need, to save memory."""
+
+@contextlib.asynccontextmanager
+async def _metrics(manager: Manager) -> AsyncIterator[None]:
+    """Serve metrics if they are configured. The block begins after the first attempt; a failure is tried again."""
     if not manager.settings.daemon.metrics:
-        return contextlib.nullcontext()
-    from bellwired.manager import metrics
+        yield
+        return
+    tried = asyncio.Event()
 
-    return metrics.serving(manager)
+    async def metrics() -> None:
+        try:
+            from bellwired.manager import metrics  # only now import what they need, to save memory
+
+            async with metrics.serving(manager):
+                manager.troubles.pop("metrics", None)
+                tried.set()
+                await asyncio.Event().wait()
+        except CommandError as error:
+            if manager.troubles.get("metrics") != error.in_words:
+                log.error("no metrics, until the next attempt: %s", error.in_words)
+            manager.troubles["metrics"] = error.in_words
+        finally:
+            tried.set()
+        await asyncio.sleep(METRICS_AGAIN)
+
+    async with alongside(metrics):
+        await tried.wait()
+        yield
 
 
 def _log_to(level: str) -> None:

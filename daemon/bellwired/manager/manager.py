@@ -10,25 +10,26 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bellwired import messages, settings
-from bellwired.errors import CommandError
+from bellwire.trust import others_may_write
+from bellwired import messages, settings, toml_file
+from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
-from bellwired.manager.events import Broadcaster
+from bellwired.manager.events import LOG, Broadcaster
 from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
-from bellwired.settings import Daemon, Device, Settings, SettingsError
+from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import stamp
-from bellwired.trust import others_may_write
 from bellwired.workers.spawner import Spawner
+from bellwired.workers.wire import Spawn
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while there is a listener
@@ -60,11 +61,15 @@ class Manager:
         self.units: dict[str, Unit] = {}
         self.broadcaster = Broadcaster()
         self.spawner = Spawner()
+        self.troubles: dict[str, str] = {}
+        """What does not work of the daemon itself, by its part. The devices are served all the same."""
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self.stirred = asyncio.Event()
+        """Set when something has happened to a device."""
         self._closing = False
 
     def unit(self, name: str) -> Unit:
@@ -92,10 +97,7 @@ class Manager:
     def configuration(self) -> Iterator[tuple[Path, str]]:
         """The files in effect, with their contents."""
         for path in settings.used(self.places):
-            try:
-                yield path, path.read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"{path}: {error}") from None
+            yield path, toml_file.text(path)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Manager]:
@@ -125,9 +127,13 @@ class Manager:
         """Read configuration and plugins again. Restart only devices that have changed."""
         async with self._turn:
             fresh = settings.load(self.places)
+            if fresh.faults:  # none of a broken file counts: the daemon goes on as it was
+                fresh = replace(fresh, daemon=self.settings.daemon)
             old, self.settings = self.settings, fresh
             done = Reloaded(failed={name: error.in_words for name, error in self._bad_files()})
             self._report_bad_files()
+            if fresh.faults:
+                done.failed[settings.DAEMON] = self.troubles[settings.DAEMON]
             self._take_daemon(old.daemon, fresh.daemon)
             gone = [name for name in self.units if name not in fresh.devices and name not in fresh.errors]
             await a_few_at_once(self._remove(name, done) for name in gone)
@@ -148,7 +154,8 @@ class Manager:
         bad = [name for name, _ in self._bad_files() if name in unusable]
         failed = [*bad, *(unit.name for unit in self.units.values() if unit.state is State.FAILED)]
         text = f"{up} of {len(self.units) + len(unusable)} devices running, {clients} with a client"
-        return f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        text = f"{text}; failed: {', '.join(sorted(failed))}" if failed else text
+        return "; ".join([text, *(f"trouble with {part}" for part in sorted(self.troubles))])
 
     # -- health
 
@@ -235,12 +242,13 @@ class Manager:
                 folder = self._folder(name)
                 if unit.state is State.RUNNING and device.enabled:
                     order = unit.order(device, folder, trial=True)
-                    await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
+                    await self._try_out(unit, order)
                 self._prints[name] = fresh
                 enabled = device.enabled, unit.settings.enabled
                 {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
                 await unit.change(device, self._path(name), folder)
             else:
+                unit.kept = ""
                 done.unchanged.append(name)
         except CommandError as error:
             done.failed[name] = str(error)
@@ -249,6 +257,14 @@ class Manager:
                 if name in names:
                     names.remove(name)
 
+    async def _try_out(self, unit: Unit, order: Spawn) -> None:
+        unit.kept = ""
+        try:
+            await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
+        except CommandError as error:
+            unit.kept = str(error)
+            raise
+
     def _add(self, name: str) -> Unit:
         if self._closing:
             raise CommandError("the daemon is stopping")
@@ -256,7 +272,7 @@ class Manager:
         plugins = [str(folder) for folder in self.places.plugins]
         folder, daemon = self._folder(name), self.settings.daemon
         unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.spawner, self._tell)
-        unit.given = self._given.get(name)
+        unit.socket.given = self._given.get(name)
         self.units[name] = unit
         self._prints[name] = self._print(name)
         return unit
@@ -289,11 +305,18 @@ class Manager:
         yield from ((name, why) for name, why in self.settings.errors.items() if name not in self.settings.disabled)
 
     def _report_bad_files(self) -> None:
+        for fault in self.settings.faults:
+            log.error("%s", fault.in_words, extra={"MESSAGE_ID": messages.BAD_FILE})
+        self.troubles.pop(settings.DAEMON, None)
+        if self.settings.faults:
+            self.troubles[settings.DAEMON] = "; ".join(fault.in_words for fault in self.settings.faults)
         for name, error in self._bad_files():
             fields = {"MESSAGE_ID": messages.BAD_FILE, "BELLWIRE_DEVICE": name}
             log.error("%s", error.in_words, extra=fields)
 
     def _tell(self, unit: Unit, kind: str, fields: dict[str, Any]) -> None:
+        if kind != LOG:
+            self.stirred.set()
         self.broadcaster.publish(unit.name, kind, fields)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 from bellwired import messages
 from bellwired.errors import CommandError
-from bellwired.listen import Listener
 from bellwired.manager import descriptors
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
+from bellwired.manager.unit_socket import UnitSocket
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
 from bellwired.workers.spawner import Child, Spawner
@@ -57,8 +56,9 @@ class Unit(Noted):
         self.since = time.time()
         self.restarts = 0
         self.error = ""
-        self.given: socket.socket | None = None
-        """A listener from the service manager, used in place of a new one."""
+        self.kept = ""
+        """Why the last reload has left it as it was."""
+        self.socket = UnitSocket()
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
         self.changed: dict[str, str] = {}
@@ -67,7 +67,6 @@ class Unit(Noted):
         self._spawner = spawner
         self._turn = asyncio.Lock()
         self._retired = False
-        self._listener: Listener | None = None
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
         self._attempt: asyncio.Future[str] | None = None
@@ -85,7 +84,7 @@ class Unit(Noted):
     @property
     def address(self) -> str:
         """The path of its socket."""
-        return str(self.path if self.given is None else self.given.getsockname())
+        return self.socket.address(self.path)
 
     # -- what an operator does
 
@@ -110,9 +109,14 @@ class Unit(Noted):
         await self.stop()
 
     async def restart(self) -> None:
-        """Stop the worker and start another; clients that connect meanwhile wait."""
+        """Stop the worker and start another; clients that connect meanwhile wait.
+
+        A socket that has lost its path is made anew. If another server has the path, a CommandError says so, and the
+        device goes on as it was.
+        """
         self._check_enabled()
         async with self._turn:
+            self.socket.open_again(self.path, self.settings)
             self._forget_deaths()
             await self._end_worker()
             await self._launch()
@@ -162,7 +166,11 @@ class Unit(Noted):
 
     def outdated(self) -> bool:
         """Whether a Python file of the device has changed since its worker started."""
-        return any(stamp(Path(file)) != known for file, known in self.files.items())
+        return bool(self.edited())
+
+    def edited(self) -> list[str]:
+        """The Python files of the device that have changed since its worker started."""
+        return [file for file, known in self.files.items() if stamp(Path(file)) != known]
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
@@ -175,6 +183,8 @@ class Unit(Noted):
             busy_poll=settings.busy_poll,
             plugins=self._plugins,
             folder=str(folder),
+            max_maps=settings.max_maps,
+            hello_timeout=settings.hello_timeout,
             trial=trial,
         )
 
@@ -193,9 +203,9 @@ class Unit(Noted):
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
-            if self._listener is None:  # a restart takes what the worker before it had
+            if not self.socket.is_open:  # a restart takes what the worker before it had
                 descriptors.demand(NEEDED)
-            listener = self._open_listener()
+            listener = self.socket.open(self.path, self.settings)
         except CommandError as error:
             self._give_up(str(error))
             return
@@ -214,7 +224,7 @@ class Unit(Noted):
             return
         except BaseException:
             channel.close()
-            self._close_listener()
+            self.socket.close()
             self._settle("its start was called off")
             self._set(State.STOPPED)
             raise
@@ -249,7 +259,7 @@ class Unit(Noted):
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)
-            self._close_listener()
+            self.socket.close()
             self._note("stopped", messages.STOPPED, why, logging.WARNING)
             self._set(State.STOPPED)
         else:
@@ -284,7 +294,7 @@ class Unit(Noted):
     def _give_up(self, why: str) -> None:
         """No worker will accept clients: refuse them at once."""
         self.error = why
-        self._close_listener()
+        self.socket.close()
         self._note("failed", messages.FAILED, why, logging.ERROR)
         self._set(State.FAILED)
         self._settle(why)
@@ -292,7 +302,7 @@ class Unit(Noted):
     async def _end(self) -> None:
         """Stop the worker, and remove the socket."""
         await self._end_worker()
-        self._close_listener()
+        self.socket.close()
         self._forget_deaths()
         if self.state is not State.STOPPED:
             self._note("stopped", messages.STOPPED, "stopped", logging.INFO)
@@ -379,19 +389,6 @@ class Unit(Noted):
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
-
-    def _open_listener(self) -> socket.socket:
-        if self.given is not None:
-            return self.given
-        if self._listener is None:
-            settings = self.settings
-            self._listener = Listener(self.path, int(settings.mode, 8), settings.owner, settings.group)
-        return self._listener.socket
-
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
 
 def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:

@@ -25,8 +25,9 @@ from bellwired.find import find_trusted
 from bellwired.logs import to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import Capabilities
+from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -57,12 +58,11 @@ def run_device(spawn: Spawn, *fds: int) -> int:
         channel.setblocking(False)
         if not spawn.trial:
             logging.getLogger().addHandler(Relay(channel))
+        sys.stdout = sys.stderr = Printed(logging.getLogger("bellwire.printed"))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, channel, sockets)
+    sys.stdout.close()
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
     os._exit(status)
 
 
@@ -85,7 +85,13 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         return 0
     try:
         serving = Serving(
-            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+            device,
+            channel,
+            listener=listeners[0],
+            io_fd_entry=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll,
+            max_maps=spawn.max_maps,
+            hello_timeout=spawn.hello_timeout,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -136,6 +142,8 @@ class Serving:
         connection: socket.socket | None = None,
         io_fd_entry: int = 40,
         busy_poll: int = 0,
+        max_maps: int = SERVER.max_dma_maps,
+        hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
     ) -> None:
@@ -150,6 +158,8 @@ class Serving:
             observer=reporter,
             io_fd_entry_size=io_fd_entry,
             busy_poll=busy_poll / 1e6,
+            max_maps=max_maps,
+            hello_timeout=hello_timeout,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
@@ -281,7 +291,10 @@ class Relay(logging.Handler):
             self._lost += 1
             return
         self._passed += 1
-        text = self.format(record)[:LONGEST_LINE]
+        try:
+            text = self.format(record)[:LONGEST_LINE]
+        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
+            return
         if self._lost:
             text = f"({self._lost} lines before this one were too many) {text}"
         fields = {"time": record.created, "level": record.levelname.lower(), "text": text}

@@ -8,10 +8,10 @@ from pathlib import Path
 from bellwire.network.interface import HIGHEST_VNI, Vxlan
 from bellwire.network.link import LinkError
 from bellwire.network.tap import LONGEST_NAME
+from bellwire.unix_sockets import LONGEST
 
 LEAST_MTU, MOST_MTU = 68, 65535  # RFC 791 §3.2; virtio 1.2 §5.1.4.1
 ADDRESS_SIZE = 6
-LONGEST_SOCKET = 107  # bytes: sockaddr_un has 108 with the NUL
 
 
 def given(path: Path) -> bool:
@@ -21,7 +21,7 @@ def given(path: Path) -> bool:
 
 def socket_fault(path: Path) -> str | None:
     """What was expected, if no socket can have this path; else None."""
-    return None if len(os.fsencode(path)) <= LONGEST_SOCKET else f"a socket's path: at most {LONGEST_SOCKET} bytes"
+    return None if len(os.fsencode(path)) <= LONGEST else f"a socket's path: at most {LONGEST} bytes"
 
 
 def parse_mac(text: str) -> bytes | None:

@@ -10,13 +10,14 @@ import contextlib
 import os
 import select
 import socket
-import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkEnd, LinkError, Offload
+from bellwire.paths import Place, why
 from bellwire.pieces import MOST_PIECES, one_call
+from bellwire.unix_sockets import Bound, connect
 
 LENGTH = struct.Struct(">I")
 LARGEST_FRAME = LARGEST_PACKET - HEADER_SIZE
@@ -44,18 +45,19 @@ class DatagramLink(SocketLink):
     """Receives datagrams at ``local``, and sends to ``remote``. Either may be None; the remote may come and go."""
 
     def __init__(self, local: Path | None, remote: Path | None) -> None:
-        self._local = local
-        self._remote = os.fspath(remote) if remote else ""
+        self._remote = remote
+        self._address = ""
+        self._pinned = -1
+        self._bound: Bound | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self.ends = [self]
         if local:
             try:
-                remove_socket(local)
-                self._socket.bind(os.fspath(local))
+                self._bound = Bound(self._socket, local)
             except OSError as error:
                 self._socket.close()
-                raise LinkError(f"socket {local}: {error.strerror or error}") from error
+                raise LinkError(f"socket {local}: {why(error)}") from error
 
     def fileno(self) -> int:
         """The descriptor of the socket."""
@@ -72,20 +74,39 @@ class DatagramLink(SocketLink):
 
     def send(self, packet: Buffers) -> bool:
         """Send one datagram. False if the remote is away or too slow: the frame is dropped."""
-        if not self._remote:
+        if self._remote is None or (self._pinned < 0 and not self._find(self._remote)):
             return False
         try:
-            self._socket.sendmsg(one_call(without_header(packet)), [], 0, self._remote)
+            self._socket.sendmsg(one_call(without_header(packet)), [], 0, self._address)
+        except ConnectionRefusedError:  # the socket has been closed: another one may be at its path by now
+            self._forget()
+            return False
         except OSError:
             return False
         return True
 
     def close(self) -> None:
         """Close the socket, and remove its name."""
+        if self._bound is not None:
+            self._bound.remove()
+            self._bound = None
+        self._forget()
         self._socket.close()
-        if self._local:
-            with contextlib.suppress(OSError):
-                self._local.unlink()
+
+    def _find(self, remote: Path) -> bool:
+        """Take hold of the socket at ``remote``, so that no link can send frames elsewhere later."""
+        try:
+            with Place(remote) as place:
+                self._pinned = place.pin()
+        except OSError:
+            return False
+        self._address = f"/proc/self/fd/{self._pinned}"
+        return True
+
+    def _forget(self) -> None:
+        if self._pinned >= 0:
+            os.close(self._pinned)
+            self._pinned = -1
 
 
 class StreamLink(SocketLink):
@@ -98,6 +119,7 @@ class StreamLink(SocketLink):
         self._path = path
         self._listens = listen
         self._listener: socket.socket | None = None
+        self._bound: Bound | None = None
         self._peer: socket.socket | None = None
         self._epoll = select.epoll()
         self._input = bytearray()
@@ -105,19 +127,17 @@ class StreamLink(SocketLink):
         self.ends = [self]
         try:
             if listen:
-                remove_socket(path)
                 self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                self._listener.bind(os.fspath(path))
-                self._listener.listen(1)
+                self._bound = Bound(self._listener, path)
                 self._epoll.register(self._listener, select.EPOLLIN)
             else:
                 peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._take(peer)
-                peer.connect(os.fspath(path))
+                connect(peer, path)
                 peer.setblocking(False)
         except OSError as error:
             self.close()
-            raise LinkError(f"socket {path}: {error.strerror or error}") from error
+            raise LinkError(f"socket {path}: {why(error)}") from error
 
     def fileno(self) -> int:
         """A descriptor that can be read when a frame or a peer may be there, or more of a frame can be sent."""
@@ -157,10 +177,10 @@ class StreamLink(SocketLink):
         """Close the connection and the listening socket. A second call does nothing."""
         self._lose()
         if self._listener is not None:
+            if self._bound is not None:
+                self._bound.remove()
             self._listener.close()
             self._listener = None
-            with contextlib.suppress(OSError):
-                self._path.unlink()
         self._epoll.close()
 
     def _frame(self, buffers: Buffers) -> int:
@@ -241,10 +261,3 @@ def without_header(packet: Buffers) -> list[memoryview]:
             frame.append(piece[left:] if left else piece)
         left = max(0, left - len(piece))
     return frame
-
-
-def remove_socket(path: Path) -> None:
-    """Remove a socket that an earlier run has left at ``path``. Other files stay, and bind(2) then fails."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.stat().st_mode):
-            path.unlink()

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from bellwire.errors import BellwireError
 from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from bellwire.paths import Place, why
 from bellwire.pieces import MOST_PIECES, after
 
 Buffers = Sequence[memoryview | bytearray]
 
 LARGEST = (1 << 63) - 1  # bytes: off_t
+_KINDS = (stat.S_IFREG, stat.S_IFBLK)
 _ZEROES = bytes(1 << 20)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 log = logging.getLogger("bellwire.storage")
@@ -53,23 +55,34 @@ class Disk:
         self._lost: OSError | None = None
 
     @classmethod
-    def open(cls, path: Path, *, readonly: bool = False, size: int = 0, direct: bool = False, block: int = 512) -> Disk:
+    def open(
+        cls,
+        path: Path,
+        *,
+        readonly: bool = False,
+        size: int = 0,
+        direct: bool = False,
+        block: int = 512,
+        folder: int = -1,
+    ) -> Disk:
         """Open a raw file or a block device. Every access is of whole blocks of ``block`` bytes.
 
         If the file is missing or empty, a sparse file of ``size`` bytes is made. An existing image keeps its size, and
         a warning is logged if ``size`` differs. The image is locked (flock(2)): no two Bellwire devices write to it.
-        Raises a StorageError.
+        A link is followed if root or this user has made it (:mod:`bellwire.paths`). With ``folder``, a descriptor, the
+        image has the last name of ``path`` in that folder. Raises a StorageError.
         """
         check_blocks(size, block)
-        flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0))
+        flags = os.O_RDONLY if readonly else os.O_RDWR | (os.O_CREAT if size else 0)
         flags |= os.O_DIRECT if direct else 0
         try:
-            fd = os.open(path, flags, 0o600)
+            with Place(path) if folder < 0 else Place.inside(folder, path) as place:
+                fd = place.open(flags, 0o600, kinds=_KINDS)
         except OSError as error:
             hint = "; give size= to have it made" if error.errno == errno.ENOENT and not readonly else ""
             if direct and error.errno == errno.EINVAL:
                 hint = "; its file system cannot pass the page cache by: leave direct out"
-            raise StorageError(f"image {path}: {error.strerror}{hint}") from error
+            raise StorageError(f"image {path}: {why(error)}{hint}") from error
         try:
             disk = cls(fd, _measure(fd, path, size, readonly), readonly=readonly, direct=direct)
             if direct:
@@ -221,8 +234,6 @@ class Disk:
 def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
     """Lock the image, and give a new one ``size`` bytes. Returns the size of the image."""
     kind = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-        raise StorageError(f"image {path}: neither a file nor a block device")
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

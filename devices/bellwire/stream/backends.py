@@ -12,10 +12,14 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
+from bellwire import unix_sockets
+from bellwire.paths import Place, why
 from bellwire.pieces import Pieces, write
 from bellwire.stream.stream import Stream, StreamError
+from bellwire.unix_sockets import LONGEST, Bound
 
-LONGEST_SOCKET = 107  # bytes: sockaddr_un has 108 with the NUL
+WRITABLE = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
+"""The kinds of files that bytes can be appended to."""
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
 """The kinds of streams, for help texts."""
 
@@ -36,13 +40,12 @@ class Pty(Stream):
         self.take(ours)
         if link:
             try:
-                if link.is_symlink():
-                    link.unlink()
-                link.symlink_to(self.path)
+                with Place(link, follow=False) as place:
+                    _renew_link(place, self.path)
             except OSError as error:
                 self._link = None
                 self.close()
-                raise StreamError(f"pty link {link}: {error.strerror or error}") from error
+                raise StreamError(f"pty link {link}: {why(error)}") from error
 
     def send(self, pieces: Pieces) -> int:
         """Write ``pieces``, and report all of them as sent. What the kernel has no room for is lost."""
@@ -53,8 +56,9 @@ class Pty(Stream):
         """Close the pty, and remove the link."""
         os.close(self._theirs)
         if self._link:
-            with contextlib.suppress(OSError):
-                self._link.unlink()
+            with contextlib.suppress(OSError), Place(self._link, follow=False) as place:
+                if os.readlink(place.name, dir_fd=place.folder) == self.path:
+                    place.remove()
         super().close()
 
 
@@ -63,18 +67,13 @@ class Listening(Stream):
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"socket {path}")
-        self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISSOCK(path.stat().st_mode):
-                    path.unlink()
-            self._listener.bind(os.fspath(path))
-            self._listener.listen(1)
+            self._bound = Bound(self._listener, path)
         except OSError as error:
             self._listener.close()
             self._epoll.close()
-            raise StreamError(f"socket {path}: {error.strerror or error}") from error
+            raise StreamError(f"socket {path}: {why(error)}") from error
         self._epoll.register(self._listener, select.EPOLLIN)
 
     def look(self) -> None:
@@ -95,9 +94,8 @@ class Listening(Stream):
     def close(self) -> None:
         """Close the sockets, and remove the socket's name."""
         super().close()
+        self._bound.remove()
         self._listener.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
 
 
 class StandardStreams(Stream):
@@ -127,10 +125,10 @@ def connect(path: Path) -> Stream:
     """Connect to a listening UNIX socket. Raises a StreamError."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        peer.connect(os.fspath(path))
+        unix_sockets.connect(peer, path)
     except OSError as error:
         peer.close()
-        raise StreamError(f"socket {path}: {error.strerror or error}") from error
+        raise StreamError(f"socket {path}: {why(error)}") from error
     stream = Stream(f"socket {path}")
     stream.take(peer.detach())
     return stream
@@ -139,12 +137,21 @@ def connect(path: Path) -> Stream:
 def write_to(path: Path) -> Stream:
     """Open a file that sent bytes are appended to. Nothing is ever received. Raises a StreamError."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with Place(path) as place:
+            fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600, WRITABLE)
     except OSError as error:
-        raise StreamError(f"file {path}: {error.strerror or error}") from error
+        raise StreamError(f"file {path}: {why(error)}") from error
     stream = Stream(f"file {path}")
     stream.take(fd)
     return stream
+
+
+def _renew_link(place: Place, target: str) -> None:
+    """Make a symbolic link. One that is there is replaced; anything else stays, and is a FileExistsError."""
+    found = place.status()
+    if found is not None and stat.S_ISLNK(found.st_mode):
+        place.remove()
+    os.symlink(target, place.name, dir_fd=place.folder)
 
 
 _WITH_PATH: dict[str, Callable[[Path], Stream]] = {
@@ -168,6 +175,6 @@ def stream_fault(name: str) -> str | None:
     """What was expected, if ``name`` is no stream; else None. It opens nothing: for the ``check`` of an option."""
     kind, colon, path = name.partition(":")
     known = bool(path) and kind in _WITH_PATH if colon else kind in _PLAIN
-    if known and kind in ("unix", "connect") and len(os.fsencode(path)) > LONGEST_SOCKET:
-        return f"a socket's path: at most {LONGEST_SOCKET} bytes"
+    if known and kind in ("unix", "connect") and len(os.fsencode(path)) > LONGEST:
+        return f"a socket's path: at most {LONGEST} bytes"
     return None if known else BACKENDS

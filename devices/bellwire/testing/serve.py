@@ -12,7 +12,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from bellwire.device import PciDevice
 from bellwire.serve.worker import Worker
+from bellwire.unix_sockets import Bound
 
+BACKLOG = 128
 Device = TypeVar("Device", bound=PciDevice)
 
 
@@ -40,9 +42,7 @@ def serve(
         folder = stack.enter_context(TemporaryDirectory(prefix="bellwire-"))
         where = Path(folder, "socket") if path is None else Path(path)
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(str(where))
-        stack.callback(where.unlink, missing_ok=True)
-        listener.listen()
+        stack.callback(Bound(listener, where, BACKLOG).remove)
         worker = Worker(instance, listener)
         ready, failed = threading.Event(), []
 

@@ -6,16 +6,15 @@ it is in memory, and lost at the end. A snapshot contains neither the store nor 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import stat
 import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from bellwire.paths import Place, make_folders, why
 from bellwire.storage import Disk, MemoryDisk, StorageError
 
 NAME = "nvme.json"
@@ -80,10 +79,13 @@ class Store:
 
     def _open(self, folder: Path) -> None:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            make_folders(folder.parent)
+            with Place(folder) as place:
+                place.make_folder(0o700)
+                self._fd = place.open_folder()
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            text = _read(folder / NAME)
+            with Place.inside(self._fd, folder / NAME) as place:
+                text = _read(place)
         except FileNotFoundError:
             return
         except BlockingIOError:
@@ -91,7 +93,7 @@ class Store:
             raise StorageError(f"store {folder}: another device uses it") from None
         except OSError as error:
             self.close()
-            raise StorageError(f"store {folder}: {error.strerror}") from error
+            raise StorageError(f"store {error.filename or folder}: {why(error)}") from error
         except StorageError:
             self.close()
             raise
@@ -113,12 +115,8 @@ class Store:
         with self._lock:
             if number <= self._written:
                 return
-            path, aside = self.folder / NAME, self.folder / f"{NAME}.new"
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
+            with Place.inside(self._fd, self.folder / NAME) as place:
+                place.replace(data, 0o600, aside=f"{NAME}.new", sync=True)
             os.fsync(self._fd)
             self._written = number
 
@@ -129,9 +127,9 @@ class Store:
         path = self._path(nsid)
         if new:
             self.remove(nsid)
-        elif not path.exists():
+        elif not self._exists(path):
             raise StorageError(f"store {self.folder}: {path.name} is gone, with what is in namespace {nsid}")
-        disk = Disk.open(path, size=size, direct=direct, block=block)
+        disk = Disk.open(path, size=size, direct=direct, block=block, folder=self._fd)
         if disk.size != size:
             disk.close()
             raise StorageError(f"store {self.folder}: {path.name} has {disk.size} bytes, namespace {nsid} has {size}")
@@ -140,8 +138,8 @@ class Store:
     def remove(self, nsid: int) -> None:
         """Remove the file of a deleted namespace."""
         if self.folder is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._path(nsid).unlink()
+            with Place.inside(self._fd, self._path(nsid)) as place:
+                place.remove()
 
     def close(self) -> None:
         """Unlock the folder. A second call does nothing."""
@@ -149,17 +147,19 @@ class Store:
             os.close(self._fd)
             self._fd = -1
 
+    def _exists(self, path: Path) -> bool:
+        with Place.inside(self._fd, path) as place:
+            return place.status() is not None
+
     def _path(self, nsid: int) -> Path:
         assert self.folder is not None
         return self.folder / f"namespace-{nsid}.img"
 
 
-def _read(path: Path) -> bytes:
+def _read(place: Place) -> bytes:
     """Read a whole file, which a user may have put there. A StorageError if the store cannot have written it."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(f"store {path}: not a file")
-        if status.st_size > LARGEST:
-            raise StorageError(f"store {path}: {status.st_size} bytes, at most {LARGEST}; remove it to begin anew")
+    with open(place.open(os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST:
+            raise StorageError(f"store {place.path}: {size} bytes, at most {LARGEST}; remove it to begin anew")
         return file.read(LARGEST)
