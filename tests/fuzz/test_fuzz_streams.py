@@ -28,17 +28,17 @@ def attack(data: bytes) -> None:
 
 def receive_frames(path: Path, data: bytes) -> None:
     """After nonsense, the next peer's frame arrives."""
-    buffer = memoryview(bytearray(LARGEST_FRAME + 64))
+    buffers = [memoryview(bytearray(size)) for size in (64, 100, LARGEST_FRAME)]
     with contextlib.closing(StreamLink(path, listen=True)) as link:
         for sent in (data, FRAMES[0]):
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(os.fspath(path))
                 peer.setblocking(False)
-                link.receive(buffer)
+                link.receive(buffers)
                 with contextlib.suppress(OSError):
                     peer.send(sent)
-                sizes = [link.receive(buffer) for _ in range(len(sent) + 2)]
-            while link.receive(buffer):
+                sizes = [link.receive(buffers) for _ in range(len(sent) + 2)]
+            while link.receive(buffers):
                 pass
         assert max(sizes) >= 60
 
