@@ -32,6 +32,8 @@ Level = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
 Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
 Count = Annotated[int, Meta(ge=0, le=1000)]
+Maps = Annotated[int, Meta(ge=16, le=57344)]
+Patience = Annotated[float, Meta(ge=0, le=86400)]
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
@@ -66,6 +68,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     busy_poll: Annotated[
         Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
     ] = 0
+    max_maps: Annotated[Maps, Meta(description="Maps of its memory that a client may have at a time.")] = 16384
+    hello_timeout: Annotated[
+        Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
+    ] = 10.0
     sandbox: Annotated[
         list[str],
         Meta(description="What its box allows in addition: sockets, network, processes, files, or a system call."),

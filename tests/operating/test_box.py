@@ -108,7 +108,7 @@ def test_a_device_that_may_use_sockets_is_refused_by_the_control_socket(attacked
     since = attacked.now()
     assert attacked.reload()["failed"] == {}
     assert outcomes(attacked, "wider")[way].startswith(("PermissionError", "ConnectionResetError", "BrokenPipeError"))
-    attacked.said("which belongs to a device, was refused the control socket", since)
+    attacked.said("a caller of the control socket was refused: process ", since)
     assert attacked.describe("neighbour")["state"] == "running"
     path.unlink()
     attacked.reload()

@@ -20,6 +20,8 @@ def order(name: str, settings: Device, plugins: list[str], folder: Path, box: Wa
         busy_poll=settings.busy_poll,
         plugins=plugins,
         folder=str(folder),
+        max_maps=settings.max_maps,
+        hello_timeout=settings.hello_timeout,
         trial=trial,
         box=box,
     )

@@ -20,16 +20,16 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import messages, sources
-from bellwired.box import enter, landlock, privileges
+from bellwired.box import enter
 from bellwired.errors import CommandError
-from bellwired.find import bundled, files_for, find_trusted
-from bellwired.logs import to_stderr_or_journal
-from bellwired.sources import is_path
+from bellwired.find import find_trusted
+from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
+from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import Capabilities
+from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -41,20 +41,16 @@ MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported
 log = logging.getLogger("bellwire.worker")
 
 
-class BoxError(BellwireError):
-    """The box of a device cannot be closed."""
-
-
 def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
     """The life of a worker, from just after the fork from ``parent``; its exit status.
 
     It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
     process.name(f"bw:{spawn.name}")
-    to_stderr_or_journal(spawn.log_level, device=spawn.name)
+    to_stderr_or_journal(spawn.log_level, device=spawn.name, clock=DATE)
     log.setLevel(logging.WARNING)  # the manager logs clients that come and go
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_mark_trouble)
+        handler.addFilter(mark_trouble)
     refuse_breakpoints(
         f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
     )
@@ -75,8 +71,8 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
 def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
         os.chdir(spawn.folder)  # relative paths start there
-        _enter_box(spawn, parent, channel)
-    except (BellwireError, OSError) as error:
+        enter_box(spawn, parent, channel)
+    except OSError as error:
         return _failed(channel, BoxError(f"it cannot be run in its box: {error}"))
     try:
         try:
@@ -95,7 +91,13 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         return 0
     try:
         serving = Serving(
-            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+            device,
+            channel,
+            listener=listeners[0],
+            io_fd_entry=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll,
+            max_maps=spawn.max_maps,
+            hello_timeout=spawn.hello_timeout,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -107,23 +109,6 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
     return 0
-
-
-def _enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
-    """Enter the box, and send the manager what it needs of it. Code of a plugin runs only after this."""
-    if not spawn.box.on:
-        return
-    plugins = [Path(folder) for folder in spawn.plugins]
-    kind = None if is_path(spawn.device) else bundled().get(spawn.device)
-    need = enter.needs_of(kind, files_for(spawn.device, plugins), spawn.options, spawn.box)
-    need.rules += [(folder, landlock.NAMES) for folder in plugins]  # to say what there is, if there is no such device
-    if not spawn.trial:  # which opens nothing
-        need.prepare()
-    count = privileges.open_memory_count()
-    box = enter.enter(need, spawn.box, parent)
-    fds = [fd for fd in (count, box.listener) if fd >= 0]
-    wire.send(channel, Report("boxed", {"parts": box.parts, "made": box.made}), fds)
-    wire.close(fds)
 
 
 def _refused(channel: socket.socket, error: BellwireError) -> int:
@@ -148,7 +133,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     return CRASHED
 
 
-def _mark_trouble(record: logging.LogRecord) -> bool:
+def mark_trouble(record: logging.LogRecord) -> bool:
     """A filter that adds a MESSAGE_ID to a device's warnings and errors."""
     if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
         record.MESSAGE_ID = messages.TROUBLE
@@ -167,6 +152,8 @@ class Serving:
         connection: socket.socket | None = None,
         io_fd_entry: int = 40,
         busy_poll: int = 0,
+        max_maps: int = SERVER.max_dma_maps,
+        hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
     ) -> None:
@@ -181,6 +168,8 @@ class Serving:
             observer=reporter,
             io_fd_entry_size=io_fd_entry,
             busy_poll=busy_poll / 1e6,
+            max_maps=max_maps,
+            hello_timeout=hello_timeout,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
