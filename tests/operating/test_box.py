@@ -15,7 +15,7 @@ from operating import as_user
 from operating.instance import PLUGINS, Instance, connect, write
 
 pytestmark = pytest.mark.daemon
-HARMLESS = {"thread", "own mapping"}
+HARMLESS = {"thread", "own mapping", "eat memory"}
 NEIGHBOUR = 'device = "nvme"\n[options]\nimage = "{folder}/neighbour.img"\n'
 TAKEN = """
 device = "taken_over"
@@ -109,6 +109,17 @@ def test_a_device_that_may_use_sockets_is_refused_by_the_control_socket(attacked
     assert attacked.reload()["failed"] == {}
     assert outcomes(attacked, "wider")[way].startswith(("PermissionError", "ConnectionResetError", "BrokenPipeError"))
     attacked.said("a caller of the control socket was refused: process ", since)
+    assert attacked.describe("neighbour")["state"] == "running"
+    path.unlink()
+    attacked.reload()
+
+
+def test_memory_beyond_the_limit_fails_in_the_device_alone(attacked: Instance) -> None:
+    path = attacked.devices / "hungry.toml"
+    path.write_text('device = "taken_over"\nmemory-max = "256M"\noptions = {only = "eat memory"}\n')
+    os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+    assert attacked.reload()["failed"] == {}
+    assert outcomes(attacked, "hungry") == {"eat memory": "MemoryError"}
     assert attacked.describe("neighbour")["state"] == "running"
     path.unlink()
     attacked.reload()

@@ -205,6 +205,7 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
             "modify_ldt": lambda: call(154, 0, at, 16),
             "syslog": lambda: call(103, 3, at, 16),
             "execve": shell,  # if it is allowed, nothing comes after it
+            "eat memory": lambda: bytearray(512 << 20) if self.only else None,
             "thread": lambda: threading.Thread(target=bool).start(),
             "own mapping": lambda: mmap.mmap(-1, 4096).close(),
         }
