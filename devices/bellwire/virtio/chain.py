@@ -31,8 +31,8 @@ class Chain:
     def __init__(self, queue: Virtqueue) -> None:
         self.queue = queue
         self.id = 0
-        self.span = 1
-        """The number of ring slots that it occupies."""
+        self.span: int
+        """The number of slots that it occupies in a packed ring, which sets it."""
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.size = 0
