@@ -11,7 +11,7 @@ import pytest
 
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from devices.serving import MSIX, Probe, eventfd, heard, read, running, wait_until, write
+from devices.serving import MSIX, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
 from vfio_user import PROPOSAL, Capabilities, Client, IrqIndex, RegionIndex
 
 PAGE = 4096
@@ -129,3 +129,40 @@ def test_statistics_without_a_client_are_those_of_the_device(introduced: bool) -
     numbers = worker.served.statistics()
     assert (numbers["connected"], numbers["dma_maps"], numbers["clients"]) == (0, 0, 1)
     assert numbers["reads"] == introduced
+
+
+def test_a_reset_by_an_operator_drops_rings() -> None:
+    ours, theirs = socket.socketpair()
+    device = Probe()
+    worker = Worker(device, connection=theirs)
+    with running(worker), Client(ours) as client, sub_regions(client) as subs:
+
+        def ring_and_reset() -> None:
+            os.eventfd_write(subs[Probe.bell.offset].fd, 3)
+            worker.served.reset()
+
+        worker.loop._finished.append(ring_and_reset)
+        worker.loop.wake()
+        wait_until(lambda: device.core.tally.resets == 2)
+        read(client, Probe.scratch.offset)
+        assert (device.bell.rung, device.seen) == (0, [])
+
+
+def test_a_worker_that_stops_lets_its_client_go_before_it_resets(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    order: list[str] = []
+    observer, device = Listener(), Probe()
+    monkeypatch.setattr(observer, "left", order.append)
+    usual = device.core.reset
+
+    def reset() -> None:
+        order.append("reset")
+        usual()
+
+    monkeypatch.setattr(device.core, "reset", reset)
+    worker = Worker(device, connection=theirs, observer=observer)
+    with running(worker), Client(ours) as client:
+        read(client, Probe.scratch.offset)
+        worker.stop()
+        wait_until(lambda: len(order) == 3)
+    assert order == ["reset", "the device is being stopped", "reset"]

@@ -275,9 +275,6 @@ class DoorbellFds:
         self._epoll.close()
         for source in self._sources.values():
             source.close()
-        self._sources.clear()
-        self._events.clear()
-        self._regions.clear()
 
     def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
         """The eventfd of a doorbell, made at the first call."""
