@@ -230,7 +230,8 @@ def test_without_a_context_there_are_threads(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.EAGAIN, "no more")
 
     monkeypatch.setattr(aio, "AioContext", refuse)
-    assert direct_pool(device, threads, print) is threads  # type: ignore[arg-type]
+    found: object = direct_pool(device, threads, print)  # type: ignore[arg-type]
+    assert found is threads
     assert device.pools == [pool]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from bellwire import Bar, DeclarationError, PciDevice
-from bellwire.declare.doorbell import Doorbell
 
 
 def make(called: str, **line: Any) -> Any:
@@ -80,7 +79,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("size", "values", "fault"), VALUES)
 def test_a_doorbell_has_1_to_64_values_of_its_size(size: int, values: range, fault: str) -> None:
-    bell = Doorbell(Bar(0, size=4096), 0, size=size, match=None, value=False, values=values)
+    bell = Bar(0, size=4096).doorbell(0, size=size, values=values)
     if fault:
         with pytest.raises(DeclarationError, match=fault):
             bell.check("Here")

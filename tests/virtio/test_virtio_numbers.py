@@ -16,6 +16,9 @@ from bellwire.bundled.virtio_net import control, features, filter
 from bellwire.bundled.virtio_net import device as net
 from bellwire.network.link import HEADER_SIZE, Offload
 from bellwire.virtio import chain, device, packed, split, status, transport, virtqueue
+from pieces import cut
+from virtio.driver import Driver
+from virtio.echo import Echo
 
 NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
     status.Status: [0x01, 0x02, 0x04, 0x08, 0x40, 0x80],
@@ -105,10 +108,60 @@ def test_each_queue_has_a_vector_and_the_configuration_one(
 
 
 def test_a_table_has_1_to_1024_descriptors() -> None:
-    assert [chain.table_size(16 * count) for count in (1, 2, 1024)] == [1, 2, 1024]
-    for length in (0, 8, 15, 17, 1025 * 16):
-        with pytest.raises(GuestError, match=f"an indirect table of {length} bytes"):
-            chain.table_size(length)
+    with Driver(Echo) as driver:
+        window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
+        for address in (0x1000, 0x1010, len(driver.memory) - 16 * 1024):
+            for count in (1, 2, 1024):
+                assert len(window.table(address, 16 * count)) == 16 * count
+        for length in (0, 8, 15, 17, 1025 * 16):
+            with pytest.raises(GuestError, match=f"an indirect table of {length} bytes"):
+                window.table(0x1000, length)
+        with pytest.raises(GuestError, match="mapped nothing there"):
+            window.table(len(driver.memory) - 16, 32)
+
+
+@pytest.mark.parametrize("pieces", [[], [2], [1, 2, 3]], ids=["whole", "cut", "in pieces"])
+def test_a_chain_has_the_bytes_of_its_descriptors(pieces: list[int]) -> None:
+    with Driver(Echo, memory=1 << 20) as driver:
+        memory = cut(driver.guest, pieces)
+        memory[:] = bytes(number % 251 for number in range(len(memory)))
+        last = len(memory)
+        window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
+        parts = [(0, 5, 0), (0x1FFE, 4, 0), (last - 3, 3, 0), (9, 0, 0), (7, 2, 2), (0x2FFF, 2, 2), (last - 1, 1, 2),
+                 (3, 0, 2)]  # fmt: skip
+        for _ in range(2):
+            made = window.chain(3, 4, parts)
+            assert (made.id, made.span, made.size, made.room, made.written) == (3, 4, 12, 5, 0)
+            expected = [bytes(memory[at : at + size]) for at, size, _ in parts]
+            assert made.read() == b"".join(expected[:4])
+            assert b"".join(made.writable) == b"".join(expected[4:])
+            assert all(view.readonly for view in made.readable)
+            assert all(map(len, (*made.readable, *made.writable)))
+        for wrong in ([(last - 3, 4, 0)], [(last, 1, 2)], [(0, 1, 2), (0, 1, 0)]):
+            with pytest.raises(GuestError):
+                window.chain(0, 1, wrong)
+
+
+def test_a_buffer_has_at_most_64_mib() -> None:
+    with Driver(Echo, memory=4 << 20) as driver:
+        window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
+        whole = (0, 4 << 20, 0)
+        assert window.chain(0, 1, [whole] * 16).size == 64 << 20
+        with pytest.raises(GuestError, match="a buffer of more than 67108864 bytes"):
+            window.chain(0, 1, [*[whole] * 16, (0, 1, 2)])
+
+
+def test_what_is_written_goes_on_where_it_has_ended() -> None:
+    with Driver(Echo) as driver:
+        window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
+        driver.memory[:16] = b"-" * 16
+        made = window.chain(0, 1, [(0, 3, 2), (4, 1, 2), (6, 4, 2)])
+        for data in (b"", b"ab", b"c", b"de", b"fgh"):
+            made.write(data)
+        assert (bytes(driver.memory[:11]), made.written) == (b"abc-d-efgh-", 8)
+        with pytest.raises(GuestError, match="a buffer has 8 bytes to write, 9 needed"):
+            made.write(b"i")
+        assert made.written == 8
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_a_packet_finds_it(
     make: Make, ring: set[int], far: socket.socket, late: Callable[[int, Callable[[], object]], None]
 ) -> None:
     card = make(ring, buffers=0)
-    late(0, lambda: card.refill(1))
     far.send(frame(fill=3))
+    late(0, lambda: card.refill(1))
+    card.driver.queues[0].kick()
     assert [packet.frame for packet in card.await_packets()] == [frame(fill=3)]
     assert card.device.dropped == 0

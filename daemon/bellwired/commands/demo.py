@@ -35,6 +35,9 @@ CARRIERS = {
     Mechanism.IOREGIONFD_KERNEL: "kernel",
     Mechanism.IOREGIONFD_RELAY: "relay",
     Mechanism.IOREGIONFD_HOST: "host",
+    Mechanism.SHADOW_KERNEL: "kernel",
+    Mechanism.SHADOW_RELAY: "relay",
+    Mechanism.SHADOW_HOST: "host",
 }
 """The table's words for each mechanism. Where none is possible, a message brings the write to the device."""
 
