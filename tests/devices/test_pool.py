@@ -53,6 +53,18 @@ def test_what_finishes_while_the_loop_is_busy_comes_in_one_batch(loop: Loop) -> 
     assert len(batches) <= 2
 
 
+def test_jobs_that_are_submitted_together_run_in_order_on_one_thread(loop: Loop) -> None:
+    seen: list[tuple[int, int]] = []
+    done: list[Job] = []
+    pool = Threads(loop, 4, done.extend)
+    pool.submit(*(Job(lambda number: seen.append((number, threading.get_ident())), n, tag=n) for n in range(9)))
+    while len(done) < 9:
+        turn(loop)
+    pool.close()
+    assert [number for number, _ in seen] == [job.tag for job in done] == list(range(9))
+    assert len({thread for _, thread in seen}) == 1
+
+
 @pytest.mark.parametrize(("work", "kind"), [(int, ValueError), (sys.exit, RuntimeError)])
 def test_what_a_job_raises_is_in_it(loop: Loop, work: Callable[[str], object], kind: type[Exception]) -> None:
     done: list[Job] = []
@@ -75,8 +87,8 @@ def test_settling_waits_for_what_runs_and_drops_the_rest(loop: Loop) -> None:
         assert go_on.wait(PATIENCE)
         ran.append("slow")
 
-    pool.submit(Job(slow))
-    pool.submit(Job(ran.append, "dropped"))
+    pool.submit(Job(slow), Job(ran.append, "dropped"))
+    pool.submit(Job(ran.append, "dropped too"))
     assert started.wait(PATIENCE)
     releaser = threading.Timer(0.01, go_on.set)
     releaser.start()

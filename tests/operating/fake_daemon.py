@@ -50,12 +50,18 @@ def replies() -> dict[str, dict[str, Any]]:
 class FakeDaemon:
     """Answers at ``path`` while the block lasts. What it has no reply for is an error with nasty texts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, uid: int | None = None) -> None:
+        """With ``uid``, that user listens."""
         self.path = path
         self.called: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(os.fspath(path))
-        self._listener.listen()
+        if uid is not None:
+            os.seteuid(uid)
+        try:
+            self._listener.listen()  # the kernel notes the user
+        finally:
+            os.seteuid(os.getuid())
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:

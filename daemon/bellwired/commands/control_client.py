@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, connect_unix_varlink
+from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, VarlinkTransport
 from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
+from bellwire.paths import PathError
+from bellwire.unix_sockets import check_peer, reached
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
@@ -112,7 +114,7 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
 
     found = []
     for name in instance.places.foreground():
-        if _listens(instance.places.control_of(name)):
+        if NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
             try:
                 found += call(instance, work, name)
             except CommandError as error:  # it hangs, is another user's, or has just ended
@@ -171,10 +173,12 @@ async def _connect(path: Path, instance: Instance) -> Any:
     deadline = time.monotonic() + instance.timeout if instance.wait else 0
     while True:
         try:
-            return await connect_unix_varlink(VarlinkClientProtocol, path)
+            return await _open(path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             if time.monotonic() >= deadline:
                 raise _absent(path, error, instance) from None
+        except PathError as error:
+            raise CommandError(f"{path}: {error.strerror}", error.hint) from None
         except PermissionError:
             hint = "be root, or a member of the control-group"
             raise CommandError(
@@ -183,6 +187,23 @@ async def _connect(path: Path, instance: Instance) -> Any:
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror or error}") from None
         await asyncio.sleep(AGAIN)
+
+
+async def _open(path: Path) -> tuple[VarlinkTransport, VarlinkClientProtocol]:
+    """One attempt. Nothing is said to a listener who may not be trusted."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with reached(path) as address:
+            await loop.sock_connect(sock, address)
+        check_peer(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    protocol = VarlinkClientProtocol()
+    transport = VarlinkTransport(loop, sock, sock, protocol)
+    await asyncio.sleep(0)  # it starts to read
+    return transport, protocol
 
 
 def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:

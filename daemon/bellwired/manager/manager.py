@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
-import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from bellwire.trust import others_may_write
+from bellwire.paths import PathError, check_folder, make_folders
 from bellwired import messages, settings, toml_file
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
@@ -336,11 +334,9 @@ class Manager:
 def prepare(folder: Path) -> None:
     """Create the runtime folder. Raises a CommandError if another user could put sockets into it."""
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        status = folder.stat()
+        make_folders(folder, 0o755)
+        check_folder(folder)
+    except PathError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}", f"{error.hint}, or use --runtime-dir") from None
     except OSError as error:
         raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
-    if status.st_uid not in (0, os.geteuid()):
-        raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
-    if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
-        raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")
