@@ -98,7 +98,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
 
 def test_rings_are_one_metric_with_the_mechanism_as_a_label(told: dict[str, Metric]) -> None:
     rings = by_label(told["bellwire_rings"], "mechanism", device="two")
-    assert rings == {"ioeventfd": 0, "ioregionfd": 0, "message": 0}
+    assert rings.keys() >= {"ioeventfd", "ioregionfd", "message"}
+    assert set(rings.values()) == {0}
     assert told["bellwire_rings"].type == "counter"
 
 
