@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from bellwire.paths import WRITABLE, Place
 from bellwired.commands import show
 from bellwired.demo import on_host, on_kvm
 from bellwired.demo.spawn import device_process
@@ -156,7 +158,9 @@ def _write(path: Path, text: str, mode: str = "w") -> None:
         sys.stdout.write(text)
         return
     try:
-        with path.open(mode) as file:
+        with Place(path) as place:
+            fd = place.open(os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_TRUNC), 0o666, WRITABLE)
+        with open(fd, mode) as file:
             file.write(text)
     except OSError as error:
         raise CommandError(f"{path}: cannot write: {error.strerror}") from None

@@ -28,11 +28,11 @@ from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import Listener, activated, default_path, inherited, listening
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Relay, Serving
+from bellwired.workers.worker import Relay, Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
-        to_stderr_or_journal(arguments.log_level, clock=True)
+        _log_to(arguments.log_level, name)
         debugger.install(debugging=arguments.debug)
         control = _control(arguments, name)
         if control is not None:
@@ -147,6 +147,17 @@ def run(arguments: argparse.Namespace) -> int:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
     return 0
+
+
+def _log_to(level: str, name: str) -> None:
+    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients."""
+    if not stderr_is_the_journal():
+        to_stderr_or_journal(level, clock=TIME)
+        return
+    to_stderr_or_journal(level, device=name)
+    logging.getLogger("bellwire.worker").setLevel(logging.WARNING)
+    for handler in log.root.handlers:
+        handler.addFilter(mark_trouble)
 
 
 def _control(arguments: argparse.Namespace, name: str) -> Listener | None:

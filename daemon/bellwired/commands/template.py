@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 import sys
 from pathlib import Path
 from string import Template
 
+from bellwire.paths import Place, make_folders
 from bellwired.errors import CommandError
 
 _IMPORTED = ("bellwire", "pytest")
@@ -120,12 +122,13 @@ def write(name: str, folder: Path) -> tuple[Path, Path, Path]:
         folder / f"{name}.toml": CONFIG,
     }
     for path in files:
-        if path.exists():
+        if os.path.lexists(path):
             raise CommandError(f"{path} exists already", "choose another name, or move it away")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         for path, text in files.items():
-            path.write_text(text.substitute(name=name, kind=kind))
+            with Place(path, follow=False) as place:
+                place.create(text.substitute(name=name, kind=kind).encode())
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror}") from None
     device, test, config = files

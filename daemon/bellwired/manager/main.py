@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bellwired import notify, terminal
 from bellwired.errors import CommandError
-from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
+from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
@@ -189,7 +189,7 @@ async def _metrics(manager: Manager) -> AsyncIterator[None]:
 
 
 def _log_to(level: str) -> None:
-    to_stderr_or_journal(level)
+    to_stderr_or_journal(level, clock=DATE)
     hush_asyncvarlink()
 
 

@@ -22,7 +22,7 @@ from bellwire.serve.worker import Worker
 from bellwired import messages, sources
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
@@ -45,10 +45,10 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
     process.name(f"bw:{spawn.name}")
-    to_stderr_or_journal(spawn.log_level, device=spawn.name)
+    to_stderr_or_journal(spawn.log_level, device=spawn.name, clock=DATE)
     log.setLevel(logging.WARNING)  # the manager logs clients that come and go
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_mark_trouble)
+        handler.addFilter(mark_trouble)
     refuse_breakpoints(
         f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
     )
@@ -123,7 +123,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     return CRASHED
 
 
-def _mark_trouble(record: logging.LogRecord) -> bool:
+def mark_trouble(record: logging.LogRecord) -> bool:
     """A filter that adds a MESSAGE_ID to a device's warnings and errors."""
     if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
         record.MESSAGE_ID = messages.TROUBLE

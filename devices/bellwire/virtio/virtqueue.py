@@ -96,6 +96,19 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self.next = self.used = self.out = 0
         self.forget()
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether a restored state can be that of a queue."""
+        device, size = self.device, self.size
+        vector = self.vector == NO_VECTOR or self.vector < len(device.irq)
+        if not (self.enabled <= 1 and self.next_wrap <= 1 and self.used_wrap <= 1 and vector):
+            return False
+        if not self.enabled:
+            return True
+        packed = device.accepted >> Feature.RING_PACKED & 1
+        inside = max(self.next, self.used) < size if packed else not size & size - 1
+        return 1 <= size <= device.largest_queue and inside and self.out <= size
+
     def batches(self) -> Iterator[list[Chain]]:
         """All available buffers, in lists. After as many as the ring has slots, the queue waits for its next turn.
 
