@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import stat
 from collections import deque
 from types import SimpleNamespace
@@ -10,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from vfio_user import Message, TimedOut, VfioUserError, dma, dma_requests, mapping
+from vfio_user import (
+    Disconnected,
+    FramingError,
+    IoRegionServer,
+    Message,
+    TimedOut,
+    VfioUserError,
+    dma,
+    dma_requests,
+    mapping,
+)
+from vfio_user.channel import Channel as Frames
 from vfio_user.constants import Command, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
@@ -155,3 +168,57 @@ def test_a_map_that_goes_makes_room_for_another(monkeypatch: pytest.MonkeyPatch)
     table.clear()
     assert (len(table), table.total, table._files) == (0, 0, 0)
     os.close(fd)
+
+
+# -- buffers and responses
+
+
+def test_a_channel_has_128_kib_until_a_message_needs_more() -> None:
+    one, other = socket.socketpair()
+    with other, contextlib.closing(Frames(one, 1 << 20)) as channel:
+        loan = channel.lend()
+        assert loan is not None
+        assert (len(loan.buffer), channel.max_message) == (128 << 10, 16 + (1 << 20) + 4096)
+
+
+@pytest.mark.parametrize(("count", "drained"), [((128 << 10) - 1, True), (128 << 10, False)])
+def test_a_receive_that_fills_the_buffer_may_have_left_something(count: int, drained: bool) -> None:
+    one, other = socket.socketpair()
+    with other, contextlib.closing(Frames(one, 1 << 20)) as channel:
+        channel.received(count, [], 0)
+        assert channel.drained is drained
+
+
+def test_the_end_of_the_stream_and_lost_descriptors_are_told() -> None:
+    one, other = socket.socketpair()
+    with other, contextlib.closing(Frames(one, 1 << 20)) as channel:
+        with pytest.raises(Disconnected):
+            channel.received(0, [], 0)
+        with pytest.raises(FramingError, match="more than 253 file descriptors came at once"):
+            channel.received(0, [], int(socket.MSG_CTRUNC))
+
+
+@pytest.mark.parametrize("sent", [0, 31])
+def test_a_response_that_is_cut_short_ends_the_wire(sent: int) -> None:
+    class Short:
+        type = socket.SOCK_STREAM
+
+        def setblocking(self, _: bool) -> None: ...
+
+        def send(self, data: bytes, _: int) -> int:
+            assert len(data) == 32
+            return sent
+
+    with pytest.raises(Disconnected, match="a response was cut short"):
+        IoRegionServer(Short()).respond(1)  # type: ignore[arg-type]
+
+
+def test_a_packet_that_is_too_long_is_noticed_and_a_stream_is_not_read_ahead() -> None:
+    for kind, room in ((socket.SOCK_SEQPACKET, 33), (socket.SOCK_STREAM, 32)):
+        one, other = socket.socketpair(socket.AF_UNIX, kind)
+        with other, contextlib.closing(IoRegionServer(one)) as wire:
+            assert len(wire._buffer) == room
+            other.send(bytes(40))
+            if kind == socket.SOCK_SEQPACKET:
+                with pytest.raises(VfioUserError, match="33 bytes, expected 32"):
+                    wire.receive()
