@@ -24,7 +24,7 @@ class Mover(PciDevice, vendor=1, device=1, class_code=1, name="mover"):
 @pytest.fixture
 def guest() -> Iterator[Guest[Mover]]:
     with Guest(Mover, memory=SIZE) as guest:
-        guest.memory[:] = bytes(number % 251 for number in range(SIZE))
+        guest.memory[:] = (bytes(range(251)) * 262)[:SIZE]
         yield guest
 
 
