@@ -120,6 +120,10 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
 
     control_group: Annotated[str, Meta(description="Members of this group may look, but change nothing.")] = ""
     metrics: Annotated[str, Meta(description="OpenMetrics at unix:PATH or ADDRESS:PORT; off unless given.")] = ""
+    metrics_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its UNIX socket, octal.")] = (
+        "0666"
+    )
+    metrics_group: Annotated[str, Meta(description="The group that its UNIX socket belongs to.")] = ""
     log_level: Annotated[Level, Meta(description="What the daemon logs.")] = "info"
     ping_interval: Annotated[Seconds, Meta(description="Between two pings of each worker.")] = 5.0
     ping_timeout: Annotated[

@@ -24,9 +24,9 @@ DEVICE = {
     "tasks-max": 64,
 }  # fmt: skip
 DAEMON = {
-    "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
-    "start-timeout": 3.0, "restart-delay": 0.5, "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0,
-    "stop-timeout": 5.0,
+    "control-group": "kvm", "metrics": "unix:/run/m", "metrics-mode": "0660", "metrics-group": "prom",
+    "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0, "start-timeout": 3.0, "restart-delay": 0.5,
+    "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0, "stop-timeout": 5.0,
 }  # fmt: skip
 
 

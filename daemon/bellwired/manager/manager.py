@@ -61,6 +61,12 @@ class Manager:
         self.spawner = Spawner()
         self.troubles: dict[str, str] = {}
         """What does not work of the daemon itself, by its part. The devices are served all the same."""
+        self.reloads = {"success": 0, "failure": 0}
+        """Reloads by whether all files could be used."""
+        good = not (self.settings.errors or self.settings.faults)
+        self.last_reload = self.settings.since, good
+        """When the configuration was last read, and whether all files could be used."""
+        self.last_success = self.settings.since if good else 0.0
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -138,6 +144,7 @@ class Manager:
             await a_few_at_once(self._disable(name, done) for name in fresh.disabled & self.units.keys())
             await a_few_at_once(self._bring_up_to_date(name, done) for name in fresh.devices)
             done.sort()
+            self._count_reload(not done.failed)
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
             log.info("configuration read again: %s", summary, extra={"MESSAGE_ID": messages.RELOADED})
             self.broadcaster.publish("", "reloaded", {"text": summary})
@@ -281,7 +288,7 @@ class Manager:
         if fresh != old:
             self._changed.set()
             self._apply(fresh)
-        for key in ("control_group", "metrics"):
+        for key in ("control_group", "metrics", "metrics_mode", "metrics_group"):
             if getattr(old, key) != getattr(fresh, key):
                 log.warning("a change of %s counts from the daemon's next start on", key.replace("_", "-"))
 
@@ -301,6 +308,12 @@ class Manager:
     def _bad_files(self) -> Iterator[tuple[str, SettingsError]]:
         """The devices whose files cannot be used, without those that are disabled."""
         yield from ((name, why) for name, why in self.settings.errors.items() if name not in self.settings.disabled)
+
+    def _count_reload(self, good: bool) -> None:
+        self.reloads["success" if good else "failure"] += 1
+        self.last_reload = self.settings.since, good
+        if good:
+            self.last_success = self.settings.since
 
     def _report_bad_files(self) -> None:
         for fault in self.settings.faults:
