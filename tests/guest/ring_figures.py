@@ -85,9 +85,8 @@ def rows(figures: list[Figure]) -> list[list[str]]:
     whats = list(dict.fromkeys(figure.what for figure in figures))
     table = []
     for what in whats:
-        values = {
-            whose: [each.value for each in figures if (each.what, each.whose) == (what, whose)] for whose in WHOSE
-        }
+        found = [figure for figure in figures if figure.what == what]
+        values = {whose: [each.value for each in found if each.whose == whose] for whose in WHOSE}
         unit = found[0].unit
         row = [what]
         for whose in WHOSE:
