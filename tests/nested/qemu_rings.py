@@ -104,14 +104,14 @@ def posting() -> bool:
 def test_rings_of_nvme_are_no_messages_and_no_exits_where_the_kernel_stores_values(tmp_path: Path) -> None:
     ran = read(tmp_path, "nvme")
     assert ran.tally["rings_message"] == 0
-    assert ran.tally["rings_shadow"] > 2 * BLOCKS
+    assert ran.tally["rings_shadow"] >= BLOCKS  # Linux has event indices in memory, and rings less than twice a block
     by = set(re.findall(r"vfio_user_shadow .* by (\w+)", ran.trace))
     if posting():
         assert by == {"KVM"}
         assert ran.exits < BLOCKS / 10
     else:
         assert by == {"QEMU"}
-        assert ran.exits >= 2 * BLOCKS
+        assert ran.exits >= BLOCKS
 
 
 def test_rings_of_virtio_blk_are_no_exits(tmp_path: Path) -> None:
