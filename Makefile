@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow test-guest provision test-nested test-systemd test test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,10 @@ test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 
 test-slow: $(VENV)/.dev $(VENV)/.tools
 	$(PYTEST) -q -m "slow and not kvm"
+
+MINUTES := 1
+fuzz: $(VENV)/.dev ## feed junk to each parser of outside bytes for a minute (MINUTES=5; FUZZ="-k nvme" for some)
+	FUZZ_MINUTES=$(MINUTES) $(PYTEST) -q -m long tests/fuzz $(FUZZ)
 
 test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
 	$(PYTEST) -q -m "guest"

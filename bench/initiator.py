@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from bench.processes import PYTHON, serving
-from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, RegionIndex
+from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, RegionIndex, ShadowBell, ShadowIoEventFd
+from vfio_user.io_fds import descriptors
 
 MEMORY = 32 << 20
 DATA = 16 << 20
@@ -45,10 +46,15 @@ class Plugged:
         self._regions: list[tuple[range, IoRegionFd, IoRegionClient]] = []
         self._interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events: dict[int, int] = {}
+        self._shadows: dict[int, ShadowBell] = {}
+        self._shadow_fds: set[int] = set()
         for sub in client.io_fds(RegionIndex.BAR0):
             if isinstance(sub, IoEventFd):
                 self._events[sub.offset] = sub.fd
-            elif isinstance(sub, IoRegionFd):
+            elif isinstance(sub, ShadowIoEventFd):
+                self._shadows[sub.offset] = ShadowBell(sub)
+                self._shadow_fds |= descriptors(sub)
+            else:
                 self._regions.append((range(sub.offset, sub.offset + sub.size), sub, IoRegionClient(sub.fd)))
                 os.close(sub.fd)
         client.write(RegionIndex.CONFIG, _COMMAND, _MEMORY_AND_MASTER.to_bytes(2, "little"))
@@ -77,6 +83,9 @@ class Plugged:
         event = self._events.get(offset)
         if event is not None:
             return lambda _: os.eventfd_write(event, 1)
+        shadow = self._shadows.get(offset)
+        if shadow is not None:
+            return lambda value: shadow.ring(value.to_bytes(size, "little"))
         for extent, sub, wire in self._regions:
             if offset in extent:
                 at = offset - extent.start
@@ -91,7 +100,9 @@ class Plugged:
 
     def close(self) -> None:
         """Close the descriptors that the device has handed over."""
-        for fd in (self._interrupt, *self._events.values()):
+        for shadow in self._shadows.values():
+            shadow.close()
+        for fd in (self._interrupt, *self._events.values(), *self._shadow_fds):
             os.close(fd)
         for _, _, wire in self._regions:
             wire.close()

@@ -12,16 +12,20 @@ draws samples.
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
+import hashlib
 import json
 import random
+import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from mutants.sites import Site, mutated, sites
-from mutants.trial import attempt, fast_first, measure
+from mutants.trial import TESTS, attempt, fast_first, measure
 
 AREAS = {
     "vfio_user": (["protocol/vfio_user"], []),
@@ -46,6 +50,7 @@ ENOUGH = (
     20.0  # seconds, as measured: of the tests that run a line, so much, the quickest; a mutant that others catch lives
 )
 LIKELY = 3  # files of tests that are tried first: those that run a line most often
+SOURCES = ("protocol", "devices")  # what imports start from
 SLOW = 1.0  # seconds: a test that fails after so long is asked again without the mistake, since deadlines fail by load
 
 
@@ -64,6 +69,7 @@ def main() -> int:
         if area not in AREAS:
             parser.error(f"no area {area}: expected {', '.join(AREAS)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("mutants: terminated"))  # after the child has been killed
     known, deadline = equivalent(), time.monotonic() + 60 * options.minutes
     reached = {} if options.tests else reach(options.measure)
     good, areas = True, options.areas or list(AREAS)
@@ -121,8 +127,11 @@ def caught_by(site: Site, reached: dict[str, Any], tests: list[str] | None = Non
         return attempt(site.file, mutated(Path(site.file).read_text(), site.number), tests, 240)[0]
     lines = reached["files"].get(site.file, {})
     numbers = {number for line in site.lines for number in lines.get(str(line), ())}
-    if not numbers:  # run by an import: whatever runs anything of the file
+    likely: set[str] = set()
+    if not numbers:  # run by an import: whatever runs anything of the file, and first the files that name it
+        likely = importers()[module(site.file)]
         numbers = {number for every in lines.values() for number in every}
+        numbers |= {number for number, node in enumerate(reached["tests"]) if node.partition("::")[0] in likely}
     if not numbers:  # nothing but declarations: whatever runs anything beside it
         beside = str(Path(site.file).parent)
         numbers = {
@@ -136,7 +145,7 @@ def caught_by(site: Site, reached: dict[str, Any], tests: list[str] | None = Non
         return ""
     nodes = [reached["tests"][number] for number in numbers]
     files = Counter(node.partition("::")[0] for node in nodes)
-    likely = {file for file, _ in files.most_common(LIKELY)}
+    likely = likely or {file for file, _ in files.most_common(LIKELY)}
     first = fast_first([node for node in nodes if node.partition("::")[0] in likely], reached["seconds"], ENOUGH / 4)
     found = failing(site, first, reached)
     return found or failing(site, fast_first(set(nodes) - set(first), reached["seconds"], ENOUGH), reached)
@@ -154,16 +163,43 @@ def failing(site: Site, order: list[str], reached: dict[str, Any]) -> str:
     return failed
 
 
+def module(file: str) -> str:
+    """What a file of ours is imported as."""
+    parts = Path(file).with_suffix("").parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def importers() -> defaultdict[str, set[str]]:
+    """The files of tests that import each module by its own name. They may look at constants and run nothing of it."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in test_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                    found[name].add(str(path))
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    found[alias.name].add(str(path))
+    return found
+
+
+def test_files() -> list[Path]:
+    """The files whose tests are tried."""
+    return sorted(path for folder in TESTS for path in Path(folder).rglob("*.py"))
+
+
 def reach(anew: bool) -> dict[str, Any]:
-    """Which tests run which lines; measured again when a file has changed since."""
-    path = FOLDER / "reach.json"
+    """Which tests run which lines; measured again when a test or a file of ours has changed since."""
+    path, digest = FOLDER / "reach.json", hashlib.sha256()
+    for file in (*sorted(each for folder in SOURCES for each in Path(folder).rglob("*.py")), *test_files()):
+        digest.update(str(file).encode() + b"\0" + file.read_bytes())
     if path.exists() and not anew:
-        newest = max(file.stat().st_mtime for area in AREAS for file in files(area))
-        if path.stat().st_mtime > newest:
-            found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found.get("of") == digest.hexdigest():
             return found
     print("measuring which tests run which lines", flush=True)
-    return measure(["vfio_user", "bellwire"], path)
+    return measure(["vfio_user", "bellwire"], path, digest.hexdigest())
 
 
 def equivalent() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import importlib.machinery
 import json
 import os
@@ -25,6 +26,8 @@ NOTHING_RAN = "(none)"
 QUICK = "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-m", QUICK, "--no-header", "--tb=line"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis has been imported by then
+OPTIONS += ["-o", "python_files=test_*.py"]  # pytest would load a `self_test.py` of ours itself, without the mistake
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Reach:
@@ -81,8 +84,11 @@ class Chosen:
             self.failed = report.nodeid
 
 
-def measure(packages: list[str], into: Path) -> dict[str, Any]:
-    """Lines of files, each with the tests that run it (by their places in ``tests``); and how long each takes."""
+def measure(packages: list[str], into: Path, of: str) -> dict[str, Any]:
+    """Lines of files, each with the tests that run it (by their places in ``tests``); and how long each takes.
+
+    ``of`` says what was measured.
+    """
 
     def run() -> None:
         measured = coverage.Coverage(data_file=None, config_file=False, source_pkgs=packages, check_preimported=True)
@@ -100,7 +106,7 @@ def measure(packages: list[str], into: Path) -> dict[str, Any]:
             }
             for file in data.measured_files()
         }
-        into.write_text(json.dumps({"files": files, "tests": tests, "seconds": reach.seconds}))
+        into.write_text(json.dumps({"of": of, "files": files, "tests": tests, "seconds": reach.seconds}))
 
     if _forked(run, 1800) != 0:
         raise SystemExit("mutants: the tests could not be measured: see build/mutants/output")
@@ -148,12 +154,19 @@ def _replace(path: str, tree: ast.Module) -> None:
 
 
 def _forked(work: Callable[[], None], patience: float) -> int | None:
-    """Status of a process that does ``work``; None when it had to be killed. Nothing that it started stays behind."""
-    pid = os.fork()
+    """Status of a process that does ``work``; None when it had to be killed. Nothing that it started stays behind.
+
+    It ends with this process, even if that is killed.
+    """
+    ours, pid = os.getpid(), os.fork()
     if pid == 0:
         status = 1
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+            if os.getppid() != ours:
+                os._exit(status)
             output = os.open("build/mutants/output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -174,9 +187,9 @@ def _forked(work: Callable[[], None], patience: float) -> int | None:
         over = bool(waiter.poll(max(0.0, deadline - time.monotonic()) * 1000))
     finally:
         os.close(handle)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status) if over else None
 
 

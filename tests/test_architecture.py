@@ -34,7 +34,7 @@ FLOORS: dict[str, list[str]] = {
         "bundled",
     ],
     "daemon/bellwired": [
-        "__init__ errors release messages sinks",
+        "__init__ errors release messages sinks terminal",
         "unblocked",
         "logs notify places sources toml_file",
         "listen settings find",

@@ -8,17 +8,19 @@ import sys
 import warnings
 
 from bellwired.sinks import Journal, Prefixed, Sink, Stream
+from bellwired.terminal import Formatter
 from bellwired.unblocked import Unblocked
 
 PLAIN = "%(levelname)s %(name)s: %(message)s"
-TIMED, TIME = "%(asctime)s.%(msecs)03d", "%H:%M:%S"
+TIMED = "%(asctime)s.%(msecs)03d"
+TIME, DATE = "%H:%M:%S", "%Y-%m-%d %H:%M:%S"
 
 
-def to_stderr_or_journal(level: str, *, device: str = "", clock: bool = False, threaded: bool = True) -> None:
+def to_stderr_or_journal(level: str, *, device: str = "", clock: str = "", threaded: bool = True) -> None:
     """Set up logging for this process. A second call replaces the first. Every record names ``device``.
 
-    With ``clock`` a record on stderr begins with the time, to the millisecond. Without ``threaded`` the process may
-    fork (see :class:`Unblocked`).
+    With ``clock`` a record on stderr begins with the time in this format, to the millisecond. Without ``threaded`` the
+    process may fork (see :class:`Unblocked`).
     """
     try:
         fd = sys.stderr.fileno()
@@ -37,7 +39,7 @@ def hush_asyncvarlink() -> None:
     warnings.filterwarnings("ignore", "coroutine method 'aclose'", RuntimeWarning)
 
 
-def _unblocked(fd: int, device: str, clock: bool, threaded: bool) -> logging.Handler:
+def _unblocked(fd: int, device: str, clock: str, threaded: bool) -> logging.Handler:
     """The present handler if it does what is asked for: its queue then stays. Otherwise a new one."""
     status = os.fstat(fd)
     name = f"{os.getpid()} {status.st_dev}:{status.st_ino} {device} {clock} {threaded}"
@@ -47,19 +49,35 @@ def _unblocked(fd: int, device: str, clock: bool, threaded: bool) -> logging.Han
     sink: Sink = _journal(fd, device) if _is_the_journal(status) else Stream(fd)
     handler = Unblocked(sink, threaded=threaded)
     handler.name = name
-    match sink:
-        case Journal():
-            handler.setFormatter(logging.Formatter("%(message)s"))
-        case Prefixed():
-            handler.setFormatter(logging.Formatter(f"[{device}] %(message)s" if device else "%(message)s"))
-        case _:
-            handler.setFormatter(_formatter(device, clock))
+    journal = isinstance(sink, Journal | Prefixed)  # it adds the time itself
+    handler.setFormatter(_Named(device, "%(message)s") if journal else _formatter(device, clock))
     return handler
 
 
-def _formatter(device: str, clock: bool) -> logging.Formatter:
-    plain = f"[{device}] {PLAIN}" if device else PLAIN
-    return logging.Formatter(f"{TIMED} {plain}" if clock else plain, TIME)
+class _Named(Formatter):
+    """Names the device in each record that does not name it itself."""
+
+    def __init__(self, device: str, fmt: str) -> None:
+        super().__init__(fmt)
+        self._prefix = f"[{device}] " if device else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if hasattr(record, "BELLWIRE_DEVICE") else self._prefix + text
+
+
+def _formatter(device: str, clock: str) -> Formatter:
+    words = [TIMED] if clock else []
+    words += [f"[{device}]"] if device else []
+    return Formatter(" ".join([*words, PLAIN]), clock or None)
+
+
+def stderr_is_the_journal() -> bool:
+    """Whether the log goes to the journal."""
+    try:
+        return _is_the_journal(os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError, AttributeError):  # no file is behind sys.stderr
+        return False
 
 
 def _is_the_journal(status: os.stat_result) -> bool:

@@ -29,6 +29,8 @@ Level = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
 Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
 Count = Annotated[int, Meta(ge=0, le=1000)]
+Maps = Annotated[int, Meta(ge=16, le=57344)]
+Patience = Annotated[float, Meta(ge=0, le=86400)]
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
@@ -63,6 +65,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     busy_poll: Annotated[
         Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
     ] = 0
+    max_maps: Annotated[Maps, Meta(description="Maps of its memory that a client may have at a time.")] = 16384
+    hello_timeout: Annotated[
+        Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
+    ] = 10.0
 
     @property
     def starts(self) -> bool:
@@ -75,6 +81,10 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
 
     control_group: Annotated[str, Meta(description="Members of this group may look, but change nothing.")] = ""
     metrics: Annotated[str, Meta(description="OpenMetrics at unix:PATH or ADDRESS:PORT; off unless given.")] = ""
+    metrics_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its UNIX socket, octal.")] = (
+        "0666"
+    )
+    metrics_group: Annotated[str, Meta(description="The group that its UNIX socket belongs to.")] = ""
     log_level: Annotated[Level, Meta(description="What the daemon logs.")] = "info"
     ping_interval: Annotated[Seconds, Meta(description="Between two pings of each worker.")] = 5.0
     ping_timeout: Annotated[

@@ -29,7 +29,7 @@ from types import CodeType, ModuleType
 
 from bellwire import DeclarationError
 from bellwire.paths import PathError, open_any_file, open_file
-from bellwire.trust import trusted_users
+from bellwire.trust import asking_users
 from bellwired.errors import CommandError
 
 INIT = "__init__.py"
@@ -94,8 +94,7 @@ def open_named(path: Path) -> int:
     """
     if os.geteuid():
         return _opened(lambda: open_any_file(path), path)
-    sudo = os.environ.get("SUDO_UID", "")
-    return _opened(lambda: open_file(path, trusted_users() | ({int(sudo)} if sudo.isdecimal() else set())), path)
+    return _opened(lambda: open_file(path, asking_users()), path)
 
 
 def _opened(work: Callable[[], int], path: Path) -> int:

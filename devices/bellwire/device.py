@@ -121,6 +121,13 @@ class PciDevice:
         Registers and saved fields have their reset values already, and timers are cancelled.
         """
 
+    def check_state(self) -> None:
+        """Called when a snapshot has been restored, before :meth:`restored`. Raise a StateError if it cannot be right.
+
+        A snapshot may be damaged, or made up. The device is then as after a reset. Override it to check what hooks rely
+        on: indices, counts and lengths in saved fields.
+        """
+
     def restored(self) -> None:
         """Called after a snapshot has been restored. Override it to set timers again: a snapshot has none."""
 

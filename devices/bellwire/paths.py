@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -24,6 +23,8 @@ MOST_LINKS = 40  # as path_resolution(7)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = frozenset({stat.S_IFREG})
+WRITABLE = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
+"""The kinds of files that a user may name for output."""
 _TRIES = 8  # for a name that others make and remove
 
 
@@ -70,7 +71,8 @@ class Place:
             self._walk(deque(_names(os.fspath(path))), follow)
         except OSError as error:
             self.close()
-            error.filename = error.filename or os.fspath(path)
+            if not isinstance(error, PathError):
+                error.filename = os.fspath(path)
             raise
 
     @classmethod
@@ -142,8 +144,9 @@ class Place:
                 continue
             try:
                 self._admit(os.fstat(pinned), flags, kinds)
-                flags &= ~(os.O_CREAT | os.O_NOFOLLOW)
-                return os.open(f"/proc/self/fd/{pinned}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+                fd = os.open(f"/proc/self/fd/{pinned}", flags & ~os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.set_blocking(fd, not flags & os.O_NONBLOCK)
+                return fd
             except OSError as error:
                 error.filename = os.fspath(self.path)
                 raise
@@ -162,20 +165,28 @@ class Place:
         finally:
             os.close(pinned)
 
-    def replace(self, data: bytes, mode: int, *, aside: str = "", sync: bool = False) -> None:
+    def create(self, data: bytes) -> None:
+        """Write a new file, with the permissions that the umask leaves. A FileExistsError if anything is there."""
+        with open(self._make(os.O_WRONLY, 0o666), "wb") as file:
+            file.write(data)
+
+    def replace(self, data: bytes, mode: int | None = None, *, aside: str = "", sync: bool = False) -> None:
         """Write ``data`` as the whole file, atomically: readers see the old file or the new one.
 
-        It is first written under another name; ``aside`` is for a folder with one writer, who may have died before.
+        Without ``mode`` it has the permissions that the umask leaves. It is first written under another name;
+        ``aside`` is for a folder with one writer, who may have died before.
         """
         if aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=self.folder)
-        aside = aside or f".{self.name}.{secrets.token_hex(8)}"
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.folder)
+        aside = aside or f".{self.name}.{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(aside, flags, 0o666 if mode is None else 0o600, dir_fd=self.folder)
         try:
             with open(fd, "wb") as file:
                 file.write(data)
-                os.fchmod(file.fileno(), mode)
+                if mode is not None:
+                    os.fchmod(fd, mode)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
@@ -185,8 +196,11 @@ class Place:
                 os.unlink(aside, dir_fd=self.folder)
             raise
 
-    def make_folder(self, mode: int = 0o777) -> bool:
-        """Make a folder there. False if there is one already. Raises NotADirectoryError for anything else."""
+    def make_folder(self, mode: int = 0o777, *, exact: bool = False) -> bool:
+        """Make a folder there. False if there is one already. Raises NotADirectoryError for anything else.
+
+        The umask applies to ``mode`` unless it is ``exact``.
+        """
         try:
             os.mkdir(self.name, mode, dir_fd=self.folder)
         except FileExistsError:
@@ -194,7 +208,16 @@ class Place:
             if found is not None and not stat.S_ISDIR(found.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(self.path)) from None
             return False
+        if exact:
+            fd = self.open_folder()
+            os.fchmod(fd, mode)
+            os.close(fd)
         return True
+
+    def remove_folder(self) -> None:
+        """Remove the folder that is there, if it is empty."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self.name, dir_fd=self.folder)
 
     def remove(self) -> None:
         """Remove the file's name. Nothing there is no error."""
@@ -289,12 +312,25 @@ class Place:
             raise PathError("it has a second name, and others may write its folder", "", "copy it, or move it")
 
 
-def make_folders(path: Path, mode: int = 0o777) -> list[Path]:
+def check_folder(path: Path, owners: Collection[int] | None = None) -> None:
+    """Raise a PathError if a user who is not among ``owners`` could change what is in a folder, or lead to another.
+
+    What of it does not exist yet is left out. ``owners`` are root and the process's own user unless they are given.
+    """
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        with contextlib.suppress(FileNotFoundError), Place(folder / "_") as place:
+            for doubtful, told, hint in place.doubts(owners):
+                raise PathError(told, doubtful, hint)
+            return
+
+
+def make_folders(path: Path, mode: int = 0o777, *, exact: bool = False) -> list[Path]:
     """Make a folder and its parents, following trusted links alone. Returns those that were made, outermost first."""
     made = []
     for folder in (*reversed(path.parents), path):
         with Place(folder) as place:
-            if place.make_folder(mode):
+            if place.make_folder(mode, exact=exact):
                 made.append(folder)
     return made
 

@@ -19,6 +19,12 @@ def trusted_users() -> set[int]:
     return {0, os.geteuid(), os.stat("/").st_uid}
 
 
+def asking_users() -> set[int]:
+    """Those users, and the one who has called sudo: what root does then is what that user has asked for."""
+    sudo = os.environ.get("SUDO_UID", "")
+    return trusted_users() | ({int(sudo)} if sudo.isdecimal() and os.geteuid() == 0 else set())
+
+
 def user(uid: int) -> str:
     """A user as messages name it, as in ``user 65534 (nobody)``."""
     with contextlib.suppress(KeyError):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bellwire.paths import PathError, Place
-from bellwire.trust import user
+from bellwire.trust import asking_users, user
 
 LONGEST = 107  # bytes of a path: sockaddr_un has 108 with the NUL
 REPLACED = "another process has replaced the socket"
@@ -174,13 +173,21 @@ def probe(pinned: int, kind: int = socket.SOCK_STREAM) -> int:
 
 def connect(sock: socket.socket, path: Path) -> None:
     """Connect ``sock`` to the socket at ``path``, following trusted links alone. Raises an OSError."""
+    with reached(path) as address:
+        try:
+            sock.connect(address)
+        except OSError as error:
+            error.filename = os.fspath(path)
+            raise
+
+
+@contextlib.contextmanager
+def reached(path: Path) -> Iterator[str]:
+    """The address, for connect(2) in the block, of the socket at ``path``. Trusted links alone are followed."""
     with Place(path) as place:
         pinned = place.pin()
     try:
-        sock.connect(f"/proc/self/fd/{pinned}")
-    except OSError as error:
-        error.filename = os.fspath(path)
-        raise
+        yield f"/proc/self/fd/{pinned}"
     finally:
         os.close(pinned)
 
@@ -201,13 +208,35 @@ def peer(sock: socket.socket) -> Peer:
     return Peer(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
+def check_peer(sock: socket.socket, path: Path) -> None:
+    """Raise a PathError unless a user who may be trusted listens at ``path``, to which ``sock`` is connected.
+
+    That is root, this process's user or the one who has called sudo. It is also the owner of the folder, if only root
+    can have made that folder, as a unit's RuntimeDirectory=; and if the folder is root's, all whom root lets write it.
+    """
+    listener = peer(sock)
+    if listener.uid not in asking_users() and not _let_by_root(path.absolute().parent, listener.uid):
+        hint = "ask as that user, or name the folder of the right one"
+        raise PathError(f"{listener} listens there, who is neither root nor you", os.fspath(path), hint)
+
+
+def _let_by_root(folder: Path, uid: int) -> bool:
+    """Whether root alone can have let the user ``uid`` listen in ``folder``."""
+    roots = {0, os.stat("/").st_uid}
+    with Place(folder) as place:
+        found, parent = place.status(), os.fstat(place.folder)
+        if found is None or any(place.doubts(roots)) or parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return not found.st_mode & stat.S_IWOTH and found.st_uid in {uid, *roots}
+
+
 def _address(place: Place) -> str:
     """A path for bind(2) that leads into the folder of ``place``; its own path, where nobody else can change that."""
     return f"/proc/self/fd/{place.folder}/{place.name}" if any(place.doubts()) else os.fspath(place.path)
 
 
 def _remove(place: Place, stale: os.stat_result) -> None:
-    aside = f".{secrets.token_hex(8)}"
+    aside = f".{os.urandom(8).hex()}"
     folder = place.folder
     try:
         os.rename(place.name, aside, src_dir_fd=folder, dst_dir_fd=folder)

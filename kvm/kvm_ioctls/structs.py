@@ -80,6 +80,20 @@ class Ioeventfd(Struct):
     )
 
 
+class IoeventfdPosting(Struct):
+    """The same, with the address at which KVM stores the value: of a proposal that is not merged."""
+
+    _fields_ = (
+        ("datamatch", c_uint64),
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_int32),
+        ("flags", c_uint32),
+        ("post_addr", c_uint64),
+        ("pad", c_uint8 * 24),
+    )
+
+
 class CoalescedMmioZone(Struct):
     """KVM_REGISTER_COALESCED_MMIO and KVM_UNREGISTER_COALESCED_MMIO (api.rst 4.116)."""
 

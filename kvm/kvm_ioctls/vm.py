@@ -30,6 +30,8 @@ class IoEventFlags(IntFlag):
     DATAMATCH = 1
     PIO = 2
     DEASSIGN = 4
+    POST_WRITE = 32
+    """Of a proposal that is not merged: KVM also stores the value."""
 
 
 class IrqfdFlags(IntFlag):
@@ -49,6 +51,7 @@ class Vm(Handle):
         super().__init__(fd)
         self._vcpu_mmap_size = vcpu_mmap_size
         self._has_ioregion: bool | None = None
+        self._has_post_write: bool | None = None
 
     def check_extension(self, cap: int) -> int:
         """KVM_CHECK_EXTENSION (api.rst 4.4), as this VM answers it: more exact than `Kvm.check_extension`."""
@@ -151,6 +154,7 @@ class Vm(Handle):
         pio: bool = False,
         *,
         ccw: bool = False,
+        post_addr: int | None = None,
     ) -> None:
         """KVM_IOEVENTFD (api.rst 4.59): a guest's write to `addr` adds one to the eventfd `fd`, with no exit.
 
@@ -158,8 +162,11 @@ class Vm(Handle):
         `datamatch` only that value rings, and `size` must be given; others exit as usual. `pio` means that
         `addr` is an I/O port. Nothing rings where `addr` lies in a writable memory slot.
         EEXIST (`ConflictError`): a doorbell for the same write is registered already.
+
+        With `post_addr` KVM first stores the value there, in `size` bytes of this process's memory. `size` must
+        be given. EINVAL: this kernel cannot do that; `has_post_write` tells.
         """
-        self._ioeventfd(fd, addr, size, datamatch, pio, ccw, IoEventFlags(0))
+        self._ioeventfd(fd, addr, size, datamatch, pio, ccw, IoEventFlags(0), post_addr)
 
     def ioeventfd_deassign(
         self,
@@ -175,7 +182,15 @@ class Vm(Handle):
         self._ioeventfd(fd, addr, size, datamatch, pio, ccw, IoEventFlags.DEASSIGN)
 
     def _ioeventfd(
-        self, fd: int, addr: int, size: int, datamatch: int | None, pio: bool, ccw: bool, flags: IoEventFlags
+        self,
+        fd: int,
+        addr: int,
+        size: int,
+        datamatch: int | None,
+        pio: bool,
+        ccw: bool,
+        flags: IoEventFlags,
+        post_addr: int | None = None,
     ) -> None:
         if pio:
             flags |= IoEventFlags.PIO
@@ -189,8 +204,28 @@ class Vm(Handle):
         if ccw:
             # KVM on x86 accepts the flag silently, and would listen at a memory address instead.
             raise InvalidArgumentError("CCW doorbells exist on s390 only", "KVM_IOEVENTFD", asked)
-        request = structs.Ioeventfd(datamatch or 0, addr, size, fd, int(flags))
-        invoke(self.fd, requests.IOEVENTFD, request, **asked)
+        if post_addr is None:
+            invoke(self.fd, requests.IOEVENTFD, structs.Ioeventfd(datamatch or 0, addr, size, fd, int(flags)), **asked)
+        else:
+            flags |= IoEventFlags.POST_WRITE
+            posting = structs.IoeventfdPosting(datamatch or 0, addr, size, fd, int(flags), post_addr)
+            invoke(self.fd, requests.IOEVENTFD, posting, **asked, post_addr=post_addr)
+
+    def has_post_write(self) -> bool:
+        """Return whether this kernel can store the value of a write that rings an ioeventfd (`post_addr`).
+
+        There is no capability number for it. This tries to register a descriptor that does not exist: a kernel that
+        does not know the flag answers EINVAL before it looks at the descriptor, and one that does EBADF.
+        """
+        if self._has_post_write is None:
+            place = ctypes.c_uint64()
+            try:
+                self.ioeventfd(-1, (1 << 52) - 8, 8, post_addr=ctypes.addressof(place))
+            except IoctlError as error:
+                self._has_post_write = error.errno == errno.EBADF
+            else:
+                raise AssertionError("KVM_IOEVENTFD has taken a descriptor that does not exist")
+        return self._has_post_write
 
     def register_coalesced_mmio(self, addr: int, size: int, *, pio: bool = False) -> None:
         """KVM_REGISTER_COALESCED_MMIO (api.rst 4.116): keep the guest's writes to `size` bytes at `addr` in a ring.

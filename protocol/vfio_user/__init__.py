@@ -41,6 +41,7 @@ from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
+from vfio_user.shadow import Cells, ShadowBell
 from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
@@ -49,6 +50,7 @@ __all__ = [
     "SERVER",
     "Backend",
     "Capabilities",
+    "Cells",
     "Channel",
     "Client",
     "Command",
@@ -95,6 +97,7 @@ __all__ = [
     "Session",
     "SetIrqs",
     "SetIrqsFlags",
+    "ShadowBell",
     "ShadowIoEventFd",
     "SharedMap",
     "Stalemate",

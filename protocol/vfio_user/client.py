@@ -14,6 +14,7 @@ from typing import Self
 
 from vfio_user.channel import Channel, Message, close_fds
 from vfio_user.constants import (
+    IO_FDS,
     Command,
     DmaFlags,
     FeatureFlags,
@@ -44,7 +45,7 @@ PROPOSAL = Capabilities.of(
     max_dma_maps=65535,
     pgsizes=4096,
     write_multiple=True,
-    io_fds=frozenset(("ioeventfd", "ioregionfd")),
+    io_fds=frozenset(IO_FDS),
 )
 """What a client proposes unless told otherwise."""
 _TRIES = 3  # of a command whose answer needs a larger argsz

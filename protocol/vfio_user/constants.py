@@ -144,6 +144,12 @@ class Mechanism(StrEnum):
     IOREGIONFD_HOST = "ioregionfd host"
     """A client without a VM sends the command."""
     SHADOW = "shadow"
+    SHADOW_KERNEL = "shadow kernel"
+    """KVM itself stores the value, and signals."""
+    SHADOW_RELAY = "shadow relay"
+    """The VMM stores the value and signals, after the access has left the guest."""
+    SHADOW_HOST = "shadow host"
+    """A client without a VM does."""
     REGION_WRITE = "region_write"
     REGION_WRITE_POSTED = "region_write posted"
 

@@ -13,6 +13,11 @@ SIZE = 8
 """The size of an eventfd's counter, in bytes."""
 
 
+def is_eventfd(fd: int) -> bool:
+    """Whether the descriptor is an eventfd. A write to anything else might wait or fail."""
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+
+
 def take(fd: int, counter: bytearray) -> int:
     """Read the counter and set it to 0. Returns 0 if nothing was added. Never waits (RWF_NOWAIT, Linux 5.8 or newer).
 

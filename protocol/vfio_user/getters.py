@@ -10,8 +10,8 @@ from vfio_user.channel import Message
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
+from vfio_user.io_fds import ENTRY_48, ShadowIoEventFd, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
-from vfio_user.io_fds import SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
@@ -61,7 +61,8 @@ class Getters:
         index = _index(message, index, PCI_REGIONS)
         found = call(Command.DEVICE_GET_REGION_IO_FDS, self._backend.sub_regions, index, self.mechanisms)
         subs = self._offered(found)
-        entries, fds = pack_sub_regions(subs, self._entry_size)
+        shadow = any(isinstance(sub, ShadowIoEventFd) for sub in subs)
+        entries, fds = pack_sub_regions(subs, ENTRY_48 if shadow else self._entry_size)
         need = IO_FDS_INFO.size + len(entries)
         info = IO_FDS_INFO.pack(need, 0, index, len(subs))
         return Reply([info]) if argsz < need else Reply([info, entries], fds)

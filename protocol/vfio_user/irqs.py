@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
-from vfio_user.eventfds import SIZE, signal, take
+from vfio_user.eventfds import SIZE, is_eventfd, signal, take
 from vfio_user.fields import Fields
 
 # Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
@@ -261,6 +261,6 @@ class IrqTable:
 
 def _check_eventfd(fd: int) -> None:
     """Make an irq fd non-blocking. Raises ProtocolError if it is no eventfd: a write to it might block or fail."""
-    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
+    if not is_eventfd(fd):
         raise ProtocolError("DEVICE_SET_IRQS: an fd is not an eventfd")
     os.set_blocking(fd, False)

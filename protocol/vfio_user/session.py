@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import PCI_IRQS, Command, Mechanism, MessageFlags
+from vfio_user.constants import IO_FDS, PCI_IRQS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
@@ -24,7 +24,7 @@ from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
 _UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=_UNASKED)
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)

@@ -26,6 +26,8 @@ COUNT = 640
 NAMES = [
     "ioeventfd wildcard",
     "ioeventfd datamatch",
+    "ioeventfd values",
+    "shadow ioeventfd",
     "ioregionfd posted",
     "ioregionfd acknowledged",
     "REGION_WRITE posted",
@@ -51,19 +53,19 @@ def test_the_demo_on_kvm_covers_every_path(on_kvm: dict[str, Any]) -> None:
 
 @pytest.mark.kvm
 def test_every_ring_of_a_guest_arrives(on_kvm: dict[str, Any]) -> None:
-    assert [(path["rung"], path["received"]) for path in on_kvm["paths"]] == [(COUNT, COUNT)] * 6
+    assert [(path["rung"], path["received"]) for path in on_kvm["paths"]] == [(COUNT, COUNT)] * len(NAMES)
 
 
 @pytest.mark.kvm
 def test_ioeventfds_cost_no_exit(on_kvm: dict[str, Any]) -> None:
-    for path in on_kvm["paths"][:2]:
+    for path in on_kvm["paths"][:3]:
         assert path["mechanism"].startswith("ioeventfd")
         assert (path["vm_exits"], path["mmio_exits"], path["io_exits"]) == (0, 0, 0)
 
 
 @pytest.mark.kvm
 def test_messages_cost_an_exit_for_each_ring(on_kvm: dict[str, Any]) -> None:
-    posted, waited = on_kvm["paths"][4:]
+    posted, waited = on_kvm["paths"][6:]
     assert (posted["mechanism"], waited["mechanism"]) == ("region_write posted", "region_write")
     assert posted["vm_exits"] == posted["mmio_exits"] == COUNT
     assert waited["vm_exits"] == COUNT
@@ -71,8 +73,15 @@ def test_messages_cost_an_exit_for_each_ring(on_kvm: dict[str, Any]) -> None:
 
 @pytest.mark.kvm
 def test_ioregionfds_say_who_speaks_for_them(on_kvm: dict[str, Any]) -> None:
-    for path in on_kvm["paths"][2:4]:
+    for path in on_kvm["paths"][4:6]:
         assert path["mechanism"] in ("ioregionfd kernel", "ioregionfd relay")
+
+
+@pytest.mark.kvm
+def test_shadow_doorbells_say_who_rings_them_and_what_that_costs(on_kvm: dict[str, Any]) -> None:
+    path = on_kvm["paths"][3]
+    exits = {"shadow kernel": 0, "shadow relay": COUNT}
+    assert path["vm_exits"] == path["mmio_exits"] == exits[path["mechanism"]]
 
 
 @pytest.mark.kvm

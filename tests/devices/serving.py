@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from bellwire import Bar, IntX, MsiX, PciDevice
 from bellwire.serve.worker import Worker
 from vfio_user import PROPOSAL, Capabilities, Client, IrqIndex, Memory, RegionIndex, SubRegion
+from vfio_user.io_fds import descriptors
 
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06
 PATIENCE = 5.0
@@ -154,7 +155,7 @@ def sub_regions(client: Client, bar: int = 0) -> Iterator[dict[int, SubRegion]]:
     try:
         yield {sub.offset: sub for sub in found}
     finally:
-        for fd in {sub.fd for sub in found}:
+        for fd in set().union(*map(descriptors, found)):
             os.close(fd)
 
 

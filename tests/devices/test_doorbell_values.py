@@ -163,8 +163,10 @@ def test_rows_of_a_block_have_them_too() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ({"values": range(4), "match": 1}, "values excludes match and value"),
-        ({"values": range(4), "value": True}, "values excludes match and value"),
+        ({"values": range(4), "match": 1}, "values excludes match, value and latest"),
+        ({"values": range(4), "value": True}, "values excludes match, value and latest"),
+        ({"values": range(4), "latest": True}, "values excludes match, value and latest"),
+        ({"latest": True, "match": 1}, "match and latest exclude each other"),
         ({"values": [1, 2]}, "values is a range"),
         ({"values": range(0)}, "1 to 64 values, not 0"),
         ({"values": range(65)}, "1 to 64 values, not 65"),

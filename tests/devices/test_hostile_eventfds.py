@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from bellwire.serve.doorbell_fds import EventSource
+from bellwire.serve.sources import EventSource
 from devices.serving import MSIX, PATIENCE, Probe, read, served, sub_regions, write
 from vfio_user.eventfds import SIZE, take
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -53,6 +54,18 @@ def test_what_finishes_while_the_loop_is_busy_comes_in_one_batch(loop: Loop) -> 
     assert len(batches) <= 2
 
 
+def test_jobs_that_are_submitted_together_run_in_order_on_one_thread(loop: Loop) -> None:
+    seen: list[tuple[int, int]] = []
+    done: list[Job] = []
+    pool = Threads(loop, 4, done.extend)
+    pool.submit(*(Job(lambda number: seen.append((number, threading.get_ident())), n, tag=n) for n in range(9)))
+    while len(done) < 9:
+        turn(loop)
+    pool.close()
+    assert [number for number, _ in seen] == [job.tag for job in done] == list(range(9))
+    assert len({thread for _, thread in seen}) == 1
+
+
 @pytest.mark.parametrize(("work", "kind"), [(int, ValueError), (sys.exit, RuntimeError)])
 def test_what_a_job_raises_is_in_it(loop: Loop, work: Callable[[str], object], kind: type[Exception]) -> None:
     done: list[Job] = []
@@ -75,8 +88,8 @@ def test_settling_waits_for_what_runs_and_drops_the_rest(loop: Loop) -> None:
         assert go_on.wait(PATIENCE)
         ran.append("slow")
 
-    pool.submit(Job(slow))
-    pool.submit(Job(ran.append, "dropped"))
+    pool.submit(Job(slow), Job(ran.append, "dropped"))
+    pool.submit(Job(ran.append, "dropped too"))
     assert started.wait(PATIENCE)
     releaser = threading.Timer(0.01, go_on.set)
     releaser.start()
@@ -164,3 +177,11 @@ def test_a_pool_that_is_closed_is_not_watched_any_more() -> None:
     assert watched == before
     pool.close()
     loop.close()
+
+
+def test_a_closed_pool_leaves_no_descriptor(loop: Loop) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    pool = Threads(loop, 1, print)
+    for _ in range(2):
+        pool.close()
+    assert set(os.listdir("/proc/self/fd")) == before

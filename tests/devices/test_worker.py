@@ -39,6 +39,7 @@ from vfio_user import (
     Mechanism,
     RegionIndex,
     RemoteError,
+    ShadowIoEventFd,
 )
 from vfio_user.channel import HEADER
 from vfio_user.ioregionfd import decode_response, encode_command
@@ -128,7 +129,7 @@ def test_the_same_stretch_is_handed_over_by_the_same_fd() -> None:
 
 def test_a_client_without_ioregionfd_gets_eventfds_only() -> None:
     with served(Bell()) as client, sub_regions(client, Bell.bells.index) as subs:
-        assert {type(sub) for sub in subs.values()} == {IoEventFd, IoRegionFd}
+        assert {type(sub) for sub in subs.values()} == {IoEventFd, IoRegionFd, ShadowIoEventFd}
     proposal = client.capabilities.of(max_msg_fds=16, io_fds=frozenset(["ioeventfd"]))
     with served(Bell(), proposal=proposal) as client, sub_regions(client, Bell.bells.index) as subs:
         assert client.mechanisms == frozenset([Mechanism.IOEVENTFD])

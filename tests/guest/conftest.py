@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from attached import Device, Plugged, Served, serving
+from crafted import Crafted, crafted
 from debian import AptError
 from linux import Guest, Outcome
 from machine import Machine, driven
+from patched import BuildError, PatchedToolbox, patched, report
 from provision import provision
 from tap import Tap
 from toolbox import Toolbox
@@ -50,6 +53,45 @@ def serve(tmp_path: Path, tell: Callable[..., None]) -> Iterator[Callable[[Devic
 
         yield serve
     assert [seen for tap in taps for seen in tap.overlong] == []
+
+
+@pytest.fixture(scope="session")
+def patched_tools(tools: Toolbox) -> PatchedToolbox:
+    try:
+        return patched(tools, report)
+    except (BuildError, OSError) as error:
+        pytest.skip(f"no patched QEMU: {error}")
+
+
+@pytest.fixture
+def patched_drive(
+    patched_tools: PatchedToolbox, tmp_path: Path, tell: Callable[..., None]
+) -> Iterator[Callable[..., Machine]]:
+    """A machine of the patched QEMU under qtest."""
+    with ExitStack() as stack:
+
+        def drive(*devices: Served | Crafted, arguments: tuple[str, ...] = ()) -> Machine:
+            folder = tmp_path / f"qtest-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            tell(lambda: {"QEMU": (folder / "qemu").read_text()})
+            return stack.enter_context(driven(patched_tools, folder, devices, *arguments))
+
+        yield drive
+
+
+@pytest.fixture
+def craft(tmp_path: Path) -> Iterator[Callable[..., Crafted]]:
+    """A server that answers GET_REGION_IO_FDS as it is told."""
+    with ExitStack() as stack:
+        yield lambda answer, **options: stack.enter_context(crafted(tmp_path, answer, **options))
+
+
+@pytest.fixture
+def bell() -> Iterator[int]:
+    """An eventfd."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    yield fd
+    os.close(fd)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ REPLY, ERROR, NO_REPLY = 0x1, 0x21, 0x10
 MEMORY_BAR, PORT_BAR, CONFIG = 0, 2, 7
 SIZES = {MEMORY_BAR: 4096, PORT_BAR: 16, CONFIG: 256}
 ENTRY = struct.Struct("<QQIIIIQ")  # offset, size, fd_index, type, flags, padding, datamatch (40 bytes, as ratified)
+LONG_ENTRY = struct.Struct("<QQIIIIQQ")  # with a descriptor and an offset of shadow memory (48, as libvfio-user has it)
 ENOSYS = 38
 
 Reply = tuple[bytes, Sequence[int]] | None
@@ -37,9 +38,15 @@ class Entry:
     kind: int = 0
     flags: int = 0
     datamatch: int = 0
+    memory: int | None = None
+    """The index of the shadow memory's descriptor, in an entry of 48 bytes."""
+    place: int = 0
 
     def pack(self) -> bytes:
         """As it goes over the wire."""
+        if self.memory is not None:
+            head = self.offset, self.size, self.fd_index, self.kind, self.flags
+            return LONG_ENTRY.pack(*head, self.memory, self.place, self.datamatch)
         return ENTRY.pack(self.offset, self.size, self.fd_index, self.kind, self.flags, 0, self.datamatch)
 
 

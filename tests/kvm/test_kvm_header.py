@@ -50,8 +50,8 @@ C_NAMES: dict[type[ctypes.Structure], str] = {
     structs.GuestDebug: "kvm_guest_debug",
 }
 C_FIELDS: dict[tuple[type[ctypes.Structure], str], str] = {(structs.GuestDebug, "debugreg"): "arch.debugreg"}
-NOT_IN_IT = {structs.Struct, structs.Ioregion}  # ours, and what was never merged
-NEWER_THAN_SOME_HEADERS = {"KVM_EXIT_MEMORY_FAULT"}
+NOT_IN_IT = {structs.Struct, structs.Ioregion, structs.IoeventfdPosting}  # ours, and what was never merged
+NEWER_THAN_SOME_HEADERS = {"KVM_EXIT_MEMORY_FAULT", "KVM_IOEVENTFD_FLAG_POST_WRITE"}
 
 
 def c_name(structure: type[ctypes.Structure]) -> str:

@@ -58,8 +58,8 @@ def recipes() -> dict[str, Recipe]:
 
 
 KERNELS = {
-    "patched": "Linux 6.1 with KVM_SET_IOREGION",
-    "plain": "the same without the patch",
+    "patched": "Linux 6.1 with KVM_SET_IOREGION and KVM_IOEVENTFD_FLAG_POST_WRITE",
+    "plain": "the same without the patches",
     "debug": "patched, with KASAN and lockdep",
     "debian": "the kernel of Debian's cloud images, as it is",
 }

@@ -73,7 +73,7 @@ def build(folder: Path) -> str:
     run_quietly(["make", "-s", "olddefconfig"], tree)
     print(f"{OBJECTS}: compiling", flush=True)
     run_quietly(["make", "-s", "-j2", OBJECTS], tree)
-    for built in ("virt/kvm/ioregion.o", "arch/x86/kvm/svm/svm.o", "arch/x86/kvm/vmx/vmx.o"):
+    for built in ("virt/kvm/ioregion.o", "virt/kvm/eventfd.o", "arch/x86/kvm/svm/svm.o", "arch/x86/kvm/vmx/vmx.o"):
         if not (tree / built).exists():
             raise BedError(f"{built} was not built: the source's configuration has changed, it seems")
     return package.name

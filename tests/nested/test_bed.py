@@ -39,6 +39,7 @@ PYTEST = (
     "--durations=5",
 )
 IOREGION = [HERE / f"ioregion_{name}.py" for name in ("errors", "accesses", "signals")]
+POST_WRITE = HERE / "post_write.py"
 TROUBLE = (
     "WARNING:",
     "BUG:",
@@ -165,13 +166,16 @@ def test_the_demo_finds_ioregionfds_in_a_kernel_that_has_them_and_no_exit(bed: B
         path = found[name]
         assert (path["mechanism"], path["vm_exits"], path["mmio_exits"]) == ("ioregionfd kernel", 0, 0)
         assert path["rung"] == path["received"] == 400
+    path = found["shadow ioeventfd"]
+    assert (path["mechanism"], path["vm_exits"], path["mmio_exits"]) == ("shadow kernel", 0, 0)
 
 
 def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
     found = report(bed, "debian")
     for name in ("ioregionfd posted", "ioregionfd acknowledged"):
         assert (found[name]["mechanism"], found[name]["vm_exits"]) == ("ioregionfd relay", 400)
-    assert found["ioeventfd wildcard"]["vm_exits"] == 0
+    assert (found["shadow ioeventfd"]["mechanism"], found["shadow ioeventfd"]["vm_exits"]) == ("shadow relay", 400)
+    assert found["ioeventfd wildcard"]["vm_exits"] == found["ioeventfd values"]["vm_exits"] == 0
 
 
 @pytest.mark.parametrize("kernel", ["patched", pytest.param("debian", marks=pytest.mark.long)])
@@ -190,11 +194,15 @@ def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
     bed("patched", *PYTEST, *IOREGION, timeout=300)
 
 
+def test_ioeventfds_that_store_the_value(bed: Bed) -> None:
+    bed("patched", *PYTEST, POST_WRITE, timeout=300)
+
+
 @pytest.mark.long
-def test_ioregionfds_in_a_kernel_that_watches_itself(bed: Bed) -> None:
+def test_our_patches_in_a_kernel_that_watches_itself(bed: Bed) -> None:
     steps = (
         "mount -t debugfs none /sys/kernel/debug",
-        shlex.join(map(str, (*PYTEST, *IOREGION))),
+        shlex.join(map(str, (*PYTEST, *IOREGION, POST_WRITE))),
         LEAKS,
         "grep 'debug_locks: *1' /proc/lockdep_stats",  # it gives up at its first report, or for want of room
     )

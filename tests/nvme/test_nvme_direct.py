@@ -124,7 +124,9 @@ class Threads:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.submit = self.jobs.append
+
+    def submit(self, *jobs: Job) -> None:
+        self.jobs += jobs
 
     def finish(self) -> None:
         """Nothing is under way."""

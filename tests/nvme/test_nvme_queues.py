@@ -98,3 +98,169 @@ def test_completions_are_written_with_the_phase_of_their_pass(guest: Guest[Nvme]
     assert [struct.unpack_from("<IIHHHH", guest.memory, 0x8000 + 16 * place) for place in range(4)] == [
         (11, 0, 9, 3, 5, 2), (8, 0, 9, 3, 2, 11), (9, 0, 9, 3, 3, 1), (10, 0, 9, 3, 4, 1),
     ]  # fmt: skip
+
+
+# -- shadow doorbells
+
+
+TAILS, EVENTS = 0x4000, 0x5000
+
+
+@pytest.fixture
+def shadowed(guest: Guest[Nvme], driver: Driver, queues: QueueSet) -> QueueSet:
+    """The same with shadow doorbells, and a queue pair with the number 2 and 8 entries."""
+    driver.create_queues(2, 8)
+    guest.memory[TAILS : EVENTS + 0x1000] = bytes(0x2000)
+    queues.shadow.configure(TAILS, EVENTS)
+    bad.clear()
+    return queues
+
+
+def put(guest: Guest[Nvme], qid: int, *, tail: int = 0, head: int = 0) -> None:
+    """What the guest stores in the first buffer."""
+    struct.pack_into("<II", guest.memory, TAILS + 8 * qid, tail, head)
+
+
+def asked(guest: Guest[Nvme], qid: int) -> tuple[int, int]:
+    """The event indices of a queue pair: of its tail and its head."""
+    tail, head = struct.unpack_from("<II", guest.memory, EVENTS + 8 * qid)
+    return tail, head
+
+
+def test_shadow_doorbells_are_for_io_queues_once_there_are_some(queues: QueueSet) -> None:
+    def active() -> list[bool]:
+        return [queues.shadow.active, *(queues.shadowed(sq) for sq in queues.submissions[:2])]
+
+    assert active() == [False, False, False]
+    queues.shadow.configure(TAILS, EVENTS)
+    assert active() == [True, False, True]
+    queues.forget()
+    assert active() == [False, False, False]
+
+
+def test_each_shadow_has_its_place(guest: Guest[Nvme], shadowed: QueueSet) -> None:
+    shadow = shadowed.shadow
+    put(guest, 2, tail=0x0102_0304, head=0x0506_0708)
+    assert (shadow.tail(2), shadow.head(2)) == (0x0102_0304, 0x0506_0708)
+    assert (shadow.tail(1), shadow.head(1)) == (0, 0)
+    assert shadow.wake_at_tail(2, 5) == 0x0102_0304
+    assert shadow.wake_at_head(2, 6) == 0x0506_0708
+    assert (asked(guest, 1), asked(guest, 2), asked(guest, 3)) == ((0, 0), (5, 6), (0, 0))
+
+
+def test_a_ring_of_a_queue_with_a_shadow_gives_no_value(guest: Guest[Nvme], shadowed: QueueSet) -> None:
+    sq = shadowed.submissions[2]
+    for value in (3, 99, None):
+        assert shadowed.rung_tail(2, value) is sq
+    assert (sq.tail, bad) == (0, [])
+    assert shadowed.rung_tail(0, 3) is shadowed.submissions[0]
+    assert shadowed.submissions[0].tail == 3
+
+
+def test_a_shadow_tail_is_read_if_it_lies_in_its_queue(guest: Guest[Nvme], shadowed: QueueSet) -> None:
+    sq = shadowed.submissions[2]
+    for tail, taken in ((7, 7), (8, 7), (0xFFFF_FFFF, 7), (0, 0)):
+        put(guest, 2, tail=tail)
+        shadowed.refresh(sq)
+        assert sq.tail == taken
+    assert bad == [Event.INVALID_DOORBELL_VALUE] * 2
+
+
+def test_the_guest_is_asked_to_ring_for_the_next_command_of_an_empty_queue(
+    guest: Guest[Nvme], shadowed: QueueSet
+) -> None:
+    sq = shadowed.submissions[2]
+    sq.head = sq.tail = 3
+    put(guest, 2, tail=3)
+    assert shadowed.more_in_shadow(sq) is False
+    assert asked(guest, 2) == (3, 0)
+    put(guest, 2, tail=5)
+    assert shadowed.more_in_shadow(sq) is True
+    assert (sq.tail, asked(guest, 2)) == (5, (3, 0)), "it need not ring while there are commands"
+    assert shadowed.more_in_shadow(sq) is False, "it is not empty"
+    sq.head = 5
+    put(guest, 2, tail=8)
+    assert shadowed.more_in_shadow(sq) is False
+    assert bad == [Event.INVALID_DOORBELL_VALUE]
+
+
+def test_a_command_that_comes_while_the_guest_is_asked_is_seen(
+    guest: Guest[Nvme], shadowed: QueueSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sq = shadowed.submissions[2]
+
+    def meanwhile(qid: int, tail: int) -> int:
+        assert (qid, tail) == (2, 0)
+        return 1
+
+    monkeypatch.setattr(shadowed.shadow, "wake_at_tail", meanwhile)
+    assert shadowed.more_in_shadow(sq) is True
+    assert sq.tail == 1
+
+
+@pytest.mark.parametrize("msix", [True, False])
+def test_a_full_queue_or_one_with_a_line_asks_for_the_next_head(
+    guest: Guest[Nvme], shadowed: QueueSet, msix: bool
+) -> None:
+    if not msix:
+        guest.config_write(guest.device.core.config.at[0x11] + 2, 0, 2)
+    cq, sq = shadowed.completions[2], shadowed.submissions[2]
+    cq.tail = 6
+    put(guest, 2, head=2)
+    assert shadowed.room(sq, cq) == 1
+    assert (cq.head, asked(guest, 2)) == (0, (0, 0)), "there is room: nobody need look"
+    cq.tail = 7
+    assert shadowed.room(sq, cq) == 2
+    assert (cq.head, asked(guest, 2)) == (2, (0, 0 if msix else 2))
+    cq.tail = 1
+    assert shadowed.room(sq, cq) == 0
+    assert asked(guest, 2) == (0, 2)
+
+
+def test_the_head_of_an_admin_queue_is_in_no_shadow(guest: Guest[Nvme], shadowed: QueueSet) -> None:
+    put(guest, 0, head=5)
+    sq, cq = shadowed.submissions[0], shadowed.completions[0]
+    cq.head, cq.tail, cq.running = 0, 31, 0
+    assert shadowed.room(sq, cq) == 0
+    assert cq.head == 0
+    shadowed.rung_head(0, 4)
+    assert (cq.head, bad) == (4, [])
+
+
+def test_a_ring_for_a_head_reads_the_shadow(guest: Guest[Nvme], shadowed: QueueSet) -> None:
+    cq, sq = shadowed.completions[2], shadowed.submissions[2]
+    cq.tail, sq.tail = 7, 1
+    put(guest, 2, head=4)
+    assert shadowed.rung_head(2, 6) == [sq]
+    assert (cq.head, bad) == (4, [])
+
+
+@pytest.mark.parametrize("msix", [True, False])
+@pytest.mark.parametrize("shadows", [True, False])
+def test_a_head_is_looked_at_after_a_completion_only_for_the_line(
+    guest: Guest[Nvme], shadowed: QueueSet, msix: bool, shadows: bool
+) -> None:
+    if not msix:
+        guest.config_write(guest.device.core.config.at[0x11] + 2, 0, 2)
+    if not shadows:
+        shadowed.shadow.configure(0, 0)
+        guest.memory[:64] = b"\xff" * 64
+    put(guest, 2, head=1)
+    put(guest, 0, head=1)
+    for qid in (2, 0):
+        cq = shadowed.completions[qid]
+        cq.tail = cq.head
+        shadowed.post(cq, [(0, shadowed.submissions[qid], 1, 0)])
+    looked = shadows and not msix
+    assert (shadowed.completions[2].head == 1, bad) == (looked, [])
+    assert asked(guest, 2) == (0, 0)
+
+
+def test_a_ring_by_event_without_shadows_is_logged(
+    queues: QueueSet, driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.create_queues(1)
+    assert queues.rung_tail(1, None) is None
+    assert "submission queue 1 rung by event, and the guest has no shadow doorbells" in caplog.text
+    assert queues.rung_head(1, None) == []
+    assert (queues.completions[1].head, bad) == (0, [])

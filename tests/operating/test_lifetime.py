@@ -200,6 +200,13 @@ def test_the_group_getting_the_stop_signal_does_not_cut_the_workers_stop_short(i
     assert "the fork server has died" not in instance.log
 
 
+def test_without_a_journal_each_line_begins_with_date_and_time(daemon: Instance) -> None:
+    name = daemon.add('device = "serial"')
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+    assert re.match(f"{when} INFO bellwired: {name}: accepts clients", daemon.said(f"{name}: accepts clients"))
+    assert re.match(rf"{when} \[{name}\] INFO bellwire.device.serial: at the other end", daemon.said(f"[{name}]"))
+
+
 def test_a_second_daemon_in_the_same_place_is_refused_and_does_no_harm(daemon: Instance, tmp_path: Path) -> None:
     second = Instance(tmp_path)
     second.runtime = daemon.runtime

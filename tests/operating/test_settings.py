@@ -19,12 +19,12 @@ from bellwired.settings import Daemon, Device, decode, load, plain, read, tolera
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
-    "io-fd-entry": 48, "busy-poll": 200,
+    "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5,
 }  # fmt: skip
 DAEMON = {
-    "control-group": "kvm", "metrics": "unix:/run/m", "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0,
-    "start-timeout": 3.0, "restart-delay": 0.5, "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0,
-    "stop-timeout": 5.0,
+    "control-group": "kvm", "metrics": "unix:/run/m", "metrics-mode": "0660", "metrics-group": "prom",
+    "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0, "start-timeout": 3.0, "restart-delay": 0.5,
+    "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0, "stop-timeout": 5.0,
 }  # fmt: skip
 
 
@@ -57,13 +57,14 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, device, enabled, group, io-fd-entry, log-level",
+            "there are autostart, busy-poll, device, enabled, group, hello-timeout, io-fd-entry",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
         ('device = "bell"\nrestart = "often"', "restart = 'often': expected on-failure or always or no", ""),
         ('device = "bell"\nlog-level = 3', "log-level = 3: expected debug or info or warning or error", ""),
         ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
+        ('device = "bell"\nmax-maps = 15', "max-maps = 15: Expected int >= 16", ""),
         ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
         ('device = "bell"\nbusy-poll = 1001', "busy-poll = 1001: Expected int <= 1000", ""),
         ('device = "bell"\noptions = 1', "options = 1: Expected object, got int", ""),

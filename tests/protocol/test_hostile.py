@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from contextlib import closing
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,15 +49,3 @@ hostile = given(seed=st.integers(0, (1 << 64) - 1), length=st.integers(1, 40))
 @settings(max_examples=400)
 def test_a_server_survives_hostile_clients(seed: int, length: int) -> None:
     survive(Attack(seed, length))
-
-
-@pytest.mark.slow
-def test_a_server_survives_hostile_clients_for_half_a_minute() -> None:
-    @hostile
-    @settings(max_examples=200, database=None)
-    def many(seed: int, length: int) -> None:
-        survive(Attack(seed, length))
-
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        many()

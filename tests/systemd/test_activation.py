@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bed import PYTHON, Bed
+from bellwired import messages
 from vfio_user import Client, RegionIndex
 
 pytestmark = pytest.mark.systemd
@@ -50,6 +51,19 @@ def test_a_device_that_has_crashed_starts_again_for_the_client_that_waits(system
         systemd.systemctl("kill", "--signal=SIGSEGV", "bellwire@bell.service")
     with Client.connect(bell) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
+
+
+def test_the_journal_names_the_device_its_client_and_the_message(systemd: Bed, bell: Path) -> None:
+    systemd.forget()
+    with Client.connect(bell) as client:
+        client.device_info()
+    came = systemd.heard(_SYSTEMD_UNIT="bellwire@bell.service", MESSAGE_ID=messages.CLIENT, BELLWIRE_DEVICE="bell")
+    left = systemd.heard(_SYSTEMD_UNIT="bellwire@bell.service", MESSAGE_ID=messages.CLIENT_LEFT)
+    assert came["MESSAGE"].startswith("bell: client connected: process")
+    assert came["BELLWIRE_CLIENT"] == left["BELLWIRE_CLIENT"]
+    entries = systemd.journal(_SYSTEMD_UNIT="bellwire@bell.service", SYSLOG_IDENTIFIER="bellwired")
+    assert {entry["BELLWIRE_DEVICE"] for entry in entries} == {"bell"}
+    assert all(entry["MESSAGE"].startswith(("bell: ", "[bell] ")) for entry in entries)
 
 
 def test_the_device_runs_as_a_user_of_its_own(systemd: Bed, bell: Path) -> None:

@@ -145,6 +145,7 @@ def test_what_a_guest_does_wrong_is_noted(bellwired: Bed) -> None:
         client.write(0, Edu.dma_command.offset, (1).to_bytes(8, "little"))  # with bus mastering off
         entry = bellwired.heard(MESSAGE_ID=messages.TROUBLE, BELLWIRE_DEVICE="edu")
     assert (entry["PRIORITY"], "bus mastering off" in entry["MESSAGE"] or "DMA" in entry["MESSAGE"]) == ("4", True)
+    assert entry["MESSAGE"].startswith("[edu] ")
 
 
 def test_reload_touches_only_what_has_changed(bellwired: Bed) -> None:

@@ -99,9 +99,14 @@ def nonsense(queue: Queue, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_junk_in_the_rings(near: Path, device: str, kind: str, seed: int) -> None:
+    junk(near, device, kind, seed)
+
+
+def junk(near: Path, device: str, kind: str, seed: int) -> None:
+    """Feed a device junk, which ``seed`` chooses, and then start it as a good driver does."""
     chance = random.Random(seed)
     ring = KINDS[kind] | {Feature.INDIRECT_DESC}
     with DEVICES[device](near) as driver, contextlib.ExitStack() as outside:

@@ -164,8 +164,7 @@ def test_a_buffer_taken_can_be_put_back(driver: Driver) -> None:
     for n in range(2 * queue.size):
         parts = (b"%d" % (n % 10), b"x")
         queue.add(*parts, write=2)
-        chain = ours.take()
-        assert chain is not None
+        (chain,) = ours.take()
         ours.back([chain])
         queue.kick()
         assert queue.answers() == [b"x" + parts[0]]

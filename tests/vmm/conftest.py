@@ -41,6 +41,12 @@ def relaying(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def unposting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VMM rings shadow doorbells itself, also where the kernel could."""
+    monkeypatch.setattr(Vm, "has_post_write", lambda vm: False)
+
+
+@pytest.fixture
 def machine(nothing_left_behind: None) -> Iterator[Machine]:
     with Machine(16 * MIB) as machine:
         yield machine

@@ -113,10 +113,12 @@ def test_the_bell_in_a_process_of_its_own(machine: Machine) -> None:
     with device_process("bell") as sock:
         device = machine.plug(Client(sock, timeout=60))  # it has yet to start
         ioregionfd = "ioregionfd kernel" if machine.vm.has_ioregion() else "ioregionfd relay"
+        shadow = "shadow kernel" if machine.vm.has_post_write() else "shadow relay"
         assert [each.mechanism for each in device.routes()] == [
             "ioeventfd",
             "ioeventfd datamatch",
             ioregionfd,
+            shadow,
             ioregionfd,
             *["ioeventfd datamatch"] * 8,
             "ioeventfd",

@@ -28,6 +28,7 @@ from vfio_user import (
     SubRegion,
     VfioUserError,
 )
+from vfio_user.io_fds import descriptors
 from vmm.toy import MSI_AT, MSIX_AT, Toy
 
 pytestmark = pytest.mark.kvm
@@ -167,14 +168,65 @@ def test_a_doorbell_that_kvm_cannot_have_stays_with_messages(
         assert reason in route.reason
 
 
-def test_a_shadow_ioeventfd_stays_with_messages_and_both_its_descriptors_are_closed(machine: Machine) -> None:
-    bell, memory = os.eventfd(0), os.memfd_create("shadow")
-    doorbells = Registrations(machine.vm, [(Bar(1, 4096, 0), [ShadowIoEventFd(0, 4, bell, memory, 0)])])
-    assert [each.reason for each in doorbells.routes()] == ["shadow ioeventfds need a patched kernel"]
+def cell_file(size: int = 4096, flags: int = os.MFD_ALLOW_SEALING) -> int:
+    """A memfd for the values of shadow doorbells."""
+    fd = os.memfd_create("shadow", flags)
+    os.ftruncate(fd, size)
+    return fd
+
+
+SHADOWS = {
+    "of any width": (lambda fd, memory: ShadowIoEventFd(0, 0, fd, memory, 0), "no room for a value"),
+    "not aligned": (lambda fd, memory: ShadowIoEventFd(0, 4, fd, memory, 2), "0x2 is no multiple of 4"),
+    "beyond the file": (lambda fd, memory: ShadowIoEventFd(0, 4, fd, memory, 4096), "the file has 4096 bytes"),
+    "far beyond it": (lambda fd, memory: ShadowIoEventFd(0, 4, fd, memory, 1 << 63), "the file has 4096 bytes"),
+    "no eventfd": (lambda fd, memory: ShadowIoEventFd(0, 4, memory, memory, 0), "is no eventfd"),
+    "no memory": (lambda fd, memory: ShadowIoEventFd(0, 4, fd, fd, 0), "mmap of"),
+}
+
+
+@pytest.mark.parametrize(("region", "reason"), SHADOWS.values(), ids=SHADOWS.keys())
+def test_a_shadow_doorbell_that_cannot_be_used_stays_with_messages_and_its_descriptors_are_closed(
+    machine: Machine, region: Callable[[int, int], SubRegion], reason: str
+) -> None:
+    bell, memory = os.eventfd(0), cell_file()
+    sub = region(bell, memory)
+    doorbells = Registrations(machine.vm, [(Bar(1, 4096, 0), [sub])])
+    (route,) = doorbells.routes()
+    assert route.mechanism == "region_write"
+    assert reason in route.reason
     doorbells.close()
-    for fd in (bell, memory):
+    for fd in descriptors(sub):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+    for fd in {bell, memory} - descriptors(sub):
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("datamatch", "flags", "reason"),
+    [
+        (None, 0, "not sealed against shrinking"),
+        (7, os.MFD_ALLOW_SEALING, "needs a patched kernel"),
+    ],
+)
+def test_what_only_a_kernel_could_ring_stays_with_messages(
+    unposting: None, machine: Machine, datamatch: int | None, flags: int, reason: str
+) -> None:
+    sub = ShadowIoEventFd(0, 4, os.eventfd(0), cell_file(flags=flags), 0, datamatch)
+    with contextlib.closing(Registrations(machine.vm, [(Bar(1, 4096, 0), [sub])])) as doorbells:
+        (route,) = doorbells.routes()
+        assert route.mechanism == "region_write"
+        assert reason in route.reason
+
+
+def test_shadow_memory_that_may_be_sealed_is_sealed_and_relayed(unposting: None, machine: Machine) -> None:
+    memory = cell_file()
+    sub = ShadowIoEventFd(0, 4, os.eventfd(0), memory, 0)
+    with contextlib.closing(Registrations(machine.vm, [(Bar(1, 4096, 0), [sub])])) as doorbells:
+        assert [each.mechanism for each in doorbells.routes()] == ["shadow relay"]
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory, 0)
 
 
 def test_a_doorbell_that_is_no_eventfd_stays_with_messages(machine: Machine, serve: Serve) -> None:

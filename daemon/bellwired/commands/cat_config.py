@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bellwired import settings, toml_file
+from bellwired import settings, terminal, toml_file
 from bellwired.commands import show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
@@ -64,7 +63,7 @@ def cat_config(arguments: argparse.Namespace) -> int:
     else:
         _cat(files)
         if not files:
-            print(f"# no files in {', '.join(map(str, places.config))}")
+            print(terminal.line(f"# no files in {', '.join(map(str, places.config))}"))
     show.errors(errors.values(), in_json=arguments.json)
     return 1 if errors else 0
 
@@ -83,7 +82,10 @@ def _of_one(places: Places, name: str, in_json: bool) -> int:
         show.as_json({"files": [str(path) for path in files], "keys": keys, "error": str(error) if error else ""})
     else:
         _cat(files)
-        lines = [(f"{key} = {json.dumps(value)}", f"# {file}:{line}") for key, (value, file, line) in found.items()]
+        lines = [
+            (terminal.line(f"{key} = {show.json_text(value)}"), f"# {terminal.line(file)}:{line}")
+            for key, (value, file, line) in found.items()
+        ]
         width = max((len(said) for said, _ in lines), default=0)
         print(
             "# what counts, and where it comes from", *(f"{said:{width}}  {where}" for said, where in lines), sep="\n"
@@ -123,7 +125,7 @@ def _flat(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _cat(files: list[Path]) -> None:
     for path in files:
-        print(f"# {path}")
+        print(f"# {terminal.line(path)}")
         with contextlib.suppress(CommandError):  # reported among the errors
             print(toml_file.text(path).rstrip("\n"))
         print()

@@ -14,6 +14,7 @@ import shtab
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
+from bellwired import terminal
 from bellwired.commands import (
     cat_config,
     check,
@@ -113,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. An error becomes one line, with its hint."""
+    with terminal.guarded():
+        return _run(words)
+
+
+def _run(words: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(words)
     for given in SHARED:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError
 from bellwire.declare.option import Option
+from bellwired import terminal
 from bellwired.places import Places
 
 ASK = "__complete"
 DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
 VALUED = ("--config-dir", "--runtime-dir", "--log-level", "--timeout", "-o", "--fd", "--socket-path", "--name")
+HARMLESS = re.compile(r"[\w@%+=:,./-]+")
+"""A word that a shell takes as it is. bash expands the others when it completes them: ``$(command)`` would run."""
 PATIENCE = 2.0  # seconds for a daemon to list its devices: a user waits
 
 
@@ -46,11 +50,16 @@ def completed(action: argparse.Action, kind: str) -> argparse.Action:
 
 def main(words: Sequence[str]) -> int:
     """``bellwire __complete KIND WORD...``. Errors are silent: they would appear in the user's command line."""
+    with terminal.guarded():
+        return _complete(words)
+
+
+def _complete(words: Sequence[str]) -> int:
     kind, *line = [*words, ""]
     plain, places = _parse(line)
     try:
         found = KINDS_OF_WORDS[kind](plain, places())
-        print(*found, sep="\n")
+        print(*filter(HARMLESS.fullmatch, found), sep="\n")
     except (BellwireError, OSError, KeyError):
         return 1
     return 0
@@ -107,9 +116,24 @@ def _live_options(plain: list[str], places: Places) -> Iterator[str]:
 
     if not plain:
         return iter(())
-    layout = find_trusted(_ask(places, "Describe", name=plain[0])["device"]["device"], places.plugins).layout
+    wanted = _device_of(plain[0], places)
+    if not wanted:
+        return iter(())
+    layout = find_trusted(wanted, places.plugins).layout
     live = (option for option in layout.options.values() if ("set", option) in layout.hooks)
     return itertools.chain.from_iterable(map(_values, live))
+
+
+def _device_of(name: str, places: Places) -> str:
+    """What the device ``name`` is. A daemon chooses no file that is run here: a path counts in configuration alone."""
+    from bellwired import settings
+    from bellwired.sources import is_path
+
+    configured = settings.load(places).devices.get(name)
+    if configured is not None:
+        return configured.device
+    told: str = _ask(places, "Describe", name=name)["device"]["device"]
+    return "" if is_path(told.partition(":")[0]) else told
 
 
 def _values(option: Option[Any]) -> Iterator[str]:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, connect_unix_varlink
+from asyncvarlink import VarlinkClientProtocol, VarlinkErrorReply, VarlinkTransport
+from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
+from bellwire.paths import PathError
+from bellwire.unix_sockets import check_peer, reached
 from bellwired.errors import CommandError
 from bellwired.manager.control import Control, Failed
 from bellwired.places import SYSTEM_RUNTIME, Places
@@ -81,7 +84,10 @@ def call(
         except TimeoutError:
             raise CommandError(f"{control}: {who} does not answer", "its log may say why") from None
         except VarlinkErrorReply as error:
-            raise _explain(error, instance) from None
+            raise explain(error, instance) from None
+        except ConversionError as error:
+            why = f"{who} answers what this command does not understand: {error.args[0]}"
+            raise CommandError(why, "is it of another version?") from None
         except (EOFError, ConnectionError):
             raise CommandError(f"{who} has hung up", "its log says why") from None
         finally:
@@ -108,7 +114,7 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
 
     found = []
     for name in instance.places.foreground():
-        if _listens(instance.places.control_of(name)):
+        if NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
             try:
                 found += call(instance, work, name)
             except CommandError as error:  # it hangs, is another user's, or has just ended
@@ -167,10 +173,12 @@ async def _connect(path: Path, instance: Instance) -> Any:
     deadline = time.monotonic() + instance.timeout if instance.wait else 0
     while True:
         try:
-            return await connect_unix_varlink(VarlinkClientProtocol, path)
+            return await _open(path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             if time.monotonic() >= deadline:
                 raise _absent(path, error, instance) from None
+        except PathError as error:
+            raise CommandError(f"{path}: {error.strerror}", error.hint) from None
         except PermissionError:
             hint = "be root, or a member of the control-group"
             raise CommandError(
@@ -179,6 +187,23 @@ async def _connect(path: Path, instance: Instance) -> Any:
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror or error}") from None
         await asyncio.sleep(AGAIN)
+
+
+async def _open(path: Path) -> tuple[VarlinkTransport, VarlinkClientProtocol]:
+    """One attempt. Nothing is said to a listener who may not be trusted."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with reached(path) as address:
+            await loop.sock_connect(sock, address)
+        check_peer(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    protocol = VarlinkClientProtocol()
+    transport = VarlinkTransport(loop, sock, sock, protocol)
+    await asyncio.sleep(0)  # it starts to read
+    return transport, protocol
 
 
 def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
@@ -191,9 +216,11 @@ def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
     return NoDaemonError(f"{path}: no daemon is running there", hint or (NOT_YOURS if own else NOT_RUNNING))
 
 
-def _explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
-    if isinstance(error, Failed):
-        return CommandError(error.parameters["message"], instance.hint(error.parameters["hint"]))
+def explain(error: VarlinkErrorReply, instance: Instance) -> CommandError:
+    """A daemon's error reply as the error of a command."""
+    if error.name == Failed.name:
+        told = error.paramstojson()
+        return CommandError(str(told.get("message")), instance.hint(str(told.get("hint", ""))))
     if error.name == "org.varlink.service.PermissionDenied":
         hint = instance.hint("be root, or the user that the daemon runs as")
         return CommandError(f"{instance.asked.daemon} does not let you do that", hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from bellwire.paths import WRITABLE, Place
+from bellwired.commands import show
 from bellwired.demo import on_host, on_kvm
 from bellwired.demo.spawn import device_process
 from bellwired.demo.ways import WAYS, Measured, percentile
@@ -34,6 +37,9 @@ CARRIERS = {
     Mechanism.IOREGIONFD_KERNEL: "kernel",
     Mechanism.IOREGIONFD_RELAY: "relay",
     Mechanism.IOREGIONFD_HOST: "host",
+    Mechanism.SHADOW_KERNEL: "kernel",
+    Mechanism.SHADOW_RELAY: "relay",
+    Mechanism.SHADOW_HOST: "host",
 }
 """The table's words for each mechanism. Where none is possible, a message brings the write to the device."""
 
@@ -61,7 +67,7 @@ def add_parser(commands: Any) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Measure every way, print the table, and check that all rings have arrived."""
-    out = Console(stderr=str(arguments.json) == "-", highlight=False)
+    out = show.console(to_stderr=str(arguments.json) == "-")
     if arguments.json:
         _write(arguments.json, "", mode="a")  # an unwritable output is an error before the measurement
     reason = "told not to by --no-kvm" if arguments.no_kvm else kvm_unusable()
@@ -152,7 +158,9 @@ def _write(path: Path, text: str, mode: str = "w") -> None:
         sys.stdout.write(text)
         return
     try:
-        with path.open(mode) as file:
+        with Place(path) as place:
+            fd = place.open(os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_TRUNC), 0o666, WRITABLE)
+        with open(fd, mode) as file:
             file.write(text)
     except OSError as error:
         raise CommandError(f"{path}: cannot write: {error.strerror}") from None

@@ -64,10 +64,14 @@ def _placed(item: Placed) -> dict[str, Any]:
                 found[word] = {name: int(member) for name, member in item.kind.__members__.items()}
         case Doorbell():
             found |= {"kind": "doorbell", "match": item.match, "value": item.value}
+            if item.latest:
+                found["latest"] = True
             if item.values is not None:
                 found["values"] = list(item.values)
         case IoRegion():
             found |= {"kind": "ioregion", "posted": item.posted, "doorbell_size": item.bell}
+            if item.latest:
+                found["latest"] = True
         case Area():
             found["kind"] = "area"
         case MsiX():

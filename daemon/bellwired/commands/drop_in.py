@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import difflib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bellwired import settings
+from bellwire.paths import PathError, Place, check_folder, make_folders
+from bellwired import settings, toml_file
 from bellwired.commands.control_client import Instance, NoDaemonError, method
 from bellwired.commands.operate import instance
 from bellwired.errors import CommandError
@@ -67,12 +67,7 @@ def put(daemon: Instance, name: str, file: Path, content: str | None, check: Cal
 
 def read(file: Path) -> str | None:
     """The file's content; None without a file."""
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: {error}") from None
+    return toml_file.text(file) if os.path.lexists(file) else None
 
 
 def take_up(daemon: Instance, name: str) -> bool:
@@ -87,19 +82,23 @@ def take_up(daemon: Instance, name: str) -> bool:
 
 
 def write(file: Path, content: str | None) -> None:
-    """Write or remove a file atomically. Also remove its folder if that is empty then."""
+    """Write or remove a file atomically. Also remove its folder if that is empty then.
+
+    A folder that another user may change is refused: the daemon, which names the folders, may have been taken over.
+    """
     try:
+        check_folder(file.parent)
         if content is None:
-            file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                file.parent.rmdir()
+            if os.path.lexists(file):
+                with Place(file, follow=False) as place:
+                    place.remove()
+                with Place(file.parent, follow=False) as place:
+                    place.remove_folder()
             return
-        if not file.parent.is_dir():
-            file.parent.mkdir(parents=True)
-            file.parent.chmod(0o755)  # whatever the umask: the daemon may be another user
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".", delete=False) as made:
-            made.write(content)
-        os.chmod(made.name, 0o644)
-        os.replace(made.name, file)
+        make_folders(file.parent, 0o755, exact=True)  # whatever the umask: the daemon may be another user
+        with Place(file, follow=False) as place:
+            place.replace(content.encode(), 0o644)
+    except PathError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}", error.hint) from None
     except OSError as error:
         raise CommandError(f"{file}: {error.strerror}", "be root, or the user whose configuration it is") from None

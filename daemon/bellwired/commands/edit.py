@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bellwired import settings
+from bellwire.paths import Place, check_folder
+from bellwired import settings, terminal
 from bellwired.commands import drop_in, show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
@@ -57,17 +58,21 @@ def edit(arguments: argparse.Namespace) -> int:
             _say(arguments, over, "it counts" if running else "it counts from the daemon's next start on")
     except CommandError as error:
         raise CommandError(error.in_words, f"nothing has changed; what you wrote is in {draft}") from None
-    draft.unlink()
+    shutil.rmtree(draft.parent)
     return 0
 
 
 def _draft(name: str, file: Path, before: str) -> Path:
-    """The text for the editor: the present drop-in, and below it the keys that it can change."""
+    """The text for the editor: the present drop-in, and below it the keys that it can change.
+
+    It lies in a folder of its own, which no other user may enter, together with what the editor writes beside it.
+    """
     example = "# [options]\n# key = value\n"
     below = "".join(f"# {line}\n" for line in (drop_in.read(file) or "").splitlines())
-    with tempfile.NamedTemporaryFile("w", prefix=f"bellwire-{name}-", suffix=".toml", delete=False) as made:
-        made.write(f"{before or example}\n{MARK}\n# {file}:\n{below}")
-    return Path(made.name)
+    draft = Path(tempfile.mkdtemp(prefix=f"bellwire-{name}-"), f"{name}.toml")
+    with Place(draft, follow=False) as place:
+        place.create(f"{before or example}\n{MARK}\n# {file}:\n{below}".encode())
+    return draft
 
 
 def _run_editor(draft: Path) -> None:
@@ -84,9 +89,13 @@ def _run_editor(draft: Path) -> None:
 
 def _written(draft: Path) -> str:
     try:
-        return draft.read_text()
+        check_folder(draft.parent)
+        with Place(draft, follow=False) as place, open(place.open(os.O_RDONLY), encoding="utf-8") as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise CommandError(f"not TOML: {error}") from None
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}") from None
 
 
 def _has_keys(text: str) -> bool:
@@ -97,4 +106,4 @@ def _say(arguments: argparse.Namespace, over: Path, outcome: str) -> None:
     if arguments.json:
         show.as_json({"file": str(over), "outcome": outcome})
     else:
-        print(f"{over}: {outcome}")
+        print(terminal.line(f"{over}: {outcome}"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from bellwire.paths import Place
 from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
 from bellwired.find import find_device
@@ -59,10 +59,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 def write(path: Path, text: str) -> None:
     """Replace a file as a whole, so that a reader never sees half of it. A CommandError names the file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text)
-        beside.replace(path)
+        with Place(path) as place:
+            place.replace(text.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise CommandError(f"{path}: {error.strerror}") from None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bellwire.paths import PathError, Place, check_folder, make_folders
+from bellwire.trust import asking_users
 from bellwired.errors import CommandError
 from bellwired.install import record
 from bellwired.install.layout import Layout
@@ -73,15 +76,14 @@ def install(arguments: argparse.Namespace) -> int:
             )
     lines = [*(str(file.path) for file in files), str(layout.record), f"{layout.library}/"]
     for folder in (layout.library, *contents.folders(layout), *(file.path.parent for file in files)):
-        lines += record.make_folder(folder, destination)
+        lines += _make_folder(folder, destination)
     kept = [line for line in before if line.endswith("/")]
-    record.write(record.staged(layout.record, destination), (*before, *lines))
+    _write_record(layout, destination, (*before, *lines))
     for file in files:
-        place = record.staged(file.path, destination)
-        place.write_text(file.content)
-        place.chmod(file.mode if layout.system is not None else file.mode & ~_umask())
+        with Place(record.staged(file.path, destination), follow=False) as place:
+            place.replace(file.content.encode(), file.mode if layout.system is not None else file.mode & ~_umask())
     record.remove(set(before) - {*lines, *kept}, destination)
-    record.write(record.staged(layout.record, destination), (*kept, *lines))
+    _write_record(layout, destination, (*kept, *lines))
     print(f"{len(files)} files written; their list: {layout.record}")
     if destination is None:
         print(NEXT_FOR_ONE if layout.system is None else NEXT_FOR_ALL)
@@ -114,7 +116,37 @@ def _places(arguments: argparse.Namespace) -> tuple[Layout, Path | None]:
             "character in its path",
             "choose another --prefix",
         )
+    if destination is None:
+        _check(layout)
     return layout, destination
+
+
+def _check(layout: Layout) -> None:
+    """Refuse folders that another user could exchange for others: what is written and removed there would be chosen."""
+    try:
+        for folder in (layout.library, layout.bin, layout.share, layout.configuration, layout.user_units):
+            check_folder(folder, asking_users())
+    except PathError as error:
+        hint = f"{error.hint}; or install for one user, as that user: bellwire install --user"
+        raise CommandError(f"{error.filename}: {error.strerror}", hint) from None
+
+
+def _make_folder(path: Path, destination: Path | None) -> list[str]:
+    """Create a folder and its parents. Returns the created ones, for the record."""
+    if destination is not None:
+        make_folders(destination)
+    made = []
+    for folder in (*reversed(path.parents), path):
+        with Place(record.staged(folder, destination)) as place:
+            if place.make_folder():
+                made.append(f"{folder}/")
+    return made
+
+
+def _write_record(layout: Layout, destination: Path | None, lines: Iterable[str]) -> None:
+    text = "".join(f"{line}\n" for line in sorted(set(lines)))
+    with Place(record.staged(layout.record, destination), follow=False) as place:
+        place.replace(text.encode())
 
 
 def _read(layout: Layout, destination: Path | None) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bellwired import terminal
 from bellwired.commands import attach, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
 from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
@@ -144,7 +144,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
             "yes" if each["connected"] else "-",
             show.size(each["memory"]),
             str(each["restarts"]),
-            *([", ".join(each["troubles"]) or "-"] if troubled else []),
+            *([show.text(", ".join(each["troubles"]) or "-")] if troubled else []),
         )
         for each in devices
     ]
@@ -187,8 +187,9 @@ def _about(daemon: Instance, *, in_json: bool) -> list[CommandError]:
         return []
     control, who = speaker(daemon)
     if not in_json:
-        told = f"{who} ({about['version']}, process {about['pid']}) at {show.text(control)}"
-        print(f"{'Daemon':>11}: {told}\n{'':>11}  {show.text(about['summary'])}\n")
+        told = f"{who} ({about['version']}, process {about['pid']}) at {control}"
+        print(f"{'Daemon':>11}: {terminal.line(told)}")
+        print(f"{'':>11}  {terminal.line(about['summary'])}\n")
     return [CommandError(f"{part}: {trouble}") for part, trouble in about["troubles"].items()]
 
 
@@ -248,7 +249,7 @@ def reload(arguments: argparse.Namespace) -> int:
     else:
         for word in ("started", "restarted", "stopped"):
             if outcome[word]:
-                print(f"{word}: {', '.join(outcome[word])}")
+                print(terminal.line(f"{word}: {', '.join(outcome[word])}"))
         if not any(outcome[word] for word in ("started", "restarted", "stopped", "failed")):
             print("nothing has changed")
     show.errors(map(CommandError, outcome["failed"].values()), in_json=arguments.json)
@@ -267,7 +268,7 @@ def registers(arguments: argparse.Namespace) -> int:
             show.text(each["name"]),
             f"BAR{each['bar']}+{each['offset']:#05x}",
             str(each["size"]),
-            each["access"],
+            show.text(each["access"]),
             f"{each['value']:#0{2 + 2 * each['size']}x}",
             show.text(each["meaning"]),
         )
@@ -286,10 +287,11 @@ def monitor(arguments: argparse.Namespace) -> int:
     def print_it(reply: dict[str, Any]) -> None:
         event = reply["event"]
         if arguments.json:
-            print(json.dumps(event), flush=True)
+            print(show.json_text(event), flush=True)
             return
         said = event["fields"].get("text") or ", ".join(f"{key} {value}" for key, value in event["fields"].items())
-        out.print(f"{show.clock(event['time'])} {show.text(event['device'] or '-')} {event['kind']}: {show.text(said)}")
+        what = f"{event['device'] or '-'} {event['kind']}: {said}"
+        out.print(f"{show.clock(event['time'])} {show.text(what)}")
 
     stream(instance(arguments), print_it, "Monitor", endless=True, name=arguments.name)
     return 0
@@ -306,9 +308,9 @@ def logs(arguments: argparse.Namespace) -> int:
         most = None  # it counts for what there was
         for line in lines:
             if arguments.json:
-                print(json.dumps(line), flush=True)
+                print(show.json_text(line), flush=True)
                 continue
-            words = show.text(line["text"])
+            words = show.paragraph(line["text"])
             colour = show.LEVELS.get(line["level"])
             said = f"[{colour}]{words}[/{colour}]" if colour else words
             out.print(f"{show.clock(line['time'])} {said}")
@@ -324,7 +326,7 @@ def qemu_args(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
     else:
-        print(command)
+        print(terminal.line(command))
     return 0
 
 
@@ -353,7 +355,7 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("DMA", f"{client['maps']} maps, {show.size(client['bytes'])}"))
     counted = {key: value for key, value in device["statistics"].items() if value}
     if counted:
-        facts.append(("Counted", ", ".join(f"{key} {value}" for key, value in counted.items())))
+        facts.append(("Counted", show.text(", ".join(f"{key} {value}" for key, value in counted.items()))))
     return facts
 
 

@@ -6,7 +6,6 @@ It does not daemonise, keeps fds 0, 1 and 2, and SIGTERM or SIGINT ends it clean
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shlex
 import signal
@@ -21,19 +20,19 @@ from bellwire import OptionError, PciDevice
 from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
-from bellwired import settings
-from bellwired.commands import attach, debugger
+from bellwired import settings, terminal
+from bellwired.commands import attach, debugger, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.listen import Listener, activated, default_path, inherited, listening
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Relay, Serving
+from bellwired.workers.worker import Relay, Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -110,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
     device = find_device(arguments.device)
     if arguments.print_capabilities:
-        print(json.dumps(describe(device), indent=2))
+        show.as_json(describe(device))
         return 0
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
@@ -118,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
-        to_stderr_or_journal(arguments.log_level, clock=True)
+        _log_to(arguments.log_level, name)
         debugger.install(debugging=arguments.debug)
         control = _control(arguments, name)
         if control is not None:
@@ -135,6 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
             **sockets,
             io_fd_entry=arguments.io_fd_entry,
             busy_poll=arguments.busy_poll,
+            max_maps=about.max_maps,
+            hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
         )
@@ -146,6 +147,17 @@ def run(arguments: argparse.Namespace) -> int:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
     return 0
+
+
+def _log_to(level: str, name: str) -> None:
+    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients."""
+    if not stderr_is_the_journal():
+        to_stderr_or_journal(level, clock=TIME)
+        return
+    to_stderr_or_journal(level, device=name)
+    logging.getLogger("bellwire.worker").setLevel(logging.WARNING)
+    for handler in log.root.handlers:
+        handler.addFilter(mark_trouble)
 
 
 def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
@@ -189,13 +201,15 @@ def _announce(arguments: argparse.Namespace, name: str, address: str, control: L
         return
     accelerated_by = attach.accelerators()
     path = arguments.socket_path or default_path(name)
-    print(f"{name}: serving on {path}. To attach it to QEMU ({attach.OLDEST} or newer):")
-    print(f"  {attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)}")
+    print(f"{terminal.line(name)}: serving on {terminal.line(path)}. To attach it to QEMU ({attach.OLDEST} or newer):")
+    command = attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)
+    print(f"  {terminal.line(command)}")
     if "kvm" not in accelerated_by:
         print(attach.WHY_TCG)
     if control is not None:
         where = f" --runtime-dir {shlex.quote(str(arguments.runtime_dir))}" if arguments.runtime_dir else ""
-        print(f"From elsewhere: bellwire status {name}{where} (or regs, monitor, set, reset). Ctrl-C ends it.")
+        told = f"From elsewhere: bellwire status {name}{where} (or regs, monitor, set, reset). Ctrl-C ends it."
+        print(terminal.line(told))
     sys.stdout.flush()
 
 

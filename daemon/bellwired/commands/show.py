@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from bellwired import terminal
 from bellwired.errors import CommandError
 
 COLOURS = {"running": "green", "failed": "red", "waiting": "yellow", "starting": "yellow", "stopping": "yellow"}
@@ -29,14 +31,29 @@ class Column(NamedTuple):
     right: bool = False
 
 
-def console() -> Console:
-    """Standard output. Without colours if it is no terminal, or if NO_COLOR is set."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+class Plain(Console):
+    """A console whose text controls no terminal, whatever it contains; only its own styles do."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As in :mod:`rich`, with control characters shown as escapes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(terminal.lines(segment.text), segment.style)
+
+
+def console(*, to_stderr: bool = False) -> Plain:
+    """Standard output or error. Without colours if it is no terminal, or if NO_COLOR is set."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Plain(file=terminal.raw(stream), highlight=False, emoji=False, soft_wrap=not stream.isatty())
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON in ASCII. No control character is left as it is, DEL included."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def as_json(value: Any) -> None:
     """Print a value as JSON."""
-    print(json.dumps(value, indent=2))
+    print(json_text(value, indent=2))
 
 
 def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
@@ -44,11 +61,11 @@ def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
     for error in found:
         hint = error.hint if isinstance(error, CommandError) else ""
         if in_json:
-            print(json.dumps({"error": str(error), "hint": hint}), file=sys.stderr)
+            print(json_text({"error": str(error), "hint": hint}), file=sys.stderr)
             continue
-        print(f"bellwire: {error}", file=sys.stderr)
+        print(f"bellwire: {terminal.line(error)}", file=sys.stderr)
         if hint:
-            print(f"  {hint}", file=sys.stderr)
+            print(f"  {terminal.line(hint)}", file=sys.stderr)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
@@ -76,12 +93,17 @@ def _width(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
 def state(word: str) -> str:
     """The markup of a device's state, with its colour."""
     colour = COLOURS.get(word)
-    return f"[{colour}]{word}[/{colour}]" if colour else word
+    return f"[{colour}]{word}[/{colour}]" if colour else text(word)
 
 
 def text(value: object) -> str:
-    """Any value as text, with markup escaped."""
-    return escape(str(value))
+    """Any value as text in one line, with markup escaped."""
+    return escape(terminal.line(value))
+
+
+def paragraph(value: object) -> str:
+    """Any value as text that may have several lines, with markup escaped. Lines after the first are indented."""
+    return escape(terminal.paragraph(value))
 
 
 def size(count: int) -> str:
@@ -108,5 +130,8 @@ def ago(when: float, now: float | None = None) -> str:
 
 
 def clock(when: float) -> str:
-    """A point in time, as local time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    """A point in time, as local time; as a number, if there is no such time."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    except (OverflowError, ValueError, OSError):
+        return f"{when:g}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
 
 from bellwire import PciDevice
@@ -22,7 +20,7 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
     tally = device.core.tally
     if not tally.clients:
         return
-    out = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    out = show.console(to_stderr=True)
     out.print(f"\n{show.text(name)} has served {_count(tally.clients, 'client')} in {show.ago(0.0, seconds)}.")
     out.print(_accesses(device, tally))
     for label, text in _lines(device, tally):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from bellwire.paths import Place, make_folders
 from bellwired.errors import CommandError
 
 KINDS = {
@@ -68,17 +70,22 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
     texts |= {path: (_read(templates / "common" / file, name), about) for path, (file, about) in common.items()}
     header = Path(f"driver/{name}_regs.h")
     for path in (*texts, header):
-        if (folder / path).exists():
+        if os.path.lexists(folder / path):
             raise CommandError(f"{folder / path} exists already", "choose another name, or move it away")
     try:
-        (folder / "driver").mkdir(parents=True, exist_ok=True)
+        make_folders(folder / "driver")
         for path, (text, _) in texts.items():
-            (folder / path).write_text(text)
-        (folder / header).write_text(_header(folder / f"{name}.py"))
+            _create(folder / path, text)
+        _create(folder / header, _header(folder / f"{name}.py"))
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror}") from None
     written = {folder / path: about for path, (_, about) in texts.items()}
     return written | {folder / header: "the numbers that drivers use, made from the device"}
+
+
+def _create(path: Path, text: str) -> None:
+    with Place(path, follow=False) as place:
+        place.create(text.encode())
 
 
 def _check(name: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import socket
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bellwire.paths import PathError
+from bellwire.unix_sockets import check_peer, connect
 from bellwire_vmm import guests
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import DeviceRefusedError, GuestImageError
@@ -23,6 +26,7 @@ from vfio_user import Client, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
+ANSWER = 5.0  # seconds for a device to answer a message
 PATIENCE = 60.0  # seconds, with a micro guest
 FOR_GUESTS, FOR_LINUX = ("parameters",), ("initrd", "append", "console", "no_reboot")
 _SIZE = re.compile(r"([1-9]\d{0,8})([MG]?)", re.IGNORECASE)
@@ -125,11 +129,27 @@ def vmm(arguments: argparse.Namespace) -> int:
 def plug(machine: Machine, path: Path) -> ProxyDevice:
     """Plug the device that is served at ``path`` into ``machine``."""
     try:
-        return machine.plug(Client.connect(path))
+        return machine.plug(_connect(path))
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
+
+
+def _connect(path: Path) -> Client:
+    """Connect to the device at ``path``, whose process gets the guest's memory."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(ANSWER)
+    try:
+        connect(sock, path)
+        check_peer(sock, path)
+    except PathError as error:
+        sock.close()
+        raise CommandError(f"{path}: {error.strerror}", error.hint) from None
+    except OSError as error:
+        sock.close()
+        raise CommandError(f"{path}: {error.strerror or error}; is a device being served there?") from None
+    return Client(sock, timeout=ANSWER)
 
 
 def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:

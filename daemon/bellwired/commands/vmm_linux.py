@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
 from bellwire_vmm.device.proxy import ProxyDevice
@@ -88,7 +89,9 @@ def _run(
 
 def _console(path: Path | None, stack: contextlib.ExitStack) -> BinaryIO:
     if path is not None:
-        return stack.enter_context(path.open("wb", buffering=0))
+        with Place(path) as place:
+            fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, WRITABLE)
+        return stack.enter_context(os.fdopen(fd, "wb", buffering=0))
     sys.stdout.flush()
     return stack.enter_context(os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0))
 

@@ -11,7 +11,19 @@ from typing import Self
 from bellwire.bundled.bell import Bell
 from bellwired.demo.ways import Measured, Way, problem
 from bellwired.errors import CommandError
-from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, Mechanism, RegionIndex, SubRegion
+from vfio_user import (
+    Client,
+    IoEventFd,
+    IoRegionClient,
+    IoRegionFd,
+    IrqIndex,
+    Mechanism,
+    RegionIndex,
+    ShadowBell,
+    ShadowIoEventFd,
+    SubRegion,
+)
+from vfio_user.io_fds import descriptors
 
 PATIENCE = 5.0  # seconds for an interrupt
 STEPS = 2
@@ -39,7 +51,7 @@ def measure(
         return measured
     finally:
         os.close(interrupt)
-        for fd in {sub.fd for sub in subs.values()}:
+        for fd in set().union(*map(descriptors, subs.values())):
             os.close(fd)
 
 
@@ -51,23 +63,27 @@ class _Ringer:
         self.ring: Rings = self._message
         self._client = client
         self._way = way
-        self._wire: IoRegionClient | None = None
+        self._open: IoRegionClient | ShadowBell | None = None
         self._sub = sub
         if isinstance(sub, IoEventFd):
             self.mechanism = Mechanism.IOEVENTFD if sub.datamatch is None else Mechanism.IOEVENTFD_DATAMATCH
             self.ring = lambda _: os.eventfd_write(sub.fd, 1)
         elif isinstance(sub, IoRegionFd):
             self.mechanism = Mechanism.IOREGIONFD_HOST
-            self._wire = wire = IoRegionClient(sub.fd)
+            self._open = wire = IoRegionClient(sub.fd)
             send = wire.post if sub.posted_writes else wire.write
             self.ring = lambda value: send(sub.user_data, 0, value.to_bytes(4, "little"))
+        elif isinstance(sub, ShadowIoEventFd):
+            self.mechanism = Mechanism.SHADOW_HOST
+            self._open = bell = ShadowBell(sub)
+            self.ring = lambda value: bell.ring(value.to_bytes(4, "little"))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._wire is not None:
-            self._wire.close()
+        if self._open is not None:
+            self._open.close()
 
     def _message(self, value: int) -> None:
         way = self._way

@@ -19,7 +19,7 @@ from vfio_user import Client, Mechanism
 
 GUEST = "bell3"  # the guest's loop runs in ring 3: every kind of KVM runs this natively
 MEMORY = 16 << 20
-BY_EVENTFD = (Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH)
+BY_EVENTFD = (Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.SHADOW_KERNEL)
 OWN = 1  # the mark that ends a stretch is an exit of its own
 
 

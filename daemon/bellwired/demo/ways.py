@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bellwire import Bar
-from bellwire.bundled.bell import MATCH, Bell
+from bellwire.bundled.bell import FEW, MATCH, Bell
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.register import Register
 from bellwire_vmm.guests.layout import Ring, Space
@@ -58,6 +58,8 @@ def _way(
 WAYS = (
     _way("ioeventfd wildcard", Bell.wildcard, Bell.wildcard_count),
     _way("ioeventfd datamatch", Bell.datamatch, Bell.datamatch_count, value=MATCH),
+    _way("ioeventfd values", Bell.few, Bell.few_count, value=FEW[-1]),
+    _way("shadow ioeventfd", Bell.latest, Bell.latest_count, Bell.latest_errors),
     _way("ioregionfd posted", Bell.value, Bell.value_count, Bell.value_errors),
     _way("ioregionfd acknowledged", Bell.region, Bell.acked_count, Bell.acked_errors),
     _way("REGION_WRITE posted", Bell.plain, Bell.plain_count, Bell.plain_errors),

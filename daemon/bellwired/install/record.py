@@ -31,27 +31,6 @@ def read(record: Path) -> list[str]:
     return lines
 
 
-def write(record: Path, lines: Iterable[str]) -> None:
-    """Write the record atomically."""
-    half = record.with_suffix(".half")
-    half.write_text("".join(f"{line}\n" for line in sorted(set(lines))))
-    half.replace(record)
-
-
-def make_folder(path: Path, destination: Path | None) -> list[str]:
-    """Create a folder and its parents. Returns the created ones, for the record."""
-    made = []
-    if destination is not None:
-        destination.mkdir(parents=True, exist_ok=True)
-    for folder in (*reversed(path.parents), path):
-        try:
-            staged(folder, destination).mkdir()
-        except FileExistsError:
-            continue
-        made.append(f"{folder}/")
-    return made
-
-
 def remove(lines: Iterable[str], destination: Path | None) -> None:
     """Remove files, and folders that are empty then. Missing ones are ignored."""
     for line in sorted(lines, reverse=True):  # a folder comes after what is in it

@@ -3,14 +3,9 @@
 Root and the user that the daemon runs as may do everything. Members of ``control-group`` may look.
 """
 
-import array
 import asyncio
 import contextlib
-import grp
-import logging
 import os
-import socket
-import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
 
@@ -19,13 +14,11 @@ from asyncvarlink import (
     LastResult,
     TypedVarlinkErrorReply,
     VarlinkInterface,
-    VarlinkTransport,
     varlinkmethod,
 )
 from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
-from bellwired.listen import Listener
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
@@ -36,16 +29,8 @@ INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
 """The kind of the stream's last event."""
 STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
-LAST_WORDS = 2.0  # seconds for callers to read their last answers
-PAUSE = 1.0
-MOST_CALLERS = 200  # connections at a time of users who may only look
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
-_UCRED = struct.Struct("iII")
-_SO_PEERGROUPS = 59
-_MOST_GROUPS = 256  # what Python's getsockopt() has room for
-
-log = logging.getLogger("bellwired")
 
 
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
@@ -269,79 +254,6 @@ class Control(VarlinkInterface, name=INTERFACE):
             yield
 
 
-@contextlib.asynccontextmanager
-async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterator[None]:
-    """Serve the control API on ``given``, or on a new socket."""
-    group = manager.settings.daemon.control_group
-    own = None
-    if given is None:
-        own = Listener(manager.places.control, 0o660 if group else 0o600, group=group)
-        given = own.socket
-    server = Server(manager, given)
-    server.open()
-    try:
-        yield
-    finally:
-        await server.close()
-        if own is not None:
-            own.close()
-
-
-class Server:
-    """Accepts callers. The kernel says which user a caller is, and that decides what the caller may do."""
-
-    def __init__(self, manager: Manager, sock: socket.socket) -> None:
-        self._manager = manager
-        self._sock = sock
-        self._callers: dict[VarlinkTransport, ControlConnection] = {}
-
-    def open(self) -> None:
-        """Begin."""
-        self._sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
-
-    async def close(self, why: str = "the daemon stops") -> None:
-        """Accept no more callers. The present ones get the answers that they wait for, if they read them."""
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
-        self._sock.close()
-        self._manager.broadcaster.publish("", LAST, {"text": why})
-        await asyncio.sleep(0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
-                await asyncio.gather(*(caller.idle() for caller in self._callers.values()))
-        transports = list(self._callers)
-        for transport in transports:
-            transport.abort()
-        await asyncio.gather(*(transport.closed_future for transport in transports))
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:  # no descriptor left, most likely
-            log.error("cannot accept a caller: %s", error.strerror)
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._sock.fileno())
-            loop.call_later(PAUSE, self._go_on)
-            return
-        uid, gids = _peer(connection)
-        may_change = uid in (0, os.geteuid())
-        if len(self._callers) >= MOST_CALLERS and not may_change:
-            connection.close()
-            return
-        caller = ControlConnection(connection)
-        may_look = may_change or _gid(self._manager.settings.daemon.control_group) in gids
-        caller.offer(Control(self._manager, caller, may_look=may_look, may_change=may_change))
-        transport = VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)
-        self._callers[transport] = caller
-        transport.closed_future.add_done_callback(lambda _: self._callers.pop(transport))
-
-    def _go_on(self) -> None:
-        if self._sock.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
-
-
 @contextlib.contextmanager
 def _failing() -> Iterator[None]:
     """Turn a CommandError into the API's own error."""
@@ -349,22 +261,3 @@ def _failing() -> Iterator[None]:
         yield
     except CommandError as error:
         raise Failed(message=str(error), hint=error.hint) from None
-
-
-def _peer(connection: socket.socket) -> tuple[int, set[int]]:
-    """The peer's user and groups at the time when it connected (unix(7), socket(7))."""
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    try:
-        groups = array.array("I", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS))
-    except OSError:  # more than Python has room for
-        return uid, {gid}
-    return uid, {gid, *groups}
-
-
-def _gid(group: str) -> int:
-    """A group's ID; -1, which no group has, for no group."""
-    try:
-        return grp.getgrnam(group).gr_gid if group else -1
-    except KeyError:
-        log.error("control-group: there is no group %r", group)
-        return -1

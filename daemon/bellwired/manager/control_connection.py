@@ -22,6 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwired.release import release
 
 LONGEST_CALL = 1 << 16  # bytes
+SLOW = 300.0  # seconds for a caller to make room for the next answer
 MOST_CALLS = 100  # calls that a caller may send before it reads the answers
 
 log = logging.getLogger("bellwired")
@@ -68,14 +69,14 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         self._unfinished = len(data) - data.rfind(b"\0") - 1 if ends else self._unfinished + len(data)
         self._ahead += ends
         if self._unfinished > LONGEST_CALL:
-            self._drop(f"a call of more than {LONGEST_CALL} bytes")
+            self._drop(f"it sent a call of more than {LONGEST_CALL} bytes")
         elif self._ahead > MOST_CALLS:
-            self._drop(f"more than {MOST_CALLS} calls sent ahead")
+            self._drop(f"it sent more than {MOST_CALLS} calls sent ahead")
         else:
             try:
                 super().message_received(data, fds)
             except (ValueError, RecursionError) as error:
-                self._drop(f"what is no JSON: {error}")
+                self._drop(f"it sent what is no JSON: {error}")
 
     def request_received(self, obj: Any, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
         """Handle the next call."""
@@ -85,7 +86,7 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
         """Handle a message that is not a call."""
         self._ahead -= 1
-        self._drop(f"what is no call: {err}")
+        self._drop(f"it sent what is no call: {err}")
 
     def call_received(self, call: VarlinkMethodCall, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
         """Handle a well-formed call."""
@@ -97,6 +98,8 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         """Send an answer to the current call."""
         future = super().send_reply(reply, fds, autoclose)
         self._kept(future)
+        overdue = asyncio.get_running_loop().call_later(SLOW, self._drop, f"it has read no answer for {SLOW:g} s")
+        future.add_done_callback(lambda _: overdue.cancel())
         return future
 
     def _kept(self, future: asyncio.Future[None] | None) -> asyncio.Future[None] | None:
@@ -109,6 +112,6 @@ class ControlConnection(VarlinkInterfaceServerProtocol):
         """Close the connection. Ignore what the caller has sent already."""
         if not self._dropped:
             self._dropped = True
-            log.warning("a caller of the control socket was hung up on: it sent %s", why)
+            log.warning("a caller of the control socket was hung up on: %s", why)
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)

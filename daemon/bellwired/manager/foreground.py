@@ -20,8 +20,8 @@ from typing import Any, NoReturn, Self
 
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
-from bellwired.logs import hush_asyncvarlink
-from bellwired.manager.control import Server
+from bellwired.logs import hush_asyncvarlink, stderr_is_the_journal
+from bellwired.manager.control_server import Server
 from bellwired.manager.life import State
 from bellwired.manager.manager import Manager, Reloaded, prepare
 from bellwired.manager.tasks import alongside
@@ -93,7 +93,12 @@ class Foreground(Unit):
         )
 
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
-        """Store an event and pass it to the listeners. The worker logs to the same place, so do not log it again."""
+        """Store an event and pass it to the listeners. The journal gets it from here, a terminal from the worker.
+
+        The line comes back among the worker's, so it is not stored a second time.
+        """
+        if stderr_is_the_journal():
+            self._log(message_id, text, level)
         self._remember(kind, text)
 
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from bellwired import notify
+from bellwired import notify, terminal
 from bellwired.errors import CommandError
-from bellwired.logs import hush_asyncvarlink, to_stderr_or_journal
-from bellwired.manager import control
+from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
+from bellwired.manager import control_server
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
@@ -53,8 +53,11 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
-    arguments = parser().parse_args(words)
+    with terminal.guarded():
+        return _run(parser().parse_args(words))
 
+
+def _run(arguments: argparse.Namespace) -> int:
     def apply(settings: Daemon) -> None:
         _log_to(arguments.log_level or settings.log_level)
 
@@ -96,7 +99,7 @@ class Life:
         listener = given.pop("control", None)
         manager.take_listeners(given)
         async with (
-            control.serving(manager, listener),
+            control_server.serving(manager, listener),
             manager.running(),
             _metrics(manager),
             alongside(self._show_life, self._show_status),
@@ -186,7 +189,7 @@ async def _metrics(manager: Manager) -> AsyncIterator[None]:
 
 
 def _log_to(level: str) -> None:
-    to_stderr_or_journal(level)
+    to_stderr_or_journal(level, clock=DATE)
     hush_asyncvarlink()
 
 

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
-import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from bellwire.trust import others_may_write
+from bellwire.paths import PathError, check_folder, make_folders
 from bellwired import messages, settings, toml_file
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
@@ -63,6 +61,12 @@ class Manager:
         self.spawner = Spawner()
         self.troubles: dict[str, str] = {}
         """What does not work of the daemon itself, by its part. The devices are served all the same."""
+        self.reloads = {"success": 0, "failure": 0}
+        """Reloads by whether all files could be used."""
+        good = not (self.settings.errors or self.settings.faults)
+        self.last_reload = self.settings.since, good
+        """When the configuration was last read, and whether all files could be used."""
+        self.last_success = self.settings.since if good else 0.0
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
         self._prints: dict[str, tuple[Any, ...]] = {}
@@ -140,6 +144,7 @@ class Manager:
             await a_few_at_once(self._disable(name, done) for name in fresh.disabled & self.units.keys())
             await a_few_at_once(self._bring_up_to_date(name, done) for name in fresh.devices)
             done.sort()
+            self._count_reload(not done.failed)
             summary = f"{len(done.started)} started, {len(done.restarted)} restarted, {len(done.stopped)} stopped"
             log.info("configuration read again: %s", summary, extra={"MESSAGE_ID": messages.RELOADED})
             self.broadcaster.publish("", "reloaded", {"text": summary})
@@ -283,7 +288,7 @@ class Manager:
         if fresh != old:
             self._changed.set()
             self._apply(fresh)
-        for key in ("control_group", "metrics"):
+        for key in ("control_group", "metrics", "metrics_mode", "metrics_group"):
             if getattr(old, key) != getattr(fresh, key):
                 log.warning("a change of %s counts from the daemon's next start on", key.replace("_", "-"))
 
@@ -304,6 +309,12 @@ class Manager:
         """The devices whose files cannot be used, without those that are disabled."""
         yield from ((name, why) for name, why in self.settings.errors.items() if name not in self.settings.disabled)
 
+    def _count_reload(self, good: bool) -> None:
+        self.reloads["success" if good else "failure"] += 1
+        self.last_reload = self.settings.since, good
+        if good:
+            self.last_success = self.settings.since
+
     def _report_bad_files(self) -> None:
         for fault in self.settings.faults:
             log.error("%s", fault.in_words, extra={"MESSAGE_ID": messages.BAD_FILE})
@@ -323,11 +334,9 @@ class Manager:
 def prepare(folder: Path) -> None:
     """Create the runtime folder. Raises a CommandError if another user could put sockets into it."""
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        status = folder.stat()
+        make_folders(folder, 0o755)
+        check_folder(folder)
+    except PathError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}", f"{error.hint}, or use --runtime-dir") from None
     except OSError as error:
         raise CommandError(f"{folder}: cannot be the runtime folder: {error.strerror}") from None
-    if status.st_uid not in (0, os.geteuid()):
-        raise CommandError(f"{folder}: belongs to user {status.st_uid}", "choose another one with --runtime-dir")
-    if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
-        raise CommandError(f"{folder}: others than its owner may write it", f"chmod go-w {folder}")

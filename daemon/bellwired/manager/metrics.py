@@ -1,101 +1,198 @@
-"""OpenMetrics over HTTP, on a UNIX or a TCP socket; off unless ``metrics`` in bellwired.toml says where."""
+"""The metrics of a daemon, as OpenMetrics. Off unless ``metrics`` in bellwired.toml says where.
+
+What is known is collected on the event loop. The files in /proc are read, and the text is made, on another thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import os
+import platform
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from bellwired.errors import CommandError
-from bellwired.listen import Listener
+from bellwired import unblocked
+from bellwired.manager import descriptors
+from bellwired.manager.describe import DISABLED
 from bellwired.manager.life import State
 from bellwired.manager.manager import Manager
+from bellwired.manager.scrapes import Scrapes, listening, log
+from bellwired.manager.unit import Unit
+from bellwired.release import release
 from bellwired.workers import process
 
-log = logging.getLogger("bellwired")
-LONGEST_REQUEST = 8192
-PATIENCE = 3.0
-GAUGES = {"connected": "Whether it has a client", "dma_maps": "Stretches of memory that its client shares"}
+PATIENCE = 3.0  # seconds for a worker's counters
+STATES = [*map(str, State), DISABLED]
+COUNTERS = {
+    "clients": ("clients", "Clients that have connected"),
+    "reads": ("reads", "Reads of registers, areas and config space that came as messages"),
+    "writes": ("writes", "Writes to registers, areas and config space that came as messages"),
+    "interrupts": ("interrupts", "Interrupts that were sent"),
+    "resets": ("resets", "Resets of the device"),
+    "guest_errors": ("guest_errors", "Mistakes of the guest"),
+    "failures": ("failures", "Errors that the device's code raised"),
+    "dma_read": ("dma_read_bytes", "Bytes that were copied from guest memory"),
+    "dma_written": ("dma_written_bytes", "Bytes that were copied to guest memory"),
+    "dma_in_place": ("dma_in_place_bytes", "Bytes of guest memory that were used in place"),
+}
+"""By the key of a worker's statistics: the metric's name after ``bellwire_``, and its help."""
+GAUGES = {
+    "connected": ("connected", "Whether it has a client"),
+    "dma_maps": ("dma_maps", "Maps of its client's memory"),
+}
+RINGS = "rings_"
+"""Keys of statistics that begin with this count rings by mechanism."""
 
 
-class Devices(Collector):
-    """The counters from the last round of questions to the workers, as metrics."""
+@dataclass(eq=False)
+class Known:
+    """What is known of one device."""
 
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
-        self._numbers: dict[str, dict[str, int]] = {}
+    name: str
+    kind: str
+    plugin: str
+    state: str
+    restarts: int
+    pid: int
+    numbers: dict[str, int] = field(default_factory=dict)
 
-    async def refresh(self) -> None:
-        """Ask every running worker for its counters."""
-        units = [unit for unit in self._manager.units.values() if unit.state is State.RUNNING]
-        answers = await asyncio.gather(*(unit.ask("statistics", PATIENCE) for unit in units), return_exceptions=True)
-        pairs = zip(units, answers, strict=True)
-        self._numbers = {unit.name: dict(answer) for unit, answer in pairs if not isinstance(answer, BaseException)}
+
+@dataclass(eq=False)
+class Snapshot(Collector):
+    """All that one scrape tells, except for what is in /proc."""
+
+    devices: list[Known]
+    processes: list[tuple[str, str, int]]
+    reloads: Mapping[str, int]
+    last_reload: tuple[float, bool]
+    last_success: float
+    lost: int
+    descriptors: int
 
     def collect(self) -> Iterator[Metric]:
-        """One family for each number."""
+        """The families, each with all its samples."""
+        yield InfoMetricFamily(
+            "bellwire_build", "The version", value={"version": release(), "python": platform.python_version()}
+        )
+        yield from self._daemon()
+        yield from self._devices()
+        yield from self._counters()
+        yield from self._processes()
+
+    def _daemon(self) -> Iterator[Metric]:
+        reloads = CounterMetricFamily("bellwire_reloads", "Reloads of the configuration", labels=["result"])
+        for result, count in self.reloads.items():
+            reloads.add_metric([result], count)
+        yield reloads
+        about = "Whether the last start or reload could use all files"
+        yield GaugeMetricFamily("bellwire_config_last_reload_successful", about, value=self.last_reload[1])
+        about = "When the configuration was last read"
+        yield GaugeMetricFamily("bellwire_config_last_reload_timestamp_seconds", about, value=self.last_reload[0])
+        about = "When the configuration was last read, and all files could be used; 0 if never"
+        yield GaugeMetricFamily("bellwire_config_last_reload_success_timestamp_seconds", about, value=self.last_success)
+        about = "Lines of the daemon's log that were lost, because its reader was too slow"
+        yield CounterMetricFamily("bellwire_log_lines_lost", about, value=self.lost)
+        about = "The descriptors that the daemon may have open"
+        yield GaugeMetricFamily("bellwire_max_fds", about, value=self.descriptors)
+
+    def _devices(self) -> Iterator[Metric]:
+        info = InfoMetricFamily("bellwire_device", "What it is", labels=["device"])
+        states = StateSetMetricFamily("bellwire_device_state", "Its state", labels=["device"])
         up = GaugeMetricFamily("bellwire_up", "Whether the device accepts clients", labels=["device"])
         restarts = CounterMetricFamily("bellwire_restarts", "Restarts of its worker", labels=["device"])
-        memory = GaugeMetricFamily("bellwire_memory_bytes", "Its worker's share of memory (PSS)", labels=["device"])
-        for unit in self._manager.units.values():
-            up.add_metric([unit.name], unit.state is State.RUNNING)
-            restarts.add_metric([unit.name], unit.restarts)
-            memory.add_metric([unit.name], process.memory(unit.pid) if unit.pid else 0)
-        yield from (up, restarts, memory)
-        for key in sorted({key for numbers in self._numbers.values() for key in numbers}):
-            kind = GaugeMetricFamily if key in GAUGES else CounterMetricFamily
-            about = GAUGES.get(key, f"{key.replace('_', ' ').capitalize()} since its worker was started")
-            family = kind(f"bellwire_{key}", about, labels=["device"])
-            for name, numbers in self._numbers.items():
-                family.add_metric([name], numbers.get(key, 0))
-            yield family
+        for device in self.devices:
+            version = "" if device.plugin else release()
+            info.add_metric([device.name], {"kind": device.kind, "version": version, "plugin": device.plugin})
+            states.add_metric([device.name], {state: state == device.state for state in STATES})
+            up.add_metric([device.name], device.state == State.RUNNING)
+            restarts.add_metric([device.name], device.restarts)
+        yield from (info, states, up, restarts)
+
+    def _counters(self) -> Iterator[Metric]:
+        known = [device for device in self.devices if device.numbers]
+        rings = CounterMetricFamily("bellwire_rings", "Rings of doorbells", labels=["device", "mechanism"])
+        for device in known:
+            for key, count in device.numbers.items():
+                if key.startswith(RINGS):
+                    rings.add_metric([device.name, key.removeprefix(RINGS)], count)
+        yield rings
+        for names, kind in ((COUNTERS, CounterMetricFamily), (GAUGES, GaugeMetricFamily)):
+            for key, (name, about) in names.items():
+                family = kind(f"bellwire_{name}", about, labels=["device"])
+                for device in known:
+                    if key in device.numbers:
+                        family.add_metric([device.name], device.numbers[key])
+                if family.samples:
+                    yield family
+
+    def _processes(self) -> Iterator[Metric]:
+        labels = ["process", "device"]
+        cpu = CounterMetricFamily("bellwire_process_cpu_seconds", "CPU time, user and system", labels=labels)
+        memory = GaugeMetricFamily("bellwire_process_resident_memory_bytes", "Resident memory (RSS)", labels=labels)
+        fds = GaugeMetricFamily("bellwire_process_open_fds", "Open file descriptors", labels=labels)
+        for role, device, pid in self.processes:
+            used = process.usage(pid)
+            if used is not None:
+                cpu.add_metric([role, device], used.seconds)
+                memory.add_metric([role, device], used.resident)
+                fds.add_metric([role, device], used.descriptors)
+        yield from (cpu, memory, fds)
+
+
+async def snapshot(manager: Manager) -> Snapshot:
+    """What is known now. Every running worker is asked for its counters."""
+    units = list(manager.units.values())
+    running = [unit for unit in units if unit.state is State.RUNNING]
+    answers = await asyncio.gather(*(unit.ask("statistics", PATIENCE) for unit in running), return_exceptions=True)
+    pairs = zip(running, answers, strict=True)
+    numbers = {unit.name: dict(answer) for unit, answer in pairs if not isinstance(answer, BaseException)}
+    devices = [_known(unit, numbers.get(unit.name, {})) for unit in units]
+    devices += [Known(name, "", "", str(State.FAILED), 0, 0) for name in manager.unusable]
+    processes = [("manager", "", os.getpid()), ("fork-server", "", manager.spawner.pid)]
+    processes += [("worker", device.name, device.pid) for device in devices]
+    return Snapshot(
+        devices=devices,
+        processes=[each for each in processes if each[2]],
+        reloads=dict(manager.reloads),
+        last_reload=manager.last_reload,
+        last_success=manager.last_success,
+        lost=unblocked.lost(),
+        descriptors=descriptors.limit(),
+    )
 
 
 @contextlib.asynccontextmanager
 async def serving(manager: Manager) -> AsyncIterator[None]:
     """Answer scrapes for the length of the block, at the configured address."""
-    where = manager.settings.daemon.metrics
-    devices = Devices(manager)
-    registry = CollectorRegistry()
-    registry.register(devices)
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nothing_to_say = (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
-        with contextlib.suppress(*nothing_to_say), contextlib.closing(writer):
-            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
-            if request.startswith((b"GET /metrics ", b"GET / ")):
-                await devices.refresh()
-                head, body = f"200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}", generate_latest(registry)
-            else:
-                head, body = "404 Not Found\r\nContent-Type: text/plain", b"GET /metrics\n"
-            text = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            writer.write(text.encode() + body)
-            await asyncio.wait_for(writer.drain(), PATIENCE)
+    async def make() -> tuple[str, bytes]:
+        registry = CollectorRegistry()
+        registry.register(await snapshot(manager))
+        return CONTENT_TYPE_LATEST, await asyncio.to_thread(generate_latest, registry)
 
-    kind, _, path = where.partition(":")
-    own: Listener | None = None
-    try:
-        if kind == "unix":
-            own = Listener(Path(path), 0o666)
-            server = await asyncio.start_unix_server(answer, sock=own.socket, limit=LONGEST_REQUEST)
-        else:
-            host, _, port = where.rpartition(":")
-            if not host:
-                raise ValueError("no address to listen on")
-            server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=LONGEST_REQUEST)
-    except (OSError, ValueError, OverflowError, CommandError) as error:
-        raise CommandError(f"metrics = {where!r}: {error}", "write unix:PATH or ADDRESS:PORT") from None
-    log.info("metrics at %s", where)
-    try:
-        yield
-    finally:
-        server.close()  # do not wait for scrapes under way
-        if own is not None:
-            own.close()
+    async with listening(manager.settings.daemon) as sockets:
+        scrapes = [Scrapes(sock, make) for sock in sockets]
+        log.info("metrics at %s", manager.settings.daemon.metrics)
+        try:
+            yield
+        finally:
+            for each in scrapes:
+                await each.close()
+
+
+def _known(unit: Unit, numbers: dict[str, int]) -> Known:
+    state = str(unit.state) if unit.settings.enabled or unit.state is not State.STOPPED else DISABLED
+    plugin = next(iter(unit.files), "")
+    return Known(unit.name, unit.settings.device, plugin, state, unit.restarts, unit.pid, numbers)

@@ -38,12 +38,15 @@ class Noted:
 
     def _note(self, kind: str, message_id: str, text: str, level: int = logging.INFO) -> None:
         """Log an event, store it, and pass it to the listeners."""
+        self._log(message_id, text, level)
+        self._keep(Line(time.time(), logging.getLevelName(level).lower(), text))
+        self._remember(kind, text)
+
+    def _log(self, message_id: str, text: str, level: int) -> None:
         fields = {"MESSAGE_ID": message_id, "BELLWIRE_DEVICE": self.name}
         if self.client is not None:
             fields["BELLWIRE_CLIENT"] = str(self.client["pid"])
         log.log(level, "%s: %s", self.name, text, extra=fields)
-        self._keep(Line(time.time(), logging.getLevelName(level).lower(), text))
-        self._remember(kind, text)
 
     def _remember(self, kind: str, text: str) -> None:
         self.recent.append((time.time(), text))

@@ -183,6 +183,8 @@ class Unit(Noted):
             busy_poll=settings.busy_poll,
             plugins=self._plugins,
             folder=str(folder),
+            max_maps=settings.max_maps,
+            hello_timeout=settings.hello_timeout,
             trial=trial,
         )
 

@@ -15,8 +15,9 @@ import socket
 import sys
 from collections.abc import Callable
 
+from bellwired import terminal
 from bellwired.find import bundled
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 from bellwired.workers.worker import run_device
@@ -93,7 +94,8 @@ def main() -> int:
     process.name("bellwire-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
-    to_stderr_or_journal("info", threaded=False)
+    terminal.guard()  # for what plugins print
+    to_stderr_or_journal("info", clock=DATE, threaded=False)
     bundled()  # these modules change with the daemon only: workers share their pages
     gc.collect()
     gc.freeze()  # a collection in a worker must not touch the shared pages

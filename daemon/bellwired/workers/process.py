@@ -8,8 +8,10 @@ import os
 import resource
 import signal
 import sys
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
@@ -64,3 +66,24 @@ def memory(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+class Usage(NamedTuple):
+    """What a process has used of CPU time, in seconds, and uses of memory, in bytes, and of descriptors."""
+
+    seconds: float
+    resident: int
+    descriptors: int
+
+
+def usage(pid: int) -> Usage | None:
+    """The usage of a process, by proc(5); None if it has gone. Cheap: no page table is walked."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            times = file.read().rpartition(")")[2].split()[11:13]
+        with open(f"/proc/{pid}/statm") as file:
+            pages = int(file.read().split()[1])
+        count = os.stat(f"/proc/{pid}/fd").st_size  # the number of descriptors since Linux 6.2, 0 before
+    except OSError:
+        return None
+    return Usage(sum(map(int, times)) / _TICKS, pages * resource.getpagesize(), count)

@@ -58,6 +58,11 @@ class Spawner:
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._children: dict[int, Child] = {}
 
+    @property
+    def pid(self) -> int:
+        """The process ID of the fork server; 0 while there is none."""
+        return self._process.pid if self._process is not None else 0
+
     def open(self) -> None:
         """Start the fork server. Raises an OSError if that fails."""
         ours, theirs = wire.pair()

@@ -39,6 +39,8 @@ class Spawn(Struct, tag=True):
     busy_poll: int
     plugins: list[str]
     folder: str
+    max_maps: int
+    hello_timeout: float
     trial: bool = False
     number: int = 0
 

@@ -22,12 +22,12 @@ from bellwire.serve.worker import Worker
 from bellwired import messages, sources
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
-from bellwired.logs import to_stderr_or_journal
+from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import Capabilities
+from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -45,10 +45,10 @@ def run_device(spawn: Spawn, *fds: int) -> int:
     It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
     process.name(f"bw:{spawn.name}")
-    to_stderr_or_journal(spawn.log_level, device=spawn.name)
+    to_stderr_or_journal(spawn.log_level, device=spawn.name, clock=DATE)
     log.setLevel(logging.WARNING)  # the manager logs clients that come and go
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_mark_trouble)
+        handler.addFilter(mark_trouble)
     refuse_breakpoints(
         f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
     )
@@ -85,7 +85,13 @@ def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) 
         return 0
     try:
         serving = Serving(
-            device, channel, listener=listeners[0], io_fd_entry=spawn.io_fd_entry, busy_poll=spawn.busy_poll
+            device,
+            channel,
+            listener=listeners[0],
+            io_fd_entry=spawn.io_fd_entry,
+            busy_poll=spawn.busy_poll,
+            max_maps=spawn.max_maps,
+            hello_timeout=spawn.hello_timeout,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -117,7 +123,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     return CRASHED
 
 
-def _mark_trouble(record: logging.LogRecord) -> bool:
+def mark_trouble(record: logging.LogRecord) -> bool:
     """A filter that adds a MESSAGE_ID to a device's warnings and errors."""
     if record.name.startswith("bellwire.device") and record.levelno >= logging.WARNING:
         record.MESSAGE_ID = messages.TROUBLE
@@ -136,6 +142,8 @@ class Serving:
         connection: socket.socket | None = None,
         io_fd_entry: int = 40,
         busy_poll: int = 0,
+        max_maps: int = SERVER.max_dma_maps,
+        hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
     ) -> None:
@@ -150,6 +158,8 @@ class Serving:
             observer=reporter,
             io_fd_entry_size=io_fd_entry,
             busy_poll=busy_poll / 1e6,
+            max_maps=max_maps,
+            hello_timeout=hello_timeout,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device

@@ -37,12 +37,16 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     pio_plain_errors = control.reg(0x98, size=8, access="ro")
     few_count = control.reg(0xD0, size=8, access="ro")
     few_seen = control.reg(0xD8, access="ro")
+    latest_value = control.reg(0xDC, access="ro")
+    latest_count = control.reg(0xE0, size=8, access="ro")
+    latest_errors = control.reg(0xE8, size=8, access="ro")
 
     bells = Bar(1, size=4096)
     wildcard = bells.doorbell(0x000)
     datamatch = bells.doorbell(0x010, match=MATCH)
     value = bells.doorbell(0x020, value=True)
     few = bells.doorbell(0x030, values=FEW)
+    latest = bells.doorbell(0x040, latest=True)
     region = bells.ioregion(0x100, SCRATCH)
 
     ports = Bar(2, size=16, io=True)
@@ -54,6 +58,7 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     datamatch_base = Saved(0)
     pio_base = Saved(0)
     few_base = Saved(0)
+    latest_base = Saved(0)
     scratch = SavedBytes(SCRATCH)
 
     @irq_now.write
@@ -69,7 +74,9 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
         self.datamatch_base = self.datamatch.rung
         self.pio_base = self.pio.rung
         self.few_base = self.few.rung
+        self.latest_base = self.latest.rung
         self.wildcard_count = self.datamatch_count = self.pio_count = self.few_count = self.few_seen = 0
+        self.latest_count = self.latest_errors = self.latest_value = 0
         self.value_count = self.acked_count = self.plain_count = self.pio_plain_count = self.read_count = 0
         self.value_errors = self.acked_errors = self.plain_errors = self.pio_plain_errors = 0
 
@@ -103,6 +110,17 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
         """Count rings of the doorbell that a few values ring. Each value seen sets a bit."""
         self.few_count = self.few.rung - self.few_base
         self.few_seen |= 1 << value
+        self.arrived()
+
+    @latest.ring
+    def latest_rang(self, value: int) -> None:
+        """Count rings of the doorbell whose last value counts. The values should be 1, 2, 3, ..., with gaps at most.
+
+        So the value is at least the number of rings that have come, and it never goes back.
+        """
+        self.latest_count = self.latest.rung - self.latest_base
+        self.latest_errors += value < self.latest_value or value < self.latest_count & 0xFFFF_FFFF
+        self.latest_value = value
         self.arrived()
 
     @region.write

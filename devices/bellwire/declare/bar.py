@@ -145,13 +145,16 @@ class Bar(Declared):
         match: int | None = None,
         value: bool = False,
         values: range | None = None,
+        latest: bool = False,
     ) -> Doorbell:
         """A register that a guest writes to start work: see :class:`~bellwire.declare.doorbell.Doorbell`."""
-        return Doorbell(self, offset, size=size, match=match, value=value, values=values)
+        return Doorbell(self, offset, size=size, match=match, value=value, values=values, latest=latest)
 
-    def ioregion(self, offset: int, size: int, *, posted: bool = False, bell: int = 0) -> IoRegion:
+    def ioregion(
+        self, offset: int, size: int, *, posted: bool = False, bell: int = 0, latest: bool = False
+    ) -> IoRegion:
         """A range whose reads and writes all run two hooks: see :class:`~bellwire.declare.doorbell.IoRegion`."""
-        return IoRegion(self, offset, size, posted=posted, bell=bell)
+        return IoRegion(self, offset, size, posted=posted, bell=bell, latest=latest)
 
     @overload
     def block(self, offset: int, kind: type[Row], /, *, count: int, stride: int) -> BlockArray[Row]: ...

@@ -107,10 +107,16 @@ def reg(offset: int, size: int = 4, *, kind: Any = None, **words: Any) -> Regist
 
 
 def doorbell(
-    offset: int, *, size: int = 4, match: int | None = None, value: bool = False, values: range | None = None
+    offset: int,
+    *,
+    size: int = 4,
+    match: int | None = None,
+    value: bool = False,
+    values: range | None = None,
+    latest: bool = False,
 ) -> DoorbellMember:
     """A doorbell at ``offset`` of each row of a block; the keywords are those of :meth:`bellwire.Bar.doorbell`."""
-    return DoorbellMember(offset, size=size, match=match, value=value, values=values)
+    return DoorbellMember(offset, size=size, match=match, value=value, values=values, latest=latest)
 
 
 class Block:

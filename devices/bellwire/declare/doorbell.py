@@ -52,7 +52,7 @@ class Rings:
 class Doorbell(Declared):
     """A write-only register that a guest writes to tell the device of work. Made by :meth:`bellwire.Bar.doorbell`.
 
-    There are four kinds:
+    There are five kinds:
 
     * plain: a write of any value at ``offset`` rings. Rings coalesce: the hook runs once per wake-up, and
       ``self.bell.rung`` tells how often the guest has rung. The client may register an ioeventfd.
@@ -62,19 +62,30 @@ class Doorbell(Declared):
       value. Rings coalesce for each value. Other values are ordinary writes, as with ``match``. The client may
       register an ioeventfd for each value.
     * ``value=True``: the hook gets every written value, in order. The client may register an ioregionfd.
+    * ``latest=True``: the hook gets a value, and needs the last one only, as of the tail of a queue. The client may
+      register a shadow ioeventfd: then rings coalesce. Otherwise it is like ``value=True``.
 
     A read gives the BAR's ``fill``, unless a register lies at the same offset.
     """
 
     def __init__(
-        self, bar: Bar, offset: int, *, size: int, match: int | None, value: bool, values: range | None
+        self,
+        bar: Bar,
+        offset: int,
+        *,
+        size: int,
+        match: int | None,
+        value: bool,
+        values: range | None,
+        latest: bool,
     ) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size
         self.match = match
-        self.value = value
+        self.value = value or latest
         self.values = values
+        self.latest = latest
 
     @property
     def accepted(self) -> range | None:
@@ -93,7 +104,8 @@ class Doorbell(Declared):
         if self.offset % self.size:
             self.refuse(where, f"offset {self.offset:#x} is misaligned for {self.size} bytes")
         if self.match is not None and self.value:
-            self.refuse(where, "match and value exclude each other: a matched value is already known")
+            words = "latest" if self.latest else "value"
+            self.refuse(where, f"match and {words} exclude each other: a matched value is already known")
         if self.values is not None:
             self.check_values(where, self.values)
         if self.match is not None and not 0 <= self.match < 1 << 8 * self.size:
@@ -102,7 +114,7 @@ class Doorbell(Declared):
     def check_values(self, where: str, values: range) -> None:
         """Refuse values that cannot be handed out as eventfds."""
         if self.match is not None or self.value:
-            self.refuse(where, "values excludes match and value")
+            self.refuse(where, "values excludes match, value and latest")
         if not isinstance(values, range):
             self.refuse(where, f"values is a range, as range(8), not {values!r}")
         if not 1 <= len(values) <= MOST_VALUES:
@@ -131,17 +143,21 @@ class IoRegion(Declared):
     has been handled, as it does for a read; with ``posted`` it does not wait for writes. Without a hook, reads give
     zero and writes are dropped.
 
-    With ``bell=4`` the range is a row of doorbells of 4 bytes each. If a driver keeps the values in guest memory as
+    With ``bell=4`` the range is a row of doorbells of 4 bytes each. With ``latest=True`` the write hook needs only the
+    last value of each of them. The client may register shadow ioeventfds for them then; their rings coalesce.
+
+    If a driver keeps the values in guest memory as
     well, the device may call :meth:`bellwire.PciDevice.ring_by_event` in ``setup``. Each doorbell is then an ioeventfd
     if the client supports that: the value of a ring is lost, and the ring hook runs in place of the write hook.
     """
 
-    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int = 0) -> None:
+    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int = 0, latest: bool = False) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size
         self.posted = posted
         self.bell = bell
+        self.latest = latest
 
     def check(self, where: str) -> None:
         """Refuse an empty range, and a row of doorbells that no client could register with KVM."""
@@ -151,6 +167,8 @@ class IoRegion(Declared):
             self.refuse(where, f"a doorbell has 1, 2, 4 or 8 bytes, not {self.bell}")
         if self.bell and (self.size % self.bell or self.offset % self.bell):
             self.refuse(where, f"offset and size must be multiples of bell={self.bell}")
+        if self.latest and not (self.bell and self.posted):
+            self.refuse(where, "latest=True is for a row of doorbells: say bell= and posted=True as well")
 
     def read(self, hook: RegionRead) -> RegionRead:
         """``hook(self, offset, size) -> int`` answers a read; ``offset`` is within the range, ``size`` 1 to 8 bytes."""

@@ -77,6 +77,12 @@ class Layout:
         return tuple(bell for plan in self.bars.values() for bell in plan.doorbells)
 
     @property
+    def latest_bells(self) -> int:
+        """The number of doorbells whose last value counts, those in rows included."""
+        rows = [region for plan in self.bars.values() for region in plan.ioregions if region.latest]
+        return sum(bell.latest for bell in self.doorbells) + sum(row.size // row.bell for row in rows)
+
+    @property
     def digest(self) -> int:
         """A checksum of BARs and saved fields. A snapshot of a device with another digest is refused."""
         parts = [

@@ -14,6 +14,7 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
 from bellwire.declare.register import Register
+from bellwire.errors import StateError
 from bellwire.model.capabilities import Identity, template
 from bellwire.model.config_space import ConfigSpace, Effect
 from bellwire.model.dma import Dma
@@ -209,10 +210,18 @@ class Core:
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
-        """Restore what :meth:`snapshot` gave. A snapshot has no timers: the device's ``restored`` sets them again."""
+        """Restore what :meth:`snapshot` gave. A snapshot has no timers: the device's ``restored`` sets them again.
+
+        A StateError says why the snapshot is refused. If the device itself refuses it, it is as after a reset.
+        """
         self.state.restore(snapshot)
         self._forget()
         self.config.refresh()
+        try:
+            self.device.check_state()
+        except StateError:
+            self.reset()
+            raise
         self.signals.relevel()
         self.signals.resend()
         self.call(self.device.restored)

@@ -24,7 +24,7 @@ class Tally:
         self.writes = 0
         self.accesses: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
         """Reads (False) and writes (True) by name. An access that touches several registers counts for each of them."""
-        self.rings: dict[str, dict[str, Count]] = {"ioeventfd": {}, "ioregionfd": {}, "message": {}}
+        self.rings: dict[str, dict[str, Count]] = {"ioeventfd": {}, "shadow": {}, "ioregionfd": {}, "message": {}}
         self.interrupts: dict[str, list[int]] = {}
         self.resets = 0
         self.guest_errors = 0

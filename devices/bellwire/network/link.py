@@ -36,8 +36,11 @@ class LinkEnd(Protocol):
     def fileno(self) -> int:
         """A descriptor that can be read while there is a packet; -1 without a peer."""
 
-    def receive(self, buffer: memoryview) -> int:
-        """Receive the next packet, header first, into ``buffer``. Returns its size, or 0 if there is none now.
+    def receive(self, buffers: Buffers) -> int:
+        """Receive the next packet, header first, into ``buffers``. Returns its size, or 0 if there is none now.
+
+        They have room for the largest packet, and the first of them has room for the header. The link does not fill
+        in the number of buffers in the header, and may change bytes of the buffers behind the packet.
 
         A LinkError if the link can deliver no packet any more.
         """

@@ -63,13 +63,13 @@ class DatagramLink(SocketLink):
         """The descriptor of the socket."""
         return self._socket.fileno()
 
-    def receive(self, buffer: memoryview) -> int:
+    def receive(self, buffers: Buffers) -> int:
         """Receive one datagram, after an empty header. Returns 0 if there is none."""
         try:
-            size = self._socket.recv_into(buffer[HEADER_SIZE:])
+            size: int = self._socket.recvmsg_into(without_header(buffers))[0]
         except OSError:
             return 0
-        buffer[:HEADER_SIZE] = _NO_HEADER
+        buffers[0][:HEADER_SIZE] = _NO_HEADER
         return HEADER_SIZE + size if size else 0
 
     def send(self, packet: Buffers) -> bool:
@@ -143,9 +143,9 @@ class StreamLink(SocketLink):
         """A descriptor that can be read when a frame or a peer may be there, or more of a frame can be sent."""
         return self._epoll.fileno()
 
-    def receive(self, buffer: memoryview) -> int:
+    def receive(self, buffers: Buffers) -> int:
         """Receive the next whole frame, after an empty header. Returns 0 if there is none."""
-        while (size := self._frame(buffer)) == 0:
+        while (size := self._frame(buffers)) == 0:
             if self._peer is None:
                 self._accept()
             if self._output:
@@ -183,7 +183,7 @@ class StreamLink(SocketLink):
             self._listener = None
         self._epoll.close()
 
-    def _frame(self, buffer: memoryview) -> int:
+    def _frame(self, buffers: Buffers) -> int:
         """Take one frame out of the bytes received, if it is complete."""
         if len(self._input) < LENGTH.size:
             return 0
@@ -194,8 +194,12 @@ class StreamLink(SocketLink):
         end = LENGTH.size + length
         if len(self._input) < end:
             return 0
-        buffer[:HEADER_SIZE] = _NO_HEADER
-        buffer[HEADER_SIZE : HEADER_SIZE + length] = self._input[LENGTH.size : end]
+        buffers[0][:HEADER_SIZE] = _NO_HEADER
+        at = LENGTH.size
+        for piece in without_header(buffers):
+            some = min(len(piece), end - at)
+            piece[:some] = self._input[at : at + some]
+            at += some
         del self._input[:end]
         return HEADER_SIZE + int(length)
 

@@ -47,10 +47,10 @@ class TapEnd:
         """The descriptor of the queue."""
         return self._fd
 
-    def receive(self, buffer: memoryview) -> int:
+    def receive(self, buffers: Buffers) -> int:
         """Receive one packet. A LinkError if the interface has been removed."""
         try:
-            return os.readv(self._fd, [buffer])
+            return os.readv(self._fd, buffers)
         except BlockingIOError:
             return 0
         except OSError as error:

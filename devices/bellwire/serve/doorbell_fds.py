@@ -1,4 +1,4 @@
-"""The device's end of doorbells that ring without a message: eventfds and ioregionfd sockets.
+"""The device's end of doorbells that ring without a message: eventfds, shadow cells and ioregionfd sockets.
 
 An epoll in an epoll
 ====================
@@ -22,175 +22,14 @@ runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
 
 from __future__ import annotations
 
-import os
 import select
-import socket
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
-from bellwire.model.tally import Count
-from vfio_user import IoCommand, IoEventFd, IoRegionFd, IoRegionServer, Mechanism, SubRegion, VfioUserError
-from vfio_user.eventfds import SIZE, take
-
-MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a reply flushes all, and a flood ends
-
-Bell = TypeVar("Bell", bound=Doorbell | tuple[Doorbell | IoRegion, int])
-"""What an eventfd stands for: a doorbell, one value of a doorbell, or the doorbell at an offset of a row."""
-
-Guard = Callable[..., int | None]
-"""Runs device code. An exception in it is logged, and the result is then None."""
-
-
-class Source(Protocol):
-    """One fd on which rings arrive."""
-
-    def gather(self) -> None:
-        """Take the rings out of the fd."""
-
-    def run(self) -> None:
-        """Run the hooks for the rings that were gathered."""
-
-    def discard(self) -> None:
-        """Drop the rings that were gathered, but answer a guest that waits for one."""
-
-    def close(self) -> None:
-        """Close the fds. The source owns them."""
-
-
-class EventSource(Generic[Bell]):
-    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
-
-    def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._bell = bell
-        self._ring = ring
-        self._guard = guard
-        self._counter = bytearray(SIZE)
-        self._count = 0
-        self._rings = core.tally.ring("ioeventfd", _name(bell))
-
-    def gather(self) -> None:
-        """Read the eventfd, and add its count."""
-        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
-
-    def run(self) -> None:
-        """Call the hook once for all rings that were gathered."""
-        count, self._count = self._count, 0
-        if count:
-            self._rings[0] += count
-            self._guard(self._ring, self._bell, count)
-
-    def discard(self) -> None:
-        """Drop the rings that were gathered."""
-        self._count = 0
-
-    def close(self) -> None:
-        """Close the eventfd."""
-        os.close(self.fd)
-
-
-class CommandSource:
-    """Doorbells with values, or one ioregion, by ioregionfd: commands of 32 bytes on a socket.
-
-    It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
-    """
-
-    def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
-        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        ours.setblocking(False)
-        self.wire = IoRegionServer(ours)
-        self.fd = ours.fileno()
-        self.client_fd = self._theirs.fileno()
-        self._targets: list[Doorbell | IoRegion] = []
-        self._rings: list[Count] = []
-        self._core = core
-        self._guard = guard
-        self._failed = failed
-        self._commands: deque[IoCommand] = deque()
-        self._socket = select.poll()
-        self._socket.register(ours, select.POLLIN)
-
-    def user_data(self, target: Doorbell | IoRegion) -> int:
-        """The number that identifies ``target`` in the commands of this socket."""
-        if target not in self._targets:
-            self._targets.append(target)
-            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
-        return self._targets.index(target)
-
-    def gather(self) -> None:
-        """Take the commands off the socket, in order."""
-        try:
-            for _ in range(MOST_COMMANDS - len(self._commands)):
-                command = self.wire.receive()
-                if command is None:
-                    break
-                self._commands.append(command)
-                if not self._socket.poll(0):  # this costs less than a receive that finds nothing
-                    break
-        except VfioUserError as error:
-            self._failed(self, error)
-
-    def run(self) -> None:
-        """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
-        commands = self._commands
-        while commands:
-            command = commands.popleft()
-            target = self._target(command)
-            result = None
-            if target is not None:
-                self._rings[command.user_data][0] += 1
-                result = self._guard(self._deliver, target, command)
-            if command.respond:
-                self._respond(result)
-
-    def discard(self) -> None:
-        """Drop the posted commands. A guest that waits for a response gets all ones, as from a device in reset."""
-        commands = self._commands
-        while commands:
-            if commands.popleft().respond:
-                self._respond(None)
-
-    def close(self) -> None:
-        """Close both ends. KVM or the relay then uses messages again."""
-        self._commands.clear()
-        self.wire.close()
-        self._theirs.close()
-
-    def _respond(self, value: int | None) -> None:
-        try:
-            self.wire.respond((1 << 64) - 1 if value is None else value)
-        except VfioUserError as error:
-            self._failed(self, error)
-
-    def _target(self, command: IoCommand) -> Doorbell | IoRegion | None:
-        """The doorbell or ioregion that the command is for. None, and a warning, if it lies in no sub-region."""
-        if command.user_data < len(self._targets):
-            target = self._targets[command.user_data]
-            if command.offset + command.size <= target.size:
-                return target
-        self._core.log.warning(
-            ("ioregionfd", "outside"),
-            "refused: ioregionfd command: user_data %d, offset %#x, size %d lies in no sub-region that was handed out",
-            command.user_data,
-            command.offset,
-            command.size,
-        )
-        return None
-
-    def _deliver(self, target: Doorbell | IoRegion, command: IoCommand) -> int:
-        """Do what the command says. Returns the value of a read, and 0 for a write."""
-        if isinstance(target, IoRegion):
-            if not command.write:
-                return self._core.ioregion_read(target, command.offset, command.size)
-            self._core.ioregion_write(target, command.offset, command.size, command.data)
-        elif not command.write:
-            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as a REGION_READ message
-        elif command.offset == 0:
-            self._core.ring_value(target, command.data)
-        return 0
+from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source
+from vfio_user import Cells, IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
 
 
 class DoorbellFds:
@@ -204,6 +43,8 @@ class DoorbellFds:
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
         self._sources: dict[int, Source] = {}
         self._events: dict[Doorbell | tuple[Doorbell | IoRegion, int], EventSource[Any]] = {}
+        self._shadows: dict[Doorbell | tuple[Doorbell | IoRegion, int], ShadowIoEventFd] = {}
+        self._cells: Cells | None = None
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
         self._values: CommandSource | None = None
@@ -225,7 +66,9 @@ class DoorbellFds:
         for bell in plan.doorbells:
             if bell.values is not None:
                 continue
-            if bell.value:
+            if bell.latest and Mechanism.SHADOW in mechanisms:
+                found.append(self._shadow(bell, bell.offset, bell.size, pio, self._ring_latest))
+            elif bell.value:
                 if Mechanism.IOREGIONFD in mechanisms:
                     found.append(self._by_value(bell, pio))
             elif Mechanism.IOEVENTFD in mechanisms:
@@ -236,6 +79,11 @@ class DoorbellFds:
                 found += [
                     IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
                     for at in range(0, self._core.by_event[region] * region.bell, region.bell)
+                ]
+            elif region.latest and Mechanism.SHADOW in mechanisms:
+                found += [
+                    self._shadow((region, at), region.offset + at, region.bell, pio, self._write_latest)
+                    for at in range(0, region.size, region.bell)
                 ]
             elif Mechanism.IOREGIONFD in mechanisms:
                 source = self._regions.get(region) or self._commands([region])
@@ -275,9 +123,9 @@ class DoorbellFds:
         self._epoll.close()
         for source in self._sources.values():
             source.close()
-        self._sources.clear()
-        self._events.clear()
-        self._regions.clear()
+        if self._cells is not None:
+            self._cells.close()
+            self._cells = None
 
     def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
         """The eventfd of a doorbell, made at the first call."""
@@ -287,6 +135,29 @@ class DoorbellFds:
             self._events[bell] = source
             self._add(source.fd, source)
         return source.fd
+
+    def _shadow(
+        self, bell: Bell, offset: int, size: int, pio: bool, ring: Callable[[Bell, int, int], None]
+    ) -> ShadowIoEventFd:
+        """The entry of a doorbell whose last value counts. Its eventfd and its cell are made at the first call."""
+        entry = self._shadows.get(bell)
+        if entry is None:
+            if self._cells is None:
+                self._cells = Cells(self._core.layout.latest_bells)
+            place, cell = self._cells.take(size)
+            source = ShadowSource(self._core, bell, cell, ring, self._guard)
+            self._add(source.fd, source)
+            entry = self._shadows[bell] = ShadowIoEventFd(offset, size, source.fd, self._cells.fd, place, None, pio)
+        return entry
+
+    def _ring_latest(self, bell: Doorbell, count: int, value: int) -> None:
+        """A doorbell was rung ``count`` times, and with ``value`` at last."""
+        self._core.ring_value(bell, value, count)
+
+    def _write_latest(self, bell: tuple[IoRegion, int], _count: int, value: int) -> None:
+        """A doorbell of a row was rung, and with ``value`` at last."""
+        region, offset = bell
+        self._core.ioregion_write(region, offset, region.bell, value)
 
     def _ring_with(self, bell: tuple[Doorbell, int], count: int) -> None:
         """A doorbell was rung ``count`` times with one of its values."""
@@ -321,11 +192,3 @@ class DoorbellFds:
         self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:
             self._values = None
-
-
-def _name(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
-    """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
-    if isinstance(bell, Doorbell):
-        return bell.name
-    whole, number = bell
-    return whole.name if isinstance(whole, Doorbell) else f"{whole.name}+{number:#x}"

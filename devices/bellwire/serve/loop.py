@@ -131,6 +131,15 @@ class Loop:
             self._room = max(FEW_TIMERS, 2 * len(self._timers))
         return timer
 
+    def remove(self, timer: Deadline) -> None:
+        """Cancel a timer and take it out of the heap. Use it where the timer would often be the only one: any entry in
+        the heap makes each sleep slower.
+        """
+        timer.cancel()
+        if timer in self._timers:
+            self._timers.remove(timer)
+            heapq.heapify(self._timers)
+
     def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
         """Run ``work`` on one of a few threads, then ``done`` with its future on the loop's thread."""
         if self._pool is None:

@@ -39,24 +39,29 @@ from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
-from bellwire.serve.loop import Loop
+from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import Session
+from vfio_user import SERVER, Capabilities, Session
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
 
 
 class Served:
-    """One device, and the client that it has at present, if any."""
+    """One device, and the client that it has at present, if any. ``limits`` holds for every client."""
 
-    def __init__(self, device: PciDevice, loop: Loop, observer: Observer | None = None) -> None:
+    def __init__(
+        self, device: PciDevice, loop: Loop, observer: Observer | None = None, limits: Capabilities = SERVER
+    ) -> None:
         self.core: Core = device.core
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
         self._introduced = False
+        self._limits = limits
+        self.overdue: Deadline | None = None
+        """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
         self._loop = loop
         self._doorbell_fds: DoorbellFds | None = None
@@ -67,7 +72,9 @@ class Served:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         doorbell_fds = self._doorbell_fds = DoorbellFds(self.core, self._boundary.call)
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
-        self.session = self._host.session = Session(connection, backend, io_fd_entry_size=io_fd_entry_size)
+        self.session = self._host.session = Session(
+            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
+        )
         self._introduced = False
         self.core.tally.clients += 1
         self.core.join(True)
@@ -86,6 +93,7 @@ class Served:
         self._doorbell_fds.gather()
         self._doorbell_fds.run()
         self.core.finish_jobs()
+        self._heard()
         self._loop.unwatch(self._doorbell_fds.fileno())
         self._loop.unwatch(self.session.fileno())
         self._doorbell_fds.close()
@@ -127,7 +135,14 @@ class Served:
             session.service(DRAIN, probe=False)
         if not self._introduced and session.client is not None:
             self._introduced = True
+            self._heard()
             self._observer.introduced(session.client)
+
+    def _heard(self) -> None:
+        """Stop the timer that ends the wait for VERSION."""
+        if self.overdue is not None:
+            self._loop.remove(self.overdue)
+            self.overdue = None
 
     def reset(self) -> None:
         """Reset the device as DEVICE_RESET does. Rings from before the reset are dropped."""

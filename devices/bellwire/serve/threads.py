@@ -6,7 +6,7 @@ import os
 import select
 import threading
 from collections import deque
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Loop
@@ -22,22 +22,23 @@ class Threads:
         self._loop = loop
         self._count = count
         self._done = done
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Job, ...] | None] = SimpleQueue()
         self._finished: deque[Job] = deque()
         self._told = False
+        self._dropping = False
         self._outstanding = 0
         self._threads: list[threading.Thread] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         loop.watch(self._wake, self._collect)
 
-    def submit(self, job: Job) -> None:
-        """Queue ``job``; an idle thread takes it at once."""
-        self._outstanding += 1
+    def submit(self, *jobs: Job) -> None:
+        """Queue ``jobs``; an idle thread takes them at once."""
+        self._outstanding += len(jobs)
         if len(self._threads) < min(self._count, self._outstanding):
             thread = threading.Thread(target=self._work, name=f"pool-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._jobs.put(job)
+        self._jobs.put(jobs)
 
     def finish(self) -> None:
         """Wait for all jobs that have been submitted. ``done`` gets them later, from the loop."""
@@ -49,14 +50,10 @@ class Threads:
             os.eventfd_write(self._wake, 1)
 
     def settle(self) -> None:
-        """Drop queued jobs, and wait for those that a thread has taken: at most one for each thread."""
-        try:
-            while True:
-                self._jobs.get_nowait()
-                self._outstanding -= 1
-        except Empty:
-            pass
+        """Drop queued jobs, and wait for those that a thread has begun: at most one for each thread."""
+        self._dropping = True
         self._await()
+        self._dropping = False
 
     def close(self) -> None:
         """Settle, then end the threads. A second call does nothing."""
@@ -72,10 +69,11 @@ class Threads:
         self._wake = -1
 
     def _work(self) -> None:
-        jobs, finished = self._jobs, self._finished
-        while (job := jobs.get()) is not None:
-            job.run()
-            finished.append(job)
+        while (jobs := self._jobs.get()) is not None:
+            for job in jobs:
+                if not self._dropping:
+                    job.run()
+            self._finished.extend(jobs)
             if not self._told:  # the loop clears it first, then empties the list: no result is left behind
                 self._told = True
                 os.eventfd_write(self._wake, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 import sys
@@ -13,7 +14,7 @@ from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.served import Served
-from vfio_user import FramingError, VfioUserError
+from vfio_user import SERVER, FramingError, VfioUserError
 
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
 
@@ -25,6 +26,9 @@ class Worker:
 
     With ``connection`` in place of a listener, the worker serves that client and ends with it. ``busy_poll`` is the
     time in seconds that the loop may poll for work before it sleeps; 0 turns busy polling off.
+
+    A client that has not sent VERSION within ``hello_timeout`` seconds is disconnected; 0 lets it wait for ever. It may
+    have ``max_maps`` maps of its memory at a time.
     """
 
     def __init__(
@@ -36,12 +40,16 @@ class Worker:
         observer: Observer | None = None,
         io_fd_entry_size: int = 40,
         busy_poll: float = 0.0,
+        max_maps: int = SERVER.max_dma_maps,
+        hello_timeout: float = 0.0,
     ) -> None:
         self.device = device
         self.loop = Loop()
         if busy_poll:
             self.loop.busy_poll = BusyPoll(busy_poll)
-        self.served = Served(device, self.loop, observer)
+        limits = dataclasses.replace(SERVER, max_dma_maps=max_maps)
+        self.served = Served(device, self.loop, observer, limits)
+        self._hello_timeout = hello_timeout
         self._listener = listener
         self._connection = connection
         self._entry_size = io_fd_entry_size
@@ -62,7 +70,7 @@ class Worker:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
             if self._connection is not None:
-                self.served.attach(self._connection, self._entry_size)
+                self._attach(self._connection)
             elif self._listener is not None:
                 self.loop.watch(self._listener.fileno(), self._accept)
             if ready is not None:
@@ -116,4 +124,15 @@ class Worker:
             return
         log.info("client connected")
         self.loop.unwatch(self._listener.fileno())
+        self._attach(connection)
+
+    def _attach(self, connection: socket.socket) -> None:
         self.served.attach(connection, self._entry_size)
+        if self._hello_timeout:
+            self.served.overdue = self.loop.after(self._hello_timeout, self._silent)
+
+    def _silent(self) -> None:
+        """The client has had its time for VERSION."""
+        reason = f"it has sent no VERSION within {self._hello_timeout:g} s"
+        log.warning("client gone: %s", reason)
+        self.disconnect(reason)

@@ -77,10 +77,11 @@ class DirectPool:
         self._unwatch: Callable[[], None] = lambda: device.unwatch(self._wake)
         device.watch(self._wake, self._collect)
 
-    def submit(self, job: Job) -> None:
-        """Start ``job``: in the kernel if possible, else on a thread."""
-        if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
-            self._threads.submit(job)
+    def submit(self, *jobs: Job) -> None:
+        """Start ``jobs``: in the kernel if possible, else on a thread each."""
+        for job in jobs:
+            if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
+                self._threads.submit(job)
 
     def finish(self) -> None:
         """Wait for all transfers in the kernel, then for all jobs on threads."""

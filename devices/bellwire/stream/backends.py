@@ -13,13 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bellwire import unix_sockets
-from bellwire.paths import Place, why
+from bellwire.paths import WRITABLE, Place, why
 from bellwire.pieces import Pieces, write
 from bellwire.stream.stream import Stream, StreamError
 from bellwire.unix_sockets import LONGEST, Bound
 
-WRITABLE = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
-"""The kinds of files that bytes can be appended to."""
 BACKENDS = "pty, pty:LINK, unix:PATH, connect:PATH, file:PATH, stdio or null"
 """The kinds of streams, for help texts."""
 

@@ -283,12 +283,13 @@ class AtOnce:
         self._done = done
         self._finished: list[Job] = []
 
-    def submit(self, job: Job) -> None:
-        """Run ``job`` now. The next :meth:`Guest.advance` hands it over, with all others that have run by then."""
-        job.run()
+    def submit(self, *jobs: Job) -> None:
+        """Run ``jobs`` now. The next :meth:`Guest.advance` hands them over, with all others that have run by then."""
+        for job in jobs:
+            job.run()
         if not self._finished:
             self._guest.after(0, self._tell)
-        self._finished.append(job)
+        self._finished += jobs
 
     def finish(self) -> None:
         """Do nothing: all jobs have run already."""

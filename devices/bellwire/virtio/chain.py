@@ -1,12 +1,14 @@
-"""A buffer that the driver has made available: a descriptor chain, as views of guest memory."""
+"""Buffers that the driver has made available: descriptor chains, as views of guest memory."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
+from vfio_user import SharedMap
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
 DESCRIPTOR = struct.Struct("<QIHH")
 """Address and length; then flags and next in a split ring (§2.7.5), or id and flags in a packed one (§2.8.1)."""
 NEXT, WRITE, INDIRECT = 0x1, 0x2, 0x4
+Descriptor = tuple[int, int, int]
+"""A piece of a buffer: its address, its length in bytes, and flags, of which only WRITE counts."""
 
 MOST_DESCRIPTORS = 1024
 """The limit of one indirect table: more than disk drivers use."""
 MOST_BYTES = 64 << 20
+NOWHERE = SharedMap(1, 0, memoryview(b""))
 
 
 class Chain:
@@ -28,16 +33,25 @@ class Chain:
 
     __slots__ = ("id", "queue", "readable", "room", "size", "span", "writable", "written")
 
-    def __init__(self, queue: Virtqueue) -> None:
+    def __init__(
+        self,
+        queue: Virtqueue,
+        number: int,
+        span: int,
+        readable: list[memoryview],
+        writable: list[memoryview],
+        size: int,
+        room: int,
+    ) -> None:
         self.queue = queue
-        self.id = 0
-        self.span = 1
+        self.id = number
+        self.span = span
         """The number of ring slots that it occupies."""
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
-        self.size = 0
+        self.readable = readable
+        self.writable = writable
+        self.size = size
         """The number of bytes that the device may read."""
-        self.room = 0
+        self.room = room
         """The number of bytes that the device may write."""
         self.written = 0
         """The number of bytes written so far, from the start of ``writable``."""
@@ -68,22 +82,76 @@ class Chain:
         """Return the chain to the driver, with ``written`` bytes in it. A flush of the queue publishes it."""
         if written is not None:
             self.written = written
-        self.queue.finish(self)
+        self.queue.finish((self,))
 
-    def add(self, dma: Dma, address: int, length: int, flags: int) -> None:
-        """Add one descriptor. A GuestError if it lies outside guest memory, or has a wrong place in the chain."""
-        if flags & WRITE:
-            self.room += length
-            if length:
-                self.writable += dma.map(address, length, write=True)
-        elif self.room:
-            raise GuestError("a descriptor to read comes after one to write")
-        else:
-            self.size += length
-            if length:
-                self.readable += dma.map(address, length)
-        if self.size + self.room > MOST_BYTES:
+
+class Window:
+    """The guest memory in which descriptors lie: it makes chains of them.
+
+    Nearly all buffers lie in one map of the client. So the maps that the last ones were in are kept, one to read and
+    one to write, and a view is a slice of theirs. They are valid as long as ``dma.changes`` stays the same.
+    """
+
+    __slots__ = ("_dma", "_queue", "_read", "_write")
+
+    def __init__(self, queue: Virtqueue, dma: Dma) -> None:
+        self._queue = queue
+        self._dma = dma
+        self._read = self._write = NOWHERE
+
+    def chain(self, number: int, span: int, parts: Iterable[Descriptor]) -> Chain:
+        """The chain of these descriptors. A GuestError if one lies outside guest memory, or has a wrong place."""
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        size = room = 0
+        (read_start, read_end, read), (write_start, write_end, write) = self._read, self._write
+        for address, length, flags in parts:
+            end = address + length
+            if flags & WRITE:
+                room += length
+                if write_start <= address and end <= write_end and length:
+                    writable.append(write[address - write_start : end - write_start])
+                elif length:
+                    writable += self._find(address, length, write=True)
+                    write_start, write_end, write = self._write
+            elif room:
+                raise GuestError("a descriptor to read comes after one to write")
+            else:
+                size += length
+                if read_start <= address and end <= read_end and length:
+                    readable.append(read[address - read_start : end - read_start])
+                elif length:
+                    readable += self._find(address, length, write=False)
+                    read_start, read_end, read = self._read
+        if size + room > MOST_BYTES:
             raise GuestError(f"a buffer of more than {MOST_BYTES} bytes")
+        return Chain(self._queue, number, span, readable, writable, size, room)
+
+    def table(self, address: int, length: int) -> memoryview | bytes:
+        """An indirect table of ``length`` bytes (§2.7.5.3): a view, or a copy if it lies in several pieces of memory.
+
+        A GuestError for a bad length, or if it lies outside guest memory.
+        """
+        if length % DESCRIPTOR.size or not DESCRIPTOR.size <= length <= DESCRIPTOR.size * MOST_DESCRIPTORS:
+            raise GuestError(f"an indirect table of {length} bytes: 1 to {MOST_DESCRIPTORS} descriptors of 16 expected")
+        start, end, view = self._read
+        if start <= address and address + length <= end:
+            return view[address - start : address - start + length]
+        views = self._find(address, length, write=False)
+        return views[0] if len(views) == 1 else b"".join(views)
+
+    def _find(self, address: int, length: int, *, write: bool) -> list[memoryview]:
+        """Views of memory outside the maps that are kept. If one map holds all of it, that map is kept."""
+        found = self._dma.shared_map(address, write=write)
+        if found is None or address + length > found.end:
+            views = self._dma.map(address, length, write=write)
+            self._dma.touched(-length)  # map() counts them, and so does the queue when it publishes the buffer
+            return views
+        if write:
+            self._write = found
+        else:
+            self._read = found
+        return [found.view[address - found.start : address - found.start + length]]
 
 
 def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
@@ -95,17 +163,3 @@ def part(views: list[memoryview], start: int, stop: int) -> list[memoryview]:
         start -= len(view)
         stop -= len(view)
     return found
-
-
-def indirect_table(dma: Dma, address: int, length: int) -> memoryview | bytes:
-    """An indirect table of descriptors: a view, or a copy if it lies in several pieces of memory."""
-    views = dma.map(address, length)
-    return views[0] if len(views) == 1 else b"".join(views)
-
-
-def table_size(length: int) -> int:
-    """The number of descriptors in an indirect table of ``length`` bytes (§2.7.5.3). A GuestError for a bad length."""
-    count, rest = divmod(length, DESCRIPTOR.size)
-    if rest or not 1 <= count <= MOST_DESCRIPTORS:
-        raise GuestError(f"an indirect table of {length} bytes: 1 to {MOST_DESCRIPTORS} descriptors of 16 expected")
-    return count

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from bellwire.declare.interrupts import MsiX
 from bellwire.declare.option import Option
 from bellwire.declare.saved import Saved, SavedBytes
-from bellwire.errors import GuestError
+from bellwire.errors import GuestError, StateError
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
@@ -141,6 +141,17 @@ class VirtioDevice(Transport):
             queue.clear(self.largest_queue)
         self.line.low()
         self.stopped()
+
+    def check_state(self) -> None:
+        """Refuse a snapshot whose features or queues cannot be. A subclass that overrides it calls it first."""
+        known = Status.FEATURES_OK not in self.device_status or _bits(self.accepted) <= self.offered()
+        if not (0 <= self.accepted < 1 << 64 and known):
+            raise StateError(f"the snapshot has features {self.accepted:#x}")
+        for queue in self.virtqueues:
+            if not queue.is_possible:
+                raise StateError(
+                    f"the snapshot has {queue} of {queue.size} slots, next {queue.next}, used {queue.used}"
+                )
 
     def restored(self) -> None:
         """Rebuild what a snapshot does not contain: the negotiated features, and the turns of queues."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, indirect_table, table_size
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
 from bellwire.virtio.split import crossed
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
 
 USED_PART = struct.Struct("<IH")  # length and id, behind the address
+DESCRIPTOR_SIZE = DESCRIPTOR.size
 AVAILABLE, USED = 1 << 7, 1 << 15
+"""The marks of a descriptor (§2.8.1). It is available if the first has the driver's wrap counter, and the other not."""
+_MARKS = AVAILABLE | USED
 OFFSET, FLAGS = 0, 1  # of an event suppression structure, in words (§2.8.14)
 ENABLE, DISABLE, AT_DESCRIPTOR = 0, 1, 2
 WRAP = 1 << 15
@@ -27,7 +31,7 @@ class PackedRing:
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
-        self._dma = dma
+        self._window = Window(queue, dma)
         self._size = size
         self._event_idx = event_idx
         self._ring = dma.whole(queue.desc, 16 * size, write=True)
@@ -35,41 +39,39 @@ class PackedRing:
         self._driver = dma.whole(queue.driver, 4).cast("H")
         self._device = dma.whole(queue.device_area, 4, write=True).cast("H")
 
-    def take(self) -> Chain | None:
-        """Take the next buffer, or None if there is none."""
-        if not self._available():
-            return None
-        queue = self._queue
-        at, wrap = queue.next, queue.next_wrap
-        chain = Chain(queue)
-        chain.span = 0
-        for _ in range(self._size):
-            chain.span += 1
-            address, length, chain.id, flags = DESCRIPTOR.unpack_from(self._ring, DESCRIPTOR.size * at)
-            at, wrap = self._step(at, wrap, 1)
-            if flags & INDIRECT:
-                if flags & NEXT:
-                    raise GuestError("an indirect table that goes on")
-                self._indirect(chain, address, length)
-            else:
-                chain.add(self._dma, address, length, flags)
-            if not flags & NEXT:
+    def take(self, most: int) -> list[Chain]:
+        """Take the next buffers, at most ``most``. The list is empty if there is none.
+
+        It ends before a buffer that is wrong. If that is the first, a GuestError is raised.
+        """
+        queue, size, words = self._queue, self._size, self._words
+        at, wrap, out = queue.next, queue.next_wrap, queue.out
+        chains: list[Chain] = []
+        while len(chains) < most and words[8 * at + 7] & _MARKS == (AVAILABLE if wrap else USED):
+            try:
+                number, span, parts = self._walk(at)
+                if out + span > size:
+                    raise GuestError(f"more than {size} descriptors in our hands")
+                chains.append(self._window.chain(number, span, parts))
+            except GuestError:
+                if not chains:
+                    raise
                 break
-        else:
-            raise GuestError(f"a chain of more than {self._size} descriptors")
-        if queue.out + chain.span > self._size:
-            raise GuestError(f"more than {self._size} descriptors in our hands")
-        queue.next, queue.next_wrap = at, wrap
-        queue.out += chain.span
-        return chain
+            out += span
+            at += span
+            if at >= size:
+                at, wrap = at - size, wrap ^ 1
+        queue.next, queue.next_wrap, queue.out = at, wrap, out
+        return chains
 
-    def back(self, chain: Chain) -> None:
-        """Make the buffer that was taken last available again."""
+    def back(self, chains: Sequence[Chain]) -> None:
+        """Make the buffers that were taken last available again."""
         queue = self._queue
-        queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, -chain.span)
-        queue.out -= chain.span
+        total = sum(chain.span for chain in chains)
+        queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, -total)
+        queue.out -= total
 
-    def put(self, chains: list[Chain]) -> bool:
+    def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt.
 
         The flags of the first buffer are written last. Until then the driver sees none of the buffers (§2.8.21.2).
@@ -109,13 +111,8 @@ class PackedRing:
         else:
             self._device[FLAGS] = ENABLE
         fence()
-        return self._available()
-
-    def _available(self) -> bool:
-        """Whether the driver has marked the next descriptor as available in this pass of the ring (§2.8.1)."""
         queue = self._queue
-        flags = self._words[8 * queue.next + 7]
-        return (flags & (AVAILABLE | USED)) == (AVAILABLE if queue.next_wrap else USED)
+        return self._words[8 * queue.next + 7] & _MARKS == (AVAILABLE if queue.next_wrap else USED)
 
     def _step(self, at: int, wrap: int, count: int) -> tuple[int, int]:
         """The position and wrap counter ``count`` slots on, or back if negative (§2.8.1)."""
@@ -126,12 +123,30 @@ class PackedRing:
             return at + self._size, wrap ^ 1
         return at, wrap
 
-    def _indirect(self, chain: Chain, address: int, length: int) -> None:
-        """Add every descriptor of an indirect table, in order. Of their flags only WRITE counts (§2.8.7)."""
-        count = table_size(length)
-        table = indirect_table(self._dma, address, length)
-        for at in range(count):
-            place, size, _, flags = DESCRIPTOR.unpack_from(table, DESCRIPTOR.size * at)
+    def _walk(self, at: int) -> tuple[int, int, list[Descriptor]]:
+        """Follow the chain that begins in slot ``at``. Returns its id, the slots that it takes, and its descriptors."""
+        ring, size, unpack = self._ring, self._size, DESCRIPTOR.unpack_from
+        found: list[Descriptor] = []
+        for span in range(1, size + 1):
+            address, length, number, flags = unpack(ring, DESCRIPTOR_SIZE * at)
+            at += 1
+            if at == size:
+                at = 0
+            if not flags & INDIRECT:
+                found.append((address, length, flags))
+            elif flags & NEXT:
+                raise GuestError("an indirect table that goes on")
+            else:
+                found += self._indirect(address, length)
+            if not flags & NEXT:
+                return number, span, found
+        raise GuestError(f"a chain of more than {size} descriptors")
+
+    def _indirect(self, address: int, length: int) -> list[Descriptor]:
+        """Every descriptor of an indirect table, in order. Of their flags only WRITE counts (§2.8.7)."""
+        found = []
+        for place, size, _, flags in DESCRIPTOR.iter_unpack(self._window.table(address, length)):
             if flags & INDIRECT:
                 raise GuestError("an indirect table within another")
-            chain.add(self._dma, place, size, flags & WRITE)
+            found.append((place, size, flags))
+        return found

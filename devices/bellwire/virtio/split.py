@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, indirect_table, table_size
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
 
-ELEMENT = struct.Struct("<II")  # id, length
+DESCRIPTOR_SIZE = DESCRIPTOR.size
+ELEMENT_SIZE = 8
 FLAGS, INDEX, RING = 0, 1, 2  # of either ring, in words of 16 bits
 NO_INTERRUPT = NO_NOTIFY = 1
 
@@ -24,46 +25,61 @@ class SplitRing:
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
-        self._dma = dma
+        self._window = Window(queue, dma)
         self._size = size
         self._event_idx = event_idx
         self._table = dma.whole(queue.desc, 16 * size)
         self._avail = dma.whole(queue.driver, 6 + 2 * size).cast("H")
         self._used = dma.whole(queue.device_area, 6 + 8 * size, write=True)
         self._used_words = self._used.cast("H")
+        self._elements = self._used[4 : 4 + ELEMENT_SIZE * size].cast("I")  # pairs of id and length (§2.7.8)
         self._used_event = RING + size  # in the available ring: when the driver wants an interrupt (§2.7.7)
         self._avail_event = RING + 4 * size  # in the used ring: when the device wants a notification (§2.7.10)
 
-    def take(self) -> Chain | None:
-        """Take the next buffer, or None if there is none."""
-        queue = self._queue
-        position = queue.next
-        waiting = self._avail[INDEX] - position & 0xFFFF
+    def take(self, most: int) -> list[Chain]:
+        """Take the next buffers, at most ``most``. The list is empty if there is none.
+
+        It ends before a buffer that is wrong. If that is the first, a GuestError is raised.
+        """
+        queue, size, avail = self._queue, self._size, self._avail
+        first = queue.next
+        waiting = avail[INDEX] - first & 0xFFFF
         if not waiting:
-            return None
-        if waiting > self._size:
-            raise GuestError(f"{waiting} buffers available in a ring of {self._size}")
-        if queue.out >= self._size:
-            raise GuestError(f"more than {self._size} buffers in our hands")
-        chain = Chain(queue)
-        chain.id = self._avail[RING + position % self._size]
-        self._walk(chain)
-        queue.next = position + 1 & 0xFFFF
-        queue.out += 1
-        return chain
+            return []
+        if waiting > size:
+            raise GuestError(f"{waiting} buffers available in a ring of {size}")
+        free = size - queue.out
+        if free <= 0:
+            raise GuestError(f"more than {size} buffers in our hands")
+        chains: list[Chain] = []
+        window = self._window
+        for position in range(first, first + min(waiting, most, free)):
+            head = avail[RING + position % size]
+            try:
+                chains.append(window.chain(head, 1, self._walk(head)))
+            except GuestError:
+                if not chains:
+                    raise
+                break
+        queue.next = first + len(chains) & 0xFFFF
+        queue.out += len(chains)
+        return chains
 
-    def back(self, chain: Chain) -> None:
-        """Make the buffer that was taken last available again."""
-        self._queue.next = self._queue.next - 1 & 0xFFFF
-        self._queue.out -= 1
+    def back(self, chains: Sequence[Chain]) -> None:
+        """Make the buffers that were taken last available again."""
+        self._queue.next = self._queue.next - len(chains) & 0xFFFF
+        self._queue.out -= len(chains)
 
-    def put(self, chains: list[Chain]) -> bool:
+    def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt."""
-        queue = self._queue
+        queue, size, elements = self._queue, self._size, self._elements
         before = used = queue.used
         for chain in chains:
-            ELEMENT.pack_into(self._used, 4 + ELEMENT.size * (used % self._size), chain.id, chain.written)
-            used = used + 1 & 0xFFFF
+            place = used % size * 2
+            elements[place] = chain.id
+            elements[place + 1] = chain.written
+            used += 1
+        used &= 0xFFFF
         self._used_words[INDEX] = queue.used = used
         queue.out -= len(chains)
         fence()
@@ -85,27 +101,28 @@ class SplitRing:
         fence()
         return self._avail[INDEX] != self._queue.next
 
-    def _walk(self, chain: Chain) -> None:
+    def _walk(self, at: int) -> list[Descriptor]:
         """Follow a chain: descriptors of the queue, and perhaps an indirect table at the end (§2.7.5.3.2)."""
         table: memoryview | bytes = self._table
-        count, at = self._size, chain.id
-        left = count
+        count = left = self._size
+        unpack = DESCRIPTOR.unpack_from
+        found: list[Descriptor] = []
         while True:
             if at >= count:
                 raise GuestError(f"descriptor {at} of {count}")
             if not left:
                 raise GuestError(f"a chain of more than {count} descriptors")
             left -= 1
-            address, length, flags, following = DESCRIPTOR.unpack_from(table, DESCRIPTOR.size * at)
+            address, length, flags, following = unpack(table, DESCRIPTOR_SIZE * at)
             if flags & INDIRECT:
                 if table is not self._table or flags & NEXT:
                     raise GuestError("an indirect table within another, or one that goes on")
-                left = count = table_size(length)
-                table, at = indirect_table(self._dma, address, length), 0
+                table, at = self._window.table(address, length), 0
+                left = count = length // DESCRIPTOR_SIZE
                 continue
-            chain.add(self._dma, address, length, flags)
+            found.append((address, length, flags))
             if not flags & NEXT:
-                return
+                return found
             at = following
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
 
 NO_VECTOR = 0xFFFF
+BATCH = 64
+"""The most buffers that are taken at once."""
 _FIELDS = (
     [(name, ctypes.c_uint64) for name in ("desc", "driver", "device_area")]
     + [(name, ctypes.c_uint16) for name in ("size", "vector", "next", "used", "out")]
@@ -27,8 +29,9 @@ class Virtqueue(ctypes.LittleEndianStructure):
     """One queue. Its fields lie in the device's state, so a snapshot has them.
 
     ``for chain in queue`` gives all available buffers, publishes those that device code has returned by
-    :meth:`Chain.done`, and asks the driver to notify the device of the next one. A device that handles single buffers
-    calls :meth:`take`, :meth:`flush`, :meth:`silence` and :meth:`listen` itself.
+    :meth:`Chain.done`, and asks the driver to notify the device of the next one. :meth:`batches` does the same with
+    lists of buffers, which costs less. A device that takes buffers when it has data for them calls :meth:`take`,
+    :meth:`flush`, :meth:`silence` and :meth:`listen` itself.
 
     An error in the ring or in a descriptor sets DEVICE_NEEDS_RESET (§2.1.2), and raises a GuestError.
     """
@@ -93,46 +96,81 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self.next = self.used = self.out = 0
         self.forget()
 
-    def __iter__(self) -> Iterator[Chain]:
-        """All available buffers. After as many as the ring has slots, the queue waits for its next turn."""
+    @property
+    def is_possible(self) -> bool:
+        """Whether a restored state can be that of a queue."""
+        device, size = self.device, self.size
+        vector = self.vector == NO_VECTOR or self.vector < len(device.irq)
+        if not (self.enabled <= 1 and self.next_wrap <= 1 and self.used_wrap <= 1 and vector):
+            return False
+        if not self.enabled:
+            return True
+        packed = device.accepted >> Feature.RING_PACKED & 1
+        inside = max(self.next, self.used) < size if packed else not size & size - 1
+        return 1 <= size <= device.largest_queue and inside and self.out <= size
+
+    def batches(self) -> Iterator[list[Chain]]:
+        """All available buffers, in lists. After as many as the ring has slots, the queue waits for its next turn.
+
+        At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
+        device code neither keeps nor returns, is put back by :meth:`back`.
+        """
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
-            for _ in range(self.size):
-                chain = self.take()
-                while chain is None:
-                    if not self.listen():
-                        return
-                    chain = self.take()
-                yield chain
-            self._ask_for_turn()
+            left = self.size
+            while left:
+                chains = self.take(min(left, BATCH))
+                if chains:
+                    left -= len(chains)
+                    yield chains
+                elif not self.listen():
+                    return
+            self.ask_for_turn()
         finally:
             self.flush()
 
-    def take(self) -> Chain | None:
-        """Take the next buffer, or None if there is none. Return it by :meth:`Chain.done`."""
+    def __iter__(self) -> Iterator[Chain]:
+        """All available buffers, one by one. Those that a loop does not get to stay available."""
+        for chains in self.batches():
+            given = 0
+            try:
+                for given, chain in enumerate(chains, 1):  # noqa: B007 it is used at the end
+                    yield chain
+            finally:
+                if given < len(chains):
+                    self.back(chains[given:])
+
+    def take(self, most: int = 1) -> list[Chain]:
+        """Take the next buffers, at most ``most``; an empty list if there is none. Return them by :meth:`finish`."""
         try:
             ring = self._live()
-            return None if ring is None else ring.take()
+            if ring is None:
+                return []
+            chains = ring.take(most)
         except GuestError as error:
             raise self.device.broken(f"{self}: {error}") from error
+        return chains
 
-    def back(self, chains: list[Chain]) -> None:
+    def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again, as if they had not been taken."""
         if (ring := self._live()) is not None:
-            for chain in reversed(chains):
+            for chain in chains:
                 chain.written = 0
-                ring.back(chain)
+            ring.back(chains)
 
-    def finish(self, chain: Chain) -> None:
-        """Return a chain; called by :meth:`Chain.done`."""
-        self._finished.append(chain)
+    def finish(self, chains: Iterable[Chain]) -> None:
+        """Return chains to the driver, each with :attr:`Chain.written` bytes in it. :meth:`flush` publishes them."""
+        self._finished += chains
 
     def flush(self) -> None:
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
-        finished, self._finished = self._finished, []
-        if finished and (ring := self._live()) is not None and ring.put(finished):
-            self.device.interrupt(self.vector)
+        finished = self._finished
+        if finished and (ring := self._live()) is not None:
+            if ring.put(finished):
+                self.device.interrupt(self.vector)
+            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
+        self._finished = []
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -143,7 +181,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
         return (ring := self._live()) is not None and ring.listen()
 
-    def _ask_for_turn(self) -> None:
+    def ask_for_turn(self) -> None:
         """Schedule one more turn for this queue, unless one is scheduled already."""
         if not self._waits_for_turn:
             self._waits_for_turn = True

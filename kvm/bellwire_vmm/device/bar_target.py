@@ -1,4 +1,4 @@
-"""What answers an access to a BAR that exits to the VMM: the MSI-X table, the relay, or a message."""
+"""What answers an access to a BAR that exits to the VMM: the MSI-X table, a relay, or a message."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from bellwire_vmm.device.msix import MsixTable
 from bellwire_vmm.device.peer import Peer
 from bellwire_vmm.device.registrations import Count
 from bellwire_vmm.device.relay import RelayedRegion
+from vfio_user import ShadowBell
 
 
 class BarTarget:
@@ -16,6 +17,7 @@ class BarTarget:
 
     ``posted`` lets writes go without waiting for their reply. ``table`` is given for the BARs that hold the
     device's MSI-X table or its pending bits. ``counts`` counts writes at some offsets, ``reads`` and ``writes`` all.
+    ``shadows`` are the doorbells that the VMM rings itself, by offset and size.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class BarTarget:
         bar: Bar,
         relayed: Sequence[RelayedRegion],
         counts: Mapping[int, Count],
+        shadows: Mapping[tuple[int, int], ShadowBell],
         table: MsixTable | None,
         *,
         posted: bool,
@@ -33,6 +36,7 @@ class BarTarget:
         self.index = bar.index
         self.reads = self.writes = 0
         self._counts = counts
+        self._shadows = shadows
         self._relayed = relayed
         self._posted = posted
         self._table = table
@@ -62,6 +66,10 @@ class BarTarget:
         count = self._counts.get(offset)
         if count is not None:
             count.exits += 1
+            shadow = self._shadows.get((offset, len(data)))
+            if shadow is not None:
+                shadow.ring(data)
+                return
         if self._table is not None and _inside(self._entries, offset, len(data)):
             with self.peer.lock:
                 self._table.write(offset - self._entries.start, data)

@@ -159,7 +159,8 @@ class ProxyDevice:
         posted = not bar.ports and not any(self._areas.values())
         relayed = self._registrations.relayed.get(bar.index, ())
         counts = self._registrations.counts.get(bar.index, {})
-        return BarTarget(self.peer, bar, relayed, counts, self._interrupts.table, posted=posted)
+        shadows = self._registrations.shadows.get(bar.index, {})
+        return BarTarget(self.peer, bar, relayed, counts, shadows, self._interrupts.table, posted=posted)
 
     def _find_places(self) -> None:
         for bar in self._bars.values():

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.relay import Relay, RelayedRegion
+from bellwire_vmm.device.shadow import bell_of
 from bellwire_vmm.errors import DeviceRefusedError
 from kvm_ioctls import IoRegion, KvmError, Vm
-from vfio_user import IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
+from vfio_user import IoEventFd, IoRegionFd, Mechanism, ShadowBell, ShadowIoEventFd, SubRegion, VfioUserError
 
-IN_KERNEL = frozenset((Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.IOREGIONFD_KERNEL))
+IN_KERNEL = frozenset(
+    (Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH, Mechanism.IOREGIONFD_KERNEL, Mechanism.SHADOW_KERNEL)
+)
 """The mechanisms by which a write does not exit, once KVM knows the address."""
 
 
@@ -46,6 +49,7 @@ class Registration:
     counted: Count | RelayedRegion
     reason: str = ""
     registered: int | None = None
+    bell: ShadowBell | None = None
 
 
 class Standing(NamedTuple):
@@ -68,6 +72,8 @@ class Registrations:
         self._relays: dict[int, Relay] = {}
         self._fds: set[int] = set()
         self.relayed: dict[int, list[RelayedRegion]] = {}
+        self.shadows: dict[int, dict[tuple[int, int], ShadowBell]] = {}
+        """The shadow doorbells of each BAR that the VMM rings itself, by offset and size."""
         self.counts: dict[int, dict[int, Count]] = {}
         taken = list(bars)
         for _, regions in taken:
@@ -116,6 +122,8 @@ class Registrations:
         """Remove all registrations, and close the descriptors."""
         for each in self._registrations:
             self.detach(each.bar)
+            if each.bell is not None:
+                each.bell.close()
         for relay in self._relays.values():
             relay.hang_up()
         for fd in self._fds:
@@ -131,9 +139,8 @@ class Registrations:
         if isinstance(region, IoEventFd):
             mechanism = Mechanism.IOEVENTFD if region.datamatch is None else Mechanism.IOEVENTFD_DATAMATCH
             return Registration(bar, region, mechanism, self._count(bar, region))
-        if not isinstance(region, IoRegionFd):
-            why = "shadow ioeventfds need a patched kernel"
-            return Registration(bar, region, Mechanism.REGION_WRITE, self._count(bar, region), why)
+        if isinstance(region, ShadowIoEventFd):
+            return self._shadow(bar, region)
         in_kernel = self._vm.has_ioregion()
         if not in_kernel and region.fd not in self._relays:
             self._relays[region.fd] = Relay(region.fd)
@@ -141,6 +148,14 @@ class Registrations:
         self.relayed.setdefault(bar.index, []).append(relayed)
         mechanism = Mechanism.IOREGIONFD_KERNEL if in_kernel else Mechanism.IOREGIONFD_RELAY
         return Registration(bar, region, mechanism, relayed)
+
+    def _shadow(self, bar: Bar, region: ShadowIoEventFd) -> Registration:
+        in_kernel = self._vm.has_post_write()
+        bell, why = bell_of(region, in_kernel=in_kernel)
+        mechanism = Mechanism.SHADOW_KERNEL if in_kernel else Mechanism.SHADOW_RELAY
+        if bell is not None and not in_kernel:
+            self.shadows.setdefault(bar.index, {})[region.offset, region.size] = bell
+        return Registration(bar, region, mechanism, self._count(bar, region), why, bell=bell)
 
     def _count(self, bar: Bar, region: SubRegion) -> Count:
         return self.counts.setdefault(bar.index, {}).setdefault(region.offset, Count())
@@ -155,12 +170,17 @@ class Registrations:
         if isinstance(region, IoEventFd):
             where = base + region.offset
             self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, ccw=region.ccw)
+        elif isinstance(region, ShadowIoEventFd):
+            if registration.mechanism is Mechanism.SHADOW_KERNEL and registration.bell is not None:
+                where, post = base + region.offset, registration.bell.address
+                self._vm.ioeventfd(region.fd, where, region.size, region.datamatch, region.pio, post_addr=post)
         elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):
             self._vm.set_ioregion(_kernel_region(region, base))
 
     def _unregister(self, registration: Registration, base: int) -> None:
         region = registration.region
-        if isinstance(region, IoEventFd):
+        in_kernel = registration.mechanism is Mechanism.SHADOW_KERNEL and registration.bell is not None
+        if isinstance(region, IoEventFd) or (isinstance(region, ShadowIoEventFd) and in_kernel):
             where = base + region.offset
             self._vm.ioeventfd_deassign(region.fd, where, region.size, region.datamatch, region.pio)
         elif registration.mechanism is Mechanism.IOREGIONFD_KERNEL and isinstance(region, IoRegionFd):

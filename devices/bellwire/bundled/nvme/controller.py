@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from bellwire import Job
+from bellwire import Job, StateError
 from bellwire.bundled.nvme import registers
 from bellwire.bundled.nvme.engine import Engine
 from bellwire.bundled.nvme.events import Event, Events, EventState
@@ -92,7 +92,8 @@ class Controller:
         self.sanitize = Sanitize(self)
         self.format = Format(self)
         self.management = Management(self)
-        self.engine = Engine(self, Journal(state.journal))
+        self.journal = Journal(state.journal)
+        self.engine = Engine(self, self.journal)
         self._file = device.storage(Registers.mmio)
         self._shutdown: Job | None = None
         self._powered = False
@@ -147,6 +148,11 @@ class Controller:
         self.sanitize.resume()
         self.self_test.resume()
         self.save_soon()
+
+    def check_state(self) -> None:
+        """Raise a StateError if the restored state of queues, events or commands under way cannot be one."""
+        if wrong := self.queues.impossible(self.journal.entries()) or self.events.impossible:
+            raise StateError(f"the snapshot has {wrong}")
 
     def restored(self) -> None:
         """The state has been restored: do the commands again that were under way in it."""

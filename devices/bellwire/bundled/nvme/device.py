@@ -169,6 +169,10 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
         self.controller.engine.pool.settle()
         self.controller.power_on()
 
+    def check_state(self) -> None:
+        """Refuse a snapshot whose queues or commands cannot be."""
+        self.controller.check_state()
+
     def restored(self) -> None:
         """Do the commands again that were under way."""
         self.controller.engine.pool.settle()

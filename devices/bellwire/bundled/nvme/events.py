@@ -70,6 +70,12 @@ class Events:
         """Drop requests and events, after a controller reset."""
         ctypes.memset(ctypes.byref(self._state), 0, ctypes.sizeof(self._state))
 
+    @property
+    def impossible(self) -> str:
+        """What cannot be in a restored state, in words; empty if all can."""
+        waiting = self._state.waiting
+        return f"{waiting} event requests" if waiting > EVENT_REQUESTS else ""
+
     def request(self, cid: int) -> None:
         """Add a request. It stays open until there is an event."""
         state = self._state

@@ -47,7 +47,11 @@ class Journal:
         self._free = list(range(SLOTS))
 
     def restored(self) -> Iterator[tuple[int, bytes]]:
-        """The submission queue and entry of each command under way in a restored state. Empties the journal."""
-        entries = [(sqid, entry) for used, sqid, entry in _SLOT.iter_unpack(self._state) if used]
+        """The :meth:`entries` of a restored state. Empties the journal."""
+        entries = self.entries()
         self.clear()
         yield from entries
+
+    def entries(self) -> list[tuple[int, bytes]]:
+        """The submission queue and entry of each command under way."""
+        return [(sqid, entry) for used, sqid, entry in _SLOT.iter_unpack(self._state) if used]

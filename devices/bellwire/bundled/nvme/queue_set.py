@@ -44,6 +44,20 @@ class QueueSet:
         self.submissions[0].create(asq, submissions, 0)
         self.completions[0].create(acq, completions, 0, True)
 
+    def impossible(self, journal: Sequence[tuple[int, bytes]]) -> str:
+        """The queue or the entry of a ``journal`` whose restored state cannot be one, in words; empty if all can."""
+        for kind, queues in (("submission", self.submissions), ("completion", self.completions)):
+            for queue in queues:
+                if not queue.is_possible:
+                    return f"{kind} queue {queue.qid} of {queue.size} entries, head {queue.head}, tail {queue.tail}"
+        for sq in self.submissions:
+            if sq.size and not (sq.cqid < len(self.completions) and self.completions[sq.cqid].size):
+                return f"submission queue {sq.qid} whose completion queue is {sq.cqid}"
+        for sqid, _ in journal:
+            if not (sqid < len(self.submissions) and self.submissions[sqid].size):
+                return f"a command of submission queue {sqid}"
+        return ""
+
     def forget(self) -> None:
         """Delete all queues, and drop interrupts that are held back."""
         for queue in (*self.submissions, *self.completions):

@@ -9,6 +9,7 @@ import ctypes
 from typing import TYPE_CHECKING, TypeVar
 
 from bellwire.bundled.nvme.command import COMMAND_SIZE, COMPLETION, COMPLETION_SIZE
+from bellwire.bundled.nvme.registers import ENTRIES, QUEUES
 
 if TYPE_CHECKING:
     from bellwire.model.dma import Dma
@@ -39,6 +40,12 @@ class SubmissionQueue(ctypes.Structure):
     deleter: int
     """The id of the command that deletes the queue, plus one. It waits for :attr:`running`. 0: there is none."""
     qid: int
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a restored state can be that of a queue, apart from its completion queue."""
+        inside = max(self.head, self.tail) < self.size
+        return not self.size or (2 <= self.size <= ENTRIES and inside and self.deleter <= 1 << 16)
 
     def create(self, base: int, size: int, cqid: int) -> None:
         """Create the queue, empty."""
@@ -88,6 +95,12 @@ class CompletionQueue(ctypes.Structure):
     running: int
     """The number of commands under way that need an entry here."""
     qid: int
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a restored state can be that of a queue."""
+        inside = max(self.head, self.tail) < self.size and self.phase <= 1 and self.vector <= QUEUES
+        return not self.size or (2 <= self.size <= ENTRIES and inside)
 
     def create(self, base: int, size: int, vector: int, interrupts: bool) -> None:
         """Create the queue, empty. The phase of its first pass is 1 (§4.6)."""

@@ -28,7 +28,13 @@ SHUTDOWN_MASK = 3 << 2
 
 
 class Registers(PciDevice):
-    """The registers of the controller, without behaviour. The device derives from it."""
+    """The registers of the controller, without behaviour. The device derives from it.
+
+    Of a doorbell only the last value counts, although tails and heads wrap around. A host keeps one entry of a queue
+    free (§4.1.2). So before the controller has looked at a tail or head, the host can move it by less than the size of
+    the queue: the last value tells all that has been added or taken, and it never comes back to the value that the
+    controller knows. (What is lost is the notice of a wrong value that a right one follows at once.)
+    """
 
     irq = MsiX(QUEUES + 1)
     msi = Msi(1)
@@ -45,8 +51,8 @@ class Registers(PciDevice):
     aqa = mmio.reg(0x24, writable=0x0FFF_0FFF)
     asq = mmio.reg(0x28, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
     acq = mmio.reg(0x30, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
-    admin_bells = mmio.ioregion(0x1000, 8, posted=True)
-    io_bells = mmio.ioregion(0x1008, 8 * QUEUES, posted=True, bell=4)
+    admin_bells = mmio.ioregion(0x1000, 8, posted=True, bell=4, latest=True)
+    io_bells = mmio.ioregion(0x1008, 8 * QUEUES, posted=True, bell=4, latest=True)
 
 
 class ControllerConfiguration:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bellwire import Bar, IntX, Option, PciDevice, Saved, SavedBytes, Timer
+from bellwire import Bar, IntX, Option, PciDevice, Saved, SavedBytes, StateError, Timer
 from bellwire.bundled.serial.fifo import DEPTH, Fifo
 from bellwire.bundled.serial.registers import LOOPED, TRIGGERS, Cause, Enabled, Fcr, Lcr, Lsr, Mcr, Msr
 from bellwire.stream import BACKENDS, Stream, open_stream, stream_fault
@@ -69,6 +69,14 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
         """Read the modem's levels, without any change bits."""
         self.msr = self.levels
         self.refresh()
+
+    def check_state(self) -> None:
+        """Refuse a snapshot with values that no driver can bring about."""
+        registers = (self.fcr, 0xFF), (self.enabled, 0x0F), (self.divisor, 0xFFFF)
+        if any(not 0 <= value <= most for value, most in registers):
+            raise StateError(f"the snapshot has FCR {self.fcr:#x}, IER {self.enabled:#x}, divisor {self.divisor}")
+        if max(len(self.received), len(self.unsent)) > DEPTH:
+            raise StateError(f"the snapshot has FIFOs of {len(self.received)} and {len(self.unsent)} bytes")
 
     def restored(self) -> None:
         """Set the timer again, and compare the levels: another peer may be there now."""

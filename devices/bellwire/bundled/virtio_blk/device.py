@@ -6,7 +6,9 @@ from pathlib import Path
 
 from bellwire import Job, Option, Pool
 from bellwire.bundled.virtio_blk.request import (
+    IN,
     MOST_SEGMENTS,
+    OK,
     SECTOR,
     Blk,
     Failure,
@@ -19,14 +21,19 @@ from bellwire.bundled.virtio_blk.request import (
 )
 from bellwire.storage import LARGEST, Disk, MemoryDisk, check_blocks
 from bellwire.storage.aio import Transfer, direct_pool
-from bellwire.virtio import VirtioDevice, Virtqueue, field
+from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 
 MOST_QUEUES = 16
 QUEUE_SIZE = 256
 LARGEST_PIECE = 256 << 10  # bytes: a queue full of pieces, with header and status, is within the limit of a chain
 MOST_SECTORS = 1 << 22  # in one segment to discard or zero: 2 GiB
 ID_SIZE = 20
-AT_ONCE = 1 << 20  # bytes moved in memory before the worker looks at the next doorbell; threads do the rest
+AT_ONCE = 1 << 20
+"""Bytes moved in memory before the worker looks at the next doorbell. A larger request is left to a thread."""
+ENOUGH = 512 << 10
+"""Bytes after which the driver is told of completions."""
+TOGETHER = 16
+"""Writes to the page cache that one thread does, one after the other: each takes about as long as a wake-up."""
 
 
 def identity(text: str) -> str | None:
@@ -155,46 +162,63 @@ class VirtioBlk(
     # -- requests (§5.2.6)
 
     def notified(self, queue: Virtqueue) -> None:
-        """Do requests that need no waiting at once, and give the others to threads."""
+        """Do requests that need no waiting at once, up to AT_ONCE bytes, and give the others to threads."""
         self.budget = AT_ONCE
-        for chain in queue:
-            request = Request(chain)
-            try:
-                job = self.begin(request)
-            except Failure as failure:
-                request.end(failure.result)
-                continue
-            except OSError as error:
-                self.failed(error)
-                request.end(Result.IO_ERROR)
-                continue
-            if job is None:
-                request.end(Result.OK)
-            else:
-                job.tag = request
-                self.workers.submit(job)
+        told = AT_ONCE - ENOUGH
+        for chains in queue.batches():
+            done: list[Chain] = []
+            writes: list[Job] = []
+            for number, chain in enumerate(chains):
+                if self.budget <= 0:  # another turn of the loop costs less than a thread
+                    queue.back(chains[number:])
+                    break
+                request = Request(chain)
+                try:
+                    job = self.read(request) if request.type == IN else self.begin(request)
+                except (Failure, OSError) as error:
+                    done.append(request.end(self.blame(error)))
+                    continue
+                if job is None:
+                    done.append(request.end(OK))
+                    if self.budget <= told:  # the driver handles these while the next data is copied
+                        told -= ENOUGH
+                        queue.finish(done)
+                        queue.flush()
+                        done = []
+                else:
+                    job.tag = request
+                    if isinstance(job, Transfer) and job.write:
+                        writes.append(job)
+                    else:
+                        self.workers.submit(job)
+            queue.finish(done)
+            for first in range(0, len(writes), TOGETHER):
+                self.workers.submit(*writes[first : first + TOGETHER])
+            if self.budget <= 0:
+                queue.ask_for_turn()
+                break
 
     def finished(self, jobs: list[Job]) -> None:
         """Complete the requests that threads have done, with one interrupt for each queue."""
         for job in jobs:
             request: Request = job.tag
-            request.end(Result.IO_ERROR if job.error else Result.OK)
-            if isinstance(job.error, OSError):
-                self.failed(job.error)
-            elif job.error:
-                self.log.error("request failed", exc_info=job.error)
+            request.chain.queue.finish([request.end(OK if job.error is None else self.blame(job.error))])
         for queue in {job.tag.chain.queue.index: job.tag.chain.queue for job in jobs}.values():
             queue.flush()
 
-    def failed(self, error: OSError) -> None:
-        """Log why the image has failed. The driver gets only an I/O error."""
-        self.warn("disk: %s", error)
+    def blame(self, error: Exception) -> Result:
+        """The status for an error. Why the image has failed is logged: the driver gets only an I/O error."""
+        if isinstance(error, Failure):
+            return error.result
+        if isinstance(error, OSError):
+            self.warn("disk: %s", error)
+        else:
+            self.log.error("request failed", exc_info=error)
+        return Result.IO_ERROR
 
     def begin(self, request: Request) -> Job | None:
         """Start a request. Returns a job for a thread, or None if it is done. May raise a Failure or an OSError."""
         match request.type:
-            case Type.IN:
-                return self.read(request)
             case Type.OUT:
                 return self.write(request)
             case Type.FLUSH:
@@ -213,22 +237,26 @@ class VirtioBlk(
 
     def read(self, request: Request) -> Job | None:
         """Read at once if the data is in memory. Else return a job: a thread waits for the disk."""
-        offset = request.place(self.disk.size, request.room_size)
-        if request.room_size <= self.budget and self.disk.try_read(request.room, offset, request.room_size):
-            self.budget -= request.room_size
+        disk, offset, length = self.disk, request.sector * SECTOR, request.chain.room - 1
+        if length % SECTOR or offset + length > disk.size:
+            raise Failure(Result.IO_ERROR)
+        if length <= AT_ONCE and disk.try_read(request.room, offset, length):
+            self.budget -= length
             return None
-        return Transfer(self.disk, request.room, offset, write=False)
+        return Transfer(disk, request.room, offset, write=False)
 
     def write(self, request: Request) -> Job | None:
         """Write at once if the disk is memory. Else return a job."""
         self.check_writable()
-        offset = request.place(self.disk.size, request.data_size)
-        if self.disk.instant and request.data_size <= self.budget:
-            self.budget -= request.data_size
-            self.disk.write(request.data, offset)
+        disk, offset, length = self.disk, request.sector * SECTOR, request.data_size
+        if length % SECTOR or offset + length > disk.size:
+            raise Failure(Result.IO_ERROR)
+        if disk.instant and length <= AT_ONCE:
+            self.budget -= length
+            disk.write(request.data, offset)
             return None
         if not self.durable:
-            return Transfer(self.disk, request.data, offset, write=True)
+            return Transfer(disk, request.data, offset, write=True)
         return Job(self.store, request.data, offset)
 
     def store(self, views: list[memoryview], offset: int) -> None:

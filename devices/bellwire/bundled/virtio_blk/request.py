@@ -13,6 +13,8 @@ from bellwire.virtio.chain import Chain, part
 
 SECTOR = 512
 HEADER = struct.Struct("<IIQ")  # type, reserved, sector
+HEADER_SIZE = HEADER.size
+unpack_header = HEADER.unpack
 SEGMENT = struct.Struct("<QII")  # sector, sectors, flags
 MOST_SEGMENTS = 256
 UNMAP = 1 << 0
@@ -51,6 +53,9 @@ class Result(IntEnum):
     UNSUPPORTED = 2
 
 
+IN, OK = int(Type.IN), Result.OK  # plain names: looking up a member of an enum takes longer than comparing it
+
+
 class Failure(Exception):
     """A request cannot be done. It has the status for the driver."""
 
@@ -68,43 +73,56 @@ class Span(NamedTuple):
 
 
 class Request:
-    """One request in one buffer: a header, perhaps data to write, perhaps room for data, and a byte for the status."""
+    """One request in one buffer: a header, perhaps data to write, perhaps room for data, and a byte for the status.
 
-    __slots__ = ("chain", "data", "data_size", "room", "room_size", "sector", "type")
+    A GuestError if the buffer has no place for header or status.
+    """
+
+    __slots__ = ("chain", "data", "room", "sector", "type")
 
     def __init__(self, chain: Chain) -> None:
-        if chain.size < HEADER.size or not chain.room:
+        readable, writable = chain.readable, chain.writable
+        if chain.size < HEADER_SIZE or not writable:
             raise GuestError(f"{chain.queue}: a request of {chain.size} bytes with {chain.room} for the answer")
         self.chain = chain
         self.type: int
         self.sector: int
-        self.type, _, self.sector = HEADER.unpack(b"".join(part(chain.readable, 0, HEADER.size)))
-        self.data = part(chain.readable, HEADER.size, chain.size)
-        self.data_size = chain.size - HEADER.size
-        self.room = part(chain.writable, 0, chain.room - 1)
-        self.room_size = chain.room - 1
+        if len(readable[0]) == HEADER_SIZE:  # drivers give the header and the status a descriptor each
+            self.data = readable[1:]
+            self.type, _, self.sector = unpack_header(readable[0])
+        else:
+            self.data = part(readable, HEADER_SIZE, chain.size)
+            self.type, _, self.sector = unpack_header(b"".join(part(readable, 0, HEADER_SIZE)))
+        self.room = writable[:-1] if len(writable[-1]) == 1 else part(writable, 0, chain.room - 1)
 
-    def place(self, disk_size: int, length: int) -> int:
-        """The offset on the disk of ``length`` bytes. A Failure if they exceed the disk."""
-        offset = self.sector * SECTOR
-        if length % SECTOR or offset + length > disk_size:
-            raise Failure(Result.IO_ERROR)
-        return offset
+    @property
+    def data_size(self) -> int:
+        """The number of bytes of data that the driver has written."""
+        return self.chain.size - HEADER_SIZE
+
+    @property
+    def room_size(self) -> int:
+        """The number of bytes that the driver has left for data."""
+        return self.chain.room - 1
 
     def put(self, data: bytes) -> None:
         """Write ``data`` to the room for data."""
         self.chain.write(data[: self.room_size])
 
-    def end(self, result: Result) -> None:
-        """Return the buffer. The used length counts the bytes written from the start of the buffer (§2.7.8.2).
+    def end(self, result: Result) -> Chain:
+        """Write the status. Returns the buffer, for the driver.
 
-        The status is the last byte. It counts only if all bytes before it have been written.
+        The used length counts the bytes written from the start of the buffer (§2.7.8.2). The status is the last byte.
+        It counts only if all bytes before it have been written.
         """
-        filled = 0
-        if result is Result.OK:
-            filled = self.room_size if self.type == Type.IN else self.chain.written
-        self.chain.writable[-1][-1] = result
-        self.chain.done(filled + 1 if filled == self.room_size else filled)
+        chain = self.chain
+        if result is not OK:
+            chain.written = 0
+        elif self.type == IN:
+            chain.written = chain.room - 1
+        chain.written += chain.written == chain.room - 1
+        chain.writable[-1][-1] = result
+        return chain
 
 
 def spans(request: Request, disk_size: int, most_sectors: int) -> list[Span]:

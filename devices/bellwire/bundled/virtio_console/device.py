@@ -171,18 +171,19 @@ class VirtioConsole(
         """Copy received bytes to the guest's buffers, if it has opened the port. Bytes wait until there is a buffer."""
         queue = self.virtqueues[self.queue_of(port)]
         while wanted := self.is_open(port):
-            chain = queue.take()
-            if chain is None:
+            taken = queue.take()
+            if not taken:
                 if queue.listen():
                     continue
                 wanted = False
                 break
+            (chain,) = taken
             if not chain.room:
                 chain.done()
                 continue
             data = port.stream.receive(chain.room)
             if not data:
-                queue.back([chain])
+                queue.back(taken)
                 break
             chain.write(data)
             chain.done()
@@ -249,11 +250,12 @@ class VirtioConsole(
     def deliver(self, queue: Virtqueue) -> None:
         """Copy waiting control messages to the guest's buffers."""
         while self.messages:
-            chain = queue.take()
-            if chain is None:
+            taken = queue.take()
+            if not taken:
                 if queue.listen():
                     continue
                 break
+            (chain,) = taken
             chain.write(self.messages.popleft()[: chain.room])
             chain.done()
         queue.flush()

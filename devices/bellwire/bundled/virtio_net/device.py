@@ -24,12 +24,15 @@ from bellwire.network import (
 )
 from bellwire.network.checks import given, interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.interface import Settings, Vxlan
-from bellwire.network.link import SMALLEST_PACKET
+from bellwire.network.link import HEADER_SIZE, SMALLEST_PACKET
+from bellwire.pieces import MOST_PIECES
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
 
 MOST_PAIRS = 8
 BATCH = 64  # packets from one end, before the others get their turn
 NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
+HEAD = HEADER_SIZE + 18
+"""Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
 LINK_UP = 1
 
 
@@ -45,6 +48,8 @@ class Lane:
         self.watched = -1
         """The descriptor that is watched; -1 if none is."""
         self.waits_for_turn = False
+        self.buffers = 1
+        """The number of buffers that the last packet took: the next is received into as many."""
 
 
 class VirtioNet(
@@ -221,35 +226,83 @@ class VirtioNet(
 
     def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
         """Send packets from guest memory to the link, without a copy (§5.1.6.2)."""
-        for chain in queue:
-            if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and self.link_up and end.send(chain.readable)):
-                self.dropped += 1
-            chain.done()
+        send, up = end.send, self.link_up
+        for chains in queue.batches():
+            for chain in chains:
+                if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and up and send(chain.readable)):
+                    self.dropped += 1
+            queue.finish(chains)
 
     def receive(self, lane: Lane) -> None:
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
-        for _ in range(BATCH):
-            try:
-                lane.size = lane.size or lane.end.receive(lane.buffer)
-            except LinkError as error:
-                self.log.warning("%s", error)
-                self.watch_lane(lane, False)
-                self.set_link(False)
-                break
-            if not lane.size:
-                break
-            packet = lane.buffer[: lane.size]
-            if self.link_up and self.filter.admits(packet) and not self.deliver(queue, packet):
-                self.watch_lane(lane, False)  # until the driver offers more buffers
-                break
-            lane.size = 0
-        else:
-            if not lane.waits_for_turn:
-                lane.waits_for_turn = True
-                self.after(0, self.go_on, lane)
+        ready: list[Chain] = []
+        try:
+            for left in range(BATCH, 0, -1):
+                if not lane.size and not self.take_packet(lane, queue, ready, left):
+                    break
+                if lane.size:
+                    queue.back(ready)
+                    ready.clear()
+                    if not self.deliver(queue, lane):
+                        self.watch_lane(lane, False)  # until the driver offers more buffers
+                        break
+            else:
+                if not lane.waits_for_turn:
+                    lane.waits_for_turn = True
+                    self.after(0, self.go_on, lane)
+        except LinkError as error:
+            self.log.warning("%s", error)
+            self.watch_lane(lane, False)
+            self.set_link(False)
+        queue.back(ready)
         queue.flush()
+
+    def take_packet(self, lane: Lane, queue: Virtqueue, ready: list[Chain], most: int) -> bool:
+        """Receive one packet right into the guest's buffers. False if there is none, or no buffer for it.
+
+        ``ready`` has buffers that were taken and not used yet; up to ``most`` are taken at once. A packet that does not
+        fit in as many buffers as the last one, goes to the lane's own memory, from which :meth:`deliver` copies it.
+        """
+        while len(ready) < lane.buffers:
+            taken = queue.take(most)
+            if taken:
+                ready += taken
+            elif not queue.listen():
+                break
+        if not ready:
+            self.watch_lane(lane, False)
+            return False
+        chains = ready[: lane.buffers]
+        views = chains[0].writable if len(chains) == 1 else [view for chain in chains for view in chain.writable]
+        room = sum([chain.room for chain in chains])
+        if not (self.link_up and views and len(views[0]) >= HEAD and len(views) < MOST_PIECES):
+            views, room = [], 0
+        size = lane.end.receive([*views, lane.buffer[room:]])
+        if not size:
+            return False
+        packet = views[0] if views else lane.buffer
+        if not (self.link_up and self.filter.admits(packet)):
+            return True
+        if size > room:
+            at = 0
+            for view in views:
+                lane.buffer[at : at + len(view)] = view
+                at += len(view)
+            lane.size = size
+            return True
+        used = 0
+        for chain in chains:
+            used += 1
+            chain.written = min(size, chain.room)
+            size -= chain.written
+            if not size:
+                break
+        packet[NUM_BUFFERS] = used.to_bytes(2, "little")
+        queue.finish(ready[:used])
+        del ready[:used]
+        return True
 
     def go_on(self, lane: Lane) -> None:
         """Receive more packets, after a full batch."""
@@ -257,23 +310,25 @@ class VirtioNet(
         if lane.watched >= 0:
             self.receive(lane)
 
-    def deliver(self, queue: Virtqueue, packet: memoryview) -> bool:
-        """Copy a packet to one buffer or more. False if there are too few; the driver notifies the card of more."""
+    def deliver(self, queue: Virtqueue, lane: Lane) -> bool:
+        """Copy the packet that waits. False if there are too few buffers; the driver notifies the card of more."""
+        packet = lane.buffer[: lane.size]
+        merges = Net.MRG_RXBUF in self.negotiated
         chains: list[Chain] = []
         room = 0
-        while room < len(packet):
-            chain = queue.take()
-            if chain is None:
-                if queue.listen():
-                    continue
+        while room < len(packet) and (merges or not chains):
+            taken = queue.take()
+            if taken:
+                chains += taken
+                room += taken[0].room
+            elif not queue.listen():
                 hopeless = queue.out >= queue.size  # the driver has no more buffers
                 queue.back(chains)
-                self.dropped += hopeless
+                if hopeless:
+                    self.dropped += 1
+                    lane.size = 0
                 return hopeless
-            chains.append(chain)
-            room += chain.room
-            if Net.MRG_RXBUF not in self.negotiated:
-                break
+        lane.size = 0
         if room < len(packet):
             queue.back(chains)
             self.dropped += 1
@@ -282,7 +337,8 @@ class VirtioNet(
         for chain in chains:
             chain.write(packet[: chain.room])
             packet = packet[chain.room :]
-            chain.done()
+        queue.finish(chains)
+        lane.buffers = len(chains)
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:

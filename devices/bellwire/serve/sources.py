@@ -1,0 +1,221 @@
+"""Where rings arrive at the device's end: the fds of doorbells, one source for each."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.model.core import Core
+from bellwire.model.tally import Count
+from vfio_user import IoCommand, IoRegionServer, VfioUserError
+from vfio_user.eventfds import SIZE, take
+
+MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a reply flushes all, and a flood ends
+
+Bell = TypeVar("Bell", bound=Doorbell | tuple[Doorbell | IoRegion, int])
+"""What an fd stands for: a doorbell, one value of a doorbell, or the doorbell at an offset of a row."""
+
+Guard = Callable[..., int | None]
+"""Runs device code. An exception in it is logged, and the result is then None."""
+
+
+class Source(Protocol):
+    """One fd on which rings arrive."""
+
+    def gather(self) -> None:
+        """Take the rings out of the fd."""
+
+    def run(self) -> None:
+        """Run the hooks for the rings that were gathered."""
+
+    def discard(self) -> None:
+        """Drop the rings that were gathered, but answer a guest that waits for one."""
+
+    def close(self) -> None:
+        """Close the fds. The source owns them."""
+
+
+class EventSource(Generic[Bell]):
+    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
+
+    def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = bell
+        self._ring = ring
+        self._guard = guard
+        self._counter = bytearray(SIZE)
+        self._count = 0
+        self._rings = core.tally.ring("ioeventfd", _name(bell))
+
+    def gather(self) -> None:
+        """Read the eventfd, and add its count."""
+        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+
+    def run(self) -> None:
+        """Call the hook once for all rings that were gathered."""
+        count, self._count = self._count, 0
+        if count:
+            self._rings[0] += count
+            self._guard(self._ring, self._bell, count)
+
+    def discard(self) -> None:
+        """Drop the rings that were gathered."""
+        self._count = 0
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        os.close(self.fd)
+
+
+class ShadowSource(Generic[Bell]):
+    """A doorbell by shadow ioeventfd: an eventfd that counts the rings, and a cell with the value of the last one.
+
+    The cell is read when the rings are gathered. The worker then drains its socket, and runs the hook last. So the hook
+    sees all writes that were posted before the value was stored, even if that value belongs to a later ring.
+    """
+
+    def __init__(
+        self, core: Core, bell: Bell, cell: memoryview, ring: Callable[[Bell, int, int], None], guard: Guard
+    ) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = bell
+        self._cell = cell
+        self._ring = ring
+        self._guard = guard
+        self._counter = bytearray(SIZE)
+        self._count = self._value = 0
+        self._rings = core.tally.ring("shadow", _name(bell))
+
+    def gather(self) -> None:
+        """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
+        self._count += take(self.fd, self._counter)
+        self._value = self._cell[0]
+
+    def run(self) -> None:
+        """Call the hook once for all rings that were gathered, with the last value."""
+        count, self._count = self._count, 0
+        if count:
+            self._rings[0] += count
+            self._guard(self._ring, self._bell, count, self._value)
+
+    def discard(self) -> None:
+        """Drop the rings that were gathered."""
+        self._count = 0
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        os.close(self.fd)
+
+
+class CommandSource:
+    """Doorbells with values, or one ioregion, by ioregionfd: commands of 32 bytes on a socket.
+
+    It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
+    """
+
+    def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
+        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours.setblocking(False)
+        self.wire = IoRegionServer(ours)
+        self.fd = ours.fileno()
+        self.client_fd = self._theirs.fileno()
+        self._targets: list[Doorbell | IoRegion] = []
+        self._rings: list[Count] = []
+        self._core = core
+        self._guard = guard
+        self._failed = failed
+        self._commands: deque[IoCommand] = deque()
+        self._socket = select.poll()
+        self._socket.register(ours, select.POLLIN)
+
+    def user_data(self, target: Doorbell | IoRegion) -> int:
+        """The number that identifies ``target`` in the commands of this socket."""
+        if target not in self._targets:
+            self._targets.append(target)
+            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
+        return self._targets.index(target)
+
+    def gather(self) -> None:
+        """Take the commands off the socket, in order."""
+        try:
+            for _ in range(MOST_COMMANDS - len(self._commands)):
+                command = self.wire.receive()
+                if command is None:
+                    break
+                self._commands.append(command)
+                if not self._socket.poll(0):  # this costs less than a receive that finds nothing
+                    break
+        except VfioUserError as error:
+            self._failed(self, error)
+
+    def run(self) -> None:
+        """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
+        commands = self._commands
+        while commands:
+            command = commands.popleft()
+            target = self._target(command)
+            result = None
+            if target is not None:
+                self._rings[command.user_data][0] += 1
+                result = self._guard(self._deliver, target, command)
+            if command.respond:
+                self._respond(result)
+
+    def discard(self) -> None:
+        """Drop the posted commands. A guest that waits for a response gets all ones, as from a device in reset."""
+        commands = self._commands
+        while commands:
+            if commands.popleft().respond:
+                self._respond(None)
+
+    def close(self) -> None:
+        """Close both ends. KVM or the relay then uses messages again."""
+        self._commands.clear()
+        self.wire.close()
+        self._theirs.close()
+
+    def _respond(self, value: int | None) -> None:
+        try:
+            self.wire.respond((1 << 64) - 1 if value is None else value)
+        except VfioUserError as error:
+            self._failed(self, error)
+
+    def _target(self, command: IoCommand) -> Doorbell | IoRegion | None:
+        """The doorbell or ioregion that the command is for. None, and a warning, if it lies in no sub-region."""
+        if command.user_data < len(self._targets):
+            target = self._targets[command.user_data]
+            if command.offset + command.size <= target.size:
+                return target
+        self._core.log.warning(
+            ("ioregionfd", "outside"),
+            "refused: ioregionfd command: user_data %d, offset %#x, size %d lies in no sub-region that was handed out",
+            command.user_data,
+            command.offset,
+            command.size,
+        )
+        return None
+
+    def _deliver(self, target: Doorbell | IoRegion, command: IoCommand) -> int:
+        """Do what the command says. Returns the value of a read, and 0 for a write."""
+        if isinstance(target, IoRegion):
+            if not command.write:
+                return self._core.ioregion_read(target, command.offset, command.size)
+            self._core.ioregion_write(target, command.offset, command.size, command.data)
+        elif not command.write:
+            return int.from_bytes(bytes([target.bar.fill]) * command.size, "little")  # as a REGION_READ message
+        elif command.offset == 0:
+            self._core.ring_value(target, command.data)
+        return 0
+
+
+def _name(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
+    """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
+    if isinstance(bell, Doorbell):
+        return bell.name
+    whole, number = bell
+    return whole.name if isinstance(whole, Doorbell) else f"{whole.name}+{number:#x}"
