@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_every_kinds_drivers_work_in_linux(
     served = []
     for kind, folder in written.items():
         name = NAMES[kind]
-        options = {
+        options: dict[str, dict[str, Any]] = {
             "serial": {"backend": f"unix:{tmp_path / 'line'}"},
             "framebuffer": {"picture": tmp_path / "picture.ppm"},
         }

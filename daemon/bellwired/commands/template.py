@@ -54,7 +54,7 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
         meant = f"did you mean {near[0]}? " if near else ""
         raise CommandError(f"there is no kind {kind!r}", f"{meant}There are {', '.join(KINDS)}")
     _check(name)
-    folder_of = {
+    own = {
         f"{name}.py": ("device.py.in", "the device"),
         f"test_{name}.py": ("test.py.in", f"its test: pytest {folder / f'test_{name}.py'}"),
         f"{name}.toml": ("config.toml.in", "its configuration, for devices.d"),
@@ -66,9 +66,11 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
         "driver/user_pci.py": ("user_pci.py.in", "what drivers in user space need"),
     }
     templates = files("bellwired") / "templates"
-    texts = {path: (_read(templates / kind / file, name), about) for path, (file, about) in folder_of.items()}
+    texts: dict[str, tuple[str, str]] = {
+        path: (_read(templates / kind / file, name), about) for path, (file, about) in own.items()
+    }
     texts |= {path: (_read(templates / "common" / file, name), about) for path, (file, about) in common.items()}
-    header = Path(f"driver/{name}_regs.h")
+    header = f"driver/{name}_regs.h"
     for path in (*texts, header):
         if os.path.lexists(folder / path):
             raise CommandError(f"{folder / path} exists already", "choose another name, or move it away")
