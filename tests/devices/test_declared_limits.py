@@ -231,7 +231,8 @@ def test_a_layout_has_its_items_in_order_of_offset() -> None:
 
 def test_a_digest_is_of_places_and_saved_fields() -> None:
     def digest(**body: Any) -> int:
-        return type("Dut", (PciDevice,), body, **IDS).layout.digest
+        made: type[PciDevice] = type("Dut", (PciDevice,), body, **IDS)
+        return made.layout.digest
 
     def registers(size: int = 64, *, at: int = 0, width: int = 4, name: str = "word") -> dict[str, Any]:
         bar = Bar(0, size=size)
