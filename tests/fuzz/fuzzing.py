@@ -10,6 +10,7 @@ a failure prints.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -46,21 +47,21 @@ def fuzz(
     """
 
     def test_corpus() -> None:
-        with bounded_memory(), around():
+        with bounded_run(), around():
             for data in corpus(name):
                 with bounded():
                     attack(data)
 
     @pytest.mark.slow
     def test_briefly() -> None:
-        with bounded_memory(), around():
+        with bounded_run(), around():
             _try(attack, inputs, BRIEFLY)
 
     @pytest.mark.slow
     @pytest.mark.long
     @pytest.mark.timeout(0)
     def test_long() -> None:
-        with bounded_memory(), around():
+        with bounded_run(), around():
             _try(attack, inputs, 60 * float(os.environ.get("FUZZ_MINUTES", "1")))
 
     return test_corpus, test_briefly, test_long
@@ -95,10 +96,15 @@ def bounded() -> Iterator[None]:
 
 
 @contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Fail if the largest memory of this process grows by more than ``MEMORY`` in the block."""
+def bounded_run() -> Iterator[None]:
+    """Fail if the largest memory of this process grows by more than ``MEMORY`` in the block, or it leaves descriptors."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    open_before = set(os.listdir("/proc/self/fd"))
     yield
+    gc.collect()
+    left = set(os.listdir("/proc/self/fd")) - open_before
+    assert not left, f"the run has left descriptors {left}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert grown < MEMORY, f"the run has taken {grown >> 20} MiB"
 

@@ -38,7 +38,7 @@ def attack(data: bytes) -> None:
                 while server.receive() is not None:
                     pass
         ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-        with contextlib.closing(IoRegionClient(theirs.detach(), timeout=0.001)) as client, ours:
+        with ours, theirs, contextlib.closing(IoRegionClient(theirs.fileno(), timeout=0.001)) as client:
             send(ours, data)
             with contextlib.suppress(VfioUserError):
                 client.read(7, 0, 4)

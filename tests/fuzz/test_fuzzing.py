@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from fuzz import fuzzing
-from fuzz.fuzzing import bounded, bounded_memory, corpus, fuzz, mutated
+from fuzz.fuzzing import bounded, bounded_run, corpus, fuzz, mutated
 
 
 @pytest.mark.slow
@@ -34,8 +36,15 @@ def test_an_input_that_costs_too_much_is_a_fault(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_that_takes_too_much_memory_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzzing, "MEMORY", -1)
-    with pytest.raises(AssertionError, match="MiB"), bounded_memory():
+    with pytest.raises(AssertionError, match="MiB"), bounded_run():
         pass
+
+
+def test_a_run_that_leaves_a_descriptor_is_a_fault() -> None:
+    left = -1
+    with pytest.raises(AssertionError, match="descriptors"), bounded_run():
+        left = os.eventfd(0)
+    os.close(left)
 
 
 @pytest.mark.parametrize("name", [path.name for path in fuzzing.CORPUS.iterdir()])
