@@ -97,7 +97,7 @@ def bounded() -> Iterator[None]:
 
 @contextmanager
 def bounded_run() -> Iterator[None]:
-    """Fail if the largest memory of this process grows by more than ``MEMORY`` in the block, or it leaves descriptors."""
+    """Fail if the largest memory of this process grows by more than ``MEMORY`` in the block, or a descriptor stays."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gc.collect()
     open_before = set(os.listdir("/proc/self/fd"))
