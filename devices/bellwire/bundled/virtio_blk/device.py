@@ -78,7 +78,7 @@ class VirtioBlk(
     disk: Disk
     budget: int
     moved: list[int]
-    """Reads, bytes read, writes, bytes written."""
+    """Reads, bytes read, writes, bytes written at once and by threads. Reads at once are added batch by batch."""
     meter: Meter
     workers: Pool
 
@@ -95,7 +95,7 @@ class VirtioBlk(
         else:
             self.disk = MemoryDisk(self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
-        self.moved = [0, 0, 0, 0]
+        self.moved = [0, 0, 0, 0, 0]
         self.meter = Meter(self, self.totals)
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
@@ -108,8 +108,8 @@ class VirtioBlk(
 
     def totals(self) -> dict[str, tuple[int, int]]:
         """Operations and bytes, for the meter."""
-        reads, read, writes, written = self.moved
-        return {"read": (reads, read), "write": (writes, written)}
+        reads, read, writes, at_once, by_threads = self.moved
+        return {"read": (reads, read), "write": (writes, at_once + by_threads)}
 
     @property
     def queue_count(self) -> int:
@@ -177,7 +177,8 @@ class VirtioBlk(
         self.budget = AT_ONCE
         told = AT_ONCE - ENOUGH
         for chains in queue.batches():
-            begun, ended = perf_counter_ns(), 0
+            begun, ended, budget, moved = perf_counter_ns(), 0, self.budget, self.moved
+            written, others = moved[3], 0
             done: list[Chain] = []
             writes: list[Job] = []
             for number, chain in enumerate(chains):
@@ -186,8 +187,13 @@ class VirtioBlk(
                     break
                 request = Request(chain)
                 try:
-                    job = self.read(request) if request.type == IN else self.begin(request)
+                    if request.type == IN:
+                        job = self.read(request)
+                    else:
+                        job = self.begin(request)
+                        others += job is None
                 except (Failure, OSError) as error:
+                    others += 1
                     done.append(request.end(self.blame(error)))
                     continue
                 if job is None:
@@ -208,6 +214,8 @@ class VirtioBlk(
             queue.finish(done)
             ended += len(done)
             if ended:
+                moved[0] += ended - others  # the rest are reads
+                moved[1] += budget - self.budget - (moved[3] - written)
                 self.meter.took(perf_counter_ns() - begun, ended)
             for first in range(0, len(writes), TOGETHER):
                 self.workers.submit(*writes[first : first + TOGETHER])
@@ -236,7 +244,10 @@ class VirtioBlk(
         return Result.IO_ERROR
 
     def begin(self, request: Request) -> Job | None:
-        """Start a request. Returns a job for a thread, or None if it is done. May raise a Failure or an OSError."""
+        """Start a request that is no read. Returns a job for a thread, or None if it is done.
+
+        May raise a Failure or an OSError.
+        """
         match request.type:
             case Type.OUT:
                 return self.write(request)
@@ -259,12 +270,11 @@ class VirtioBlk(
         disk, offset, length = self.disk, request.sector * SECTOR, request.chain.room - 1
         if length % SECTOR or offset + length > disk.size:
             raise Failure(Result.IO_ERROR)
-        moved = self.moved
-        moved[0] += 1
-        moved[1] += length
         if length <= AT_ONCE and disk.try_read(request.room, offset, length):
             self.budget -= length
             return None
+        self.moved[0] += 1
+        self.moved[1] += length
         return Transfer(disk, request.room, offset, write=False)
 
     def write(self, request: Request) -> Job | None:
@@ -275,11 +285,12 @@ class VirtioBlk(
             raise Failure(Result.IO_ERROR)
         moved = self.moved
         moved[2] += 1
-        moved[3] += length
         if disk.instant and length <= AT_ONCE:
             self.budget -= length
+            moved[3] += length
             disk.write(request.data, offset)
             return None
+        moved[4] += length
         if not self.durable:
             return Transfer(disk, request.data, offset, write=True)
         return Job(self.store, request.data, offset)
