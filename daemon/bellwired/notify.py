@@ -12,6 +12,7 @@ import os
 import socket
 import time
 
+from bellwired import terminal
 from bellwired.errors import CommandError
 
 FIRST_FD = 3
@@ -36,12 +37,15 @@ class ServiceManager:
         self._again: asyncio.TimerHandle | None = None
 
     def tell(self, **state: str) -> None:
-        """Send ``tell(READY="1", STATUS="...")``. For the thread of the event loop."""
+        """Send ``tell(READY="1", STATUS="...")``. For the thread of the event loop.
+
+        A line end in a value is escaped: a file's name must not become a field.
+        """
         if self._sock is None:
             return
         fields = tuple(state)
         self._waiting.pop(fields, None)  # a replacement goes to the end of the queue
-        self._waiting[fields] = "\n".join(f"{key}={value}" for key, value in state.items()).encode()
+        self._waiting[fields] = "\n".join(f"{key}={terminal.line(value)}" for key, value in state.items()).encode()
         self._send(self._sock)
 
     def reloading(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -72,7 +71,8 @@ class Place:
             self._walk(deque(_names(os.fspath(path))), follow)
         except OSError as error:
             self.close()
-            error.filename = error.filename or os.fspath(path)
+            if not isinstance(error, PathError):
+                error.filename = os.fspath(path)
             raise
 
     @classmethod
@@ -179,7 +179,7 @@ class Place:
         if aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=self.folder)
-        aside = aside or f".{self.name}.{secrets.token_hex(8)}"
+        aside = aside or f".{self.name}.{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(aside, flags, 0o666 if mode is None else 0o600, dir_fd=self.folder)
         try:

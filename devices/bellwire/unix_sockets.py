@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -237,7 +236,7 @@ def _address(place: Place) -> str:
 
 
 def _remove(place: Place, stale: os.stat_result) -> None:
-    aside = f".{secrets.token_hex(8)}"
+    aside = f".{os.urandom(8).hex()}"
     folder = place.folder
     try:
         os.rename(place.name, aside, src_dir_fd=folder, dst_dir_fd=folder)

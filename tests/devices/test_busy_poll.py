@@ -91,6 +91,29 @@ def test_it_looks_no_longer_than_it_may_wait(clock: list[float]) -> None:
     assert epoll.looks < 20
 
 
+def test_what_is_left_of_the_timeout_is_slept(clock: list[float]) -> None:
+    clock[0] = 1.0
+    epoll = Epoll(10**9, [])
+    wait(BusyPoll(MOST), epoll, timeout=10.0)  # the clock is read when it begins, after the look, and for the sleep
+    wait(BusyPoll(MOST), epoll, timeout=1.5)
+    assert epoll.slept == [8.0], "nothing is left of the second"
+
+
+@pytest.mark.parametrize(("budget", "looks"), [(0.0, 1), (2.0, 2), (3.5, 4)])
+def test_it_looks_until_the_budget_is_spent(clock: list[float], budget: float, looks: int) -> None:
+    clock[0] = 1.0
+    poll = BusyPoll(MOST)
+    poll.budget = budget
+    epoll = Epoll(10**9, [])
+    wait(poll, epoll)
+    assert (epoll.looks, epoll.slept) == (looks + 1, [None])
+
+
+@pytest.mark.parametrize("most", [1e-9, MOST])
+def test_a_window_may_be_of_a_millisecond(most: float) -> None:
+    assert BusyPoll(most).budget == 0.0
+
+
 @pytest.mark.parametrize("most", [0.0, -1.0, 2 * MOST])
 def test_there_is_a_longest_window(most: float) -> None:
     with pytest.raises(ValueError, match="busy poll"):

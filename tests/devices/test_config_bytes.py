@@ -124,11 +124,11 @@ def test_a_guest_changes_the_writable_bits_and_no_other() -> None:
 
 
 def test_a_conventional_device_has_256_bytes_of_it_and_can_forget() -> None:
-    class Old(PciDevice, vendor=1, device=2, class_code=3, express=False, no_soft_reset=False, name="bare-old"):
+    class Old(PciDevice, vendor=7, device=2, class_code=3, express=False, no_soft_reset=False, name="bare-old"):
         pass
 
     expected = fields(
-        256, (0x00, 4, 0x0002_0001), (0x06, 2, 0x0010), (0x08, 4, 0x300), (0x2C, 4, 0x0002_0001), (0x34, 1, 0x40),
+        256, (0x00, 4, 0x0002_0007), (0x06, 2, 0x0010), (0x08, 4, 0x300), (0x2C, 4, 0x0002_0007), (0x34, 1, 0x40),
         (0x3C, 1, 0xFF), (0x40, 2, 0x0001), (0x42, 2, 0x0003),
     )  # fmt: skip
     assert different(Old().core.config.read(0, 256), expected) == {}

@@ -121,6 +121,7 @@ def test_a_file_that_another_user_has_put_where_one_was_to_be_made_is_refused(tm
         Disk.open(tmp_path / "disk.img", size=512)
     with pytest.raises(BellwireError, match="it belongs to user 65534"):
         open_stream(f"file:{tmp_path}/disk.img")
+    Disk.open(tmp_path / "disk.img", readonly=True).close()
 
 
 @pytest.mark.parametrize("kind", ["image", "new image", "image to read", "store"])

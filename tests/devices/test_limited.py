@@ -58,6 +58,40 @@ def test_a_failure_has_its_traceback_once(limited: LimitedLog, caplog: pytest.Lo
     assert [record.exc_info is not None for record in caplog.records] == [True] + [False] * (BURST - 1)
 
 
+def test_of_256_kinds_the_oldest_is_forgotten(limited: LimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (*range(256), 0, 1):
+        limited.failure(number, ValueError("why"), "failed")
+    assert all(record.exc_info for record in caplog.records[:256])
+    assert caplog.records[256].exc_info is None, "it is still known"
+    limited.failure(256, ValueError("why"), "failed")  # 2 is the oldest now
+    caplog.clear()
+    limited.failure(3, ValueError("why"), "failed")
+    limited.failure(2, ValueError("why"), "failed")
+    assert [record.exc_info is None for record in caplog.records] == [True, False]
+
+
+def test_the_last_moment_of_an_interval_belongs_to_the_next(
+    limited: LimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        limited.warning("same", "once")
+    clock.now = 9.999
+    limited.warning("same", "no more")
+    clock.now = 10.0
+    limited.warning("same", "again")
+    assert caplog.messages == ["once"] * 5 + ["1 more like the last were not logged", "again"]
+
+
+def test_a_kind_that_stays_within_its_limit_is_not_counted_aloud(
+    limited: LimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        limited.warning("same", "once")
+    clock.now = 10.0
+    limited.warning("same", "again")
+    assert caplog.messages == ["once"] * 5 + ["again"]
+
+
 def test_errors_that_differ_in_their_numbers_are_of_one_kind() -> None:
     one, other = (ValueError(f"{size} bytes at {at:#x}: none") for size, at in ((4, 0x1000), (77, 0xFEDC)))
     assert shape(one) == shape(other) == "# bytes at #: none"

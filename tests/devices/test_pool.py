@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -176,3 +177,11 @@ def test_a_pool_that_is_closed_is_not_watched_any_more() -> None:
     assert watched == before
     pool.close()
     loop.close()
+
+
+def test_a_closed_pool_leaves_no_descriptor(loop: Loop) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    pool = Threads(loop, 1, print)
+    for _ in range(2):
+        pool.close()
+    assert set(os.listdir("/proc/self/fd")) == before

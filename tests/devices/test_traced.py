@@ -95,3 +95,43 @@ def test_a_hook_says_what_it_gives_and_what_it_raises(at_debug: pytest.LogCaptur
 def test_a_device_that_is_not_watched_is_built_without_any_of_it() -> None:
     device = Probe()
     assert (type(device.core), type(device.dma), type(device.core.signals)) == (Core, Dma, Signals)
+
+
+def test_a_reset_is_told_and_done(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        guest.write(Copier.size, 5)
+        at_debug.clear()
+        guest.reset()
+        assert without_times(at_debug)[0] == "reset"
+        assert guest.read(Copier.size) == 0
+
+
+def test_an_interrupt_that_waits_is_told_as_such(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        guest.config_write(guest.device.core.config.at[0x11] + 2, 0xC000, 2)
+        at_debug.clear()
+        guest.device.irq[0].trigger()
+        assert without_times(at_debug) == ["MSIX 0 is left pending: the guest has it masked, or has not asked for it"]
+
+
+def test_what_is_long_or_has_no_name_is_shortened(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        at_debug.clear()
+        device = guest.device
+        device.core.call(lambda *_: "x" * 100, "y" * 61, 255, True, "z" * 58)
+        device.core.write(0, 0x20, memoryview(bytes(9)))
+        device.core.write(0, 0x20, memoryview(bytes(8)))
+        device.core.read(7, 0, 2)
+        told = without_times(at_debug)
+    assert told[0] == f"<lambda>('{'y' * 56}..., 0xff, True, '{'z' * 58}') begins"
+    assert any(f"and gives '{'x' * 56}..." in record.getMessage() for record in at_debug.records)
+    assert "guest writes BAR 0, where nothing is (BAR0+0x20): 9 bytes" in told
+    assert "guest writes BAR 0, where nothing is (BAR0+0x20): 0x0000000000000000" in told
+    assert "guest reads config space+0x0: 0x1234" in told
+
+
+def test_rings_are_told_with_their_number(at_debug: pytest.LogCaptureFixture) -> None:
+    with Guest(Copier) as guest:
+        at_debug.clear()
+        guest.device.core.ring(Copier.go, 3)
+        assert without_times(at_debug)[0] == "go is rung 3 times"

@@ -4,7 +4,8 @@ A target is a function that feeds one input to a parser of outside bytes. It let
 parser does not document: any exception is a fault. :func:`fuzz` makes three tests of it. One replays the corpus, in no
 time. One tries inputs for a fraction of a second. The long one tries them for as long as ``FUZZ_MINUTES`` says (one).
 
-``corpus/NAME`` has an input for each fault that was found. Add the input that a failure prints.
+``corpus/NAME`` has inputs that are worth another try, among them those of faults that were found. Add the input that
+a failure prints.
 """
 
 from __future__ import annotations

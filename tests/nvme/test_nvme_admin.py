@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import uuid
 
 import pytest
 
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
+from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Done, Driver, Fields, Queues, TestMachine, transfer
@@ -43,7 +45,8 @@ def test_the_list_of_active_namespaces_starts_after_the_one_given(driver: Driver
 def test_each_namespace_has_a_uuid_that_follows_from_the_serial_number(driver: Driver) -> None:
     first, second = driver.identify(0x03, nsid=1), driver.identify(0x03, nsid=2)
     assert first[:4] == second[:4] == bytes((3, 16, 0, 0))
-    assert first[4:20] != second[4:20]
+    assert first[4:20] == uuid.uuid5(ControllerIdentity(1, 2, "TEST0001").uuid, "1").bytes
+    assert second[4:20] == uuid.uuid5(ControllerIdentity(3, 4, "TEST0001").uuid, "2").bytes
     with Guest(Nvme, memory=MEMORY, size=1 << 20, serial="TEST0001") as other:
         twin = Driver(TestMachine(other))
         twin.enable()
@@ -216,6 +219,8 @@ def test_there_is_a_threshold_for_warmth_and_one_for_cold(driver: Driver) -> Non
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 1 << 20 | 280))
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(4, 15 << 16 | 350))
     assert thresholds() == [350, 280]
+    defaults = [driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(4 | 1 << 8, kind << 20)).result for kind in (0, 1)]
+    assert defaults == [343, 0]
     assert driver.admin.do(AdminOpcode.GET_FEATURES, dwords=(4, 15 << 16)).code == Status.INVALID_FIELD
 
 

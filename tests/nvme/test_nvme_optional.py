@@ -237,3 +237,13 @@ def test_lost_blocks_never_are_more_stretches_than_the_limit(steps: list[tuple[b
                 lost.remove(start, count)
                 assert lost.first(start, count) is None
             assert len(lost) <= most
+
+
+def test_1024_ranges_of_lost_blocks_are_kept() -> None:
+    lost = LostBlocks((2 * number, 1) for number in range(1024))
+    assert (len(lost), lost.add(4000, 1), lost.add(1, 1), len(lost)) == (1024, False, True, 1023)
+    assert lost.add(4000, 1)
+    lost.remove(1, 1)
+    assert len(lost) == 1024, "only the longer part of what is split stays"
+    lost.clear()
+    assert (len(lost), lost.first(0, 4096)) == (0, None)

@@ -151,3 +151,16 @@ def test_a_device_without_a_driver_is_resized_too(image: Path) -> None:
         driver = Driver(TestMachine(guest))
         driver.enable()
         assert blocks(driver) == 4096
+
+
+def test_blocks_that_are_cut_off_are_not_lost_when_the_disk_grows_again(on_image: Driver) -> None:
+    queues = on_image.create_queues()
+    assert isinstance(on_image.machine, TestMachine)
+    device = on_image.machine.guest.device
+    for block in (1023, 1024, 2047):
+        assert queues.do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1, dwords=(block,)).status == 0
+    space = device.controller.namespaces[1]
+    device.controller.resize(512 << 10, shrink=True)
+    assert (space.blocks, space.lost.ranges) == (1024, [(1023, 1)])
+    device.controller.resize(1 << 20, shrink=False)
+    assert space.lost.ranges == [(1023, 1)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 from bellwired import terminal
 from bellwired.commands.cli import main
 from bellwired.commands.completion import main as complete
-from operating.fake_daemon import NASTY, FakeDaemon
+from bellwired.notify import ServiceManager
+from operating.fake_daemon import NASTY, FakeDaemon, replies
 
 CONTROLS = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u061c\u200e\u200f\u2028\u2029"}
 CONTROLS |= {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
@@ -219,4 +222,31 @@ def test_completion_offers_no_word_that_a_shell_would_run(tmp_path: Path, capsys
     assert "good" in words
     script = 'compgen -W "$WORDS" -- ""'
     subprocess.run(["bash", "-c", script], env={**os.environ, "WORDS": words}, cwd=tmp_path, check=True, timeout=60)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_files_name_tells_the_service_manager_nothing_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        async def tell() -> None:
+            service = ServiceManager()
+            service.tell(STATUS="failed: x\nWATCHDOG=trigger")
+            service.close()
+
+        asyncio.run(tell())
+        assert manager.recv(1000) == b"STATUS=failed: x\\x0aWATCHDOG=trigger"
+
+
+def test_completion_runs_no_file_that_a_daemon_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    answers = replies()
+    answers["Describe"]["device"]["device"] = str(tmp_path / "script.py")
+    monkeypatch.setattr("operating.fake_daemon.replies", lambda: answers)
+    with FakeDaemon(tmp_path / "control") as daemon:
+        complete(["live_options", "bellwire", "set", "one", "--runtime-dir", str(tmp_path), ""])
+    assert "Describe" in daemon.called
     assert not (tmp_path / "ran").exists()

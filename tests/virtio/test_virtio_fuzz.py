@@ -99,7 +99,7 @@ def nonsense(queue: Queue, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_junk_in_the_rings(near: Path, device: str, kind: str, seed: int) -> None:
     junk(near, device, kind, seed)

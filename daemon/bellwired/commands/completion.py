@@ -116,9 +116,24 @@ def _live_options(plain: list[str], places: Places) -> Iterator[str]:
 
     if not plain:
         return iter(())
-    layout = find_trusted(_ask(places, "Describe", name=plain[0])["device"]["device"], places.plugins).layout
+    wanted = _device_of(plain[0], places)
+    if not wanted:
+        return iter(())
+    layout = find_trusted(wanted, places.plugins).layout
     live = (option for option in layout.options.values() if ("set", option) in layout.hooks)
     return itertools.chain.from_iterable(map(_values, live))
+
+
+def _device_of(name: str, places: Places) -> str:
+    """What the device ``name`` is. A daemon chooses no file that is run here: a path counts in configuration alone."""
+    from bellwired import settings
+    from bellwired.sources import is_path
+
+    configured = settings.load(places).devices.get(name)
+    if configured is not None:
+        return configured.device
+    told: str = _ask(places, "Describe", name=name)["device"]["device"]
+    return "" if is_path(told.partition(":")[0]) else told
 
 
 def _values(option: Option[Any]) -> Iterator[str]:

@@ -22,22 +22,25 @@ class Dma:
     So does all DMA while bus mastering is off (PCI 3.0 §6.2.2). Addresses are guest physical (or IOMMU) addresses.
     """
 
-    __slots__ = ("_core", "_shared", "changes")
+    __slots__ = ("_core", "_source", "_target", "changes")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._shared = [_NOWHERE, _NOWHERE]  # the maps that were last read and written
+        self._source = self._target = _NOWHERE  # the maps that were last read and written, with bus mastering on
         self.changes = 0
         """Changes whenever a view of guest memory may be stale: maps, clients, resets, writes to config space."""
 
     def read(self, address: int, size: int) -> bytes:
         """Copy ``size`` bytes, at most 64 MiB, from guest memory. A GuestError if they are not all there."""
+        start, end, view = self._source
+        if start <= address <= address + size <= end and size <= LARGEST_COPY:
+            return view[address - start : address - start + size].tobytes()
         self._check(address, size)
-        shared = self._near(address, size, False)
-        if shared is not None:
-            start = address - shared.start
-            return shared.view[start : start + size].tobytes()
         host = self._host()
+        found = host.shared_map(address, False)
+        if found is not None and address + size <= found.end:
+            self._source = found
+            return found.view[address - found.start : address - found.start + size].tobytes()
         try:
             parts = [
                 host.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
@@ -51,13 +54,17 @@ class Dma:
         """Copy ``data`` to guest memory. A GuestError if the range is not all there, or not writable."""
         source = memoryview(data).cast("B")
         size = len(source)
-        self._check(address, size)
-        shared = self._near(address, size, True)
-        if shared is not None:
-            start = address - shared.start
-            shared.view[start : start + size] = source
+        start, end, view = self._target
+        if start <= address <= address + size <= end and size <= LARGEST_COPY:
+            view[address - start : address - start + size] = source
             return
+        self._check(address, size)
         host = self._host()
+        found = host.shared_map(address, True)
+        if found is not None and address + size <= found.end:
+            self._target = found
+            found.view[address - found.start : address - found.start + size] = source
+            return
         try:
             for part in list(host.segments(address, size, True)):
                 start = part.address - address
@@ -127,23 +134,13 @@ class Dma:
     def changed(self) -> None:
         """Views may be stale: count that in :attr:`changes`, and look maps up again."""
         self.changes += 1
-        self._shared = [_NOWHERE, _NOWHERE]
+        self._source = self._target = _NOWHERE
 
     def _host(self) -> Host:
         host = self._core.host
         if host is None:
             raise GuestError("DMA: the device is not attached to a guest")
         return host
-
-    def _near(self, address: int, size: int, write: bool) -> SharedMap | None:
-        """The shared map that holds all of these bytes, or None. Most often it is the map of the last call."""
-        shared = self._shared[write]
-        if not shared.start <= address <= shared.end - size:
-            found = self._host().shared_map(address, write)
-            if found is None or address + size > found.end:
-                return None
-            shared = self._shared[write] = found
-        return shared
 
     def _check(self, address: int, size: int) -> None:
         if not self._core.config.bus_master:

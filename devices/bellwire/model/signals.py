@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CONTROL = 12  # offset of Vector Control in a table entry
 MASKED = 1
+_MSIX = IrqIndex.MSIX
 
 
 class Vector:
@@ -51,7 +52,7 @@ class Vectors:
     def enabled(self) -> bool:
         """Whether the guest has turned this kind on in config space."""
         config = self._signals.config
-        return config.msix_enabled if self._index is IrqIndex.MSIX else config.msi_enabled
+        return config.msix_enabled if self._index is _MSIX else config.msi_enabled
 
 
 class Line:
@@ -110,7 +111,7 @@ class Signals:
         core = self._core
         if not self.config.bus_master:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
-        if index is IrqIndex.MSIX:
+        if index is _MSIX:
             self._sent[vector] += 1
             if self._masked(vector) or (host := core.host) is None or not host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)

@@ -123,13 +123,9 @@ class DoorbellFds:
         self._epoll.close()
         for source in self._sources.values():
             source.close()
-        self._sources.clear()
-        self._events.clear()
-        self._shadows.clear()
         if self._cells is not None:
             self._cells.close()
             self._cells = None
-        self._regions.clear()
 
     def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
         """The eventfd of a doorbell, made at the first call."""

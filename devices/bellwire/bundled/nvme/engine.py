@@ -16,6 +16,7 @@ from bellwire.bundled.nvme.journal import Journal
 from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.status import MORE, CommandError
 from bellwire.bundled.nvme.task import Task
+from bellwire.storage.aio import Transfer
 
 if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
@@ -55,6 +56,7 @@ class Engine:
         self._again: set[int] = set()
         self._loose = 0
         self._waiting: deque[tuple[Job, bool]] = deque()
+        self._writes: list[Job] = []  # of the batch: one thread does them, since each takes about as long as a wake-up
         self._meter = Meter(controller.device, self._totals)
 
     def _totals(self) -> dict[str, tuple[int, int]]:
@@ -150,12 +152,16 @@ class Engine:
             queues.refresh(sq)
         cq = queues.completions[sq.cqid]
         self._io.budget = AT_ONCE
+        if sq.deleter:
+            return
         for _ in range(BURST // BATCH):
-            if not controller.live or not sq.size or sq.deleter:
-                return
-            block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
+            block = b""
+            if sq.head != sq.tail:
+                block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
             if block:
                 self._execute(sq, cq, block)
+                if not controller.live or not sq.size or sq.deleter:
+                    return
             elif not (shadowed and queues.more_in_shadow(sq)):
                 return
             elif self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
@@ -185,6 +191,9 @@ class Engine:
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
             run = self._execute_admin
         completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+        if self._writes:
+            self.pool.submit(*self._writes)
+            self._writes.clear()
         cq.running -= count
         if completions and sq.qid:
             self._meter.took(perf_counter_ns() - begun, len(completions))
@@ -221,6 +230,8 @@ class Engine:
         if isinstance(job, Task) and job.alone:
             self._waiting.append((job, True))
             self._begin_waiting()
+        elif isinstance(job, Transfer) and job.write:
+            self._writes.append(job)
         else:
             self.pool.submit(job)
 

@@ -90,10 +90,8 @@ class History:
         header = bytearray(HEADER_SIZE)
         struct.pack_into("<B3xIQBxH", header, 0, 0x0D, len(record.events), HEADER_SIZE + len(events), REVISION, 492)
         struct.pack_into("<Q16xQHH", header, 20, self._now(), record.power_cycles, identity.vendor, identity.vendor)
-        header[56:76] = text(identity.serial, 20)
-        header[76:116] = text(MODEL, 40)
-        header[116 : 116 + len(identity.nqn)] = identity.nqn
-        header[480:512] = sum(1 << kind for kind in Happening).to_bytes(32, "little")
+        struct.pack_into("<20s40s256s", header, 56, text(identity.serial, 20), text(MODEL, 40), identity.nqn)
+        struct.pack_into("<Q24x", header, 480, sum(1 << kind for kind in Happening))
         return bytes(header) + events
 
 

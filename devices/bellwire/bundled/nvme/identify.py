@@ -66,9 +66,7 @@ class ControllerIdentity:
         """4096 bytes. Fields that are left out are zero: not supported, or not reported."""
         page = bytearray(4096)
         struct.pack_into("<HH", page, 0, self.vendor, self.subsystem_vendor)
-        page[4:24] = text(self.serial, 20)
-        page[24:64] = text(MODEL, 40)
-        page[64:72] = text(FIRMWARE, 8)
+        struct.pack_into("<20s40s8s", page, 4, text(self.serial, 20), text(MODEL, 40), text(FIRMWARE, 8))
         page[77] = MDTS
         struct.pack_into("<HI", page, 78, CONTROLLER_ID, VERSION_1_4)
         struct.pack_into("<I", page, 92, NAMESPACE_NOTICES)
@@ -78,8 +76,8 @@ class ControllerIdentity:
         logs = EFFECTS | OFFSETS | TELEMETRY | PERSISTENT_EVENTS
         struct.pack_into("<BBB", page, 260, ONE_READ_ONLY_SLOT, logs, ERROR_ENTRIES - 1)
         struct.pack_into("<HH", page, 266, 343, 353)  # temperatures that worry the host: 70 and 80 degrees Celsius
-        page[280:296] = abilities.capacity.to_bytes(16, "little")
-        page[296:312] = abilities.unallocated.to_bytes(16, "little")
+        for at, size in ((280, abilities.capacity), (296, abilities.unallocated)):
+            struct.pack_into("<16s", page, at, size.to_bytes(16, "little"))
         struct.pack_into("<HB", page, 316, abilities.self_test_minutes, ONE_SELF_TEST)
         struct.pack_into("<I", page, 328, abilities.sanitize)
         struct.pack_into("<I", page, 352, abilities.event_log_units)
@@ -89,7 +87,7 @@ class ControllerIdentity:
         struct.pack_into("<H", page, 520, OPTIONAL_COMMANDS)
         page[525] = CACHE_FLUSHED_FOR_ALL
         struct.pack_into("<H", page, 534, COPY_FORMAT_0)
-        page[768 : 768 + len(self.nqn)] = self.nqn
+        struct.pack_into("<256s", page, 768, self.nqn)
         struct.pack_into("<H", page, 2048, 2500)  # the only power state: at most 25 W, in hundredths
         return bytes(page)
 

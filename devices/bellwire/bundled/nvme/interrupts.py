@@ -10,6 +10,7 @@ from bellwire.bundled.nvme.queues import CompletionQueue
 from bellwire.bundled.nvme.registers import Registers
 
 COALESCING_UNIT = 100e-6  # seconds
+_COALESCING = FeatureId.COALESCING
 
 
 class Interrupts:
@@ -17,6 +18,7 @@ class Interrupts:
 
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
+        self._irq = device.irq
         self._features = features
         self._queues = queues
         self._held: dict[int, int] = {}
@@ -39,7 +41,7 @@ class Interrupts:
         """``queue`` has ``count`` new completions."""
         if not queue.interrupts:
             return
-        setting = self._features[FeatureId.COALESCING]
+        setting = self._features[_COALESCING]
         if setting >> 8 and queue.qid and self._features.coalesces(queue.vector):
             self._coalesce(queue.vector, count, setting)
         else:
@@ -63,9 +65,9 @@ class Interrupts:
         self._raise(vector)
 
     def _raise(self, vector: int) -> None:
-        device = self._device
-        if device.irq.enabled:
-            device.irq[vector].trigger()
+        device, irq = self._device, self._irq
+        if irq.enabled:
+            irq[vector].trigger()
         elif device.msi.enabled:
             if not device.intms & 1:
                 device.msi[0].trigger()
@@ -75,7 +77,7 @@ class Interrupts:
     @property
     def level_matters(self) -> bool:
         """Whether the host uses INTx, so that the level of the line matters."""
-        return not (self._device.irq.enabled or self._device.msi.enabled)
+        return not (self._irq.enabled or self._device.msi.enabled)
 
     def level(self) -> None:
         """Set the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""

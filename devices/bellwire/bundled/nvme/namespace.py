@@ -116,7 +116,7 @@ class Namespace:
         page[26] = FORMATS.index(self.shift)
         size = self.blocks << self.shift
         page[48:64] = size.to_bytes(16, "little")
-        most = min(LARGEST_COPY >> self.shift, 0xFFFF)
+        most = LARGEST_COPY >> self.shift
         struct.pack_into("<HIB", page, 74, most, most, COPY_RANGES - 1)
         page[99] = WRITE_PROTECTED if self.disk.readonly else 0
         page[104:120] = self.nguid

@@ -10,9 +10,12 @@ import ctypes
 import threading
 from typing import TYPE_CHECKING
 
+from bellwire.bundled.nvme.prp import PAGE
+
 if TYPE_CHECKING:
     from bellwire.model.dma import Dma
 
+_WORD = 4
 _fence = threading.Lock()
 
 
@@ -30,6 +33,8 @@ class Shadow:
     def __init__(self, state: ShadowState, dma: Dma) -> None:
         self._state = state
         self._dma = dma
+        self._words: memoryview[int] | None = None
+        self._changes = -1
 
     @property
     def active(self) -> bool:
@@ -39,26 +44,45 @@ class Shadow:
     def configure(self, doorbells: int, events: int) -> None:
         """Use the pages at these addresses from now on."""
         self._state.doorbells, self._state.events = doorbells, events
+        self._changes = -1
 
     def tail(self, qid: int) -> int:
         """The tail of submission queue ``qid`` that the guest has stored."""
-        return int.from_bytes(self._dma.read(self._state.doorbells + 8 * qid, 4), "little")
+        return self._stored(2 * qid)
 
     def head(self, qid: int) -> int:
         """The head of completion queue ``qid`` that the guest has stored."""
-        return int.from_bytes(self._dma.read(self._state.doorbells + 8 * qid + 4, 4), "little")
+        return self._stored(2 * qid + 1)
 
     def wake_at_tail(self, qid: int, tail: int) -> int:
         """Ask the guest to ring when its tail passes ``tail``. Returns the tail now: it may have moved already."""
-        self._dma.write(self._state.events + 8 * qid, tail.to_bytes(4, "little"))
-        _full_barrier()
-        return self.tail(qid)
+        return self._wake_at(2 * qid, tail)
 
     def wake_at_head(self, qid: int, head: int) -> int:
         """Ask the guest to ring when its head passes ``head``. Returns the head now."""
-        self._dma.write(self._state.events + 8 * qid + 4, head.to_bytes(4, "little"))
+        return self._wake_at(2 * qid + 1, head)
+
+    def _wake_at(self, place: int, value: int) -> int:
+        self._dma.write(self._state.events + _WORD * place, value.to_bytes(_WORD, "little"))
         _full_barrier()
-        return self.head(qid)
+        return self._stored(place)
+
+    def _stored(self, place: int) -> int:
+        if self._changes != self._dma.changes:
+            self._look()
+        words = self._words
+        if words is None:
+            return int.from_bytes(self._dma.read(self._state.doorbells + _WORD * place, _WORD), "little")
+        return words[place]
+
+    def _look(self) -> None:
+        """Look for the page of doorbells in memory that the client shares. If it shares none, there is no view."""
+        at = self._state.doorbells
+        shared = self._dma.shared_map(at)
+        self._words = None
+        if shared is not None and at + PAGE <= shared.end:
+            self._words = shared.view[at - shared.start : at - shared.start + PAGE].cast("I")
+        self._changes = self._dma.changes
 
 
 def _full_barrier() -> None:
