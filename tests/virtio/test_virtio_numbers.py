@@ -127,17 +127,17 @@ def test_a_chain_has_the_bytes_of_its_descriptors(pieces: list[int]) -> None:
         last = len(memory)
         memory[:] = (bytes(range(251)) * (last // 251 + 1))[:last]
         window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
-        parts = [(0, 5, 0), (0x1FFE, 4, 0), (last - 3, 3, 0), (9, 0, 0), (7, 2, 2), (0x2FFF, 2, 2), (last - 1, 1, 2),
-                 (3, 0, 2)]  # fmt: skip
+        parts = [(0, 5, 0, 1), (0x1FFE, 4, 0, 2), (last - 3, 3, 0, 3), (9, 0, 0, 4), (7, 2, 2, 5), (0x2FFF, 2, 2, 6),
+                 (last - 1, 1, 2, 7), (3, 0, 2, 0)]  # fmt: skip
         for _ in range(2):
             made = window.chain(3, 4, parts)
             assert (made.id, made.span, made.size, made.room, made.written) == (3, 4, 12, 5, 0)
-            expected = [bytes(memory[at : at + size]) for at, size, _ in parts]
+            expected = [bytes(memory[at : at + size]) for at, size, _, _ in parts]
             assert made.read() == b"".join(expected[:4])
             assert b"".join(made.writable) == b"".join(expected[4:])
             assert all(view.readonly for view in made.readable)
             assert all(map(len, (*made.readable, *made.writable)))
-        for wrong in ([(last - 3, 4, 0)], [(last, 1, 2)], [(0, 1, 2), (0, 1, 0)]):
+        for wrong in ([(last - 3, 4, 0, 0)], [(last, 1, 2, 0)], [(0, 1, 2, 1), (0, 1, 0, 0)]):
             with pytest.raises(GuestError):
                 window.chain(0, 1, wrong)
 
@@ -145,17 +145,17 @@ def test_a_chain_has_the_bytes_of_its_descriptors(pieces: list[int]) -> None:
 def test_a_buffer_has_at_most_64_mib() -> None:
     with Driver(Echo, memory=4 << 20) as driver:
         window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
-        whole = (0, 4 << 20, 0)
+        whole = (0, 4 << 20, 0, 0)
         assert window.chain(0, 1, [whole] * 16).size == 64 << 20
         with pytest.raises(GuestError, match="a buffer of more than 67108864 bytes"):
-            window.chain(0, 1, [*[whole] * 16, (0, 1, 2)])
+            window.chain(0, 1, [*[whole] * 16, (0, 1, 2, 0)])
 
 
 def test_what_is_written_goes_on_where_it_has_ended() -> None:
     with Driver(Echo) as driver:
         window = chain.Window(driver.device.virtqueues[0], driver.device.dma)
         driver.memory[:16] = b"-" * 16
-        made = window.chain(0, 1, [(0, 3, 2), (4, 1, 2), (6, 4, 2)])
+        made = window.chain(0, 1, [(0, 3, 2, 1), (4, 1, 2, 2), (6, 4, 2, 0)])
         for data in (b"", b"ab", b"c", b"de", b"fgh"):
             made.write(data)
         assert (bytes(driver.memory[:11]), made.written) == (b"abc-d-efgh-", 8)

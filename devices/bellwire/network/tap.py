@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from bellwire.network.interface import Settings, configure, enter
 from bellwire.network.link import HEADER_SIZE, Buffers, LinkError, Offload
-from bellwire.pieces import one_call
+from bellwire.pieces import MOST_PIECES, one_call
 
 DEVICE = "/dev/net/tun"
 LONGEST_NAME = 15
@@ -59,7 +59,7 @@ class TapEnd:
     def send(self, packet: Buffers) -> bool:
         """Send one packet. False if the kernel refuses it: its header is invalid, or the interface is down."""
         try:
-            os.writev(self._fd, one_call(packet))
+            os.writev(self._fd, packet if len(packet) <= MOST_PIECES else one_call(packet))
         except OSError:
             return False
         return True

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DESCRIPTOR = struct.Struct("<QIHH")
 """Address and length; then flags and next in a split ring (§2.7.5), or id and flags in a packed one (§2.8.1)."""
 NEXT, WRITE, INDIRECT = 0x1, 0x2, 0x4
-Descriptor = tuple[int, int, int]
-"""A piece of a buffer: its address, its length in bytes, and flags, of which only WRITE counts."""
+Descriptor = tuple[int, int, int, int]
+"""A piece of a buffer: its address, its length in bytes, flags, of which only WRITE counts, and what does not count."""
 
 MOST_DESCRIPTORS = 1024
 """The limit of one indirect table: more than disk drivers use."""
@@ -105,7 +105,7 @@ class Window:
         writable: list[memoryview] = []
         size = room = 0
         (read_start, read_end, read), (write_start, write_end, write) = self._read, self._write
-        for address, length, flags in parts:
+        for address, length, flags, _ in parts:
             end = address + length
             if flags & WRITE:
                 room += length

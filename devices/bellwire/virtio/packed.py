@@ -133,7 +133,7 @@ class PackedRing:
             if at == size:
                 at = 0
             if not flags & INDIRECT:
-                found.append((address, length, flags))
+                found.append((address, length, flags, 0))
             elif flags & NEXT:
                 raise GuestError("an indirect table that goes on")
             else:
@@ -148,5 +148,5 @@ class PackedRing:
         for place, size, _, flags in DESCRIPTOR.iter_unpack(self._window.table(address, length)):
             if flags & INDIRECT:
                 raise GuestError("an indirect table within another")
-            found.append((place, size, flags))
+            found.append((place, size, flags, 0))
         return found

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DESCRIPTOR_SIZE = DESCRIPTOR.size
 ELEMENT_SIZE = 8
+NOTHING = (0, 0, NEXT, 0)
+"""A descriptor outside the table: the walk refuses it."""
 FLAGS, INDEX, RING = 0, 1, 2  # of either ring, in words of 16 bits
 NO_INTERRUPT = NO_NOTIFY = 1
 
@@ -52,11 +54,13 @@ class SplitRing:
         if free <= 0:
             raise GuestError(f"more than {size} buffers in our hands")
         chains: list[Chain] = []
-        window = self._window
+        window, table, unpack = self._window, self._table, DESCRIPTOR.unpack_from
         for position in range(first, first + min(waiting, most, free)):
             head = avail[RING + position % size]
             try:
-                chains.append(window.chain(head, 1, self._walk(head)))
+                only = unpack(table, DESCRIPTOR_SIZE * head) if head < size else NOTHING
+                parts = self._walk(head) if only[2] & (NEXT | INDIRECT) else (only,)
+                chains.append(window.chain(head, 1, parts))
             except GuestError:
                 if not chains:
                     raise
@@ -113,17 +117,17 @@ class SplitRing:
             if not left:
                 raise GuestError(f"a chain of more than {count} descriptors")
             left -= 1
-            address, length, flags, following = unpack(table, DESCRIPTOR_SIZE * at)
+            descriptor = unpack(table, DESCRIPTOR_SIZE * at)
+            address, length, flags, at = descriptor
             if flags & INDIRECT:
                 if table is not self._table or flags & NEXT:
                     raise GuestError("an indirect table within another, or one that goes on")
                 table, at = self._window.table(address, length), 0
                 left = count = length // DESCRIPTOR_SIZE
                 continue
-            found.append((address, length, flags))
+            found.append(descriptor)
             if not flags & NEXT:
                 return found
-            at = following
 
 
 def crossed(event: int, before: int, now: int) -> bool:

@@ -34,6 +34,7 @@ BATCH = 64  # packets from one end, before the others get their turn
 NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
+ONE = b"\1\0"
 LINK_UP = 1
 
 
@@ -51,6 +52,12 @@ class Lane:
         self.waits_for_turn = False
         self.buffers = 1
         """The number of buffers that the last packet took: the next is received into as many."""
+        self.ready: list[Chain] = []
+        """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
+        self.filled: list[Chain] = []
+        """Buffers with packets, not returned yet."""
+        self.rest = self.buffer
+        """The end of ``buffer``, for what exceeds the guest's buffers."""
 
 
 class VirtioNet(
@@ -258,14 +265,12 @@ class VirtioNet(
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
-        ready: list[Chain] = []
         try:
             for left in range(BATCH, 0, -1):
-                if not lane.size and not self.take_packet(lane, queue, ready, left):
+                if not lane.size and not self.take_packet(lane, queue, left):
                     break
                 if lane.size:
-                    queue.back(ready)
-                    ready.clear()
+                    self.put_back(lane, queue)
                     if not self.deliver(queue, lane):
                         self.watch_lane(lane, False)  # until the driver offers more buffers
                         break
@@ -277,16 +282,25 @@ class VirtioNet(
             self.log.warning("%s", error)
             self.watch_lane(lane, False)
             self.set_link(False)
-        queue.back(ready)
+        finally:
+            self.put_back(lane, queue)
         queue.flush()
 
-    def take_packet(self, lane: Lane, queue: Virtqueue, ready: list[Chain], most: int) -> bool:
+    def put_back(self, lane: Lane, queue: Virtqueue) -> None:
+        """Return the buffers of the lane that packets were received into, and make the others available again."""
+        queue.finish(lane.filled)
+        queue.back(lane.ready)
+        lane.filled.clear()
+        lane.ready.clear()
+
+    def take_packet(self, lane: Lane, queue: Virtqueue, most: int) -> bool:
         """Receive one packet right into the guest's buffers. False if there is none, or no buffer for it.
 
-        ``ready`` has buffers that were taken and not used yet; up to ``most`` are taken at once. A packet that does not
-        fit in as many buffers as the last one, goes to the lane's own memory, from which :meth:`deliver` copies it.
+        Up to ``most`` buffers are taken at once. A packet that does not fit in as many buffers as the last one goes to
+        the lane's own memory, from which :meth:`deliver` copies it.
         """
-        while len(ready) < lane.buffers:
+        ready, wanted = lane.ready, lane.buffers
+        while len(ready) < wanted:
             taken = queue.take(most)
             if taken:
                 ready += taken
@@ -295,12 +309,15 @@ class VirtioNet(
         if not ready:
             self.watch_lane(lane, False)
             return False
-        chains = ready[: lane.buffers]
-        views = chains[0].writable if len(chains) == 1 else [view for chain in chains for view in chain.writable]
-        room = sum([chain.room for chain in chains])
+        views, room = ready[0].writable, ready[0].room
+        if wanted > 1:
+            views = [view for chain in ready[:wanted] for view in chain.writable]
+            room = sum([chain.room for chain in ready[:wanted]])
         if not (self.link_up and views and len(views[0]) >= HEAD and len(views) < MOST_PIECES):
             views, room = [], 0
-        size = lane.end.receive([*views, lane.buffer[room:]])
+        if len(lane.rest) != LARGEST_PACKET - room:
+            lane.rest = lane.buffer[room:]
+        size = lane.end.receive([*views, lane.rest])
         if not size:
             return False
         packet = views[0] if views else lane.buffer
@@ -317,14 +334,15 @@ class VirtioNet(
             lane.size = size
             return True
         used = 0
-        for chain in chains:
+        for chain in ready:
             used += 1
-            chain.written = min(size, chain.room)
-            size -= chain.written
-            if not size:
+            if size <= chain.room:
+                chain.written = size
                 break
-        packet[NUM_BUFFERS] = used.to_bytes(2, "little")
-        queue.finish(ready[:used])
+            chain.written = chain.room
+            size -= chain.room
+        packet[NUM_BUFFERS] = ONE if used == 1 else used.to_bytes(2, "little")
+        lane.filled += ready[:used]
         del ready[:used]
         return True
 
