@@ -37,6 +37,7 @@ FLOORS: dict[str, list[str]] = {
         "__init__ errors release messages sinks terminal",
         "unblocked",
         "logs notify places sources toml_file",
+        "box",
         "listen settings find",
         "workers",
         "manager demo maps",

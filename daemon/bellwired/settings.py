@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta, Struct
 
+from bellwired.box.calls import WORDS, unknown
 from bellwired.errors import SettingsError
 from bellwired.places import Places, warn_of_what_is_not_read
 from bellwired.sources import is_path
@@ -23,6 +24,8 @@ from bellwired.toml_file import Place, parsed
 
 DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+
+SIZE = re.compile(r"([0-9]+)([KMGT]?)")
 
 Restart = Literal["on-failure", "always", "no"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -69,6 +72,42 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     hello_timeout: Annotated[
         Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
     ] = 10.0
+    sandbox: Annotated[
+        list[str],
+        Meta(description="What its box allows in addition: sockets, network, processes, files, or a system call."),
+    ] = []
+    sandbox_read: Annotated[list[str], Meta(description="Files and folders that it may read in addition.")] = []
+    sandbox_write: Annotated[
+        list[str], Meta(description="Files and folders that it may read, write and make files in, in addition.")
+    ] = []
+    user: Annotated[
+        str, Meta(description="The user of its worker, where the daemon may choose (CAP_SETUID); else the daemon's.")
+    ] = ""
+    memory_max: Annotated[
+        str, Meta(description="The most memory of its worker, as in 512M; no limit unless given.")
+    ] = ""
+    cpu_quota: Annotated[
+        int, Meta(ge=0, le=100_000, description="Percent of one processor that its worker may use; 0: no limit.")
+    ] = 0
+    tasks_max: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="The most threads and processes of its worker; 0: no limit.")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse words that no box knows, and sizes that are none."""
+        wrong = unknown(self.sandbox)
+        if wrong:
+            raise ValueError(
+                f"sandbox: {', '.join(wrong)}: expected {', '.join(WORDS)}, or the name of a system call of x86-64"
+            )
+        if self.memory_max and not SIZE.fullmatch(self.memory_max):
+            raise ValueError(f"memory-max = {self.memory_max!r}: expected bytes, as in 512M")
+
+    @property
+    def memory_limit(self) -> int:
+        """``memory_max`` in bytes; 0 without a limit."""
+        found = SIZE.fullmatch(self.memory_max)
+        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2]] if found else 0
 
     @property
     def starts(self) -> bool:
@@ -253,7 +292,10 @@ def _complete(values: dict[str, Any], kind: type[Table], where: str) -> Table:
     for each in msgspec.structs.fields(kind):
         if each.required and each.name not in values:
             raise SettingsError(f"{where}: {each.encode_name} is missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
 
 
 def _check(value: Any) -> None:

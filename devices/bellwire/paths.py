@@ -185,7 +185,7 @@ class Place:
         try:
             with open(fd, "wb") as file:
                 file.write(data)
-                if mode is not None:
+                if mode not in (None, 0o600):  # it has that already; a boxed device may change no mode
                     os.fchmod(fd, mode)
                 if sync:
                     file.flush()

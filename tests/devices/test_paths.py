@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.paths import PathError, Place, check_folder, make_folders, open_file
@@ -65,6 +65,7 @@ def outcome(work: Callable[[], os.stat_result]) -> tuple[int, int] | str:
     return found.st_dev, found.st_ino
 
 
+@settings(max_examples=30)
 @given(names=st.lists(st.sampled_from(NAMES), max_size=8), last=st.sampled_from(NAMES))
 def test_no_descriptor_is_left_open(tree: Path, names: list[str], last: str) -> None:
     before = len(os.listdir("/proc/self/fd"))

@@ -49,6 +49,8 @@ class Instance:
         shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
+        self.prefix: list[str] = []
+        """A command that starts the daemon as another user."""
         self.passed: dict[str, socket.socket] = {}
         """Sockets that the daemon gets as sd_listen_fds(3) has it, by name."""
         self.limits: tuple[int, int] | None = None
@@ -85,7 +87,7 @@ class Instance:
     # -- its life
 
     def start(self) -> Self:
-        words = [sys.executable, "-m", "bellwired.manager.main", *self.places]
+        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places]
         environment = {**os.environ, **self.environment}
         given = [sock.fileno() for sock in self.passed.values()]
         if given:

@@ -22,6 +22,7 @@ from bellwired.commands.cli import main
 from bellwired.commands.completion import main as complete
 from bellwired.notify import ServiceManager
 from operating.fake_daemon import NASTY, FakeDaemon, replies
+from operating.instance import Instance
 
 CONTROLS = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u061c\u200e\u200f\u2028\u2029"}
 CONTROLS |= {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
@@ -104,18 +105,13 @@ COMMANDS = [
 """Every command that shows what a daemon has said."""
 
 
-@pytest.fixture(params=["colours", "plain"])
-def colours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if request.param == "colours":
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "xterm-256color")
-
-
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_a_daemon_says_controls_no_terminal(
-    tmp_path: Path, words: list[str], colours: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # so that the output has the escape sequences of a terminal's colours
+    monkeypatch.setenv("TERM", "xterm-256color")
     with FakeDaemon(tmp_path / "control") as daemon:
         main([*words, "--runtime-dir", str(tmp_path), "--timeout", "5"])
     said = capsys.readouterr()
@@ -250,3 +246,11 @@ def test_completion_runs_no_file_that_a_daemon_names(tmp_path: Path, monkeypatch
         complete(["live_options", "bellwire", "set", "one", "--runtime-dir", str(tmp_path), ""])
     assert "Describe" in daemon.called
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_plugin_prints_in_a_worker_controls_no_terminal(instance: Instance) -> None:
+    probe = instance.plugins / "probe.py"
+    probe.write_text(f"{probe.read_text()}\nimport sys\nprint('\\x1b[2Jprinted', file=sys.stderr, flush=True)\n")
+    instance.configure("one")
+    with instance:
+        assert instance.said("printed").endswith("\\x1b[2Jprinted\n")

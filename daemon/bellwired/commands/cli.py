@@ -27,6 +27,7 @@ from bellwired.commands import (
     install,
     operate,
     run,
+    sandbox,
     show,
     vmm,
 )
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
-    for group in (operate, enable, edit, cat_config):
+    for group in (operate, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
     for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)

@@ -342,6 +342,8 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     if device["pid"]:
         facts += [("Process", str(device["pid"])), ("Memory", show.size(device["memory"]))]
     facts += [("Code", f"{show.text(file)} of {show.clock(when)}") for file, when in device["code"].items()]
+    if device["box"]:
+        facts.append(("Box", f"{show.text(show.box(device['box']))} (bellwire sandbox {show.text(device['name'])})"))
     if device["changed"]:
         changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
         facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))

@@ -21,7 +21,8 @@ from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
-from bellwired.commands import attach, debugger, show
+from bellwired.box.enter import Box
+from bellwired.commands import attach, debugger, in_a_box, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
@@ -97,7 +98,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="stop in pdb at an exception in a hook, and print a QEMU line that waits for the debugger",
+        help="stop in pdb at an exception in a hook, and print a QEMU line that waits for the debugger; it implies "
+        "--no-sandbox",
+    )
+    parser.add_argument(
+        "--no-sandbox",
+        action="store_true",
+        help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
     )
     parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
@@ -115,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     instance = make(device, arguments.options)
     count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
-    with ExitStack() as stack:
+    with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
         _log_to(arguments.log_level, name)
         debugger.install(debugging=arguments.debug)
@@ -123,7 +130,9 @@ def run(arguments: argparse.Namespace) -> int:
         if control is not None:
             stack.callback(control.close)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
-        desk = stack.enter_context(Desk(name, about, address, control))
+        accelerated_by = attach.accelerators()  # it runs a machine of its own, which a boxed process may not
+        box = _box(arguments, instance, name, control, last)
+        desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
         log.root.addHandler(relay)
         stack.callback(log.root.removeHandler, relay)
@@ -142,11 +151,21 @@ def run(arguments: argparse.Namespace) -> int:
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(lambda: _announce(arguments, name, address, control))
+            serving.run(lambda: _announce(arguments, name, accelerated_by, control))
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
     return 0
+
+
+def _box(
+    arguments: argparse.Namespace, instance: PciDevice, name: str, control: Listener | None, last: ExitStack
+) -> Box:
+    if arguments.debug or arguments.no_sandbox:
+        return in_a_box.none("--debug" if arguments.debug else "--no-sandbox")
+    sockets = [] if arguments.fd is not None else [(arguments.socket_path or default_path(name)).absolute()]
+    sockets += [control.path.absolute()] if control is not None else []
+    return in_a_box.close(instance, arguments.device, sockets, last)
 
 
 def _log_to(level: str, name: str) -> None:
@@ -196,10 +215,9 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 
 
-def _announce(arguments: argparse.Namespace, name: str, address: str, control: Listener | None) -> None:
+def _announce(arguments: argparse.Namespace, name: str, accelerated_by: list[str], control: Listener | None) -> None:
     if arguments.fd is not None:
         return
-    accelerated_by = attach.accelerators()
     path = arguments.socket_path or default_path(name)
     print(f"{terminal.line(name)}: serving on {terminal.line(path)}. To attach it to QEMU ({attach.OLDEST} or newer):")
     command = attach.qemu_command(path, accelerated_by, timeout=attach.PATIENT if arguments.debug else 0)

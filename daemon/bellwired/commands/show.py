@@ -135,3 +135,11 @@ def clock(when: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
     except (OverflowError, ValueError, OSError):
         return f"{when:g}"
+
+
+def box(parts: Sequence[dict[str, str]]) -> str:
+    """The parts of a box in a line."""
+    here = [part["name"] for part in parts if part["state"] == "here"]
+    missing = [part["name"] for part in parts if part["state"] == "missing"]
+    text = ", ".join(here)
+    return f"{text}; missing: {', '.join(missing)}" if missing else text

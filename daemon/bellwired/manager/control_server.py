@@ -23,6 +23,7 @@ from bellwired.listen import Listener
 from bellwired.manager.admission import Admission
 from bellwired.manager.control import INTERFACE, LAST, Control
 from bellwired.manager.control_connection import ControlConnection
+from bellwired.manager.lineage import is_device
 from bellwired.manager.manager import Manager
 
 LAST_WORDS = 2.0  # seconds for callers to read their last answers
@@ -56,9 +57,10 @@ async def serving(manager: Manager, given: socket.socket | None) -> AsyncIterato
 class Server:
     """Accepts callers. The kernel says which user a caller is, and that decides what the caller may do."""
 
-    def __init__(self, manager: Manager, sock: socket.socket) -> None:
+    def __init__(self, manager: Manager, sock: socket.socket, *, refuses_devices: bool = True) -> None:
         self._manager = manager
         self._sock = sock
+        self._refuses_devices = refuses_devices
         self._callers: dict[VarlinkTransport, ControlConnection] = {}
         self._admission = Admission()
         self._refused: set[socket.socket] = set()
@@ -96,7 +98,10 @@ class Server:
             loop.remove_reader(self._sock.fileno())
             loop.call_later(PAUSE, self._go_on)
             return
-        uid, gids = _peer(connection)
+        pid, uid, gids = _peer(connection)
+        if self._refuses_devices and is_device(connection, pid, uid):
+            self._refuse(connection, f"process {pid} belongs to a device")
+            return
         may_change = uid in (0, os.geteuid())
         refusal = self._admission.refusal(uid, may_change=may_change)
         if refusal:
@@ -137,14 +142,14 @@ class Server:
             asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
 
-def _peer(connection: socket.socket) -> tuple[int, set[int]]:
-    """The peer's user and groups at the time when it connected (unix(7), socket(7))."""
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+def _peer(connection: socket.socket) -> tuple[int, int, set[int]]:
+    """The peer's process, user and groups at the time when it connected (unix(7), socket(7))."""
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         groups = array.array("I", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS))
     except OSError:  # more than Python has room for
-        return uid, {gid}
-    return uid, {gid, *groups}
+        return pid, uid, {gid}
+    return pid, uid, {gid, *groups}
 
 
 def _gid(group: str) -> int:

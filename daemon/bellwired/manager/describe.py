@@ -6,7 +6,6 @@ from typing import TypedDict
 from bellwired.errors import CommandError, SettingsError
 from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
-from bellwired.workers import process
 
 DISABLED = "disabled"
 """The state of a device that may not be started."""
@@ -39,6 +38,15 @@ class Note(TypedDict):
 
     time: float
     text: str
+
+
+class BoxPart(TypedDict):
+    """A part of the box around a worker. ``state`` is here, missing (the system has none) or off (not wanted)."""
+
+    name: str
+    state: str
+    about: str
+    hint: str
 
 
 class RegisterValue(TypedDict):
@@ -75,6 +83,7 @@ class Description(TypedDict):
     connected: bool
     client: Client | None
     changed: dict[str, str]
+    box: list[BoxPart]
     code: dict[str, float]
     troubles: dict[str, str]
     statistics: dict[str, int]
@@ -98,12 +107,15 @@ async def describe(
         enabled=unit.settings.enabled,
         socket=unit.address,
         pid=unit.pid,
-        memory=process.memory(unit.pid) if unit.pid else 0,
+        memory=unit.memory,
         restarts=unit.restarts,
         error=unit.error,
         connected=unit.client is not None,
         client=_client(unit),
         changed=unit.changed,
+        box=[BoxPart(name=part.name, state=part.state, about=part.about, hint=part.hint) for part in unit.box.parts]
+        if recent
+        else [],
         code={file: known[1] / 1e9 for file, known in unit.files.items() if known is not None},
         troubles=_troubles(unit, bad) if unit.pid else {},
         statistics=counted,
@@ -128,6 +140,7 @@ def describe_unusable(name: str, error: SettingsError, since: float, *, enabled:
         connected=False,
         client=None,
         changed={},
+        box=[],
         code={},
         troubles={},
         statistics={},

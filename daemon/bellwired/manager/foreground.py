@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from bellwired.box.enter import Box
 from bellwired.errors import CommandError
 from bellwired.listen import Listener
 from bellwired.logs import hush_asyncvarlink, stderr_is_the_journal
@@ -37,7 +38,7 @@ START = 10.0  # seconds for the thread to start
 class Foreground(Unit):
     """A device that a user has started by hand: no command can start it again."""
 
-    def __init__(self, name: str, device: Device, address: str, manager: Manager) -> None:
+    def __init__(self, name: str, device: Device, address: str, manager: Manager, box: Box) -> None:
         runtime, daemon = manager.places.runtime, manager.settings.daemon
         super().__init__(
             name,
@@ -52,6 +53,8 @@ class Foreground(Unit):
         self.state = State.STARTING
         self._address = address
         self._channel = channel = WorkerChannel(name, self._heard)
+        channel.memory_count = box.memory_count
+        self.box.parts = list(box.parts)
         self.channel = channel.theirs.dup()
         """The socket for the device's own loop."""
         self.channel.setblocking(False)
@@ -118,8 +121,11 @@ class Desk:
 
     channel: socket.socket
 
-    def __init__(self, name: str, device: Device, address: str, control: Listener | None) -> None:
+    def __init__(
+        self, name: str, device: Device, address: str, control: Listener | None, box: Box | None = None
+    ) -> None:
         self._unit = name, device, address
+        self._box = box or Box()
         self._control = control
         self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, socket.socket]] = Future()
         self._thread = threading.Thread(target=self._run, name="control")
@@ -148,9 +154,9 @@ class Desk:
     async def _answer(self) -> None:
         name, device, address = self._unit
         manager = Alone(Places((), (), self._control.path.parent if self._control else Path()))
-        unit = manager.units[name] = Foreground(name, device, address, manager)
+        unit = manager.units[name] = Foreground(name, device, address, manager, self._box)
         end = asyncio.Event()
-        server = Server(manager, self._control.socket) if self._control else None
+        server = Server(manager, self._control.socket, refuses_devices=False) if self._control else None
         if server:
             server.open()
         self._begun.set_result((asyncio.get_running_loop(), end, unit.channel))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from bellwired import notify, terminal
+from bellwired.box import privileges
 from bellwired.errors import CommandError
 from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
@@ -63,6 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     _log_to(arguments.log_level or "info")
     process.allow_many_files()
+    privileges.hide_memory()
     try:
         manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
         apply(manager.settings.daemon)

@@ -12,11 +12,14 @@ from typing import Any
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.manager import descriptors
+from bellwired.manager.boxed import Boxed
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
+from bellwired.manager.order import listens, order
 from bellwired.manager.unit_socket import UnitSocket
 from bellwired.settings import Daemon, Device
 from bellwired.sources import Stamp, stamp
+from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Report, Spawn
 from bellwired.workers.worker import REFUSED
@@ -24,7 +27,7 @@ from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 ANSWER_TIMEOUT = 5.0
-NEEDED = 4  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd
+NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd, its box
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
@@ -61,6 +64,7 @@ class Unit(Noted):
         self.socket = UnitSocket()
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
+        self.box = Boxed()
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
@@ -80,6 +84,11 @@ class Unit(Noted):
     def pid(self) -> int:
         """The worker's process ID; 0 without a worker."""
         return self._child.pid if self._child is not None else 0
+
+    @property
+    def memory(self) -> int:
+        """The worker's proportional share (PSS) in bytes; 0 without a worker."""
+        return process.memory(self.pid, self._channel.memory_count) if self._channel is not None and self.pid else 0
 
     @property
     def address(self) -> str:
@@ -128,7 +137,7 @@ class Unit(Noted):
         async with self._turn:
             wanted = self.state is not State.STOPPED or (settings.starts and not self.settings.starts)
             old = self.settings, self.path
-            if _listens(*old) != _listens(settings, path) or not settings.enabled:
+            if listens(*old) != listens(settings, path) or not settings.enabled:
                 await self._end()
             self.settings, self.path, self.folder = settings, path, folder
             self.files = {file: stamp(Path(file)) for file in self.files}
@@ -174,19 +183,7 @@ class Unit(Noted):
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
-        return Spawn(
-            name=self.name,
-            device=settings.device,
-            options=dict(settings.options),
-            log_level=settings.log_level,
-            io_fd_entry=settings.io_fd_entry,
-            busy_poll=settings.busy_poll,
-            plugins=self._plugins,
-            folder=str(folder),
-            max_maps=settings.max_maps,
-            hello_timeout=settings.hello_timeout,
-            trial=trial,
-        )
+        return order(self.name, settings, self._plugins, folder, self.box.wanted(settings), trial=trial)
 
     def _check_enabled(self) -> None:
         if not self.settings.enabled:
@@ -250,6 +247,7 @@ class Unit(Noted):
             return
         assert self._channel is not None
         self._channel.close()  # its last message says why
+        self.box.left()
         self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")
@@ -355,6 +353,12 @@ class Unit(Noted):
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
                 return
+            case "boxed":
+                self.box.entered(fields)
+                return
+            case "denied":
+                self._note(kind, messages.DENIED, fields["text"], logging.WARNING)
+                return
             case "refused":
                 self.error = fields["error"]
                 return
@@ -389,8 +393,3 @@ class Unit(Noted):
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
-
-
-def _listens(settings: Device, path: Path) -> tuple[Path, str, str, str]:
-    """The settings that a listener depends on."""
-    return path, settings.mode, settings.owner, settings.group

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 
 from bellwired import terminal
+from bellwired.box import privileges
 from bellwired.find import bundled
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
@@ -63,9 +64,9 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self._sock.close()  # and with that there is room for what comes next
-                process.die_with_parent(parent)
+                privileges.die_with_parent(parent)
                 process.close_all_but(*fds)
-                return lambda: run_device(message, *fds)
+                return lambda: run_device(message, parent, *fds)
             handle = os.pidfd_open(pid)
         except OSError as error:
             if pid:
@@ -84,14 +85,17 @@ class ForkServer:
         self._poll.unregister(handle)
         os.close(handle)
         _, status = os.waitpid(pid, 0)
+        process.kill_orphans(self._workers.values())
         wire.send(self._sock, Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
 def main() -> int:
     """``python -m bellwired.workers.forkserver FD PARENT``."""
     fd, parent = map(int, sys.argv[1:])
-    process.die_with_parent(parent)
+    privileges.die_with_parent(parent)
     process.name("bellwire-fork")
+    process.adopt_orphans()
+    privileges.hide_memory()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
     terminal.guard()  # for what plugins print

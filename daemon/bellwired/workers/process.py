@@ -8,19 +8,29 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Collection
 from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent, ``parent``, ends; at once if it has ended already."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent has ended."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_orphans(others: Collection[int]) -> None:
+    """Kill the children of this process that are not among ``others``: what ended workers have left behind."""
+    with contextlib.suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
+        with open(f"/proc/self/task/{os.getpid()}/children") as list_of_children:
+            orphans = set(map(int, list_of_children.read().split())) - set(others)
+        for pid in orphans:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def name(text: str) -> None:
@@ -56,12 +66,15 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
 
 
-def memory(pid: int) -> int:
-    """A process's proportional set size (PSS) in bytes; 0 if the process has gone."""
+def memory(pid: int, count: int = -1) -> int:
+    """A process's proportional set size (PSS) in bytes; 0 if the process has gone.
+
+    ``count`` is its smaps_rollup, open: needed for a process that hides its memory.
+    """
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as lines:
-            for line in lines:
-                if line.startswith("Pss:"):
+        with open(count if count >= 0 else f"/proc/{pid}/smaps_rollup", "rb", closefd=count < 0) as lines:
+            for line in os.pread(lines.fileno(), 4096, 0).splitlines():
+                if line.startswith(b"Pss:"):
                     return int(line.split()[1]) << 10
     except OSError:
         pass

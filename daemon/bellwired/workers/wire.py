@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from bellwired.box.wanted import Wanted
+
 LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
 LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
 MOST_FDS = 4
@@ -43,6 +45,7 @@ class Spawn(Struct, tag=True):
     hello_timeout: float
     trial: bool = False
     number: int = 0
+    box: Wanted = Wanted()
 
 
 class Spawned(Struct, tag=True):

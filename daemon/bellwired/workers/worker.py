@@ -20,10 +20,12 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import messages, sources
+from bellwired.box import enter
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
+from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
@@ -39,8 +41,8 @@ MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported
 log = logging.getLogger("bellwire.worker")
 
 
-def run_device(spawn: Spawn, *fds: int) -> int:
-    """The life of a worker, from just after the fork; its exit status.
+def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
+    """The life of a worker, from just after the fork from ``parent``; its exit status.
 
     It ends without the interpreter's cleanup, which would touch, and so copy, memory that all workers share.
     """
@@ -60,15 +62,19 @@ def run_device(spawn: Spawn, *fds: int) -> int:
             logging.getLogger().addHandler(Relay(channel))
         sys.stdout = sys.stderr = Printed(logging.getLogger("bellwire.printed"))
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
-        status = _live(spawn, channel, sockets)
+        status = _live(spawn, parent, channel, sockets)
     sys.stdout.close()
     logging.shutdown()
     os._exit(status)
 
 
-def _live(spawn: Spawn, channel: socket.socket, listeners: list[socket.socket]) -> int:
+def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
     try:
         os.chdir(spawn.folder)  # relative paths start there
+        enter_box(spawn, parent, channel)
+    except OSError as error:
+        return _failed(channel, BoxError(f"it cannot be run in its box: {error}"))
+    try:
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
@@ -112,14 +118,18 @@ def _refused(channel: socket.socket, error: BellwireError) -> int:
 
 
 def _failed(channel: socket.socket, error: BellwireError) -> int:
-    log.error("%s", error)
-    _say(channel, Report("crashed", {"error": str(error)}))
+    hint = enter.why_refused(error)
+    text = f"{error}; {hint}" if hint else str(error)
+    log.error("%s", text)
+    _say(channel, Report("crashed", {"error": text}))
     return CRASHED
 
 
 def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
-    _say(channel, Report("crashed", {"error": f"{type(error).__name__}: {error}"}))
+    hint = enter.why_refused(error)
+    text = f"{type(error).__name__}: {error}"
+    _say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
     return CRASHED
 
 

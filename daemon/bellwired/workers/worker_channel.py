@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from bellwired.box.refusals import Refusals
 from bellwired.errors import CommandError
 from bellwired.workers import wire
 from bellwired.workers.wire import Answer, Ask, Report, WireError
@@ -21,6 +22,9 @@ class WorkerChannel:
     def __init__(self, name: str, heard: Callable[[Report], None]) -> None:
         self.name = name
         self._heard = heard
+        self.memory_count = -1
+        """The worker's smaps_rollup, open; -1 before the worker is in its box."""
+        self._refusals: Refusals | None = None
         try:
             self._sock, self.theirs = wire.pair()
         except OSError as error:  # no descriptor left
@@ -60,6 +64,7 @@ class WorkerChannel:
         while self._open and self._read():
             pass
         self._stop_reading()
+        self._let_go()
         self._sock.close()
         self.theirs.close()
         for future in self._answers.values():
@@ -87,12 +92,45 @@ class WorkerChannel:
             self._stop_reading()
             return False
         message, fds = received
-        wire.close(fds)
+        if isinstance(message, Report) and message.kind == "boxed":
+            self._take(fds)
+        else:
+            wire.close(fds)
         if isinstance(message, Report):
             self._heard(message)
         elif isinstance(message, Answer):
             self._answered(message)
         return True
+
+    def _take(self, fds: list[int]) -> None:
+        """Take what comes with the report of a box: the count of the worker's memory, and the calls it is refused."""
+        self._let_go()
+        if fds:
+            self.memory_count = fds[0]
+        if len(fds) > 1:
+            self._refusals = Refusals(fds[1], self._refused)
+            asyncio.get_running_loop().add_reader(fds[1], self._refuse, fds[1])
+        wire.close(fds[2:])
+
+    def _refuse(self, listener: int) -> None:
+        """Answer a call that the worker's box refuses."""
+        if self._refusals is not None and not self._refusals.answer():
+            asyncio.get_running_loop().remove_reader(listener)
+
+    def _refused(self, call: str, word: str) -> None:
+        text = f'its box refuses {call}(); sandbox = ["{word}"] in its file allows it'
+        self._heard(Report("denied", {"call": call, "word": word, "text": text}))
+
+    def _let_go(self) -> None:
+        """Close what came with the report of a box."""
+        if self.memory_count >= 0:
+            wire.close([self.memory_count])
+            self.memory_count = -1
+        if self._refusals is not None:
+            if self._refusals.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(self._refusals.fileno())
+            self._refusals.close()
+            self._refusals = None
 
     def _answered(self, answer: Answer) -> None:
         future = self._answers.get(answer.number)

@@ -1,0 +1,185 @@
+"""What a device needs of the system, by its options: files, folders, sockets, calls.
+
+The options of a bundled device are known before the box closes, and say what it opens. A plugin is imported inside the
+box, so its options are mere texts by then: a text that is the path of an existing file lets the device read and write
+that file, and the path of a folder lets it read what is in it. Everything else is the operator's to add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bellwire import OptionError, PciDevice
+from bellwire.bundled.nvme.device import images
+from bellwire.bundled.virtio_console.device import named
+from bellwire.declare.option import parse_options
+from bellwire.paths import Place, make_folders
+from bellwire.unix_sockets import clear
+from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
+from bellwired.sources import INIT
+
+TUN = Path("/dev/net/tun")
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_MKNOD = 12, 21, 27
+
+
+@dataclass
+class Needs:
+    """``rules`` are for Landlock. ``calls`` are groups or single calls of :mod:`bellwired.box.calls`."""
+
+    rules: list[tuple[Path, Fs]] = field(default_factory=list)
+    calls: set[str] = field(default_factory=set)
+    capabilities: set[int] = field(default_factory=set)
+    network: bool = False
+    """It uses the host's network."""
+    mounts: bool = False
+    """It mounts file systems, which Landlock forbids."""
+    made: list[Path] = field(default_factory=list)
+    """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
+    files: list[tuple[Path, bool]] = field(default_factory=list)
+    """Images and files, each with whether it is made if it does not exist."""
+    folders: list[Path] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Make the files and folders that the device would make, and remove stale sockets and links.
+
+        Failures are left to the device, which reports them better. A socket with a live server is an OSError.
+        """
+        for path, make in self.files:
+            with contextlib.suppress(OSError):
+                if make:
+                    with Place(path) as place:
+                        os.close(place.open(os.O_RDWR | os.O_CREAT, 0o600))
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                make_folders(folder.parent)
+                with Place(folder) as place:
+                    place.make_folder(0o700)
+        for path in self.made:
+            with contextlib.suppress(FileNotFoundError):
+                remove_made(path)
+
+
+def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
+    """What a bundled device with these options needs. Nothing, if the options are wrong: it will say so itself."""
+    needs = Needs()
+    try:
+        options = {name: option.default for name, option in kind.layout.options.items()}
+        options |= parse_options(kind.layout.options, given, kind.name)
+    except OptionError:
+        return needs
+    if kind.name in ("nvme", "virtio-blk"):
+        image = options["image"]
+        paths = images(image) if isinstance(image, str) else [image] if image != Path() else []
+        _disks(needs, paths, options)
+    if kind.name == "nvme" and options["store"] != Path():
+        needs.folders.append(options["store"])
+        needs.rules.append((options["store"], FOLDER))
+    elif kind.name == "serial":
+        _stream(needs, options["backend"])
+    elif kind.name == "virtio-console":
+        for _, stream in named(options["ports"]):
+            _stream(needs, stream)
+    elif kind.name == "virtio-net":
+        _network(needs, options)
+    return needs
+
+
+def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
+    """What a plugin needs whose first file is one of ``files``: its code, and the paths among its options."""
+    needs = Needs()
+    for file in files:
+        if file.exists():
+            needs.rules += _code(file)
+    for value in given.values():
+        if isinstance(value, str) and value and "\0" not in value:
+            path = Path(value)
+            if path.is_dir():
+                needs.rules.append((path, READ))
+            elif path.exists():
+                needs.rules.append((path, WRITE))
+                needs.calls |= {"aio", "block"}
+    return needs
+
+
+def _code(file: Path) -> Iterator[tuple[Path, Fs]]:
+    """A package with all that is in its folder; and the modules and packages beside it, or beside a single file."""
+    package = file.name == INIT
+    folder = file.parent.parent if package else file.parent
+    yield file.parent if package else file, READ
+    yield folder, NAMES  # an image may lie there too
+    with contextlib.suppress(OSError):
+        for beside in os.scandir(folder):
+            module = beside.name.endswith((".py", ".so"))
+            if module or (beside.is_dir() and Path(beside.path, INIT).exists()):
+                yield Path(beside.path), READ
+
+
+def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> None:
+    """Add what the operator has granted in the device's file."""
+    words = set(words)
+    needs.calls |= words
+    needs.network |= "network" in words
+    needs.rules += [(path, RUN if "processes" in words else READ) for path in read]
+    needs.rules += [(path, FOLDER | SOCKETS | LINKS) for path in write]
+
+
+def remove_made(path: Path) -> None:
+    """Remove a socket on which nobody listens, or a link to a terminal. Raises an OSError for anything else."""
+    with Place(path, follow=False) as place:
+        found = place.status()
+        if found is not None and stat.S_ISLNK(found.st_mode):
+            if os.readlink(place.name, dir_fd=place.folder).startswith("/dev/pts/"):
+                place.remove()
+        else:
+            clear(place, socket.SOCK_STREAM)
+
+
+def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:
+    needs.calls |= {"aio", "block"} if options["direct"] else {"block"}
+    for path in paths:
+        needs.files.append((path, bool(options["size"]) and not options["readonly"]))
+        needs.rules.append((path, READ if options["readonly"] else WRITE))
+
+
+def _stream(needs: Needs, text: str) -> None:
+    """One of the backends of :mod:`bellwire.stream`."""
+    kind, _, place = text.partition(":")
+    path = Path(place)
+    needs.calls |= {"pty", "listening"}
+    needs.rules += [(Path("/dev/ptmx"), WRITE), (Path("/dev/pts"), WRITE)]
+    if kind == "connect":
+        needs.calls.add("connecting")
+    elif kind == "file":
+        needs.files.append((path, True))
+        needs.rules.append((path, WRITE))
+    elif place:
+        needs.made.append(path)
+        needs.rules.append((path.parent, SOCKETS if kind == "unix" else LINKS))
+
+
+def _network(needs: Needs, options: Mapping[str, Any]) -> None:
+    local, stream = options["local"], options["stream"]
+    if options["tap"]:
+        needs.network = True
+        needs.calls.add("tap")
+        needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
+        needs.capabilities.add(CAP_NET_ADMIN)
+        if options["namespace"] or options["macvtap"]:
+            needs.mounts = True
+            needs.calls.add("mounting")
+            needs.capabilities |= {CAP_SYS_ADMIN, CAP_MKNOD}
+    if options["dgram"] != Path() or local != Path():
+        needs.calls.add("datagrams")
+    if stream != Path():
+        needs.calls.add("listening" if options["listen"] else "connecting")
+    for path in (local, stream if options["listen"] else Path()):
+        if path != Path():
+            needs.made.append(path)
+            needs.rules.append((path.parent, SOCKETS))

@@ -1,0 +1,36 @@
+"""What a box is to be, and what it has become: the words between the manager and a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+HERE = "here"
+MISSING = "missing"
+OFF = "off"
+
+
+class Part(Struct, frozen=True):
+    """A part of a box. ``state`` is "here", "missing" (this system has no such thing) or "off" (it is not wanted)."""
+
+    name: str
+    state: str
+    about: str
+    hint: str = ""
+    """What to do about a part that is not here."""
+
+
+class Wanted(Struct, frozen=True):
+    """What a device's file says of its box. ``words`` are groups of calls, or single calls."""
+
+    on: bool = True
+    words: Sequence[str] = ()
+    read: Sequence[str] = ()
+    write: Sequence[str] = ()
+    user: int = -1
+    group: int = -1
+    memory_max: int = 0
+    """Bytes of memory; 0 is no limit."""
+    limits: Sequence[Part] = ()
+    """What the manager says of the device's control group; empty if the group does not hold the limits."""

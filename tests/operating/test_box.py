@@ -1,0 +1,125 @@
+"""The box around a device: what one that has been taken over tries against others fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from operating import as_user
+from operating.instance import PLUGINS, Instance, connect, write
+
+pytestmark = pytest.mark.daemon
+HARMLESS = {"thread", "own mapping", "eat memory"}
+NEIGHBOUR = 'device = "nvme"\n[options]\nimage = "{folder}/neighbour.img"\n'
+TAKEN = """
+device = "taken_over"
+[options]
+manager = {manager}
+neighbour = {neighbour}
+elsewhere = "{elsewhere}"
+control = "{control}"
+"""
+
+
+WIDER = """
+device = "taken_over"
+sandbox = ["sockets", "processes"]
+[options]
+only = "{only}"
+control = "{control}"
+"""
+
+
+def outcomes(instance: Instance, name: str = "taken") -> dict[str, str]:
+    """What came of each attack of the device ``name``."""
+    with connect(instance.socket(name)) as client:
+        write(client, 0, 1)
+    with instance.control() as control:
+        control.send("Log", more=True, name=name)
+        lines = control.receive()["lines"]
+    found = [json.loads(line["text"][line["text"].index("{") :]) for line in lines if '"attack"' in line["text"]]
+    return {each["attack"]: each["found"] for each in found}
+
+
+@pytest.fixture(scope="module", params=["root", "user"])
+def attacked(request: pytest.FixtureRequest) -> Iterator[Instance]:
+    """A daemon with a neighbour, and with a device that has been taken over."""
+    if os.geteuid():
+        pytest.skip("changes its user: run it as root")
+    folder = Path(tempfile.mkdtemp(prefix="bellwire-"))  # others may reach it
+    folder.chmod(0o755)
+    instance = Instance(folder)
+    shutil.copyfile(PLUGINS / "taken_over.py", instance.plugins / "taken_over.py")
+    (folder / "neighbour.img").write_bytes(bytes(1 << 20))
+    instance.configure("neighbour", NEIGHBOUR.format(folder=folder))
+    if request.param == "user":
+        instance.prefix = as_user.command()
+        as_user.give(folder)
+    with instance:
+        processes = {"manager": instance.process.pid, "neighbour": instance.pid("neighbour")}
+        places = {"elsewhere": str(folder)[1:], "control": str(instance.runtime / "control")[1:]}
+        path = instance.devices / "taken.toml"
+        path.write_text(TAKEN.format(**processes, **places))
+        os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+        assert instance.reload()["failed"] == {}, instance.log
+        yield instance
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def found(attacked: Instance) -> dict[str, str]:
+    return outcomes(attacked)
+
+
+def test_every_attack_of_a_device_that_was_taken_over_fails(found: dict[str, str]) -> None:
+    assert len(found) > 70
+    others = {name: said for name, said in found.items() if not said.startswith("PermissionError")}
+    assert others == dict.fromkeys(HARMLESS, "done") | {"clone3": "OSError Function not implemented"}
+
+
+def test_attacks_change_nothing(attacked: Instance, found: dict[str, str]) -> None:
+    folder = attacked.config.parent
+    assert sorted(path.name for path in folder.iterdir()) == ["config", "neighbour.img", "run"]
+    assert (folder / "neighbour.img").stat().st_size == 1 << 20
+    assert sorted(path.name for path in attacked.devices.iterdir()) == ["neighbour.toml", "taken.toml"]
+    assert attacked.describe("neighbour")["state"] == "running"
+    assert attacked.reload()["started"] == []
+    assert found
+
+
+def test_a_refused_call_is_named_with_the_word_that_would_allow_it(attacked: Instance, found: dict[str, str]) -> None:
+    assert found
+    attacked.said('taken: its box refuses socket(); sandbox = ["network"] in its file allows it')
+    attacked.said('taken: its box refuses execve(); sandbox = ["processes"] in its file allows it')
+    attacked.said('taken: its box refuses ptrace(); sandbox = ["ptrace"] in its file allows it')
+
+
+@pytest.mark.parametrize("way", ["control socket", "control socket by an orphan"])
+def test_a_device_that_may_use_sockets_is_refused_by_the_control_socket(attacked: Instance, way: str) -> None:
+    path = attacked.devices / "wider.toml"
+    path.write_text(WIDER.format(only=way, control=str(attacked.runtime / "control")[1:]))
+    os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+    since = attacked.now()
+    assert attacked.reload()["failed"] == {}
+    assert outcomes(attacked, "wider")[way].startswith(("PermissionError", "ConnectionResetError", "BrokenPipeError"))
+    attacked.said("a caller of the control socket was refused: process ", since)
+    assert attacked.describe("neighbour")["state"] == "running"
+    path.unlink()
+    attacked.reload()
+
+
+def test_memory_beyond_the_limit_fails_in_the_device_alone(attacked: Instance) -> None:
+    path = attacked.devices / "hungry.toml"
+    path.write_text('device = "taken_over"\nmemory-max = "256M"\noptions = {only = "eat memory"}\n')
+    os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+    assert attacked.reload()["failed"] == {}
+    assert outcomes(attacked, "hungry") == {"eat memory": "MemoryError"}
+    assert attacked.describe("neighbour")["state"] == "running"
+    path.unlink()
+    attacked.reload()
