@@ -12,6 +12,7 @@ from bellwire import Meter, Option, OptionError, Saved, SavedBytes
 from bellwire.bundled.virtio_net.control import answer
 from bellwire.bundled.virtio_net.features import OFFLOADS, Net, taken_over
 from bellwire.bundled.virtio_net.filter import Filter
+from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import (
     LARGEST_PACKET,
     DatagramLink,
@@ -36,28 +37,6 @@ HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
 ONE = b"\1\0"
 LINK_UP = 1
-
-
-class Lane:
-    """One pair of queues at run time: its end of the link, and a packet that waits for a buffer of the guest."""
-
-    def __init__(self, number: int, end: LinkEnd) -> None:
-        self.number = number
-        self.end = end
-        self.buffer = memoryview(bytearray(LARGEST_PACKET))
-        self.size = 0
-        """The size of the packet that waits in ``buffer``; 0 if none does."""
-        self.watched = -1
-        """The descriptor that is watched; -1 if none is."""
-        self.waits_for_turn = False
-        self.buffers = 1
-        """The number of buffers that the last packet took: the next is received into as many."""
-        self.ready: list[Chain] = []
-        """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
-        self.filled: list[Chain] = []
-        """Buffers with packets, not returned yet."""
-        self.rest = self.buffer
-        """The end of ``buffer``, for what exceeds the guest's buffers."""
 
 
 class VirtioNet(
