@@ -119,7 +119,7 @@ man: $(VENV)/.run ## write the manual pages into build/man
 
 wheel: build/wheel/.built ## build the wheel into build/wheel
 
-build/wheel/.built: $(shell find $(PACKAGES) systemd -type f ! -name '*.pyc') pyproject.toml hatch_build.py README.md LICENSE $(STALE) | $(VENV)/bin/python
+build/wheel/.built: $(shell find $(PACKAGES) systemd docs/monitoring -type f ! -name '*.pyc') pyproject.toml hatch_build.py README.md LICENSE $(STALE) | $(VENV)/bin/python
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
 	@touch $@
@@ -151,6 +151,7 @@ deb: ## build a Debian package into build/deb
 	$(call need,command -v dpkg-buildpackage && command -v dh && dpkg-query -W python3-venv $(DEB_HAS),dpkg-dev debhelper python3-venv $(DEB_HAS))
 	rm -rf build/deb && mkdir -p $(DEB)
 	cp -a Makefile pyproject.toml hatch_build.py constraints.txt README.md LICENSE $(sort $(patsubst %/,%,$(dir $(PACKAGES)))) systemd $(DEB)
+	cp -a --parents docs/monitoring $(DEB)
 	cp -a packaging/debian $(DEB)
 	cd $(DEB) && dpkg-buildpackage --build=binary --no-sign --no-check-builddeps  # no compiler is needed
 

@@ -1,9 +1,10 @@
-"""Packets from a driver through virtio-net into a tap, beside a bare loop of writev on a tap."""
+"""Packets through virtio-net and a tap, beside bare loops of writev and readv on a tap: sent, and received."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ PART = "network"
 BARE = "bare loop"
 SIZES = {"64 bytes": 64, "1514 bytes": 1514}
 DEPTH = 64
-TRANSMIT = 1  # the first pair's second queue
+RECEIVE, TRANSMIT = 0, 1  # the queues of the first pair
+NAME = "bwbench0"
 SIZE = 256
+WRITE = 2  # a descriptor that the device writes
 HEADER = bytes(12)
 FRAME = b"\xff" * 6 + b"\x02" + bytes(5) + b"\x88\xb5"  # broadcast, of an experimental type: no protocol takes it
 _DESCRIPTOR = struct.Struct("<QIHH")
@@ -30,14 +33,14 @@ _REQUEST = struct.Struct("16sH22x")
 def usable() -> bool:
     """Whether this process may create taps."""
     try:
-        os.close(open_tap("bwbench0"))
+        os.close(open_tap(NAME))
     except OSError:
         return False
     return True
 
 
 def measure(results: Results, *, rounds: int, count: int) -> None:
-    """Frames sent in a second. Nothing if this user may not create a tap."""
+    """Frames sent and received in a second. Nothing if this user may not create a tap."""
     if not usable():
         return
     available = cpus()
@@ -49,7 +52,7 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
                     with pinned(device):
                         seconds = bare(size, count)
                 else:
-                    with plugged("virtio-net", device, "tap=bwbench0") as (card, _), pinned(driver):
+                    with plugged("virtio-net", device, f"tap={NAME}") as (card, _), pinned(driver):
                         sender = Sender(card, size)
                         sender.run(4 * DEPTH)
                         begin = time.perf_counter()
@@ -57,6 +60,13 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
                         seconds = time.perf_counter() - begin
                 results.add(PART, f"frames of {name}", subject, "/s", [count / seconds])
                 results.add(PART, f"bytes in frames of {name}", subject, "MB/s", [count * size / seconds / 1e6])
+                if subject == BARE:
+                    with pinned(device):
+                        seconds = bare_receiver(size, count)
+                else:
+                    with plugged("virtio-net", device, f"tap={NAME}") as (card, _), pinned(driver):
+                        seconds = Receiver(card, size).run(count)
+                results.add(PART, f"frames of {name} received", subject, "/s", [count // BURST * BURST / seconds])
 
 
 class Sender:
@@ -99,9 +109,76 @@ class Sender:
         self._sent, self._done = sent, done
 
 
+BURST = 128
+"""Frames that wait in the tap before they are received: fewer than the tap's queue holds, or than the ring."""
+
+
+class Receiver:
+    """One receive queue. A burst of frames waits in the tap, then the device gets as many buffers."""
+
+    def __init__(self, card: Plugged, size: int) -> None:
+        memory = card.memory
+        table, avail, used = (card.allocate(each) for each in (16 * SIZE, 6 + 2 * SIZE, 6 + 8 * SIZE))
+        for slot in range(SIZE):
+            _DESCRIPTOR.pack_into(memory, table + 16 * slot, DATA + 2048 * slot, 2048, WRITE, 0)
+        self._avail = memory[avail : avail + 4 + 2 * SIZE].cast("H")
+        self._used = memory[used : used + 4 + 8 * SIZE].cast("H")
+        for slot in range(SIZE):
+            self._avail[2 + slot] = slot
+        self._wait = card.step
+        self._frame = FRAME.ljust(size, b"\0")
+        self._offered = 0
+        self._bell: Callable[[int], None] = start(card, RECEIVE, (table, avail, used), SIZE)
+
+    def run(self, count: int) -> float:
+        """Receive about so many frames. Returns the seconds without those in which they were sent."""
+        seconds = 0.0
+        with sender() as host:
+            for _ in range(count // BURST):
+                for _ in range(BURST):
+                    host.send(self._frame)
+                begin = time.perf_counter()
+                self._offered = self._offered + BURST & 0xFFFF
+                self._avail[1] = self._offered
+                fence()
+                self._bell(RECEIVE)
+                looks = 0
+                while self._used[1] != self._offered:
+                    looks += 1
+                    if looks > LOOKS:
+                        self._wait()
+                seconds += time.perf_counter() - begin
+        return seconds
+
+
+def sender() -> socket.socket:
+    """A packet socket on the tap: what it sends waits in the tap."""
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    found.bind((NAME, 0))
+    return found
+
+
+def bare_receiver(size: int, count: int) -> float:
+    """Seconds for so many reads from the tap, one after the other, in bursts as for the device."""
+    fd = open_tap(NAME)
+    seconds, frame, buffer = 0.0, FRAME.ljust(size, b"\0"), [bytearray(2048)]
+    try:
+        with sender() as host:
+            for _ in range(count // BURST):
+                for _ in range(BURST):
+                    host.send(frame)
+                begin = time.perf_counter()
+                for _ in range(BURST):
+                    os.readv(fd, buffer)
+                seconds += time.perf_counter() - begin
+    finally:
+        os.close(fd)
+    return seconds
+
+
 def bare(size: int, count: int) -> float:
     """Seconds for so many system calls, one after the other."""
-    fd = open_tap("bwbench0")
+    fd = open_tap(NAME)
     try:
         packet = [HEADER, FRAME.ljust(size, b"\0")]
         begin = time.perf_counter()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDERS = ("protocol", "kvm", "devices", "daemon", "systemd")
+FOLDERS = ("protocol", "kvm", "devices", "daemon", "systemd", "docs/monitoring")
 FILES = ("Makefile", "README.md", "LICENSE", "pyproject.toml", "constraints.txt", "hatch_build.py")
 PREFIX = "/usr/local"
 VENV = f"{PREFIX}/lib/bellwire/venv"

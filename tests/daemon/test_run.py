@@ -373,7 +373,7 @@ def test_vmm_hints_at_what_keeps_a_device_from_answering(monkeypatch: pytest.Mon
     def connect(_: Path) -> Client:
         raise TimedOut("nothing came from the peer")
 
-    monkeypatch.setattr(Client, "connect", connect)
+    monkeypatch.setattr("bellwired.commands.vmm._connect", connect)
     with pytest.raises(CommandError, match=r"busy\.sock: nothing came") as refused:
         plug(Machine.__new__(Machine), Path("busy.sock"))
     assert "one client at a time" in refused.value.hint

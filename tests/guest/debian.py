@@ -80,6 +80,12 @@ class Apt:
         (found,) = self._archives.glob(f"{package}_*.deb")
         return found
 
+    def download_named(self, packages: Sequence[str]) -> list[Path]:
+        """These packages without what they need: for what lies in them."""
+        self.update()
+        run("apt-get", "-qq", *self.options, "download", *packages, folder=self._archives)
+        return sorted(self._archives.glob("*.deb"))
+
     def download_source(self, package: str, folder: Path) -> list[Path]:
         """A source package's files in ``folder``, the description last: the newest that the mirror still has whole."""
         self.update()

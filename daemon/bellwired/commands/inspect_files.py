@@ -23,13 +23,23 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=list_plugins)
     parser = commands.add_parser(
         "new",
-        help="write a new device, its test and its configuration",
-        description="Writes NAME.py, test_NAME.py and NAME.toml: a working device to start from.",
+        help="write a new device, its test, and drivers for it",
+        description="Writes a working device to start from, its test and configuration, a driver for Linux in C, and "
+        "one in user space in Python. The kinds: "
+        + "; ".join(f"{kind} ({what})" for kind, what in template.KINDS.items())
+        + ".",
         parents=[shared],
     )
     parser.add_argument("name", help="a Python identifier in lower case, as in my_nic")
     parser.add_argument(
-        "--directory", type=Path, default=Path(), metavar="DIR", help="the folder for the files (default: here)"
+        "--kind",
+        choices=template.KINDS,
+        default=template.PLAIN,
+        metavar="KIND",
+        help=f"one of {', '.join(template.KINDS)} (default: {template.PLAIN})",
+    )
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="the folder for the files (default: a new one, NAME)"
     )
     parser.set_defaults(command=new)
 
@@ -57,11 +67,14 @@ def list_plugins(arguments: argparse.Namespace) -> int:
 
 def new(arguments: argparse.Namespace) -> int:
     """``bellwire new NAME``."""
-    written = template.write(arguments.name, arguments.directory)
+    folder = Path(arguments.name) if arguments.directory is None else arguments.directory
+    written = template.write(arguments.name, folder, arguments.kind)
     if arguments.json:
         show.as_json([str(path) for path in written])
         return 0
-    device, test, config = written
-    print(f"{device}  the device\n{test}  its test: pytest {test}\n{config}  its configuration, for devices.d")
-    print(f"Try it: bellwire run ./{device}" if not device.is_absolute() else f"Try it: bellwire run {device}")
+    width = max(len(str(path)) for path in written)
+    for path, about in written.items():
+        print(f"{path!s:{width}}  {about}")
+    device = next(iter(written))
+    print(f"Try it: bellwire run {device}" if device.is_absolute() else f"Try it: bellwire run ./{device}")
     return 0

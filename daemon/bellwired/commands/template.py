@@ -1,135 +1,115 @@
-"""The files that ``bellwire new`` writes: a working device to start from."""
+"""What ``bellwire new`` writes: a working device to start from, its test, and drivers for it.
+
+The files are in the folder ``templates``: those of each kind, and those that all kinds have (``common``). In them
+``@name@`` stands for the device's name, ``@NAME@`` for the same in upper case, and ``@Kind@`` for its class.
+"""
 
 from __future__ import annotations
 
+import difflib
 import keyword
 import os
 import re
 import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from string import Template
 
 from bellwire.paths import Place, make_folders
 from bellwired.errors import CommandError
 
-_IMPORTED = ("bellwire", "pytest")
-_TAKEN = ("Bar", "Guest", "GuestError", "IntFlag", "MsiX", "Option", "Path", "PciDevice", "Status")
-"""Names that the files below use already."""
+KINDS = {
+    "plain": "registers, a doorbell, DMA and an interrupt: it adds up numbers",
+    "dma-ring": "a ring of descriptors in guest memory: it copies",
+    "virtio": "a device type of virtio with one queue: it answers buffers",
+    "serial": "a serial port, a 16450",
+    "framebuffer": "a picture in memory that is shown",
+}
+"""The kinds of devices, and what each begins with."""
+PLAIN = "plain"
+
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-
-DEVICE = Template('''\
-"""$name: what it is, in a line."""
-
-from __future__ import annotations
-
-from enum import IntFlag
-
-from bellwire import Bar, GuestError, MsiX, Option, PciDevice
-
-
-class Status(IntFlag):
-    """What the guest reads in the status register."""
-
-    DONE = 1
+_IMPORTED = ("bellwire", "pytest")
+_TAKEN = frozenset(
+    """Bar Guest GuestError IntEnum IntFlag IntX LineStatus MsiX Option Path PciDevice Result Saved Status VirtioDevice
+    Virtqueue""".split()  # noqa: SIM905  # a list of them would take a line each
+)
+"""Names that the files use already."""
+_OF_C = frozenset(
+    """auto bool break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+    current""".split()  # noqa: SIM905
+)
+"""Words that a driver in C has for itself."""
 
 
-class $kind(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000, name="$name"):
-    """Adds up numbers from guest memory, and interrupts when it is done."""
+def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
+    """Write the files of a device into ``folder``: each path, and what it is. Nothing is overwritten.
 
-    most = Option(4096, help="how many numbers the guest may ask for at once")
-
-    irq = MsiX(1)
-    mmio = Bar(0, size=4096)
-    status = mmio.reg(0x00, Status, access="ro")
-    address = mmio.reg(0x08, size=8)
-    count = mmio.reg(0x10)
-    total = mmio.reg(0x18, size=8, access="ro")
-    go = mmio.doorbell(0x20)
-
-    @go.ring
-    def add_up(self) -> None:
-        """The doorbell was rung: the guest chose address and count, so both are checked."""
-        if self.count > self.most:
-            raise GuestError(f"{self.count} numbers asked for, at most {self.most}")
-        numbers = memoryview(self.dma.read(self.address, 4 * self.count)).cast("I")
-        self.total = sum(numbers)
-        self.status = Status.DONE
-        self.irq[0].trigger()
-''')
-
-TEST = Template('''\
-"""Tests of $name, with no VM and no socket."""
-
-from __future__ import annotations
-
-import struct
-import sys
-from pathlib import Path
-
-import pytest
-
-from bellwire import GuestError
-from bellwire.testing import Guest, conformance
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from $name import $kind, Status  # noqa: E402
-
-Test$kind = conformance($kind)
+    A CommandError if the name cannot be one, if there is no such kind, or if a file is there already.
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise CommandError(f"there is no kind {kind!r}", f"{meant}There are {', '.join(KINDS)}")
+    _check(name)
+    own = {
+        f"{name}.py": ("device.py.in", "the device"),
+        f"test_{name}.py": ("test.py.in", f"its test: pytest {folder / f'test_{name}.py'}"),
+        f"{name}.toml": ("config.toml.in", "its configuration, for devices.d"),
+        f"driver/{name}.c": ("driver.c.in", "a driver for Linux"),
+        f"driver/{name}_user.py": ("user.py.in", "a driver in user space"),
+    }
+    common = {
+        "driver/Makefile": ("Makefile.in", f"builds the driver: make -C {folder / 'driver'}"),
+        "driver/user_pci.py": ("user_pci.py.in", "what drivers in user space need"),
+    }
+    templates = files("bellwired") / "templates"
+    texts: dict[str, tuple[str, str]] = {
+        path: (_read(templates / kind / file, name), about) for path, (file, about) in own.items()
+    }
+    texts |= {path: (_read(templates / "common" / file, name), about) for path, (file, about) in common.items()}
+    header = f"driver/{name}_regs.h"
+    for path in (*texts, header):
+        if os.path.lexists(folder / path):
+            raise CommandError(f"{folder / path} exists already", "choose another name, or move it away")
+    try:
+        make_folders(folder / "driver")
+        for path, (text, _) in texts.items():
+            _create(folder / path, text)
+        _create(folder / header, _header(folder / f"{name}.py"))
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}") from None
+    written = {folder / path: about for path, (_, about) in texts.items()}
+    return written | {folder / header: "the numbers that drivers use, made from the device"}
 
 
-def test_it_adds_up_numbers_from_guest_memory() -> None:
-    with Guest($kind) as guest:
-        guest.memory[0x100:0x10C] = struct.pack("<3I", 1, 2, 39)
-        guest.write($kind.address, 0x100)
-        guest.write($kind.count, 3)
-        guest.ring($kind.go)
-        assert guest.read($kind.total) == 42
-        assert guest.read($kind.status) == Status.DONE
-        assert guest.interrupts.total() == 1
+def _create(path: Path, text: str) -> None:
+    with Place(path, follow=False) as place:
+        place.create(text.encode())
 
 
-def test_too_many_numbers_are_the_guests_own_error() -> None:
-    with Guest($kind, most=2) as guest:
-        guest.write($kind.count, 3)
-        with pytest.raises(GuestError):
-            guest.ring($kind.go)
-''')
-
-CONFIG = Template("""\
-# Put this into devices.d, and $name.py into plugins (or give its path here).
-device = "$name"
-# socket = "/run/bellwire/$name.sock"
-# mode = "0600"
-
-[options]
-# most = 4096
-""")
-
-
-def write(name: str, folder: Path) -> tuple[Path, Path, Path]:
-    """Write the device, its test and its configuration. Existing files are not overwritten."""
+def _check(name: str) -> None:
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise CommandError(f"{name!r} is no name for a device", "lower-case letters, digits and _, as in my_nic")
     if name in sys.stdlib_module_names or name in _IMPORTED:
         raise CommandError(f"{name!r} is no name for a device", "a module that its test imports has this name")
+    if name in _OF_C:
+        raise CommandError(f"{name!r} is no name for a device", "its driver is in C, which has this word for itself")
+
+
+def _read(template: Traversable, name: str) -> str:
+    """A template with the device's name in it."""
     kind = "".join(word.capitalize() for word in name.split("_") if word)
     if kind in _TAKEN or keyword.iskeyword(kind):
         kind += "Device"
-    files = {
-        folder / f"{name}.py": DEVICE,
-        folder / f"test_{name}.py": TEST,
-        folder / f"{name}.toml": CONFIG,
-    }
-    for path in files:
-        if os.path.lexists(path):
-            raise CommandError(f"{path} exists already", "choose another name, or move it away")
-    try:
-        make_folders(folder)
-        for path, text in files.items():
-            with Place(path, follow=False) as place:
-                place.create(text.substitute(name=name, kind=kind).encode())
-    except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}") from None
-    device, test, config = files
-    return device, test, config
+    return template.read_text().replace("@name@", name).replace("@NAME@", name.upper()).replace("@Kind@", kind)
+
+
+def _header(device: Path) -> str:
+    """The header for drivers, as ``bellwire export`` writes it."""
+    from bellwired.find import find_device
+    from bellwired.maps import from_device, to_c
+
+    return to_c.write(from_device.read(find_device(str(device.absolute()))))

@@ -65,7 +65,7 @@ EXAMPLES = {
     "bellwire": """\
 bellwire demo
 bellwire run ./my_nic.py \\-o rate=100
-bellwire new my_nic
+bellwire new my_nic \\-\\-kind dma\\-ring
 bellwire list
 bellwire qemu\\-args my_nic""",
     "bellwired": """\

@@ -343,6 +343,7 @@ class VirtioNet(
                 chains += taken
                 room += taken[0].room
             elif not queue.listen():
+                queue.flush()  # the buffers with earlier packets are the driver's again
                 hopeless = queue.out >= queue.size  # the driver has no more buffers
                 queue.back(chains)
                 if hopeless:
