@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bellwire.network import LARGEST_PACKET, LinkEnd
+from bellwire.virtio import Chain
 
 
 class Lane:
