@@ -135,6 +135,8 @@ def _left_alone(node: ast.AST) -> bool:
             return True
         case ast.Expr(value=ast.Constant()):
             return True
+        case ast.FunctionDef(decorator_list=[ast.Name(id="overload")]):
+            return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr=attr, value=logger))) if attr in LOGGING:
             return "log" in ast.unparse(logger)
         case ast.Raise():

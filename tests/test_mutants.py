@@ -36,6 +36,8 @@ class Thing:
         self.size = size + 1
         return True
 
+    @overload
+    def nothing(self, number: int = 7) -> bool: ...
     def nothing(self) -> bool:
         return False
 '''

@@ -39,7 +39,7 @@ class Cells:
         try:
             os.ftruncate(self.fd, size)
             fcntl.fcntl(self.fd, _ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
-            self._map = mmap.mmap(self.fd, size)
+            self._mapping = Mapping(self.fd, 0, size, write=True)
         except BaseException:
             os.close(self.fd)
             raise
@@ -51,10 +51,11 @@ class Cells:
         A peer can write anything there at any time. A load of the item is a single one, so it never mixes two values.
         """
         offset = next(self._free)
-        return offset, memoryview(self._map)[offset : offset + size].cast(_FORMATS[size])
+        return offset, self._mapping.view()[offset : offset + size].cast(_FORMATS[size])
 
     def close(self) -> None:
-        """Close the memfd. The memory stays mapped as long as views of it exist."""
+        """Release the memory, and close the memfd. Views that still exist show zeros."""
+        self._mapping.detach()
         os.close(self.fd)
 
 

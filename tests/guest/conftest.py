@@ -70,11 +70,11 @@ def patched_drive(
     """A machine of the patched QEMU under qtest."""
     with ExitStack() as stack:
 
-        def drive(*devices: Served | Crafted, arguments: tuple[str, ...] = ()) -> Machine:
+        def drive(*devices: Served | Crafted, arguments: tuple[str, ...] = (), shared: bool = True) -> Machine:
             folder = tmp_path / f"qtest-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             tell(lambda: {"QEMU": (folder / "qemu").read_text()})
-            return stack.enter_context(driven(patched_tools, folder, devices, *arguments))
+            return stack.enter_context(driven(patched_tools, folder, devices, *arguments, shared=shared))
 
         yield drive
 

@@ -67,6 +67,7 @@ class Guest:
         end: str = "poweroff",
         console: str = "ttyS0",
         mib: int = 256,
+        accel: str = "tcg",
         shared: bool = True,
         timeout: float = 60.0,
     ) -> Outcome:
@@ -79,7 +80,7 @@ class Guest:
         """
         initramfs = self._folder / "initramfs"
         initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules, end))
-        words = ["-accel", "tcg", *memory(mib, shared=shared), *([] if reboots else ["-no-reboot"])]
+        words = ["-accel", accel, *memory(mib, shared=shared), *([] if reboots else ["-no-reboot"])]
         words += ["-kernel", str(self._tools.kernel), "-initrd", str(initramfs)]
         words += ["-append", f"console={console} loglevel=6 panic=-1 random.trust_cpu=on {kernel}"]
         for name, path in (("console", self._console), ("output", self._output)):

@@ -41,7 +41,9 @@ OPTIONS = (
     "--disable-install-blobs",
 )
 BINARY = "qemu-system-x86_64"
-LAYOUT = 1  # raise it when what is made changes
+OWN_TEST = "tests/qtest/vfio-user-test"
+"""The test of the patches in QEMU's own tree. It is built as well, and kept beside the binary."""
+LAYOUT = 2  # raise it when what is made changes
 NEEDED = {
     "gcc": "gcc",
     "g++": "g++",
@@ -71,6 +73,11 @@ class PatchedToolbox(Toolbox):
     def qemu(self) -> list[str]:
         """The patched QEMU's command line begins so."""
         return [os.fspath(self._binary), *self.firmware]
+
+    @property
+    def own_test(self) -> Path:
+        """The test of the patches in QEMU's own tree."""
+        return self._binary.with_name(Path(OWN_TEST).name)
 
     @property
     def qemu_environment(self) -> dict[str, str]:
@@ -156,13 +163,14 @@ def _build(description: Path, folder: Path, progress: Progress) -> None:
         raise BuildError(f"QEMU cannot be built: {error}") from None
     _compile(tree / "build", progress)
     made.mkdir()
-    run("strip", "-o", os.fspath(made / BINARY), os.fspath(tree / "build" / BINARY))
+    for binary in (BINARY, OWN_TEST):
+        run("strip", "-o", os.fspath(made / Path(binary).name), os.fspath(tree / "build" / binary))
 
 
 def _compile(folder: Path, progress: Progress) -> None:
     """Run ninja on all processors."""
     start, said = time.monotonic(), [""]
-    words = ["nice", "ninja", BINARY]
+    words = ["nice", "ninja", BINARY, OWN_TEST]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:

@@ -6,9 +6,12 @@ import fcntl
 import functools
 import json
 import os
+import re
 import select
+import shlex
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 from attached import Device, Served
 from crafted import MEMORY_BAR, Crafted, Entry, entries
 from machine import FIRST_SLOT, Machine
+from patched import PatchedToolbox
 from qtest import Function
 from vfio_user import Command
 
@@ -139,6 +143,16 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         select.select([], [], [], 0.01)
+
+
+def test_the_test_in_qemus_own_tree_passes(patched_tools: PatchedToolbox, tmp_path: Path) -> None:
+    binary = tmp_path / "qemu-system-x86_64"  # the test takes a path, and so cannot be told where the firmware is
+    binary.write_text(f'#!/bin/sh\nexec {shlex.join(patched_tools.qemu)} "$@"\n')
+    binary.chmod(0o755)
+    environment = patched_tools.qemu_environment | {"QTEST_QEMU_BINARY": os.fspath(binary)}
+    done = subprocess.run([patched_tools.own_test], env=environment, capture_output=True, timeout=60, check=False)
+    passed = re.findall(rb"^ok \d+ /x86_64/vfio-user/(\S+)", done.stdout, re.MULTILINE)
+    assert (done.returncode, len(passed)) == (0, 7), done.stdout + done.stderr
 
 
 # -- servers that QEMU must not believe

@@ -10,7 +10,10 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints, is_typeddict
+
+from bellwired.manager.control import Happening, LogLine, Outcome
+from bellwired.manager.describe import About, Description, RegisterValue
 
 NASTY = (
     "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b5m\x7f\x85\u202e\u2066\r[red]x[/red][link=http://e]y[/link]\n"
@@ -19,32 +22,33 @@ NASTY = (
 """Escape sequences, C0, DEL, C1, bidirectional controls, markup, and a line that another program did not write."""
 
 
-def description() -> dict[str, Any]:
-    client = {"pid": 1, "uid": 1, "since": 1.0, "capabilities": {NASTY: NASTY}, "maps": 1, "bytes": 1}
-    return {
-        "name": NASTY, "device": NASTY, "state": NASTY, "since": 1.0, "autostart": True, "enabled": True,
-        "socket": f"/{NASTY}", "pid": 1, "memory": 1, "restarts": 1, "error": NASTY, "connected": True,
-        "client": client, "statistics": {NASTY: 1}, "recent": [{"time": 1.0, "text": NASTY}],
-        "changed": {NASTY: NASTY}, "code": {NASTY: 1.0}, "troubles": {NASTY: NASTY},
-    }  # fmt: skip
+def nasty(kind: Any) -> Any:
+    """A value of a type of the control API in which every text, names and keys too, is nasty."""
+    arguments = get_args(kind)
+    if is_typeddict(kind):
+        return {key: nasty(each) for key, each in get_type_hints(kind).items()}
+    if get_origin(kind) is list:
+        return [nasty(arguments[0])]
+    if get_origin(kind) is dict:
+        return {NASTY: nasty(arguments[1])}
+    if arguments:  # one of several types, or nothing
+        return nasty(next(each for each in arguments if each is not type(None)))
+    return NASTY if kind is str else kind(1)
 
 
 def replies() -> dict[str, dict[str, Any]]:
-    register = {"name": NASTY, "bar": 0, "offset": 0, "size": 4, "access": NASTY, "value": 1, "meaning": NASTY}
-    event = {"time": 1.0, "device": NASTY, "kind": NASTY, "fields": {NASTY: NASTY, "text": NASTY}}
-    names = {"started": [NASTY], "restarted": [NASTY], "stopped": [NASTY], "unchanged": [NASTY]}
     return {
         "GetInfo": dict.fromkeys(("vendor", "product", "version", "url"), NASTY) | {"interfaces": [NASTY]},
-        "About": {"daemon": {"version": NASTY, "pid": 1, "uid": 1, "summary": NASTY, "troubles": {NASTY: NASTY}}},
-        "List": {"devices": [description()]},
-        "Describe": {"device": description()},
-        "Registers": {"registers": [register]},
-        "Reload": {"outcome": {**names, "failed": {NASTY: NASTY}}},
-        "Log": {"lines": [{"time": 1.0, "level": level, "text": NASTY} for level in ("error", NASTY)]},
-        "Monitor": {"event": event},
+        "About": {"daemon": nasty(About)},
+        "List": {"devices": [nasty(Description)]},
+        "Describe": {"device": nasty(Description)},
+        "Registers": {"registers": [nasty(RegisterValue)]},
+        "Reload": {"outcome": nasty(Outcome)},
+        "Log": {"lines": [nasty(LogLine), nasty(LogLine) | {"level": "error"}]},
+        "Monitor": {"event": nasty(Happening) | {"fields": {NASTY: NASTY, "text": NASTY}}},
         "Folders": {"folders": [f"/{NASTY}"]},
         "Start": {},
-    }  # fmt: skip
+    }
 
 
 class FakeDaemon:

@@ -120,6 +120,7 @@ def test_what_a_daemon_says_controls_no_terminal(
     assert not controls(text) - {"\n"}
     assert not [line for line in text.splitlines() if line.startswith("bellwire: forged")]
     assert "]8;" not in text, "a hyperlink"
+    assert "does not understand" not in text, "the answers do not fit the API"
 
 
 @pytest.mark.parametrize("words", COMMANDS[:9], ids=" ".join)

@@ -362,6 +362,18 @@ def test_without_views_the_addresses_are_given_back_at_once(table: DmaTable, mem
     assert place not in maps()
 
 
+def test_without_views_nothing_is_laid_over_what_goes(
+    table: DmaTable, memfd: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid: list[int] = []
+    monkeypatch.setattr(mapping_module, "_lay_over", lambda address, _: laid.append(address))
+    for address in (0, PAGE):
+        add(table, address, PAGE, memfd(PAGE))
+    remove(table, 0, PAGE)
+    table.clear()
+    assert laid == []
+
+
 def test_where_the_kernel_has_no_memory_to_lay_over_a_view_the_rest_is_let_go_of_all_the_same(
     table: DmaTable, memfd: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,9 +95,10 @@ class ProxyDevice:
     def reset(self) -> None:
         """Reset the device, as the machine's reset line would, and place its BARs where they were at first."""
         with self._platform.lock, self.peer.tolerant():
-            self._forget()
+            self._leave_bus()
             if self._resettable:
                 self.peer.client.reset()
+            self._interrupts.reset()  # only now: libvfio-user forgets the eventfds of interrupts at a reset
             self._place()
 
     def close(self) -> None:
@@ -211,13 +212,17 @@ class ProxyDevice:
         del self._placed[bar.index]
 
     def _forget(self) -> None:
-        """Forget the guest's set-up, for a reset: no decoding, no BARs, no message interrupts."""
+        """Forget the guest's set-up, after a reset of the function: no decoding, no BARs, no message interrupts."""
+        self._leave_bus()
+        with self.peer.tolerant():
+            self._interrupts.reset()
+
+    def _leave_bus(self) -> None:
+        """Unmap all BARs, and forget their addresses."""
         self._decoding = 0
         for bar in self._bars.values():
             bar.address = 0
         self._remap()
-        with self.peer.tolerant():
-            self._interrupts.reset()
 
     def _leave_addresses(self) -> None:
         self._decoding = 0
