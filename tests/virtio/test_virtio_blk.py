@@ -445,27 +445,3 @@ def test_a_reset_forgets_what_was_under_way(make: Callable[..., Disk], image: Pa
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Guest(VirtioBlk, **options)
-
-
-def test_the_meter_counts_reads_and_writes_that_were_done_and_how_long_they_took(
-    make: Callable[..., Disk],
-) -> None:
-    disk = make(size=SIZE)
-    disk.write(1, b"w" * 4096)
-    disk.read(1, 512)
-    disk.read(1, 1024)
-    disk.request(GET_ID, room=20)
-    disk.request(IN, 1 << 40, room=512)
-    meter = disk.device.meter.to_dict()
-    assert meter["totals"] == {"read": (2, 1536), "write": (1, 4096)}
-    assert sum(meter["latency"]) == 5
-    assert meter["nanoseconds"] > 0
-
-
-def test_the_meter_counts_what_threads_have_moved(make: Callable[..., Disk], image: Path) -> None:
-    disk = make(image=image)
-    disk.write(1, b"w" * 4096)
-    assert disk.request(FLUSH)[0] == 0
-    meter = disk.device.meter.to_dict()
-    assert meter["totals"]["write"] == (1, 4096)
-    assert sum(meter["latency"]) == 2
