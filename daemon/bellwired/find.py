@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
@@ -30,6 +31,7 @@ class Plugin:
     error: str = ""
 
 
+@functools.cache
 def bundled() -> Found:
     """The devices that come with Bellwire, by name."""
     found: Found = {}

@@ -81,16 +81,18 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
         list[str], Meta(description="Files and folders that it may read, write and make files in, in addition.")
     ] = []
     user: Annotated[
-        str, Meta(description="The user of its worker, where the daemon may choose (CAP_SETUID); else the daemon's.")
+        str, Meta(description="The user of its worker, by name or number; it takes CAP_SETUID and CAP_SETGID.")
     ] = ""
     memory_max: Annotated[
         str, Meta(description="The most memory of its worker, as in 512M; no limit unless given.")
     ] = ""
-    cpu_quota: Annotated[
-        int, Meta(ge=0, le=100_000, description="Percent of one processor that its worker may use; 0: no limit.")
-    ] = 0
     tasks_max: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="The most threads and processes of its worker; 0: no limit.")
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="The most threads and processes of its worker, if it has its own user; 0: no limit.",
+        ),
     ] = 0
 
     def __post_init__(self) -> None:

@@ -14,13 +14,17 @@ CHECKOUT = Path(__file__).parents[2]
 _KEPT = {CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)}
 
 
-def command() -> list[str]:
-    """Words that run a command as :data:`USER`, without capabilities and without groups.
+def command(*, privileged: bool = False) -> list[str]:
+    """Words that run a command as :data:`USER`, without capabilities and without groups; or ``privileged``, as root.
 
     In a mount namespace, what Python and Bellwire need stays where it is, and the closed folders above it are replaced
     by open ones.
     """
-    as_user = f"setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all --bounding-set=-all"
+    as_user = (
+        ""
+        if privileged
+        else f"setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all --bounding-set=-all"
+    )
     lines = ["set -e", "mount --make-rslave /"]
     closed = {top for path in _KEPT if (top := _closed(path))}
     if closed:
@@ -33,7 +37,7 @@ def command() -> list[str]:
             if _below(path, closed):
                 where = shlex.quote(str(path))
                 lines += [f"mkdir -p {where}", f"mount --rbind /mnt/{number} {where}"]
-    return ["unshare", "--mount", "sh", "-c", "; ".join([*lines, f'exec {as_user} "$0" "$@"'])]
+    return ["unshare", "--mount", "sh", "-c", "; ".join([*lines, f'exec {"" if privileged else as_user} "$0" "$@"'])]
 
 
 def give(folder: Path) -> None:

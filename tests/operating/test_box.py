@@ -15,7 +15,7 @@ from operating import as_user
 from operating.instance import PLUGINS, Instance, connect, write
 
 pytestmark = pytest.mark.daemon
-HARMLESS = {"thread", "own mapping", "eat memory"}
+HARMLESS = {"thread", "own mapping", "eat memory", "thread bomb"}
 NEIGHBOUR = 'device = "nvme"\n[options]\nimage = "{folder}/neighbour.img"\n'
 TAKEN = """
 device = "taken_over"
@@ -43,8 +43,8 @@ def outcomes(instance: Instance, name: str = "taken") -> dict[str, str]:
     with instance.control() as control:
         control.send("Log", more=True, name=name)
         lines = control.receive()["lines"]
-    found = [json.loads(line["text"][line["text"].index("{") :]) for line in lines if '"attack"' in line["text"]]
-    return {each["attack"]: each["found"] for each in found}
+    found = [json.loads(line["text"].partition("attacks ")[2]) for line in lines if "attacks {" in line["text"]]
+    return {name: said for each in found for name, said in each.items()}
 
 
 @pytest.fixture(scope="module", params=["root", "user"])
@@ -58,8 +58,8 @@ def attacked(request: pytest.FixtureRequest) -> Iterator[Instance]:
     shutil.copyfile(PLUGINS / "taken_over.py", instance.plugins / "taken_over.py")
     (folder / "neighbour.img").write_bytes(bytes(1 << 20))
     instance.configure("neighbour", NEIGHBOUR.format(folder=folder))
+    instance.prefix = as_user.command(privileged=request.param == "root")
     if request.param == "user":
-        instance.prefix = as_user.command()
         as_user.give(folder)
     with instance:
         processes = {"manager": instance.process.pid, "neighbour": instance.pid("neighbour")}
@@ -121,5 +121,31 @@ def test_memory_beyond_the_limit_fails_in_the_device_alone(attacked: Instance) -
     assert attacked.reload()["failed"] == {}
     assert outcomes(attacked, "hungry") == {"eat memory": "MemoryError"}
     assert attacked.describe("neighbour")["state"] == "running"
+    path.unlink()
+    attacked.reload()
+
+
+OTHER = """
+device = "taken_over"
+user = "54322"
+tasks-max = 8
+options = {only = "thread bomb"}
+"""
+
+
+def test_a_device_of_another_user_can_start_so_many_threads(attacked: Instance) -> None:
+    path = attacked.devices / "other.toml"
+    path.write_text(OTHER)
+    os.chown(path, *(path.parent.stat().st_uid, path.parent.stat().st_gid))
+    failed = attacked.reload()["failed"]
+    if attacked.config.stat().st_uid:  # a user's daemon
+        assert "it cannot be run in its box: [Errno 1] Operation not permitted" in failed["other"]
+    else:
+        assert failed == {}
+        assert os.stat(f"/proc/{attacked.pid('other')}/fd").st_uid == 0  # it hides
+        status = Path(f"/proc/{attacked.pid('other')}/status").read_text()
+        assert "Uid:\t54322\t54322\t54322\t54322\n" in status
+        assert "Groups:\t \n" in status
+        assert outcomes(attacked, "other") == {"thread bomb": "RuntimeError"}
     path.unlink()
     attacked.reload()

@@ -21,7 +21,6 @@ from bellwired.box.needs import Needs
 from bellwired.box.wanted import HERE, MISSING, OFF, Part, Wanted
 
 EPERM = 1
-DELEGATE = "a control group, which the unit delegates (Delegate=memory pids cpu), limits all of its memory"
 
 
 @dataclass
@@ -64,7 +63,6 @@ def unprivileged(need: Needs, *, listener: bool = True) -> Box:
 def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
     """Enter the whole box of a worker, which ends with its ``parent``."""
     box = Box(made=[str(path.absolute()) for path in need.made])
-    box.parts += wanted.limits
     _limits(box, wanted)
     _network(box, need)
     _folders(box, need)
@@ -78,17 +76,18 @@ def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
 
 
 def _limits(box: Box, wanted: Wanted) -> None:
-    if not wanted.memory_max or wanted.limits:
+    if not wanted.memory_max:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     except (OSError, ValueError) as error:
-        box.add("memory-max", MISSING, f"its memory is not limited: {error}", DELEGATE)
+        hint = "a unit that allows prlimit64(2): SystemCallFilter=prlimit64"
+        box.add("memory-max", MISSING, f"its memory is not limited: {error}", hint)
     else:
         about = f"its private memory is limited to {most >> 20} MiB (RLIMIT_DATA); files in memory are not counted"
-        box.add("memory-max", HERE, about, DELEGATE)
+        box.add("memory-max", HERE, about)
 
 
 def _network(box: Box, need: Needs) -> None:
@@ -123,11 +122,19 @@ def _folders(box: Box, need: Needs) -> None:
 
 def _user(box: Box, wanted: Wanted) -> None:
     if wanted.user < 0:
-        about = f"the daemon's own, {os.geteuid()}"
-        box.add("user", OFF, about, "user = NAME in its file, or worker-users in bellwired.toml, gives it another one")
+        box.add("user", OFF, f"the daemon's own, {os.geteuid()}", 'user = "NAME" in its file gives it another one')
+    else:
+        privileges.become(wanted.user, wanted.group)
+        box.add("user", HERE, f"user {wanted.user}, group {wanted.group}")
+    if not wanted.tasks_max:
         return
-    privileges.become(wanted.user, wanted.group)
-    box.add("user", HERE, f"user {wanted.user}, group {wanted.group}")
+    if wanted.user > 0:  # the kernel counts by user, and does not count root's
+        resource.setrlimit(resource.RLIMIT_NPROC, (wanted.tasks_max, wanted.tasks_max))
+        about = f"at most {wanted.tasks_max} threads and processes of user {wanted.user} (RLIMIT_NPROC)"
+        box.add("tasks-max", HERE, about)
+    else:
+        hint = 'user = "NAME" in its file: the kernel counts by user'
+        box.add("tasks-max", MISSING, "its threads are not limited: it has no user of its own", hint)
 
 
 def _capabilities(box: Box, need: Needs, *, bound: bool) -> None:

@@ -70,6 +70,6 @@ def _keep(sock: socket.socket) -> None:
 
 
 def _tell(call: str, word: str) -> None:
-    text = f"WARNING bellwire: the box refuses {call}(); --no-sandbox runs the device without a box"
+    text = f"WARNING bellwire: the box refuses {call}; --no-sandbox runs the device without a box"
     with contextlib.suppress(OSError):
         os.write(2, f'{text} (sandbox = ["{word}"] in the file of a daemon\'s device)\n'.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -33,6 +34,7 @@ SYSTEM = (
 OURS = ("vfio_user", "bellwire", "bellwired", "kvm_ioctls", "bellwire_vmm")
 
 
+@functools.cache  # made once, before workers are forked
 def rules() -> list[tuple[Path, Fs]]:
     """Rules for Landlock."""
     places = {Path(place) for place in (*SYSTEM, *_python())}

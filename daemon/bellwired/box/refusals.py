@@ -23,7 +23,7 @@ MOST = 1000
 
 
 class Refusals:
-    """Owns ``listener``. ``tell(call, word)`` is called once for each kind of call: ``word`` would allow it."""
+    """Owns ``listener``. ``tell("ptrace()", "ptrace")`` is called once for each kind of call: that word allows it."""
 
     def __init__(self, listener: int, tell: Callable[[str, str], None]) -> None:
         self._listener = listener
@@ -47,7 +47,7 @@ class Refusals:
                 return True
             self.close()
             return False
-        identity, _, _, number, _, _, first, *_ = _NOTIFICATION.unpack(notification)
+        identity, _, _, number, _, _, first, second, *_ = _NOTIFICATION.unpack(notification)
         try:
             fcntl.ioctl(self._listener, _SEND, _RESPONSE.pack(identity, 0, -errno.EPERM, 0))
         except OSError as error:
@@ -55,7 +55,8 @@ class Refusals:
                 self.close()
                 return False
         called = name(number)
-        refused = called, remedy(called, first)
+        shown = f"ioctl({second & 0xFFFF_FFFF:#x})" if called == "ioctl" else f"{called}()"
+        refused = shown, remedy(called, first)
         if refused not in self._told:
             self._told.add(refused)
             self._tell(*refused)

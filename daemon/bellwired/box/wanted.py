@@ -32,5 +32,5 @@ class Wanted(Struct, frozen=True):
     group: int = -1
     memory_max: int = 0
     """Bytes of memory; 0 is no limit."""
-    limits: Sequence[Part] = ()
-    """What the manager says of the device's control group; empty if the group does not hold the limits."""
+    tasks_max: int = 0
+    """Threads and processes; 0 is no limit."""

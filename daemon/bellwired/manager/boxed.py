@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 
 from bellwired.box.needs import remove_made
 from bellwired.box.wanted import Part, Wanted
+from bellwired.errors import CommandError
 from bellwired.settings import Device
 
 
@@ -22,8 +24,12 @@ class Boxed:
         self._made: list[Path] = []
 
     def wanted(self, settings: Device) -> Wanted:
-        """The box that a device's file asks for."""
+        """The box that a device's file asks for. Raises a CommandError if there is no such user."""
+        user, group = _ids(settings.user)
         return Wanted(
+            user=user,
+            group=group,
+            tasks_max=settings.tasks_max,
             words=settings.sandbox,
             read=settings.sandbox_read,
             write=settings.sandbox_write,
@@ -41,3 +47,16 @@ class Boxed:
             with contextlib.suppress(OSError):  # another process has taken it
                 remove_made(path)
         self._made = []
+
+
+def _ids(user: str) -> tuple[int, int]:
+    """The IDs of a user and its group, given by name or number; -1 for none."""
+    if not user:
+        return -1, -1
+    try:
+        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        if user.isdecimal():
+            return int(user), int(user)
+        raise CommandError(f"user = {user!r}: there is no such user", "name one, or give a number") from None
+    return found.pw_uid, found.pw_gid

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 
 from bellwired import terminal
-from bellwired.box import privileges
+from bellwired.box import library, privileges
 from bellwired.find import bundled
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
@@ -100,6 +100,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # signals to the whole process group are for the manager
     terminal.guard()  # for what plugins print
     to_stderr_or_journal("info", clock=DATE, threaded=False)
+    library.rules()
     bundled()  # these modules change with the daemon only: workers share their pages
     gc.collect()
     gc.freeze()  # a collection in a worker must not touch the shared pages

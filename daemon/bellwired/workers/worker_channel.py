@@ -118,7 +118,7 @@ class WorkerChannel:
             asyncio.get_running_loop().remove_reader(listener)
 
     def _refused(self, call: str, word: str) -> None:
-        text = f'its box refuses {call}(); sandbox = ["{word}"] in its file allows it'
+        text = f'its box refuses {call}; sandbox = ["{word}"] in its file allows it'
         self._heard(Report("denied", {"call": call, "word": word, "text": text}))
 
     def _let_go(self) -> None:
