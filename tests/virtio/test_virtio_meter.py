@@ -8,7 +8,7 @@ from virtio.test_virtio_blk import ALL, FLUSH, GET_ID, IN, OK, SIZE, Disk
 
 
 def test_the_meter_counts_reads_and_writes_that_were_done_and_how_long_they_took() -> None:
-    disk = Disk(ALL, size=SIZE)
+    disk = Disk(set(map(int, ALL)), size=SIZE)
     disk.write(1, b"w" * 4096)
     disk.read(1, 512)
     disk.read(1, 1024)
@@ -24,7 +24,7 @@ def test_the_meter_counts_reads_and_writes_that_were_done_and_how_long_they_took
 def test_the_meter_counts_what_threads_have_moved(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(SIZE))
-    disk = Disk(ALL, image=image)
+    disk = Disk(set(map(int, ALL)), image=image)
     disk.write(1, b"w" * 4096)
     assert disk.request(FLUSH)[0] == OK
     meter = disk.device.meter.to_dict()
