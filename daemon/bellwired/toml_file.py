@@ -12,6 +12,9 @@ from bellwire.paths import PathError, open_file
 from bellwired.errors import SettingsError
 
 LONGEST = 1 << 18  # bytes of a configuration file
+_PART = r"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')"
+_TOO_DEEP = re.compile(rf"(?:^[ \t\[]*|[{{,][ \t]*){_PART}(?:[ \t]*\.[ \t]*{_PART}){{64}}", re.MULTILINE)
+"""A dotted key of more than 64 parts, of which no key here has more than two."""
 Place = Callable[[str], str]
 """A function that says where a key is set: FILE:LINE."""
 
@@ -39,6 +42,8 @@ def text(path: Path) -> str:
 def parsed(path: Path) -> tuple[dict[str, Any], Place]:
     """The table in a TOML file, and where its keys are."""
     found = text(path)
+    if deep := _TOO_DEEP.search(found):  # tomllib takes a time that grows with the square of the length
+        raise SettingsError(f"{path}:{found.count(chr(10), 0, deep.end()) + 1}: a key is nested too deeply")
     try:
         return tomllib.loads(found), lambda key: f"{path}{_line_of(key, found)}"
     except RecursionError:

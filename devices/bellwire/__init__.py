@@ -16,6 +16,7 @@ from bellwire.device import PciDevice
 from bellwire.errors import BellwireError, DeclarationError, GuestError, OptionError, StateError, Unshared
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
+from bellwire.model.meter import Meter
 
 __all__ = [
     "Access",
@@ -29,6 +30,7 @@ __all__ = [
     "IntX",
     "IoRegion",
     "Job",
+    "Meter",
     "Msi",
     "MsiX",
     "Option",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from attached import Device, running
 from bellwired.commands.cli import main
 from bellwired.commands.template import KINDS, write
 from bellwired.errors import CommandError
@@ -92,6 +93,14 @@ def run(folder: Path, *words: str, **env: str) -> None:
         command, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@every_kind
+def test_a_new_device_runs_in_its_box(kind: str, written: Path, tmp_path: Path) -> None:
+    name = f"my_{kind.replace('-', '_')}"
+    with running(Device(str(written / kind / f"{name}.py")), tmp_path / "running") as process:
+        assert process.poll() is None
 
 
 @pytest.mark.slow

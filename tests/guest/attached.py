@@ -20,11 +20,12 @@ PATIENCE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Device:
-    """What to serve: a name or file as ``bellwire run`` takes it, and options of the device and of QEMU's side."""
+    """What to serve: a name or file as ``bellwire run`` takes it, options of it and of QEMU's side, and more flags."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     qemu: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def running(device: Device, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     path, log = folder / "device", folder / "log"
     options = [word for key, value in device.options.items() for word in ("-o", f"{key}={value}")]
     words = [sys.executable, "-m", "bellwired", "run", device.name, "--socket-path", os.fspath(path), *options]
+    words += device.flags
     with (
         log.open("wb") as output,
         subprocess.Popen(with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output) as process,

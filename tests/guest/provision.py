@@ -86,8 +86,12 @@ def only_one(parent: Path) -> Iterator[None]:
 
 def main() -> int:
     """Fetch what is missing, and say what there is."""
+    from modules import provide  # it needs what is above
+
     try:
-        print(provision().describe())
+        tools = provision()
+        print(tools.describe())
+        print(f"the kernel's headers: {provide(tools)}")
     except (AptError, OSError) as error:
         print(f"cannot provide what the guest tests need: {error}", file=sys.stderr)
         return 1

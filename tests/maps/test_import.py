@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shtab
 
 from bellwire import GuestError
 from bellwire.testing import Guest, conformance, serve
-from bellwired.commands.cli import main
+from bellwired.commands.cli import Parser, main
+from bellwired.commands.cli import parser as command_line
 from bellwired.find import find_device
 from bellwired.maps import device_file, from_device, from_rdl, to_rdl
 from bellwired.maps import register_map as maps
@@ -377,6 +379,13 @@ def facts(bar: maps.BarMap) -> list[tuple[object, ...]]:
                     (item.name, member.name, item.offset, member.offset, member.reset, member.writable, fields)
                 )
     return found
+
+
+def test_shells_complete_the_maps_file() -> None:
+    top = command_line()
+    assert isinstance(top, Parser)
+    (action,) = (action for action in top.commands["import"]._actions if action.dest == "map")
+    assert action.complete == shtab.FILE  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

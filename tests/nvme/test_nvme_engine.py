@@ -19,6 +19,7 @@ from bellwire.testing import Guest
 from nvme.driver import PAGE, Driver, Queues, TestMachine, prps
 
 READ, WRITE, FLUSH = IoOpcode.READ, IoOpcode.WRITE, IoOpcode.FLUSH
+CREATE_CQ, CREATE_SQ = AdminOpcode.CREATE_COMPLETION_QUEUE, AdminOpcode.CREATE_SUBMISSION_QUEUE
 BELLS = AdminOpcode.DOORBELL_BUFFER_CONFIG
 
 

@@ -139,7 +139,8 @@ def test_an_error_names_the_line(tmp_path: Path) -> None:
         ("x = " + "9" * 5000, "not TOML: "),
         ('device = "a\\u0000b"', "Expected text without NUL"),
         ("#" * (1 << 18) + "\n", "at most 262144 bytes"),
-        ("a" + ".a" * 50000 + " = 1", "unknown key a"),
+        ("a" + ".a" * 50000 + " = 1", "one.toml:1: a key is nested too deeply"),
+        ('x = 1\ny = {"a"' + ".'a'" * 50000 + " = 1}", "one.toml:2: a key is nested too deeply"),
     ],
 )
 def test_a_file_that_would_break_a_parser_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -249,3 +249,12 @@ def test_features_of_the_transport_are_offered_too(make: Make) -> None:
 
 def test_header_size_is_what_the_specification_says() -> None:
     assert HEADER.size == 12
+
+
+def test_the_meter_counts_packets_and_bytes_without_virtios_header(card: Card, far: socket.socket) -> None:
+    card.send(b"t" * 100)
+    far.send(b"\xff" * 60)
+    card.await_packets()
+    meter = card.device.meter.to_dict()
+    assert meter["totals"] == {"receive": (1, 60), "transmit": (1, 100)}
+    assert sum(meter["latency"]) == 1

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import shtab
+
 from bellwired.commands import show
 from bellwired.commands.export import write
 from bellwired.errors import CommandError
@@ -22,7 +24,8 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         "as they are. What a device file cannot say is reported on standard error. Needs the extra bellwire[maps].",
         parents=[shared],
     )
-    parser.add_argument("map", type=Path, metavar="FILE", help="the register map")
+    file = parser.add_argument("map", type=Path, metavar="FILE", help="the register map")
+    file.complete = shtab.FILE
     parser.add_argument("-w", "--output", type=Path, metavar="FILE.py", help="the device file (default: NAME.py here)")
     parser.add_argument("--top", default="", metavar="NAME", help="the address map to read (default: the file's last)")
     parser.add_argument(

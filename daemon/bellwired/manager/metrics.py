@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import platform
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
     StateSetMetricFamily,
@@ -23,6 +26,7 @@ from prometheus_client.core import (
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from bellwire.model.meter import SHIFT
 from bellwired import unblocked
 from bellwired.manager import descriptors
 from bellwired.manager.describe import DISABLED
@@ -67,6 +71,7 @@ class Known:
     restarts: int
     pid: int
     numbers: dict[str, int] = field(default_factory=dict)
+    meter: dict[str, Any] | None = None
 
 
 @dataclass(eq=False)
@@ -89,6 +94,7 @@ class Snapshot(Collector):
         yield from self._daemon()
         yield from self._devices()
         yield from self._counters()
+        yield from self._io()
         yield from self._processes()
 
     def _daemon(self) -> Iterator[Metric]:
@@ -137,6 +143,24 @@ class Snapshot(Collector):
                 if family.samples:
                     yield family
 
+    def _io(self) -> Iterator[Metric]:
+        labels = ["device", "direction"]
+        operations = CounterMetricFamily("bellwire_io_operations", "Reads and writes, or packets", labels=labels)
+        size = CounterMetricFamily("bellwire_io_bytes", "Bytes read and written, or in packets", labels=labels)
+        about = "From the fetch of a command, a request or a packet to send, until it is done; for a batch as a whole"
+        latency = HistogramMetricFamily("bellwire_io_latency_seconds", about, labels=["device"])
+        for device in self.devices:
+            if device.meter is None:
+                continue
+            for direction, (count, moved) in device.meter["totals"].items():
+                operations.add_metric([device.name, direction], count)
+                size.add_metric([device.name, direction], moved)
+            sums = list(itertools.accumulate(device.meter["latency"]))
+            ends = [str(2 ** (SHIFT + at) / 1e9) for at in range(len(sums) - 1)] + ["+Inf"]
+            latency.add_metric([device.name], list(zip(ends, sums, strict=True)), device.meter["nanoseconds"] / 1e9)
+        if operations.samples:
+            yield from (operations, size, latency)
+
     def _processes(self) -> Iterator[Metric]:
         labels = ["process", "device"]
         cpu = CounterMetricFamily("bellwire_process_cpu_seconds", "CPU time, user and system", labels=labels)
@@ -155,10 +179,10 @@ async def snapshot(manager: Manager) -> Snapshot:
     """What is known now. Every running worker is asked for its counters."""
     units = list(manager.units.values())
     running = [unit for unit in units if unit.state is State.RUNNING]
-    answers = await asyncio.gather(*(unit.ask("statistics", PATIENCE) for unit in running), return_exceptions=True)
+    answers = await asyncio.gather(*(unit.ask("measures", PATIENCE) for unit in running), return_exceptions=True)
     pairs = zip(running, answers, strict=True)
-    numbers = {unit.name: dict(answer) for unit, answer in pairs if not isinstance(answer, BaseException)}
-    devices = [_known(unit, numbers.get(unit.name, {})) for unit in units]
+    measured = {unit.name: answer for unit, answer in pairs if not isinstance(answer, BaseException)}
+    devices = [_known(unit, measured.get(unit.name, {})) for unit in units]
     devices += [Known(name, "", "", str(State.FAILED), 0, 0) for name in manager.unusable]
     processes = [("manager", "", os.getpid()), ("fork-server", "", manager.spawner.pid)]
     processes += [("worker", device.name, device.pid) for device in devices]
@@ -192,7 +216,10 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
                 await each.close()
 
 
-def _known(unit: Unit, numbers: dict[str, int]) -> Known:
+def _known(unit: Unit, measured: dict[str, Any]) -> Known:
     state = str(unit.state) if unit.settings.enabled or unit.state is not State.STOPPED else DISABLED
     plugin = next(iter(unit.files), "")
-    return Known(unit.name, unit.settings.device, plugin, state, unit.restarts, unit.pid, numbers)
+    known = Known(unit.name, unit.settings.device, plugin, state, unit.restarts, unit.pid)
+    known.numbers = measured.get("statistics", {})
+    known.meter = measured.get("meter")
+    return known

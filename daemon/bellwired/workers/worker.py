@@ -181,6 +181,7 @@ class Serving:
             "set": self._set,
             "registers": lambda: registers(device),
             "statistics": self._worker.served.statistics,
+            "measures": self._worker.served.measures,
             "stop": self._worker.stop,
         }
 

@@ -21,6 +21,7 @@ from bellwire.model.dma import Dma
 from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
+from bellwire.model.meter import Meter
 from bellwire.model.signals import Signals
 from bellwire.model.space import Space
 from bellwire.model.state import State
@@ -49,6 +50,8 @@ class Core:
         self.host: Host | None = None
         """The worker's or the test guest's side; None until one of them runs the device."""
         self.tally = Tally()
+        self.meter: Meter | None = None
+        """Data and latency of a disk or a network card."""
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
         space = template(identity, layout)
         self.state = State(layout, space)

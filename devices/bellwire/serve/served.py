@@ -32,6 +32,7 @@ import select
 import socket
 import struct
 from collections.abc import Container
+from typing import Any
 
 from bellwire.device import PciDevice
 from bellwire.model.core import Core
@@ -149,6 +150,11 @@ class Served:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    def measures(self) -> dict[str, Any]:
+        """The statistics, and what the device's meter has, if it has one."""
+        meter = self.core.meter
+        return {"statistics": self.statistics(), "meter": None if meter is None else meter.to_dict()}
 
     def statistics(self) -> dict[str, int]:
         """The totals of the tally, and what the client has set up at present."""

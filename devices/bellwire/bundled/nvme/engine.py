@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from bellwire import GuestError, Job, Pool
+from bellwire import GuestError, Job, Meter, Pool
 from bellwire.bundled.nvme.admin import Admin
 from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import COMMAND_SIZE, Command
-from bellwire.bundled.nvme.io import AT_ONCE, Io, blame
+from bellwire.bundled.nvme.io import AT_ONCE, SECTOR_SHIFT, Io, blame
 from bellwire.bundled.nvme.journal import Journal
 from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.status import MORE, CommandError
@@ -31,6 +32,8 @@ class Flight(NamedTuple):
     sq: SubmissionQueue
     command: Command
     ending: Callable[[], None] | None
+    begun: int
+    """The time of its start in ns."""
 
 
 class Engine:
@@ -54,6 +57,15 @@ class Engine:
         self._loose = 0
         self._waiting: deque[tuple[Job, bool]] = deque()
         self._writes: list[Job] = []  # of the batch: one thread does them, since each takes about as long as a wake-up
+        self._meter = Meter(controller.device, self._totals)
+
+    def _totals(self) -> dict[str, tuple[int, int]]:
+        """Operations and bytes, from the counters of SMART."""
+        done = self._logs.counters
+        return {
+            "read": (done.reads, done.sectors_read << SECTOR_SHIFT),
+            "write": (done.writes, done.sectors_written << SECTOR_SHIFT),
+        }
 
     # -- starting and stopping
 
@@ -167,6 +179,7 @@ class Engine:
         """Execute a batch, and post the completions of the commands that are done together."""
         count = len(block) // COMMAND_SIZE
         cq.running += count
+        begun = perf_counter_ns()
         if sq.qid:
             done, entries, rest = self._at_once.transfer(block)
             if rest:
@@ -182,6 +195,8 @@ class Engine:
             self.pool.submit(*self._writes)
             self._writes.clear()
         cq.running -= count
+        if completions and sq.qid:
+            self._meter.took(perf_counter_ns() - begun, len(completions))
         if completions and self._controller.live:
             self._queues.post(cq, completions)
 
@@ -209,7 +224,7 @@ class Engine:
 
     def _begin(self, job: Job, sq: SubmissionQueue, entry: bytes, command: Command) -> None:
         slot = self._journal.note(sq.qid, entry)
-        job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag)
+        job.tag = self._flights[slot] = Flight(slot, sq, command, job.tag, perf_counter_ns())
         sq.running += 1
         self._queues.completions[sq.cqid].running += 1
         if isinstance(job, Task) and job.alone:
@@ -251,12 +266,15 @@ class Engine:
         """Threads have done ``jobs``: post their completions, queue by queue, and start jobs that waited."""
         queues, controller = self._queues, self._controller
         by_queue: dict[int, list[Completion]] = {}
+        now, took = perf_counter_ns(), self._meter.took
         for job in jobs:
             flight = job.tag
             if not isinstance(flight, Flight):  # the job belongs to no command
                 self._loose -= 1
                 flight(job)
                 continue
+            if flight.sq.qid:
+                took(now - flight.begun)
             result = self._task_ended(job) if isinstance(job, Task) else 0
             del self._flights[flight.slot]
             self._journal.strike(flight.slot)

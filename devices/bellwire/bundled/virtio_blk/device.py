@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter_ns
 
-from bellwire import Job, Option, Pool
+from bellwire import Job, Meter, Option, Pool
 from bellwire.bundled.virtio_blk.request import (
     IN,
     MOST_SEGMENTS,
@@ -76,6 +77,9 @@ class VirtioBlk(
 
     disk: Disk
     budget: int
+    moved: list[int]
+    """Reads, bytes read, writes, bytes written at once and by threads. Reads at once are added batch by batch."""
+    meter: Meter
     workers: Pool
 
     def check_options(self) -> None:
@@ -91,6 +95,8 @@ class VirtioBlk(
         else:
             self.disk = MemoryDisk(self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
+        self.moved = [0, 0, 0, 0, 0]
+        self.meter = Meter(self, self.totals)
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
 
@@ -99,6 +105,11 @@ class VirtioBlk(
         self.workers.close()
         self.disk.close()
         super().close()
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """Operations and bytes, for the meter."""
+        reads, read, writes, at_once, by_threads = self.moved
+        return {"read": (reads, read), "write": (writes, at_once + by_threads)}
 
     @property
     def queue_count(self) -> int:
@@ -166,6 +177,8 @@ class VirtioBlk(
         self.budget = AT_ONCE
         told = AT_ONCE - ENOUGH
         for chains in queue.batches():
+            begun, ended, budget, moved = perf_counter_ns(), 0, self.budget, self.moved
+            written, others = moved[3], 0
             done: list[Chain] = []
             writes: list[Job] = []
             for number, chain in enumerate(chains):
@@ -174,8 +187,13 @@ class VirtioBlk(
                     break
                 request = Request(chain)
                 try:
-                    job = self.read(request) if request.type == IN else self.begin(request)
+                    if request.type == IN:
+                        job = self.read(request)
+                    else:
+                        job = self.begin(request)
+                        others += job is None
                 except (Failure, OSError) as error:
+                    others += 1
                     done.append(request.end(self.blame(error)))
                     continue
                 if job is None:
@@ -184,14 +202,21 @@ class VirtioBlk(
                         told -= ENOUGH
                         queue.finish(done)
                         queue.flush()
+                        ended += len(done)
                         done = []
                 else:
                     job.tag = request
+                    request.begun = begun
                     if isinstance(job, Transfer) and job.write:
                         writes.append(job)
                     else:
                         self.workers.submit(job)
             queue.finish(done)
+            ended += len(done)
+            if ended:
+                moved[0] += ended - others  # the rest are reads
+                moved[1] += budget - self.budget - (moved[3] - written)
+                self.meter.took(perf_counter_ns() - begun, ended)
             for first in range(0, len(writes), TOGETHER):
                 self.workers.submit(*writes[first : first + TOGETHER])
             if self.budget <= 0:
@@ -200,8 +225,10 @@ class VirtioBlk(
 
     def finished(self, jobs: list[Job]) -> None:
         """Complete the requests that threads have done, with one interrupt for each queue."""
+        now, took = perf_counter_ns(), self.meter.took
         for job in jobs:
             request: Request = job.tag
+            took(now - request.begun)
             request.chain.queue.finish([request.end(OK if job.error is None else self.blame(job.error))])
         for queue in {job.tag.chain.queue.index: job.tag.chain.queue for job in jobs}.values():
             queue.flush()
@@ -217,7 +244,10 @@ class VirtioBlk(
         return Result.IO_ERROR
 
     def begin(self, request: Request) -> Job | None:
-        """Start a request. Returns a job for a thread, or None if it is done. May raise a Failure or an OSError."""
+        """Start a request that is no read. Returns a job for a thread, or None if it is done.
+
+        May raise a Failure or an OSError.
+        """
         match request.type:
             case Type.OUT:
                 return self.write(request)
@@ -243,6 +273,8 @@ class VirtioBlk(
         if length <= AT_ONCE and disk.try_read(request.room, offset, length):
             self.budget -= length
             return None
+        self.moved[0] += 1
+        self.moved[1] += length
         return Transfer(disk, request.room, offset, write=False)
 
     def write(self, request: Request) -> Job | None:
@@ -251,10 +283,14 @@ class VirtioBlk(
         disk, offset, length = self.disk, request.sector * SECTOR, request.data_size
         if length % SECTOR or offset + length > disk.size:
             raise Failure(Result.IO_ERROR)
+        moved = self.moved
+        moved[2] += 1
         if disk.instant and length <= AT_ONCE:
             self.budget -= length
+            moved[3] += length
             disk.write(request.data, offset)
             return None
+        moved[4] += length
         if not self.durable:
             return Transfer(disk, request.data, offset, write=True)
         return Job(self.store, request.data, offset)

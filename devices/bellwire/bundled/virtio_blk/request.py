@@ -78,13 +78,15 @@ class Request:
     A GuestError if the buffer has no place for header or status.
     """
 
-    __slots__ = ("chain", "data", "room", "sector", "type")
+    __slots__ = ("begun", "chain", "data", "room", "sector", "type")
 
     def __init__(self, chain: Chain) -> None:
         readable, writable = chain.readable, chain.writable
         if chain.size < HEADER_SIZE or not writable:
             raise GuestError(f"{chain.queue}: a request of {chain.size} bytes with {chain.room} for the answer")
         self.chain = chain
+        self.begun: int
+        """The time at which a thread's work for it began, in ns."""
         self.type: int
         self.sector: int
         if len(readable[0]) == HEADER_SIZE:  # drivers give the header and the status a descriptor each

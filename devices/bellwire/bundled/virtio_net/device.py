@@ -6,11 +6,13 @@ import ctypes
 import os
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter_ns
 
-from bellwire import Option, OptionError, Saved, SavedBytes
+from bellwire import Meter, Option, OptionError, Saved, SavedBytes
 from bellwire.bundled.virtio_net.control import answer
 from bellwire.bundled.virtio_net.features import OFFLOADS, Net, taken_over
 from bellwire.bundled.virtio_net.filter import Filter
+from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import (
     LARGEST_PACKET,
     DatagramLink,
@@ -35,28 +37,6 @@ HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
 ONE = b"\1\0"
 LINK_UP = 1
-
-
-class Lane:
-    """One pair of queues at run time: its end of the link, and a packet that waits for a buffer of the guest."""
-
-    def __init__(self, number: int, end: LinkEnd) -> None:
-        self.number = number
-        self.end = end
-        self.buffer = memoryview(bytearray(LARGEST_PACKET))
-        self.size = 0
-        """The size of the packet that waits in ``buffer``; 0 if none does."""
-        self.watched = -1
-        """The descriptor that is watched; -1 if none is."""
-        self.waits_for_turn = False
-        self.buffers = 1
-        """The number of buffers that the last packet took: the next is received into as many."""
-        self.ready: list[Chain] = []
-        """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
-        self.filled: list[Chain] = []
-        """Buffers with packets, not returned yet."""
-        self.rest = self.buffer
-        """The end of ``buffer``, for what exceeds the guest's buffers."""
 
 
 class VirtioNet(
@@ -98,6 +78,9 @@ class VirtioNet(
     max_mtu = field(0x0A, size=2)
 
     wire: Link
+    moved: list[int]
+    """Packets and bytes received, packets and bytes sent."""
+    meter: Meter
 
     def check_options(self) -> None:
         """Refuse options that contradict each other: exactly one kind of link is allowed."""
@@ -114,6 +97,8 @@ class VirtioNet(
         """Open the link."""
         self.link_up = self.link
         self.dropped = 0
+        self.moved = [0, 0, 0, 0]
+        self.meter = Meter(self, self.totals)
         address = parse_mac(self.mac) or made_up_mac()
         self.filter = Filter.at(self.filter_state, address)
         self.wire = self.open_wire(address)
@@ -137,6 +122,14 @@ class VirtioNet(
         self.wire.close()
         del self.filter  # it refers to the device's state, which is closed next
         super().close()
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes, for the meter."""
+        received, into, sent, out = self.moved  # with virtio's header of each packet
+        return {
+            "receive": (received, into - received * HEADER_SIZE),
+            "transmit": (sent, out - sent * HEADER_SIZE),
+        }
 
     @property
     def queue_count(self) -> int:
@@ -235,10 +228,17 @@ class VirtioNet(
         """Send packets from guest memory to the link, without a copy (§5.1.6.2)."""
         send, up = end.send, self.link_up
         for chains in queue.batches():
+            begun, sent, size = perf_counter_ns(), len(chains), 0
             for chain in chains:
-                if not (SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and up and send(chain.readable)):
+                if SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and up and send(chain.readable):
+                    size += chain.size
+                else:
                     self.dropped += 1
+                    sent -= 1
             queue.finish(chains)
+            self.moved[2] += sent
+            self.moved[3] += size
+            self.meter.took(perf_counter_ns() - begun, len(chains))
 
     def receive(self, lane: Lane) -> None:
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
@@ -302,6 +302,9 @@ class VirtioNet(
         packet = views[0] if views else lane.buffer
         if not (self.link_up and self.filter.admits(packet)):
             return True
+        moved = self.moved
+        moved[0] += 1
+        moved[1] += size
         if size > room:
             at = 0
             for view in views:

@@ -1,0 +1,28 @@
+"""One pair of queues of a network card."""
+
+from __future__ import annotations
+
+from bellwire.network import LARGEST_PACKET, LinkEnd
+from bellwire.virtio import Chain
+
+
+class Lane:
+    """One pair of queues at run time: its end of the link, and a packet that waits for a buffer of the guest."""
+
+    def __init__(self, number: int, end: LinkEnd) -> None:
+        self.number = number
+        self.end = end
+        self.buffer = memoryview(bytearray(LARGEST_PACKET))
+        self.size = 0
+        """The size of the packet that waits in ``buffer``; 0 if none does."""
+        self.watched = -1
+        """The descriptor that is watched; -1 if none is."""
+        self.waits_for_turn = False
+        self.buffers = 1
+        """The number of buffers that the last packet took: the next is received into as many."""
+        self.ready: list[Chain] = []
+        """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
+        self.filled: list[Chain] = []
+        """Buffers with packets, not returned yet."""
+        self.rest = self.buffer
+        """The end of ``buffer``, for what exceeds the guest's buffers."""
