@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -83,6 +84,26 @@ def test_regs_shows_each_register_by_name(daemon: Instance, run: Run) -> None:
         "value": 0x10000ED,
         "meaning": "",
     } in (as_json(run, "regs", name))
+
+
+def test_libvirts_xml_passes_the_same_device_to_qemu_and_shares_memory(daemon: Instance, run: Run) -> None:
+    domain = ET.fromstring(run("qemu-args", "steady", "--libvirt")[1])
+    assert domain.find("memoryBacking/access[@mode='shared']") is not None
+    words = [each.get("value", "") for each in domain.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    assert words[0] == "-device"
+    assert words[1] in run("qemu-args", "steady")[1]
+    assert json.loads(words[1])["socket"] == {"path": str(daemon.socket("steady")), "type": "unix"}
+    assert json.loads(run("qemu-args", "steady", "--libvirt", "--json")[1])["socket"] == str(daemon.socket("steady"))
+
+
+def test_the_box_is_shown_in_a_line_and_explained_part_by_part(daemon: Instance, run: Run) -> None:
+    assert re.search(r"^ +Box: .*system calls.*\(bellwire sandbox steady\)", run("status", "steady")[1], re.MULTILINE)
+    status, out, _ = run("sandbox", "steady")
+    assert status == 0
+    assert re.search(r"^system calls: here: seccomp: \d+ are allowed", out, re.MULTILINE)
+    parts = json.loads(run("sandbox", "steady", "--json")[1])["parts"]
+    assert {part["state"] for part in parts} <= {"here", "missing", "off"}
+    assert {"files", "system calls", "memory", "capabilities", "user"} <= {part["name"] for part in parts}
 
 
 def test_qemu_args_attach_the_devices_socket(daemon: Instance, run: Run) -> None:

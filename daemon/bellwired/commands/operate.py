@@ -76,9 +76,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     completed(parser.add_argument("name"), DEVICES)
     parser.add_argument("-f", "--follow", action="store_true", help="also print later lines, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=_count, metavar="N", help="print only the last N lines")
-    completed(
-        add("qemu-args", qemu_args, "print the QEMU arguments that attach a device").add_argument("name"), DEVICES
-    )
+    parser = add("qemu-args", qemu_args, "print the QEMU arguments that attach a device")
+    completed(parser.add_argument("name"), DEVICES)
+    parser.add_argument("--libvirt", action="store_true", help="print XML for a domain of libvirt instead")
 
 
 def instance(arguments: argparse.Namespace) -> Instance:
@@ -322,6 +322,13 @@ def logs(arguments: argparse.Namespace) -> int:
 def qemu_args(arguments: argparse.Namespace) -> int:
     """``bellwire qemu-args NAME``."""
     device = method(instance(arguments), "Describe", name=arguments.name)["device"]
+    if arguments.libvirt:
+        xml = attach.libvirt_xml(Path(device["socket"]))
+        if arguments.json:
+            show.as_json({"xml": xml, "socket": device["socket"]})
+        else:
+            print(terminal.lines(xml))
+        return 0
     command = attach.qemu_command(Path(device["socket"]), attach.accelerators())
     if arguments.json:
         show.as_json({"command": command, "socket": device["socket"]})
