@@ -97,7 +97,7 @@ def test_a_refused_call_is_named_with_the_word_that_would_allow_it(attacked: Ins
     assert found
     attacked.said('taken: its box refuses socket(); sandbox = ["network"] in its file allows it')
     attacked.said('taken: its box refuses execve(); sandbox = ["processes"] in its file allows it')
-    attacked.said('taken: its box refuses ptrace(); sandbox = ["ptrace"] in its file allows it')
+    attacked.said("taken: its box refuses ptrace(); devices do not need it: this one may have been taken over")
 
 
 @pytest.mark.parametrize("way", ["control socket", "control socket by an orphan"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -19,6 +20,9 @@ from bellwired.box import calls, landlock, library, needs, privileges, seccomp
 from bellwired.box.calls import GROUPS, SILENT, allowed, remedy, unknown
 from bellwired.box.seccomp import ALLOW, ERRNO, KILL, LISTENER, assemble, run
 from bellwired.box.syscalls import NAMES, NUMBERS
+from bellwired.workers import wire
+from bellwired.workers.wire import Report
+from bellwired.workers.worker_channel import WorkerChannel
 
 PID = 4711
 I386 = 0x4000_0003
@@ -30,7 +34,7 @@ fsconfig fsmount fspick mount_setattr pivot_root chroot init_module finit_module
 kexec_file_load reboot swapon acct quotactl bpf perf_event_open io_uring_setup io_uring_enter io_uring_register
 userfaultfd memfd_secret keyctl add_key request_key name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
 inotify_init inotify_init1 inotify_add_watch socket bind connect listen chmod fchmod fchmodat fchmodat2 chown fchown
-lchown fchownat utimensat utime setxattr lsetxattr fsetxattr link linkat symlink symlinkat mknod mknodat setuid
+truncate lchown fchownat utimensat utime setxattr lsetxattr fsetxattr link linkat symlink symlinkat mknod mknodat setuid
 setgid setresuid setresgid setgroups capset personality setpriority sched_setaffinity sched_setscheduler
 sched_setattr migrate_pages move_pages shmget shmat semget msgget mq_open iopl ioperm modify_ldt syslog sethostname
 setdomainname settimeofday clock_settime adjtimex landlock_restrict_self arch_prctl vmsplice lookup_dcookie
@@ -219,3 +223,18 @@ def test_a_plugin_gets_its_code_and_the_paths_among_its_options(tmp_path: Path) 
 def test_every_listed_call_exists() -> None:
     named = {*calls.HOT.split(), *calls.BASE.split(), *(name for rules in GROUPS.values() for name in rules)}
     assert named <= set(NUMBERS)
+
+
+def test_only_the_first_report_of_a_box_counts_since_a_device_may_send_more() -> None:
+    async def exchange() -> list[Report]:
+        heard: list[Report] = []
+        channel = WorkerChannel("dut", heard.append)
+        for number in range(2):
+            with open("/dev/null") as file:
+                wire.send(channel.theirs, Report("boxed", {"number": number}), [file.fileno()])
+        channel.close()
+        return heard
+
+    before = os.listdir("/proc/self/fd")
+    assert [report.fields["number"] for report in asyncio.run(exchange())] == [0]
+    assert len(os.listdir("/proc/self/fd")) == len(before)

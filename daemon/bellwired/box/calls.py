@@ -36,7 +36,7 @@ recvmsg sendmsg recvfrom sendto recvmmsg sendmmsg futex poll ppoll select pselec
 BASE = """
 access faccessat faccessat2 open openat openat2 creat close close_range stat fstat lstat newfstatat statx lseek statfs
 fstatfs getdents getdents64 getcwd chdir fchdir readlink readlinkat mkdir mkdirat rmdir rename renameat renameat2 unlink
-unlinkat truncate ftruncate fallocate fsync fdatasync sync_file_range fadvise64 flock fcntl dup dup2 dup3 pipe pipe2
+unlinkat ftruncate fallocate fsync fdatasync sync_file_range fadvise64 flock fcntl dup dup2 dup3 pipe pipe2
 sendfile copy_file_range umask getxattr lgetxattr fgetxattr
 mmap munmap mprotect mremap madvise brk msync mincore memfd_create membarrier
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack pause restart_syscall
@@ -97,7 +97,9 @@ GROUPS: dict[str, Rules] = {
     "sockets": {"socket": _sockets((UNIX, 0)), **_all("bind listen connect")},
     "network": {"socket": _sockets((UNIX, 0), *_INTERNET), **_all("bind listen connect")},
     "processes": _all("clone fork vfork execve execveat wait4 waitid kill tgkill setpgid setsid"),
-    "files": _all("chmod fchmod fchmodat utimensat link linkat symlink symlinkat inotify_init1 inotify_add_watch"),
+    "files": _all(
+        "truncate chmod fchmod fchmodat utimensat link linkat symlink symlinkat inotify_init1 inotify_add_watch"
+    ),
     # What bundled devices need; their options say so, no operator has to.
     "aio": _all("io_setup io_submit io_getevents io_pgetevents io_destroy io_cancel"),
     "block": _ioctls(BLOCK),
@@ -108,6 +110,14 @@ GROUPS: dict[str, Rules] = {
     "tap": {"socket": _sockets(*_INTERNET, (UNIX, 0)), **_ioctls(TUN), **_all("bind")},
     "mounting": _all("setns unshare mount mknod mknodat"),
 }
+_DEEP = """
+ptrace process_vm_readv process_vm_writev process_madvise pidfd_open pidfd_getfd kcmp bpf perf_event_open
+userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key init_module finit_module
+delete_module kexec_load kexec_file_load reboot mount umount2 move_mount open_tree fsopen pivot_root chroot
+unshare setns open_by_handle_at name_to_handle_at fanotify_init iopl ioperm
+"""
+DEEP = frozenset(_DEEP.split())
+"""Calls that devices do not make. One that does has most likely been taken over."""
 WORDS = ("sockets", "network", "processes", "files")
 """The groups that an operator may add to a device, beside single calls."""
 
@@ -136,6 +146,13 @@ def remedy(name: str, first: int = 0) -> str:
         if word != "network" and name in GROUPS[word]:
             return word
     return name
+
+
+def advice(word: str) -> str:
+    """What to do about a refused call, for a log line."""
+    if word in DEEP:
+        return "devices do not need it: this one may have been taken over"
+    return f'sandbox = ["{word}"] in its file allows it'
 
 
 def unknown(words: Iterable[str]) -> list[str]:

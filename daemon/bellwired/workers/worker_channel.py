@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from bellwired.box.calls import advice
 from bellwired.box.refusals import Refusals
 from bellwired.errors import CommandError
 from bellwired.workers import wire
@@ -25,6 +26,7 @@ class WorkerChannel:
         self.memory_count = -1
         """The worker's smaps_rollup, open; -1 before the worker is in its box."""
         self._refusals: Refusals | None = None
+        self._boxed = False
         try:
             self._sock, self.theirs = wire.pair()
         except OSError as error:  # no descriptor left
@@ -93,6 +95,10 @@ class WorkerChannel:
             return False
         message, fds = received
         if isinstance(message, Report) and message.kind == "boxed":
+            if self._boxed:  # the device's code sends this: the worker itself has sent the first one
+                wire.close(fds)
+                return True
+            self._boxed = True
             self._take(fds)
         else:
             wire.close(fds)
@@ -104,7 +110,6 @@ class WorkerChannel:
 
     def _take(self, fds: list[int]) -> None:
         """Take what comes with the report of a box: the count of the worker's memory, and the calls it is refused."""
-        self._let_go()
         if fds:
             self.memory_count = fds[0]
         if len(fds) > 1:
@@ -118,7 +123,7 @@ class WorkerChannel:
             asyncio.get_running_loop().remove_reader(listener)
 
     def _refused(self, call: str, word: str) -> None:
-        text = f'its box refuses {call}; sandbox = ["{word}"] in its file allows it'
+        text = f"its box refuses {call}; {advice(word)}"
         self._heard(Report("denied", {"call": call, "word": word, "text": text}))
 
     def _let_go(self) -> None:
