@@ -190,10 +190,12 @@ class Engine:
             completions = []
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
             run = self._execute_admin
-        completions += [each for entry in entries if (each := run(sq, entry)) is not None]
-        if self._writes:
-            self.pool.submit(*self._writes)
-            self._writes.clear()
+        try:
+            completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+        finally:
+            if self._writes:
+                self.pool.submit(*self._writes)
+                self._writes.clear()
         cq.running -= count
         if completions and sq.qid:
             self._meter.took(perf_counter_ns() - begun, len(completions))
