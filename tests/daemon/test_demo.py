@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def test_strace_finds_no_more_runs_than_the_demo_claims(tmp_path: Path) -> None:
         capture_output=True,
     )
     claims = json.loads(report.read_text())
-    calls = sum("KVM_RUN" in line and "resumed" not in line for line in log.read_text().splitlines())
+    runs = [line.split()[0] for line in log.read_text().splitlines() if "KVM_RUN" in line and "resumed" not in line]
+    [(_, calls), *_] = Counter(runs).most_common()  # another thread tries what this KVM can do, in a machine of its own
     assert 0 < calls <= claims["kvm_runs"]
     assert sum(path["vm_exits"] for path in claims["paths"]) < calls
 

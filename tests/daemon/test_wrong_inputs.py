@@ -82,7 +82,7 @@ FAILURES = [  # status 1
     ("run edu -o dma_delay=-1", "dma_delay=-1: expected 0 to 3600"),
     ("run edu --fd 99", "--fd 99: not a socket"),
     ("run edu --socket-path /nonexistent/x", "/nonexistent/x: cannot make the socket: No such file or directory"),
-    ("run edu --socket-path /tmp", "/tmp exists and is not a socket"),
+    ("run edu --socket-path /tmp", "/tmp: it exists and is not a socket"),
     ("list --runtime-dir /nonexistent", "/nonexistent/control: no daemon is running there"),
     ("--runtime-dir /nonexistent list", "/nonexistent/control: no daemon is running there"),
     (
