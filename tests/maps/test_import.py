@@ -228,6 +228,15 @@ def test_what_cannot_be_said_is_told_by_its_name(
     find_device("./small.py")
 
 
+@pytest.mark.parametrize(
+    "items", ["reg { field {} v[31:0]; } many[5000]", "external mem { mementries = 1; memwidth = 32; } many[5000]"]
+)
+def test_more_elements_than_a_block_has_are_told(items: str, tmp_path: Path) -> None:
+    item, lost = only(small(tmp_path, f"reg {{ field {{}} v[31:0]; }} one @ 0x0; {items} @ 0x1000;"))
+    assert item.name == "one"
+    assert lost == ["small.many[]: has 5000 elements: a block has at most 4096, so it is left out"]
+
+
 def test_names_that_the_sdk_has_get_an_underscore(tmp_path: Path) -> None:
     item, lost = only(small(tmp_path, "reg { field {} v[31:0]; } dma @ 0x0;"))
     assert item.name == "dma_"

@@ -196,8 +196,11 @@ class _Reader:
     def _block(self, node: Any, name: str, base: int) -> Iterator[maps.Item]:
         if len(node.array_dimensions) > 1:
             self.lose(node, f"its dimensions {node.array_dimensions} are one here: the rows are counted through")
+        if node.n_elements > MOST_ROWS:
+            self.lose(node, f"has {node.n_elements} elements: a block has at most {MOST_ROWS}, so it is left out")
+            return
         if type(node).__name__ == "MemNode":
-            for index in range(min(node.n_elements, MOST_ROWS)):
+            for index in range(node.n_elements):
                 offset = node.raw_address_offset + index * node.array_stride
                 each = self._rename(node, f"{name}_{index}")
                 yield self._memory_at(node, each, offset)
@@ -213,9 +216,7 @@ class _Reader:
             for item in read_register(child, word, at, self.lose):
                 item = item if item.name == word else replace(item, name=own.of_row(item.name))
                 members.append(item)
-        if node.n_elements > MOST_ROWS:
-            self.lose(node, f"has {node.n_elements} rows: a block has at most {MOST_ROWS}, so it is left out")
-        elif members:
+        if members:
             about = words(node) if _holds(node) else ""
             yield maps.Block(
                 self._rename(node, name), start - base, node.n_elements, node.array_stride, _sorted(members), about
