@@ -232,6 +232,15 @@ def test_a_guest_that_waits_while_its_command_is_dropped_gets_all_ones() -> None
         source.close()
 
 
+def test_a_command_socket_that_was_closed_has_no_commands_left() -> None:
+    with Guest(Dut) as guest:
+        source, failures = commands(guest)
+        source._commands.append(SimpleNamespace(respond=True, user_data=9, offset=0, size=4))  # type: ignore[arg-type]
+        source.close()
+        source.run()
+        assert failures == []
+
+
 # -- system calls
 
 

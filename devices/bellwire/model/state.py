@@ -33,9 +33,7 @@ HEADER = struct.Struct("<IIQQ")  # magic, digest, busy, flags
 BEHIND_BUSY = 16
 TABLE_USED = 0
 _ALIGN = 8
-_SEALS = (
-    0x1 | 0x2 | 0x4
-)  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW; the fcntl module has no names for them before 3.12
+_SEALS = 0x7  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW; the fcntl module has no names for them before 3.12
 _ADD_SEALS = 1033
 
 
