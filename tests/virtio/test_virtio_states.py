@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bellwire import GuestError, StateError
 from bellwire.testing import Guest
 from bellwire.virtio import Feature, Virtqueue
+from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.status import Status
 from virtio.echo import COLOUR, Echo
 
@@ -241,3 +243,45 @@ def test_a_turn_is_asked_for_once(guest: Guest[Echo], monkeypatch: pytest.Monkey
         queue.ask_for_turn()
         guest.advance()
         assert turns == expected
+
+
+def test_a_doorbell_rings_its_queue_and_none_beyond_the_last(
+    guest: Guest[Echo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(guest.device, "attend", lambda queue: seen.append(queue.index))
+    for offset in (0, 4, 8, 12, 16):
+        guest.device.rung(offset)
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_packed_ring_asks_for_notifications_as_was_agreed(guest: Guest[Echo], event_idx: bool) -> None:
+    queue = guest.device.virtqueues[0]
+    queue.size, queue.desc, queue.driver, queue.device_area = 8, 0x1000, 0x2000, 0x3000
+    ring = PackedRing(queue, guest.device.dma, event_idx=event_idx)
+
+    def asked() -> tuple[int, int]:
+        offset, flags = struct.unpack_from("<HH", guest.memory, 0x3000)
+        return offset, flags
+
+    ring.silence()
+    assert asked() == (0, 1)
+    for place, wrap in ((5, 1), (6, 0)):
+        queue.next, queue.next_wrap = place, wrap
+        ring.listen()
+        assert asked() == ((place | wrap << 15, 2) if event_idx else (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "flags", "there"), [(1, 0x80, True), (1, 0, False), (0, 0x8000, True), (0, 0x80, False)]
+)
+def test_a_packed_ring_says_if_a_buffer_is_there_already(
+    guest: Guest[Echo], wrap: int, flags: int, there: bool
+) -> None:
+    queue = guest.device.virtqueues[0]
+    queue.size, queue.desc, queue.driver, queue.device_area = 8, 0x1000, 0x2000, 0x3000
+    queue.next, queue.next_wrap = 3, wrap
+    ring = PackedRing(queue, guest.device.dma, event_idx=False)
+    struct.pack_into("<H", guest.memory, 0x1000 + 16 * 3 + 14, flags)
+    assert ring.listen() is there
