@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class Needs:
                 make_folders(folder.parent)
                 with Place(folder) as place:
                     place.make_folder(0o700)
+        if "tap" in self.calls:
+            import_module("pyroute2")  # it looks into /proc when it is imported
         for path in self.made:
             with contextlib.suppress(FileNotFoundError):
                 remove_made(path)
