@@ -132,6 +132,26 @@ class Unblocked(logging.Handler):
                     return
 
 
+class Flood(logging.Filter):
+    """Passes ``most`` records a second, and counts the others: one device must not fill the log of all."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._second = self._passed = self._held = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is within the limit. The first one after a flood comes behind a word about it."""
+        if int(record.created) != self._second:
+            self._second, self._passed = int(record.created), 0
+            held, self._held = self._held, 0
+            if held:
+                logging.getLogger("bellwire.worker").warning("%d lines were too many, and are not in the log", held)
+        self._passed += 1
+        self._held += self._passed > self._most
+        return self._passed <= self._most
+
+
 def lost() -> int:
     """The lines of the log that this process has lost."""
     return sum(handler.lost for handler in logging.root.handlers if isinstance(handler, Unblocked))

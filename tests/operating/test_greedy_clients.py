@@ -35,8 +35,8 @@ NOBODY = 65534
 def silent(path: Path) -> socket.socket:
     """A client that connects and says nothing."""
     sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(path))  # waits while the listener's queue is full
     sock.settimeout(PATIENCE)
-    sock.connect(str(path))
     return sock
 
 
@@ -77,6 +77,23 @@ def test_a_client_may_have_as_many_maps_as_the_file_says(daemon: Instance) -> No
         client.dma_unmap(0, 4096)
         client.dma_map(16 << 12, 4096)
     daemon.said("refused: DMA_MAP: more than max_dma_maps (16) ranges")
+
+
+def test_a_thousand_clients_leave_no_descriptor_behind(daemon: Instance) -> None:
+    name = daemon.add()
+    worker = daemon.pid(name)
+
+    def used() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{worker}/fd")), len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+    connect(daemon.socket(name)).close()
+    assert eventually(lambda: not daemon.describe(name)["connected"])
+    before = used()
+    for _ in range(1000):
+        silent(daemon.socket(name)).close()
+    connect(daemon.socket(name)).close()
+    assert eventually(lambda: not daemon.describe(name)["connected"])
+    assert used() <= before
 
 
 # -- of the control socket

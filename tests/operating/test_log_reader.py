@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bellwired.sinks import Journal, Stream
-from bellwired.unblocked import FLUSH, LONGEST, MOST, Unblocked
+from bellwired.unblocked import FLUSH, LONGEST, MOST, Flood, Unblocked
 from operating.instance import EDITION, PATIENCE, Instance, connect, eventually, read
 
 numbers = itertools.count()
@@ -179,6 +179,19 @@ def test_a_line_that_cannot_be_made_is_told_by_its_place(pipe: tuple[int, int]) 
     said = read_lines(pipe[0], "not str")
     assert f"{__file__}:" in said[0]
     assert "a line for the log cannot be made of '%d' with ('a word',)" in said[0]
+    handler.close()
+
+
+def test_a_device_that_floods_the_log_has_a_number_of_lines_a_second(
+    pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger, handler = logger_to(Stream(pipe[1]))
+    handler.addFilter(Flood(10))
+    for number in range(25):
+        logger.handle(logging.makeLogRecord({"msg": f"line {number}", "created": 7.0, "levelno": 20}))
+    logger.handle(logging.makeLogRecord({"msg": "later", "created": 8.0, "levelno": 20}))
+    assert read_lines(pipe[0], "later") == [f"line {number}" for number in range(10)] + ["later"]
+    assert "15 lines were too many, and are not in the log" in caplog.text
     handler.close()
 
 

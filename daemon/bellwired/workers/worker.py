@@ -24,6 +24,7 @@ from bellwired.box import enter
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
+from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
@@ -34,6 +35,7 @@ from vfio_user import SERVER, Capabilities
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until an unsent message is sent again
+FLOOD = 500  # log lines of a device in a second
 MOST_LINES = 100  # log lines that are sent to the manager in a second
 LONGEST_LINE = 8192  # characters of a record, with its traceback, that are sent to the manager
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
@@ -51,6 +53,7 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
     log.setLevel(logging.WARNING)  # the manager logs clients that come and go
     for handler in logging.getLogger().handlers:
         handler.addFilter(mark_trouble)
+        handler.addFilter(Flood(FLOOD))
     refuse_breakpoints(
         f"a worker has no terminal: stop {spawn.name}, and serve its file in one, with bellwire run --debug"
     )
