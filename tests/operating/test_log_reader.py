@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from bellwired import unblocked
 from bellwired.sinks import Journal, Stream
-from bellwired.unblocked import FLUSH, LONGEST, MOST, Flood, Unblocked
+from bellwired.unblocked import LONGEST, MOST, Flood, Unblocked
 from operating.instance import EDITION, PATIENCE, Instance, connect, eventually, read
 
 numbers = itertools.count()
@@ -145,13 +146,16 @@ def test_a_socket_and_a_stopped_terminal_hold_up_no_log_call() -> None:
     os.close(terminal)
 
 
-def test_the_end_of_a_process_waits_for_a_stopped_reader_a_moment_only(pipe: tuple[int, int]) -> None:
+def test_the_end_of_a_process_waits_for_a_stopped_reader_a_moment_only(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unblocked, "FLUSH", 0.1)
     logger, handler = logger_to(Stream(pipe[1]))
     fill(pipe[1])
     logger.info("last words")
     begin = time.monotonic()
     handler.flush()
-    assert FLUSH / 2 < time.monotonic() - begin < FLUSH + SOON
+    assert 0.05 < time.monotonic() - begin < unblocked.FLUSH + SOON
     handler.close()
 
 

@@ -96,6 +96,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
         return scrape(path)
 
 
+@pytest.mark.daemon
 def test_rings_are_one_metric_with_the_mechanism_as_a_label(told: dict[str, Metric]) -> None:
     rings = by_label(told["bellwire_rings"], "mechanism", device="two")
     assert rings.keys() >= {"ioeventfd", "ioregionfd", "message"}
@@ -103,6 +104,7 @@ def test_rings_are_one_metric_with_the_mechanism_as_a_label(told: dict[str, Metr
     assert told["bellwire_rings"].type == "counter"
 
 
+@pytest.mark.daemon
 def test_a_device_has_its_kind_its_version_and_its_plugins_file(told: dict[str, Metric]) -> None:
     labels = {sample.labels["device"]: sample.labels for sample in told["bellwire_device"].samples}
     assert labels["one"]["kind"] == "probe"
@@ -110,6 +112,7 @@ def test_a_device_has_its_kind_its_version_and_its_plugins_file(told: dict[str, 
     assert (labels["two"]["kind"], labels["two"]["plugin"], labels["two"]["version"]) == ("bell", "", release())
 
 
+@pytest.mark.daemon
 def test_the_state_of_a_device_is_a_state_set(told: dict[str, Metric]) -> None:
     states = told["bellwire_device_state"]
     assert by_label(states, "bellwire_device_state", device="bad")["failed"] == 1
@@ -118,6 +121,7 @@ def test_the_state_of_a_device_is_a_state_set(told: dict[str, Metric]) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.daemon
 def test_a_reload_is_told_with_its_result_and_its_time(told: dict[str, Metric]) -> None:
     assert by_label(told["bellwire_reloads"], "result") == {"success": 0, "failure": 1}
     assert told["bellwire_config_last_reload_successful"].samples[0].value == 0
@@ -127,6 +131,7 @@ def test_a_reload_is_told_with_its_result_and_its_time(told: dict[str, Metric]) 
     assert 0 < good < last <= time.time()
 
 
+@pytest.mark.daemon
 def test_the_build_and_the_processes_are_told(told: dict[str, Metric]) -> None:
     assert told["bellwire_build"].samples[0].labels == {"version": release(), "python": platform.python_version()}
     memory = told["bellwire_process_resident_memory_bytes"]
