@@ -6,6 +6,8 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,19 @@ def test_a_mebibyte_is_moved_at_once_for_each_notification(kind: int) -> None:
             assert len(queue.used()) == 4
             driver.guest.advance()
             assert len(queue.used()) == 1
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(1 << 20, True), ((1 << 20) + 512, False)])
+@pytest.mark.parametrize("kind", [IN, OUT])
+def test_a_request_of_a_mebibyte_is_the_largest_that_is_done_at_once(kind: int, size: int, at_once: bool) -> None:
+    with disk(size=4 << 20) as driver:
+        device, data = driver.device, [memoryview(bytearray(size))]
+        assert isinstance(device, VirtioBlk)
+        device.budget = 1 << 20
+        chain = SimpleNamespace(room=size + 1)
+        request: Any = SimpleNamespace(sector=0, room=data, chain=chain, data=data, data_size=size)
+        job = device.read(request) if kind == IN else device.write(request)
+        assert ((job is None), device.budget) == ((True, 0) if at_once else (False, 1 << 20))
 
 
 @pytest.mark.parametrize(("queues", "offered"), [(1, False), (2, True)])

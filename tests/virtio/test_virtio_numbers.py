@@ -60,7 +60,7 @@ def test_structures_lie_in_the_bar_where_the_documentation_has_them() -> None:
 def test_what_a_driver_may_cause_is_bounded() -> None:
     assert (chain.MOST_DESCRIPTORS, chain.MOST_BYTES) == (1024, 64 << 20)
     assert (blk.MOST_QUEUES, blk.QUEUE_SIZE, blk.LARGEST_PIECE, blk.MOST_SECTORS) == (16, 256, 256 << 10, 1 << 22)
-    assert (blk.ID_SIZE, blk.AT_ONCE) == (20, 1 << 20)
+    assert (blk.ID_SIZE, blk.AT_ONCE, blk.ENOUGH, blk.TOGETHER) == (20, 1 << 20, 512 << 10, 16)
     assert (request.SECTOR, request.MOST_SEGMENTS, request.UNMAP) == (512, 256, 1)
     assert (request.HEADER.size, request.SEGMENT.size) == (16, 16)
     assert (console.MOST_PORTS, console.MOST_MESSAGES, console_control.LARGEST_NAME) == (16, 64, 64)
