@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import patched as qemu
 from debian import AptError
 from nested import boot
 from nested.errors import BedError, LackError
@@ -196,6 +197,16 @@ def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
 
 def test_ioeventfds_that_store_the_value(bed: Bed) -> None:
     bed("patched", *PYTEST, POST_WRITE, timeout=300)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", ["patched", "debian"])
+def test_rings_under_the_patched_qemu_with_kvm(tools: Toolbox, bed: Bed, kernel: str) -> None:
+    try:
+        qemu.patched(tools, lambda text: None)  # here: in the bed, a build would take hours
+    except (qemu.BuildError, OSError) as error:
+        pytest.skip(f"no patched QEMU: {error}")
+    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_rings.py", timeout=900)
 
 
 @pytest.mark.long
