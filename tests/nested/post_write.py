@@ -267,7 +267,7 @@ def counting(times: int, size: int = 4) -> bytes:
 
 
 def test_it_comes_and_goes_under_load(boot: Boot, eventfd: Make, place: Place) -> None:
-    times = 20_000
+    times = 5_000
     guest, bell = boot(counting(times) + HLT), eventfd()
     exits: list[MmioWrite] = []
     thread = threading.Thread(target=lambda: exits.extend(guest.mmio_writes()))
@@ -287,7 +287,7 @@ def test_it_comes_and_goes_under_load(boot: Boot, eventfd: Make, place: Place) -
 
 
 def test_memory_comes_and_goes_under_load(boot: Boot, eventfd: Make) -> None:
-    times = 20_000
+    times = 5_000
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     size, anonymous, fixed = ctypes.c_size_t(4096), 0x22, 0x10
@@ -307,7 +307,7 @@ def test_memory_comes_and_goes_under_load(boot: Boot, eventfd: Make) -> None:
 
 
 def test_two_vcpus_on_one_doorbell_never_mix_their_values(kvm: Kvm, eventfd: Make, place: Place, boot: Boot) -> None:
-    times = 5_000
+    times = 2_000
     # Each vCPU stores one pattern: mov ecx, times; mov eax, pattern; L: mov [0x10], eax; dec ecx; jnz L
     patterns = 0x0000_0000, 0xFFFF_FFFF
     loop = b"\x66\xa3\x10\x00\x66\x49\x75\xf8" + HLT

@@ -191,12 +191,8 @@ def test_what_runs_devices_for_virtual_machines_passes(bed: Bed, kernel: str) ->
     bed(kernel, *PYTEST, "-m", "kvm", "tests/daemon", "tests/operating", "tests/devices", timeout=1200)
 
 
-def test_ioregionfds_in_the_kernel(bed: Bed) -> None:
-    bed("patched", *PYTEST, *IOREGION, timeout=300)
-
-
-def test_ioeventfds_that_store_the_value(bed: Bed) -> None:
-    bed("patched", *PYTEST, POST_WRITE, timeout=300)
+def test_our_patches_in_the_kernel(bed: Bed) -> None:
+    bed("patched", *PYTEST, *IOREGION, POST_WRITE, timeout=400)
 
 
 @pytest.mark.long
