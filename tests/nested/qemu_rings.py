@@ -103,15 +103,16 @@ def posting() -> bool:
 
 def test_rings_of_nvme_are_no_messages_and_no_exits_where_the_kernel_stores_values(tmp_path: Path) -> None:
     ran = read(tmp_path, "nvme")
+    rings = ran.tally["rings_shadow"]  # fewer than blocks: Linux keeps the values in memory too, and rings when asked
     assert ran.tally["rings_message"] == 0
-    assert ran.tally["rings_shadow"] >= BLOCKS  # Linux has event indices in memory, and rings less than twice a block
+    assert rings > BLOCKS / 4
     by = set(re.findall(r"vfio_user_shadow .* by (\w+)", ran.trace))
     if posting():
         assert by == {"KVM"}
-        assert ran.exits < BLOCKS / 10
+        assert ran.exits < rings / 10
     else:
         assert by == {"QEMU"}
-        assert ran.exits >= BLOCKS
+        assert ran.exits > rings / 2  # those of the boot are not counted
 
 
 def test_rings_of_virtio_blk_are_no_exits(tmp_path: Path) -> None:
