@@ -26,6 +26,7 @@ DEVICES, DAEMON, SUFFIX = "devices.d", "bellwired.toml", ".toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 SIZE = re.compile(r"([0-9]+)([KMGT]?)")
+PERCENT = re.compile(r"([1-9][0-9]{0,5})%")
 
 Restart = Literal["on-failure", "always", "no"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -91,9 +92,14 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
         Meta(
             ge=0,
             le=1_000_000,
-            description="The most threads and processes of its worker, if it has its own user; 0: no limit.",
+            description="The most threads and processes of its worker, in its control group or with its own user; "
+            "0: no limit.",
         ),
     ] = 0
+    cpu_quota: Annotated[
+        str,
+        Meta(description="The most processor time of its worker, as in 150%: one and a half; no limit if not given."),
+    ] = ""
 
     def __post_init__(self) -> None:
         """Refuse words that no box knows, and sizes that are none."""
@@ -104,12 +110,20 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
             )
         if self.memory_max and not SIZE.fullmatch(self.memory_max):
             raise ValueError(f"memory-max = {self.memory_max!r}: expected bytes, as in 512M")
+        if self.cpu_quota and not PERCENT.fullmatch(self.cpu_quota):
+            raise ValueError(f"cpu-quota = {self.cpu_quota!r}: expected percent of one processor, as in 150%")
 
     @property
     def memory_limit(self) -> int:
         """``memory_max`` in bytes; 0 without a limit."""
         found = SIZE.fullmatch(self.memory_max)
         return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2]] if found else 0
+
+    @property
+    def cpu_percent(self) -> int:
+        """``cpu_quota`` in percent of one processor; 0 without a limit."""
+        found = PERCENT.fullmatch(self.cpu_quota)
+        return int(found[1]) if found else 0
 
     @property
     def starts(self) -> bool:

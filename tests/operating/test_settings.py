@@ -21,6 +21,7 @@ DEVICE = {
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
     "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5, "sandbox": ["sockets", "kcmp"],
     "sandbox-read": ["/srv/a"], "sandbox-write": ["/srv/b"], "user": "ada", "memory-max": "512M", "tasks-max": 64,
+    "cpu-quota": "150%",
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "metrics-mode": "0660", "metrics-group": "prom",
@@ -58,7 +59,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, device, enabled, group, hello-timeout",
+            "there are autostart, busy-poll, cpu-quota, device, enabled, group, hello-timeout",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),

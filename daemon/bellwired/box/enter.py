@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bellwire import PciDevice
-from bellwired.box import calls, landlock, library, namespaces, needs, privileges, seccomp
+from bellwired.box import calls, landlock, library, limits, namespaces, needs, privileges, seccomp
 from bellwired.box.needs import Needs
 from bellwired.box.wanted import HERE, MISSING, OFF, Part, Wanted
 
@@ -63,7 +62,8 @@ def unprivileged(need: Needs, *, listener: bool = True) -> Box:
 def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
     """Enter the whole box of a worker, which ends with its ``parent``."""
     box = Box(made=[str(path.absolute()) for path in need.made])
-    _limits(box, wanted)
+    limits.join_group(wanted, box.add)
+    limits.limit_itself(wanted, box.add)
     _network(box, need)
     _folders(box, need)
     bound = privileges.bind(need.capabilities)
@@ -73,21 +73,6 @@ def enter(need: Needs, wanted: Wanted, parent: int) -> Box:
     box.parts += (rest := unprivileged(need)).parts
     box.listener = rest.listener
     return box
-
-
-def _limits(box: Box, wanted: Wanted) -> None:
-    if not wanted.memory_max:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = wanted.memory_max if hard == resource.RLIM_INFINITY else min(hard, wanted.memory_max)
-    try:
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    except (OSError, ValueError) as error:
-        hint = "a unit that allows prlimit64(2): SystemCallFilter=prlimit64"
-        box.add("memory-max", MISSING, f"its memory is not limited: {error}", hint)
-    else:
-        about = f"its private memory is limited to {most >> 20} MiB (RLIMIT_DATA); files in memory are not counted"
-        box.add("memory-max", HERE, about)
 
 
 def _network(box: Box, need: Needs) -> None:
@@ -126,15 +111,7 @@ def _user(box: Box, wanted: Wanted) -> None:
     else:
         privileges.become(wanted.user, wanted.group)
         box.add("user", HERE, f"user {wanted.user}, group {wanted.group}")
-    if not wanted.tasks_max:
-        return
-    if wanted.user > 0:  # the kernel counts by user, and does not count root's
-        resource.setrlimit(resource.RLIMIT_NPROC, (wanted.tasks_max, wanted.tasks_max))
-        about = f"at most {wanted.tasks_max} threads and processes of user {wanted.user} (RLIMIT_NPROC)"
-        box.add("tasks-max", HERE, about)
-    else:
-        hint = 'user = "NAME" in its file: the kernel counts by user'
-        box.add("tasks-max", MISSING, "its threads are not limited: it has no user of its own", hint)
+    limits.limit_user(wanted, box.add)
 
 
 def _capabilities(box: Box, need: Needs, *, bound: bool) -> None:

@@ -34,3 +34,11 @@ class Wanted(Struct, frozen=True):
     """Bytes of memory; 0 is no limit."""
     tasks_max: int = 0
     """Threads and processes; 0 is no limit."""
+    cpu_quota: int = 0
+    """Percent of one processor; 0 is no limit."""
+    control_group: str = ""
+    """The folder of its control group, where its limits are set; empty if it has none."""
+    controllers: Sequence[str] = ()
+    """The controllers of that group, which hold it to the limits."""
+    lack: str = ""
+    """Why it has no control group."""

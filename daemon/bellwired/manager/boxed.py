@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pwd
 from pathlib import Path
@@ -9,24 +10,38 @@ from typing import Any
 
 import msgspec
 
+from bellwired.box.groups import Groups, Limits
 from bellwired.box.needs import remove_made
 from bellwired.box.wanted import Part, Wanted
 from bellwired.errors import CommandError
 from bellwired.settings import Device
 
+AGAIN = 0.05  # seconds until the removal of a control group is tried again
+
 
 class Boxed:
-    """The box of one device's worker."""
+    """The box of the worker of the device ``name``, with its control group among ``groups``."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", groups: Groups | None = None) -> None:
+        self._name = name
+        self._groups = groups or Groups()
+        self._removal: asyncio.TimerHandle | None = None
         self.parts: list[Part] = []
         """What the last worker's box is made of."""
         self._made: list[Path] = []
 
-    def wanted(self, settings: Device) -> Wanted:
-        """The box that a device's file asks for. Raises a CommandError if there is no such user."""
+    def wanted(self, settings: Device, *, grouped: bool = True) -> Wanted:
+        """The box that a device's file asks for, with its control group made if ``grouped``.
+
+        Raises a CommandError if there is no such user, or if the group cannot be made.
+        """
         user, group = _ids(settings.user)
+        folder = self._grouped(settings) if grouped else ""
         return Wanted(
+            cpu_quota=settings.cpu_percent,
+            control_group=folder,
+            controllers=self._groups.controllers if folder else (),
+            lack=self._groups.lack,
             user=user,
             group=group,
             tasks_max=settings.tasks_max,
@@ -41,12 +56,30 @@ class Boxed:
         self.parts = msgspec.convert(fields["parts"], list[Part])
         self._made = [Path(path) for path in fields["made"]]
 
+    def fate(self, settings: Device) -> str:
+        """Why the kernel has killed the worker, if that was for its memory; else empty."""
+        if settings.memory_max and self._groups.out_of_memory(self._name):
+            return f"its worker was killed: it used more than memory-max = {settings.memory_max}"
+        return ""
+
     def left(self) -> None:
-        """The worker has ended: remove the sockets and links that it could not remove."""
+        """The worker has ended: end what it has started, and remove the sockets and links that it could not remove."""
+        self._remove_group()
         for path in self._made:
             with contextlib.suppress(OSError):  # another process has taken it
                 remove_made(path)
         self._made = []
+
+    def _grouped(self, settings: Device) -> str:
+        if self._removal is not None:
+            self._removal.cancel()
+            self._removal = None
+        return self._groups.make(self._name, Limits(settings.memory_limit, settings.cpu_percent, settings.tasks_max))
+
+    def _remove_group(self) -> None:
+        self._removal = None
+        if not self._groups.remove(self._name):
+            self._removal = asyncio.get_running_loop().call_later(AGAIN, self._remove_group)
 
 
 def _ids(user: str) -> tuple[int, int]:

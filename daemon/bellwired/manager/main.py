@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from bellwired import notify, terminal
-from bellwired.box import privileges
+from bellwired.box import groups, privileges
 from bellwired.errors import CommandError
 from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
@@ -66,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
     process.allow_many_files()
     privileges.hide_memory()
     try:
-        manager = Manager(Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or ""), apply)
+        places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
+        manager = Manager(places, apply, groups.take())
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
     except CommandError as error:

@@ -16,6 +16,7 @@ import msgspec
 
 from bellwire.paths import PathError, check_folder, make_folders
 from bellwired import messages, settings, toml_file
+from bellwired.box.groups import Groups
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
@@ -51,14 +52,19 @@ class Reloaded:
 
 
 class Manager:
-    """All devices of one instance. ``apply`` is called when a reload has changed the daemon's own settings."""
+    """All devices of one instance, in control groups of ``groups``.
 
-    def __init__(self, places: Places, apply: Callable[[Daemon], None] = lambda _: None) -> None:
+    ``apply`` is called when a reload has changed the daemon's own settings.
+    """
+
+    def __init__(
+        self, places: Places, apply: Callable[[Daemon], None] = lambda _: None, groups: Groups | None = None
+    ) -> None:
         self.places = places
         self.settings: Settings = settings.load(places)
         self.units: dict[str, Unit] = {}
         self.broadcaster = Broadcaster()
-        self.spawner = Spawner()
+        self.spawner = Spawner(groups)
         self.troubles: dict[str, str] = {}
         """What does not work of the daemon itself, by its part. The devices are served all the same."""
         self.reloads = {"success": 0, "failure": 0}

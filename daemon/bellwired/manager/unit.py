@@ -64,7 +64,7 @@ class Unit(Noted):
         self.socket = UnitSocket()
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
-        self.box = Boxed()
+        self.box = Boxed(name, spawner.groups)
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
@@ -183,7 +183,8 @@ class Unit(Noted):
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
-        return order(self.name, settings, self._plugins, folder, self.box.wanted(settings), trial=trial)
+        box = self.box.wanted(settings, grouped=not trial)
+        return order(self.name, settings, self._plugins, folder, box, trial=trial)
 
     def _check_enabled(self) -> None:
         if not self.settings.enabled:
@@ -217,10 +218,12 @@ class Unit(Noted):
             )
         except CommandError as error:
             channel.close()
+            self.box.left()
             self._fell(str(error))
             return
         except BaseException:
             channel.close()
+            self.box.left()
             self.socket.close()
             self._settle("its start was called off")
             self._set(State.STOPPED)
@@ -247,12 +250,13 @@ class Unit(Noted):
             return
         assert self._channel is not None
         self._channel.close()  # its last message says why
+        fate = self.box.fate(self.settings)
         self.box.left()
         self._child = self._channel = self.client = None
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
-        why = how_it_ended(status)
+        why = fate or how_it_ended(status)
         if status == REFUSED:
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bellwired.box.groups import Groups
 from bellwired.errors import CommandError
 from bellwired.workers import process, wire
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
@@ -47,7 +48,9 @@ class Child:
 class Spawner:
     """Starts the fork server, and restarts it if it dies. All workers die with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Groups | None = None) -> None:
+        self.groups = groups or Groups()
+        """The control groups of the devices. The fork server is in the manager's."""
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._since = 0.0
@@ -132,6 +135,7 @@ class Spawner:
             server.wait()
         for child in list(self._children.values()):
             self._finish(child, KILLED)
+        self.groups.close()
 
     async def _send(self, message: Spawn | Ask, fds: list[int]) -> None:
         """Send once the fork server runs and its socket has room. The caller sets the deadline."""
