@@ -311,7 +311,7 @@ def test_a_listener_that_is_too_slow_loses_events_and_is_told_how_many(daemon: I
         slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.send("Monitor", more=True)
         with daemon.control() as busy:
-            for _ in range(400):
+            for _ in range(160):
                 for _ in range(10):
                     busy.send("Reload")
                 for _ in range(10):

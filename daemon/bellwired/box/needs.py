@@ -2,7 +2,8 @@
 
 The options of a bundled device are known before the box closes, and say what it opens. A plugin is imported inside the
 box, so its options are mere texts by then: a text that is the path of an existing file lets the device read and write
-that file, and the path of a folder lets it read what is in it. Everything else is the operator's to add.
+that file, the path of a folder lets it read what is in it, and the name of a stream, such as ``pty:/run/line``, lets it
+open that stream. Everything else is the operator's to add.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bellwire.bundled.nvme.device import images
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
 from bellwire.paths import Place, make_folders
+from bellwire.stream import stream_fault
 from bellwire.unix_sockets import clear
 from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
 from bellwired.sources import INIT
@@ -102,6 +104,9 @@ def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
             needs.rules += _code(file)
     for value in given.values():
         if isinstance(value, str) and value and "\0" not in value:
+            if stream_fault(value) is None:
+                _stream(needs, value)
+                continue
             path = Path(value)
             if path.is_dir():
                 needs.rules.append((path, READ))
@@ -155,6 +160,8 @@ def _stream(needs: Needs, text: str) -> None:
     """One of the backends of :mod:`bellwire.stream`."""
     kind, _, place = text.partition(":")
     path = Path(place)
+    if kind == "null":
+        return
     needs.calls |= {"pty", "listening"}
     needs.rules += [(Path("/dev/ptmx"), WRITE), (Path("/dev/pts"), WRITE)]
     if kind == "connect":

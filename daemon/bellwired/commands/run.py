@@ -16,12 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bellwire import OptionError, PciDevice
+from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
-from bellwired.box.enter import Box
+from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, debugger, in_a_box, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
@@ -152,6 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
         begun = time.monotonic()
         try:
             serving.run(lambda: _announce(arguments, name, accelerated_by, control))
+        except BellwireError as error:
+            if arguments.debug or arguments.no_sandbox or not why_refused(error):
+                raise
+            hint = "perhaps its box refuses that: name the file or stream in an option, or run it with --no-sandbox"
+            raise CommandError(str(error), hint) from error
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)

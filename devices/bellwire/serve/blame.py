@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,10 +69,11 @@ def _device_code(trace: TracebackType | None) -> tuple[str, str] | None:
     hook = folder = place = ""
     while trace is not None:
         code = trace.tb_frame.f_code
-        if not hook and not code.co_filename.startswith(_OURS):
+        file = os.path.abspath(code.co_filename)
+        if not hook and not file.startswith(_OURS):
             hook = code.co_qualname.rpartition("<locals>.")[2]
-            folder = str(Path(code.co_filename).parent)
-        if hook and code.co_filename.startswith(folder) and "site-packages" not in code.co_filename[len(folder) :]:
+            folder = os.path.dirname(file)
+        if hook and file.startswith(folder) and "site-packages" not in file[len(folder) :]:
             place = f"{code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
     return (hook, place) if hook else None
