@@ -105,7 +105,7 @@ def test_the_group_goes_with_the_worker(daemon: Instance) -> None:
     assert eventually(lambda: not group.exists())
 
 
-def test_a_worker_cannot_leave_its_group(daemon: Instance) -> None:
+def test_a_worker_is_in_its_group_with_landlock_around_it(daemon: Instance) -> None:
     group = add(daemon, "bound", "")
     status = Path(f"/proc/{daemon.pid('bound')}/cgroup").read_text()
     assert status == f"0::/bellwired/{group.name}\n"
