@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bellwired.box.calls import WORDS, unknown
+from bellwired.box.users import span_of
 from bellwired.errors import SettingsError
 from bellwired.places import Places, warn_of_what_is_not_read
 from bellwired.sources import is_path
@@ -140,6 +141,9 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
         "0666"
     )
     metrics_group: Annotated[str, Meta(description="The group that its UNIX socket belongs to.")] = ""
+    worker_users: Annotated[
+        str, Meta(description="The users of workers whose device names none, as FIRST-LAST; each name has its own.")
+    ] = ""
     log_level: Annotated[Level, Meta(description="What the daemon logs.")] = "info"
     ping_interval: Annotated[Seconds, Meta(description="Between two pings of each worker.")] = 5.0
     ping_timeout: Annotated[
@@ -157,6 +161,11 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
     ] = 10
     restart_window: Annotated[Seconds, Meta(description="See restart-limit.")] = 300.0
     stop_timeout: Annotated[Seconds, Meta(description="For a worker to end by itself, before it is killed.")] = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse a range of users that is none."""
+        if self.worker_users:
+            span_of(self.worker_users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +211,8 @@ def tolerant(path: Path) -> tuple[Daemon, tuple[SettingsError, ...]]:
     """The usable keys of a ``bellwired.toml``, and what is wrong with the others. Those have their defaults.
 
     A default is never less strict than what the file can say: nobody else may look, and there are no metrics. One bad
-    key about metrics turns them off as a whole.
+    key about metrics turns them off as a whole. The exception is ``worker-users``: without it, workers run as the
+    daemon's user, and the rest of their boxes stays.
     """
     try:
         content, place = parsed(path)

@@ -149,3 +149,28 @@ def test_a_device_of_another_user_can_start_so_many_threads(attacked: Instance) 
         assert outcomes(attacked, "other") == {"thread bomb": "RuntimeError"}
     path.unlink()
     attacked.reload()
+
+
+def test_each_device_has_a_user_of_its_own_from_the_range() -> None:
+    if os.geteuid():
+        pytest.skip("changes its user: run it as root")
+    with tempfile.TemporaryDirectory(prefix="bellwire-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # others may reach it
+        instance = Instance(folder, 'worker-users = "200000-265535"\n')
+        for device in ("one", "two"):
+            instance.configure(device)
+        instance.configure("named", 'device = "probe"\nuser = "54322"')
+        with instance:
+            users = {}
+            for device in ("one", "two", "named"):
+                connect(instance.socket(device)).close()
+                status = Path(f"/proc/{instance.pid(device)}/status").read_text()
+                [line] = [each for each in status.splitlines() if each.startswith("Uid:")]
+                [users[device]] = set(map(int, line.split()[1:]))
+            before = users["one"]
+            instance.call("Restart", name="one")
+            assert f"Uid:\t{before}\t" in Path(f"/proc/{instance.pid('one')}/status").read_text()
+    assert users["named"] == 54322
+    assert users["one"] != users["two"]
+    assert all(200000 <= users[device] <= 265535 for device in ("one", "two"))

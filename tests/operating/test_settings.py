@@ -27,6 +27,7 @@ DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "metrics-mode": "0660", "metrics-group": "prom",
     "log-level": "error", "ping-interval": 1.5, "ping-timeout": 2.0, "start-timeout": 3.0, "restart-delay": 0.5,
     "restart-delay-max": 4.0, "restart-limit": 3, "restart-window": 60.0, "stop-timeout": 5.0,
+    "worker-users": "200000-265535",
 }  # fmt: skip
 
 

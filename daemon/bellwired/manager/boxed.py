@@ -12,6 +12,7 @@ import msgspec
 
 from bellwired.box.groups import Groups, Limits
 from bellwired.box.needs import remove_made
+from bellwired.box.users import Users
 from bellwired.box.wanted import Part, Wanted
 from bellwired.errors import CommandError
 from bellwired.settings import Device
@@ -20,22 +21,26 @@ AGAIN = 0.05  # seconds until the removal of a control group is tried again
 
 
 class Boxed:
-    """The box of the worker of the device ``name``, with its control group among ``groups``."""
+    """The box of the worker of the device ``name``, with its control group among ``groups`` and a user of ``users``."""
 
-    def __init__(self, name: str = "", groups: Groups | None = None) -> None:
+    def __init__(self, name: str = "", groups: Groups | None = None, users: Users | None = None) -> None:
         self._name = name
         self._groups = groups or Groups()
+        self._users = users or Users()
         self._removal: asyncio.TimerHandle | None = None
         self.parts: list[Part] = []
         """What the last worker's box is made of."""
         self._made: list[Path] = []
 
-    def wanted(self, settings: Device, *, grouped: bool = True) -> Wanted:
+    def wanted(self, settings: Device, span: str = "", *, grouped: bool = True) -> Wanted:
         """The box that a device's file asks for, with its control group made if ``grouped``.
 
-        Raises a CommandError if there is no such user, or if the group cannot be made.
+        ``span`` is ``worker-users``, for a device whose file names no user. Raises a CommandError if there is no such
+        user, or if the group cannot be made.
         """
         user, group = _ids(settings.user)
+        if span and not settings.user:
+            user = group = self._users.of(self._name, span)
         folder = self._grouped(settings) if grouped else ""
         return Wanted(
             cpu_quota=settings.cpu_percent,

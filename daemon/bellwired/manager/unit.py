@@ -64,7 +64,7 @@ class Unit(Noted):
         self.socket = UnitSocket()
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
-        self.box = Boxed(name, spawner.groups)
+        self.box = Boxed(name, spawner.groups, spawner.users)
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
@@ -183,7 +183,7 @@ class Unit(Noted):
 
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
-        box = self.box.wanted(settings, grouped=not trial)
+        box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
         return order(self.name, settings, self._plugins, folder, box, trial=trial)
 
     def _check_enabled(self) -> None:

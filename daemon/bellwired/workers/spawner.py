@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bellwired.box.groups import Groups
+from bellwired.box.users import Users
 from bellwired.errors import CommandError
 from bellwired.workers import process, wire
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
@@ -51,6 +52,7 @@ class Spawner:
     def __init__(self, groups: Groups | None = None) -> None:
         self.groups = groups or Groups()
         """The control groups of the devices. The fork server is in the manager's."""
+        self.users = Users()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._since = 0.0
