@@ -22,10 +22,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes on end may take an hour."""
+    """What takes minutes on end may take an hour, and what runs in an emulated machine 20 minutes."""
     for item in items:
         if item.get_closest_marker("long") or item.get_closest_marker("fresh"):
             item.add_marker(pytest.mark.timeout(3600))
+        elif item.get_closest_marker("nested"):
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 def pytest_collection_finish() -> None:
