@@ -26,6 +26,7 @@ FLOORS: dict[str, list[str]] = {
         "paths",
         "unix_sockets",
         "declare",
+        "pci",
         "model",
         "device",
         "__init__",
