@@ -89,6 +89,8 @@ class PciDevice:
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
             check_rung(cls.__qualname__, cls.layout)
+            if cls.layout.rom is not None:
+                cls.layout.rom.check_ids(cls.__qualname__, cls.identity.vendor, cls.identity.device)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:

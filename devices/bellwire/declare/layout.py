@@ -19,6 +19,7 @@ from bellwire.declare.interrupts import IntX, Msi, MsiX
 from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
 from bellwire.declare.register import Register
+from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.declare.vendor import HEADER, VendorCapability
 from bellwire.errors import DeclarationError
@@ -70,6 +71,7 @@ class Layout:
     msi: Msi | None
     intx: IntX | None
     vendor: tuple[VendorCapability, ...]
+    rom: Rom | None
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
@@ -147,6 +149,7 @@ def plan(device: type[Any]) -> Layout:
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
+        rom=_one(where, declared, Rom),
     )
 
 
