@@ -10,6 +10,7 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.interrupts import IntX, Msi, MsiX
 from bellwire.declare.option import Option
 from bellwire.declare.register import Register
+from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
@@ -49,6 +50,7 @@ __all__ = [
     "PciDevice",
     "Pool",
     "Register",
+    "Rom",
     "Saved",
     "SavedBytes",
     "SerialNumber",

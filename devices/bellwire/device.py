@@ -92,6 +92,8 @@ class PciDevice:
             if not cls.identity.express and cls.layout.extended:
                 first = cls.layout.extended[0].capability
                 first.refuse(cls.__qualname__, "a conventional PCI device (express=False) has no extended capabilities")
+            if cls.layout.rom is not None:
+                cls.layout.rom.check_ids(cls.__qualname__, cls.identity.vendor, cls.identity.device)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwire import Area, Doorbell, IoRegion, MsiX, Option, PciDevice, Register
 from bellwire.declare.layout import BarLayout, Layout, Placed
+from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
 from bellwire.model import capabilities as pci
 
@@ -35,6 +36,7 @@ def describe(device: type[PciDevice]) -> dict[str, Any]:
         "express": identity.express,
         "bars": [_bar(plan) for plan in layout.bars.values()],
         "interrupts": _interrupts(layout),
+        "rom": _rom(layout),
         "capabilities": _capabilities(device),
         "options": {name: _option(device, option) for name, option in sorted(layout.options.items())},
     }
@@ -88,6 +90,18 @@ def _interrupts(layout: Layout) -> dict[str, Any]:
     if layout.intx is not None:
         found["intx"] = "ABCD"[layout.intx.pin - 1]
     return found
+
+
+def _rom(layout: Layout) -> dict[str, Any] | None:
+    """The expansion ROM. Where an option names the file, only the option's name is known."""
+    rom = layout.rom
+    if rom is None:
+        return None
+    if isinstance(rom.source, Option):
+        return {"name": rom.name, "option": rom.source.name}
+    content = rom.content({}, 0, 0)
+    found = [{"offset": each.offset, "size": each.size, "code_type": each.code_type} for each in images(content)]
+    return {"name": rom.name, "size": len(content), "images": found}
 
 
 def _capabilities(device: type[PciDevice]) -> list[dict[str, Any]]:

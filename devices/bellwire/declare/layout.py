@@ -20,6 +20,7 @@ from bellwire.declare.interrupts import IntX, Msi, MsiX
 from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
 from bellwire.declare.register import Register
+from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.declare.vendor import HEADER, VendorCapability
 from bellwire.errors import DeclarationError
@@ -72,6 +73,7 @@ class Layout:
     intx: IntX | None
     vendor: tuple[VendorCapability, ...]
     extended: tuple[CapabilityLayout, ...]
+    rom: Rom | None
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
@@ -158,6 +160,7 @@ def plan(device: type[Any]) -> Layout:
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
         extended=extended,
+        rom=_one(where, declared, Rom),
     )
     for each in extended:
         each.capability.check_among(where, layout)

@@ -18,6 +18,7 @@ COMMAND = 0x04
 STATUS = 0x06
 BAR0 = 0x10
 SUBSYSTEM = 0x2C
+ROM_BAR = 0x30
 CAPABILITY_POINTER = 0x34
 INTERRUPT_LINE = 0x3C
 INTERRUPT_PIN = 0x3D
@@ -27,6 +28,8 @@ IO_ENABLE = 1 << 0
 MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 INTX_DISABLE = 1 << 10
+ROM_ENABLE = 1 << 0
+ROM_ADDRESS = 0xFFFF_F800
 COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | 1 << 8 | INTX_DISABLE
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
@@ -72,8 +75,8 @@ class Template:
         self.writable[offset : offset + size] = writable.to_bytes(size, "little")
 
 
-def template(identity: Identity, layout: Layout) -> Template:
-    """Build the config space of a device with ``identity`` and ``layout``."""
+def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
+    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes."""
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
     space = Template(bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
@@ -82,6 +85,8 @@ def template(identity: Identity, layout: Layout) -> Template:
     space.put(0x08, 4, identity.class_code << 8 | identity.revision)
     space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
     _bars(space, layout)
+    if rom_size:  # §6.2.5.2
+        space.put(ROM_BAR, 4, 0, ~(rom_size - 1) & ROM_ADDRESS | ROM_ENABLE)
     space.put(SUBSYSTEM, 4, identity.subsystem << 16 | identity.subsystem_vendor)
     space.put(INTERRUPT_LINE, 1, 0xFF, 0xFF)
     space.put(INTERRUPT_PIN, 1, layout.intx.pin if layout.intx else 0)

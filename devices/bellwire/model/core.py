@@ -54,7 +54,10 @@ class Core:
         self.meter: Meter | None = None
         """Data and latency of a disk or a network card."""
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
-        space = template(identity, layout)
+        rom = layout.rom
+        self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
+        """The expansion ROM, as a guest reads it; empty without one."""
+        space = template(identity, layout, len(self.rom))
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
@@ -116,6 +119,8 @@ class Core:
             return space.read(offset, count)
         if index == RegionIndex.CONFIG:
             return self._read_config(offset, count)
+        if index == RegionIndex.ROM:
+            return self.rom[offset : offset + count]
         return bytes(count)
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
@@ -150,6 +155,8 @@ class Core:
         """The size of region ``index`` in bytes; 0 if the device lacks it."""
         if index == RegionIndex.CONFIG:
             return self.config.size
+        if index == RegionIndex.ROM:
+            return len(self.rom)
         space = self.spaces.get(index)
         return 0 if space is None else space.size
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bellwire.declare.capability import END, START
 from bellwire.declare.register import Register
+from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
@@ -77,6 +78,10 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_sticky(guest)
 
+        def test_the_expansion_rom_is_read_only_and_one_that_firmware_accepts(self) -> None:
+            with self.guest() as guest:
+                check_rom(guest)
+
         def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
             with self.guest() as guest:
                 core = guest.device.core
@@ -145,6 +150,24 @@ def check_bars(guest: Guest[Any]) -> None:
         assert size == bar.size, f"BAR {index} says {size:#x} bytes, {bar.name} has {bar.size:#x}"
         guest.config_write(offset, before, width)
         assert guest.config_read(offset, width) == before
+
+
+def check_rom(guest: Guest[Any]) -> None:
+    """Size the ROM's BAR, as firmware does (PCI 3.0 §6.2.5.2), try to change the ROM, and look at its images."""
+    size = guest.device.core.region_size(RegionIndex.ROM)
+    before = guest.config_read(pci.ROM_BAR, 4)
+    guest.config_write(pci.ROM_BAR, 0xFFFF_FFFF, 4)
+    answer = guest.config_read(pci.ROM_BAR, 4)
+    guest.config_write(pci.ROM_BAR, before, 4)
+    assert guest.config_read(pci.ROM_BAR, 4) == before
+    if not size:
+        assert answer == 0, f"its ROM's BAR says {answer:#x}, and it has no ROM"
+        return
+    assert answer == -size & pci.ROM_ADDRESS | pci.ROM_ENABLE, f"its ROM's BAR says {answer:#x}; it has {size:#x} bytes"
+    content = guest.device.core.read(RegionIndex.ROM, 0, size)
+    guest.write(RegionIndex.ROM, ~content[0], offset=0, size=1)
+    assert guest.device.core.read(RegionIndex.ROM, 0, size) == content, "its ROM took a write"
+    assert images(content)
 
 
 def check_capabilities(guest: Guest[Any]) -> None:
