@@ -108,25 +108,25 @@ def _capabilities(device: type[PciDevice]) -> list[dict[str, Any]]:
     """The capabilities in the order of their lists, first those below 100h. ``offset`` is the start in config space."""
     assert device.identity is not None
     space = pci.template(device.identity, device.layout)
-    found = [{"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()]
+    found: list[dict[str, Any]] = [
+        {"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()
+    ]
     for capability, body in space.vendor.items():
         found.append({"id": pci.VENDOR, "name": capability.name, "offset": body - HEADER, "size": capability.size})
     found.sort(key=lambda each: int(each["offset"]))
-    for extended in device.layout.extended:
-        capability = extended.capability
-        found.append(
-            {
-                "id": capability.number,
-                "extended": True,
-                "name": capability.name,
-                "kind": capability.title,
-                "version": capability.version,
-                "offset": extended.at,
-                "size": capability.size,
-                "contents": [_placed(item) for item in extended.placed],
-            }
-        )
-    return found
+    return found + [
+        {
+            "id": each.capability.number,
+            "extended": True,
+            "name": each.capability.name,
+            "kind": each.capability.title,
+            "version": each.capability.version,
+            "offset": each.at,
+            "size": each.capability.size,
+            "contents": [_placed(item) for item in each.placed],
+        }
+        for each in device.layout.extended
+    ]
 
 
 def _option(device: type[PciDevice], option: Option[Any]) -> dict[str, Any]:
