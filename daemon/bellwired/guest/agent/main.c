@@ -19,12 +19,19 @@ enum { KILLED = 9 };
 
 static int port = -1, first_process;
 
+/* To the whole group. A child that is still to make its session has no group yet. */
+static void send_signal(int pid, int signal)
+{
+    if (sys_kill(-pid, signal) == -ESRCH)
+        sys_kill(pid, signal);
+}
+
 /* The host is gone, or has sent what no host sends. */
 static void leave(int status)
 {
     for (int at = 0; at < MOST_COMMANDS; at++)
         if (commands[at].used)
-            sys_kill(-commands[at].pid, KILLED);
+            send_signal(commands[at].pid, KILLED);
     if (first_process) {
         call0(__NR_sync);
         call4(__NR_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF, NULL);
@@ -84,7 +91,7 @@ static void handle(struct frame *frame)
     if (frame->kind == INPUT)
         give_input(command, frame->payload, frame->length);
     else if (frame->kind == SIGNAL && frame->length >= 1)
-        sys_kill(-command->pid, frame->payload[0]);
+        send_signal(command->pid, frame->payload[0]);
     else if (frame->kind == RESIZE && frame->length >= 4)
         resize(command, frame->payload);
 }
