@@ -40,7 +40,7 @@ FLOORS: dict[str, list[str]] = {
         "box",
         "listen settings find",
         "workers",
-        "manager demo maps",
+        "manager demo maps guest",
         "commands install",
         "start",
         "__main__",
