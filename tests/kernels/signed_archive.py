@@ -65,7 +65,7 @@ class SignedArchive:
         control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody\nDescription: {name}\n"
         (tree / "DEBIAN/control").write_text(control)
         made = pool / f"{name}_{version}_amd64.deb"
-        words = ["dpkg-deb", "--build", "-Znone", "--root-owner-group", tree, made]
+        words = ["dpkg-deb", "--build", "-Znone", "--root-owner-group", os.fspath(tree), os.fspath(made)]
         subprocess.run(words, check=True, capture_output=True)
         data = made.read_bytes()
         return f"{control}Filename: pool/{made.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n\n"

@@ -1,1 +1,1 @@
-"""Linux in QEMU with devices plugged in: what it is made of, how it boots, and what goes wrong in it."""
+"""A guest to try a device in: QEMU, Linux, and a channel that runs commands there."""
