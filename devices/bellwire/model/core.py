@@ -108,7 +108,7 @@ class Core:
         if index == RegionIndex.CONFIG:
             self._call_vendor("read", offset, count)
             return self.config.read(offset, count)
-        if index == RegionIndex.ROM:
+        if index == RegionIndex.ROM and self.rom:
             return self.rom[offset : offset + count]
         return bytes(count)
 
