@@ -53,9 +53,10 @@ class Area(Declared):
 class Bar(Declared):
     """One of the six base address registers (PCI 3.0 §6.2.5.1). Its methods declare what lies behind it.
 
-    ``size`` is in bytes, a power of two, at most 64 GiB; only what is written takes memory. ``io`` makes it I/O ports.
-    ``bits`` is 32 or 64; a 64-bit BAR takes the next index too. ``prefetchable`` is for memory whose reads have no side effects. ``fill`` is the byte that
-    a guest reads where nothing is declared: 0x00, or 0xFF, which a real bus gives where no device answers.
+    ``size`` is in bytes, a power of two, at most 64 GiB; only what is written takes memory. ``io`` makes it I/O
+    ports. ``bits`` is 32 or 64; a 64-bit BAR takes the next index too. ``prefetchable`` is for memory whose reads
+    have no side effects. ``fill`` is the byte that a guest reads where nothing is declared: 0x00, or 0xFF, which a
+    real bus gives where no device answers.
     """
 
     def __init__(
