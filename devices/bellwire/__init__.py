@@ -18,34 +18,47 @@ from bellwire.errors import BellwireError, DeclarationError, GuestError, OptionE
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.meter import Meter
+from bellwire.pci.access_control import AccessControl, Acs
+from bellwire.pci.latency import Ltr
+from bellwire.pci.serial_number import SerialNumber
+from bellwire.pci.translation import Ats, Pasid
+from bellwire.pci.vendor_specific import Dvsec, Vsec
 
 __all__ = [
     "Access",
+    "AccessControl",
+    "Acs",
     "Area",
+    "Ats",
     "Bar",
     "BellwireError",
     "Block",
     "DeclarationError",
     "Doorbell",
+    "Dvsec",
     "GuestError",
     "IntX",
     "IoRegion",
     "Job",
+    "Ltr",
     "Meter",
     "Msi",
     "MsiX",
     "Option",
     "OptionError",
+    "Pasid",
     "PciDevice",
     "Pool",
     "Register",
     "Rom",
     "Saved",
     "SavedBytes",
+    "SerialNumber",
     "StateError",
     "Timer",
     "Unshared",
     "VendorCapability",
+    "Vsec",
     "doorbell",
     "reg",
 ]

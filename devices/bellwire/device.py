@@ -89,6 +89,9 @@ class PciDevice:
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
             check_rung(cls.__qualname__, cls.layout)
+            if not cls.identity.express and cls.layout.extended:
+                first = cls.layout.extended[0].capability
+                first.refuse(cls.__qualname__, "a conventional PCI device (express=False) has no extended capabilities")
             if cls.layout.rom is not None:
                 cls.layout.rom.check_ids(cls.__qualname__, cls.identity.vendor, cls.identity.device)
             _claim(cls)
@@ -104,7 +107,7 @@ class PciDevice:
         self.core = kind(self, self.identity, self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
-        self.core.config.reset()
+        self.core.config.power_on()
         self.check_options()
 
     def check_options(self) -> None:

@@ -105,13 +105,28 @@ def _rom(layout: Layout) -> dict[str, Any] | None:
 
 
 def _capabilities(device: type[PciDevice]) -> list[dict[str, Any]]:
-    """The capabilities in the order of their list. ``offset`` is the start of each in config space."""
+    """The capabilities in the order of their lists, first those below 100h. ``offset`` is the start in config space."""
     assert device.identity is not None
     space = pci.template(device.identity, device.layout)
-    found = [{"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()]
+    found: list[dict[str, Any]] = [
+        {"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()
+    ]
     for capability, body in space.vendor.items():
         found.append({"id": pci.VENDOR, "name": capability.name, "offset": body - HEADER, "size": capability.size})
-    return sorted(found, key=lambda each: int(each["offset"]))
+    found.sort(key=lambda each: int(each["offset"]))
+    return found + [
+        {
+            "id": each.capability.number,
+            "extended": True,
+            "name": each.capability.name,
+            "kind": each.capability.title,
+            "version": each.capability.version,
+            "offset": each.at,
+            "size": each.capability.size,
+            "contents": [_placed(item) for item in each.placed],
+        }
+        for each in device.layout.extended
+    ]
 
 
 def _option(device: type[PciDevice], option: Option[Any]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import BARS, Area, Bar
 from bellwire.declare.block import BlockArray, BlockMember
+from bellwire.declare.capability import CapabilityLayout, ExtendedCapability, arrange, in_capability
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
@@ -71,6 +72,7 @@ class Layout:
     msi: Msi | None
     intx: IntX | None
     vendor: tuple[VendorCapability, ...]
+    extended: tuple[CapabilityLayout, ...]
     rom: Rom | None
 
     @property
@@ -93,6 +95,7 @@ class Layout:
             for item in plan.placed
         ]
         parts += [f"{item.kind}:{item.name}:{item.size}" for item in self.saved]
+        parts += [f"{each.at}:{item.name}:{item.offset}:{item.size}" for each in self.extended for item in each.placed]
         return zlib.crc32("\n".join(parts).encode())
 
 
@@ -121,10 +124,10 @@ def plan(device: type[Any]) -> Layout:
             msix.refuse(where, f"its BAR is not declared in {where}")
         else:
             msix_bar = msix.bar.index
-    placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
+    placed: dict[object, list[Placed]] = {bar.index: [] for bar in bars}
     blocks = [item for item in declared.values() if isinstance(item, BlockArray)]
     for item in declared.values():
-        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray):
+        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray) and not in_capability(item):
             if item.bar not in bars:
                 item.refuse(where, f"its BAR is not declared in {where}")
             placed[item.bar.index] += item.items if isinstance(item, BlockArray) else [item]
@@ -135,13 +138,20 @@ def plan(device: type[Any]) -> Layout:
         items = sorted(placed[bar.index], key=lambda item: item.offset)
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
-    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks))})
+    extended = tuple(arrange(where, declared.values()))
+    for each in extended:
+        _check_places(where, each.capability, each.placed)
+    own = [register for each in extended for register in each.capability.registers]
+    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks), *own)})
     for tie, name in hooks.items():
         _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
-    return Layout(
+    layout = Layout(
         where=where,
         bars=layouts,
-        saved=tuple(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
+        saved=(
+            *(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
+            *(item for each in extended for item in each.capability.saved),
+        ),
         options={item.name: item for item in declared.values() if isinstance(item, Option)},
         hooks=hooks | _hooks_of_rows(hooks),
         msix=msix,
@@ -149,8 +159,12 @@ def plan(device: type[Any]) -> Layout:
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
+        extended=extended,
         rom=_one(where, declared, Rom),
     )
+    for each in extended:
+        each.capability.check_among(where, layout)
+    return layout
 
 
 def _members(blocks: list[BlockArray[Any]]) -> Iterator[BlockMember]:
@@ -230,7 +244,7 @@ def _vendor(where: str, found: list[VendorCapability]) -> tuple[VendorCapability
     return tuple(found)
 
 
-def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
+def _check_places(where: str, bar: Bar | ExtendedCapability, items: Sequence[Placed]) -> None:
     for item in items:
         if item.offset < 0 or item.offset + item.size > bar.size:
             item.refuse(where, f"{_span(item)} lies outside {bar.name}, which has {bar.size:#x} bytes")
@@ -239,7 +253,7 @@ def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
             item.refuse(where, f"{_span(item)} overlaps {before.name}, {_span(before)}, in {bar.name}")
 
 
-def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
+def _overlaps(items: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
     """The pairs of ``items`` that overlap. ``items`` must be in order of offset."""
     open_items: list[Placed] = []
     for item in items:

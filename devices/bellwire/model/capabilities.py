@@ -63,6 +63,8 @@ class Template:
 
     content: bytearray
     writable: bytearray
+    sticky: bytearray
+    """Has a one for each bit that keeps its value over a reset (PCIe 6.0 §7.4)."""
     at: dict[int, int] = field(default_factory=dict)
     vendor: dict[VendorCapability, int] = field(default_factory=dict)
     """The offset of the body of each vendor-specific capability."""
@@ -76,7 +78,7 @@ class Template:
 def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes."""
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
-    space = Template(bytearray(size), bytearray(size))
+    space = Template(bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
     space.put(COMMAND, 2, 0, COMMAND_WRITABLE)
     space.put(STATUS, 2, STATUS_CAPABILITIES)
@@ -89,6 +91,8 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     space.put(INTERRUPT_LINE, 1, 0xFF, 0xFF)
     space.put(INTERRUPT_PIN, 1, layout.intx.pin if layout.intx else 0)
     _capabilities(space, identity, layout)
+    if identity.express:
+        _extended(space, layout)
     return space
 
 
@@ -119,6 +123,17 @@ def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
             space.put(position, size, value, writable)
             position += size
         offset = -(-position // 4) * 4
+
+
+def _extended(space: Template, layout: Layout) -> None:
+    """Extended capabilities (PCIe 6.0 §7.6): their registers apply their own access words, so no bit is writable."""
+    for each in layout.extended:
+        space.put(each.at, 4, each.header)
+        for register in each.placed:
+            at = each.at + register.offset
+            space.put(at, register.size, register.reset)
+            if register.sticky:
+                space.sticky[at : at + register.size] = b"\xff" * register.size
 
 
 _Fields = list[tuple[int, int, int]]

@@ -27,16 +27,27 @@ class ConfigSpace:
         self._content = content
         self._react = react
         self._power = space.at[pci.POWER_MANAGEMENT] + 4
+        self._keeps = int.from_bytes(space.sticky, "little")
         self.size = len(content)
         self.bus_master = False
         self.intx_enabled = True
         self.msi_enabled = self.msix_enabled = False  # MSI Enable (PCI 3.0 §6.8.1.3), MSI-X Enable (§6.8.2.3)
         self.msix_function_masked = False
 
-    def reset(self) -> None:
+    def power_on(self) -> None:
         """Give every field its value after power-on: BARs have no address, decoding and bus mastering are off."""
         self._content[:] = self._space.content
         self.refresh()
+
+    def reset(self) -> None:
+        """Give every field its value after power-on, except sticky ones: those keep theirs (PCIe 6.0 §7.4)."""
+        if self._keeps:
+            kept = int.from_bytes(self._content, "little") & self._keeps
+            fresh = int.from_bytes(self._space.content, "little") & ~self._keeps
+            self._content[:] = (kept | fresh).to_bytes(self.size, "little")
+            self.refresh()
+        else:
+            self.power_on()
 
     def refresh(self) -> None:
         """Read the flags that hot paths use from the bytes again: after a reset, a write or a restore."""

@@ -21,7 +21,8 @@ import struct
 import zlib
 from typing import Any
 
-from bellwire.declare.bar import Area
+from bellwire.declare.bar import BARS, Area
+from bellwire.declare.capability import ExtendedCapability
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, Rings
 from bellwire.declare.layout import Layout
@@ -65,7 +66,12 @@ class State:
         self._words = self._view[header].cast("Q")
         self.config = self._view[config]
         empty = self._view[:0]
-        self.registers = [self._view[files[index]] if index in files else empty for index in range(6)]
+        self.registers: dict[int | ExtendedCapability, memoryview] = {
+            index: self._view[files[index]] if index in files else empty for index in range(BARS)
+        }
+        """The register file of each BAR, by its index, and the bytes of each extended capability."""
+        for extended in layout.extended:
+            self.registers[extended.capability] = self.config[extended.at : extended.end]
         self._counts = self._view[counts].cast("Q")
         self.rings: dict[Doorbell, Rings] = {
             bell: Rings(self._counts, slot) for slot, bell in enumerate(layout.doorbells)
@@ -178,9 +184,8 @@ class State:
 
     def close(self) -> None:
         """Close the files. Memory that device code still has views of is freed with the last view."""
-        views = [self._words, self._counts, self.config, self.msix, self.pba]
+        views = [self._words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
         views += [
-            *self.registers,
             *self.saved.values(),
             *self.areas.values(),
             *self.area_files.values(),
