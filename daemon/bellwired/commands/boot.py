@@ -8,7 +8,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.fetch import fetch_guest_tools
+from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
 from bellwired.guest.machine import Machine
-from bellwired.guest.plan import HOST, MIB, MINIMAL, Plan, Share
+from bellwired.guest.plan import BOOT_TIME, HOST, MIB, MINIMAL, Plan, Share
 from bellwired.guest.progress import shown
 from bellwired.guest.qemus import find_qemu
 from bellwired.guest.roots import KERNELS_OWN
@@ -34,13 +36,6 @@ MOST_CPUS = 255
 LEAST_MEMORY, MOST_MEMORY = 128, 1 << 20  # MiB
 LONGEST = 1_000_000  # seconds: twelve days
 _SIZE = re.compile(r"([1-9]\d{0,8})([MG]?)", re.IGNORECASE)
-EXAMPLES = """\
-examples:
-  bellwire boot ./copier.py                        a shell in Linux, with the device plugged in
-  bellwire boot ./copier.py --module copier.ko -- ./test.sh
-                                                   load the driver, run the test, end with its status
-  bellwire boot nvme ./copier.py --kernel ../linux --share .
-"""
 
 
 def add_parser(commands: Any) -> None:
@@ -48,13 +43,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "boot",
         help="boot Linux in QEMU with devices plugged in, for a shell or one command",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bellwire boot [DEVICE ...] [option ...] [-- COMMAND [WORD ...]]",
-        description="Serves the devices, boots Linux in QEMU with them, and gives you a shell there, or runs COMMAND. "
-        "Ends when\nthat does, with its status. Ctrl-C ends all; in the shell, which gets that key, Ctrl-] three times "
-        "within a\nsecond does. The guest sees the files of this machine, and what it writes is gone at its end, "
-        "except below\n--share.",
-        epilog=EXAMPLES,
+        usage="bellwire boot [-h] [DEVICE ...] [option ...] [-- COMMAND [WORD ...]]",
+        description="Boot Linux in QEMU with devices plugged in, for a shell or one command. It serves the devices "
+        "itself, and ends when the shell or COMMAND does, with its status. The guest sees this machine's files; what "
+        "it writes is gone at its end, except below a folder of --share. Ctrl-C ends all. A shell gets that key "
+        "itself: there Ctrl-] three times within a second ends all.",
     )
     device = parser.add_argument(
         "devices",
@@ -81,15 +74,14 @@ def add_parser(commands: Any) -> None:
         help="load a kernel module before the command: a file, or the name of one of the kernel's own; parameters "
         "follow in the same word (repeat it for more)",
     )
-    kernel = parser.add_argument_group("the kernel and its files")
-    kernel.add_argument(
+    parser.add_argument(
         "--kernel",
         default=DEBIAN,
         metavar="KERNEL",
         help="a bzImage, a kernel's build tree, 'running', or 'debian' (the default: fetched once)",
     )
-    kernel.add_argument("--append", default="", metavar="TEXT", help="more of the kernel's command line")
-    kernel.add_argument(
+    parser.add_argument("--append", default="", metavar="TEXT", help="more of the kernel's command line")
+    parser.add_argument(
         "--share",
         dest="shares",
         metavar="DIR",
@@ -98,22 +90,21 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="let the guest write to this folder, which it sees at the same path (repeat it for more)",
     )
-    kernel.add_argument("--snapshot", action="store_true", help="drop what the guest writes to shared folders, too")
-    kernel.add_argument(
+    parser.add_argument("--snapshot", action="store_true", help="drop what the guest writes to shared folders, too")
+    parser.add_argument(
         "--minimal", action="store_true", help="a root of busybox alone, instead of this machine's files"
     )
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--cpus", type=_cpus, default=1, metavar="N", help="number of vCPUs (default 1)")
-    machine.add_argument(
+    parser.add_argument("--cpus", type=_cpus, default=1, metavar="N", help="number of vCPUs (default 1)")
+    parser.add_argument(
         "--memory", type=_memory, default=512, metavar="SIZE", help="in MiB unless it ends in M or G (default 512)"
     )
-    machine.add_argument("--network", action="store_true", help="add a network card, behind QEMU's own network")
-    machine.add_argument("--qemu", metavar="PROGRAM", default="", help="the QEMU to use (default: the best one found)")
-    machine.add_argument(
+    parser.add_argument("--network", action="store_true", help="add a network card, behind QEMU's own network")
+    parser.add_argument("--qemu", metavar="PROGRAM", default="", help="the QEMU to use (default: the best one found)")
+    parser.add_argument(
         "--console", metavar="FILE", type=Path, help="write what the kernel prints there; -: to standard error"
     )
-    machine.add_argument("--gdb", action="store_true", help="let gdb debug the kernel, and say how")
-    machine.add_argument(
+    parser.add_argument("--gdb", action="store_true", help="let gdb debug the kernel, and say how")
+    parser.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"end COMMAND after this time, with status {TIMED_OUT}"
     )
     parser.add_argument(
@@ -148,7 +139,8 @@ def _boot(arguments: argparse.Namespace) -> int:
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
             tools = fetch_guest_tools(progress)
-        qemu = find_qemu(tools, arguments.qemu, _needed(arguments))
+        shares = _shares(arguments)
+        qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
         served = stack.enter_context(Served(screen.log))
         devices = boot_devices.serve(arguments, served)
         modules = [shlex.split(text) for text in arguments.modules]
@@ -158,13 +150,15 @@ def _boot(arguments: argparse.Namespace) -> int:
             devices,
             root=MINIMAL if arguments.minimal else HOST,
             busybox=tools.busybox,
-            shares=_shares(arguments),
+            shares=shares,
             folder=str(Path.cwd()),
-            append=arguments.append,
+            append=f"nokaslr {arguments.append}" if arguments.gdb else arguments.append,
             cpus=arguments.cpus,
             memory=arguments.memory * MIB,
             network=arguments.network,
+            gdb=_gdb(kernel, screen, stack) if arguments.gdb else None,
             listeners=(console,) if console else (),
+            boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
         try:
@@ -175,13 +169,29 @@ def _boot(arguments: argparse.Namespace) -> int:
         served.forget_paths()
         for words in modules:
             machine.load(words[0], *words[1:])
-        return converse(machine, screen, arguments.words, arguments.timeout)
+        status = converse(machine, screen, arguments.words, arguments.timeout)
+        served.check()
+        return status
 
 
-def _needed(arguments: argparse.Namespace) -> list[str]:
+def _gdb(kernel: Kernel, screen: Screen, stack: contextlib.ExitStack) -> Path:
+    """The socket of QEMU's stub, in a folder that other users cannot enter; and how a debugger attaches to it."""
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bellwire-"))) / "gdb"
+    words = ["gdb", "-ex", f"target remote {path}"]
+    if kernel.vmlinux is None:
+        screen.note(f"to debug the kernel: {shlex.join(words)}")
+        screen.note("(without symbols: --kernel with a build tree gives gdb its vmlinux)")
+        return path
+    words[1:1] = ["-iex", f"add-auto-load-safe-path {kernel.vmlinux.parent}"]
+    screen.note(f"to debug the kernel: {shlex.join([*words, str(kernel.vmlinux)])}")
+    screen.note("lx-symbols FOLDER then loads the symbols of the modules below FOLDER (make scripts_gdb makes it)")
+    return path
+
+
+def _needed(arguments: argparse.Namespace, shares: Sequence[Share]) -> list[str]:
     """The devices that QEMU must have."""
-    shares = not arguments.minimal or arguments.shares
-    return ["vfio-user-pci", "virtserialport", *(["vhost-user-fs-pci"] if shares else [])]
+    folders = not arguments.minimal or shares
+    return ["vfio-user-pci", "virtserialport", *(["vhost-user-fs-pci"] if folders else [])]
 
 
 def _shares(arguments: argparse.Namespace) -> list[Share]:

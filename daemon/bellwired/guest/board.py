@@ -64,5 +64,5 @@ def command_line(plan: Plan, ends: Ends, folders: Iterable[str]) -> list[str]:
         words += ["-netdev", "user,id=network"]
         words += ["-device", f"virtio-net-pci,netdev=network,bus=pcie.0,addr={NETWORK_SLOT:#x},romfile="]
     if plan.gdb is not None:
-        words += ["-chardev", f"socket,id=gdb,path={plan.gdb},server=on,wait=off", "-gdb", "chardev:gdb", "-S"]
+        words += ["-chardev", f"socket,id=gdb,path={plan.gdb},server=on,wait=off", "-gdb", "chardev:gdb"]
     return [*words, *folders, *plan.arguments]

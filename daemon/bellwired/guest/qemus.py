@@ -38,7 +38,6 @@ class Qemu:
     virtiofsd: tuple[str, ...] = ()
     """How the command line of virtiofsd begins; empty if there is none."""
 
-
     @property
     def text(self) -> str:
         """The version, as ``10.1.1``."""
@@ -68,8 +67,12 @@ def find_qemu(tools: Toolbox, wanted: str = "", needed: Collection[str] = (DEVIC
     return inspect(tuple(tools.qemu), tools.qemu_environment, virtiofsd, needed)
 
 
-def inspect(words: tuple[str, ...], environment: Mapping[str, str], virtiofsd: tuple[str, ...] = (),
-    needed: Collection[str] = (DEVICE,)) -> Qemu:
+def inspect(
+    words: tuple[str, ...],
+    environment: Mapping[str, str],
+    virtiofsd: tuple[str, ...] = (),
+    needed: Collection[str] = (DEVICE,),
+) -> Qemu:
     """Ask a QEMU what it is. Raises a MachineError if it is too old, or lacks a device that is ``needed``."""
     name = next((word for word in words if "qemu-system" in word), words[0])
     found = _VERSION.match(_said(words, environment, "--version"))

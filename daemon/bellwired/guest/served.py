@@ -41,6 +41,7 @@ class Served:
 
     def __init__(self, told: Told) -> None:
         self._told = told
+        self._closing = False
         self._running: list[tuple[str, subprocess.Popen[bytes], threading.Thread, list[str]]] = []
         self._stack = contextlib.ExitStack()
         self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bellwire-"))
@@ -85,6 +86,9 @@ class Served:
 
     def close(self) -> None:
         """End the devices. What they say at their end is passed on."""
+        self._closing = True
+        for _, process, _, _ in self._running:
+            process.terminate()
         for _, process, thread, _ in self._running:
             processes.end(process)
             thread.join(processes.PATIENCE)
@@ -99,3 +103,5 @@ class Served:
                 del last[:-KEPT]
                 if text.strip():
                     self._told(name, text)
+        if not self._closing:
+            self._told(name, f"the device has ended with status {process.wait()}")
