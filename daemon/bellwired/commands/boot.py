@@ -160,6 +160,7 @@ def _boot(arguments: argparse.Namespace) -> int:
             listeners=(console,) if console else (),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
+        served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
         try:
             machine = stack.enter_context(Machine.start(plan))

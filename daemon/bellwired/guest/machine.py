@@ -138,10 +138,9 @@ class Machine:
         if "/" in module or module.endswith(".ko"):
             self.insert(Path(module), *parameters)
             return
-        *needed, (name, content) = self.plan.kernel.load_order([module]).items()
-        for each, image in needed:
-            self._insert(each, image, ())
-        self._insert(name, content, parameters)
+        wanted = module.replace("-", "_")
+        for name, content in self.plan.kernel.load_order([module]).items():  # none if it is built in
+            self._insert(name, content, parameters if name == wanted else ())
 
     def insert(self, module: Path, *parameters: str) -> None:
         """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
