@@ -151,9 +151,9 @@ def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal:
     terminal.wait_for("33 101\r\n0x11e8\r\n")
     terminal.size(44, 55)
     terminal.process.send_signal(signal.SIGWINCH)  # the kernel sends it to a terminal's foreground alone
-    terminal.type("stty size; echo pid $$; sleep 1000\n")
+    terminal.type("stty size; sh -c 'echo sleeping $((6*8)); exec sleep 1000'\n")
     terminal.wait_for("44 55\r\n")
-    terminal.wait_for("pid ")
+    terminal.wait_for("sleeping 48")
     terminal.type("\x03")
     terminal.type("echo again $((6*7))\n")
     terminal.wait_for("again 42")
