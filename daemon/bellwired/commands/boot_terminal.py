@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import sys
 import threading
@@ -99,7 +98,7 @@ def converse(machine: Machine, screen: Screen, words: Sequence[str], timeout: fl
 def _shell(machine: Machine, screen: Screen, timeout: float | None) -> int:
     """A shell on this terminal."""
     screen.note("a shell in the guest: exit ends it, and so does Ctrl-] three times within a second")
-    size = shutil.get_terminal_size()
+    size = os.get_terminal_size(0)
     running = machine.begin(["sh", "-c", SHELLS], _to(1), _to(1), size=(size.lines, size.columns))
 
     def resized(*_: object) -> None:
