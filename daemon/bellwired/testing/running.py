@@ -56,7 +56,7 @@ class Running:
         self.devices: list[Placed] = []
         self._modules = modules
         self._loaded: list[str] = []
-        self._tests = 0
+        self._marks = 0
         self._begun = ""
         self._seen = 0  # reports of tests before
         self._before: list[dict[str, int]] = []
@@ -70,14 +70,14 @@ class Running:
                 place = f"0000:00:{FIRST_SLOT + number:02x}.0"  # as bellwired.guest.board puts it there
                 self.devices.append(Placed(chosen.id or f"{kind.name}{number}", place, serving, traces[kind.name]))
             devices = [Plugged(placed.serving.path, placed.id) for placed in self.devices]
+            self._reported: list[Report] = []
             self.machine: Machine = stack.enter_context(Machine.start(Plan(devices=devices, **plan)))
             self._stack = stack.pop_all()
 
     def begin(self, name: str) -> None:
         """A test begins: load the driver."""
-        self._tests += 1
-        self._begun = self._mark(f"test {self._tests} begins: {name}")
-        self._seen = len(self.machine.reports)
+        self._begun = self._mark(f"{name} begins")
+        self._seen = len(self._reported)
         for placed in self.devices:
             placed.trace.clear()
         self._before = [placed.serving.statistics() for placed in self.devices]
@@ -86,8 +86,8 @@ class Running:
     def check(self) -> None:
         """Raise a GuestReport if the kernel has reported a mistake since the test began."""
         __tracebackhide__ = True
-        if not self.machine.ended:
-            self._mark(f"test {self._tests} ends")
+        if not self.machine.console.wait_for_end(0):
+            self._mark("the test ends")
         found = self.reports()
         if found:
             self.spoiled = f"of {found[0].kind} in the test before"
@@ -151,11 +151,17 @@ class Running:
 
     def reports(self) -> list[Report]:
         """What the kernel has reported since the test began."""
-        return self.machine.reports[self._seen :]
+        return self._reported[self._seen :]
 
     def console(self) -> str:
         """What the kernel has printed since the test began."""
         return self.machine.console.text.rpartition(self._begun)[2] if self._begun else self.machine.console.text
+
+    def printed(self) -> str:
+        """The same, with all that the kernel has printed until now."""
+        mark = self._mark("so far")
+        text = self.console()
+        return text.rpartition(mark)[0] or text
 
     def counted(self, number: int, patience: float) -> dict[str, int]:
         """What a device has counted since the test began."""
@@ -169,12 +175,13 @@ class Running:
 
     def failed(self, error: BaseException) -> None:
         """Keep the next test from a machine in which a command did not end, or that has died."""
-        if isinstance(error, CommandTimeout) or self.machine.ended:
+        if isinstance(error, CommandTimeout) or self.machine.console.wait_for_end(0):
             self.spoiled = self.spoiled or str(error)
 
     def _mark(self, text: str) -> str:
         """Print a line on the guest's console, and wait for it: all that was printed before has come by then."""
-        line = f"bellwire: {text}"
+        self._marks += 1
+        line = f"bellwire {self._marks}: {text}"
         self._run(["sh", "-c", 'echo "<2>$1" >/dev/kmsg', "sh", line])
         self.machine.console.wait_for(line.encode(), PATIENCE)
         return line

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from bellwired.guest.fetch import fetch_guest_tools
+from bellwired.guest.plan import HOST
+from bellwired.guest.qemus import inspect
 from bellwired.testing.wanted import Wanted
 
 
@@ -22,7 +25,16 @@ class Tools:
 
     def plan(self, wanted: Wanted) -> dict[str, Any]:
         """The plan of a machine, but for its devices."""
-        return dict(wanted.guest)
+        tools = fetch_guest_tools(extra=("e2fsprogs", "nvme-cli", "fio", "iperf3", "systemd"))
+        qemu = inspect(tuple(tools.qemu), tools.qemu_environment, tuple(tools.virtiofsd))
+        return {"kernel": tools.kernel, "qemu": qemu, "root": HOST, "busybox": tools.busybox, **wanted.guest}
 
     def build(self, module: Path) -> None:
         """Build a module."""
+        import subprocess
+
+        headers = Path.home() / ".cache/bellwire/headers/6.12.117+deb13-cloud-amd64-1"
+        words = ["make", "-C", str(module.parent), f"KDIR={headers / 'build'}", f"CC={headers / 'cc'}"]
+        words.append("CONFIG_DEBUG_INFO_BTF_MODULES=")
+        done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -96,6 +96,10 @@ class Vm:
         """What the guest's kernel has printed since the boot."""
         return self.machine.console
 
+    def dmesg(self) -> str:
+        """What the guest's kernel has printed since the test began."""
+        return self._running.printed()
+
     @property
     def reports(self) -> list[Report]:
         """The kernel's reports since the test began: oopses, warnings, hung tasks and the like."""
