@@ -138,7 +138,7 @@ class IrqTable:
             else:
                 self._unmask(request.index, irq)
 
-    def trigger(self, index: int, vector: int = 0) -> bool:
+    def trigger(self, index: int, vector: int) -> bool:
         """Signal an interrupt. Returns False, and keeps it pending, if it is masked or has no eventfd."""
         irq = self._irqs[index][vector]
         if irq.masked or irq.fd < 0:
@@ -154,7 +154,7 @@ class IrqTable:
             self._raised = False  # no UNMASK eventfd: the guest's EOI is not reported, so the next edge counts
         self._raise_line()
 
-    def pending(self, index: int, vector: int = 0) -> bool:
+    def pending(self, index: int, vector: int) -> bool:
         """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 

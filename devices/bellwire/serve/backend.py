@@ -23,6 +23,7 @@ from vfio_user import (
     Reader,
     Region,
     RegionFlags,
+    RegionIndex,
     RegionInfo,
     SubRegion,
     VfioUserError,
@@ -57,6 +58,8 @@ class DeviceBackend:
         size = self._core.region_size(index)
         if size == 0:
             return Region(RegionInfo(index, RegionFlags(0), 0), None)
+        if index == RegionIndex.ROM:
+            return Region(RegionInfo(index, RegionFlags.READ, size), None)
         flags = RegionFlags.READ | RegionFlags.WRITE
         plan = self._core.layout.bars.get(index)
         areas = tuple(MmapArea(area.offset, area.size) for area in plan.areas) if plan else ()
