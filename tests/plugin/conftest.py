@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.testing import running
-from bellwired.testing.tools import Tools
-from plugin.near import LOG, Near
+from plugin.near import LOG
+from plugin.standin import stand_in
 
 DEVICE = """
 from enum import IntFlag
@@ -52,10 +51,7 @@ class Trial:
 @pytest.fixture
 def trial(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Trial:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # or hypothesis would be read again for each run
-    monkeypatch.setattr(running, "Machine", Near)
-    monkeypatch.setattr(Near, "machines", [])
-    monkeypatch.setattr(Tools, "plan", lambda self, wanted: {"kernel": None, "qemu": None, **wanted.guest})
-    monkeypatch.setattr(Tools, "build", lambda self, module: None)
+    stand_in(monkeypatch)
     driver = pytester.mkdir("driver")
     for name in ("copier", "core", "busy", "broken"):
         (driver / f"{name}.ko").touch()

@@ -12,9 +12,20 @@ from bellwired.guest.console import Console
 from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.machine import Finished
 from bellwired.guest.plan import Plan
-from bellwired.guest.reports import Report
 
 LOG = "log"
+OOPS = b"""
+[    5.123456] BUG: kernel NULL pointer dereference, address: 0000000000000000
+[    5.123500] #PF: supervisor write access in kernel mode
+[    5.123600] Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI
+[    5.123700] CPU: 0 UID: 0 PID: 100 Comm: sh Tainted: G           O       6.12.0 #1
+[    5.123800] RIP: 0010:copier_write+0x20/0x90 [copier]
+[    5.123900] Call Trace:
+[    5.124000]  <TASK>
+[    5.124100]  vfs_write+0x100/0x400
+[    5.124200]  </TASK>
+[    5.124300] ---[ end trace 0000000000000000 ]---
+"""
 
 
 class Near:
@@ -24,9 +35,8 @@ class Near:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.console = Console()
-        self.reports: list[Report] = []
-        self.ended = False
+        self.console = Console(plan.listeners)
+
         self.machines.append(self)
         self._number = len(self.machines)
         self._tell("boot " + " ".join(device.id for device in plan.devices))
@@ -50,8 +60,7 @@ class Near:
         if "/sys/bus/pci" in " ".join(words):
             return Finished(0, None, b"", b"")
         if "oops" in " ".join(words):
-            self.console.feed(b"BUG: unable to handle page fault\n")
-            self.reports.append(Report("oops", "BUG: unable to handle page fault"))
+            self.console.feed(OOPS)
         try:
             done = subprocess.run(
                 words, input=input, env=dict(self.plan.environment), capture_output=True, timeout=timeout, check=False
@@ -77,7 +86,7 @@ class Near:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._tell("end")
-        self.ended = True
+        self.console.end()
 
     def _tell(self, text: str) -> None:
         with Path(LOG).open("a") as log:

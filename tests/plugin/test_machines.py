@@ -142,6 +142,18 @@ def test_it(vm):
 """).assert_outcomes(passed=1)
 
 
+def test_a_test_may_name_mark_and_fixture_and_import_nothing(trial: Trial) -> None:
+    trial.pytester.makepyfile(
+        test_names="""
+        import pytest
+        @pytest.mark.bellwire(devices=["edu"], module="driver/copier.ko")
+        def test_it(vm):
+            assert vm.device("edu").identity.device == 0x11E8
+    """
+    )
+    trial("").assert_outcomes(passed=1)
+
+
 def test_a_fixture_without_a_machine_says_what_is_missing(trial: Trial) -> None:
     result = trial("def test_it(vm): pass")
     result.assert_outcomes(errors=1)

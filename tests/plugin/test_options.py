@@ -96,7 +96,7 @@ def test_its_options_are_in_the_help(trial: Trial) -> None:
         ["drivers in a Linux guest (bellwire):", "*--bellwire-required*", "*--bellwire-kernel*"]
     )
     result = trial("", "--markers")
-    result.stdout.fnmatch_lines(["@pytest.mark.bellwire(wanted): *"])
+    result.stdout.fnmatch_lines(["@pytest.mark.bellwire(devices, module=...): *"])
 
 
 def test_pytest_finds_the_plugin_by_its_entry_point() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
-from plugin.conftest import Trial
+import pytest
+
+from plugin.conftest import DEVICE, PLUGIN, Trial
 
 FAILS = """
 @machine(devices=[Copier], module="driver/copier.ko")
@@ -82,7 +86,7 @@ def test_next(vm): pass
 """)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["E *GuestReport: BUG: unable to handle page fault", "*the guest's kernel: oops*", "BUG: unable*"]
+        ["E *GuestReport: *", "*BUG: kernel NULL pointer*", "*the guest's kernel: oops*", "*BUG: kernel NULL pointer*"]
     )
     assert [line for line in trial.log if "boot" in line or "end" in line] == [
         *("1: boot copier0", "1: end"),
@@ -173,3 +177,18 @@ def test_it(vm, request):
 """)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*device stuck0: registers*", "stuck has been busy for 0.05 s, in *wait*"])
+
+
+@pytest.mark.slow  # it starts workers
+def test_a_worker_of_xdist_has_a_machine_of_its_own_and_sends_the_whole_report(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.pytester.makepyfile(test_it=DEVICE + FAILS)
+    root = Path(__file__).parents[2]
+    words = [*PLUGIN, "-p", "xdist", "-p", "plugin.standin", "-n", "2", "--dist", "each", "--junitxml=out.xml"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root / "tests"), str(root)]))
+    result = trial.pytester.runpytest_subprocess(*words)
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(SECTIONS)
+    assert (trial.pytester.path / "out.xml").read_text().count("read_count() begins") == 2
+    assert trial.log.count("1: boot copier0") == 2

@@ -27,8 +27,6 @@ class Kept:
     failure: str = ""
 
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where a guest finds commands."""
 _KEPT = pytest.StashKey[list[Kept]]()
 
 
@@ -65,12 +63,10 @@ class Bench:
     def _start(self, kept: Kept) -> Running:
         __tracebackhide__ = True
         try:
-            plan = self._tools.plan(kept.wanted)
             for module in kept.modules:
                 self._tools.build(module)
-            folders = ":".join(map(str, kept.path))
-            environment = {"PATH": f"{folders}:{PATH}", **plan.get("environment", {})}
-            return Running(kept.wanted, kept.modules, {**plan, "environment": environment})
+            plan = self._tools.plan(kept.wanted, kept.modules)
+            return Running(kept.wanted, kept.modules, kept.path, plan)
         except NotHere as error:
             self._unavailable(str(error))
         except CommandError as error:

@@ -37,9 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"fail tests for which no QEMU, kernel or compiler can be had, in place of skipping them (${REQUIRED}=1)",
     )
-    group.addoption("--bellwire-kernel", metavar="KERNEL", help="a bzImage or a kernel's build tree, for all guests")
+    group.addoption(
+        "--bellwire-kernel",
+        metavar="KERNEL",
+        help="the kernel of all guests: a bzImage, a build tree, running, or debian",
+    )
     group.addoption("--bellwire-append", metavar="WORDS", default="", help="more for the kernel's command line")
-    group.addoption("--bellwire-no-fetch", action="store_true", help="fetch nothing: skip what the cache does not have")
     group.addoption("--bellwire-fresh", action="store_true", help="boot for each test")
     group.addoption(
         "--bellwire-timeout",
@@ -59,7 +62,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known, for ``--strict-markers``."""
-    config.addinivalue_line("markers", f"{MARK}(wanted): a Linux guest with devices, by machine() of bellwire.pytest")
+    config.addinivalue_line(
+        "markers", f"{MARK}(devices, module=...): a Linux guest with devices, as by machine() of bellwire.pytest"
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from bellwired.find import find_device
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
-from bellwired.guest.reports import Report
+from bellwired.guest.reports import Report, Watcher
+from bellwired.guest.roots import environment
 from bellwired.testing.traces import Trace
 from bellwired.testing.wanted import Wanted
 
@@ -49,12 +50,13 @@ class Placed:
 class Running:
     """A machine for tests, one after the other. It ends with :meth:`close`."""
 
-    def __init__(self, wanted: Wanted, modules: Sequence[Path], plan: dict[str, Any]) -> None:
+    def __init__(self, wanted: Wanted, modules: Sequence[Path], path: Sequence[Path], plan: dict[str, Any]) -> None:
         self.wanted = wanted
         self.spoiled = ""
         """Why no other test can use the machine; empty if one can."""
         self.devices: list[Placed] = []
-        self._modules = modules
+        self._watcher = Watcher()
+        self._modules = [module for module in modules if module.suffix == ".ko"]
         self._loaded: list[str] = []
         self._marks = 0
         self._begun = ""
@@ -70,14 +72,16 @@ class Running:
                 place = f"0000:00:{FIRST_SLOT + number:02x}.0"  # as bellwired.guest.board puts it there
                 self.devices.append(Placed(chosen.id or f"{kind.name}{number}", place, serving, traces[kind.name]))
             devices = [Plugged(placed.serving.path, placed.id) for placed in self.devices]
-            self._reported: list[Report] = []
-            self.machine: Machine = stack.enter_context(Machine.start(Plan(devices=devices, **plan)))
+            made = Plan(**plan, devices=devices, listeners=(self._watcher.feed,))
+            folders = ":".join([*map(str, path), environment(made)["PATH"]])
+            made = replace(made, environment={"PATH": folders, **made.environment})
+            self.machine: Machine = stack.enter_context(Machine.start(made))
             self._stack = stack.pop_all()
 
     def begin(self, name: str) -> None:
         """A test begins: load the driver."""
         self._begun = self._mark(f"{name} begins")
-        self._seen = len(self._reported)
+        self._seen = len(self._watcher.reports)
         for placed in self.devices:
             placed.trace.clear()
         self._before = [placed.serving.statistics() for placed in self.devices]
@@ -110,18 +114,14 @@ class Running:
     def load(self) -> None:
         """Load the modules that are not loaded, in their order."""
         for module in self._modules[len(self._loaded) :]:
-            last = module == self._modules[-1]
-            parameters = self.wanted.parameters if last else ()
-            if module.suffix == ".ko":
-                self.machine.insert(module, *parameters)
-            else:
-                self._run(["modprobe", module.name, *parameters])
-            self._loaded.append(module.stem if module.suffix == ".ko" else module.name)
+            parameters = self.wanted.parameters if module == self._modules[-1] else ()
+            self.machine.insert(module, *parameters)
+            self._loaded.append(module.stem)
 
     def unload(self) -> None:
         """Remove the modules that are loaded, in the opposite order."""
         while self._loaded:
-            self.machine.remove(self._loaded[-1].replace("-", "_"))
+            self.machine.remove(self._loaded[-1])
             self._loaded.pop()
 
     def reset_devices(self) -> None:
@@ -151,7 +151,7 @@ class Running:
 
     def reports(self) -> list[Report]:
         """What the kernel has reported since the test began."""
-        return self._reported[self._seen :]
+        return self._watcher.reports[self._seen :]
 
     def console(self) -> str:
         """What the kernel has printed since the test began."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 
@@ -98,16 +98,19 @@ def machine(
 
 
 def wanted_by(node: pytest.Item) -> Wanted:
-    """What the nearest :func:`machine` of a test says. The test fails if there is none."""
+    """What the nearest mark of a test says: :func:`machine`, or ``pytest.mark.bellwire`` with the same keywords."""
     __tracebackhide__ = True
     mark = node.get_closest_marker(MARK)
-    if mark is None or not mark.args or not isinstance(mark.args[0], Wanted):
+    if mark is None:
         pytest.fail(
             f"{node.nodeid} uses the fixture vm and does not say which machine: "
             "decorate it with @machine(devices=[...]) of bellwire.pytest",
             pytrace=False,
         )
-    return mark.args[0]
+    first: object = mark.args[0] if mark.args else None
+    if not isinstance(first, Wanted):
+        (first,) = machine(*mark.args, **mark.kwargs).args
+    return cast("Wanted", first)
 
 
 def find_module(name: str, places: Sequence[Path]) -> Path:
