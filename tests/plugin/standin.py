@@ -13,7 +13,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     """Have tests get machines that are near."""
     patch.setattr(running, "Machine", Near)
     patch.setattr(Near, "machines", [])
-    patch.setattr(Tools, "plan", lambda self, wanted, modules: {"kernel": None, "qemu": None, **wanted.guest})
+    patch.setattr(Tools, "plan", lambda self, wanted, modules, folders: {"kernel": None, "qemu": None, **wanted.guest})
     patch.setattr(Tools, "build", lambda self, module: None)
 
 

@@ -61,7 +61,7 @@ def test_a_machine_that_did_not_start_is_not_tried_for_each_test(trial: Trial, m
 
     def start(_: object) -> NoReturn:
         tries.append(1)
-        raise MachineError("the guest has not booted within 120 s", console="Kernel panic - not syncing")
+        raise MachineError("the guest has not booted in 120 s", "try more memory", console="Kernel panic - no init")
 
     monkeypatch.setattr(Near, "start", start)
     result = trial("""
@@ -72,8 +72,11 @@ def test_two(vm): pass
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(
         [
-            "E *MachineError: the guest has not booted within 120 s",
-            "the machine could not be started for a test before this one: the guest has not booted within 120 s",
+            "E *MachineError: the guest has not booted in 120 s",
+            "E *try more memory",
+            "*the guest's console*",
+            "Kernel panic - no init",
+            "the machine could not be started for a test before this one: the guest has not booted in 120 s",
         ]
     )
     assert len(tries) == 1

@@ -120,6 +120,16 @@ def test_next(vm): pass
     assert [line for line in trial.log if "boot" in line] == [f"{n}: boot copier0" for n in (1, 2, 3)]
 
 
+def test_after_a_guest_that_has_ended_the_next_test_has_a_new_machine(trial: Trial) -> None:
+    result = trial("""
+pytestmark = machine(devices=[Copier], module="driver/copier.ko")
+def test_off(vm): vm.console.end()
+def test_next(vm): pass
+""")
+    result.assert_outcomes(passed=2)
+    assert [line for line in trial.log if "boot" in line] == ["1: boot copier0", "2: boot copier0"]
+
+
 def test_a_command_that_fails_is_told_with_what_it_has_written(trial: Trial) -> None:
     result = trial("""
 @machine(devices=[Copier])

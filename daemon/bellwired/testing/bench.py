@@ -53,7 +53,7 @@ class Bench:
         kept = self._kept(item, wanted)
         if kept.failure:
             pytest.fail(f"the machine could not be started for a test before this one: {kept.failure}", pytrace=False)
-        if kept.running is not None and kept.running.spoiled:
+        if kept.running is not None and (kept.running.spoiled or kept.running.ended):
             kept.running.close()
             kept.running = None
         if kept.running is None:
@@ -65,7 +65,7 @@ class Bench:
         try:
             for module in kept.modules:
                 self._tools.build(module)
-            plan = self._tools.plan(kept.wanted, kept.modules)
+            plan = self._tools.plan(kept.wanted, kept.modules, kept.path)
             return Running(kept.wanted, kept.modules, kept.path, plan)
         except NotHere as error:
             self._unavailable(str(error))

@@ -7,7 +7,7 @@ guest and the rest are imported when the first test asks for a machine. ``-p no:
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,11 +77,11 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
     bench = request.config.stash.get(_BENCH, None)
     if bench is None:
         bench = request.config.stash[_BENCH] = Bench(request.config, required=_required(request.config))
-    running = item.stash[_RUNNING] = bench.take(item, wanted)
     try:
+        running = item.stash[_RUNNING] = bench.take(item, wanted)
         running.begin(item.nodeid)
     except Exception as error:
-        running.spoiled = str(error)
+        _explain(item, error)
         raise
     vm = item.stash[_VM] = bench.vm(running)
     yield vm
@@ -97,31 +97,43 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A test in which the guest's kernel reports a mistake has failed, whatever the test itself says."""
     try:
         result = yield
-    except BaseException as error:
         if (running := item.stash.get(_RUNNING, None)) is not None:
-            running.failed(error)
+            running.check()
+    except BaseException as error:
+        _explain(item, error)
         raise
-    if (running := item.stash.get(_RUNNING, None)) is not None:
-        running.check()
     return result
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the machine's sections to the report of a failing test, so that JUnit's XML has them, too."""
     report = yield
     running = item.stash.get(_RUNNING, None)
+    found: Iterable[tuple[str, str]] = ()
     if report.failed and running is not None:
         from bellwired.testing.sections import sections
 
         item.stash[_FAILED] = True
-        trace: int = item.config.getoption("--bellwire-trace")
-        for title, text in sections(item.stash.get(_VM, None), running, trace):
-            if isinstance(report.longrepr, ExceptionRepr):  # JUnit's XML has all of it
-                report.longrepr.addsection(title, text, "-")
-            else:
-                report.sections.append((title, text))
+        found = sections(item.stash.get(_VM, None), running, item.config.getoption("--bellwire-trace"))
+    elif report.failed and call.excinfo is not None and (console := getattr(call.excinfo.value, "console", "")):
+        found = [("the guest's console", console)]
+    for title, text in found:
+        if isinstance(report.longrepr, ExceptionRepr):  # JUnit's XML has all of it
+            report.longrepr.addsection(title, text, "-")
+        else:
+            report.sections.append((title, text))
     return report
+
+
+def _explain(item: pytest.Item, error: BaseException) -> None:
+    """Tell the machine of an error, and have the error say what to do about it."""
+    if (running := item.stash.get(_RUNNING, None)) is not None:
+        running.failed(error)
+    if hint := getattr(error, "hint", ""):
+        error.add_note(hint)
 
 
 def _required(config: pytest.Config) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from bellwire import PciDevice
 from bellwire.testing import Serving, serve
 from bellwired.find import find_device
-from bellwired.guest.errors import CommandTimeout, MachineError
+from bellwired.guest.errors import CommandFailed, MachineError
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
 from bellwired.guest.reports import Report, Watcher
@@ -78,6 +78,11 @@ class Running:
             self.machine: Machine = stack.enter_context(Machine.start(made))
             self._stack = stack.pop_all()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the machine has switched itself off."""
+        return self.machine.console.wait_for_end(0)
+
     def begin(self, name: str) -> None:
         """A test begins: load the driver."""
         self._begun = self._mark(f"{name} begins")
@@ -90,7 +95,7 @@ class Running:
     def check(self) -> None:
         """Raise a GuestReport if the kernel has reported a mistake since the test began."""
         __tracebackhide__ = True
-        if not self.machine.console.wait_for_end(0):
+        if not self.ended:
             self._mark("the test ends")
         found = self.reports()
         if found:
@@ -100,7 +105,7 @@ class Running:
     def end(self) -> None:
         """A test has ended: remove the driver and reset the devices, for the next test."""
         __tracebackhide__ = True
-        if self.spoiled:
+        if self.spoiled or self.ended:
             return
         try:
             self.unload()
@@ -174,8 +179,8 @@ class Running:
         self._stack.close()
 
     def failed(self, error: BaseException) -> None:
-        """Keep the next test from a machine in which a command did not end, or that has died."""
-        if isinstance(error, CommandTimeout) or self.machine.console.wait_for_end(0):
+        """Keep the next test from a machine that has died, or in which a driver or a command is stuck."""
+        if isinstance(error, MachineError) and not isinstance(error, CommandFailed):
             self.spoiled = self.spoiled or str(error)
 
     def _mark(self, text: str) -> str:

@@ -15,7 +15,7 @@ from bellwired.guest.build import build_modules
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
-from bellwired.guest.plan import HOST
+from bellwired.guest.plan import HOST, Share
 from bellwired.guest.progress import Progress, shown
 from bellwired.guest.qemus import Qemu, inspect
 from bellwired.guest.toolbox import Toolbox
@@ -36,20 +36,26 @@ class Tools:
         self._found: tuple[Toolbox, Qemu, Kernel] | None = None
         self._missing = ""
 
-    def plan(self, wanted: Wanted, modules: Sequence[Path]) -> dict[str, Any]:
-        """The plan of a machine, without its devices: with the kernel's own modules that the test's ones need."""
+    def plan(self, wanted: Wanted, modules: Sequence[Path], folders: Sequence[Path]) -> dict[str, Any]:
+        """The plan of a machine, without its devices: with the kernel's own modules that the test's ones need.
+
+        The guest has ``folders``, and its commands start in the last of them.
+        """
         toolbox, qemu, kernel = self._find()
         ours = {module.stem.replace("-", "_") for module in modules}
         needed = dict.fromkeys(name for module in modules for name in _depends(module) if name not in ours)
         append = f"{self._config.getoption('--bellwire-append')} {wanted.guest.get('append', '')}".strip()
+        own = [] if wanted.guest.get("root", HOST) == HOST else [Share(each, str(each)) for each in folders]
         return {
             "kernel": kernel,
             "qemu": qemu,
             "root": HOST,
             "busybox": toolbox.busybox,
+            "folder": str(folders[-1]),
             **wanted.guest,
             "append": append,
             "modules": [*needed, *wanted.guest.get("modules", ())],
+            "shares": [*own, *wanted.guest.get("shares", ())],
         }
 
     def build(self, module: Path) -> None:
