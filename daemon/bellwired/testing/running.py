@@ -126,13 +126,16 @@ class Running:
     def unload(self) -> None:
         """Remove the modules that are loaded, in the opposite order."""
         while self._loaded:
-            self.machine.remove(self._loaded[-1])
+            try:
+                self.machine.remove(self._loaded[-1])
+            except MachineError:  # a console on a frame buffer has its module in use until the device is taken away
+                self._let_go()
+                self.machine.remove(self._loaded[-1])
             self._loaded.pop()
 
     def reset_devices(self) -> None:
         """Reset all devices. A driver that has one meanwhile lets it go before, and gets it back after that."""
-        places = " ".join(placed.place for placed in self.devices)
-        bound = [line.split() for line in self._run(LET_GO.format(places=places)).splitlines()]
+        bound = self._let_go()
         for placed in self.devices:
             placed.serving.reset()
         if bound:
@@ -182,6 +185,11 @@ class Running:
         """Keep the next test from a machine that has died, or in which a driver or a command is stuck."""
         if isinstance(error, MachineError) and not isinstance(error, CommandFailed):
             self.spoiled = self.spoiled or str(error)
+
+    def _let_go(self) -> list[list[str]]:
+        """Take the devices from their drivers. The place of each device that had one, and the driver's name."""
+        places = " ".join(placed.place for placed in self.devices)
+        return [line.split() for line in self._run(LET_GO.format(places=places)).splitlines()]
 
     def _mark(self, text: str) -> str:
         """Print a line on the guest's console, and wait for it: all that was printed before has come by then."""
