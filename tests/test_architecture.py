@@ -38,7 +38,7 @@ FLOORS: dict[str, list[str]] = {
         "__init__ errors release messages sinks terminal",
         "unblocked",
         "logs notify places sources toml_file",
-        "box",
+        "box guest",
         "listen settings find",
         "workers",
         "manager demo maps",

@@ -8,7 +8,9 @@ from bellwire.declare.bar import Area, Bar
 from bellwire.declare.block import Block, doorbell, reg
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.link import Link, PortType
 from bellwire.declare.option import Option
+from bellwire.declare.power import Power, PowerState
 from bellwire.declare.register import Register
 from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
@@ -19,6 +21,7 @@ from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.meter import Meter
 from bellwire.pci.access_control import AccessControl, Acs
+from bellwire.pci.error_reporting import Aer, CorrectableError, ErrorMessage, UncorrectableError
 from bellwire.pci.latency import Ltr
 from bellwire.pci.serial_number import SerialNumber
 from bellwire.pci.translation import Ats, Pasid
@@ -28,18 +31,22 @@ __all__ = [
     "Access",
     "AccessControl",
     "Acs",
+    "Aer",
     "Area",
     "Ats",
     "Bar",
     "BellwireError",
     "Block",
+    "CorrectableError",
     "DeclarationError",
     "Doorbell",
     "Dvsec",
+    "ErrorMessage",
     "GuestError",
     "IntX",
     "IoRegion",
     "Job",
+    "Link",
     "Ltr",
     "Meter",
     "Msi",
@@ -49,6 +56,9 @@ __all__ = [
     "Pasid",
     "PciDevice",
     "Pool",
+    "PortType",
+    "Power",
+    "PowerState",
     "Register",
     "Rom",
     "Saved",
@@ -56,6 +66,7 @@ __all__ = [
     "SerialNumber",
     "StateError",
     "Timer",
+    "UncorrectableError",
     "Unshared",
     "VendorCapability",
     "Vsec",

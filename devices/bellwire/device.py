@@ -12,7 +12,7 @@ from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
 from bellwire.declare.declared import hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import Layout, check_rung, plan
+from bellwire.declare.layout import Layout, check_conventional, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -89,9 +89,8 @@ class PciDevice:
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
             check_rung(cls.__qualname__, cls.layout)
-            if not cls.identity.express and cls.layout.extended:
-                first = cls.layout.extended[0].capability
-                first.refuse(cls.__qualname__, "a conventional PCI device (express=False) has no extended capabilities")
+            if not cls.identity.express:
+                check_conventional(cls.__qualname__, cls.layout)
             if cls.layout.rom is not None:
                 cls.layout.rom.check_ids(cls.__qualname__, cls.identity.vendor, cls.identity.device)
             _claim(cls)

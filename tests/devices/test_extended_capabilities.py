@@ -204,7 +204,7 @@ def test_mistakes_are_refused_with_the_name_of_the_declaration() -> None:
 
 
 def test_a_conventional_device_cannot_have_any() -> None:
-    with pytest.raises(DeclarationError, match=r"Old\.serial: a conventional PCI device \(express=False\)"):
+    with pytest.raises(DeclarationError, match=r"Old\.serial: only a PCI Express device has it"):
 
         class Old(PciDevice, vendor=1, device=2, class_code=3, express=False):
             serial = SerialNumber(1)

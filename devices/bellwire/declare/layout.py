@@ -17,8 +17,10 @@ from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
 from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.link import Link
 from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
+from bellwire.declare.power import Power
 from bellwire.declare.register import Register
 from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
@@ -72,6 +74,8 @@ class Layout:
     msi: Msi | None
     intx: IntX | None
     vendor: tuple[VendorCapability, ...]
+    power: Power | None
+    link: Link | None
     extended: tuple[CapabilityLayout, ...]
     rom: Rom | None
 
@@ -159,6 +163,8 @@ def plan(device: type[Any]) -> Layout:
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
+        power=_one(where, declared, Power),
+        link=_one(where, declared, Link),
         extended=extended,
         rom=_one(where, declared, Rom),
     )
@@ -323,6 +329,12 @@ def check_rung(where: str, layout: Layout) -> None:
             bell.refuse(where, f"no method is tied to it: write @{name}.ring above the one that it runs")
 
 
+def check_conventional(where: str, layout: Layout) -> None:
+    """Refuse what only a PCI Express device has."""
+    for item in (*([layout.link] if layout.link else ()), *(each.capability for each in layout.extended)):
+        item.refuse(where, "only a PCI Express device has it, and the class line says express=False")
+
+
 def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
     """Refuse a hook that does not take the arguments that it will get."""
     event, target = tie
@@ -354,6 +366,8 @@ def _arguments(event: str, target: object) -> tuple[str, ...] | None:
             return ()
         case (Doorbell(), _):
             return ("value",) if target.with_value else ()
+        case (Power(), _):
+            return ("state",)
         case (IoRegion(), "write"):
             return ("offset", "size", "value")
         case (IoRegion(), "ring"):

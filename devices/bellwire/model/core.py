@@ -14,6 +14,7 @@ from bellwire.declare.capability import START
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
+from bellwire.declare.power import STATE, PowerState
 from bellwire.declare.register import Register
 from bellwire.errors import StateError
 from bellwire.model.capabilities import Identity, template
@@ -119,7 +120,7 @@ class Core:
             return space.read(offset, count)
         if index == RegionIndex.CONFIG:
             return self._read_config(offset, count)
-        if index == RegionIndex.ROM:
+        if index == RegionIndex.ROM and self.rom:
             return self.rom[offset : offset + count]
         return bytes(count)
 
@@ -295,11 +296,14 @@ class Core:
     def _react(self, effect: Effect) -> None:
         if Effect.RESET in effect:
             self.reset()
-            return
-        if Effect.UNMASKED in effect:
-            self.signals.resend()
-        if Effect.LEVEL in effect:
-            self.signals.relevel()
+        else:
+            if Effect.UNMASKED in effect:
+                self.signals.resend()
+            if Effect.LEVEL in effect:
+                self.signals.relevel()
+        power = self.layout.power
+        if Effect.POWER in effect and power is not None and (hook := self.hook(("write", power))) is not None:
+            self.call(hook, PowerState(self.config.power_control & STATE))
 
     def _slow(self, hook: Callable[..., Any], seconds: float) -> None:
         name = getattr(hook, "__qualname__", repr(hook))

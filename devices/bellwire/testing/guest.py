@@ -39,7 +39,7 @@ class Guest(Generic[Device]):
     def __init__(self, device: Device | type[Device], *, memory: int = MEMORY, **options: Any) -> None:
         self.device: Device = device(**options) if isinstance(device, type) else device
         self.interrupts: Counter[tuple[IrqIndex, int]] = Counter()
-        """How often each MSI or MSI-X vector was delivered."""
+        """How often each MSI or MSI-X vector was delivered, and the error interrupt (IrqIndex.ERR)."""
         self.line = False
         """The INTx level that the guest sees."""
         self.now = 0.0
@@ -241,7 +241,9 @@ class Guest(Generic[Device]):
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Count an interrupt. False if the guest has not enabled that kind, or that MSI message (PCI 3.0 §6.8.1.3)."""
         config = self.device.core.config
-        if index is IrqIndex.MSIX:
+        if index is IrqIndex.ERR:
+            heard = True
+        elif index is IrqIndex.MSIX:
             heard = config.msix_enabled
         else:
             heard = config.msi_enabled and vector < 1 << (config.field(config.at[pci.MSI] + 2) >> 4 & 7)
