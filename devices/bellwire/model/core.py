@@ -128,7 +128,7 @@ class Core:
             return space.read(offset, count)
         if index == RegionIndex.CONFIG:
             return self._read_config(offset, count)
-        if index == RegionIndex.ROM:
+        if index == RegionIndex.ROM and self.rom:
             return self.rom[offset : offset + count]
         return bytes(count)
 
