@@ -133,6 +133,7 @@ BAD_JSON = [
     b'{"capabilities": {}}\0\0',
     b"\0",
     b"\xff\0",
+    b"{} ",
     b"[]\0",
     b"3\0",
     b"null\0",
