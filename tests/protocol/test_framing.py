@@ -225,8 +225,29 @@ def test_nothing_can_follow_a_message_that_was_cut_short(ends: tuple[Wire, Chann
 
 def test_waiting_for_a_message_times_out(ends: tuple[Wire, Channel]) -> None:
     _, channel = ends
+    deadline = time.monotonic() + 0.01
     with pytest.raises(TimedOut):
-        channel.receive_by(time.monotonic() + 0.01)
+        channel.receive_by(deadline)
+    assert time.monotonic() >= deadline
+
+
+def test_a_whole_message_in_the_buffer_is_ready(ends: tuple[Wire, Channel]) -> None:
+    wire, channel = ends
+    assert not channel.ready
+    wire.raw(message(10) + message(13) + message(10, b"ring") + message(10, b"ring")[:-1])
+    assert take(channel).command == 10
+    assert channel.ready
+    assert take(channel).command == 13
+    assert channel.ready
+    assert bytes(take(channel).payload) == b"ring"
+    assert not channel.ready
+    assert not channel.empty
+
+
+def test_a_message_in_more_pieces_than_the_kernel_gathers_is_sent(ends: tuple[Wire, Channel]) -> None:
+    wire, channel = ends
+    channel.send(1, 10, 0, parts=[b"8 bytes."] * 1024)
+    assert wire.receive().payload == b"8 bytes." * 1024
 
 
 def test_fds_go_with_the_first_byte_even_if_the_message_must_wait(eventfd: Callable[[], int]) -> None:
