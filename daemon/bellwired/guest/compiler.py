@@ -22,6 +22,7 @@ LAYOUT = 1  # raise it when what is made of the packages changes
 PACKAGES = ("gcc", "binutils", "make", "libc6-dev")
 COMMANDS = ("gcc", "make", "ld", "objcopy")
 FOLDERS = ("usr/bin", "usr/libexec/gcc/x86_64-linux-gnu")
+MERGED = ("lib", "lib64")  # Debian's base-files has these links
 GCC = "usr/bin/gcc"
 ALIGNED = "-fmin-function-alignment=16"
 """A flag of Debian's kernel that a compiler older than gcc 14 lacks; modules do well without it."""
@@ -73,6 +74,8 @@ def _fetch(folder: Path, progress: Progress) -> None:
         fetched = fetch(folder, PACKAGES, progress, lambda apt, told: apt.download(PACKAGES, told))
         progress.step("unpacking the compiler")
         unpack(fetched, made / "root", progress.share)
+        for name in MERGED:
+            (made / "root" / name).symlink_to(f"usr/{name}")
         _adapt(made / "root", folder / "root")
     forget(folder)
 
