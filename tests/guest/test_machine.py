@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,30 +14,9 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.machine import Finished, Machine
 from bellwired.guest.plan import HOST, Plan, Plugged, Share
 from bellwired.guest.qemus import inspect
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The kernel of the guest tests."""
-
-    tools: Toolbox
-
-    @property
-    def image(self) -> Path:
-        return self.tools.kernel
-
-    @property
-    def modules(self) -> Path:
-        return self.tools.root / "usr/lib/modules"
-
-    def has(self, name: str) -> bool:
-        return True
-
-    def load_order(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        return self.tools.modules(names)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +35,7 @@ def machine(tools: Toolbox, folder: Path, tmp_path_factory: pytest.TempPathFacto
         devices = [Plugged(each.tap.path, each.device.name) for each in (edu, bell)]
         shares = [Share(folder, str(folder), writable=True)]
         plan = Plan(
-            Kernel(tools), qemu, devices, root=HOST, shares=shares, modules=["uio_pci_generic"], folder=str(folder)
+            tools.kernel, qemu, devices, root=HOST, shares=shares, modules=["uio_pci_generic"], folder=str(folder)
         )
         with Machine.start(plan) as machine:
             yield machine

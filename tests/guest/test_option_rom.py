@@ -11,9 +11,9 @@ import pytest
 
 import bootable
 from attached import PATIENCE, Device, Served
+from bellwired.guest.toolbox import Toolbox
 from machine import Machine
 from qemu import attach, memory, qemu
-from toolbox import Toolbox
 from vfio_user import Command, RegionIndex
 
 pytestmark = pytest.mark.guest
