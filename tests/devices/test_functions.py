@@ -185,7 +185,14 @@ def test_a_description_names_all_functions() -> None:
 
 
 def asked(**given: Any) -> argparse.Namespace:
-    values = {"device": "card.py", "name": None, "socket_path": None, "fd": None, "debug": False, "options": []}
+    values: dict[str, Any] = {
+        "device": "card.py",
+        "name": None,
+        "socket_path": None,
+        "fd": None,
+        "debug": False,
+        "options": [],
+    }
     return argparse.Namespace(**(values | given))
 
 
