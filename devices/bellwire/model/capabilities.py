@@ -20,6 +20,7 @@ EXPRESS_SIZE = 4096
 
 COMMAND = 0x04
 STATUS = 0x06
+HEADER_TYPE = 0x0E
 BAR0 = 0x10
 SUBSYSTEM = 0x2C
 ROM_BAR = 0x30
@@ -33,6 +34,7 @@ MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 SYSTEM_ERRORS = 1 << 8  # SERR# Enable
 INTX_DISABLE = 1 << 10
+MULTIFUNCTION = 1 << 7
 ROM_ENABLE = 1 << 0
 ROM_ADDRESS = 0xFFFF_F800
 COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | SYSTEM_ERRORS | INTX_DISABLE
@@ -96,8 +98,11 @@ class Template:
         self.put(BAR0 + 4 * bar.index, bar.bits // 8, kind, mask)
 
 
-def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
-    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes."""
+def template(identity: Identity, layout: Layout, rom_size: int = 0, *, multifunction: bool = False) -> Template:
+    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes.
+
+    ``multifunction`` says that it is one of several functions.
+    """
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
     space = Template(bytearray(size), bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
@@ -105,6 +110,7 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     space.put(STATUS, 2, STATUS_CAPABILITIES)
     space.put(0x08, 4, identity.class_code << 8 | identity.revision)
     space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
+    space.put(HEADER_TYPE, 1, MULTIFUNCTION if multifunction else 0)
     for plan in layout.bars.values():
         space.size_bar(plan.bar, plan.bar.size)
     if rom_size:  # §6.2.5.2

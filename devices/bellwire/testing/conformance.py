@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from bellwire.declare.capability import END, START
+from bellwire.declare.functions import functions_of
 from bellwire.declare.register import Register
 from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
@@ -81,6 +82,11 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
         def test_the_expansion_rom_is_read_only_and_one_that_firmware_accepts(self) -> None:
             with self.guest() as guest:
                 check_rom(guest)
+
+        def test_the_header_says_whether_there_are_several_functions(self) -> None:
+            with self.guest() as guest:
+                several = len(functions_of(device)) > 1
+                assert guest.config_read(pci.HEADER_TYPE, 1) == (pci.MULTIFUNCTION if several else 0)
 
         def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
             with self.guest() as guest:
