@@ -24,6 +24,7 @@ from bellwire import (
     Vsec,
 )
 from bellwire.declare.capability import END, START
+from bellwire.model.labels import Labels
 from bellwire.testing import Guest, conformance
 from vfio_user import RegionIndex
 
@@ -177,6 +178,14 @@ def test_the_device_sees_what_the_guest_has_turned_on(guest: Guest[Full]) -> Non
     assert device.latency.no_snoop == 0x3FF * 32**7
     assert guest.read(Full.ats.able) == 0x30
     assert guest.read(Full.pasid.able) == 0x1002
+
+
+def test_the_log_and_the_counters_name_their_registers() -> None:
+    labels = Labels(Full.layout)
+    at = Full.layout.extended[1].at
+    assert labels.at(CONFIG, 0x04, 2) == ["config space"]
+    assert labels.at(CONFIG, at, 0x0C) == ["config space", "debug.vsec_header", "level", "seen"]
+    assert labels.register(CONFIG, at + 0x08, 2) is Full.level
 
 
 def wrong(**body: Any) -> str:

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from bellwire.declare.capability import END, START
+from bellwire.declare.functions import functions_of
 from bellwire.declare.register import Register
 from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
@@ -36,7 +37,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
                 once = core.snapshot()
                 disturb(guest, random.Random(SEED))
                 core.reset()
-                core.config.power_on()  # what a reset has left alone: sticky bits
+                core.power_on()  # what a reset has left alone: sticky bits
                 assert core.snapshot() == once, "a reset does not lead back to the state after reset"
                 core.reset()
                 assert core.snapshot() == once
@@ -82,6 +83,11 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_rom(guest)
 
+        def test_the_header_says_whether_there_are_several_functions(self) -> None:
+            with self.guest() as guest:
+                several = len(functions_of(device)) > 1
+                assert guest.config_read(pci.HEADER_TYPE, 1) == (pci.MULTIFUNCTION if several else 0)
+
         def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
             with self.guest() as guest:
                 core = guest.device.core
@@ -89,7 +95,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
                 core.reset()
                 fresh = core.snapshot()
                 disturb(guest, random.Random(SEED))
-                core.config.power_on()
+                core.power_on()
                 guest.config_write(control, 0, 2)
                 before = core.snapshot()
                 guest.config_write(control, 3, 2)
@@ -147,7 +153,8 @@ def check_bars(guest: Guest[Any]) -> None:
         answer = guest.config_read(offset, width)
         flags = 0b11 if bar.io else 0b1111
         size = (~(answer & ~flags) & ((1 << bar.bits) - 1)) + 1
-        assert size == bar.size, f"BAR {index} says {size:#x} bytes, {bar.name} has {bar.size:#x}"
+        expected = guest.device.core.region_size(index)
+        assert size == expected, f"BAR {index} says {size:#x} bytes, {bar.name} has {expected:#x}"
         guest.config_write(offset, before, width)
         assert guest.config_read(offset, width) == before
 
