@@ -86,7 +86,11 @@ def test_next(vm): pass
 """)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["E *GuestReport: *", "*BUG: kernel NULL pointer*", "*the guest's kernel: oops*", "*BUG: kernel NULL pointer*"]
+        [
+            "E *GuestReport: the guest's kernel says: BUG: kernel NULL pointer dereference, address*",
+            "*the guest's kernel: oops*",
+            "*BUG: kernel NULL pointer*",
+        ]
     )
     assert [line for line in trial.log if "boot" in line or "end" in line] == [
         *("1: boot copier0", "1: end"),

@@ -100,7 +100,7 @@ class Running:
         found = self.reports()
         if found:
             self.spoiled = f"of {found[0].kind} in the test before"
-            raise GuestReport("\n\n".join(str(report) for report in found))
+            raise GuestReport("the guest's kernel says: " + "; ".join(report.title for report in found))
 
     def end(self) -> None:
         """A test has ended: remove the driver and reset the devices, for the next test."""
