@@ -229,3 +229,21 @@ def test_what_a_buffer_holds_is_sent_once_and_then_comes_back(terminal: Terminal
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
         far.recv(100)
+
+
+def test_buffers_behind_one_that_was_sent_in_part_wait_in_their_order(terminal: Terminal) -> None:
+    terminal.begin()
+    far = terminal.join(0)
+    queue = terminal.queues[1]
+    blocks = [bytes([number]) * (128 << 10) for number in range(6)]
+    for block in blocks:
+        queue.add(block)
+    queue.kick()
+    assert len(queue.used()) < 6
+    data = b""
+    while len(data) < 6 * len(blocks[0]):
+        data += far.recv(1 << 20)
+        terminal.driver.guest.poll()
+    assert data == b"".join(blocks)
+    queue.used()
+    assert queue.held == {}
