@@ -21,8 +21,10 @@ from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.meter import Meter
 from bellwire.pci.access_control import AccessControl, Acs
+from bellwire.pci.data_objects import DataObject, Doe
 from bellwire.pci.error_reporting import Aer, CorrectableError, ErrorMessage, UncorrectableError
 from bellwire.pci.latency import Ltr
+from bellwire.pci.resizable_bar import ResizableBars
 from bellwire.pci.serial_number import SerialNumber
 from bellwire.pci.translation import Ats, Pasid
 from bellwire.pci.vendor_specific import Dvsec, Vsec
@@ -38,7 +40,9 @@ __all__ = [
     "BellwireError",
     "Block",
     "CorrectableError",
+    "DataObject",
     "DeclarationError",
+    "Doe",
     "Doorbell",
     "Dvsec",
     "ErrorMessage",
@@ -60,6 +64,7 @@ __all__ = [
     "Power",
     "PowerState",
     "Register",
+    "ResizableBars",
     "Rom",
     "Saved",
     "SavedBytes",

@@ -13,6 +13,7 @@ from bellwire.declare.saved import SavedBytes
 
 if TYPE_CHECKING:
     from bellwire.declare.layout import Layout
+    from bellwire.model.capabilities import Template
     from bellwire.model.core import Core
 
 Typed = TypeVar("Typed", bound=IntFlag | IntEnum)
@@ -91,9 +92,15 @@ class ExtendedCapability(Declared):
     def check_among(self, where: str, layout: Layout) -> None:
         """Refuse what does not go with the device's other declarations."""
 
+    def shape(self, space: Template) -> None:
+        """Change what the header and other capabilities have after a reset, if this one says so."""
+
     def part(self, core: Core) -> Any:
         """What an instance of the device has in the place of the declaration."""
         raise NotImplementedError
+
+    def follow(self, part: Any) -> None:
+        """Called when a reset or a restore may have changed registers under ``part``."""
 
 
 class VendorRegisters(ExtendedCapability):

@@ -368,6 +368,8 @@ def _arguments(event: str, target: object) -> tuple[str, ...] | None:
             return ("value",) if target.with_value else ()
         case (Power(), _):
             return ("state",)
+        case (_, "request"):
+            return ("vendor", "kind", "data")
         case (IoRegion(), "write"):
             return ("offset", "size", "value")
         case (IoRegion(), "ring"):

@@ -9,8 +9,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from bellwire.declare.bar import Bar
 from bellwire.declare.layout import Layout
-from bellwire.declare.link import Link
+from bellwire.declare.link import TRAINED, Link
 from bellwire.declare.power import STATE, Power
 from bellwire.declare.vendor import HEADER, VendorCapability
 
@@ -19,6 +20,7 @@ EXPRESS_SIZE = 4096
 
 COMMAND = 0x04
 STATUS = 0x06
+HEADER_TYPE = 0x0E
 BAR0 = 0x10
 SUBSYSTEM = 0x2C
 ROM_BAR = 0x30
@@ -32,6 +34,7 @@ MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 SYSTEM_ERRORS = 1 << 8  # SERR# Enable
 INTX_DISABLE = 1 << 10
+MULTIFUNCTION = 1 << 7
 ROM_ENABLE = 1 << 0
 ROM_ADDRESS = 0xFFFF_F800
 COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | SYSTEM_ERRORS | INTX_DISABLE
@@ -44,13 +47,10 @@ _FLR_CAPABLE = 1 << 28
 _ROLE_BASED_ERRORS = 1 << 15
 NO_SOFT_RESET = 1 << 3
 _VERSION_2, _PORT_TYPE = 0x0002, 4
-_LTR_SUPPORTED, _LTR_ENABLE = 1 << 11, 1 << 10
 _TARGET_SPEED = 0x000F
 DEVICE_CONTROL, DEVICE_STATUS = 0x08, 0x0A
 ERRORS_DETECTED = 0x000F
 """The bits of Device Status that say that an error was detected: correctable, non-fatal, fatal, unsupported request."""
-LTR = 0x18
-"""The number of an extended capability that the PCI Express capability speaks of too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,18 @@ class Template:
         self.clears[place] = clears.to_bytes(size, "little")
         self.sticky[place] = sticky.to_bytes(size, "little")
 
+    def size_bar(self, bar: Bar, size: int) -> None:
+        """Let a base address register say ``size`` bytes: address bits from the size up are writable (§6.2.5.1)."""
+        kind = 0b1 if bar.io else (0b100 if bar.bits == 64 else 0) | (0b1000 if bar.prefetchable else 0)
+        mask = ~(size - 1) & ((1 << bar.bits) - 1) & ~(0b11 if bar.io else 0b1111)
+        self.put(BAR0 + 4 * bar.index, bar.bits // 8, kind, mask)
 
-def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
-    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes."""
+
+def template(identity: Identity, layout: Layout, rom_size: int = 0, *, multifunction: bool = False) -> Template:
+    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes.
+
+    ``multifunction`` says that it is one of several functions.
+    """
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
     space = Template(bytearray(size), bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
@@ -101,7 +110,9 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     space.put(STATUS, 2, STATUS_CAPABILITIES)
     space.put(0x08, 4, identity.class_code << 8 | identity.revision)
     space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
-    _bars(space, layout)
+    space.put(HEADER_TYPE, 1, MULTIFUNCTION if multifunction else 0)
+    for plan in layout.bars.values():
+        space.size_bar(plan.bar, plan.bar.size)
     if rom_size:  # §6.2.5.2
         space.put(ROM_BAR, 4, 0, ~(rom_size - 1) & ROM_ADDRESS | ROM_ENABLE)
     space.put(SUBSYSTEM, 4, identity.subsystem << 16 | identity.subsystem_vendor)
@@ -113,15 +124,6 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     if identity.express:
         _extended(space, layout)
     return space
-
-
-def _bars(space: Template, layout: Layout) -> None:
-    """The base address registers (§6.2.5.1): low bits give the type; address bits above the size are writable."""
-    for index, plan in layout.bars.items():
-        bar = plan.bar
-        kind = 0b1 if bar.io else (0b100 if bar.bits == 64 else 0) | (0b1000 if bar.prefetchable else 0)
-        mask = ~(bar.size - 1) & ((1 << bar.bits) - 1) & ~(0b11 if bar.io else 0b1111)
-        space.put(BAR0 + 4 * index, bar.bits // 8, kind, mask)
 
 
 def _capabilities(space: Template, identity: Identity, layout: Layout) -> None:
@@ -151,6 +153,7 @@ def _extended(space: Template, layout: Layout) -> None:
         for register in each.placed:
             sticky = (1 << 8 * register.size) - 1 if register.sticky else 0
             space.put(each.at + register.offset, register.size, register.reset, sticky=sticky)
+        each.capability.shape(space)
 
 
 class _Field(NamedTuple):
@@ -219,21 +222,15 @@ def _express(layout: Layout) -> _Fields:
         _Field(2, 0, 0, ERRORS_DETECTED),
         _Field(4, link.capabilities),
         _Field(2, 0, 0x01FB if link.has_link else 0),
-        _Field(2, link.status),
+        _Field(2, link.status, sticky=TRAINED if declared else 0),  # a function-level reset trains no link (§6.6.2)
         _Field(16, 0),
     ]
-    tells_latency = any(each.capability.number == LTR for each in layout.extended)
-    second = [
-        _Field(4, _LTR_SUPPORTED if tells_latency else 0),
-        _Field(2, 0, _LTR_ENABLE if tells_latency else 0),
-        _Field(2, 0),
-    ]
     if declared is None:
-        return [*fields, *second, _Field(16, 0)]
+        return [*fields, _Field(24, 0)]
     rate = _TARGET_SPEED if link.has_link else 0
     return [
         *fields,
-        *second,
+        _Field(8, 0),
         _Field(4, declared.speeds),
         _Field(2, declared.target, rate, sticky=rate),
         _Field(2, 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Flag, auto
 
+from bellwire.declare.bar import Bar
 from bellwire.declare.link import STATUS as LINK_STATUS
 from bellwire.declare.power import CONTROL, STATE
 from bellwire.declare.vendor import VendorCapability
@@ -125,6 +126,16 @@ class ConfigSpace:
 
     def _store(self, offset: int, value: int) -> None:
         self._content[offset : offset + 2] = value.to_bytes(2, "little")
+
+    def resize(self, bar: Bar, size: int) -> None:
+        """Let a BAR say another size. Address bits below the size become zero."""
+        width = bar.bits // 8
+        at = pci.BAR0 + 4 * bar.index
+        address = self.field(at, width)
+        self._space.size_bar(bar, size)
+        mask = int.from_bytes(self._space.writable[at : at + width], "little")
+        kind = int.from_bytes(self._space.content[at : at + width], "little")
+        self._content[at : at + width] = (address & mask | kind).to_bytes(width, "little")
 
     def read(self, offset: int, size: int) -> bytes:
         """A guest's read of ``size`` bytes. The caller has checked the bounds."""

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
 from bellwire.declare.capability import START
 from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.functions import functions_of
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
 from bellwire.declare.power import STATE, PowerState
@@ -58,7 +60,8 @@ class Core:
         rom = layout.rom
         self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
         """The expansion ROM, as a guest reads it; empty without one."""
-        space = template(identity, layout, len(self.rom))
+        several = len(functions_of(type(device))) > 1
+        space = template(identity, layout, len(self.rom), multifunction=several)
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
@@ -101,6 +104,13 @@ class Core:
     def part(self, capability: Any) -> Any:
         """What the device has in the place of an extended capability: see :meth:`ExtendedCapability.part`."""
         return self._parts[capability]
+
+    def resize(self, bar: Bar, size: int) -> None:
+        """A BAR has another size now: the client must know."""
+        self.config.resize(bar, size)
+        self.spaces[bar.index].size = size
+        if self.host is not None:
+            self.host.regions_changed()
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
@@ -216,12 +226,18 @@ class Core:
                 note(error, f"ring of {region} at {offset:#x}")
                 raise
 
+    def power_on(self) -> None:
+        """Give config space its values after power-on, sticky bits too."""
+        self.config.power_on()
+        self._follow()
+
     def reset(self) -> None:
         """Give everything its state after power-on, then call the device's ``reset``."""
         self._forget()
         self.tally.resets += 1
         self.state.reset()
         self.config.reset()
+        self._follow()
         self.signals.relevel()
         self.call(self.device.reset)
 
@@ -237,6 +253,7 @@ class Core:
         self.state.restore(snapshot)
         self._forget()
         self.config.refresh()
+        self._follow()
         try:
             self.device.check_state()
         except StateError:
@@ -267,6 +284,11 @@ class Core:
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()
+
+    def _follow(self) -> None:
+        """Let parts follow their registers, which a reset or a restore has changed."""
+        for each in self.layout.extended:
+            each.capability.follow(self._parts[each.capability])
 
     def _read_config(self, offset: int, count: int) -> bytes:
         beyond = max(0, offset + count - START)

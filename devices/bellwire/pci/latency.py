@@ -9,10 +9,13 @@ from bellwire.declare.capability import ExtendedCapability
 if TYPE_CHECKING:
     from bellwire.declare.register import Register
     from bellwire.device import PciDevice
+    from bellwire.model.capabilities import Template
     from bellwire.model.core import Core
 
 _VALUE, _SCALE = 0x3FF, 10
 _WRITABLE = 0x1FFF
+_EXPRESS, _CAPABILITIES_2, _CONTROL_2 = 0x10, 0x24, 0x28
+_SUPPORTED, _ENABLE = 1 << 11, 1 << 10
 
 
 class Ltr(ExtendedCapability):
@@ -25,6 +28,12 @@ class Ltr(ExtendedCapability):
         super().__init__(8)
         self.max_snoop = self.own("max_snoop", 0x04, size=2, access="rw", writable=_WRITABLE)
         self.max_no_snoop = self.own("max_no_snoop", 0x06, size=2, access="rw", writable=_WRITABLE)
+
+    def shape(self, space: Template) -> None:
+        """Let Device Capabilities 2 and Device Control 2 of the PCI Express capability offer it too (§7.5.3.15)."""
+        express = space.at[_EXPRESS]
+        space.put(express + _CAPABILITIES_2, 4, _SUPPORTED)
+        space.put(express + _CONTROL_2, 2, 0, _ENABLE)
 
     @overload
     def __get__(self, device: None, owner: type[PciDevice]) -> Ltr: ...

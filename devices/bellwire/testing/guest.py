@@ -259,6 +259,9 @@ class Guest(Generic[Device]):
         """Store the level of the INTx line in :attr:`line`."""
         self.line = asserted
 
+    def regions_changed(self) -> None:
+        """Do nothing: this guest asks for the size at each access."""
+
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
         """Set a timer, which :meth:`advance` runs."""
         timer = Deadline(self.now + max(0.0, delay), next(self._order), callback)
