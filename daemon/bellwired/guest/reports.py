@@ -5,6 +5,7 @@ A :class:`Watcher` reads the console's bytes as they come. The guest chooses the
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -236,7 +237,7 @@ def find_leaks(text: str, modules: Iterable[str] = ()) -> list[Report]:
     """
     wanted = [f"[{module.replace('-', '_')}]" for module in modules]
     starts = [found.start() for found in _LEAKED.finditer(text)]
-    objects = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    objects = [text[start:end].rstrip() for start, end in itertools.pairwise([*starts, len(text)])]
     return [
         Report(Kind.LEAK, each.partition(":\n")[0], each[: LONGEST_REPORT * 100])
         for each in objects
