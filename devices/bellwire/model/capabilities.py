@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bellwire.declare.bar import Bar
 from bellwire.declare.layout import Layout
-from bellwire.declare.link import Link
+from bellwire.declare.link import TRAINED, Link
 from bellwire.declare.power import STATE, Power
 from bellwire.declare.vendor import HEADER, VendorCapability
 
@@ -222,7 +222,7 @@ def _express(layout: Layout) -> _Fields:
         _Field(2, 0, 0, ERRORS_DETECTED),
         _Field(4, link.capabilities),
         _Field(2, 0, 0x01FB if link.has_link else 0),
-        _Field(2, link.status),
+        _Field(2, link.status, sticky=TRAINED if declared else 0),  # a function-level reset trains no link (§6.6.2)
         _Field(16, 0),
     ]
     if declared is None:

@@ -13,6 +13,8 @@ from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.model import capabilities as pci
+from bellwire.pci.data_objects import Doe
+from bellwire.pci.resizable_bar import ResizableBars
 from bellwire.testing.guest import Guest
 from vfio_user import RegionIndex
 
@@ -74,6 +76,14 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
         def test_extended_capabilities_form_a_list_that_ends(self) -> None:
             with self.guest() as guest:
                 check_extended(guest)
+
+        def test_bars_can_be_resized(self) -> None:
+            with self.guest() as guest:
+                check_resizable(guest)
+
+        def test_mailboxes_list_their_protocols(self) -> None:
+            with self.guest() as guest:
+                check_mailboxes(guest)
 
         def test_a_reset_keeps_sticky_bits_and_no_others(self) -> None:
             with self.guest() as guest:
@@ -216,6 +226,8 @@ def check_extended(guest: Guest[Any]) -> None:
 def check_sticky(guest: Guest[Any]) -> None:
     """After a reset a register of an extended capability has its reset value, or what it had if it is sticky (§7.4)."""
     core = guest.device.core
+    if not core.layout.extended:
+        return
     disturb(guest, random.Random(SEED + 3))
     files = core.state.registers
     before = {item: item.load(files[each.capability]) for each in core.layout.extended for item in each.placed}
@@ -224,3 +236,40 @@ def check_sticky(guest: Guest[Any]) -> None:
         after = item.load(files[item.bar.index])
         expected = value if item.sticky else item.reset
         assert after == expected, f"{item.name} is {after:#x} after a reset, not {expected:#x}"
+
+
+def check_resizable(guest: Guest[Any]) -> None:
+    """Each BAR takes each size that its Resizable BAR capability offers, and then reports it (PCIe 6.0 §7.8.6)."""
+    for each in guest.device.layout.extended:
+        if isinstance(each.capability, ResizableBars):
+            for bar, control in each.capability.controls.items():
+                able = guest.config_read(each.at + control.offset - 4, 4) >> 4
+                codes = [code for code in range(28) if able >> code & 1]
+                for code in codes:
+                    guest.write(control, code << 8)
+                    assert guest.device.core.region_size(bar.index) == 1 << 20 + code
+                    check_bars(guest)
+                guest.write(control, control.reset)
+
+
+def check_mailboxes(guest: Guest[Any]) -> None:
+    """Discovery lists each protocol of a mailbox once, itself first, and ends (PCIe 6.0 §6.30.1.1)."""
+    for each in guest.device.layout.extended:
+        if isinstance(each.capability, Doe):
+            mailbox, found, index = each.capability, [], 0
+            while True:
+                for word in (0x0001, 3, index):
+                    guest.write(mailbox.outbox, word)
+                guest.write(mailbox.control, 1 << 31)
+                assert guest.read(mailbox.status) >> 31, f"{mailbox.name} does not answer discovery of {index}"
+                answer = []
+                for _ in range(3):
+                    answer.append(guest.read(mailbox.inbox))
+                    guest.write(mailbox.inbox, 0)
+                assert not guest.read(mailbox.status) >> 31, f"{mailbox.name} has more than an answer"
+                found.append((answer[2] & 0xFFFF, answer[2] >> 16 & 0xFF))
+                assert len(found) <= len(mailbox.protocols), f"the protocols of {mailbox.name} have no end"
+                index = answer[2] >> 24
+                if not index:
+                    break
+            assert tuple(found) == mailbox.protocols
