@@ -94,12 +94,15 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Tell the machine of the error of a test."""
+    """A test in which the guest's kernel reports a mistake has failed, whatever the test itself says."""
     try:
-        return (yield)
+        result = yield
+        if (running := item.stash.get(_RUNNING, None)) is not None:
+            running.check()
     except BaseException as error:
         _explain(item, error)
         raise
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
