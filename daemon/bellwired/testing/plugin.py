@@ -81,13 +81,16 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
         running = item.stash[_RUNNING] = bench.take(item, wanted)
         running.begin(item.nodeid)
     except Exception as error:
+        if _RUNNING in item.stash:
+            item.stash[_RUNNING].spoiled = str(error)
         _explain(item, error)
         raise
     vm = item.stash[_VM] = bench.vm(running)
     yield vm
     try:
         running.end()
-    except Exception:
+    except Exception as error:
+        running.spoiled = running.spoiled or str(error)
         if not item.stash.get(_FAILED, False):
             raise
 

@@ -107,14 +107,10 @@ class Running:
         __tracebackhide__ = True
         if self.spoiled or self.ended:
             return
-        try:
-            self.unload()
-            self.check()
-            if self.wanted.reset:
-                self.reset_devices()
-        except MachineError as error:
-            self.spoiled = str(error)
-            raise
+        self.unload()
+        self.check()
+        if self.wanted.reset:
+            self.reset_devices()
 
     def load(self) -> None:
         """Load the modules that are not loaded, in their order."""
