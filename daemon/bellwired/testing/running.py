@@ -11,6 +11,7 @@ from typing import Any
 from bellwire import PciDevice
 from bellwire.testing import Serving, serve
 from bellwired.find import find_device
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, MachineError
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
@@ -57,6 +58,7 @@ class Running:
         self.devices: list[Placed] = []
         self._watcher = Watcher()
         self._modules = [module for module in modules if module.suffix == ".ko"]
+        self._decoder = Decoder(getattr(plan["kernel"], "vmlinux", None), self._modules, path)
         self._loaded: list[str] = []
         self._marks = 0
         self._begun = ""
@@ -156,6 +158,10 @@ class Running:
     def reports(self) -> list[Report]:
         """What the kernel has reported since the test began."""
         return self._watcher.reports[self._seen :]
+
+    def decoded(self, report: Report) -> str:
+        """The text of a report, with lines of source behind addresses."""
+        return self._decoder.decode(report.text)
 
     def console(self) -> str:
         """What the kernel has printed since the test began."""

@@ -23,7 +23,7 @@ def sections(vm: Vm | None, running: Running, lines: int) -> Iterator[Section]:
     if vm is not None and vm.commands:
         yield "commands in the guest", "\n".join(vm.commands)
     for report in running.reports():
-        yield f"the guest's kernel: {report.kind}", report.text
+        yield f"the guest's kernel: {report.kind}", running.decoded(report)
     yield "the guest's console", _last(running.console(), CONSOLE)
     for number, placed in enumerate(running.devices):
         yield f"device {placed.id}: registers", _asked(placed, registers)
