@@ -52,6 +52,14 @@ def test_each_function_has_a_worker_and_the_rom_is_read_in_its_box(
         assert f'"path":"{path}","type":"unix"}},"addr":"10.{number}","multifunction":true' in line
 
 
+def test_a_rom_that_has_changed_is_told_as_changed_code(daemon: Instance, run: Run, sockets: list[Path]) -> None:
+    daemon.reload()
+    Client.connect(sockets[1]).close()
+    assert "changed since" not in run("status", "card.1")[1]
+    (daemon.plugins / "card.rom").write_bytes(IMAGE + bytes(512))
+    assert "changed since its worker started" in run("status", "card.1")[1]
+
+
 def test_a_file_that_names_all_functions_is_refused_with_what_to_say(daemon: Instance, sockets: list[Path]) -> None:
     for path in daemon.devices.glob("card.*"):
         path.unlink()
