@@ -46,19 +46,12 @@ exit 7
 """
 
 
-def left_behind() -> set[Path]:
-    """Temporary files of Bellwire's."""
-    return set(Path("/tmp").glob("bellwire-*"))
-
-
-def processes() -> set[str]:
-    """The processes that ``bellwire boot`` starts, and other tests do not: virtiofsd."""
-    found = set()
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"virtiofsd" in line.read_bytes():
-                found.add(line.parent.name)
-    return found
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files: nothing may be left there."""
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    return tmp_path / "t"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +129,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tools: object) -> Iterator[Terminal]:
+def terminal(tools: object, scratch: Path) -> Iterator[Terminal]:
     terminal = Terminal("edu", "--minimal")
     yield terminal
     terminal.process.kill()
@@ -144,8 +137,7 @@ def terminal(tools: object) -> Iterator[Terminal]:
     os.close(terminal.fd)
 
 
-def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal: Terminal) -> None:
-    before = left_behind()
+def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal: Terminal, scratch: Path) -> None:
     terminal.wait_for(" # ")
     terminal.type("stty size; cat /sys/bus/pci/devices/0000:00:01.0/device\n")
     terminal.wait_for("33 101\r\n0x11e8\r\n")
@@ -164,7 +156,7 @@ def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal:
     for fd in started:
         assert select.select([fd], [], [], 0)[0]
         os.close(fd)
-    assert left_behind() <= before
+    assert list(scratch.iterdir()) == []
 
 
 def machine_of(process: subprocess.Popen[str], program: str) -> int:
@@ -180,15 +172,14 @@ def machine_of(process: subprocess.Popen[str], program: str) -> int:
     raise AssertionError(f"no {program}")
 
 
-def test_a_qemu_that_is_killed_ends_all_with_a_status_of_its_own(tools: object, folder: Path) -> None:
-    before = left_behind()
+def test_a_qemu_that_is_killed_ends_all_with_a_status_of_its_own(tools: object, folder: Path, scratch: Path) -> None:
     words = [*COMMAND, "boot", "edu", "--", "true"]
     with subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         os.kill(machine_of(process, "qemu-system-x86_64"), signal.SIGKILL)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == FAILED
     assert "QEMU has ended with status -9" in errors
-    assert left_behind() <= before
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_device_that_does_not_start_is_told_with_its_reason(tools: object, folder: Path) -> None:
