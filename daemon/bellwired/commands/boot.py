@@ -15,10 +15,11 @@ from typing import Any
 
 from bellwire import BellwireError
 from bellwired import terminal
-from bellwired.commands import boot_devices, show
+from bellwired.commands import boot_devices, boot_prepare, boot_reports, show
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
+from bellwired.guest.build import BuildError
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
@@ -80,6 +81,7 @@ def add_parser(commands: Any) -> None:
         metavar="KERNEL",
         help="a bzImage, a kernel's build tree, 'running', or 'debian' (the default: fetched once)",
     )
+    boot_prepare.add_arguments(parser)
     parser.add_argument("--append", default="", metavar="TEXT", help="more of the kernel's command line")
     parser.add_argument(
         "--share",
@@ -126,6 +128,8 @@ def boot(arguments: argparse.Namespace) -> int:
         show.errors([error], in_json=False)
         return TIMED_OUT
     except BellwireError as error:
+        if isinstance(error, BuildError):
+            boot_prepare.show_output(error)
         if isinstance(error, MachineError) and error.console:
             print(f"The end of the guest's console:\n{terminal.lines(error.console)}", file=sys.stderr)
         show.errors([error], in_json=False)
@@ -139,11 +143,18 @@ def _boot(arguments: argparse.Namespace) -> int:
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
             tools = fetch_guest_tools(progress)
+            told = boot_prepare.prepare(arguments, kernel, progress)
+        for line in told:
+            screen.note(line)
+        if boot_prepare.prepares_only(arguments):
+            screen.note(tools.describe())
+            return 0
         shares = _shares(arguments)
         qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
         served = stack.enter_context(Served(screen.log))
         devices = boot_devices.serve(arguments, served)
         modules = [shlex.split(text) for text in arguments.modules]
+        alarm = boot_reports.Alarm(screen)
         plan = Plan(
             kernel,
             qemu,
@@ -158,6 +169,7 @@ def _boot(arguments: argparse.Namespace) -> int:
             network=arguments.network,
             gdb=_gdb(kernel, screen, stack) if arguments.gdb else None,
             listeners=(console,) if console else (),
+            told=alarm.told,
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
         served.wait()
@@ -168,9 +180,14 @@ def _boot(arguments: argparse.Namespace) -> int:
             served.check()
             raise
         served.forget_paths()
-        for words in modules:
-            machine.load(words[0], *words[1:])
-        status = converse(machine, screen, arguments.words, arguments.timeout)
+        if arguments.words:
+            alarm.watch(machine)
+        with boot_reports.shown(machine):
+            for words in modules:
+                machine.load(words[0], *words[1:])
+            status = converse(machine, screen, arguments.words, arguments.timeout)
+            if modules:
+                boot_reports.check_leaks(machine, [words[0] for words in modules])
         served.check()
         return status
 

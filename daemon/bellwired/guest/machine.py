@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,10 +26,12 @@ from typing import Self
 from bellwired.guest import board, roots
 from bellwired.guest.channel import Channel, Running, Sink
 from bellwired.guest.console import Console
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.reports import Report, Watcher
 
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
@@ -53,8 +55,10 @@ class Finished:
 class Machine:
     """A guest that has booted. Use it as a context manager, or :meth:`close` it."""
 
-    def __init__(self, plan: Plan, hardware: Hardware, channel: Channel) -> None:
+    def __init__(self, plan: Plan, hardware: Hardware, channel: Channel, watcher: Watcher) -> None:
         self.plan = plan
+        self._watcher = watcher
+        self._inserted: list[Path] = []
         self.console: Console = hardware.console
         self._hardware = hardware
         self._channel = channel
@@ -64,10 +68,11 @@ class Machine:
     def start(cls, plan: Plan) -> Machine:
         """Boot a guest. Returns when it takes commands; a MachineError says why it does not."""
         with contextlib.ExitStack() as stack:
-            hardware = Hardware(plan)
+            watcher = Watcher(plan.told)
+            hardware = Hardware(replace(plan, listeners=(*plan.listeners, watcher.feed)))
             stack.callback(hardware.close)
             channel = stack.enter_context(Channel(hardware.channel, hardware.why_lost))
-            machine = cls(plan, hardware, channel)
+            machine = cls(plan, hardware, channel, watcher)
             if not channel.wait_until_ready(plan.boot_time):
                 raise machine._error(f"the guest takes no commands after {plan.boot_time:.0f} s")
             roots.prepare(machine, hardware.folders)
@@ -139,8 +144,11 @@ class Machine:
             self.insert(Path(module), *parameters)
             return
         wanted = module.replace("-", "_")
-        for name, content in self.plan.kernel.load_order([module]).items():  # none if it is built in
+        kernel = self.plan.kernel
+        for name, content in kernel.load_order([module]).items():  # none if it is built in
             self._insert(name, content, parameters if name == wanted else ())
+            if file := kernel.file(name):
+                self._inserted.append(file)
 
     def insert(self, module: Path, *parameters: str) -> None:
         """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
@@ -149,11 +157,32 @@ class Machine:
         except OSError as error:
             raise MachineError(f"{module}: {error.strerror}") from None
         self._insert(str(module), content, parameters)
+        self._inserted.append(module)
 
     def _insert(self, name: str, content: bytes, parameters: Sequence[str]) -> None:
         number = self.tool(["insmod", *parameters], content)
         if number and not (number == errno.EEXIST and not name.endswith(".ko")):
             raise self._error(f"{name}: cannot be loaded: {os.strerror(number)}", "the guest's console may say more")
+
+    @property
+    def reports(self) -> list[Report]:
+        """What the guest's kernel has reported so far: oopses, warnings, hangs (:mod:`bellwired.guest.reports`)."""
+        return self._watcher.reports
+
+    def decoded(self, report: Report) -> str:
+        """A report's text with the lines of source of the addresses in it, as far as symbols are at hand.
+
+        They are in the kernel's build tree, and in the modules that were loaded from files with debug information.
+        """
+        folders = [module.parent for module in self._inserted]
+        vmlinux = self.plan.kernel.vmlinux
+        if vmlinux:
+            folders.append(vmlinux.parent)
+        return Decoder(vmlinux, self._inserted, folders).decode(report.text)
+
+    def give_up(self, why: str) -> None:
+        """Wait for the guest no longer: a MachineError is raised in all who wait for it, and in all later calls."""
+        self._channel.fail(self._error(why))
 
     def remove(self, name: str) -> None:
         """Unload a kernel module."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from bellwired.guest.console import Listener
 from bellwired.guest.qemus import Qemu
+from bellwired.guest.reports import Told
 
 HOST, MINIMAL = "host", "minimal"
 BOOT_TIME = 120.0  # seconds, for a machine that is emulated on a busy host
@@ -28,6 +29,13 @@ class Bootable(Protocol):
     @property
     def modules(self) -> Path | None:
         """The folder of its modules, or None."""
+
+    @property
+    def vmlinux(self) -> Path | None:
+        """The kernel with its symbols, or None."""
+
+    def file(self, name: str) -> Path | None:
+        """The file of the module ``name``, or None."""
 
     def has(self, name: str) -> bool:
         """Whether the module ``name`` can be loaded, or is built in."""
@@ -103,5 +111,7 @@ class Plan:
     """More arguments for QEMU, behind the devices."""
     listeners: tuple[Listener, ...] = ()
     """They hear what the guest's console prints."""
+    told: Told | None = None
+    """It is called with each report of the guest's kernel, when the report is complete, on another thread."""
     boot_time: float = BOOT_TIME
     """Seconds until the guest takes commands, at most."""
