@@ -46,11 +46,11 @@ class ExtendedCapability(Declared):
         self.registers: list[Register[Any]] = []
         """The registers that the specification defines, as far as this capability has them."""
         self.saved: list[SavedBytes] = []
-        """What is no register, and belongs into a snapshot all the same."""
+        """State beside the registers that a snapshot must have too."""
 
     @property
     def index(self) -> ExtendedCapability:
-        """What its registers' bytes are found by, as those of a BAR are by the BAR's index."""
+        """The key of its bytes in the device's state. A BAR's key is the BAR's index."""
         return self
 
     def own(
