@@ -15,15 +15,18 @@ from typing import Any
 
 from bellwire import BellwireError
 from bellwired import terminal
-from bellwired.commands import boot_devices, boot_prepare, boot_reports, show
+from bellwired.commands import boot_devices, boot_prepare, show
+from bellwired.commands.boot_reports import Reported
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
 from bellwired.guest.build import BuildError
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
+from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import BOOT_TIME, HOST, MIB, MINIMAL, Plan, Share
 from bellwired.guest.progress import shown
@@ -137,8 +140,9 @@ def boot(arguments: argparse.Namespace) -> int:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
+    screen = Screen()
+    reported = Reported(screen)
     with contextlib.ExitStack() as stack:
-        screen = stack.enter_context(Screen())
         console = stack.enter_context(screen.console(arguments.console))
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
@@ -154,7 +158,6 @@ def _boot(arguments: argparse.Namespace) -> int:
         served = stack.enter_context(Served(screen.log))
         devices = boot_devices.serve(arguments, served)
         modules = [shlex.split(text) for text in arguments.modules]
-        alarm = boot_reports.Alarm(screen)
         plan = Plan(
             kernel,
             qemu,
@@ -168,12 +171,14 @@ def _boot(arguments: argparse.Namespace) -> int:
             memory=arguments.memory * MIB,
             network=arguments.network,
             gdb=_gdb(kernel, screen, stack) if arguments.gdb else None,
-            listeners=(console,) if console else (),
-            told=alarm.told,
+            listeners=(reported.feed, *([console] if console else [])),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
         served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
+        files = [Path(words[0]) for words in modules if words[0].endswith(".ko")]
+        decoder = Decoder(kernel.vmlinux, files, [*(file.parent for file in files), Path.cwd()])
+        stack.callback(reported.show, decoder)  # when the machine has ended
         try:
             machine = stack.enter_context(Machine.start(plan))
         except MachineError:
@@ -181,15 +186,15 @@ def _boot(arguments: argparse.Namespace) -> int:
             raise
         served.forget_paths()
         if arguments.words:
-            alarm.watch(machine)
-        with boot_reports.shown(machine):
-            for words in modules:
-                machine.load(words[0], *words[1:])
-            status = converse(machine, screen, arguments.words, arguments.timeout)
-            if modules:
-                boot_reports.check_leaks(machine, [words[0] for words in modules])
+            reported.watch(machine)
+        for words in modules:
+            machine.load(words[0], *words[1:])
+        status = converse(machine, screen, arguments.words, arguments.timeout)
         served.check()
-        return status
+        if modules:
+            reported.found += read_leaks(machine, [Path(words[0]).stem for words in modules])
+        reported.check(machine)
+    return FAILED if reported.found else status
 
 
 def _gdb(kernel: Kernel, screen: Screen, stack: contextlib.ExitStack) -> Path:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,7 +31,7 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
-from bellwired.guest.reports import Report, Watcher
+from bellwired.guest.reports import Report
 
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
@@ -55,9 +55,8 @@ class Finished:
 class Machine:
     """A guest that has booted. Use it as a context manager, or :meth:`close` it."""
 
-    def __init__(self, plan: Plan, hardware: Hardware, channel: Channel, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, hardware: Hardware, channel: Channel) -> None:
         self.plan = plan
-        self._watcher = watcher
         self._inserted: list[Path] = []
         self.console: Console = hardware.console
         self._hardware = hardware
@@ -68,11 +67,10 @@ class Machine:
     def start(cls, plan: Plan) -> Machine:
         """Boot a guest. Returns when it takes commands; a MachineError says why it does not."""
         with contextlib.ExitStack() as stack:
-            watcher = Watcher(plan.told)
-            hardware = Hardware(replace(plan, listeners=(*plan.listeners, watcher.feed)))
+            hardware = Hardware(plan)
             stack.callback(hardware.close)
             channel = stack.enter_context(Channel(hardware.channel, hardware.why_lost))
-            machine = cls(plan, hardware, channel, watcher)
+            machine = cls(plan, hardware, channel)
             if not channel.wait_until_ready(plan.boot_time):
                 raise machine._error(f"the guest takes no commands after {plan.boot_time:.0f} s")
             roots.prepare(machine, hardware.folders)
@@ -167,7 +165,7 @@ class Machine:
     @property
     def reports(self) -> list[Report]:
         """What the guest's kernel has reported so far: oopses, warnings, hangs (:mod:`bellwired.guest.reports`)."""
-        return self._watcher.reports
+        return self._hardware.watcher.reports
 
     def decoded(self, report: Report) -> str:
         """A report's text with the lines of source of the addresses in it, as far as symbols are at hand.

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from bellwired.guest.console import Listener
 from bellwired.guest.qemus import Qemu
-from bellwired.guest.reports import Told
 
 HOST, MINIMAL = "host", "minimal"
 BOOT_TIME = 120.0  # seconds, for a machine that is emulated on a busy host
@@ -111,7 +110,5 @@ class Plan:
     """More arguments for QEMU, behind the devices."""
     listeners: tuple[Listener, ...] = ()
     """They hear what the guest's console prints."""
-    told: Told | None = None
-    """It is called with each report of the guest's kernel, when the report is complete, on another thread."""
     boot_time: float = BOOT_TIME
     """Seconds until the guest takes commands, at most."""
