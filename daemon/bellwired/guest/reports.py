@@ -94,6 +94,10 @@ _LEAKED = re.compile(r"unreferenced object 0x[0-9a-f]+ \(size \d+\):")
 Told = Callable[[Report], object]
 
 
+HANGS = frozenset({Kind.HUNG_TASK, Kind.SOFT_LOCKUP, Kind.HARD_LOCKUP, Kind.RCU_STALL})
+"""Reports after which a command may never end."""
+
+
 class Watcher:
     """Finds reports in what a guest's kernel prints.
 
