@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bellwired.guest.board import memory
+from bellwired.guest.qmp import Qmp
 from bellwired.guest.toolbox import Toolbox
-from qemu import Attachable, attach, memory, qemu
-from qtest import Function, Qmp, Qtest
+from qemu import Attachable, attach, qemu
+from qtest import Function, Qtest, monitor
 
 WINDOW = 0xE000_0000  # for memory BARs
 FIRST_SLOT = 1  # QEMU fills the bus from there
@@ -46,7 +48,7 @@ def driven(
     with qemu(tools, folder, *words, talk=True) as process:
         machine = Machine(process)
         machine.port_in(0x80, 1)  # when it answers, everything is set up
-        with contextlib.closing(Qmp(control)) as machine.control:
+        with contextlib.closing(monitor(control)) as machine.control:
             machine.functions = [Function(machine, slot) for slot in range(FIRST_SLOT, FIRST_SLOT + len(devices))]
             for number, function in enumerate(machine.functions if place else ()):
                 function.enable(WINDOW + number * 0x100_0000, 0xC000 + number * 0x1000)

@@ -16,7 +16,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from attached import Device, Plugged, end, running
+from attached import Device, end, running
+from bellwired.guest.plan import Plugged
 from figures import DISKS, FIO, LOADS, MIB, Figure, parse
 from linux import Guest
 from patched import BuildError, patched, report
@@ -66,7 +67,7 @@ def measure(folder: Path, rounds: int) -> tuple[list[Figure], dict[str, str]]:
                 packed = {"packed": "no"} if disk == "virtio-blk" else {}
                 device = Device(disk, {"image": image, "serial": SERIALS[whose], **packed})
                 processes[name] = stack.enter_context(running(device, folder / name))
-                plugged.append(Plugged(folder / name / "device", {"x-no-io-fds": whose == STOCK}))
+                plugged.append(Plugged(folder / name / "device", properties={"x-no-io-fds": whose == STOCK}))
         outcome = Guest(tools, folder).run(
             script(rounds), plugged, modules=["virtio_blk"], programs=[FIO], arguments=arguments, timeout=1200
         )

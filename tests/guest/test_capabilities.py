@@ -13,10 +13,11 @@ import pytest
 import capable
 from attached import Device
 from bellwire import CorrectableError, UncorrectableError
+from bellwired.guest.qmp import Qmp
 from capable import Capable
 from linux import Outcome
 from machine import Machine
-from qtest import Qmp
+from qtest import monitor
 from rendezvous import joined
 
 pytestmark = pytest.mark.guest
@@ -79,8 +80,8 @@ SHOWN = [
 
 
 @contextlib.contextmanager
-def monitor(path: Path) -> Iterator[Qmp]:
-    with contextlib.closing(Qmp(path)) as control:
+def monitored(path: Path) -> Iterator[Qmp]:
+    with contextlib.closing(monitor(path)) as control:
         yield control
 
 
@@ -101,7 +102,7 @@ def said(linux: Callable[..., Outcome], tmp_path: Path) -> dict[str, str]:
     board += ["-serial", f"unix:{line},server=on,wait=off"]
 
     def visit() -> None:
-        with joined(line) as far, far.makefile("rb") as lines, monitor(qmp) as control:
+        with joined(line) as far, far.makefile("rb") as lines, monitored(qmp) as control:
             for heard, error in ((b"errors\n", "BAD_TLP"), (b"counted\n", "POISON_TLP")):
                 assert lines.readline() == heard
                 inject(control, error)

@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 
 import silicon
-from attached import Device, Plugged, running
+from attached import Device, running
+from bellwired.guest.plan import Plugged
+from bellwired.guest.qmp import Qmp
 from bellwired.guest.toolbox import Toolbox
 from linux import Guest, Outcome
-from qtest import Qmp
+from qtest import monitor
 from rendezvous import joined
 from test_io_fds import NATIVE_HOT_PLUG
 
@@ -137,7 +139,7 @@ def told(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
             return stack.enter_context(running(device, folder / f"port{number}"))
 
         def visit() -> None:
-            with joined(line) as far, closing(Qmp(qmp)) as control, closing(Host(far, control)) as host:
+            with joined(line) as far, closing(monitor(qmp)) as control, closing(Host(far, control)) as host:
                 host.hears("ready")
                 host.plug(folder / "port1/device")
                 host.answers()
@@ -161,7 +163,9 @@ def told(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 
         stack.enter_context(running(Device(silicon.__file__), folder / "card"))
         first, _ = port(1), port(2)
-        card = [Plugged(folder / f"card/device.{n}", {"addr": f"10.{n}", "multifunction": True}) for n in (0, 1)]
+        card = [
+            Plugged(folder / f"card/device.{n}", properties={"addr": f"10.{n}", "multifunction": True}) for n in (0, 1)
+        ]
         guest = Guest(tools, folder)
         more = ["-device", "pcie-root-port,id=root,slot=1", "-qmp", f"unix:{qmp},server=on,wait=off"]
         more += ["-serial", f"unix:{line},server=on,wait=off"]

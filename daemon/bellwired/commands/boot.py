@@ -19,14 +19,17 @@ from bellwired.commands import boot_devices, show
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
+from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import BOOT_TIME, HOST, MIB, MINIMAL, Plan, Share
 from bellwired.guest.progress import shown
 from bellwired.guest.qemus import find_qemu
+from bellwired.guest.reports import Report, Watcher
 from bellwired.guest.roots import KERNELS_OWN
 from bellwired.guest.served import Served
 
@@ -133,8 +136,9 @@ def boot(arguments: argparse.Namespace) -> int:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
+    screen = Screen()
+    watcher = Watcher(lambda report: screen.note(f"the guest's kernel reports: {report.title}"))
     with contextlib.ExitStack() as stack:
-        screen = stack.enter_context(Screen())
         console = stack.enter_context(screen.console(arguments.console))
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
@@ -157,11 +161,15 @@ def _boot(arguments: argparse.Namespace) -> int:
             memory=arguments.memory * MIB,
             network=arguments.network,
             gdb=_gdb(kernel, screen, stack) if arguments.gdb else None,
-            listeners=(console,) if console else (),
+            listeners=(watcher.feed, *([console] if console else [])),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
         served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
+        decoder = Decoder(
+            kernel.vmlinux, [Path(words[0]) for words in modules if words[0].endswith(".ko")], [Path.cwd()]
+        )
+        stack.callback(lambda: _tell(watcher.finish(), decoder, screen))  # when the machine has ended
         try:
             machine = stack.enter_context(Machine.start(plan))
         except MachineError:
@@ -172,7 +180,17 @@ def _boot(arguments: argparse.Namespace) -> int:
             machine.load(words[0], *words[1:])
         status = converse(machine, screen, arguments.words, arguments.timeout)
         served.check()
-        return status
+        leaks = read_leaks(machine, [Path(words[0]).stem for words in modules]) if modules else []
+        _tell(leaks, decoder, screen)
+    return status or (FAILED if watcher.reports or leaks else 0)
+
+
+def _tell(reports: Sequence[Report], decoder: Decoder, screen: Screen) -> None:
+    """Show what the guest's kernel has reported, with lines of source where there are symbols."""
+    for report in reports:
+        screen.note(f"the guest's kernel has reported ({report.kind}):")
+        for line in decoder.decode(report.text).splitlines():
+            screen.note(f"  {line}")
 
 
 def _gdb(kernel: Kernel, screen: Screen, stack: contextlib.ExitStack) -> Path:

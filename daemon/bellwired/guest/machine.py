@@ -30,6 +30,7 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.reports import Report
 
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
@@ -171,6 +172,11 @@ class Machine:
         with self._control:
             self._hardware.control.ask("device_del", id=id)
             self._hardware.control.wait("DEVICE_DELETED", timeout, device=id)
+
+    @property
+    def reports(self) -> list[Report]:
+        """What the guest's kernel has reported: oopses, warnings, hung tasks and the like."""
+        return self._hardware.watcher.reports
 
     def close(self) -> None:
         """End the guest. What it wrote to shared folders is written first, if it still answers."""

@@ -107,11 +107,15 @@ class BarSizes:
         self._content = core.state.registers[declared]
         self._applied = {bar: bar.size for bar in declared.sizes}
         for register in declared.controls.values():
-            core.tie("write", register, lambda _: self.follow())
+            core.tie("write", register, self._chosen)
 
     def __getitem__(self, bar: Bar) -> int:
         code = (self._declared.controls[bar].load(self._content) & _SIZE_MASK) >> _SIZE
         return 1 << _MIB + code
+
+    def _chosen(self, _: int) -> None:
+        """The guest has chosen a size."""
+        self.follow()
 
     def follow(self) -> None:
         """Make each BAR as large as its control register says: after the guest's write, a reset or a restore.
