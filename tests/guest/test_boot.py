@@ -30,10 +30,15 @@ class Answer(PciDevice, vendor=0x1234, device=0x0042, class_code=0x088000):
     "A register with the answer."
     mmio = Bar(0, size=4096)
     answer = mmio.reg(0x0, access="ro", reset=42)
+
+class Question(Answer, device=0x0043):
+    "The other function."
+
+functions = [Answer, Question]
 """
 SCRIPT = """
 cat
-cat /sys/bus/pci/devices/0000:00:01.0/device /sys/bus/pci/devices/0000:00:02.0/device
+cat /sys/bus/pci/devices/0000:00:01.0/device /sys/bus/pci/devices/0000:00:02.[01]/device
 cat /sys/block/nvme0n1/size
 grep -o ^uio_pci_generic /proc/modules
 pwd
@@ -84,12 +89,12 @@ def test_the_command_ends_with_the_status_of_the_guests(done: subprocess.Complet
 
 
 def test_its_output_is_the_guests_alone(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert done.stdout == f"typed\n0xbe5d\n0x0042\n32768\nuio_pci_generic\n{folder}\n2\n"
+    assert done.stdout == f"typed\n0xbe5d\n0x0042\n0x0043\n32768\nuio_pci_generic\n{folder}\n2\n"
 
 
 def test_its_errors_and_the_devices_log_are_on_standard_error(done: subprocess.CompletedProcess[str]) -> None:
     assert "bench=1" in done.stderr
-    assert "answer: answer has served 1 client" in done.stderr
+    assert "answer: answer.1 has served 1 client" in done.stderr
     assert "nvme: nvme has served 1 client" in done.stderr
 
 

@@ -164,16 +164,17 @@ def _boot(arguments: argparse.Namespace) -> int:
             return 0
         shares = _shares(arguments)
         served = stack.enter_context(Served(screen.log))
-        devices = boot_devices.serve(arguments, served)
+        paths = boot_devices.start(arguments, served)
         if own:
             served.wait()
-            return boot_own.boot(arguments, kernel, tools.busybox, devices)
+            return boot_own.boot(arguments, kernel, tools.busybox, boot_devices.plug(paths))
         qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
+        served.wait()
         modules = [shlex.split(text) for text in arguments.modules]
         plan = Plan(
             kernel,
             qemu,
-            devices,
+            boot_devices.plug(paths),
             root=MINIMAL if arguments.minimal else HOST,
             busybox=tools.busybox,
             shares=shares,
@@ -186,7 +187,6 @@ def _boot(arguments: argparse.Namespace) -> int:
             listeners=(reported.feed, *([console] if console else [])),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
-        served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
         files = [Path(words[0]) for words in modules if words[0].endswith(".ko")]
         decoder = Decoder(kernel.vmlinux, files, [*(file.parent for file in files), Path.cwd()])
