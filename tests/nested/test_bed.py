@@ -202,7 +202,7 @@ def test_rings_under_the_patched_qemu_with_kvm(tools: Toolbox, bed: Bed, kernel:
         qemu.patched(tools, lambda text: None)  # here: in the bed, a build would take hours
     except (qemu.BuildError, OSError) as error:
         pytest.skip(f"no patched QEMU: {error}")
-    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_rings.py", timeout=900)
+    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_bell.py", HERE / "qemu_rings.py", timeout=900)
 
 
 @pytest.mark.long
