@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bellwired.guest.toolbox import Toolbox
 from qemu import Attachable, attach, memory, qemu
 from qtest import Function, Qmp, Qtest
-from toolbox import Toolbox
 
 # A slot behind a root port, without the board's own way of hot-plugging, in which the guest's ACPI takes part.
 ROOT_PORT = (

@@ -19,6 +19,7 @@ from protocol.backend import (
     DEADLINE,
     IRQ_COUNTS,
     MAPPED,
+    NO_REPLY,
     PLAIN,
     REPLY,
     SIZES,
@@ -170,6 +171,24 @@ def test_it_describes_the_device(client: Client) -> None:
     assert [client.region_info(index).info.size for index in (PLAIN, 8)] == [SIZES[PLAIN], 0]
 
 
+def test_questions_about_the_device_have_0_where_the_text_has_no_meaning(fake_server: MakeServer) -> None:
+    client, wire = fake_server()
+    about = (
+        struct.pack("<IIII", 16, 3, 9, 5),
+        struct.pack("<IIIIQQ", 32, 3, 4, 0, 64, 0),
+        struct.pack("<IIII", 16, 1, 2, 8),
+    )
+    with wire.answering(*[(reply, ()) for reply in about]) as asked:
+        client.device_info()
+        client.region_info(4)
+        client.irq_info(2)
+    assert [bytes(one.payload) for one in asked] == [
+        struct.pack("<IIII", 16, 0, 0, 0),
+        struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0),
+        struct.pack("<IIII", 16, 0, 2, 0),
+    ]
+
+
 def test_a_region_with_areas_comes_with_its_fd(pair: tuple[Client, Server]) -> None:
     client, server = pair
     info, fd = client.region_info(MAPPED)
@@ -192,6 +211,14 @@ def test_many_sub_regions_are_asked_for_again_with_room_enough(
     (own,) = {sub.fd for sub in found}
     os.close(own)
     assert fd_count() == before
+
+
+def test_the_first_request_makes_room_for_sixteen_sub_regions(fake_server: MakeServer) -> None:
+    client, wire = fake_server(answer(io_fds=frozenset({"ioeventfd"})))
+    region = struct.pack("<IIIIQQ", 32, 3, PLAIN, 0, 4096, 0)
+    with wire.answering((region, ()), (struct.pack("<IIII", 16, 0, PLAIN, 0), ())) as asked:
+        assert client.io_fds(PLAIN) == []
+    assert struct.unpack("<IIII", asked[1].payload) == (16 + 16 * 48, 0, PLAIN, 0)
 
 
 def test_a_region_without_sub_regions_has_none(client: Client) -> None:
@@ -252,6 +279,16 @@ def test_more_eventfds_than_one_message_holds_go_in_several(
     assert sent == [(10, 3), (13, 3), (16, 2)]
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_eventfds_go_one_by_one_to_a_server_that_takes_no_more(
+    fake_server: MakeServer, eventfd: Callable[[], int], most: int
+) -> None:
+    client, wire = fake_server(answer(max_msg_fds=most))
+    with wire.answering(*[(b"", ())] * 2) as asked:
+        client.trigger_eventfds(IrqIndex.MSIX, 0, [eventfd()] * 2)
+    assert [len(one.fds) for one in asked] == [1, 1]
+
+
 def test_the_flags_of_the_helpers_are_those_of_the_text(fake_server: MakeServer) -> None:
     client, wire = fake_server()
     with wire.answering(*[(b"", ())] * 4) as asked:
@@ -291,6 +328,17 @@ def test_what_is_larger_than_a_message_is_refused_before_it_is_sent(fake_server:
             action()
         assert refusal.value.errno == errno.E2BIG
     assert wire.silent
+
+
+def test_what_just_fits_is_sent_and_posted_writes_want_no_reply(fake_server: MakeServer) -> None:
+    client, wire = fake_server(answer(max_data_xfer_size=64))
+    client.write(PLAIN, 8, bytes(64), posted=True)
+    assert wire.receive()[1:] == (Command.REGION_WRITE, NO_REPLY, 0, struct.pack("<QII", 8, PLAIN, 64) + bytes(64), [])
+    head = struct.pack("<QII", 8, PLAIN, 64)
+    with wire.answering((head + bytes(64), ()), (head, ())) as asked:
+        assert client.read(PLAIN, 8, 64) == bytes(64)
+        client.write(PLAIN, 8, bytes(64))
+    assert [(one.flags, one.error) for one in asked] == [(0, 0)] * 2
 
 
 def test_write_multi_must_have_been_agreed(fake_server: MakeServer) -> None:

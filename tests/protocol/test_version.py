@@ -133,6 +133,7 @@ BAD_JSON = [
     b'{"capabilities": {}}\0\0',
     b"\0",
     b"\xff\0",
+    b"{} ",
     b"[]\0",
     b"3\0",
     b"null\0",
@@ -167,6 +168,27 @@ def test_a_capability_that_cannot_be_is_refused_by_name(stranger: Link, name: st
     proposal = json.dumps({"capabilities": {name: value}}).encode() + b"\0"
     assert stranger.refused(Command.VERSION, bytes(4) + proposal) == errno.EINVAL
     assert name in str(stranger.device.refusals[0])
+
+
+EDGES = {
+    "max_msg_fds": (0, 65536),
+    "max_data_xfer_size": (1, 1 << 40),
+    "max_dma_maps": (0, 1 << 32),
+    "pgsizes": (4096, (1 << 64) - 4096),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, edges in EDGES.items() for value in edges])
+def test_the_least_and_the_most_of_a_capability_are_taken(name: str, value: int) -> None:
+    assert getattr(Capabilities.from_json({name: value}), name) == value
+
+
+def test_the_longest_json_is_taken(stranger: Link) -> None:
+    assert stranger.greet(b"{}".rjust(4095) + b"\0").error == 0
+
+
+def test_a_twin_socket_that_says_nothing_is_not_supported() -> None:
+    assert Capabilities.from_json({"twin_socket": {}}).twin_socket is False
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])
@@ -208,9 +230,28 @@ def test_a_message_of_no_known_type_is_refused(link: Link, kind: int) -> None:
     assert answer[2:5] == (REPLY | ERROR, errno.EINVAL, b"")
 
 
+@pytest.mark.parametrize("kind", [2, 7, 15])
+def test_a_version_of_no_known_type_is_refused(device: FakeDevice, kind: int) -> None:
+    with closing(Link(device)) as link:
+        answer = link.ask(Command.VERSION, bytes(4), flags=kind)
+        assert answer[2:5] == (REPLY | ERROR, errno.EINVAL, b"")
+
+
+def test_a_posted_version_is_taken_and_not_answered(device: FakeDevice) -> None:
+    with closing(Link(device)) as link:
+        link.send(Command.VERSION, bytes(4), flags=NO_REPLY)
+        assert link.ok(Command.DEVICE_RESET) == b""
+
+
 def test_an_unasked_reply_is_passed_over(link: Link, eventfd: Callable[[], int]) -> None:
     link.send(Command.DMA_READ, bytes(16), flags=REPLY, fds=[eventfd()])
     assert link.ok(Command.DEVICE_RESET) == b""
+
+
+def test_a_reply_to_an_access_is_no_access(link: Link) -> None:
+    link.send(Command.REGION_WRITE, RegionAccess(0, PLAIN, 4).pack() + b"ring", flags=REPLY)
+    assert link.ok(Command.DEVICE_RESET) == b""
+    assert "write" not in link.device.calls
 
 
 # -- encode and decode
