@@ -167,3 +167,20 @@ def test_what_is_not_one_error_is_refused(guest: Guest[Faulty]) -> None:
         report(CorrectableError.BAD_TLP | CorrectableError.BAD_DLLP)
     with pytest.raises(ValueError, match="a header has 16 bytes, not 3"):
         report(UncorrectableError.ECRC, header=b"abc")
+
+
+def test_checksums_can_be_turned_on_only_if_the_device_has_them(guest: Guest[Faulty]) -> None:
+    class Plain(PciDevice, vendor=0x1234, device=0xAE13, class_code=0x088000):
+        errors = Aer()
+
+    for kind, able, on in ((Faulty, 0x0A0, 0x1E0), (Plain, 0, 0)):
+        with Guest(kind) as other:
+            assert other.read(kind.errors.control) == able
+            other.write(kind.errors.control, 0xFFFF_FFFF)
+            assert other.read(kind.errors.control) == on
+
+
+def test_the_bits_of_the_registers_have_names(guest: Guest[Faulty]) -> None:
+    errors = Faulty.errors
+    assert errors.uncorrectable_mask.meaning(guest.read(errors.uncorrectable_mask)) == "INTERNAL"
+    assert errors.correctable_status.meaning(CorrectableError.BAD_TLP) == "BAD_TLP"

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from bellwire_vmm.guests.build import FLAGS
 from bellwire_vmm.guests.build import SOURCES as SHARED
+from bellwired.guest.board import memory
 from bellwired.guest.toolbox import Toolbox
-from qemu import Attachable, attach, memory, qemu
+from qemu import Attachable, attach, qemu
 
 SOURCES = Path(__file__).parent / "bare"
 TEXT_PORT, EXIT_PORT = 0xE9, 0xF4

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from attached import Device, Plugged, Served, serving
+from attached import Device, Served, serving
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from crafted import Crafted, crafted
 from linux import Guest, Outcome

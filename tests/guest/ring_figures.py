@@ -18,8 +18,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from attached import Device, Plugged, end, running
+from attached import Device, end, running
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.plan import Plugged
 from figures import DISKS, FIO, LOADS, MIB, Figure, parse
 from linux import Guest
 from patched import BuildError, PatchedToolbox, built, patched, report
@@ -70,7 +71,7 @@ def measure(tools: PatchedToolbox, folder: Path, rounds: int) -> tuple[list[Figu
                 flags = ("--busy-poll", str(BUSY_POLL)) if whose == POLLED else ()
                 device = Device(disk, {"image": image, "serial": SERIALS[whose], **packed}, flags=flags)
                 processes[name] = stack.enter_context(running(device, folder / name))
-                plugged.append(Plugged(folder / name / "device", {"x-no-io-fds": whose == STOCK}))
+                plugged.append(Plugged(folder / name / "device", properties={"x-no-io-fds": whose == STOCK}))
         outcome = Guest(tools, folder).run(
             script(rounds), plugged, modules=["virtio_blk"], programs=[FIO], arguments=arguments, timeout=1200
         )

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import pytest
 
 import bare
-from attached import Plugged
+from bellwired.guest.plan import Plugged
 from crafted import Crafted, Entry, crafted, entries
 from kvm_ioctls import Kvm
 from nested.linux_runs import Served
 from nested.qemu_rings import mmio_exits, posting
 from patched import PatchedToolbox, patched
 from provision import provision
-from qtest import Qmp
+from qtest import monitor
 
 RINGS = 200  # of each kind: what the program does for a letter
 PATIENCE = 200.0
@@ -163,7 +163,7 @@ def ran(tools: PatchedToolbox, program: Path, tmp_path_factory: pytest.TempPathF
     arguments = [*words(folder), "-trace", "vfio_user_io*"]
     with bare.started(tools, folder, program, [Plugged(served.path)], arguments=arguments, accel="kvm") as process:
         guest = Ringing(folder, process)
-        with closing(Qmp(folder / "control")) as control:
+        with closing(monitor(folder / "control")) as control:
             for kind, letter in KINDS.items():
                 before = mmio_exits(control)
                 guest.do(letter)
@@ -275,7 +275,7 @@ def test_a_reset_ends_an_access_that_no_server_answers(tools: PatchedToolbox, tm
             program = Started(tmp_path, process)
             program.until("ready\n")
             assert ours.recv(64)
-            with closing(Qmp(tmp_path / "control")) as control:
+            with closing(monitor(tmp_path / "control")) as control:
                 control.ask("system_reset")
             program.until("ready\n", 2)
             assert ours.recv(64)

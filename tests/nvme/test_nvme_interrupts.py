@@ -73,6 +73,16 @@ def test_without_a_time_nothing_is_held_back(guest: Guest[Nvme], driver: Driver)
     assert count(guest, 1) == 2
 
 
+def test_the_shortest_time_is_one_unit(guest: Guest[Nvme], driver: Driver) -> None:
+    """§5.21.1.8: 100 microseconds."""
+    driver.admin.do(SET, dwords=(8, 1 << 8 | 3))
+    complete(driver.create_queues(), 1)
+    guest.advance(0.9 * UNIT)
+    assert count(guest, 1) == 0
+    guest.advance(0.2 * UNIT)
+    assert count(guest, 1) == 1
+
+
 def test_admin_completions_are_never_held_back(guest: Guest[Nvme], driver: Driver) -> None:
     before = count(guest, 0)
     driver.admin.do(SET, dwords=(8, 10 << 8 | 3))
@@ -105,6 +115,21 @@ def test_a_reset_forgets_what_is_held_back(guest: Guest[Nvme], driver: Driver, c
     assert count(guest, 1) == 0
     guest.advance(1)
     assert count(guest, 1) == 1
+
+
+def test_a_restore_forgets_what_was_held_back_and_interrupts_for_it(
+    guest: Guest[Nvme], driver: Driver, coalescing: Queues
+) -> None:
+    coalescing.auto_head = False
+    complete(coalescing, 3)
+    guest.restore(guest.snapshot())
+    assert count(guest, 1) == 1
+    complete(coalescing, 1)
+    assert count(guest, 1) == 1, "it counts from 0 again"
+    guest.advance(9 * UNIT)
+    assert count(guest, 1) == 1
+    guest.advance(1.1 * UNIT)
+    assert count(guest, 1) == 2
 
 
 def test_a_queue_without_interrupts_has_none(guest: Guest[Nvme], driver: Driver) -> None:

@@ -17,10 +17,11 @@ from bellwire.bundled.virtio_net.features import Net
 from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import LARGEST_PACKET
 from bellwire.pieces import MOST_PIECES
+from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
-from virtio.frames import Make, frame, tagged
+from virtio.frames import MANY, Make, frame, tagged
 
 
 class Wire:
@@ -149,6 +150,17 @@ def test_a_packet_that_waits_is_dropped_by_a_reset(make: Make, ring: set[int], f
     assert [packet.frame for packet in card.await_packets()] == [frame(fill=1)]
 
 
+def test_the_next_driver_of_a_selective_card_receives_everything(make: Make, far: socket.socket) -> None:
+    """§5.1.6.5.1.1: a reset turns all modes off."""
+    card = make()
+    assert card.command(0, 0, b"\0")
+    card.driver.start(card.driver.features, range(3), size=64)
+    card.refill(4)
+    card.driver.queues[0].kick()
+    far.send(frame(MANY))
+    assert [packet.frame for packet in card.await_packets()] == [frame(MANY)]
+
+
 def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make(buffers=60)
     monkeypatch.setattr(card.device.filter, "admits", lambda _: False)
@@ -213,6 +225,16 @@ def test_without_a_cable_guest_memory_stays_as_it_is(make: Make, far: socket.soc
     assert bytes(card.driver.memory).count(b"\xff" * 40) == before.count(b"\xff" * 40)
     assert card.received() == []
     assert not card.driver.guest.poll()
+
+
+def test_a_card_without_a_driver_is_not_watched(make: Make, tmp_path: Path) -> None:
+    with Guest(VirtioNet, local=tmp_path / "other") as guest:
+        assert guest._watched == {}
+    card = make()
+    assert len(card.driver.guest._watched) == 1
+    for _ in range(3):
+        card.driver.status = Status(0)
+        assert card.driver.guest._watched == {}
 
 
 def test_a_closed_card_watches_nothing_and_leaves_no_socket(make: Make, tmp_path: Path) -> None:

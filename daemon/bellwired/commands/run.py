@@ -22,12 +22,12 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, debugger, in_a_box, show
+from bellwired.commands import attach, debugger, in_a_box, parts, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
-from bellwired.find import find_device
+from bellwired.find import find_functions
 from bellwired.listen import Listener, activated, default_path, inherited, listening
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
@@ -51,15 +51,24 @@ def add_parser(commands: Any) -> None:
         "its name, as they find a daemon's devices.",
     )
     kind = parser.add_argument(
-        "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
+        "device",
+        metavar="DEVICE|FILE.py",
+        help="a bundled device, or your own file. FILE.py:NAME picks one device of several. Of a file with several "
+        "functions all are served, each by a process; FILE.py:N picks function N",
     )
     parser.add_argument(
         "--name",
         type=_name,
-        help="its name for other commands, and of its socket (default: the device's own name)",
+        help="its name for other commands, and of its socket (default: the device's own name; functions: the file's, "
+        "with .0, .1 and so on)",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--socket-path", metavar="PATH", type=_path, help="the socket to make and listen on")
+    where.add_argument(
+        "--socket-path",
+        metavar="PATH",
+        type=_path,
+        help="the socket to make and listen on; functions have PATH.0, PATH.1",
+    )
     where.add_argument(
         "--fd",
         metavar="N|systemd",
@@ -96,6 +105,12 @@ def add_parser(commands: Any) -> None:
         help=f"how long to look for work before sleeping, while there is much of it: 0, the default, to {LONGEST_POLL}",
     )
     parser.add_argument(
+        "--ready-fd",
+        type=_number,
+        metavar="N",
+        help="an inherited descriptor: write a line end to it and close it, once the device serves",
+    )
+    parser.add_argument(
         "--debug",
         action="store_true",
         help="stop in pdb at an exception in a hook, and print a QEMU line that waits for the debugger; it implies "
@@ -114,23 +129,32 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
-    device = find_device(arguments.device)
+    kinds = find_functions(arguments.device)
     if arguments.print_capabilities:
-        show.as_json(describe(device))
+        show.as_json(describe(kinds[0]) if len(kinds) == 1 else {"functions": list(map(describe, kinds))})
         return 0
+    if len(kinds) == 1:
+        return _serve(arguments, kinds[0])
+    part = parts.split(arguments, kinds)
+    return part if isinstance(part, int) else _serve(part.arguments, part.kind, part)
+
+
+def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Part | None = None) -> int:
+    """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
     count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
-        _log_to(arguments.log_level, name)
+        _log_to(arguments.log_level, name, named=part is not None)
         debugger.install(debugging=arguments.debug)
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
-        accelerated_by = attach.accelerators()  # it runs a machine of its own, which a boxed process may not
+        # It runs a machine of its own, which a boxed process may not.
+        accelerated_by = attach.accelerators() if part is None and arguments.fd is None else []
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -151,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(lambda: _announce(arguments, name, accelerated_by, control))
+            serving.run(part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control))
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise
@@ -173,10 +197,13 @@ def _box(
     return in_a_box.close(instance, arguments.device, sockets, last)
 
 
-def _log_to(level: str, name: str) -> None:
-    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients."""
+def _log_to(level: str, name: str, *, named: bool) -> None:
+    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients.
+
+    On a terminal an entry names it if ``named``.
+    """
     if not stderr_is_the_journal():
-        to_stderr_or_journal(level, clock=TIME)
+        to_stderr_or_journal(level, clock=TIME, device=name if named else "")
         return
     to_stderr_or_journal(level, device=name)
     logging.getLogger("bellwire.worker").setLevel(logging.WARNING)
@@ -221,6 +248,9 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
 
 
 def _announce(arguments: argparse.Namespace, name: str, accelerated_by: list[str], control: Listener | None) -> None:
+    if arguments.ready_fd is not None:
+        with open(arguments.ready_fd, "wb", buffering=0) as file:
+            file.write(b"\n")
     if arguments.fd is not None:
         return
     path = arguments.socket_path or default_path(name)
@@ -262,10 +292,12 @@ def _path(text: str) -> Path:
 
 
 def _descriptor(text: str) -> int | str:
-    if text == ACTIVATED:
-        return text
+    return text if text == ACTIVATED else _number(text, f"a number or {ACTIVATED}")
+
+
+def _number(text: str, expected: str = "a number") -> int:
     if not text.isdecimal() or int(text) > MOST_FD:
-        raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return int(text)
 
 

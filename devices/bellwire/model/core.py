@@ -13,6 +13,7 @@ from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
 from bellwire.declare.capability import START
 from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.functions import functions_of
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
 from bellwire.declare.power import STATE, PowerState
@@ -59,7 +60,8 @@ class Core:
         rom = layout.rom
         self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
         """The expansion ROM, as a guest reads it; empty without one."""
-        space = template(identity, layout, len(self.rom))
+        several = len(functions_of(type(device))) > 1
+        space = template(identity, layout, len(self.rom), multifunction=several)
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
@@ -96,7 +98,7 @@ class Core:
         return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def tie(self, event: str, register: Register[Any], hook: Callable[..., Any]) -> None:
-        """Run ``hook`` at an event of a register that the SDK has declared, unless the device has a hook for it."""
+        """Run ``hook`` at an event of a register that an extended capability handles itself."""
         self._own_hooks[event, register] = hook
 
     def part(self, capability: Any) -> Any:

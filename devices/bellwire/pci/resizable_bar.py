@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 _MIB = 20
 """The smallest size is 2 to this power, and has the code 0."""
-_FEW = 28
-"""Sizes with codes from here on have their bits in the control register."""
-_LARGEST = 43
+_LARGEST = 16
+"""The code of 64 GiB, the largest BAR. (From code 28 on, sizes would have their bits in the control register.)"""
 _SIZE, _SIZE_MASK = 8, 0x3F00
 _BARS = 5
 
@@ -41,8 +40,7 @@ class ResizableBars(ExtendedCapability):
         self.controls: dict[Bar, Register[int]] = {}
         for number, (bar, choices) in enumerate(self.sizes.items()):
             codes = [_code(size) for size in choices if _possible(size)]
-            able = sum(1 << 4 + code for code in codes if code < _FEW)
-            more = sum(1 << 16 + code - _FEW for code in codes if code >= _FEW)
+            able = sum(1 << 4 + code for code in codes)
             first = codes[0] if codes else 0
             count = len(self.sizes) << _BARS if number == 0 else 0
             self.own(f"capability{number}", 0x04 + 8 * number, reset=able)
@@ -50,9 +48,10 @@ class ResizableBars(ExtendedCapability):
                 f"control{number}",
                 0x08 + 8 * number,
                 access="rw",
-                reset=bar.index & 7 | count & 0xE0 | first << _SIZE | more,
+                reset=bar.index & 7 | count & 0xE0 | first << _SIZE,
                 writable=_SIZE_MASK,
             )
+        self.handled = [("write", register) for register in self.controls.values()]
 
     def check(self, where: str) -> None:
         """Refuse sizes that are no power of two from 1 MiB on, or that do not go with the BAR's own."""
@@ -61,7 +60,7 @@ class ResizableBars(ExtendedCapability):
         for bar, choices in self.sizes.items():
             for size in choices:
                 if not _possible(size):
-                    self.refuse(where, f"a size is a power of two from 1 MiB to 8 EiB, not {size:#x}")
+                    self.refuse(where, f"a size is a power of two from 1 MiB to 64 GiB, not {size:#x}")
             if not choices or max(choices) != bar.size or len(set(choices)) < len(choices):
                 self.refuse(
                     where, f"{bar.name} has {bar.size:#x} bytes: that is the largest size, and each is named once"
@@ -71,6 +70,7 @@ class ResizableBars(ExtendedCapability):
 
     def check_among(self, where: str, layout: Layout) -> None:
         """Refuse a BAR that the device does not have, and what must be in reach at every size."""
+        super().check_among(where, layout)
         for bar, choices in self.sizes.items():
             plan = layout.bars.get(bar.index)
             if plan is None or plan.bar is not bar:
@@ -109,11 +109,15 @@ class BarSizes:
         self._content = core.state.registers[declared]
         self._applied = {bar: bar.size for bar in declared.sizes}
         for register in declared.controls.values():
-            core.tie("write", register, lambda _: self.follow())
+            core.tie("write", register, self._chosen)
 
     def __getitem__(self, bar: Bar) -> int:
         code = (self._declared.controls[bar].load(self._content) & _SIZE_MASK) >> _SIZE
         return 1 << _MIB + code
+
+    def _chosen(self, _: int) -> None:
+        """The guest has chosen a size."""
+        self.follow()
 
     def follow(self) -> None:
         """Make each BAR as large as its control register says: after the guest's write, a reset or a restore.
