@@ -98,6 +98,25 @@ def test_a_guest_knows_a_thing_by_its_number(kind: type[IntEnum | IntFlag]) -> N
     assert [int(member) for member in kind] == NUMBERS[kind]
 
 
+HEADERS: dict[type[ExtendedCapability], tuple[int, int]] = {
+    Aer: (0x0001, 2),
+    SerialNumber: (0x0003, 1),
+    Vsec: (0x000B, 1),
+    Acs: (0x000D, 1),
+    Ats: (0x000F, 1),
+    ResizableBars: (0x0015, 1),
+    Ltr: (0x0018, 1),
+    Pasid: (0x001B, 1),
+    Dvsec: (0x0023, 1),
+    Doe: (0x002E, 1),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_has_the_id_and_the_version_of_the_specification(kind: type[ExtendedCapability]) -> None:
+    assert (kind.number, kind.version) == HEADERS[kind]
+
+
 @pytest.mark.parametrize(
     ("capability", "size"),
     [
