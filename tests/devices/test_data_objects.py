@@ -245,11 +245,18 @@ def test_mistakes_are_refused() -> None:
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 6" in wrong(box=Doe(largest=6))
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 1048580" in wrong(box=Doe(largest=(1 << 20) + 4))
 
-    def short(self: object, kind: int) -> bytes:
-        return bytes(kind)
+    def make_short() -> Any:
+        def short(self: object, kind: int) -> bytes:
+            return bytes(kind)
 
+        return short
+
+    box = Doe()
+    assert "Wrong.box: short is tied to box.control, which the SDK itself handles" in wrong(
+        box=box, short=mark(make_short(), "write", box.control)
+    )
     box = Doe((1, 2))
-    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(short, "request", box))
+    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(make_short(), "request", box))
 
 
 PLACES = ("able", "control", "status", "outbox", "inbox")

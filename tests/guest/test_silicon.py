@@ -22,9 +22,9 @@ from bellwired.guest.plan import Plugged
 from bellwired.guest.qmp import Qmp
 from bellwired.guest.toolbox import Toolbox
 from linux import Guest, Outcome
+from machine import NATIVE_HOT_PLUG
 from qtest import monitor
 from rendezvous import joined
-from test_io_fds import NATIVE_HOT_PLUG
 
 pytestmark = pytest.mark.guest
 

@@ -204,7 +204,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         status = converse(machine, screen, arguments.words, arguments.timeout)
         served.check()
         if modules:
-            reported.found += read_leaks(machine, [Path(words[0]).stem for words in modules])
+            reported.leaks = read_leaks(machine, [Path(words[0]).stem for words in modules])
         reported.check(machine)
     return FAILED if reported.found else status
 
