@@ -138,8 +138,9 @@ def test_discovery_lists_the_protocols(guest: Guest[Talker]) -> None:
     assert found == [(0x0001, 0), (VENDOR, ECHO), (VENDOR, LATER), (VENDOR, BROKEN)]
 
 
-def test_discovery_beyond_the_list_finds_nobody(guest: Guest[Talker]) -> None:
-    send(guest, 0x00, 9, vendor=0x0001)
+@pytest.mark.parametrize("index", [4, 9, 255])
+def test_discovery_beyond_the_list_finds_nobody(guest: Guest[Talker], index: int) -> None:
+    send(guest, 0x00, index, vendor=0x0001)
     assert take(guest)[2] & 0x00FF_FFFF == 0x00FF_FFFF
 
 
