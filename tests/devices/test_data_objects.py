@@ -85,6 +85,12 @@ def test_an_object_is_answered(guest: Guest[Talker]) -> None:
     assert guest.read(Talker.mailbox.inbox) == 0
 
 
+def test_bits_of_the_header_that_are_reserved_do_not_matter(guest: Guest[Talker]) -> None:
+    put(guest, VENDOR | ECHO << 16 | 0xFF << 24, 3 | 0x3FFF << 18, 0x0403_0201)
+    guest.write(Talker.mailbox.control, GO)
+    assert take(guest) == [VENDOR | ECHO << 16, 3, 0x0102_0304]
+
+
 def test_discovery_lists_the_protocols(guest: Guest[Talker]) -> None:
     found = []
     index = 0
@@ -245,11 +251,18 @@ def test_mistakes_are_refused() -> None:
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 6" in wrong(box=Doe(largest=6))
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 1048580" in wrong(box=Doe(largest=(1 << 20) + 4))
 
-    def short(self: object, kind: int) -> bytes:
-        return bytes(kind)
+    def make_short() -> Any:
+        def short(self: object, kind: int) -> bytes:
+            return bytes(kind)
 
+        return short
+
+    box = Doe()
+    assert "Wrong.box: short is tied to box.control, which the SDK itself handles" in wrong(
+        box=box, short=mark(make_short(), "write", box.control)
+    )
     box = Doe((1, 2))
-    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(short, "request", box))
+    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(make_short(), "request", box))
 
 
 PLACES = ("able", "control", "status", "outbox", "inbox")

@@ -132,6 +132,25 @@ def test_an_advisory_error_is_masked_at_first(guest: Guest[Faulty]) -> None:
     assert guest.read(Faulty.errors.uncorrectable_status) == 0
 
 
+def test_an_advisory_error_that_is_masked_as_uncorrectable_sets_its_status_and_no_log(guest: Guest[Faulty]) -> None:
+    guest.write(Faulty.errors.correctable_mask, 0)
+    guest.write(Faulty.errors.uncorrectable_mask, UncorrectableError.COMPLETER_ABORT)
+    message = guest.device.errors.report(UncorrectableError.COMPLETER_ABORT, header=HEADER, advisory=True)
+    assert message is ErrorMessage.CORRECTABLE
+    assert guest.read(Faulty.errors.uncorrectable_status) == UncorrectableError.COMPLETER_ABORT
+    assert (first(guest), guest.read(Faulty.errors.header_log[0])) == (0, 0)
+
+
+def test_an_advisory_unsupported_request_needs_both_enables(guest: Guest[Faulty]) -> None:
+    guest.write(Faulty.errors.correctable_mask, 0)
+    report = guest.device.errors.report
+    guest.config_write(express(guest) + pci.DEVICE_CONTROL, 0x7, 2)
+    assert report(UncorrectableError.UNSUPPORTED_REQUEST, advisory=True) is None
+    assert detected(guest) == 0x9
+    guest.config_write(express(guest) + pci.DEVICE_CONTROL, 0xF, 2)
+    assert report(UncorrectableError.UNSUPPORTED_REQUEST, advisory=True) is ErrorMessage.CORRECTABLE
+
+
 def test_the_registers_survive_a_reset(guest: Guest[Faulty]) -> None:
     guest.write(Faulty.errors.uncorrectable_severity, 0)
     guest.device.errors.report(UncorrectableError.MALFORMED_TLP, header=HEADER)

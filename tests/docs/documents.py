@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+CI = sorted((ROOT / "examples/ci").glob("*.yml"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 IDS = [page.name for page in PAGES]
 
@@ -81,3 +82,8 @@ def rows(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         if line.startswith("|") and not line.startswith("|--") and "---|" not in line:
             yield [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+
+
+def ci_lines(file: Path) -> list[str]:
+    """The command lines of a CI's file that set up and run the tests."""
+    return re.findall(r"^\s*- (?:run: )?((?:pip|pytest) .*)$", file.read_text(), re.MULTILINE)

@@ -86,10 +86,13 @@ def monitored(path: Path) -> Iterator[Qmp]:
 
 
 def inject(control: Qmp, error: str) -> None:
-    """Let the root port send two messages at once, so that Linux looks at the devices behind it too (docs/qemu.md)."""
+    """Let the root port send two messages at once, so that Linux looks at the devices behind it too (docs/qemu.md).
+
+    The same for the device itself comes first: it has no effect.
+    """
     control.ask("stop")
-    for _ in range(2):
-        control.ask("human-monitor-command", **{"command-line": f"pcie_aer_inject_error root {error}"})
+    for port in ("card", "root", "root"):
+        control.ask("human-monitor-command", **{"command-line": f"pcie_aer_inject_error {port} {error}"})
     control.ask("cont")
 
 
@@ -109,7 +112,7 @@ def said(linux: Callable[..., Outcome], tmp_path: Path) -> dict[str, str]:
 
     with ThreadPoolExecutor(1) as visitor:
         visited = visitor.submit(visit)
-        device = Device(capable.__file__, qemu={"bus": "root"})
+        device = Device(capable.__file__, qemu={"bus": "root", "id": "card"})
         outcome = linux(
             SCRIPT,
             device,
@@ -144,6 +147,8 @@ def test_linux_finds_and_uses_every_capability(said: dict[str, str]) -> None:
     for line in (r"PCIe Bus Error: severity=Correctable", r"\[ 6\] BadTLP", r"severity=Uncorrectable \(Non-Fatal\)",
                  r"\[12\] TLP +\(First\)", r"TLP Header: 00112233 44556677 8899aabb ccddeeff"):  # fmt: skip
         assert re.search(reported + line, said["log"]), line
+    assert "message received from 0000:00:01.0" in said["log"]
+    assert f"message received from 0000:{SLOT}" not in said["log"]
     # Linux has suspended the device that vfio-pci has and nobody uses, and finds its wake-up event within a second.
     assert said["asleep"].split() == ["010b", "woken"]
     assert "DOE:" not in said["log"]  # Linux has asked the mailbox for its protocols, and has nothing to say

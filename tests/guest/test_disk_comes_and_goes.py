@@ -12,8 +12,8 @@ import pytest
 from attached import Device, running
 from comings import SLOT, TALK, come_and_go, slot
 from linux import Guest
+from machine import NATIVE_HOT_PLUG
 from patched import PatchedToolbox
-from test_io_fds import NATIVE_HOT_PLUG
 
 pytestmark = [pytest.mark.guest, pytest.mark.long]
 

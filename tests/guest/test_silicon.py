@@ -20,7 +20,7 @@ from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from comings import SLOT, TALK, come_and_go, slot
 from linux import Guest, Outcome
-from test_io_fds import NATIVE_HOT_PLUG
+from machine import NATIVE_HOT_PLUG
 
 pytestmark = pytest.mark.guest
 
