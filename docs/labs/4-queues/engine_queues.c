@@ -130,7 +130,7 @@ static int engine_copy(struct engine *self, size_t count)
 
 		if (engine_used(self) == MOST) {
 			engine_ring(self); /* once for all that has been posted, not once for each */
-			err = engine_wait(self, MOST - 1);
+			err = engine_wait(self, MOST / 2);
 		}
 		if (err)
 			return err;
