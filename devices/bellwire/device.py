@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
-from bellwire.declare.declared import hexadecimal
+from bellwire.declare.declared import Declared, hexadecimal
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import Layout, check_rung, plan
+from bellwire.declare.layout import Layout, check_conventional, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
@@ -89,6 +89,10 @@ class PciDevice:
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")
         if cls.identity is not None:
             check_rung(cls.__qualname__, cls.layout)
+            if not cls.identity.express:
+                check_conventional(cls.__qualname__, cls.layout)
+            if cls.layout.rom is not None:
+                cls.layout.rom.check_ids(cls.__qualname__, cls.identity.vendor, cls.identity.device)
             _claim(cls)
 
     def __init__(self, **options: Any) -> None:
@@ -102,7 +106,7 @@ class PciDevice:
         self.core = kind(self, self.identity, self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
-        self.core.config.reset()
+        self.core.power_on()
         self.check_options()
 
     def check_options(self) -> None:
@@ -185,7 +189,10 @@ class PciDevice:
         background work stay as they are. No hook runs, and :meth:`reset` does not run either. Device code cancels
         pending timers itself.
         """
-        kept = {each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])}
+        kept: set[Declared] = {
+            each for item in keep for each in (item.items if isinstance(item, BlockArray) else [item])
+        }
+        kept.update(saved for each in self.layout.extended for saved in each.capability.saved)
         self.core.state.reset_registers(frozenset(kept))
 
     def ring_by_event(self, row: IoRegion, count: int | None = None) -> None:

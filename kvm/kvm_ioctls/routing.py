@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
@@ -64,6 +65,7 @@ def pack_routes(routes: Sequence[Route]) -> bytes:
     return b"".join((struct.pack("=II", len(routes), 0), *map(_packed, routes)))
 
 
+@functools.lru_cache(8192)  # a table is replaced as a whole, most often for one route
 def _packed(route: Route) -> bytes:
     try:
         return route.pack()

@@ -1,8 +1,9 @@
 """REGION_READ and REGION_WRITE: each distinct access is checked once, and then known by its bytes.
 
-A driver reads and writes the same few registers over and over. Such messages differ in their id and data only. Regions
-never change, so the checks of the other bytes always give the same result. An access that has passed them is kept in
-a table, keyed by these bytes. The table also counts the accesses, and reports the counts to the backend now and then.
+A driver reads and writes the same few registers over and over. Such messages differ in their id and data only. While
+regions stay as they are, the checks of the other bytes always give the same result. An access that has passed them is
+kept in a table, keyed by these bytes. The table also counts the accesses, and reports the counts to the backend now
+and then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vfio_user.backend import Backend, Writer
 from vfio_user.channel import HEADER, PREFIX_SIZE, Message
 from vfio_user.constants import HEADER_SIZE, PCI_REGIONS, Command, MessageFlags, RegionFlags
 from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.regions import Region
 from vfio_user.transfer import REGION_ACCESS
 
 MOST_KNOWN = 1024
@@ -47,7 +49,7 @@ class CheckedAccesses:
     """
 
     def __init__(self, backend: Backend, largest: int) -> None:
-        self.regions = [backend.region(index) for index in range(PCI_REGIONS)]
+        self.regions: list[Region] = []
         self.known: dict[bytes, CheckedAccess] = {}
         """Keyed by the bytes between a message's id and its data."""
         self.plain: dict[bytes, CheckedAccess] = {}
@@ -55,6 +57,14 @@ class CheckedAccesses:
         self._among_many: dict[tuple[int, int, int], CheckedAccess] = {}  # writes that came in a REGION_WRITE_MULTI
         self._backend = backend
         self._largest = largest
+        self.look()
+
+    def look(self) -> None:
+        """Ask the backend for its regions, and forget the accesses that were checked against those from before."""
+        self.settle()
+        for table in (self.known, self.plain, self._among_many):
+            table.clear()
+        self.regions[:] = [self._backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self.regions]
         self._readable = [RegionFlags.READ in region.info.flags for region in self.regions]
         self._writable = [RegionFlags.WRITE in region.info.flags for region in self.regions]

@@ -6,7 +6,7 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from enum import Enum
+from enum import Enum, auto
 
 from vfio_user.channel import Channel, Message, close_fds, command_name
 from vfio_user.constants import Command, MessageFlags
@@ -30,9 +30,9 @@ MEANWHILE = frozenset((Command.REGION_READ, Command.DEVICE_SET_IRQS, Command.DMA
 class Layout(Enum):
     """The layout of a client's DMA messages: the ratified one, or that of QEMU 10.1 to 10.2.2."""
 
-    UNKNOWN = 0
-    RATIFIED = 1
-    OLD = 2
+    UNKNOWN = auto()
+    RATIFIED = auto()
+    OLD = auto()
 
 
 class DmaRequests:

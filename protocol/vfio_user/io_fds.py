@@ -144,11 +144,8 @@ def _unpack(entry: memoryview, fds: Sequence[int], region_size: int, name: str) 
     offset, size, fd_index, kind, flags = COMMON.unpack_from(entry)
     _check_span(offset, size, region_size, name)
     fd = _fd(fd_index, fds, name, "fd_index")
-    shadow, shadow_offset = 0, 0
-    if len(entry) == ENTRY_48 and kind != IoFdType.IOREGIONFD:
-        shadow, shadow_offset, last = TAIL_48.unpack_from(entry, COMMON.size)
-    else:
-        _, last = TAIL.unpack_from(entry, COMMON.size)
+    long = len(entry) == ENTRY_48 and kind != IoFdType.IOREGIONFD
+    *shadow, last = (TAIL_48 if long else TAIL).unpack_from(entry, COMMON.size)
     if kind == IoFdType.IOREGIONFD:
         if flags & ~(REGION_PIO | POSTED_WRITES):
             raise ProtocolError(f"{name}: ioregionfd flags {flags:#x}, expected bits of 0x3")
@@ -165,7 +162,8 @@ def _unpack(entry: memoryview, fds: Sequence[int], region_size: int, name: str) 
     if kind == IoFdType.SHADOW:
         if len(entry) != ENTRY_48:
             raise ProtocolError(f"{name}: a shadow ioeventfd needs an entry of {ENTRY_48} bytes")
-        memory = _fd(shadow, fds, name, "shadow_mem_fd_index")
+        memory_index, shadow_offset = shadow
+        memory = _fd(memory_index, fds, name, "shadow_mem_fd_index")
         return ShadowIoEventFd(offset, size, fd, memory, shadow_offset, datamatch, bool(flags & PIO))
     return IoEventFd(offset, size, fd, datamatch, bool(flags & PIO), bool(flags & CCW))
 

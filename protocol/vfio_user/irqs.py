@@ -76,12 +76,12 @@ class SetIrqs:
 
 
 class _Irq:
-    """One interrupt: the client's eventfd (-1: none), and whether it is masked, and whether a trigger is pending."""
+    """One interrupt: the client's eventfd, if it has one, whether it is masked, and whether a trigger is pending."""
 
     __slots__ = ("fd", "masked", "pending")
 
     def __init__(self) -> None:
-        self.fd = -1
+        self.fd: int | None = None
         self.masked = False
         self.pending = False
 
@@ -138,10 +138,10 @@ class IrqTable:
             else:
                 self._unmask(request.index, irq)
 
-    def trigger(self, index: int, vector: int = 0) -> bool:
+    def trigger(self, index: int, vector: int) -> bool:
         """Signal an interrupt. Returns False, and keeps it pending, if it is masked or has no eventfd."""
         irq = self._irqs[index][vector]
-        if irq.masked or irq.fd < 0:
+        if irq.masked or irq.fd is None:
             irq.pending = True
             return False
         signal(irq.fd)
@@ -154,19 +154,19 @@ class IrqTable:
             self._raised = False  # no UNMASK eventfd: the guest's EOI is not reported, so the next edge counts
         self._raise_line()
 
-    def pending(self, index: int, vector: int = 0) -> bool:
+    def pending(self, index: int, vector: int) -> bool:
         """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 
     def enabled(self, index: int) -> bool:
         """Whether any interrupt of this kind has an eventfd."""
-        return any(irq.fd >= 0 for irq in self._irqs[index])
+        return any(irq.fd is not None for irq in self._irqs[index])
 
     def clear(self) -> None:
         """Forget the client's whole set-up, and close its eventfds."""
         for row in self._irqs:
             for irq in row:
-                self._assign(irq, -1)
+                self._assign(irq, None)
                 irq.masked = irq.pending = False
         self._drop_line_fds()
 
@@ -174,7 +174,7 @@ class IrqTable:
         if request.start or not request.flags & _NONE or not request.flags & _TRIGGER:
             raise ProtocolError("DEVICE_SET_IRQS: count 0 is for disabling: DATA_NONE, TRIGGER, start 0")
         for irq in row:
-            self._assign(irq, -1)
+            self._assign(irq, None)
             irq.masked = irq.pending = False
         if request.index == _INTX:
             self._drop_line_fds()
@@ -185,33 +185,33 @@ class IrqTable:
         for fd in fds:
             _check_eventfd(fd)
         if request.flags & _TRIGGER:
-            taken = list(fds) or [-1] * request.count
+            taken: list[int | None] = list(fds) or [None] * request.count
             fds.clear()
-            for irq, fd in zip(row[request.start :], taken, strict=False):
-                self._assign(irq, fd)
+            for irq, own in zip(row[request.start :], taken, strict=False):
+                self._assign(irq, own)
                 if request.index != _INTX:
                     self._deliver(irq)
             if request.index == _INTX:
                 self._raised = False
                 self._raise_line()
         elif request.index == _INTX:
-            self._set_line_fd(request.flags & _ACTIONS, fds.pop(0) if fds else -1)
+            self._set_line_fd(request.flags & _ACTIONS, fds.pop(0) if fds else None)
         else:
             raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
 
-    def _assign(self, irq: _Irq, fd: int) -> None:
-        if irq.fd >= 0:
+    def _assign(self, irq: _Irq, fd: int | None) -> None:
+        if irq.fd is not None:
             os.close(irq.fd)
         irq.fd = fd
 
     def _deliver(self, irq: _Irq) -> None:
-        if irq.pending and not irq.masked and irq.fd >= 0:
+        if irq.fd is not None and irq.pending and not irq.masked:
             irq.pending = False
             signal(irq.fd)
 
     def _loop_back(self, index: int, irq: _Irq) -> None:
         """Handle a TRIGGER by the client: signal the interrupt back to it."""
-        if irq.fd >= 0 and not irq.masked:
+        if irq.fd is not None and not irq.masked:
             signal(irq.fd)
             self._raised |= index == _INTX
         else:
@@ -227,22 +227,24 @@ class IrqTable:
 
     def _raise_line(self) -> None:
         for line in self._irqs[_INTX][:1]:
-            if (self._level or line.pending) and not self._raised and line.fd >= 0 and not line.masked:
+            if line.fd is None or line.masked or self._raised:
+                continue
+            if self._level or line.pending:
                 self._raised, line.pending = True, False
                 signal(line.fd)
 
-    def _set_line_fd(self, action: int, fd: int) -> None:
-        old = self._line_fds.pop(action, -1)
-        if old >= 0:
+    def _set_line_fd(self, action: int, fd: int | None) -> None:
+        old = self._line_fds.pop(action, None)
+        if old is not None:
             self._unwatch(old)
             os.close(old)
-        if fd >= 0:
+        if fd is not None:
             self._line_fds[action] = fd
             self._watch(fd, lambda: self._line_rung(action))
 
     def _drop_line_fds(self) -> None:
         for action in tuple(self._line_fds):
-            self._set_line_fd(action, -1)
+            self._set_line_fd(action, None)
         self._raised = False
 
     def _line_rung(self, action: int) -> None:

@@ -87,6 +87,10 @@ class Session:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._channel.fileno()
 
+    def regions_changed(self) -> None:
+        """Ask the backend for its regions again: one has another size now."""
+        self._accesses.look()
+
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
         self._accesses.settle()

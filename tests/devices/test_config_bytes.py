@@ -153,7 +153,7 @@ class Watched:
         return self.effects[0] if self.effects else Effect.NONE
 
 
-NONE, RESET, UNMASKED, LEVEL = Effect.NONE, Effect.RESET, Effect.UNMASKED, Effect.LEVEL
+NONE, RESET, UNMASKED, LEVEL, POWER = Effect.NONE, Effect.RESET, Effect.UNMASKED, Effect.LEVEL, Effect.POWER
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,11 @@ def test_only_a_device_that_forgets_is_reset_by_waking_up() -> None:
         pass
 
     watched = Watched(Forgets)
-    assert [watched.write(0x44, state) for state in (0, 3, 3, 1, 2, 0, 0)] == [NONE] * 5 + [RESET, NONE]
+    assert [watched.write(0x44, state) for state in (0, 3, 3, 1, 2, 0, 0)] == [
+        NONE, POWER, NONE, NONE, NONE, RESET | POWER, NONE,
+    ]  # fmt: skip
     watched = Watched()
-    assert [watched.write(0x44, state) for state in (3, 0)] == [NONE, NONE]
+    assert [watched.write(0x44, state) for state in (3, 0)] == [POWER, POWER]
 
 
 def test_flags_follow_the_bytes() -> None:

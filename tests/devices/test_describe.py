@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire import Bar, IntX, Msi, MsiX, Option, PciDevice, VendorCapability, doorbell, reg
+from bellwire import Bar, IntX, Msi, MsiX, Option, PciDevice, VendorCapability, Vsec, doorbell, reg
 from bellwired.commands.describe import describe
 from bellwired.find import bundled
 
@@ -34,6 +34,8 @@ class Whole(PciDevice, vendor=0x1234, device=0xD5C, class_code=0x088000, revisio
     msi = Msi(2)
     line = IntX(2)
     where = VendorCapability(b"abcd")
+    debug = Vsec(0x10, size=0x10)
+    level = debug.reg(0x08, size=2)
 
     mmio = Bar(0, size=1 << 16, bits=64, prefetchable=True, fill=0xFF)
     ports = Bar(2, size=16, io=True)
@@ -114,10 +116,21 @@ def test_its_interrupts_and_capabilities() -> None:
         "intx": "B",
     }
     names = [each["name"] for each in found["capabilities"]]
-    assert sorted(names) == ["MSI", "MSI-X", "PCI Express", "power management", "where"]
+    assert sorted(names) == ["MSI", "MSI-X", "PCI Express", "debug", "power management", "where"]
     assert [each["offset"] for each in found["capabilities"]] == sorted(
         each["offset"] for each in found["capabilities"]
     )
+    debug = found["capabilities"][-1]
+    assert {word: debug[word] for word in debug if word != "contents"} == {
+        "id": 0x0B,
+        "extended": True,
+        "name": "debug",
+        "kind": "vendor-specific (VSEC)",
+        "version": 1,
+        "offset": 0x100,
+        "size": 0x10,
+    }
+    assert [item["name"] for item in debug["contents"]] == ["debug.vsec_header", "level"]
 
 
 def test_its_options_with_what_they_can_be() -> None:

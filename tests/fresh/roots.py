@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bed import CHECKOUT, Bed
-from debian import KEYRING, AptError, find_mirror
+from bellwired.guest.archive import ArchiveError, find_keyring, find_mirror
 
 MINIMAL = ("make", "sudo", "systemd", "systemd-sysv")
 SUITES = ("bookworm", "trixie")
@@ -28,7 +28,7 @@ def why_not() -> str:
         return "no mmdebstrap: apt install mmdebstrap"
     try:
         find_mirror()
-    except AptError as error:
+    except ArchiveError as error:
         return str(error)
     return ""
 
@@ -59,8 +59,7 @@ def _make(suite: str, packages: Sequence[str], place: Path) -> None:
     half = place.with_suffix(".half")
     shutil.rmtree(half, ignore_errors=True)
     words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
-    if KEYRING.exists():
-        words.append(f"--keyring={KEYRING}")
+    words.append(f"--keyring={find_keyring()}")
     done = subprocess.run(
         [*words, suite, str(half), find_mirror()],
         stdin=subprocess.DEVNULL,
@@ -70,7 +69,7 @@ def _make(suite: str, packages: Sequence[str], place: Path) -> None:
         check=False,
     )
     if done.returncode:
-        raise AptError(f"mmdebstrap {suite}: {done.stderr.strip()}")
+        raise ArchiveError(f"mmdebstrap {suite}: {done.stderr.strip()}")
     for name in NETWORK:
         (half / name).unlink(missing_ok=True)
         shutil.copyfile(Path("/", name), half / name)

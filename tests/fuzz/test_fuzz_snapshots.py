@@ -74,7 +74,9 @@ def spoil(guest: Guest[Any], changes: list[Change]) -> None:
     """Change bytes of saved fields, registers, config space and MSI-X, as if in the snapshot that is restored next."""
     state = guest.device.core.state
     cells = [
-        cell for cell in (*state.saved.values(), *state.registers, state.config, state.msix, state.pba) if len(cell)
+        cell
+        for cell in (*state.saved.values(), *state.registers.values(), state.config, state.msix, state.pba)
+        if len(cell)
     ]
     large = [cell for item, cell in state.saved.items() if isinstance(item, SavedBytes)]
     for which, where, number, size in changes:

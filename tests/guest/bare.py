@@ -10,8 +10,8 @@ from typing import NamedTuple
 from attached import Served
 from bellwire_vmm.guests.build import FLAGS
 from bellwire_vmm.guests.build import SOURCES as SHARED
+from bellwired.guest.toolbox import Toolbox
 from qemu import attach, memory, qemu
-from toolbox import Toolbox
 
 SOURCES = Path(__file__).parent / "bare"
 TEXT_PORT, EXIT_PORT = 0xE9, 0xF4

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from attached import Device, Plugged, Served, serving
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import Toolbox
 from crafted import Crafted, crafted
-from debian import AptError
 from linux import Guest, Outcome
 from machine import Machine, driven
 from patched import BuildError, PatchedToolbox, patched, report
 from provision import provision
 from tap import Tap
-from toolbox import Toolbox
 from virtio.namespace import Namespace, own_namespace
 
 Report = Callable[[], dict[str, str]]
@@ -27,7 +27,7 @@ _REPORTS = pytest.StashKey[list[Report]]()
 def tools() -> Toolbox:
     try:
         return provision()
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         pytest.skip(f"no QEMU guest could be provided: {error}")
 
 

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import iperf
 from attached import Device, Plugged, running
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import Toolbox
 from linux import Guest
 from provision import provision
-from toolbox import Toolbox
 
 OURS, THEIRS = "bellwire", "QEMU"
 WHOSE = (OURS, THEIRS)
@@ -166,7 +166,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         tools = provision()
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         print(f"no QEMU guest could be provided: {error}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="bellwire-figures-") as folder:

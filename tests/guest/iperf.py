@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from attached import end, with_us
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 
 PROGRAM = "usr/bin/iperf3"
 DURATION = 2  # seconds

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import cpio
 from attached import Plugged, Served
+from bellwired.guest.toolbox import Toolbox
 from qemu import attach, memory, qemu
-from toolbox import Toolbox
 
 INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -81,7 +81,7 @@ class Guest:
         initramfs = self._folder / "initramfs"
         initramfs.write_bytes(self._initramfs(script, files or {}, programs, modules, end))
         words = ["-accel", accel, *memory(mib, shared=shared), *([] if reboots else ["-no-reboot"])]
-        words += ["-kernel", str(self._tools.kernel), "-initrd", str(initramfs)]
+        words += ["-kernel", str(self._tools.kernel.image), "-initrd", str(initramfs)]
         words += ["-append", f"console={console} loglevel=6 panic=-1 random.trust_cpu=on {kernel}"]
         for name, path in (("console", self._console), ("output", self._output)):
             words += ["-chardev", f"file,id={name},path={path},append=on", "-serial", f"chardev:{name}"]
@@ -112,7 +112,7 @@ class Guest:
         modules: Iterable[str],
         end: str,
     ) -> bytes:
-        loaded = self._tools.modules(modules)
+        loaded = self._tools.kernel.load_order(modules)
         content: dict[str, bytes | Path] = {
             "init": INIT.format(modules=" ".join(loaded), mark=MARK, end=end).encode(),
             "script": (_preferred(programs) + script).encode(),

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bellwired.guest.toolbox import Toolbox
 from qemu import Attachable, attach, memory, qemu
 from qtest import Function, Qmp, Qtest
-from toolbox import Toolbox
 
 WINDOW = 0xE000_0000  # for memory BARs
 FIRST_SLOT = 1  # QEMU fills the bus from there

@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from debian import Apt, AptError, unpack
-from provision import BACKPORTS, SUITE, caches, only_one
-from toolbox import LIBRARIES, LOADER, Toolbox
+from bellwired.guest.archive import Apt, ArchiveError, unpack
+from bellwired.guest.caches import caches, only_one
+from bellwired.guest.fetch import BACKPORTS, SUITE
+from bellwired.guest.toolbox import LIBRARIES, LOADER, Toolbox
 
 LAYOUT = 1  # raise it when what is made of the packages changes
 LIBELF = ("libelf1t64", "zlib1g", "libzstd1", "libc6")  # what objtool is linked with
@@ -37,11 +38,11 @@ def build(tools: Toolbox, folder: Path) -> Path:
 
 
 def provide(tools: Toolbox) -> Path:
-    """The headers: a folder with ``build``, as KDIR, and the compiler ``cc``. An AptError says what is missing."""
+    """The headers: a folder with ``build``, as KDIR, and the compiler ``cc``. An ArchiveError says what is missing."""
     for command in ("make", "gcc"):
         if shutil.which(command) is None:
-            raise AptError(f"to build a module takes {command}")
-    release = tools.kernel.name.removeprefix("vmlinuz-")
+            raise ArchiveError(f"to build a module takes {command}")
+    release = tools.kernel.release
     folder = caches() / "headers" / f"{release}-{LAYOUT}"
     if not folder.exists():
         with only_one(folder.parent):
@@ -56,7 +57,7 @@ def _fetch(release: str, folder: Path) -> None:
     packages = [f"linux-headers-{release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}", *LIBELF]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as name:
         making = Path(name)
-        apt = Apt(making / "apt", (SUITE, BACKPORTS), {}, f"{SUITE}-security")
+        apt = Apt(making / "apt", (SUITE, BACKPORTS), security=f"{SUITE}-security")
         unpack(apt.download_named(packages), making / "headers" / "root")
         _adapt(making / "headers", folder, release, version)
         (making / "headers").rename(folder)

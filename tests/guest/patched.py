@@ -19,9 +19,11 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-from debian import Apt, AptError, run
-from provision import caches, only_one, provision
-from toolbox import Toolbox
+from bellwired.guest.archive import Apt, ArchiveError, run
+from bellwired.guest.caches import caches, only_one
+from bellwired.guest.toolbox import Toolbox
+from debian import download_source
+from provision import provision
 
 PATCHES = Path(__file__).resolve().parents[2] / "kvm" / "qemu"
 SUITES = ("sid", "trixie-backports")
@@ -124,10 +126,11 @@ def _source(folder: Path, progress: Progress) -> Path:
     progress(f"fetching the source of {SOURCE} from Debian")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as name:
-            files = Apt(Path(name) / "apt", SUITES, {}, sources=True).download_source(SOURCE, Path(name))
+            apt = Apt(Path(name) / "apt", SUITES, sources=True)
+            files = download_source(apt, SOURCE, Path(name))
             for file in files:  # the description last: with it, the source counts as there
                 file.rename(folder / file.name)
-    except AptError as error:
+    except ArchiveError as error:
         raise BuildError(f"QEMU's source cannot be fetched: {error}") from None
     return folder / files[-1].name
 
@@ -159,7 +162,7 @@ def _build(description: Path, folder: Path, progress: Progress) -> None:
         run(os.fspath(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *MESON)
         (tree / "build").mkdir()
         run("../configure", f"--python={python}", *OPTIONS, folder=tree / "build")
-    except AptError as error:
+    except ArchiveError as error:
         raise BuildError(f"QEMU cannot be built: {error}") from None
     _compile(tree / "build", progress)
     made.mkdir()
@@ -198,7 +201,7 @@ def main() -> int:
     try:
         folder = build(report)
         firmware = provision().firmware
-    except (AptError, BuildError, OSError) as error:
+    except (ArchiveError, BuildError, OSError) as error:
         print(f"\nno patched QEMU: {error}", file=sys.stderr)
         return 1
     if sys.stderr.isatty():

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 
 PROGRAM = "usr/bin/python3.13"
 LIBRARY = "usr/lib/python3.13"

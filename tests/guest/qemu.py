@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from attached import end, with_us
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 
 
 class Attachable(Protocol):

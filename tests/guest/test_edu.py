@@ -10,7 +10,7 @@ import pytest
 import bare
 from attached import Device, Served
 from bare import Transcript
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 from vfio_user import Command
 
 pytestmark = pytest.mark.guest

@@ -13,11 +13,11 @@ import pytest
 import modules
 from attached import Device, Served
 from bellwired.commands.template import KINDS, write
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
 from python import python
 from rendezvous import joined
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
 
@@ -104,7 +104,7 @@ def written(tools: Toolbox, tmp_path: Path) -> dict[str, Path]:
         write(name, folders[kind], kind)
     try:
         modules.provide(tools)
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         pytest.skip(f"the drivers cannot be built: {error}")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda folder: modules.build(tools, folder / "driver"), folders.values()))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from attached import Device, Served
+from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
 from qemu import attach, memory, qemu
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cpio
-from toolbox import Toolbox
+from bellwired.guest.toolbox import Toolbox
 
 pytestmark = [pytest.mark.guest, pytest.mark.kvm]
 
@@ -27,7 +27,7 @@ FAILED = re.compile(
 def test_linux_powers_off_or_the_instruction_that_kvm_cannot_run_is_named(tools: Toolbox, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(cpio.archive({"init": INIT.encode(), "bin/busybox": tools.busybox}, {"bin/sh": "busybox"}))
-    words = ["--kernel", str(tools.kernel), "--initrd", str(initrd), "--append", "quiet", "--cpus", "2"]
+    words = ["--kernel", str(tools.kernel.image), "--initrd", str(initrd), "--append", "quiet", "--cpus", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "bellwired", "vmm", *words, "--memory", "256M", "--timeout", "300"],
         stdin=subprocess.DEVNULL,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from attached import end, with_us
+from bellwired.guest.toolbox import Toolbox
 from daemon.commands import line, started
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
 

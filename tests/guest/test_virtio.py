@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from attached import Device, Served
+from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
 from rendezvous import joined
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
 

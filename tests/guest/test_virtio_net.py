@@ -13,8 +13,8 @@ import pytest
 
 import iperf
 from attached import Device, Served
+from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
-from toolbox import Toolbox
 from virtio.namespace import Namespace
 
 pytestmark = pytest.mark.guest

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO
 
 import cpio
+from bellwired.guest.toolbox import Toolbox
 from nested.errors import BedError, LateError
-from toolbox import Toolbox
 
 INIT = Path(__file__).with_name("init.sh")
 PROCESSOR = "qemu64,+svm,+npt"
@@ -110,7 +110,7 @@ def run(
 
 
 def _initramfs(tools: Toolbox, image: Image, command: Sequence[str], size: Size, folder: Path) -> bytes:
-    modules = tools.modules(image.modules)
+    modules = tools.kernel.load_order(image.modules)
     settings = {"MODULES": " ".join(modules), "SCRATCH": f"{size.memory // 2}M"}
     environment = {"HOME": os.environ.get("HOME", "/root"), "PATH": os.environ.get("PATH", PATH), "BELLWIRE_BED": "1"}
     lines = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from debian import Apt, AptError, unpack
+from bellwired.guest.archive import Apt, ArchiveError, unpack
+from bellwired.guest.caches import caches, only_one
+from bellwired.guest.toolbox import Toolbox
 from nested.boot import Image
 from nested.errors import BedError, LackError
-from provision import caches, only_one
-from toolbox import Toolbox
 
 HERE = Path(__file__).parent
 PATCHES = HERE.parents[1] / "kvm" / "kernel"
@@ -68,7 +68,7 @@ KERNELS = {
 def image(tools: Toolbox, name: str, progress: Progress) -> Image:
     """One of KERNELS, or a kernel's file; built, if it has not been yet."""
     if name == "debian":
-        return Image(tools.kernel, tools.kernel.name.removeprefix("vmlinuz-"), MODULES)
+        return Image(tools.kernel.image, tools.kernel.release, MODULES)
     if name not in KERNELS:
         file = Path(name)
         if not file.is_file():
@@ -110,9 +110,9 @@ def _source(folder: Path, progress: Progress) -> Path:
     progress(f"fetching {SOURCE} of Debian {SUITE}")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
-            fetched = Apt(Path(name) / "apt", (SUITE,), {}, SECURITY).download_alone(SOURCE)
+            (fetched,) = Apt(Path(name) / "apt", (SUITE,), security=SECURITY).download_named([SOURCE])
             return fetched.rename(folder / fetched.name)
-    except AptError as error:
+    except ArchiveError as error:
         hint = f"put the package there by hand: {folder}"
         raise LackError(f"the kernel's source cannot be fetched: {error}", hint) from None
 

@@ -14,10 +14,10 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "guest")]
 
-from debian import Apt, AptError, run, unpack  # noqa: E402
+from bellwired.guest.archive import Apt, ArchiveError, run, unpack  # noqa: E402
+from bellwired.guest.caches import caches  # noqa: E402
 from nested.errors import BedError  # noqa: E402
 from nested.kernel import PATCHES, check, run_quietly  # noqa: E402
-from provision import caches  # noqa: E402
 
 SUITES = "trixie", "trixie-backports"
 CONFIG = (
@@ -44,7 +44,7 @@ def main() -> int:
         check(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".newest-") as name:
             print(f"KVM of {build(Path(name))} builds with our patches")
-    except (BedError, AptError, OSError) as error:
+    except (BedError, ArchiveError, OSError) as error:
         print(f"newest: {error}\n{getattr(error, 'hint', '')}".strip(), file=sys.stderr)
         return 1
     return 0
@@ -52,12 +52,12 @@ def main() -> int:
 
 def build(folder: Path) -> str:
     """Fetch, patch and compile in ``folder``; the package's name."""
-    apt = Apt(folder / "apt", SUITES, {})
+    apt = Apt(folder / "apt", SUITES)
     apt.update()
     listed = run("apt-cache", *apt.options, "search", "--names-only", r"^linux-source-[0-9.]+$")
     names = re.findall(r"^(linux-source-[0-9.]+) ", listed, re.MULTILINE)
     newest = max(names, key=lambda name: [int(part) for part in name.rpartition("-")[2].split(".")])
-    package = apt.download_alone(newest)
+    (package,) = apt.download_named([newest])
     print(f"{package.name}: unpacking", flush=True)
     unpack([package], folder / "package")
     (archive,) = (folder / "package" / "usr" / "src").glob("linux-source-*.tar.xz")

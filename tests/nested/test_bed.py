@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 
 import patched as qemu
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import Toolbox
 from nested import boot
 from nested.errors import BedError, LackError
 from nested.kernel import image
 from provision import provision
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.nested
 
@@ -69,7 +69,7 @@ Bed = Callable[..., Ran]
 def tools() -> Toolbox:
     try:
         return provision()
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         pytest.skip(f"no bed could be made: {error}")
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import cpio
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import Toolbox
 from nested.boot import run
 from nested.errors import LackError
 from nested.kernel import image
 from nested.vmlinux import vmlinux
 from provision import provision
-from toolbox import Toolbox
 
 pytestmark = pytest.mark.nested
 
@@ -92,7 +92,7 @@ class Told:
 
 def initrd(tools: Toolbox, folder: Path, name: str, script: str) -> list[str]:
     """Words that have a kernel run ``script`` as its first process."""
-    modules = tools.modules(MODULES)
+    modules = tools.kernel.load_order(MODULES)
     files: dict[str, bytes | Path] = {"init": (BEGIN + script).encode(), "bin/busybox": tools.busybox}
     files |= {f"modules/{number:02}-{module}.ko": code for number, (module, code) in enumerate(modules.items())}
     path = folder / name
@@ -104,7 +104,7 @@ def initrd(tools: Toolbox, folder: Path, name: str, script: str) -> list[str]:
 def tools() -> Toolbox:
     try:
         return provision()
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         pytest.skip(f"no bed could be made: {error}")
 
 
@@ -126,7 +126,7 @@ def in_bed(tools: Toolbox, kernel: str, folder: Path, plans: list[dict[str, Any]
 
 def stock(tools: Toolbox, *more: str) -> list[str]:
     """Words that boot Debian's kernel with little ado."""
-    return ["--kernel", str(tools.kernel), "--append", " ".join([QUIET, *more]), "--memory", "256"]
+    return ["--kernel", str(tools.kernel.image), "--append", " ".join([QUIET, *more]), "--memory", "256"]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def ends(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> list[Told]
     """Ways to end, on a distribution's kernel: a reboot and then a panic; a person at the terminal who leaves."""
     folder = tmp_path_factory.mktemp("ends")
     unpacked = folder / "vmlinux"
-    unpacked.write_bytes(vmlinux(tools.kernel.read_bytes()))
+    unpacked.write_bytes(vmlinux(tools.kernel.image.read_bytes()))
     panic = {
         "devices": {"virtio-blk": {"size": "1M"}},
         "words": [*stock(tools, "pci=nomsi"), *initrd(tools, folder, "panic", REBOOT_THEN_PANIC)],

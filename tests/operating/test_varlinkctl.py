@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
 from operating.instance import PATIENCE, Instance
 from provision import provision
 
@@ -23,7 +23,7 @@ INTERFACE = "org.bellwire.Manager"
 def varlinkctl() -> list[str]:
     try:
         return provision().command("usr/bin/varlinkctl")
-    except (AptError, OSError) as error:
+    except (ArchiveError, OSError) as error:
         pytest.skip(f"no varlinkctl could be provided: {error}")
 
 

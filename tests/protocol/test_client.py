@@ -170,6 +170,24 @@ def test_it_describes_the_device(client: Client) -> None:
     assert [client.region_info(index).info.size for index in (PLAIN, 8)] == [SIZES[PLAIN], 0]
 
 
+def test_questions_about_the_device_have_0_where_the_text_has_no_meaning(fake_server: MakeServer) -> None:
+    client, wire = fake_server()
+    about = (
+        struct.pack("<IIII", 16, 3, 9, 5),
+        struct.pack("<IIIIQQ", 32, 3, 4, 0, 64, 0),
+        struct.pack("<IIII", 16, 1, 2, 8),
+    )
+    with wire.answering(*[(reply, ()) for reply in about]) as asked:
+        client.device_info()
+        client.region_info(4)
+        client.irq_info(2)
+    assert [bytes(one.payload) for one in asked] == [
+        struct.pack("<IIII", 16, 0, 0, 0),
+        struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0),
+        struct.pack("<IIII", 16, 0, 2, 0),
+    ]
+
+
 def test_a_region_with_areas_comes_with_its_fd(pair: tuple[Client, Server]) -> None:
     client, server = pair
     info, fd = client.region_info(MAPPED)
@@ -192,6 +210,14 @@ def test_many_sub_regions_are_asked_for_again_with_room_enough(
     (own,) = {sub.fd for sub in found}
     os.close(own)
     assert fd_count() == before
+
+
+def test_the_first_request_makes_room_for_sixteen_sub_regions(fake_server: MakeServer) -> None:
+    client, wire = fake_server(answer(io_fds=frozenset({"ioeventfd"})))
+    region = struct.pack("<IIIIQQ", 32, 3, PLAIN, 0, 4096, 0)
+    with wire.answering((region, ()), (struct.pack("<IIII", 16, 0, PLAIN, 0), ())) as asked:
+        assert client.io_fds(PLAIN) == []
+    assert struct.unpack("<IIII", asked[1].payload) == (16 + 16 * 48, 0, PLAIN, 0)
 
 
 def test_a_region_without_sub_regions_has_none(client: Client) -> None:

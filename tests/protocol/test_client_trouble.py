@@ -234,6 +234,13 @@ def test_poll_with_nothing_to_do_returns(fake_server: MakeServer) -> None:
     fake_server()[0].poll(0)
 
 
+def test_poll_waits_as_many_seconds_as_it_is_told(fake_server: MakeServer) -> None:
+    client, _ = fake_server()
+    started = time.monotonic()
+    client.poll(0.03)
+    assert 0.03 <= time.monotonic() - started < DEADLINE
+
+
 def test_poll_passes_over_replies_that_nobody_waits_for(fake_server: MakeServer, eventfd: Callable[[], int]) -> None:
     client, wire = fake_server()
     before = fd_count()
@@ -274,4 +281,6 @@ def test_a_write_and_a_dma_write_of_a_mebibyte_may_cross(device: FakeDevice) -> 
 
 def test_the_proposal_fits_what_we_can_do() -> None:
     assert PROPOSAL.max_msg_fds == 253
-    assert not PROPOSAL.twin_socket
+    assert PROPOSAL.max_data_xfer_size == 1 << 20
+    assert (PROPOSAL.max_dma_maps, PROPOSAL.pgsizes) == (65535, 4096)
+    assert (PROPOSAL.write_multiple, PROPOSAL.twin_socket) == (True, False)

@@ -85,6 +85,16 @@ def test_a_command_is_read_as_it_was_written(
     assert decode_command(encode_command(sent)) == sent
 
 
+def test_a_read_has_no_data() -> None:
+    assert IoCommand(False, 4, True, USER, OFFSET) == decode_command(bytes.fromhex(ON_THE_WIRE["4-byte read"][0]))
+
+
+@pytest.mark.parametrize("exponent", range(4))
+def test_bits_of_the_data_above_the_width_are_dropped(exponent: int) -> None:
+    wire = bytes([1, exponent]) + bytes(22) + b"\xff" * 8
+    assert decode_command(wire).data == (1 << 8 * (1 << exponent)) - 1
+
+
 @given(st.binary(min_size=32, max_size=32))
 def test_any_32_bytes_are_read_or_refused(data: bytes) -> None:
     try:

@@ -159,6 +159,19 @@ def test_no_more_than_so_many_accesses_are_kept(device: FakeDevice) -> None:
         assert 1 <= len(accesses.plain) == len(accesses.known) <= MOST_KNOWN
 
 
+def test_writes_among_many_are_kept_and_counted_and_no_more_than_so_many(device: FakeDevice) -> None:
+    accesses = CheckedAccesses(device, 4096)
+    writes = [(at, count) for at, count in itertools.product(range(MOST_KNOWN // 2), (1, 2, 4))]
+    for at, (offset, count) in enumerate(writes):
+        accesses.many_come()
+        checked = accesses.write_among_many(PLAIN, offset, count)
+        assert accesses.write_among_many(PLAIN, offset, count) is checked
+        checked.times += 1
+        assert sum(device.accesses.values()) == at // MOST_KNOWN * MOST_KNOWN, "reported when the table is emptied"
+    accesses.settle()
+    assert device.accesses == {(PLAIN, offset, count, True): 1 for offset, count in writes}
+
+
 # -- reads during the wait
 
 

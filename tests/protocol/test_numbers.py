@@ -33,6 +33,7 @@ def test_a_peer_that_names_no_capabilities_has_those_of_the_text() -> None:
     assert (constants.DEFAULT_MAX_FDS, constants.DEFAULT_MAX_TRANSFER) == (1, 1 << 20)
     assert (constants.DEFAULT_MAX_DMA_MAPS, constants.DEFAULT_PGSIZES) == (65535, 4096)
     assert capabilities.max_msg_fds == 1
+    assert (capabilities.write_multiple, capabilities.twin_socket, capabilities.io_fds) == (False, False, None)
     assert (version.MAJOR, version.MINOR) == (0, 2)
 
 

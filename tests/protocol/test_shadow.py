@@ -69,6 +69,18 @@ def test_a_file_that_may_shrink_is_told(eventfd: Callable[[], int], memfd: Calla
         assert not bell.sealed
 
 
+def test_a_file_whose_owner_allows_it_is_sealed_against_shrinking(eventfd: Callable[[], int]) -> None:
+    fd = os.memfd_create("cells", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, 4096)
+        with closing(ShadowBell(ShadowIoEventFd(0, 4, eventfd(), fd, 0))) as bell:
+            assert bell.sealed
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize(
     ("size", "place", "why"),
     [

@@ -172,6 +172,11 @@ def test_rings_go_before_each_command_that_wants_a_reply_and_before_no_other(lin
     assert link.device.calls == ["write", "before_reply", "write", "before_reply", "read"]
 
 
+def test_rings_go_before_the_other_commands_too(link: Link) -> None:
+    link.ok(Command.DEVICE_GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))
+    assert link.device.calls == ["before_reply"]
+
+
 # -- DEVICE_RESET
 
 

@@ -133,6 +133,7 @@ BAD_JSON = [
     b'{"capabilities": {}}\0\0',
     b"\0",
     b"\xff\0",
+    b"{} ",
     b"[]\0",
     b"3\0",
     b"null\0",
@@ -208,9 +209,28 @@ def test_a_message_of_no_known_type_is_refused(link: Link, kind: int) -> None:
     assert answer[2:5] == (REPLY | ERROR, errno.EINVAL, b"")
 
 
+@pytest.mark.parametrize("kind", [2, 7, 15])
+def test_a_version_of_no_known_type_is_refused(device: FakeDevice, kind: int) -> None:
+    with closing(Link(device)) as link:
+        answer = link.ask(Command.VERSION, bytes(4), flags=kind)
+        assert answer[2:5] == (REPLY | ERROR, errno.EINVAL, b"")
+
+
+def test_a_posted_version_is_taken_and_not_answered(device: FakeDevice) -> None:
+    with closing(Link(device)) as link:
+        link.send(Command.VERSION, bytes(4), flags=NO_REPLY)
+        assert link.ok(Command.DEVICE_RESET) == b""
+
+
 def test_an_unasked_reply_is_passed_over(link: Link, eventfd: Callable[[], int]) -> None:
     link.send(Command.DMA_READ, bytes(16), flags=REPLY, fds=[eventfd()])
     assert link.ok(Command.DEVICE_RESET) == b""
+
+
+def test_a_reply_to_an_access_is_no_access(link: Link) -> None:
+    link.send(Command.REGION_WRITE, RegionAccess(0, PLAIN, 4).pack() + b"ring", flags=REPLY)
+    assert link.ok(Command.DEVICE_RESET) == b""
+    assert "write" not in link.device.calls
 
 
 # -- encode and decode

@@ -182,13 +182,13 @@ def test_the_first_command_of_a_kind_turns_promiscuity_on_and_the_others_off(mak
 
 def test_a_restored_card_without_a_driver_is_not_watched(make: Make) -> None:
     card: Card = make()
-    lane = card.device.lanes[0]
-    assert lane.watched >= 0
+    lane: Any = card.device.lanes[0]
+    assert lane.watched is not None
     running = card.driver.guest.snapshot()
     card.driver.status = type(card.driver.status)(0)
     idle = card.driver.guest.snapshot()
     card.driver.guest.restore(running)
     assert lane.watched in card.driver.guest._watched
     card.driver.guest.restore(idle)
-    assert lane.watched == -1
+    assert lane.watched is None
     assert lane.end.fileno() not in card.driver.guest._watched

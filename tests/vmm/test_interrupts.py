@@ -59,7 +59,7 @@ def test_a_ring_comes_back_as_an_interrupt_with_no_exit_at_all(plug: Plug, run: 
 def test_a_server_that_has_an_eventfd_block_holds_no_vector_up(machine: Machine) -> None:
     vector = Vector(machine.platform)
     os.set_blocking(vector.eventfd, True)
-    vector.set(LAPIC, VECTOR, opened=True)
+    vector.set(LAPIC, VECTOR, True)
     vector.close()
 
 

@@ -117,14 +117,14 @@ def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
 
 
 def _code(file: Path) -> Iterator[tuple[Path, Fs]]:
-    """A package with all that is in its folder; and the modules and packages beside it, or beside a single file."""
+    """A package with all that is in its folder; and the modules, packages and ROMs beside it, or a single file."""
     package = file.name == INIT
     folder = file.parent.parent if package else file.parent
     yield file.parent if package else file, READ
     yield folder, NAMES  # an image may lie there too
     with contextlib.suppress(OSError):
         for beside in os.scandir(folder):
-            module = beside.name.endswith((".py", ".so"))
+            module = beside.name.endswith((".py", ".so", ".rom"))
             if module or (beside.is_dir() and Path(beside.path, INIT).exists()):
                 yield Path(beside.path), READ
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwire import Area, Doorbell, IoRegion, MsiX, Option, PciDevice, Register
 from bellwire.declare.layout import BarLayout, Layout, Placed
+from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
 from bellwire.model import capabilities as pci
 
@@ -35,6 +36,7 @@ def describe(device: type[PciDevice]) -> dict[str, Any]:
         "express": identity.express,
         "bars": [_bar(plan) for plan in layout.bars.values()],
         "interrupts": _interrupts(layout),
+        "rom": _rom(layout),
         "capabilities": _capabilities(device),
         "options": {name: _option(device, option) for name, option in sorted(layout.options.items())},
     }
@@ -90,14 +92,41 @@ def _interrupts(layout: Layout) -> dict[str, Any]:
     return found
 
 
+def _rom(layout: Layout) -> dict[str, Any] | None:
+    """The expansion ROM. Where an option names the file, only the option's name is known."""
+    rom = layout.rom
+    if rom is None:
+        return None
+    if isinstance(rom.source, Option):
+        return {"name": rom.name, "option": rom.source.name}
+    content = rom.content({}, 0, 0)
+    found = [{"offset": each.offset, "size": each.size, "code_type": each.code_type} for each in images(content)]
+    return {"name": rom.name, "size": len(content), "images": found}
+
+
 def _capabilities(device: type[PciDevice]) -> list[dict[str, Any]]:
-    """The capabilities in the order of their list. ``offset`` is the start of each in config space."""
+    """The capabilities in the order of their lists, first those below 100h. ``offset`` is the start in config space."""
     assert device.identity is not None
     space = pci.template(device.identity, device.layout)
-    found = [{"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()]
+    found: list[dict[str, Any]] = [
+        {"id": number, "name": _CAPABILITIES[number], "offset": at} for number, at in space.at.items()
+    ]
     for capability, body in space.vendor.items():
         found.append({"id": pci.VENDOR, "name": capability.name, "offset": body - HEADER, "size": capability.size})
-    return sorted(found, key=lambda each: int(each["offset"]))
+    found.sort(key=lambda each: int(each["offset"]))
+    return found + [
+        {
+            "id": each.capability.number,
+            "extended": True,
+            "name": each.capability.name,
+            "kind": each.capability.title,
+            "version": each.capability.version,
+            "offset": each.at,
+            "size": each.capability.size,
+            "contents": [_placed(item) for item in each.placed],
+        }
+        for each in device.layout.extended
+    ]
 
 
 def _option(device: type[PciDevice], option: Option[Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bellwired.commands import vmm_linux as linux
 from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_guests import parameters, report
 from bellwired.errors import CommandError
+from bellwired.workers.process import allow_many_files
 from vfio_user import Client, TimedOut, VfioUserError
 
 MIB = 1 << 20
@@ -98,6 +99,7 @@ def add_parser(commands: Any) -> None:
 def vmm(arguments: argparse.Namespace) -> int:
     """Boot the guest, wait for its end, and report."""
     _refuse(arguments, FOR_GUESTS if arguments.kernel else FOR_LINUX)
+    allow_many_files()  # an eventfd for each vector of each device
     if arguments.kernel:
         return linux.boot(arguments, plug)
     given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)

@@ -51,8 +51,10 @@ def _way(
     errors: Register[int] | None = None,
     value: int = 0,
 ) -> Way:
-    message = Mechanism.REGION_WRITE if target.bar.io else Mechanism.REGION_WRITE_POSTED
-    return Way(name, message, target.bar, target.offset, counter.offset, value, errors.offset if errors else None)
+    bar = target.bar
+    assert isinstance(bar, Bar)  # what can be rung lies in a BAR
+    message = Mechanism.REGION_WRITE if bar.io else Mechanism.REGION_WRITE_POSTED
+    return Way(name, message, bar, target.offset, counter.offset, value, errors.offset if errors else None)
 
 
 WAYS = (

@@ -18,6 +18,7 @@ Typed = TypeVar("Typed", bound=IntFlag | IntEnum)
 BARS = 6
 SMALLEST_MEMORY = 16
 SMALLEST_IO = 4
+LARGEST_MEMORY = 64 << 30
 LARGEST_IO = 256
 PAGE = 4096
 
@@ -52,9 +53,10 @@ class Area(Declared):
 class Bar(Declared):
     """One of the six base address registers (PCI 3.0 §6.2.5.1). Its methods declare what lies behind it.
 
-    ``size`` is in bytes, a power of two. ``io`` makes it I/O ports. ``bits`` is 32 or 64; a 64-bit BAR takes
-    the next index too. ``prefetchable`` is for memory whose reads have no side effects. ``fill`` is the byte that
-    a guest reads where nothing is declared: 0x00, or 0xFF, which a real bus gives where no device answers.
+    ``size`` is in bytes, a power of two, at most 64 GiB; only what is written takes memory. ``io`` makes it I/O
+    ports. ``bits`` is 32 or 64; a 64-bit BAR takes the next index too. ``prefetchable`` is for memory whose reads
+    have no side effects. ``fill`` is the byte that a guest reads where nothing is declared: 0x00, or 0xFF, which a
+    real bus gives where no device answers.
     """
 
     def __init__(
@@ -94,6 +96,8 @@ class Bar(Declared):
             self.refuse(where, "an I/O BAR is 32 bits wide and never prefetchable")
         if self.bits == 64 and self.index == BARS - 1:
             self.refuse(where, "a 64-bit BAR takes two indices, so the last one cannot start it")
+        if self.size > LARGEST_MEMORY:
+            self.refuse(where, f"a BAR has at most 64 GiB, not {hexadecimal(self.size)}")
         if self.bits == 32 and self.size > 1 << 31:
             self.refuse(where, "a 32-bit BAR holds at most 2 GiB: say bits=64")
 

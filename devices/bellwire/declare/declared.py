@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, Self
 from bellwire.errors import DeclarationError
 
 _HERE = str(Path(__file__).parent)
-_HOOKS = ("read", "write", "ring", "set")
+_HOOKS = ("read", "write", "ring", "set", "request")
 
 
 class NoSuchHook(DeclarationError, AttributeError):
@@ -75,6 +75,7 @@ class Declared:
         write = _NoHook()
         ring = _NoHook()
         set = _NoHook()
+        request = _NoHook()
 
 
 def is_power_of_two(number: int) -> bool:

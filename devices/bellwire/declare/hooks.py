@@ -19,7 +19,7 @@ _TIES = "__bellwire_ties__"
 
 
 def mark(function: Function, event: str, target: Declared) -> Function:
-    """Tie ``function`` to the ``event`` (read, write, ring or set) of ``target``. It may have several ties."""
+    """Tie ``function`` to the ``event`` (read, write, ring, set or request) of ``target``. It may have several ties."""
     ties: tuple[Tie, ...] = getattr(function, _TIES, ())
     setattr(function, _TIES, (*ties, (event, target)))
     return function

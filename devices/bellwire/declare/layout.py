@@ -5,20 +5,24 @@ from __future__ import annotations
 import inspect
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import BARS, Area, Bar
 from bellwire.declare.block import BlockArray, BlockMember
+from bellwire.declare.capability import CapabilityLayout, ExtendedCapability, arrange, in_capability
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie, collect
 from bellwire.declare.interrupts import IntX, Msi, MsiX
+from bellwire.declare.link import Link
 from bellwire.declare.methods import check_methods
 from bellwire.declare.option import Option
+from bellwire.declare.power import Power
 from bellwire.declare.register import Register
+from bellwire.declare.rom import Rom
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.declare.vendor import HEADER, VendorCapability
 from bellwire.errors import DeclarationError
@@ -70,6 +74,10 @@ class Layout:
     msi: Msi | None
     intx: IntX | None
     vendor: tuple[VendorCapability, ...]
+    power: Power | None
+    link: Link | None
+    extended: tuple[CapabilityLayout, ...]
+    rom: Rom | None
 
     @property
     def doorbells(self) -> tuple[Doorbell, ...]:
@@ -91,6 +99,7 @@ class Layout:
             for item in plan.placed
         ]
         parts += [f"{item.kind}:{item.name}:{item.size}" for item in self.saved]
+        parts += [f"{each.at}:{item.name}:{item.offset}:{item.size}" for each in self.extended for item in each.placed]
         return zlib.crc32("\n".join(parts).encode())
 
 
@@ -119,10 +128,10 @@ def plan(device: type[Any]) -> Layout:
             msix.refuse(where, f"its BAR is not declared in {where}")
         else:
             msix_bar = msix.bar.index
-    placed: dict[int, list[Placed]] = {bar.index: [] for bar in bars}
+    placed: dict[object, list[Placed]] = {bar.index: [] for bar in bars}
     blocks = [item for item in declared.values() if isinstance(item, BlockArray)]
     for item in declared.values():
-        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray):
+        if isinstance(item, Register | Doorbell | IoRegion | Area | BlockArray) and not in_capability(item):
             if item.bar not in bars:
                 item.refuse(where, f"its BAR is not declared in {where}")
             placed[item.bar.index] += item.items if isinstance(item, BlockArray) else [item]
@@ -133,13 +142,20 @@ def plan(device: type[Any]) -> Layout:
         items = sorted(placed[bar.index], key=lambda item: item.offset)
         _check_places(where, bar, items)
         layouts[bar.index] = BarLayout(bar, tuple(items))
-    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks))})
+    extended = tuple(arrange(where, declared.values()))
+    for each in extended:
+        _check_places(where, each.capability, each.placed)
+    own = [register for each in extended for register in each.capability.registers]
+    _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks), *own)})
     for tie, name in hooks.items():
         _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
-    return Layout(
+    layout = Layout(
         where=where,
         bars=layouts,
-        saved=tuple(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
+        saved=(
+            *(item for item in declared.values() if isinstance(item, Saved | SavedBytes)),
+            *(item for each in extended for item in each.capability.saved),
+        ),
         options={item.name: item for item in declared.values() if isinstance(item, Option)},
         hooks=hooks | _hooks_of_rows(hooks),
         msix=msix,
@@ -147,7 +163,14 @@ def plan(device: type[Any]) -> Layout:
         msi=_one(where, declared, Msi),
         intx=_one(where, declared, IntX),
         vendor=_vendor(where, [item for item in declared.values() if isinstance(item, VendorCapability)]),
+        power=_one(where, declared, Power),
+        link=_one(where, declared, Link),
+        extended=extended,
+        rom=_one(where, declared, Rom),
     )
+    for each in extended:
+        each.capability.check_among(where, layout)
+    return layout
 
 
 def _members(blocks: list[BlockArray[Any]]) -> Iterator[BlockMember]:
@@ -227,7 +250,7 @@ def _vendor(where: str, found: list[VendorCapability]) -> tuple[VendorCapability
     return tuple(found)
 
 
-def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
+def _check_places(where: str, bar: Bar | ExtendedCapability, items: Sequence[Placed]) -> None:
     for item in items:
         if item.offset < 0 or item.offset + item.size > bar.size:
             item.refuse(where, f"{_span(item)} lies outside {bar.name}, which has {bar.size:#x} bytes")
@@ -236,7 +259,7 @@ def _check_places(where: str, bar: Bar, items: list[Placed]) -> None:
             item.refuse(where, f"{_span(item)} overlaps {before.name}, {_span(before)}, in {bar.name}")
 
 
-def _overlaps(items: list[Placed]) -> Iterator[tuple[Placed, Placed]]:
+def _overlaps(items: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
     """The pairs of ``items`` that overlap. ``items`` must be in order of offset."""
     open_items: list[Placed] = []
     for item in items:
@@ -306,6 +329,12 @@ def check_rung(where: str, layout: Layout) -> None:
             bell.refuse(where, f"no method is tied to it: write @{name}.ring above the one that it runs")
 
 
+def check_conventional(where: str, layout: Layout) -> None:
+    """Refuse what only a PCI Express device has."""
+    for item in (*([layout.link] if layout.link else ()), *(each.capability for each in layout.extended)):
+        item.refuse(where, "only a PCI Express device has it, and the class line says express=False")
+
+
 def _check_signature(where: str, tie: Tie, name: str, hook: object, place: tuple[str, int] | None) -> None:
     """Refuse a hook that does not take the arguments that it will get."""
     event, target = tie
@@ -337,6 +366,10 @@ def _arguments(event: str, target: object) -> tuple[str, ...] | None:
             return ()
         case (Doorbell(), _):
             return ("value",) if target.with_value else ()
+        case (Power(), _):
+            return ("state",)
+        case (_, "request"):
+            return ("vendor", "kind", "data")
         case (IoRegion(), "write"):
             return ("offset", "size", "value")
         case (IoRegion(), "ring"):

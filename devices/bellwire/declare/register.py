@@ -13,6 +13,7 @@ from bellwire.declare.hooks import mark
 
 if TYPE_CHECKING:
     from bellwire.declare.bar import Bar
+    from bellwire.declare.capability import ExtendedCapability
     from bellwire.device import PciDevice
 
 Value = TypeVar("Value", bound=int)
@@ -25,7 +26,7 @@ _FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
 class Register(Declared, Generic[Value]):
-    """``size`` bytes at ``offset`` of a BAR. Made by :meth:`bellwire.Bar.reg`.
+    """``size`` bytes at ``offset`` of a BAR or of an extended capability. Made by their ``reg`` methods.
 
     On the class it is the declaration, with its address. On an instance it is the register's value. When device code
     assigns it, no hook runs, the access word does not matter, and the value is cut to the register's size. Only a
@@ -37,7 +38,7 @@ class Register(Declared, Generic[Value]):
 
     def __init__(
         self,
-        bar: Bar,
+        bar: Bar | ExtendedCapability,
         offset: int,
         kind: type[IntFlag | IntEnum] | None,
         *,
@@ -45,8 +46,10 @@ class Register(Declared, Generic[Value]):
         access: str,
         reset: int,
         writable: int | None,
+        sticky: bool = False,
     ) -> None:
         self.bar = bar
+        self.sticky = sticky
         self.offset = offset
         self.size = size
         self.kind = kind

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Flag, auto
 
+from bellwire.declare.bar import Bar
+from bellwire.declare.link import STATUS as LINK_STATUS
+from bellwire.declare.power import CONTROL, STATE
 from bellwire.declare.vendor import VendorCapability
 from bellwire.model import capabilities as pci
 from bellwire.model.capabilities import Template
@@ -17,6 +20,7 @@ class Effect(Flag):
     RESET = auto()
     UNMASKED = auto()
     LEVEL = auto()
+    POWER = auto()
 
 
 class ConfigSpace:
@@ -26,17 +30,28 @@ class ConfigSpace:
         self._space = space
         self._content = content
         self._react = react
-        self._power = space.at[pci.POWER_MANAGEMENT] + 4
+        self._power = space.at[pci.POWER_MANAGEMENT] + CONTROL
+        self._keeps = int.from_bytes(space.sticky, "little")
         self.size = len(content)
         self.bus_master = False
         self.intx_enabled = True
         self.msi_enabled = self.msix_enabled = False  # MSI Enable (PCI 3.0 §6.8.1.3), MSI-X Enable (§6.8.2.3)
         self.msix_function_masked = False
 
-    def reset(self) -> None:
+    def power_on(self) -> None:
         """Give every field its value after power-on: BARs have no address, decoding and bus mastering are off."""
         self._content[:] = self._space.content
         self.refresh()
+
+    def reset(self) -> None:
+        """Give every field its value after power-on, except sticky ones: those keep theirs (PCIe 6.0 §7.4)."""
+        if self._keeps:
+            kept = int.from_bytes(self._content, "little") & self._keeps
+            fresh = int.from_bytes(self._space.content, "little") & ~self._keeps
+            self._content[:] = (kept | fresh).to_bytes(self.size, "little")
+            self.refresh()
+        else:
+            self.power_on()
 
     def refresh(self) -> None:
         """Read the flags that hot paths use from the bytes again: after a reset, a write or a restore."""
@@ -72,21 +87,74 @@ class ConfigSpace:
         status = self._content[pci.STATUS] & ~pci.STATUS_INTERRUPT
         self._content[pci.STATUS] = status | (pci.STATUS_INTERRUPT if asserted else 0)
 
+    @property
+    def power_control(self) -> int:
+        """Power Management Control/Status (PM 1.2 §3.2.4)."""
+        return self.field(self._power)
+
+    @power_control.setter
+    def power_control(self, value: int) -> None:
+        self._store(self._power, value)
+
+    @property
+    def link_status(self) -> int:
+        """Link Status of the PCI Express capability (PCIe 6.0 §7.5.3.8)."""
+        return self.field(self._space.at[pci.EXPRESS] + LINK_STATUS)
+
+    @link_status.setter
+    def link_status(self, value: int) -> None:
+        self._store(self._space.at[pci.EXPRESS] + LINK_STATUS, value)
+
+    @property
+    def errors_detected(self) -> int:
+        """What Device Status says of errors (PCIe 6.0 §7.5.3.5): correctable, non-fatal, fatal, unsupported request."""
+        return self.field(self._space.at[pci.EXPRESS] + pci.DEVICE_STATUS)
+
+    @errors_detected.setter
+    def errors_detected(self, bits: int) -> None:
+        self._store(self._space.at[pci.EXPRESS] + pci.DEVICE_STATUS, bits)
+
+    @property
+    def error_messages(self) -> int:
+        """The messages that Device Control enables (PCIe 6.0 §7.5.3.4): the same bits, in the same order."""
+        return self.field(self._space.at[pci.EXPRESS] + pci.DEVICE_CONTROL) & pci.ERRORS_DETECTED
+
+    @property
+    def system_errors(self) -> bool:
+        """SERR# Enable: messages of uncorrectable errors go out even if Device Control does not enable them."""
+        return bool(self.field(pci.COMMAND) & pci.SYSTEM_ERRORS)
+
+    def _store(self, offset: int, value: int) -> None:
+        self._content[offset : offset + 2] = value.to_bytes(2, "little")
+
+    def resize(self, bar: Bar, size: int) -> None:
+        """Let a BAR say another size. Address bits below the size become zero."""
+        width = bar.bits // 8
+        at = pci.BAR0 + 4 * bar.index
+        address = self.field(at, width)
+        self._space.size_bar(bar, size)
+        mask = int.from_bytes(self._space.writable[at : at + width], "little")
+        kind = int.from_bytes(self._space.content[at : at + width], "little")
+        self._content[at : at + width] = (address & mask | kind).to_bytes(width, "little")
+
     def read(self, offset: int, size: int) -> bytes:
         """A guest's read of ``size`` bytes. The caller has checked the bounds."""
         return bytes(self._content[offset : offset + size])
 
     def write(self, offset: int, data: memoryview) -> None:
-        """A guest's write. It changes writable bits only. The caller has checked the bounds."""
+        """A guest's write. It stores writable bits, and clears others by ones. The caller has checked the bounds."""
         before = (self.bus_master, self.msix_function_masked, self.intx_enabled, self.msix_enabled)
         content, writable, power = self._content, self._space.writable, self._power
-        state = content[power] & 3
+        clears = self._space.clears
+        state = content[power] & STATE
         for position, value in enumerate(data, offset):
             mask = writable[position]
             if mask:
                 content[position] = content[position] & ~mask | value & mask
-        if content[power] & 3 in (1, 2):  # D1 and D2 are optional, and this device lacks them (PM 1.2 §3.2.4)
-            content[power] = content[power] & ~3 | state
+            if clears[position]:
+                content[position] &= ~(value & clears[position])
+        if content[power] & STATE not in self._space.power_states:  # a write of it changes nothing (PM 1.2 §3.2.4)
+            content[power] = content[power] & ~STATE | state
         self.refresh()
         woken = state == 3 and not content[power] & (3 | pci.NO_SOFT_RESET)  # from D3hot to D0
         effect = Effect.RESET if woken or self._asks_for_reset(offset, data) else Effect.NONE
@@ -95,6 +163,8 @@ class ConfigSpace:
             effect |= Effect.UNMASKED
         if self.intx_enabled != before[2]:
             effect |= Effect.LEVEL
+        if content[power] & STATE != state:
+            effect |= Effect.POWER
         if effect:
             self._react(effect)
 

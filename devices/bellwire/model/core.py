@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
+from bellwire.declare.capability import START
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
+from bellwire.declare.power import STATE, PowerState
 from bellwire.declare.register import Register
 from bellwire.errors import StateError
 from bellwire.model.capabilities import Identity, template
@@ -23,7 +26,7 @@ from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.meter import Meter
 from bellwire.model.signals import Signals
-from bellwire.model.space import Space
+from bellwire.model.space import of_bar, of_extended
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
@@ -53,11 +56,17 @@ class Core:
         self.meter: Meter | None = None
         """Data and latency of a disk or a network card."""
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
-        space = template(identity, layout)
+        rom = layout.rom
+        self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
+        """The expansion ROM, as a guest reads it; empty without one."""
+        space = template(identity, layout, len(self.rom))
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
-        self.spaces = {index: Space(self, plan) for index, plan in layout.bars.items()}
+        self._own_hooks: dict[Tie, Callable[..., Any]] = {}
+        self._parts: dict[Any, Any] = {each.capability: each.capability.part(self) for each in layout.extended}
+        self.spaces = {index: of_bar(self, plan) for index, plan in layout.bars.items()}
+        self._extended = of_extended(self, layout.extended) if identity.express else None
         self._ring_hooks = {bell: self.hook(("ring", bell)) for bell in layout.doorbells}
         regions = [region for plan in layout.bars.values() for region in plan.ioregions]
         self._region_reads = {region: self.hook(("read", region)) for region in regions}
@@ -81,10 +90,25 @@ class Core:
         """The bound method that is tied to an event, or None. For a row of a block it gets the row's index."""
         name = self.layout.hooks.get(tie)
         if name is None:
-            return None
+            return self._own_hooks.get(tie)
         hook: Callable[..., Any] = getattr(self.device, name)
         row = tie[1].row
         return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
+
+    def tie(self, event: str, register: Register[Any], hook: Callable[..., Any]) -> None:
+        """Run ``hook`` at an event of a register that the SDK has declared, unless the device has a hook for it."""
+        self._own_hooks[event, register] = hook
+
+    def part(self, capability: Any) -> Any:
+        """What the device has in the place of an extended capability: see :meth:`ExtendedCapability.part`."""
+        return self._parts[capability]
+
+    def resize(self, bar: Bar, size: int) -> None:
+        """A BAR has another size now: the client must know."""
+        self.config.resize(bar, size)
+        self.spaces[bar.index].size = size
+        if self.host is not None:
+            self.host.regions_changed()
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
@@ -103,8 +127,9 @@ class Core:
         if space is not None:
             return space.read(offset, count)
         if index == RegionIndex.CONFIG:
-            self._call_vendor("read", offset, count)
-            return self.config.read(offset, count)
+            return self._read_config(offset, count)
+        if index == RegionIndex.ROM and self.rom:
+            return self.rom[offset : offset + count]
         return bytes(count)
 
     def reader(self, index: int, offset: int, count: int) -> Reader:
@@ -120,9 +145,7 @@ class Core:
         if space is not None:
             space.write(offset, data)
         elif index == RegionIndex.CONFIG:
-            self.config.write(offset, data)
-            self.dma.changed()
-            self._call_vendor("write", offset, len(data))
+            self._write_config(offset, data)
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
         """A callable that does what :meth:`write` does at this place. The session keeps it for later writes."""
@@ -141,6 +164,8 @@ class Core:
         """The size of region ``index`` in bytes; 0 if the device lacks it."""
         if index == RegionIndex.CONFIG:
             return self.config.size
+        if index == RegionIndex.ROM:
+            return len(self.rom)
         space = self.spaces.get(index)
         return 0 if space is None else space.size
 
@@ -199,12 +224,18 @@ class Core:
                 note(error, f"ring of {region} at {offset:#x}")
                 raise
 
+    def power_on(self) -> None:
+        """Give config space its values after power-on, sticky bits too."""
+        self.config.power_on()
+        self._follow()
+
     def reset(self) -> None:
         """Give everything its state after power-on, then call the device's ``reset``."""
         self._forget()
         self.tally.resets += 1
         self.state.reset()
         self.config.reset()
+        self._follow()
         self.signals.relevel()
         self.call(self.device.reset)
 
@@ -220,6 +251,7 @@ class Core:
         self.state.restore(snapshot)
         self._forget()
         self.config.refresh()
+        self._follow()
         try:
             self.device.check_state()
         except StateError:
@@ -251,6 +283,29 @@ class Core:
             timer.cancel()
         self.timers.clear()
 
+    def _follow(self) -> None:
+        """Let parts follow their registers, which a reset or a restore has changed."""
+        for each in self.layout.extended:
+            each.capability.follow(self._parts[each.capability])
+
+    def _read_config(self, offset: int, count: int) -> bytes:
+        beyond = max(0, offset + count - START)
+        if beyond < count:
+            self._call_vendor("read", offset, count - beyond)
+        data = self.config.read(offset, count - min(beyond, count))
+        if not beyond or self._extended is None:
+            return data
+        return data + self._extended.read(max(0, offset - START), min(beyond, count))
+
+    def _write_config(self, offset: int, data: memoryview) -> None:
+        below = max(0, START - offset)
+        if below:
+            self.config.write(offset, data[:below])
+            self.dma.changed()
+            self._call_vendor("write", offset, min(below, len(data)))
+        if below < len(data) and self._extended is not None:
+            self._extended.write(max(0, offset - START), data[below:])
+
     def _call_vendor(self, event: str, offset: int, size: int) -> None:
         """Run the hooks of the vendor-specific capabilities that a config access touches."""
         for capability, start in self.config.vendor.items():
@@ -261,11 +316,14 @@ class Core:
     def _react(self, effect: Effect) -> None:
         if Effect.RESET in effect:
             self.reset()
-            return
-        if Effect.UNMASKED in effect:
-            self.signals.resend()
-        if Effect.LEVEL in effect:
-            self.signals.relevel()
+        else:
+            if Effect.UNMASKED in effect:
+                self.signals.resend()
+            if Effect.LEVEL in effect:
+                self.signals.relevel()
+        power = self.layout.power
+        if Effect.POWER in effect and power is not None and (hook := self.hook(("write", power))) is not None:
+            self.call(hook, PowerState(self.config.power_control & STATE))
 
     def _slow(self, hook: Callable[..., Any], seconds: float) -> None:
         name = getattr(hook, "__qualname__", repr(hook))

@@ -47,6 +47,9 @@ class Host(Protocol):
     def level(self, asserted: bool) -> None:
         """Set the level of the INTx line."""
 
+    def regions_changed(self) -> None:
+        """A region has another size now."""
+
     def after(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` on the device's thread ``delay`` seconds from now."""
 

@@ -12,6 +12,8 @@ from bellwire.declare.layout import BarLayout, Layout
 from bellwire.declare.register import Register
 from vfio_user import RegionIndex
 
+_OTHERS: dict[int, str] = {RegionIndex.CONFIG: "config space", RegionIndex.ROM: "expansion ROM"}
+
 
 class Labels:
     """The labels of one device class, for all its regions."""
@@ -24,7 +26,7 @@ class Labels:
         bar = self._bars.get(region)
         if bar is not None:
             return list(dict.fromkeys(bar.at(offset, offset + count)))
-        return ["config space" if region == RegionIndex.CONFIG else f"region {region}"]
+        return [_OTHERS.get(region) or f"region {region}"]
 
     def register(self, region: int, offset: int, count: int) -> Register[Any] | None:
         """The register that exactly these bytes make up, or None."""

@@ -1,14 +1,15 @@
-"""Accesses to a BAR: a guest's access is split at the edges of the declarations, and each part goes to its cell."""
+"""Accesses to a BAR, or to extended config space. An access is split at the edges of declarations, one part a cell."""
 
 from __future__ import annotations
 
 import functools
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bellwire.declare.access import Access
 from bellwire.declare.bar import Area
+from bellwire.declare.capability import END, HEADER, START, CapabilityLayout
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.layout import BarLayout
 from bellwire.declare.register import Register
@@ -37,12 +38,15 @@ class Cell(Protocol):
 
 
 class Space:
-    """One BAR of one device. Holes, where nothing is declared, read as the BAR's ``fill`` and drop writes."""
+    """``size`` bytes of one device: a BAR, or extended config space. Holes between cells read as ``fill``, a byte.
 
-    def __init__(self, core: Core, plan: BarLayout) -> None:
-        self.size = plan.bar.size
-        self._fill = bytes([plan.bar.fill])
-        self._cells = sorted(_cells(core, plan), key=lambda cell: cell.start)
+    Writes to holes are dropped.
+    """
+
+    def __init__(self, size: int, fill: int, cells: Iterable[Cell]) -> None:
+        self.size = size
+        self._fill = bytes([fill])
+        self._cells = sorted(cells, key=lambda cell: cell.start)
         self._starts = [cell.start for cell in self._cells]
         self._exact = {cell.start << 4 | cell.size: cell for cell in self._cells if cell.size <= WIDEST}
 
@@ -102,6 +106,21 @@ class Space:
         return None, min(self._starts[slot], end) if slot < len(self._starts) else end
 
 
+def of_bar(core: Core, plan: BarLayout) -> Space:
+    """The space of a BAR."""
+    return Space(plan.bar.size, plan.bar.fill, _cells(core, plan))
+
+
+def of_extended(core: Core, layouts: Iterable[CapabilityLayout]) -> Space:
+    """The space of config space from 100h on: offset 0 is 100h."""
+    cells: list[Cell] = []
+    for layout in layouts:
+        start = layout.at - START
+        cells.append(ConstantCell(start, layout.header.to_bytes(HEADER, "little")))
+        cells += [RegisterCell(core, register, start) for register in layout.placed]
+    return Space(END - START, 0, cells)
+
+
 def _cells(core: Core, plan: BarLayout) -> list[Cell]:
     """The cells of one BAR. Doorbells and a register that share an offset become one cell."""
     cells: list[Cell] = []
@@ -128,8 +147,8 @@ def _cells(core: Core, plan: BarLayout) -> list[Cell]:
 class RegisterCell:
     """A register at run time: applies its access word, and runs its hooks."""
 
-    def __init__(self, core: Core, register: Register[Any]) -> None:
-        self.start = register.offset
+    def __init__(self, core: Core, register: Register[Any], base: int = 0) -> None:
+        self.start = base + register.offset
         self.size = register.size
         self._core = core
         self._register = register
@@ -142,7 +161,7 @@ class RegisterCell:
         self._write_hook: Callable[[Any], None] | None = core.hook(("write", register))
         plain = self._read_hook is None and self._access in _STORED
         look: Callable[[slice], memoryview] = self._file.__getitem__
-        span = slice(self.start, self.start + self.size)
+        span = slice(register.offset, register.offset + self.size)
         self.stored: Callable[[], memoryview] | None = functools.partial(look, span) if plain else None
         """Gives the register's bytes, if a guest's read gives exactly those; else None."""
 
@@ -213,6 +232,22 @@ class RegisterCell:
             except Exception as error:
                 note(error, f"write of {int(value):#x} to {register}")
                 raise
+
+
+class ConstantCell:
+    """Bytes that never change."""
+
+    def __init__(self, start: int, content: bytes) -> None:
+        self.start = start
+        self.size = len(content)
+        self._content = content
+
+    def read(self, first: int, count: int) -> bytes:
+        """A guest's read of the bytes."""
+        return self._content[first : first + count]
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Drop a guest's write."""
 
 
 class DoorbellCell:

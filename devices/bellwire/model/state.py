@@ -1,4 +1,4 @@
-"""A device's state: one private memory file. A snapshot copies its bytes.
+"""A device's state: one private memory file. A snapshot copies what is in it.
 
 The file starts with a header: a magic number, a digest of the declarations, and a word that is set while a hook, a
 reset or a restore runs. If the word is set in the state of a process that has died, the state may be torn. After the
@@ -6,6 +6,9 @@ header come config space, the registers of each BAR, the doorbell counts, the MS
 saved fields. No client ever gets this file.
 
 Areas that a guest maps lie in files of their own, one for each BAR, sealed against shrinking: a client gets these.
+
+All files are sparse. They have the sizes that the declarations ask for, and memory only for the pages that were
+written: a BAR of 64 GiB costs nothing at first.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import struct
 import zlib
 from typing import Any
 
-from bellwire.declare.bar import Area
+from bellwire.declare.bar import BARS, Area
+from bellwire.declare.capability import ExtendedCapability
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, Rings
 from bellwire.declare.layout import Layout
@@ -27,10 +31,10 @@ from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import StateError
 from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, fallocate
 from bellwire.model.capabilities import Template
+from bellwire.model.extents import Extent, pack, unpack
 
 MAGIC = 0x5354_4C42  # "BLTS" when read as text
 HEADER = struct.Struct("<IIQQ")  # magic, digest, busy, flags
-BEHIND_BUSY = 16
 TABLE_USED = 0
 _ALIGN = 8
 _SEALS = 0x7  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW; the fcntl module has no names for them before 3.12
@@ -62,7 +66,12 @@ class State:
         self._words = self._view[header].cast("Q")
         self.config = self._view[config]
         empty = self._view[:0]
-        self.registers = [self._view[files[index]] if index in files else empty for index in range(6)]
+        self.registers: dict[int | ExtendedCapability, memoryview] = {
+            index: self._view[files[index]] if index in files else empty for index in range(BARS)
+        }
+        """The register file of each BAR, by its index, and the bytes of each extended capability."""
+        for extended in layout.extended:
+            self.registers[extended.capability] = self.config[extended.at : extended.end]
         self._counts = self._view[counts].cast("Q")
         self.rings: dict[Doorbell, Rings] = {
             bell: Rings(self._counts, slot) for slot, bell in enumerate(layout.doorbells)
@@ -146,32 +155,37 @@ class State:
         self.leave()
 
     def snapshot(self) -> bytes:
-        """The state as bytes: the state file, then each area."""
-        return b"".join([self._view, *self.areas.values()])
+        """The state as bytes: the header of the state file, then what has been written in it and in each area."""
+        return bytes(self._view[: HEADER.size]) + pack(self._extents())
 
     def restore(self, snapshot: bytes) -> None:
         """Restore what :meth:`snapshot` gave. A StateError if it is of another device, cut short, or torn."""
-        expected = len(self._view) + sum(len(view) for view in self.areas.values())
-        if len(snapshot) != expected:
-            raise StateError(f"snapshot of {len(snapshot)} bytes; {self.layout.where} has {expected}")
-        magic, digest, busy, _ = HEADER.unpack_from(snapshot)
+        if len(snapshot) < HEADER.size:
+            raise StateError(f"snapshot of {len(snapshot)} bytes, expected at least {HEADER.size}")
+        magic, digest, busy, flags = HEADER.unpack_from(snapshot)
         if magic != MAGIC or digest != self._digest:
             raise StateError(f"snapshot is not one of {self.layout.where} as it is declared now")
         if busy:
             raise StateError("snapshot is torn: it was taken while a hook ran")
-        start = len(self._view)
         self.enter()
-        self._view[BEHIND_BUSY:] = snapshot[BEHIND_BUSY:start]
-        for view in self.areas.values():
-            view[:] = snapshot[start : start + len(view)]
-            start += len(view)
-        self.leave()
+        try:
+            unpack(self._extents(), snapshot[HEADER.size :])
+            self._words[2] = flags
+        finally:
+            self.leave()
+
+    def _extents(self) -> list[Extent]:
+        """What a snapshot has: the state file behind its header, and each area."""
+        extents = [Extent(self.fd, self._view, HEADER.size, len(self._view))]
+        for area in self.areas:
+            index = area.bar.index
+            extents.append(Extent(self.area_fds[index], self.area_files[index], area.offset, area.offset + area.size))
+        return extents
 
     def close(self) -> None:
         """Close the files. Memory that device code still has views of is freed with the last view."""
-        views = [self._words, self._counts, self.config, self.msix, self.pba]
+        views = [self._words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
         views += [
-            *self.registers,
             *self.saved.values(),
             *self.areas.values(),
             *self.area_files.values(),

@@ -23,6 +23,7 @@ from vfio_user import (
     Reader,
     Region,
     RegionFlags,
+    RegionIndex,
     RegionInfo,
     SubRegion,
     VfioUserError,
@@ -57,9 +58,12 @@ class DeviceBackend:
         size = self._core.region_size(index)
         if size == 0:
             return Region(RegionInfo(index, RegionFlags(0), 0), None)
+        if index == RegionIndex.ROM:
+            return Region(RegionInfo(index, RegionFlags.READ, size), None)
         flags = RegionFlags.READ | RegionFlags.WRITE
         plan = self._core.layout.bars.get(index)
-        areas = tuple(MmapArea(area.offset, area.size) for area in plan.areas) if plan else ()
+        inside = [area for area in plan.areas if area.offset + area.size <= size] if plan else []
+        areas = tuple(MmapArea(area.offset, area.size) for area in inside)
         if areas:
             flags |= RegionFlags.MMAP
         return Region(RegionInfo(index, flags, size, 0, areas), self._core.state.area_fds.get(index))

@@ -65,6 +65,11 @@ class ClientHost:
         if self.session is not None:
             self.session.irqs.set_level(asserted)
 
+    def regions_changed(self) -> None:
+        """Let the session ask for all regions again."""
+        if self.session is not None:
+            self.session.regions_changed()
+
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
         """Set a timer on the loop. An error of the callback is logged."""
         return self._loop.after(delay, lambda: self._boundary.call(callback))

@@ -42,7 +42,10 @@ class Deadline:
 
 
 class Loop:
-    """One epoll, with timers and a few threads. Only :meth:`stop` and :meth:`wake` may be called from other threads."""
+    """One epoll, with timers and a few threads.
+
+    Only :meth:`hand_over`, :meth:`stop` and :meth:`wake` may be called from other threads.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -145,11 +148,16 @@ class Loop:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
 
-        def hand_over(future: Future[Any]) -> None:
-            self._finished.append(lambda: done(future))
-            self.wake()
+        self._pool.submit(work).add_done_callback(lambda future: self.hand_over(lambda: done(future)))
 
-        self._pool.submit(work).add_done_callback(hand_over)
+    def hand_over(self, callback: Callback) -> None:
+        """Run ``callback`` on the loop's thread, in its next turn. Any thread may call it.
+
+        The worker handles the messages and rings that have arrived by then before it runs ``callback``. A callback that
+        is handed over to a loop that has ended never runs.
+        """
+        self._finished.append(callback)
+        self.wake()
 
     def wake(self) -> None:
         """End the current or the next :meth:`wait`. Any thread or signal handler may call it."""

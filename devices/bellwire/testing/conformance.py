@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from bellwire.declare.capability import END, START
 from bellwire.declare.register import Register
+from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
@@ -34,6 +36,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
                 once = core.snapshot()
                 disturb(guest, random.Random(SEED))
                 core.reset()
+                core.power_on()  # what a reset has left alone: sticky bits
                 assert core.snapshot() == once, "a reset does not lead back to the state after reset"
                 core.reset()
                 assert core.snapshot() == once
@@ -67,6 +70,18 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_capabilities(guest)
 
+        def test_extended_capabilities_form_a_list_that_ends(self) -> None:
+            with self.guest() as guest:
+                check_extended(guest)
+
+        def test_a_reset_keeps_sticky_bits_and_no_others(self) -> None:
+            with self.guest() as guest:
+                check_sticky(guest)
+
+        def test_the_expansion_rom_is_read_only_and_one_that_firmware_accepts(self) -> None:
+            with self.guest() as guest:
+                check_rom(guest)
+
         def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
             with self.guest() as guest:
                 core = guest.device.core
@@ -74,6 +89,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
                 core.reset()
                 fresh = core.snapshot()
                 disturb(guest, random.Random(SEED))
+                core.power_on()
                 guest.config_write(control, 0, 2)
                 before = core.snapshot()
                 guest.config_write(control, 3, 2)
@@ -100,6 +116,7 @@ def disturb(guest: Guest[Any], chance: random.Random) -> None:
         index: [item.offset for item in layout.bars[index].placed] if index in layout.bars else [pci.COMMAND]
         for index in indices
     }
+    spots[RegionIndex.CONFIG] += [each.at + item.offset for each in layout.extended for item in each.placed]
     for _ in range(ACCESSES):
         index = chance.choice(indices)
         size = guest.device.core.region_size(index)
@@ -130,9 +147,28 @@ def check_bars(guest: Guest[Any]) -> None:
         answer = guest.config_read(offset, width)
         flags = 0b11 if bar.io else 0b1111
         size = (~(answer & ~flags) & ((1 << bar.bits) - 1)) + 1
-        assert size == bar.size, f"BAR {index} says {size:#x} bytes, {bar.name} has {bar.size:#x}"
+        expected = guest.device.core.region_size(index)
+        assert size == expected, f"BAR {index} says {size:#x} bytes, {bar.name} has {expected:#x}"
         guest.config_write(offset, before, width)
         assert guest.config_read(offset, width) == before
+
+
+def check_rom(guest: Guest[Any]) -> None:
+    """Size the ROM's BAR, as firmware does (PCI 3.0 §6.2.5.2), try to change the ROM, and look at its images."""
+    size = guest.device.core.region_size(RegionIndex.ROM)
+    before = guest.config_read(pci.ROM_BAR, 4)
+    guest.config_write(pci.ROM_BAR, 0xFFFF_FFFF, 4)
+    answer = guest.config_read(pci.ROM_BAR, 4)
+    guest.config_write(pci.ROM_BAR, before, 4)
+    assert guest.config_read(pci.ROM_BAR, 4) == before
+    if not size:
+        assert answer == 0, f"its ROM's BAR says {answer:#x}, and it has no ROM"
+        return
+    assert answer == -size & pci.ROM_ADDRESS | pci.ROM_ENABLE, f"its ROM's BAR says {answer:#x}; it has {size:#x} bytes"
+    content = guest.device.core.read(RegionIndex.ROM, 0, size)
+    guest.write(RegionIndex.ROM, ~content[0], offset=0, size=1)
+    assert guest.device.core.read(RegionIndex.ROM, 0, size) == content, "its ROM took a write"
+    assert images(content)
 
 
 def check_capabilities(guest: Guest[Any]) -> None:
@@ -148,3 +184,37 @@ def check_capabilities(guest: Guest[Any]) -> None:
         at = guest.config_read(at + 1, 1)
     config = guest.device.core.config
     assert seen == {*config.at.values(), *(body - HEADER for body in config.vendor.values())}
+
+
+def check_extended(guest: Guest[Any]) -> None:
+    """The list starts at 100h, lies on dwords, has no circle, ends with zero, and is read-only (PCIe 6.0 §7.6.3)."""
+    layout = guest.device.layout
+    if not guest.device.core.identity.express:
+        assert not layout.extended
+        return
+    seen: dict[int, int] = {}
+    at = START if layout.extended else 0
+    while at:
+        assert START <= at < END, f"extended capability at {at:#x}, outside extended config space"
+        assert at % 4 == 0, f"extended capability at {at:#x}, off a dword"
+        assert at not in seen, f"the list runs in a circle at {at:#x}"
+        seen[at] = guest.config_read(at, 4)
+        guest.config_write(at, ~seen[at], 4)
+        assert guest.config_read(at, 4) == seen[at], f"the header at {at:#x} took a write"
+        at = seen[at] >> 20
+    assert {at: header & 0xFFFF for at, header in seen.items()} == {
+        each.at: each.capability.number for each in layout.extended
+    }
+
+
+def check_sticky(guest: Guest[Any]) -> None:
+    """After a reset a register of an extended capability has its reset value, or what it had if it is sticky (§7.4)."""
+    core = guest.device.core
+    disturb(guest, random.Random(SEED + 3))
+    files = core.state.registers
+    before = {item: item.load(files[each.capability]) for each in core.layout.extended for item in each.placed}
+    core.config.reset()
+    for item, value in before.items():
+        after = item.load(files[item.bar.index])
+        expected = value if item.sticky else item.reset
+        assert after == expected, f"{item.name} is {after:#x} after a reset, not {expected:#x}"

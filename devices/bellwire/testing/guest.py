@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from bellwire.declare.bar import Area
+from bellwire.declare.capability import ExtendedCapability
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.register import Register
 from bellwire.declare.vendor import VendorCapability
@@ -38,7 +39,7 @@ class Guest(Generic[Device]):
     def __init__(self, device: Device | type[Device], *, memory: int = MEMORY, **options: Any) -> None:
         self.device: Device = device(**options) if isinstance(device, type) else device
         self.interrupts: Counter[tuple[IrqIndex, int]] = Counter()
-        """How often each MSI or MSI-X vector was delivered."""
+        """How often each MSI or MSI-X vector was delivered, and the error interrupt (IrqIndex.ERR)."""
         self.line = False
         """The INTx level that the guest sees."""
         self.now = 0.0
@@ -136,9 +137,11 @@ class Guest(Generic[Device]):
         """Write ``value`` to ``size`` bytes at ``offset`` of config space."""
         self.write(RegionIndex.CONFIG, value, offset=offset, size=size)
 
-    def capability(self, body: VendorCapability) -> int:
-        """The offset in config space at which the body of a vendor-specific capability begins."""
-        return self.device.core.config.vendor[body]
+    def capability(self, capability: VendorCapability | ExtendedCapability) -> int:
+        """The offset in config space of an extended capability, or of the body of a vendor-specific one."""
+        if isinstance(capability, VendorCapability):
+            return self.device.core.config.vendor[capability]
+        return next(each.at for each in self.device.layout.extended if each.capability is capability)
 
     def reset(self) -> None:
         """Reset the device as DEVICE_RESET does. This turns bus mastering and interrupts off: call :meth:`enable`."""
@@ -201,7 +204,10 @@ class Guest(Generic[Device]):
             if size is None:
                 raise TypeError("an access by region index needs a size")
             return place, offset, size
-        return place.bar.index, place.offset + offset, place.size if size is None else size
+        count = place.size if size is None else size
+        if isinstance(place.bar, ExtendedCapability):
+            return RegionIndex.CONFIG, self.capability(place.bar) + place.offset + offset, count
+        return place.bar.index, place.offset + offset, count
 
     def _check(self, index: int, offset: int, count: int) -> None:
         size = self.device.core.region_size(index)
@@ -235,7 +241,9 @@ class Guest(Generic[Device]):
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Count an interrupt. False if the guest has not enabled that kind, or that MSI message (PCI 3.0 §6.8.1.3)."""
         config = self.device.core.config
-        if index is IrqIndex.MSIX:
+        if index is IrqIndex.ERR:
+            heard = True
+        elif index is IrqIndex.MSIX:
             heard = config.msix_enabled
         else:
             heard = config.msi_enabled and vector < 1 << (config.field(config.at[pci.MSI] + 2) >> 4 & 7)
@@ -250,6 +258,9 @@ class Guest(Generic[Device]):
     def level(self, asserted: bool) -> None:
         """Store the level of the INTx line in :attr:`line`."""
         self.line = asserted
+
+    def regions_changed(self) -> None:
+        """Do nothing: this guest asks for the size at each access."""
 
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
         """Set a timer, which :meth:`advance` runs."""

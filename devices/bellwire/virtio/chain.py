@@ -63,20 +63,12 @@ class Chain:
     def write(self, data: bytes | memoryview) -> None:
         """Append ``data`` to the bytes written so far. A GuestError if the driver has left no room for it."""
         source = memoryview(data)
-        if self.written + len(source) > self.room:
-            raise GuestError(
-                f"{self.queue}: a buffer has {self.room} bytes to write, {self.written + len(source)} needed"
-            )
-        start = self.written
-        self.written += len(source)
-        for view in self.writable:
-            if start < len(view):
-                some = len(view) - start
-                view[start : start + len(source)] = source[:some]
-                source = source[some:]
-                if not source:
-                    return
-            start = max(0, start - len(view))
+        start, stop = self.written, self.written + len(source)
+        if stop > self.room:
+            raise GuestError(f"{self.queue}: a buffer has {self.room} bytes to write, {stop} needed")
+        self.written = stop
+        for view in part(self.writable, start, stop):
+            view[:], source = source[: len(view)], source[len(view) :]
 
     def done(self, written: int | None = None) -> None:
         """Return the chain to the driver, with ``written`` bytes in it. A flush of the queue publishes it."""

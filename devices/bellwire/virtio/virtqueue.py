@@ -73,7 +73,6 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
         self.size = size
         self.vector = NO_VECTOR
-        self.forget()
 
     def forget(self) -> None:
         """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
@@ -133,13 +132,11 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def __iter__(self) -> Iterator[Chain]:
         """All available buffers, one by one. Those that a loop does not get to stay available."""
         for chains in self.batches():
-            given = 0
+            left = iter(chains)
             try:
-                for given, chain in enumerate(chains, 1):  # noqa: B007 it is used at the end
-                    yield chain
+                yield from left
             finally:
-                if given < len(chains):
-                    self.back(chains[given:])
+                self.back([*left])
 
     def take(self, most: int = 1) -> list[Chain]:
         """Take the next buffers, at most ``most``; an empty list if there is none. Return them by :meth:`finish`."""

@@ -43,6 +43,10 @@ class Bar:
         shift = 8 * (offset - self.register.start)
         self.address = (self.address & ~(0xFF << shift) | value << shift) & ~(self.size - 1)
 
+    def forget(self) -> None:
+        """Return to the state after a reset: no address."""
+        self.address = 0
+
     def decodable(self, ram: int) -> bool:
         """Whether the BAR can be mapped at its address: not over RAM or an interrupt controller, and within reach.
 

@@ -12,6 +12,7 @@ from bellwire_vmm.device.areas import MappedArea, outside
 from bellwire_vmm.device.bars import BARS, FIRST_BAR, Bar
 from bellwire_vmm.device.capabilities import MsixCapability
 from bellwire_vmm.device.registrations import descriptors
+from bellwire_vmm.device.rom import Rom
 from bellwire_vmm.errors import DeviceRefusedError
 from bellwire_vmm.machine.slots import MemorySlots
 from vfio_user import Client, DeviceFlags, RegionFlags, RegionIndex, RegionInfo, RemoteError, SubRegion
@@ -68,6 +69,7 @@ def describe(client: Client, slots: MemorySlots) -> Description:
         for index in range(BARS):
             bar = _bar(client, description, slots, index, on_failure) if index != upper_half else None
             upper_half = index + 1 if bar is not None and bar.wide else -1
+        _find_rom(client, description)
         _check_table(description)
         on_failure.pop_all()
     return description
@@ -97,6 +99,14 @@ def _bar(client: Client, description: Description, slots: MemorySlots, index: in
                 on_failure.callback(area.close)
                 description.areas[index].append(area)
     return bar
+
+
+def _find_rom(client: Client, description: Description) -> None:
+    info, fd = client.region_info(RegionIndex.ROM)
+    if fd is not None:
+        os.close(fd)
+    if info.size and info.flags & RegionFlags.READ:
+        description.bars[RegionIndex.ROM] = Rom(info.size)
 
 
 def _mappable(info: RegionInfo) -> list[range]:

@@ -38,7 +38,7 @@ class Interrupts:
             self._switch(IrqIndex.MSI, count)
         for number, vector in enumerate(self._vectors):
             data = msi.data & ~(msi.count - 1) | number
-            vector.set(msi.address, data, opened=not msi.mask >> number & 1)
+            vector.set(msi.address, data, not msi.mask >> number & 1)
 
     def msix_changed(self, control: int) -> None:
         """The guest has written Message Control of MSI-X, which now reads ``control``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from bellwire_vmm.device.capabilities import MsixCapability
-from bellwire_vmm.device.vectors import Vector
+from bellwire_vmm.device.vectors import Message, Vector, set_all
 
 ENTRY = 16
 _FIELDS = struct.Struct("<QII")
@@ -37,8 +37,7 @@ class MsixTable:
 
     def apply(self) -> None:
         """Route every vector as its entry and the function mask demand."""
-        for number in range(len(self._vectors)):
-            self._apply(number)
+        set_all(self._vectors, map(self._message, range(len(self._vectors))))
 
     def read(self, offset: int, size: int) -> bytes:
         """Read the table, as the guest does."""
@@ -51,7 +50,7 @@ class MsixTable:
             control = number * ENTRY + 12
             self._content[control : control + 4] = bytes((self._content[control] & _MASKED, 0, 0, 0))
             if number < len(self._vectors):
-                self._apply(number)
+                self._vectors[number].set(*self._message(number))
 
     def pending(self, offset: int, from_device: bytes) -> bytes:
         """The pending bits at ``offset`` of the array: the device's, and those of vectors that the VMM holds back."""
@@ -61,7 +60,7 @@ class MsixTable:
             bits |= vector.pending << number
         return bits.to_bytes(len(from_device), "little")
 
-    def _apply(self, number: int) -> None:
+    def _message(self, number: int) -> Message:
         address, data, control = _FIELDS.unpack_from(self._content, number * ENTRY)
         opened = not control & _MASKED and not self.function_mask and address != 0
-        self._vectors[number].set(address, data, opened=opened)
+        return Message(address, data, opened)

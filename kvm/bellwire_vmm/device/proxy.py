@@ -15,12 +15,13 @@ from bellwire_vmm.device.dma import DmaMemory, DmaThread
 from bellwire_vmm.device.interrupts import Interrupts
 from bellwire_vmm.device.peer import Peer
 from bellwire_vmm.device.registrations import Registrations, Route, Standing
+from bellwire_vmm.device.rom import Rom, RomTarget
 from bellwire_vmm.device.zones import Zones
 from bellwire_vmm.errors import AddressConflictError
 from bellwire_vmm.machine.platform import Platform
 from vfio_user import Client, RegionIndex
 
-_COMMAND, _ROM, _LINE = 0x04, 0x30, 0x3C
+_COMMAND, _ROM, _LINE = 0x04, range(0x30, 0x34), 0x3C
 _DECODE_PORTS, _DECODE_MEMORY = 1, 2
 _FOLLOWED = capabilities.MSI, capabilities.MSIX, capabilities.EXPRESS
 _FUNCTION_RESET = 0x80  # in the upper byte of Device Control (PCI Express 4.0 §7.5.3.4)
@@ -121,7 +122,7 @@ class ProxyDevice:
         for at in range(offset, offset + size):
             if at == _LINE:
                 data[at - offset] = self._line
-            elif _ROM <= at < _ROM + 4:
+            elif at in _ROM and RegionIndex.ROM not in self._bars:
                 data[at - offset] = 0
         return bytes(data)
 
@@ -154,7 +155,9 @@ class ProxyDevice:
 
     # Addresses
 
-    def _target(self, bar: Bar) -> BarTarget:
+    def _target(self, bar: Bar) -> BarTarget | RomTarget:
+        if isinstance(bar, Rom):
+            return RomTarget(self.peer)
         # A direct store to a mapped area would overtake a posted message, so a device with areas gets no posted writes.
         # PCI does not post writes to I/O ports.
         posted = not bar.ports and not any(self._areas.values())
@@ -200,8 +203,10 @@ class ProxyDevice:
         self._placed[bar.index] = address
         for area in self._areas.get(bar.index, ()):
             area.attach(address)
-        self._registrations.attach(bar)
-        self._zones.attach(bar, self._targets[bar.index])
+        target = self._targets[bar.index]
+        if isinstance(target, BarTarget):
+            self._registrations.attach(bar)
+            self._zones.attach(bar, target)
 
     def _unmap(self, bar: Bar) -> None:
         self._zones.detach(bar)
@@ -221,7 +226,7 @@ class ProxyDevice:
         """Unmap all BARs, and forget their addresses."""
         self._decoding = 0
         for bar in self._bars.values():
-            bar.address = 0
+            bar.forget()
         self._remap()
 
     def _leave_addresses(self) -> None:

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bellwire_vmm.machine.platform import Platform
 from vfio_user.eventfds import SIZE, take
+
+
+class Message(NamedTuple):
+    """What a vector sends, and whether it may be sent."""
+
+    address: int
+    data: int
+    opened: bool
 
 
 class Vector:
     """One message interrupt. While it is closed (masked, disabled), its eventfd keeps the device's triggers."""
 
     def __init__(self, platform: Platform) -> None:
-        self._platform = platform
+        self.platform = platform
         self._gsi = platform.gsis.take()
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._open = False
 
-    def set(self, address: int, data: int, *, opened: bool) -> None:
-        """Set the message, and whether it may be sent. Opening the vector delivers the triggers kept so far."""
-        vm = self._platform.vm
+    def set(self, address: int, data: int, opened: bool) -> None:
+        """Set the message, and whether it may be sent. Opening the vector delivers the triggers kept so far.
+
+        If KVM has no room for the route, the vector stays closed.
+        """
+        vm = self.platform.vm
         if not opened:
             if self._open:
                 vm.irqfd_deassign(self.eventfd, self._gsi)
                 self._open = False
             return
-        self._platform.gsis.route(self._gsi, address, data)
+        if not self.platform.gsis.route(self._gsi, address, data):
+            return
         if not self._open:
             # KVM looks at the eventfd once when it takes it over, and leaves its count: the vector would look pending
             # at the next mask. So the count so far is taken out, and sent, here.
@@ -35,6 +49,11 @@ class Vector:
             self._open = True
             if raised:
                 vm.signal_msi(address, data)
+
+    def route(self, message: Message) -> None:
+        """Tell KVM of the message, if it may be sent. Within `GsiTable.together` that happens later."""
+        if message.opened:
+            self.platform.gsis.route(self._gsi, message.address, message.data)
 
     @property
     def pending(self) -> bool:
@@ -45,6 +64,20 @@ class Vector:
 
     def close(self) -> None:
         """Release the eventfd and the GSI."""
-        self.set(0, 0, opened=False)
-        self._platform.gsis.give_back(self._gsi)
+        self.set(0, 0, False)
+        self.platform.gsis.give_back(self._gsi)
         os.close(self.eventfd)
+
+
+def set_all(vectors: Sequence[Vector], messages: Iterable[Message]) -> None:
+    """Set all vectors of a device, with one change of KVM's routing.
+
+    KVM knows the routes before it takes over any eventfd: it drops what comes to an eventfd without a route.
+    """
+    pairs = list(zip(vectors, messages, strict=True))
+    if pairs:
+        with pairs[0][0].platform.gsis.together():
+            for vector, message in pairs:
+                vector.route(message)
+    for vector, message in pairs:
+        vector.set(*message)

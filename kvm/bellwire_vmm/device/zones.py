@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.description import Description
+from bellwire_vmm.device.rom import Rom
 from bellwire_vmm.errors import ZoneRefusedError
 from bellwire_vmm.machine.coalescing import Coalescing, Stretch, Taker
 from kvm_ioctls import KvmError
@@ -76,7 +77,7 @@ class Zones:
 def _objections(zone: Zone, about: Description) -> Iterator[str]:
     """Why writes to this part of a device cannot wait."""
     bar = about.bars.get(zone.bar)
-    if bar is None or bar.ports:
+    if bar is None or bar.ports or isinstance(bar, Rom):
         yield "the device has no such memory BAR"
     elif zone.offset < 0 or not 0 < zone.size < 1 << 32 or zone.extent.stop > bar.size:
         yield f"expected bytes of a BAR of {bar.size:#x}"

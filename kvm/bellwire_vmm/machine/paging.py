@@ -10,7 +10,7 @@ from bellwire_vmm.machine.windows import HIGH_MEMORY
 ROOT = 0x1000
 """The value of CR3: the address of the top page table."""
 
-MAPPED = (range(4 << 30), HIGH_MEMORY)
+MAPPED = (range(4 << 30), range(HIGH_MEMORY.start, HIGH_MEMORY.start + (4 << 30)))
 """The addresses that are mapped, in 2 MiB pages: some KVMs have no pages of 1 GiB."""
 
 _DIRECTORIES, _TABLES = (0x2000, 0x3000), (0x6000, 0xA000)

@@ -7,7 +7,7 @@ from bellwire_vmm.errors import AddressConflictError
 #: Above RAM, below the IOAPIC (0xfec0_0000) and the local APIC (0xfee0_0000).
 LOW_MEMORY = range(0xC000_0000, 0xFEC0_0000)
 #: For 64-bit BARs.
-HIGH_MEMORY = range(1 << 39, (1 << 39) + (4 << 30))
+HIGH_MEMORY = range(1 << 39, 1 << 40)
 PORTS = range(0xC000, 0x1_0000)
 
 ADDRESS_LIMIT = 1 << 40

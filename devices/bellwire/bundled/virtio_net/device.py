@@ -178,7 +178,6 @@ class VirtioNet(
     def started(self) -> None:
         """The driver is ready: set filters and offloads, and watch the link."""
         self.filter.by_vlan = Net.CTRL_VLAN in self.negotiated
-        self.filter.refresh()
         self.take_over(taken_over(self.negotiated) & ~Offload(self.given_up))
         self.use_pairs(self.used_pairs)
 
@@ -328,7 +327,7 @@ class VirtioNet(
     def go_on(self, lane: Lane) -> None:
         """Receive more packets, after a full batch."""
         lane.waits_for_turn = False
-        if lane.watched >= 0:
+        if lane.watched is not None:
             self.receive(lane)
 
     def deliver(self, queue: Virtqueue, lane: Lane) -> bool:
@@ -366,12 +365,12 @@ class VirtioNet(
     def watch_lane(self, lane: Lane, wanted: bool) -> None:
         """Watch the end of ``lane``, or stop watching it. It is watched only while the driver is ready."""
         wanted = wanted and self.running
-        if wanted and lane.watched < 0:
+        if wanted and lane.watched is None:
             lane.watched = lane.end.fileno()
             self.watch(lane.watched, lambda: self.arrived(lane))
-        elif not wanted and lane.watched >= 0:
+        elif not wanted and lane.watched is not None:
             self.unwatch(lane.watched)
-            lane.watched = -1
+            lane.watched = None
 
     def arrived(self, lane: Lane) -> None:
         """The end of ``lane`` can be read."""

@@ -15,8 +15,8 @@ class Lane:
         self.buffer = memoryview(bytearray(LARGEST_PACKET))
         self.size = 0
         """The size of the packet that waits in ``buffer``; 0 if none does."""
-        self.watched = -1
-        """The descriptor that is watched; -1 if none is."""
+        self.watched: int | None = None
+        """The descriptor that is watched, if one is."""
         self.waits_for_turn = False
         self.buffers = 1
         """The number of buffers that the last packet took: the next is received into as many."""

@@ -1,16 +1,15 @@
-"""The unpacked packages, and how to run what is in them."""
+"""QEMU, a Linux kernel and programs, as unpacked packages of Debian, and how to run what is in them."""
 
 from __future__ import annotations
 
 import functools
-import lzma
 import os
 import re
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
-from debian import AptError
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.kernel import Kernel
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 FOLDERS = (LIBRARIES, f"{LIBRARIES}/ceph", f"{LIBRARIES}/systemd")  # fio and varlinkctl are linked with those
@@ -20,7 +19,6 @@ QEMU = "usr/bin/qemu-system-x86_64"
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 VIRTIOFSD = "usr/libexec/virtiofsd"
 BUSYBOX = "usr/bin/busybox"
-_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _NEEDED = re.compile(r"^\s*(\S+) => (/\S+)", re.MULTILINE)
 
 
@@ -52,25 +50,16 @@ class Toolbox:
         return self._loaded(VIRTIOFSD)
 
     @functools.cached_property
-    def kernel(self) -> Path:
-        """The Linux kernel's image."""
-        (found,) = (self.root / "boot").glob("vmlinuz-*")
-        return found
+    def kernel(self) -> Kernel:
+        """The Linux kernel and its modules."""
+        (image,) = (self.root / "boot").glob("vmlinuz-*")
+        release = image.name.removeprefix("vmlinuz-")
+        return Kernel(image, release, self.root / "usr/lib/modules" / release)
 
     @property
     def busybox(self) -> Path:
         """The guest's shell and tools, in one static program."""
         return self.root / BUSYBOX
-
-    def modules(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Modules of the kernel by name, each after those that it needs."""
-        loaded: dict[str, bytes] = {}
-        for name in names:
-            module = lzma.decompress(self._module(name).read_bytes())
-            depends = _DEPENDS.search(module)
-            loaded |= self.modules(depends[1].decode().split(",") if depends and depends[1] else [])
-            loaded[name] = module
-        return loaded
 
     def command(self, path: str) -> list[str]:
         """The command line of a program of the packages, to run it here."""
@@ -93,31 +82,24 @@ class Toolbox:
         return line.removeprefix("QEMU emulator version ").split()[0]
 
     def check(self) -> None:
-        """An AptError when something is not as it should be."""
+        """An ArchiveError when something is not as it should be."""
         try:
             devices = subprocess.run(
                 [*self.qemu, "-device", "help"], capture_output=True, text=True, check=False, env=self.qemu_environment
             )
-            kernel, busybox = self.kernel, self.busybox
+            kernel, busybox = self.kernel.image, self.busybox
         except (OSError, ValueError) as error:
-            raise AptError(f"the packages are not what was expected: {error}") from None
+            raise ArchiveError(f"the packages are not what was expected: {error}") from None
         if '"vfio-user-pci"' not in devices.stdout:
-            raise AptError(f"QEMU has no vfio-user-pci (or does not run: {devices.stderr.strip()})")
+            raise ArchiveError(f"QEMU has no vfio-user-pci (or does not run: {devices.stderr.strip()})")
         for path in (kernel, busybox):
             if not path.exists():
-                raise AptError(f"no {path.name} in the packages")
+                raise ArchiveError(f"no {path.name} in the packages")
 
     def describe(self) -> str:
         """One line for people."""
-        return f"QEMU {self.qemu_version}, Linux {self.kernel.name.removeprefix('vmlinuz-')}: {self.folder}"
+        return f"QEMU {self.qemu_version}, Linux {self.kernel.release}: {self.folder}"
 
     def _loaded(self, path: str, *options: str) -> list[str]:
         library_path = ":".join(os.fspath(self.root / folder) for folder in FOLDERS)
         return [os.fspath(self.root / LOADER), "--library-path", library_path, *options, os.fspath(self.root / path)]
-
-    def _module(self, name: str) -> Path:
-        """Where it is, compressed by xz."""
-        found = sorted((self.root / "usr/lib/modules").rglob(f"{name}.ko.xz"))
-        if not found:
-            raise LookupError(f"the kernel has no module {name} (it may be built in)")
-        return found[0]

@@ -1,0 +1,68 @@
+"""QEMU's command line for a plan: a PC (q35) with nothing that was not asked for.
+
+The user's devices are first on bus 0, so they are found at 00:01.0 and up, in the order in which they were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bellwired.guest.plan import MIB, Plan
+
+APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on"
+PORT = "bellwire"
+"""The name of the virtio-serial port that the agent looks for."""
+ROOT_PORT = "port"
+SERIAL_SLOT, NETWORK_SLOT, FIRST_ROOT_PORT = 0x1E, 0x1D, 0x18
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Descriptors that QEMU inherits."""
+
+    channel: int
+    console: int
+    control: int
+    initramfs: int
+
+
+def memory(mib: int, *, shared: bool = True) -> list[str]:
+    """Arguments for the guest's memory: a file that devices map, or memory that they must ask for by message.
+
+    (A file with ``share=off`` would be a trap: QEMU hands it over all the same, and the guest's stores are not in it.)
+    """
+    backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram"
+    return ["-m", f"{mib}M", "-object", f"{backend},id=ram,size={mib}M", "-machine", "memory-backend=ram"]
+
+
+def bare(qemu: Sequence[str]) -> list[str]:
+    """The command line of a QEMU with no device but the board's own."""
+    return [*qemu, "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
+
+
+def command_line(plan: Plan, ends: Ends, folders: Iterable[str]) -> list[str]:
+    """All of QEMU's command line; ``folders`` are the arguments for the shares."""
+    words = [*bare(plan.qemu.words), "-accel", plan.qemu.accelerator, "-no-reboot", "-smp", str(plan.cpus)]
+    if plan.qemu.accelerator == "kvm":
+        words += ["-cpu", "host"]
+    words += memory(plan.memory // MIB)
+    words += ["-kernel", str(plan.kernel.image), "-initrd", f"/proc/self/fd/{ends.initramfs}"]
+    words += ["-append", f"{APPEND} {plan.append}".rstrip()]
+    words += ["-chardev", f"socket,id=console,fd={ends.console}", "-serial", "chardev:console"]
+    words += ["-chardev", f"socket,id=control,fd={ends.control}", "-qmp", "chardev:control"]
+    for device in plan.devices:
+        words += ["-device", device.argument]
+    words += ["-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={SERIAL_SLOT:#x},max_ports=2"]
+    words += ["-chardev", f"socket,id=channel,fd={ends.channel}"]
+    words += ["-device", f"virtserialport,bus=serial.0,chardev=channel,name={PORT}"]
+    for number in range(plan.ports):
+        slot = FIRST_ROOT_PORT + number
+        place = f"bus=pcie.0,addr={slot:#x},chassis={number + 1},slot={slot}"
+        words += ["-device", f"pcie-root-port,id={ROOT_PORT}{number},{place}"]
+    if plan.network:
+        words += ["-netdev", "user,id=network"]
+        words += ["-device", f"virtio-net-pci,netdev=network,bus=pcie.0,addr={NETWORK_SLOT:#x},romfile="]
+    if plan.gdb is not None:
+        words += ["-chardev", f"socket,id=gdb,path={plan.gdb},server=on,wait=off", "-gdb", "chardev:gdb", "-S"]
+    return [*words, *folders, *plan.arguments]

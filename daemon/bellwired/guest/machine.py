@@ -1,0 +1,237 @@
+"""One Linux guest under QEMU, which runs commands for the host.
+
+::
+
+    with Machine.start(Plan(kernel, qemu, devices=[Plugged(path)], busybox=busybox)) as machine:
+        machine.insert(Path("copier.ko"))
+        done = machine.run("cat /proc/interrupts", check=True)
+
+Commands go through a channel of their own (:mod:`bellwired.guest.channel`); the console is the kernel's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bellwired.guest import board, roots
+from bellwired.guest.channel import Channel, Running, Sink
+from bellwired.guest.console import Console
+from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
+from bellwired.guest.frames import Kind
+from bellwired.guest.hardware import Hardware
+from bellwired.guest.plan import Plan, Plugged
+
+MOST_OUTPUT = 64 << 20
+"""Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
+LAST_WORDS = 5.0  # seconds for a killed command to end, and for the guest to write its files
+SHOWN = 2000  # characters of a command's standard error in an error
+
+Command = str | Sequence[str]
+"""A line for ``/bin/sh -c``, or the words of a command."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended: ``status`` as a shell has it (128 + the signal that ended it), and what it wrote."""
+
+    status: int
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+class Machine:
+    """A guest that has booted. Use it as a context manager, or :meth:`close` it."""
+
+    def __init__(self, plan: Plan, hardware: Hardware, channel: Channel) -> None:
+        self.plan = plan
+        self.console: Console = hardware.console
+        self._hardware = hardware
+        self._channel = channel
+        self._control = threading.Lock()
+
+    @classmethod
+    def start(cls, plan: Plan) -> Machine:
+        """Boot a guest. Returns when it takes commands; a MachineError says why it does not."""
+        with contextlib.ExitStack() as stack:
+            hardware = Hardware(plan)
+            stack.callback(hardware.close)
+            channel = stack.enter_context(Channel(hardware.channel, hardware.why_lost))
+            machine = cls(plan, hardware, channel)
+            if not channel.wait_until_ready(plan.boot_time):
+                raise machine._error(f"the guest takes no commands after {plan.boot_time:.0f} s")
+            roots.prepare(machine, hardware.folders)
+            stack.pop_all()
+        return machine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def run(
+        self,
+        command: Command,
+        *,
+        input: bytes = b"",
+        timeout: float | None = None,
+        check: bool = False,
+        folder: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Finished:
+        """Run a command to its end. Several threads may do so at once.
+
+        Raises a CommandTimeout after ``timeout`` seconds (the command is killed), with ``check`` a CommandFailed for
+        another status than 0, and a MachineError if the guest ends meanwhile, or a stream exceeds MOST_OUTPUT.
+        """
+        output, errors = _Kept(), _Kept()
+        words = roots.words(command)
+        running = self.begin(words, output.take, errors.take, folder=folder, environment=environment)
+        output.full = errors.full = lambda: running.signal(signal.SIGKILL)
+        ended = _fed(running, input, timeout)
+        if not ended:
+            self._kill(running)
+            raise CommandTimeout(f"{_shown(command)} has not ended after {timeout:.0f} s{errors.shown}")
+        if output.size > MOST_OUTPUT or errors.size > MOST_OUTPUT:
+            raise MachineError(f"{_shown(command)} wrote more than {MOST_OUTPUT >> 20} MiB, and was killed")
+        assert running.status is not None
+        number = -running.status if running.status < 0 else None
+        done = Finished(128 + number if number else running.status, number, output.data, errors.data)
+        if check and done.status:
+            how = f"was ended by {signal_name(number)}" if number else f"ended with status {done.status}"
+            raise CommandFailed(f"{_shown(command)} {how}{errors.shown or output.shown}", console=self.console.tail())
+        return done
+
+    def begin(
+        self,
+        words: Sequence[str],
+        output: Sink,
+        errors: Sink,
+        *,
+        size: tuple[int, int] | None = None,
+        folder: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Running:
+        """Start a command; the sinks get what it writes. ``size`` gives it a terminal of so many rows and columns."""
+        return self._channel.start(
+            words,
+            output,
+            errors,
+            folder=folder or roots.folder(self.plan),
+            environment={**roots.environment(self.plan), **(environment or {})},
+            size=size,
+        )
+
+    def insert(self, module: Path, *parameters: str) -> None:
+        """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
+        before = len(self.console.data)
+        number = self.tool(["insmod", *parameters], module.read_bytes())
+        if number:
+            said = self.console.data[before:].decode(errors="replace")
+            hint = "the console says more" if said.strip() else "dmesg in the guest may say more"
+            raise self._error(f"{module}: cannot be loaded: {os.strerror(number)}", hint)
+
+    def remove(self, name: str) -> None:
+        """Unload a kernel module."""
+        number = self.tool(["rmmod", name.replace("-", "_")])
+        if number:
+            raise self._error(f"the module {name} cannot be unloaded: {os.strerror(number)}")
+
+    def plug(self, device: Plugged, port: int = 0) -> None:
+        """Plug a device in behind a root port, while the guest runs. It takes a name: ``device.id``."""
+        with self._control:
+            self._hardware.control.ask("device_add", bus=f"{board.ROOT_PORT}{port}", **device.arguments())
+
+    def unplug(self, id: str, timeout: float = 30.0) -> None:
+        """Pull a device out. Returns when the guest has let it go."""
+        with self._control:
+            self._hardware.control.ask("device_del", id=id)
+            self._hardware.control.wait("DEVICE_DELETED", timeout, device=id)
+
+    def close(self) -> None:
+        """End the guest. What it wrote to shared folders is written first, if it still answers."""
+        if any(share.writable for share in self.plan.shares):
+            with contextlib.suppress(MachineError):
+                self._channel.ask(Kind.SYNC).wait(LAST_WORDS)
+        self._hardware.close()
+        self._channel.close()
+
+    def tool(self, words: Sequence[str], input: bytes = b"") -> int:
+        """Run one of the agent's own tools (see agent/tools.c). 0, or an errno."""
+        running = self._channel.start(["bellwire-agent", *words], _ignored, _ignored, own_program=True)
+        _fed(running, input, None)
+        return abs(running.status or 0)
+
+    def switch_root(self, folder: str) -> int:
+        """Make a folder of the guest the root of all later commands. 0, or an errno."""
+        running = self._channel.ask(Kind.SWITCH, folder.encode())
+        return running.wait() or 0
+
+    def _kill(self, running: Running) -> None:
+        running.kill()
+        if running.wait(LAST_WORDS) is None:
+            raise self._error("the guest does not end a command that was killed: it hangs")
+
+    def _error(self, message: str, hint: str = "") -> MachineError:
+        return MachineError(message, hint, console=self.console.tail())
+
+
+class _Kept:
+    """What a command writes, up to a limit."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.full: Callable[[], None] = lambda: None
+        self._pieces: list[bytes] = []
+
+    def take(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size <= MOST_OUTPUT:
+            self._pieces.append(data)
+        else:
+            self.full()
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self._pieces)
+
+    @property
+    def shown(self) -> str:
+        text = self.data.decode(errors="replace").strip()
+        return f":\n{text[-SHOWN:]}" if text else ""
+
+
+def _fed(running: Running, data: bytes, timeout: float | None) -> bool:
+    """Give a command its input and wait for its end. False if that takes too long."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    if not running.feed(data, timeout):
+        return False
+    running.end_input()
+    return running.wait(None if deadline is None else deadline - time.monotonic()) is not None
+
+
+def signal_name(number: int) -> str:
+    """As ``SIGTERM``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _shown(command: Command) -> str:
+    text = command if isinstance(command, str) else " ".join(command)
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
+def _ignored(_: bytes) -> None:
+    pass

@@ -1,0 +1,107 @@
+"""What a guest is to be: its kernel, devices, folders and size, and the QEMU that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bellwired.guest.console import Listener
+from bellwired.guest.qemus import Qemu
+
+HOST, MINIMAL = "host", "minimal"
+BOOT_TIME = 120.0  # seconds, for a machine that is emulated on a busy host
+MIB = 1 << 20
+ID = "device"
+
+
+class Bootable(Protocol):
+    """What a plan needs to know of a kernel."""
+
+    @property
+    def image(self) -> Path:
+        """The bzImage."""
+
+    @property
+    def modules(self) -> Path | None:
+        """The folder of its modules, or None."""
+
+    def has(self, name: str) -> bool:
+        """Whether the module ``name`` can be loaded, or is built in."""
+
+    def load_order(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Modules by name, each after those that it needs; what is built in is left out."""
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """A device that is served at ``socket``, and QEMU's properties of it. ``id`` names it for QEMU."""
+
+    socket: Path
+    id: str = ""
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """QEMU's device, as ``-device`` and ``device_add`` take it."""
+        socket = {"path": os.fspath(self.socket.absolute()), "type": "unix"}
+        named = {"id": self.id} if self.id else {}
+        return {"driver": "vfio-user-pci", **named, "socket": socket, **self.properties}
+
+    @property
+    def argument(self) -> str:
+        """QEMU's ``-device`` for it."""
+        return json.dumps(self.arguments(), separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A folder of the host's that the guest sees at ``place``.
+
+    What is not ``writable`` is read-only, with a layer above it that lasts as long as the guest: it takes what the
+    guest writes.
+    """
+
+    folder: Path
+    place: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a machine is made from."""
+
+    kernel: Bootable
+    qemu: Qemu
+    devices: Sequence[Plugged] = ()
+    root: str = MINIMAL
+    """HOST: the host's own files, read-only under a layer of the guest's. MINIMAL: busybox."""
+    busybox: Path | None = None
+    """A static busybox: needed for a minimal root."""
+    shares: Sequence[Share] = ()
+    modules: Sequence[str] = ()
+    """Names of the kernel's own modules, to be loaded at boot with those that they need."""
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    """More files for the initramfs, by their path without a leading slash."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every command, over the usual ones."""
+    folder: str = ""
+    """Where commands start. Default: /root with a minimal root, else /."""
+    append: str = ""
+    """More of the kernel's command line."""
+    cpus: int = 1
+    memory: int = 512 * MIB
+    network: bool = False
+    """A network card behind QEMU's user-mode network."""
+    gdb: Path | None = None
+    """The socket on which QEMU waits for a debugger, before the guest runs."""
+    ports: int = 1
+    """Root ports for devices that are plugged in while the guest runs."""
+    arguments: Sequence[str] = ()
+    """More arguments for QEMU, behind the devices."""
+    listeners: tuple[Listener, ...] = ()
+    """They hear what the guest's console prints."""
+    boot_time: float = BOOT_TIME
+    """Seconds until the guest takes commands, at most."""

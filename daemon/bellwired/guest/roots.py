@@ -1,0 +1,126 @@
+"""What a guest's commands see as their files: a minimal root of busybox, or the host's own root under a layer.
+
+The host does it step by step with the agent's own tools, so each failure has a name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bellwired.guest import agent
+from bellwired.guest import initramfs as cpio
+from bellwired.guest.errors import MachineError
+from bellwired.guest.folders import OPTIONS, Offered
+from bellwired.guest.plan import HOST, Plan, Share
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NEW_ROOT, LAYERS, BASE = "/newroot", "/layers", "/base"
+KERNELS_OWN = ("/dev", "/proc", "/sys", "/run")
+KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "PATH", "TERM", "VIRTUAL_ENV")
+ALL_MESSAGES = b"7 4 1 7\n"
+"""What the console prints once the guest is up: all but debug messages (proc(5), /proc/sys/kernel/printk)."""
+
+
+class Guest(Protocol):
+    """What this module needs of a machine."""
+
+    plan: Plan
+
+    def tool(self, words: Sequence[str], input: bytes = b"") -> int:
+        """Run one of the agent's tools."""
+
+    def switch_root(self, folder: str) -> int:
+        """Make a folder the root."""
+
+
+def shares(plan: Plan) -> list[Share]:
+    """All shares of a machine: the host's root first, if the guest has it."""
+    first = [Share(Path("/"), BASE)] if plan.root == HOST else []
+    return [*first, *plan.shares]
+
+
+def folder(plan: Plan) -> str:
+    """Where commands start."""
+    return plan.folder or ("/" if plan.root == HOST else "/root")
+
+
+def environment(plan: Plan) -> dict[str, str]:
+    """The variables of commands: with the host's root, some are the host's."""
+    if plan.root == HOST:
+        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        return {"PATH": PATH, "HOME": "/root", **kept, **plan.environment}
+    return {"PATH": PATH, "HOME": "/root", "TERM": os.environ.get("TERM", "linux"), **plan.environment}
+
+
+def words(command: str | Sequence[str]) -> list[str]:
+    """A command's words; a line is for the shell."""
+    return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+
+
+def initramfs(plan: Plan) -> bytes:
+    """The archive that the kernel boots with: the agent, and busybox for a minimal root."""
+    files: dict[str, bytes | Path] = {"init": agent.PROGRAM, **plan.files}
+    links: dict[str, str] = {}
+    if plan.root != HOST:
+        if plan.busybox is None:
+            raise MachineError("a minimal root takes a static busybox")
+        files["bin/busybox"] = plan.busybox
+        links |= {f"bin/{name}": "busybox" for name in applets(plan.busybox)}
+    return cpio.archive(files, links)
+
+
+def applets(busybox: Path) -> list[str]:
+    """The commands that a busybox has."""
+    try:
+        done = subprocess.run([busybox, "--list"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise MachineError(f"{busybox}: cannot be asked for its commands: {error}") from None
+    return [name for name in done.stdout.decode().split() if name != "busybox"]
+
+
+def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
+    """Load modules, mount folders, and make the root, in a guest that has just booted."""
+    plan = guest.plan
+    by_place = list(offered)
+    needed = [*plan.modules, *(["overlay"] if any(not each.share.writable for each in by_place) else [])]
+    for name, module in plan.kernel.load_order(needed).items():
+        _must(guest.tool(["insmod"], module), f"the kernel's module {name} cannot be loaded")
+    if plan.root == HOST:
+        base, *by_place = by_place
+        _layered(guest, base, NEW_ROOT)
+        for place in KERNELS_OWN:  # /dev takes /dev/pts along
+            _mount(guest, "", place, f"{NEW_ROOT}{place}", "", "move")
+    root = NEW_ROOT if plan.root == HOST else ""
+    for each in by_place:
+        if each.share.writable:
+            _mount(guest, each.kind, each.tag, f"{root}{each.share.place}", OPTIONS[each.kind])
+        else:
+            _layered(guest, each, f"{root}{each.share.place}")
+    if root:
+        _must(guest.switch_root(root), "the host's root cannot become the guest's")
+    guest.tool(["write", "/proc/sys/kernel/printk"], ALL_MESSAGES)
+
+
+def _layered(guest: Guest, offered: Offered, place: str) -> None:
+    """A read-only folder below a layer in the guest's memory."""
+    own = f"{LAYERS}/{offered.tag}"
+    _mount(guest, "tmpfs", "tmpfs", own, "mode=755")
+    _mount(guest, offered.kind, offered.tag, f"{own}/below", OPTIONS[offered.kind], "ro")
+    for name in ("above", "work"):
+        _must(guest.tool(["folder", f"{own}/{name}"]), f"no folder {own}/{name}")
+    options = f"lowerdir={own}/below,upperdir={own}/above,workdir={own}/work"
+    _mount(guest, "overlay", "overlay", place, options)
+
+
+def _mount(guest: Guest, kind: str, source: str, place: str, options: str, *flags: str) -> None:
+    number = guest.tool(["mount", kind, source, place, options, *flags])
+    _must(number, f"the guest cannot mount {kind or source} at {place}")
+
+
+def _must(number: int, problem: str) -> None:
+    if number:
+        raise MachineError(f"{problem}: {os.strerror(number)}")
