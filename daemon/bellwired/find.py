@@ -14,6 +14,7 @@ from types import ModuleType
 
 import bellwire.bundled
 from bellwire import PciDevice
+from bellwire.declare import functions
 from bellwired.errors import CommandError
 from bellwired.sources import INIT, Open, first_file, is_path, load, open_named, open_trusted
 
@@ -50,6 +51,20 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
     return _find(wanted, plugins, open_named)
 
 
+def find_functions(wanted: str) -> tuple[type[PciDevice], ...]:
+    """The classes that ``wanted`` names: all functions of a file that has several, or else the one device.
+
+    ``./card.py:console`` and ``./card.py:1`` name one function.
+    """
+    path, _, name = wanted.partition(":")
+    if is_path(path) and not name:
+        found = _load(path, open_named)
+        if (functions := _functions(found)) is not None:
+            return functions
+        return (_one_of(devices_in(found), found, "", path),)
+    return (find_device(wanted),)
+
+
 def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
     """Like :func:`find_device`, but a file that is named by its path must be as trustworthy as a plugin."""
     return _find(wanted, plugins, open_trusted)
@@ -58,9 +73,8 @@ def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
 def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]:
     path, _, name = wanted.partition(":")
     if is_path(path):
-        if not path.endswith(".py") and not Path(path).is_dir():
-            raise CommandError(f"{path}: the name of a device's file ends in .py")
-        return _one_of(devices_in(load(Path(path), opened)), name, path)
+        module = _load(path, opened)
+        return _one_of(devices_in(module), module, name, path)
     known = bundled()
     if wanted in known:
         return known[wanted]
@@ -69,8 +83,9 @@ def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
     if path in files:
-        found = devices_in(load(files[path], open_trusted))
-        return found[path] if path in found and not name else _one_of(found, name, str(files[path]))
+        module = load(files[path], open_trusted)
+        found = devices_in(module)
+        return found[path] if path in found and not name else _one_of(found, module, name, str(files[path]))
     names = [*known, *_names(files)]
     if name and path in names:
         raise CommandError(f"{path} is one device: there is no {name!r} in it", f"ask for {path}")
@@ -81,6 +96,20 @@ def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]
         f"there is no device {wanted!r}",
         f"{hint}There are {', '.join(sorted(set(names)))}. A device of your own: give its file, as in {own}",
     )
+
+
+def _load(path: str, opened: Open) -> ModuleType:
+    if not path.endswith(".py") and not Path(path).is_dir():
+        raise CommandError(f"{path}: the name of a device's file ends in .py")
+    return load(Path(path), opened)
+
+
+def _functions(module: ModuleType) -> tuple[type[PciDevice], ...] | None:
+    """The functions that a device's file lists; None if it lists none."""
+    listed = vars(module).get(functions.NAME)
+    if not isinstance(listed, list | tuple):
+        return None
+    return functions.checked(listed, f"{functions.NAME} of {module.__file__}")
 
 
 def names(folders: Sequence[Path]) -> list[str]:
@@ -161,13 +190,22 @@ def _from_entry(entry: importlib.metadata.EntryPoint) -> type[PciDevice]:
     return kind
 
 
-def _one_of(found: Found, name: str, path: str) -> type[PciDevice]:
+def _one_of(found: Found, module: ModuleType, name: str, path: str) -> type[PciDevice]:
+    listed = _functions(module) or ()
+    if name.isdecimal() and name not in found and listed:
+        if int(name) < len(listed):
+            return listed[int(name)]
+        raise CommandError(f"{path} has no function {name}", f"it has functions 0 to {len(listed) - 1}")
     if name:
         if name in found:
             return found[name]
         raise CommandError(f"{path} has no device {name!r}", f"it has {', '.join(sorted(found)) or 'none'}")
     if not found:
         raise CommandError(f"{path} defines no device", "derive a class from bellwire.PciDevice, with vendor=, device=")
+    if len(listed) > 1:
+        raise CommandError(
+            f"{path} has {len(listed)} functions, each with a socket of its own", f"say which: {path}:0, for example"
+        )
     if len(found) > 1:
         raise CommandError(
             f"{path} defines several devices: {', '.join(sorted(found))}", f"say which: {path}:{min(found)}"

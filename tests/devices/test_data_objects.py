@@ -224,7 +224,7 @@ PLACES = ("able", "control", "status", "outbox", "inbox")
 WORDS = st.sampled_from([0, 2, 3, 64, GO, ABORT, VENDOR | ECHO << 16, VENDOR | LATER << 16, 0x0001, 0xFFFF_FFFF])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), WORDS, st.sampled_from([1, 2, 4, 8]), st.booleans()), max_size=60))
 def test_no_guest_gets_it_into_a_state_that_an_abort_does_not_end(
     accesses: list[tuple[str, int, int, bool]],
@@ -244,7 +244,7 @@ def test_no_guest_gets_it_into_a_state_that_an_abort_does_not_end(
         assert take(guest) == [VENDOR | ECHO << 16, 3, 0x0102_0304]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.binary(min_size=12, max_size=12), st.integers(0, 0xFFFF_FFFF))
 def test_no_made_up_snapshot_breaks_it(counts: bytes, word: int) -> None:
     with Guest(Talker) as guest:

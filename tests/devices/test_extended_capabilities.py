@@ -24,6 +24,7 @@ from bellwire import (
     Vsec,
 )
 from bellwire.declare.capability import END, START
+from bellwire.model.labels import Labels
 from bellwire.testing import Guest, conformance
 from vfio_user import RegionIndex
 
@@ -179,6 +180,14 @@ def test_the_device_sees_what_the_guest_has_turned_on(guest: Guest[Full]) -> Non
     assert guest.read(Full.pasid.able) == 0x1002
 
 
+def test_the_log_and_the_counters_name_their_registers() -> None:
+    labels = Labels(Full.layout)
+    at = Full.layout.extended[1].at
+    assert labels.at(CONFIG, 0x04, 2) == ["config space"]
+    assert labels.at(CONFIG, at, 0x0C) == ["config space", "debug.vsec_header", "level", "seen"]
+    assert labels.register(CONFIG, at + 0x08, 2) is Full.level
+
+
 def wrong(**body: Any) -> str:
     with pytest.raises(DeclarationError) as refused:
         type("Wrong", (PciDevice,), body)
@@ -210,7 +219,7 @@ def test_a_conventional_device_cannot_have_any() -> None:
             serial = SerialNumber(1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(2, 0x60).map(lambda words: 4 * words), max_size=60))
 def test_any_number_of_capabilities_that_fits_forms_a_chain(sizes: list[int]) -> None:
     body: dict[str, Any] = {f"part{number}": Vsec(number, size=size) for number, size in enumerate(sizes)}
@@ -225,7 +234,7 @@ def test_any_number_of_capabilities_that_fits_forms_a_chain(sizes: list[int]) ->
         at += size
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.integers(0, END - 1), st.sampled_from([1, 2, 3, 4, 5, 8, 64, 4096]), st.binary()),
@@ -245,3 +254,16 @@ def test_no_access_to_config_space_gets_out_of_hand(accesses: list[tuple[bool, i
         assert chain(guest) == fixed
         assert guest.device.level in range(4)
         assert guest.read(Full.pasid.able) == 0x1002
+
+
+def test_every_offset_can_be_read_and_written_in_every_width(guest: Guest[Full]) -> None:
+    core, fixed = guest.device.core, chain(guest)
+    for size in (1, 2, 4, 8):
+        whole = core.read(CONFIG, 0, END)
+        for offset in range(END - size + 1):
+            assert core.read(CONFIG, offset, size) == whole[offset : offset + size]
+        ones = memoryview(b"\xff" * size)
+        for offset in range(START - 2 * size, END - size + 1):
+            core.write(CONFIG, offset, ones)
+    assert chain(guest) == fixed
+    assert guest.read(Full.pasid.able) == 0x1002

@@ -10,10 +10,11 @@ import sys
 
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.fetch import fetch_guest_tools
+from bellwired.guest.headers import tree_of
 from bellwired.guest.progress import Progress, shown, silent
 from bellwired.guest.toolbox import Toolbox
 
-PROGRAMS = ("e2fsprogs", "nvme-cli", "fio", "iperf3", "systemd")
+PROGRAMS = ("e2fsprogs", "nvme-cli", "fio", "iperf3", "systemd", "pciutils")
 
 
 def provision(progress: Progress = silent) -> Toolbox:
@@ -23,12 +24,10 @@ def provision(progress: Progress = silent) -> Toolbox:
 
 def main() -> int:
     """Fetch what is missing, and say what there is."""
-    from modules import provide  # it needs what is above
-
     try:
         with shown() as progress:
             tools = provision(progress)
-            headers = provide(tools)
+            headers = tree_of(tools.kernel, progress)
     except (ArchiveError, OSError) as error:
         print(f"cannot provide what the guest tests need: {error}", file=sys.stderr)
         return 1

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-import modules
 from attached import Device, Served
 from bellwired.commands.template import KINDS, write
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.build import build_modules
+from bellwired.guest.headers import tree_of
 from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
 from python import python
@@ -103,11 +104,12 @@ def written(tools: Toolbox, tmp_path: Path) -> dict[str, Path]:
         folders[kind] = tmp_path / name
         write(name, folders[kind], kind)
     try:
-        modules.provide(tools)
+        tree_of(tools.kernel)
     except (ArchiveError, OSError) as error:
         pytest.skip(f"the drivers cannot be built: {error}")
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda folder: modules.build(tools, folder / "driver"), folders.values()))
+        built = list(pool.map(lambda folder: build_modules(folder / "driver", tools.kernel), folders.values()))
+    assert [each.warnings for each in built] == [""] * len(folders)
     return folders
 
 

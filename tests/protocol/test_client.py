@@ -19,6 +19,7 @@ from protocol.backend import (
     DEADLINE,
     IRQ_COUNTS,
     MAPPED,
+    NO_REPLY,
     PLAIN,
     REPLY,
     SIZES,
@@ -278,6 +279,16 @@ def test_more_eventfds_than_one_message_holds_go_in_several(
     assert sent == [(10, 3), (13, 3), (16, 2)]
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_eventfds_go_one_by_one_to_a_server_that_takes_no_more(
+    fake_server: MakeServer, eventfd: Callable[[], int], most: int
+) -> None:
+    client, wire = fake_server(answer(max_msg_fds=most))
+    with wire.answering(*[(b"", ())] * 2) as asked:
+        client.trigger_eventfds(IrqIndex.MSIX, 0, [eventfd()] * 2)
+    assert [len(one.fds) for one in asked] == [1, 1]
+
+
 def test_the_flags_of_the_helpers_are_those_of_the_text(fake_server: MakeServer) -> None:
     client, wire = fake_server()
     with wire.answering(*[(b"", ())] * 4) as asked:
@@ -317,6 +328,17 @@ def test_what_is_larger_than_a_message_is_refused_before_it_is_sent(fake_server:
             action()
         assert refusal.value.errno == errno.E2BIG
     assert wire.silent
+
+
+def test_what_just_fits_is_sent_and_posted_writes_want_no_reply(fake_server: MakeServer) -> None:
+    client, wire = fake_server(answer(max_data_xfer_size=64))
+    client.write(PLAIN, 8, bytes(64), posted=True)
+    assert wire.receive()[1:] == (Command.REGION_WRITE, NO_REPLY, 0, struct.pack("<QII", 8, PLAIN, 64) + bytes(64), [])
+    head = struct.pack("<QII", 8, PLAIN, 64)
+    with wire.answering((head + bytes(64), ()), (head, ())) as asked:
+        assert client.read(PLAIN, 8, 64) == bytes(64)
+        client.write(PLAIN, 8, bytes(64))
+    assert [(one.flags, one.error) for one in asked] == [(0, 0)] * 2
 
 
 def test_write_multi_must_have_been_agreed(fake_server: MakeServer) -> None:

@@ -172,6 +172,11 @@ def test_an_error_whose_errno_is_none_is_eio(fake_server: MakeServer, code: int)
     assert refusal.value.errno == errno.EIO
 
 
+@pytest.mark.parametrize("code", [1, 4095])
+def test_the_least_and_the_largest_errno_are_kept(code: int) -> None:
+    assert RemoteError("DEVICE_RESET", code).errno == code
+
+
 @contextmanager
 def chattering(wire: Wire, data: bytes) -> Iterator[None]:
     """The far end sends ``data`` over and over, and reads what comes back."""
@@ -227,7 +232,9 @@ def test_poll_answers_what_has_come(fake_server: MakeServer) -> None:
     for number in range(3):
         wire.send(Command.DMA_READ, struct.pack("<QQ", GUEST + number, 1), id=number)
     client.poll(DEADLINE)
-    assert [wire.receive().payload[16] for _ in range(3)] == list(memory.data[:3])
+    answers = [wire.receive() for _ in range(3)]
+    assert [(one.id, one.flags, one.error) for one in answers] == [(number, REPLY, 0) for number in range(3)]
+    assert [one.payload[16] for one in answers] == list(memory.data[:3])
 
 
 def test_poll_with_nothing_to_do_returns(fake_server: MakeServer) -> None:

@@ -148,6 +148,13 @@ def test_a_range_across_maps_is_a_segment_of_each(table: DmaTable, memfd: Callab
     ]
 
 
+def test_a_fault_says_where_it_begins_and_how_far_it_goes(table: DmaTable) -> None:
+    add(table, PAGE, PAGE)
+    with pytest.raises(DmaFault) as fault:
+        list(table.segments(2 * PAGE - 8, 16, False))
+    assert (fault.value.address, fault.value.size) == (2 * PAGE, 8)
+
+
 @pytest.mark.parametrize(
     ("address", "size"), [(0, 8), (0xFF8, 16), (0x2FF8, 16), (0x3000, 1), (0x5FF8, 16), (TOP - 8, 16), (0x1000, TOP)]
 )

@@ -225,8 +225,25 @@ def test_nothing_can_follow_a_message_that_was_cut_short(ends: tuple[Wire, Chann
 
 def test_waiting_for_a_message_times_out(ends: tuple[Wire, Channel]) -> None:
     _, channel = ends
+    deadline = time.monotonic() + 0.01
     with pytest.raises(TimedOut):
-        channel.receive_by(time.monotonic() + 0.01)
+        channel.receive_by(deadline)
+    assert time.monotonic() >= deadline
+
+
+def test_a_whole_message_in_the_buffer_is_ready(ends: tuple[Wire, Channel]) -> None:
+    wire, channel = ends
+    before = channel.ready
+    wire.raw(message(10) + message(13) + message(10, b"ring") + message(10, b"ring")[:-1])
+    seen = [(take(channel).command, channel.ready) for _ in range(3)]
+    assert (before, seen) == (False, [(10, True), (13, True), (10, False)])
+    assert not channel.empty
+
+
+def test_a_message_in_more_pieces_than_the_kernel_gathers_is_sent(ends: tuple[Wire, Channel]) -> None:
+    wire, channel = ends
+    channel.send(1, 10, 0, parts=[b"8 bytes."] * 1024)
+    assert wire.receive().payload == b"8 bytes." * 1024
 
 
 def test_fds_go_with_the_first_byte_even_if_the_message_must_wait(eventfd: Callable[[], int]) -> None:

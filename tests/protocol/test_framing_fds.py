@@ -21,7 +21,7 @@ from protocol.backend import (
     same_file,
     take,
 )
-from vfio_user import Channel, Command, FramingError
+from vfio_user import Channel, Command, FramingError, VfioUserError
 from vfio_user.channel import MOST_FDS_HELD, close_fds
 
 
@@ -126,6 +126,33 @@ def test_stray_fds_are_closed_when_their_command_is_done(link: Link, eventfd: Ca
 def test_more_fds_than_max_msg_fds_are_refused(link: Link, eventfd: Callable[[], int]) -> None:
     assert link.refused(Command.DEVICE_RESET, fds=[eventfd()] * 17) == errno.EINVAL
     assert "max_msg_fds" in str(link.device.refusals[0])
+
+
+def test_as_many_fds_as_max_msg_fds_are_taken(link: Link, eventfd: Callable[[], int]) -> None:
+    link.ok(Command.DEVICE_RESET, fds=[eventfd()] * 16)
+
+
+def test_as_many_fds_as_the_kernel_passes_travel_with_a_message(
+    ends: tuple[Wire, Channel], eventfd: Callable[[], int]
+) -> None:
+    wire, channel = ends
+    channel.send(1, 10, 0, fds=[eventfd()] * 253)
+    assert len(wire.receive().fds) == 253
+    with pytest.raises(VfioUserError, match="254 fds, at most 253 travel with a message"):
+        channel.send(1, 10, 0, fds=[eventfd()] * 254)
+
+
+def test_a_message_whose_two_pieces_bring_all_the_fds_that_they_can_is_taken(
+    ends: tuple[Wire, Channel], eventfd: Callable[[], int]
+) -> None:
+    wire, channel = ends
+    fd, data = eventfd(), message(10, bytes(100))
+    wire.raw(data[:50], [fd] * 253)
+    assert channel.receive() is None
+    wire.raw(data[50:], [fd] * 253)
+    received = take(channel)
+    assert len(received.fds) == MOST_FDS_HELD
+    close_fds(received.fds)
 
 
 def test_fds_without_end_in_one_message_end_the_connection(

@@ -6,7 +6,20 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from vfio_user import channel, constants, dma, dma_requests, errors, getters, io_fds, ioregionfd, regions, version
+from vfio_user import (
+    accesses,
+    channel,
+    constants,
+    dma,
+    dma_requests,
+    errors,
+    getters,
+    io_fds,
+    ioregionfd,
+    mapping,
+    regions,
+    version,
+)
 
 NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
     constants.Command: [*range(1, 14), 15, 16, 17, 18],
@@ -26,6 +39,10 @@ NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_peers_know_a_thing_by_its_number(kind: type[IntEnum | IntFlag]) -> None:
     assert [int(member) for member in kind] == NUMBERS[kind]
+
+
+def test_a_request_about_interrupts_has_one_of_three_kinds_of_data_and_one_of_three_actions() -> None:
+    assert (int(constants.SetIrqsFlags.data_kinds()), int(constants.SetIrqsFlags.actions())) == (0b111, 0b111000)
 
 
 def test_a_peer_that_names_no_capabilities_has_those_of_the_text() -> None:
@@ -55,5 +72,7 @@ def test_structures_have_the_sizes_of_the_text() -> None:
 def test_what_a_peer_may_make_us_keep_is_bounded() -> None:
     queued = (dma_requests.MOST_QUEUED, dma_requests.MOST_QUEUED_BYTES, dma_requests.MOST_QUEUED_FDS)
     assert queued == (1024, 16 << 20, 512)
+    assert (accesses.MOST_KNOWN, dma_requests.LARGEST_READ) == (1024, 64 << 10)
+    assert (mapping.MOST_PIECES, mapping.MOST_JOINED) == (256, 4096)
     assert (channel.SPARE, channel.MOST_FDS_HELD, getters.LARGEST_ANSWER) == (4096, 506, 1 << 20)
     assert (version.LARGEST_JSON, version.QEMU_REPLY, io_fds.MOST_ENTRIES) == (4096, 214, 4096)

@@ -170,6 +170,27 @@ def test_a_capability_that_cannot_be_is_refused_by_name(stranger: Link, name: st
     assert name in str(stranger.device.refusals[0])
 
 
+EDGES = {
+    "max_msg_fds": (0, 65536),
+    "max_data_xfer_size": (1, 1 << 40),
+    "max_dma_maps": (0, 1 << 32),
+    "pgsizes": (4096, (1 << 64) - 4096),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, edges in EDGES.items() for value in edges])
+def test_the_least_and_the_most_of_a_capability_are_taken(name: str, value: int) -> None:
+    assert getattr(Capabilities.from_json({name: value}), name) == value
+
+
+def test_the_longest_json_is_taken(stranger: Link) -> None:
+    assert stranger.greet(b"{}".rjust(4095) + b"\0").error == 0
+
+
+def test_a_twin_socket_that_says_nothing_is_not_supported() -> None:
+    assert Capabilities.from_json({"twin_socket": {}}).twin_socket is False
+
+
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_version_without_its_numbers_is_refused(stranger: Link, length: int) -> None:
     assert stranger.refused(Command.VERSION, bytes(length)) == errno.EINVAL

@@ -188,18 +188,18 @@ def test_a_restored_device_looks_at_every_queue(guest: Guest[Echo], monkeypatch:
 @pytest.mark.parametrize(
     ("select", "status", "accepted"),
     [
-        (0, Status(0), 0x1111_1111_8765_4321),
-        (1, Status(0), 0x8765_4321_2222_2222),
+        (0, Status(0), 0x1111_1111_8765_4320),
+        (1, Status(0), 0x8765_4320_2222_2222),
         (2, Status(0), 0x1111_1111_2222_2222),
         (0, Status.FEATURES_OK, 0x1111_1111_2222_2222),
-        (0, Status.DRIVER, 0x1111_1111_8765_4321),
+        (0, Status.DRIVER, 0x1111_1111_8765_4320),
     ],
 )
 def test_features_are_accepted_word_by_word(guest: Guest[Echo], select: int, status: Status, accepted: int) -> None:
     device = guest.device
     device.accepted = 0x1111_1111_2222_2222
     device.driver_feature_select, device.device_status = select, status
-    device.accept_features(0x8765_4321)
+    device.accept_features(0x8765_4320)
     assert device.accepted == accepted
 
 
@@ -285,3 +285,59 @@ def test_a_packed_ring_says_if_a_buffer_is_there_already(
     ring = PackedRing(queue, guest.device.dma, event_idx=False)
     struct.pack_into("<H", guest.memory, 0x1000 + 16 * 3 + 14, flags)
     assert ring.listen() is there
+
+
+def test_no_driver_has_accepted_anything_or_runs_at_first(guest: Guest[Echo]) -> None:
+    device = guest.device
+    assert (device.accepted, device.negotiated, device.running) == (0, frozenset(), False)
+
+
+def test_a_reset_ends_the_run_of_a_driver(guest: Guest[Echo]) -> None:
+    device = guest.device
+    device.running, device.negotiated, device.accepted = True, frozenset({COLOUR}), 1 << COLOUR
+    device.renew()
+    assert (device.accepted, device.negotiated, device.running) == (0, frozenset(), False)
+
+
+def test_a_driver_may_accept_all_that_is_offered(guest: Guest[Echo]) -> None:
+    device = guest.device
+    device.accepted = sum(1 << bit for bit in device.offered())
+    assert device.agree_on_features()
+    assert device.negotiated == device.offered()
+    device.device_status = Status.FEATURES_OK
+    device.check_state()
+
+
+def test_registers_of_a_queue_that_is_not_there_are_0(guest: Guest[Echo]) -> None:
+    """§4.1.4.3.1."""
+    device = guest.device
+    names = ("queue_msix_vector", "queue_enable", "queue_notify_off", "queue_desc", "queue_driver", "queue_device")
+    for index, values in ((2, (0xFFFF, 0, 2, 0, 0, 0)), (3, (0, 0, 0, 0, 0, 0))):
+        device.queue_select = index
+        device.show_queue()
+        assert tuple(int(getattr(device, name)) for name in names) == values
+
+
+def test_what_was_not_published_is_forgotten_by_a_restore(guest: Guest[Echo]) -> None:
+    device = guest.device
+    queue = device.virtqueues[0]
+    queue.size, queue.desc, queue.driver, queue.device_area = 8, 0x1000, 0x2000, 0x3000
+    queue.enable()
+    device.running = True
+    struct.pack_into("<QI", guest.memory, 0x1000, 0x5000, 4)
+    struct.pack_into("<HH", guest.memory, 0x2000, 0, 1)
+    device.device_status, device.accepted = Status.FEATURES_OK | Status.DRIVER_OK, 1 << COLOUR
+    snapshot = guest.snapshot()
+    (chain,) = queue.take()
+    chain.done(0)
+    queue.ask_for_turn()
+    guest.restore(snapshot)
+    queue.flush()
+    assert struct.unpack_from("<HH", guest.memory, 0x3000) == (0, 0)
+    assert [chain.read() for chain in queue.take(2)] == [bytes(4)]
+
+
+def test_a_closed_device_has_no_queues() -> None:
+    with Guest(Echo) as guest:
+        assert len(guest.device.virtqueues) == 3
+    assert guest.device.virtqueues == []

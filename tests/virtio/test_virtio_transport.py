@@ -173,11 +173,27 @@ def test_a_doorbell_of_a_queue_that_is_not_there_is_ignored(driver: Driver) -> N
 
 
 def test_each_queue_keeps_its_own_registers(driver: Driver) -> None:
+    places = (0x20, 0x28, 0x30)
     for index in range(2):
         driver.set_common(0x16, index, 2)
-        driver.set_common(0x20, 0x1000 * (index + 1), 8)
-    driver.set_common(0x16, 0, 2)
-    assert driver.common(0x20, 8) == 0x1000
+        for place in places:
+            driver.set_common(place, 0x1000 * (index + 1) + 0x40 * place, 8)
+    for index in (0, 1, 0):
+        driver.set_common(0x16, index, 2)
+        assert [driver.common(place, 8) for place in places] == [
+            0x1000 * (index + 1) + 0x40 * place for place in places
+        ]
+
+
+def test_a_queue_is_enabled_by_1_and_stays_so(driver: Driver) -> None:
+    """§4.1.4.3.2: a driver must not write 0."""
+    driver.negotiate()
+    driver.add_queue(0)
+    for index, value, enabled in ((0, 1, 1), (0, 0, 1), (1, 0, 0), (1, 2, 0), (0, 2, 1), (3, 1, 0), (1, 0, 0)):
+        driver.set_common(0x16, index, 2)
+        assert driver.common(0x1C, 2) == (index == 0)
+        driver.set_common(0x1C, value, 2)
+        assert driver.common(0x1C, 2) == enabled
 
 
 def test_an_enabled_queue_stays_where_it_is(driver: Driver) -> None:
@@ -328,6 +344,23 @@ def test_the_window_writes_the_bar(driver: Driver) -> None:
     pci_cfg.aim(0, 0x14, 1)
     driver.guest.config_write(pci_cfg.at + 16, Status.ACKNOWLEDGE, 1)
     assert driver.status == Status.ACKNOWLEDGE
+
+
+def test_only_an_access_to_the_windows_data_reaches_the_bar(driver: Driver) -> None:
+    without_msix(driver)
+    driver.start()
+    driver.queues[0].send(b"x", write=1)
+    pci_cfg = PciCfg(driver)
+    pci_cfg.aim(0, driver.places[ISR].offset, 1)
+    assert driver.guest.config_read(pci_cfg.at + 12, 4) == 1
+    assert driver.guest.line, "to read the length has read the ISR status"
+    assert driver.guest.config_read(pci_cfg.at + 16, 1) == 1
+    assert not driver.guest.line
+    pci_cfg.aim(0, 0x00, 4)
+    driver.guest.config_write(pci_cfg.at + 16, 1, 4)
+    driver.set_common(0x08, 0, 4)
+    pci_cfg.aim(0, 0x08, 4)
+    assert driver.common(0x08, 4) == 0, "to write the length has written the register"
 
 
 def test_a_doorbell_may_be_rung_through_the_window(driver: Driver) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import Area, Doorbell, IoRegion, MsiX, Option, PciDevice, Register
+from bellwire.declare.functions import functions_of
 from bellwire.declare.layout import BarLayout, Layout, Placed
 from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
@@ -34,6 +35,7 @@ def describe(device: type[PciDevice]) -> dict[str, Any]:
         "class": f"{identity.class_code:06x}",
         "revision": identity.revision,
         "express": identity.express,
+        "functions": [each.name for each in functions_of(device)],
         "bars": [_bar(plan) for plan in layout.bars.values()],
         "interrupts": _interrupts(layout),
         "rom": _rom(layout),

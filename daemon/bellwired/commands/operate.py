@@ -76,8 +76,14 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     completed(parser.add_argument("name"), DEVICES)
     parser.add_argument("-f", "--follow", action="store_true", help="also print later lines, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=_count, metavar="N", help="print only the last N lines")
-    parser = add("qemu-args", qemu_args, "print the QEMU arguments that attach a device")
-    completed(parser.add_argument("name"), DEVICES)
+    parser = add("qemu-args", qemu_args, "print the QEMU arguments that attach devices")
+    completed(parser.add_argument("name", nargs="+"), DEVICES)
+    parser.add_argument(
+        "--slot",
+        type=_slot,
+        metavar="N",
+        help="attach them as the functions of this slot, from 0 on (0x10, for example)",
+    )
     parser.add_argument("--libvirt", action="store_true", help="print XML for a domain of libvirt instead")
 
 
@@ -320,20 +326,21 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def qemu_args(arguments: argparse.Namespace) -> int:
-    """``bellwire qemu-args NAME``."""
-    device = method(instance(arguments), "Describe", name=arguments.name)["device"]
+    """``bellwire qemu-args NAME...``."""
+    names = arguments.name
+    if arguments.slot is not None and len(names) > attach.FUNCTIONS:
+        raise CommandError(f"--slot: a slot has {attach.FUNCTIONS} functions, and these are {len(names)} devices")
+    sockets = [method(instance(arguments), "Describe", name=name)["device"]["socket"] for name in names]
+    paths = [Path(socket) for socket in sockets]
     if arguments.libvirt:
-        xml = attach.libvirt_xml(Path(device["socket"]))
-        if arguments.json:
-            show.as_json({"xml": xml, "socket": device["socket"]})
-        else:
-            print(terminal.lines(xml))
-        return 0
-    command = attach.qemu_command(Path(device["socket"]), attach.accelerators())
-    if arguments.json:
-        show.as_json({"command": command, "socket": device["socket"]})
+        kind, text, told = "xml", attach.libvirt_xml(paths, slot=arguments.slot), terminal.lines
     else:
-        print(terminal.line(command))
+        kind, told = "command", terminal.line
+        text = attach.qemu_command(paths, attach.accelerators(), slot=arguments.slot)
+    if arguments.json:
+        show.as_json({kind: text, "socket": sockets[0], "sockets": sockets})
+    else:
+        print(told(text))
     return 0
 
 
@@ -370,6 +377,16 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _is_pattern(word: str) -> bool:
     return any(each in word for each in "*?[")
+
+
+def _slot(text: str) -> int:
+    try:
+        slot = int(text, 0)
+    except ValueError:
+        slot = -1
+    if not 0 <= slot < attach.SLOTS:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {attach.SLOTS - 1:#x}, got {text!r}")
+    return slot
 
 
 def _count(text: str) -> int:

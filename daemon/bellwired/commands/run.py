@@ -22,12 +22,12 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, debugger, in_a_box, show
+from bellwired.commands import attach, debugger, in_a_box, parts, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
-from bellwired.find import find_device
+from bellwired.find import find_functions
 from bellwired.listen import Listener, activated, default_path, inherited, listening
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
@@ -114,23 +114,32 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
-    device = find_device(arguments.device)
+    kinds = find_functions(arguments.device)
     if arguments.print_capabilities:
-        show.as_json(describe(device))
+        show.as_json(describe(kinds[0]) if len(kinds) == 1 else {"functions": list(map(describe, kinds))})
         return 0
+    if len(kinds) == 1:
+        return _serve(arguments, kinds[0])
+    part = parts.split(arguments, kinds)
+    return part if isinstance(part, int) else _serve(part.arguments, part.kind, part)
+
+
+def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Part | None = None) -> int:
+    """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
     count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
-        _log_to(arguments.log_level, name)
+        _log_to(arguments.log_level, name, named=part is not None)
         debugger.install(debugging=arguments.debug)
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
-        accelerated_by = attach.accelerators()  # it runs a machine of its own, which a boxed process may not
+        # It runs a machine of its own, which a boxed process may not.
+        accelerated_by = attach.accelerators() if part is None else []
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -151,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(lambda: _announce(arguments, name, accelerated_by, control))
+            serving.run(part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control))
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise
@@ -173,10 +182,13 @@ def _box(
     return in_a_box.close(instance, arguments.device, sockets, last)
 
 
-def _log_to(level: str, name: str) -> None:
-    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients."""
+def _log_to(level: str, name: str, *, named: bool) -> None:
+    """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients.
+
+    On a terminal an entry names it if ``named``.
+    """
     if not stderr_is_the_journal():
-        to_stderr_or_journal(level, clock=TIME)
+        to_stderr_or_journal(level, clock=TIME, device=name if named else "")
         return
     to_stderr_or_journal(level, device=name)
     logging.getLogger("bellwire.worker").setLevel(logging.WARNING)

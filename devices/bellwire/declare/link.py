@@ -17,7 +17,8 @@ WIDTHS = (1, 2, 4, 8, 12, 16, 32)
 STATUS = 0x12
 """Where Link Status lies, from the start of the PCI Express capability."""
 _WIDTH, _SLOT_CLOCK, _PORT_NUMBER = 4, 12, 24
-_TRAINED = 0x03FF
+TRAINED = 0x03FF
+"""The speed and the width in Link Status."""
 
 
 class PortType(IntEnum):
@@ -118,12 +119,12 @@ class LinkControl:
     def train(self, speed: float, width: int) -> None:
         """Let the link run at ``speed`` and ``width``, as after a bad cable: the guest sees them in Link Status.
 
-        A ValueError beyond what the link can do. A reset trains the link at its best again.
+        The link stays so until it is trained again, also over a reset. A ValueError beyond what the link can do.
         """
         declared = self._declared
         if speed not in SPEEDS or speed > declared.speed or not declared.has_link:
             raise ValueError(f"{declared} cannot run at {speed} GT/s: its best is {declared.speed}")
         if width not in WIDTHS or width > declared.width:
             raise ValueError(f"{declared} cannot run with {width} lanes: it has {declared.width}")
-        rest = self._core.config.link_status & ~_TRAINED
+        rest = self._core.config.link_status & ~TRAINED
         self._core.config.link_status = rest | SPEEDS.index(speed) + 1 | width << _WIDTH

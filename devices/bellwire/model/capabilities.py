@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bellwire.declare.bar import Bar
 from bellwire.declare.layout import Layout
-from bellwire.declare.link import Link
+from bellwire.declare.link import TRAINED, Link
 from bellwire.declare.power import STATE, Power
 from bellwire.declare.vendor import HEADER, VendorCapability
 
@@ -20,6 +20,7 @@ EXPRESS_SIZE = 4096
 
 COMMAND = 0x04
 STATUS = 0x06
+HEADER_TYPE = 0x0E
 BAR0 = 0x10
 SUBSYSTEM = 0x2C
 ROM_BAR = 0x30
@@ -33,6 +34,7 @@ MEMORY_ENABLE = 1 << 1
 BUS_MASTER = 1 << 2
 SYSTEM_ERRORS = 1 << 8  # SERR# Enable
 INTX_DISABLE = 1 << 10
+MULTIFUNCTION = 1 << 7
 ROM_ENABLE = 1 << 0
 ROM_ADDRESS = 0xFFFF_F800
 COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | SYSTEM_ERRORS | INTX_DISABLE
@@ -96,8 +98,11 @@ class Template:
         self.put(BAR0 + 4 * bar.index, bar.bits // 8, kind, mask)
 
 
-def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
-    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes."""
+def template(identity: Identity, layout: Layout, rom_size: int = 0, *, multifunction: bool = False) -> Template:
+    """Build the config space of a device with ``identity`` and ``layout``, whose ROM has ``rom_size`` bytes.
+
+    ``multifunction`` says that it is one of several functions.
+    """
     size = EXPRESS_SIZE if identity.express else CONVENTIONAL_SIZE
     space = Template(bytearray(size), bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
@@ -105,6 +110,7 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0) -> Template:
     space.put(STATUS, 2, STATUS_CAPABILITIES)
     space.put(0x08, 4, identity.class_code << 8 | identity.revision)
     space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
+    space.put(HEADER_TYPE, 1, MULTIFUNCTION if multifunction else 0)
     for plan in layout.bars.values():
         space.size_bar(plan.bar, plan.bar.size)
     if rom_size:  # §6.2.5.2
@@ -216,7 +222,7 @@ def _express(layout: Layout) -> _Fields:
         _Field(2, 0, 0, ERRORS_DETECTED),
         _Field(4, link.capabilities),
         _Field(2, 0, 0x01FB if link.has_link else 0),
-        _Field(2, link.status),
+        _Field(2, link.status, sticky=TRAINED if declared else 0),  # a function-level reset trains no link (§6.6.2)
         _Field(16, 0),
     ]
     if declared is None:

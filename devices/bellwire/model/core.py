@@ -13,6 +13,7 @@ from bellwire.declare.bar import Bar
 from bellwire.declare.block import BlockArray
 from bellwire.declare.capability import START
 from bellwire.declare.doorbell import Doorbell, IoRegion
+from bellwire.declare.functions import functions_of
 from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
 from bellwire.declare.power import STATE, PowerState
@@ -59,7 +60,8 @@ class Core:
         rom = layout.rom
         self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
         """The expansion ROM, as a guest reads it; empty without one."""
-        space = template(identity, layout, len(self.rom))
+        several = len(functions_of(type(device))) > 1
+        space = template(identity, layout, len(self.rom), multifunction=several)
         self.state = State(layout, space)
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)

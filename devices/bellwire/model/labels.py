@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bellwire.declare.bar import Area
 from bellwire.declare.doorbell import Doorbell, IoRegion
-from bellwire.declare.layout import BarLayout, Layout
+from bellwire.declare.layout import Layout, Placed
 from bellwire.declare.register import Register
 from vfio_user import RegionIndex
 
-_OTHERS: dict[int, str] = {RegionIndex.CONFIG: "config space", RegionIndex.ROM: "expansion ROM"}
+_OTHERS: dict[int, str] = {RegionIndex.ROM: "expansion ROM"}
 
 
 class Labels:
     """The labels of one device class, for all its regions."""
 
     def __init__(self, layout: Layout) -> None:
-        self._bars = {index: _Bar(plan) for index, plan in layout.bars.items()}
+        self._regions = {
+            index: _Region([(item.offset, item) for item in plan.placed], f"BAR {index}, where nothing is")
+            for index, plan in layout.bars.items()
+        }
+        named = [(each.at + item.offset, item) for each in layout.extended for item in each.placed]
+        self._regions[RegionIndex.CONFIG] = _Region(named, "config space")
 
     def at(self, region: int, offset: int, count: int) -> list[str]:
-        """The names of what these bytes of a region belong to, in order. All holes of a BAR share one name."""
-        bar = self._bars.get(region)
-        if bar is not None:
-            return list(dict.fromkeys(bar.at(offset, offset + count)))
+        """The names of what these bytes of a region belong to, in order. All holes of a region share one name."""
+        known = self._regions.get(region)
+        if known is not None:
+            return list(dict.fromkeys(known.at(offset, offset + count)))
         return [_OTHERS.get(region) or f"region {region}"]
 
     def register(self, region: int, offset: int, count: int) -> Register[Any] | None:
         """The register that exactly these bytes make up, or None."""
-        bar = self._bars.get(region)
-        return None if bar is None else bar.registers.get((offset, count))
+        known = self._regions.get(region)
+        return None if known is None else known.registers.get((offset, count))
 
 
-class _Bar:
-    def __init__(self, plan: BarLayout) -> None:
+class _Region:
+    """One region: what lies at which offset, and the name of what lies between."""
+
+    def __init__(self, placed: Sequence[tuple[int, Placed]], hole: str) -> None:
         spans: dict[int, tuple[int, str]] = {}
-        for item in plan.placed:
-            end, name = spans.get(item.offset, (0, ""))
-            spans[item.offset] = max(end, item.offset + item.size), f"{name}/{item.name}" if name else _name(item)
+        for offset, item in placed:
+            end, name = spans.get(offset, (0, ""))
+            spans[offset] = max(end, offset + item.size), f"{name}/{item.name}" if name else _name(item)
         self._spans = [(end, start, name) for start, (end, name) in sorted(spans.items())]
-        self._hole = f"BAR {plan.bar.index}, where nothing is"
-        self.registers = {(item.offset, item.size): item for item in plan.placed if isinstance(item, Register)}
+        self._hole = hole
+        self.registers = {(offset, item.size): item for offset, item in placed if isinstance(item, Register)}
 
     def at(self, offset: int, end: int) -> Iterator[str]:
         for stop, start, name in self._spans[bisect_left(self._spans, (offset + 1,)) :]:

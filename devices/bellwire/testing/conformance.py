@@ -6,12 +6,15 @@ import random
 from typing import Any
 
 from bellwire.declare.capability import END, START
+from bellwire.declare.functions import functions_of
 from bellwire.declare.register import Register
 from bellwire.declare.rom_image import images
 from bellwire.declare.vendor import HEADER
 from bellwire.device import PciDevice
 from bellwire.errors import GuestError
 from bellwire.model import capabilities as pci
+from bellwire.pci.data_objects import Doe
+from bellwire.pci.resizable_bar import ResizableBars
 from bellwire.testing.guest import Guest
 from vfio_user import RegionIndex
 
@@ -74,6 +77,14 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
             with self.guest() as guest:
                 check_extended(guest)
 
+        def test_bars_can_be_resized(self) -> None:
+            with self.guest() as guest:
+                check_resizable(guest)
+
+        def test_mailboxes_list_their_protocols(self) -> None:
+            with self.guest() as guest:
+                check_mailboxes(guest)
+
         def test_a_reset_keeps_sticky_bits_and_no_others(self) -> None:
             with self.guest() as guest:
                 check_sticky(guest)
@@ -81,6 +92,11 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
         def test_the_expansion_rom_is_read_only_and_one_that_firmware_accepts(self) -> None:
             with self.guest() as guest:
                 check_rom(guest)
+
+        def test_the_header_says_whether_there_are_several_functions(self) -> None:
+            with self.guest() as guest:
+                several = len(functions_of(device)) > 1
+                assert guest.config_read(pci.HEADER_TYPE, 1) == (pci.MULTIFUNCTION if several else 0)
 
         def test_d3hot_is_survived_if_no_soft_reset_says_so(self) -> None:
             with self.guest() as guest:
@@ -210,6 +226,8 @@ def check_extended(guest: Guest[Any]) -> None:
 def check_sticky(guest: Guest[Any]) -> None:
     """After a reset a register of an extended capability has its reset value, or what it had if it is sticky (§7.4)."""
     core = guest.device.core
+    if not core.layout.extended:
+        return
     disturb(guest, random.Random(SEED + 3))
     files = core.state.registers
     before = {item: item.load(files[each.capability]) for each in core.layout.extended for item in each.placed}
@@ -218,3 +236,40 @@ def check_sticky(guest: Guest[Any]) -> None:
         after = item.load(files[item.bar.index])
         expected = value if item.sticky else item.reset
         assert after == expected, f"{item.name} is {after:#x} after a reset, not {expected:#x}"
+
+
+def check_resizable(guest: Guest[Any]) -> None:
+    """Each BAR takes each size that its Resizable BAR capability offers, and then reports it (PCIe 6.0 §7.8.6)."""
+    for each in guest.device.layout.extended:
+        if isinstance(each.capability, ResizableBars):
+            for bar, control in each.capability.controls.items():
+                able = guest.config_read(each.at + control.offset - 4, 4) >> 4
+                codes = [code for code in range(28) if able >> code & 1]
+                for code in codes:
+                    guest.write(control, code << 8)
+                    assert guest.device.core.region_size(bar.index) == 1 << 20 + code
+                    check_bars(guest)
+                guest.write(control, control.reset)
+
+
+def check_mailboxes(guest: Guest[Any]) -> None:
+    """Discovery lists each protocol of a mailbox once, itself first, and ends (PCIe 6.0 §6.30.1.1)."""
+    for each in guest.device.layout.extended:
+        if isinstance(each.capability, Doe):
+            mailbox, found, index = each.capability, [], 0
+            while True:
+                for word in (0x0001, 3, index):
+                    guest.write(mailbox.outbox, word)
+                guest.write(mailbox.control, 1 << 31)
+                assert guest.read(mailbox.status) >> 31, f"{mailbox.name} does not answer discovery of {index}"
+                answer = []
+                for _ in range(3):
+                    answer.append(guest.read(mailbox.inbox))
+                    guest.write(mailbox.inbox, 0)
+                assert not guest.read(mailbox.status) >> 31, f"{mailbox.name} has more than an answer"
+                found.append((answer[2] & 0xFFFF, answer[2] >> 16 & 0xFF))
+                assert len(found) <= len(mailbox.protocols), f"the protocols of {mailbox.name} have no end"
+                index = answer[2] >> 24
+                if not index:
+                    break
+            assert tuple(found) == mailbox.protocols

@@ -32,8 +32,13 @@ class VirtioDevice(Transport):
     """The features that the driver has accepted, as bits."""
     queue_state = SavedBytes(ctypes.sizeof(Virtqueue))
 
-    largest_queue: ClassVar[int] = 256
-    most_queues: ClassVar[int] = 1
+    largest_queue: ClassVar[int]
+    most_queues: ClassVar[int]
+
+    negotiated: frozenset[int]
+    """The features that device and driver have agreed on."""
+    running: bool
+    """Whether the device may use queues: the driver is ready, and DEVICE_NEEDS_RESET is not set."""
 
     def __init_subclass__(
         cls, *, kind: int | None = None, queues: int = 1, queue_size: int = 256, **keywords: Any
@@ -56,10 +61,6 @@ class VirtioDevice(Transport):
         self.virtqueues = [
             Virtqueue.at(self.queue_state, index, self) for index in range(min(self.queue_count, self.most_queues))
         ]
-        self.negotiated: frozenset[int] = frozenset()
-        """The features that device and driver have agreed on."""
-        self.running = False
-        """Whether the device may use queues: the driver is ready, and DEVICE_NEEDS_RESET is not set."""
         self.ring_by_event(Transport.notify, len(self.virtqueues))
 
     # -- what a device type overrides
@@ -273,7 +274,7 @@ class VirtioDevice(Transport):
         queue = self.selected
         if queue is not None and value == 1 and not queue.enabled:
             queue.enable()
-            self.show_queue()
+        self.show_queue()
 
     # -- interrupts and doorbells
 

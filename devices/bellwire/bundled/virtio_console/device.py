@@ -23,9 +23,9 @@ class Port:
         self.name = name
         self.stream = stream
         self.held: Chain | None = None
-        self.sent = 0
+        self.sent: int
         """The number of bytes of ``held`` that are sent."""
-        self.announced = False
+        self.announced: bool
         """Whether the guest has been told that the stream has a peer."""
         self.watched = False
 
@@ -107,11 +107,15 @@ class VirtioConsole(
     # -- the life of the driver
 
     def started(self) -> None:
-        """Without MULTIPORT, there is only port 0, and it is open."""
+        """Without MULTIPORT, there is only port 0, and it is open.
+
+        The driver of a snapshot may know other peers than there are now, so it is told of all of them.
+        """
         if Console.MULTIPORT not in self.negotiated:
             self.opened = 1
         for port in self.lines:
             self.watch_port(port, True)
+            port.announced = self.ready and not port.stream.connected
 
     def stopped(self) -> None:
         """Forget buffers and messages, and watch no stream."""
@@ -119,7 +123,6 @@ class VirtioConsole(
         for port in self.lines:
             self.watch_port(port, False)
             port.held = None
-            port.announced = False
 
     def notified(self, queue: Virtqueue) -> None:
         """Send bytes, fill buffers, or handle control messages."""
@@ -129,7 +132,7 @@ class VirtioConsole(
                 self.listen_to(queue)
             else:
                 self.deliver(queue)
-        elif number < len(self.lines):
+        else:
             port = self.lines[number]
             if output:
                 self.send(port)
@@ -157,7 +160,6 @@ class VirtioConsole(
             port.sent = 0
             if not self.push(port, chain):
                 break  # the rest stays in the queue, and the guest notices
-        queue.flush()
 
     def push(self, port: Port, chain: Chain) -> bool:
         """Send one buffer. False if a part of it has to wait."""
