@@ -19,7 +19,7 @@ from bellwired.find import find_device
 from bellwired.settings import Device, decode
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose, written_by_hand
 
-LANGUAGES = {"python", "sh", "text", "toml", "json", "ini"}
+LANGUAGES = {"python", "sh", "text", "toml", "json", "ini", "diff", "yaml"}
 EXPECTED = {"README.md": 2, "writing-a-device.md": 25}  # tests: so that none is passed over in silence
 README = ROOT / "README.md"
 WIDEST = 118  # characters of a line: pages are read in terminals and in reviews, too
