@@ -1,4 +1,4 @@
-"""docs/labs: each driver builds with its hole and fails its lab's test, and passes when the hole is filled. One boot."""
+"""docs/labs: each driver builds with its hole and fails its lab's test; with the hole filled, it passes. One boot."""
 
 from __future__ import annotations
 
