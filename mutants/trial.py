@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,18 @@ def _forked(work: Callable[[], None], patience: float) -> int | None:
 
 
 def fast_first(nodes: Iterable[str], seconds: dict[str, float], enough: float) -> list[str]:
-    """The order in which a mistake is found soonest, until the tests would take ``enough`` seconds."""
-    chosen: list[str] = []
+    """The order in which a mistake is found soonest, until the tests would take ``enough`` seconds.
+
+    The quickest test of each file comes first, then the second of each: tests of one file often do much the same.
+    """
+    turns: Counter[str] = Counter()
+    order: list[tuple[int, float, str]] = []
     for node in sorted(nodes, key=lambda node: seconds[node]):
+        file = node.partition("::")[0]
+        order.append((turns[file], seconds[node], node))
+        turns[file] += 1
+    chosen: list[str] = []
+    for _, _, node in sorted(order):
         enough -= seconds[node]
         if chosen and enough < 0:
             break

@@ -20,6 +20,8 @@ from bellwired.maps import from_device, to_c
 
 ROOT = Path(__file__).parents[2]
 PROJECT = str(ROOT / "pyproject.toml")
+PLUGIN = ("-p", "no:bellwire", "-p", "bellwired.testing.plugin")
+"""The plugin by its module: it is there even if this environment was installed before it had an entry point."""
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -61,7 +63,7 @@ def test_a_kind_has_a_device_a_test_a_configuration_and_two_drivers(kind: str, t
     written = write("thing", tmp_path, kind)
     assert {str(path.relative_to(tmp_path)) for path in written} == {
         *("thing.py", "test_thing.py", "thing.toml", "driver/Makefile", "driver/thing.c", "driver/thing_regs.h"),
-        *("driver/thing_user.py", "driver/user_pci.py"),
+        *("driver/thing_user.py", "driver/user_pci.py", "test_thing_driver.py"),
     }
     assert all(written.values())
     for path in written:
@@ -112,7 +114,16 @@ def test_what_is_written_in_python_is_written_as_ours_is(written: Path) -> None:
 @pytest.mark.slow
 def test_the_tests_of_each_kind_pass(written: Path) -> None:
     folders = [str(written / kind) for kind in KINDS]
-    run(written, "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "-c", os.devnull, *folders)
+    words = ["-q", "-p", "no:cacheprovider", "-W", "error", "-c", os.devnull, *PLUGIN]
+    run(written, "pytest", *words, "-m", "not bellwire", *folders)
+
+
+@pytest.mark.slow
+def test_the_driver_of_each_kind_has_tests(written: Path) -> None:
+    """They are run in a guest by tests/guest/test_drivers.py."""
+    folders = [str(written / kind) for kind in KINDS]
+    words = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, *PLUGIN]
+    run(written, "pytest", *words, "-m", "bellwire", "--collect-only", *folders)
 
 
 @pytest.mark.slow  # mypy reads all of the SDK

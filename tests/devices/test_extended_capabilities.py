@@ -26,6 +26,7 @@ from bellwire import (
 from bellwire.declare.capability import END, START
 from bellwire.model.labels import Labels
 from bellwire.testing import Guest, conformance
+from bellwired.workers.worker import registers
 from vfio_user import RegionIndex
 
 CONFIG = RegionIndex.CONFIG
@@ -186,6 +187,21 @@ def test_the_log_and_the_counters_name_their_registers() -> None:
     assert labels.at(CONFIG, 0x04, 2) == ["config space"]
     assert labels.at(CONFIG, at, 0x0C) == ["config space", "debug.vsec_header", "level", "seen"]
     assert labels.register(CONFIG, at + 0x08, 2) is Full.level
+
+
+def test_registers_are_listed_with_their_place_in_config_space(guest: Guest[Full]) -> None:
+    guest.write(Full.level, 2)
+    found = {each["name"]: each for each in registers(guest.device)}
+    assert found["level"] == {
+        "name": "level",
+        "bar": RegionIndex.CONFIG,
+        "offset": 0x114,
+        "size": 2,
+        "access": "rw",
+        "value": 2,
+        "meaning": "HIGH",
+    }
+    assert found["pasid.control"]["offset"] == 0x152
 
 
 def wrong(**body: Any) -> str:

@@ -127,7 +127,7 @@ def wrong(**body: Any) -> str:
 
 def test_mistakes_are_refused() -> None:
     frame = Bar(0, size=2 * MIB)
-    assert "a size is a power of two from 1 MiB to 8 EiB, not 0x1000" in wrong(
+    assert "a size is a power of two from 1 MiB to 64 GiB, not 0x1000" in wrong(
         f=frame, s=ResizableBars({frame: (4096,)})
     )
     frame = Bar(0, size=2 * MIB)

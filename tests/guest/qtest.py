@@ -87,9 +87,9 @@ class Qtest:
 class Function:
     """A PCI function of the machine, reached through the ports of configuration mechanism 1."""
 
-    def __init__(self, machine: Qtest, slot: int, bus: int = 0) -> None:
+    def __init__(self, machine: Qtest, slot: int, bus: int = 0, number: int = 0) -> None:
         self.machine = machine
-        self._address = 1 << 31 | bus << 16 | slot << 11
+        self._address = 1 << 31 | bus << 16 | slot << 11 | number << 8
         self.bars: dict[int, int] = {}
 
     def config_read(self, offset: int, size: int = 4) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+import silicon
 from attached import PATIENCE, Device, Served
 from machine import FIRST_SLOT, Machine
 from qtest import Function
@@ -19,9 +20,15 @@ from test_io_fds import NATIVE_HOT_PLUG, PCI_EXPRESS, POWER_OFF, SLOT_CONTROL, g
 
 pytestmark = pytest.mark.guest
 
+BUS_NUMBERS = 0x18  # primary, secondary and subordinate (PCI-to-PCI Bridge 1.2, §3.2.5)
+
 
 @pytest.fixture
 def machine(drive: Callable[..., Machine]) -> Machine:
+    return prepared(drive)
+
+
+def prepared(drive: Callable[..., Machine]) -> Machine:
     """With an empty slot behind a root port, whose guest need not be asked before anything leaves it."""
     machine = drive(arguments=(*NATIVE_HOT_PLUG, "-device", "pcie-root-port,id=root,slot=1"))
     port = Function(machine, FIRST_SLOT)
@@ -57,3 +64,47 @@ def test_a_device_with_msix_comes_and_takes_qemu_with_it(machine: Machine, serve
         machine.control.ask("device_del", id="it")
     assert machine.process.wait(PATIENCE) == -signal.SIGABRT
     until(lambda: "client gone" in served.log)  # and the device waits for its next client
+
+
+def kill(served: Served) -> None:
+    """As a surprise: nothing tells QEMU."""
+    served.process.kill()
+    served.process.wait()
+
+
+def test_a_dead_device_can_be_taken_out_and_its_slot_filled_again(
+    machine: Machine, serve: Callable[[Device], Served]
+) -> None:
+    dead = serve(Device("edu"))
+    plug(machine, dead)
+    kill(dead)
+    machine.control.ask("device_del", id="it")
+    machine.control.wait("DEVICE_DELETED", device="it")
+    plug(machine, serve(Device("edu")))
+    assert machine.process.poll() is None
+
+
+def test_a_dead_device_with_msix_can_be_taken_out_of_the_patched_qemu(
+    patched_drive: Callable[..., Machine], serve: Callable[[Device], Served]
+) -> None:
+    machine = prepared(patched_drive)
+    dead = serve(Device("bell"))
+    plug(machine, dead)
+    kill(dead)
+    machine.control.ask("device_del", id="it")
+    machine.control.wait("DEVICE_DELETED", device="it")
+    assert machine.process.poll() is None
+
+
+def test_several_functions_are_plugged_in_with_function_0_last(
+    machine: Machine, serve: Callable[[Device], Served]
+) -> None:
+    for number in (1, 0):
+        served = serve(Device(f"{silicon.__file__}:{number}", qemu={"addr": f"0.{number}", "multifunction": True}))
+        machine.control.ask("device_add", bus="root", id=f"function{number}", **json.loads(served.argument))
+    port = Function(machine, FIRST_SLOT)
+    port.config_write(BUS_NUMBERS, 0x01_01_00, 4)
+    port.config_write(port.capability(PCI_EXPRESS) + SLOT_CONTROL, 0, 2)  # power on
+    for number, device in enumerate((silicon.ENGINE, silicon.CONSOLE)):
+        function = Function(machine, 0, bus=1, number=number)
+        assert function.config_read(0) == device << 16 | silicon.VENDOR

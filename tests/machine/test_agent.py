@@ -126,6 +126,8 @@ def test_a_command_with_a_child_in_the_background_ends_when_it_does_itself(agent
 def test_a_terminal_has_a_size_and_passes_on_ctrl_c(agent: Agent) -> None:
     running, output, _ = agent.begin("sh", "-c", "trap 'stty size; exit 4' INT; stty size; cat", size=(30, 100))
     output.wait_for(b"30 100\r\n")
+    running.feed(b"word\n")
+    output.wait_for(b"word\r\nword\r\n")  # cat runs: before, the shell could keep the signal until cat ends
     running.resize(40, 120)
     running.feed(b"\x03")
     assert running.wait(PATIENCE) == 4

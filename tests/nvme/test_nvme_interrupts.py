@@ -73,6 +73,16 @@ def test_without_a_time_nothing_is_held_back(guest: Guest[Nvme], driver: Driver)
     assert count(guest, 1) == 2
 
 
+def test_the_shortest_time_is_one_unit(guest: Guest[Nvme], driver: Driver) -> None:
+    """§5.21.1.8: 100 microseconds."""
+    driver.admin.do(SET, dwords=(8, 1 << 8 | 3))
+    complete(driver.create_queues(), 1)
+    guest.advance(0.9 * UNIT)
+    assert count(guest, 1) == 0
+    guest.advance(0.2 * UNIT)
+    assert count(guest, 1) == 1
+
+
 def test_admin_completions_are_never_held_back(guest: Guest[Nvme], driver: Driver) -> None:
     before = count(guest, 0)
     driver.admin.do(SET, dwords=(8, 10 << 8 | 3))

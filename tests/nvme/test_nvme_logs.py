@@ -228,6 +228,22 @@ def test_the_timestamp_of_a_clock_that_was_not_set_counts_from_power_on(driver: 
     assert driver.memory[page + 6] == 0
 
 
+@pytest.mark.parametrize("reserved", [0, 0x7FFF_F800], ids=["zeros", "ones"])
+@pytest.mark.parametrize(("select", "result", "data"), [(0, 0, "now"), (1, 0, "zeros"), (2, 0, "zeros"), (3, 4, "old")])
+def test_the_default_and_the_saved_timestamp_are_zero_and_capabilities_have_no_data(
+    driver: Driver, select: int, result: int, data: str, reserved: int
+) -> None:
+    """§5.13, §5.21.1.14; bits 30:11 of the dword are reserved."""
+    page = driver.allocate(PAGE)
+    driver.memory[page : page + 8] = b"\x77" * 6 + bytes(2)
+    assert driver.admin.do(AdminOpcode.SET_FEATURES, prp1=page, dwords=(0x0E,)).status == 0
+    driver.memory[page : page + 8] = b"-" * 8
+    done = driver.admin.do(AdminOpcode.GET_FEATURES, prp1=page, dwords=(0x0E | select << 8 | reserved,))
+    assert (done.status, done.result) == (0, result)
+    found = bytes(driver.memory[page : page + 8])
+    assert {"zeros": found == bytes(8), "old": found == b"-" * 8, "now": found[2:7] == b"\x77" * 4 + b"\x02"}[data]
+
+
 def test_a_timestamp_outside_memory_is_an_error(driver: Driver) -> None:
     for opcode in (AdminOpcode.GET_FEATURES, AdminOpcode.SET_FEATURES):
         assert driver.admin.do(opcode, prp1=1 << 40, dwords=(0x0E,)).code == Status.DATA_TRANSFER_ERROR

@@ -103,6 +103,17 @@ def test_buffers_are_compacted_rather_than_grown(ends: tuple[Wire, Channel]) -> 
         assert take(channel).payload == bytes(5000)
 
 
+def test_a_message_that_the_buffer_ends_within_is_moved_to_its_start(ends: tuple[Wire, Channel]) -> None:
+    wire, channel = ends
+    first, second = bytes(range(250)) * 400, bytes(range(251)) * 400
+    sender = threading.Thread(target=wire.raw, args=(message(10, first) + message(10, second),))
+    sender.start()
+    deadline = time.monotonic() + DEADLINE
+    assert bytes(channel.receive_by(deadline).payload) == first
+    assert bytes(channel.receive_by(deadline).payload) == second
+    sender.join()
+
+
 def test_a_closed_channel_keeps_no_buffer() -> None:
     tracemalloc.start()
     try:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from bellwire.bundled.virtio_blk.request import Blk, Failure, Result
 from bellwire.storage import MemoryDisk
 from bellwire.storage.aio import Transfer
 from bellwire.testing import Guest
-from bellwire.virtio import Feature, Status
+from bellwire.virtio import Feature, Status, Virtqueue
 from vfio_user import IrqIndex
 from virtio.driver import DEVICE, Driver
 from virtio.rings import Part
@@ -198,6 +199,7 @@ def test_a_disk_without_options_is_64_mib_of_memory() -> None:
 @pytest.mark.parametrize(
     ("option", "good", "bad"),
     [
+        ("size", (0, 512), (-1,)),
         ("threads", (1, 64), (0, 65)),
         ("queues", (1, 16), (0, 17)),
         ("block_size", (512, 1024, 2048, 4096), (256, 513, 8192)),
@@ -208,7 +210,7 @@ def test_the_last_value_that_an_option_takes_and_the_first_that_it_does_not(
     option: str, good: Sequence[object], bad: Sequence[object]
 ) -> None:
     def make(value: object) -> VirtioBlk:
-        options: dict[str, Any] = {option: value, "size": SIZE}
+        options: dict[str, Any] = {"size": SIZE, option: value}
         return VirtioBlk(**options)
 
     for value in good:
@@ -293,3 +295,25 @@ def test_a_transfer_may_end_where_the_disk_does(disk: Disk, kind: int, sector: i
     disk.driver.guest.advance()
     assert len(queue.used()) == 1
     assert disk.driver.memory[status] == result
+
+
+@pytest.mark.parametrize("rooms", [[512, 1], [511, 2], [510, 3], [513], [0, 513], [1, 511, 1]], ids=str)
+@pytest.mark.parametrize("on", ["memory", "image"])
+def test_the_last_sector_is_read_into_room_of_any_shape(on: str, rooms: list[int], image: Path) -> None:
+    options: dict[str, Any] = {"image": image} if on == "image" else {"size": SIZE}
+    disk = Disk(FEATURES, **options)
+    with disk.driver as driver:
+        disk.device.disk.write([memoryview(bytes(range(256)) * 2)], SIZE - 512)
+        queue = driver.queues[0]
+        queue.send(struct.pack("<IIQ", IN, 0, SIZE // 512 - 1), write=rooms)
+        driver.guest.advance()
+        assert queue.answers() == [bytes(range(256)) * 2 + b"\0"]
+
+
+def test_a_disk_takes_no_more_buffers_once_its_turn_is_over(disk: Disk) -> None:
+    for number in range(10):
+        add(disk, IN, number, room=EIGHTH)
+    with mock.patch.object(Virtqueue, "take", autospec=True, side_effect=Virtqueue.take) as take:
+        disk.driver.queues[0].kick()
+    assert take.call_count == 1
+    assert len(disk.driver.queues[0].used()) == 8

@@ -15,7 +15,7 @@ from bellwire.bundled.virtio_console.device import Port, ports_fault
 from bellwire.stream import Stream, StreamError
 from bellwire.testing import Guest
 from bellwire.virtio import Status
-from virtio.driver import DEVICE, Driver
+from virtio.driver import DEVICE, READY, Driver
 from virtio.test_virtio_console import MULTIPORT, Terminal
 
 
@@ -229,3 +229,45 @@ def test_what_a_buffer_holds_is_sent_once_and_then_comes_back(terminal: Terminal
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
         far.recv(100)
+
+
+def test_buffers_behind_one_that_was_sent_in_part_wait_in_their_order(terminal: Terminal) -> None:
+    terminal.begin()
+    far = terminal.join(0)
+    queue = terminal.queues[1]
+    blocks = [bytes([number]) * (128 << 10) for number in range(6)]
+    for block in blocks:
+        queue.add(block)
+    queue.kick()
+    assert len(queue.used()) < 6
+    data = b""
+    while len(data) < 6 * len(blocks[0]):
+        data += far.recv(1 << 20)
+        terminal.driver.guest.poll()
+    assert data == b"".join(blocks)
+    queue.used()
+    assert queue.held == {}
+
+
+def test_a_message_about_the_first_port_that_is_not_there_is_void(terminal: Terminal) -> None:
+    terminal.begin()
+    for event in (Event.PORT_READY, Event.PORT_OPEN):
+        terminal.tell(2, event)
+    assert terminal.told() == []
+    assert terminal.driver.status == READY
+
+
+def test_a_port_that_is_opened_is_watched_again_after_another_client_has_come(terminal: Terminal) -> None:
+    terminal.begin()
+    far, core, guest = terminal.join(1), terminal.driver.device.core, terminal.driver.guest
+    core.join(False)
+    far.sendall(b"hello")
+    while len(guest._watched) == 2:
+        console(terminal).lines[1].stream.hold(False)
+        assert guest.poll(5)
+    core.join(True)
+    terminal.tell(1, Event.PORT_OPEN)
+    assert terminal.queues[4].answers() == [b"hello"]
+    far.sendall(b"again")
+    assert guest.poll(5)
+    assert terminal.queues[4].answers() == [b"again"]

@@ -20,7 +20,7 @@ from bellwire.pieces import MOST_PIECES
 from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
-from virtio.frames import Make, frame, tagged
+from virtio.frames import MANY, Make, frame, tagged
 
 
 class Wire:
@@ -147,6 +147,17 @@ def test_a_packet_that_waits_is_dropped_by_a_reset(make: Make, ring: set[int], f
     card.driver.queues[0].kick()
     far.send(frame(fill=1))
     assert [packet.frame for packet in card.await_packets()] == [frame(fill=1)]
+
+
+def test_the_next_driver_of_a_selective_card_receives_everything(make: Make, far: socket.socket) -> None:
+    """§5.1.6.5.1.1: a reset turns all modes off."""
+    card = make()
+    assert card.command(0, 0, b"\0")
+    card.driver.start(card.driver.features, range(3), size=64)
+    card.refill(4)
+    card.driver.queues[0].kick()
+    far.send(frame(MANY))
+    assert [packet.frame for packet in card.await_packets()] == [frame(MANY)]
 
 
 def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

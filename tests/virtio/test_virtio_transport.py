@@ -9,12 +9,14 @@ import pytest
 
 from bellwire import GuestError
 from bellwire.declare.bar import Bar
+from bellwire.declare.register import Register
 from bellwire.model import capabilities as pci
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.testing import conformance
 from bellwire.virtio import Feature, Status, VirtioDevice
-from vfio_user import IoEventFd, IrqIndex, Mechanism, RegionIndex
-from virtio.driver import DEVICE, ISR, NOTIFY, PCI_ACCESS, READY, Driver
+from bellwire.virtio.transport import Transport
+from vfio_user import IoEventFd, IrqIndex, Mechanism
+from virtio.driver import DEVICE, ISR, NOTIFY, READY, Driver
 from virtio.echo import COLOUR, Echo
 
 TestEcho = conformance(Echo)
@@ -320,72 +322,35 @@ def test_fields_of_the_device_type_lie_where_the_capability_says(driver: Driver)
     assert driver.config(8, 2) == 7
 
 
-class PciCfg:
-    """The way to a BAR through config space (§4.1.4.9)."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.guest = driver.guest
-        self.at = driver.places[PCI_ACCESS].capability
-
-    def aim(self, bar: int, offset: int, length: int) -> None:
-        self.guest.config_write(self.at + 4, bar, 1)
-        self.guest.config_write(self.at + 8, offset, 4)
-        self.guest.config_write(self.at + 12, length, 4)
-
-
-def test_the_window_reads_the_bar(driver: Driver) -> None:
-    pci_cfg = PciCfg(driver)
-    pci_cfg.aim(0, 0x12, 2)
-    assert driver.guest.config_read(pci_cfg.at + 16, 2) == 3
-
-
-def test_the_window_writes_the_bar(driver: Driver) -> None:
-    pci_cfg = PciCfg(driver)
-    pci_cfg.aim(0, 0x14, 1)
-    driver.guest.config_write(pci_cfg.at + 16, Status.ACKNOWLEDGE, 1)
-    assert driver.status == Status.ACKNOWLEDGE
-
-
-def test_only_an_access_to_the_windows_data_reaches_the_bar(driver: Driver) -> None:
-    without_msix(driver)
-    driver.start()
-    driver.queues[0].send(b"x", write=1)
-    pci_cfg = PciCfg(driver)
-    pci_cfg.aim(0, driver.places[ISR].offset, 1)
-    assert driver.guest.config_read(pci_cfg.at + 12, 4) == 1
-    assert driver.guest.line, "to read the length has read the ISR status"
-    assert driver.guest.config_read(pci_cfg.at + 16, 1) == 1
-    assert not driver.guest.line
-    pci_cfg.aim(0, 0x00, 4)
-    driver.guest.config_write(pci_cfg.at + 16, 1, 4)
-    driver.set_common(0x08, 0, 4)
-    pci_cfg.aim(0, 0x08, 4)
-    assert driver.common(0x08, 4) == 0, "to write the length has written the register"
-
-
-def test_a_doorbell_may_be_rung_through_the_window(driver: Driver) -> None:
-    driver.start()
-    driver.queues[0].add(b"abc", write=3)
-    pci_cfg = PciCfg(driver)
-    pci_cfg.aim(0, driver.queues[0].bell, 2)
-    driver.guest.config_write(pci_cfg.at + 16, 0, 2)
-    assert driver.queues[0].answers() == [b"cba"]
-
-
-@pytest.mark.parametrize(("bar", "offset", "length"), [(0, 0x3FFE, 4), (4, 0, 4), (0xFF, 0, 1), (0, 1, 2), (0, 0, 8)])
-def test_a_window_that_shows_nothing_does_nothing(driver: Driver, bar: int, offset: int, length: int) -> None:
-    pci_cfg = PciCfg(driver)
-    pci_cfg.aim(bar, offset, length)
-    driver.guest.config_write(pci_cfg.at + 16, 0x1234_5678, 4)
-    assert driver.guest.config_read(pci_cfg.at + 16, 4) == 0x1234_5678
-
-
-def test_a_window_does_not_show_config_space(driver: Driver) -> None:
-    pci_cfg = PciCfg(driver)
-    data = pci_cfg.at + 16
-    pci_cfg.aim(RegionIndex.CONFIG, data, 4)  # itself
-    driver.guest.config_write(data, 0x1234_5678, 4)
-    assert driver.guest.config_read(data, 4) == 0x1234_5678
+def test_the_common_configuration_is_laid_out_as_the_text_has_it() -> None:
+    """§4.1.4.3; the last number is the value after a reset."""
+    found = {
+        register.name: (register.offset, register.size, register.access_word, register.reset)
+        for register in vars(Transport).values()
+        if isinstance(register, Register)
+    }
+    assert found == {
+        "device_feature_select": (0x00, 4, "rw", 0),
+        "device_feature": (0x04, 4, "ro", 0),
+        "driver_feature_select": (0x08, 4, "rw", 0),
+        "driver_feature": (0x0C, 4, "rw", 0),
+        "config_msix_vector": (0x10, 2, "rw", 0xFFFF),
+        "num_queues": (0x12, 2, "ro", 0),
+        "device_status": (0x14, 1, "rw", 0),
+        "config_generation": (0x15, 1, "ro", 0),
+        "queue_select": (0x16, 2, "rw", 0),
+        "queue_size": (0x18, 2, "rw", 0),
+        "queue_msix_vector": (0x1A, 2, "rw", 0xFFFF),
+        "queue_enable": (0x1C, 2, "rw", 0),
+        "queue_notify_off": (0x1E, 2, "ro", 0),
+        "queue_desc": (0x20, 8, "rw", 0),
+        "queue_driver": (0x28, 8, "rw", 0),
+        "queue_device": (0x30, 8, "rw", 0),
+        "isr": (0x1000, 1, "rc", 0),
+    }
+    assert Transport.device_status.writable == 0
+    assert Transport.mmio.size == 1 << 14
+    assert (Transport.notify.offset, Transport.notify.size, Transport.notify.bell) == (0x3000, 512, 4)
 
 
 def test_isr_and_notification_lie_in_pages_of_their_own(driver: Driver) -> None:

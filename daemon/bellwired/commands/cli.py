@@ -16,6 +16,7 @@ from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
 from bellwired import terminal
 from bellwired.commands import (
+    boot,
     cat_config,
     check,
     demo,
@@ -50,12 +51,24 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does. The error for an unknown flag names the command's nearest flag."""
         words = sys.argv[1:] if args is None else list(args)
+        words, rest = self._split(words)
         found, left = self.parse_known_args(words, namespace)
+        if hasattr(found, "words"):
+            found.words = rest
+            found.devices, left = _intermixed(found.devices, left)
         if left:
             parser = next((self.commands[word] for word in words if word in self.commands), self)
             flags = [flag for action in parser._actions for flag in action.option_strings]
             parser.error(f"unrecognized arguments: {' '.join(left)}{_meant(left[0], flags)}")
         return found
+
+    def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Separate the words behind ``--``, for a command that runs them in a guest."""
+        named = next((word for word in words if word in self.commands), "")
+        if not named or "--" not in words or self.commands[named].get_default("words") is None:
+            return words, []
+        at = words.index("--")
+        return words[:at], words[at + 1 :]
 
     @property
     def commands(self) -> Mapping[str, argparse.ArgumentParser]:
@@ -94,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         if action.dest in SHARED:
             action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, vmm, demo):
+    for module in (run, boot, vmm, demo):
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_shared(shared)
@@ -163,6 +176,13 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         "--wait", action="store_true", help="wait until the daemon runs; with status, until the devices run"
     )
     parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="the longest time to wait (default 300)")
+
+
+def _intermixed(devices: list[str], left: list[str]) -> tuple[list[str], list[str]]:
+    """The devices with those that stand behind a flag, which argparse leaves over; and what is really left."""
+    return [*devices, *(word for word in left if not word.startswith("-"))], [
+        word for word in left if word.startswith("-")
+    ]
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, 
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.places import Places
+from vfio_user import RegionIndex
 
 INACTIVE = 3  # the same as that of systemctl status
 LOOK_AGAIN = 0.1  # seconds between two checks whether a device runs
@@ -262,6 +263,9 @@ def reload(arguments: argparse.Namespace) -> int:
     return 1 if outcome["failed"] else 0
 
 
+_REGIONS = {int(RegionIndex.CONFIG): "config"}
+
+
 def registers(arguments: argparse.Namespace) -> int:
     """``bellwire regs NAME``."""
     found = method(instance(arguments), "Registers", name=arguments.name)["registers"]
@@ -272,7 +276,7 @@ def registers(arguments: argparse.Namespace) -> int:
     rows = [
         (
             show.text(each["name"]),
-            f"BAR{each['bar']}+{each['offset']:#05x}",
+            f"{_REGIONS.get(each['bar'], 'BAR' + str(each['bar']))}+{each['offset']:#05x}",
             str(each["size"]),
             show.text(each["access"]),
             f"{each['value']:#0{2 + 2 * each['size']}x}",

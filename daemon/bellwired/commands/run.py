@@ -96,6 +96,12 @@ def add_parser(commands: Any) -> None:
         help=f"how long to look for work before sleeping, while there is much of it: 0, the default, to {LONGEST_POLL}",
     )
     parser.add_argument(
+        "--ready-fd",
+        type=_number,
+        metavar="N",
+        help="an inherited descriptor: write a line end to it and close it, once the device serves",
+    )
+    parser.add_argument(
         "--debug",
         action="store_true",
         help="stop in pdb at an exception in a hook, and print a QEMU line that waits for the debugger; it implies "
@@ -139,7 +145,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             stack.callback(control.close)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         # It runs a machine of its own, which a boxed process may not.
-        accelerated_by = attach.accelerators() if part is None else []
+        accelerated_by = attach.accelerators() if part is None and arguments.fd is None else []
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -233,6 +239,9 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
 
 
 def _announce(arguments: argparse.Namespace, name: str, accelerated_by: list[str], control: Listener | None) -> None:
+    if arguments.ready_fd is not None:
+        with open(arguments.ready_fd, "wb", buffering=0) as file:
+            file.write(b"\n")
     if arguments.fd is not None:
         return
     path = arguments.socket_path or default_path(name)
@@ -274,10 +283,12 @@ def _path(text: str) -> Path:
 
 
 def _descriptor(text: str) -> int | str:
-    if text == ACTIVATED:
-        return text
+    return text if text == ACTIVATED else _number(text, f"a number or {ACTIVATED}")
+
+
+def _number(text: str, expected: str = "a number") -> int:
     if not text.isdecimal() or int(text) > MOST_FD:
-        raise argparse.ArgumentTypeError(f"expected a number or {ACTIVATED}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return int(text)
 
 

@@ -56,7 +56,8 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
     _check(name)
     own = {
         f"{name}.py": ("device.py.in", "the device"),
-        f"test_{name}.py": ("test.py.in", f"its test: pytest {folder / f'test_{name}.py'}"),
+        f"test_{name}.py": ("test.py.in", f"its test, with no VM: pytest {folder / f'test_{name}.py'}"),
+        f"test_{name}_driver.py": ("driver_test.py.in", "the driver's test, in a Linux guest that boots for it"),
         f"{name}.toml": ("config.toml.in", "its configuration, for devices.d"),
         f"driver/{name}.c": ("driver.c.in", "a driver for Linux"),
         f"driver/{name}_user.py": ("user.py.in", "a driver in user space"),

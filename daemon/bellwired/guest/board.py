@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from bellwired.guest.plan import MIB, Plan
 
-APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on"
+APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on no_timer_check"
+"""``no_timer_check``: Linux panics if its timer does not tick in time, which happens on a host with much to do."""
 PORT = "bellwire"
 """The name of the virtio-serial port that the agent looks for."""
 ROOT_PORT = "port"
@@ -64,5 +65,5 @@ def command_line(plan: Plan, ends: Ends, folders: Iterable[str]) -> list[str]:
         words += ["-netdev", "user,id=network"]
         words += ["-device", f"virtio-net-pci,netdev=network,bus=pcie.0,addr={NETWORK_SLOT:#x},romfile="]
     if plan.gdb is not None:
-        words += ["-chardev", f"socket,id=gdb,path={plan.gdb},server=on,wait=off", "-gdb", "chardev:gdb", "-S"]
+        words += ["-chardev", f"socket,id=gdb,path={plan.gdb},server=on,wait=off", "-gdb", "chardev:gdb"]
     return [*words, *folders, *plan.arguments]

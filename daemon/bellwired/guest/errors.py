@@ -13,6 +13,10 @@ class MachineError(CommandError):
         self.console = console
 
 
+class MachineGone(MachineError):
+    """The guest has ended: it has powered off, its kernel has panicked, or QEMU has failed."""
+
+
 class ChannelError(MachineError):
     """A frame that breaks the rules of :mod:`bellwired.guest.frames`."""
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from bellwired.guest import board, folders, processes, roots
 from bellwired.guest.board import Ends
 from bellwired.guest.console import Console
-from bellwired.guest.errors import MachineError
+from bellwired.guest.errors import MachineError, MachineGone
 from bellwired.guest.folders import FIRST_SLOT, VIRTIOFS
 from bellwired.guest.plan import Plan
 from bellwired.guest.qmp import Qmp
@@ -48,7 +48,7 @@ class Hardware:
         self._thread.start()
         try:
             self._started.result()
-        except MachineError:
+        except BaseException:  # a signal, too
             self.close()
             self.channel.close()
             raise
@@ -61,7 +61,7 @@ class Hardware:
     def why_lost(self, reason: str) -> MachineError:
         """The error for callers when the channel has ended."""
         if self._closing:
-            return MachineError("the guest was ended")
+            return MachineGone("the guest was ended")
         if not reason:
             try:
                 status = self._processes[0].wait(ENDING)
@@ -69,7 +69,7 @@ class Hardware:
             except subprocess.TimeoutExpired:
                 reason = "the guest has closed its channel"
         self.console.wait_for_end(ENDING)
-        return MachineError(reason, console=self.console.tail())
+        return MachineGone(reason, console=self.console.tail())
 
     def close(self) -> None:
         """Switch it off."""

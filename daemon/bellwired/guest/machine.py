@@ -12,6 +12,7 @@ Commands go through a channel of their own (:mod:`bellwired.guest.channel`); the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -132,14 +133,27 @@ class Machine:
             size=size,
         )
 
+    def load(self, module: str, *parameters: str) -> None:
+        """Load a kernel module: a file of the host's, or by its name one of the kernel's own with all that it needs."""
+        if "/" in module or module.endswith(".ko"):
+            self.insert(Path(module), *parameters)
+            return
+        wanted = module.replace("-", "_")
+        for name, content in self.plan.kernel.load_order([module]).items():  # none if it is built in
+            self._insert(name, content, parameters if name == wanted else ())
+
     def insert(self, module: Path, *parameters: str) -> None:
         """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
-        before = len(self.console.data)
-        number = self.tool(["insmod", *parameters], module.read_bytes())
-        if number:
-            said = self.console.data[before:].decode(errors="replace")
-            hint = "the console says more" if said.strip() else "dmesg in the guest may say more"
-            raise self._error(f"{module}: cannot be loaded: {os.strerror(number)}", hint)
+        try:
+            content = module.read_bytes()
+        except OSError as error:
+            raise MachineError(f"{module}: {error.strerror}") from None
+        self._insert(str(module), content, parameters)
+
+    def _insert(self, name: str, content: bytes, parameters: Sequence[str]) -> None:
+        number = self.tool(["insmod", *parameters], content)
+        if number and not (number == errno.EEXIST and not name.endswith(".ko")):
+            raise self._error(f"{name}: cannot be loaded: {os.strerror(number)}", "the guest's console may say more")
 
     def remove(self, name: str) -> None:
         """Unload a kernel module."""

@@ -96,7 +96,7 @@ class Plan:
     network: bool = False
     """A network card behind QEMU's user-mode network."""
     gdb: Path | None = None
-    """The socket on which QEMU waits for a debugger, before the guest runs."""
+    """The socket to make, on which QEMU's stub for debuggers listens."""
     ports: int = 1
     """Root ports for devices that are plugged in while the guest runs."""
     arguments: Sequence[str] = ()

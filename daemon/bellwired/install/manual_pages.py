@@ -32,6 +32,15 @@ STATUSES = {
 """The exit statuses of every command."""
 OWN_STATUSES = {
     "run": {0: "SIGTERM or Ctrl-C has ended it in order.", 130: "It was interrupted before it served."},
+    "boot": {
+        0: "The command in the guest, or the shell, ended with status 0.",
+        1: "The command in the guest ended with it. So it is with every status that is not listed here.",
+        124: "The command took longer than --timeout allows, and was killed.",
+        125: "There was no guest, or it failed: its kernel crashed or hangs, or a device failed. Standard error says "
+        "why.",
+        126: "The guest cannot run the command.",
+        127: "The guest has no such command.",
+    },
     "vmm": {0: "The guest said that all is well, or powered off.", 3: "The guest's kernel panicked."},
     "status": {0: "All devices that were asked for run.", 3: "One of them does not run."},
     "monitor": {0: "The daemon has ended."},
@@ -68,6 +77,10 @@ bellwire run ./my_nic.py \\-o rate=100
 bellwire new my_nic \\-\\-kind dma\\-ring
 bellwire list
 bellwire qemu\\-args my_nic""",
+    "bellwire boot": """\
+bellwire boot ./copier.py
+bellwire boot ./copier.py \\-\\-module driver/copier.ko \\-\\- ./test.sh
+bellwire boot nvme ./copier.py \\-\\-kernel ../linux \\-\\-share .""",
     "bellwired": """\
 bellwired \\-\\-config\\-dir ./conf \\-\\-runtime\\-dir ./run
 bellwire list \\-\\-runtime\\-dir ./run""",

@@ -50,7 +50,10 @@ class BoxPart(TypedDict):
 
 
 class RegisterValue(TypedDict):
-    """A register. ``meaning`` has the names of its flags or of its value."""
+    """A register. ``meaning`` has the names of its flags or of its value.
+
+    ``bar`` is 0 to 5, or 7 for a register in config space.
+    """
 
     name: str
     bar: int

@@ -30,7 +30,7 @@ from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities
+from vfio_user import SERVER, Capabilities, RegionIndex
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -355,24 +355,25 @@ class Reporter(Observer):
 
 
 def registers(device: PciDevice) -> list[dict[str, Any]]:
-    """The stored value of every register, by name. Runs no read hook."""
+    """The stored value of every register, by name: of the BARs, then of extended capabilities. Runs no read hook."""
+    layout = device.layout
+    placed = [(index, item.offset, item) for index, plan in layout.bars.items() for item in plan.placed]
+    placed += [(RegionIndex.CONFIG, each.at + item.offset, item) for each in layout.extended for item in each.placed]
     found = []
-    for index, plan in device.layout.bars.items():
-        content = device.core.state.registers[index]
-        for item in plan.placed:
-            if isinstance(item, Register):
-                value = item.load(content)
-                found.append(
-                    {
-                        "name": item.name,
-                        "bar": index,
-                        "offset": item.offset,
-                        "size": item.size,
-                        "access": item.access.value,
-                        "value": int(value),
-                        "meaning": item.meaning(value),
-                    }
-                )
+    for region, offset, item in placed:
+        if isinstance(item, Register):
+            value = item.load(device.core.state.registers[item.bar.index])
+            found.append(
+                {
+                    "name": item.name,
+                    "bar": int(region),
+                    "offset": offset,
+                    "size": item.size,
+                    "access": item.access.value,
+                    "value": int(value),
+                    "meaning": item.meaning(value),
+                }
+            )
     return found
 
 

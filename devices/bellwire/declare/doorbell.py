@@ -151,7 +151,7 @@ class IoRegion(Declared):
     if the client supports that: the value of a ring is lost, and the ring hook runs in place of the write hook.
     """
 
-    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int = 0, latest: bool = False) -> None:
+    def __init__(self, bar: Bar, offset: int, size: int, *, posted: bool, bell: int, latest: bool) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size

@@ -54,8 +54,6 @@ class UncorrectableError(IntFlag):
     INTERNAL = 1 << 22
 
 
-_CORRECTABLE = sum(CorrectableError)
-_UNCORRECTABLE = sum(UncorrectableError)
 _FATAL = (
     UncorrectableError.DATA_LINK_PROTOCOL
     | UncorrectableError.SURPRISE_DOWN
@@ -92,27 +90,17 @@ class Aer(ExtendedCapability):
     def __init__(self, *, ecrc: bool = False) -> None:
         super().__init__(SIZE)
         able, enables = (0x0A0, 0x140) if ecrc else (0, 0)
-        own = self.own
-        self.uncorrectable_status = own(
-            "uncorrectable_status", 0x04, access="w1c", writable=_UNCORRECTABLE, sticky=True
-        )
-        self.uncorrectable_mask = own(
-            "uncorrectable_mask",
-            0x08,
-            access="rw",
-            reset=UncorrectableError.INTERNAL,
-            writable=_UNCORRECTABLE,
-            sticky=True,
-        )
-        self.uncorrectable_severity = own(
-            "uncorrectable_severity", 0x0C, access="rw", reset=_FATAL, writable=_UNCORRECTABLE, sticky=True
-        )
-        self.correctable_status = own("correctable_status", 0x10, access="w1c", writable=_CORRECTABLE, sticky=True)
-        self.correctable_mask = own(
-            "correctable_mask", 0x14, access="rw", reset=_MASKED_FROM_START, writable=_CORRECTABLE, sticky=True
-        )
-        self.control = own("control", 0x18, access="rw", reset=able, writable=enables, sticky=True)
-        self.header_log = [own(f"header_log{word}", 0x1C + 4 * word, sticky=True) for word in range(4)]
+        bits, kind = self._bits, UncorrectableError
+        self.uncorrectable_status = bits("uncorrectable_status", 0x04, kind, "w1c")
+        self.uncorrectable_mask = bits("uncorrectable_mask", 0x08, kind, "rw", UncorrectableError.INTERNAL)
+        self.uncorrectable_severity = bits("uncorrectable_severity", 0x0C, kind, "rw", _FATAL)
+        self.correctable_status = bits("correctable_status", 0x10, CorrectableError, "w1c")
+        self.correctable_mask = bits("correctable_mask", 0x14, CorrectableError, "rw", _MASKED_FROM_START)
+        self.control = self.own("control", 0x18, access="rw", reset=able, writable=enables, sticky=True)
+        self.header_log = [self.own(f"header_log{word}", 0x1C + 4 * word, sticky=True) for word in range(4)]
+
+    def _bits(self, name: str, offset: int, kind: type[IntFlag], access: str, reset: int = 0) -> Register[int]:
+        return self.own(name, offset, kind, access=access, reset=reset, writable=sum(kind), sticky=True)
 
     @overload
     def __get__(self, device: None, owner: type[PciDevice]) -> Aer: ...

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 _MIB = 20
 """The smallest size is 2 to this power, and has the code 0."""
-_FEW = 28
-"""Sizes with codes from here on have their bits in the control register."""
-_LARGEST = 43
+_LARGEST = 16
+"""The code of 64 GiB, the largest BAR. (From code 28 on, sizes would have their bits in the control register.)"""
 _SIZE, _SIZE_MASK = 8, 0x3F00
 _BARS = 5
 
@@ -41,8 +40,7 @@ class ResizableBars(ExtendedCapability):
         self.controls: dict[Bar, Register[int]] = {}
         for number, (bar, choices) in enumerate(self.sizes.items()):
             codes = [_code(size) for size in choices if _possible(size)]
-            able = sum(1 << 4 + code for code in codes if code < _FEW)
-            more = sum(1 << 16 + code - _FEW for code in codes if code >= _FEW)
+            able = sum(1 << 4 + code for code in codes)
             first = codes[0] if codes else 0
             count = len(self.sizes) << _BARS if number == 0 else 0
             self.own(f"capability{number}", 0x04 + 8 * number, reset=able)
@@ -50,7 +48,7 @@ class ResizableBars(ExtendedCapability):
                 f"control{number}",
                 0x08 + 8 * number,
                 access="rw",
-                reset=bar.index & 7 | count & 0xE0 | first << _SIZE | more,
+                reset=bar.index & 7 | count & 0xE0 | first << _SIZE,
                 writable=_SIZE_MASK,
             )
 
@@ -61,7 +59,7 @@ class ResizableBars(ExtendedCapability):
         for bar, choices in self.sizes.items():
             for size in choices:
                 if not _possible(size):
-                    self.refuse(where, f"a size is a power of two from 1 MiB to 8 EiB, not {size:#x}")
+                    self.refuse(where, f"a size is a power of two from 1 MiB to 64 GiB, not {size:#x}")
             if not choices or max(choices) != bar.size or len(set(choices)) < len(choices):
                 self.refuse(
                     where, f"{bar.name} has {bar.size:#x} bytes: that is the largest size, and each is named once"

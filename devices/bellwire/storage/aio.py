@@ -104,7 +104,7 @@ class DirectPool:
 
     def close(self) -> None:
         """Settle, then free the context and end the threads. A second call does nothing."""
-        if self._wake < 0:
+        if self._wake == -1:
             return
         self.settle()
         self._threads.close()

@@ -72,9 +72,9 @@ class Serving(Generic[Device]):
         """Reset the device as DEVICE_RESET does. Rings from before the reset are dropped."""
         self.call(self._worker.served.reset)
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self, *, patience: float = PATIENCE) -> dict[str, int]:
         """What the device has counted since its start: reads, writes, rings, interrupts, DMA, errors."""
-        return self.call(self._worker.served.statistics)
+        return self.call(self._worker.served.statistics, patience=patience)
 
     def _run(self, ready: threading.Event, failed: list[BaseException]) -> None:
         try:

@@ -104,8 +104,9 @@ class Admin:
         """Get Features (§5.13)."""
         controller = self._controller
         result = controller.features.get(command)
-        if command.cdw10 & 0xFF == FeatureId.TIMESTAMP and command.cdw10 >> 8 & 7 != Select.CAPABILITIES:
-            self._give(command, bytes(8) if command.cdw10 >> 8 & 7 else controller.timestamp.get())
+        select = command.cdw10 >> 8 & 7
+        if command.cdw10 & 0xFF == FeatureId.TIMESTAMP and select != Select.CAPABILITIES:
+            self._give(command, controller.timestamp.get() if select == Select.CURRENT else bytes(timestamp.SIZE))
         return result
 
     def _set_features(self, command: Command) -> Answer:

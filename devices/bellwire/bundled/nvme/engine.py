@@ -54,7 +54,7 @@ class Engine:
         self._at_once = AtOnce(self._dma, controller.namespaces, self._io, controller.logs.counters)
         self._flights: dict[int, Flight] = {}
         self._again: set[int] = set()
-        self._loose = 0
+        self._loose: int  # jobs under way that belong to no command
         self._waiting: deque[tuple[Job, bool]] = deque()
         self._writes: list[Job] = []  # of the batch: one thread does them, since each takes about as long as a wake-up
         self._meter = Meter(controller.device, self._totals)

@@ -18,11 +18,11 @@ JOURNAL_SIZE = SLOTS * _SLOT.size
 
 
 class Journal:
-    """Slots for commands in ``state``."""
+    """Slots for commands in ``state``. :meth:`clear` it first."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
-        self._free = list(range(SLOTS))
+        self._free: list[int]
 
     @property
     def room(self) -> int:

@@ -24,7 +24,7 @@ class Namespaces:
         self._all = {space.nsid: space for space in namespaces}
         self._retired = list(retired)
         self._spare = spare
-        self.most = max(LEAST_IDS, *self._all, 0)
+        self.most = max([LEAST_IDS, *self._all])
         self.closed: Status | None = None
         """The status with which all I/O is refused during a sanitize operation; else None."""
         self.open: dict[int, Namespace] = {}

@@ -118,9 +118,7 @@ class Request:
         It counts only if all bytes before it have been written.
         """
         chain = self.chain
-        if result is not OK:
-            chain.written = 0
-        elif self.type == IN:
+        if result is OK and self.type == IN:
             chain.written = chain.room - 1
         chain.written += chain.written == chain.room - 1
         chain.writable[-1][-1] = result
@@ -130,15 +128,16 @@ class Request:
 def spans(request: Request, disk_size: int, most_sectors: int) -> list[Span]:
     """The segments of a request to discard or zero. A Failure if one is not valid (§5.2.6.2)."""
     known = UNMAP if request.type == Type.WRITE_ZEROES else 0
-    if not 0 < request.data_size <= MOST_SEGMENTS * SEGMENT.size or request.data_size % SEGMENT.size:
+    count, rest = divmod(request.data_size, SEGMENT.size)
+    if rest or not 1 <= count <= MOST_SEGMENTS:
         raise Failure(Result.IO_ERROR)
     found = []
-    for sector, count, flags in SEGMENT.iter_unpack(b"".join(request.data)):
+    for sector, sectors, flags in SEGMENT.iter_unpack(b"".join(request.data)):
         if flags & ~known:
             raise Failure(Result.UNSUPPORTED)
-        if count > most_sectors or (sector + count) * SECTOR > disk_size:
+        if sectors > most_sectors or (sector + sectors) * SECTOR > disk_size:
             raise Failure(Result.IO_ERROR)
-        found.append(Span(sector * SECTOR, count * SECTOR, flags))
+        found.append(Span(sector * SECTOR, sectors * SECTOR, flags))
     return found
 
 

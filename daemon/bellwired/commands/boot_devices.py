@@ -1,0 +1,101 @@
+"""The devices of ``bellwire boot``: what each word on the command line means, and the options of each."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from bellwired.commands.control_client import Instance, NoDaemonError, all_devices
+from bellwired.errors import CommandError
+from bellwired.find import find_device, names
+from bellwired.guest.plan import Plugged
+from bellwired.guest.served import Served, Wanted
+from bellwired.places import Places
+from bellwired.settings import NAME
+from bellwired.sources import is_path
+
+ANSWER = 10.0  # seconds for a daemon to answer
+MOST = 15
+"""Devices: the slots of the machine's bus that are left for them."""
+
+
+def serve(arguments: argparse.Namespace, served: Served) -> list[Plugged]:
+    """Start the devices, or find those that run already, in their order on the command line."""
+    words = arguments.devices
+    places = Places.of(runtime_dir=arguments.runtime_dir)
+    flags = ["--log-level", arguments.log_level]
+    flags += ["--runtime-dir", str(arguments.runtime_dir)] if arguments.runtime_dir else []
+    if len(words) > MOST:
+        raise CommandError(f"{len(words)} devices: the machine has places for {MOST}")
+    called = call(words)
+    given = share_out(arguments.options, list(called))
+    plugged = []
+    for name, word in called.items():
+        socket = running(word, places)
+        if socket is None:
+            options = [each for option in given[name] for each in ("-o", option)]
+            plugged.append(served.add(Wanted(name, word, [*options, *flags])))
+        elif given[name]:
+            raise CommandError(f"-o {given[name][0]}: {word} runs already", f"bellwire set {word} changes its options")
+        else:
+            plugged.append(Plugged(socket, name))
+    return plugged
+
+
+def call(words: Sequence[str]) -> dict[str, str]:
+    """The words by the names of their devices: the kind's or the file's, with a number if there are several."""
+    called: dict[str, str] = {}
+    for word in words:
+        path, _, picked = word.partition(":")
+        stem = picked or Path(path).stem or Path(path).absolute().name
+        base = stem if NAME.fullmatch(stem) else "device"
+        number = 1
+        while (name := base if number == 1 else f"{base}-{number}") in called:
+            number += 1
+        called[name] = word
+    return called
+
+
+def share_out(options: Sequence[str], called: Sequence[str]) -> dict[str, list[str]]:
+    """The options of each device. DEVICE.KEY=VALUE names it; KEY=VALUE will do if there is only one."""
+    shared: dict[str, list[str]] = {name: [] for name in called}
+    for option in options:
+        key, equals, _ = option.partition("=")
+        name, dot, _ = key.partition(".")
+        if not equals:
+            raise CommandError(f"-o {option}: expected [DEVICE.]KEY=VALUE")
+        if dot and name in shared:
+            shared[name].append(option[len(name) + 1 :])
+        elif dot or len(called) != 1:
+            there = ", ".join(f"{each}." for each in called) or "no devices"
+            raise CommandError(f"-o {option}: it is not said whose option that is", f"begin with one of {there}")
+        else:
+            shared[called[0]].append(option)
+    return shared
+
+
+def running(word: str, places: Places) -> Path | None:
+    """The socket of a device that runs already: the word is its path, or its name at the daemon. None: a new one."""
+    path = word.partition(":")[0]
+    if is_path(path) or (word.endswith(".sock") and Path(word).exists()):
+        return Path(word) if _is_socket(Path(word)) else None
+    if path in names(()):
+        return None
+    try:
+        found = all_devices(Instance(places, ANSWER))
+    except NoDaemonError:
+        found = []
+    for device in found:
+        if device["name"] == word:
+            return Path(device["socket"])
+    find_device(word)  # it says what there is
+    return None
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,184 @@
+"""A machine that runs: its devices, served in this process, and the guest that they are plugged into."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bellwire import PciDevice
+from bellwire.testing import Serving, serve
+from bellwired.find import find_device
+from bellwired.guest.errors import CommandFailed, MachineError
+from bellwired.guest.machine import Machine
+from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.roots import environment
+from bellwired.testing.traces import Trace
+from bellwired.testing.wanted import Wanted
+
+PATIENCE = 20.0  # seconds for a small command of our own
+FIRST_SLOT = 1
+LET_GO = """
+for there in {places}; do
+    [ -e /sys/bus/pci/devices/$there/driver ] || continue
+    driver=$(readlink /sys/bus/pci/devices/$there/driver)
+    echo $there ${{driver##*/}}
+    echo $there >/sys/bus/pci/devices/$there/driver/unbind
+done
+"""
+"""Takes the devices from their drivers, and prints which had them."""
+BIND = "echo {there} >/sys/bus/pci/drivers/{driver}/bind\n"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A device of the machine: its ``id``, its place on the guest's bus, what serves it, and what it has logged."""
+
+    id: str
+    place: str
+    serving: Serving[PciDevice]
+    trace: Trace
+
+
+class Running:
+    """A machine for tests, one after the other. It ends with :meth:`close`."""
+
+    def __init__(self, wanted: Wanted, modules: Sequence[Path], path: Sequence[Path], plan: dict[str, Any]) -> None:
+        self.wanted = wanted
+        self.spoiled = ""
+        """Why no other test can use the machine; empty if one can."""
+        self.devices: list[Placed] = []
+        self._modules = [module for module in modules if module.suffix == ".ko"]
+        self._loaded: list[str] = []
+        self._marks = 0
+        self._begun = ""
+        self._before: list[dict[str, int]] = []
+        traces: dict[str, Trace] = {}
+        with contextlib.ExitStack() as stack:
+            for number, chosen in enumerate(wanted.devices):
+                kind = find_device(chosen.kind) if isinstance(chosen.kind, str) else chosen.kind
+                if kind.name not in traces:
+                    traces[kind.name] = stack.enter_context(Trace(kind.name, detail=wanted.trace))
+                serving = stack.enter_context(serve(kind, **chosen.options))
+                place = f"0000:00:{FIRST_SLOT + number:02x}.0"  # as bellwired.guest.board puts it there
+                self.devices.append(Placed(chosen.id or f"{kind.name}{number}", place, serving, traces[kind.name]))
+            devices = [Plugged(placed.serving.path, placed.id) for placed in self.devices]
+            made = Plan(**plan, devices=devices)
+            folders = ":".join([*map(str, path), environment(made)["PATH"]])
+            made = replace(made, environment={"PATH": folders, **made.environment})
+            self.machine: Machine = stack.enter_context(Machine.start(made))
+            self._stack = stack.pop_all()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the machine has switched itself off."""
+        return self.machine.console.wait_for_end(0)
+
+    def begin(self, name: str) -> None:
+        """A test begins: load the driver."""
+        self._begun = self._mark(f"{name} begins")
+        for placed in self.devices:
+            placed.trace.clear()
+        self._before = [placed.serving.statistics() for placed in self.devices]
+        self.load()
+
+    def end(self) -> None:
+        """A test has ended: remove the driver and reset the devices, for the next test."""
+        __tracebackhide__ = True
+        if self.spoiled or self.ended:
+            return
+        try:
+            self.unload()
+            if self.wanted.reset:
+                self.reset_devices()
+        except MachineError as error:
+            self.spoiled = str(error)
+            raise
+
+    def load(self) -> None:
+        """Load the modules that are not loaded, in their order."""
+        for module in self._modules[len(self._loaded) :]:
+            parameters = self.wanted.parameters if module == self._modules[-1] else ()
+            self.machine.insert(module, *parameters)
+            self._loaded.append(module.stem)
+
+    def unload(self) -> None:
+        """Remove the modules that are loaded, in the opposite order."""
+        while self._loaded:
+            try:
+                self.machine.remove(self._loaded[-1])
+            except MachineError:  # a console on a frame buffer has its module in use until the device is taken away
+                self._let_go()
+                self.machine.remove(self._loaded[-1])
+            self._loaded.pop()
+
+    def reset_devices(self) -> None:
+        """Reset all devices. A driver that has one meanwhile lets it go before, and gets it back after that."""
+        bound = self._let_go()
+        for placed in self.devices:
+            placed.serving.reset()
+        if bound:
+            self._run("".join(BIND.format(there=there, driver=driver) for there, driver in bound))
+
+    def find(self, which: type[PciDevice] | str | int) -> Placed:
+        """A device of the machine. A LookupError if there is none such, or if there are several."""
+        if isinstance(which, int):
+            return self.devices[which]
+        found = [
+            placed
+            for placed in self.devices
+            if (which in (placed.id, placed.serving.device.name) if isinstance(which, str) else _is(placed, which))
+        ]
+        exact = [placed for placed in found if placed.id == which] or found
+        if len(exact) == 1:
+            return exact[0]
+        name = which if isinstance(which, str) else which.__name__
+        there = ", ".join(f"{placed.id} ({type(placed.serving.device).__name__})" for placed in self.devices)
+        raise LookupError(f"{len(exact) or 'no'} devices of the machine are {name}: there are {there}")
+
+    def console(self) -> str:
+        """What the kernel has printed since the test began."""
+        return self.machine.console.text.rpartition(self._begun)[2] if self._begun else self.machine.console.text
+
+    def printed(self) -> str:
+        """The same, with all that the kernel has printed until now."""
+        mark = self._mark("so far")
+        text = self.console()
+        return text.rpartition(mark)[0] or text
+
+    def counted(self, number: int, patience: float) -> dict[str, int]:
+        """What a device has counted since the test began."""
+        before = self._before[number] if number < len(self._before) else {}
+        now = self.devices[number].serving.statistics(patience=patience)
+        return {name: count - before.get(name, 0) for name, count in now.items() if count != before.get(name, 0)}
+
+    def close(self) -> None:
+        """End the guest, then the devices."""
+        self._stack.close()
+
+    def failed(self, error: BaseException) -> None:
+        """Keep the next test from a machine that has died, or in which a driver or a command is stuck."""
+        if isinstance(error, MachineError) and not isinstance(error, CommandFailed):
+            self.spoiled = self.spoiled or str(error)
+
+    def _let_go(self) -> list[list[str]]:
+        """Take the devices from their drivers. The place of each device that had one, and the driver's name."""
+        places = " ".join(placed.place for placed in self.devices)
+        return [line.split() for line in self._run(LET_GO.format(places=places)).splitlines()]
+
+    def _mark(self, text: str) -> str:
+        """Print a line on the guest's console, and wait for it: all that was printed before has come by then."""
+        self._marks += 1
+        line = f"bellwire {self._marks}: {text}"
+        self._run(["sh", "-c", 'echo "<2>$1" >/dev/kmsg', "sh", line])
+        self.machine.console.wait_for(line.encode(), PATIENCE)
+        return line
+
+    def _run(self, command: str | Sequence[str]) -> str:
+        return self.machine.run(command, timeout=PATIENCE, check=True).stdout.decode(errors="replace")
+
+
+def _is(placed: Placed, kind: type[PciDevice]) -> bool:
+    return isinstance(placed.serving.device, kind)

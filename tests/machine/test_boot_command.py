@@ -1,0 +1,123 @@
+"""The command line of ``bellwire boot``: what its words mean, before anything is started."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwired.commands import boot, boot_devices
+from bellwired.commands.boot_devices import call, share_out
+from bellwired.commands.cli import main, parser
+from bellwired.errors import CommandError
+from bellwired.guest.plan import Share
+from bellwired.places import Places
+
+PLACES = Places.of(runtime_dir=Path("/nowhere"))
+
+
+def parse(*words: str) -> Any:
+    return parser().parse_args(["boot", *words])
+
+
+def test_devices_and_flags_may_be_mixed_and_the_command_stands_behind_dashes() -> None:
+    given = parse("nvme", "--share", ".", "./copier.py", "--module", "copier.ko", "--", "ls", "-l", "--", "x")
+    assert given.devices == ["nvme", "./copier.py"]
+    assert (given.shares, given.modules) == ([Path()], ["copier.ko"])
+    assert given.words == ["ls", "-l", "--", "x"]
+
+
+def test_without_dashes_there_is_no_command() -> None:
+    given = parse("nvme")
+    assert (given.devices, given.words) == (["nvme"], [])
+
+
+def test_a_flag_that_there_is_not_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse("nvme", "--shaer", "./copier.py")
+    assert "unrecognized arguments: --shaer; did you mean --share?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--memory", "64"), "expected MiB"),
+        (("--memory", "2T"), "expected MiB"),
+        (("--cpus", "0"), "expected 1 to 255"),
+        (("--timeout", "0"), "expected seconds"),
+    ],
+)
+def test_a_size_that_no_machine_has_is_refused(
+    words: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(*words)
+    assert problem in capsys.readouterr().err
+
+
+def test_devices_are_called_by_their_kind_or_file_and_numbered_if_they_are_the_same() -> None:
+    words = ["nvme", "./copier.py", "../other/copier.py", "mine.py:Fast", "./folder/", "/x/ä.py"]
+    assert call(words) == dict(zip(["nvme", "copier", "copier-2", "Fast", "folder", "device"], words, strict=True))
+
+
+def test_an_option_is_for_the_device_that_it_names_or_the_only_one() -> None:
+    assert share_out(["size=1M", "nvme.serial=a.b=c"], ["nvme"]) == {"nvme": ["size=1M", "serial=a.b=c"]}
+    assert share_out(["copier.rate=1"], ["nvme", "copier"]) == {"nvme": [], "copier": ["rate=1"]}
+
+
+@pytest.mark.parametrize(
+    ("option", "names", "hint"),
+    [
+        ("size", ["nvme"], ""),
+        ("size=1", ["nvme", "edu"], "begin with one of nvme., edu."),
+        ("edu.x=1", ["nvme"], "begin with one of nvme."),
+    ],
+)
+def test_an_option_of_no_known_device_is_refused(option: str, names: list[str], hint: str) -> None:
+    with pytest.raises(CommandError, match=f"-o {option}") as caught:
+        share_out([option], names)
+    assert caught.value.hint == hint
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Path]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "device.sock"))
+        yield tmp_path / "device.sock"
+
+
+def test_a_word_is_a_socket_or_a_kind_or_a_file(listening: Path) -> None:
+    assert boot_devices.running(str(listening), PLACES) == listening
+    assert boot_devices.running("nvme", PLACES) is None
+    assert boot_devices.running(str(listening.with_name("mine.py")), PLACES) is None
+
+
+def test_a_word_that_is_nothing_is_told_with_what_there_is() -> None:
+    with pytest.raises(CommandError, match="there is no device 'nmve'") as caught:
+        boot_devices.running("nmve", PLACES)
+    assert "did you mean nvme?" in caught.value.hint
+
+
+def test_the_current_folder_is_shared_where_the_guest_would_not_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Share(tmp_path, str(tmp_path), writable=False)
+    assert boot._shares(parse("nvme")) == []
+    assert boot._shares(parse("nvme", "--minimal")) == [here]
+    writable = Share(tmp_path, str(tmp_path), writable=True)
+    assert boot._shares(parse("nvme", "--minimal", "--share", ".")) == [writable]
+    assert boot._shares(parse("nvme", "--share", str(tmp_path), "--snapshot")) == [here]
+
+
+def test_a_folder_that_is_not_there_cannot_be_shared(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"--share .*nowhere: no such folder"):
+        boot._shares(parse("--share", str(tmp_path / "nowhere")))
+
+
+def test_a_failure_before_the_guest_runs_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "--kernel", "/nowhere/bzImage", "--", "true"]) == boot.FAILED
+    assert "/nowhere/bzImage: no such kernel" in capsys.readouterr().err
