@@ -40,7 +40,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], P
     return {place: each.modules[0] for place, each in zip(places, built, strict=True)}
 
 
-def tests_of(lab: str) -> Iterator[tuple[str, Callable[[Vm], None]]]:
+def lab_tests(lab: str) -> Iterator[tuple[str, Callable[[Vm], None]]]:
     """The tests of a lab, by name."""
     (file,) = (LABS / lab).glob("test_*.py")
     spec = importlib.util.spec_from_file_location(f"lab_{file.stem}", file)
@@ -67,11 +67,11 @@ def failure(vm: Vm, module: Path, test: Callable[[Vm], None]) -> str:
 
 @pytest.mark.parametrize("lab", NAMES)
 def test_a_lab_fails_with_the_hole(vm: Vm, modules: dict[tuple[str, str], Path], lab: str) -> None:
-    assert any(failure(vm, modules[lab, HOLE], test) for _, test in tests_of(lab))
+    assert any(failure(vm, modules[lab, HOLE], test) for _, test in lab_tests(lab))
 
 
 @pytest.mark.parametrize("lab", NAMES)
 def test_a_lab_passes_with_the_solution(vm: Vm, modules: dict[tuple[str, str], Path], lab: str) -> None:
-    assert {name: failure(vm, modules[lab, FILLED], test) for name, test in tests_of(lab)} == {
-        name: "" for name, _ in tests_of(lab)
+    assert {name: failure(vm, modules[lab, FILLED], test) for name, test in lab_tests(lab)} == {
+        name: "" for name, _ in lab_tests(lab)
     }
