@@ -37,6 +37,16 @@ def test_these_are_all_labs() -> None:
 
 
 @every_lab
+def test_a_makefile_builds_the_driver_of_its_lab(lab: str) -> None:
+    makefile = (LABS / lab / "Makefile").read_text()
+    first = (LABS / "1-registers" / "Makefile").read_text().replace("edu_registers.o", f"{NAMES[lab]}.o")
+    if not NAMES[lab].startswith("edu"):
+        first = first.replace("edu_regs.h", "engine_regs.h").replace("engine_regs.h:", "engine_regs.h: ../engine.py")
+        first = first.replace("export edu ", "export ../engine.py ")
+    assert makefile == first
+
+
+@every_lab
 def test_the_registers_of_a_page_are_those_of_the_device(lab: str) -> None:
     items = {item.name: item for bar in device(lab).bars for item in bar.items if item.offset < REACH}
     found = [row for row in rows((LABS / lab / "README.md").read_text()) if row[0].startswith("0x")]

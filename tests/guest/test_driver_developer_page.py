@@ -16,7 +16,7 @@ PAGE = DOCS / "driver-developer.md"
 INSTALLED = {"pip install 'bellwire[pytest]'": "bellwire", "pip install pytest-xdist": "pytest-xdist"}
 """What is installed already where tests run; tests/fresh installs the package."""
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 
 def lines() -> list[str]:
