@@ -1,4 +1,4 @@
-"""Bellwire's disks and network cards beside QEMU's own, in a Linux guest under stock QEMU."""
+"""Bellwire's disks and network cards beside QEMU's own, in a Linux guest under stock QEMU and under the patched one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.samples import Results
 
 PART = "in a Linux guest"
+PATCHED = "in a Linux guest under the patched QEMU"
 QEMU = "QEMU"
 TESTS = Path(__file__).parents[1] / "tests"
 ALONE = ("unshare", "--user", "--map-root-user", "--net")
@@ -22,15 +23,23 @@ def usable() -> bool:
 
 
 def measure(results: Results, *, rounds: int) -> None:
-    """Run every load of :mod:`figures`, ``rounds`` times. Without QEMU or namespaces, print why and measure nothing."""
+    """Run every load of :mod:`figures` and :mod:`ring_figures`, ``rounds`` times.
+
+    Without QEMU or namespaces, print why and measure nothing. The patched QEMU is used if it has been built.
+    """
     if not usable():
         print("no figures from a Linux guest: this user may not make namespaces (unshare)", file=sys.stderr)
         return
-    command = [*ALONE, sys.executable, "-m", "figures", "--rounds", str(rounds)]
+    _add(results, PART, [*ALONE, sys.executable, "-m", "figures", "--rounds", str(rounds)])
+    _add(results, PATCHED, [sys.executable, "-m", "ring_figures", "--json", "--rounds", str(rounds)])
+
+
+def _add(results: Results, part: str, command: list[str]) -> None:
+    """Run a command that measures, and add what it prints."""
     paths = os.pathsep.join(map(str, (TESTS / "guest", TESTS)))
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        print("no figures from a Linux guest", file=sys.stderr)
+        print(f"no figures {part}", file=sys.stderr)
         return
     for what, whose, value, unit in json.loads(done.stdout):
-        results.add(PART, what, whose, unit, [value])
+        results.add(part, what, whose, unit, [value])

@@ -159,7 +159,7 @@ def _instead(node: ast.AST, holder: ast.AST, field: str) -> Iterator[ast.AST]:
             yield ast.Or()
         case ast.Or():
             yield ast.And()
-        case ast.operator() if type(node) in OPERATORS and not _is_union(holder):
+        case ast.operator() if type(node) in OPERATORS and not (_is_union(holder) or _shifts_nothing(holder)):
             yield OPERATORS[type(node)]()
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             yield operand
@@ -185,6 +185,15 @@ def _instead(node: ast.AST, holder: ast.AST, field: str) -> Iterator[ast.AST]:
             yield ast.Break()
         case _:
             return
+
+
+def _shifts_nothing(holder: ast.AST) -> bool:
+    """``1 << 0``, which is the same in the other direction."""
+    match holder:
+        case ast.BinOp(op=ast.LShift() | ast.RShift(), right=ast.Constant(value=0)):
+            return True
+        case _:
+            return False
 
 
 def _is_union(holder: ast.AST) -> bool:

@@ -21,6 +21,7 @@ SOURCE = '''
 """Text."""
 
 LIMIT = 5
+FIRST = 1 << 0
 
 
 class Thing:
@@ -44,6 +45,8 @@ class Thing:
 
 CHANGES = {
     ("module", "5 -> 6"),
+    ("module", "1 << 0 -> 2 << 0"),
+    ("module", "1 << 0 -> 1 << 1"),
     ("Thing.check", "size < LIMIT and (not self.full) -> size < LIMIT or not self.full"),
     ("Thing.check", "size < LIMIT and (not self.full) -> size < LIMIT and self.full"),
     ("Thing.check", "size < LIMIT -> size <= LIMIT"),

@@ -51,7 +51,7 @@ def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
     return _find(wanted, plugins, open_named)
 
 
-def find_functions(wanted: str) -> tuple[type[PciDevice], ...]:
+def find_functions(wanted: str, plugins: Sequence[Path] = ()) -> tuple[type[PciDevice], ...]:
     """The classes that ``wanted`` names: all functions of a file that has several, or else the one device.
 
     ``./card.py:console`` and ``./card.py:1`` name one function.
@@ -62,7 +62,7 @@ def find_functions(wanted: str) -> tuple[type[PciDevice], ...]:
         if (functions := _functions(found)) is not None:
             return functions
         return (_one_of(devices_in(found), found, "", path),)
-    return (find_device(wanted),)
+    return (find_device(wanted, plugins),)
 
 
 def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
@@ -202,7 +202,9 @@ def _one_of(found: Found, module: ModuleType, name: str, path: str) -> type[PciD
         raise CommandError(f"{path} has no device {name!r}", f"it has {', '.join(sorted(found)) or 'none'}")
     if not found:
         raise CommandError(f"{path} defines no device", "derive a class from bellwire.PciDevice, with vendor=, device=")
-    if len(listed) > 1:
+    if len(listed) == 1:
+        return listed[0]
+    if listed:
         raise CommandError(
             f"{path} has {len(listed)} functions, each with a socket of its own", f"say which: {path}:0, for example"
         )

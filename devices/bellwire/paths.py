@@ -92,7 +92,7 @@ class Place:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self.folder >= 0:
+        if self.folder != -1:
             os.close(self.folder)
             self.folder = -1
 

@@ -98,8 +98,12 @@ def test_one_that_fails_ends_the_other(folder: Path) -> None:
 
 
 def test_they_end_with_a_command_that_is_killed(folder: Path) -> None:
-    with card(folder) as process:
-        line(process)
+    reading, writing = os.pipe()
+    words = ("--runtime-dir", str(folder / "run"), "--socket-path", str(folder / "s"), "--ready-fd", str(writing))
+    with started("run", str(folder / "card.py"), *words, pass_fds=(writing,)) as process:
+        os.close(writing)
+        with open(reading, "rb") as ready:
+            assert ready.read() == b"\n"  # and no process keeps it open
         pids = children(process.pid)
         process.kill()
         process.wait(PATIENCE)

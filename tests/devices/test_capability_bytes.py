@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import pytest
@@ -12,16 +13,22 @@ from bellwire import (
     Aer,
     Ats,
     Bar,
+    CorrectableError,
     Doe,
     Dvsec,
+    ErrorMessage,
     Ltr,
     MsiX,
     Pasid,
     PciDevice,
+    PortType,
+    PowerState,
     ResizableBars,
     SerialNumber,
+    UncorrectableError,
     Vsec,
 )
+from bellwire.declare.capability import ExtendedCapability
 from bellwire.testing import Guest
 
 ALL_CONTROLS = AccessControl.REQUEST_REDIRECT | AccessControl.COMPLETION_REDIRECT | AccessControl.DIRECT_TRANSLATED
@@ -74,3 +81,50 @@ def test_dwords_after_a_reset_and_after_all_ones(case: str) -> None:
         for place in places:
             guest.config_write(place, 0xFFFF_FFFF, 4)
         assert [guest.config_read(place, 4) for place in places] == written
+
+
+NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
+    CorrectableError: [0x1, 0x40, 0x80, 0x100, 0x1000, 0x2000, 0x4000, 0x8000],
+    UncorrectableError: [1 << bit for bit in (4, 5, *range(12, 23))],
+    ErrorMessage: [1, 2, 4],
+    AccessControl: [0x04, 0x08, 0x40],
+    PowerState: [0, 1, 2, 3, 4],
+    PortType: [0, 1, 9],
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_guest_knows_a_thing_by_its_number(kind: type[IntEnum | IntFlag]) -> None:
+    assert [int(member) for member in kind] == NUMBERS[kind]
+
+
+HEADERS: dict[type[ExtendedCapability], tuple[int, int]] = {
+    Aer: (0x0001, 2),
+    SerialNumber: (0x0003, 1),
+    Vsec: (0x000B, 1),
+    Acs: (0x000D, 1),
+    Ats: (0x000F, 1),
+    ResizableBars: (0x0015, 1),
+    Ltr: (0x0018, 1),
+    Pasid: (0x001B, 1),
+    Dvsec: (0x0023, 1),
+    Doe: (0x002E, 1),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_has_the_id_and_the_version_of_the_specification(kind: type[ExtendedCapability]) -> None:
+    assert (kind.number, kind.version) == HEADERS[kind]
+
+
+@pytest.mark.parametrize(
+    ("capability", "size"),
+    [
+        (SerialNumber(1), 12), (Vsec(1, size=16), 16), (Dvsec(1, 1, size=12), 12), (Ltr(), 8), (Acs(), 8), (Ats(), 8),
+        (Pasid(), 8), (Aer(), 44), (Doe(), 24), (ResizableBars({frame: (MIB,)}), 12),
+        (ResizableBars({frame: (MIB,), table: (MIB,)}), 20),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_capability_has_the_size_that_its_specification_gives_it(capability: ExtendedCapability, size: int) -> None:
+    assert capability.size == size

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwire import DeclarationError, Doe, GuestError, MsiX, PciDevice
+from bellwire import DeclarationError, Doe, GuestError, Msi, MsiX, PciDevice
 from bellwire.declare.hooks import mark
+from bellwire.model import capabilities as pci
 from bellwire.testing import Guest, conformance
 from vfio_user import IrqIndex
 
@@ -198,6 +199,37 @@ def test_an_answer_beyond_the_largest_is_the_devices_mistake(guest: Guest[Talker
     assert status(guest) == ERROR
 
 
+class Quiet(PciDevice, vendor=0x1234, device=0xD0E1, class_code=0x088000):
+    """Has two mailboxes, without protocols of their own. One interrupts by MSI."""
+
+    irq = Msi(4)
+    first = Doe()
+    second = Doe(vector=3)
+
+
+TestQuiet = conformance(Quiet)
+
+
+def test_a_device_may_have_several_mailboxes_and_interrupt_by_msi() -> None:
+    with Guest(Quiet) as guest:
+        assert guest.read(Quiet.first.able) == 0
+        guest.write(Quiet.first.control, INTERRUPT_ENABLE)
+        assert guest.read(Quiet.first.control) == 0
+        guest.write(Quiet.second.control, INTERRUPT_ENABLE)
+        guest.write(Quiet.second.inbox, 0)
+        assert guest.interrupts == {(IrqIndex.MSI, 3): 1}
+        assert (guest.read(Quiet.first.status), guest.read(Quiet.second.status)) == (0, ERROR | INTERRUPT)
+
+
+def test_it_does_not_interrupt_while_bus_mastering_is_off() -> None:
+    with Guest(Quiet) as guest:
+        guest.write(Quiet.second.control, INTERRUPT_ENABLE)
+        guest.config_write(pci.COMMAND, 0, 2)
+        guest.write(Quiet.second.inbox, 0)
+        assert not guest.interrupts
+        assert guest.read(Quiet.second.status) == ERROR | INTERRUPT
+
+
 def wrong(**body: Any) -> str:
     with pytest.raises(DeclarationError) as refused:
         type("Wrong", (PciDevice,), body)
@@ -213,11 +245,18 @@ def test_mistakes_are_refused() -> None:
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 6" in wrong(box=Doe(largest=6))
     assert "largest is a multiple of 4 from 8 to 1048576 bytes, not 1048580" in wrong(box=Doe(largest=(1 << 20) + 4))
 
-    def short(self: object, kind: int) -> bytes:
-        return bytes(kind)
+    def make_short() -> Any:
+        def short(self: object, kind: int) -> bytes:
+            return bytes(kind)
 
+        return short
+
+    box = Doe()
+    assert "Wrong.box: short is tied to box.control, which the SDK itself handles" in wrong(
+        box=box, short=mark(make_short(), "write", box.control)
+    )
     box = Doe((1, 2))
-    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(short, "request", box))
+    assert "it is called as short(self, vendor, kind, data)" in wrong(box=box, short=mark(make_short(), "request", box))
 
 
 PLACES = ("able", "control", "status", "outbox", "inbox")

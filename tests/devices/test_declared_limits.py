@@ -93,7 +93,7 @@ GOOD: list[Declared] = [
     Link(64, 32),
     Power(d2=True, wake_from=(PowerState.D0, PowerState.D2, PowerState.D3COLD)),
     ResizableBars({Bar(0, size=1 << 20): (1 << 20,)}),
-    ResizableBars({Bar(0, size=1 << 63, bits=64): (1 << 20, 1 << 63)}),
+    ResizableBars({Bar(0, size=1 << 36, bits=64): (1 << 20, 1 << 36)}),
 ]
 BAD: list[Declared] = [
     Bar(-1, size=16),
@@ -195,6 +195,7 @@ BAD: list[Declared] = [
     ResizableBars({Bar(0, size=1 << 20): (1 << 20, 1 << 21)}),
     ResizableBars({Bar(0, size=1 << 20): (1 << 20, 1 << 20)}),
     ResizableBars({Bar(0, size=1 << 20): ()}),
+    ResizableBars({Bar(0, size=1 << 37, bits=64): (1 << 20, 1 << 37)}),
     ResizableBars({}),
 ]
 

@@ -132,6 +132,25 @@ def test_an_advisory_error_is_masked_at_first(guest: Guest[Faulty]) -> None:
     assert guest.read(Faulty.errors.uncorrectable_status) == 0
 
 
+def test_an_advisory_error_that_is_masked_as_uncorrectable_sets_its_status_and_no_log(guest: Guest[Faulty]) -> None:
+    guest.write(Faulty.errors.correctable_mask, 0)
+    guest.write(Faulty.errors.uncorrectable_mask, UncorrectableError.COMPLETER_ABORT)
+    message = guest.device.errors.report(UncorrectableError.COMPLETER_ABORT, header=HEADER, advisory=True)
+    assert message is ErrorMessage.CORRECTABLE
+    assert guest.read(Faulty.errors.uncorrectable_status) == UncorrectableError.COMPLETER_ABORT
+    assert (first(guest), guest.read(Faulty.errors.header_log[0])) == (0, 0)
+
+
+def test_an_advisory_unsupported_request_needs_both_enables(guest: Guest[Faulty]) -> None:
+    guest.write(Faulty.errors.correctable_mask, 0)
+    report = guest.device.errors.report
+    guest.config_write(express(guest) + pci.DEVICE_CONTROL, 0x7, 2)
+    assert report(UncorrectableError.UNSUPPORTED_REQUEST, advisory=True) is None
+    assert detected(guest) == 0x9
+    guest.config_write(express(guest) + pci.DEVICE_CONTROL, 0xF, 2)
+    assert report(UncorrectableError.UNSUPPORTED_REQUEST, advisory=True) is ErrorMessage.CORRECTABLE
+
+
 def test_the_registers_survive_a_reset(guest: Guest[Faulty]) -> None:
     guest.write(Faulty.errors.uncorrectable_severity, 0)
     guest.device.errors.report(UncorrectableError.MALFORMED_TLP, header=HEADER)
@@ -167,3 +186,20 @@ def test_what_is_not_one_error_is_refused(guest: Guest[Faulty]) -> None:
         report(CorrectableError.BAD_TLP | CorrectableError.BAD_DLLP)
     with pytest.raises(ValueError, match="a header has 16 bytes, not 3"):
         report(UncorrectableError.ECRC, header=b"abc")
+
+
+def test_checksums_can_be_turned_on_only_if_the_device_has_them(guest: Guest[Faulty]) -> None:
+    class Plain(PciDevice, vendor=0x1234, device=0xAE13, class_code=0x088000):
+        errors = Aer()
+
+    for kind, able, on in ((Faulty, 0x0A0, 0x1E0), (Plain, 0, 0)):
+        with Guest(kind) as other:
+            assert other.read(kind.errors.control) == able
+            other.write(kind.errors.control, 0xFFFF_FFFF)
+            assert other.read(kind.errors.control) == on
+
+
+def test_the_bits_of_the_registers_have_names(guest: Guest[Faulty]) -> None:
+    errors = Faulty.errors
+    assert errors.uncorrectable_mask.meaning(guest.read(errors.uncorrectable_mask)) == "INTERNAL"
+    assert errors.correctable_status.meaning(CorrectableError.BAD_TLP) == "BAD_TLP"

@@ -135,6 +135,12 @@ def test_a_wide_write_is_split_at_the_edges_of_registers(guest: Guest[Full]) -> 
     assert (guest.device.level, guest.device.seen) == (Level.LOW, 0x0000)
 
 
+def test_the_device_has_the_bytes_of_vendor_capabilities(guest: Guest[Full]) -> None:
+    guest.device.other[0x0A:0x0C] = b"ab"
+    assert guest.device.tail == 0x6261
+    assert (len(guest.device.debug), len(guest.device.other)) == (0x18, 0x10)
+
+
 def test_headers_take_no_write(guest: Guest[Full]) -> None:
     before = chain(guest)
     for at, _, _ in before:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire import StateError
@@ -35,6 +35,7 @@ def files() -> Iterator[list[Extent]]:
 writes = st.lists(st.tuples(st.integers(0, 1), st.integers(0, SIZE - 9), st.binary(min_size=1, max_size=9)), max_size=8)
 
 
+@settings(max_examples=40)
 @given(writes, writes)
 def test_what_was_written_comes_back(first: list[tuple[int, int, bytes]], then: list[tuple[int, int, bytes]]) -> None:
     with files() as extents:

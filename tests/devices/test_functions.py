@@ -151,6 +151,13 @@ def test_what_names_no_single_function_is_refused(tmp_path: Path, listed: str, w
     assert re.search(said, caught.value.in_words)
 
 
+def test_the_only_class_in_a_list_is_the_device(tmp_path: Path) -> None:
+    path = card(tmp_path, "functions = [Console]")
+    assert [kind.name for kind in (find_device(path), *find_functions(path))] == ["console", "console"]
+    with Guest(find_device(path)) as guest:
+        assert guest.config_read(pci.HEADER_TYPE, 1) == 0
+
+
 def test_a_wrong_list_in_a_file_is_told_with_the_file(tmp_path: Path) -> None:
     path = card(tmp_path, "functions = [Engine, Engine]")
     with pytest.raises(DeclarationError, match=rf"functions of {path}: a class is listed twice"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -189,6 +190,22 @@ def test_a_hook_that_does_not_end_is_named(served: Serving[Watched]) -> None:
                 served.call(lambda: None, patience=0.05)
         finally:
             served.device.gate.set()
+
+
+def test_a_hook_that_does_not_end_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["bellwire.testing.serve"], "PATIENCE", 0.05)
+    device = Watched()
+
+    def use() -> None:
+        with serve(device) as served, Client.connect(served.path) as client:
+            client.write(0, Watched.go.offset, b"\1\0\0\0", posted=True)
+            assert device.begun.wait(10)
+
+    try:
+        with pytest.raises(TimeoutError, match=r"watched does not end, in .*wait"):
+            use()
+    finally:
+        device.gate.set()
 
 
 def test_a_device_that_has_ended_says_so() -> None:

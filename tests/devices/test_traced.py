@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -89,7 +90,10 @@ def test_a_hook_says_what_it_gives_and_what_it_raises(at_debug: pytest.LogCaptur
         with pytest.raises(Exception, match="DMA map"):
             guest.ring(Copier.number, 0xF000_0000)
     assert [message for message in at_debug.messages if "and gives 0x12" in message]
-    assert [message for message in at_debug.messages if message.startswith("take raises GuestError(")]
+    (raised,) = [message for message in at_debug.messages if message.startswith("take raises GuestError(")]
+    milliseconds = re.search(r" after ([0-9.]+) ms$", raised)
+    assert milliseconds
+    assert 0 <= float(milliseconds[1]) < 10_000
 
 
 def test_a_device_that_is_not_watched_is_built_without_any_of_it() -> None:

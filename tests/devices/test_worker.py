@@ -127,6 +127,25 @@ def test_the_same_stretch_is_handed_over_by_the_same_fd() -> None:
         assert not os.path.sameopenfile(once[Probe.window.offset].fd, again[Probe.value_bell.offset].fd)
 
 
+@pytest.mark.parametrize(("nonsense", "other"), [("value_bell", "window"), ("window", "value_bell")])
+def test_a_socket_that_brings_nonsense_is_closed_and_a_new_one_is_handed_over(nonsense: str, other: str) -> None:
+    spoilt, kept = (getattr(Probe, name).offset for name in (nonsense, other))
+    device = Probe()
+    with served(device) as client, sub_regions(client) as before:
+        with socket.socket(fileno=os.dup(before[spoilt].fd)) as wire:
+            wire.send(b"\xff" * 32)
+            wire.settimeout(PATIENCE)
+            assert wire.recv(1) == b"", "closed at the device's end"
+        with sub_regions(client) as after:
+            assert not os.path.sameopenfile(before[spoilt].fd, after[spoilt].fd)
+            assert os.path.sameopenfile(before[kept].fd, after[kept].fd)
+            for sub in after.values():
+                if isinstance(sub, IoRegionFd):
+                    with contextlib.closing(IoRegionClient(sub.fd)) as wire:
+                        wire.write(sub.user_data, 0, b"\x34\x12\0\0")
+        assert sorted(map(str, device.seen)) == ["('value', 4660)", "('window', 0, 4, 4660)"]
+
+
 def test_a_client_without_ioregionfd_gets_eventfds_only() -> None:
     with served(Bell()) as client, sub_regions(client, Bell.bells.index) as subs:
         assert {type(sub) for sub in subs.values()} == {IoEventFd, IoRegionFd, ShadowIoEventFd}

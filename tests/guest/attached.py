@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bellwired.guest.plan import Plugged
 from tap import Tap
 
 PATIENCE = 20.0  # seconds
@@ -28,20 +28,6 @@ class Device:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Plugged:
-    """A device that is served at a socket, as QEMU attaches it."""
-
-    path: Path
-    qemu: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def argument(self) -> str:
-        """QEMU's ``-device`` for it."""
-        socket = {"path": os.fspath(self.path), "type": "unix"}
-        return json.dumps({"driver": "vfio-user-pci", "socket": socket, **self.qemu})
-
-
 class Served:
     """A device that runs; it ends with the block that has made it."""
 
@@ -55,7 +41,7 @@ class Served:
     @property
     def argument(self) -> str:
         """QEMU's ``-device`` for it."""
-        return Plugged(self.tap.path, self.device.qemu).argument
+        return Plugged(self.tap.path, properties=self.device.qemu).argument
 
     @property
     def log(self) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attached import Served
 from bellwire_vmm.guests.build import FLAGS
 from bellwire_vmm.guests.build import SOURCES as SHARED
+from bellwired.guest.board import memory
 from bellwired.guest.toolbox import Toolbox
-from qemu import attach, memory, qemu
+from qemu import Attachable, attach, qemu
 
 SOURCES = Path(__file__).parent / "bare"
 TEXT_PORT, EXIT_PORT = 0xE9, 0xF4
@@ -34,11 +35,31 @@ def build(name: str, folder: Path) -> Path:
     return image
 
 
+@contextlib.contextmanager
+def started(
+    tools: Toolbox,
+    folder: Path,
+    image: Path,
+    devices: Sequence[Attachable] = (),
+    *,
+    arguments: Sequence[str] = (),
+    accel: str = "tcg",
+    shared: bool = True,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """QEMU with the program in it; what that writes is in ``folder/output``. ``arguments`` are more of QEMU's."""
+    words = ["-accel", accel, *memory(64, shared=shared), "-kernel", str(image)]
+    words += ["-chardev", f"file,id=text,path={folder / 'output'}"]
+    words += ["-device", f"isa-debugcon,iobase={TEXT_PORT},chardev=text"]
+    words += ["-device", f"isa-debug-exit,iobase={EXIT_PORT},iosize=4"]
+    with qemu(tools, folder, *words, *attach(devices), *arguments) as process:
+        yield process
+
+
 def run(
     tools: Toolbox,
     folder: Path,
     image: Path,
-    devices: Sequence[Served] = (),
+    devices: Sequence[Attachable] = (),
     *,
     arguments: Sequence[str] = (),
     shared: bool = True,
@@ -46,10 +67,7 @@ def run(
 ) -> Transcript:
     """Run it to its end; ``arguments`` are more of QEMU's."""
     said = folder / "output"
-    words = ["-accel", "tcg", *memory(64, shared=shared), "-kernel", str(image)]
-    words += ["-chardev", f"file,id=text,path={said}", "-device", f"isa-debugcon,iobase={TEXT_PORT},chardev=text"]
-    words += ["-device", f"isa-debug-exit,iobase={EXIT_PORT},iosize=4"]
-    with qemu(tools, folder, *words, *attach(devices), *arguments) as process:
+    with started(tools, folder, image, devices, arguments=arguments, shared=shared) as process:
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:

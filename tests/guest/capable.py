@@ -54,15 +54,21 @@ class Capable(PciDevice, vendor=0x1234, device=0xCA9A, class_code=0x088000, name
 
     @inject.write
     def report(self, value: int) -> None:
-        self.errors.report(UncorrectableError(value), header=HEADER)
-
-    @stop.write
-    def stop_the_client(self, value: int) -> None:
-        self.errors.report(UncorrectableError(value), stop_client=True)
+        for error in UncorrectableError:
+            if value & error:
+                self.errors.report(error, header=HEADER)
 
     @inject_correctable.write
     def report_correctable(self, value: int) -> None:
-        self.errors.report(CorrectableError(value))
+        for error in CorrectableError:
+            if value & error:
+                self.errors.report(error)
+
+    @stop.write
+    def stop_the_client(self, value: int) -> None:
+        for error in UncorrectableError:
+            if value & error:
+                self.errors.report(error, stop_client=True)
 
     @wake.write
     def wake_soon(self, _: int) -> None:

@@ -3,13 +3,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attached import Device, Plugged, Served, serving
+from attached import Device, Served, serving
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from crafted import Crafted, crafted
 from linux import Guest, Outcome
@@ -64,19 +66,32 @@ def patched_tools(tools: Toolbox) -> PatchedToolbox:
 
 
 @pytest.fixture
-def patched_drive(
-    patched_tools: PatchedToolbox, tmp_path: Path, tell: Callable[..., None]
-) -> Iterator[Callable[..., Machine]]:
-    """A machine of the patched QEMU under qtest."""
+def drive_with(tmp_path: Path, tell: Callable[..., None]) -> Iterator[Callable[..., Machine]]:
+    """A machine of the QEMU in these tools, under qtest: ``drive_with(tools, *served, ...)``."""
     with ExitStack() as stack:
 
-        def drive(*devices: Served | Crafted, arguments: tuple[str, ...] = (), shared: bool = True) -> Machine:
+        def drive(
+            tools: Toolbox, *devices: Served | Crafted, arguments: Sequence[str] = (), **options: bool
+        ) -> Machine:
             folder = tmp_path / f"qtest-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
-            tell(lambda: {"QEMU": (folder / "qemu").read_text()})
-            return stack.enter_context(driven(patched_tools, folder, devices, *arguments, shared=shared))
+            log = folder / "qemu"
+            tell(lambda: {"QEMU": log.read_text() if log.exists() else ""})
+            return stack.enter_context(driven(tools, folder, devices, *arguments, **options))
 
         yield drive
+
+
+@pytest.fixture
+def patched_drive(patched_tools: PatchedToolbox, drive_with: Callable[..., Machine]) -> Callable[..., Machine]:
+    """A machine of the patched QEMU."""
+    return partial(drive_with, patched_tools)
+
+
+@pytest.fixture
+def old_drive(patched_tools: PatchedToolbox, drive_with: Callable[..., Machine]) -> Callable[..., Machine]:
+    """A machine of the QEMU that the patches were made for, without them."""
+    return partial(drive_with, patched_tools.unpatched)
 
 
 @pytest.fixture
@@ -120,20 +135,15 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture
 def drive(
-    tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served], tell: Callable[..., None]
-) -> Iterator[Callable[..., Machine]]:
+    tools: Toolbox, serve: Callable[[Device], Served], drive_with: Callable[..., Machine]
+) -> Callable[..., Machine]:
     """A machine under qtest with these devices: ``drive(Device(...), ...)``."""
-    with ExitStack() as stack:
 
-        def drive(*devices: Device | Served, arguments: Sequence[str] = (), **options: bool) -> Machine:
-            folder = tmp_path / f"qtest-{len(list(tmp_path.iterdir()))}"
-            folder.mkdir()
-            log = folder / "qemu"
-            tell(lambda: {"QEMU": log.read_text() if log.exists() else ""})
-            served = [serve(device) if isinstance(device, Device) else device for device in devices]
-            return stack.enter_context(driven(tools, folder, served, *arguments, **options))
+    def drive(*devices: Device | Served, arguments: Sequence[str] = (), **options: bool) -> Machine:
+        served = [serve(device) if isinstance(device, Device) else device for device in devices]
+        return drive_with(tools, *served, arguments=arguments, **options)
 
-        yield drive
+    return drive
 
 
 @pytest.hookimpl(wrapper=True)

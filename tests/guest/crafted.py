@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attached import Plugged
+from bellwired.guest.plan import Plugged
 from vfio_user import Command
 
 HEADER = struct.Struct("<HHIII")

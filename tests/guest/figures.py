@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import iperf
-from attached import Device, Plugged, running
+from attached import Device, running
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from linux import Guest
 from provision import provision

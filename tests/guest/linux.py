@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cpio
-from attached import Plugged, Served
+from attached import Served
+from bellwired.guest.board import memory
+from bellwired.guest.initramfs import archive
+from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
-from qemu import attach, memory, qemu
+from qemu import attach, qemu
 
 INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -122,7 +124,7 @@ class Guest:
             content[f"modules/{name}.ko"] = module
         for program in programs:
             content |= self._tools.program(program)
-        return cpio.archive({**content, **files}, {"bin/sh": "busybox"})
+        return archive({**content, **files}, {"bin/sh": "busybox"})
 
     @staticmethod
     def _read(path: Path) -> str:

@@ -3,6 +3,8 @@
 ``python tests/guest/patched.py`` (``make qemu``) builds it into the cache and prints how it is started: 40 MB to fetch,
 and some minutes on two processors the first time. It is built anew when the source, a patch or the configuration has
 changed. The same build has ``x-vfio-user-server``, which serves QEMU's own devices.
+
+A QEMU without the patches is kept as well, for tests of old clients. Most of what was compiled serves it, too.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bellwired.guest.archive import Apt, ArchiveError, run
@@ -43,9 +45,10 @@ OPTIONS = (
     "--disable-install-blobs",
 )
 BINARY = "qemu-system-x86_64"
+UNPATCHED = "qemu-system-x86_64-unpatched"
 OWN_TEST = "tests/qtest/vfio-user-test"
 """The test of the patches in QEMU's own tree. It is built as well, and kept beside the binary."""
-LAYOUT = 2  # raise it when what is made changes
+LAYOUT = 3  # raise it when what is made changes
 NEEDED = {
     "gcc": "gcc",
     "g++": "g++",
@@ -55,6 +58,7 @@ NEEDED = {
     "dpkg-source": "dpkg-dev",
 }
 LIBRARIES = {"glib-2.0": "libglib2.0-dev", "json-c": "libjson-c-dev", "cmocka": "libcmocka-dev"}
+APPLY = ("patch", "--strip", "1", "--fuzz", "0")
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 
 Progress = Callable[[str], None]
@@ -64,8 +68,8 @@ class BuildError(Exception):
     """There is no such QEMU; the message says what is missing or has failed."""
 
 
-class PatchedToolbox(Toolbox):
-    """The guest tools with the patched QEMU in the place of Debian's; firmware and all else are Debian's."""
+class BuiltToolbox(Toolbox):
+    """The guest tools with a QEMU that was built in the place of Debian's; firmware and all else are Debian's."""
 
     def __init__(self, tools: Toolbox, binary: Path) -> None:
         super().__init__(tools.folder)
@@ -73,8 +77,17 @@ class PatchedToolbox(Toolbox):
 
     @property
     def qemu(self) -> list[str]:
-        """The patched QEMU's command line begins so."""
+        """This QEMU's command line begins so."""
         return [os.fspath(self._binary), *self.firmware]
+
+    @property
+    def qemu_environment(self) -> dict[str, str]:
+        """It has no parts that are loaded later."""
+        return dict(os.environ)
+
+
+class PatchedToolbox(BuiltToolbox):
+    """The guest tools with the patched QEMU."""
 
     @property
     def own_test(self) -> Path:
@@ -82,9 +95,9 @@ class PatchedToolbox(Toolbox):
         return self._binary.with_name(Path(OWN_TEST).name)
 
     @property
-    def qemu_environment(self) -> dict[str, str]:
-        """It has no parts that are loaded later."""
-        return dict(os.environ)
+    def unpatched(self) -> BuiltToolbox:
+        """The same with the QEMU that the patches were applied to."""
+        return BuiltToolbox(self, self._binary.with_name(UNPATCHED))
 
 
 def patched(tools: Toolbox, progress: Progress) -> PatchedToolbox:
@@ -98,13 +111,25 @@ def build(progress: Progress) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
         description = _source(folder, progress)
-        made = folder / f"{description.stem}-{_digest(description)}"
-        if not made.exists():
-            _check()
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
-                _build(description, Path(name), progress)
-                (Path(name) / "made").rename(made)
+    made = folder / f"{description.stem}-{_digest(description)}"
+    if not made.exists():
+        with only_one(folder / "building"):
+            if not made.exists():
+                _check()
+                with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+                    _build(description, Path(name), progress)
+                    (Path(name) / "made").rename(made)
     return made
+
+
+def built(tools: Toolbox) -> PatchedToolbox | None:
+    """The same, if the cache has such a QEMU: nothing is fetched or built."""
+    folder = caches() / "qemu"
+    for description in sorted(folder.glob(f"{SOURCE}_*.dsc"))[-1:]:
+        made = folder / f"{description.stem}-{_digest(description)}"
+        if made.exists():
+            return PatchedToolbox(tools, made / BINARY)
+    return None
 
 
 def _patches() -> list[Path]:
@@ -155,7 +180,7 @@ def _build(description: Path, folder: Path, progress: Progress) -> None:
         run("dpkg-source", "--no-check", "--extract", os.fspath(description), os.fspath(tree))
         for patch in _patches():
             progress(f"applying {patch.name}")
-            run("patch", "--strip", "1", "--fuzz", "0", "--forward", "--input", os.fspath(patch), folder=tree)
+            run(*APPLY, "--forward", "--input", os.fspath(patch), folder=tree)
         progress("configuring QEMU")
         venv.create(folder / "python", with_pip=True)
         python = folder / "python" / "bin" / "python3"
@@ -164,17 +189,19 @@ def _build(description: Path, folder: Path, progress: Progress) -> None:
         run("../configure", f"--python={python}", *OPTIONS, folder=tree / "build")
     except ArchiveError as error:
         raise BuildError(f"QEMU cannot be built: {error}") from None
-    _compile(tree / "build", progress)
     made.mkdir()
-    for binary in (BINARY, OWN_TEST):
-        run("strip", "-o", os.fspath(made / Path(binary).name), os.fspath(tree / "build" / binary))
+    _compile(tree / "build", (BINARY, OWN_TEST), made, progress)
+    for patch in reversed(_patches()):
+        run(*APPLY, "--reverse", "--input", os.fspath(patch), folder=tree)
+    _compile(tree / "build", (BINARY,), folder, progress)
+    (folder / BINARY).rename(made / UNPATCHED)
 
 
-def _compile(folder: Path, progress: Progress) -> None:
-    """Run ninja on all processors."""
+def _compile(tree: Path, binaries: Sequence[str], made: Path, progress: Progress) -> None:
+    """Run ninja on all processors, and put the binaries into the folder ``made``."""
     start, said = time.monotonic(), [""]
-    words = ["nice", "ninja", BINARY, OWN_TEST]
-    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    words = ["nice", "ninja", *binaries]
+    with subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -186,6 +213,8 @@ def _compile(folder: Path, progress: Progress) -> None:
             raise
     if process.returncode:
         raise BuildError(f"QEMU does not build:\n{''.join(said)}")
+    for binary in binaries:
+        run("strip", "-o", os.fspath(made / Path(binary).name), os.fspath(tree / binary))
 
 
 def report(line: str) -> None:

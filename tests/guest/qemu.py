@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from attached import end, with_us
+from bellwired.guest.board import bare
 from bellwired.guest.toolbox import Toolbox
 
 
@@ -18,15 +19,6 @@ class Attachable(Protocol):
     @property
     def argument(self) -> str:
         """QEMU's ``-device`` for it."""
-
-
-def memory(mib: int, *, shared: bool) -> list[str]:
-    """Arguments for the guest's memory: a file that devices map, or memory that they must ask for by message.
-
-    (A file with ``share=off`` would be a trap: QEMU hands it over all the same, and the guest's stores are not in it.)
-    """
-    backend = "memory-backend-memfd,share=on" if shared else "memory-backend-ram"
-    return ["-m", f"{mib}M", "-object", f"{backend},id=ram,size={mib}M", "-machine", "memory-backend=ram"]
 
 
 def attach(devices: Iterable[Attachable]) -> list[str]:
@@ -40,7 +32,7 @@ def qemu(tools: Toolbox, folder: Path, *arguments: str, talk: bool = False) -> I
 
     What it complains about is in the file ``qemu`` of ``folder``. It ends with the block.
     """
-    words = [*tools.qemu, "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", *arguments]
+    words = [*bare(tools.qemu), *arguments]
     pipe = subprocess.PIPE if talk else None
     with (
         (folder / "qemu").open("wb") as log,

@@ -5,13 +5,12 @@ Commands and answers are lines (QEMU, system/qtest.c).
 
 from __future__ import annotations
 
-import json
 import select
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
+from bellwired.guest.qmp import Qmp
 from rendezvous import joined
 
 PATIENCE = 20.0  # seconds
@@ -144,38 +143,6 @@ class Function:
         self.machine.write(self.bars[bar] + offset, value, size)
 
 
-class Qmp:
-    """QEMU's control socket (QEMU, docs/interop/qmp-spec.rst)."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = joined(path)
-        self._socket.settimeout(PATIENCE)
-        self._lines = self._socket.makefile("rb")
-        json.loads(self._lines.readline())
-        self._events: list[dict[str, Any]] = []
-        self.ask("qmp_capabilities")
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Execute a command; events that come meanwhile are kept for :meth:`wait`."""
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            answer = json.loads(self._lines.readline())
-            if "error" in answer:
-                raise AssertionError(f"{command}: {answer['error']['desc']}")
-            if "return" in answer:
-                return answer["return"]
-            self._events.append(answer)
-
-    def wait(self, event: str, timeout: float = PATIENCE, **data: Any) -> None:
-        """Until there has been such an event, with such data, since the last that was waited for."""
-        self._socket.settimeout(timeout)
-        while True:
-            found = self._events.pop(0) if self._events else json.loads(self._lines.readline())
-            if found.get("event") == event and data.items() <= found.get("data", {}).items():
-                break
-        self._socket.settimeout(PATIENCE)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._lines.close()
-        self._socket.close()
+def monitor(path: Path) -> Qmp:
+    """QEMU's control socket."""
+    return Qmp(joined(path))

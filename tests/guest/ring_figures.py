@@ -2,12 +2,14 @@
 
 ``python tests/guest/ring_figures.py`` prints a table: medians of all rounds, their spread, and ratios to QEMU's own
 device. Rings by message are what a QEMU without the patches does: the same QEMU does it with ``x-no-io-fds=on``. The
-guest is emulated (TCG).
+guest is emulated (TCG). With a busy poll, the worker is awake when a ring comes: the difference is what the wake-ups of
+the worker take. The benchmark has the same figures (``--json``), if there is such a QEMU already.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -16,15 +18,18 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from attached import Device, Plugged, end, running
+from attached import Device, end, running
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.plan import Plugged
 from figures import DISKS, FIO, LOADS, MIB, Figure, parse
 from linux import Guest
-from patched import BuildError, patched, report
+from patched import BuildError, PatchedToolbox, built, patched, report
 from provision import provision
 
-PATCHED, STOCK, OWN = "by descriptor", "by message", "QEMU's own"
-WHOSE = (PATCHED, STOCK, OWN)
-SERIALS = {PATCHED: "PATCHED", STOCK: "STOCK", OWN: "OWN"}
+PATCHED, POLLED, STOCK, OWN = "by descriptor", "by descriptor, busy poll", "by message", "QEMU's own"
+WHOSE = (PATCHED, POLLED, STOCK, OWN)
+SERIALS = {PATCHED: "PATCHED", POLLED: "POLLED", STOCK: "STOCK", OWN: "OWN"}
+BUSY_POLL = 200  # µs
 SECONDS = 2
 FIND = """
 nvme() { for d in /sys/block/nvme*; do grep -q $1 $d/device/serial && echo /dev/${d##*/}; done; }
@@ -48,9 +53,8 @@ def script(rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(folder: Path, rounds: int) -> tuple[list[Figure], dict[str, str]]:
+def measure(tools: PatchedToolbox, folder: Path, rounds: int) -> tuple[list[Figure], dict[str, str]]:
     """Run the guest. Returns the figures, and by device how it was rung."""
-    tools = patched(provision(), report)
     plugged, arguments, processes = [], [], {}
     with ExitStack() as stack:
         for disk in DISKS:
@@ -64,9 +68,10 @@ def measure(folder: Path, rounds: int) -> tuple[list[Figure], dict[str, str]]:
                     arguments += ["-drive", words, "-device", f"{model},drive={disk},serial={SERIALS[whose]}"]
                     continue
                 packed = {"packed": "no"} if disk == "virtio-blk" else {}
-                device = Device(disk, {"image": image, "serial": SERIALS[whose], **packed})
+                flags = ("--busy-poll", str(BUSY_POLL)) if whose == POLLED else ()
+                device = Device(disk, {"image": image, "serial": SERIALS[whose], **packed}, flags=flags)
                 processes[name] = stack.enter_context(running(device, folder / name))
-                plugged.append(Plugged(folder / name / "device", {"x-no-io-fds": whose == STOCK}))
+                plugged.append(Plugged(folder / name / "device", properties={"x-no-io-fds": whose == STOCK}))
         outcome = Guest(tools, folder).run(
             script(rounds), plugged, modules=["virtio_blk"], programs=[FIO], arguments=arguments, timeout=1200
         )
@@ -92,7 +97,7 @@ def rows(figures: list[Figure]) -> list[list[str]]:
         for whose in WHOSE:
             some = values[whose]
             row.append(f"{statistics.median(some):,.0f} {unit} ({min(some):,.0f}-{max(some):,.0f})")
-        for whose in (PATCHED, STOCK):
+        for whose in WHOSE[:-1]:
             ratios = [one / other for one, other in zip(values[whose], values[OWN], strict=True)]
             row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
         table.append(row)
@@ -103,14 +108,21 @@ def main() -> int:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, and build no QEMU for them")
     arguments = parser.parse_args()
     try:
+        tools = built(provision()) if arguments.json else patched(provision(), report)
+        if tools is None:
+            raise BuildError("there is no patched QEMU; make qemu builds it")
         with tempfile.TemporaryDirectory(prefix="bellwire-figures-") as folder:
-            figures, ways = measure(Path(folder), arguments.rounds)
-    except (BuildError, OSError) as error:
-        print(f"no figures: {error}", file=sys.stderr)
+            figures, ways = measure(tools, Path(folder), arguments.rounds)
+    except (ArchiveError, BuildError, OSError) as error:
+        print(f"no figures under the patched QEMU: {error}", file=sys.stderr)
         return 1
-    heads = ["", *WHOSE, f"{PATCHED} / {OWN}", f"{STOCK} / {OWN}"]
+    if arguments.json:
+        json.dump(figures, sys.stdout)
+        return 0
+    heads = ["", *WHOSE, *(f"{whose} / {OWN}" for whose in WHOSE[:-1])]
     for row in (heads, ["---", *["--:"] * (len(heads) - 1)], *rows(figures)):
         print(f"| {' | '.join(row)} |")
     for name, how in ways.items():

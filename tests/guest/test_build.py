@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from bellwired.commands.boot import FAILED
 from bellwired.guest import build
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.build import BuildError, build_modules, release_for
 from bellwired.guest.compiler import fetch_compiler
 from bellwired.guest.headers import tree_of
 from bellwired.guest.toolbox import Toolbox
+from daemon.commands import COMMAND
 
 pytestmark = pytest.mark.guest
 
@@ -68,8 +71,25 @@ def test_errors_are_the_compilers_own(tools: Toolbox, tmp_path: Path) -> None:
     (tmp_path / "Kbuild").write_text("obj-m := tiny.o\n")
     with pytest.raises(BuildError) as caught:
         build_modules(tmp_path, tools.kernel)
-    assert str(caught.value).startswith(f"{tmp_path}: the module does not build\n")
-    assert re.search(r"tiny\.c:2:40: error: .nothing. undeclared", str(caught.value))
+    assert str(caught.value) == f"{tmp_path}: the module does not build"
+    assert re.search(r"tiny\.c:2:40: error: .nothing. undeclared", caught.value.output)
+    assert caught.value.__notes__ == [caught.value.output]
+
+
+def test_bellwire_boot_builds_and_shows_what_the_compiler_says(built: Path, tmp_path: Path) -> None:
+    """With nothing to run, it boots nothing."""
+    (tmp_path / "tiny.c").write_text(SOURCE.replace("return 0;", "return nothing;"))
+    (tmp_path / "Kbuild").write_text("obj-m := tiny.o\n")
+    words = [*COMMAND, "boot", "--headers", "--build", str(built)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    for told in ("headers: ", "compiler: ", f"module: {built / 'tiny.ko'}", "QEMU "):
+        assert f"\n{told}" in f"\n{done.stderr}"
+    words = [*COMMAND, "boot", "--build", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == FAILED
+    assert re.search(r"^\S*tiny\.c:2:40: error: .nothing. undeclared", done.stderr, re.MULTILINE)
+    assert done.stderr.endswith(f"bellwire: {tmp_path}: the module does not build\n")
 
 
 def test_debians_compiler_builds_where_the_machine_has_none(

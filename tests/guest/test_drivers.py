@@ -101,6 +101,13 @@ def test_junits_xml_has_commands_console_registers_counters_and_trace(results: d
     assert re.search(r"copy\(\) begins\n.*DMA read of 8192 bytes", failure)
 
 
+def test_an_oops_fails_a_test_that_says_nothing_of_it(results: dict[str, str]) -> None:
+    failure = results["test_that_says_nothing_of_an_oops"]
+    assert "GuestReport" in failure
+    assert "BUG: kernel NULL pointer dereference, address: 000000000000000d" in failure
+    assert re.search(r"RIP: 0010:copier_write\+0x\w+/0x\w+ \[copier\] \(copier\.c:\d+\)", failure)
+
+
 def ci_lines(file: Path) -> list[str]:
     """The command lines of a CI's file that set up and run the tests."""
     return re.findall(r"^\s*- (?:run: )?((?:pip|pytest) .*)$", file.read_text(), re.MULTILINE)

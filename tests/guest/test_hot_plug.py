@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import select
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
 
 import silicon
 from attached import PATIENCE, Device, Served
-from machine import FIRST_SLOT, Machine
+from bellwired.guest.errors import MachineError
+from doorbells import gone, until
+from machine import FIRST_SLOT, PCI_EXPRESS, ROOT_PORT, SLOT_CONTROL, Machine
 from qtest import Function
-from test_io_fds import NATIVE_HOT_PLUG, PCI_EXPRESS, POWER_OFF, SLOT_CONTROL, gone
 
 pytestmark = pytest.mark.guest
 
@@ -30,28 +29,16 @@ def machine(drive: Callable[..., Machine]) -> Machine:
 
 def prepared(drive: Callable[..., Machine]) -> Machine:
     """With an empty slot behind a root port, whose guest need not be asked before anything leaves it."""
-    machine = drive(arguments=(*NATIVE_HOT_PLUG, "-device", "pcie-root-port,id=root,slot=1"))
-    port = Function(machine, FIRST_SLOT)
-    port.config_write(port.capability(PCI_EXPRESS) + SLOT_CONTROL, POWER_OFF, 2)
+    machine = drive(arguments=ROOT_PORT)
+    machine.power_off()
     return machine
-
-
-def plug(machine: Machine, served: Served) -> None:
-    machine.control.ask("device_add", bus="root", id="it", **json.loads(served.argument))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        select.select([], [], [], 0.01)
 
 
 def test_a_device_without_msix_comes_and_goes(machine: Machine, serve: Callable[[Device], Served]) -> None:
     served = serve(Device("edu"))
     for times in range(1, 4):
-        plug(machine, served)
-        machine.control.ask("device_del", id="it")
+        machine.plug(served)
+        machine.unplug()
         until(functools.partial(gone, served, times))
     assert machine.process.poll() is None
 
@@ -59,9 +46,9 @@ def test_a_device_without_msix_comes_and_goes(machine: Machine, serve: Callable[
 def test_a_device_with_msix_comes_and_takes_qemu_with_it(machine: Machine, serve: Callable[[Device], Served]) -> None:
     """A fault of QEMU 11.1.3's own. Where it is mended, this fails: then docs/qemu.md has a line too many."""
     served = serve(Device("bell"))
-    plug(machine, served)
-    with contextlib.suppress(AssertionError, OSError, ValueError):  # it may be gone before it answers
-        machine.control.ask("device_del", id="it")
+    machine.plug(served)
+    with contextlib.suppress(MachineError):  # it may be gone before it answers
+        machine.unplug()
     assert machine.process.wait(PATIENCE) == -signal.SIGABRT
     until(lambda: "client gone" in served.log)  # and the device waits for its next client
 
@@ -76,11 +63,11 @@ def test_a_dead_device_can_be_taken_out_and_its_slot_filled_again(
     machine: Machine, serve: Callable[[Device], Served]
 ) -> None:
     dead = serve(Device("edu"))
-    plug(machine, dead)
+    machine.plug(dead)
     kill(dead)
-    machine.control.ask("device_del", id="it")
+    machine.unplug()
     machine.control.wait("DEVICE_DELETED", device="it")
-    plug(machine, serve(Device("edu")))
+    machine.plug(serve(Device("edu")))
     assert machine.process.poll() is None
 
 
@@ -89,9 +76,9 @@ def test_a_dead_device_with_msix_can_be_taken_out_of_the_patched_qemu(
 ) -> None:
     machine = prepared(patched_drive)
     dead = serve(Device("bell"))
-    plug(machine, dead)
+    machine.plug(dead)
     kill(dead)
-    machine.control.ask("device_del", id="it")
+    machine.unplug()
     machine.control.wait("DEVICE_DELETED", device="it")
     assert machine.process.poll() is None
 

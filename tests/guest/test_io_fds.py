@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import re
-import select
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from attached import Device, Plugged, Served, end, running
+from attached import Device, Served, end, running
+from bellwired.guest.errors import MachineError
+from bellwired.guest.plan import Plugged
 from crafted import MEMORY_BAR, PORT_BAR, Crafted, Entry, Reply, entries
+from doorbells import drive, gone, rung, served, until, written
 from linux import Guest
-from machine import FIRST_SLOT, Machine
+from machine import ROOT_PORT, Machine
 from patched import PatchedToolbox
-from qtest import Function
 from vfio_user import Command
+
+__all__ = ["drive", "served"]
 
 pytestmark = pytest.mark.guest
 
@@ -35,40 +36,12 @@ FEW_COUNT, FEW_SEEN = 0xD0, 0xD8
 HERE = Path(__file__).parent
 DATAMATCH, PIO, CCW = 1, 2, 8
 AT = 0x40
-PCI_EXPRESS, SLOT_CONTROL, POWER_OFF = 0x10, 0x18, 0x0700  # PCI Express 5.0, §7.5.3.10
-NATIVE_HOT_PLUG = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
 PATIENCE = 20.0
 
 Answer = Callable[[int, int], Reply]
 
 
-@pytest.fixture
-def drive(patched_drive: Callable[..., Machine]) -> Callable[..., Machine]:
-    """A machine of the patched QEMU, here."""
-    return patched_drive
-
-
-def rung(fd: int) -> int:
-    """How often, since it was last asked."""
-    try:
-        return os.eventfd_read(fd)
-    except BlockingIOError:
-        return 0
-
-
 # -- our server
-
-
-@pytest.fixture
-def served(serve: Callable[[Device], Served]) -> Served:
-    return serve(Device("bell"))
-
-
-def written(served: Served) -> list[tuple[int, int]]:
-    """Region and offset of each REGION_WRITE to a BAR."""
-    writes = [seen for seen in served.tap.messages() if seen.command == Command.REGION_WRITE and seen.to_server]
-    places = [struct.unpack_from("<QI", seen.start) for seen in writes]
-    return [(region, offset) for offset, region in places if region <= PORTS]
 
 
 def test_a_doorbell_rings_with_no_message(drive: Callable[..., Machine], served: Served) -> None:
@@ -164,14 +137,13 @@ def test_the_property_turns_it_off(drive: Callable[..., Machine], serve: Callabl
 
 
 def test_unplugging_lets_all_descriptors_go(drive: Callable[..., Machine], served: Served) -> None:
-    machine = drive(arguments=(*NATIVE_HOT_PLUG, "-device", "pcie-root-port,id=root,slot=1"))
-    port = Function(machine, FIRST_SLOT)
-    port.config_write(port.capability(PCI_EXPRESS) + SLOT_CONTROL, POWER_OFF, 2)  # no guest is asked then
+    machine = drive(arguments=ROOT_PORT)
+    machine.power_off()
     before = descriptors(machine)
     for times in range(1, 11):
-        machine.control.ask("device_add", bus="root", id="it", **json.loads(served.argument))
+        machine.plug(served)
         assert descriptors(machine) > before
-        machine.control.ask("device_del", id="it")
+        machine.unplug()
         until(functools.partial(gone, served, times))
     assert descriptors(machine) == before
 
@@ -179,19 +151,6 @@ def test_unplugging_lets_all_descriptors_go(drive: Callable[..., Machine], serve
 def descriptors(machine: Machine) -> int:
     """How many QEMU has open."""
     return len(os.listdir(f"/proc/{machine.process.pid}/fd"))
-
-
-def gone(served: Served, times: int) -> bool:
-    """Whether that many clients have gone."""
-    return served.log.count("client gone") == times
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        select.select([], [], [], 0.01)
 
 
 # -- Linux
@@ -388,9 +347,9 @@ def _head(argsz: int, count: int, array: int = 0, ask: int = 0) -> Answer:
 def test_no_reply_ends_qemu(drive: Callable[..., Machine], craft: Callable[..., Crafted], answer: Answer) -> None:
     """The device comes while the machine runs: one that is there from the start, and dies, ends any QEMU at a reset."""
     server = craft(answer)
-    machine = drive(arguments=("-device", "pcie-root-port,id=root,slot=1"))
-    with contextlib.suppress(AssertionError):  # QEMU may say that it does not want the device
-        machine.control.ask("device_add", bus="root", id="it", **json.loads(server.argument))
+    machine = drive(arguments=ROOT_PORT)
+    with contextlib.suppress(MachineError):  # QEMU may say that it does not want the device
+        machine.plug(server)
     assert server.asked
     assert machine.control.ask("query-status")["status"] == "running"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from attached import Plugged
+from bellwired.guest.plan import Plugged
 from daemon.commands import bellwire
 from linux import Outcome
 from operating.instance import Instance

@@ -11,7 +11,7 @@ import pytest
 
 from attached import Device, Served
 from linux import Outcome
-from qtest import Qmp
+from qtest import monitor
 from rendezvous import joined
 from virtio.namespace import Namespace
 
@@ -107,7 +107,7 @@ def test_memory_is_plugged_and_unplugged_under_load(
         with (
             contextlib.closing(joined(line)) as far,
             far.makefile("rb") as heard,
-            contextlib.closing(Qmp(control)) as machine,
+            contextlib.closing(monitor(control)) as machine,
         ):
             assert heard.readline().strip() == b"ready"
             for size in (256, 64, 192, 0):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from attached import Device, Served
+from bellwired.guest.board import memory
 from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
-from qemu import attach, memory, qemu
+from qemu import attach, qemu
 
 pytestmark = pytest.mark.guest
 

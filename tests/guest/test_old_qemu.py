@@ -1,4 +1,4 @@
-"""QEMU 10.2.2 as a client, whose DMA messages have another layout. (Our patches of it do not touch them.)"""
+"""QEMU 10.2.2 without our patches as a client: its DMA messages have another layout."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from vfio_user import Command
 
 pytestmark = pytest.mark.guest
 
-PLAIN = {"x-no-io-fds": True}
 AT = RAM + 0x100
 AROUND = range(AT - 32, AT + 64, 4)
 
 
 @pytest.fixture
 def store(
-    patched_drive: Callable[..., Machine], serve: Callable[[Device], Served]
+    old_drive: Callable[..., Machine], serve: Callable[[Device], Served]
 ) -> Callable[..., tuple[Machine, Served]]:
     """Have a device store a word at AT."""
 
     def store(*, shared: bool) -> tuple[Machine, Served]:
-        served = serve(Device(PROBE, qemu=PLAIN))
-        machine = patched_drive(served, shared=shared)
+        served = serve(Device(PROBE))
+        machine = old_drive(served, shared=shared)
         (probe,) = machine.functions
         for address in AROUND:
             machine.write(address, 0xA5A5_A5A5)

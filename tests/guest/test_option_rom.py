@@ -11,9 +11,10 @@ import pytest
 
 import bootable
 from attached import PATIENCE, Device, Served
+from bellwired.guest.board import memory
 from bellwired.guest.toolbox import Toolbox
 from machine import Machine
-from qemu import attach, memory, qemu
+from qemu import attach, qemu
 from vfio_user import Command, RegionIndex
 
 pytestmark = pytest.mark.guest

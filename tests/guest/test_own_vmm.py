@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import cpio
+from bellwired.guest.initramfs import archive
 from bellwired.guest.toolbox import Toolbox
 
 pytestmark = [pytest.mark.guest, pytest.mark.kvm]
@@ -26,7 +26,7 @@ FAILED = re.compile(
 
 def test_linux_powers_off_or_the_instruction_that_kvm_cannot_run_is_named(tools: Toolbox, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
-    initrd.write_bytes(cpio.archive({"init": INIT.encode(), "bin/busybox": tools.busybox}, {"bin/sh": "busybox"}))
+    initrd.write_bytes(archive({"init": INIT.encode(), "bin/busybox": tools.busybox}, {"bin/sh": "busybox"}))
     words = ["--kernel", str(tools.kernel.image), "--initrd", str(initrd), "--append", "quiet", "--cpus", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "bellwired", "vmm", *words, "--memory", "256M", "--timeout", "300"],

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from bellwired.commands.boot import FAILED
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.build import build_modules
-from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import MachineError
 from bellwired.guest.headers import tree_of
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan
 from bellwired.guest.qemus import inspect
-from bellwired.guest.reports import Kind, Report, Watcher
+from bellwired.guest.reports import Kind, Report
 from bellwired.guest.toolbox import Toolbox
+from daemon.commands import COMMAND
 
 pytestmark = pytest.mark.guest
 
@@ -31,15 +34,15 @@ PATIENCE = 60.0  # seconds for a mistake that takes five
 
 
 class Seen(NamedTuple):
-    """What a guest made of its mistakes: reports, the console, the module's decoder and its source."""
+    """What a guest said of its mistakes."""
 
     reports: list[Report]
     console: str
-    decoder: Decoder
+    decode: Callable[[Report], str]
 
     def decoded(self, kind: Kind) -> str:
         """The first report of a kind."""
-        return self.decoder.decode(next(report for report in self.reports if report.kind is kind).text)
+        return self.decode(next(report for report in self.reports if report.kind is kind))
 
 
 def line(text: str) -> str:
@@ -58,11 +61,10 @@ def seen(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     except (ArchiveError, OSError) as error:
         pytest.skip(f"no headers: {error}")
     (module,) = build_modules(folder, tools.kernel).modules
-    watcher = Watcher()
     qemu = inspect(tuple(tools.qemu), tools.qemu_environment, tuple(tools.virtiofsd))
-    plan = Plan(tools.kernel, qemu, busybox=tools.busybox, cpus=2, listeners=(watcher.feed,))
+    plan = Plan(tools.kernel, qemu, busybox=tools.busybox, cpus=2)
     with Machine.start(plan) as machine:
-        assert watcher.reports == []
+        assert machine.reports == []
         machine.insert(module)
         machine.run(IMPATIENT, check=True)
         for mistake in ("warn", "hang", "loop"):
@@ -70,7 +72,32 @@ def seen(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         assert machine.run("printf null >/proc/broken", timeout=PATIENCE).status == 137
         with pytest.raises(MachineError):
             machine.run("echo c >/proc/sysrq-trigger", timeout=PATIENCE)
-        return Seen(watcher.finish(), machine.console.text, Decoder(None, [module], [folder]))
+        return Seen(machine.reports, machine.console.text, machine.decoded)
+
+
+HANG = """
+printf warn >/proc/broken
+echo 1 >/proc/sys/kernel/hung_task_timeout_secs
+printf hang >/proc/broken
+sleep 1000
+"""
+
+
+def test_bellwire_boot_fails_with_the_decoded_reports_and_waits_for_no_guest_that_hangs(
+    seen: Seen, tmp_path: Path
+) -> None:
+    shutil.copytree(SOURCE, tmp_path / "broken")
+    words = [*COMMAND, "boot", "--minimal", "--build", "broken", "--module", "broken/broken.ko", "--", "sh", "-c", HANG]
+    done = subprocess.run(
+        words, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == FAILED, done.stderr
+    assert "\nmodule: " in f"\n{done.stderr}"
+    assert "\nthe guest's kernel reports: WARNING: CPU: " in done.stderr
+    assert line("WARN(1") in done.stderr
+    assert line("\t\thang();") in done.stderr
+    assert "The end of the guest's console:\n" in done.stderr
+    assert "\nbellwire: the guest hangs: INFO: task sh:" in done.stderr
 
 
 def test_each_mistake_is_noticed_once_and_in_its_order(seen: Seen) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from attached import Device, Plugged, Served
+from attached import Device, Served
+from bellwired.guest.plan import Plugged
 from linux import Outcome
-from qtest import Qmp
+from qtest import monitor
 from virtio.namespace import Namespace
 
 pytestmark = pytest.mark.guest
@@ -104,7 +105,7 @@ def test_every_device_works_after_suspend_to_ram(
     control = tmp_path / "qmp"
 
     def wake() -> None:
-        with contextlib.closing(Qmp(control)) as machine:
+        with contextlib.closing(monitor(control)) as machine:
             machine.wait("SUSPEND", 60)
             machine.ask("system_wakeup")
 

@@ -179,10 +179,21 @@ def test_an_unfinished_report_is_seen_at_once() -> None:
     assert [report.kind for report in watcher.reports] == [Kind.OOPS]
 
 
-def test_each_report_is_told_when_it_is_complete() -> None:
+def test_a_report_is_told_when_its_stack_has_been_printed() -> None:
+    """After a hang, the kernel may print nothing more."""
     told: list[Report] = []
     watcher = Watcher(told.append)
-    watcher.feed(stamped(f"kernel BUG at copier.c:12!\n{STACK}"))
+    watcher.feed(stamped(f"INFO: task sh:1 blocked for more than 1 seconds.\n{STACK}"))
+    assert told == watcher.reports
+    watcher.feed(stamped("Showing all locks held in the system:\nnothing else"))
+    assert told == [Report(Kind.HUNG_TASK, told[0].title, told[0].text)]
+    assert "Showing all locks" in watcher.reports[0].text
+
+
+def test_each_report_is_told_once() -> None:
+    told: list[Report] = []
+    watcher = Watcher(told.append)
+    watcher.feed(stamped("kernel BUG at copier.c:12!\nCall Trace:\n"))
     assert told == []
     watcher.feed(b"---[ end trace 0 ]---\n")
     assert told == watcher.reports

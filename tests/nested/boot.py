@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import cpio
+from bellwired.guest.initramfs import archive
 from bellwired.guest.toolbox import Toolbox
 from nested.errors import BedError, LateError
 
@@ -122,7 +122,7 @@ def _initramfs(tools: Toolbox, image: Image, command: Sequence[str], size: Size,
         "bed/command": "\n".join([*lines, ""]).encode(),
     }
     files |= {f"bed/modules/{name}.ko": module for name, module in modules.items()}
-    return cpio.archive(files, {"bin/sh": "busybox"})
+    return archive(files, {"bin/sh": "busybox"})
 
 
 @contextlib.contextmanager

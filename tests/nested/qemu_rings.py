@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from attached import Plugged
+from bellwired.guest.errors import MachineError
+from bellwired.guest.plan import Plugged
+from bellwired.guest.qmp import Qmp
 from kvm_ioctls import Kvm
 from linux import Guest
 from nested.linux_runs import Served
 from patched import patched
 from provision import provision
-from qtest import Qmp
+from qtest import monitor
 
 BLOCKS = 500
 PATIENCE = 500.0
@@ -69,16 +71,16 @@ def read(folder: Path, name: str, *, io_fds: bool = True) -> Ran:
     def watch() -> None:
         try:
             until(folder / "output", BEGIN, thread.is_alive)
-            with closing(Qmp(control)) as qmp:
+            with closing(monitor(control)) as qmp:
                 exits[0] = mmio_exits(qmp)
                 until(folder / "output", END, thread.is_alive)
                 exits[1] = mmio_exits(qmp)
                 qmp.ask("quit")
-        except (AssertionError, OSError, ValueError) as error:
+        except (MachineError, AssertionError, OSError) as error:
             failures.append(error)
 
     def hold() -> None:
-        plugged = Plugged(served.path, {"x-no-io-fds": not io_fds})
+        plugged = Plugged(served.path, properties={"x-no-io-fds": not io_fds})
         script = READ + "exec sleep 1000\n"  # the machine stays until its counters have been read
         outcomes.append(
             guest.run(script, [plugged], modules=["virtio_blk"], arguments=words, accel="kvm", timeout=PATIENCE)

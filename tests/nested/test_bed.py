@@ -202,13 +202,14 @@ def test_rings_under_the_patched_qemu_with_kvm(tools: Toolbox, bed: Bed, kernel:
         qemu.patched(tools, lambda text: None)  # here: in the bed, a build would take hours
     except (qemu.BuildError, OSError) as error:
         pytest.skip(f"no patched QEMU: {error}")
-    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_rings.py", timeout=900)
+    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_bell.py", HERE / "qemu_rings.py", timeout=900)
 
 
 @pytest.mark.long
 def test_our_patches_in_a_kernel_that_watches_itself(bed: Bed) -> None:
     steps = (
         "mount -t debugfs none /sys/kernel/debug",
+        "echo scan=off >/sys/kernel/debug/kmemleak",  # it takes a processor for a minute, again and again
         shlex.join(map(str, (*PYTEST, *IOREGION, POST_WRITE))),
         LEAKS,
         "grep 'debug_locks: *1' /proc/lockdep_stats",  # it gives up at its first report, or for want of room

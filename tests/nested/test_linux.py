@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import cpio
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.initramfs import archive
 from bellwired.guest.toolbox import Toolbox
 from nested.boot import run
 from nested.errors import LackError
@@ -96,7 +96,7 @@ def initrd(tools: Toolbox, folder: Path, name: str, script: str) -> list[str]:
     files: dict[str, bytes | Path] = {"init": (BEGIN + script).encode(), "bin/busybox": tools.busybox}
     files |= {f"modules/{number:02}-{module}.ko": code for number, (module, code) in enumerate(modules.items())}
     path = folder / name
-    path.write_bytes(cpio.archive(files, {"bin/sh": "busybox"}))
+    path.write_bytes(archive(files, {"bin/sh": "busybox"}))
     return ["--initrd", str(path)]
 
 

@@ -329,7 +329,7 @@ def test_an_event_request_can_be_aborted(driver: Driver) -> None:
     abort = driver.admin.put(AdminOpcode.ABORT, dwords=(request << 16,))
     driver.admin.ring()
     first, second = driver.admin.wait(request, abort)
-    assert (first.code, second.result) == (Status.ABORTED_BY_REQUEST, 0)
+    assert (first.code, first.result, second.result) == (Status.ABORTED_BY_REQUEST, 0, 0)
     assert driver.admin.do(AdminOpcode.ABORT, dwords=(99 << 16 | 1,)).result == 1
 
 

@@ -35,3 +35,18 @@ def test_a_reset_leaves_nothing_of_what_was_set() -> None:
     for identifier, (default, _) in EXPECTED.items():
         expected[identifier] = default
     assert words.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("cold", "hot", "warned"),
+    [(0, 343, False), (297, 299, False), (298, 299, True), (297, 298, True), (0, 297, True), (299, 343, True)],
+)
+def test_a_warning_is_set_unless_the_temperature_is_between_the_thresholds(cold: int, hot: int, warned: bool) -> None:
+    """§5.21.1.4. The temperature is 298 kelvins."""
+    words = memoryview(bytearray(4 * WORDS)).cast("I")
+    features = Features(words, queues=4, namespaces=1)
+    words[0], words[FeatureId.TEMPERATURE_THRESHOLD] = cold, hot
+    assert features.warnings == (2 if warned else 0)
+    assert not features.alarming
+    words[FeatureId.EVENTS] = 2
+    assert features.alarming is warned

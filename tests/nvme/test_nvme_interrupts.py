@@ -117,6 +117,21 @@ def test_a_reset_forgets_what_is_held_back(guest: Guest[Nvme], driver: Driver, c
     assert count(guest, 1) == 1
 
 
+def test_a_restore_forgets_what_was_held_back_and_interrupts_for_it(
+    guest: Guest[Nvme], driver: Driver, coalescing: Queues
+) -> None:
+    coalescing.auto_head = False
+    complete(coalescing, 3)
+    guest.restore(guest.snapshot())
+    assert count(guest, 1) == 1
+    complete(coalescing, 1)
+    assert count(guest, 1) == 1, "it counts from 0 again"
+    guest.advance(9 * UNIT)
+    assert count(guest, 1) == 1
+    guest.advance(1.1 * UNIT)
+    assert count(guest, 1) == 2
+
+
 def test_a_queue_without_interrupts_has_none(guest: Guest[Nvme], driver: Driver) -> None:
     queues = Queues(driver, 1, 8)
     assert driver.admin.do(CREATE_CQ, prp1=queues.cq, dwords=(7 << 16 | 1, 1 << 16 | 1)).status == 0

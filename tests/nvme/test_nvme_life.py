@@ -14,7 +14,7 @@ from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.queues import BATCH
 from bellwire.storage import StorageError
 from bellwire.testing import Guest, conformance
-from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, TestMachine
+from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, TestMachine
 from vfio_user import IrqIndex
 
 TestNvme = conformance(Nvme, size=1 << 20)
@@ -276,3 +276,20 @@ def test_images_and_memory_may_be_mixed(image: Path) -> None:
         driver = Driver(TestMachine(guest))
         driver.enable()
         assert [struct.unpack_from("<Q", driver.identify(0, nsid))[0] for nsid in (1, 2)] == [2048, 131072]
+
+
+def test_a_controller_that_has_failed_executes_nothing_until_it_is_reset(driver: Driver, guest: Guest[Nvme]) -> None:
+    """§9.5: CSTS.CFS."""
+    queues = driver.create_queues()
+    guest.device.controller.break_down("a test")
+    assert driver.csts & 3 == 3
+    for each in (driver.admin, queues):
+        each.put(0x00, nsid=1)
+        each.ring()
+        guest.advance()
+        assert each.reap() == []
+    driver.disable()
+    driver.admin = Queues(driver, 0, 32)
+    driver.enable()
+    assert driver.csts & 3 == 1
+    assert driver.admin.do(0x7F).status != 0

@@ -78,6 +78,37 @@ def test_a_trace_is_cut_at_its_beginning(trial: Trial) -> None:
     result.stdout.no_fnmatch_line("*read_count() begins")
 
 
+def test_an_oops_fails_the_test_in_which_it_comes_and_the_next_has_a_new_machine(trial: Trial) -> None:
+    result = trial("""
+pytestmark = machine(devices=[Copier], module="driver/copier.ko")
+def test_oops(vm): vm.run(": oops")
+def test_next(vm): pass
+""")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *GuestReport: the guest's kernel says: BUG: kernel NULL pointer dereference, address*",
+            "*the guest's kernel: oops*",
+            "*BUG: kernel NULL pointer*",
+        ]
+    )
+    assert [line for line in trial.log if "boot" in line or "end" in line] == [
+        *("1: boot copier0", "1: end"),
+        *("2: boot copier0", "2: end"),
+    ]
+
+
+def test_a_report_is_shown_beside_the_tests_own_error(trial: Trial) -> None:
+    result = trial("""
+@machine(devices=[Copier])
+def test_oops(vm):
+    vm.run(": oops")
+    assert vm.reports == []
+""")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *assert *Report*", "*the guest's kernel: oops*"])
+
+
 def test_a_command_that_does_not_end_fails_its_test_and_the_next_has_a_new_machine(trial: Trial) -> None:
     result = trial(
         """

@@ -165,6 +165,15 @@ def test_a_buffer_that_was_sent_in_part_is_not_returned_to_the_next_driver(termi
     assert len(queue.used()) == 1
 
 
+def test_a_console_without_a_driver_is_not_watched(terminal: Terminal) -> None:
+    with Guest(VirtioConsole, ports="a=null,b=null") as guest:
+        assert guest._watched == {}
+    assert len(terminal.driver.guest._watched) == 2
+    for _ in range(3):
+        terminal.driver.status = Status(0)
+        assert terminal.driver.guest._watched == {}
+
+
 def test_a_closed_console_watches_nothing_and_leaves_no_socket(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, set(), MULTIPORT)
     guest, device = terminal.driver.guest, terminal.driver.device

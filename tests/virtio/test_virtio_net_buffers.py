@@ -17,6 +17,7 @@ from bellwire.bundled.virtio_net.features import Net
 from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import LARGEST_PACKET
 from bellwire.pieces import MOST_PIECES
+from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card
@@ -224,6 +225,16 @@ def test_without_a_cable_guest_memory_stays_as_it_is(make: Make, far: socket.soc
     assert bytes(card.driver.memory).count(b"\xff" * 40) == before.count(b"\xff" * 40)
     assert card.received() == []
     assert not card.driver.guest.poll()
+
+
+def test_a_card_without_a_driver_is_not_watched(make: Make, tmp_path: Path) -> None:
+    with Guest(VirtioNet, local=tmp_path / "other") as guest:
+        assert guest._watched == {}
+    card = make()
+    assert len(card.driver.guest._watched) == 1
+    for _ in range(3):
+        card.driver.status = Status(0)
+        assert card.driver.guest._watched == {}
 
 
 def test_a_closed_card_watches_nothing_and_leaves_no_socket(make: Make, tmp_path: Path) -> None:

@@ -86,6 +86,27 @@ def test_a_bar_of_a_size_that_no_bar_has(machine: Machine, serve: Serve, size: i
     refused(machine, serve, Odd(regions={1: RegionInfo(1, READ_WRITE, size)}), why)
 
 
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        (3072, "BAR6 has 0xc00 bytes: expected a power of two"),
+        (1024, "the expansion ROM has 0x400 bytes: expected 2 KiB to 16 MiB"),
+        (32 << 20, "the expansion ROM has 0x2000000 bytes"),
+        (1 << 63, "no guest of ours"),
+    ],
+)
+def test_an_expansion_rom_of_a_size_that_no_rom_has(machine: Machine, serve: Serve, size: int, why: str) -> None:
+    refused(machine, serve, Odd(regions={6: RegionInfo(6, RegionFlags.READ, size)}), why)
+
+
+def test_an_expansion_rom_needs_the_right_to_read_and_no_descriptor(machine: Machine, serve: Serve) -> None:
+    mapped = RegionInfo(6, READ_WRITE | RegionFlags.MMAP, 4096)
+    device = machine.plug(serve(Odd(regions={6: mapped})))
+    assert device.config_read(0x30, 4) != bytes(4)
+    hidden = machine.plug(serve(Odd(regions={6: RegionInfo(6, RegionFlags(0), 4096)})))
+    assert hidden.config_read(0x30, 4) == bytes(4)
+
+
 def test_a_bar_for_which_there_is_no_room(machine: Machine, serve: Serve) -> None:
     device = Odd(regions={1: RegionInfo(1, READ_WRITE, 1 << 31)})
     refused(machine, serve, device, "no room for a BAR of 0x80000000 bytes", AddressConflictError)

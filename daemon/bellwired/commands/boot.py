@@ -15,14 +15,18 @@ from typing import Any
 
 from bellwire import BellwireError
 from bellwired import terminal
-from bellwired.commands import boot_devices, show
+from bellwired.commands import boot_devices, boot_prepare, show
+from bellwired.commands.boot_reports import Reported
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import KINDS, completed
 from bellwired.errors import CommandError
+from bellwired.guest.build import BuildError
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
+from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import BOOT_TIME, HOST, MIB, MINIMAL, Plan, Share
 from bellwired.guest.progress import shown
@@ -80,6 +84,7 @@ def add_parser(commands: Any) -> None:
         metavar="KERNEL",
         help="a bzImage, a kernel's build tree, 'running', or 'debian' (the default: fetched once)",
     )
+    boot_prepare.add_arguments(parser)
     parser.add_argument("--append", default="", metavar="TEXT", help="more of the kernel's command line")
     parser.add_argument(
         "--share",
@@ -126,6 +131,8 @@ def boot(arguments: argparse.Namespace) -> int:
         show.errors([error], in_json=False)
         return TIMED_OUT
     except BellwireError as error:
+        if isinstance(error, BuildError):
+            boot_prepare.show_output(error)
         if isinstance(error, MachineError) and error.console:
             print(f"The end of the guest's console:\n{terminal.lines(error.console)}", file=sys.stderr)
         show.errors([error], in_json=False)
@@ -133,12 +140,19 @@ def boot(arguments: argparse.Namespace) -> int:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
+    screen = Screen()
+    reported = Reported(screen)
     with contextlib.ExitStack() as stack:
-        screen = stack.enter_context(Screen())
         console = stack.enter_context(screen.console(arguments.console))
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
             tools = fetch_guest_tools(progress)
+            told = boot_prepare.prepare(arguments, kernel, progress)
+        for line in told:
+            screen.note(line)
+        if boot_prepare.prepares_only(arguments):
+            screen.note(tools.describe())
+            return 0
         shares = _shares(arguments)
         qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
         served = stack.enter_context(Served(screen.log))
@@ -157,22 +171,30 @@ def _boot(arguments: argparse.Namespace) -> int:
             memory=arguments.memory * MIB,
             network=arguments.network,
             gdb=_gdb(kernel, screen, stack) if arguments.gdb else None,
-            listeners=(console,) if console else (),
+            listeners=(reported.feed, *([console] if console else [])),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
         served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
+        files = [Path(words[0]) for words in modules if words[0].endswith(".ko")]
+        decoder = Decoder(kernel.vmlinux, files, [*(file.parent for file in files), Path.cwd()])
+        stack.callback(reported.show, decoder)  # when the machine has ended
         try:
             machine = stack.enter_context(Machine.start(plan))
         except MachineError:
             served.check()
             raise
         served.forget_paths()
+        if arguments.words:
+            reported.watch(machine)
         for words in modules:
             machine.load(words[0], *words[1:])
         status = converse(machine, screen, arguments.words, arguments.timeout)
         served.check()
-        return status
+        if modules:
+            reported.leaks = read_leaks(machine, [Path(words[0]).stem for words in modules])
+        reported.check(machine)
+    return FAILED if reported.found else status
 
 
 def _gdb(kernel: Kernel, screen: Screen, stack: contextlib.ExitStack) -> Path:

@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.board.keyboard import Escape, raw
@@ -37,12 +35,6 @@ class Screen:
         self.raw = False
         """Whether the terminal is raw: a line then ends with a carriage return too."""
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        sys.stderr.flush()
 
     def log(self, name: str, text: str) -> None:
         """A line of a device's log."""

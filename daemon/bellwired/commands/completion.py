@@ -105,9 +105,17 @@ def _guests(_: list[str], __: Places) -> Iterator[str]:
 
 
 def _options(plain: list[str], places: Places) -> Iterator[str]:
-    from bellwired.find import find_device
+    from bellwired.find import find_functions
 
-    options = find_device(plain[0], places.plugins).layout.options if plain else {}
+    options = (
+        {
+            name: option
+            for kind in find_functions(plain[0], places.plugins)
+            for name, option in kind.layout.options.items()
+        }
+        if plain
+        else {}
+    )
     return itertools.chain.from_iterable(map(_values, options.values()))
 
 

@@ -83,15 +83,17 @@ def split(arguments: argparse.Namespace, kinds: Sequence[type[PciDevice]]) -> Pa
                 os.close(each.ready)
             os.close(part.ready)
             part.ready = writing
+            if arguments.ready_fd is not None:
+                os.close(arguments.ready_fd)
             os.setsid()  # Ctrl-C reaches the first process, which ends this one once
             end_with_parent(parent)
             return part
         os.close(writing)
         running[pid] = part
-    return _watch(running, parts, accelerated_by)
+    return _watch(running, parts, accelerated_by, arguments.ready_fd)
 
 
-def _watch(running: dict[int, Part], parts: Sequence[Part], accelerated_by: list[str]) -> int:
+def _watch(running: dict[int, Part], parts: Sequence[Part], accelerated_by: list[str], ready_fd: int | None) -> int:
     """Print how to attach the functions once all are ready, and wait for their ends."""
     asked: set[int] = set()
 
@@ -108,6 +110,9 @@ def _watch(running: dict[int, Part], parts: Sequence[Part], accelerated_by: list
     ready = [_is_ready(part) for part in parts]
     if all(ready):
         _announce(parts, accelerated_by)
+        if ready_fd is not None:
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
     status = 0
     while running:
         pid, wait_status = os.waitpid(-1, 0)

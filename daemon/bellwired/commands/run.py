@@ -51,15 +51,24 @@ def add_parser(commands: Any) -> None:
         "its name, as they find a daemon's devices.",
     )
     kind = parser.add_argument(
-        "device", metavar="DEVICE|FILE.py", help="a bundled device, or your own file (FILE.py:NAME picks one)"
+        "device",
+        metavar="DEVICE|FILE.py",
+        help="a bundled device, or your own file. FILE.py:NAME picks one device of several. Of a file with several "
+        "functions all are served, each by a process; FILE.py:N picks function N",
     )
     parser.add_argument(
         "--name",
         type=_name,
-        help="its name for other commands, and of its socket (default: the device's own name)",
+        help="its name for other commands, and of its socket (default: the device's own name; functions: the file's, "
+        "with .0, .1 and so on)",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--socket-path", metavar="PATH", type=_path, help="the socket to make and listen on")
+    where.add_argument(
+        "--socket-path",
+        metavar="PATH",
+        type=_path,
+        help="the socket to make and listen on; functions have PATH.0, PATH.1",
+    )
     where.add_argument(
         "--fd",
         metavar="N|systemd",

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from bellwired.guest.plan import MIB, Plan
 
-APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on no_timer_check"
-"""``no_timer_check``: Linux panics if its timer does not tick in time, which happens on a host with much to do."""
+APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on no_timer_check sysctl.kernel.hung_task_timeout_secs=30"
+"""``no_timer_check``: Linux panics if its timer does not tick in time, which happens on a host with much to do.
+A task that waits for 30 seconds and cannot be killed is reported; Linux's default is 120.
+"""
 PORT = "bellwire"
 """The name of the virtio-serial port that the agent looks for."""
 ROOT_PORT = "port"

@@ -29,7 +29,13 @@ _VERMAGIC = re.compile(rb"\0vermagic=([^\0 ]+)")
 
 
 class BuildError(CommandError):
-    """A module does not build. The message ends with what make and the compiler have printed."""
+    """A module does not build. ``output`` is what make and the compiler have printed; a traceback shows it, too."""
+
+    def __init__(self, message: str, hint: str = "", *, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.output = output
+        if output:
+            self.add_note(output)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def _variables(tree: Path, compiler: Compiler, *, debian: bool) -> list[str]:
 
 
 def _make(words: Sequence[str], folder: Path, compiler: Compiler) -> str:
-    """Run make. Its warnings; a BuildError with all that it has said if it fails."""
+    """Run make. Its warnings; a BuildError with what it has said if it fails."""
     jobs = f"-j{os.cpu_count() or 1}"
     done = subprocess.run(
         [compiler.command("make"), jobs, "--no-print-directory", *words],
@@ -107,7 +113,7 @@ def _make(words: Sequence[str], folder: Path, compiler: Compiler) -> str:
     )
     said = "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith(NOISE)).strip()
     if done.returncode:
-        raise BuildError(f"{folder}: the module does not build\n{said or done.stdout.strip()}")
+        raise BuildError(f"{folder}: the module does not build", output=said or done.stdout.strip())
     return said
 
 

@@ -157,6 +157,12 @@ class Channel:
                 self._changed.wait(left)
             return True
 
+    def fail(self, error: MachineError) -> None:
+        """Raise ``error`` in all who wait for the guest, and in all later calls."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Hang up: the agent ends its commands, and powers the guest off."""
         with contextlib.suppress(OSError):
@@ -184,7 +190,7 @@ class Channel:
         self._sock.close()
         lost = self._lost(why)
         with self._changed:
-            self._error = lost
+            self._error = self._error or lost
             self._changed.notify_all()
 
     def _handle(self, frame: Frame) -> None:

@@ -20,10 +20,6 @@ FROM_BACKPORTS = ("qemu", "seabios")  # the first QEMU that a vfio-user device w
 PACKAGES = ("qemu-system-x86", "virtiofsd", "linux-image-cloud-amd64", "busybox-static")
 LAYOUT = 1  # raise it when what is made of the packages changes
 RECIPE = "recipe.json"
-HINT = (
-    "check the network and the proxy of apt's configuration; a machine with QEMU 10.1.1 or newer and a kernel "
-    "(--kernel) fetches nothing"
-)
 
 
 def fetch_guest_tools(progress: Progress = silent, extra: Sequence[str] = ()) -> Toolbox:
@@ -89,11 +85,12 @@ def fetch(
     """What ``download`` fetches for ``folder``. It is kept beside the folder until :func:`forget`."""
     apt = Apt(_downloads(folder), (SUITE, BACKPORTS), dict.fromkeys(FROM_BACKPORTS, BACKPORTS), security)
     what = f"{', '.join(packages)} of Debian {SUITE}"
+    hint = f"check the network and the proxy of apt's configuration, or copy {folder} from a machine that has it"
     progress.step(f"fetching {what} from {apt.where}")
     try:
         return download(apt, progress.share)
     except ArchiveError as error:
-        raise ArchiveError(f"cannot fetch {what} from {apt.where}: {error}", error.hint or HINT) from None
+        raise ArchiveError(f"cannot fetch {what} from {apt.where}: {error}", error.hint or hint) from None
 
 
 def forget(folder: Path) -> None:

@@ -18,6 +18,7 @@ from bellwired.guest.errors import MachineError, MachineGone
 from bellwired.guest.folders import FIRST_SLOT, VIRTIOFS
 from bellwired.guest.plan import Plan
 from bellwired.guest.qmp import Qmp
+from bellwired.guest.reports import Watcher
 
 PIECE = 1 << 16
 KEPT_ERRORS = 1 << 14
@@ -32,7 +33,8 @@ class Hardware:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.console = Console(plan.listeners)
+        self.watcher = Watcher()
+        self.console = Console((self.watcher.feed, *plan.listeners))
         self.folders = folders.offer(plan, roots.shares(plan))
         self._plan = plan
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -46,6 +46,10 @@ class Kernel:
         """Whether the module ``name`` can be loaded, or is built in."""
         return _plain(name) in self._files or _plain(name) in self._built_in
 
+    def file(self, name: str) -> Path | None:
+        """The file of the module ``name``, which may be compressed; None if there is none."""
+        return self._files.get(_plain(name))
+
     def load_order(self, names: Iterable[str]) -> dict[str, bytes]:
         """The modules ``names``, uncompressed, each after those that it depends on. What is built in is left out.
 

@@ -26,10 +26,12 @@ from typing import Self
 from bellwired.guest import board, roots
 from bellwired.guest.channel import Channel, Running, Sink
 from bellwired.guest.console import Console
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.reports import Report
 
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
@@ -55,6 +57,7 @@ class Machine:
 
     def __init__(self, plan: Plan, hardware: Hardware, channel: Channel) -> None:
         self.plan = plan
+        self._inserted: list[Path] = []
         self.console: Console = hardware.console
         self._hardware = hardware
         self._channel = channel
@@ -139,8 +142,11 @@ class Machine:
             self.insert(Path(module), *parameters)
             return
         wanted = module.replace("-", "_")
-        for name, content in self.plan.kernel.load_order([module]).items():  # none if it is built in
+        kernel = self.plan.kernel
+        for name, content in kernel.load_order([module]).items():  # none if it is built in
             self._insert(name, content, parameters if name == wanted else ())
+            if file := kernel.file(name):
+                self._inserted.append(file)
 
     def insert(self, module: Path, *parameters: str) -> None:
         """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
@@ -149,11 +155,32 @@ class Machine:
         except OSError as error:
             raise MachineError(f"{module}: {error.strerror}") from None
         self._insert(str(module), content, parameters)
+        self._inserted.append(module)
 
     def _insert(self, name: str, content: bytes, parameters: Sequence[str]) -> None:
         number = self.tool(["insmod", *parameters], content)
         if number and not (number == errno.EEXIST and not name.endswith(".ko")):
             raise self._error(f"{name}: cannot be loaded: {os.strerror(number)}", "the guest's console may say more")
+
+    @property
+    def reports(self) -> list[Report]:
+        """What the guest's kernel has reported so far: oopses, warnings, hangs (:mod:`bellwired.guest.reports`)."""
+        return self._hardware.watcher.reports
+
+    def decoded(self, report: Report) -> str:
+        """A report's text with the lines of source of the addresses in it, as far as symbols are at hand.
+
+        They are in the kernel's build tree, and in the modules that were loaded from files with debug information.
+        """
+        folders = [module.parent for module in self._inserted]
+        vmlinux = self.plan.kernel.vmlinux
+        if vmlinux:
+            folders.append(vmlinux.parent)
+        return Decoder(vmlinux, self._inserted, folders).decode(report.text)
+
+    def give_up(self, why: str) -> None:
+        """Wait for the guest no longer: a MachineError is raised in all who wait for it, and in all later calls."""
+        self._channel.fail(self._error(why))
 
     def remove(self, name: str) -> None:
         """Unload a kernel module."""

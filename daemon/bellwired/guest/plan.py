@@ -29,6 +29,13 @@ class Bootable(Protocol):
     def modules(self) -> Path | None:
         """The folder of its modules, or None."""
 
+    @property
+    def vmlinux(self) -> Path | None:
+        """The kernel with its symbols, or None."""
+
+    def file(self, name: str) -> Path | None:
+        """The file of the module ``name``, or None."""
+
     def has(self, name: str) -> bool:
         """Whether the module ``name`` can be loaded, or is built in."""
 

@@ -27,10 +27,7 @@ class Qmp:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """Execute a command. Events that come meanwhile are kept for :meth:`wait`. A MachineError if QEMU refuses."""
-        if not self._greeted:
-            self._greeted = True
-            self._receive()
-            self.ask("qmp_capabilities")
+        self._greet()
         try:
             self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         except OSError as error:
@@ -45,6 +42,7 @@ class Qmp:
 
     def wait(self, event: str, timeout: float = PATIENCE, **data: Any) -> None:
         """Wait for an event with such data, which came after the last one that was waited for."""
+        self._greet()
         deadline = time.monotonic() + timeout
         while True:
             found = self._events.popleft() if self._events else self._receive(deadline)
@@ -56,13 +54,20 @@ class Qmp:
         self._lines.close()
         self._sock.close()
 
+    def _greet(self) -> None:
+        """QEMU speaks first. It is not waited for before there is something to ask."""
+        if not self._greeted:
+            self._greeted = True
+            self._receive()
+            self.ask("qmp_capabilities")
+
     def _receive(self, deadline: float | None = None) -> dict[str, Any]:
         self._sock.settimeout(PATIENCE if deadline is None else max(deadline - time.monotonic(), 1e-3))
         try:
             line = self._lines.readline(LONGEST_LINE)
         except OSError as error:
             raise MachineError(f"QEMU does not answer: {error.strerror or error}") from None
-        if not line:
+        if not line.endswith(b"\n"):
             raise MachineError("QEMU has ended")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -79,6 +79,7 @@ _CUT = re.compile(r"-+\[ cut here \]-+")
 _END = re.compile(r"-+\[ end (?:trace|Kernel panic)")
 _RULE = re.compile(r"={20,}$")
 _TRACE = re.compile(r"Call Trace:|Backtrace:")
+_STACK_END = re.compile(r"\s*</TASK>")
 _SAME_CRASH = re.compile(r"(?:Oops|general protection fault|invalid opcode|int3|kernel BUG at)\b")
 _GOES_ON = re.compile(
     r"\s|\?|</?\w+>|RIP:|Code:|[RE][A-Z0-9]{2}:|[CDEF]S:|CR\d:|DR\d:|PKRU:|Modules linked in:|---\[|Call Trace:|"
@@ -94,10 +95,15 @@ _LEAKED = re.compile(r"unreferenced object 0x[0-9a-f]+ \(size \d+\):")
 Told = Callable[[Report], object]
 
 
+HANGS = frozenset({Kind.HUNG_TASK, Kind.SOFT_LOCKUP, Kind.HARD_LOCKUP, Kind.RCU_STALL})
+"""Reports after which a command may never end."""
+
+
 class Watcher:
     """Finds reports in what a guest's kernel prints.
 
-    ``told`` is called with each report when it is complete, from the thread that feeds.
+    ``told`` is called once for each report, from the thread that feeds: when its stack has been printed, since the
+    kernel may then print nothing for a long time, or else when it is complete. Some lines may still follow.
     """
 
     def __init__(self, told: Told | None = None) -> None:
@@ -149,6 +155,8 @@ class Watcher:
             self._open.take(line, said)
             if self._open.complete:
                 self._close()
+            elif _STACK_END.match(said):
+                self._tell()
 
     def _begin(self, line: str, said: str) -> None:
         """Between reports: take what may be the first line of one."""
@@ -164,14 +172,19 @@ class Watcher:
         if self._open.kind in _ONE_LINE:
             self._close()
 
+    def _tell(self) -> None:
+        report = self._open.report()
+        if report and self._told and not self._open.told and len(self._found) < MOST_REPORTS:
+            self._open.told = True
+            self._told(report)
+
     def _close(self) -> None:
+        self._tell()
         report, self._open = self._open.report(), _Open()
         if report is None:
             return
         if len(self._found) < MOST_REPORTS:
             self._found.append(report)
-            if self._told:
-                self._told(report)
         else:
             self.dropped += 1
 
@@ -185,6 +198,7 @@ class _Open:
     lines: list[str] = field(default_factory=list)
     traced: bool = False
     complete: bool = False
+    told: bool = False
 
     @property
     def waits(self) -> bool:

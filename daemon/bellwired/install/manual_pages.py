@@ -36,8 +36,8 @@ OWN_STATUSES = {
         0: "The command in the guest, or the shell, ended with status 0.",
         1: "The command in the guest ended with it. So it is with every status that is not listed here.",
         124: "The command took longer than --timeout allows, and was killed.",
-        125: "There was no guest, or it failed: its kernel crashed or hangs, or a device failed. Standard error says "
-        "why.",
+        125: "There was no guest, or it failed: its kernel reported a mistake, a device failed, or a module did not "
+        "build. Standard error says why.",
         126: "The guest cannot run the command.",
         127: "The guest has no such command.",
     },
@@ -80,6 +80,7 @@ bellwire qemu\\-args my_nic""",
     "bellwire boot": """\
 bellwire boot ./copier.py
 bellwire boot ./copier.py \\-\\-module driver/copier.ko \\-\\- ./test.sh
+bellwire boot \\-\\-build driver
 bellwire boot nvme ./copier.py \\-\\-kernel ../linux \\-\\-share .""",
     "bellwired": """\
 bellwired \\-\\-config\\-dir ./conf \\-\\-runtime\\-dir ./run

@@ -81,25 +81,31 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
         running = item.stash[_RUNNING] = bench.take(item, wanted)
         running.begin(item.nodeid)
     except Exception as error:
+        if _RUNNING in item.stash:
+            item.stash[_RUNNING].spoiled = str(error)
         _explain(item, error)
         raise
     vm = item.stash[_VM] = bench.vm(running)
     yield vm
     try:
         running.end()
-    except Exception:
+    except Exception as error:
+        running.spoiled = running.spoiled or str(error)
         if not item.stash.get(_FAILED, False):
             raise
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Tell the machine of the error of a test."""
+    """A test in which the guest's kernel reports a mistake has failed, whatever the test itself says."""
     try:
-        return (yield)
+        result = yield
+        if (running := item.stash.get(_RUNNING, None)) is not None:
+            running.check()
     except BaseException as error:
         _explain(item, error)
         raise
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,9 +11,11 @@ from typing import Any
 from bellwire import PciDevice
 from bellwire.testing import Serving, serve
 from bellwired.find import find_device
+from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, MachineError
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.reports import Report, Watcher
 from bellwired.guest.roots import environment
 from bellwired.testing.traces import Trace
 from bellwired.testing.wanted import Wanted
@@ -30,6 +32,10 @@ done
 """
 """Takes the devices from their drivers, and prints which had them."""
 BIND = "echo {there} >/sys/bus/pci/drivers/{driver}/bind\n"
+
+
+class GuestReport(AssertionError):
+    """The guest's kernel has reported a mistake: an oops, a warning, a hung task or the like."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,13 @@ class Running:
         self.spoiled = ""
         """Why no other test can use the machine; empty if one can."""
         self.devices: list[Placed] = []
+        self._watcher = Watcher()
         self._modules = [module for module in modules if module.suffix == ".ko"]
+        self._decoder = Decoder(getattr(plan["kernel"], "vmlinux", None), self._modules, path)
         self._loaded: list[str] = []
         self._marks = 0
         self._begun = ""
+        self._seen = 0  # reports of tests before
         self._before: list[dict[str, int]] = []
         traces: dict[str, Trace] = {}
         with contextlib.ExitStack() as stack:
@@ -65,7 +74,7 @@ class Running:
                 place = f"0000:00:{FIRST_SLOT + number:02x}.0"  # as bellwired.guest.board puts it there
                 self.devices.append(Placed(chosen.id or f"{kind.name}{number}", place, serving, traces[kind.name]))
             devices = [Plugged(placed.serving.path, placed.id) for placed in self.devices]
-            made = Plan(**plan, devices=devices)
+            made = Plan(**plan, devices=devices, listeners=(self._watcher.feed,))
             folders = ":".join([*map(str, path), environment(made)["PATH"]])
             made = replace(made, environment={"PATH": folders, **made.environment})
             self.machine: Machine = stack.enter_context(Machine.start(made))
@@ -79,23 +88,31 @@ class Running:
     def begin(self, name: str) -> None:
         """A test begins: load the driver."""
         self._begun = self._mark(f"{name} begins")
+        self._seen = len(self._watcher.reports)
         for placed in self.devices:
             placed.trace.clear()
         self._before = [placed.serving.statistics() for placed in self.devices]
         self.load()
+
+    def check(self) -> None:
+        """Raise a GuestReport if the kernel has reported a mistake since the test began."""
+        __tracebackhide__ = True
+        if not self.ended:
+            self._mark("the test ends")
+        found = self.reports()
+        if found:
+            self.spoiled = f"of {found[0].kind} in the test before"
+            raise GuestReport("the guest's kernel says: " + "; ".join(report.title for report in found))
 
     def end(self) -> None:
         """A test has ended: remove the driver and reset the devices, for the next test."""
         __tracebackhide__ = True
         if self.spoiled or self.ended:
             return
-        try:
-            self.unload()
-            if self.wanted.reset:
-                self.reset_devices()
-        except MachineError as error:
-            self.spoiled = str(error)
-            raise
+        self.unload()
+        self.check()
+        if self.wanted.reset:
+            self.reset_devices()
 
     def load(self) -> None:
         """Load the modules that are not loaded, in their order."""
@@ -137,6 +154,14 @@ class Running:
         name = which if isinstance(which, str) else which.__name__
         there = ", ".join(f"{placed.id} ({type(placed.serving.device).__name__})" for placed in self.devices)
         raise LookupError(f"{len(exact) or 'no'} devices of the machine are {name}: there are {there}")
+
+    def reports(self) -> list[Report]:
+        """What the kernel has reported since the test began."""
+        return self._watcher.reports[self._seen :]
+
+    def decoded(self, report: Report) -> str:
+        """The text of a report, with lines of source behind addresses."""
+        return self._decoder.decode(report.text)
 
     def console(self) -> str:
         """What the kernel has printed since the test began."""

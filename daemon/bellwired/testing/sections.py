@@ -22,6 +22,8 @@ def sections(vm: Vm | None, running: Running, lines: int) -> Iterator[Section]:
     """Titles and texts: commands, the kernel's reports and console, and of each device registers, counts and trace."""
     if vm is not None and vm.commands:
         yield "commands in the guest", "\n".join(vm.commands)
+    for report in running.reports():
+        yield f"the guest's kernel: {report.kind}", running.decoded(report)
     yield "the guest's console", _last(running.console(), CONSOLE)
     for number, placed in enumerate(running.devices):
         yield f"device {placed.id}: registers", _asked(placed, registers)

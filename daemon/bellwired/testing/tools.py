@@ -17,10 +17,13 @@ from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
 from bellwired.guest.plan import HOST, Share
 from bellwired.guest.progress import Progress, shown
-from bellwired.guest.qemus import Qemu, inspect
+from bellwired.guest.qemus import Qemu, find_qemu
+from bellwired.guest.roots import KERNELS_OWN
 from bellwired.guest.toolbox import Toolbox
 from bellwired.testing.wanted import Wanted
 
+NEEDED = ("vfio-user-pci", "virtserialport", "vhost-user-fs-pci")
+"""Devices that QEMU must have."""
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
@@ -42,10 +45,11 @@ class Tools:
         The guest has ``folders``, and its commands start in the last of them.
         """
         toolbox, qemu, kernel = self._find()
-        ours = {module.stem.replace("-", "_") for module in modules}
+        ours = {module.stem.replace("-", "_") for module in modules if module.suffix == ".ko"}
         needed = dict.fromkeys(name for module in modules for name in _depends(module) if name not in ours)
         append = f"{self._config.getoption('--bellwire-append')} {wanted.guest.get('append', '')}".strip()
-        own = [] if wanted.guest.get("root", HOST) == HOST else [Share(each, str(each)) for each in folders]
+        minimal = wanted.guest.get("root", HOST) != HOST
+        hidden = [each for each in folders if minimal or any(each.is_relative_to(own) for own in KERNELS_OWN)]
         return {
             "kernel": kernel,
             "qemu": qemu,
@@ -55,7 +59,7 @@ class Tools:
             **wanted.guest,
             "append": append,
             "modules": [*needed, *wanted.guest.get("modules", ())],
-            "shares": [*own, *wanted.guest.get("shares", ())],
+            "shares": [*(Share(each, str(each)) for each in hidden), *wanted.guest.get("shares", ())],
         }
 
     def build(self, module: Path) -> None:
@@ -73,8 +77,11 @@ class Tools:
             try:
                 with self._progress() as progress, _fetching():
                     toolbox = fetch_guest_tools(progress)
-                    qemu = inspect(tuple(toolbox.qemu), toolbox.qemu_environment, tuple(toolbox.virtiofsd))
-                    self._found = toolbox, qemu, find_kernel(word, progress, lambda _: toolbox)
+                    self._found = (
+                        toolbox,
+                        find_qemu(toolbox, needed=NEEDED),
+                        find_kernel(word, progress, lambda _: toolbox),
+                    )
             except NotHere as error:
                 self._missing = str(error)
                 raise

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bellwire import PciDevice
     from bellwired.guest.console import Console
     from bellwired.guest.machine import Finished, Machine
+    from bellwired.guest.reports import Report
     from bellwired.testing.running import Running
 
 Device = TypeVar("Device", bound="PciDevice")
@@ -98,6 +99,11 @@ class Vm:
     def dmesg(self) -> str:
         """What the guest's kernel has printed since the test began."""
         return self._running.printed()
+
+    @property
+    def reports(self) -> list[Report]:
+        """The kernel's reports since the test began: oopses, warnings, hung tasks and the like."""
+        return self._running.reports()
 
     @property
     def commands(self) -> list[str]:

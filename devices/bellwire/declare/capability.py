@@ -8,6 +8,7 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from bellwire.declare.declared import Declared
+from bellwire.declare.hooks import Tie
 from bellwire.declare.register import Register
 from bellwire.declare.saved import SavedBytes
 
@@ -46,11 +47,13 @@ class ExtendedCapability(Declared):
         self.registers: list[Register[Any]] = []
         """The registers that the specification defines, as far as this capability has them."""
         self.saved: list[SavedBytes] = []
-        """What is no register, and belongs into a snapshot all the same."""
+        """State beside the registers that a snapshot must have too."""
+        self.handled: list[Tie] = []
+        """Events of registers that the part handles itself, so that no method can be tied to them."""
 
     @property
     def index(self) -> ExtendedCapability:
-        """What its registers' bytes are found by, as those of a BAR are by the BAR's index."""
+        """The key of its bytes in the device's state. A BAR's key is the BAR's index."""
         return self
 
     def own(
@@ -90,7 +93,11 @@ class ExtendedCapability(Declared):
         """Refuse what the capability cannot express. A subclass adds its own checks."""
 
     def check_among(self, where: str, layout: Layout) -> None:
-        """Refuse what does not go with the device's other declarations."""
+        """Refuse what does not go with the device's other declarations. A subclass adds its own checks."""
+        for event, register in self.handled:
+            if (event, register) in layout.hooks:
+                method = layout.hooks[event, register]
+                self.refuse(where, f"{method} is tied to {register.name}, which the SDK itself handles")
 
     def shape(self, space: Template) -> None:
         """Change what the header and other capabilities have after a reset, if this one says so."""

@@ -98,7 +98,7 @@ class Core:
         return hook if row is None else functools.update_wrapper(functools.partial(hook, row), hook)
 
     def tie(self, event: str, register: Register[Any], hook: Callable[..., Any]) -> None:
-        """Run ``hook`` at an event of a register that the SDK has declared, unless the device has a hook for it."""
+        """Run ``hook`` at an event of a register that an extended capability handles itself."""
         self._own_hooks[event, register] = hook
 
     def part(self, capability: Any) -> Any:

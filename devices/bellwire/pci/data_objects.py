@@ -67,6 +67,7 @@ class Doe(ExtendedCapability):
         self.status = self.own("status", 0x0C, access="w1c", writable=_INTERRUPT)
         self.outbox = self.own("write_mailbox", 0x10, access="wo")
         self.inbox = self.own("read_mailbox", 0x14, access="rw")
+        self.handled = [("write", self.control), ("write", self.outbox), ("read", self.inbox), ("write", self.inbox)]
         self.counts = self.own_bytes("counts", 3 * DWORD)
         self.sent = self.own_bytes("object", max(largest, HEADER))
         self.answer = self.own_bytes("answer", max(largest, HEADER))
@@ -86,6 +87,7 @@ class Doe(ExtendedCapability):
 
     def check_among(self, where: str, layout: Layout) -> None:
         """Refuse a vector that the device does not have, and protocols that no hook answers."""
+        super().check_among(where, layout)
         declared = layout.msix or layout.msi
         count = 0 if declared is None else declared.count
         if self.vector is not None and not 0 <= self.vector < count:

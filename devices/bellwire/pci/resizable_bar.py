@@ -51,6 +51,7 @@ class ResizableBars(ExtendedCapability):
                 reset=bar.index & 7 | count & 0xE0 | first << _SIZE,
                 writable=_SIZE_MASK,
             )
+        self.handled = [("write", register) for register in self.controls.values()]
 
     def check(self, where: str) -> None:
         """Refuse sizes that are no power of two from 1 MiB on, or that do not go with the BAR's own."""
@@ -69,6 +70,7 @@ class ResizableBars(ExtendedCapability):
 
     def check_among(self, where: str, layout: Layout) -> None:
         """Refuse a BAR that the device does not have, and what must be in reach at every size."""
+        super().check_among(where, layout)
         for bar, choices in self.sizes.items():
             plan = layout.bars.get(bar.index)
             if plan is None or plan.bar is not bar:
@@ -107,11 +109,15 @@ class BarSizes:
         self._content = core.state.registers[declared]
         self._applied = {bar: bar.size for bar in declared.sizes}
         for register in declared.controls.values():
-            core.tie("write", register, lambda _: self.follow())
+            core.tie("write", register, self._chosen)
 
     def __getitem__(self, bar: Bar) -> int:
         code = (self._declared.controls[bar].load(self._content) & _SIZE_MASK) >> _SIZE
         return 1 << _MIB + code
+
+    def _chosen(self, _: int) -> None:
+        """The guest has chosen a size."""
+        self.follow()
 
     def follow(self) -> None:
         """Make each BAR as large as its control register says: after the guest's write, a reset or a restore.

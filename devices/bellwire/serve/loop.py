@@ -162,7 +162,7 @@ class Loop:
     def wake(self) -> None:
         """End the current or the next :meth:`wait`. Any thread or signal handler may call it."""
         with self._closing:
-            if self._wake >= 0:
+            if self._wake != -1:
                 os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:

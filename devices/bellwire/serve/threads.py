@@ -57,7 +57,7 @@ class Threads:
 
     def close(self) -> None:
         """Settle, then end the threads. A second call does nothing."""
-        if self._wake < 0:
+        if self._wake == -1:
             return
         self.settle()
         for _ in self._threads:

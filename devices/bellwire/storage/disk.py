@@ -194,7 +194,7 @@ class Disk:
 
     def close(self) -> None:
         """Close the descriptor, which also releases the lock. A second call does nothing."""
-        if self.fd >= 0:
+        if self.fd != -1:
             with contextlib.suppress(OSError):  # the caller can do nothing about it any more
                 self.flush()
             os.close(self.fd)

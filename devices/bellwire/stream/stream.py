@@ -41,11 +41,11 @@ class Stream:
     @property
     def connected(self) -> bool:
         """Whether there is a peer."""
-        return self._in >= 0 or self._out >= 0
+        return self._in != -1 or self._out != -1
 
     def receive(self, size: int = LARGEST) -> bytes:
         """The bytes that have arrived, at most ``size``. Empty if there are none now."""
-        if self._in < 0:
+        if self._in == -1:
             return b""
         try:
             data = os.read(self._in, size)
@@ -66,7 +66,7 @@ class Stream:
     def send(self, pieces: Pieces) -> int:
         """Send bytes. Returns how many the peer has taken. Without a peer all are dropped, and count as taken."""
         size = sum(map(len, pieces))
-        if self._out < 0 or not size:
+        if self._out == -1 or not size:
             return size
         try:
             sent = write(self._out, pieces)
@@ -84,7 +84,7 @@ class Stream:
         if self._stuck:
             self._stuck = False
             self._ask()
-        if self._held and self._in >= 0 and _has_left(self._in):
+        if self._held and self._in != -1 and _has_left(self._in):
             self._end_input()
 
     def hang_up(self) -> None:
@@ -141,9 +141,9 @@ class Stream:
     def _ask(self) -> None:
         """Watch only the events that the stream can handle now: any other event would end every wait."""
         wanted = {}
-        if self._in >= 0:
+        if self._in != -1:
             wanted[self._in] = select.EPOLLRDHUP | select.EPOLLET if self._held else select.EPOLLIN
-        if self._stuck and self._out >= 0:
+        if self._stuck and self._out != -1:
             wanted[self._out] = wanted.get(self._out, 0) | select.EPOLLOUT
         for fd in self._asked.keys() - wanted.keys():
             self._epoll.unregister(fd)

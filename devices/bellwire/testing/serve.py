@@ -102,7 +102,8 @@ def serve(
 
     ``device`` is an instance, or a class that is made with ``options``. Clients are served one after the other. An
     error of ``setup`` or ``reset`` comes out of the ``with`` statement. At the end of the block the client is
-    disconnected, the device's ``close`` has run, and the thread and the socket are gone.
+    disconnected, the device's ``close`` has run, and the thread and the socket are gone. If a hook does not end, a
+    TimeoutError names it.
     """
     instance: Device = device(**options) if isinstance(device, type) else device
     with contextlib.ExitStack() as stack:
@@ -114,7 +115,9 @@ def serve(
         serving = Serving(where, worker, instance)
         ready = threading.Event()
         failed: list[BaseException] = []
-        thread = threading.Thread(target=serving._run, args=(ready, failed), name=f"bellwire {instance.name}")
+        thread = threading.Thread(
+            target=serving._run, args=(ready, failed), name=f"bellwire {instance.name}", daemon=True
+        )
         serving._thread = thread
         thread.start()
         try:
@@ -123,6 +126,8 @@ def serve(
                 yield serving
         finally:
             worker.stop()
-            thread.join()
+            thread.join(PATIENCE)
+            if thread.is_alive():
+                raise TimeoutError(f"{instance.name} does not end{serving._whereabouts()}")
         if failed:
             raise failed[0]

@@ -162,10 +162,10 @@ class Engine:
                 self._execute(sq, cq, block)
                 if not controller.live or not sq.size or sq.deleter:
                     return
+                if self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
+                    break
             elif not (shadowed and queues.more_in_shadow(sq)):
                 return
-            elif self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
-                break
         if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
             self._again.add(sq.qid)
             controller.device.after(0, self._continue, sq)

@@ -113,11 +113,11 @@ class Features:
         """Get Features. Returns the result dword."""
         identifier, feature = _find(command)
         select = command.cdw10 >> 8 & 7
+        if select > Select.CAPABILITIES:
+            raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
         if select == Select.CAPABILITIES:
             changeable = feature.settable or identifier in (FeatureId.QUEUES, FeatureId.VECTOR)
             return bool(changeable) << 2 | feature.per_namespace << 1
-        if select > Select.CAPABILITIES:
-            raise CommandError(Status.INVALID_FIELD, Byte.CDW10)
         self._check_namespace(command)
         if identifier is FeatureId.QUEUES:
             return self._granted

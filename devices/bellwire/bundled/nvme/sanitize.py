@@ -54,7 +54,8 @@ class Sanitize:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._state = controller.store.record.sanitize
-        self._progress = 0
+        self._progress: int
+        """Of 65536, while an operation is in progress."""
 
     def execute(self, command: Command) -> int:
         """Check the command and begin, or leave failure mode."""
@@ -95,7 +96,7 @@ class Sanitize:
     def page(self, _: Command) -> bytes:
         """Sanitize Status (§5.14.1.16.2)."""
         running = self._state.status == State.IN_PROGRESS
-        progress = min(self._progress, IDLE - 1) if running else IDLE
+        progress = self._progress if running else IDLE
         times = [UNKNOWN_TIME] * 6
         return struct.pack("<HHI6I", progress, self._state.status, self._state.action, *times).ljust(512, b"\0")
 

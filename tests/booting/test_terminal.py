@@ -1,0 +1,47 @@
+"""What ``bellwire boot`` does with a command's end, with the agent on this machine in place of a guest's."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from bellwired.commands.boot_terminal import Screen, _Lines, _status
+from bellwired.guest.console import Console
+from bellwired.guest.errors import CommandTimeout
+from bellwired.guest.machine import Machine
+from booting.on_host import Agent
+
+
+class Guest:
+    """A machine of which a console is all that is looked at."""
+
+    console = Console()
+
+
+def status(agent: Agent, *words: str, timeout: float | None = None) -> int:
+    running, _, _ = agent.begin(*words)
+    return _status(cast("Machine", Guest()), running, timeout, words)
+
+
+def test_a_status_is_as_a_shell_has_it(agent: Agent) -> None:
+    assert status(agent, "sh", "-c", "exit 3") == 3
+    assert status(agent, "sh", "-c", "kill -TERM $$") == 143
+
+
+def test_a_command_that_takes_too_long_is_killed(agent: Agent) -> None:
+    with pytest.raises(CommandTimeout, match=r"sleep 100: not ended after 0\.05 s"):
+        status(agent, "sleep", "100", timeout=0.05)
+
+
+def test_lines_are_whole_however_their_bytes_come() -> None:
+    seen: list[str] = []
+    lines = _Lines(seen.append)
+    for piece in (b"one\r\ntw", b"o\r", b"\nthree"):
+        lines.take(piece)
+    assert seen == ["one", "two"]
+
+
+def test_a_devices_line_controls_no_terminal(capfd: Any) -> None:
+    Screen().log("copier", "before\x1b[2Jafter")
+    assert capfd.readouterr().err == "copier: before\\x1b[2Jafter\n"
