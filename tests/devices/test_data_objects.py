@@ -85,6 +85,12 @@ def test_an_object_is_answered(guest: Guest[Talker]) -> None:
     assert guest.read(Talker.mailbox.inbox) == 0
 
 
+def test_bits_of_the_header_that_are_reserved_do_not_matter(guest: Guest[Talker]) -> None:
+    put(guest, VENDOR | ECHO << 16 | 0xFF << 24, 3 | 0x3FFF << 18, 0x0403_0201)
+    guest.write(Talker.mailbox.control, GO)
+    assert take(guest) == [VENDOR | ECHO << 16, 3, 0x0102_0304]
+
+
 def test_discovery_lists_the_protocols(guest: Guest[Talker]) -> None:
     found = []
     index = 0

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+CI = sorted((ROOT / "examples/ci").glob("*.yml"))
 LABS = DOCS / "labs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), *sorted(LABS.rglob("*.md"))]
 IDS = [str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT)) for page in PAGES]
@@ -82,3 +83,8 @@ def rows(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         if line.startswith("|") and not line.startswith("|--") and "---|" not in line:
             yield [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+
+
+def ci_lines(file: Path) -> list[str]:
+    """The command lines of a CI's file that set up and run the tests."""
+    return re.findall(r"^\s*- (?:run: )?((?:pip|pytest) .*)$", file.read_text(), re.MULTILINE)

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.template import KINDS, write
-from docs.documents import DOCS, ROOT, blocks
+from docs.documents import CI, DOCS, ROOT, blocks, ci_lines
 
 EXAMPLE = ROOT / "examples/copier"
-CI = sorted((ROOT / "examples/ci").glob("*.yml"))
 PATIENCE = 400  # seconds, on a busy host
 MISTAKE = """\
 	if (bytes == 13)
@@ -106,20 +105,6 @@ def test_an_oops_fails_a_test_that_says_nothing_of_it(results: dict[str, str]) -
     assert "GuestReport" in failure
     assert "BUG: kernel NULL pointer dereference, address: 000000000000000d" in failure
     assert re.search(r"RIP: 0010:copier_write\+0x\w+/0x\w+ \[copier\] \(copier\.c:\d+\)", failure)
-
-
-def ci_lines(file: Path) -> list[str]:
-    """The command lines of a CI's file that set up and run the tests."""
-    return re.findall(r"^\s*- (?:run: )?((?:pip|pytest) .*)$", file.read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize("file", CI, ids=lambda file: file.name)
-def test_the_ci_examples_install_what_they_use(file: Path) -> None:
-    install, tests = ci_lines(file)
-    assert install == "pip install 'bellwire[pytest]' pytest-xdist"
-    assert tests == "pytest -n 2 --bellwire-required --junitxml=report.xml"
-    assert "report.xml" in file.read_text().partition(tests)[2]
-    assert tests in (DOCS / "testing-drivers.md").read_text()
 
 
 def test_a_new_device_passes_what_ci_runs(tmp_path: Path) -> None:

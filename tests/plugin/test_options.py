@@ -87,6 +87,7 @@ def test_a_run_that_uses_no_machine_imports_nothing_of_the_sdk() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow  # it starts pytest
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pytest", "-p", "no:bellwire", "--bellwire-required"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -109,6 +109,27 @@ def test_oops(vm):
     result.stdout.fnmatch_lines(["E *assert *Report*", "*the guest's kernel: oops*"])
 
 
+def test_a_hook_that_fails_fails_the_test(trial: Trial) -> None:
+    result = trial("""
+from vfio_user import Client
+
+class Wrong(PciDevice, vendor=0x1234, device=0x11F3, class_code=0x088000):
+    mmio = Bar(0, size=4096)
+    word = mmio.reg(0)
+    @word.write
+    def write_word(self, value: int) -> None:
+        raise KeyError(value)
+
+pytestmark = machine(devices=[Wrong])
+def test_it(vm):
+    with Client.connect(vm._running.devices[0].serving.path) as client:
+        client.write(0, 0, bytes(4), posted=True)
+def test_next(vm): pass
+""")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["E *DeviceMistake: a hook of wrong0 has failed: its log says where", "*KeyError: 0*"])
+
+
 def test_a_command_that_does_not_end_fails_its_test_and_the_next_has_a_new_machine(trial: Trial) -> None:
     result = trial(
         """

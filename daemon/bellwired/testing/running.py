@@ -38,6 +38,10 @@ class GuestReport(AssertionError):
     """The guest's kernel has reported a mistake: an oops, a warning, a hung task or the like."""
 
 
+class DeviceMistake(AssertionError):
+    """A hook of a device has raised an error that is no GuestError."""
+
+
 @dataclass(frozen=True)
 class Placed:
     """A device of the machine: its ``id``, its place on the guest's bus, what serves it, and what it has logged."""
@@ -95,7 +99,7 @@ class Running:
         self.load()
 
     def check(self) -> None:
-        """Raise a GuestReport if the kernel has reported a mistake since the test began."""
+        """Raise a GuestReport if the kernel has reported a mistake since the test began; a DeviceMistake for a hook."""
         __tracebackhide__ = True
         if not self.ended:
             self._mark("the test ends")
@@ -103,6 +107,9 @@ class Running:
         if found:
             self.spoiled = f"of {found[0].kind} in the test before"
             raise GuestReport("the guest's kernel says: " + "; ".join(report.title for report in found))
+        for number, placed in enumerate(self.devices):
+            if self.counted(number, PATIENCE).get("failures"):
+                raise DeviceMistake(f"a hook of {placed.id} has failed: its log says where")
 
     def end(self) -> None:
         """A test has ended: remove the driver and reset the devices, for the next test."""
