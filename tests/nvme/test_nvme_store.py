@@ -81,6 +81,18 @@ def test_a_format_outlives_the_device(tmp_path: Path) -> None:
         assert struct.unpack_from("<Q", driver.identify(0x00, 1)) == (256,)
 
 
+def test_a_format_may_leave_a_part_of_a_block(tmp_path: Path) -> None:
+    with started(tmp_path) as driver:
+        assert create(driver, 91).result == 2
+        assert attach(driver, 2).status == 0
+        assert driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=2, dwords=(1,)).status == 0
+    for _ in range(2):
+        with started(tmp_path) as driver:
+            assert struct.unpack_from("<Q", driver.identify(0x00, 2)) == (11,)
+            page = driver.allocate(PAGE)
+            assert transfer(driver.create_queues(), IoOpcode.WRITE, page, 10, 1, nsid=2, shift=12).status == 0
+
+
 def test_without_a_store_all_is_as_the_options_say(tmp_path: Path) -> None:
     with started(tmp_path, store=Path()) as driver:
         driver.admin.do(AdminOpcode.FORMAT_NVM, nsid=1, dwords=(1,))

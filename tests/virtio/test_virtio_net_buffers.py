@@ -90,6 +90,14 @@ def test_a_filter_sees_the_vlan_however_small_the_first_buffer_is(
         assert [packet.frame for packet in card.await_packets(len(expected))] == expected
 
 
+def test_a_buffer_that_is_just_large_enough_for_the_filter_is_received_into(make: Make, far: socket.socket) -> None:
+    """Header, addresses and tag: 30 bytes. A smaller one is filled by a copy."""
+    card = make(room=30)
+    with mock.patch.object(VirtioNet, "deliver", side_effect=AssertionError("copied")):
+        far.send(frame(size=18))
+        assert [packet.frame for packet in card.await_packets()] == [frame(size=18)]
+
+
 @pytest.mark.parametrize("pieces", [MOST_PIECES - 1, MOST_PIECES])
 def test_a_buffer_may_have_more_pieces_than_a_system_call_takes(make: Make, far: socket.socket, pieces: int) -> None:
     card = make({Feature.INDIRECT_DESC}, buffers=0)

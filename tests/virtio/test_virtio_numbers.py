@@ -111,6 +111,12 @@ def test_each_queue_has_a_vector_and_the_configuration_one(kind: type[device.Vir
     assert msix.count == kind.most_queues + 1 == vectors
 
 
+@pytest.mark.parametrize("kind", [console.VirtioConsole, blk.VirtioBlk, net.VirtioNet])
+def test_what_a_device_type_declares_for_its_queues_has_its_name(kind: type[device.VirtioDevice]) -> None:
+    for name in ("irq", "queue_state"):
+        assert str(vars(kind)[name]) == f"{kind.__name__}.{name}"
+
+
 def test_a_table_has_1_to_1024_descriptors() -> None:
     with Driver(Echo) as driver:
         window = chain.Window(driver.device.virtqueues[0], driver.device.dma)

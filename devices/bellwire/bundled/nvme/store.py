@@ -129,7 +129,8 @@ class Store:
             self.remove(nsid)
         elif not self._exists(path):
             raise StorageError(f"store {self.folder}: {path.name} is gone, with what is in namespace {nsid}")
-        disk = Disk.open(path, size=size, direct=direct, block=block, folder=self._fd)
+        made = size if new else 0  # a format may have left a part of a block at the end
+        disk = Disk.open(path, size=made, direct=direct, block=block, folder=self._fd)
         if disk.size != size:
             disk.close()
             raise StorageError(f"store {self.folder}: {path.name} has {disk.size} bytes, namespace {nsid} has {size}")
