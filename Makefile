@@ -108,8 +108,9 @@ mutants: $(VENV)/.dev ## see whether tests notice small mistakes: within an hour
 bench-docs: ## for a release: put the plots of the last `make bench` beside docs/performance.md
 	install -m644 -t docs/performance build/bench/*.svg
 
-guests: $(VENV)/.tools ## build the micro guests anew, in place
+guests: $(VENV)/.tools ## build the micro guests, and the agent of bellwire boot, anew, in place
 	$(BIN)/python -m bellwire_vmm.guests.build
+	$(BIN)/python -m bellwired.guest.agent.build
 
 tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
 	$(BIN)/python tools/option_tables.py

@@ -15,6 +15,7 @@ from bellwired.commands.cli import main, parser
 from bellwired.errors import CommandError
 from bellwired.guest.plan import Share
 from bellwired.places import Places
+from daemon.commands import line, started
 
 PLACES = Places.of(runtime_dir=Path("/nowhere"))
 
@@ -93,6 +94,16 @@ def test_a_word_is_a_socket_or_a_kind_or_a_file(listening: Path) -> None:
     assert boot_devices.running(str(listening), PLACES) == listening
     assert boot_devices.running("nvme", PLACES) is None
     assert boot_devices.running(str(listening.with_name("mine.py")), PLACES) is None
+
+
+@pytest.mark.daemon
+def test_a_word_is_the_name_of_a_device_that_runs(tmp_path: Path) -> None:
+    path, runtime = tmp_path / "device.sock", tmp_path / "run"
+    runtime.mkdir(mode=0o755)
+    words = ["run", "edu", "--name", "mine", "--socket-path", str(path), "--runtime-dir", str(runtime)]
+    with started(*words) as process:
+        line(process)
+        assert boot_devices.running("mine", Places.of(runtime_dir=runtime)) == path
 
 
 def test_a_word_that_is_nothing_is_told_with_what_there_is() -> None:

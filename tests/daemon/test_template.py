@@ -140,6 +140,7 @@ def test_the_files_lie_in_a_folder_of_the_devices_name(
     assert main(["new", "thing", "--kind", "dma-ring"]) == 0
     printed = capsys.readouterr().out
     assert "Try it: bellwire run ./thing/thing.py" in printed
+    assert "Test it, in Linux too: pytest thing" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
     assert main(["new", "thing"]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -85,6 +85,39 @@ def test_an_object_is_answered(guest: Guest[Talker]) -> None:
     assert guest.read(Talker.mailbox.inbox) == 0
 
 
+def test_a_mailbox_is_busy_while_an_object_waits_and_says_whether_an_answer_is_wanted(
+    guest: Guest[Talker],
+) -> None:
+    mailbox = guest.device.mailbox
+    before = mailbox.busy, mailbox.answer(b"")
+    send(guest, LATER, 0x0403_0201)
+    during = mailbox.busy, mailbox.answer(b"back")
+    assert (before, during, mailbox.busy) == ((False, False), (True, True), False)
+    assert take(guest)[2:] == [int.from_bytes(b"back", "little")]
+
+
+def test_a_write_of_control_without_a_command_does_nothing(guest: Guest[Talker]) -> None:
+    put(guest, VENDOR | ECHO << 16, 3, 0x0403_0201)
+    guest.write(Talker.mailbox.control, 0)
+    assert status(guest) == 0
+    guest.write(Talker.mailbox.control, GO)
+    assert status(guest) == READY
+
+
+@pytest.mark.parametrize("kind", [ECHO, LATER])
+def test_a_second_go_before_the_answer_was_taken_is_an_error(guest: Guest[Talker], kind: int) -> None:
+    send(guest, kind, 0x0403_0201)
+    assert not status(guest) & ERROR
+    guest.write(Talker.mailbox.control, GO)
+    assert status(guest) & ERROR
+
+
+def test_an_answer_is_taken_to_its_very_end(guest: Guest[Talker]) -> None:
+    words = list(range(1, Talker.mailbox.largest // 4 - 1))
+    send(guest, ECHO, *words)
+    assert [int.from_bytes(word.to_bytes(4, "big"), "little") for word in reversed(take(guest)[2:])] == words
+
+
 def test_bits_of_the_header_that_are_reserved_do_not_matter(guest: Guest[Talker]) -> None:
     put(guest, VENDOR | ECHO << 16 | 0xFF << 24, 3 | 0x3FFF << 18, 0x0403_0201)
     guest.write(Talker.mailbox.control, GO)

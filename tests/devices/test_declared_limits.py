@@ -93,6 +93,7 @@ GOOD: list[Declared] = [
     Link(64, 32),
     Power(d2=True, wake_from=(PowerState.D0, PowerState.D2, PowerState.D3COLD)),
     ResizableBars({Bar(0, size=1 << 20): (1 << 20,)}),
+    Doe(*[(1, kind) for kind in range(1, 256)]),
     ResizableBars({Bar(0, size=1 << 36, bits=64): (1 << 20, 1 << 36)}),
 ]
 BAD: list[Declared] = [

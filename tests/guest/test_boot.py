@@ -30,10 +30,15 @@ class Answer(PciDevice, vendor=0x1234, device=0x0042, class_code=0x088000):
     "A register with the answer."
     mmio = Bar(0, size=4096)
     answer = mmio.reg(0x0, access="ro", reset=42)
+
+class Question(Answer, device=0x0043):
+    "The other function."
+
+functions = [Answer, Question]
 """
 SCRIPT = """
 cat
-cat /sys/bus/pci/devices/0000:00:01.0/device /sys/bus/pci/devices/0000:00:02.0/device
+cat /sys/bus/pci/devices/0000:00:01.0/device /sys/bus/pci/devices/0000:00:02.[01]/device
 cat /sys/block/nvme0n1/size
 grep -o ^uio_pci_generic /proc/modules
 pwd
@@ -46,19 +51,12 @@ exit 7
 """
 
 
-def left_behind() -> set[Path]:
-    """Temporary files of Bellwire's."""
-    return set(Path("/tmp").glob("bellwire-*"))
-
-
-def processes() -> set[str]:
-    """The processes that ``bellwire boot`` starts, and other tests do not: virtiofsd."""
-    found = set()
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"virtiofsd" in line.read_bytes():
-                found.add(line.parent.name)
-    return found
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files: nothing may be left there."""
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    return tmp_path / "t"
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +89,12 @@ def test_the_command_ends_with_the_status_of_the_guests(done: subprocess.Complet
 
 
 def test_its_output_is_the_guests_alone(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert done.stdout == f"typed\n0xbe5d\n0x0042\n32768\nuio_pci_generic\n{folder}\n2\n"
+    assert done.stdout == f"typed\n0xbe5d\n0x0042\n0x0043\n32768\nuio_pci_generic\n{folder}\n2\n"
 
 
 def test_its_errors_and_the_devices_log_are_on_standard_error(done: subprocess.CompletedProcess[str]) -> None:
     assert "bench=1" in done.stderr
-    assert "answer: answer has served 1 client" in done.stderr
+    assert "answer: answer.1 has served 1 client" in done.stderr
     assert "nvme: nvme has served 1 client" in done.stderr
 
 
@@ -136,7 +134,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tools: object) -> Iterator[Terminal]:
+def terminal(tools: object, scratch: Path) -> Iterator[Terminal]:
     terminal = Terminal("edu", "--minimal")
     yield terminal
     terminal.process.kill()
@@ -144,8 +142,7 @@ def terminal(tools: object) -> Iterator[Terminal]:
     os.close(terminal.fd)
 
 
-def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal: Terminal) -> None:
-    before = left_behind()
+def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal: Terminal, scratch: Path) -> None:
     terminal.wait_for(" # ")
     terminal.type("stty size; cat /sys/bus/pci/devices/0000:00:01.0/device\n")
     terminal.wait_for("33 101\r\n0x11e8\r\n")
@@ -164,7 +161,7 @@ def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal:
     for fd in started:
         assert select.select([fd], [], [], 0)[0]
         os.close(fd)
-    assert left_behind() <= before
+    assert list(scratch.iterdir()) == []
 
 
 def machine_of(process: subprocess.Popen[str], program: str) -> int:
@@ -180,15 +177,14 @@ def machine_of(process: subprocess.Popen[str], program: str) -> int:
     raise AssertionError(f"no {program}")
 
 
-def test_a_qemu_that_is_killed_ends_all_with_a_status_of_its_own(tools: object, folder: Path) -> None:
-    before = left_behind()
+def test_a_qemu_that_is_killed_ends_all_with_a_status_of_its_own(tools: object, folder: Path, scratch: Path) -> None:
     words = [*COMMAND, "boot", "edu", "--", "true"]
     with subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         os.kill(machine_of(process, "qemu-system-x86_64"), signal.SIGKILL)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == FAILED
     assert "QEMU has ended with status -9" in errors
-    assert left_behind() <= before
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_device_that_does_not_start_is_told_with_its_reason(tools: object, folder: Path) -> None:

@@ -14,6 +14,7 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.machine import Finished, Machine
 from bellwired.guest.plan import HOST, Plan, Plugged, Share
 from bellwired.guest.qemus import inspect
+from bellwired.guest.reports import Kind
 from bellwired.guest.toolbox import Toolbox
 
 pytestmark = pytest.mark.guest
@@ -110,6 +111,8 @@ def test_the_error_of_a_guest_that_ends_has_the_consoles_tail(machine: Machine) 
     """The last one: it ends the guest."""
     with pytest.raises(MachineError, match="the guest has ended") as caught:
         machine.run("echo c >/proc/sysrq-trigger", timeout=60)
-    assert "write_sysrq_trigger" in caught.value.console
+    assert "write_sysrq_trigger" in machine.console.text
+    assert caught.value.console == machine.console.tail()
+    assert [report.kind for report in machine.reports] == [Kind.PANIC]
     with pytest.raises(MachineError, match="the guest has ended"):
         machine.run("true")

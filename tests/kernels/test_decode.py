@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwired.guest import decode
@@ -123,6 +123,7 @@ def test_a_file_that_is_no_module_decodes_nothing(tmp_path: Path) -> None:
 PRINTED = st.sampled_from(["one", "+0x", "/0x", "12", "ff", " [", "]", " ", "some_driver", "\n", "RIP: ", "+", "\0"])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.lists(PRINTED, max_size=60).map("".join))
 def test_any_text_stays_as_it_is_without_files(text: str) -> None:
     assert Decoder().decode(text) == text

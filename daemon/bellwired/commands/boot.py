@@ -15,7 +15,7 @@ from typing import Any
 
 from bellwire import BellwireError
 from bellwired import terminal
-from bellwired.commands import boot_devices, boot_prepare, show
+from bellwired.commands import boot_devices, boot_own, boot_prepare, show
 from bellwired.commands.boot_reports import Reported
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import KINDS, completed
@@ -104,6 +104,12 @@ def add_parser(commands: Any) -> None:
         "--memory", type=_memory, default=512, metavar="SIZE", help="in MiB unless it ends in M or G (default 512)"
     )
     parser.add_argument("--network", action="store_true", help="add a network card, behind QEMU's own network")
+    parser.add_argument(
+        "--vmm",
+        choices=(boot_own.QEMU, boot_own.OWN),
+        default=boot_own.QEMU,
+        help="the machine: QEMU, or our own VMM with a shell on its serial console (it takes KVM that runs Linux)",
+    )
     parser.add_argument("--qemu", metavar="PROGRAM", default="", help="the QEMU to use (default: the best one found)")
     parser.add_argument(
         "--console", metavar="FILE", type=Path, help="write what the kernel prints there; -: to standard error"
@@ -142,8 +148,11 @@ def boot(arguments: argparse.Namespace) -> int:
 def _boot(arguments: argparse.Namespace) -> int:
     screen = Screen()
     reported = Reported(screen)
+    own = arguments.vmm == boot_own.OWN
+    if own:
+        boot_own.check(arguments)
     with contextlib.ExitStack() as stack:
-        console = stack.enter_context(screen.console(arguments.console))
+        console = stack.enter_context(screen.console(None if own else arguments.console))
         with shown() as progress:
             kernel = find_kernel(arguments.kernel, progress)
             tools = fetch_guest_tools(progress)
@@ -154,14 +163,18 @@ def _boot(arguments: argparse.Namespace) -> int:
             screen.note(tools.describe())
             return 0
         shares = _shares(arguments)
-        qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
         served = stack.enter_context(Served(screen.log))
-        devices = boot_devices.serve(arguments, served)
+        paths = boot_devices.start(arguments, served)
+        if own:
+            served.wait()
+            return boot_own.boot(arguments, kernel, tools.busybox, boot_devices.plug(paths))
+        qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
+        served.wait()
         modules = [shlex.split(text) for text in arguments.modules]
         plan = Plan(
             kernel,
             qemu,
-            devices,
+            boot_devices.plug(paths),
             root=MINIMAL if arguments.minimal else HOST,
             busybox=tools.busybox,
             shares=shares,
@@ -174,7 +187,6 @@ def _boot(arguments: argparse.Namespace) -> int:
             listeners=(reported.feed, *([console] if console else [])),
             boot_time=LONGEST if arguments.gdb else BOOT_TIME,
         )
-        served.wait()
         screen.note(f"booting Linux {kernel.release} in QEMU {qemu.text}, {qemu.how}")
         files = [Path(words[0]) for words in modules if words[0].endswith(".ko")]
         decoder = Decoder(kernel.vmlinux, files, [*(file.parent for file in files), Path.cwd()])

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import argparse
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bellwired.commands.control_client import Instance, NoDaemonError, all_devices
 from bellwired.errors import CommandError
 from bellwired.find import find_device, names
 from bellwired.guest.plan import Plugged
-from bellwired.guest.served import Served, Wanted
+from bellwired.guest.served import Served, Wanted, sockets
 from bellwired.places import Places
 from bellwired.settings import NAME
 from bellwired.sources import is_path
 
 ANSWER = 10.0  # seconds for a daemon to answer
-MOST = 15
+FIRST_SLOT, MOST = 1, 15
 """Devices: the slots of the machine's bus that are left for them."""
 
 
-def serve(arguments: argparse.Namespace, served: Served) -> list[Plugged]:
-    """Start the devices, or find those that run already, in their order on the command line."""
+def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
+    """Start the devices, or find those that run already. The path of each one's socket, by its name, in their order."""
     words = arguments.devices
     places = Places.of(runtime_dir=arguments.runtime_dir)
     flags = ["--log-level", arguments.log_level]
@@ -31,16 +31,29 @@ def serve(arguments: argparse.Namespace, served: Served) -> list[Plugged]:
         raise CommandError(f"{len(words)} devices: the machine has places for {MOST}")
     called = call(words)
     given = share_out(arguments.options, list(called))
-    plugged = []
+    paths = {}
     for name, word in called.items():
         socket = running(word, places)
         if socket is None:
             options = [each for option in given[name] for each in ("-o", option)]
-            plugged.append(served.add(Wanted(name, word, [*options, *flags])))
+            paths[name] = served.add(Wanted(name, word, [*options, *flags]))
         elif given[name]:
             raise CommandError(f"-o {given[name][0]}: {word} runs already", f"bellwire set {word} changes its options")
         else:
-            plugged.append(Plugged(socket, name))
+            paths[name] = socket
+    return paths
+
+
+def plug(paths: Mapping[str, Path]) -> list[Plugged]:
+    """Give each device that serves a slot of bus 0, from 1 on; the functions of one device share its slot."""
+    plugged = []
+    for slot, (name, path) in enumerate(paths.items(), FIRST_SLOT):
+        functions = sockets(path)
+        for number, socket in enumerate(functions):
+            place: dict[str, object] = {"bus": "pcie.0", "addr": f"{slot:x}.{number}"}
+            if len(functions) > 1:
+                place["multifunction"] = True
+            plugged.append(Plugged(socket, name if len(functions) == 1 else f"{name}.{number}", place))
     return plugged
 
 

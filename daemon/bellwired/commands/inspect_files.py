@@ -77,4 +77,5 @@ def new(arguments: argparse.Namespace) -> int:
         print(f"{path!s:{width}}  {about}")
     device = next(iter(written))
     print(f"Try it: bellwire run {device}" if device.is_absolute() else f"Try it: bellwire run ./{device}")
+    print(f"Test it, in Linux too: pytest {folder}")
     return 0

@@ -71,7 +71,7 @@ def split(arguments: argparse.Namespace, kinds: Sequence[type[PciDevice]]) -> Pa
     check(arguments, kinds)
     name = arguments.name or Path(arguments.device).stem
     parts = [Part(arguments, name, number, kind) for number, kind in enumerate(kinds)]
-    accelerated_by = attach.accelerators()
+    accelerated_by = attach.accelerators() if arguments.ready_fd is None else []
     sys.stdout.flush()
     parent = os.getpid()
     running: dict[int, Part] = {}
@@ -109,8 +109,9 @@ def _watch(running: dict[int, Part], parts: Sequence[Part], accelerated_by: list
         signal.signal(number, end)
     ready = [_is_ready(part) for part in parts]
     if all(ready):
-        _announce(parts, accelerated_by)
-        if ready_fd is not None:
+        if ready_fd is None:
+            _announce(parts, accelerated_by)
+        else:
             os.write(ready_fd, b"\n")
             os.close(ready_fd)
     status = 0

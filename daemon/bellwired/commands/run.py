@@ -108,7 +108,7 @@ def add_parser(commands: Any) -> None:
         "--ready-fd",
         type=_number,
         metavar="N",
-        help="an inherited descriptor: write a line end to it and close it, once the device serves",
+        help="an inherited descriptor: write a line end to it and close it, once the device serves; print nothing then",
     )
     parser.add_argument(
         "--debug",
@@ -154,7 +154,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             stack.callback(control.close)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         # It runs a machine of its own, which a boxed process may not.
-        accelerated_by = attach.accelerators() if part is None and arguments.fd is None else []
+        accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -247,11 +247,16 @@ def make(device: type[PciDevice], options: list[str]) -> PciDevice:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 
 
+def _announces(arguments: argparse.Namespace) -> bool:
+    """Whether it is for people, who are told how to attach the device."""
+    return arguments.fd is None and arguments.ready_fd is None
+
+
 def _announce(arguments: argparse.Namespace, name: str, accelerated_by: list[str], control: Listener | None) -> None:
     if arguments.ready_fd is not None:
         with open(arguments.ready_fd, "wb", buffering=0) as file:
             file.write(b"\n")
-    if arguments.fd is not None:
+    if not _announces(arguments):
         return
     path = arguments.socket_path or default_path(name)
     print(f"{terminal.line(name)}: serving on {terminal.line(path)}. To attach it to QEMU ({attach.OLDEST} or newer):")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 KEPT = 4 << 20
 """Bytes that are kept: the last ones."""
-TAIL = 30
+TAIL = 50
 """Lines that an error shows."""
 
 Listener = Callable[[bytes], object]

@@ -59,7 +59,15 @@ def virtiofs_arguments(offered: Offered, slot: int, fd: int) -> list[str]:
 def virtiofsd_words(plan: Plan, offered: Offered, fd: int) -> list[str]:
     """The command line of the virtiofsd that serves a share on the listening socket ``fd``."""
     words = [*plan.qemu.virtiofsd, "--shared-dir", os.fspath(offered.share.folder.absolute()), "--fd", str(fd)]
-    words += ["--cache", "auto", "--sandbox", "none", "--no-announce-submounts", "--log-level", "error"]
+    words += [
+        "--cache",
+        "auto",
+        "--sandbox",
+        "none" if os.geteuid() else "chroot",
+        "--no-announce-submounts",
+        "--log-level",
+        "error",
+    ]
     return words if offered.share.writable else [*words, "--readonly"]
 
 

@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bellwired.guest.console import Listener
+from bellwired.guest.kernel import Kernel
 from bellwired.guest.qemus import Qemu
 
 HOST, MINIMAL = "host", "minimal"
 BOOT_TIME = 120.0  # seconds, for a machine that is emulated on a busy host
 MIB = 1 << 20
 ID = "device"
-
-
-class Bootable(Protocol):
-    """What a plan needs to know of a kernel."""
-
-    @property
-    def image(self) -> Path:
-        """The bzImage."""
-
-    @property
-    def modules(self) -> Path | None:
-        """The folder of its modules, or None."""
-
-    @property
-    def vmlinux(self) -> Path | None:
-        """The kernel with its symbols, or None."""
-
-    def file(self, name: str) -> Path | None:
-        """The file of the module ``name``, or None."""
-
-    def has(self, name: str) -> bool:
-        """Whether the module ``name`` can be loaded, or is built in."""
-
-    def load_order(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        """Modules by name, each after those that it needs; what is built in is left out."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,7 @@ class Share:
 class Plan:
     """All that a machine is made from."""
 
-    kernel: Bootable
+    kernel: Kernel
     qemu: Qemu
     devices: Sequence[Plugged] = ()
     root: str = MINIMAL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import subprocess
 import tempfile
 import threading
@@ -18,13 +17,15 @@ from typing import Self
 
 from bellwired.guest import processes
 from bellwired.guest.errors import MachineError
-from bellwired.guest.plan import Plugged
 from bellwired.workers.process import environment, python
 
 LONGEST_LINE = 1 << 16
 START = 60.0  # seconds for the devices to serve
 KEPT = 20
 """Lines of a device's log that an error shows."""
+
+MOST_FUNCTIONS = 8
+"""Of a device in one slot (PCI Local Bus 3.0, 3.2.2.3.4)."""
 
 Told = Callable[[str, str], None]
 """Takes the name of a device, and a line of its log."""
@@ -66,31 +67,27 @@ class Served:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def add(self, wanted: Wanted) -> Plugged:
-        """Start a device. :meth:`wait` waits until it serves."""
+    def add(self, wanted: Wanted) -> Path:
+        """Start a device, whose socket will be at the path. :meth:`wait` waits until it serves."""
         path = Path(self._folder) / wanted.name
         ready, theirs = os.pipe()
         self._stack.callback(os.close, ready)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-                listener.bind(os.fspath(path))
-                listener.listen()
-                words = [*python(), "-m", "bellwired", "run", wanted.word]
-                words += ["--fd", str(listener.fileno()), "--ready-fd", str(theirs), *wanted.arguments]
-                process = processes.start(
-                    words,
-                    fds=[listener.fileno(), theirs],
-                    environment=environment(),
-                    output=subprocess.PIPE,
-                    errors=subprocess.STDOUT,
-                )
+            words = [*python(), "-m", "bellwired", "run", wanted.word, "--socket-path", os.fspath(path)]
+            process = processes.start(
+                [*words, "--ready-fd", str(theirs), *wanted.arguments],
+                fds=[theirs],
+                environment=environment(),
+                output=subprocess.PIPE,
+                errors=subprocess.STDOUT,
+            )
         finally:
             os.close(theirs)
         last: list[str] = []
         log = threading.Thread(target=self._read, args=(wanted.name, process, last), name="log", daemon=True)
         log.start()
         self._devices.append(_Device(wanted.name, process, log, last, ready))
-        return Plugged(path, wanted.name)
+        return path
 
     def wait(self, timeout: float = START) -> None:
         """Wait until all devices serve. Raises a MachineError if one of them fails, or takes too long."""
@@ -100,8 +97,10 @@ class Served:
             if not select.select([device.ready], [], [], left)[0]:
                 raise MachineError(f"the device {device.name} does not serve after {timeout:.0f} s")
             if not os.read(device.ready, 1):
-                device.process.wait(processes.PATIENCE)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    device.process.wait(processes.PATIENCE)
                 self.check()
+                raise MachineError(f"the device {device.name} does not serve")
 
     def forget_paths(self) -> None:
         """Remove the sockets' paths: QEMU has connected."""
@@ -138,3 +137,9 @@ class Served:
                     self._told(name, text)
         if not self._closing:
             self._told(name, f"the device has ended with status {process.wait()}")
+
+
+def sockets(path: Path) -> list[Path]:
+    """The sockets of a device that was started for ``path``: one, or one for each of its functions."""
+    functions = [path.with_name(f"{path.name}.{number}") for number in range(MOST_FUNCTIONS)]
+    return [path] if path.exists() else [each for each in functions if each.exists()]

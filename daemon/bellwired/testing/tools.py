@@ -94,6 +94,7 @@ class Tools:
         reporter: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None:
             reporter.ensure_newline()
+            reporter.flush()
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext(), shown() as progress:
             yield progress
 

@@ -180,7 +180,7 @@ class Mailbox:
         """The dword of the answer that is next; 0 if there is none."""
         if not self._status & _READY or self._status & _ERROR:
             return 0
-        at = min(self._counts[_READ], len(self._answer) // DWORD - 1) * DWORD
+        at = self._counts[_READ] * DWORD
         return int.from_bytes(self._answer[at : at + DWORD], "little")
 
     def _take(self, _: int) -> None:
