@@ -80,6 +80,16 @@ def test_a_return_address_is_named_by_the_call_before_it(module: Path) -> None:
     assert decoder(module).decode(f"RIP: 0010:{printed}").endswith(" (some-driver.c:14)")
 
 
+def test_the_kernels_own_functions_are_found_in_its_vmlinux(module: Path, tmp_path: Path) -> None:
+    """It is linked, so its symbols have addresses of their own. A kernel of another build has other sizes."""
+    words = ["gcc", "-g", "-O1", "-static", "-nostdlib", "-Wl,-e,two", "-o", str(tmp_path / "vmlinux")]
+    subprocess.run([*words, str(module.with_name("some-driver.c"))], check=True)
+    decoder = Decoder(tmp_path / "vmlinux", folders=[module.parent])
+    printed = f"RIP: 0010:two+0x0/{size(tmp_path / 'vmlinux', 'two')}"
+    assert decoder.decode(printed) == f"{printed} (some-driver.c:13)"
+    assert decoder.decode("RIP: 0010:two+0x0/0x9999") == "RIP: 0010:two+0x0/0x9999"
+
+
 @pytest.mark.parametrize(
     "printed",
     [
