@@ -38,6 +38,7 @@ class Unblocked(logging.Handler):
         self._queue: deque[memoryview] = deque()
         self._size = 0
         self._untold = 0
+        self._draining = False
         self._writer: threading.Thread | None = None
 
     @property
@@ -92,11 +93,24 @@ class Unblocked(logging.Handler):
         self._put(data)
 
     def _put(self, data: bytes) -> None:
+        size = len(data)
         self._queue.append(memoryview(data))
-        self._size += len(data)
+        self._size += size  # no call in this statement: a signal handler that logs may run at any call
 
     def _drain(self) -> None:
-        """Write as much of the queue as there is room for."""
+        """Write as much of the queue as there is room for.
+
+        A signal handler may log in the middle of this, on the same thread. Its record waits for the loop below.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            self._write_what_fits()
+        finally:
+            self._draining = False
+
+    def _write_what_fits(self) -> None:
         while self._queue:
             data = self._queue[0]
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from bellwired.commands import boot, boot_devices
+from bellwired.commands import boot, boot_devices, boot_prepare, show
 from bellwired.commands.boot_devices import call, share_out
 from bellwired.commands.cli import main, parser
 from bellwired.errors import CommandError
+from bellwired.guest.errors import MachineError
+from bellwired.guest.kernel import Kernel
 from bellwired.guest.plan import Share
 from bellwired.places import Places
 from daemon.commands import line, started
@@ -75,6 +78,7 @@ def test_an_option_is_for_the_device_that_it_names_or_the_only_one() -> None:
         ("size", ["nvme"], ""),
         ("size=1", ["nvme", "edu"], "begin with one of nvme., edu."),
         ("edu.x=1", ["nvme"], "begin with one of nvme."),
+        ("size=1", [], "name a device first"),
     ],
 )
 def test_an_option_of_no_known_device_is_refused(option: str, names: list[str], hint: str) -> None:
@@ -132,3 +136,42 @@ def test_a_folder_that_is_not_there_cannot_be_shared(tmp_path: Path) -> None:
 def test_a_failure_before_the_guest_runs_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["boot", "--kernel", "/nowhere/bzImage", "--", "true"]) == boot.FAILED
     assert "/nowhere/bzImage: no such kernel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "no module is named"),
+        ("copier.ko 'debug=1", "a quotation mark is not closed"),
+        ("nowhere.ko", "--module nowhere.ko: no such file"),
+        ("./nowhere", "--module ./nowhere: no such file"),
+        ("nowhere", "Linux 6.1 has no module nowhere"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_told_before_the_boot(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(CommandError, match=re.escape(problem)):
+        boot_prepare.modules([text], Kernel(tmp_path / "bzImage", "6.1", tmp_path))
+
+
+def test_a_module_is_a_file_or_one_of_the_kernels_own_with_its_parameters(tmp_path: Path) -> None:
+    own = tmp_path / "own.ko"
+    own.touch()
+    (tmp_path / "modules.builtin").write_text("kernel/lib/built_in.ko\n")
+    kernel = Kernel(tmp_path / "bzImage", "6.1", tmp_path)
+    found = boot_prepare.modules([f"{own} debug=1 name='a b'", "own", "built-in"], kernel)
+    assert found == [[str(own), "debug=1", "name=a b"], ["own"], ["built-in"]]
+
+
+def test_a_socket_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"nowhere.sock: no such socket"):
+        boot_devices.running(str(tmp_path / "nowhere.sock"), PLACES)
+
+
+def test_a_console_that_cannot_be_written_is_a_failure_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "--console", "/nowhere/console", "--", "true"]) == boot.FAILED
+    assert "/nowhere/console: No such file or directory" in capsys.readouterr().err
+
+
+def test_the_log_of_a_device_that_fails_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    show.error_with_log(MachineError("the device x has ended:\nfirst\x1b\nsecond", "look there"))
+    assert capsys.readouterr().err == ("bellwire: the device x has ended:\n  first\\x1b\n  second\n  look there\n")

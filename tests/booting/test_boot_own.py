@@ -72,6 +72,6 @@ def test_a_kernel_runs_until_it_powers_off(tmp_path: Path, busybox: Path, capsys
     image, console = tmp_path / "kernel", tmp_path / "console"
     image.write_bytes(bzimage(say(b"hello\r\n") + POWER_OFF))
     devices: list[Plugged] = []
-    assert boot_own.boot(parse("--console", str(console)), Kernel(image, "6.12"), busybox, devices) == 0
+    assert boot_own.boot(parse("--console", str(console)), Kernel(image, "6.12"), busybox, [], devices) == 0
     assert console.read_bytes() == b"hello\r\n"
     assert "The guest powered off" in capsys.readouterr().out

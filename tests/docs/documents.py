@@ -10,8 +10,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 CI = sorted((ROOT / "examples/ci").glob("*.yml"))
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-IDS = [page.name for page in PAGES]
+LABS = DOCS / "labs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), *sorted(LABS.rglob("*.md"))]
+IDS = [str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT)) for page in PAGES]
 
 _GENERATED = re.compile(
     r"^<!-- figures.*?^<!-- end -->$"  # bench/document.py

@@ -41,6 +41,8 @@ cat
 cat /sys/bus/pci/devices/0000:00:01.0/device /sys/bus/pci/devices/0000:00:02.[01]/device
 cat /sys/block/nvme0n1/size
 grep -o ^uio_pci_generic /proc/modules
+tail -n 1 /etc/resolv.conf
+grep -c '^eth0.0002000A' /proc/net/route
 pwd
 echo written >shared/file
 echo lost >elsewhere
@@ -72,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(tools: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """One command, with two devices and a module of the kernel's own."""
     words = ["boot", "nvme", "--share", "shared", "./answer.py", "--module", "uio_pci_generic", "-o", "nvme.size=16M"]
-    words += ["--cpus", "2", "--append", "bench=1", "--console", "console", "--timeout", "100"]
+    words += ["--network", "--cpus", "2", "--append", "bench=1", "--console", "console", "--timeout", "100"]
     return subprocess.run(
         [*COMMAND, *words, "--", "sh", "./test.sh"],
         cwd=folder,
@@ -89,7 +91,9 @@ def test_the_command_ends_with_the_status_of_the_guests(done: subprocess.Complet
 
 
 def test_its_output_is_the_guests_alone(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert done.stdout == f"typed\n0xbe5d\n0x0042\n0x0043\n32768\nuio_pci_generic\n{folder}\n2\n"
+    assert (
+        done.stdout == f"typed\n0xbe5d\n0x0042\n0x0043\n32768\nuio_pci_generic\nnameserver 10.0.2.3\n1\n{folder}\n2\n"
+    )
 
 
 def test_its_errors_and_the_devices_log_are_on_standard_error(done: subprocess.CompletedProcess[str]) -> None:

@@ -6,12 +6,10 @@ the guest says how far it is, and waits until the host has plugged, pulled or ki
 
 from __future__ import annotations
 
-import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,29 +17,14 @@ import pytest
 import silicon
 from attached import Device, running
 from bellwired.guest.plan import Plugged
-from bellwired.guest.qmp import Qmp
 from bellwired.guest.toolbox import Toolbox
+from comings import SLOT, TALK, come_and_go, slot
 from linux import Guest, Outcome
 from machine import NATIVE_HOT_PLUG
-from qtest import monitor
-from rendezvous import joined
 
 pytestmark = pytest.mark.guest
 
-SLOT = "/sys/bus/pci/devices/0000:01:00.0"
-SCRIPT = f"""
-stty -F /dev/ttyS2 raw -echo
-exec 3<>/dev/ttyS2
-say() {{ echo "$1" >&3; read -r answer <&3; }}
-await() {{
-    tries=0
-    until eval "$1"; do
-        tries=$((tries + 1))
-        [ $tries -lt 2000 ] || {{ echo "never: $1"; dmesg | tail; exit 1; }}
-        sleep 0.02
-    done
-}}
-part() {{ echo "== $1"; }}
+SCRIPT = f"""{TALK}
 cd /sys/bus/pci/devices
 
 say ready
@@ -107,59 +90,14 @@ class Told:
         return parts[part].splitlines()
 
 
-class Host:
-    """The host's side of the conversation."""
-
-    def __init__(self, far: socket.socket, control: Qmp) -> None:
-        self._far = far
-        self._lines = far.makefile("rb")
-        self.control = control
-
-    def hears(self, text: str) -> None:
-        assert self._lines.readline().decode().strip() == text
-
-    def answers(self) -> None:
-        self._far.sendall(b"go on\n")
-
-    def plug(self, path: Path) -> None:
-        self.control.ask("device_add", bus="root", id="it", **json.loads(Plugged(path).argument))
-
-    def close(self) -> None:
-        self._lines.close()
-
-
 @pytest.fixture(scope="module")
 def told(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     folder = tmp_path_factory.mktemp("silicon")
-    line, qmp = folder / "line", folder / "qmp"
     with ExitStack() as stack:
 
         def port(number: int) -> subprocess.Popen[bytes]:
             device = Device("serial", {"backend": f"file:{folder}/text{number}"})
             return stack.enter_context(running(device, folder / f"port{number}"))
-
-        def visit() -> None:
-            with joined(line) as far, closing(monitor(qmp)) as control, closing(Host(far, control)) as host:
-                host.hears("ready")
-                host.plug(folder / "port1/device")
-                host.answers()
-                host.hears("plugged")
-                control.ask("device_del", id="it")
-                host.answers()
-                host.hears("unplugged")
-                control.wait("DEVICE_DELETED", device="it")
-                host.plug(folder / "port1/device")
-                host.answers()
-                host.hears("again")
-                first.kill()
-                first.wait()
-                host.answers()
-                host.hears("pulled")
-                control.wait("DEVICE_DELETED", device="it")
-                host.plug(folder / "port2/device")
-                host.answers()
-                host.hears("back")
-                host.answers()
 
         stack.enter_context(running(Device(silicon.__file__), folder / "card"))
         first, _ = port(1), port(2)
@@ -167,11 +105,9 @@ def told(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
             Plugged(folder / f"card/device.{n}", properties={"addr": f"10.{n}", "multifunction": True}) for n in (0, 1)
         ]
         guest = Guest(tools, folder)
-        more = ["-device", "pcie-root-port,id=root,slot=1", "-qmp", f"unix:{qmp},server=on,wait=off"]
-        more += ["-serial", f"unix:{line},server=on,wait=off"]
         with ThreadPoolExecutor(1) as visitor:
-            visited = visitor.submit(visit)
-            outcome = guest.run(SCRIPT, card, board=NATIVE_HOT_PLUG, arguments=more, timeout=120)
+            visited = visitor.submit(come_and_go, folder, folder / "port1/device", first, folder / "port2/device")
+            outcome = guest.run(SCRIPT, card, board=NATIVE_HOT_PLUG, arguments=slot(folder), timeout=120)
             assert outcome.status == 0, f"{outcome.output}\n{outcome.console}"
             visited.result()
         yield Told(outcome, [Path(folder, f"text{number}").read_text() for number in (1, 2)])

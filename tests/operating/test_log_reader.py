@@ -73,6 +73,24 @@ def test_a_line_is_written_at_once_while_there_is_room(pipe: tuple[int, int]) ->
     handler.close()
 
 
+def test_a_signal_handler_may_log_while_its_thread_writes_a_line(pipe: tuple[int, int]) -> None:
+    class Interrupted(Stream):
+        """A signal arrives when its first line is written."""
+
+        def write(self, data: memoryview) -> int:
+            count = super().write(data)
+            if bytes(data) == b"one\n":
+                logger.info("a signal")
+            return count
+
+    logger, handler = logger_to(Interrupted(pipe[1]), threaded=False)
+    logger.info("one")
+    logger.info("two")
+    assert read_lines(pipe[0], "two") == ["one", "a signal", "two"]
+    assert handler._size == 0
+    handler.close()
+
+
 def test_a_full_pipe_holds_up_no_log_call_and_keeps_the_order(pipe: tuple[int, int]) -> None:
     logger, handler = logger_to(Stream(pipe[1]))
     fill(pipe[1])

@@ -125,7 +125,7 @@ def add_parser(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="the folder of the daemon's control socket, and of the devices' own",
     )
-    parser.set_defaults(command=boot, takes=("timeout", "runtime_dir"), words=[])
+    parser.set_defaults(command=boot, takes=("timeout", "runtime_dir"), words=[], failed=FAILED)
 
 
 def boot(arguments: argparse.Namespace) -> int:
@@ -133,16 +133,13 @@ def boot(arguments: argparse.Namespace) -> int:
     try:
         with _signals_end_it():
             return _boot(arguments)
-    except CommandTimeout as error:
-        show.errors([error], in_json=False)
-        return TIMED_OUT
     except BellwireError as error:
         if isinstance(error, BuildError):
             boot_prepare.show_output(error)
         if isinstance(error, MachineError) and error.console:
             print(f"The end of the guest's console:\n{terminal.lines(error.console)}", file=sys.stderr)
-        show.errors([error], in_json=False)
-        return FAILED
+        show.error_with_log(error)
+        return TIMED_OUT if isinstance(error, CommandTimeout) else FAILED
 
 
 def _boot(arguments: argparse.Namespace) -> int:
@@ -163,14 +160,14 @@ def _boot(arguments: argparse.Namespace) -> int:
             screen.note(tools.describe())
             return 0
         shares = _shares(arguments)
+        modules = boot_prepare.modules(arguments.modules, kernel)
         served = stack.enter_context(Served(screen.log))
         paths = boot_devices.start(arguments, served)
         if own:
             served.wait()
-            return boot_own.boot(arguments, kernel, tools.busybox, boot_devices.plug(paths))
+            return boot_own.boot(arguments, kernel, tools.busybox, modules, boot_devices.plug(paths))
         qemu = find_qemu(tools, arguments.qemu, _needed(arguments, shares))
         served.wait()
-        modules = [shlex.split(text) for text in arguments.modules]
         plan = Plan(
             kernel,
             qemu,

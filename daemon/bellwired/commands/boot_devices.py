@@ -82,8 +82,9 @@ def share_out(options: Sequence[str], called: Sequence[str]) -> dict[str, list[s
         if dot and name in shared:
             shared[name].append(option[len(name) + 1 :])
         elif dot or len(called) != 1:
-            there = ", ".join(f"{each}." for each in called) or "no devices"
-            raise CommandError(f"-o {option}: it is not said whose option that is", f"begin with one of {there}")
+            problem = f"there is no device {name}" if dot else "whose option is this?"
+            there = f"begin with one of {', '.join(f'{each}.' for each in called)}" if called else "name a device first"
+            raise CommandError(f"-o {option}: {problem}", there)
         else:
             shared[called[0]].append(option)
     return shared
@@ -92,6 +93,8 @@ def share_out(options: Sequence[str], called: Sequence[str]) -> dict[str, list[s
 def running(word: str, places: Places) -> Path | None:
     """The socket of a device that runs already: the word is its path, or its name at the daemon. None: a new one."""
     path = word.partition(":")[0]
+    if is_path(path) and word.endswith(".sock") and not Path(word).exists():
+        raise CommandError(f"{word}: no such socket", "a vfio-user server must listen there before the guest boots")
     if is_path(path) or (word.endswith(".sock") and Path(word).exists()):
         return Path(word) if _is_socket(Path(word)) else None
     if path in names(()):

@@ -49,9 +49,14 @@ def check(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--vmm own cannot run Linux: {why}", HINT)
 
 
-def boot(arguments: argparse.Namespace, kernel: Kernel, busybox: Path, devices: Sequence[Plugged]) -> int:
+def boot(
+    arguments: argparse.Namespace,
+    kernel: Kernel,
+    busybox: Path,
+    modules: Iterable[Sequence[str]],
+    devices: Sequence[Plugged],
+) -> int:
     """Boot, with the terminal as the serial console. 0 when the guest has powered off, 3 after a panic."""
-    modules = [shlex.split(text) for text in arguments.modules]
     with tempfile.TemporaryFile() as file:
         file.write(initramfs(kernel, busybox, modules))
         file.flush()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from bellwired import terminal
+from bellwired.errors import CommandError
 from bellwired.guest.build import BuildError, build_modules
 from bellwired.guest.compiler import find_compiler
 from bellwired.guest.headers import tree_of
@@ -53,6 +56,32 @@ def prepare(arguments: argparse.Namespace, kernel: Kernel, progress: Progress) -
     return told
 
 
+def modules(texts: Iterable[str], kernel: Kernel) -> list[list[str]]:
+    """The words of each --module: a file or the name of one of the kernel's own, and its parameters.
+
+    Raises a CommandError for a file that is not there, and for a module that the kernel does not have.
+    """
+    found = []
+    for text in texts:
+        try:
+            words = shlex.split(text)
+        except ValueError:
+            raise CommandError(f"--module {text}: a quotation mark is not closed") from None
+        if not words:
+            raise CommandError(
+                "--module: no module is named", "it takes a file, or the name of one of the kernel's own"
+            )
+        name = words[0]
+        if "/" in name or name.endswith(".ko"):
+            if not Path(name).is_file():
+                raise CommandError(f"--module {name}: no such file", "--build DIR builds the modules in DIR first")
+        elif not kernel.has(name):
+            kernel.load_order([name])  # it says what is missing
+        found.append(words)
+    return found
+
+
 def show_output(error: BuildError) -> None:
     """Show what the compiler has printed, as it has printed it."""
-    print(terminal.lines(error.output), file=sys.stderr)
+    if error.output:
+        print(terminal.lines(error.output), file=sys.stderr)

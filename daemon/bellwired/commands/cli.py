@@ -141,6 +141,7 @@ def _run(words: Sequence[str] | None) -> int:
             top.error(f"--{flag} is for other commands than this")
     if not logging.root.handlers:
         to_stderr_or_journal(arguments.log_level)
+    failed: int = getattr(arguments, "failed", 1)
     try:
         status: int = arguments.command(arguments)
         sys.stdout.flush()
@@ -149,12 +150,12 @@ def _run(words: Sequence[str] | None) -> int:
         return 1
     except (BellwireError, VfioUserError, VmmError, KvmError) as error:
         show.errors([error], in_json=getattr(arguments, "json", False))
-        return 1
+        return failed
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         told = CommandError(f"{where}{error.strerror or error}")
         show.errors([told], in_json=getattr(arguments, "json", False))
-        return 1
+        return failed
     except KeyboardInterrupt:
         return 130
     return status

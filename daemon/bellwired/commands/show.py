@@ -68,6 +68,13 @@ def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
             print(f"  {terminal.line(hint)}", file=sys.stderr)
 
 
+def error_with_log(error: Exception) -> None:
+    """Print an error to standard error. Its text may have several lines, such as the end of a log."""
+    print(f"bellwire: {terminal.paragraph(error)}", file=sys.stderr)
+    if isinstance(error, CommandError) and error.hint:
+        print(f"  {terminal.line(error.hint)}", file=sys.stderr)
+
+
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
     """Print ``rows`` of markup, with as many ``columns`` as fit on the terminal."""
     shown = list(range(len(columns)))

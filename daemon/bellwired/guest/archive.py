@@ -40,8 +40,9 @@ class Apt:
     """An apt whose state and downloads are in ``folder``. What an interrupted run has fetched there is used again.
 
     ``pins`` are source packages that come from another suite than the first. ``security`` is a suite of the security
-    archive; it is used if the machine's apt knows that archive. With ``sources`` it knows source packages alone.
-    Raises an ArchiveError if the machine lacks apt, a verifier of signatures or Debian's keys.
+    archive; it is used if the machine's apt knows that archive, and BELLWIRE_DEBIAN names no other place. With
+    ``sources`` it knows source packages alone. Raises an ArchiveError if the machine lacks apt, a verifier of
+    signatures or Debian's keys.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Apt:
         keys = find_keyring()
         kind = "deb-src" if sources else "deb"
         lines = [f"{kind} [signed-by={keys}] {self.mirror} {suite} main\n" for suite in suites]
-        if security and (mirror := known_mirror("debian-security")):
+        if security and MIRROR not in os.environ and (mirror := known_mirror("debian-security")):
             lines.append(f"deb [signed-by={keys}] {_copied(mirror)} {security} main\n")
         (folder / "sources.list").write_text("".join(lines))
         pin = "Package: src:{}\nPin: release n={}\nPin-Priority: 990\n"

@@ -67,7 +67,8 @@ class Hardware:
         if not reason:
             try:
                 status = self._processes[0].wait(ENDING)
-                reason = f"QEMU has ended with status {status}: {self.said}" if status else "the guest has ended"
+                said = f": {self.said}" if self.said else ""
+                reason = f"QEMU has ended with status {status}{said}" if status else "the guest has ended"
             except subprocess.TimeoutExpired:
                 reason = "the guest has closed its channel"
         self.console.wait_for_end(ENDING)

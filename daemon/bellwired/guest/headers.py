@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from bellwired.guest.archive import unpack
+from bellwired.guest.archive import ArchiveError, unpack
 from bellwired.guest.caches import caches, making, only_one
 from bellwired.guest.fetch import SUITE, fetch, forget
 from bellwired.guest.kernel import Kernel, KernelError
@@ -21,6 +21,7 @@ LAYOUT = 1  # raise it when what is made of the packages changes
 LIBELF = ("libelf1t64", "zlib1g", "libzstd1", "libc6")  # what objtool is linked with
 PROGRAMS = {"scripts/basic/fixdep": "", "scripts/mod/modpost": ".real-lsb-64", "tools/objtool/objtool": ".real-x86"}
 """The programs of kbuild, and what Debian puts behind the name of the one for x86-64."""
+UNKNOWN = "Unable to locate package"  # as apt says it
 _DEBIAN = re.compile(r"(\d[\d.]*(?:-\d+|\+deb\d+))(?:-rt)?(?:-cloud)?-amd64")
 
 
@@ -63,9 +64,15 @@ def _fetch(release: str, folder: Path, progress: Progress) -> None:
     assert found is not None
     packages = (f"linux-headers-{release}", f"linux-headers-{found[1]}-common", f"linux-kbuild-{found[1]}", *LIBELF)
     with making(folder) as made:
-        fetched = fetch(
-            folder, packages, progress, lambda apt, told: apt.download_named(packages, told), f"{SUITE}-security"
-        )
+        try:
+            fetched = fetch(
+                folder, packages, progress, lambda apt, told: apt.download_named(packages, told), f"{SUITE}-security"
+            )
+        except ArchiveError as error:
+            if UNKNOWN not in str(error):
+                raise
+            hint = f"remove {caches() / 'guest'} to fetch the kernel that the archive has now"
+            raise ArchiveError(f"Debian's archive has no headers of Linux {release} any more", hint) from None
         progress.step(f"unpacking the headers of Linux {release}")
         unpack(fetched, made / "root", progress.share)
         _adapt(made, folder, release, found[1])

@@ -9,7 +9,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bellwired.guest import agent
 from bellwired.guest import initramfs as cpio
@@ -17,10 +17,18 @@ from bellwired.guest.errors import MachineError
 from bellwired.guest.folders import OPTIONS, Offered
 from bellwired.guest.plan import HOST, Plan, Share
 
+if TYPE_CHECKING:
+    from bellwired.guest.machine import Finished
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEW_ROOT, LAYERS, BASE = "/newroot", "/layers", "/base"
 KERNELS_OWN = ("/dev", "/proc", "/sys", "/run")
 KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "PATH", "TERM", "VIRTUAL_ENV")
+NETWORK = """
+ip link set lo up && ip link set eth0 up && ip address add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2
+"""
+"""The addresses of QEMU's user-mode network (QEMU, docs/system/devices/net.rst)."""
+RESOLVER = b"nameserver 10.0.2.3\n"
 ALL_MESSAGES = b"7 4 1 7\n"
 """What the console prints once the guest is up: all but debug messages (proc(5), /proc/sys/kernel/printk)."""
 
@@ -35,6 +43,9 @@ class Guest(Protocol):
 
     def switch_root(self, folder: str) -> int:
         """Make a folder the root."""
+
+    def run(self, command: Sequence[str], *, folder: str) -> Finished:
+        """Run a command."""
 
 
 def shares(plan: Plan) -> list[Share]:
@@ -65,9 +76,9 @@ def initramfs(plan: Plan) -> bytes:
     """The archive that the kernel boots with: the agent, and busybox for a minimal root."""
     files: dict[str, bytes | Path] = {"init": agent.PROGRAM, **plan.files}
     links: dict[str, str] = {}
-    if plan.root != HOST:
+    if plan.root != HOST or plan.network:
         if plan.busybox is None:
-            raise MachineError("a minimal root takes a static busybox")
+            raise MachineError("a minimal root, and a network, take a static busybox")
         files["bin/busybox"] = plan.busybox
         links |= {f"bin/{name}": "busybox" for name in applets(plan.busybox)}
     return cpio.archive(files, links)
@@ -86,9 +97,17 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
     """Load modules, mount folders, and make the root, in a guest that has just booted."""
     plan = guest.plan
     by_place = list(offered)
-    needed = [*plan.modules, *(["overlay"] if any(not each.share.writable for each in by_place) else [])]
+    needed = [
+        *plan.modules,
+        *(["virtio_net"] if plan.network else []),
+        *(["overlay"] if any(not each.share.writable for each in by_place) else []),
+    ]
     for name, module in plan.kernel.load_order(needed).items():
         _must(guest.tool(["insmod"], module), f"the kernel's module {name} cannot be loaded")
+    if plan.network:
+        done = guest.run(["/bin/busybox", "sh", "-c", NETWORK], folder="/")
+        if done.status:
+            raise MachineError(f"the guest has no network: {done.stderr.decode(errors='replace').strip()}")
     if plan.root == HOST:
         base, *by_place = by_place
         _layered(guest, base, NEW_ROOT)
@@ -102,6 +121,8 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
             _layered(guest, each, f"{root}{each.share.place}")
     if root:
         _must(guest.switch_root(root), "the host's root cannot become the guest's")
+    if plan.network:
+        guest.tool(["write", "/etc/resolv.conf"], RESOLVER)
     guest.tool(["write", "/proc/sys/kernel/printk"], ALL_MESSAGES)
 
 

@@ -21,8 +21,6 @@ from bellwired.workers.process import environment, python
 
 LONGEST_LINE = 1 << 16
 START = 60.0  # seconds for the devices to serve
-KEPT = 20
-"""Lines of a device's log that an error shows."""
 
 MOST_FUNCTIONS = 8
 """Of a device in one slot (PCI Local Bus 3.0, 3.2.2.3.4)."""
@@ -45,8 +43,6 @@ class _Device:
     name: str
     process: subprocess.Popen[bytes]
     log: threading.Thread
-    last: list[str]
-    """The last lines of its log."""
     ready: int
     """A pipe that says when it serves."""
 
@@ -83,10 +79,9 @@ class Served:
             )
         finally:
             os.close(theirs)
-        last: list[str] = []
-        log = threading.Thread(target=self._read, args=(wanted.name, process, last), name="log", daemon=True)
+        log = threading.Thread(target=self._read, args=(wanted.name, process), name="log", daemon=True)
         log.start()
-        self._devices.append(_Device(wanted.name, process, log, last, ready))
+        self._devices.append(_Device(wanted.name, process, log, ready))
         return path
 
     def wait(self, timeout: float = START) -> None:
@@ -111,10 +106,8 @@ class Served:
         for device in self._devices:
             if device.process.poll():
                 device.log.join(processes.PATIENCE)
-                said = "\n".join(device.last)
-                raise MachineError(
-                    f"the device {device.name} has ended with status {device.process.returncode}:\n{said}"
-                )
+                status = device.process.returncode
+                raise MachineError(f"the device {device.name} has ended with status {status}", "its log says more")
 
     def close(self) -> None:
         """End the devices. What they say at their end is passed on."""
@@ -126,13 +119,11 @@ class Served:
             device.log.join(processes.PATIENCE)
         self._stack.close()
 
-    def _read(self, name: str, process: subprocess.Popen[bytes], last: list[str]) -> None:
+    def _read(self, name: str, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             while line := lines.readline(LONGEST_LINE):
                 text = line.decode(errors="replace").rstrip("\n")
-                last.append(text)
-                del last[:-KEPT]
                 if text.strip():
                     self._told(name, text)
         if not self._closing:

@@ -1,0 +1,86 @@
+"""The devices of ``bellwire boot``: each in a process of its own, which is waited for and ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bellwired.commands.boot_devices import plug
+from bellwired.guest.errors import MachineError
+from bellwired.guest.served import Served, Wanted, sockets
+from daemon.commands import children
+
+pytestmark = pytest.mark.daemon
+
+PATIENCE = 20.0
+CARD = """
+from bellwire import PciDevice
+
+class One(PciDevice, vendor=0x1234, device=0x0101, class_code=0x088000):
+    "Function 0."
+
+class Two(PciDevice, vendor=0x1234, device=0x0102, class_code=0x088000):
+    "Function 1."
+
+functions = [One, Two]
+"""
+
+
+class Log:
+    """The lines that the devices have logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __call__(self, name: str, text: str) -> None:
+        self.lines.append((name, text))
+
+
+def test_devices_serve_until_they_are_ended_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "card.py").write_text(CARD)
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    before = set(children(os.getpid()))
+    with Served(Log()) as served:
+        paths = {
+            name: served.add(Wanted(name, word)) for name, word in (("card", str(tmp_path / "card.py")), ("edu", "edu"))
+        }
+        served.wait()
+        assert [len(sockets(path)) for path in paths.values()] == [2, 1]
+        functions = [(each.id, each.properties["addr"], "multifunction" in each.properties) for each in plug(paths)]
+        assert functions == [("card.0", "1.0", True), ("card.1", "1.1", True), ("edu", "2.0", False)]
+        served.forget_paths()
+        assert list((tmp_path / "t").iterdir()) == []
+        served.check()
+    assert set(children(os.getpid())) <= before
+
+
+def test_a_device_that_cannot_start_is_told_and_its_log_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_like_it\n")
+    log = Log()
+    with Served(log) as served:
+        served.add(Wanted("broken", str(tmp_path / "broken.py")))
+        with pytest.raises(MachineError, match="the device broken has ended with status 1"):
+            served.wait()
+    assert any("No module named 'nothing_like_it'" in text for _, text in log.lines)
+
+
+def test_a_device_that_is_killed_is_told_at_once_and_when_it_is_asked_for() -> None:
+    log = Log()
+    before = set(children(os.getpid()))
+    with Served(log) as served:
+        served.add(Wanted("edu", "edu"))
+        served.wait()
+        (pid,) = set(children(os.getpid())) - before
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while ("edu", "the device has ended with status -9") not in log.lines:
+            assert time.monotonic() < deadline
+            select.select([], [], [], 0.01)
+        with pytest.raises(MachineError, match="has ended with status -9"):
+            served.check()
