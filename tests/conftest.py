@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from folders import folder_that, has_a_medium, limits_sizes
@@ -18,6 +19,8 @@ KVM = Path("/dev/kvm")
 def pytest_configure() -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("patient", deadline=None)  # on a busy machine any example may take its time
+    hypothesis.settings.load_profile("patient")
     os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 
 

@@ -50,14 +50,14 @@ def test_a_fresh_machine_is_for_one_test(trial: Trial, how: str) -> None:
 @pytest.mark.parametrize(("scope", "boots"), [("module", 2), ("session", 1)])
 def test_a_scope_says_how_long_a_machine_lives(trial: Trial, scope: str, boots: int) -> None:
     trial.pytester.makepyfile(
-        devices="""
+        copiers="""
         from bellwire import PciDevice
         class Copier(PciDevice, vendor=0x1234, device=0x11F0, class_code=0x088000): pass
     """
     )
     text = f"""
         from bellwire.pytest import machine
-        from devices import Copier
+        from copiers import Copier
         @machine(devices=[Copier], scope={scope!r})
         def test_it(vm): pass
     """

@@ -7,15 +7,11 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from protocol.backend import QEMU_PROPOSAL, REPLY, FakeDevice, Link, Server, Wire, message, served
 from vfio_user import Capabilities, Channel, Client, Command, DmaTable, Version
 
 ANSWER = Version(0, 2, Capabilities.of(max_msg_fds=16, write_multiple=True)).pack()
-
-settings.register_profile("protocol", deadline=None)
-settings.load_profile("protocol")
 
 
 @pytest.fixture
