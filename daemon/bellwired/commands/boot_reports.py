@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bellwired.commands.boot_terminal import Screen
+from bellwired.guest.console import TAIL
 from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import MachineError
 from bellwired.guest.machine import Machine
@@ -32,10 +33,11 @@ class Reported:
         self._machine = machine
 
     def check(self, machine: Machine) -> None:
-        """Raise a MachineError if there are reports."""
+        """Raise a MachineError if there are reports, with what the kernel has printed behind the last one."""
         if found := self.found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise MachineError(f"the guest's kernel reports: {found[0].title}{more}", console=machine.console.tail())
+            behind = machine.console.text.rpartition(found[-1].text)[2].strip("\n").split("\n")[-TAIL:]
+            raise MachineError(f"the guest's kernel reports: {found[0].title}{more}", console="\n".join(behind))
 
     def show(self, decoder: Decoder) -> None:
         """Show the reports when the guest has ended, with lines of source where symbols are at hand."""
