@@ -20,7 +20,9 @@ from bellwired.guest.console import Listener
 from bellwired.guest.errors import CommandTimeout, MachineError, MachineGone
 from bellwired.guest.machine import Machine
 
-SHELLS = "exec $(command -v bash || command -v sh) -i"
+SHELLS = "command -v bash >/dev/null && exec bash --norc -i; exec sh -i"
+"""The user's own .bashrc is left out: what it starts takes long in a machine that is emulated."""
+PROMPT = {"PS1": r"\u@\h:\w\$ "}
 PIECE = 1 << 14
 ENDING = 5.0  # seconds for a killed command to end
 STANDARD_ERROR = Path("-")
@@ -91,7 +93,7 @@ def _shell(machine: Machine, screen: Screen, timeout: float | None) -> int:
     """A shell on this terminal."""
     screen.note("a shell in the guest: exit ends it, and so does Ctrl-] three times within a second")
     size = os.get_terminal_size(0)
-    running = machine.begin(["sh", "-c", SHELLS], _to(1), _to(1), size=(size.lines, size.columns))
+    running = machine.begin(["sh", "-c", SHELLS], _to(1), _to(1), size=(size.lines, size.columns), environment=PROMPT)
 
     def resized(*_: object) -> None:
         size = os.get_terminal_size(0)

@@ -29,6 +29,7 @@ ip link set lo up && ip link set eth0 up && ip address add 10.0.2.15/24 dev eth0
 """
 """The addresses of QEMU's user-mode network (QEMU, docs/system/devices/net.rst)."""
 RESOLVER = b"nameserver 10.0.2.3\n"
+NAME = b"guest\n"
 ALL_MESSAGES = b"7 4 1 7\n"
 """What the console prints once the guest is up: all but debug messages (proc(5), /proc/sys/kernel/printk)."""
 
@@ -123,6 +124,7 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
         _must(guest.switch_root(root), "the host's root cannot become the guest's")
     if plan.network:
         guest.tool(["write", "/etc/resolv.conf"], RESOLVER)
+    guest.tool(["write", "/proc/sys/kernel/hostname"], NAME)
     guest.tool(["write", "/proc/sys/kernel/printk"], ALL_MESSAGES)
 
 
