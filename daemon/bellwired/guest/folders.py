@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bellwired.guest.errors import MachineError
 from bellwired.guest.plan import Plan, Share
 
 VIRTIOFS, NINE_P = "virtiofs", "9p"
 OPTIONS = {VIRTIOFS: "", NINE_P: "trans=virtio,version=9p2000.L,msize=512000,cache=loose"}
-FIRST_SLOT = 0x10  # of bus 0: below are the user's devices
+FIRST_SLOT, MOST = 0x10, 8  # of bus 0: below are the user's devices, and above are root ports
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def kind_for(plan: Plan) -> str:
 
 
 def offer(plan: Plan, shares: Sequence[Share]) -> list[Offered]:
-    """Name the shares for the guest."""
+    """Name the shares for the guest. Raises a MachineError if there are more than the machine has places for."""
+    if len(shares) > MOST:
+        raise MachineError(f"{len(shares)} folders for the guest: the machine has places for {MOST}", "share one above")
     kind = kind_for(plan)
     return [Offered(share, f"share{number}", kind) for number, share in enumerate(shares)]
 

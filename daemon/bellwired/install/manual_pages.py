@@ -40,6 +40,7 @@ OWN_STATUSES = {
         "build. Standard error says why.",
         126: "The guest cannot run the command.",
         127: "The guest has no such command.",
+        143: "It was ended by SIGTERM.",
     },
     "vmm": {0: "The guest said that all is well, or powered off.", 3: "The guest's kernel panicked."},
     "status": {0: "All devices that were asked for run.", 3: "One of them does not run."},
