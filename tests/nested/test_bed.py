@@ -91,11 +91,13 @@ def patched(tools: Toolbox) -> None:
 def bed(tools: Toolbox) -> Bed:
     """Run a command in the bed, to its good end."""
 
-    def run(kernel: str, *command: str | Path, timeout: float = 600.0) -> Ran:
+    def run(kernel: str, *command: str | Path, timeout: float = 600.0, memory: int = 2048) -> Ran:
         built = kernel_or_skip(tools, kernel)
         output: list[bytes] = []
         words = [str(word) for word in command]
-        outcome = boot.run(tools, built, words, output=output.append, timeout=timeout, folder=CHECKOUT)
+        outcome = boot.run(
+            tools, built, words, output=output.append, size=boot.Size(memory=memory), timeout=timeout, folder=CHECKOUT
+        )
         text = b"".join(output).decode(errors="replace")
         print(f"{text}\n({outcome.seconds:.0f} s)")
         assert outcome.status == 0, text[-4000:]
@@ -202,7 +204,7 @@ def test_rings_under_the_patched_qemu_with_kvm(tools: Toolbox, bed: Bed, kernel:
         qemu.patched(tools, lambda text: None)  # here: in the bed, a build would take hours
     except (qemu.BuildError, OSError) as error:
         pytest.skip(f"no patched QEMU: {error}")
-    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_bell.py", HERE / "qemu_rings.py", timeout=900)
+    bed(kernel, *PYTEST, "-o", "timeout=500", HERE / "qemu_bell.py", HERE / "qemu_rings.py", timeout=1500)
 
 
 @pytest.mark.long
@@ -214,6 +216,7 @@ def test_our_patches_in_a_kernel_that_watches_itself(bed: Bed) -> None:
         LEAKS,
         "grep 'debug_locks: *1' /proc/lockdep_stats",  # it gives up at its first report, or for want of room
     )
-    ran = bed("debug", "sh", "-c", " && ".join(steps), timeout=900)
+    # Not much memory: the search for leaks goes through all of it.
+    ran = bed("debug", "sh", "-c", " && ".join(steps), timeout=2400, memory=1024)
     assert "KernelAddressSanitizer initialized" in ran.console
     assert not [line for line in ran.console.splitlines() if any(word in line for word in TROUBLE)]
