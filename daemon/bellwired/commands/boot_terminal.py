@@ -22,7 +22,7 @@ from bellwired.guest.machine import Machine
 
 SHELLS = "command -v bash >/dev/null && exec bash --norc -i; exec sh -i"
 """The user's own .bashrc is left out: what it starts takes long in a machine that is emulated."""
-PROMPT = {"PS1": r"\u@\h:\w\$ "}
+PROMPT = {"PS1": r"\h:\w\$ "}
 PIECE = 1 << 14
 ENDING = 5.0  # seconds for a killed command to end
 STANDARD_ERROR = Path("-")
