@@ -147,7 +147,7 @@ def terminal(tools: object, scratch: Path) -> Iterator[Terminal]:
 
 
 def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal: Terminal, scratch: Path) -> None:
-    terminal.wait_for("guest:")
+    terminal.wait_for("# ")
     terminal.type("stty size; cat /sys/bus/pci/devices/0000:00:01.0/device\n")
     terminal.wait_for("33 101\r\n0x11e8\r\n")
     terminal.size(44, 55)
