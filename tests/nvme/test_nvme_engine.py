@@ -324,3 +324,17 @@ def test_verify_reads_a_mebibyte_at_a_time(driver: Driver, monkeypatch: pytest.M
 def test_a_flush_of_all_is_of_every_disk_that_is_open(driver: Driver, asked: Calls) -> None:
     assert driver.create_queues().do(FLUSH, nsid=0xFFFF_FFFF).status == 0
     assert asked == []  # memory is as durable as it gets
+
+
+def test_a_snapshot_of_a_controller_that_stops_may_have_commands_of_queues_that_have_ended(driver: Driver) -> None:
+    guest = guest_of(driver)
+    queues = driver.create_queues(1, 8)
+    driver.memory[0:16] = struct.pack("<IIQ", 0, 8, 0)
+    queues.put(opcode=IoOpcode.DATASET_MANAGEMENT, nsid=1, prp1=0, dwords=[0, 4])
+    queues.ring()
+    guest.write(Nvme.cc, 0)
+    assert guest.device.controller.journal.entries(), "a thread executes it"
+    guest.restore(guest.snapshot())
+    assert driver.csts == 0
+    driver.enable()
+    assert len(driver.identify(1)) == 4096

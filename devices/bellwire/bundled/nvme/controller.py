@@ -151,7 +151,8 @@ class Controller:
 
     def check_state(self) -> None:
         """Raise a StateError if the restored state of queues, events or commands under way cannot be one."""
-        if wrong := self.queues.impossible(self.journal.entries()) or self.events.impossible:
+        entries = self.journal.entries() if self.live else ()  # threads finish the commands of queues that have ended
+        if wrong := self.queues.impossible(entries) or self.events.impossible:
             raise StateError(f"the snapshot has {wrong}")
 
     def restored(self) -> None:
