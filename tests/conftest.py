@@ -19,7 +19,7 @@ KVM = Path("/dev/kvm")
 def pytest_configure() -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    hypothesis.settings.register_profile("patient", deadline=None)  # on a busy machine any example may take its time
+    hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)  # a busy machine takes its time
     hypothesis.settings.load_profile("patient")
     os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
 

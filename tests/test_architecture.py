@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -77,11 +78,25 @@ AUTHORED = ("bundled", "virtio", "storage", "stream", "network")
 """Rooms of devices/bellwire that are written from the API that docs/writing-a-device.md documents."""
 
 
+@functools.cache
+def statements(file: Path) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """The imports of a file, each with whether it is for type checkers alone: below ``if TYPE_CHECKING:``."""
+    tree = ast.parse(file.read_text())
+    for_checkers: set[ast.AST] = set()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for_checkers |= {inside for statement in node.body for inside in ast.walk(statement)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+    return [(node, node in for_checkers) for node in found]
+
+
 def imported(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node, _ in statements(file):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif node.module and not node.level:
             yield node.module.partition(".")[0]
 
 
@@ -104,25 +119,14 @@ def test_a_door_is_used_by_tests_alone(door: str) -> None:
             assert name not in modules_imported(file, ROOT / Path(door).parent), file.relative_to(ROOT)
 
 
-def type_checking(tree: ast.Module) -> set[ast.AST]:
-    """What stands below ``if TYPE_CHECKING:``."""
-    found: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            found |= {inside for statement in node.body for inside in ast.walk(statement)}
-    return found
-
-
 def modules_imported(file: Path, package: Path) -> Iterator[str]:
     """The modules of ``package`` that a file of it imports from at run time."""
-    tree = ast.parse(file.read_text())
-    ignored = type_checking(tree)
-    for node in ast.walk(tree):
-        if node in ignored:
+    for node, for_checkers in statements(file):
+        if for_checkers:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == package.name)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == package.name:
+        elif node.module and node.module.partition(".")[0] == package.name:
             for alias in node.names:
                 place = package.parent.joinpath(*node.module.split("."), alias.name)
                 module = place.is_dir() or place.with_suffix(".py").exists()

@@ -18,6 +18,8 @@ from bellwired.guest.errors import MachineError
 from bellwired.guest.frames import MOST_COMMANDS, WINDOW
 from booting.on_host import ENVIRONMENT, PATIENCE, Agent
 
+pytestmark = pytest.mark.slow
+
 
 def test_status_output_and_errors_come_apart(agent: Agent) -> None:
     assert agent.run("sh", "-c", "echo out; echo err >&2; exit 3") == (3, b"out\n", b"err\n")

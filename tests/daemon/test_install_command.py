@@ -17,6 +17,8 @@ from bellwired.commands.cli import main
 from bellwired.install import contents, record
 from bellwired.install.layout import Layout
 
+pytestmark = pytest.mark.slow
+
 PLACES = [
     "bin/bellwire",
     "bin/bellwired",

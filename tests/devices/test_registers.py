@@ -236,7 +236,7 @@ def test_reset_brings_the_reset_values_back(guest: Guest[Board]) -> None:
     assert guest.read(Board.rw) == 0x1122_3344
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     first=st.integers(0, 7),
     size=st.integers(1, 8),

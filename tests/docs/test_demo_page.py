@@ -11,6 +11,8 @@ from bellwired.commands.cli import main
 from bellwired.demo.ways import WAYS
 from docs.documents import DOCS, rows, section
 
+pytestmark = pytest.mark.slow
+
 PAGE = DOCS / "demo.md"
 
 

@@ -188,7 +188,7 @@ def test_whatever_a_list_says_its_walk_ends_and_makes_up_the_length(
     assert fetched <= 8 * 260
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(INPUTS)
 def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(drawn: tuple[list[Any], str, bool]) -> None:
     hostile_guest(drawn)

@@ -206,7 +206,7 @@ def test_commands_that_may_change_a_read_only_namespace_do_not(on_image: Driver,
     assert copy(queues, 0, (8, 1)).code == Status.WRITE_PROTECTED
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 20)), max_size=30))
 def test_lost_blocks_are_a_set_of_blocks(steps: list[tuple[bool, int, int]]) -> None:
     lost, model = LostBlocks(), set[int]()
@@ -224,7 +224,7 @@ def test_lost_blocks_are_a_set_of_blocks(steps: list[tuple[bool, int, int]]) -> 
         assert all(a + n < b for (a, n), (b, _) in itertools.pairwise(ranges)), "they touch"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4000), st.integers(1, 40)), max_size=60), st.integers(1, 4))
 def test_lost_blocks_never_are_more_stretches_than_the_limit(steps: list[tuple[bool, int, int]], most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,8 @@ from operating.heard import Heard
 from operating.instance import Instance, connect, eventually
 from operating.varlink import Refused
 
+pytestmark = pytest.mark.slow
+
 FEW, DEVICES = 256, 500
 
 

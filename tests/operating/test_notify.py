@@ -17,6 +17,8 @@ from bellwired.manager.main import STATUS_INTERVAL
 from operating.heard import Heard
 from operating.instance import QUICK, Instance, connect
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instance, Heard]]:

@@ -12,6 +12,8 @@ import pytest
 
 from bellwired.workers.spawner import Spawner
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 10.0
 
 

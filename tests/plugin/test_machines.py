@@ -6,6 +6,8 @@ import pytest
 
 from plugin.conftest import Trial
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_examples_test_runs_word_for_word(trial: Trial) -> None:
     result = trial("""

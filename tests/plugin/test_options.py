@@ -13,6 +13,8 @@ import pytest
 from bellwired.testing.tools import NotHere, Tools
 from plugin.conftest import Trial
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WANTS = "@machine(devices=[Copier])\ndef test_it(vm): pass"
 COST = """

@@ -10,6 +10,8 @@ import pytest
 
 from plugin.conftest import DEVICE, PLUGIN, Trial
 
+pytestmark = pytest.mark.slow
+
 FAILS = """
 @machine(devices=[Copier], module="driver/copier.ko")
 def test_before(vm):

@@ -46,6 +46,6 @@ hostile = given(seed=st.integers(0, (1 << 64) - 1), length=st.integers(1, 40))
 
 
 @hostile
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_a_server_survives_hostile_clients(seed: int, length: int) -> None:
     survive(Attack(seed, length))

@@ -16,6 +16,8 @@ import pytest
 from bellwire.stream import BACKENDS, Stream, StreamError, open_stream
 from bellwire.stream.backends import Pty
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 5.0
 
 
