@@ -73,6 +73,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
         self.size = size
         self.vector = NO_VECTOR
+        self.forget()
 
     def forget(self) -> None:
         """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
