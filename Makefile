@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -88,7 +88,14 @@ test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in 
 	$(PYTEST) -q -m "systemd"
 
 test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## everything but what takes minutes on end
-	$(PYTEST) -q --durations=12 -m "(daemon or guest or kvm or nested or slow or systemd) and not long"
+	$(MAKE) --no-print-directory -j2 on-this-machine in-machines
+
+on-this-machine:
+	$(PYTEST) -q --durations=12 -m "(daemon or kvm or slow or systemd) and not guest and not nested and not long"
+
+# Each takes one processor.
+in-machines:
+	$(PYTEST) -q --durations=12 -m "(guest or nested) and not long"
 
 test-fresh: $(VENV)/.dev $(VENV)/.systemd ## the README and the package on minimal Debian systems (as root; FRESH="-k trixie" for one)
 	$(call need,command -v mmdebstrap && command -v buildah,mmdebstrap buildah)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from bellwire import Bar, DeclarationError, MsiX, PciDevice
 from bellwire.model import capabilities as pci
 from bellwire.testing import Guest, conformance, serve
+from descriptors import make_room
 from vfio_user import Client, IrqIndex, RemoteError
 
 MOST = 2048
@@ -35,8 +35,7 @@ TestMany = conformance(Many)
 
 @pytest.fixture
 def eventfds() -> Iterator[list[int]]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(LIMIT, hard)), hard))
+    make_room(LIMIT)
     fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(MOST)]
     yield fds
     for fd in fds:

@@ -181,7 +181,8 @@ def test_the_demo_relays_on_a_distributions_kernel(bed: Bed) -> None:
     assert found["ioeventfd wildcard"]["vm_exits"] == found["ioeventfd values"]["vm_exits"] == 0
 
 
-@pytest.mark.parametrize("kernel", ["patched", pytest.param("debian", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", ["patched", "debian"])
 def test_the_projects_kvm_tests_pass(bed: Bed, kernel: str) -> None:
     # The guests as they are: to compile them takes long here, and their sources are checked outside.
     bed(kernel, *PYTEST, "-m", "kvm", "-k", "not rebuilt and not built_from", "tests/kvm", "tests/vmm", timeout=900)

@@ -21,7 +21,7 @@ from nested.kernel import image
 from nested.vmlinux import vmlinux
 from provision import provision
 
-pytestmark = pytest.mark.nested
+pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 HERE = Path(__file__).parent
 PATIENCE = 900.0

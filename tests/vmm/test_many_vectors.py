@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from bellwire import Bar, MsiX, PciDevice
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.machine.gsis import IOAPIC_PINS
 from bellwire_vmm.vmm import Machine
+from descriptors import make_room
 from kvm_ioctls import Capability, Vm
 from vfio_user import Client
 from vmm.program import LAPIC, VECTOR, VECTORS, Outcome, Program, bar, execute
@@ -53,8 +53,7 @@ class Few(PciDevice, vendor=0x1234, device=0x0064, class_code=0x088000):
 
 @pytest.fixture
 def device(machine: Machine) -> Iterator[ProxyDevice]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(LIMIT, hard)), hard))
+    make_room(LIMIT)
     with ExitStack() as stack:
         yield machine.plug(Client(stack.enter_context(working(Many))))
         machine.close()
