@@ -66,6 +66,15 @@ def test_a_ring_sees_every_write_posted_before_it() -> None:
             assert device.seen[-1] == ("ring", value, value)
 
 
+def test_a_device_knows_whether_a_client_is_there() -> None:
+    device = Probe()
+    before = device.connected
+    with served(device) as client:
+        read(client, Probe.scratch.offset)
+        during = device.connected
+    assert (before, during, device.connected) == (False, True, False)
+
+
 def test_rings_coalesce_and_none_is_lost() -> None:
     device = Probe()
     with served(device) as client, sub_regions(client) as subs:
