@@ -53,9 +53,9 @@ types: $(VENV)/.dev
 	$(BIN)/mypy tests/guest/conftest.py
 	$(BIN)/mypy tests/systemd/conftest.py
 
-# These tests share nothing, so each core takes files of its own.
+# These tests share nothing, so each core takes files of its own. Without byte code, each process compiles all of them.
 quick: $(VENV)/.dev
-	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
+	env -u PYTHONDONTWRITEBYTECODE $(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
