@@ -47,14 +47,19 @@ class Record(Struct, array_like=True, omit_defaults=True):
 
     def pieces(self) -> Iterator[tuple[str, str]]:
         """The record as text: pieces of one line, each with the part that it is."""
-        yield "time", datetime.fromtimestamp(self.time).strftime("%H:%M:%S.%f")
-        yield "kind", f" {self.kind if self.kind in ('read', 'write') else f'{self.kind} {self.verb}'.strip():<12}"
+        yield "time", datetime.fromtimestamp(self.time).strftime("%H:%M:%S.%f ")
+        yield "kind", f"{self.kind:<7}"
+        behind = {"ring": f" by {self.verb}", "irq": f" {self.verb}"}.get(self.kind)
+        if self.verb and behind is None:
+            yield "verb", f" {self.verb}"
         if self.name:
             yield "name", f" {self.name}"
         if self.value is not None:
-            yield "value", f" {self.value:#0{2 + 2 * min(self.size or 1, 8)}x}"
+            yield "value", f" = {self.value:#0{2 + 2 * min(self.size or 4, 8)}x}"
         if self.meaning:
-            yield "meaning", f" {self.meaning}"
+            yield "meaning", self.meaning if self.kind == "hook" else f" {self.meaning}"
+        if behind is not None:
+            yield "verb", behind
         if self.detail:
             yield "detail", f" {self.detail}"
         if self.took:
