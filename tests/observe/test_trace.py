@@ -85,7 +85,7 @@ def test_config_space_resets_clients_and_memory_have_records() -> None:
 def test_what_device_code_raises_stands_beside_the_event_and_the_log_gets_what_led_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    guest, trace = traced(without="config")
+    guest, _ = traced(without="config")
     with guest, pytest.raises(RuntimeError, match="lost my way"):
         guest.ring(Copier.tail, 7)
     (said,) = [record.getMessage() for record in caplog.records if "last events" in record.getMessage()]
@@ -97,7 +97,7 @@ def test_what_device_code_raises_stands_beside_the_event_and_the_log_gets_what_l
 
 def test_with_log_each_record_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    guest, trace = traced(only="status", log=True)
+    guest, _ = traced(only="status", log=True)
     with guest:
         guest.read(Copier.status)
     assert [record.getMessage()[16:] for record in caplog.records] == ["read    status = 0x00000001 READY  BAR0+0x0"]
