@@ -267,7 +267,6 @@ class Core:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
         self.dma.changed()
-        self.signals.joined()
 
     def finish_jobs(self) -> None:
         """Wait for all jobs: they may use views of guest memory that is about to be unmapped."""
