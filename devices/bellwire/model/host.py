@@ -41,9 +41,6 @@ class Host(Protocol):
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Raise an MSI or MSI-X. False if the client has masked the vector, or has set no eventfd for it."""
 
-    def sender(self, index: IrqIndex, vector: int) -> Callable[[], bool]:
-        """What does the same as :meth:`signal` for one vector. It is valid until the client changes."""
-
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether a raised interrupt still waits for the client to take it."""
 

@@ -56,10 +56,6 @@ class ClientHost:
         """Write to the eventfd that the client has set for the vector. False without one."""
         return self.session is not None and self.session.irqs.trigger(index, vector)
 
-    def sender(self, index: IrqIndex, vector: int) -> Callable[[], bool]:
-        """The trigger of the session's interrupt."""
-        return (lambda: False) if self.session is None else self.session.irqs.irq(index, vector).trigger
-
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether the session still holds the interrupt back."""
         return self.session is None or self.session.irqs.pending(index, vector)

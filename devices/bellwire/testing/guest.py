@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import select
@@ -251,10 +250,6 @@ class Guest(Generic[Device]):
         if heard:
             self.interrupts[index, vector] += 1
         return heard
-
-    def sender(self, index: IrqIndex, vector: int) -> Callable[[], bool]:
-        """Count interrupts of one vector."""
-        return functools.partial(self.signal, index, vector)
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """False: this guest takes every interrupt at once."""
