@@ -44,19 +44,19 @@ class EventRing:
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         self._encode = msgspec.json.Encoder().encode
-        self._latest = 0
+        self.latest = 0
         _HEADER.pack_into(self._map, 0, MAGIC, slots, SLOT, 0)
 
     def add(self, record: Record) -> None:
         """Keep a record. It takes the place of the oldest one."""
         data = self._encode(record)[: SLOT - _LEAD]
-        number = self._latest + 1
+        number = self.latest + 1
         at = FIRST_SLOT + number % self._slots * SLOT
         _NUMBER.pack_into(self._map, at, 0)
         _LENGTH.pack_into(self._map, at + _NUMBER.size, len(data))
         self._map[at + _LEAD : at + _LEAD + len(data)] = data
         _NUMBER.pack_into(self._map, at, number)
-        self._latest = number
+        self.latest = number
         _HEAD.pack_into(self._map, _HEAD_AT, number)
 
     def close(self) -> None:

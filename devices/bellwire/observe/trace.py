@@ -150,7 +150,7 @@ class Trace(Filter):
             lost, self._second, self._taken = self._lost, int(now), 0
             if lost:
                 self.ring.add(
-                    Record(time.time(), "lost", detail=f"{lost} events in all were more than {self.rate} a second")
+                    Record(time.time(), "lost", detail=f"{lost} events so far were more than {self.rate} a second")
                 )
         self._taken += 1
         return self._taken <= self.rate
