@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwire.observe.event_ring import FIRST_SLOT, SLOT, EventRing, RingError, RingReader
-from bellwire.observe.record import Record
+from bellwire.filters.observing.event_ring import FIRST_SLOT, SLOT, EventRing, RingError, RingReader
+from bellwire.filters.observing.record import Record
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bellwire import Bar, GuestError, IntX, MsiX, PciDevice
+from bellwire.filters.builtin.mistakes import MOST_KINDS, DriverMistake, Mistakes
 from bellwire.model import capabilities as pci
-from bellwire.observe.mistakes import MOST_KINDS, DriverMistake, Mistakes
 from bellwire.testing.guest import Guest
 
 
@@ -84,8 +84,11 @@ def twice(act: Act) -> Act:
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda guest: guest.read(0, 0x800, 4), "a read of 4 bytes at BAR0+0x800, where nothing is declared"),
-        (lambda guest: guest.write(0, 7, offset=0x800, size=2), "a write of 2 bytes at BAR0+0x800, where nothing is declared"),
+        (lambda guest: guest.read(0, 0x800, 4), "a read of 4 bytes at BAR0+0x800, where nothing is"),
+        (
+            lambda guest: guest.write(0, 7, offset=0x800, size=2),
+            "a write of 2 bytes at BAR0+0x800, where nothing is declared",
+        ),
         (lambda guest: guest.write(Queue.status, 1), "status is written, and is read-only (ro)"),
         (lambda guest: guest.read(Queue.secret), "secret is read, and is write-only"),
         (lambda guest: guest.read(0, 0x08, 2), "a read of 2 bytes at BAR0+0x8: base has 8"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bellwire import Bar, PciDevice
-from bellwire.observe.suggest import MOST_PLACES, Suggest
+from bellwire.filters.builtin.suggest import MOST_PLACES, Suggest
 from bellwire.testing.guest import Guest
 
 

@@ -8,7 +8,7 @@ from enum import IntFlag
 import pytest
 
 from bellwire import Bar, MsiX, OptionError, PciDevice
-from bellwire.observe.trace import Trace
+from bellwire.filters.builtin.trace import Trace
 from bellwire.testing.guest import Guest
 
 
@@ -113,7 +113,7 @@ def test_it_keeps_the_latest_records() -> None:
 
 def test_a_rate_limit_leaves_out_the_rest_of_a_second_and_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("bellwire.observe.recorder.time.time", lambda: now)
+    monkeypatch.setattr("bellwire.filters.observing.recorder.time.time", lambda: now)
     guest, trace = traced(only="source", rate=3)
     with guest:
         for value in range(5):

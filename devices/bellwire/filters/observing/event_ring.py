@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import msgspec
 
 from bellwire.errors import BellwireError
-from bellwire.observe.record import Record
+from bellwire.filters.observing.record import Record
 
 MAGIC = b"BWEVENTS"
 SLOT = 512  # bytes of a slot: the longest record fits

@@ -19,10 +19,10 @@ from bellwire.filters import (
     Ring,
     Write,
 )
-from bellwire.observe.event_ring import MOST_SLOTS, EventRing, RingReader
-from bellwire.observe.record import Record
-from bellwire.observe.recorder import Recorder
-from bellwire.observe.selection import Selection
+from bellwire.filters.observing.event_ring import MOST_SLOTS, EventRing, RingReader
+from bellwire.filters.observing.record import Record
+from bellwire.filters.observing.recorder import Recorder
+from bellwire.filters.observing.selection import Selection
 
 DUMPED = 20
 """Records that the log gets when device code raises."""

@@ -13,9 +13,9 @@ from bellwire.declare.register import Register
 from bellwire.errors import BellwireError, GuestError
 from bellwire.filters import Argument, Duration, Filter, Interrupt, Read, Reset, Ring, Write
 from bellwire.filters.events import Event
+from bellwire.filters.observing.record import Record
+from bellwire.filters.observing.recorder import Recorder
 from bellwire.model.host import Timer
-from bellwire.observe.record import Record
-from bellwire.observe.recorder import Recorder
 from vfio_user import IrqIndex, RegionIndex
 
 LEAD = 8
@@ -42,7 +42,7 @@ class Mistakes(Filter):
 
     patience = Duration(1.0, help="how long an interrupt may stay unacknowledged, or pending behind a mask")
     spin = Argument(1000, least=2, help="reads of one register in a row that are a tight loop")
-    strict = Argument(False, help="raise the mistake, where the guest made it")  # type: ignore[assignment]
+    strict = Argument(False, help="raise the mistake, where the guest made it")
 
     def start(self) -> None:
         """Nothing has happened yet."""
@@ -96,7 +96,7 @@ class Mistakes(Filter):
         place = event.place
         registers = [item for _, item in place.items if isinstance(item, Register)]
         if not place.items and place.region != RegionIndex.ROM:
-            yield f"a {verb} of {place.count} bytes at {place.label}, where nothing is declared"
+            yield f"a {verb} of {place.count} bytes at {place.label}, where nothing is"
         elif registers and place.register is None:
             sizes = ", ".join(f"{each.name} has {each.size}" for each in registers[:4])
             yield f"a {verb} of {place.count} bytes at {place.label}: {sizes}"

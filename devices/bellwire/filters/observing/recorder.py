@@ -10,7 +10,7 @@ from bellwire.declare.layout import Layout
 from bellwire.errors import GuestError
 from bellwire.filters import Client, DmaRange, DmaRead, DmaWrite, Hook, Interrupt, Read, Reset, Ring, Write
 from bellwire.filters.events import Event
-from bellwire.observe.record import Record, short
+from bellwire.filters.observing.record import Record, short
 from vfio_user import IrqIndex, RegionIndex
 
 BYTES = 16

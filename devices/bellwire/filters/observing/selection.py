@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from bellwire.errors import OptionError
-from bellwire.observe.record import GROUPS, KINDS, Record
+from bellwire.filters.observing.record import GROUPS, KINDS, Record
 
 MOST_KNOWN = 1024
 _GLOB = frozenset("*?[")

@@ -1,1 +1,0 @@
-"""Filters that look: the trace, mistakes of drivers, and what a device lacks. See docs/observing.md."""
