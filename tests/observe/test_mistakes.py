@@ -87,7 +87,7 @@ def twice(act: Act) -> Act:
         (lambda guest: guest.read(0, 0x800, 4), "a read of 4 bytes at BAR0+0x800, where nothing is"),
         (
             lambda guest: guest.write(0, 7, offset=0x800, size=2),
-            "a write of 2 bytes at BAR0+0x800, where nothing is declared",
+            "a write of 2 bytes at BAR0+0x800, where nothing is",
         ),
         (lambda guest: guest.write(Queue.status, 1), "status is written, and is read-only (ro)"),
         (lambda guest: guest.read(Queue.secret), "secret is read, and is write-only"),

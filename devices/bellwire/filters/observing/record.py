@@ -69,7 +69,7 @@ class Record(Struct, array_like=True, omit_defaults=True):
 
     def line(self) -> str:
         """The record as one line of text."""
-        return "".join(text for _, text in self.pieces())
+        return "".join(text for _, text in self.pieces()).rstrip()
 
 
 def short(text: str) -> str:
