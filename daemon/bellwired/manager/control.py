@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
 
 from asyncvarlink import (
+    FileDescriptor,
     GenericVarlinkErrorReply,
     LastResult,
     TypedVarlinkErrorReply,
@@ -241,6 +242,32 @@ class Control(VarlinkInterface, name=INTERFACE):
                 if event.kind == LAST:
                     raise LastResult(happening)
                 yield happening
+
+    @varlinkmethod(return_parameter="events", delay_generator=False)
+    async def Trace(
+        self, *, name: str, only: str | None = None, without: str | None = None, begin: bool | None = None
+    ) -> AsyncIterator[FileDescriptor | None]:
+        """The event ring of a device's trace: a memory file that the caller reads by itself.
+
+        With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
+        when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
+        the device has.
+        """
+        with self._changing() if begin else self._looking():
+            unit = self._manager.unit(name)
+            if not begin:
+                raise LastResult(FileDescriptor((await unit.borrow("events"))[1], True))
+            pid = unit.pid
+            with self._manager.broadcaster.listening(name) as subscription:
+                label, ring = await unit.borrow("trace", only=only or "", without=without or "")
+                try:
+                    yield FileDescriptor(ring, True)
+                    async for event in self._heard(subscription):
+                        if event.kind == LAST or unit.pid != pid:
+                            raise LastResult(None)
+                finally:
+                    with contextlib.suppress(CommandError):
+                        await unit.ask("untrace", label=label)
 
     @varlinkmethod(return_parameter="lines", delay_generator=False)
     async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:

@@ -161,6 +161,12 @@ class Unit(Noted):
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
         return await self._channel.ask(what, timeout, **arguments)
 
+    async def borrow(self, what: str, **arguments: str) -> tuple[Any, int]:
+        """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
+        if self._channel is None or self.state is not State.RUNNING:
+            raise CommandError(f"{self.name} is not running: it is {self.state}")
+        return await self._channel.borrow(what, ANSWER_TIMEOUT, **arguments)
+
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""
         channel, child = self._channel, self._child

@@ -65,7 +65,7 @@ class Exited(Struct, tag=True):
 
 class Ask(Struct, tag=True):
     """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, maps, statistics, measures, poke,
-    interrupt or stop.
+    interrupt, trace, untrace, events or stop. An answer to trace and to events comes with a descriptor.
 
     The fork server takes ping.
     """

@@ -30,6 +30,7 @@ from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
+from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities
 
@@ -178,13 +179,16 @@ class Serving:
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
         self._given = dict(device.core.options)
-        pokes = Pokes(device)
+        pokes, tracing = Pokes(device), Tracing(self._worker.served.filters)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
             "set": self._set,
             "registers": lambda: registers(device),
+            "trace": tracing.begin,
+            "untrace": tracing.end,
+            "events": tracing.events,
             "maps": lambda: maps(self._worker.served.session),
             "poke": pokes.poke,
             "interrupt": pokes.interrupt,
@@ -235,19 +239,22 @@ class Serving:
         wire.close(fds)
         if not isinstance(ask, Ask):
             return
-        answer = Answer(ask.number)
+        answer, lent = Answer(ask.number), list[int]()
         do = self._answers.get(ask.what)
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
                 answer.value = do(**ask.arguments)
+                if isinstance(answer.value, Lent):
+                    answer.value, fd = answer.value
+                    lent = [fd]
         except BellwireError as error:
             answer.error = str(error)
         except Exception as error:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
-        self._outbox.answer(answer)
+        self._outbox.answer(answer, lent)
 
 
 class Outbox:
@@ -259,7 +266,7 @@ class Outbox:
     def __init__(self, channel: socket.socket, loop: Loop) -> None:
         self._channel = channel
         self._loop = loop
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[tuple[Answer, list[int]]] = deque()
         self._lost = 0
 
     def tell(self, kind: str, **fields: Any) -> None:
@@ -271,18 +278,18 @@ class Outbox:
         if not _say(self._channel, Report(kind, fields)):
             self._lost = 1
 
-    def answer(self, answer: Answer) -> None:
-        """Send an answer. It waits if the socket is full."""
-        self._waiting.append(answer)
+    def answer(self, answer: Answer, fds: list[int]) -> None:
+        """Send an answer, with descriptors that stay open here. It waits if the socket is full."""
+        self._waiting.append((answer, [os.dup(fd) for fd in fds]))
         if len(self._waiting) == 1:
             self._go_on()
 
     def _go_on(self) -> None:
         while self._waiting:
-            if not _say(self._channel, self._waiting[0]):
+            if not _say(self._channel, *self._waiting[0]):
                 self._loop.after(AGAIN, self._go_on)
                 return
-            self._waiting.popleft()
+            wire.close(self._waiting.popleft()[1])
 
     def soon(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back later, on the same thread."""
@@ -359,10 +366,10 @@ class Reporter(Observer):
             self.outbox.tell("mapped", maps=maps, bytes=size)
 
 
-def _say(channel: socket.socket, message: Answer | Report) -> bool:
+def _say(channel: socket.socket, message: Answer | Report, fds: list[int] | None = None) -> bool:
     """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
     try:
-        wire.send(channel, message)
+        wire.send(channel, message, fds)
     except BlockingIOError:
         return False
     except (BrokenPipeError, ConnectionError):

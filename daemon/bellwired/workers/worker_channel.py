@@ -35,6 +35,8 @@ class WorkerChannel:
         self._open = True
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._lent: dict[int, int] = {}
+        """The questions whose answers come with a descriptor, and the descriptor once it is there."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
 
     def handed_over(self) -> None:
@@ -43,7 +45,23 @@ class WorkerChannel:
 
     async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self._ask(next(self._numbers), what, timeout, arguments)
+
+    async def borrow(self, what: str, timeout: float, **arguments: str) -> tuple[Any, int]:
+        """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
         number = next(self._numbers)
+        self._lent[number] = -1
+        try:
+            answer = await self._ask(number, what, timeout, arguments)
+        except BaseException:
+            wire.close([self._lent.pop(number)])  # it may have come just now
+            raise
+        fd = self._lent.pop(number)
+        if fd < 0:
+            raise CommandError(f"{self.name} has sent no descriptor: are too many files open?")
+        return answer, fd
+
+    async def _ask(self, number: int, what: str, timeout: float, arguments: dict[str, str]) -> Any:
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
@@ -100,12 +118,13 @@ class WorkerChannel:
                 return True
             self._boxed = True
             self._take(fds)
-        else:
-            wire.close(fds)
+            fds = []
+        if isinstance(message, Answer):
+            self._answered(message, fds)
+            return True
+        wire.close(fds)
         if isinstance(message, Report):
             self._heard(message)
-        elif isinstance(message, Answer):
-            self._answered(message)
         return True
 
     def _take(self, fds: list[int]) -> None:
@@ -137,8 +156,11 @@ class WorkerChannel:
             self._refusals.close()
             self._refusals = None
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Answer, fds: list[int]) -> None:
         future = self._answers.get(answer.number)
+        if fds and future is not None and not future.done() and self._lent.get(answer.number) == -1:
+            self._lent[answer.number] = fds.pop(0)
+        wire.close(fds)
         if future is None or future.done():
             return
         if answer.error:

@@ -3,7 +3,7 @@
 The device's thread writes it, and never waits for a reader. A reader maps the file, or gets it after the worker has
 died. The file has a header and slots of a fixed size; record number ``n`` lies in slot ``n % slots``. A slot has the
 record's number, the length of its JSON, and the JSON. The number is cleared before the slot changes and written last,
-so a reader sees when a slot was overwritten under its eyes. The file is sealed against a reader that would write or resize it.
+so a reader sees when a slot was overwritten under its eyes. The file is sealed: no reader can write or resize it.
 """
 
 from __future__ import annotations
