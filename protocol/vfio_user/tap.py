@@ -22,7 +22,7 @@ class Tap(Protocol):
         """The peer has sent this message, with that many descriptors. It is not handled yet."""
 
     def sent(self, pieces: Sequence[Piece], fds: int) -> None:
-        """This message was sent to the peer, with that many descriptors."""
+        """This message is about to be sent to the peer, with that many descriptors."""
 
 
 class TappedChannel(Channel):
@@ -48,12 +48,12 @@ class TappedChannel(Channel):
 
     def send_whole(self, message: bytes, listening: bool = True) -> None:
         """As :meth:`Channel.send_whole`."""
-        super().send_whole(message, listening)
         self._tap.sent((message,), 0)
+        super().send_whole(message, listening)
 
     def _send_pieces(self, pieces: list[Piece], size: int, fds: Sequence[int], name: str, listening: bool) -> None:
-        super()._send_pieces(pieces, size, fds, name, listening)
         self._tap.sent(pieces, len(fds))
+        super()._send_pieces(pieces, size, fds, name, listening)
 
     def _parse(self) -> Message | None:
         start = self._start

@@ -51,7 +51,7 @@ class Tshark:
 
     def packets(self, capture: Path, home: Path, show: str = "") -> list[Any]:
         """The packets that ``show`` picks, as tshark's JSON has them."""
-        words = ["-r", str(capture), "-T", "json", "--no-duplicate-keys", *(["-Y", show] if show else [])]
+        words = ["-2", "-r", str(capture), "-T", "json", "--no-duplicate-keys", *(["-Y", show] if show else [])]
         return list(json.loads(self.run(*words, home=home)))
 
 

@@ -189,11 +189,16 @@ local function add_data(tvb, at, length, tree)
   return string.format(" = %#0" .. 2 + 2 * length .. "x", read)
 end
 
+-- A number of 64 bits in hexadecimal: as a number of Lua it may have lost some of them.
+local function hex(range)
+  return "0x" .. range:le_uint64():tohex():gsub("^0+(%x)", "%1")
+end
+
 local function place(tvb, at, tree)
   local where, number_of = tvb(at, 8):le_uint64():tonumber(), tvb(at + 8, 4):le_uint()
   local name = name_of(number_of, where)
   if name then tree:add(label, tvb(at, 12), name):set_generated() end
-  local plain = string.format("%s+%#x", REGIONS[number_of] or ("region " .. number_of), where)
+  local plain = string.format("%s+%s", REGIONS[number_of] or ("region " .. number_of), hex(tvb(at, 8)))
   return name and string.format("%s (%s)", name, plain) or plain
 end
 
@@ -284,7 +289,7 @@ local function dma(tvb, at, tree, with_data)
   local length, left = tvb(first + 8, 8):le_uint64():tonumber(), tvb:reported_len() - at
   if left ~= (with_data and length or 0) then tree:add_proto_expert_info(unequal) end
   if with_data then add_data(tvb, at, left, tree) end
-  return string.format(" %d bytes at %#x", length, tvb(first, 8):le_uint64():tonumber())
+  return string.format(" %s bytes at %s", tvb(first + 8, 8):le_uint64(), hex(tvb(first, 8)))
 end
 
 local function write_multi(tvb, at, tree)
@@ -299,7 +304,7 @@ local function write_multi(tvb, at, tree)
     inner:append_text(": " .. place(tvb, at, inner) .. add_data(tvb, at + 16, math.min(tvb(at + 12, 4):le_uint(), 8), inner))
     at = at + 24
   end
-  return string.format(" %d writes", entries)
+  return string.format(" %s writes", tvb(first, 8):le_uint64())
 end
 
 local function device_feature(tvb, at, tree)
@@ -335,7 +340,7 @@ local function version(tvb, at, tree)
   local first = at
   at = add(tvb, at, tree, { major, minor })
   if not at then return "" end
-  if tvb:len() > at then tree:add(json, tvb(at), tvb(at):stringz()) end
+  if tvb:len() > at then tree:add(json, tvb(at), (tvb(at):string():gsub("\0.*", ""))) end
   return string.format(" %d.%d", tvb(first, 2):le_uint(), tvb(first + 2, 2):le_uint())
 end
 
@@ -506,14 +511,14 @@ function bellwire.dissector(tvb, pinfo, tree)
   end
   if kind_of == 1 or kind_of == 2 or kind_of == 4 then
     top:add_le(event.value, tvb(16, 8))
-    told = string.format("%s = %#x", told, tvb(16, 8):le_uint64():tonumber())
+    told = string.format("%s = %s", told, hex(tvb(16, 8)))
   elseif kind_of == 5 then
     top:add_le(event.vector, tvb(4, 4))
     told = string.format("%s %d", told, times)
   elseif kind_of >= 6 and kind_of <= 8 then
     top:add_le(event.address, tvb(8, 8))
     top:add_le(event.size, tvb(24, 4))
-    told = string.format("%s of %d bytes at %#x", told, size_of, tvb(8, 8):le_uint64():tonumber())
+    told = string.format("%s of %d bytes at %#x", told, size_of, hex(tvb(8, 8)))
   end
   if data_size > 0 then top:add(event.data, tvb(32 + name_size, data_size)) end
   pinfo.cols.src, pinfo.cols.dst = kind_of <= 4 and "guest" or device, kind_of <= 4 and device or "guest"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.declare.register import Register
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -28,9 +27,11 @@ from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.captures import Captures
 from bellwired.workers.printed import Printed
+from bellwired.workers.registers import registers
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, RegionIndex
+from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -101,6 +102,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            name=spawn.name,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -159,8 +161,12 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        name: str = "",
     ) -> None:
-        """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
+        """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
+
+        ``busy_poll`` is in microseconds.
+        """
         self._channel = channel
         self._managed = managed
         reporter = reporter or Reporter()
@@ -176,6 +182,8 @@ class Serving:
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
+        self.captures = Captures(self._worker.served, name or device.name)
+        """The captures that run."""
         self._given = dict(device.core.options)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
@@ -186,6 +194,10 @@ class Serving:
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
             "stop": self._worker.stop,
+            "capture": self.captures.start,
+            "captured": self.captures.figures,
+            "capture-end": self.captures.end,
+            "capture-stop": self.captures.stop,
         }
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -196,7 +208,10 @@ class Serving:
             ready()
 
         self._worker.loop.watch(self._channel.fileno(), self._asked)
-        self._worker.run(accepting)
+        try:
+            self._worker.run(accepting)
+        finally:
+            self.captures.close()
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
@@ -227,16 +242,21 @@ class Serving:
                 self._worker.stop()
             return
         ask, fds = received
-        wire.close(fds)
         if not isinstance(ask, Ask):
+            wire.close(fds)
             return
+        arguments: dict[str, Any] = dict(ask.arguments)
+        if ask.what == "capture":
+            arguments["fds"] = fds
+        else:
+            wire.close(fds)
         answer = Answer(ask.number)
         do = self._answers.get(ask.what)
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
-                answer.value = do(**ask.arguments)
+                answer.value = do(**arguments)
         except BellwireError as error:
             answer.error = str(error)
         except Exception as error:
@@ -352,29 +372,6 @@ class Reporter(Observer):
             maps, size = self._maps
             self._maps = None
             self.outbox.tell("mapped", maps=maps, bytes=size)
-
-
-def registers(device: PciDevice) -> list[dict[str, Any]]:
-    """The stored value of every register, by name: of the BARs, then of extended capabilities. Runs no read hook."""
-    layout = device.layout
-    placed = [(index, item.offset, item) for index, plan in layout.bars.items() for item in plan.placed]
-    placed += [(RegionIndex.CONFIG, each.at + item.offset, item) for each in layout.extended for item in each.placed]
-    found = []
-    for region, offset, item in placed:
-        if isinstance(item, Register):
-            value = item.load(device.core.state.registers[item.bar.index])
-            found.append(
-                {
-                    "name": item.name,
-                    "bar": int(region),
-                    "offset": offset,
-                    "size": item.size,
-                    "access": item.access.value,
-                    "value": int(value),
-                    "meaning": item.meaning(value),
-                }
-            )
-    return found
 
 
 def _say(channel: socket.socket, message: Answer | Report) -> bool:

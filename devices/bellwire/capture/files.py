@@ -27,6 +27,8 @@ class Files:
         self.ended = ""
         """Why nothing more is written; empty while the capture goes on."""
         self.records = 0
+        self.written = 0
+        """Bytes in all files together, those too that have been overwritten since."""
         self.size = 0
         """Bytes in the present file."""
         self._fds = list(fds)
@@ -92,6 +94,7 @@ class Files:
                 self.ended += ", and the last record is not whole"
             return
         self.size += written
+        self.written += written
 
 
 def check_files(fds: Sequence[int]) -> str:
