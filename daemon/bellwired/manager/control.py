@@ -223,8 +223,12 @@ class Control(VarlinkInterface, name=INTERFACE):
                     yield figures
                     await asyncio.sleep(max(0.0, min(CAPTURE_NEWS, end - loop.time())))
             finally:
-                stopped = await unit.ask("capture-stop", number=number)
-            raise LastResult(_captured(number, stopped))
+                stopped = None
+                with contextlib.suppress(CommandError):  # its worker has ended
+                    stopped = _captured(number, await unit.ask("capture-stop", number=number))
+            if stopped is None:
+                raise CommandError(f"{name}: the worker that wrote the capture has ended")
+            raise LastResult(stopped)
 
     @varlinkmethod
     async def StopCapture(self, *, name: str, number: int) -> None:

@@ -18,7 +18,6 @@ MOST_FILES = wire.MOST_FDS
 MOST_CAPTURES = 8
 LARGEST = 1 << 40
 """The most bytes that a file of a capture may have."""
-_GONE = {"messages": 0, "bytes": 0, "ended": "there is no such capture: its worker has ended"}
 
 
 class Captures:
@@ -52,7 +51,7 @@ class Captures:
         """What the capture has so far, and why it has ended, if it has."""
         capture = self._running.get(int(number))
         if capture is None:
-            return _GONE
+            raise CommandError("there is no such capture: the worker that wrote it has ended")
         return {"messages": capture.messages, "bytes": capture.files.written, "ended": capture.files.ended}
 
     def end(self, number: str) -> None:
@@ -66,7 +65,7 @@ class Captures:
         """End the capture, and forget it. Returns its figures."""
         self.end(number)
         figures = self.figures(number)
-        self._running.pop(int(number), None)
+        del self._running[int(number)]
         return figures
 
     def close(self) -> None:
