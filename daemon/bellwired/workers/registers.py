@@ -1,12 +1,15 @@
-"""The registers of a device, as ``bellwire regs`` shows them."""
+"""The registers of a device, and its client's memory maps, as commands show them."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from bellwire import PciDevice
 from bellwire.declare.register import Register
-from vfio_user import RegionIndex
+from vfio_user import RegionIndex, Session
+
+MOST_MAPS = 256  # of a client's maps are shown: it may have 65535
 
 
 def registers(device: PciDevice) -> list[dict[str, Any]]:
@@ -30,3 +33,18 @@ def registers(device: PciDevice) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def maps(session: Session | None) -> list[dict[str, Any]]:
+    """The first MOST_MAPS ranges of guest memory that the client has mapped, in order of address."""
+    ranges = session.dma if session is not None else ()
+    return [
+        {
+            "address": each.start,
+            "size": each.size,
+            "readable": each.readable,
+            "writable": each.writable,
+            "shared": each.view is not None,
+        }
+        for each in itertools.islice(ranges, MOST_MAPS)
+    ]

@@ -28,8 +28,9 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import Captures
+from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
-from bellwired.workers.registers import registers
+from bellwired.workers.registers import maps, registers
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities
 
@@ -185,12 +186,16 @@ class Serving:
         self.captures = Captures(self._worker.served, name or device.name)
         """The captures that run."""
         self._given = dict(device.core.options)
+        pokes = Pokes(device)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
             "set": self._set,
             "registers": lambda: registers(device),
+            "maps": lambda: maps(self._worker.served.session),
+            "poke": pokes.poke,
+            "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
             "stop": self._worker.stop,

@@ -111,7 +111,7 @@ class DeviceBackend:
 
     def before_reply(self) -> None:
         """Run the rings that came before the reply: a reply flushes rings (see :mod:`bellwire.serve.served`)."""
-        if self._doorbell_fds.gather():
+        if self._doorbell_fds.gather_all():
             self._doorbell_fds.run()
 
     def before_unmap(self) -> None:

@@ -1,20 +1,21 @@
 """The device's end of doorbells that ring without a message: eventfds, shadow cells and ioregionfd sockets.
 
-An epoll in an epoll
-====================
+Two epolls
+==========
 
-The fds of all doorbells are in one epoll, and the descriptor of this inner epoll is in the epoll of the loop. The
-inner epoll can be read while any of its fds can be read. So the worker finds out by a single system call whether
-anything has rung, however many doorbells there are. It does so before every reply, since a reply flushes rings.
+The fds of all doorbells are in the epoll of the loop: a ring ends the worker's wait, and the wait says which fd it was.
+They are also in an epoll of their own. By that the worker finds out in a single system call whether anything has rung
+since, however many doorbells there are. It does so before every reply, since a reply flushes rings.
 
-There are two other ways, and both are worse. The worker could ask the loop's own epoll. That would report everything
-else too: a descriptor that the device watches may be ready, but the worker must not handle it in the middle of a
-message, so it would be reported again each time. Or the worker could call poll(2) on all the fds. Its cost grows with
-their number, and an nvme has two for each pair of queues.
+There are two other ways to find out, and both are worse. The worker could ask the loop's own epoll. That would report
+everything else too: a descriptor that the device watches may be ready, but the worker must not handle it in the middle
+of a message, so it would be reported again each time. Or the worker could call poll(2) on all the fds. Its cost grows
+with their number, and an nvme has two for each pair of queues. For the wait, the epoll of the doorbells could itself be
+in the loop's epoll. Then each ring would take one more system call, and a longer way through the kernel.
 
-Both epolls are level-triggered. Gathering takes the rings out of an fd, so the inner epoll is not ready again until
-something rings again. What one turn leaves in an fd ends the wait of the next turn. Edge triggering would save that
-second look, but would lose a ring for good when a turn ends early, as it does when a client leaves.
+Both epolls are level-triggered. Gathering takes the rings out of an fd, so neither reports it until something rings
+again. What one turn leaves in an fd ends the wait of the next turn. Edge triggering would lose a ring for good when a
+turn ends early, as it does when a client leaves.
 
 Rings are handled in two steps: :meth:`DoorbellFds.gather` takes the rings out of the fds, and :meth:`DoorbellFds.run`
 runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
@@ -23,7 +24,7 @@ runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
@@ -33,11 +34,16 @@ from vfio_user import Cells, IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, 
 
 
 class DoorbellFds:
-    """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves."""
+    """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves.
 
-    def __init__(self, core: Core, guard: Guard) -> None:
+    ``watch`` and ``unwatch`` add a descriptor to the epoll of the loop, and remove it.
+    """
+
+    def __init__(self, core: Core, guard: Guard, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
         self._core = core
         self._guard = guard
+        self._watch = watch
+        self._unwatch = unwatch
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
@@ -48,10 +54,6 @@ class DoorbellFds:
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
         self._values: CommandSource | None = None
-
-    def fileno(self) -> int:
-        """The descriptor of the inner epoll. It can be read while anything has rung."""
-        return self._epoll.fileno()
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         """The answer to GET_REGION_IO_FDS for a region, limited to ``mechanisms``. A second call gives the same fds.
@@ -96,13 +98,19 @@ class DoorbellFds:
             ]
         return found
 
-    def gather(self) -> bool:
-        """Take all rings out of their fds. True if there is anything to run."""
-        for fd, _ in self.poll(0):
+    def gather(self, ready: Iterable[int]) -> int:
+        """Take the rings out of those fds in ``ready`` that are doorbells'. Returns :meth:`Source.gather`'s sum."""
+        count = 0
+        for fd in ready:
             source = self._sources.get(fd)
-            if source is not None:
-                source.gather()
+            if source is not None and (rings := source.gather()):
                 self._rung.append(source)
+                count += rings
+        return count
+
+    def gather_all(self) -> bool:
+        """Take the rings out of all fds. True if there is anything to run."""
+        self.gather(fd for fd, _ in self.poll(0))
         return bool(self._rung)
 
     def run(self) -> None:
@@ -113,7 +121,7 @@ class DoorbellFds:
 
     def discard(self) -> None:
         """Drop the rings from before a reset. A guest that waits for a response gets one."""
-        self.gather()
+        self.gather_all()
         rung, self._rung = self._rung, []
         for source in rung:
             source.discard()
@@ -121,7 +129,8 @@ class DoorbellFds:
     def close(self) -> None:
         """Close every fd that was handed out."""
         self._epoll.close()
-        for source in self._sources.values():
+        for fd, source in self._sources.items():
+            self._unwatch(fd)
             source.close()
         if self._cells is not None:
             self._cells.close()
@@ -182,12 +191,14 @@ class DoorbellFds:
     def _add(self, fd: int, source: Source) -> None:
         self._sources[fd] = source
         self._epoll.register(fd, select.EPOLLIN)
+        self._watch(fd)
 
     def _drop(self, source: CommandSource, error: VfioUserError) -> None:
         """Close a socket whose other end has closed or sends nonsense. Accesses then come as messages."""
         self._core.log.warning(("ioregionfd", source.fd), "ioregionfd socket closed: %s", error)
         if self._sources.pop(source.fd, None) is not None:
             self._epoll.unregister(source.fd)
+            self._unwatch(source.fd)
             source.close()
         self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:

@@ -27,8 +27,11 @@ Guard = Callable[..., int | None]
 class Source(Protocol):
     """One fd on which rings arrive."""
 
-    def gather(self) -> None:
-        """Take the rings out of the fd."""
+    def gather(self) -> int:
+        """Take the rings out of the fd, and return their number.
+
+        1 says that this ring had come when the wait for it ended. If others may have come since, it is more than 1.
+        """
 
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
@@ -52,9 +55,11 @@ class EventSource(Generic[Bell]):
         self._count = 0
         self._rings = core.tally.ring("ioeventfd", _name(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count."""
-        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        count = take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        self._count += count
+        return count
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered."""
@@ -91,10 +96,11 @@ class ShadowSource(Generic[Bell]):
         self._count = self._value = 0
         self._rings = core.tally.ring("shadow", _name(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
         self._count += take(self.fd, self._counter)
         self._value = self._cell[0]
+        return self._count + 1  # the value may be that of a ring that is still to come
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered, with the last value."""
@@ -140,7 +146,7 @@ class CommandSource:
             self._rings.append(self._core.tally.ring("ioregionfd", target.name))
         return self._targets.index(target)
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Take the commands off the socket, in order."""
         try:
             for _ in range(MOST_COMMANDS - len(self._commands)):
@@ -152,6 +158,7 @@ class CommandSource:
                     break
         except VfioUserError as error:
             self._failed(self, error)
+        return len(self._commands)
 
     def run(self) -> None:
         """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
