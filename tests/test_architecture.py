@@ -30,6 +30,7 @@ FLOORS: dict[str, list[str]] = {
         "pci",
         "model",
         "device",
+        "filters",
         "__init__",
         "capture",
         "serve virtio storage stream network",

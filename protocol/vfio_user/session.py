@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Late
 from vfio_user.channel import Channel, Message, Ready, close_fds
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
@@ -58,6 +58,7 @@ class Session:
         timeout: float = 5.0,
     ) -> None:
         self.client: Capabilities | None = None
+        self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
@@ -154,6 +155,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
+        self._closed = True
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -180,6 +182,9 @@ class Session:
                         raise _short(len(found), access.count)
             except VfioUserError:
                 raise
+            except Late as late:
+                self._expect(late, message_id, access)
+                return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -189,6 +194,21 @@ class Session:
                 self._channel.send_whole(message_id + reply + found)
         finally:
             dma_requests.answering = before
+
+    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
+        """Let the backend answer a read later."""
+
+        def answer(found: bytes) -> None:
+            if access.reply and not self._closed:
+                self._channel.send_whole(message_id + access.reply + found)
+
+        def fail(error: Exception) -> None:
+            if self._closed:
+                return
+            refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
+            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
+
+        late.answer, late.fail = answer, fail
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
@@ -300,7 +320,7 @@ class Session:
         if len(message.fds) > 1:
             raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
         self.dma.map(request, message.fds.pop() if message.fds else None)
-        self._backend.dma_changed()
+        self._backend.dma_changed(request)
         return _DONE
 
     def _dma_unmap(self, message: Message) -> Reply:
@@ -309,7 +329,7 @@ class Session:
         if ranges.start < ranges.stop:
             self._backend.before_unmap()
             self.dma.unmap(ranges)
-            self._backend.dma_changed()
+            self._backend.dma_changed(request)
         return Reply([request.pack()])
 
     def _write_multi(self, message: Message) -> Reply:

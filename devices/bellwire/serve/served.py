@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bellwire.device import PciDevice
+from bellwire.filters import Stack
 from bellwire.model.core import Core
 from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
@@ -60,6 +61,8 @@ class Served:
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
+        self.filters = Stack(self.core, self._rebuild)
+        """What stands between client and device."""
         self._introduced = False
         self._limits = limits
         self.overdue: Deadline | None = None
@@ -73,8 +76,9 @@ class Served:
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
-        doorbell_fds = DoorbellFds(self.core, self._boundary.call, self._loop.watch, self._loop.unwatch)
-        self._doorbell_fds = doorbell_fds
+        doorbell_fds = self._doorbell_fds = DoorbellFds(
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by
+        )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(
             connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
@@ -159,6 +163,11 @@ class Served:
         self._tap = tap
         if self.session is not None:
             self.session.tap(tap)
+
+    def _rebuild(self) -> None:
+        """Filters have come or gone: what keeps methods of the core gets them again."""
+        if self._doorbell_fds is not None:
+            self._doorbell_fds.rebuild()
 
     def measures(self) -> dict[str, Any]:
         """The statistics, and what the device's meter has, if it has one."""
