@@ -267,6 +267,10 @@ class Guest(Generic[Device]):
         """Never called: this guest shares all its memory, so the device copies it without messages."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy the guest's memory."""
+        return b"".join(bytes(part.view or b"") for part in self.segments(address, size, False))
+
     def dma_write(self, address: int, data: memoryview) -> None:
         """Never called, as :meth:`dma_read`."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
