@@ -31,6 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "model",
         "device",
         "filters",
+        "faults",
         "__init__",
         "capture",
         "serve virtio storage stream network",
