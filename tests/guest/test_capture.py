@@ -12,6 +12,7 @@ from attached import Device
 from bellwired.guest.archive import ArchiveError
 from capture.reading import packets
 from capture.test_dissector import BAD
+from capture.test_events import strict, told
 from capture.tshark import fetch_tshark
 from linux import Outcome
 
@@ -29,7 +30,9 @@ def test_tshark_decodes_the_nvme_session_of_a_linux_guest(linux: Callable[..., O
     except (ArchiveError, OSError) as error:
         pytest.skip(f"no tshark could be provided: {error}")
     capture = tmp_path / "nvme.pcapng"
-    outcome = linux(SESSION, Device("nvme", {"size": "64M"}, flags=("--capture", str(capture))))
+    timeline = tmp_path / "nvme.json"
+    flags = ("--capture", str(capture), "--timeline", str(timeline))
+    outcome = linux(SESSION, Device("nvme", {"size": "64M"}, flags=flags))
     assert outcome.status == 0
     captured = packets(capture)
     rows = tshark.fields(capture, ["frame.protocols", "vfio_user.command", "vfio_user.register"], tmp_path)
@@ -39,5 +42,10 @@ def test_tshark_decodes_the_nvme_session_of_a_linux_guest(linux: Callable[..., O
     assert set(protocols) == {"vfio-user", "bellwire"}
     commands = {int(row["vfio_user.command"]) for row in rows if row["vfio_user.command"]}
     assert commands >= {1, 2, 3, 4, 5, 7, 8, 9, 10}
+    events = tshark.fields(capture, ["bellwire.kind", "bellwire.outcome"], tmp_path, "bellwire")
+    assert Counter(row["bellwire.kind"] for row in events)["5"] > 100
+    assert "1" in {row["bellwire.outcome"] for row in events}
+    shown = {name for phase, name in told(strict(timeline.read_text())) if phase == "i"}
+    assert {"MSIX 0", "MSIX 1", "reset", "client comes"} <= shown
     named = {row["vfio_user.register"] for row in rows}
     assert named >= {"cap", "vs", "cc", "csts", "aqa", "asq", "acq"}
