@@ -45,32 +45,32 @@ class WorkerChannel:
 
     async def ask(self, what: str, timeout: float, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
-        return await self._ask(next(self._numbers), what, timeout, arguments)
+        return await self._ask(Ask(next(self._numbers), what, arguments), timeout, fds)
 
     async def borrow(self, what: str, timeout: float, **arguments: str) -> tuple[Any, int]:
         """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
         number = next(self._numbers)
         self._lent[number] = -1
         try:
-            answer = await self._ask(number, what, timeout, arguments)
+            answer = await self._ask(Ask(number, what, arguments), timeout)
         except BaseException:
-            wire.close([self._lent.pop(number)])  # it may have come just now
+            wire.close([self._lent.pop(number)])  # -1, unless it has come just now
             raise
         fd = self._lent.pop(number)
         if fd < 0:
             raise CommandError(f"{self.name} has sent no descriptor: are too many files open?")
         return answer, fd
 
-    async def _ask(self, number: int, what: str, timeout: float, arguments: dict[str, str]) -> Any:
-        future = self._answers[number] = asyncio.get_running_loop().create_future()
+    async def _ask(self, question: Ask, timeout: float, fds: Sequence[int] = ()) -> Any:
+        future = self._answers[question.number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
-                self._send(Ask(number, what, arguments), fds)
+                self._send(question, fds)
                 return await future
         except TimeoutError:
             raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
         finally:
-            del self._answers[number]
+            del self._answers[question.number]
 
     def tell(self, what: str) -> None:
         """Send a question without waiting for the answer. Failures are ignored."""
