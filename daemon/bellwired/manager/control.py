@@ -305,10 +305,10 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing() if begin else self._looking():
             unit = self._manager.unit(name)
             if not begin:
-                raise LastResult(FileDescriptor((await unit.borrow("events"))[1], True))
+                raise LastResult(FileDescriptor((await unit.worker.borrow("events"))[1], True))
             pid = unit.pid
             with self._manager.broadcaster.listening(name) as subscription:
-                label, ring = await unit.borrow("trace", only=only or "", without=without or "")
+                label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")
                 try:
                     yield FileDescriptor(ring, True)
                     async for event in self._heard(subscription):

@@ -156,16 +156,15 @@ class Unit(Noted):
 
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self.worker.ask(what, timeout, fds, **arguments)
+
+    @property
+    def worker(self) -> WorkerChannel:
+        """The way to the worker. Raises a CommandError if none runs."""
         if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._channel.ask(what, timeout, fds, **arguments)
-
-    async def borrow(self, what: str, **arguments: str) -> tuple[Any, int]:
-        """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
-        if self._channel is None or self.state is not State.RUNNING:
-            raise CommandError(f"{self.name} is not running: it is {self.state}")
-        return await self._channel.borrow(what, ANSWER_TIMEOUT, **arguments)
+        return self._channel
 
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""
