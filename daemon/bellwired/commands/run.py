@@ -32,8 +32,9 @@ from bellwired.listen import Listener, activated, default_path, inherited, liste
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
+from bellwired.workers.outbox import Relay
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Relay, Serving, mark_trouble
+from bellwired.workers.worker import Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"

@@ -178,10 +178,6 @@ class Unit(Noted):
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
-    def outdated(self) -> bool:
-        """Whether a Python file of the device has changed since its worker started."""
-        return bool(self.edited())
-
     def edited(self) -> list[str]:
         """The Python files of the device that have changed since its worker started."""
         return [file for file, known in self.files.items() if stamp(Path(file)) != known]

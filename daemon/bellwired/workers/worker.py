@@ -8,14 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.serve.blame import DeviceFailed, told
-from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import messages, sources
@@ -28,6 +26,7 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import WHOLE, Captures
+from bellwired.workers.outbox import Outbox, Relay, say
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
@@ -37,10 +36,7 @@ from vfio_user import SERVER, Capabilities
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
-AGAIN = 0.02  # seconds until an unsent message is sent again
 FLOOD = 500  # log lines of a device in a second
-MOST_LINES = 100  # log lines that are sent to the manager in a second
-LONGEST_LINE = 8192  # characters of a record, with its traceback, that are sent to the manager
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 log = logging.getLogger("bellwire.worker")
@@ -84,7 +80,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
-            _say(channel, Report("made", {"files": sources.loaded()}))
+            say(channel, Report("made", {"files": sources.loaded()}))
         with told(f"{kind.__name__}.__init__"):
             device = kind(**spawn.options)
     except DeviceFailed as error:
@@ -120,7 +116,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
 
 def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
-    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
 
 
@@ -128,7 +124,7 @@ def _failed(channel: socket.socket, error: BellwireError) -> int:
     hint = enter.why_refused(error)
     text = f"{error}; {hint}" if hint else str(error)
     log.error("%s", text)
-    _say(channel, Report("crashed", {"error": text}))
+    say(channel, Report("crashed", {"error": text}))
     return CRASHED
 
 
@@ -136,7 +132,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
     hint = enter.why_refused(error)
     text = f"{type(error).__name__}: {error}"
-    _say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
+    say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
     return CRASHED
 
 
@@ -282,77 +278,6 @@ class Serving:
         self._outbox.answer(answer, lent)
 
 
-class Outbox:
-    """Sends to the manager without waiting for it.
-
-    If the socket is full, an answer waits. Events are lost meanwhile, and the next event says how many.
-    """
-
-    def __init__(self, channel: socket.socket, loop: Loop) -> None:
-        self._channel = channel
-        self._loop = loop
-        self._waiting: deque[tuple[Answer, list[int]]] = deque()
-        self._lost = 0
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Send an event. It is lost if the socket is full."""
-        if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
-            self._lost += 1
-            return
-        self._lost = 0
-        if not _say(self._channel, Report(kind, fields)):
-            self._lost = 1
-
-    def answer(self, answer: Answer, fds: list[int]) -> None:
-        """Send an answer, with descriptors that stay open here. It waits if the socket is full."""
-        self._waiting.append((answer, [os.dup(fd) for fd in fds]))
-        if len(self._waiting) == 1:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        while self._waiting:
-            if not _say(self._channel, *self._waiting[0]):
-                self._loop.after(AGAIN, self._go_on)
-                return
-            wire.close(self._waiting.popleft()[1])
-
-    def soon(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back later, on the same thread."""
-        self._loop.after(delay, callback)
-
-
-class Relay(logging.Handler):
-    """Sends log records to the manager, from any thread.
-
-    What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
-    time keeps only its own worker busy. The next line that is sent says how many were left out.
-    """
-
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__()
-        self._channel = channel
-        self._second = 0
-        self._passed = self._lost = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record, with its traceback."""
-        if int(record.created) != self._second:
-            self._second, self._passed = int(record.created), 0
-        if self._passed >= MOST_LINES:
-            self._lost += 1
-            return
-        self._passed += 1
-        try:
-            text = self.format(record)[:LONGEST_LINE]
-        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
-            return
-        if self._lost:
-            text = f"({self._lost} lines before this one were too many) {text}"
-        fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
-        with contextlib.suppress(OSError):  # the worker is about to end
-            self._lost = 0 if _say(self._channel, Report("log", fields)) else self._lost + 1
-
-
 class Reporter(Observer):
     """Sends the device's events to the manager."""
 
@@ -389,14 +314,3 @@ class Reporter(Observer):
             maps, size = self._maps
             self._maps = None
             self.outbox.tell("mapped", maps=maps, bytes=size)
-
-
-def _say(channel: socket.socket, message: Answer | Report, fds: list[int] | None = None) -> bool:
-    """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
-    try:
-        wire.send(channel, message, fds)
-    except BlockingIOError:
-        return False
-    except (BrokenPipeError, ConnectionError):
-        pass
-    return True
