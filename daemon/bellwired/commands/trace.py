@@ -39,9 +39,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--only",
         default="",
         metavar="TERMS",
-        help="only these events: kinds, names and patterns, as in 'mmio.status,irq' or 'dma.write,sq*'",
+        help="only these events: kinds, names and patterns with commas between them (mmio.status,irq,sq*)",
     )
-    parser.add_argument("--not", dest="without", default="", metavar="TERMS", help="not these: 'config,hook'")
+    parser.add_argument("--not", dest="without", default="", metavar="TERMS", help="not these (config,hook)")
     parser.add_argument(
         "--last",
         type=_count,
