@@ -9,18 +9,20 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages, sources
+from bellwired import filtering, messages, sources
 from bellwired.box import enter
 from bellwired.errors import CommandError
+from bellwired.filtering import Switches
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.unblocked import Flood
@@ -85,6 +87,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             _say(channel, Report("made", {"files": sources.loaded()}))
         with told(f"{kind.__name__}.__init__"):
             device = kind(**spawn.options)
+        filters = filtering.all_made(spawn.filters, kind)
     except DeviceFailed as error:
         return _failed(channel, error)
     except BellwireError as error:
@@ -102,6 +105,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            filters=filters,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -160,6 +164,7 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        filters: Sequence[Filter] = (),
     ) -> None:
         """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
         self._channel = channel
@@ -190,6 +195,7 @@ class Serving:
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
+            "filter": Switches(device, self._worker.served.filters, filters).do,
             "stop": self._worker.stop,
         }
 
