@@ -78,15 +78,15 @@ class Switches:
         for each in first:
             stack.add(each)
 
-    def do(self, action: str, what: str = "", place: str = "") -> list[dict[str, Any]]:
-        """``add`` a filter (``what`` as in ``delay:read=2ms``), ``remove`` one by its label, or only ``list`` them.
+    def do(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
+        """``add`` a filter (``named`` as in ``delay:read=2ms``), ``remove`` one by its label, or only ``list`` them.
 
         Returns the filters from the guest's side to the device's.
         """
         if action == "add":
-            self._stack.add(made(parse(what), self._kind), int(place) if place else None)
+            self._stack.add(made(parse(named), self._kind), int(place) if place else None)
         elif action == "remove":
-            self._stack.remove(what)
+            self._stack.remove(named)
         return [self._about(label, each) for label, each in self._stack]
 
     def _about(self, label: str, each: Filter) -> dict[str, Any]:

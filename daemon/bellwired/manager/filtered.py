@@ -20,9 +20,9 @@ class Filtered:
             return self._switched[1]
         return settings.filters
 
-    async def filter(self, action: str, what: str = "", place: str = "") -> list[dict[str, Any]]:
+    async def filter(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
         """Add, remove or list filters: see :class:`bellwired.filtering.Switches`. Returns those that it has then."""
-        found = list(await self.ask("filter", action=action, what=what, place=place))
+        found = list(await self.ask("filter", action=action, named=named, place=place))
         if action != "list":
             self._switched = self.settings.filters, [{"name": each["name"], **each["given"]} for each in found]
         return found
