@@ -1,4 +1,4 @@
-"""The filters that a user may name: those that come with Bellwire, entry points, and those of the device itself."""
+"""The filters that a user may name: those of Bellwire, faults among them, those of a device, and entry points."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bellwire import PciDevice
+from bellwire.faults.catalogue import GENERIC
 from bellwire.filters import Filter, FilterError, Stack
 from bellwire.filters.find import Found, Plain, Wanted, builtin, make, of_device, of_table, parse
 from bellwired.errors import CommandError
@@ -29,8 +30,9 @@ class Listed:
 def listed(device: type[PciDevice] | None = None) -> list[Listed]:
     """All filters, those of ``device`` too. If two have one name, the first one is used."""
     found = [Listed(name, "bundled", kind) for name, kind in sorted(builtin().items())]
+    found += [Listed(kind.name, "a fault", kind) for kind in GENERIC]
     if device is not None:
-        found += [Listed(name, device.name, kind) for name, kind in sorted(of_device(device).items())]
+        found += [Listed(name, device.name, kind) for name, kind in sorted(_of_device(device).items())]
     for entry in importlib.metadata.entry_points(group=GROUP):
         source = f"entry point {entry.value}"
         try:
@@ -45,7 +47,7 @@ def made(wanted: Wanted, device: type[PciDevice]) -> Filter:
 
     An entry point is imported only if it is asked for.
     """
-    known: Found = {**of_device(device), **builtin()}
+    known: Found = {**_of_device(device), **{kind.name: kind for kind in GENERIC}, **builtin()}
     if wanted.name not in known:
         for entry in importlib.metadata.entry_points(group=GROUP):
             if entry.name == wanted.name:
@@ -90,13 +92,19 @@ class Switches:
         return [self._about(label, each) for label, each in self._stack]
 
     def _about(self, label: str, each: Filter) -> dict[str, Any]:
-        values = {name: option.text(getattr(each, name)) for name, option in each.arguments_of.items()}
+        present = {name: each.arguments.get(name, option.default) for name, option in each.arguments_of.items()}
+        values = {name: each.arguments_of[name].text(value) for name, value in present.items()}
         given = {name: each.arguments_of[name].text(value) for name, value in each.arguments.items()}
         try:
             report = each.report()
         except Exception as error:  # noqa: BLE001 the boundary to the code of a filter
             report = {"error": f"{type(error).__name__}: {error}"}
         return {"label": label, "name": each.name, "given": given, "arguments": values, "report": report}
+
+
+def _of_device(device: type[PciDevice]) -> Found:
+    """The filters of a device's module, and the faults that it alone can have."""
+    return {**of_device(device), **{kind.name: kind for kind in device.faults}}
 
 
 def _loaded(entry: importlib.metadata.EntryPoint) -> type[Filter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bellwired.settings import Device, Filters
@@ -27,6 +28,6 @@ class Filtered:
             self._switched = self.settings.filters, [{"name": each["name"], **each["given"]} for each in found]
         return found
 
-    async def ask(self, what: str, timeout: float = 5.0, **arguments: str) -> Any:
+    async def ask(self, what: str, timeout: float = 5.0, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker."""
         raise NotImplementedError

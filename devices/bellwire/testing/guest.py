@@ -73,11 +73,11 @@ class Guest(Generic[Device]):
         with ExitStack() as stack:
             stack.callback(self._let_go)
             stack.callback(self.filters.clear)
-            for each in filters:
-                self.filters.add(each)
             self.device.setup()
             stack.callback(self.device.close)
             core.reset()
+            for each in filters:
+                self.filters.add(each)
             self.enable()
             self._stack = stack.pop_all()
 

@@ -56,6 +56,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     index: int
     device: VirtioDevice
+    generation: int
+    """Counts how often the queue has been forgotten: chains of an earlier one are not its own."""
 
     @classmethod
     def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
@@ -63,6 +65,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         queue = cls.from_buffer(state, index * ctypes.sizeof(cls))
         queue.index = index
         queue.device = device
+        queue.generation = 0
         queue.forget()
         return queue
 
@@ -78,6 +81,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def forget(self) -> None:
         """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
+        self.generation += 1
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
