@@ -98,6 +98,7 @@ class Captured(TypedDict):
 
     number: int
     messages: int
+    events: int
     bytes: int
     ended: str
 
@@ -377,7 +378,13 @@ def _in_place(found: list[dict[str, Any]]) -> list[FilterInPlace]:
 
 
 def _captured(number: str, figures: dict[str, Any]) -> Captured:
-    return Captured(number=int(number), messages=figures["messages"], bytes=figures["bytes"], ended=figures["ended"])
+    return Captured(
+        number=int(number),
+        messages=figures["messages"],
+        events=figures["events"],
+        bytes=figures["bytes"],
+        ended=figures["ended"],
+    )
 
 
 @contextlib.contextmanager
