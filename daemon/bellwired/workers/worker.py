@@ -8,17 +8,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages, sources
+from bellwired import filtering, messages, sources
 from bellwired.box import enter
 from bellwired.errors import CommandError
+from bellwired.filtering import Switches
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.unblocked import Flood
@@ -26,10 +28,11 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import WHOLE, Captures
-from bellwired.workers.outbox import Outbox, Relay, say
+from bellwired.workers.outbox import Outbox
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
+from bellwired.workers.relay import Relay, say
 from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities
@@ -83,6 +86,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             say(channel, Report("made", {"files": sources.loaded()}))
         with told(f"{kind.__name__}.__init__"):
             device = kind(**spawn.options)
+        filters = filtering.all_made(spawn.filters, kind)
     except DeviceFailed as error:
         return _failed(channel, error)
     except BellwireError as error:
@@ -100,6 +104,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            filters=filters,
             name=spawn.name,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -159,6 +164,7 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        filters: Sequence[Filter] = (),
         name: str = "",
     ) -> None:
         """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
@@ -198,6 +204,7 @@ class Serving:
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
+            "filter": Switches(device, self._worker.served.filters, filters).do,
             "stop": self._worker.stop,
             "capture": self.captures.start,
             "captured": self.captures.figures,

@@ -15,7 +15,7 @@ from bellwired.workers import wire
 from bellwired.workers.wire import Answer, Ask, Report, WireError
 
 log = logging.getLogger("bellwired")
-BORROWED = 5.0  # seconds for an answer with a descriptor
+ANSWER_TIMEOUT = 5.0
 
 
 class WorkerChannel:
@@ -48,7 +48,7 @@ class WorkerChannel:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
         return await self._ask(Ask(next(self._numbers), what, arguments), timeout, fds)
 
-    async def borrow(self, what: str, timeout: float = BORROWED, **arguments: str) -> tuple[Any, int]:
+    async def borrow(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> tuple[Any, int]:
         """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
         number = next(self._numbers)
         self._lent[number] = -1
