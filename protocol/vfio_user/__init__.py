@@ -38,6 +38,7 @@ from vfio_user.errors import (
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
@@ -64,6 +65,7 @@ __all__ = [
     "DmaMap",
     "DmaTable",
     "DmaUnmap",
+    "Estate",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -76,6 +78,8 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Kept",
+    "Ledger",
     "Mechanism",
     "Memory",
     "Message",

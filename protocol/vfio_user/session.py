@@ -18,6 +18,7 @@ from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUser
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
@@ -44,7 +45,8 @@ class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
     ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
-    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client.
+    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
+    told of all that a successor needs.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Session:
         limits: Capabilities = SERVER,
         io_fd_entry_size: int = ENTRY,
         timeout: float = 5.0,
+        ledger: Ledger | None = None,
     ) -> None:
+        self._ledger = ledger or Ledger()
         self.client: Capabilities | None = None
-        self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
+        self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
         self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
@@ -67,7 +71,7 @@ class Session:
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
-        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
+        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: self._dma_map,
@@ -82,6 +86,13 @@ class Session:
             Command.MIG_DATA_READ: lambda message: _unsupported(MigrationRead.unpack(message.payload)),
             Command.MIG_DATA_WRITE: lambda message: _unsupported(MigrationData.unpack(message.payload)),
         }
+
+    def take_over(self, estate: Estate) -> None:
+        """Go on where the session of another process has ended, which had a ledger. Nothing is sent."""
+        if "version" in estate:
+            self._agree(Capabilities.from_json(estate.note("version")))
+        self.dma.take_over(estate)
+        self.irqs.take_over(estate)
 
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
@@ -277,11 +288,16 @@ class Session:
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
-        self.client = self._getters.client = asked.capabilities
         ours = self._limits.within(asked.capabilities)
-        known = asked.capabilities.io_fds
-        self._getters.mechanisms = _UNASKED if known is None else known & (self._limits.io_fds or frozenset())
+        self._ledger.keep(Kept("version", asked.capabilities.to_json()))
+        self._agree(asked.capabilities)
         return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
+
+    def _agree(self, client: Capabilities) -> None:
+        """Use what the client has said that it can take."""
+        self.client = self._getters.client = client
+        known = client.io_fds
+        self._getters.mechanisms = _UNASKED if known is None else known & (self._limits.io_fds or frozenset())
 
     def _set_irqs(self, message: Message) -> Reply:
         request = SetIrqs.unpack(message.payload)

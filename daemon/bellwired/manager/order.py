@@ -9,7 +9,16 @@ from bellwired.settings import Device
 from bellwired.workers.wire import Spawn
 
 
-def order(name: str, settings: Device, plugins: list[str], folder: Path, box: Wanted, *, trial: bool) -> Spawn:
+def order(
+    name: str,
+    settings: Device,
+    plugins: list[str],
+    folder: Path,
+    box: Wanted,
+    *,
+    trial: bool,
+    succeeds: bool,
+) -> Spawn:
     """The order to the fork server for the device ``name``."""
     return Spawn(
         name=name,
@@ -24,6 +33,7 @@ def order(name: str, settings: Device, plugins: list[str], folder: Path, box: Wa
         hello_timeout=settings.hello_timeout,
         trial=trial,
         box=box,
+        succeeds=succeeds,
     )
 
 

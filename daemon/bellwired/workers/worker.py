@@ -28,9 +28,10 @@ from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.ledger import ManagersLedger, inherit
 from bellwired.workers.printed import Printed
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, RegionIndex
+from vfio_user import SERVER, Capabilities, Estate, Ledger, RegionIndex
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -96,6 +97,8 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         serving = Serving(
             device,
             channel,
+            ledger=ManagersLedger(channel),
+            estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
             io_fd_entry=spawn.io_fd_entry,
             busy_poll=spawn.busy_poll,
@@ -159,6 +162,8 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        ledger: Ledger | None = None,
+        estate: Estate | None = None,
     ) -> None:
         """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
         self._channel = channel
@@ -173,6 +178,8 @@ class Serving:
             busy_poll=busy_poll / 1e6,
             max_maps=max_maps,
             hello_timeout=hello_timeout,
+            ledger=ledger,
+            estate=estate,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
