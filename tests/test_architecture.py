@@ -30,6 +30,7 @@ FLOORS: dict[str, list[str]] = {
         "pci",
         "model",
         "device",
+        "filters",
         "__init__",
         "serve virtio storage stream network",
         "testing",

@@ -16,13 +16,14 @@ from bellwire.declare.layout import Layout, check_conventional, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
-from bellwire.errors import DeclarationError, GuestError, OptionError
+from bellwire.errors import DeclarationError, GuestError, OptionError, StateError
 from bellwire.model.capabilities import Identity
 from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
+from bellwire.pci.error_reporting import Aer, UncorrectableError
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -134,6 +135,31 @@ class PciDevice:
 
     def restored(self) -> None:
         """Called after a snapshot has been restored. Override it to set timers again: a snapshot has none."""
+
+    def recovered(self, torn: bool) -> None:
+        """Called in place of :meth:`restored`, if the process that served this device before has died.
+
+        ``torn`` says that a hook was cut short: only a part of what it assigns may be in registers and saved fields.
+        Override it to go on from there, or raise a StateError to say that the device cannot: it is then reset, and
+        :meth:`failed` tells the guest. Without an override, that is what happens if ``torn``; otherwise
+        :meth:`restored` runs.
+        """
+        if torn:
+            raise StateError(f"{type(self).__name__}.recovered does not say how to go on after a hook was cut short")
+        self.restored()
+
+    def failed(self) -> None:
+        """Called after a reset that the guest has not asked for: a process has died, and the device's state with it.
+
+        The guest's set-up in config space and MSI-X is as before, so interrupts work. Override it to tell the guest as
+        the device's specification says. Without an override, config space tells it: Signaled System Error in the status
+        register (PCI 3.0 §6.2.3), on PCI Express Fatal Error Detected in Device Status (PCIe 6.0 §7.5.3.5), and an
+        Uncorrectable Internal Error if the device has :class:`~bellwire.Aer`.
+        """
+        self.core.config.tell_fatal()
+        for each in self.layout.extended:
+            if isinstance(each.capability, Aer):
+                self.core.part(each.capability).report(UncorrectableError.INTERNAL)
 
     def close(self) -> None:
         """Called once, when the worker ends. Override it to close what :meth:`setup` opened."""

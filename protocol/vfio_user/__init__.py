@@ -6,7 +6,7 @@ The package is independent of any device and any hypervisor. A server implements
 Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """
 
-from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.backend import Backend, Late, Reader, Writer
 from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
@@ -79,6 +79,7 @@ __all__ = [
     "IrqInfo",
     "IrqTable",
     "Kept",
+    "Late",
     "Ledger",
     "Mechanism",
     "Memory",

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Late
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import IO_FDS, PCI_IRQS, Command, Mechanism, MessageFlags
+from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
@@ -24,7 +24,6 @@ from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
@@ -32,8 +31,6 @@ _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
-
-
 _DONE = Reply()
 
 
@@ -61,6 +58,7 @@ class Session:
     ) -> None:
         self._ledger = ledger or Ledger()
         self.client: Capabilities | None = None
+        self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
@@ -159,6 +157,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
+        self._closed = True
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -185,6 +184,9 @@ class Session:
                         raise _short(len(found), access.count)
             except VfioUserError:
                 raise
+            except Late as late:
+                self._expect(late, message_id, access)
+                return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -194,6 +196,21 @@ class Session:
                 self._channel.send_whole(message_id + reply + found)
         finally:
             dma_requests.answering = before
+
+    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
+        """Let the backend answer a read later."""
+
+        def answer(found: bytes) -> None:
+            if access.reply and not self._closed:
+                self._channel.send_whole(message_id + access.reply + found)
+
+        def fail(error: Exception) -> None:
+            if self._closed:
+                return
+            refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
+            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
+
+        late.answer, late.fail = answer, fail
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
@@ -295,9 +312,8 @@ class Session:
 
     def _agree(self, client: Capabilities) -> None:
         """Use what the client has said that it can take."""
-        self.client = self._getters.client = client
-        known = client.io_fds
-        self._getters.mechanisms = _UNASKED if known is None else known & (self._limits.io_fds or frozenset())
+        self.client = client
+        self._getters.agree(client, self._limits)
 
     def _set_irqs(self, message: Message) -> Reply:
         request = SetIrqs.unpack(message.payload)
@@ -310,7 +326,7 @@ class Session:
         if len(message.fds) > 1:
             raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
         self.dma.map(request, message.fds.pop() if message.fds else None)
-        self._backend.dma_changed()
+        self._backend.dma_changed(request)
         return _DONE
 
     def _dma_unmap(self, message: Message) -> Reply:
@@ -319,7 +335,7 @@ class Session:
         if ranges.start < ranges.stop:
             self._backend.before_unmap()
             self.dma.unmap(ranges)
-            self._backend.dma_changed()
+            self._backend.dma_changed(request)
         return Reply([request.pack()])
 
     def _write_multi(self, message: Message) -> Reply:

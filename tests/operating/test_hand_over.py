@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
-from operating.instance import PATIENCE, PLAIN, Instance, connect, read, write
+from operating.instance import PLAIN, Instance, connect, read, write
 from operating.varlink import Varlink
-from vfio_user import Client, IoCommand, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
+from vfio_user import Client, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
 
 IRQ_NOW, WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE, ACKED_COUNT = 0x08, 0x40, 0x50, 0xDC, 0x60
 WILDCARD, VALUE, LATEST, REGION = 0x000, 0x020, 0x040, 0x100
@@ -66,7 +64,11 @@ def test_doorbells_ring_the_successor(daemon: Instance, bell: tuple[Client, Varl
     assert isinstance(value, IoRegionFd)
     assert isinstance(latest, ShadowIoEventFd)
     assert isinstance(region, IoRegionFd)
-    with closing(IoRegionClient(value.fd)) as values, closing(IoRegionClient(region.fd)) as commands, closing(ShadowBell(latest)) as shadow:
+    with (
+        closing(IoRegionClient(value.fd)) as values,
+        closing(IoRegionClient(region.fd)) as commands,
+        closing(ShadowBell(latest)) as shadow,
+    ):
         for turn in (1, 2, 3):
             os.eventfd_write(wildcard.fd, 1)
             values.post(value.user_data, 0, turn.to_bytes(4, "little"))

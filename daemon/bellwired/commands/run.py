@@ -9,7 +9,6 @@ import argparse
 import logging
 import shlex
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack

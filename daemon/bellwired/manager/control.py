@@ -43,6 +43,16 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
         hint: str
 
 
+class GuestMemory(TypedDict):
+    """A range of guest memory. ``shared``: the device reaches it in place; else by messages to the client."""
+
+    address: int
+    size: int
+    readable: bool
+    writable: bool
+    shared: bool
+
+
 class Happening(TypedDict):
     """One event of the stream."""
 
@@ -162,6 +172,22 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             await self._manager.unit(name).set(option, value)
 
+    @varlinkmethod
+    async def Poke(self, *, name: str, target: str, value: str | None = None, guest: bool | None = None) -> None:
+        """Store a value in a register, as the device would; or write it, or ring a doorbell, as a ``guest`` would.
+
+        ``value`` is a number, or names of the register's flags joined by "|". A doorbell may do without.
+        """
+        with self._changing():
+            by = "guest" if guest else "device"
+            await self._manager.unit(name).ask("poke", target=target, value=value or "", by=by)
+
+    @varlinkmethod
+    async def Interrupt(self, *, name: str, vector: int) -> None:
+        """Raise an interrupt of a device: of MSI-X or MSI, whichever the guest uses, else pulse the INTx line."""
+        with self._changing():
+            await self._manager.unit(name).ask("interrupt", vector=str(vector))
+
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
         """Read configuration and plugins again; only what has changed is touched."""
@@ -180,6 +206,12 @@ class Control(VarlinkInterface, name=INTERFACE):
         """A device's registers, decoded; reading them so has no side effects."""
         with self._looking():
             return list(await self._manager.unit(name).ask("registers"))
+
+    @varlinkmethod(return_parameter="maps")
+    async def Maps(self, *, name: str) -> list[GuestMemory]:
+        """The ranges of guest memory that a device may use; the first 256 of them, in order of address."""
+        with self._looking():
+            return list(await self._manager.unit(name).ask("maps"))
 
     @varlinkmethod(return_parameter="statistics")
     async def Statistics(self, *, name: str) -> dict[str, int]:

@@ -66,7 +66,8 @@ class Exited(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, statistics, measures or stop.
+    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, maps, statistics, measures, poke,
+    interrupt or stop.
 
     The fork server takes ping.
     """

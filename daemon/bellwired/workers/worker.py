@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.declare.register import Register
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -29,9 +28,11 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.ledger import ManagersLedger, inherit
+from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
+from bellwired.workers.registers import maps, registers
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, Estate, Ledger, RegionIndex
+from vfio_user import SERVER, Capabilities, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -184,12 +185,16 @@ class Serving:
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
         self._given = dict(device.core.options)
+        pokes = Pokes(device)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
             "set": self._set,
             "registers": lambda: registers(device),
+            "maps": lambda: maps(self._worker.served.session),
+            "poke": pokes.poke,
+            "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
             "stop": self._worker.stop,
@@ -359,29 +364,6 @@ class Reporter(Observer):
             maps, size = self._maps
             self._maps = None
             self.outbox.tell("mapped", maps=maps, bytes=size)
-
-
-def registers(device: PciDevice) -> list[dict[str, Any]]:
-    """The stored value of every register, by name: of the BARs, then of extended capabilities. Runs no read hook."""
-    layout = device.layout
-    placed = [(index, item.offset, item) for index, plan in layout.bars.items() for item in plan.placed]
-    placed += [(RegionIndex.CONFIG, each.at + item.offset, item) for each in layout.extended for item in each.placed]
-    found = []
-    for region, offset, item in placed:
-        if isinstance(item, Register):
-            value = item.load(device.core.state.registers[item.bar.index])
-            found.append(
-                {
-                    "name": item.name,
-                    "bar": int(region),
-                    "offset": offset,
-                    "size": item.size,
-                    "access": item.access.value,
-                    "value": int(value),
-                    "meaning": item.meaning(value),
-                }
-            )
-    return found
 
 
 def _say(channel: socket.socket, message: Answer | Report) -> bool:

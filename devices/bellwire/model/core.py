@@ -26,12 +26,14 @@ from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.meter import Meter
+from bellwire.model.seen import seen
 from bellwire.model.signals import Signals
+from bellwire.model.source import StateFiles
 from bellwire.model.space import of_bar, of_extended
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
-from vfio_user import Reader, RegionIndex, Writer
+from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -62,7 +64,7 @@ class Core:
         """The expansion ROM, as a guest reads it; empty without one."""
         several = len(functions_of(type(device))) > 1
         space = template(identity, layout, len(self.rom), multifunction=several)
-        self.state = State(layout, space)
+        self.state = State(type(device).name, layout, space, seen(identity, layout, space, len(self.rom)))
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
         self._own_hooks: dict[Tie, Callable[..., Any]] = {}
@@ -246,14 +248,13 @@ class Core:
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
-        """Restore what :meth:`snapshot` gave. A snapshot has no timers: the device's ``restored`` sets them again.
+        """Restore what :meth:`snapshot` gave, perhaps in another version of the device's code: fields go by name.
 
-        A StateError says why the snapshot is refused. If the device itself refuses it, it is as after a reset.
+        A snapshot has no timers: the device's ``restored`` sets them again. A StateError says why the snapshot is
+        refused. If the device itself refuses it, it is as after a reset.
         """
-        self.state.restore(snapshot)
-        self._forget()
-        self.config.refresh()
-        self._follow()
+        self.state.restore(snapshot, client=self.connected)
+        self._follow_state()
         try:
             self.device.check_state()
         except StateError:
@@ -263,9 +264,63 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
+    def take_over(self, files: StateFiles, *, client: bool, died: bool) -> None:
+        """Go on with the state in ``files``, in place of another process that has served this device.
+
+        Call it once, after ``setup`` and :meth:`reset`, when the host is as that process had it, and before anything
+        rings or accesses the device. ``client`` says whether a client is connected: its guest must then see the same
+        device as before. ``died`` says that the other process may have ended at any point: ``recovered`` is called,
+        and not ``restored``. A device that cannot go on from there is reset, and tells the guest (:meth:`fail`).
+
+        A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
+        reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
+        what device code has written to areas.
+        """
+        torn = self.state.take_over(files, client=client, died=died)
+        self._follow_state()
+        try:
+            self.device.check_state()
+            self.state.inherit(files)
+            self.signals.relevel()
+            self.signals.resend()
+            if died:
+                self.call(self.device.recovered, torn)
+            else:
+                self.call(self.device.restored)
+        except StateError as error:
+            if not died:
+                raise
+            self.state.inherit(files)
+            self.fail(str(error))
+
+    def fail(self, why: str) -> None:
+        """Reset the device, since its state is lost, and let it tell the guest: never in silence.
+
+        All is as after a function-level reset, except what the guest has set up in config space and in the MSI-X table:
+        without that it could not be told.
+        """
+        self.log.error("reset, since its state is lost: %s", why)
+        state = self.state
+        config, table, used = bytes(state.config), bytes(state.msix), state.table_used
+        self.reset()
+        state.config[:], state.msix[:], state.table_used = config, table, used
+        self._follow_state()
+        self.signals.drive(False)
+        self.call(self.device.failed)
+
+    def _follow_state(self) -> None:
+        """Let everything follow a state that has been put in place."""
+        self._forget()
+        self.config.refresh()
+        self._follow()
+
     def join(self, connected: bool) -> None:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
+        self.dma.changed()
+
+    def remapped(self, _change: DmaMap | DmaUnmap) -> None:
+        """The client has mapped or unmapped memory: views of it are stale."""
         self.dma.changed()
 
     def finish_jobs(self) -> None:

@@ -115,6 +115,12 @@ class Dma:
         host = self._core.host
         return host is not None and host.by_message
 
+    @property
+    def copied(self) -> bool:
+        """Whether filters look at all DMA: :meth:`map` and :meth:`whole` then find no memory that is shared."""
+        host = self._core.host
+        return host is not None and host.copied
+
     def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
         """The whole shared map that contains ``address``, for device code that moves much there; None if there is none.
 

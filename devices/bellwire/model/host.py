@@ -19,6 +19,9 @@ class Timer(Protocol):
 class Host(Protocol):
     """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""
 
+    copied: bool
+    """Whether device code must copy all guest memory that it reads or writes: filters look at the copies."""
+
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
 

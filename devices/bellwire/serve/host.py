@@ -16,6 +16,8 @@ from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedMap
 class ClientHost:
     """A :class:`bellwire.model.host.Host`. ``session`` is the session of the client, and None without a client."""
 
+    copied = False
+
     def __init__(self, loop: Loop, boundary: Boundary) -> None:
         self.session: Session | None = None
         self._loop = loop

@@ -12,7 +12,8 @@ the client's socket. The worker cannot see which of them arrived first. It still
   the socket, and runs the hooks last. If it drained first and gathered then, a write and its ring could arrive in
   between, and the ring would overtake the write. The worker drains the socket to its end, or takes DRAIN messages,
   which is more than a socket holds. So it has handled all messages that were there when it gathered the rings, and a
-  client that never stops sending does not hold up a ring.
+  client that never stops sending does not hold up a ring. A single ring needs no second look at the socket: that ring
+  has ended the wait, and the wait would have reported a write before it.
 * *A reply flushes rings.* A guest that reads after a ring expects to see the effect of the ring. So the worker gathers
   and runs rings before it handles a message that wants a reply (:meth:`DeviceBackend.before_reply`), and before it
   answers a read while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
@@ -31,10 +32,11 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 from bellwire.device import PciDevice
+from bellwire.filters import Stack
 from bellwire.model.core import Core
 from bellwire.model.source import StateFiles
 from bellwire.serve.backend import DeviceBackend
@@ -68,6 +70,8 @@ class Served:
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
+        self.filters = Stack(self.core, self._rebuild)
+        """What stands between client and device."""
         self._introduced = False
         self._limits = limits
         self._ledger = ledger or Ledger()
@@ -76,7 +80,7 @@ class Served:
         self.session: Session | None = None
         self._loop = loop
         self._doorbell_fds: DoorbellFds | None = None
-        self._session_fd = self._doorbells_fd = -1
+        self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
@@ -105,24 +109,25 @@ class Served:
         self._ledger.keep(Kept("state", {}, (files.state,)))
 
     def _connect(self, connection: socket.socket, io_fd_entry_size: int) -> tuple[Session, DoorbellFds]:
-        doorbell_fds = self._doorbell_fds = DoorbellFds(self.core, self._boundary.call, self._ledger)
+        doorbell_fds = self._doorbell_fds = DoorbellFds(
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger
+        )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(
             connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size, ledger=self._ledger
         )
         self._introduced = False
         self.core.join(True)
-        self._session_fd, self._doorbells_fd = self.session.fileno(), doorbell_fds.fileno()
+        self._session_fd = self.session.fileno()
         self._alone = [(self._session_fd, int(select.EPOLLIN))]
-        self._loop.watch(self._session_fd)  # without a callback: turn() handles these two in its own order
-        self._loop.watch(self._doorbells_fd)
+        self._loop.watch(self._session_fd)  # without a callback, as doorbells: turn() handles them in its own order
         return self.session, doorbell_fds
 
     def detach(self, reason: str = "the device is being stopped") -> None:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
-        self._doorbell_fds.gather()
+        self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
         self._heard()
@@ -137,7 +142,6 @@ class Served:
             self._release(self.session, self._doorbell_fds)
 
     def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:
-        self._loop.unwatch(doorbell_fds.fileno())
         self._loop.unwatch(session.fileno())
         doorbell_fds.close()
         session.settle()
@@ -155,12 +159,12 @@ class Served:
         if session is None or doorbell_fds is None:
             ready = loop.sleeper()()
         elif session.waiting:  # while the session waited for a DMA reply, it may have received other messages
-            ready = loop.look()
+            ready = [*loop.look(), *self._alone]
         else:
             ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
         return dict(ready)
 
-    def turn(self, ready: Container[int]) -> None:
+    def turn(self, ready: Mapping[int, int]) -> None:
         """Handle the client's messages and rings. ``ready`` has the descriptors that can be read.
 
         Rings are gathered first, then the socket is drained, and the hooks of the rings run last: so a ring sees every
@@ -169,11 +173,12 @@ class Served:
         session, doorbell_fds = self.session, self._doorbell_fds
         if session is None or doorbell_fds is None:
             return
-        if self._doorbells_fd in ready and doorbell_fds.gather():
-            if self._session_fd in ready or session.look():
+        rings, written = doorbell_fds.gather(ready), self._session_fd in ready
+        if rings:
+            if written or (rings > 1 and session.look()):
                 session.service(DRAIN)
             doorbell_fds.run()
-        elif self._session_fd in ready or session.waiting:
+        elif written:
             session.service(DRAIN, probe=False)
         if not self._introduced and session.client is not None:
             self._introduced = True
@@ -191,6 +196,11 @@ class Served:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    def _rebuild(self) -> None:
+        """Filters have come or gone: what keeps methods of the core gets them again."""
+        if self._doorbell_fds is not None:
+            self._doorbell_fds.rebuild()
 
     def measures(self) -> dict[str, Any]:
         """The statistics, and what the device's meter has, if it has one."""

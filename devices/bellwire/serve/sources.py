@@ -30,8 +30,11 @@ class Source(Protocol):
     fds: tuple[int, ...]
     """All descriptors that a successor needs."""
 
-    def gather(self) -> None:
-        """Take the rings out of the fd."""
+    def gather(self) -> int:
+        """Take the rings out of the fd, and return their number.
+
+        1 says that this ring had come when the wait for it ended. If others may have come since, it is more than 1.
+        """
 
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
@@ -42,6 +45,11 @@ class Source(Protocol):
     def close(self) -> None:
         """Close the fds. The source owns them."""
 
+    guard: Guard
+    """Runs the hooks."""
+    mechanism: str
+    """By what the rings come."""
+
 
 class EventSource(Generic[Bell]):
     """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum.
@@ -49,28 +57,32 @@ class EventSource(Generic[Bell]):
     A source owns its descriptors: those that it is given, as ``fds``, or those that it makes.
     """
 
+    mechanism = "ioeventfd"
+
     def __init__(
         self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard, fds: tuple[int, ...] = ()
     ) -> None:
         self.fds = fds or (_eventfd(),)
         (self.fd,) = self.fds
         self._bell = bell
-        self._ring = ring
-        self._guard = guard
+        self.ring = ring
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = 0
-        self._rings = core.tally.ring("ioeventfd", name_of(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count."""
-        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        count = take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        self._count += count
+        return count
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered."""
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count)
+            self.guard(self.ring, self._bell, count)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -88,6 +100,8 @@ class ShadowSource(Generic[Bell]):
     sees all writes that were posted before the value was stored, even if that value belongs to a later ring.
     """
 
+    mechanism = "shadow"
+
     def __init__(
         self,
         core: Core,
@@ -102,22 +116,23 @@ class ShadowSource(Generic[Bell]):
         self._bell = bell
         self._cell = cell
         self._ring = ring
-        self._guard = guard
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = self._value = 0
-        self._rings = core.tally.ring("shadow", name_of(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
         self._count += take(self.fd, self._counter)
         self._value = self._cell[0]
+        return self._count + 1  # the value may be that of a ring that is still to come
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered, with the last value."""
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count, self._value)
+            self.guard(self._ring, self._bell, count, self._value)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -133,6 +148,8 @@ class CommandSource:
 
     It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
     """
+
+    mechanism = "ioregionfd"
 
     def __init__(
         self,
@@ -150,7 +167,7 @@ class CommandSource:
         self._targets: list[Doorbell | IoRegion] = []
         self._rings: list[Count] = []
         self._core = core
-        self._guard = guard
+        self.guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
         self._socket = select.poll()
@@ -160,10 +177,10 @@ class CommandSource:
         """The number that identifies ``target`` in the commands of this socket."""
         if target not in self._targets:
             self._targets.append(target)
-            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
+            self._rings.append(self._core.tally.ring(self.mechanism, target.name))
         return self._targets.index(target)
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Take the commands off the socket, in order."""
         try:
             for _ in range(MOST_COMMANDS - len(self._commands)):
@@ -175,6 +192,7 @@ class CommandSource:
                     break
         except VfioUserError as error:
             self._failed(self, error)
+        return len(self._commands)
 
     def run(self) -> None:
         """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
@@ -185,7 +203,7 @@ class CommandSource:
             result = None
             if target is not None:
                 self._rings[command.user_data][0] += 1
-                result = self._guard(self._deliver, target, command)
+                result = self.guard(self._deliver, target, command)
             if command.respond:
                 self._respond(result)
 
