@@ -85,9 +85,8 @@ class Served:
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
-        files = self.core.state.files
-        areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
-        self._ledger.keep(Kept("client", {}, (connection.fileno(),)), Kept("state", {}, (files.state,)), *areas)
+        self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
+        self._keep_state()
         self._connect(connection, io_fd_entry_size)
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
@@ -104,9 +103,13 @@ class Served:
         doorbell_fds.take_over(estate)
         self._introduced = session.client is not None
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
-        self.core.take_over(StateFiles(estate.fds("state")[0], areas), client=True, died=True)
+        files = StateFiles(estate.fds("state")[0], areas)
+        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
+
+    def _keep_state(self) -> None:
         files = self.core.state.files
-        self._ledger.keep(Kept("state", {}, (files.state,)))
+        areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
+        self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
 
     def _connect(self, connection: socket.socket, io_fd_entry_size: int) -> tuple[Session, DoorbellFds]:
         doorbell_fds = self._doorbell_fds = DoorbellFds(
