@@ -102,7 +102,7 @@ def test_memory_is_mapped_again_with_the_same_rights(
     ]
     (segment,) = table.segments(0x10000, 4, write=True)
     assert segment.view is not None
-    assert segment.view == b"here"
+    assert bytes(segment.view) == b"here"
     segment.view[:] = b"seen"
     assert os.pread(fd, 4, PAGE) == b"seen"
 
