@@ -43,6 +43,7 @@ from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
+from vfio_user.tap import Tap
 from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
@@ -107,6 +108,7 @@ __all__ = [
     "SharedMap",
     "Stalemate",
     "SubRegion",
+    "Tap",
     "TimedOut",
     "Version",
     "VfioUserError",

@@ -21,6 +21,7 @@ from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.plain_reads import answer_plain_reads
+from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
@@ -62,7 +63,7 @@ class Session:
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
-        self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
@@ -99,6 +100,11 @@ class Session:
     def regions_changed(self) -> None:
         """Ask the backend for its regions again: one has another size now."""
         self._accesses.look()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
+        channel = self._channel.plain if isinstance(self._channel, TappedChannel) else self._channel
+        self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
 
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""

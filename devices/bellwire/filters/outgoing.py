@@ -114,10 +114,7 @@ class FilteredHost:
         event = DmaRead(address, size)
 
         def act() -> None:
-            event.data = b"".join(
-                self._host.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
-                for part in self._host.segments(address, size, False)
-            )
+            event.data = self._host.peek(address, size)
 
         self._reads.run(event, act)
         if event.why:

@@ -38,6 +38,9 @@ class Host(Protocol):
     def dma_read(self, address: int, size: int) -> bytes:
         """Copy guest memory that the client does not share, by a message to the client."""
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory past all filters, whether the client shares it or not."""
+
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory that the client does not share, by a message to the client."""
 

@@ -49,6 +49,13 @@ class ClientHost:
         assert self.session is not None  # segments() has been called first, and needs a session
         return self.session.dma_read(address, size)
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory, in place or by messages."""
+        return b"".join(
+            self.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
+            for part in self.segments(address, size, False)
+        )
+
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory by a DMA_WRITE message."""
         assert self.session is not None

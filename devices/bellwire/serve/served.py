@@ -45,7 +45,7 @@ from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Estate, Kept, Ledger, Session
+from vfio_user import SERVER, Capabilities, Estate, Kept, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -82,6 +82,7 @@ class Served:
         self._doorbell_fds: DoorbellFds | None = None
         self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
+        self._tap: Tap | None = None
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
@@ -119,6 +120,7 @@ class Served:
         self.session = self._host.session = Session(
             connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size, ledger=self._ledger
         )
+        self.session.tap(self._tap)
         self._introduced = False
         self.core.join(True)
         self._session_fd = self.session.fileno()
@@ -199,6 +201,12 @@ class Served:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message of this client, and of later ones, to ``tap``, or to nobody."""
+        self._tap = tap
+        if self.session is not None:
+            self.session.tap(tap)
 
     def _rebuild(self) -> None:
         """Filters have come or gone: what keeps methods of the core gets them again."""

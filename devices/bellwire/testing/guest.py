@@ -73,11 +73,11 @@ class Guest(Generic[Device]):
         with ExitStack() as stack:
             stack.callback(self._let_go)
             stack.callback(self.filters.clear)
-            for each in filters:
-                self.filters.add(each)
             self.device.setup()
             stack.callback(self.device.close)
             core.reset()
+            for each in filters:
+                self.filters.add(each)
             self.enable()
             self._stack = stack.pop_all()
 
@@ -266,6 +266,10 @@ class Guest(Generic[Device]):
     def dma_read(self, address: int, size: int) -> bytes:
         """Never called: this guest shares all its memory, so the device copies it without messages."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy the guest's memory."""
+        return b"".join(bytes(part.view or b"") for part in self.segments(address, size, False))
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Never called, as :meth:`dma_read`."""
