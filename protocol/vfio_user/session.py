@@ -6,7 +6,7 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend, Late
@@ -19,7 +19,7 @@ from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.ledger import Estate, Kept, Ledger
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
@@ -57,7 +57,7 @@ class Session:
         timeout: float = 5.0,
         ledger: Ledger | None = None,
     ) -> None:
-        self._ledger = ledger or Ledger()
+        self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
         self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
@@ -81,15 +81,16 @@ class Session:
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
             Command.DEVICE_RESET: self._reset,
-            Command.DEVICE_FEATURE: lambda message: _unsupported(DeviceFeature.unpack(message.payload)),
-            Command.MIG_DATA_READ: lambda message: _unsupported(MigrationRead.unpack(message.payload)),
-            Command.MIG_DATA_WRITE: lambda message: _unsupported(MigrationData.unpack(message.payload)),
+            Command.DEVICE_FEATURE: lambda message: unsupported(DeviceFeature, message.payload),
+            Command.MIG_DATA_READ: lambda message: unsupported(MigrationRead, message.payload),
+            Command.MIG_DATA_WRITE: lambda message: unsupported(MigrationData, message.payload),
         }
 
     def take_over(self, estate: Estate) -> None:
         """Go on where the session of another process has ended, which had a ledger. Nothing is sent."""
         if "version" in estate:
-            self._agree(Capabilities.from_json(estate.note("version")))
+            self.client = Capabilities.from_json(estate.note("version"))
+            self._getters.agree(self.client, self._limits)
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
 
@@ -313,13 +314,9 @@ class Session:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
         ours = self._limits.within(asked.capabilities)
         self._ledger.keep(Kept("version", asked.capabilities.to_json()))
-        self._agree(asked.capabilities)
+        self.client = asked.capabilities
+        self._getters.agree(self.client, self._limits)
         return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
-
-    def _agree(self, client: Capabilities) -> None:
-        """Use what the client has said that it can take."""
-        self.client = client
-        self._getters.agree(client, self._limits)
 
     def _set_irqs(self, message: Message) -> Reply:
         request = SetIrqs.unpack(message.payload)
@@ -400,7 +397,3 @@ class Session:
 
 def _short(given: int, asked: int) -> VfioUserError:
     return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
-
-
-def _unsupported(request: NamedTuple) -> Reply:
-    raise VfioUserError(f"{type(request).__name__}: not supported yet", errno.ENOTSUP)

@@ -276,8 +276,7 @@ class Core:
 
         A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
-        what device code has written to areas. ``moved`` is called before any hook, once the state of this process is
-        the one that counts.
+        what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
         """
         torn = self.state.take_over(files, client=client, died=died)
         self._follow_state()
