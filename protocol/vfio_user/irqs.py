@@ -188,6 +188,7 @@ class IrqTable:
             self._assign(irq, None)
             irq.masked = irq.pending = False
         if request.index == _INTX:
+            self._ledger.drop(*map(_line_key, self._line_fds))
             self._drop_line_fds()
 
     def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
@@ -207,7 +208,12 @@ class IrqTable:
                 self._raised = False
                 self._raise_line()
         elif request.index == _INTX:
-            self._set_line_fd(request.flags & _ACTIONS, fds.pop(0) if fds else None)
+            action = request.flags & _ACTIONS
+            if fds:
+                self._ledger.keep(Kept(_line_key(action), {"action": action}, (fds[0],)))
+            else:
+                self._ledger.drop(_line_key(action))
+            self._set_line_fd(action, fds.pop(0) if fds else None)
         else:
             raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
 
@@ -261,9 +267,7 @@ class IrqTable:
         if old is not None:
             self._unwatch(old)
             os.close(old)
-            self._ledger.drop(f"line {action}")
         if fd is not None:
-            self._ledger.keep(Kept(f"line {action}", {"action": action}, (fd,)))
             self._watch_line(action, fd)
 
     def _watch_line(self, action: int, fd: int) -> None:
@@ -292,6 +296,11 @@ class IrqTable:
 def _key(index: int, vector: int) -> str:
     """The ledger's key of an interrupt."""
     return f"irq {index} {vector}"
+
+
+def _line_key(action: int) -> str:
+    """The ledger's key of an eventfd that the client writes."""
+    return f"line {action}"
 
 
 def _check_eventfd(fd: int) -> None:

@@ -10,8 +10,8 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from protocol.backend import DEADLINE, FakeDevice, Server, served
-from vfio_user import Client, Estate, IrqIndex, Kept, Ledger, RemoteError, Session
+from protocol.backend import DEADLINE, FakeDevice, served
+from vfio_user import Client, Estate, IrqIndex, IrqTable, Kept, Ledger, RemoteError, Session, SetIrqs, SetIrqsFlags
 
 PAGE = mmap.PAGESIZE
 
@@ -48,14 +48,8 @@ def book() -> Iterator[Book]:
 
 
 @pytest.fixture
-def server(device: FakeDevice, book: Book) -> Iterator[tuple[Server, socket.socket]]:
-    with served(device, ledger=book) as both:
-        yield both
-
-
-@pytest.fixture
-def client(server: tuple[Server, socket.socket]) -> Iterator[Client]:
-    with Client(server[1], timeout=DEADLINE) as client:
+def client(device: FakeDevice, book: Book) -> Iterator[Client]:
+    with served(device, ledger=book) as (_, sock), Client(sock, timeout=DEADLINE) as client:
         yield client
 
 
@@ -178,21 +172,21 @@ def test_interrupts_go_to_the_eventfds_that_were_set(
     assert book.kinds() == ["version"]
 
 
-def test_the_line_is_raised_again_when_the_guest_has_unmasked_it(
-    server: tuple[Server, socket.socket],
-    client: Client,
-    heir: FakeDevice,
-    successor: Callable[[], Session],
-    eventfd: Callable[[], int],
-) -> None:
+def test_the_line_is_raised_again_when_the_guest_has_unmasked_it(book: Book, eventfd: Callable[[], int]) -> None:
     line, unmask = eventfd(), eventfd()
-    client.trigger_eventfds(IrqIndex.INTX, 0, [line])
-    client.unmask_eventfd(unmask)
-    server[0].stop()  # it would take the next unmasking
-    irqs = successor().irqs
-    (watched,) = heir.watched
-    irqs.set_level(True)
+    before = IrqTable([1], lambda fd, callback: None, lambda fd: None, book)
+    for action, fd in ((SetIrqsFlags.TRIGGER, line), (SetIrqsFlags.UNMASK, unmask)):
+        before.apply(SetIrqs(SetIrqsFlags.DATA_EVENTFD | action, IrqIndex.INTX, 0, 1), [os.dup(fd)])
+    before.clear()
+    watched: dict[int, Callable[[], None]] = {}
+    after = IrqTable([1], watched.__setitem__, watched.__delitem__)
+    after.take_over(Estate(dict(book.entries)))
+    book.entries.clear()
+    after.set_level(True)
     assert os.eventfd_read(line) == 1
     os.eventfd_write(unmask, 1)
-    heir.watched[watched]()
+    (rung,) = watched.values()
+    rung()
     assert os.eventfd_read(line) == 1
+    after.clear()
+    assert watched == {}
