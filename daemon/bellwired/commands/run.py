@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -32,7 +31,6 @@ from bellwired.listen import Listener, activated, default_path, inherited, liste
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
-from bellwired.workers.captures import PCAPNG
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.worker import Relay, Serving, mark_trouble
 
@@ -122,12 +120,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
     )
-    parser.add_argument(
-        "--capture",
-        type=_path,
-        metavar="FILE",
-        help="write all messages and events to FILE, for Wireshark, at most 1 GiB (see bellwire capture)",
-    )
+    capture.add_flags(parser)
     parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
     )
@@ -162,7 +155,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
-        files = stack.enter_context(capture.opened(arguments.capture, 1)) if arguments.capture else []
+        captures = capture.asked(arguments, stack)
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -181,12 +174,11 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             managed=False,
             name=name,
         )
-        if files:
-            serving.captures.start([os.dup(fd) for fd in files], form=PCAPNG, limit=str(capture.SIZE))
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control))
+            announce = part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control)
+            serving.run(announce, captures)
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise

@@ -88,6 +88,7 @@ class Captured(TypedDict):
 
     number: int
     messages: int
+    events: int
     bytes: int
     ended: str
 
@@ -336,7 +337,13 @@ class Control(VarlinkInterface, name=INTERFACE):
 
 
 def _captured(number: str, figures: dict[str, Any]) -> Captured:
-    return Captured(number=int(number), messages=figures["messages"], bytes=figures["bytes"], ended=figures["ended"])
+    return Captured(
+        number=int(number),
+        messages=figures["messages"],
+        events=figures["events"],
+        bytes=figures["bytes"],
+        ended=figures["ended"],
+    )
 
 
 @contextlib.contextmanager

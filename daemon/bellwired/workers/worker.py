@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
-from bellwired.workers.captures import Captures
+from bellwired.workers.captures import WHOLE, Captures
 from bellwired.workers.ledger import ManagersLedger, inherit
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
@@ -212,10 +212,15 @@ class Serving:
             "capture-stop": self.captures.stop,
         }
 
-    def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted."""
+    def run(self, ready: Callable[[], None] = lambda: None, captures: Mapping[str, int] = {}) -> None:
+        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted.
+
+        ``captures`` are files, by form, to which the device is captured from its first message on.
+        """
 
         def accepting() -> None:
+            for form, fd in captures.items():
+                self.captures.start([os.dup(fd)], form=form, limit=str(WHOLE))
             self._outbox.tell("ready")
             ready()
 
