@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bellwired.box.wanted import Wanted
-from bellwired.settings import Device
+from bellwired.settings import Device, Filters
 from bellwired.workers.wire import Spawn
 
 
@@ -15,6 +15,7 @@ def order(
     plugins: list[str],
     folder: Path,
     box: Wanted,
+    filters: Filters,
     *,
     trial: bool,
     succeeds: bool,
@@ -32,6 +33,7 @@ def order(
         max_maps=settings.max_maps,
         hello_timeout=settings.hello_timeout,
         trial=trial,
+        filters=filters,
         box=box,
         succeeds=succeeds,
     )
