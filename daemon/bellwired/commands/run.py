@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
@@ -143,7 +142,6 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
-    count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)

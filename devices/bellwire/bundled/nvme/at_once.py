@@ -33,10 +33,10 @@ TRANSFER = struct.Struct("<BBHI16xQQQI12x")
 """The fields of a read or a write (§6.9, §6.15): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
 
 
-@functools.cache
-def _row(count: int) -> tuple[int, int]:
-    """A PRP list of ``count`` consecutive pages, read as one number, is first * a + b. Returns (a, b)."""
-    return sum(1 << 64 * at for at in range(count)), sum(at * PAGE << 64 * at for at in range(count))
+@functools.lru_cache(4096)
+def _row(page: int, count: int) -> bytes:
+    """The PRP list of ``count`` consecutive pages. Guests use buffers again, and comparing a list is quick."""
+    return struct.pack(f"<{count}Q", *range(page, page + count * PAGE, PAGE))
 
 
 class AtOnce:
@@ -118,11 +118,9 @@ class AtOnce:
         if count < 2 or address & 7 or address % PAGE + size > PAGE:
             return False
         try:
-            pages = int.from_bytes(self._dma.read(address, size), "little")
+            return self._dma.read(address, size) == _row(page, count)
         except GuestError:
             return False
-        ones, steps = _row(count)
-        return pages == page * ones + steps
 
     def _find(self, address: int) -> SharedMap:
         """The map of guest memory around ``address``, if it can be read and written; else one without any byte."""

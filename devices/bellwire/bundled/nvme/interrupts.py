@@ -19,6 +19,7 @@ class Interrupts:
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
         self._irq = device.irq
+        self._config = device.core.config
         self._features = features
         self._queues = queues
         self._held: dict[int, int] = {}
@@ -41,11 +42,13 @@ class Interrupts:
         """``queue`` has ``count`` new completions."""
         if not queue.interrupts:
             return
-        setting = self._features[_COALESCING]
-        if setting >> 8 and queue.qid and self._features.coalesces(queue.vector):
-            self._coalesce(queue.vector, count, setting)
+        vector, setting = queue.vector, self._features.words[_COALESCING]
+        if setting >> 8 and queue.qid and self._features.coalesces(vector):
+            self._coalesce(vector, count, setting)
+        elif self._config.msix_enabled:
+            self._irq[vector].trigger()
         else:
-            self._raise(queue.vector)
+            self._raise(vector)
 
     def _coalesce(self, vector: int, count: int, setting: int) -> None:
         """Hold an interrupt back until the aggregation threshold or the aggregation time is reached (§5.21.1.8)."""
@@ -77,7 +80,7 @@ class Interrupts:
     @property
     def level_matters(self) -> bool:
         """Whether the host uses INTx, so that the level of the line matters."""
-        return not (self._irq.enabled or self._device.msi.enabled)
+        return not (self._config.msix_enabled or self._config.msi_enabled)
 
     def level(self) -> None:
         """Set the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""
