@@ -21,7 +21,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, debugger, in_a_box, parts, show
+from bellwired.commands import attach, capture, debugger, in_a_box, parts, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
@@ -120,6 +120,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
     )
+    capture.add_flags(parser)
     parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
     )
@@ -153,6 +154,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
+        captures = capture.asked(arguments, stack)
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -169,11 +171,13 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
+            name=name,
         )
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control))
+            announce = part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control)
+            serving.run(announce, captures)
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise

@@ -33,7 +33,7 @@ from bellwire.model.space import of_bar, of_extended
 from bellwire.model.state import BUSY, State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
-from vfio_user import Reader, RegionIndex, Writer
+from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -318,6 +318,10 @@ class Core:
     def join(self, connected: bool) -> None:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
+        self.dma.changed()
+
+    def remapped(self, _change: DmaMap | DmaUnmap) -> None:
+        """The client has mapped or unmapped memory: views of it are stale."""
         self.dma.changed()
 
     def finish_jobs(self) -> None:
