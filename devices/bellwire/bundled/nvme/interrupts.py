@@ -19,7 +19,6 @@ class Interrupts:
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
         self._irq = device.irq
-        self._config = device.core.config
         self._features = features
         self._queues = queues
         self._held: dict[int, int] = {}
@@ -45,7 +44,7 @@ class Interrupts:
         vector, setting = queue.vector, self._features.words[_COALESCING]
         if setting >> 8 and queue.qid and self._features.coalesces(vector):
             self._coalesce(vector, count, setting)
-        elif self._config.msix_enabled:
+        elif self._irq.enabled:
             self._irq[vector].trigger()
         else:
             self._raise(vector)
@@ -80,7 +79,7 @@ class Interrupts:
     @property
     def level_matters(self) -> bool:
         """Whether the host uses INTx, so that the level of the line matters."""
-        return not (self._config.msix_enabled or self._config.msi_enabled)
+        return not (self._irq.enabled or self._device.msi.enabled)
 
     def level(self) -> None:
         """Set the line: high while an unmasked queue has completions that the host has not taken (§7.5.1)."""

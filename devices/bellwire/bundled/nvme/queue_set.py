@@ -143,7 +143,7 @@ class QueueSet:
     def post(self, cq: CompletionQueue, completions: list[Completion]) -> None:
         """Write ``completions``, and interrupt. The caller has checked that there is room."""
         cq.post(self._dma, completions)
-        if self.interrupts.level_matters and cq.qid and self.shadow.active:
+        if cq.qid and self.shadow.active and self.interrupts.level_matters:
             self.look_at_head(cq)
         self.interrupts.posted(cq, len(completions))
 
