@@ -9,7 +9,6 @@ import argparse
 import logging
 import shlex
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -239,7 +238,7 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
         return None
 
 
-def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, socket.socket], str]:
+def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, Any], str]:
     """The source of clients for :class:`Serving`, and its description."""
     if arguments.fd is None:
         path = arguments.socket_path or default_path(name)

@@ -30,12 +30,13 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import WHOLE, Captures
+from bellwired.workers.ledger import ManagersLedger, inherit
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities
+from vfio_user import SERVER, Capabilities, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
@@ -100,6 +101,8 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         serving = Serving(
             device,
             channel,
+            ledger=ManagersLedger(channel),
+            estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
             io_fd_entry=spawn.io_fd_entry,
             busy_poll=spawn.busy_poll,
@@ -166,6 +169,8 @@ class Serving:
         reporter: Reporter | None = None,
         managed: bool = True,
         filters: Sequence[Filter] = (),
+        ledger: Ledger | None = None,
+        estate: Estate | None = None,
         name: str = "",
     ) -> None:
         """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
@@ -184,6 +189,8 @@ class Serving:
             busy_poll=busy_poll / 1e6,
             max_maps=max_maps,
             hello_timeout=hello_timeout,
+            ledger=ledger,
+            estate=estate,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device

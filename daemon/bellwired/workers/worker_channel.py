@@ -12,17 +12,26 @@ from bellwired.box.calls import advice
 from bellwired.box.refusals import Refusals
 from bellwired.errors import CommandError
 from bellwired.workers import wire
-from bellwired.workers.wire import Answer, Ask, Report, WireError
+from bellwired.workers.wire import Answer, Ask, Drop, Inherit, Keep, Report, WireError
 
 log = logging.getLogger("bellwired")
 
 
 class WorkerChannel:
-    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none."""
+    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none.
 
-    def __init__(self, name: str, heard: Callable[[Report], None]) -> None:
+    ``held`` gets what the worker's ledger keeps and drops, with descriptors that it owns from then on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        heard: Callable[[Report], None],
+        held: Callable[[Keep | Drop, list[int]], None] | None = None,
+    ) -> None:
         self.name = name
         self._heard = heard
+        self._held = held
         self.memory_count = -1
         """The worker's smaps_rollup, open; -1 before the worker is in its box."""
         self._refusals: Refusals | None = None
@@ -61,6 +70,14 @@ class WorkerChannel:
         except CommandError as error:
             log.debug("%s", error)
 
+    def bequeath(self, messages: list[tuple[Inherit, list[int]]]) -> None:
+        """Give a worker that has just been started what the one before it has left. Raises a CommandError."""
+        try:
+            for message, fds in messages:
+                wire.send(self._sock, message, fds)
+        except OSError as error:
+            raise CommandError(f"{self.name} cannot be handed over: {error.strerror}") from None
+
     def close(self) -> None:
         """Read the worker's last messages, and close the socket."""
         while self._open and self._read():
@@ -94,6 +111,9 @@ class WorkerChannel:
             self._stop_reading()
             return False
         message, fds = received
+        if isinstance(message, Keep | Drop) and self._held is not None:
+            self._held(message, fds)
+            return True
         if isinstance(message, Report) and message.kind == "boxed":
             if self._boxed:  # the device's code sends this: the worker itself has sent the first one
                 wire.close(fds)

@@ -265,7 +265,9 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
-    def take_over(self, files: StateFiles, *, client: bool, died: bool) -> None:
+    def take_over(
+        self, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None] = lambda: None
+    ) -> None:
         """Go on with the state in ``files``, in place of another process that has served this device.
 
         Call it once, after ``setup`` and :meth:`reset`, when the host is as that process had it, and before anything
@@ -275,13 +277,14 @@ class Core:
 
         A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
-        what device code has written to areas.
+        what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
         """
         torn = self.state.take_over(files, client=client, died=died)
         self._follow_state()
         try:
             self.device.check_state()
             self.state.inherit(files)
+            moved()
             self.signals.relevel()
             self.signals.resend()
             if died:
@@ -292,6 +295,7 @@ class Core:
             if not died:
                 raise
             self.state.inherit(files)
+            moved()
             self.fail(str(error))
 
     def fail(self, why: str) -> None:
