@@ -116,9 +116,8 @@ class Core:
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
-        words = self.state.words
+        words, start = self.state.words, time.monotonic()
         words[BUSY] += 1
-        start = time.monotonic()
         try:
             return hook(*arguments)
         finally:
