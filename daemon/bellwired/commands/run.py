@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
@@ -157,7 +156,6 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     instance = make(device, arguments.options)
     wanted = tables(arguments.filters)
     filters = all_made(wanted, device)
-    count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)

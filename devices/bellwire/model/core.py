@@ -30,7 +30,7 @@ from bellwire.model.seen import seen
 from bellwire.model.signals import Signals
 from bellwire.model.source import StateFiles
 from bellwire.model.space import of_bar, of_extended
-from bellwire.model.state import State
+from bellwire.model.state import BUSY, State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
 from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
@@ -116,12 +116,12 @@ class Core:
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
-        self.state.enter()
-        start = time.monotonic()
+        words, start = self.state.words, time.monotonic()
+        words[BUSY] += 1
         try:
             return hook(*arguments)
         finally:
-            self.state.leave()
+            words[BUSY] -= 1
             if time.monotonic() - start > SLOW_HOOK:
                 self._slow(hook, time.monotonic() - start)
 

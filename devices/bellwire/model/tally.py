@@ -13,7 +13,7 @@ class Tally:
     """Counters that are always on. Each costs one addition.
 
     ``accesses`` counts reads and writes by the name of what lies there (``"status"``), ``rings`` by doorbell and
-    mechanism, ``interrupts`` by kind and vector. :class:`bellwire.model.counted.CountedDma` counts DMA.
+    mechanism, ``interrupts`` by kind and vector. :class:`bellwire.model.dma.Dma` counts its bytes itself.
     """
 
     __slots__ = ("accesses", "clients", "failures", "guest_errors", "interrupts", "reads", "resets", "rings", "writes")
