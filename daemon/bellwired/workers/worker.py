@@ -190,6 +190,7 @@ class Serving:
             hello_timeout=hello_timeout,
             ledger=ledger,
             estate=estate,
+            filters=filters,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
@@ -211,7 +212,7 @@ class Serving:
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
-            "filter": Switches(device, self._worker.served.filters, filters).do,
+            "filter": Switches(device, self._worker.served.filters).do,
             "stop": self._worker.stop,
             "capture": self.captures.start,
             "captured": self.captures.figures,
