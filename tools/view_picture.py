@@ -17,7 +17,18 @@ def draw() -> None:
     """Serve ``edu``, have it compute, and draw it."""
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder, "edu.sock")
-        words = ["run", "edu", "--name", "edu", "--socket-path", socket, "--runtime-dir", folder, "--ready-fd", "1"]
+        words = [
+            "run",
+            "edu",
+            "--name",
+            "edu",
+            "--socket-path",
+            str(socket),
+            "--runtime-dir",
+            folder,
+            "--ready-fd",
+            "1",
+        ]
         with subprocess.Popen([*BELLWIRE, *words], stdout=subprocess.PIPE) as serving:
             try:
                 assert serving.stdout is not None
@@ -25,7 +36,7 @@ def draw() -> None:
                 with Client.connect(socket) as client:
                     client.write(0, 0x04, (0x1234_5678).to_bytes(4, "little"))
                     client.write(0, 0x08, (10).to_bytes(4, "little"))
-                    view = ["view", "edu", "--runtime-dir", folder, "--screenshot", PICTURE]
+                    view = ["view", "edu", "--runtime-dir", folder, "--screenshot", str(PICTURE)]
                     subprocess.run([*BELLWIRE, *view], check=True)
             finally:
                 serving.terminate()
