@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
@@ -103,11 +103,18 @@ class PciDevice:
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
         kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
-        self.core = kind(self, self.identity, self.layout, values)
+        self.core = kind(self, self.identified(values), self.layout, values)
+        self.core.follows_memory = type(self).memory_changed is not PciDevice.memory_changed
+        self.core.follows_wires = type(self).wires_changed is not PciDevice.wires_changed
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.power_on()
         self.check_options()
+
+    def identified(self, _options: Mapping[str, Any]) -> Identity:
+        """The identity in config space: that of the class line. Override it where the options decide about it."""
+        assert self.identity is not None
+        return self.identity
 
     def check_options(self) -> None:
         """Called when the device is made. Override it to raise an OptionError where options contradict each other.
@@ -125,6 +132,9 @@ class PciDevice:
         Registers and saved fields have their reset values already, and timers are cancelled.
         """
 
+    def saving(self) -> None:
+        """Called before a snapshot is taken. Override it to store in saved fields what is kept elsewhere."""
+
     def check_state(self) -> None:
         """Called when a snapshot has been restored, before :meth:`restored`. Raise a StateError if it cannot be right.
 
@@ -134,6 +144,18 @@ class PciDevice:
 
     def restored(self) -> None:
         """Called after a snapshot has been restored. Override it to set timers again: a snapshot has none."""
+
+    def memory_changed(self) -> None:
+        """Called when the client has mapped or unmapped memory, before it is answered, and when it comes or goes.
+
+        Override it if guest memory has been handed on to another process (:meth:`Dma.files`).
+        """
+
+    def wires_changed(self) -> None:
+        """Called when interrupts were set, masked or enabled, config space written, or a client came or went.
+
+        Override it if descriptors have been handed on: those of :meth:`lend` or of ``self.irq[n].fd`` may be others now.
+        """
 
     def close(self) -> None:
         """Called once, when the worker ends. Override it to close what :meth:`setup` opened."""
@@ -204,6 +226,19 @@ class PciDevice:
         if not row.bell:
             raise DeclarationError(f"{row}: only an ioregion with bell= is a row of doorbells")
         self.core.by_event[row] = row.size // row.bell if count is None else count
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of ``row``, which somebody else reads from now on: the hooks of it do not run.
+
+        None without a client. The row must be offered by :meth:`ring_by_event`. Rings that arrive as messages still run
+        the write hook, which may pass them on. The descriptor is valid until ``wires_changed``.
+        """
+        return None if self.core.host is None else self.core.host.lend(row, offset)
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Undo :meth:`lend`."""
+        if self.core.host is not None:
+            self.core.host.take_back(row, offset)
 
     def change(self, option: str, value: object) -> None:
         """Give an option a new value while the device runs, as ``bellwire set`` does.

@@ -158,6 +158,11 @@ class IrqTable:
         """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 
+    def fd(self, index: int, vector: int) -> int | None:
+        """The eventfd of an interrupt, for others to signal; None if it is masked or has none. The table owns it."""
+        irq = self._irqs[index][vector]
+        return None if irq.masked else irq.fd
+
     def enabled(self, index: int) -> bool:
         """Whether any interrupt of this kind has an eventfd."""
         return any(irq.fd is not None for irq in self._irqs[index])

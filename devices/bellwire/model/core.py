@@ -83,6 +83,8 @@ class Core:
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
         self.dma = self.dma_kind(self)
+        self.follows_memory = self.follows_wires = False
+        """Whether the device has the hooks ``memory_changed`` and ``wires_changed``."""
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""
         self.timers: WeakSet[Timer] = WeakSet()
@@ -243,6 +245,7 @@ class Core:
 
     def snapshot(self) -> bytes:
         """The state of the device as bytes."""
+        self.call(self.device.saving)
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
@@ -267,6 +270,25 @@ class Core:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
         self.dma.changed()
+        self.wires_changed()
+        self.memory_changed()
+
+    def memory_changed(self) -> None:
+        """Guest memory has been mapped or unmapped, or a client has come or gone."""
+        if self.follows_memory:
+            self._inform(self.device.memory_changed)
+
+    def wires_changed(self) -> None:
+        """Interrupts have been set, masked or switched, or a client has come or gone."""
+        if self.follows_wires:
+            self._inform(self.device.wires_changed)
+
+    def _inform(self, hook: Callable[[], None]) -> None:
+        """Run a hook that no access of the guest waits for. An error of it is logged."""
+        try:
+            self.call(hook)
+        except Exception as error:  # noqa: BLE001 the boundary to device code: what the client did has been done
+            self.log.failure((hook.__name__, type(error)), error, "%s failed: %s", hook.__qualname__, error)
 
     def finish_jobs(self) -> None:
         """Wait for all jobs: they may use views of guest memory that is about to be unmapped."""
@@ -304,6 +326,7 @@ class Core:
         if below:
             self.config.write(offset, data[:below])
             self.dma.changed()
+            self.wires_changed()
             self._call_vendor("write", offset, min(below, len(data)))
         if below < len(data) and self._extended is not None:
             self._extended.write(max(0, offset - START), data[below:])

@@ -121,6 +121,7 @@ class DeviceBackend:
     def dma_changed(self) -> None:
         """The client has mapped or unmapped memory."""
         self._core.dma.changed()
+        self._core.memory_changed()
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)
@@ -129,6 +130,7 @@ class DeviceBackend:
         """The client has set, masked or unmasked interrupts of kind ``index``."""
         if index == IrqIndex.MSIX:
             self._core.signals.taken()
+        self._core.wires_changed()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a descriptor of the session (the INTx resample eventfd) on the loop."""

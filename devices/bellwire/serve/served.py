@@ -42,7 +42,7 @@ from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Session
+from vfio_user import SERVER, Capabilities, KeptFiles, Session
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -72,10 +72,13 @@ class Served:
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         doorbell_fds = self._doorbell_fds = DoorbellFds(self.core, self._boundary.call)
+        self._host.doorbell_fds = doorbell_fds
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(
             connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
         )
+        if self.core.dma.keeps_files:
+            self.session.dma.kept = KeptFiles()
         self._introduced = False
         self.core.tally.clients += 1
         self.core.join(True)
@@ -100,7 +103,7 @@ class Served:
         self._doorbell_fds.close()
         self.session.settle()
         self.session.close()
-        self.session = self._host.session = self._doorbell_fds = None
+        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
         self.core.join(False)
         self._observer.left(reason)
 
