@@ -154,7 +154,7 @@ class PciDevice:
     def wires_changed(self) -> None:
         """Called when interrupts were set, masked or enabled, config space written, or a client came or went.
 
-        Override it if descriptors have been handed on: those of :meth:`lend` or of ``self.irq[n].fd`` may be others now.
+        Override it if descriptors have been handed on: :meth:`lend` and ``self.irq[n].fd`` may give others now.
         """
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class Plane:
     """The rings of ``device`` that a back end has: those of ``queues``, as far as the driver has enabled them.
 
     ``size`` is the number of bytes of the device type's configuration, ``needs`` the number of queues (or of pairs) in
-    the back end's own count.
+    the back end's own count. ``guess`` lets rings go on after a crash even if it is uncertain what was in flight.
 
     The device calls :meth:`open`, :meth:`started`, :meth:`stopped`, :meth:`park` and :meth:`close` where its own
     methods of such names run, and :meth:`settle` when memory or wires have changed. Rings run while the driver is
@@ -42,7 +42,14 @@ class Plane:
     """
 
     def __init__(
-        self, device: VirtioDevice, open_backend: Open, queues: Sequence[Virtqueue], *, needs: int, size: int
+        self,
+        device: VirtioDevice,
+        open_backend: Open,
+        queues: Sequence[Virtqueue],
+        *,
+        needs: int,
+        size: int,
+        guess: bool = False,
     ) -> None:
         self.backend: Backend | None = None
         self.features = 0
@@ -58,7 +65,9 @@ class Plane:
         self._queues = queues
         self._needs = needs
         self._size = size
+        self._guess = guess
         self._shared: list[Piece] = []
+        self._started: list[Virtqueue] = []
         self._fresh = True
         """Whether the driver has just begun: nothing is in flight."""
         self._lost_place = False
@@ -66,6 +75,7 @@ class Plane:
         self._before: Backend | None = None
         self._found: list[Backend | BackendError] = []
         self._trying = self._closed = False
+        self._said = ""
         self._timer: Timer | None = None
 
     @property
@@ -94,7 +104,7 @@ class Plane:
 
     def settle(self) -> None:
         """Something has changed on which the rings depend: start or stop them, or tell of other memory."""
-        if self.running or self._shared or self._device.running:
+        if self.backend is not None and (self.running or self._shared or self._device.running):
             self._talk(self._settle)
 
     def park(self) -> None:
@@ -157,14 +167,16 @@ class Plane:
 
     def _start(self, backend: Backend) -> None:
         queues = [queue for queue in self._queues if queue.enabled]
-        if self._lost_place:
+        resumed = queues if self._lost_place else []
+        if resumed:
             for queue in queues:
-                resume(queue, self._device.dma, packed=self._packed, tracked=backend.tracks)
+                resume(queue, self._device.dma, packed=self._packed, sure=backend.tracks or self._guess)
         backend.accept(self._device.accepted & ~OURS)
         backend.track(len(self._queues), max(queue.size for queue in queues), fresh=self._fresh)
         self._fresh, self._lost_place, self.running = False, True, True
         for queue in queues:
             backend.start(self._ring(queue))
+            self._started.append(queue)
             queue.hand_over(self._wire(queue, kick=True), self._wire(queue, kick=False))
             if self.backend is not backend:  # it has gone meanwhile
                 return
@@ -172,20 +184,28 @@ class Plane:
         for queue in queues:
             if queue.handover is not None:
                 queue.handover.ring()  # buffers may have come while nobody looked
+        for queue in resumed:
+            self._device.interrupt(queue.vector)  # the last one may have gone before it could
 
     def _stop(self, backend: Backend) -> None:
-        self.running = False
-        for queue in self._queues:
-            if queue.handover is not None:
-                set_base(queue, backend.stop(queue.index), packed=self._packed)
-                backend.enable(queue.index, False)
-                queue.take_back()
-        self._lost_place = False
+        """Have all rings back, at the positions where they have been stopped."""
+        for queue in self._started:
+            set_base(queue, self._end(backend, queue), packed=self._packed)
+            queue.take_back()
+        self._started, self.running, self._lost_place = [], False, False
 
     def _reset(self, backend: Backend) -> None:
-        self._stop(backend)
+        """Have all rings back. The queues have been reset already."""
+        for queue in self._started:
+            self._end(backend, queue)
+        self._started, self.running = [], False
         if not self._fresh:
             backend.reset()
+
+    def _end(self, backend: Backend, queue: Virtqueue) -> int:
+        base = backend.stop(queue.index)
+        backend.enable(queue.index, False)
+        return base
 
     def _wire(self, queue: Virtqueue, *, kick: bool) -> Callable[[int], None]:
         """What passes a descriptor of ``queue`` on to the back end, now and whenever it is another one."""
@@ -250,9 +270,9 @@ class Plane:
             return
         backend.close()
         self.gone += 1
-        self._before, self._shared, self.running = backend, [], False
-        for queue in self._queues:
+        for queue in self._started:
             queue.take_back()
+        self._before, self._shared, self._started, self.running = backend, [], [], False
         self._device.warn("%s; waiting for a back end to come back", why)
         self._look_again()
 
@@ -272,8 +292,11 @@ class Plane:
                     raise found
                 self._take(found)
             except BackendError as error:
-                self._device.warn("still without a back end: %s", error)
+                if str(error) != self._said:
+                    self._said = str(error)
+                    self._device.warn("still without a back end: %s", error)
             else:
+                self._said = ""
                 self._device.log.warning("a back end is there again")
                 self._device.configuration_changed()
                 self.settle()

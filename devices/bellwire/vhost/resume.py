@@ -35,15 +35,16 @@ def set_base(queue: Virtqueue, base: int, *, packed: bool) -> None:
     queue.out = 0
 
 
-def resume(queue: Virtqueue, dma: Dma, *, packed: bool, tracked: bool) -> None:
+def resume(queue: Virtqueue, dma: Dma, *, packed: bool, sure: bool) -> None:
     """Set the position of a ring whose back end has gone without a word, so that what was in flight is done again.
 
-    The used ring tells how many buffers have come back. If the back end has ``tracked`` what is in flight, the next one
-    finds the rest itself. If not, it does again what follows in the available ring, which is right if all buffers
-    came back in order. Raises BackendError if they did not: which ones are missing is then unknown.
+    The used ring tells how many buffers have come back. A back end that has tracked what was in flight lets the next
+    one find the rest itself. Any other does again what follows in the available ring, which is right if all buffers
+    came back in order. Raises BackendError if they did not: which ones are missing is then unknown. With ``sure`` that
+    is not looked at.
     """
     if packed:
-        if tracked:
+        if sure:
             return
         raise BackendError(f"{queue}: the back end has gone with the position of a packed ring")
     size = queue.size
@@ -53,7 +54,7 @@ def resume(queue: Virtqueue, dma: Dma, *, packed: bool, tracked: bool) -> None:
     in_flight = available - used & 0xFFFF
     if in_flight > size:
         raise BackendError(f"{queue}: {in_flight} buffers in flight in a ring of {size}")
-    if in_flight and not tracked:
+    if in_flight and not sure:
         for position in range(used - (size - in_flight), used):
             head = _WORD.unpack_from(avail_ring, 4 + 2 * (position % size))[0]
             if _ELEMENT.unpack_from(used_ring, 4 + 8 * (position % size))[0] != head:

@@ -138,6 +138,8 @@ class VhostUser:
         table = list(table)
         if table == self._table:
             return
+        if not table and not self._slots:
+            raise BackendLost("the back end forgets guest memory only with its connection, which is closed now")
         most = self._slots or MOST_REGIONS
         if len(table) > most:
             raise BackendError(f"guest memory is in {len(table)} pieces, and the back end takes {most}")

@@ -25,6 +25,7 @@ PASSED_ON = 0xFFFC_0000_00FF_FFFF | 1 << Feature.INDIRECT_DESC | 1 << Feature.EV
 """Features of the back end's that the driver may have: those of the device type (bits 0 to 23, and 50 to 63), and two
 of rings. RING_PACKED has an option; VERSION_1 and ACCESS_PLATFORM are the transport's."""
 UNIX = "unix"
+USUAL = "fs"
 
 NET_MTU, NET_MAC, NET_STATUS = 3, 5, 16
 NET_ABSENT = sum(1 << bit for bit in (2, 17, 18, 19, 20, 21, 22, 23))
@@ -53,11 +54,15 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
     """A virtio device of any type. A vhost-user back end moves its data: this process only sets the rings up."""
 
     backend = Option("", check=backend_fault, help="unix:PATH, the socket of a vhost-user back end")
-    type = Option("fs", check=type_fault, help="virtio's device type, by name (fs, blk, net, ...) or number")
+    type = Option(USUAL, check=type_fault, help="virtio's device type, by name (fs, blk, net, ...) or number")
     queues = Option(0, least=0, most=MOST_QUEUES, help="queues of the device; 0: as usual for its type")
     tag = Option("bellwire", check=tag_fault, help="fs: the name by which the guest mounts it")
     mac = Option("", check=mac_fault, help="net: address of the card; default: the driver makes one up")
     mtu = Option(0, check=mtu_fault, help="net: largest payload of a frame, 68 to 65535; 0: the driver chooses")
+
+    guess = Option(
+        False, help="go on after a crash of the back end even if it is uncertain which requests were in flight"
+    )
 
     configuration = Transport.mmio.ioregion(DEVICE, ANY_CONFIG)
 
@@ -70,11 +75,18 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
 
     def identified(self, options: Mapping[str, Any]) -> Identity:
         """The identity of the device type that the option names."""
-        kind = device_type(options["type"])
+        kind = device_type(options.get("type", USUAL))
         assert kind is not None  # the option's check has found one
         self.kind = kind
         number = FIRST_ID + kind.id
         return replace(super().identified(options), device=number, subsystem=number, class_code=kind.class_code)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        handed = [queue for queue in self.virtqueues if queue.index not in self.kind.own]
+        needs, size = self.needs(len(handed)), self.kind.config
+        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess)
+        self.own_config = self.make_config()
 
     @property
     def queue_count(self) -> int:
@@ -95,9 +107,6 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
 
     def setup(self) -> None:
         """Connect to the back end."""
-        self.own_config = self.make_config()
-        handed = [queue for queue in self.virtqueues if queue.index not in self.kind.own]
-        self.plane = Plane(self, self.connect, handed, needs=self.needs(len(handed)), size=self.kind.config)
         self.dma.keep_files()
         self.plane.open()
 
