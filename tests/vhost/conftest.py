@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,17 @@ def attach(place: Path) -> Iterator[Callable[..., Driver]]:
             return driver
 
         yield attach
+
+
+@pytest.fixture
+def memfd() -> Iterator[Callable[[int], int]]:
+    """Make a file of this size in memory."""
+    with contextlib.ExitStack() as stack:
+
+        def make(size: int) -> int:
+            fd = os.memfd_create("test", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            os.ftruncate(fd, size)
+            return fd
+
+        yield make

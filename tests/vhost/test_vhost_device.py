@@ -18,7 +18,7 @@ from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex
 from vhost.program import EVENT_IDX, EVERYTHING, OWN, PROTOCOL_FEATURES, USUAL, VERSION_1, Program
 from virtio.driver import Driver
-from virtio.rings import Queue
+from virtio.rings import Queue, SplitQueue
 
 PATIENCE = 5.0
 VECTOR = IrqIndex.MSIX, 1
@@ -38,7 +38,12 @@ def until(driver: Driver, true: Callable[[], object]) -> None:
 def answers(driver: Driver, count: int = 1, queue: int = 0) -> list[bytes]:
     """The next answers."""
     found: list[bytes] = []
-    until(driver, lambda: found.extend(driver.queues[queue].answers()) or len(found) >= count)
+
+    def enough() -> bool:
+        found.extend(driver.queues[queue].answers())
+        return len(found) >= count
+
+    until(driver, enough)
     return found
 
 
@@ -244,9 +249,11 @@ def test_a_snapshot_has_the_place_at_which_the_back_end_stopped(start: Start, at
     driver.queues[0].send(b"cd", write=2)
     assert answers(driver) == [b"dc"], "the rings go on"
     driver.status = Status(0)
-    driver.queues[0].set_word(driver.queues[0].avail + 2, 3)  # as the memory of a restored guest
-    driver.queues[0].set_word(driver.queues[0].ring + 2, 3)
-    driver.queues[0].available = driver.queues[0].seen = 3
+    queue = driver.queues[0]
+    assert isinstance(queue, SplitQueue)
+    queue.set_word(queue.avail + 2, 3)  # as the memory of a restored guest
+    queue.set_word(queue.ring + 2, 3)
+    queue.available = queue.seen = 3
     driver.guest.restore(snapshot)
     driver.queues[0].send(b"ef", write=2)
     assert answers(driver) == [b"fe"]
