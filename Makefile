@@ -201,6 +201,7 @@ $(VENV)/.tools: | $(VENV)/.dev
 		&& test -e /usr/include/stdio.h,gcc binutils libc6-dev linux-libc-dev)
 	$(call need,command -v strace,strace)
 	$(call need,command -v zsh && command -v fish,zsh fish)
+	$(call need,command -v chromium,chromium)
 	@touch $@
 
 # What a kernel is built with.

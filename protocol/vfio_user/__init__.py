@@ -6,7 +6,7 @@ The package is independent of any device and any hypervisor. A server implements
 Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """
 
-from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.backend import Backend, Late, Reader, Writer
 from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
@@ -39,10 +39,12 @@ from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
 from vfio_user.kept_files import KeptFiles
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
+from vfio_user.tap import Tap
 from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
@@ -65,6 +67,7 @@ __all__ = [
     "DmaMap",
     "DmaTable",
     "DmaUnmap",
+    "Estate",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -77,7 +80,10 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Kept",
     "KeptFiles",
+    "Late",
+    "Ledger",
     "Mechanism",
     "Memory",
     "Message",
@@ -105,6 +111,7 @@ __all__ = [
     "SharedMap",
     "Stalemate",
     "SubRegion",
+    "Tap",
     "TimedOut",
     "Version",
     "VfioUserError",

@@ -20,6 +20,9 @@ class Timer(Protocol):
 class Host(Protocol):
     """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""
 
+    copied: bool
+    """Whether device code must copy all guest memory that it reads or writes: filters look at the copies."""
+
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
 
@@ -38,6 +41,9 @@ class Host(Protocol):
 
     def dma_read(self, address: int, size: int) -> bytes:
         """Copy guest memory that the client does not share, by a message to the client."""
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory past all filters, whether the client shares it or not."""
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory that the client does not share, by a message to the client."""

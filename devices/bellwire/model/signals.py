@@ -173,7 +173,7 @@ class Signals:
         self._table[offset : offset + len(data)] = data
         self._core.state.table_used = True
         self.resend()
-        self._core.wires_changed()
+        self._core.news.wires()
 
     def read_pending(self, offset: int, size: int) -> bytes:
         """A guest's read of the MSI-X pending bits."""

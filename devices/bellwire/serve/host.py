@@ -18,6 +18,8 @@ from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedFile, SharedMa
 class ClientHost:
     """A :class:`bellwire.model.host.Host`. ``session`` and ``doorbell_fds`` are the client's: None without a client."""
 
+    copied = False
+
     def __init__(self, loop: Loop, boundary: Boundary) -> None:
         self.session: Session | None = None
         self.doorbell_fds: DoorbellFds | None = None
@@ -53,6 +55,13 @@ class ClientHost:
         """Copy guest memory by a DMA_READ message."""
         assert self.session is not None  # segments() has been called first, and needs a session
         return self.session.dma_read(address, size)
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory, in place or by messages."""
+        return b"".join(
+            self.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
+            for part in self.segments(address, size, False)
+        )
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory by a DMA_WRITE message."""

@@ -127,6 +127,7 @@ def conformance(device: type[PciDevice], **options: Any) -> type[Any]:
 def disturb(guest: Guest[Any], chance: random.Random) -> None:
     """Do what a guest can do, at random: accesses of every width, rings, time. GuestErrors are expected and ignored."""
     layout = guest.device.layout
+    bells = layout.doorbells
     indices = [*layout.bars, RegionIndex.CONFIG]
     spots = {
         index: [item.offset for item in layout.bars[index].placed] if index in layout.bars else [pci.COMMAND]
@@ -144,8 +145,8 @@ def disturb(guest: Guest[Any], chance: random.Random) -> None:
                 guest.read(index, offset, width)
             else:
                 guest.write(index, chance.getrandbits(64), offset=offset, size=width)
-            if layout.doorbells and chance.random() < 0.1:
-                bell = chance.choice(layout.doorbells)
+            if bells and chance.random() < 0.1:
+                bell = chance.choice(bells)
                 guest.ring(bell, chance.getrandbits(32) if bell.values is None else chance.choice(bell.values))
             if chance.random() < 0.05:
                 guest.advance(1.0)

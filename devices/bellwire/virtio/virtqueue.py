@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
+from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
 from bellwire.virtio.handover import Handover, Take
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
@@ -58,6 +59,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
     device: VirtioDevice
     handover: Handover | None
     """The other hands that the queue is in, if it is."""
+    generation: int
+    """Counts how often the queue has been forgotten: chains of an earlier one are not its own."""
 
     @classmethod
     def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
@@ -66,6 +69,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         queue.index = index
         queue.device = device
         queue.handover = None
+        queue.generation = 0
         queue.forget()
         return queue
 
@@ -82,10 +86,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def forget(self) -> None:
         """Drop what is not in the state: views of the ring, chains of a ring that is gone, other hands."""
         self.take_back()
+        self.generation += 1
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
+        self._copied = False
 
     def enable(self) -> None:
         """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
@@ -207,6 +213,16 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
 
+    def copied_until_empty(self) -> None:
+        """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
+        if not self.out and not self.device.dma.copied:
+            self._changes = -1
+
+    def _copies(self) -> bool:
+        """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
+        self._copied = self.device.dma.copied or (self._copied and self.out > 0)
+        return self._copied
+
     def _take_turn(self) -> None:
         self._waits_for_turn = False
         self.device.attend(self)
@@ -220,7 +236,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if self._changes != changes:
             self._ring = None
             if device.connected and device.bus_master:
-                kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
+                packed = Feature.RING_PACKED in device.negotiated
+                kind = (PackedRing, SplitRing, CopiedPackedRing, CopiedSplitRing)[2 * self._copies() + (not packed)]
                 self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
             self._changes = changes
         return self._ring

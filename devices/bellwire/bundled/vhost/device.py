@@ -180,6 +180,11 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
         self.plane.park()
         self.placed = int(self.plane.placed)
 
+    def recovered(self, torn: bool) -> None:
+        """Another process has died with the rings: the used rings say where they go on."""
+        self.placed = 0
+        super().recovered(torn)
+
     def memory_changed(self) -> None:
         """The back end hears of memory that has come or gone."""
         self.plane.settle()
