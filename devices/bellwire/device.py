@@ -305,6 +305,18 @@ class PciDevice:
         self.join_pool(pool)
         return pool
 
+    def clock(self) -> int:
+        """The time since the machine was started, in nanoseconds (CLOCK_BOOTTIME).
+
+        For what a guest sees of the time: a replay of a recording gives the recorded time. The same holds for
+        :meth:`random_bytes`.
+        """
+        return self.core.outside.clock()
+
+    def random_bytes(self, count: int) -> bytes:
+        """``count`` random bytes, fit for secrets (getrandom(2))."""
+        return self.core.outside.random(count)
+
     def _check_bounds(self, verb: str, index: int, offset: int, size: int) -> None:
         space = self.core.spaces.get(index)
         length = 0 if space is None else space.size

@@ -26,6 +26,7 @@ from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.meter import Meter
+from bellwire.model.outside import Outside
 from bellwire.model.seen import seen
 from bellwire.model.signals import Signals
 from bellwire.model.source import StateFiles
@@ -84,6 +85,8 @@ class Core:
         """The pools of the device: their jobs end before guest memory is unmapped."""
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
+        self.outside = Outside()
+        """The time and random bytes."""
         self.dma = self.dma_kind(self)
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""
