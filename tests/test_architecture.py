@@ -45,7 +45,7 @@ FLOORS: dict[str, list[str]] = {
         "unblocked",
         "logs notify places sources toml_file",
         "box",
-        "listen settings find",
+        "listen settings find filtering",
         "workers",
         "manager demo maps guest",
         "testing",

@@ -23,17 +23,19 @@ from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, in_a_box, parts, show
-from bellwired.commands.completion import KINDS, OPTIONS, completed
+from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
+from bellwired.filtering import all_made, tables
 from bellwired.find import find_functions
 from bellwired.listen import Listener, activated, default_path, inherited, listening
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Relay, Serving, mark_trouble
+from bellwired.workers.relay import Relay
+from bellwired.workers.worker import Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -83,8 +85,18 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    stands = parser.add_argument(
+        "--filter",
+        dest="filters",
+        metavar="NAME[:KEY=VALUE,...]",
+        action="append",
+        default=[],
+        help="put a filter between the guest and the device, as in trace or delay:read=2ms (repeat it for more; the "
+        "first stands on the guest's side). bellwire filters lists them",
+    )
     completed(kind, KINDS)
     completed(option, OPTIONS)
+    completed(stands, FILTERS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
@@ -144,6 +156,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
+    wanted = tables(arguments.filters)
+    filters = all_made(wanted, device)
     count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
@@ -153,7 +167,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
-        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
+        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry, filters=wanted)
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
@@ -173,6 +187,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
+            filters=filters,
             name=name,
         )
         _end_on_signals(serving)

@@ -5,6 +5,7 @@ Root and the user that the daemon runs as may do everything. Members of ``contro
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -63,6 +64,15 @@ class Happening(TypedDict):
     device: str
     kind: str
     fields: dict[str, str]
+
+
+class FilterInPlace(TypedDict):
+    """A filter of a device. ``report`` is what it has found, in JSON."""
+
+    label: str
+    name: str
+    arguments: dict[str, str]
+    report: str
 
 
 class LogLine(TypedDict):
@@ -201,6 +211,24 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             await self._manager.unit(name).ask("interrupt", vector=str(vector))
 
+    @varlinkmethod(return_parameter="filters")
+    async def Filters(self, *, name: str) -> list[FilterInPlace]:
+        """The filters between a guest and a running device, from the guest's side to the device's."""
+        with self._looking():
+            return _in_place(await self._manager.unit(name).filter("list"))
+
+    @varlinkmethod(return_parameter="filters")
+    async def AddFilter(self, *, name: str, filter: str, place: int | None = None) -> list[FilterInPlace]:
+        """Put a filter in, as "delay:read=2ms": behind the others, or at ``place``; 0 is the guest's side."""
+        with self._changing():
+            return _in_place(await self._manager.unit(name).filter("add", filter, "" if place is None else str(place)))
+
+    @varlinkmethod(return_parameter="filters")
+    async def RemoveFilter(self, *, name: str, label: str) -> list[FilterInPlace]:
+        """Take a filter out."""
+        with self._changing():
+            return _in_place(await self._manager.unit(name).filter("remove", label))
+
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
         """Read configuration and plugins again; only what has changed is touched."""
@@ -334,6 +362,19 @@ class Control(VarlinkInterface, name=INTERFACE):
             raise PermissionDenied
         with _failing():
             yield
+
+
+def _in_place(found: list[dict[str, Any]]) -> list[FilterInPlace]:
+    """What a worker says of its filters."""
+    return [
+        FilterInPlace(
+            label=str(each["label"]),
+            name=str(each["name"]),
+            arguments={key: str(value) for key, value in each["arguments"].items()},
+            report=json.dumps(each["report"], default=str),
+        )
+        for each in found
+    ]
 
 
 def _captured(number: str, figures: dict[str, Any]) -> Captured:

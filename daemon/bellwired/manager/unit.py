@@ -13,6 +13,7 @@ from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.manager import descriptors
 from bellwired.manager.boxed import Boxed
+from bellwired.manager.filtered import Filtered
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.noted import Line, Noted
 from bellwired.manager.order import listens, order
@@ -31,7 +32,7 @@ NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
-class Unit(Noted):
+class Unit(Filtered, Noted):
     """The device ``name``. ``tell`` is called for every event.
 
     Code that starts or ends a worker holds ``_turn``. Code that waits for a ready worker does not, so that a stop need
@@ -184,7 +185,7 @@ class Unit(Noted):
     def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
         """The order to the fork server for this device."""
         box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
-        return order(self.name, settings, self._plugins, folder, box, trial=trial)
+        return order(self.name, settings, self._plugins, folder, box, self.filters(settings), trial=trial)
 
     def _check_enabled(self) -> None:
         if not self.settings.enabled:

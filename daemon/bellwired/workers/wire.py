@@ -30,7 +30,7 @@ class Spawn(Struct, tag=True):
     """Manager to fork server: run a device, on the listener and the control socket that come with it.
 
     With ``trial``, the device is imported and its options are checked, and it is not run: no listener comes then.
-    Relative paths in its options start at ``folder``.
+    Relative paths in its options start at ``folder``. Each of the ``filters`` is as a ``[[filter]]`` of its file.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Spawn(Struct, tag=True):
     hello_timeout: float
     trial: bool = False
     number: int = 0
+    filters: list[dict[str, bool | int | float | str]] = []
     box: Wanted = Wanted()
 
 

@@ -9,18 +9,20 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages, sources
+from bellwired import filtering, messages, sources
 from bellwired.box import enter
 from bellwired.errors import CommandError
+from bellwired.filtering import Switches
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.unblocked import Flood
@@ -31,6 +33,7 @@ from bellwired.workers.captures import WHOLE, Captures
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
+from bellwired.workers.relay import Relay, say
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities
 
@@ -38,8 +41,6 @@ REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
 AGAIN = 0.02  # seconds until an unsent message is sent again
 FLOOD = 500  # log lines of a device in a second
-MOST_LINES = 100  # log lines that are sent to the manager in a second
-LONGEST_LINE = 8192  # characters of a record, with its traceback, that are sent to the manager
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 log = logging.getLogger("bellwire.worker")
@@ -83,9 +84,10 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
-            _say(channel, Report("made", {"files": sources.loaded()}))
+            say(channel, Report("made", {"files": sources.loaded()}))
         with told(f"{kind.__name__}.__init__"):
             device = kind(**spawn.options)
+        filters = filtering.all_made(spawn.filters, kind)
     except DeviceFailed as error:
         return _failed(channel, error)
     except BellwireError as error:
@@ -103,6 +105,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            filters=filters,
             name=spawn.name,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -119,7 +122,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
 
 def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
-    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
 
 
@@ -127,7 +130,7 @@ def _failed(channel: socket.socket, error: BellwireError) -> int:
     hint = enter.why_refused(error)
     text = f"{error}; {hint}" if hint else str(error)
     log.error("%s", text)
-    _say(channel, Report("crashed", {"error": text}))
+    say(channel, Report("crashed", {"error": text}))
     return CRASHED
 
 
@@ -135,7 +138,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
     hint = enter.why_refused(error)
     text = f"{type(error).__name__}: {error}"
-    _say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
+    say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
     return CRASHED
 
 
@@ -162,6 +165,7 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        filters: Sequence[Filter] = (),
         name: str = "",
     ) -> None:
         """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
@@ -198,6 +202,7 @@ class Serving:
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
+            "filter": Switches(device, self._worker.served.filters, filters).do,
             "stop": self._worker.stop,
             "capture": self.captures.start,
             "captured": self.captures.figures,
@@ -289,11 +294,11 @@ class Outbox:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Send an event. It is lost if the socket is full."""
-        if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
+        if self._waiting or (self._lost and not say(self._channel, Report("lost", {"count": self._lost}))):
             self._lost += 1
             return
         self._lost = 0
-        if not _say(self._channel, Report(kind, fields)):
+        if not say(self._channel, Report(kind, fields)):
             self._lost = 1
 
     def answer(self, answer: Answer) -> None:
@@ -304,7 +309,7 @@ class Outbox:
 
     def _go_on(self) -> None:
         while self._waiting:
-            if not _say(self._channel, self._waiting[0]):
+            if not say(self._channel, self._waiting[0]):
                 self._loop.after(AGAIN, self._go_on)
                 return
             self._waiting.popleft()
@@ -312,38 +317,6 @@ class Outbox:
     def soon(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back later, on the same thread."""
         self._loop.after(delay, callback)
-
-
-class Relay(logging.Handler):
-    """Sends log records to the manager, from any thread.
-
-    What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
-    time keeps only its own worker busy. The next line that is sent says how many were left out.
-    """
-
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__()
-        self._channel = channel
-        self._second = 0
-        self._passed = self._lost = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record, with its traceback."""
-        if int(record.created) != self._second:
-            self._second, self._passed = int(record.created), 0
-        if self._passed >= MOST_LINES:
-            self._lost += 1
-            return
-        self._passed += 1
-        try:
-            text = self.format(record)[:LONGEST_LINE]
-        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
-            return
-        if self._lost:
-            text = f"({self._lost} lines before this one were too many) {text}"
-        fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
-        with contextlib.suppress(OSError):  # the worker is about to end
-            self._lost = 0 if _say(self._channel, Report("log", fields)) else self._lost + 1
 
 
 class Reporter(Observer):
@@ -382,14 +355,3 @@ class Reporter(Observer):
             maps, size = self._maps
             self._maps = None
             self.outbox.tell("mapped", maps=maps, bytes=size)
-
-
-def _say(channel: socket.socket, message: Answer | Report) -> bool:
-    """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
-    try:
-        wire.send(channel, message)
-    except BlockingIOError:
-        return False
-    except (BrokenPipeError, ConnectionError):
-        pass
-    return True

@@ -1,0 +1,31 @@
+"""``bellwire run --filter``, and ``bellwire filter`` meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from bellwired.commands.cli import main
+from daemon.commands import started
+from daemon.test_foreground import Running, made, words
+
+pytestmark = pytest.mark.daemon
+
+
+def test_filters_stand_before_the_device_from_the_start_and_by_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = made(tmp_path)
+    with started(*words(mine, "--name", "dut", "--filter", "count", "--filter", "delay:read=20ms")) as process:
+        running = Running(tmp_path, process)
+        with running.client() as client:
+            begun = time.monotonic()
+            client.read(0, 0, 4)
+            assert time.monotonic() - begun >= 0.02
+            assert main(["filter", "dut", "remove", "delay", *running.places]) == 0
+            assert main(["filter", "dut", "list", "--json", *running.places]) == 0
+            (count,) = json.loads(capsys.readouterr().out)
+            assert count["report"]["read status"] == 1
