@@ -25,7 +25,7 @@ from bellwire.filters import (
     Ring,
     Write,
 )
-from bellwire.model.jobs import Job
+from bellwire.model.jobs import Job, Pool
 from bellwire.model.outside import Outside
 from bellwire.recording.format import FIRST, Recorded, deflated, head, record
 
@@ -53,6 +53,7 @@ class Record(Filter, name="record"):
         self._input = False
         self._jobs: dict[int, int] = {}
         self._submitted = 0
+        self._counted: list[Pool] = []
         self._undo: list[Callable[[], None]] = []
         core.outside = _Outside(self._write)
 
@@ -60,6 +61,8 @@ class Record(Filter, name="record"):
         """It is put in: from now on all events count."""
         core = self._core
         self._write("B", core.tally.resets, int(core.connected))
+        if core.connected and core.host is not None and (memory := core.host.shared_map(0, True)) is not None:
+            self._write("M", 0, 1, 1, memory.start, memory.end - memory.start)  # of a guest without a VM
         taken = core.signals.taken
 
         def took() -> None:
@@ -68,8 +71,7 @@ class Record(Filter, name="record"):
 
         core.signals.taken = took  # type: ignore[method-assign] # as a filter is put in
         self._undo.append(lambda: delattr(core.signals, "taken"))
-        for pool in core.pools:
-            self._count(pool)
+        self._count_jobs()
 
     def stop(self) -> None:
         """It is taken out: the recording ends."""
@@ -115,6 +117,7 @@ class Record(Filter, name="record"):
 
     def before_reset(self, reset: Reset) -> None:
         """The device is reset."""
+        self._count_jobs()  # it may have been set up since the filter was put in
         self._begin("X", reset.times)
 
     def after_reset(self, reset: Reset) -> None:
@@ -185,6 +188,12 @@ class Record(Filter, name="record"):
 
     def _write(self, kind: str, *parts: int | bytes) -> None:
         self.files.write(record(kind, *parts))
+
+    def _count_jobs(self) -> None:
+        for pool in self._core.pools:
+            if pool not in self._counted:
+                self._counted.append(pool)
+                self._count(pool)
 
     def _count(self, pool: Any) -> None:
         """Give each job that is submitted to ``pool`` its number."""
