@@ -22,6 +22,7 @@ from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
+from bellwire.model.outside import Outside
 from bellwire.model.traced import TracedCore
 from bellwire.pci.error_reporting import Aer, UncorrectableError
 
@@ -66,6 +67,7 @@ class PciDevice:
     core: Core
     dma: Dma
     log: logging.Logger
+    outside: Outside
 
     def __init_subclass__(
         cls,
@@ -108,6 +110,7 @@ class PciDevice:
             )
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
+        self.outside = Outside()
         kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
         self.core = kind(self, self.identity, self.layout, values)
         self.dma = self.core.dma
@@ -311,11 +314,11 @@ class PciDevice:
         For what a guest sees of the time: a replay of a recording gives the recorded time. The same holds for
         :meth:`random_bytes`.
         """
-        return self.core.outside.clock()
+        return self.outside.clock()
 
     def random_bytes(self, count: int) -> bytes:
         """``count`` random bytes, fit for secrets (getrandom(2))."""
-        return self.core.outside.random(count)
+        return self.outside.random(count)
 
     def _check_bounds(self, verb: str, index: int, offset: int, size: int) -> None:
         space = self.core.spaces.get(index)

@@ -38,6 +38,7 @@ from vfio_user.errors import (
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
@@ -65,6 +66,7 @@ __all__ = [
     "DmaMap",
     "DmaTable",
     "DmaUnmap",
+    "Estate",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -77,7 +79,9 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Kept",
     "Late",
+    "Ledger",
     "Mechanism",
     "Memory",
     "Message",

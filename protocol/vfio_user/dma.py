@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
+from vfio_user.ledger import Estate, Ledger
+from vfio_user.map_ledger import MapLedger
 from vfio_user.mapping import MOST_JOINED, MOST_MAPPINGS, Mapping, Pages, blank, join
 
 MAP = Fields("<IIQQQ", "argsz flags offset address size")
@@ -122,7 +124,10 @@ class MappedRange:
 class DmaTable:
     """The guest memory that a client has mapped: non-overlapping ranges in order of address, ``total`` bytes in all."""
 
-    def __init__(self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES) -> None:
+    def __init__(
+        self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES, ledger: Ledger | None = None
+    ) -> None:
+        self._kept = None if ledger is None else MapLedger(ledger)
         self.total = 0
         self._files = 0  # ranges that have a file
         self._max = max_maps
@@ -145,9 +150,21 @@ class DmaTable:
         """
         try:
             self._insert(request, fd)
+            if self._kept is not None:
+                self._kept.keep(request, fd)
         finally:
             if fd is not None:
                 os.close(fd)
+
+    def take_over(self, estate: Estate) -> None:
+        """Map what the table of another process has kept in its ledger. This table has no maps yet."""
+        if self._kept is not None:
+            for request, fd in self._kept.inherited(estate):
+                try:
+                    self._insert(DmaMap(*request), fd)
+                finally:
+                    if fd is not None:
+                        os.close(fd)
 
     def inside(self, request: DmaUnmap) -> slice:
         """The maps that ``request`` covers. Raises VfioUserError (EINVAL) if it would cut a map."""
@@ -170,6 +187,8 @@ class DmaTable:
                 blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
+        if self._kept is not None:
+            self._kept.drop([mapped.start for mapped in dropped])
         for mapped in dropped:
             self._release(mapped)
 

@@ -331,7 +331,7 @@ def test_a_device_that_leaves_no_filter_behind_pays_nothing(tmp_path: Path) -> N
         guest.filters.remove(taken)
         assert device.pool_of_two.submit == submit
         assert "taken" not in vars(device.core.signals)
-        assert type(device.core.outside).__name__ == "Outside"
+        assert type(device.outside).__name__ == "Outside"
 
 
 # -- the file

@@ -9,7 +9,6 @@ import argparse
 import logging
 import shlex
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, capture, debugger, in_a_box, parts, replay, show
-from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, completed
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
+from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
 from bellwired.errors import CommandError
@@ -94,6 +92,16 @@ def add_parser(commands: Any) -> None:
         help="put a filter between the guest and the device, as in trace or delay:read=2ms (repeat it for more; the "
         "first stands on the guest's side). bellwire filters lists them",
     )
+    scenario = parser.add_argument(
+        "--fault",
+        dest="faults",
+        metavar="SCENARIO|FILE.toml",
+        action="append",
+        default=[],
+        help="let the device fail as a scenario says, behind the other filters (repeat it for more). bellwire fault "
+        "--list lists them",
+    )
+    completed(scenario, SCENARIOS)
     completed(kind, KINDS)
     completed(option, OPTIONS)
     completed(stands, FILTERS)
@@ -156,9 +164,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
-    wanted = tables(arguments.filters)
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
     filters = all_made(wanted, device)
-    count_dma(instance)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
@@ -243,7 +250,7 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
         return None
 
 
-def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, socket.socket], str]:
+def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, Any], str]:
     """The source of clients for :class:`Serving`, and its description."""
     if arguments.fd is None:
         path = arguments.socket_path or default_path(name)

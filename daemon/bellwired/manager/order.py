@@ -10,7 +10,15 @@ from bellwired.workers.wire import Spawn
 
 
 def order(
-    name: str, settings: Device, plugins: list[str], folder: Path, box: Wanted, filters: Filters, *, trial: bool
+    name: str,
+    settings: Device,
+    plugins: list[str],
+    folder: Path,
+    box: Wanted,
+    filters: Filters,
+    *,
+    trial: bool,
+    succeeds: bool,
 ) -> Spawn:
     """The order to the fork server for the device ``name``."""
     return Spawn(
@@ -27,6 +35,7 @@ def order(
         trial=trial,
         filters=filters,
         box=box,
+        succeeds=succeeds,
     )
 
 

@@ -26,12 +26,11 @@ from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.meter import Meter
-from bellwire.model.outside import Outside
 from bellwire.model.seen import seen
 from bellwire.model.signals import Signals
 from bellwire.model.source import StateFiles
 from bellwire.model.space import of_bar, of_extended
-from bellwire.model.state import State
+from bellwire.model.state import BUSY, State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
 from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
@@ -85,8 +84,6 @@ class Core:
         """The pools of the device: their jobs end before guest memory is unmapped."""
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
-        self.outside = Outside()
-        """The time and random bytes."""
         self.dma = self.dma_kind(self)
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""
@@ -119,12 +116,12 @@ class Core:
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
-        self.state.enter()
-        start = time.monotonic()
+        words, start = self.state.words, time.monotonic()
+        words[BUSY] += 1
         try:
             return hook(*arguments)
         finally:
-            self.state.leave()
+            words[BUSY] -= 1
             if time.monotonic() - start > SLOW_HOOK:
                 self._slow(hook, time.monotonic() - start)
 
@@ -267,7 +264,9 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
-    def take_over(self, files: StateFiles, *, client: bool, died: bool) -> None:
+    def take_over(
+        self, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None] = lambda: None
+    ) -> None:
         """Go on with the state in ``files``, in place of another process that has served this device.
 
         Call it once, after ``setup`` and :meth:`reset`, when the host is as that process had it, and before anything
@@ -277,13 +276,14 @@ class Core:
 
         A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
-        what device code has written to areas.
+        what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
         """
         torn = self.state.take_over(files, client=client, died=died)
         self._follow_state()
         try:
             self.device.check_state()
             self.state.inherit(files)
+            moved()
             self.signals.relevel()
             self.signals.resend()
             if died:
@@ -294,6 +294,7 @@ class Core:
             if not died:
                 raise
             self.state.inherit(files)
+            moved()
             self.fail(str(error))
 
     def fail(self, why: str) -> None:

@@ -55,7 +55,7 @@ class Record(Filter, name="record"):
         self._submitted = 0
         self._counted: list[Pool] = []
         self._undo: list[Callable[[], None]] = []
-        core.outside = _Outside(self._write)
+        device.outside = _Outside(self._write)
 
     def start(self) -> None:
         """It is put in: from now on all events count."""
@@ -77,7 +77,7 @@ class Record(Filter, name="record"):
         """It is taken out: the recording ends."""
         while self._undo:
             self._undo.pop()()
-        self._core.outside = Outside()
+        self._core.device.outside = Outside()
         self.files.close()
 
     # -- inputs

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.device import PciDevice
 from bellwire.filters import DmaRead, DmaWrite, Filter, Interrupt, Stack
-from bellwire.filters.place import Places
 from bellwire.model.host import Host
 from bellwire.model.outside import Outside
 from bellwire.recording.format import ENDS, INPUTS, BadRecording, Body, Entry, entries, inflated
 from bellwire.recording.host import ReplayHost
+from bellwire.recording.inputs import Inputs, value
 from bellwire.recording.recorder import NO_LEVEL
 from vfio_user import IrqIndex
 
 MOST_DIFFERENCES = 100
-_LARGEST_ACCESS = 1 << 20
-_ALL = (1 << 64) - 1
 
 
 class Difference(NamedTuple):
@@ -60,7 +55,6 @@ class _Replay:
     def __init__(self, path: Path, device: PciDevice) -> None:
         self._entries = _Ahead(entries(path))
         self._device, self._core = device, device.core
-        self._places = Places(device.layout)
         self._outputs: deque[Entry] = deque()
         self.cut = False
         """Whether the file ends in the middle of what the recorded device did."""
@@ -68,15 +62,12 @@ class _Replay:
         self._inputs = self._checked = 0
         self._differences: list[Difference] = []
         self._host = ReplayHost(self._was_signalled)
-        self._bells: dict[tuple[int, int], Doorbell | IoRegion] = {}
-        for plan in device.layout.bars.values():
-            self._bells |= {(bell.bar.index, bell.offset): bell for bell in plan.doorbells}
-            self._bells |= {(region.bar.index, region.offset): region for region in plan.ioregions}
+        self._acts = Inputs(device, self._host, self.differ)
 
     def run(self) -> Outcome:
         core, device = self._core, self._device
         core.host = cast("Host", self._host)
-        core.outside = _Outside(self)
+        device.outside = _Outside(self)
         complete = False
         stack = Stack(core)
         begin = self._gather("B")
@@ -125,7 +116,7 @@ class _Replay:
         end = self._gather(ENDS)
         body = Body(entry)
         self._host.now += body.number() / 1e6
-        what, act = getattr(self, f"_do_{entry.kind}")(body)
+        what, act = self._acts.read(entry, body)
         result, failed = None, ""
         try:
             result = act()
@@ -141,7 +132,7 @@ class _Replay:
                 expected = Body(end).bytes()
                 self._checked += 1
                 if result != expected:
-                    self.differ(what, _value(expected), _value(result or b""))
+                    self.differ(what, value(expected), value(result or b""))
         self._leftovers()
 
     def _gather(self, ends: str) -> Entry | None:
@@ -206,71 +197,6 @@ class _Replay:
                     return bool(body.number())
         return True
 
-    # -- inputs: what to call them, and how to do them
-
-    def _do_R(self, body: Body) -> tuple[str, Callable[[], object]]:  # noqa: N802
-        region, offset, count = body.number(), body.number(), body.number()
-        place = self._place(region, offset, count)
-        return f"read of {place}", lambda: bytes(self._core.reader(region, offset, count).read())
-
-    def _do_W(self, body: Body) -> tuple[str, Callable[[], object]]:  # noqa: N802
-        region, offset, times, data = body.number(), body.number(), body.number(), body.bytes()
-        place = self._place(region, offset, len(data))
-
-        def act() -> None:
-            for _ in range(min(times, 64)):
-                self._core.writer(region, offset, len(data))(memoryview(data))
-
-        return f"write of {_value(data)} to {place}", act
-
-    def _do_G(self, body: Body) -> tuple[str, Callable[[], object]]:  # noqa: N802
-        bar, offset, row, count, times, has_value, value = (body.number() for _ in range(7))
-        bell = self._bells.get((bar, offset))
-        if bell is None:
-            return f"ring of a doorbell at BAR{bar}+{offset:#x}, which the device has not", lambda: None
-        core = self._core
-        once: Callable[[], None]
-        if isinstance(bell, IoRegion):
-            region, size = bell, bell.bell or 1
-            if row % size or row + size > bell.size:
-                raise BadRecording(f"record {self._number}: {bell.name} has no doorbell at {row:#x}")
-            by_value, by_event = partial(core.ioregion_write, region, row, size, value), (region, row)
-            once = by_value if has_value else partial(core.ring_in_row, by_event, count)
-        else:
-            once = partial(core.ring_value, bell, value, count) if has_value else partial(core.ring, bell, count)
-
-        def act() -> None:
-            for _ in range(min(times, 64)):
-                once()
-
-        return f"ring of {bell.name}" + (f"+{row:#x}" if row else ""), act
-
-    def _do_X(self, body: Body) -> tuple[str, Callable[[], object]]:  # noqa: N802
-        return "reset", self._core.reset
-
-    def _do_H(self, body: Body) -> tuple[str, Callable[[], object]]:  # noqa: N802
-        name, with_jobs, count = body.text(), body.number(), body.number()
-        wanted = [(body.number(), body.number()) for _ in range(count)]
-        if with_jobs:
-            return f"end of jobs, {name}", lambda: self._end_jobs(name, wanted)
-        callback = self._host.take(name)
-        if callback is None:
-            self.differ(f"callback {name}", "it was asked for", "nobody has asked for it")
-            return name, lambda: None
-        return f"callback {name}", callback
-
-    def _end_jobs(self, name: str, wanted: list[tuple[int, int]]) -> None:
-        for pool in self._host.pools:
-            numbers = [number for number, _ in wanted if number in pool.finished]
-            if pool.name == name and numbers == [number for number, _ in wanted]:
-                jobs = [pool.finished.pop(number) for number in numbers]
-                for job, (_, number) in zip(jobs, wanted, strict=True):
-                    if number and job.error is None:
-                        job.error = OSError(number, os.strerror(number))
-                pool.done(jobs)
-                return
-        self.differ(f"end of jobs, {name}", f"jobs {[number for number, _ in wanted]}", "they were not submitted")
-
     def _news(self, entry: Entry) -> None:
         body = Body(entry)
         self._host.now += body.number() / 1e6
@@ -289,17 +215,6 @@ class _Replay:
             pending = body.bytes()
             if len(pending) == len(core.state.pba):
                 core.state.pba[:] = pending
-
-    def _place(self, region: int, offset: int, count: int) -> str:
-        """A place in words. A BadRecording if the device has no such bytes: what is recorded has passed the checks."""
-        size = self._core.region_size(region)
-        if count > _LARGEST_ACCESS or offset + count > size:
-            raise BadRecording(
-                f"record {self._number}: {count} bytes at {offset:#x} of region {region}, which has "
-                f"{size:#x}: is it of another device, or of other options?"
-            )
-        place = self._places.at(region, offset, count)
-        return f"{place.name} ({place.label})"
 
 
 class _Ahead:
@@ -406,11 +321,3 @@ def _told(entry: Entry) -> str:
 def _interrupt(kind: int, vector: int, level: int) -> str:
     name = IrqIndex(kind).name if kind in IrqIndex._value2member_map_ else f"kind {kind}"
     return f"interrupt {name} {vector}" if level == NO_LEVEL else f"INTx {'rises' if level else 'falls'}"
-
-
-def _value(data: bytes | object) -> str:
-    if not isinstance(data, bytes):
-        return str(data)
-    if len(data) <= 8:
-        return f"{int.from_bytes(data, 'little'):#0{2 + 2 * len(data)}x}"
-    return f"{data[:16].hex(' ')}..."
