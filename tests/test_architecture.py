@@ -36,6 +36,7 @@ FLOORS: dict[str, list[str]] = {
         "capture",
         "recording",
         "serve virtio storage stream network",
+        "vhost",
         "testing",
         "bundled",
         "pytest",
@@ -78,7 +79,7 @@ CIRCLES = {
 DOORS = {"devices/bellwire/pytest.py": {"bellwired"}}
 """Files that import against the arrows, and what: names for tests. No other file of the package imports them."""
 
-AUTHORED = ("bundled", "virtio", "storage", "stream", "network")
+AUTHORED = ("bundled", "virtio", "vhost", "storage", "stream", "network")
 """Rooms of devices/bellwire that are written from the API that docs/writing-a-device.md documents."""
 
 
