@@ -22,7 +22,7 @@ from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
-from bellwire.model.outside import Outside
+from bellwire.model.outside import Chancy, Outside
 from bellwire.model.traced import TracedCore
 from bellwire.model.wired import Wired
 from bellwire.pci.error_reporting import Aer, UncorrectableError
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
-class PciDevice(Wired):
+class PciDevice(Wired, Chancy):
     """A PCI device.
 
     A subclass has three parts. The class line gives the device's identity. The body declares BARs, registers,
@@ -68,7 +68,6 @@ class PciDevice(Wired):
     core: Core
     dma: Dma
     log: logging.Logger
-    outside: Outside
 
     def __init_subclass__(
         cls,
@@ -316,18 +315,6 @@ class PciDevice(Wired):
         pool = self.core.running("have a pool").pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.join_pool(pool)
         return pool
-
-    def clock(self) -> int:
-        """The time since the machine was started, in nanoseconds (CLOCK_BOOTTIME).
-
-        For what a guest sees of the time: a replay of a recording gives the recorded time. The same holds for
-        :meth:`random_bytes`.
-        """
-        return self.outside.clock()
-
-    def random_bytes(self, count: int) -> bytes:
-        """``count`` random bytes, fit for secrets (getrandom(2))."""
-        return self.outside.random(count)
 
     def _check_bounds(self, verb: str, index: int, offset: int, size: int) -> None:
         space = self.core.spaces.get(index)
