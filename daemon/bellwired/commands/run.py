@@ -23,7 +23,7 @@ from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
-from bellwired.commands.summary import print_summary
+from bellwired.commands.summary import print_reports, print_summary
 from bellwired.errors import CommandError
 from bellwired.filtering import all_made, tables
 from bellwired.find import find_functions
@@ -91,6 +91,13 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="put a filter between the guest and the device, as in trace or delay:read=2ms (repeat it for more; the "
         "first stands on the guest's side). bellwire filters lists them",
+    )
+    parser.add_argument(
+        "--suggest",
+        dest="filters",
+        action="append_const",
+        const="suggest",
+        help="at the end, print declarations for what the guest touched and the device lacks (as --filter suggest)",
     )
     scenario = parser.add_argument(
         "--fault",
@@ -212,6 +219,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
+                print_reports(filters)
     return 0
 
 
