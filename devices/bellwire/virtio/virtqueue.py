@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
+from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
 from bellwire.virtio.status import Feature
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
 
 NO_VECTOR = 0xFFFF
+FIRST = 1 << 15
+"""The first position of a packed ring: slot 0, with the wrap counter set."""
 BATCH = 64
 """The most buffers that are taken at once."""
 _FIELDS = (
@@ -55,13 +58,15 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     index: int
     device: VirtioDevice
+    journal: Inflight
 
     @classmethod
-    def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
+    def at(cls, state: memoryview, index: int, device: VirtioDevice, journal: Inflight) -> Virtqueue:
         """Queue ``index`` of ``device``. Its fields lie in ``state``."""
         queue = cls.from_buffer(state, index * ctypes.sizeof(cls))
         queue.index = index
         queue.device = device
+        queue.journal = journal
         queue.forget()
         return queue
 
@@ -81,6 +86,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
+        self._resumes = False
+        self._again: list[Out] = []
+        self._redone: dict[int, Out] = {}
+
+    def resume(self) -> None:
+        """The state has been restored: :meth:`take` gives what was out in it, before anything new."""
+        self.forget()
+        self._resumes = bool(self.enabled)
 
     def enable(self) -> None:
         """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
@@ -92,9 +105,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(
                 f"{self}: misaligned ring: {self.desc:#x}, {self.driver:#x}, {self.device_area:#x}"
             )
-        self.enabled = self.next_wrap = self.used_wrap = 1
-        self.next = self.used = self.out = 0
         self.forget()
+        self.next_wrap = self.used_wrap = 1
+        self.next = self.used = self.out = 0
+        self.journal.forget()
+        self.journal.settle(FIRST if packed else 0)
+        self.enabled = 1
 
     @property
     def is_possible(self) -> bool:
@@ -105,6 +121,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
             return False
         if not self.enabled:
             return True
+        if not self.journal.is_possible:
+            return False
         packed = device.accepted >> Feature.RING_PACKED & 1
         inside = max(self.next, self.used) < size if packed else not size & size - 1
         return 1 <= size <= device.largest_queue and inside and self.out <= size
@@ -145,6 +163,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
             ring = self._live()
             if ring is None:
                 return []
+            if self._again:
+                return self._take_again(ring, most)
             chains = ring.take(most)
         except GuestError as error:
             raise self.device.broken(f"{self}: {error}") from error
@@ -155,7 +175,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if (ring := self._live()) is not None:
             for chain in chains:
                 chain.written = 0
-            ring.back(chains)
+            if self._redone:
+                chains = self._keep(chains)
+            if chains:
+                ring.back(chains)
 
     def finish(self, chains: Iterable[Chain]) -> None:
         """Return chains to the driver, each with :attr:`Chain.written` bytes in it. :meth:`flush` publishes them."""
@@ -165,6 +188,9 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
         finished = self._finished
         if finished and (ring := self._live()) is not None:
+            if self._redone:
+                for chain in finished:
+                    self._redone.pop(chain.id, None)
             if ring.put(finished):
                 self.device.interrupt(self.vector)
             self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
@@ -177,13 +203,33 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def listen(self) -> bool:
         """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
-        return (ring := self._live()) is not None and ring.listen()
+        return (ring := self._live()) is not None and (ring.listen() or bool(self._again))
 
     def ask_for_turn(self) -> None:
         """Schedule one more turn for this queue, unless one is scheduled already."""
         if not self._waits_for_turn:
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
+
+    def _take_again(self, ring: SplitRing | PackedRing, most: int) -> list[Chain]:
+        """The next buffers that were out when the state was restored. A GuestError if the first one is wrong."""
+        chains = []
+        for out in self._again[:most]:
+            try:
+                chains.append(ring.again(out))
+            except GuestError:
+                if not chains:
+                    raise
+                break
+        for out in self._again[: len(chains)]:
+            self._redone[out.id] = out
+        del self._again[: len(chains)]
+        return chains
+
+    def _keep(self, chains: Sequence[Chain]) -> list[Chain]:
+        """Have those of ``chains`` that were taken again taken once more later. Returns the others."""
+        self._again[:0] = [self._redone.pop(chain.id) for chain in chains if chain.id in self._redone]
+        return [chain for chain in chains if chain.id not in {out.id for out in self._again}]
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
@@ -199,6 +245,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._ring = None
             if device.connected and device.bus_master:
                 kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
-                self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                self._ring = ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                if self._resumes:
+                    self._again, end = self.journal.recover(ring, self.out)
+                    ring.resume(end, self._again)
+                    self._resumes = False
             self._changes = changes
         return self._ring

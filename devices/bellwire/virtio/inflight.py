@@ -1,0 +1,194 @@
+"""The journal of a virtqueue: which buffers the device has taken and not returned. It lies in the device's state.
+
+A process may be killed at any point. Its successor must do again what the driver still waits for, and return each
+buffer once. The rings alone do not tell: once a buffer has been returned, the driver may write over the places of those
+that are still out. vhost-user's back ends keep a table of descriptors for that (its in-flight tracking). Here it costs
+less, since most often a hook returns all that it has taken, all at once:
+
+* While nothing has been returned since the device last held no buffer, the rings still show all that it has taken.
+* Before a return leaves other buffers out, what was taken is copied into a log (*takes*), and the ids that are returned
+  into another (*returns*). What is out is the one without the other. A full log is written anew, into the other of two
+  windows.
+* A return is published by one store to the ring. So a successor sees there whether it has happened.
+
+One word says what the logs hold. It is stored at once, so it is never torn. Positions are those of the ring; a packed
+ring's have the wrap counter in bit 15.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+HEADER = 16
+SLOT = 16
+"""Bytes of a slot in the log: a packed ring's descriptor. A split ring's head takes less."""
+MOST_SLOTS = 1 << 13
+_ID = 2
+_LOGGED, _WINDOW, _FROM = 16, 31, 32  # bits of the word
+
+
+class Out(NamedTuple):
+    """A buffer that is out: its id, the slots that it takes, and what the log has of them."""
+
+    id: int
+    span: int
+    slots: bytes
+
+
+class Ring(Protocol):
+    """What a journal asks of a ring."""
+
+    slot: int
+    """Bytes of a slot in the log."""
+
+    def log(self, place: memoryview, count: int, end: int) -> None:
+        """Copy the ``count`` slots before position ``end`` to ``place``."""
+
+    def parse(self, slots: bytes | bytearray) -> list[Out]:
+        """The buffers in what the log has. A GuestError if the driver has made them impossible."""
+
+    def move(self, position: int, count: int) -> int:
+        """The position ``count`` slots on, or back."""
+
+    def has_returned(self, position: int) -> bool:
+        """Whether a buffer has been published at ``position``."""
+
+    @property
+    def taken_to(self) -> int:
+        """The position of the next buffer to take."""
+
+
+def size_of(slots: int) -> int:
+    """The bytes of the journal of a queue with ``slots`` slots."""
+    return HEADER + 2 * 2 * slots * (SLOT + _ID)
+
+
+class Inflight:
+    """The journal of one queue of up to ``slots`` slots, in ``state``: ``size_of(slots)`` bytes."""
+
+    def __init__(self, state: memoryview, slots: int) -> None:
+        room = self._room = 2 * slots
+        self._words = state[:HEADER].cast("Q")
+        takes, both = room * SLOT, room * (SLOT + _ID)
+        starts = HEADER, HEADER + both
+        self._takes = [state[start : start + takes] for start in starts]
+        self._returns = [state[start + takes : start + both].cast("H") for start in starts]
+        self.forget()
+
+    def forget(self) -> None:
+        """The state is another one now: take over what it says. :meth:`recover` or :meth:`settle` comes next."""
+        word = self._words[0]
+        self._returned = word & 0xFFFF
+        self._logged = word >> _LOGGED & 0x7FFF
+        self._window = word >> _WINDOW & 1
+        self._from = word >> _FROM & 0xFFFF
+        self.held = 0
+        """Slots in the log whose buffers are out."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a restored state can be that of a journal."""
+        self.forget()
+        return max(self._logged, self._returned, self._words[1]) <= self._room
+
+    def settle(self, position: int) -> None:
+        """Nothing is out; the next buffer is taken at ``position``."""
+        if self._logged:
+            if self._returned:
+                self._words[1] = self._returned = 0
+            self._logged = self._window = self.held = 0
+        self._from = position
+        self._words[0] = position << _FROM
+
+    def note(self, ring: Ring, end: int, out: int) -> None:
+        """Log all that is out: ``out`` slots before position ``end``."""
+        fresh, slot = out - self.held, ring.slot
+        if self._logged + fresh > self._room:
+            self._write_anew(ring, self._outstanding(ring, self._returned), ring.move(end, -fresh))
+        if fresh:
+            start = self._logged * slot
+            ring.log(self._takes[self._window][start : start + fresh * slot], fresh, end)
+            self._logged += fresh
+            self.held = out
+            self._store()
+
+    def prepare(self, ring: Ring, end: int, out: int, ids: Sequence[int]) -> None:
+        """:meth:`note`, and note the ids of the buffers that are about to be returned, while others stay out."""
+        self.note(ring, end, out)
+        total = self._returned + len(ids)
+        if total > self._room:
+            self._write_anew(ring, self._outstanding(ring, self._returned), end)
+            total = len(ids)
+        self._returns[self._window][self._returned : total] = array("H", ids)
+        self._words[1] = total
+
+    def commit(self, count: int, out: int) -> None:
+        """``count`` buffers, prepared before, have been published. ``out`` slots are left."""
+        self._returned += count
+        self.held = out
+        self._store()
+
+    def shrink(self, out: int) -> None:
+        """Only ``out`` slots are out any more: the buffers that were taken last are back."""
+        if out < self.held:
+            self._logged -= self.held - out
+            self.held = out
+            self._store()
+
+    def recover(self, ring: Ring, out: int) -> tuple[list[Out], int]:
+        """What is out after a process has ended at any point, in the order in which it was taken; and the position of
+        the next buffer to take.
+
+        ``out`` is the number of slots that are out, as the state has it. A GuestError if the driver has made that
+        impossible.
+        """
+        self.forget()
+        prepared = self._words[1]
+        left = self._outstanding(ring, self._returned)
+        held = sum(each.span for each in left)
+        end = ring.move(self._from, self._logged)
+        if ring.has_returned(ring.move(end, -held)):
+            if prepared > self._returned:
+                left = self._outstanding(ring, prepared)
+            else:  # all that was out
+                left, end = [], ring.taken_to
+        elif out > held:
+            end, recent = ring.move(end, out - held), bytearray((out - held) * ring.slot)
+            ring.log(memoryview(recent), out - held, end)
+            left += ring.parse(recent)
+        else:  # what was taken last was put back
+            while left and held > out:
+                last = left.pop()
+                held -= last.span
+                end = ring.move(end, -last.span)
+        self._write_anew(ring, left, end)
+        return left, end
+
+    def _outstanding(self, ring: Ring, returned: int) -> list[Out]:
+        """What the log has taken, without the first ``returned`` buffers that it has returned."""
+        window = self._window
+        back = Counter(self._returns[window][:returned])
+        left = []
+        for each in ring.parse(bytes(self._takes[window][: self._logged * ring.slot])):
+            if back[each.id]:
+                back[each.id] -= 1
+            else:
+                left.append(each)
+        return left
+
+    def _write_anew(self, ring: Ring, left: Sequence[Out], end: int) -> None:
+        """Log what is out, and nothing else, in the other window. ``end`` is the position behind it."""
+        slots = b"".join([each.slots for each in left])
+        other = 1 - self._window
+        self._takes[other][: len(slots)] = slots
+        self._words[1] = 0
+        self._window, self._returned = other, 0
+        self._logged = self.held = len(slots) // ring.slot
+        self._from = ring.move(end, -self._logged)
+        self._store()
+
+    def _store(self) -> None:
+        self._words[0] = self._returned | self._logged << _LOGGED | self._window << _WINDOW | self._from << _FROM
