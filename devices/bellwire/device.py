@@ -49,7 +49,8 @@ class PciDevice:
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
     device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
     takes it from D3hot to D0; a device keeps its state by default), ``name`` (what users call the device; by default
-    the class's name in lower case). A subclass inherits all of them except ``name``. A class without vendor, device
+    the class's name in lower case), ``faults`` (what it can do wrong on demand, as :class:`bellwire.faults.Fault`
+    tells). A subclass inherits all of them except ``name``. A class without vendor, device
     and class_code of its own or of its base cannot be instantiated: it is a base for devices.
 
     All hooks of a device run on one thread, one at a time. A hook has finished before the client gets the answer to
@@ -59,6 +60,8 @@ class PciDevice:
     name: ClassVar[str] = ""
     layout: ClassVar[Layout]
     identity: ClassVar[Identity | None] = None
+    faults: ClassVar[tuple[type[Any], ...]] = ()
+    """Faults that this device alone has: subclasses of :class:`bellwire.faults.Fault`."""
 
     core: Core
     dma: Dma
@@ -75,15 +78,17 @@ class PciDevice:
         express: bool | None = None,
         no_soft_reset: bool | None = None,
         name: str | None = None,
+        faults: Iterable[type[Any]] = (),
         **keywords: Any,
     ) -> None:
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name, faults"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
+        cls.faults = (*cls.faults, *faults)
         cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):

@@ -6,7 +6,7 @@ The package is independent of any device and any hypervisor. A server implements
 Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """
 
-from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.backend import Backend, Late, Reader, Writer
 from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
@@ -42,6 +42,7 @@ from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
+from vfio_user.tap import Tap
 from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
@@ -76,6 +77,7 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Late",
     "Mechanism",
     "Memory",
     "Message",
@@ -102,6 +104,7 @@ __all__ = [
     "SharedMap",
     "Stalemate",
     "SubRegion",
+    "Tap",
     "TimedOut",
     "Version",
     "VfioUserError",

@@ -75,7 +75,7 @@ class SetIrqs:
         return cls(flags, index, start, count, data)
 
 
-class Irq:
+class _Irq:
     """One interrupt: the client's eventfd, if it has one, whether it is masked, and whether a trigger is pending."""
 
     __slots__ = ("fd", "masked", "pending")
@@ -84,14 +84,6 @@ class Irq:
         self.fd: int | None = None
         self.masked = False
         self.pending = False
-
-    def trigger(self) -> bool:
-        """Signal it. Returns False, and keeps it pending, if it is masked or has no eventfd."""
-        if self.masked or self.fd is None:
-            self.pending = True
-            return False
-        signal(self.fd)
-        return True
 
 
 class IrqTable:
@@ -107,7 +99,7 @@ class IrqTable:
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
     ) -> None:
-        self._irqs = [[Irq() for _ in range(count)] for count in counts]
+        self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
         self._line_fds: dict[int, int] = {}  # MASK and UNMASK of INTx: the client writes these
@@ -148,11 +140,12 @@ class IrqTable:
 
     def trigger(self, index: int, vector: int) -> bool:
         """Signal an interrupt. Returns False, and keeps it pending, if it is masked or has no eventfd."""
-        return self._irqs[index][vector].trigger()
-
-    def irq(self, index: int, vector: int) -> Irq:
-        """One interrupt. It is the same object for as long as the table lives."""
-        return self._irqs[index][vector]
+        irq = self._irqs[index][vector]
+        if irq.masked or irq.fd is None:
+            irq.pending = True
+            return False
+        signal(irq.fd)
+        return True
 
     def set_level(self, asserted: bool) -> None:
         """Drive the INTx line. It is signalled once, and again after each unmask while it is still asserted."""
@@ -177,7 +170,7 @@ class IrqTable:
                 irq.masked = irq.pending = False
         self._drop_line_fds()
 
-    def _disable(self, request: SetIrqs, row: list[Irq]) -> None:
+    def _disable(self, request: SetIrqs, row: list[_Irq]) -> None:
         if request.start or not request.flags & _NONE or not request.flags & _TRIGGER:
             raise ProtocolError("DEVICE_SET_IRQS: count 0 is for disabling: DATA_NONE, TRIGGER, start 0")
         for irq in row:
@@ -186,7 +179,7 @@ class IrqTable:
         if request.index == _INTX:
             self._drop_line_fds()
 
-    def _set_eventfds(self, request: SetIrqs, row: list[Irq], fds: list[int]) -> None:
+    def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
         if fds and len(fds) != request.count:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(fds)} fds for count {request.count}; expected all or none")
         for fd in fds:
@@ -206,17 +199,17 @@ class IrqTable:
         else:
             raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
 
-    def _assign(self, irq: Irq, fd: int | None) -> None:
+    def _assign(self, irq: _Irq, fd: int | None) -> None:
         if irq.fd is not None:
             os.close(irq.fd)
         irq.fd = fd
 
-    def _deliver(self, irq: Irq) -> None:
+    def _deliver(self, irq: _Irq) -> None:
         if irq.fd is not None and irq.pending and not irq.masked:
             irq.pending = False
             signal(irq.fd)
 
-    def _loop_back(self, index: int, irq: Irq) -> None:
+    def _loop_back(self, index: int, irq: _Irq) -> None:
         """Handle a TRIGGER by the client: signal the interrupt back to it."""
         if irq.fd is not None and not irq.masked:
             signal(irq.fd)
@@ -224,7 +217,7 @@ class IrqTable:
         else:
             irq.pending = True
 
-    def _unmask(self, index: int, irq: Irq) -> None:
+    def _unmask(self, index: int, irq: _Irq) -> None:
         irq.masked = False
         if index == _INTX:
             self._raised = False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Late
 from vfio_user.channel import Channel, Message, Ready, close_fds
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, Mechanism, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
@@ -20,6 +20,7 @@ from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.plain_reads import answer_plain_reads
+from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
@@ -57,10 +58,11 @@ class Session:
         timeout: float = 5.0,
     ) -> None:
         self.client: Capabilities | None = None
+        self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
         self._backend = backend
         self._limits = limits
-        self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
@@ -90,6 +92,11 @@ class Session:
     def regions_changed(self) -> None:
         """Ask the backend for its regions again: one has another size now."""
         self._accesses.look()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
+        channel = self._channel.plain if isinstance(self._channel, TappedChannel) else self._channel
+        self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
 
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
@@ -148,6 +155,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
+        self._closed = True
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -174,6 +182,9 @@ class Session:
                         raise _short(len(found), access.count)
             except VfioUserError:
                 raise
+            except Late as late:
+                self._expect(late, message_id, access)
+                return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -183,6 +194,21 @@ class Session:
                 self._channel.send_whole(message_id + reply + found)
         finally:
             dma_requests.answering = before
+
+    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
+        """Let the backend answer a read later."""
+
+        def answer(found: bytes) -> None:
+            if access.reply and not self._closed:
+                self._channel.send_whole(message_id + access.reply + found)
+
+        def fail(error: Exception) -> None:
+            if self._closed:
+                return
+            refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
+            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
+
+        late.answer, late.fail = answer, fail
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
@@ -294,7 +320,7 @@ class Session:
         if len(message.fds) > 1:
             raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
         self.dma.map(request, message.fds.pop() if message.fds else None)
-        self._backend.dma_changed()
+        self._backend.dma_changed(request)
         return _DONE
 
     def _dma_unmap(self, message: Message) -> Reply:
@@ -303,7 +329,7 @@ class Session:
         if ranges.start < ranges.stop:
             self._backend.before_unmap()
             self.dma.unmap(ranges)
-            self._backend.dma_changed()
+            self._backend.dma_changed(request)
         return Reply([request.pack()])
 
     def _write_multi(self, message: Message) -> Reply:

@@ -17,6 +17,7 @@ from bellwire_vmm.errors import VmmError
 from bellwired import terminal
 from bellwired.commands import (
     boot,
+    capture,
     cat_config,
     check,
     demo,
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
-    for group in (operate, poke, view, sandbox, enable, edit, cat_config):
+    for group in (operate, poke, capture, view, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
     for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)

@@ -20,6 +20,7 @@ from pathlib import Path
 from bellwire import PciDevice
 from bellwired import terminal
 from bellwired.commands import attach
+from bellwired.commands.capture import numbered
 from bellwired.errors import CommandError
 from bellwired.listen import default_path
 from bellwired.workers.process import end_with_parent
@@ -43,6 +44,8 @@ class Part:
         self.arguments.name = self.name
         self.arguments.socket_path = self.path
         self.arguments.options = [text for text in arguments.options if text.partition("=")[0] in kind.layout.options]
+        if arguments.capture is not None:
+            self.arguments.capture = numbered(arguments.capture, number)
         self.ready = -1
         """A pipe, by which the function's process tells the first one that it is ready."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -22,7 +23,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, debugger, in_a_box, parts, show
+from bellwired.commands import attach, capture, debugger, in_a_box, parts, show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_summary
@@ -32,6 +33,7 @@ from bellwired.listen import Listener, activated, default_path, inherited, liste
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
+from bellwired.workers.captures import PCAPNG
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.worker import Relay, Serving, mark_trouble
 
@@ -122,6 +124,12 @@ def add_parser(commands: Any) -> None:
         help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
     )
     parser.add_argument(
+        "--capture",
+        type=_path,
+        metavar="FILE",
+        help="write all messages and events to FILE, for Wireshark, at most 1 GiB (see bellwire capture)",
+    )
+    parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
     )
     parser.set_defaults(command=run, takes=("runtime_dir",))
@@ -155,6 +163,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
+        files = stack.enter_context(capture.opened(arguments.capture, 1)) if arguments.capture else []
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -171,7 +180,10 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
+            name=name,
         )
+        if files:
+            serving.captures.start([os.dup(fd) for fd in files], form=PCAPNG, limit=str(capture.SIZE))
         _end_on_signals(serving)
         begun = time.monotonic()
         try:

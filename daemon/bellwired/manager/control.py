@@ -5,11 +5,13 @@ Root and the user that the daemon runs as may do everything. Members of ``contro
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from asyncvarlink import (
+    FileDescriptor,
     GenericVarlinkErrorReply,
     LastResult,
     TypedVarlinkErrorReply,
@@ -28,6 +30,7 @@ from bellwired.release import release
 INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
 """The kind of the stream's last event."""
+CAPTURE_NEWS = 0.25  # seconds between two replies about a capture
 STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
@@ -78,6 +81,15 @@ class Outcome(TypedDict):
     stopped: list[str]
     unchanged: list[str]
     failed: dict[str, str]
+
+
+class Captured(TypedDict):
+    """What a capture has so far. ``ended`` says why it has ended; it is empty while the capture goes on."""
+
+    number: int
+    messages: int
+    bytes: int
+    ended: str
 
 
 class File(TypedDict):
@@ -219,6 +231,43 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             return dict(await self._manager.unit(name).ask("statistics"))
 
+    @varlinkmethod(return_parameter="capture", delay_generator=False)
+    async def Capture(
+        self, *, name: str, form: str, files: list[FileDescriptor], limit: int, seconds: float | None = None
+    ) -> AsyncIterator[Captured]:
+        """Write what a device and its client do to ``files`` in turn, each of at most ``limit`` bytes.
+
+        The files are open for writing, and come as descriptors beside the call. There are replies as it goes on. The
+        capture ends after ``seconds``, when it is stopped, when its files are full, and when the caller hangs up.
+        """
+        with self._changing():
+            unit, loop = self._manager.unit(name), asyncio.get_running_loop()
+            end = loop.time() + seconds if seconds is not None else math.inf
+            fds = [each.fileno() for each in files]
+            number = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit)))
+            try:
+                while True:
+                    figures = _captured(number, await unit.ask("captured", number=number))
+                    if figures["ended"] or loop.time() >= end:
+                        break
+                    if self._caller.has_hung_up():
+                        raise NOBODY
+                    yield figures
+                    await asyncio.sleep(max(0.0, min(CAPTURE_NEWS, end - loop.time())))
+            finally:
+                stopped = None
+                with contextlib.suppress(CommandError):  # its worker has ended
+                    stopped = _captured(number, await unit.ask("capture-stop", number=number))
+            if stopped is None:
+                raise CommandError(f"{name}: the worker that wrote the capture has ended")
+            raise LastResult(stopped)
+
+    @varlinkmethod
+    async def StopCapture(self, *, name: str, number: int) -> None:
+        """End a capture of a device; :meth:`Capture` sends its last reply."""
+        with self._changing():
+            await self._manager.unit(name).ask("capture-end", number=str(number))
+
     @varlinkmethod(return_parameter="folders")
     async def Folders(self) -> list[str]:
         """The folders that are searched for configuration, the overriding one first."""
@@ -284,6 +333,10 @@ class Control(VarlinkInterface, name=INTERFACE):
             raise PermissionDenied
         with _failing():
             yield
+
+
+def _captured(number: str, figures: dict[str, Any]) -> Captured:
+    return Captured(number=int(number), messages=figures["messages"], bytes=figures["bytes"], ended=figures["ended"])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,12 @@ class Unit(Noted):
         """Change an option, until the worker is started again."""
         self.changed = dict(await self.ask("set", option=option, value=value))
 
-    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
+    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
         if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._channel.ask(what, timeout, **arguments)
+        return await self._channel.ask(what, timeout, fds, **arguments)
 
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""

@@ -64,10 +64,9 @@ class Exited(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, maps, statistics, measures, poke,
-    interrupt or stop.
+    """Manager to worker: ``what`` is a key of :class:`bellwired.workers.worker.Serving`'s answers.
 
-    The fork server takes ping.
+    The files of a capture come as descriptors. The fork server takes ping.
     """
 
     number: int

@@ -27,6 +27,7 @@ from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.captures import Captures
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
@@ -102,6 +103,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            name=spawn.name,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -160,8 +162,12 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        name: str = "",
     ) -> None:
-        """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
+        """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
+
+        ``busy_poll`` is in microseconds.
+        """
         self._channel = channel
         self._managed = managed
         reporter = reporter or Reporter()
@@ -177,6 +183,8 @@ class Serving:
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
+        self.captures = Captures(self._worker.served, name or device.name)
+        """The captures that run."""
         self._given = dict(device.core.options)
         pokes = Pokes(device)
         self._answers: dict[str, Callable[..., Any]] = {
@@ -191,6 +199,10 @@ class Serving:
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
             "stop": self._worker.stop,
+            "capture": self.captures.start,
+            "captured": self.captures.figures,
+            "capture-end": self.captures.end,
+            "capture-stop": self.captures.stop,
         }
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -201,7 +213,10 @@ class Serving:
             ready()
 
         self._worker.loop.watch(self._channel.fileno(), self._asked)
-        self._worker.run(accepting)
+        try:
+            self._worker.run(accepting)
+        finally:
+            self.captures.close()
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
@@ -232,16 +247,21 @@ class Serving:
                 self._worker.stop()
             return
         ask, fds = received
-        wire.close(fds)
         if not isinstance(ask, Ask):
+            wire.close(fds)
             return
+        arguments: dict[str, Any] = dict(ask.arguments)
+        if ask.what == "capture":
+            arguments["fds"] = fds
+        else:
+            wire.close(fds)
         answer = Answer(ask.number)
         do = self._answers.get(ask.what)
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
-                answer.value = do(**ask.arguments)
+                answer.value = do(**arguments)
         except BellwireError as error:
             answer.error = str(error)
         except Exception as error:

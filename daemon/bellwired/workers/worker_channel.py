@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bellwired.box.calls import advice
@@ -41,13 +41,13 @@ class WorkerChannel:
         """Close the worker's end here, after the worker has inherited it."""
         self.theirs.close()
 
-    async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
+    async def ask(self, what: str, timeout: float, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
-                self._send(Ask(number, what, arguments))
+                self._send(Ask(number, what, arguments), fds)
                 return await future
         except TimeoutError:
             raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
@@ -73,11 +73,11 @@ class WorkerChannel:
             if not future.done():
                 future.set_exception(CommandError(f"{self.name} has ended"))
 
-    def _send(self, message: Ask) -> None:
+    def _send(self, message: Ask, fds: Sequence[int] = ()) -> None:
         if not self._open:
             raise CommandError(f"{self.name} has ended")
         try:
-            wire.send(self._sock, message)
+            wire.send(self._sock, message, list(fds))
         except OSError as error:
             raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
 

@@ -33,7 +33,7 @@ from bellwire.model.space import of_bar, of_extended
 from bellwire.model.state import State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
-from vfio_user import Reader, RegionIndex, Writer
+from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -318,7 +318,10 @@ class Core:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
         self.dma.changed()
-        self.signals.joined()
+
+    def remapped(self, _change: DmaMap | DmaUnmap) -> None:
+        """The client has mapped or unmapped memory: views of it are stale."""
+        self.dma.changed()
 
     def finish_jobs(self) -> None:
         """Wait for all jobs: they may use views of guest memory that is about to be unmapped."""

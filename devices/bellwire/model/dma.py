@@ -115,6 +115,21 @@ class Dma:
         host = self._core.host
         return host is not None and host.by_message
 
+    def peek(self, address: int, size: int) -> bytes:
+        """As :meth:`read`, but past all filters: for bytes that do not count as read by the device."""
+        self._check(address, size)
+        host = self._host()
+        try:
+            return host.peek(address, size)
+        except VfioUserError as error:
+            raise _fault("read", address, size, error) from error
+
+    @property
+    def copied(self) -> bool:
+        """Whether filters look at all DMA: :meth:`map` and :meth:`whole` then find no memory that is shared."""
+        host = self._core.host
+        return host is not None and host.copied
+
     def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
         """The whole shared map that contains ``address``, for device code that moves much there; None if there is none.
 

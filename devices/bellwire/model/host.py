@@ -19,6 +19,9 @@ class Timer(Protocol):
 class Host(Protocol):
     """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""
 
+    copied: bool
+    """Whether device code must copy all guest memory that it reads or writes: filters look at the copies."""
+
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
 
@@ -35,14 +38,14 @@ class Host(Protocol):
     def dma_read(self, address: int, size: int) -> bytes:
         """Copy guest memory that the client does not share, by a message to the client."""
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory past all filters, whether the client shares it or not."""
+
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory that the client does not share, by a message to the client."""
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Raise an MSI or MSI-X. False if the client has masked the vector, or has set no eventfd for it."""
-
-    def sender(self, index: IrqIndex, vector: int) -> Callable[[], bool]:
-        """What does the same as :meth:`signal` for one vector. It is valid until the client changes."""
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether a raised interrupt still waits for the client to take it."""

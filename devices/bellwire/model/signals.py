@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bellwire.declare.interrupts import ENTRY
@@ -100,8 +99,6 @@ class Signals:
         tally = core.tally
         self._sent, self._sent_msi = tally.vectors("MSI-X", self._count), tally.vectors("MSI", messages)
         self._raised = tally.vectors("INTx", 1)
-        self._senders: dict[int, Callable[[], bool]] = {}
-        """What the present client gets the MSI-X vectors by that were triggered so far."""
         self.line = Line(self)
 
     @property
@@ -116,16 +113,12 @@ class Signals:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
         if index is _MSIX:
             self._sent[vector] += 1
-            if self._masked(vector) or not (self._senders.get(vector) or self._sender(vector))():
+            if self._masked(vector) or (host := core.host) is None or not host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)
         else:
             self._sent_msi[vector] += 1
             if core.host is not None:
                 core.host.signal(index, vector)
-
-    def joined(self) -> None:
-        """A client has connected or left."""
-        self._senders.clear()
 
     def drive(self, asserted: bool) -> None:
         """Set the INTx level and tell the client what it should see."""
@@ -174,17 +167,11 @@ class Signals:
         """Whether an MSI-X vector was triggered, and could not be sent yet."""
         return bool(self._pending[vector >> 3] >> (vector & 7) & 1)
 
-    def _sender(self, vector: int) -> Callable[[], bool]:
-        host = self._core.host
-        if host is None:
-            return lambda: False
-        send = self._senders[vector] = host.sender(_MSIX, vector)
-        return send
-
     def _masked(self, vector: int) -> bool:
+        core = self._core
         if self.config.msix_function_masked:
             return True
-        return self._core.state.table_used and bool(self._table[ENTRY * vector + CONTROL] & MASKED)
+        return core.state.table_used and bool(self._table[ENTRY * vector + CONTROL] & MASKED)
 
     def _pending_vectors(self) -> list[int]:
         if not any(self._pending):

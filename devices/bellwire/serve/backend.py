@@ -15,6 +15,8 @@ from bellwire.serve.observer import Observer
 from vfio_user import (
     Command,
     DeviceFlags,
+    DmaMap,
+    DmaUnmap,
     IrqFlags,
     IrqIndex,
     IrqInfo,
@@ -118,9 +120,9 @@ class DeviceBackend:
         """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them."""
         self._core.finish_jobs()
 
-    def dma_changed(self) -> None:
+    def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory."""
-        self._core.dma.changed()
+        self._core.remapped(change)
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)

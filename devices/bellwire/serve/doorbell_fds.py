@@ -36,14 +36,23 @@ from vfio_user import Cells, IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, 
 class DoorbellFds:
     """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves.
 
-    ``watch`` and ``unwatch`` add a descriptor to the epoll of the loop, and remove it.
+    ``watch`` and ``unwatch`` add a descriptor to the epoll of the loop, and remove it. ``by`` gives the guard for the
+    rings of a mechanism.
     """
 
-    def __init__(self, core: Core, guard: Guard, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        guard: Guard,
+        watch: Callable[[int], None],
+        unwatch: Callable[[int], None],
+        by: Callable[[str, Guard], Guard] = lambda _, guard: guard,
+    ) -> None:
         self._core = core
         self._guard = guard
         self._watch = watch
         self._unwatch = unwatch
+        self._by = by
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
@@ -75,11 +84,11 @@ class DoorbellFds:
                     found.append(self._by_value(bell, pio))
             elif Mechanism.IOEVENTFD in mechanisms:
                 size = 0 if bell.match is None else bell.size
-                found.append(IoEventFd(bell.offset, size, self._event(bell, self._core.ring), bell.match, pio))
+                found.append(IoEventFd(bell.offset, size, self._event(bell), bell.match, pio))
         for region in plan.ioregions:
             if region in self._core.by_event and Mechanism.IOEVENTFD in mechanisms:
                 found += [
-                    IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
+                    IoEventFd(region.offset + at, 0, self._event((region, at)), None, pio)
                     for at in range(0, self._core.by_event[region] * region.bell, region.bell)
                 ]
             elif region.latest and Mechanism.SHADOW in mechanisms:
@@ -92,7 +101,7 @@ class DoorbellFds:
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         if Mechanism.IOEVENTFD in mechanisms:
             found += [
-                IoEventFd(bell.offset, bell.size, self._event((bell, value), self._ring_with), value, pio)
+                IoEventFd(bell.offset, bell.size, self._event((bell, value)), value, pio)
                 for bell in plan.doorbells
                 for value in bell.values or ()
             ]
@@ -126,6 +135,13 @@ class DoorbellFds:
         for source in rung:
             source.discard()
 
+    def rebuild(self) -> None:
+        """The paths of the device are new: filters have come or gone."""
+        for source in self._sources.values():
+            source.guard = self._by(source.mechanism, self._guard)
+        for bell, event in self._events.items():
+            event.ring = self._ring_of(bell)
+
     def close(self) -> None:
         """Close every fd that was handed out."""
         self._epoll.close()
@@ -136,11 +152,11 @@ class DoorbellFds:
             self._cells.close()
             self._cells = None
 
-    def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
+    def _event(self, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> int:
         """The eventfd of a doorbell, made at the first call."""
         source = self._events.get(bell)
         if source is None:
-            source = EventSource(self._core, bell, ring, self._guard)
+            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard)
             self._events[bell] = source
             self._add(source.fd, source)
         return source.fd
@@ -158,6 +174,12 @@ class DoorbellFds:
             self._add(source.fd, source)
             entry = self._shadows[bell] = ShadowIoEventFd(offset, size, source.fd, self._cells.fd, place, None, pio)
         return entry
+
+    def _ring_of(self, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> Callable[[Any, int], None]:
+        """What a ring of ``bell`` calls: for a doorbell, the doorbell at an offset of a row, or one value of it."""
+        if isinstance(bell, Doorbell):
+            return self._core.ring
+        return self._core.ring_in_row if isinstance(bell[0], IoRegion) else self._ring_with
 
     def _ring_latest(self, bell: Doorbell, count: int, value: int) -> None:
         """A doorbell was rung ``count`` times, and with ``value`` at last."""
@@ -190,6 +212,7 @@ class DoorbellFds:
 
     def _add(self, fd: int, source: Source) -> None:
         self._sources[fd] = source
+        source.guard = self._by(source.mechanism, self._guard)
         self._epoll.register(fd, select.EPOLLIN)
         self._watch(fd)
 

@@ -16,6 +16,8 @@ from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedMap
 class ClientHost:
     """A :class:`bellwire.model.host.Host`. ``session`` is the session of the client, and None without a client."""
 
+    copied = False
+
     def __init__(self, loop: Loop, boundary: Boundary) -> None:
         self.session: Session | None = None
         self._loop = loop
@@ -47,6 +49,13 @@ class ClientHost:
         assert self.session is not None  # segments() has been called first, and needs a session
         return self.session.dma_read(address, size)
 
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory, in place or by messages."""
+        return b"".join(
+            self.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
+            for part in self.segments(address, size, False)
+        )
+
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory by a DMA_WRITE message."""
         assert self.session is not None
@@ -55,10 +64,6 @@ class ClientHost:
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Write to the eventfd that the client has set for the vector. False without one."""
         return self.session is not None and self.session.irqs.trigger(index, vector)
-
-    def sender(self, index: IrqIndex, vector: int) -> Callable[[], bool]:
-        """The trigger of the session's interrupt."""
-        return (lambda: False) if self.session is None else self.session.irqs.irq(index, vector).trigger
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether the session still holds the interrupt back."""

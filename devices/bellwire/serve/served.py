@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bellwire.device import PciDevice
+from bellwire.filters import Stack
 from bellwire.model.core import Core
 from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
@@ -43,7 +44,7 @@ from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Session
+from vfio_user import SERVER, Capabilities, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -60,6 +61,8 @@ class Served:
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
+        self.filters = Stack(self.core, self._rebuild)
+        """What stands between client and device."""
         self._introduced = False
         self._limits = limits
         self.overdue: Deadline | None = None
@@ -69,15 +72,18 @@ class Served:
         self._doorbell_fds: DoorbellFds | None = None
         self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
+        self._tap: Tap | None = None
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
-        doorbell_fds = DoorbellFds(self.core, self._boundary.call, self._loop.watch, self._loop.unwatch)
-        self._doorbell_fds = doorbell_fds
+        doorbell_fds = self._doorbell_fds = DoorbellFds(
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by
+        )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(
             connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
         )
+        self.session.tap(self._tap)
         self._introduced = False
         self.core.tally.clients += 1
         self.core.join(True)
@@ -151,6 +157,17 @@ class Served:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message of this client, and of later ones, to ``tap``, or to nobody."""
+        self._tap = tap
+        if self.session is not None:
+            self.session.tap(tap)
+
+    def _rebuild(self) -> None:
+        """Filters have come or gone: what keeps methods of the core gets them again."""
+        if self._doorbell_fds is not None:
+            self._doorbell_fds.rebuild()
 
     def measures(self) -> dict[str, Any]:
         """The statistics, and what the device's meter has, if it has one."""

@@ -42,18 +42,25 @@ class Source(Protocol):
     def close(self) -> None:
         """Close the fds. The source owns them."""
 
+    guard: Guard
+    """Runs the hooks."""
+    mechanism: str
+    """By what the rings come."""
+
 
 class EventSource(Generic[Bell]):
     """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
 
+    mechanism = "ioeventfd"
+
     def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._bell = bell
-        self._ring = ring
-        self._guard = guard
+        self.ring = ring
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = 0
-        self._rings = core.tally.ring("ioeventfd", _name(bell))
+        self._rings = core.tally.ring(self.mechanism, _name(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count."""
@@ -66,7 +73,7 @@ class EventSource(Generic[Bell]):
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count)
+            self.guard(self.ring, self._bell, count)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -84,6 +91,8 @@ class ShadowSource(Generic[Bell]):
     sees all writes that were posted before the value was stored, even if that value belongs to a later ring.
     """
 
+    mechanism = "shadow"
+
     def __init__(
         self, core: Core, bell: Bell, cell: memoryview, ring: Callable[[Bell, int, int], None], guard: Guard
     ) -> None:
@@ -91,10 +100,10 @@ class ShadowSource(Generic[Bell]):
         self._bell = bell
         self._cell = cell
         self._ring = ring
-        self._guard = guard
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = self._value = 0
-        self._rings = core.tally.ring("shadow", _name(bell))
+        self._rings = core.tally.ring(self.mechanism, _name(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
@@ -107,7 +116,7 @@ class ShadowSource(Generic[Bell]):
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count, self._value)
+            self.guard(self._ring, self._bell, count, self._value)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -124,6 +133,8 @@ class CommandSource:
     It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
     """
 
+    mechanism = "ioregionfd"
+
     def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
@@ -133,7 +144,7 @@ class CommandSource:
         self._targets: list[Doorbell | IoRegion] = []
         self._rings: list[Count] = []
         self._core = core
-        self._guard = guard
+        self.guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
         self._socket = select.poll()
@@ -143,7 +154,7 @@ class CommandSource:
         """The number that identifies ``target`` in the commands of this socket."""
         if target not in self._targets:
             self._targets.append(target)
-            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
+            self._rings.append(self._core.tally.ring(self.mechanism, target.name))
         return self._targets.index(target)
 
     def gather(self) -> int:
@@ -169,7 +180,7 @@ class CommandSource:
             result = None
             if target is not None:
                 self._rings[command.user_data][0] += 1
-                result = self._guard(self._deliver, target, command)
+                result = self.guard(self._deliver, target, command)
             if command.respond:
                 self._respond(result)
 

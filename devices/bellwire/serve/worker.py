@@ -82,6 +82,7 @@ class Worker:
                 self.device.core.reset()
         finally:
             self.served.detach()
+            self.served.filters.clear()
             self.loop.close()
             try:
                 with told(f"{type(self.device).__name__}.close"):

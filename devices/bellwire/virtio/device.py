@@ -9,6 +9,7 @@ from bellwire.declare.interrupts import MsiX
 from bellwire.declare.option import Option
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError, StateError
+from bellwire.virtio.faults import VIRTIO_FAULTS
 from bellwire.virtio.inflight import MOST_SLOTS, Inflight, size_of
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
@@ -19,7 +20,7 @@ FIRST_ID = 0x1040
 _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
 
 
-class VirtioDevice(Transport):
+class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
     """The base of a virtio device type.
 
     It has these class keywords, besides those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues``

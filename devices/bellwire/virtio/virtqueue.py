@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
+from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
 from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
@@ -59,6 +60,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
     index: int
     device: VirtioDevice
     journal: Inflight
+    generation: int
+    """Counts how often the queue has been forgotten: chains of an earlier one are not its own."""
 
     @classmethod
     def at(cls, state: memoryview, index: int, device: VirtioDevice, journal: Inflight) -> Virtqueue:
@@ -67,6 +70,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         queue.index = index
         queue.device = device
         queue.journal = journal
+        queue.generation = 0
         queue.forget()
         return queue
 
@@ -78,10 +82,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
         self.size = size
         self.vector = NO_VECTOR
+        self.journal.forget()
         self.forget()
 
     def forget(self) -> None:
         """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
+        self.generation += 1
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
@@ -89,6 +95,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._resumes = False
         self._again: list[Out] = []
         self._redone: dict[int, Out] = {}
+        self._copied = False
 
     def resume(self) -> None:
         """The state has been restored: :meth:`take` gives what was out in it, before anything new."""
@@ -231,6 +238,16 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._again[:0] = [self._redone.pop(chain.id) for chain in chains if chain.id in self._redone]
         return [chain for chain in chains if chain.id not in {out.id for out in self._again}]
 
+    def copied_until_empty(self) -> None:
+        """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
+        if not self.out and not self.device.dma.copied:
+            self._changes = -1
+
+    def _copies(self) -> bool:
+        """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
+        self._copied = self.device.dma.copied or (self._copied and self.out > 0)
+        return self._copied
+
     def _take_turn(self) -> None:
         self._waits_for_turn = False
         self.device.attend(self)
@@ -244,7 +261,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if self._changes != changes:
             self._ring = None
             if device.connected and device.bus_master:
-                kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
+                packed = Feature.RING_PACKED in device.negotiated
+                kind = (PackedRing, SplitRing, CopiedPackedRing, CopiedSplitRing)[2 * self._copies() + (not packed)]
                 self._ring = ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
                 if self._resumes:
                     self._again, end = self.journal.recover(ring, self.out)

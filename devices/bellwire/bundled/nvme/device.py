@@ -9,6 +9,7 @@ from pathlib import Path
 from bellwire import Option, OptionError, Saved, SavedBytes
 from bellwire.bundled.nvme.controller import Controller, Manner, StateViews
 from bellwire.bundled.nvme.events import EventState
+from bellwire.bundled.nvme.faults import NVME_FAULTS
 from bellwire.bundled.nvme.features import WORDS
 from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.inventory import take_stock
@@ -34,7 +35,7 @@ def serial_number(text: str) -> str | None:
     )
 
 
-class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
+class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=NVME_FAULTS):
     """An NVMe controller: namespaces on raw images, block devices or memory.
 
     The device needs the value of a doorbell write, since it is the new tail or head of a queue. So doorbells use

@@ -11,6 +11,7 @@ from bellwire import GuestError, Job, Meter, Pool
 from bellwire.bundled.nvme.admin import Admin
 from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import COMMAND_SIZE, Command
+from bellwire.bundled.nvme.interception import Interception
 from bellwire.bundled.nvme.io import AT_ONCE, SECTOR_SHIFT, Io, blame
 from bellwire.bundled.nvme.journal import Journal
 from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 BURST = 16 * BATCH
 """The commands that are fetched from one queue before other queues get their turn."""
+
+
+Execute = Callable[[SubmissionQueue, CompletionQueue, bytes], None]
 
 
 class Flight(NamedTuple):
@@ -43,7 +47,7 @@ class Engine:
 
     def __init__(self, controller: Controller, journal: Journal) -> None:
         self._controller = controller
-        self._queues = controller.queues
+        self.queues = self._queues = controller.queues
         self._logs = controller.logs
         self._journal = journal
         self._admin = Admin(controller)
@@ -58,6 +62,11 @@ class Engine:
         self._waiting: deque[tuple[Job, bool]] = deque()
         self._writes: list[Job] = []  # of the batch: one thread does them, since each takes about as long as a wake-up
         self._meter = Meter(controller.device, self._totals)
+        self.execute: Execute = self._execute
+        """Executes a batch of commands. Faults put something else in its place."""
+        self.drain: Callable[[SubmissionQueue], None] = self._drain
+        """Fetches and executes commands of a queue. Faults put something else in its place."""
+        self.interception = Interception(controller, self)
 
     def _totals(self) -> dict[str, tuple[int, int]]:
         """Operations and bytes, from the counters of SMART."""
@@ -77,6 +86,7 @@ class Engine:
     def forget(self) -> None:
         """The queues have ended. Threads may still execute their commands."""
         self._again.clear()
+        self.interception.forget()
 
     def clear(self) -> None:
         """Start again: no thread works for the device, and the state is zero."""
@@ -95,6 +105,7 @@ class Engine:
         self._flights.clear()
         self._waiting.clear()
         self._loose = 0
+        self.interception.clear()
 
     def begin_again(self, entries: list[tuple[int, bytes]]) -> None:
         """Execute the commands that :meth:`restored` returned, and look at all queues."""
@@ -104,7 +115,7 @@ class Engine:
         queues.completions[0].running = sum(sq.deleter != 0 for sq in queues.submissions if sq.size)
         for sqid, entry in entries:
             sq = queues.submissions[sqid]
-            self._guarded(self._execute, sq, queues.completions[sq.cqid], entry)
+            self._guarded(self.execute, sq, queues.completions[sq.cqid], entry)
         self._finish_deletions()
         self.kick_all()
         queues.interrupts.tell_again()
@@ -137,7 +148,13 @@ class Engine:
 
     def _work_off(self, queue: SubmissionQueue) -> None:
         """Fetch and execute the commands in ``queue``. If its memory is gone, the controller fails (CSTS.CFS)."""
-        self._guarded(self._drain, queue)
+        self._guarded(self.drain, queue)
+
+    def begin(self, execute: Execute, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes) -> None:
+        """Execute a command that has waited."""
+        self._guarded(execute, sq, cq, entry)
+        if self._controller.live:
+            self._finish_deletions()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         try:
@@ -159,7 +176,7 @@ class Engine:
             if sq.head != sq.tail:
                 block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
             if block:
-                self._execute(sq, cq, block)
+                self.execute(sq, cq, block)
                 if not controller.live or not sq.size or sq.deleter:
                     return
                 if self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread

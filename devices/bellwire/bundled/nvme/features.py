@@ -77,6 +77,10 @@ class Features:
         self._words = words
         self._granted = (queues - 1) << 16 | queues - 1
         self._namespaces = namespaces
+        self.temperature = ROOM_TEMPERATURE
+        """The composite temperature in kelvins."""
+        self.raised = 0
+        """Critical warnings that a fault has raised (§5.14.1.2)."""
 
     def reset(self) -> None:
         """Set all features to their defaults (§7.3.2)."""
@@ -100,9 +104,9 @@ class Features:
 
     @property
     def warnings(self) -> int:
-        """The critical warnings: set if the temperature is not between the thresholds (§5.21.1.4)."""
-        good = self._words[_TOO_COLD] < ROOM_TEMPERATURE < self._words[FeatureId.TEMPERATURE_THRESHOLD]
-        return 0 if good else TEMPERATURE_WARNING
+        """The critical warnings. One is set if the temperature is not between the thresholds (§5.21.1.4)."""
+        good = self._words[_TOO_COLD] < self.temperature < self._words[FeatureId.TEMPERATURE_THRESHOLD]
+        return self.raised | (0 if good else TEMPERATURE_WARNING)
 
     @property
     def alarming(self) -> bool:
