@@ -27,7 +27,8 @@ SLOT = 16
 """Bytes of a slot in the log: a packed ring's descriptor. A split ring's head takes less."""
 MOST_SLOTS = 1 << 13
 _ID = 2
-_LOGGED, _WINDOW, _FROM = 16, 31, 32  # bits of the word
+_LOGGED, _WINDOW, FROM = 16, 31, 32
+"""Bits of the word: how much is logged, in which window, and the position before what is logged."""
 
 
 class Out(NamedTuple):
@@ -71,7 +72,7 @@ class Inflight:
 
     def __init__(self, state: memoryview, slots: int) -> None:
         room = self._room = 2 * slots
-        self._words = state[:HEADER].cast("Q")
+        self.words = state[:HEADER].cast("Q")
         takes, both = room * SLOT, room * (SLOT + _ID)
         starts = HEADER, HEADER + both
         self._takes = [state[start : start + takes] for start in starts]
@@ -80,11 +81,11 @@ class Inflight:
 
     def forget(self) -> None:
         """The state is another one now: take over what it says. :meth:`recover` or :meth:`settle` comes next."""
-        word = self._words[0]
+        word = self.words[0]
         self._returned = word & 0xFFFF
-        self._logged = word >> _LOGGED & 0x7FFF
+        self.logged = word >> _LOGGED & 0x7FFF
+        """Slots in the log."""
         self._window = word >> _WINDOW & 1
-        self._from = word >> _FROM & 0xFFFF
         self.held = 0
         """Slots in the log whose buffers are out."""
 
@@ -92,26 +93,25 @@ class Inflight:
     def is_possible(self) -> bool:
         """Whether a restored state can be that of a journal."""
         self.forget()
-        return max(self._logged, self._returned, self._words[1]) <= self._room
+        return max(self.logged, self._returned, self.words[1]) <= self._room
 
     def settle(self, position: int) -> None:
-        """Nothing is out; the next buffer is taken at ``position``."""
-        if self._logged:
+        """Nothing is out; the next buffer is taken at ``position``. A ring stores that itself if nothing is logged."""
+        if self.logged:
             if self._returned:
-                self._words[1] = self._returned = 0
-            self._logged = self._window = self.held = 0
-        self._from = position
-        self._words[0] = position << _FROM
+                self.words[1] = self._returned = 0
+            self.logged = self._window = self.held = 0
+        self.words[0] = position << FROM
 
     def note(self, ring: Ring, end: int, out: int) -> None:
         """Log all that is out: ``out`` slots before position ``end``."""
         fresh, slot = out - self.held, ring.slot
-        if self._logged + fresh > self._room:
+        if self.logged + fresh > self._room:
             self._write_anew(ring, self._outstanding(ring, self._returned), ring.move(end, -fresh))
         if fresh:
-            start = self._logged * slot
+            start = self.logged * slot
             ring.log(self._takes[self._window][start : start + fresh * slot], fresh, end)
-            self._logged += fresh
+            self.logged += fresh
             self.held = out
             self._store()
 
@@ -123,7 +123,7 @@ class Inflight:
             self._write_anew(ring, self._outstanding(ring, self._returned), end)
             total = len(ids)
         self._returns[self._window][self._returned : total] = array("H", ids)
-        self._words[1] = total
+        self.words[1] = total
 
     def commit(self, count: int, out: int) -> None:
         """``count`` buffers, prepared before, have been published. ``out`` slots are left."""
@@ -134,7 +134,7 @@ class Inflight:
     def shrink(self, out: int) -> None:
         """Only ``out`` slots are out any more: the buffers that were taken last are back."""
         if out < self.held:
-            self._logged -= self.held - out
+            self.logged -= self.held - out
             self.held = out
             self._store()
 
@@ -146,10 +146,10 @@ class Inflight:
         impossible.
         """
         self.forget()
-        prepared = self._words[1]
+        prepared = self.words[1]
         left = self._outstanding(ring, self._returned)
         held = sum(each.span for each in left)
-        end = ring.move(self._from, self._logged)
+        end = ring.move(self.words[0] >> FROM & 0xFFFF, self.logged)
         if ring.has_returned(ring.move(end, -held)):
             if prepared > self._returned:
                 left = self._outstanding(ring, prepared)
@@ -172,7 +172,7 @@ class Inflight:
         window = self._window
         back = Counter(self._returns[window][:returned])
         left = []
-        for each in ring.parse(bytes(self._takes[window][: self._logged * ring.slot])):
+        for each in ring.parse(bytes(self._takes[window][: self.logged * ring.slot])):
             if back[each.id]:
                 back[each.id] -= 1
             else:
@@ -184,11 +184,11 @@ class Inflight:
         slots = b"".join([each.slots for each in left])
         other = 1 - self._window
         self._takes[other][: len(slots)] = slots
-        self._words[1] = 0
+        self.words[1] = 0
         self._window, self._returned = other, 0
-        self._logged = self.held = len(slots) // ring.slot
-        self._from = ring.move(end, -self._logged)
-        self._store()
+        self.logged = self.held = len(slots) // ring.slot
+        self._store(ring.move(end, -self.logged))
 
-    def _store(self) -> None:
-        self._words[0] = self._returned | self._logged << _LOGGED | self._window << _WINDOW | self._from << _FROM
+    def _store(self, position: int | None = None) -> None:
+        start = self.words[0] >> FROM if position is None else position
+        self.words[0] = self._returned | self.logged << _LOGGED | self._window << _WINDOW | start << FROM

@@ -9,7 +9,7 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
-from bellwire.virtio.inflight import Out
+from bellwire.virtio.inflight import FROM, Out
 from bellwire.virtio.split import crossed
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class PackedRing:
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
+        self._journal = queue.journal
         self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
@@ -92,7 +93,7 @@ class PackedRing:
         Of each descriptor, length, id and flags are written together. The first one is written last: until then the
         driver sees none of the buffers (§2.8.21.2).
         """
-        queue, size, halves, journal = self._queue, self._size, self._halves, self._queue.journal
+        queue, size, halves, journal = self._queue, self._size, self._halves, self._journal
         at, wrap = queue.used, queue.used_wrap
         total = sum([chain.span for chain in chains])
         left = queue.out - total
@@ -118,8 +119,10 @@ class PackedRing:
         queue.out = left
         if left:
             journal.commit(len(chains), left)
-        else:
+        elif journal.logged:
             journal.settle(at | WRAP if wrap else at)
+        else:
+            journal.words[0] = (at | WRAP if wrap else at) << FROM
         fence()
         return self.wanted(at, wrap, total)
 

@@ -10,7 +10,7 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
-from bellwire.virtio.inflight import Out
+from bellwire.virtio.inflight import FROM, Out
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -36,6 +36,7 @@ class SplitRing:
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
+        self._journal = queue.journal
         self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
@@ -95,7 +96,7 @@ class SplitRing:
 
     def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt."""
-        queue, size, elements, journal = self._queue, self._size, self._elements, self._queue.journal
+        queue, size, elements, journal = self._queue, self._size, self._elements, self._journal
         before = used = queue.used
         left = queue.out - len(chains)
         if left:
@@ -112,8 +113,10 @@ class SplitRing:
         queue.out = left
         if left:
             journal.commit(len(chains), left)
-        else:
+        elif journal.logged:
             journal.settle(queue.next)
+        else:
+            journal.words[0] = queue.next << FROM
         fence()
         return self.wanted(before, used)
 
