@@ -34,8 +34,11 @@ class Remains(NamedTuple):
     memory: bytes
 
 
-def killed(guest: Guest[Any], step: int, action: Callable[[], object]) -> Remains | None:
-    """Run ``action``, and kill the device at line ``step`` of its code; None if it ends before that."""
+def killed(guest: Guest[Any], step: int, action: Callable[[], object], code: str = "") -> Remains | None:
+    """Run ``action``, and kill the device at line ``step`` of its code, or of the code in a folder or file of it.
+
+    None if it ends before that.
+    """
     found: list[Remains] = []
     left = step
 
@@ -50,7 +53,9 @@ def killed(guest: Guest[Any], step: int, action: Callable[[], object]) -> Remain
 
     def enter(frame: FrameType, _event: str, _: object) -> Any:
         name = frame.f_code.co_filename
-        return count if not found and name.startswith(CODE) and not name.startswith(NOT_THE_DEVICES) else None
+        if found or not name.startswith(f"{CODE}/{code}") or name.startswith(NOT_THE_DEVICES):
+            return None
+        return count
 
     before = sys.gettrace()
     sys.settrace(enter)

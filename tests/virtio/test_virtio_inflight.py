@@ -127,7 +127,7 @@ def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]]) -> in
             for each in op:
                 session.add(*each)
             action = session.queue.kick
-        left = killed(session.driver.guest, at[number], action) if number in at else action()
+        left = killed(session.driver.guest, at[number], action, "virtio/") if number in at else action()
         if left is not None:
             session.go_on(left)
             done += 1
@@ -135,8 +135,8 @@ def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]]) -> in
     return done
 
 
-@settings(max_examples=40)
-@given(st.sampled_from(KINDS), OPS, st.lists(st.tuples(st.integers(0, 11), st.integers(0, 250)), max_size=4))
+@settings(max_examples=60)
+@given(st.sampled_from(KINDS), OPS, st.lists(st.tuples(st.integers(0, 11), st.integers(0, 120)), max_size=4))
 def test_each_buffer_comes_back_once_wherever_the_device_is_killed(
     features: set[int], ops: list[Any], kills: list[tuple[int, int]]
 ) -> None:

@@ -27,7 +27,7 @@ SLOT = 16
 """Bytes of a slot in the log: a packed ring's descriptor. A split ring's head takes less."""
 MOST_SLOTS = 1 << 13
 _ID = 2
-_LOGGED, _WINDOW, FROM = 16, 31, 32
+LOGGED, _WINDOW, FROM = 16, 31, 32
 """Bits of the word: how much is logged, in which window, and the position before what is logged."""
 
 
@@ -57,6 +57,9 @@ class Ring(Protocol):
     def has_returned(self, position: int) -> bool:
         """Whether a buffer has been published at ``position``."""
 
+    def unlogged(self, start: int, out: int) -> tuple[int, int]:
+        """Nothing is logged, and ``out`` slots from ``start`` were out: how many still are, and the position behind."""
+
     @property
     def taken_to(self) -> int:
         """The position of the next buffer to take."""
@@ -76,6 +79,7 @@ class Inflight:
         takes, both = room * SLOT, room * (SLOT + _ID)
         starts = HEADER, HEADER + both
         self._takes = [state[start : start + takes] for start in starts]
+        self.first_takes = self._takes[0]
         self._returns = [state[start + takes : start + both].cast("H") for start in starts]
         self.forget()
 
@@ -83,7 +87,7 @@ class Inflight:
         """The state is another one now: take over what it says. :meth:`recover` or :meth:`settle` comes next."""
         word = self.words[0]
         self._returned = word & 0xFFFF
-        self.logged = word >> _LOGGED & 0x7FFF
+        self.logged = word >> LOGGED & 0x7FFF
         """Slots in the log."""
         self._window = word >> _WINDOW & 1
         self.held = 0
@@ -111,9 +115,10 @@ class Inflight:
         if fresh:
             start = self.logged * slot
             ring.log(self._takes[self._window][start : start + fresh * slot], fresh, end)
+            position = None if self.logged else ring.move(end, -fresh)
             self.logged += fresh
             self.held = out
-            self._store()
+            self._store(position)
 
     def prepare(self, ring: Ring, end: int, out: int, ids: Sequence[int]) -> None:
         """:meth:`note`, and note the ids of the buffers that are about to be returned, while others stay out."""
@@ -146,19 +151,24 @@ class Inflight:
         impossible.
         """
         self.forget()
-        prepared = self.words[1]
+        start, prepared = self.words[0] >> FROM & 0xFFFF, self.words[1]
+        left: list[Out] = []
+        if not self.logged:
+            fresh, end = ring.unlogged(start, out)
+            left = self._recent(ring, fresh, end)
+            self._write_anew(ring, left, end)
+            return left, end
         left = self._outstanding(ring, self._returned)
         held = sum(each.span for each in left)
-        end = ring.move(self.words[0] >> FROM & 0xFFFF, self.logged)
+        end = ring.move(start, self.logged)
         if ring.has_returned(ring.move(end, -held)):
             if prepared > self._returned:
                 left = self._outstanding(ring, prepared)
             else:  # all that was out
                 left, end = [], ring.taken_to
         elif out > held:
-            end, recent = ring.move(end, out - held), bytearray((out - held) * ring.slot)
-            ring.log(memoryview(recent), out - held, end)
-            left += ring.parse(recent)
+            end = ring.move(end, out - held)
+            left += self._recent(ring, out - held, end)
         else:  # what was taken last was put back
             while left and held > out:
                 last = left.pop()
@@ -166,6 +176,12 @@ class Inflight:
                 end = ring.move(end, -last.span)
         self._write_anew(ring, left, end)
         return left, end
+
+    def _recent(self, ring: Ring, count: int, end: int) -> list[Out]:
+        """The buffers in the ``count`` slots before position ``end``, which are not logged."""
+        recent = bytearray(count * ring.slot)
+        ring.log(memoryview(recent), count, end)
+        return ring.parse(recent)
 
     def _outstanding(self, ring: Ring, returned: int) -> list[Out]:
         """What the log has taken, without the first ``returned`` buffers that it has returned."""
@@ -182,7 +198,7 @@ class Inflight:
     def _write_anew(self, ring: Ring, left: Sequence[Out], end: int) -> None:
         """Log what is out, and nothing else, in the other window. ``end`` is the position behind it."""
         slots = b"".join([each.slots for each in left])
-        other = 1 - self._window
+        other = 1 - self._window if slots else 0
         self._takes[other][: len(slots)] = slots
         self.words[1] = 0
         self._window, self._returned = other, 0
@@ -191,4 +207,4 @@ class Inflight:
 
     def _store(self, position: int | None = None) -> None:
         start = self.words[0] >> FROM if position is None else position
-        self.words[0] = self._returned | self.logged << _LOGGED | self._window << _WINDOW | start << FROM
+        self.words[0] = self._returned | self.logged << LOGGED | self._window << _WINDOW | start << FROM

@@ -9,7 +9,7 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
-from bellwire.virtio.inflight import FROM, Out
+from bellwire.virtio.inflight import FROM, LOGGED, Out
 from bellwire.virtio.split import crossed
 
 if TYPE_CHECKING:
@@ -100,7 +100,12 @@ class PackedRing:
         if left:
             journal.prepare(self, self.taken_to, queue.out, [chain.id for chain in chains])
         elif len(chains) > 1:  # else the one descriptor that is written over is the buffer's own
-            journal.note(self, self.taken_to, queue.out)
+            start, stop = DESCRIPTOR_SIZE * (queue.next - queue.out), DESCRIPTOR_SIZE * queue.next
+            if start < 0 or journal.logged:
+                journal.note(self, self.taken_to, queue.out)
+            else:  # the same, in fewer steps
+                journal.first_takes[: stop - start] = self._ring[start:stop]
+                journal.words[0] |= queue.out << LOGGED
         first, head = -1, 0
         for chain in chains:
             flags = (AVAILABLE | USED if wrap else 0) | (WRITE if chain.written else 0)
@@ -197,6 +202,12 @@ class PackedRing:
         """Whether a buffer has been published at ``position``."""
         return self._words[8 * (position & ~WRAP) + 7] & _MARKS == (_MARKS if position & WRAP else 0)
 
+    def unlogged(self, start: int, out: int) -> tuple[int, int]:
+        """What was out still is, if it has not been returned together."""
+        if self.has_returned(start):
+            return 0, self.taken_to
+        return out, self.move(start, out)
+
     def resume(self, end: int, left: Sequence[Out]) -> None:
         """Go on with ``left`` in the device's hands, and with the buffer at ``end``. A GuestError if it cannot."""
         queue = self._queue
@@ -215,7 +226,9 @@ class PackedRing:
                 found += self._indirect(address, length)
             else:
                 found.append((address, length, flags, 0))
-        return self._window.chain(out.id, out.span, found)
+        chain = self._window.chain(out.id, out.span, found)
+        chain.again = out
+        return chain
 
     def _step(self, at: int, wrap: int, count: int) -> tuple[int, int]:
         """The position and wrap counter ``count`` slots on, or back if negative (§2.8.1)."""

@@ -10,7 +10,7 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
-from bellwire.virtio.inflight import FROM, Out
+from bellwire.virtio.inflight import Out
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -114,9 +114,7 @@ class SplitRing:
         if left:
             journal.commit(len(chains), left)
         elif journal.logged:
-            journal.settle(queue.next)
-        else:
-            journal.words[0] = queue.next << FROM
+            journal.settle(0)
         fence()
         return self.wanted(before, used)
 
@@ -171,6 +169,14 @@ class SplitRing:
         """Whether a buffer has been published at ``position``."""
         return self._used_words[INDEX] != position
 
+    def unlogged(self, start: int, out: int) -> tuple[int, int]:
+        """What was taken since the last return is out. A GuestError if that is more than the ring has."""
+        end = self._queue.next
+        count = end - self._used_words[INDEX] & 0xFFFF
+        if count > self._size:
+            raise GuestError(f"a used index of {self._used_words[INDEX]}, at most {end} expected")
+        return count, end
+
     def resume(self, end: int, left: Sequence[Out]) -> None:
         """Go on with ``left`` in the device's hands, and with the buffer at ``end``. A GuestError if it cannot."""
         queue = self._queue
@@ -181,7 +187,9 @@ class SplitRing:
 
     def again(self, out: Out) -> Chain:
         """The chain of a buffer that is out. A GuestError if it is wrong."""
-        return self._window.chain(out.id, 1, self._walk(out.id))
+        chain = self._window.chain(out.id, 1, self._walk(out.id))
+        chain.again = out
+        return chain
 
     def _walk(self, at: int) -> list[Descriptor]:
         """Follow a chain: descriptors of the queue, and perhaps an indirect table at the end (§2.7.5.3.2)."""

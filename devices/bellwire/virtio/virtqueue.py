@@ -94,7 +94,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._waits_for_turn = False
         self._resumes = False
         self._again: list[Out] = []
-        self._redone: dict[int, Out] = {}
+        self._has_resumed = False
         self._copied = False
 
     def resume(self) -> None:
@@ -182,8 +182,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if (ring := self._live()) is not None:
             for chain in chains:
                 chain.written = 0
-            if self._redone:
-                chains = self._keep(chains)
+            if self._has_resumed:
+                again = [chain.again for chain in chains if hasattr(chain, "again")]
+                chains = [chain for chain in chains if not hasattr(chain, "again")]
+                self._again[:0] = again
             if chains:
                 ring.back(chains)
 
@@ -195,9 +197,6 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
         finished = self._finished
         if finished and (ring := self._live()) is not None:
-            if self._redone:
-                for chain in finished:
-                    self._redone.pop(chain.id, None)
             if ring.put(finished):
                 self.device.interrupt(self.vector)
             self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
@@ -210,7 +209,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def listen(self) -> bool:
         """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
-        return (ring := self._live()) is not None and (ring.listen() or bool(self._again))
+        return (ring := self._live()) is not None and ring.listen()
 
     def ask_for_turn(self) -> None:
         """Schedule one more turn for this queue, unless one is scheduled already."""
@@ -228,15 +227,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
                 if not chains:
                     raise
                 break
-        for out in self._again[: len(chains)]:
-            self._redone[out.id] = out
         del self._again[: len(chains)]
         return chains
-
-    def _keep(self, chains: Sequence[Chain]) -> list[Chain]:
-        """Have those of ``chains`` that were taken again taken once more later. Returns the others."""
-        self._again[:0] = [self._redone.pop(chain.id) for chain in chains if chain.id in self._redone]
-        return [chain for chain in chains if chain.id not in {out.id for out in self._again}]
 
     def copied_until_empty(self) -> None:
         """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
@@ -267,6 +259,6 @@ class Virtqueue(ctypes.LittleEndianStructure):
                 if self._resumes:
                     self._again, end = self.journal.recover(ring, self.out)
                     ring.resume(end, self._again)
-                    self._resumes = False
+                    self._resumes, self._has_resumed = False, True
             self._changes = changes
         return self._ring
