@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import bellwire
@@ -34,8 +34,10 @@ class Remains(NamedTuple):
     memory: bytes
 
 
-def killed(guest: Guest[Any], step: int, action: Callable[[], object], code: str = "") -> Remains | None:
-    """Run ``action``, and kill the device at line ``step`` of its code, or of the code in a folder or file of it.
+def killed(
+    guest: Guest[Any], step: int, action: Callable[[], object], where: Callable[[CodeType], bool] = lambda _: True
+) -> Remains | None:
+    """Run ``action``, and kill the device at line ``step`` of its functions that ``where`` chooses.
 
     None if it ends before that.
     """
@@ -53,9 +55,8 @@ def killed(guest: Guest[Any], step: int, action: Callable[[], object], code: str
 
     def enter(frame: FrameType, _event: str, _: object) -> Any:
         name = frame.f_code.co_filename
-        if found or not name.startswith(f"{CODE}/{code}") or name.startswith(NOT_THE_DEVICES):
-            return None
-        return count
+        mine = name.startswith(CODE) and not name.startswith(NOT_THE_DEVICES)
+        return count if mine and not found and where(frame.f_code) else None
 
     before = sys.gettrace()
     sys.settrace(enter)

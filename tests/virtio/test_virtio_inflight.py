@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -53,6 +54,11 @@ class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0
         self.virtqueues[0].flush()
         if self.kept:
             self.after(1, self.drop)
+
+
+def returns_buffers(code: CodeType) -> bool:
+    """Whether a function stores what is taken and returned. Between these stores, nothing changes."""
+    return code.co_filename.endswith(("split.py", "packed.py", "inflight.py")) and not code.co_name.startswith("_walk")
 
 
 class Session:
@@ -127,7 +133,7 @@ def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]]) -> in
             for each in op:
                 session.add(*each)
             action = session.queue.kick
-        left = killed(session.driver.guest, at[number], action, "virtio/") if number in at else action()
+        left = killed(session.driver.guest, at[number], action, returns_buffers) if number in at else action()
         if left is not None:
             session.go_on(left)
             done += 1
@@ -135,8 +141,8 @@ def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]]) -> in
     return done
 
 
-@settings(max_examples=60)
-@given(st.sampled_from(KINDS), OPS, st.lists(st.tuples(st.integers(0, 11), st.integers(0, 120)), max_size=4))
+@settings(max_examples=40)
+@given(st.sampled_from(KINDS), OPS, st.lists(st.tuples(st.integers(0, 11), st.integers(0, 60)), max_size=4))
 def test_each_buffer_comes_back_once_wherever_the_device_is_killed(
     features: set[int], ops: list[Any], kills: list[tuple[int, int]]
 ) -> None:
@@ -146,14 +152,14 @@ def test_each_buffer_comes_back_once_wherever_the_device_is_killed(
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [KINDS[1], KINDS[3]])
 def test_each_buffer_comes_back_once_at_every_step(features: set[int]) -> None:
-    """A session with buffers that stay out while others come and go, killed at its steps, one in seven."""
+    """A session with buffers that stay out while others come and go, killed at each step that stores something."""
     later, now = (True, 2, False), (False, 1, False)
-    ops: list[Any] = [[later, now, now], "collect", [now, (True, 1, True), now], "time", "collect", [now] * 6, "time"]
-    for number in (0, 2, 3, 5, 6):
-        steps = number
+    ops: list[Any] = [[later, now, now], "collect", [now, (True, 1, True), now], "time", "collect", [now] * 6]
+    for number in (0, 2, 3, 5):
+        steps = 0
         while play(features, ops, [(number, steps)]):
-            steps += 7
-        assert steps > 40, "nothing was done there"
+            steps += 1
+        assert steps > 10, "nothing was done there"
 
 
 @settings(max_examples=10)

@@ -199,8 +199,11 @@ class PackedRing:
         return at | wrap << 15
 
     def has_returned(self, position: int) -> bool:
-        """Whether a buffer has been published at ``position``."""
-        return self._words[8 * (position & ~WRAP) + 7] & _MARKS == (_MARKS if position & WRAP else 0)
+        """Whether a buffer has been published at ``position``, whose descriptor the driver had made available.
+
+        The driver may have taken the buffer back, and have made the place available again: USED stays as it is then.
+        """
+        return bool(self._words[8 * (position & ~WRAP) + 7] & USED) is bool(position & WRAP)
 
     def unlogged(self, start: int, out: int) -> tuple[int, int]:
         """What was out still is, if it has not been returned together."""
