@@ -23,7 +23,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
@@ -38,6 +38,8 @@ from vfio_user.errors import (
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.kept_files import KeptFiles
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
@@ -65,6 +67,7 @@ __all__ = [
     "DmaMap",
     "DmaTable",
     "DmaUnmap",
+    "Estate",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -77,7 +80,10 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Kept",
+    "KeptFiles",
     "Late",
+    "Ledger",
     "Mechanism",
     "Memory",
     "Message",
@@ -101,6 +107,7 @@ __all__ = [
     "SetIrqsFlags",
     "ShadowBell",
     "ShadowIoEventFd",
+    "SharedFile",
     "SharedMap",
     "Stalemate",
     "SubRegion",

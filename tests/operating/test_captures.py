@@ -51,7 +51,7 @@ def test_a_capture_begins_and_ends_while_the_client_is_connected(daemon: Instanc
             out, err = process.communicate(timeout=PATIENCE)
         read(client, PLAIN)
     assert (process.returncode, err) == (0, "")
-    assert out == f"400 messages, {size(path)} bytes: {path} (it was stopped)\n"
+    assert out == f"400 messages, 0 events, {size(path)} bytes: {path} (it was stopped)\n"
     assert (reads(packets(path)), len(packets(path))) == (100, 401)
     assert path.stat().st_mode & 0o777 == 0o600
 

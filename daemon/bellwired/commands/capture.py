@@ -19,9 +19,9 @@ from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.control_client import Instance, call
 from bellwired.commands.operate import instance
-from bellwired.workers.captures import LARGEST, MOST_FILES, PCAPNG
+from bellwired.errors import CommandError
+from bellwired.workers.captures import DMA_TIMELINE, LARGEST, MOST_FILES, PCAPNG, TIMELINE, WHOLE
 
-SIZE = 1 << 30
 LONGEST = 1_000_000  # seconds
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _ENDINGS = (signal.SIGINT, signal.SIGTERM)
@@ -39,6 +39,14 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     completed(parser.add_argument("name"), DEVICES)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--timeline",
+        action="store_true",
+        help="write a timeline for Perfetto instead: rings, methods of the device, interrupts",
+    )
+    parser.add_argument(
+        "--dma", action="store_true", help="with --timeline: its DMA too, which makes some devices slower"
+    )
     parser.add_argument("--for", dest="seconds", type=duration, metavar="TIME", help="end after this time: 10s, 5m, 1h")
     add_sizes(parser)
     parser.set_defaults(command=capture)
@@ -47,7 +55,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that bound the files."""
     parser.add_argument(
-        "--size", type=size, default=SIZE, metavar="BYTES", help="the most that a file may have: 64M, 1G (default 1G)"
+        "--size", type=size, default=WHOLE, metavar="BYTES", help="the most that a file may have: 64M, 1G (default 1G)"
     )
     parser.add_argument(
         "--files",
@@ -60,16 +68,43 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of ``bellwire run``."""
+    parser.add_argument(
+        "--capture",
+        type=Path,
+        metavar="FILE",
+        help="write all messages and events to FILE, for Wireshark, at most 1 GiB (see bellwire capture)",
+    )
+    parser.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE",
+        help="write rings, methods of the device and interrupts to FILE, for Perfetto, at most 1 GiB",
+    )
+
+
+def asked(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, int]:
+    """The captures that the flags of ``bellwire run`` ask for: a file of each form, open until the end of ``stack``."""
+    found = {}
+    for form, path in ((PCAPNG, arguments.capture), (TIMELINE, arguments.timeline)):
+        if path is not None:
+            (found[form],) = stack.enter_context(opened(path, 1))
+    return found
+
+
 def capture(arguments: argparse.Namespace) -> int:
     """``bellwire capture NAME -o FILE``."""
+    if arguments.dma and not arguments.timeline:
+        raise CommandError("--dma is for a timeline", "add --timeline")
     daemon = instance(arguments)
     with opened(arguments.output, arguments.files) as fds:
         figures = call(daemon, lambda api: _listen(api, daemon, arguments, fds), arguments.name, endless=True)
     if arguments.json:
         show.as_json(figures)
     else:
-        told = f"{figures['messages']} messages, {figures['bytes']} bytes: {arguments.output} ({figures['ended']})"
-        print(terminal.line(told))
+        counted = f"{figures['messages']} messages, {figures['events']} events, {figures['bytes']} bytes"
+        print(terminal.line(f"{counted}: {arguments.output} ({figures['ended']})"))
     return 0
 
 
@@ -82,7 +117,7 @@ async def _listen(api: Any, daemon: Instance, arguments: argparse.Namespace, fds
     asked = None
     async for reply in api.Capture(
         name=arguments.name,
-        form=PCAPNG,
+        form=(DMA_TIMELINE if arguments.dma else TIMELINE) if arguments.timeline else PCAPNG,
         files=[FileDescriptor(fd) for fd in fds],
         limit=arguments.size,
         seconds=arguments.seconds,

@@ -44,8 +44,9 @@ class Part:
         self.arguments.name = self.name
         self.arguments.socket_path = self.path
         self.arguments.options = [text for text in arguments.options if text.partition("=")[0] in kind.layout.options]
-        if arguments.capture is not None:
-            self.arguments.capture = numbered(arguments.capture, number)
+        for flag in ("capture", "timeline"):
+            if (path := getattr(arguments, flag)) is not None:
+                setattr(self.arguments, flag, numbered(path, number))
         self.ready = -1
         """A pipe, by which the function's process tells the first one that it is ready."""
 

@@ -186,7 +186,7 @@ local function add_data(tvb, at, length, tree)
   local read = 0
   for place = length - 1, 0, -1 do read = read << 8 | tvb(at + place, 1):uint() end
   tree:add(value.field, range, UInt64(read & 0xFFFFFFFF, read >> 32 & 0xFFFFFFFF)):set_generated()
-  return string.format(" = %#0" .. 2 + 2 * length .. "x", read)
+  return string.format(" = 0x%0" .. 2 * length .. "x", read)
 end
 
 -- A number of 64 bits in hexadecimal: as a number of Lua it may have lost some of them.
@@ -436,21 +436,24 @@ end
 -- Events of a device, which no message shows -------------------------------------------------------------------------
 
 local KINDS = {
-  [0] = "names", [1] = "read", [2] = "write", [3] = "ring", [4] = "value", [5] = "interrupt", [6] = "DMA read",
-  [7] = "DMA write", [8] = "DMA map", [9] = "reset", [10] = "client came", [11] = "client left", [12] = "hook",
+  [0] = "names", [3] = "ring", [4] = "ring with a value", [5] = "interrupt", [9] = "reset", [10] = "client comes",
+  [11] = "client leaves",
 }
+local MECHANISMS = { [0] = "message", [1] = "ioeventfd", [2] = "shadow", [3] = "ioregionfd" }
+local OUTCOMES = { [0] = "lost", [1] = "sent", [2] = "pending" }
 local event = {
   kind = ProtoField.uint8("bellwire.kind", "Kind", base.DEC, KINDS),
   region = ProtoField.uint8("bellwire.region", "Region", base.DEC, REGIONS),
+  irq = ProtoField.uint8("bellwire.irq", "Interrupt", base.DEC, IRQS),
   width = ProtoField.uint16("bellwire.width", "Width in bytes"),
   count = ProtoField.uint32("bellwire.count", "Count"),
   vector = ProtoField.uint32("bellwire.vector", "Vector"),
   offset = ProtoField.uint64("bellwire.offset", "Offset", base.HEX),
-  address = ProtoField.uint64("bellwire.address", "DMA address", base.HEX),
   value = ProtoField.uint64("bellwire.value", "Value", base.HEX),
-  size = ProtoField.uint32("bellwire.size", "Size"),
+  level = ProtoField.uint64("bellwire.level", "Level"),
+  mechanism = ProtoField.uint32("bellwire.mechanism", "Mechanism", base.DEC, MECHANISMS),
+  outcome = ProtoField.uint32("bellwire.outcome", "Outcome", base.DEC, OUTCOMES),
   name = ProtoField.string("bellwire.name", "Name"),
-  data = ProtoField.bytes("bellwire.data", "First bytes"),
   device = ProtoField.string("bellwire.device", "Device"),
 }
 local cut = ProtoExpert.new("bellwire.short", "The event is shorter than its fields", expert.group.MALFORMED, expert.severity.ERROR)
@@ -492,36 +495,44 @@ function bellwire.dissector(tvb, pinfo, tree)
     top:add_proto_expert_info(cut)
     return tvb:len()
   end
-  local name_size, data_size = tvb(28, 2):le_uint(), tvb(30, 2):le_uint()
+  local name_size = tvb(28, 2):le_uint()
+  if tvb:len() < 32 + name_size then
+    top:add_proto_expert_info(cut)
+    return tvb:len()
+  end
   local name = name_size > 0 and tvb(32, name_size):string() or ""
-  local times, size_of = tvb(4, 4):le_uint(), tvb(24, 4):le_uint()
+  local times, detail = tvb(4, 4):le_uint(), tvb(24, 4):le_uint()
   local told = KINDS[kind_of] or ("event " .. kind_of)
   if name ~= "" then
     top:add(event.name, tvb(32, name_size))
-    told = told .. " " .. name
+    told = (kind_of == 5 and "interrupt " or "ring ") .. name
   end
-  if kind_of <= 4 then
+  local by_guest = kind_of ~= 5
+  if kind_of == 3 or kind_of == 4 then
     top:add(event.region, tvb(1, 1))
     top:add_le(event.width, tvb(2, 2))
     top:add_le(event.offset, tvb(8, 8))
-  end
-  if kind_of == 3 or kind_of == 4 then
     top:add_le(event.count, tvb(4, 4))
+    top:add_le(event.mechanism, tvb(24, 4))
+    if kind_of == 4 then
+      top:add_le(event.value, tvb(16, 8))
+      told = string.format("%s = %s", told, hex(tvb(16, 8)))
+    end
     if times > 1 then told = string.format("%s, %d times", told, times) end
-  end
-  if kind_of == 1 or kind_of == 2 or kind_of == 4 then
-    top:add_le(event.value, tvb(16, 8))
-    told = string.format("%s = %s", told, hex(tvb(16, 8)))
+    told = string.format("%s (%s)", told, MECHANISMS[detail] or "?")
   elseif kind_of == 5 then
+    top:add(event.irq, tvb(1, 1))
     top:add_le(event.vector, tvb(4, 4))
-    told = string.format("%s %d", told, times)
-  elseif kind_of >= 6 and kind_of <= 8 then
-    top:add_le(event.address, tvb(8, 8))
-    top:add_le(event.size, tvb(24, 4))
-    told = string.format("%s of %d bytes at %#x", told, size_of, hex(tvb(8, 8)))
+    if tvb(1, 1):uint() == 0 then
+      top:add_le(event.level, tvb(16, 8))
+      told = told .. (tvb(16, 1):uint() == 1 and " rises" or " falls")
+    else
+      told = string.format("%s %d", told, times)
+    end
+    top:add_le(event.outcome, tvb(24, 4))
+    told = string.format("%s (%s)", told, OUTCOMES[detail] or "?")
   end
-  if data_size > 0 then top:add(event.data, tvb(32 + name_size, data_size)) end
-  pinfo.cols.src, pinfo.cols.dst = kind_of <= 4 and "guest" or device, kind_of <= 4 and device or "guest"
+  pinfo.cols.src, pinfo.cols.dst = by_guest and "guest" or device, by_guest and device or "guest"
   pinfo.cols.info = told
   return tvb:len()
 end

@@ -8,14 +8,17 @@ from typing import Any
 
 from bellwire.capture.capture import Capture, Piece
 from bellwire.capture.files import check_files
+from bellwire.capture.timeline import DmaTimeline, Timeline
 from bellwire.serve.served import Served
 from bellwired.errors import CommandError
 from bellwired.workers import wire
 
-PCAPNG = "pcapng"
-FORMS = (PCAPNG,)
+PCAPNG, TIMELINE, DMA_TIMELINE = "pcapng", "timeline", "timeline with dma"
+FORMS = (PCAPNG, TIMELINE, DMA_TIMELINE)
 MOST_FILES = wire.MOST_FDS
 MOST_CAPTURES = 8
+WHOLE = 1 << 30
+"""The most bytes of a file, unless the user says otherwise."""
 LARGEST = 1 << 40
 """The most bytes that a file of a capture may have."""
 
@@ -26,7 +29,7 @@ class Captures:
     def __init__(self, served: Served, name: str) -> None:
         self._served = served
         self._name = name
-        self._running: dict[int, Capture] = {}
+        self._running: dict[int, Capture | Timeline] = {}
         self._numbers = itertools.count(1)
 
     def start(self, fds: Sequence[int], *, form: str, limit: str) -> int:
@@ -38,12 +41,13 @@ class Captures:
         if why:
             wire.close(list(fds))
             raise CommandError(why)
-        capture = Capture(self._name, self._served.core.layout, fds, int(limit))
+        capture = self._made(form, fds, int(limit))
         if capture.files.ended:
             capture.files.close()
             raise CommandError(capture.files.ended)
         number = next(self._numbers)
         self._running[number] = capture
+        self._served.filters.add(capture.filter, place=0)
         self._connect()
         return number
 
@@ -52,13 +56,16 @@ class Captures:
         capture = self._running.get(int(number))
         if capture is None:
             raise CommandError("there is no such capture: the worker that wrote it has ended")
-        return {"messages": capture.messages, "bytes": capture.files.written, "ended": capture.files.ended}
+        counted = {"messages": capture.messages, "events": capture.events}
+        return counted | {"bytes": capture.files.written, "ended": capture.files.ended}
 
     def end(self, number: str) -> None:
         """End the capture, if it runs. Its figures can still be asked for."""
         capture = self._running.get(int(number))
         if capture is not None:
             capture.files.close()
+            if any(each is capture.filter for _, each in self._served.filters):
+                self._served.filters.remove(capture.filter)
             self._connect()
 
     def stop(self, number: str) -> dict[str, Any]:
@@ -73,10 +80,15 @@ class Captures:
         for number in self._running:
             self.end(str(number))
 
+    def _made(self, form: str, fds: Sequence[int], limit: int) -> Capture | Timeline:
+        if form == PCAPNG:
+            return Capture(self._name, self._served.core.layout, fds, limit)
+        return (DmaTimeline if form == DMA_TIMELINE else Timeline)(self._name, fds, limit)
+
     def _connect(self) -> None:
         """Show messages to the captures that go on."""
-        going = [each for each in self._running.values() if not each.files.ended]
-        self._served.tap(None if not going else going[0] if len(going) == 1 else _Several(going))
+        captures = [each for each in self._running.values() if isinstance(each, Capture) and not each.files.ended]
+        self._served.tap(None if not captures else captures[0] if len(captures) == 1 else _Several(captures))
 
     def _refusal(self, form: str, limit: str) -> str:
         if form not in FORMS:

@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 
+from bellwire.capture.events import Events
 from bellwire.capture.files import Files
 from bellwire.capture.pcapng import RECEIVED, SENT, interface_description, packet, section_header, tags
 from bellwire.declare.interrupts import MsiX
@@ -48,7 +49,9 @@ class Capture:
             packet(EVENTS, clock(), _EVENT, (bytes([NAMES]), names(name, layout)), MOST_NAMES),
         )
         self.files = Files(fds, limit, b"".join(head))
-        self.messages = 0
+        self.messages = self.events = 0
+        self.filter = Events(self.event)
+        """What tells of events. Whoever puts the capture in puts it in, too."""
 
     def received(self, pieces: Sequence[Piece], fds: int) -> None:
         """The client has sent a message."""
@@ -59,6 +62,10 @@ class Capture:
         """The device's worker has sent a message."""
         head = MESSAGE_HEAD.pack(1, 0, fds)
         self.messages += self.files.write(packet(MESSAGES, self._clock(), _SENT + head, pieces, SNAP))
+
+    def event(self, packed: bytes) -> None:
+        """Something has happened that no message shows: see :data:`bellwire.capture.events.EVENT`."""
+        self.events += self.files.write(packet(EVENTS, self._clock(), _EVENT, (packed,), SNAP))
 
 
 def names(device: str, layout: Layout) -> bytes:

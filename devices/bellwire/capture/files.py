@@ -27,6 +27,8 @@ class Files:
         self.ended = ""
         """Why nothing more is written; empty while the capture goes on."""
         self.records = 0
+        self.turns = 0
+        """How often another file has taken over."""
         self.written = 0
         """Bytes in all files together, those too that have been overwritten since."""
         self.size = 0
@@ -65,6 +67,7 @@ class Files:
             self.ended = self.ended or f"the file has {self._limit} bytes, which is the limit"
             return False
         self._present = (self._present + 1) % len(self._fds)
+        self.turns += 1
         self._begin()
         return not self.ended
 

@@ -1,6 +1,6 @@
 """Filters: they stand between guest and device, and look at events, or change, delay, drop and answer them.
 
-See docs/observing.md. Everything that the author of a filter imports is here.
+See docs/filters.md. Everything that the author of a filter imports is here.
 """
 
 from bellwire.filters.argument import Argument, Duration

@@ -35,12 +35,17 @@ class Duration(Argument[float]):
         """What help texts call it."""
         return "duration"
 
+    @property
+    def allowed(self) -> str:
+        """The longest duration in words, if there is one."""
+        return "" if self.most is None else f"at most {self.text(self.most)}"
+
     def text(self, value: float) -> str:
         """``value`` as a user would write it."""
         for unit in ("s", "ms", "us"):
             if value == 0 or value / _UNITS[unit] >= 1:
-                return f"{value / _UNITS[unit]:g}{unit}"
-        return f"{value:g}s"
+                break
+        return f"{value / _UNITS[unit]:.10f}".rstrip("0").rstrip(".") + unit
 
     def parse(self, text: str) -> float:
         """Convert what a user wrote into seconds. An OptionError says what was expected."""

@@ -79,9 +79,11 @@ def tell(each: Filter, method: Method, event: Event, broken: Broken) -> None:
 
 
 def _own(each: Filter, name: str) -> Method | None:
-    """The method ``name``, if the filter overrides it."""
+    """The method ``name``, if the filter overrides it, and wants it."""
     method: Method = getattr(each, name)
-    return None if getattr(method, "__func__", None) is getattr(Filter, name) else method
+    if getattr(method, "__func__", None) is getattr(Filter, name):
+        return None
+    return method if each.wants(name) else None
 
 
 def listeners(filters: Iterable[Filter], name: str) -> list[tuple[Filter, Method]]:

@@ -67,7 +67,7 @@ class Filter:
     """
 
     name: ClassVar[str] = ""
-    """What users call it: by default the class's name in lower case."""
+    """What users call it: by default the class's name in lower case. One with an empty name is a base for others."""
     arguments_of: ClassVar[dict[str, Option[Any]]] = {}
     """The declared arguments by name."""
     strict: ClassVar[bool] = False
@@ -84,11 +84,14 @@ class Filter:
 
     def __init_subclass__(cls, *, name: str | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        cls.name = name if name is not None else cls.__name__.lower()
         members = {each: member for base in reversed(cls.__mro__) for each, member in vars(base).items()}
         cls.arguments_of = {each: member for each, member in members.items() if isinstance(member, Option)}
+        cls.arguments_of["seed"] = cls.arguments_of.pop("seed")  # last in lists
         for option in cls.arguments_of.values():
             option.check(cls.__qualname__)
+        if isinstance(vars(cls).get("name"), Option):
+            raise DeclarationError(f"{cls.__qualname__}.name: an argument cannot be called name: the filter is")
+        cls.name = name if name is not None else cls.__name__.lower()
         for each in vars(cls):
             if each.startswith(("before_", "after_")) and each not in METHODS:
                 near = difflib.get_close_matches(each, METHODS, n=1)
@@ -105,8 +108,8 @@ class Filter:
 
     @classmethod
     def summary(cls) -> str:
-        """The first line of its docstring."""
-        return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+        """The first line of its docstring, as plain text."""
+        return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0].replace("``", "")
 
     @functools.cached_property
     def random(self) -> random.Random:
@@ -132,6 +135,13 @@ class Filter:
         """Let everything go on that a filter delays."""
         if self._stack is not None:
             self._stack.release()
+
+    def wants(self, method: str) -> bool:
+        """Whether it wants to be put into the paths of ``method``, as ``"before_read"``, which it overrides.
+
+        Override it if that depends on arguments. It is asked whenever the paths are built.
+        """
+        return True
 
     def report(self) -> dict[str, Any]:
         """What it has found, as JSON can hold it: ``bellwire filter NAME list`` shows it. Keep it small."""

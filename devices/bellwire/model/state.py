@@ -36,6 +36,7 @@ from bellwire.model.moving import move
 from bellwire.model.seen import Facts
 from bellwire.model.source import HEADER, Header, Source, StateFiles
 
+BUSY = 1  # the word of the header that counts hooks
 TABLE_USED = 0
 LARGE = 1 << 16
 """Saved bytes of this size take memory only where they are written: a reset gives it back."""
@@ -97,7 +98,8 @@ class State:
         self._view[sizes.total :] = said
         HEADER.pack_into(self._view, 0, *Header.of(self.description.size, said))
 
-        self._words = self._view[: HEADER.size].cast("Q")
+        self.words = self._view[: HEADER.size].cast("Q")
+        """The header of the state file. The core itself counts the hooks that run, in word BUSY: that saves calls."""
         self.config = self._view[config]
         empty = self._view[:0]
         self.registers: dict[int | ExtendedCapability, memoryview] = {
@@ -144,24 +146,24 @@ class State:
     @property
     def busy(self) -> bool:
         """Whether a hook is running. If the process has died meanwhile, the state is torn."""
-        return bool(self._words[1])
+        return bool(self.words[BUSY])
 
     def enter(self) -> None:
         """A hook starts. Hooks can nest, when a hook causes another one through the SDK."""
-        self._words[1] += 1
+        self.words[BUSY] += 1
 
     def leave(self) -> None:
         """The hook has ended."""
-        self._words[1] -= 1
+        self.words[BUSY] -= 1
 
     @property
     def table_used(self) -> bool:
         """Whether the guest has written the MSI-X table here, rather than one that the client keeps."""
-        return bool(self._words[2] >> TABLE_USED & 1)
+        return bool(self.words[2] >> TABLE_USED & 1)
 
     @table_used.setter
     def table_used(self, used: bool) -> None:
-        self._words[2] = int(used) << TABLE_USED
+        self.words[2] = int(used) << TABLE_USED
 
     def reset(self) -> None:
         """Give registers, counts, MSI-X and saved fields their values after power-on, and fill areas with zeros."""
@@ -216,7 +218,7 @@ class State:
             self.enter()
             try:
                 unpack(self.extents(), records)
-                self._words[2] = header.flags
+                self.words[2] = header.flags
             finally:
                 self.leave()
             return
@@ -236,7 +238,7 @@ class State:
                 self.enter()
                 try:
                     copy(source.extent(HEADER.size, self.description.size), self.extents()[0])
-                    self._words[2] = source.header.flags
+                    self.words[2] = source.header.flags
                 finally:
                     self.leave()
             else:
@@ -288,7 +290,7 @@ class State:
 
     def close(self) -> None:
         """Close the files. Memory that device code still has views of is freed with the last view."""
-        views = [self._words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
+        views = [self.words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
         views += [
             *self.saved.values(),
             *self.areas.values(),

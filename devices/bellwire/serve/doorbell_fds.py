@@ -19,6 +19,13 @@ turn ends early, as it does when a client leaves.
 
 Rings are handled in two steps: :meth:`DoorbellFds.gather` takes the rings out of the fds, and :meth:`DoorbellFds.run`
 runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
+
+A successor
+===========
+
+The ledger keeps every fd under the name of what rings it, and every question of the client that an answer was made for.
+A successor answers the same questions again, in the same order, and takes the fds that it finds under the names. So it
+has the same sources, with the same numbers and cells, as the process before it.
 """
 
 from __future__ import annotations
@@ -29,8 +36,19 @@ from typing import Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
-from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source
-from vfio_user import Cells, IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
+from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source, name_of
+from vfio_user import (
+    Cells,
+    Estate,
+    IoEventFd,
+    IoRegionFd,
+    Kept,
+    Ledger,
+    Mechanism,
+    ShadowIoEventFd,
+    SubRegion,
+    VfioUserError,
+)
 
 
 class DoorbellFds:
@@ -47,12 +65,17 @@ class DoorbellFds:
         watch: Callable[[int], None],
         unwatch: Callable[[int], None],
         by: Callable[[str, Guard], Guard] = lambda _, guard: guard,
+        ledger: Ledger | None = None,
     ) -> None:
         self._core = core
         self._guard = guard
         self._watch = watch
         self._unwatch = unwatch
         self._by = by
+        self._ledger = ledger or Ledger()
+        self._estate = Estate()
+        self._fresh: list[Kept] = []  # what the ledger is about to hear
+        self._asked: set[str] = set()
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
@@ -62,6 +85,7 @@ class DoorbellFds:
         self._cells: Cells | None = None
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
+        self._lent: set[int] = set()
         self._values: CommandSource | None = None
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
@@ -69,6 +93,28 @@ class DoorbellFds:
 
         The eventfds of single values come last: if the client cannot take all descriptors, it goes without these.
         """
+        try:
+            found = self._found(index, mechanisms)
+            words = sorted(mechanisms)
+            question = f"asked {index} {' '.join(words)}"
+            if found and question not in self._asked:
+                self._asked.add(question)
+                self._fresh.append(Kept(question, {"index": index, "mechanisms": words}))
+        finally:
+            if self._fresh:
+                self._ledger.keep(*self._fresh)
+                self._fresh.clear()
+        return found
+
+    def take_over(self, estate: Estate) -> None:
+        """Make the sources of a process that has ended, with the fds that its ledger has kept."""
+        self._estate = estate
+        for key, note in estate.below("asked"):
+            self._asked.add(key)
+            self._found(note["index"], frozenset(map(Mechanism, note["mechanisms"])))
+        self._fresh.clear()
+
+    def _found(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         plan = self._core.layout.bars.get(index)
         if plan is None:
             return []
@@ -106,6 +152,23 @@ class DoorbellFds:
                 for value in bell.values or ()
             ]
         return found
+
+    def lend(self, row: IoRegion, offset: int) -> int:
+        """The eventfd of a doorbell of a row. Its rings are gathered no more: somebody else reads the eventfd."""
+        fd = self._event((row, offset))
+        if fd not in self._lent:
+            self._epoll.unregister(fd)
+            self._unwatch(fd)
+            self._lent.add(fd)
+        return fd
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Gather the rings of a doorbell again, those that nobody has read included."""
+        source = self._events.get((row, offset))
+        if source is not None and source.fd in self._lent:
+            self._lent.remove(source.fd)
+            self._epoll.register(source.fd, select.EPOLLIN)
+            self._watch(source.fd)
 
     def gather(self, ready: Iterable[int]) -> int:
         """Take the rings out of those fds in ``ready`` that are doorbells'. Returns :meth:`Source.gather`'s sum."""
@@ -156,9 +219,10 @@ class DoorbellFds:
         """The eventfd of a doorbell, made at the first call."""
         source = self._events.get(bell)
         if source is None:
-            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard)
+            key = _key("event", bell)
+            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard, self._estate.take(key))
             self._events[bell] = source
-            self._add(source.fd, source)
+            self._add(key, source)
         return source.fd
 
     def _shadow(
@@ -168,10 +232,12 @@ class DoorbellFds:
         entry = self._shadows.get(bell)
         if entry is None:
             if self._cells is None:
-                self._cells = Cells(self._core.layout.latest_bells)
+                self._cells = Cells(self._core.layout.latest_bells, next(iter(self._estate.take("cells")), None))
+                self._fresh.append(Kept("cells", {}, (self._cells.fd,)))
             place, cell = self._cells.take(size)
-            source = ShadowSource(self._core, bell, cell, ring, self._guard)
-            self._add(source.fd, source)
+            key = _key("shadow", bell)
+            source = ShadowSource(self._core, bell, cell, ring, self._guard, self._estate.take(key))
+            self._add(key, source)
             entry = self._shadows[bell] = ShadowIoEventFd(offset, size, source.fd, self._cells.fd, place, None, pio)
         return entry
 
@@ -202,19 +268,22 @@ class DoorbellFds:
         return IoRegionFd(bell.offset, bell.size, source.client_fd, source.user_data(bell), pio, True)
 
     def _commands(self, targets: list[Doorbell | IoRegion]) -> CommandSource:
-        source = CommandSource(self._core, self._guard, self._drop)
+        key = f"commands {targets[0].name}" if targets else "commands"
+        source = CommandSource(self._core, self._guard, self._drop, self._estate.take(key))
         for target in targets:
             source.user_data(target)
             if isinstance(target, IoRegion):
                 self._regions[target] = source
-        self._add(source.fd, source)
+        self._add(key, source)
         return source
 
-    def _add(self, fd: int, source: Source) -> None:
+    def _add(self, key: str, source: Source) -> None:
+        fd = source.fds[0]
         self._sources[fd] = source
         source.guard = self._by(source.mechanism, self._guard)
         self._epoll.register(fd, select.EPOLLIN)
         self._watch(fd)
+        self._fresh.append(Kept(key, {}, source.fds))
 
     def _drop(self, source: CommandSource, error: VfioUserError) -> None:
         """Close a socket whose other end has closed or sends nonsense. Accesses then come as messages."""
@@ -226,3 +295,8 @@ class DoorbellFds:
         self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:
             self._values = None
+
+
+def _key(kind: str, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
+    """The ledger's key of a doorbell's fd."""
+    return f"{kind} {name_of(bell)}" if isinstance(bell, Doorbell) else f"{kind} {bell[0].name} {bell[1]:#x}"

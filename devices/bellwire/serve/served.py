@@ -38,23 +38,32 @@ from typing import Any
 from bellwire.device import PciDevice
 from bellwire.filters import Stack
 from bellwire.model.core import Core
+from bellwire.model.source import StateFiles
 from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Session, Tap
+from vfio_user import SERVER, Capabilities, Estate, Kept, KeptFiles, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
 
 
 class Served:
-    """One device, and the client that it has at present, if any. ``limits`` holds for every client."""
+    """One device, and the client that it has at present, if any. ``limits`` holds for every client.
+
+    ``ledger`` is told of all that a successor needs to go on with the client.
+    """
 
     def __init__(
-        self, device: PciDevice, loop: Loop, observer: Observer | None = None, limits: Capabilities = SERVER
+        self,
+        device: PciDevice,
+        loop: Loop,
+        observer: Observer | None = None,
+        limits: Capabilities = SERVER,
+        ledger: Ledger | None = None,
     ) -> None:
         self.core: Core = device.core
         self._observer = observer or Observer()
@@ -65,6 +74,7 @@ class Served:
         """What stands between client and device."""
         self._introduced = False
         self._limits = limits
+        self._ledger = ledger or Ledger()
         self.overdue: Deadline | None = None
         """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
@@ -76,23 +86,50 @@ class Served:
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
+        self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
+        self._keep_state()
+        self._connect(connection, io_fd_entry_size)
+        self.core.tally.clients += 1
+        self._observer.connected(*_credentials(connection))
+        self.core.signals.relevel()
+        self.core.signals.resend()
+
+    def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
+        """Serve the client of a process that has ended, with all that its ledger has kept. The device has been reset.
+
+        Raises a StateError if the device cannot go on with that state.
+        """
+        session, doorbell_fds = self._connect(socket.socket(fileno=estate.take("client")[0]), io_fd_entry_size)
+        session.take_over(estate)
+        doorbell_fds.take_over(estate)
+        self._introduced = session.client is not None
+        areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
+        files = StateFiles(estate.fds("state")[0], areas)
+        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
+
+    def _keep_state(self) -> None:
+        files = self.core.state.files
+        areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
+        self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
+
+    def _connect(self, connection: socket.socket, io_fd_entry_size: int) -> tuple[Session, DoorbellFds]:
         doorbell_fds = self._doorbell_fds = DoorbellFds(
-            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         self.session = self._host.session = Session(
-            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
+            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size, ledger=self._ledger
         )
+        if self.core.dma.keeps_files:
+            self.session.dma.kept = KeptFiles()
+        self._host.doorbell_fds = doorbell_fds
         self.session.tap(self._tap)
         self._introduced = False
-        self.core.tally.clients += 1
         self.core.join(True)
-        self._observer.connected(*_credentials(connection))
         self._session_fd = self.session.fileno()
         self._alone = [(self._session_fd, int(select.EPOLLIN))]
         self._loop.watch(self._session_fd)  # without a callback, as doorbells: turn() handles them in its own order
-        self.core.signals.relevel()
-        self.core.signals.resend()
+        return self.session, doorbell_fds
 
     def detach(self, reason: str = "the device is being stopped") -> None:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
@@ -102,13 +139,23 @@ class Served:
         self._doorbell_fds.run()
         self.core.finish_jobs()
         self._heard()
-        self._loop.unwatch(self.session.fileno())
-        self._doorbell_fds.close()
-        self.session.settle()
-        self.session.close()
-        self.session = self._host.session = self._doorbell_fds = None
-        self.core.join(False)
+        self._ledger.clear()
+        self._release(self.session, self._doorbell_fds)
         self._observer.left(reason)
+
+    def leave(self) -> None:
+        """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
+        if self.session is not None and self._doorbell_fds is not None:
+            self.core.finish_jobs()
+            self._release(self.session, self._doorbell_fds)
+
+    def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:
+        self._loop.unwatch(session.fileno())
+        doorbell_fds.close()
+        session.settle()
+        session.close()
+        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
+        self.core.join(False)
 
     def wait(self) -> dict[int, int]:
         """Sleep until there is something to do. Returns the descriptors that can be read, and their events.

@@ -27,6 +27,9 @@ Guard = Callable[..., int | None]
 class Source(Protocol):
     """One fd on which rings arrive."""
 
+    fds: tuple[int, ...]
+    """All descriptors that a successor needs."""
+
     def gather(self) -> int:
         """Take the rings out of the fd, and return their number.
 
@@ -49,18 +52,24 @@ class Source(Protocol):
 
 
 class EventSource(Generic[Bell]):
-    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
+    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum.
+
+    A source owns its descriptors: those that it is given, as ``fds``, or those that it makes.
+    """
 
     mechanism = "ioeventfd"
 
-    def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    def __init__(
+        self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard, fds: tuple[int, ...] = ()
+    ) -> None:
+        self.fds = fds or (_eventfd(),)
+        (self.fd,) = self.fds
         self._bell = bell
         self.ring = ring
         self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = 0
-        self._rings = core.tally.ring(self.mechanism, _name(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count."""
@@ -94,16 +103,23 @@ class ShadowSource(Generic[Bell]):
     mechanism = "shadow"
 
     def __init__(
-        self, core: Core, bell: Bell, cell: memoryview, ring: Callable[[Bell, int, int], None], guard: Guard
+        self,
+        core: Core,
+        bell: Bell,
+        cell: memoryview,
+        ring: Callable[[Bell, int, int], None],
+        guard: Guard,
+        fds: tuple[int, ...] = (),
     ) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fds = fds or (_eventfd(),)
+        (self.fd,) = self.fds
         self._bell = bell
         self._cell = cell
         self._ring = ring
         self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = self._value = 0
-        self._rings = core.tally.ring(self.mechanism, _name(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
@@ -135,8 +151,15 @@ class CommandSource:
 
     mechanism = "ioregionfd"
 
-    def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
-        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    def __init__(
+        self,
+        core: Core,
+        guard: Guard,
+        failed: Callable[[CommandSource, VfioUserError], None],
+        fds: tuple[int, ...] = (),
+    ) -> None:
+        ours, self._theirs = (socket.socket(fileno=fd) for fd in fds) if fds else _pair()
+        self.fds: tuple[int, ...] = (ours.fileno(), self._theirs.fileno())
         ours.setblocking(False)
         self.wire = IoRegionServer(ours)
         self.fd = ours.fileno()
@@ -231,7 +254,15 @@ class CommandSource:
         return 0
 
 
-def _name(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def name_of(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
     """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
     if isinstance(bell, Doorbell):
         return bell.name

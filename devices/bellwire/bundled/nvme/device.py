@@ -230,9 +230,12 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
     @Registers.io_bells.ring
     def ring_io_by_event(self, offset: int) -> None:
         """A ring of a doorbell of I/O queues by ioeventfd, without its value."""
-        self.ring(offset + 8, 4, None)
+        if offset & 4:
+            self.controller.engine.ring_head(offset + 8 >> 3, None)
+        else:
+            self.controller.engine.ring_tail(offset + 8 >> 3, None)
 
-    def ring(self, offset: int, size: int, value: int | None) -> None:
+    def ring(self, offset: int, size: int, value: int) -> None:
         """Even doorbells are tails, odd ones heads. Only a write of a whole doorbell rings (§3.1.24, §3.1.25)."""
         if size != 4 or offset % 4:
             return

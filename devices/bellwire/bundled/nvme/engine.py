@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 BURST = 16 * BATCH
 """The commands that are fetched from one queue before other queues get their turn."""
 
+Run = Callable[[SubmissionQueue, bytes], Completion | None]
+"""Executes one command. The result is None if it completes later."""
 
 Execute = Callable[[SubmissionQueue, CompletionQueue, bytes], None]
+"""Executes a batch of commands, and posts what is done."""
 
 
 class Flight(NamedTuple):
@@ -148,7 +151,10 @@ class Engine:
 
     def _work_off(self, queue: SubmissionQueue) -> None:
         """Fetch and execute the commands in ``queue``. If its memory is gone, the controller fails (CSTS.CFS)."""
-        self._guarded(self.drain, queue)
+        try:
+            self.drain(queue)
+        except GuestError as error:
+            self._controller.break_down(str(error))
 
     def begin(self, execute: Execute, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes) -> None:
         """Execute a command that has waited."""
@@ -163,27 +169,21 @@ class Engine:
             self._controller.break_down(str(error))
 
     def _drain(self, sq: SubmissionQueue) -> None:
-        queues, controller = self._queues, self._controller
-        shadowed = queues.shadowed(sq)
-        if shadowed:
-            queues.refresh(sq)
+        queues, controller, io, journal = self._queues, self._controller, self._io, self._journal
         cq = queues.completions[sq.cqid]
-        self._io.budget = AT_ONCE
+        io.budget = AT_ONCE
         if sq.deleter:
             return
         for _ in range(BURST // BATCH):
-            block = b""
-            if sq.head != sq.tail:
-                block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
-            if block:
-                self.execute(sq, cq, block)
-                if not controller.live or not sq.size or sq.deleter:
-                    return
-                if self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
-                    break
-            elif not (shadowed and queues.more_in_shadow(sq)):
+            block = queues.fetch(sq, cq, min(BATCH, len(journal.free)))
+            if not block:
                 return
-        if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
+            self.execute(sq, cq, block)
+            if not controller.live or not sq.size or sq.deleter:
+                return
+            if io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
+                break
+        if (sq.head != sq.tail or queues.shadowed(sq)) and sq.qid not in self._again:
             self._again.add(sq.qid)
             controller.device.after(0, self._continue, sq)
 
@@ -194,30 +194,35 @@ class Engine:
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and post the completions of the commands that are done together."""
-        count = len(block) // COMMAND_SIZE
-        cq.running += count
-        begun = perf_counter_ns()
-        if sq.qid:
+        begun, qid = perf_counter_ns(), sq.qid
+        if qid:
             done, entries, rest = self._at_once.transfer(block)
             if rest:
                 sq.give_back(rest)
             completions = [(0, sq, cid, 0) for cid in done]
-            run = self._execute_io
         else:
             completions = []
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
-            run = self._execute_admin
+        if entries:
+            count = len(completions) + len(entries)
+            cq.running += count
+            completions += self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
+            cq.running -= count
+            if not self._controller.live:
+                return
+        if completions:
+            if qid:
+                self._meter.took(perf_counter_ns() - begun, len(completions))
+            self._queues.post(cq, completions)
+
+    def _one_by_one(self, run: Run, sq: SubmissionQueue, entries: list[bytes]) -> list[Completion]:
+        """Execute commands that are not done yet. Returns the completions of those that no thread has."""
         try:
-            completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+            return [each for entry in entries if (each := run(sq, entry)) is not None]
         finally:
             if self._writes:
                 self.pool.submit(*self._writes)
                 self._writes.clear()
-        cq.running -= count
-        if completions and sq.qid:
-            self._meter.took(perf_counter_ns() - begun, len(completions))
-        if completions and self._controller.live:
-            self._queues.post(cq, completions)
 
     def _execute_admin(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
         command = Command.unpack(entry)
