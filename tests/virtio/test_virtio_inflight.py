@@ -169,4 +169,4 @@ def test_a_log_that_is_full_is_written_anew(features: set[int], stay: int) -> No
     ops: list[Any] = [[(True, 1, False)] * 3]
     for _ in range(3 * SIZE):
         ops += [[(False, 1, False)] * 2, "collect"]
-    assert play(features, ops, [(len(ops) - 2, 30 + 40 * stay), (6, 40)])
+    assert play(features, ops, [(len(ops) - 2, 5 + 5 * stay), (5, 12)])
