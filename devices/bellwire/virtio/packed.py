@@ -194,9 +194,10 @@ class PackedRing:
         return found
 
     def move(self, position: int, count: int) -> int:
-        """The position ``count`` slots on, or back."""
-        at, wrap = self._step(position & ~WRAP, position >> 15, count)
-        return at | wrap << 15
+        """The position ``count`` slots on, or back: a log holds more than one pass of the ring."""
+        size = self._size
+        passed, at = divmod((position & ~WRAP) + count, size)
+        return at | (position >> 15 ^ passed & 1) << 15
 
     def has_returned(self, position: int) -> bool:
         """Whether a buffer has been published at ``position``, whose descriptor the driver had made available.
