@@ -114,7 +114,7 @@ class Stack:
         """The time in seconds of the clock that timers use."""
         return getattr(self._real_host(), "now", None) or time.monotonic()
 
-    def after(self, each: Filter, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+    def after(self, each: Filter, seconds: float, callback: Callable[..., object], *arguments: Any) -> Timer:
         """Set a timer of a filter. An error of the callback takes the filter out."""
 
         def run() -> None:
