@@ -208,16 +208,24 @@ class Session:
         """Let the backend answer a read later."""
 
         def answer(found: bytes) -> None:
-            if access.reply and not self._closed:
-                self._channel.send_whole(message_id + access.reply + found)
+            if access.reply:
+                self._say_late(lambda: self._channel.send_whole(message_id + access.reply + found))
 
         def fail(error: Exception) -> None:
-            if self._closed:
-                return
+            number, wanted = int.from_bytes(message_id, "little"), bool(access.reply)
             refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
-            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
+            self._say_late(lambda: self._refuse(number, access.command, refused, wanted))
 
         late.answer, late.fail = answer, fail
+
+    def _say_late(self, say: Callable[[], None]) -> None:
+        """Answer a read that the client waits for, outside :meth:`service`. If that fails, the connection ends."""
+        if self._closed:
+            return
+        try:
+            say()
+        except VfioUserError:
+            self._channel.break_off()
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""

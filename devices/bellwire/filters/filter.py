@@ -155,7 +155,7 @@ class Filter:
     # -- its life
 
     def start(self) -> None:
-        """It has been put in. Override it to set up what the filter keeps."""
+        """It is put in: perhaps before the device's ``setup``. Override it to set up what the filter keeps."""
 
     def stop(self) -> None:
         """It is taken out, or the device ends. Override it to close what :meth:`start` opened."""
