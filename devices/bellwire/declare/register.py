@@ -98,7 +98,11 @@ class Register(Declared, Generic[Value]):
     def __set__(self, device: PciDevice, value: int) -> None:
         if self.access is Access.CONSTANT:
             raise AttributeError(f"{self} is constant: it keeps its reset value")
-        self.store(device.core.state.registers[self.bar.index], value)
+        file = device.core.state.registers[self.bar.index]
+        if self._struct is None:
+            self.store(file, value)
+        else:
+            self._struct.pack_into(file, self.offset, value & self._mask)
 
     def typed(self, value: int) -> Any:
         """``value`` as the register's ``kind``. A ValueError if the enum has no such value.
