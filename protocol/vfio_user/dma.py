@@ -143,7 +143,7 @@ class DmaTable:
     def __init__(
         self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES, ledger: Ledger | None = None
     ) -> None:
-        self._kept = None if ledger is None or type(ledger) is Ledger else MapLedger(ledger)
+        self._kept = None if ledger is None else MapLedger(ledger)
         self.total = 0
         self._files = 0  # ranges that have a file
         self._max = max_maps
