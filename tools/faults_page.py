@@ -67,7 +67,7 @@ def written(page: str) -> str:
 
 
 def _arguments(kind: type[Fault]) -> str:
-    own = {name: option for name, option in kind.arguments_of.items() if name not in KEYS}
+    own = {name: option for name, option in kind.arguments_of.items() if name not in KEYS and name != "scenario"}
     return "; ".join(f"`{name}={option.text(option.default)}`: {option.help}" for name, option in own.items())
 
 

@@ -69,16 +69,11 @@ def tables(texts: Sequence[str]) -> list[dict[str, Plain]]:
 
 
 class Switches:
-    """Puts filters in and takes them out while the device runs. All its methods run on the device's thread.
+    """Puts filters in and takes them out while the device runs. All its methods run on the device's thread."""
 
-    ``first`` are the filters from the start.
-    """
-
-    def __init__(self, device: PciDevice, stack: Stack, first: Iterable[Filter]) -> None:
+    def __init__(self, device: PciDevice, stack: Stack) -> None:
         self._kind = type(device)
         self._stack = stack
-        for each in first:
-            stack.add(each)
 
     def do(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
         """``add`` a filter (``named`` as in ``delay:read=2ms``), ``remove`` one by its label, or only ``list`` them.

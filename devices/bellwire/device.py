@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
@@ -23,6 +23,7 @@ from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
+from bellwire.model.wired import Wired
 from bellwire.pci.error_reporting import Aer, UncorrectableError
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
-class PciDevice:
+class PciDevice(Wired):
     """A PCI device.
 
     A subclass has three parts. The class line gives the device's identity. The body declares BARs, registers,
@@ -115,11 +116,16 @@ class PciDevice:
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
         kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
-        self.core = kind(self, self.identity, self.layout, values)
+        self.core = kind(self, self.identified(values), self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.power_on()
         self.check_options()
+
+    def identified(self, _options: Mapping[str, Any]) -> Identity:
+        """The identity in config space: that of the class line. Override it where the options decide about it."""
+        assert self.identity is not None
+        return self.identity
 
     def check_options(self) -> None:
         """Called when the device is made. Override it to raise an OptionError where options contradict each other.
@@ -136,6 +142,9 @@ class PciDevice:
 
         Registers and saved fields have their reset values already, and timers are cancelled.
         """
+
+    def saving(self) -> None:
+        """Called before a snapshot is taken. Override it to store in saved fields what is kept elsewhere."""
 
     def check_state(self) -> None:
         """Called when a snapshot has been restored, before :meth:`restored`. Raise a StateError if it cannot be right.

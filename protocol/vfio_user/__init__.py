@@ -23,7 +23,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
@@ -39,6 +39,7 @@ from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
 from vfio_user.journal import Journal
+from vfio_user.kept_files import KeptFiles
 from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.message import Message
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
@@ -83,6 +84,7 @@ __all__ = [
     "IrqTable",
     "Journal",
     "Kept",
+    "KeptFiles",
     "Late",
     "Ledger",
     "Mechanism",
@@ -108,6 +110,7 @@ __all__ = [
     "SetIrqsFlags",
     "ShadowBell",
     "ShadowIoEventFd",
+    "SharedFile",
     "SharedMap",
     "Stalemate",
     "SubRegion",

@@ -161,6 +161,11 @@ class IrqTable:
         """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 
+    def fd(self, index: int, vector: int) -> int | None:
+        """The eventfd of an interrupt, for others to signal; None if it is masked or has none. The table owns it."""
+        irq = self._irqs[index][vector]
+        return None if irq.masked else irq.fd
+
     def take_over(self, estate: Estate) -> None:
         """Use the eventfds that the table of another process has kept in its ledger. This table has none yet."""
         for key, note in estate.below("irq"):

@@ -47,7 +47,10 @@ after = "1s"
 
 def test_a_scenario_makes_its_faults() -> None:
     scenario = parse_scenario(TEXT, "two-things")
-    assert [str(fault) for fault in scenario.faults(Part)] == ["lost-irq:every=2", "all-ones:after=1s"]
+    assert [str(fault) for fault in scenario.faults(Part)] == [
+        "lost-irq:every=2,scenario=two-things",
+        "all-ones:after=1s,scenario=two-things",
+    ]
 
 
 def test_a_guest_runs_under_a_scenario() -> None:

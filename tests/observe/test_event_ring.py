@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 
@@ -58,11 +59,32 @@ def test_the_longest_record_fits_or_is_left_out(record: Record) -> None:
         ring.close()
 
 
+def forged(ring: EventRing, at: int, data: bytes) -> int:
+    """A copy of the ring's file with other bytes at an offset."""
+    copy = os.memfd_create("forged")
+    content = bytearray(os.pread(ring.fd, os.fstat(ring.fd).st_size, 0))
+    content[at : at + len(data)] = data
+    os.write(copy, content)
+    return copy
+
+
 def test_a_record_that_is_being_overwritten_is_skipped(ring: EventRing) -> None:
     ring.add(Record(1.0, "read", "a"))
     ring.add(Record(1.0, "read", "b"))
-    os.pwrite(ring.fd, bytes(8), FIRST_SLOT + SLOT)
-    assert names(RingReader(ring.fd)) == [(2, "b")]
+    copy = forged(ring, FIRST_SLOT + SLOT, bytes(8))
+    try:
+        assert names(RingReader(copy)) == [(2, "b")]
+    finally:
+        os.close(copy)
+
+
+def test_a_reader_cannot_change_the_file(ring: EventRing) -> None:
+    with pytest.raises(PermissionError):
+        os.pwrite(ring.fd, b"x", FIRST_SLOT)
+    with pytest.raises(PermissionError):
+        os.ftruncate(ring.fd, 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(ring.fd, FIRST_SLOT)
 
 
 def test_a_reader_outlives_the_writer() -> None:
@@ -77,9 +99,11 @@ def test_a_reader_outlives_the_writer() -> None:
 def test_junk_in_the_slots_gives_records_or_nothing(junk: bytes, head: int) -> None:
     ring = EventRing(16)
     try:
-        os.pwrite(ring.fd, head.to_bytes(8, "little"), 16)
-        os.pwrite(ring.fd, junk, FIRST_SLOT)
-        assert all(isinstance(record, Record) for _, record in RingReader(ring.fd).after(0))
+        copy = forged(ring, 16, head.to_bytes(8, "little").ljust(FIRST_SLOT - 16, b"\0") + junk)
+        try:
+            assert all(isinstance(record, Record) for _, record in RingReader(copy).after(0))
+        finally:
+            os.close(copy)
     finally:
         ring.close()
 

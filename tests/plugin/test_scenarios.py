@@ -82,7 +82,7 @@ def test_it(vm):
 """
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*faults*", "copier0: slow:by=2ms: struck 0 of 0"])
+    result.stdout.fnmatch_lines(["*faults*", "copier0: slow:by=2ms,scenario=slow: struck 0 of 0"])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from bellwired.commands import (
     edit,
     enable,
     export,
+    fault,
     filters,
     import_map,
     inspect_files,
@@ -33,6 +34,7 @@ from bellwired.commands import (
     run,
     sandbox,
     show,
+    trace,
     vmm,
 )
 from bellwired.commands.view import command as view
@@ -120,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
-    for group in (operate, poke, filters, capture, view, sandbox, enable, edit, cat_config):
+    for group in (operate, poke, trace, filters, fault, capture, view, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
     for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)

@@ -21,7 +21,7 @@ from bellwired.places import Places
 
 ASK = "__complete"
 DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
-FILTERS = "filters"
+FILTERS, SCENARIOS = "filters", "scenarios"
 VALUED = (
     "--config-dir",
     "--runtime-dir",
@@ -32,6 +32,7 @@ VALUED = (
     "--socket-path",
     "--name",
     "--filter",
+    "--fault",
 )
 HARMLESS = re.compile(r"[\w@%+=:,./-]+")
 """A word that a shell takes as it is. bash expands the others when it completes them: ``$(command)`` would run."""
@@ -143,6 +144,12 @@ def _filters(plain: list[str], places: Places) -> Iterator[str]:
             yield from (f"{each.name}:{argument}=" for argument in each.kind.arguments_of)
 
 
+def _scenarios(_: list[str], __: Places) -> Iterator[str]:
+    from bellwire.faults.scenario import scenarios
+
+    return iter(scenarios())
+
+
 def _live_options(plain: list[str], places: Places) -> Iterator[str]:
     from bellwired.find import find_trusted
 
@@ -195,4 +202,5 @@ KINDS_OF_WORDS: dict[str, Callable[[list[str], Places], Iterator[str]]] = {
     OPTIONS: _options,
     LIVE_OPTIONS: _live_options,
     FILTERS: _filters,
+    SCENARIOS: _scenarios,
 }

@@ -20,10 +20,10 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, capture, debugger, in_a_box, parts, show
-from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, completed
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, show
+from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
-from bellwired.commands.summary import print_summary
+from bellwired.commands.summary import print_reports, print_summary
 from bellwired.errors import CommandError
 from bellwired.filtering import all_made, tables
 from bellwired.find import find_functions
@@ -92,6 +92,23 @@ def add_parser(commands: Any) -> None:
         help="put a filter between the guest and the device, as in trace or delay:read=2ms (repeat it for more; the "
         "first stands on the guest's side). bellwire filters lists them",
     )
+    parser.add_argument(
+        "--suggest",
+        dest="filters",
+        action="append_const",
+        const="suggest",
+        help="at the end, print declarations for what the guest touched and the device lacks (as --filter suggest)",
+    )
+    scenario = parser.add_argument(
+        "--fault",
+        dest="faults",
+        metavar="SCENARIO|FILE.toml",
+        action="append",
+        default=[],
+        help="let the device fail as a scenario says, behind the other filters (repeat it for more). bellwire fault "
+        "--list lists them",
+    )
+    completed(scenario, SCENARIOS)
     completed(kind, KINDS)
     completed(option, OPTIONS)
     completed(stands, FILTERS)
@@ -154,7 +171,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options)
-    wanted = tables(arguments.filters)
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
     filters = all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
@@ -200,6 +217,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
+                print_reports(filters)
     return 0
 
 

@@ -9,105 +9,41 @@ import json
 import math
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 from asyncvarlink import (
     FileDescriptor,
     GenericVarlinkErrorReply,
     LastResult,
-    TypedVarlinkErrorReply,
     VarlinkInterface,
     varlinkmethod,
 )
 from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
+from bellwired.manager.answers import (
+    INTERFACE,
+    Captured,
+    Failed,
+    File,
+    FilterInPlace,
+    GuestMemory,
+    Happening,
+    LogLine,
+    Outcome,
+)
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 from bellwired.release import release
 
-INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
 """The kind of the stream's last event."""
 CAPTURE_NEWS = 0.25  # seconds between two replies about a capture
 STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
-
-
-class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
-    """The call cannot be carried out."""
-
-    class Parameters:
-        """What went wrong, and what to do about it."""
-
-        message: str
-        hint: str
-
-
-class GuestMemory(TypedDict):
-    """A range of guest memory. ``shared``: the device reaches it in place; else by messages to the client."""
-
-    address: int
-    size: int
-    readable: bool
-    writable: bool
-    shared: bool
-
-
-class Happening(TypedDict):
-    """One event of the stream."""
-
-    time: float
-    device: str
-    kind: str
-    fields: dict[str, str]
-
-
-class FilterInPlace(TypedDict):
-    """A filter of a device. ``report`` is what it has found, in JSON."""
-
-    label: str
-    name: str
-    arguments: dict[str, str]
-    report: str
-
-
-class LogLine(TypedDict):
-    """One line of a device's log, or several with a traceback."""
-
-    time: float
-    level: str
-    text: str
-
-
-class Outcome(TypedDict):
-    """What a reload did, by the devices' names."""
-
-    started: list[str]
-    restarted: list[str]
-    stopped: list[str]
-    unchanged: list[str]
-    failed: dict[str, str]
-
-
-class Captured(TypedDict):
-    """What a capture has so far. ``ended`` says why it has ended; it is empty while the capture goes on."""
-
-    number: int
-    messages: int
-    events: int
-    bytes: int
-    ended: str
-
-
-class File(TypedDict):
-    """A configuration file that is in effect."""
-
-    path: str
-    content: str
 
 
 class Control(VarlinkInterface, name=INTERFACE):
@@ -319,6 +255,32 @@ class Control(VarlinkInterface, name=INTERFACE):
                 if event.kind == LAST:
                     raise LastResult(happening)
                 yield happening
+
+    @varlinkmethod(return_parameter="events", delay_generator=False)
+    async def Trace(
+        self, *, name: str, only: str | None = None, without: str | None = None, begin: bool | None = None
+    ) -> AsyncIterator[FileDescriptor | None]:
+        """The event ring of a device's trace: a memory file that the caller reads by itself.
+
+        With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
+        when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
+        the device has.
+        """
+        with self._changing() if begin else self._looking():
+            unit = self._manager.unit(name)
+            if not begin:
+                raise LastResult(FileDescriptor((await unit.worker.borrow("events"))[1], True))
+            pid = unit.pid
+            with self._manager.broadcaster.listening(name) as subscription:
+                label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")
+                try:
+                    yield FileDescriptor(ring, True)
+                    async for event in self._heard(subscription):
+                        if event.kind == LAST or unit.pid != pid:
+                            raise LastResult(None)
+                finally:
+                    with contextlib.suppress(CommandError):
+                        await unit.ask("untrace", label=label)
 
     @varlinkmethod(return_parameter="lines", delay_generator=False)
     async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:

@@ -34,10 +34,6 @@ class Reported(Noted):
         """The last start: an empty text once the worker accepts clients, or why it has failed."""
         self._overdue: asyncio.TimerHandle | None = None
 
-    def outdated(self) -> bool:
-        """Whether a Python file of the device has changed since its worker started."""
-        return bool(self.edited())
-
     def edited(self) -> list[str]:
         """The Python files of the device that have changed since its worker started."""
         return [file for file, known in self.files.items() if stamp(Path(file)) != known]

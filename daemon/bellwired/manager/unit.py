@@ -25,10 +25,9 @@ from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
 from bellwired.workers.worker import REFUSED
-from bellwired.workers.worker_channel import WorkerChannel
+from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
 
 log = logging.getLogger("bellwired")
-ANSWER_TIMEOUT = 5.0
 NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd, its box
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
@@ -153,10 +152,15 @@ class Unit(Filtered, Reported):
 
     async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self.worker.ask(what, timeout, fds, **arguments)
+
+    @property
+    def worker(self) -> WorkerChannel:
+        """The way to the worker. Raises a CommandError if none runs."""
         if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._channel.ask(what, timeout, fds, **arguments)
+        return self._channel
 
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""

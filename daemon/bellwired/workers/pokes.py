@@ -46,7 +46,8 @@ class Pokes:
             if accepted is not None and number not in accepted:
                 told = f"{accepted.start:#x}" if len(accepted) == 1 else f"{accepted.start:#x} to {accepted[-1]:#x}"
                 raise CommandError(f"{target} is not rung by {number:#x}, only by {told}")
-        self._core.write(region, offset, memoryview(number.to_bytes(item.size, "little")))
+        write = self._core.writer(region, offset, item.size)  # by way of the filters, if there are any
+        write(memoryview(number.to_bytes(item.size, "little")))
 
     def interrupt(self, vector: str) -> None:
         """Trigger a vector of MSI-X, or of MSI if the guest uses that; without any, pulse the INTx line."""

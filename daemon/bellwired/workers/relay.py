@@ -45,10 +45,10 @@ class Relay(logging.Handler):
             self._lost = 0 if say(self._channel, Report("log", fields)) else self._lost + 1
 
 
-def say(channel: socket.socket, message: Answer | Report) -> bool:
+def say(channel: socket.socket, message: Answer | Report, fds: list[int] | None = None) -> bool:
     """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
     try:
-        wire.send(channel, message)
+        wire.send(channel, message, fds)
     except BlockingIOError:
         return False
     except (BrokenPipeError, ConnectionError):

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from bellwire import BellwireError, OptionError, PciDevice
 from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
-from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import filtering, messages, sources
@@ -31,16 +29,17 @@ from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import WHOLE, Captures
 from bellwired.workers.ledger import ManagersLedger, inherit
+from bellwired.workers.outbox import Outbox
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
+from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
-AGAIN = 0.02  # seconds until an unsent message is sent again
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
@@ -191,25 +190,29 @@ class Serving:
             hello_timeout=hello_timeout,
             ledger=ledger,
             estate=estate,
+            filters=filters,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
         self.captures = Captures(self._worker.served, name or device.name)
         """The captures that run."""
         self._given = dict(device.core.options)
-        pokes = Pokes(device)
+        pokes, tracing = Pokes(device), Tracing(self._worker.served.filters)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
             "set": self._set,
             "registers": lambda: registers(device),
+            "trace": tracing.begin,
+            "untrace": tracing.end,
+            "events": tracing.events,
             "maps": lambda: maps(self._worker.served.session),
             "poke": pokes.poke,
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
-            "filter": Switches(device, self._worker.served.filters, filters).do,
+            "filter": Switches(device, self._worker.served.filters).do,
             "stop": self._worker.stop,
             "capture": self.captures.start,
             "captured": self.captures.figures,
@@ -272,58 +275,22 @@ class Serving:
             arguments["fds"] = fds
         else:
             wire.close(fds)
-        answer = Answer(ask.number)
+        answer, lent = Answer(ask.number), list[int]()
         do = self._answers.get(ask.what)
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
                 answer.value = do(**arguments)
+                if isinstance(answer.value, Lent):
+                    answer.value, fd = answer.value
+                    lent = [fd]
         except BellwireError as error:
             answer.error = str(error)
         except Exception as error:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
-        self._outbox.answer(answer)
-
-
-class Outbox:
-    """Sends to the manager without waiting for it.
-
-    If the socket is full, an answer waits. Events are lost meanwhile, and the next event says how many.
-    """
-
-    def __init__(self, channel: socket.socket, loop: Loop) -> None:
-        self._channel = channel
-        self._loop = loop
-        self._waiting: deque[Answer] = deque()
-        self._lost = 0
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Send an event. It is lost if the socket is full."""
-        if self._waiting or (self._lost and not say(self._channel, Report("lost", {"count": self._lost}))):
-            self._lost += 1
-            return
-        self._lost = 0
-        if not say(self._channel, Report(kind, fields)):
-            self._lost = 1
-
-    def answer(self, answer: Answer) -> None:
-        """Send an answer. It waits if the socket is full."""
-        self._waiting.append(answer)
-        if len(self._waiting) == 1:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        while self._waiting:
-            if not say(self._channel, self._waiting[0]):
-                self._loop.after(AGAIN, self._go_on)
-                return
-            self._waiting.popleft()
-
-    def soon(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back later, on the same thread."""
-        self._loop.after(delay, callback)
+        self._outbox.answer(answer, lent)
 
 
 class Reporter(Observer):

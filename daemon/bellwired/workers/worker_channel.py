@@ -15,6 +15,7 @@ from bellwired.workers import wire
 from bellwired.workers.wire import Answer, Ask, Drop, Inherit, Keep, Report, WireError
 
 log = logging.getLogger("bellwired")
+ANSWER_TIMEOUT = 5.0
 
 
 class WorkerChannel:
@@ -44,6 +45,8 @@ class WorkerChannel:
         self._open = True
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._lent: dict[int, int] = {}
+        """The questions whose answers come with a descriptor, and the descriptor once it is there."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
 
     def handed_over(self) -> None:
@@ -52,16 +55,32 @@ class WorkerChannel:
 
     async def ask(self, what: str, timeout: float, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self._ask(Ask(next(self._numbers), what, arguments), timeout, fds)
+
+    async def borrow(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> tuple[Any, int]:
+        """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
         number = next(self._numbers)
-        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        self._lent[number] = -1
+        try:
+            answer = await self._ask(Ask(number, what, arguments), timeout)
+        except BaseException:
+            wire.close([self._lent.pop(number)])  # -1, unless it has come just now
+            raise
+        fd = self._lent.pop(number)
+        if fd < 0:
+            raise CommandError(f"{self.name} has sent no descriptor: are too many files open?")
+        return answer, fd
+
+    async def _ask(self, question: Ask, timeout: float, fds: Sequence[int] = ()) -> Any:
+        future = self._answers[question.number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
-                self._send(Ask(number, what, arguments), fds)
+                self._send(question, fds)
                 return await future
         except TimeoutError:
             raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
         finally:
-            del self._answers[number]
+            del self._answers[question.number]
 
     def tell(self, what: str) -> None:
         """Send a question without waiting for the answer. Failures are ignored."""
@@ -120,12 +139,13 @@ class WorkerChannel:
                 return True
             self._boxed = True
             self._take(fds)
-        else:
-            wire.close(fds)
+            fds = []
+        if isinstance(message, Answer):
+            self._answered(message, fds)
+            return True
+        wire.close(fds)
         if isinstance(message, Report):
             self._heard(message)
-        elif isinstance(message, Answer):
-            self._answered(message)
         return True
 
     def _take(self, fds: list[int]) -> None:
@@ -157,8 +177,11 @@ class WorkerChannel:
             self._refusals.close()
             self._refusals = None
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Answer, fds: list[int]) -> None:
         future = self._answers.get(answer.number)
+        if fds and future is not None and not future.done() and self._lent.get(answer.number) == -1:
+            self._lent[answer.number] = fds.pop(0)
+        wire.close(fds)
         if future is None or future.done():
             return
         if answer.error:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from bellwire.faults.schedule import KEYS, Schedule, Trigger
-from bellwire.filters import Filter
+from bellwire.filters import Argument, Filter
 
 
 class Fault(Filter):
@@ -27,6 +27,8 @@ class Fault(Filter):
 
     driver: ClassVar[str] = ""
     """What a good driver does about it."""
+
+    scenario = Argument("", help="the scenario that it belongs to: bellwire fault --stop takes all of one out")
 
     schedule: Schedule
     trigger: Trigger
@@ -56,6 +58,7 @@ class Fault(Filter):
         """An event happens that it could strike: whether it does. ``what`` is logged then, at a limited rate."""
         if not self.trigger.strikes():
             return False
+        self.device.core.tally.faults += 1
         self.tell(what, *arguments)
         return True
 
@@ -116,6 +119,7 @@ class LastingFault(Fault):
 
     def _begin(self) -> None:
         self.active = True
+        self.device.core.tally.faults += 1
         self.tell("begins")
         self.begin()
 

@@ -61,11 +61,20 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         made = []
         for number, each in enumerate(self.fault, 1):
             arguments: dict[str, Any] = {key: value for key, value in each.items() if key != "fault"}
+            arguments["scenario"] = self.name
             try:
                 made.append(make_fault(device, str(each["fault"]), arguments))
             except ValueError as error:
                 raise ScenarioError(f"scenario {self.name}, fault {number}: {error}") from None
         return made
+
+    def filters(self) -> list[dict[str, bool | int | float | str]]:
+        """The faults as filters, in the form of a device's file."""
+        return [
+            {"name": str(each["fault"]), **{key: value for key, value in each.items() if key != "fault"}}
+            | {"scenario": self.name}
+            for each in self.fault
+        ]
 
     def to_toml(self) -> str:
         """The scenario as a file has it."""

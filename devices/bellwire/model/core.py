@@ -33,6 +33,7 @@ from bellwire.model.space import of_bar, of_extended
 from bellwire.model.state import BUSY, State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
+from bellwire.model.wired import News
 from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
@@ -59,11 +60,9 @@ class Core:
         self.meter: Meter | None = None
         """Data and latency of a disk or a network card."""
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
-        rom = layout.rom
-        self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
+        self.rom = b"" if layout.rom is None else layout.rom.content(self.options, identity.vendor, identity.device)
         """The expansion ROM, as a guest reads it; empty without one."""
-        several = len(functions_of(type(device))) > 1
-        space = template(identity, layout, len(self.rom), multifunction=several)
+        space = template(identity, layout, len(self.rom), multifunction=len(functions_of(type(device))) > 1)
         self.state = State(type(device).name, layout, space, seen(identity, layout, space, len(self.rom)))
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
@@ -85,6 +84,7 @@ class Core:
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
         self.dma = self.dma_kind(self)
+        self.news = News(self)
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""
         self.timers: WeakSet[Timer] = WeakSet()
@@ -170,8 +170,7 @@ class Core:
             return self.config.size
         if index == RegionIndex.ROM:
             return len(self.rom)
-        space = self.spaces.get(index)
-        return 0 if space is None else space.size
+        return self.spaces[index].size if index in self.spaces else 0
 
     def ring(self, bell: Doorbell, count: int) -> None:
         """``bell`` was rung ``count`` times since the last wake-up."""
@@ -245,6 +244,7 @@ class Core:
 
     def snapshot(self) -> bytes:
         """The state of the device as bytes."""
+        self.call(self.device.saving)
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
@@ -321,7 +321,7 @@ class Core:
     def join(self, connected: bool) -> None:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
-        self.dma.changed()
+        self.news.joined()
 
     def remapped(self, _change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory: views of it are stale."""
@@ -362,7 +362,7 @@ class Core:
         below = max(0, START - offset)
         if below:
             self.config.write(offset, data[:below])
-            self.dma.changed()
+            self.news.configured()
             self._call_vendor("write", offset, min(below, len(data)))
         if below < len(data) and self._extended is not None:
             self._extended.write(max(0, offset - START), data[below:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import DmaFault, SharedMap, VfioUserError
+from vfio_user import DmaFault, SharedFile, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -22,7 +22,7 @@ class Dma:
     So does all DMA while bus mastering is off (PCI 3.0 §6.2.2). Addresses are guest physical (or IOMMU) addresses.
     """
 
-    __slots__ = ("_core", "_in_place", "_read", "_source", "_target", "_written", "changes")
+    __slots__ = ("_core", "_in_place", "_read", "_source", "_target", "_written", "changes", "keeps_files")
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -30,6 +30,7 @@ class Dma:
         self._source = self._target = _NOWHERE  # the maps that were last read and written, with bus mastering on
         self.changes = 0
         """Changes whenever a view of guest memory may be stale: maps, clients, resets, writes to config space."""
+        self.keeps_files = False
 
     def read(self, address: int, size: int) -> bytes:
         """Copy ``size`` bytes, at most 64 MiB, from guest memory. A GuestError if they are not all there."""
@@ -145,6 +146,19 @@ class Dma:
         """
         self._check(address, 0)
         return self._host().shared_map(address, write)
+
+    def keep_files(self) -> None:
+        """Keep the files of guest memory, for :meth:`files`. Call it in ``setup``."""
+        self.keeps_files = True
+
+    def files(self) -> list[SharedFile]:
+        """Guest memory that may be written, with the files in which it lies: for a process that moves data itself.
+
+        The descriptors are valid until the client unmaps memory; ``memory_changed`` tells when to ask again. The list
+        is empty without a client, and for memory that the client does not share as a file.
+        """
+        host = self._core.host
+        return [] if host is None else host.files()
 
     def touched(self, size: int) -> None:
         """Device code has moved ``size`` bytes in a :meth:`shared_map`."""

@@ -123,6 +123,7 @@ class DeviceBackend:
     def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory."""
         self._core.remapped(change)
+        self._core.news.memory()
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)
@@ -131,6 +132,7 @@ class DeviceBackend:
         """The client has set, masked or unmasked interrupts of kind ``index``."""
         if index == IrqIndex.MSIX:
             self._core.signals.taken()
+        self._core.news.wires()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a descriptor of the session (the INTx resample eventfd) on the loop."""

@@ -85,6 +85,7 @@ class DoorbellFds:
         self._cells: Cells | None = None
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
+        self._lent: set[int] = set()
         self._values: CommandSource | None = None
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
@@ -151,6 +152,23 @@ class DoorbellFds:
                 for value in bell.values or ()
             ]
         return found
+
+    def lend(self, row: IoRegion, offset: int) -> int:
+        """The eventfd of a doorbell of a row. Its rings are gathered no more: somebody else reads the eventfd."""
+        fd = self._event((row, offset))
+        if fd not in self._lent:
+            self._epoll.unregister(fd)
+            self._unwatch(fd)
+            self._lent.add(fd)
+        return fd
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Gather the rings of a doorbell again, those that nobody has read included."""
+        source = self._events.get((row, offset))
+        if source is not None and source.fd in self._lent:
+            self._lent.remove(source.fd)
+            self._epoll.register(source.fd, select.EPOLLIN)
+            self._watch(source.fd)
 
     def gather(self, ready: Iterable[int]) -> int:
         """Take the rings out of those fds in ``ready`` that are doorbells'. Returns :meth:`Source.gather`'s sum."""

@@ -45,7 +45,7 @@ from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Estate, Journal, Kept, Ledger, Session, Tap
+from vfio_user import SERVER, Capabilities, Estate, Journal, Kept, KeptFiles, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -128,6 +128,9 @@ class Served:
             ledger=self._ledger,
             journal=journal,
         )
+        if self.core.dma.keeps_files:
+            self.session.dma.kept = KeptFiles()
+        self._host.doorbell_fds = doorbell_fds
         self.session.tap(self._tap)
         self._introduced = False
         self.core.join(True)
@@ -159,7 +162,7 @@ class Served:
         doorbell_fds.close()
         session.settle()
         session.close()
-        self.session = self._host.session = self._doorbell_fds = None
+        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
         self.core.join(False)
 
     def wait(self) -> dict[int, int]:

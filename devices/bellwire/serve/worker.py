@@ -6,9 +6,10 @@ import dataclasses
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bellwire.device import PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
@@ -28,7 +29,7 @@ class Worker:
     time in seconds that the loop may poll for work before it sleeps; 0 turns busy polling off.
 
     A client that has not sent VERSION within ``hello_timeout`` seconds is disconnected; 0 lets it wait for ever. It may
-    have ``max_maps`` maps of its memory at a time.
+    have ``max_maps`` maps of its memory at a time. ``filters`` stand before the device from its first client on.
 
     ``ledger`` is told of all that a successor needs. ``estate`` is what the ledger of a worker has that has died while
     it served a client: this worker goes on with that client.
@@ -47,6 +48,7 @@ class Worker:
         hello_timeout: float = 0.0,
         ledger: Ledger | None = None,
         estate: Estate | None = None,
+        filters: Iterable[Filter] = (),
     ) -> None:
         self.device = device
         self.loop = Loop()
@@ -56,6 +58,7 @@ class Worker:
         self.served = Served(device, self.loop, observer, limits, ledger)
         self._estate = estate
         self._hello_timeout = hello_timeout
+        self._filters = filters
         self._listener = listener
         self._connection = connection
         self._entry_size = io_fd_entry_size
@@ -75,6 +78,8 @@ class Worker:
         try:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
+            for each in self._filters:
+                self.served.filters.add(each)
             if self._estate is not None:
                 self.served.take_over(self._estate, self._entry_size)
                 self._estate.close()

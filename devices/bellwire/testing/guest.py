@@ -21,7 +21,19 @@ from bellwire.filters import Filter, Stack
 from bellwire.model import capabilities as pci
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Deadline
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, Late, RegionIndex, Segment, SharedMap
+from bellwire.testing.wires import Wires
+from vfio_user import (
+    DmaFlags,
+    DmaMap,
+    DmaTable,
+    IrqIndex,
+    KeptFiles,
+    Late,
+    RegionIndex,
+    Segment,
+    SharedFile,
+    SharedMap,
+)
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -56,6 +68,7 @@ class Guest(Generic[Device]):
         self._timers: list[Deadline] = []
         self._order = itertools.count()
         self._dma = DmaTable()
+        self._dma.kept = KeptFiles()
         self._memory_fd = os.memfd_create("bellwire-test-guest", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
@@ -65,6 +78,7 @@ class Guest(Generic[Device]):
         self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
+        self._wires = Wires(self)
         core = self.device.core
         core.host = self
         core.join(True)
@@ -136,6 +150,8 @@ class Guest(Generic[Device]):
             size = bell.bell or bell.size
             if not bell.bell or not 0 <= index < bell.size // size:
                 raise IndexError(f"{bell} has {bell.size // size if bell.bell else 0} doorbells in a row, no {index}")
+            if self._wires.ring(bell, index * size):
+                return
             if index < core.by_event.get(bell, 0):
                 core.ring_in_row((bell, index * size), 1)
             else:
@@ -229,6 +245,7 @@ class Guest(Generic[Device]):
 
     def _let_go(self) -> None:
         self.device.core.close()
+        self._wires.close()
         self._dma.clear()
         os.close(self._memory_fd)
 
@@ -262,6 +279,22 @@ class Guest(Generic[Device]):
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """The map that holds ``address``: all of the guest's memory."""
         return self._dma.shared_map(address, write)
+
+    def files(self) -> list[SharedFile]:
+        """The guest's memory with its file, if the device has asked for it."""
+        return self._dma.files()
+
+    def interrupt_fd(self, index: IrqIndex, vector: int) -> int | None:
+        """An eventfd for the vector. Signals in it are counted by the next :meth:`poll`."""
+        return self._wires.interrupt(index, vector)
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of a row: :meth:`ring` adds to it from now on."""
+        return self._wires.lend(row, offset)
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Let :meth:`ring` run hooks again. Rings that nobody has read run them now."""
+        self._wires.take_back(row, offset)
 
     def dma_read(self, address: int, size: int) -> bytes:
         """Never called: this guest shares all its memory, so the device copies it without messages."""

@@ -90,17 +90,35 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
 
     def close(self) -> None:
         """Release the device's state. A subclass that overrides it calls it at its end."""
+        for queue in self.virtqueues:
+            queue.take_back()
         self.virtqueues.clear()
+
+    def wires_changed(self) -> None:
+        """Renew the descriptors of queues that are in other hands. A subclass that overrides it calls it too."""
+        for queue in self.virtqueues:
+            if queue.handover is not None:
+                queue.handover.renew()
 
     # -- what a device type calls
 
     def attend(self, queue: Virtqueue) -> None:
         """Call :meth:`notified` for ``queue``, if the driver is ready. A GuestError there sets DEVICE_NEEDS_RESET."""
-        if self.running and queue.enabled:
+        if queue.handover is not None:
+            queue.handover.ring()
+        elif self.running and queue.enabled:
             try:
                 self.notified(queue)
             except GuestError as error:
                 raise self.broken(str(error)) from error
+
+    def lend_doorbell(self, queue: Virtqueue) -> int | None:
+        """The eventfd of a queue's doorbell, for other hands (:meth:`Virtqueue.hand_over`)."""
+        return self.lend(Transport.notify, BELL * queue.index)
+
+    def take_back_doorbell(self, queue: Virtqueue) -> None:
+        """Hear of the queue's doorbell again."""
+        self.take_back(Transport.notify, BELL * queue.index)
 
     def configuration_changed(self) -> None:
         """Tell the driver that fields of the configuration have changed (§2.5, §4.1.5.4)."""

@@ -3,11 +3,12 @@
 The device's thread writes it, and never waits for a reader. A reader maps the file, or gets it after the worker has
 died. The file has a header and slots of a fixed size; record number ``n`` lies in slot ``n % slots``. A slot has the
 record's number, the length of its JSON, and the JSON. The number is cleared before the slot changes and written last,
-so a reader sees when a slot was overwritten under its eyes.
+so a reader sees when a slot was overwritten under its eyes. The file is sealed: no reader can write or resize it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
@@ -28,6 +29,7 @@ _NUMBER = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
 _LEAD = 12
 FIRST_SLOT = 64
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10  # F_SEAL_FUTURE_WRITE: only the map that is there may write
 
 
 class RingError(BellwireError, ValueError):
@@ -46,6 +48,7 @@ class EventRing:
         self._encode = msgspec.json.Encoder().encode
         self.latest = 0
         _HEADER.pack_into(self._map, 0, MAGIC, slots, SLOT, 0)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def add(self, record: Record) -> None:
         """Keep a record. It takes the place of the oldest one."""
