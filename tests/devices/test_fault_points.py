@@ -85,6 +85,5 @@ def test_a_client_sees_nothing_of_a_death_between_any_two_lines(
     script: Callable[[Client], object], data: st.DataObject
 ) -> None:
     outcome = play(script, Repeating, data.draw(st.integers(1, undisturbed(script).lines)))
-    assert outcome.killed
     if not outcome.killed.startswith(GAP):
         assert outcome.seen == undisturbed(script).seen
