@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bellwired.box.privileges import die_with_parent
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.operate import instance
 from bellwired.errors import CommandError
@@ -44,6 +46,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=PORT, help="the port of --web (default %(default)s; 0: any)")
     parser.add_argument("--screenshot", type=Path, metavar="FILE", help="draw the view once, to this SVG file, and end")
+    parser.add_argument("--served-by", type=int, metavar="PID", help=argparse.SUPPRESS)  # the server of a page
     parser.set_defaults(command=view)
 
 
@@ -54,6 +57,8 @@ def view(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{missing[0]} is not installed", "pip install 'bellwire[view]'")
     from bellwired.commands.view.source import Source
 
+    if arguments.served_by is not None:
+        die_with_parent(arguments.served_by)
     source = Source(instance(arguments))
     if arguments.name:
         source.read(arguments.name)  # for an error before the screen changes
@@ -79,6 +84,7 @@ def _again(arguments: argparse.Namespace) -> list[str]:
         if value := getattr(arguments, flag):
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words += ["--change"] if arguments.change else []
+    words += ["--served-by", str(os.getpid())]
     return [*words, *([arguments.name] if arguments.name else [])]
 
 
