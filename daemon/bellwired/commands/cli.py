@@ -26,6 +26,7 @@ from bellwired.commands import (
     export,
     fault,
     filters,
+    fuzz_driver,
     import_map,
     inspect_files,
     install,
@@ -114,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         if action.dest in SHARED:
             action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, boot, vmm, demo):
+    for module in (run, boot, fuzz_driver, vmm, demo):
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_shared(shared)

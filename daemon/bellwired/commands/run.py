@@ -266,17 +266,22 @@ def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tupl
     return {"listener" if listens else "connection": given}, given.getsockname() or f"--fd {arguments.fd}"
 
 
-def make(device: type[PciDevice], options: list[str]) -> PciDevice:
-    """Make an instance from ``KEY=VALUE`` texts."""
+def options_of(texts: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` texts as options."""
     values = {}
-    for text in options:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
+    return values
+
+
+def make(device: type[PciDevice], options: list[str]) -> PciDevice:
+    """Make an instance from ``KEY=VALUE`` texts."""
     try:
         with told(f"{device.__name__}.__init__"):
-            return device(**values)
+            return device(**options_of(options))
     except OptionError as error:
         raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
 
