@@ -32,6 +32,7 @@ from bellwired.commands import (
     install,
     operate,
     poke,
+    replay,
     run,
     sandbox,
     show,
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     asking.set_defaults(takes=SHARED)
     for group in (operate, poke, trace, filters, fault, capture, view, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (check, export, import_map, inspect_files):
+    for group in (check, export, import_map, inspect_files, replay):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     for command in set(commands.choices.values()):

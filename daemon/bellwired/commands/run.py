@@ -20,7 +20,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, show
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_reports, print_summary
@@ -185,6 +185,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
+        if arguments.record is not None:
+            filters.append(replay.recorder(arguments, instance, stack))
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
