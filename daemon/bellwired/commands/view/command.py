@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bellwired.commands.view.app import View
 
 PORT = 8423
+SERVER = "BELLWIRE_VIEW_SERVER"
+"""The environment variable by which a view knows the process that serves its page: it ends with that."""
 SIZE = (120, 36)
 """Columns and lines of a screenshot."""
 PATIENCE = 10.0  # seconds for a reading
@@ -46,7 +48,6 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=PORT, help="the port of --web (default %(default)s; 0: any)")
     parser.add_argument("--screenshot", type=Path, metavar="FILE", help="draw the view once, to this SVG file, and end")
-    parser.add_argument("--served-by", type=int, metavar="PID", help=argparse.SUPPRESS)  # the server of a page
     parser.set_defaults(command=view)
 
 
@@ -57,14 +58,15 @@ def view(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{missing[0]} is not installed", "pip install 'bellwire[view]'")
     from bellwired.commands.view.source import Source
 
-    if arguments.served_by is not None:
-        die_with_parent(arguments.served_by)
+    if server := os.environ.pop(SERVER, ""):
+        die_with_parent(int(server))
     source = Source(instance(arguments))
     if arguments.name:
         source.read(arguments.name)  # for an error before the screen changes
     if arguments.web:
         from bellwired.commands.view.web import serve
 
+        os.environ[SERVER] = str(os.getpid())
         return serve(_again(arguments), arguments.port)
     from bellwired.commands.view.app import View
 
@@ -84,7 +86,6 @@ def _again(arguments: argparse.Namespace) -> list[str]:
         if value := getattr(arguments, flag):
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words += ["--change"] if arguments.change else []
-    words += ["--served-by", str(os.getpid())]
     return [*words, *([arguments.name] if arguments.name else [])]
 
 
