@@ -21,8 +21,10 @@ from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
+from virtio.conftest import FORMATS
 from virtio.driver import Driver
 
+RINGS = FORMATS
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
 SIZE = 1 << 20
