@@ -39,6 +39,9 @@ Patience = Annotated[float, Meta(ge=0, le=86400)]
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
+Filters = list[dict[str, bool | int | float | str]]
+
+
 class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     """A device's file, ``devices.d/NAME.toml``."""
 
@@ -52,6 +55,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     options: Annotated[
         dict[str, bool | int | float | str], Meta(description="The device's own options, as its plugin declares them.")
     ] = {}
+    filters: Annotated[
+        Filters,
+        Meta(description="Filters between the guest and the device, the first on the guest's side: name, arguments."),
+    ] = msgspec.field(name="filter", default_factory=list)
     socket: Annotated[
         str, Meta(description="Where it listens, in the runtime folder or by a full path; NAME.sock unless given.")
     ] = ""
@@ -113,6 +120,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
             raise ValueError(f"memory-max = {self.memory_max!r}: expected bytes, as in 512M")
         if self.cpu_quota and not PERCENT.fullmatch(self.cpu_quota):
             raise ValueError(f"cpu-quota = {self.cpu_quota!r}: expected percent of one processor, as in 150%")
+
+        for each in self.filters:
+            if not isinstance(each.get("name"), str) or not each["name"]:
+                raise ValueError('a [[filter]] has no name: expected name = "trace", for example')
 
     @property
     def memory_limit(self) -> int:

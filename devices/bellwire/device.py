@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from bellwire.declare.bar import Bar
@@ -16,13 +16,15 @@ from bellwire.declare.layout import Layout, check_conventional, check_rung, plan
 from bellwire.declare.option import parse_options
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
-from bellwire.errors import DeclarationError, GuestError, OptionError
+from bellwire.errors import DeclarationError, GuestError, OptionError, StateError
 from bellwire.model.capabilities import Identity
 from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.traced import TracedCore
+from bellwire.model.wired import Wired
+from bellwire.pci.error_reporting import Aer, UncorrectableError
 
 Stand = TypeVar("Stand", bound=Callable[..., None])
 
@@ -33,7 +35,7 @@ _NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
-class PciDevice:
+class PciDevice(Wired):
     """A PCI device.
 
     A subclass has three parts. The class line gives the device's identity. The body declares BARs, registers,
@@ -48,7 +50,8 @@ class PciDevice:
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
     device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
     takes it from D3hot to D0; a device keeps its state by default), ``name`` (what users call the device; by default
-    the class's name in lower case). A subclass inherits all of them except ``name``. A class without vendor, device
+    the class's name in lower case), ``faults`` (what it can do wrong on demand, as :class:`bellwire.faults.Fault`
+    tells). A subclass inherits all of them except ``name``. A class without vendor, device
     and class_code of its own or of its base cannot be instantiated: it is a base for devices.
 
     All hooks of a device run on one thread, one at a time. A hook has finished before the client gets the answer to
@@ -58,6 +61,8 @@ class PciDevice:
     name: ClassVar[str] = ""
     layout: ClassVar[Layout]
     identity: ClassVar[Identity | None] = None
+    faults: ClassVar[tuple[type[Any], ...]] = ()
+    """Faults that this device alone has: subclasses of :class:`bellwire.faults.Fault`."""
 
     core: Core
     dma: Dma
@@ -74,15 +79,17 @@ class PciDevice:
         express: bool | None = None,
         no_soft_reset: bool | None = None,
         name: str | None = None,
+        faults: Iterable[type[Any]] = (),
         **keywords: Any,
     ) -> None:
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name, faults"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
+        cls.faults = (*cls.faults, *faults)
         cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):
@@ -103,11 +110,16 @@ class PciDevice:
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
         kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
-        self.core = kind(self, self.identity, self.layout, values)
+        self.core = kind(self, self.identified(values), self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.power_on()
         self.check_options()
+
+    def identified(self, _options: Mapping[str, Any]) -> Identity:
+        """The identity in config space: that of the class line. Override it where the options decide about it."""
+        assert self.identity is not None
+        return self.identity
 
     def check_options(self) -> None:
         """Called when the device is made. Override it to raise an OptionError where options contradict each other.
@@ -125,6 +137,9 @@ class PciDevice:
         Registers and saved fields have their reset values already, and timers are cancelled.
         """
 
+    def saving(self) -> None:
+        """Called before a snapshot is taken. Override it to store in saved fields what is kept elsewhere."""
+
     def check_state(self) -> None:
         """Called when a snapshot has been restored, before :meth:`restored`. Raise a StateError if it cannot be right.
 
@@ -134,6 +149,31 @@ class PciDevice:
 
     def restored(self) -> None:
         """Called after a snapshot has been restored. Override it to set timers again: a snapshot has none."""
+
+    def recovered(self, torn: bool) -> None:
+        """Called in place of :meth:`restored`, if the process that served this device before has died.
+
+        ``torn`` says that a hook was cut short: only a part of what it assigns may be in registers and saved fields.
+        Override it to go on from there, or raise a StateError to say that the device cannot: it is then reset, and
+        :meth:`failed` tells the guest. Without an override, that is what happens if ``torn``; otherwise
+        :meth:`restored` runs.
+        """
+        if torn:
+            raise StateError(f"{type(self).__name__}.recovered does not say how to go on after a hook was cut short")
+        self.restored()
+
+    def failed(self) -> None:
+        """Called after a reset that the guest has not asked for: a process has died, and the device's state with it.
+
+        The guest's set-up in config space and MSI-X is as before, so interrupts work. Override it to tell the guest as
+        the device's specification says. Without an override, config space tells it: Signaled System Error in the status
+        register (PCI 3.0 §6.2.3), on PCI Express Fatal Error Detected in Device Status (PCIe 6.0 §7.5.3.5), and an
+        Uncorrectable Internal Error if the device has :class:`~bellwire.Aer`.
+        """
+        self.core.config.tell_fatal()
+        for each in self.layout.extended:
+            if isinstance(each.capability, Aer):
+                self.core.part(each.capability).report(UncorrectableError.INTERNAL)
 
     def close(self) -> None:
         """Called once, when the worker ends. Override it to close what :meth:`setup` opened."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 
@@ -16,6 +17,12 @@ _libc.fallocate.restype = ctypes.c_int
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p]
 _libc.unshare.argtypes = [ctypes.c_int]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong,
+]  # fmt: skip
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 CLONE_NEWNS = 0x0002_0000
 MS_SLAVE, MS_REC = 1 << 19, 1 << 14
@@ -36,6 +43,16 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         error = ctypes.get_errno()
         if error != errno.EINTR:
             raise OSError(error, f"fallocate(mode={mode:#x}) of {length} bytes at {offset:#x}: {os.strerror(error)}")
+
+
+def map_over(view: memoryview, fd: int) -> None:
+    """Lay the start of ``fd`` under ``view``, which is a whole mapping: views of it stay valid (mmap(2), MAP_FIXED).
+
+    The caller has checked that the file is as long. Raises OSError.
+    """
+    place, protection = _address(view), mmap.PROT_READ | mmap.PROT_WRITE
+    if _libc.mmap(place, len(view), protection, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) in (None, _MAP_FAILED):
+        raise OSError(ctypes.get_errno(), f"mmap of {len(view)} bytes: {os.strerror(ctypes.get_errno())}")
 
 
 def unshare(flags: int) -> None:

@@ -13,7 +13,8 @@ This module is a door: the machine is in :mod:`bellwired.guest`, the plugin in :
 the SDK imports it.
 """
 
+from bellwired.testing.scenarios import scenarios
 from bellwired.testing.vm import Vm
 from bellwired.testing.wanted import WantedDevice, device, machine
 
-__all__ = ["Vm", "WantedDevice", "device", "machine"]
+__all__ = ["Vm", "WantedDevice", "device", "machine", "scenarios"]

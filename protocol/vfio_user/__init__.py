@@ -6,7 +6,7 @@ The package is independent of any device and any hypervisor. A server implements
 Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """
 
-from vfio_user.backend import Backend, Reader, Writer
+from vfio_user.backend import Backend, Late, Reader, Writer
 from vfio_user.channel import Channel, Message, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
@@ -23,7 +23,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedMap
+from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
     Disconnected,
@@ -38,10 +38,13 @@ from vfio_user.errors import (
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.kept_files import KeptFiles
+from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
+from vfio_user.tap import Tap
 from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
@@ -64,6 +67,7 @@ __all__ = [
     "DmaMap",
     "DmaTable",
     "DmaUnmap",
+    "Estate",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -76,6 +80,10 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Kept",
+    "KeptFiles",
+    "Late",
+    "Ledger",
     "Mechanism",
     "Memory",
     "Message",
@@ -99,9 +107,11 @@ __all__ = [
     "SetIrqsFlags",
     "ShadowBell",
     "ShadowIoEventFd",
+    "SharedFile",
     "SharedMap",
     "Stalemate",
     "SubRegion",
+    "Tap",
     "TimedOut",
     "Version",
     "VfioUserError",

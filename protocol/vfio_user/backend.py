@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from vfio_user.constants import Command, DeviceFlags, Mechanism
+from vfio_user.dma import DmaMap, DmaUnmap
 from vfio_user.errors import VfioUserError
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo
@@ -15,11 +16,22 @@ Writer = Callable[[memoryview], None]
 """Writes the same bytes of a region each time it is called. The data is valid until it returns."""
 
 
+class Late(Exception):
+    """A reader raises it if its answer comes later. Meanwhile the session handles other commands.
+
+    The session sets ``answer``, which takes the bytes, and ``fail``, which takes an error. The backend calls one of
+    them, once, on the session's thread. They do nothing once the client has left.
+    """
+
+    answer: Callable[[bytes], None]
+    fail: Callable[[Exception], None]
+
+
 class Reader(NamedTuple):
     """Reads the same bytes of a region each time its ``read`` is called."""
 
     read: Callable[[], bytes | memoryview]
-    """Does one read of the client's. The session uses the returned bytes before it calls anything else."""
+    """Does one read of the client's. The session uses the returned bytes before it calls anything else. May be Late."""
     plain: bool = False
     """Whether the read only looks at memory: it runs no device code, and cannot fail."""
 
@@ -62,7 +74,7 @@ class Backend(Protocol):
     def before_unmap(self) -> None:
         """Stop using guest memory: the client takes some back. A view that is kept shows zeros afterwards."""
 
-    def dma_changed(self) -> None:
+    def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """Take note: the client has mapped or unmapped memory."""
 
     def irqs_changed(self, index: int) -> None:

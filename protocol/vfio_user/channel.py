@@ -226,23 +226,11 @@ class Channel:
             return
         if self._broken:
             raise Disconnected(self._broken)
+        name = command_name(command)
         if len(fds) > KERNEL_MAX_FDS:
-            raise VfioUserError(
-                f"{command_name(command)}: {len(fds)} fds, at most {KERNEL_MAX_FDS} travel with a message", errno.E2BIG
-            )
+            raise VfioUserError(f"{name}: {len(fds)} fds, at most {KERNEL_MAX_FDS} travel with a message", errno.E2BIG)
         pieces = [HEADER.pack(message_id, command, size, flags, error), *parts]
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        if len(pieces) > _MOST_PIECES:
-            pieces = [b"".join(pieces)]
-        try:
-            sent = self._sock.sendmsg(pieces, ancillary, SEND)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error_:
-            raise Disconnected(f"sending {command_name(command)}: {error_.strerror}") from None
-        if sent < size:
-            ancillary = ancillary if sent == 0 else []
-            self._send_rest(b"".join(pieces), sent, ancillary, command_name(command), listening)
+        self._send_pieces(pieces, size, fds, name, listening)
 
     def send_whole(self, message: bytes, listening: bool = True) -> None:
         """Send a packed message; otherwise as :meth:`send`."""
@@ -270,6 +258,23 @@ class Channel:
         self._buffer = bytearray()
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+
+    def _send_pieces(
+        self, pieces: list[bytes | bytearray | memoryview], size: int, fds: Sequence[int], name: str, listening: bool
+    ) -> None:
+        """Send a message of ``size`` bytes that is in pieces."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        if len(pieces) > _MOST_PIECES:
+            pieces = [b"".join(pieces)]
+        try:
+            sent = self._sock.sendmsg(pieces, ancillary, SEND)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise Disconnected(f"sending {name}: {error.strerror}") from None
+        if sent < size:
+            ancillary = ancillary if sent == 0 else []
+            self._send_rest(b"".join(pieces), sent, ancillary, name, listening)
 
     def _send_rest(
         self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str, listening: bool

@@ -13,6 +13,9 @@ from weakref import WeakValueDictionary
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
+from vfio_user.kept_files import KeptFile, KeptFiles
+from vfio_user.ledger import Estate, Ledger
+from vfio_user.map_ledger import MapLedger
 from vfio_user.mapping import MOST_JOINED, MOST_MAPPINGS, Mapping, Pages, blank, join
 
 MAP = Fields("<IIQQQ", "argsz flags offset address size")
@@ -104,25 +107,43 @@ class SharedMap(NamedTuple):
     view: memoryview
 
 
+class SharedFile(NamedTuple):
+    """``size`` bytes of guest memory at ``address``, which lie at ``offset`` of the file ``fd``.
+
+    In this process they are mapped at ``mapped_at``. ``fd`` is the table's, and valid until the next unmap.
+    """
+
+    address: int
+    size: int
+    fd: int
+    offset: int
+    mapped_at: int
+
+
 class MappedRange:
     """One map: an entry of :class:`DmaTable`. ``end`` is the first address behind it."""
 
-    __slots__ = ("end", "mapping", "readable", "size", "start", "view", "writable")
+    __slots__ = ("end", "file", "mapping", "offset", "readable", "size", "start", "view", "writable")
 
-    def __init__(self, request: DmaMap, mapping: Mapping | None) -> None:
+    def __init__(self, request: DmaMap, mapping: Mapping | None, file: KeptFile | None = None) -> None:
         self.start = request.address
         self.size = request.size
         self.end = request.address + request.size
         self.readable = bool(request.flags & _READ)
         self.writable = bool(request.flags & _WRITE)
         self.mapping = mapping
+        self.file = file
+        self.offset = request.offset
         self.view = mapping.view() if mapping else None
 
 
 class DmaTable:
     """The guest memory that a client has mapped: non-overlapping ranges in order of address, ``total`` bytes in all."""
 
-    def __init__(self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES) -> None:
+    def __init__(
+        self, max_maps: int = DEFAULT_MAX_DMA_MAPS, pgsizes: int = DEFAULT_PGSIZES, ledger: Ledger | None = None
+    ) -> None:
+        self._kept = None if ledger is None else MapLedger(ledger)
         self.total = 0
         self._files = 0  # ranges that have a file
         self._max = max_maps
@@ -131,6 +152,8 @@ class DmaTable:
         self._starts: list[int] = []
         self._last: MappedRange | None = None
         self._joined: WeakValueDictionary[tuple[int, int], Pages] = WeakValueDictionary()
+        self.kept: KeptFiles | None = None
+        """Keeps descriptors of the client's files, for a device that hands guest memory on; None for other devices."""
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -145,9 +168,21 @@ class DmaTable:
         """
         try:
             self._insert(request, fd)
+            if self._kept is not None:
+                self._kept.keep(request, fd)
         finally:
             if fd is not None:
                 os.close(fd)
+
+    def take_over(self, estate: Estate) -> None:
+        """Map what the table of another process has kept in its ledger. This table has no maps yet."""
+        if self._kept is not None:
+            for request, fd in self._kept.inherited(estate):
+                try:
+                    self._insert(DmaMap(*request), fd)
+                finally:
+                    if fd is not None:
+                        os.close(fd)
 
     def inside(self, request: DmaUnmap) -> slice:
         """The maps that ``request`` covers. Raises VfioUserError (EINVAL) if it would cut a map."""
@@ -170,6 +205,8 @@ class DmaTable:
                 blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
+        if self._kept is not None:
+            self._kept.drop([mapped.start for mapped in dropped])
         for mapped in dropped:
             self._release(mapped)
 
@@ -225,6 +262,14 @@ class DmaTable:
         view = pages.view(address - start, size)
         return view if write else view.toreadonly()
 
+    def files(self) -> list[SharedFile]:
+        """The maps that may be read and written and whose files were kept, in order of address."""
+        return [
+            SharedFile(each.start, each.size, each.file.fd, each.offset, each.mapping.address)
+            for each in self._ranges
+            if each.file is not None and each.mapping is not None and each.readable and each.writable
+        ]
+
     @property
     def by_message(self) -> bool:
         """Whether there is writable memory, and all of it came without a file: DMA to it goes by message."""
@@ -257,7 +302,10 @@ class DmaTable:
             mapping = Mapping(fd, request.offset, size, write=bool(request.flags & _WRITE))
             self._files += 1
         self.total += size
-        self._ranges.insert(slot, MappedRange(request, mapping))
+        file = None
+        if self.kept is not None and fd is not None and request.flags & _WRITE:
+            file = self.kept.keep(fd)
+        self._ranges.insert(slot, MappedRange(request, mapping, file))
         self._starts.insert(slot, address)
 
     def _release(self, mapped: MappedRange) -> None:
@@ -268,6 +316,8 @@ class DmaTable:
         if mapped.mapping is not None:
             self._files -= 1
             mapped.mapping.detach()
+        if mapped.file is not None:
+            mapped.file.release()
 
     def _touched(self, start: int, end: int) -> slice:
         """Which ranges the addresses from ``start`` to ``end`` lie in; all of them are mapped."""

@@ -51,7 +51,8 @@ class DmaRequests:
         """Commands that arrived during a wait. :meth:`pop` takes the oldest."""
         self.outstanding = False
         """Whether device code is waiting for a DMA message's reply."""
-        self._channel = channel
+        self.channel = channel
+        """Where the messages go; the session changes it."""
         self._timeout = timeout
         self._handle = handle
         self._bytes = 0
@@ -123,9 +124,9 @@ class DmaRequests:
         """Send a command to the client, wait, and return the reply's payload."""
         if self._deaf and self.answering is not None:
             raise Stalemate(self._sought.name, command_name(self.answering))
-        self._channel.keep()
+        self.channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
-        self._channel.send(self._next_id, command, 0, 0, parts)
+        self.channel.send(self._next_id, command, 0, 0, parts)
         self.outstanding = True
         try:
             return self._await(command)
@@ -140,7 +141,7 @@ class DmaRequests:
         while True:
             waited_for = self.answering is not None or self._waited_for > 0
             try:
-                message = self._channel.receive_by(patience if waited_for else deadline)
+                message = self.channel.receive_by(patience if waited_for else deadline)
             except TimedOut:
                 if not waited_for or patience == deadline:
                     raise

@@ -18,6 +18,7 @@ from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region
 from vfio_user.version import Capabilities
 
+_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
 LARGEST_ANSWER = 1 << 20  # the largest argsz that a client accepts from a server
 
 
@@ -29,7 +30,7 @@ class Reply(NamedTuple):
 
 
 class Getters:
-    """Answers DEVICE_GET_* for ``backend``. VERSION has settled ``client`` and ``mechanisms``."""
+    """Answers DEVICE_GET_* for ``backend``, once :meth:`agree` was called."""
 
     def __init__(self, backend: Backend, regions: Sequence[Region], entry_size: int) -> None:
         self.client = Capabilities()
@@ -37,6 +38,12 @@ class Getters:
         self._backend = backend
         self._regions = regions
         self._entry_size = entry_size
+
+    def agree(self, client: Capabilities, limits: Capabilities) -> None:
+        """Answer as this client can take it, and within ``limits``."""
+        self.client = client
+        known = client.io_fds
+        self.mechanisms = _UNASKED if known is None else known & (limits.io_fds or frozenset())
 
     def device_info(self, message: Message) -> Reply:
         """DEVICE_GET_INFO: the device's flags and how many regions and kinds of interrupt there are."""

@@ -11,6 +11,7 @@ from vfio_user.constants import IrqFlags, IrqIndex, SetIrqsFlags
 from vfio_user.errors import ProtocolError
 from vfio_user.eventfds import SIZE, is_eventfd, signal, take
 from vfio_user.fields import Fields
+from vfio_user.ledger import Estate, Kept, Ledger
 
 # Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
 _NONE, _BOOL, _EVENTFD = int(SetIrqsFlags.DATA_NONE), int(SetIrqsFlags.DATA_BOOL), int(SetIrqsFlags.DATA_EVENTFD)
@@ -98,7 +99,9 @@ class IrqTable:
         counts: Sequence[int],
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
+        ledger: Ledger | None = None,
     ) -> None:
+        self._ledger = ledger or Ledger()
         self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
@@ -158,6 +161,18 @@ class IrqTable:
         """Whether a trigger of this interrupt is pending."""
         return self._irqs[index][vector].pending
 
+    def fd(self, index: int, vector: int) -> int | None:
+        """The eventfd of an interrupt, for others to signal; None if it is masked or has none. The table owns it."""
+        irq = self._irqs[index][vector]
+        return None if irq.masked else irq.fd
+
+    def take_over(self, estate: Estate) -> None:
+        """Use the eventfds that the table of another process has kept in its ledger. This table has none yet."""
+        for key, note in estate.below("irq"):
+            self._irqs[note["index"]][note["vector"]].fd = estate.take(key)[0]
+        for key, note in estate.below("line"):
+            self._watch_line(note["action"], estate.take(key)[0])
+
     def enabled(self, index: int) -> bool:
         """Whether any interrupt of this kind has an eventfd."""
         return any(irq.fd is not None for irq in self._irqs[index])
@@ -173,10 +188,12 @@ class IrqTable:
     def _disable(self, request: SetIrqs, row: list[_Irq]) -> None:
         if request.start or not request.flags & _NONE or not request.flags & _TRIGGER:
             raise ProtocolError("DEVICE_SET_IRQS: count 0 is for disabling: DATA_NONE, TRIGGER, start 0")
+        self._ledger.drop(*(_key(request.index, vector) for vector, irq in enumerate(row) if irq.fd is not None))
         for irq in row:
             self._assign(irq, None)
             irq.masked = irq.pending = False
         if request.index == _INTX:
+            self._ledger.drop(*map(_line_key, self._line_fds))
             self._drop_line_fds()
 
     def _set_eventfds(self, request: SetIrqs, row: list[_Irq], fds: list[int]) -> None:
@@ -185,6 +202,7 @@ class IrqTable:
         for fd in fds:
             _check_eventfd(fd)
         if request.flags & _TRIGGER:
+            self._tell(request, fds)
             taken: list[int | None] = list(fds) or [None] * request.count
             fds.clear()
             for irq, own in zip(row[request.start :], taken, strict=False):
@@ -195,9 +213,25 @@ class IrqTable:
                 self._raised = False
                 self._raise_line()
         elif request.index == _INTX:
-            self._set_line_fd(request.flags & _ACTIONS, fds.pop(0) if fds else None)
+            action = request.flags & _ACTIONS
+            if fds:
+                self._ledger.keep(Kept(_line_key(action), {"action": action}, (fds[0],)))
+            else:
+                self._ledger.drop(_line_key(action))
+            self._set_line_fd(action, fds.pop(0) if fds else None)
         else:
             raise ProtocolError("DEVICE_SET_IRQS: an eventfd can mask or unmask INTx only", errno.ENOTSUP)
+
+    def _tell(self, request: SetIrqs, fds: list[int]) -> None:
+        """Tell the ledger of the eventfds that the client sets or takes away."""
+        index, start = request.index, request.start
+        if not fds:
+            self._ledger.drop(*(_key(index, start + number) for number in range(request.count)))
+            return
+        vectors = enumerate(fds, start)
+        self._ledger.keep(
+            *(Kept(_key(index, vector), {"index": index, "vector": vector}, (fd,)) for vector, fd in vectors)
+        )
 
     def _assign(self, irq: _Irq, fd: int | None) -> None:
         if irq.fd is not None:
@@ -239,8 +273,11 @@ class IrqTable:
             self._unwatch(old)
             os.close(old)
         if fd is not None:
-            self._line_fds[action] = fd
-            self._watch(fd, lambda: self._line_rung(action))
+            self._watch_line(action, fd)
+
+    def _watch_line(self, action: int, fd: int) -> None:
+        self._line_fds[action] = fd
+        self._watch(fd, lambda: self._line_rung(action))
 
     def _drop_line_fds(self) -> None:
         for action in tuple(self._line_fds):
@@ -259,6 +296,16 @@ class IrqTable:
             line.masked = True
         else:
             self._unmask(_INTX, line)
+
+
+def _key(index: int, vector: int) -> str:
+    """The ledger's key of an interrupt."""
+    return f"irq {index} {vector}"
+
+
+def _line_key(action: int) -> str:
+    """The ledger's key of an eventfd that the client writes."""
+    return f"line {action}"
 
 
 def _check_eventfd(fd: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import errno
+from typing import NamedTuple, NoReturn
 
 from vfio_user.constants import FeatureFlags
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.fields import Fields
 
 FEATURE = Fields("<II", "argsz flags")
@@ -80,3 +81,9 @@ class MigrationData(NamedTuple):
         if size > len(payload) - DATA.size:
             raise ProtocolError(f"MIG_DATA_WRITE: size {size}, but {len(payload) - DATA.size} bytes came")
         return cls(bytes(payload[DATA.size : DATA.size + size]))
+
+
+def unsupported(request: type[DeviceFeature | MigrationRead | MigrationData], payload: memoryview) -> NoReturn:
+    """Decode a request. Raises a ProtocolError if it is malformed, else a VfioUserError (ENOTSUP)."""
+    request.unpack(payload)
+    raise VfioUserError(f"{request.__name__}: not supported yet", errno.ENOTSUP)

@@ -6,24 +6,25 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
-from vfio_user.backend import Backend
+from vfio_user.backend import Backend, Late
 from vfio_user.channel import Channel, Message, Ready, close_fds
-from vfio_user.constants import IO_FDS, PCI_IRQS, Command, Mechanism, MessageFlags
+from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
+from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
-_UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
@@ -31,8 +32,6 @@ _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _RESET = int(Command.DEVICE_RESET)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
-
-
 _DONE = Reply()
 
 
@@ -44,7 +43,8 @@ class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
     ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
-    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client.
+    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
+    told of all that a successor needs.
     """
 
     def __init__(
@@ -55,19 +55,22 @@ class Session:
         limits: Capabilities = SERVER,
         io_fd_entry_size: int = ENTRY,
         timeout: float = 5.0,
+        ledger: Ledger | None = None,
     ) -> None:
+        self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
-        self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes)
+        self._closed = False
+        self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
-        self._channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout)
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
-        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch)
+        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: self._dma_map,
@@ -78,10 +81,18 @@ class Session:
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
             Command.DEVICE_RESET: self._reset,
-            Command.DEVICE_FEATURE: lambda message: _unsupported(DeviceFeature.unpack(message.payload)),
-            Command.MIG_DATA_READ: lambda message: _unsupported(MigrationRead.unpack(message.payload)),
-            Command.MIG_DATA_WRITE: lambda message: _unsupported(MigrationData.unpack(message.payload)),
+            Command.DEVICE_FEATURE: lambda message: unsupported(DeviceFeature, message.payload),
+            Command.MIG_DATA_READ: lambda message: unsupported(MigrationRead, message.payload),
+            Command.MIG_DATA_WRITE: lambda message: unsupported(MigrationData, message.payload),
         }
+
+    def take_over(self, estate: Estate) -> None:
+        """Go on where the session of another process has ended, which had a ledger. Nothing is sent."""
+        if "version" in estate:
+            self.client = Capabilities.from_json(estate.note("version"))
+            self._getters.agree(self.client, self._limits)
+        self.dma.take_over(estate)
+        self.irqs.take_over(estate)
 
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
@@ -90,6 +101,11 @@ class Session:
     def regions_changed(self) -> None:
         """Ask the backend for its regions again: one has another size now."""
         self._accesses.look()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
+        channel = self._channel.plain if isinstance(self._channel, TappedChannel) else self._channel
+        self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
 
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
@@ -148,6 +164,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
+        self._closed = True
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -174,6 +191,9 @@ class Session:
                         raise _short(len(found), access.count)
             except VfioUserError:
                 raise
+            except Late as late:
+                self._expect(late, message_id, access)
+                return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -183,6 +203,21 @@ class Session:
                 self._channel.send_whole(message_id + reply + found)
         finally:
             dma_requests.answering = before
+
+    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
+        """Let the backend answer a read later."""
+
+        def answer(found: bytes) -> None:
+            if access.reply and not self._closed:
+                self._channel.send_whole(message_id + access.reply + found)
+
+        def fail(error: Exception) -> None:
+            if self._closed:
+                return
+            refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
+            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
+
+        late.answer, late.fail = answer, fail
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
@@ -277,10 +312,10 @@ class Session:
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
-        self.client = self._getters.client = asked.capabilities
         ours = self._limits.within(asked.capabilities)
-        known = asked.capabilities.io_fds
-        self._getters.mechanisms = _UNASKED if known is None else known & (self._limits.io_fds or frozenset())
+        self._ledger.keep(Kept("version", asked.capabilities.to_json()))
+        self.client = asked.capabilities
+        self._getters.agree(self.client, self._limits)
         return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
 
     def _set_irqs(self, message: Message) -> Reply:
@@ -294,7 +329,7 @@ class Session:
         if len(message.fds) > 1:
             raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
         self.dma.map(request, message.fds.pop() if message.fds else None)
-        self._backend.dma_changed()
+        self._backend.dma_changed(request)
         return _DONE
 
     def _dma_unmap(self, message: Message) -> Reply:
@@ -303,7 +338,7 @@ class Session:
         if ranges.start < ranges.stop:
             self._backend.before_unmap()
             self.dma.unmap(ranges)
-            self._backend.dma_changed()
+            self._backend.dma_changed(request)
         return Reply([request.pack()])
 
     def _write_multi(self, message: Message) -> Reply:
@@ -362,7 +397,3 @@ class Session:
 
 def _short(given: int, asked: int) -> VfioUserError:
     return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
-
-
-def _unsupported(request: NamedTuple) -> Reply:
-    raise VfioUserError(f"{type(request).__name__}: not supported yet", errno.ENOTSUP)

@@ -31,14 +31,15 @@ _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "
 
 
 class Cells:
-    """A server's memory for ``count`` values. ``fd`` is a memfd that nobody can shrink or grow; this object owns it."""
+    """A server's memory for ``count`` values. ``fd`` is a memfd that nobody can shrink or grow; this object owns it.
 
-    def __init__(self, count: int) -> None:
+    It is made, or ``inherited`` from a process that has ended.
+    """
+
+    def __init__(self, count: int, inherited: int | None = None) -> None:
         size = -(-count * CELL // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.fd = os.memfd_create("bellwire-shadow", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = _sealed(size) if inherited is None else inherited
         try:
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, _ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
             self._mapping = Mapping(self.fd, 0, size, write=True)
         except BaseException:
             os.close(self.fd)
@@ -92,6 +93,18 @@ class ShadowBell:
         """Unmap the cell."""
         self._cell.release()
         self._mapping.detach()
+
+
+def _sealed(size: int) -> int:
+    """A memfd of ``size`` bytes that nobody can shrink or grow."""
+    fd = os.memfd_create("bellwire-shadow", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, _ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _cannot_shrink(fd: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from bellwire import Bar, Block, DeclarationError, PciDevice, Saved, doorbell, reg
 from bellwire.testing import Guest, conformance
-from bellwired.workers.worker import registers
+from bellwired.workers.registers import registers
 from devices.serving import read, served, sub_regions, wait_until, write
 
 IDS: dict[str, Any] = {"vendor": 0x1234, "device": 0xB10C, "class_code": 0x088000}

@@ -304,31 +304,6 @@ def test_a_layout_has_its_items_in_order_of_offset() -> None:
     assert (layout.msix_bar, layout.msix, layout.msi, layout.intx) == (0, Dut.irq, None, None)
 
 
-def test_a_digest_is_of_places_and_saved_fields() -> None:
-    def digest(**body: Any) -> int:
-        made: type[PciDevice] = type("Dut", (PciDevice,), body, **IDS)
-        return made.layout.digest
-
-    def registers(size: int = 64, *, at: int = 0, width: int = 4, name: str = "word") -> dict[str, Any]:
-        bar = Bar(0, size=size)
-        return {"mmio": bar, name: bar.reg(at, size=width)}
-
-    same = digest(**registers())
-    assert digest(**registers(), speed=Option(1)) == same
-    others = [
-        digest(**registers(128)),
-        digest(**registers(at=4)),
-        digest(**registers(width=2)),
-        digest(**registers(name="other")),
-        digest(**registers(), count=Saved(0)),
-        digest(**registers(), count=Saved(0.0)),
-        digest(**registers(), total=Saved(0)),
-        digest(**registers(), count=SavedBytes(16)),
-        digest(**registers(), count=SavedBytes(17)),
-    ]
-    assert len({same, *others}) == 1 + len(others)
-
-
 @pytest.mark.parametrize(
     ("offset", "count", "names"),
     [

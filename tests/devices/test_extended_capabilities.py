@@ -26,7 +26,7 @@ from bellwire import (
 from bellwire.declare.capability import END, START
 from bellwire.model.labels import Labels
 from bellwire.testing import Guest, conformance
-from bellwired.workers.worker import registers
+from bellwired.workers.registers import registers
 from vfio_user import RegionIndex
 
 CONFIG = RegionIndex.CONFIG

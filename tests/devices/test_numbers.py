@@ -10,7 +10,7 @@ from bellwire import device, linux, pieces
 from bellwire.bundled import bell, edu
 from bellwire.bundled.serial import fifo, registers
 from bellwire.declare import bar, block, doorbell, interrupts, layout, option, register, saved, vendor
-from bellwire.model import capabilities, core, dma, limited, signals, space, state
+from bellwire.model import capabilities, core, description, dma, limited, seen, signals, source, space, state
 from bellwire.serve import busy_poll, loop, served, sources, worker
 from bellwire.storage import aio, disk
 from bellwire.stream import backends, stream
@@ -76,7 +76,8 @@ def test_flags_of_system_calls_are_the_kernels() -> None:
 
 
 def test_a_state_begins_with_its_header() -> None:
-    assert (state.MAGIC, state.HEADER.size, state.TABLE_USED) == (0x5354_4C42, 24, 0)
+    assert (source.MAGIC, source.FORMAT, source.HEADER.size, state.TABLE_USED) == (0x5357_4C42, 1, 40, 0)
+    assert (description.MOST_BYTES, description.MOST_STATE, seen.MOST_TOLD) == (16 << 20, 448 << 30, 8)
 
 
 def test_what_a_guest_or_a_client_may_cause_is_bounded() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Container
+from collections.abc import Mapping
 
 import pytest
 
@@ -37,7 +37,7 @@ def counted(worker: Worker) -> list[int]:
     turns: list[int] = []
     turn = worker.served.turn
 
-    def count(ready: Container[int]) -> None:
+    def count(ready: Mapping[int, int]) -> None:
         turns.append(1)
         turn(ready)
 

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), 
 IDS = [str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT)) for page in PAGES]
 
 _GENERATED = re.compile(
-    r"^<!-- figures.*?^<!-- end -->$"  # bench/document.py
+    r"^<!-- (?:figures|faults).*?^<!-- end -->$"  # bench/document.py, tools/faults_page.py
     r"|^\| option \| type \| default \| allowed \| what \|\n(?:\|[^\n]*\n)*",  # tools/option_tables.py
     re.MULTILINE | re.DOTALL,
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bellwire.faults.scenario import find_scenario
 from bellwired.commands.attach import qemu_command
 from bellwired.commands.cli import parser
 from bellwired.commands.describe import describe
@@ -40,7 +41,12 @@ def run(page: Path) -> list[str]:
 
 def try_out(test: Any) -> None:
     """Do what pytest would. What takes a machine is tried out in tests/guest/test_drivers.py."""
-    if "vm" in getattr(getattr(test, "__code__", None), "co_varnames", ()):
+    names = getattr(getattr(test, "__code__", None), "co_varnames", ())
+    if "vm" in names:
+        return
+    if "scenario" in names:
+        for name in test.pytestmark[0].args:
+            test(find_scenario(name))
         return
     if isinstance(test, type):
         for method in (each for each in dir(test) if each.startswith("test_")):
@@ -125,4 +131,6 @@ def test_the_architecture_opens_with_four_sentences() -> None:
 @every_page
 def test_configuration_that_is_shown_is_right(page: Path) -> None:
     for block in blocks(page, "toml"):
+        if "[[fault]]" in block.text:  # a scenario: tests/docs/test_faults_page.py
+            continue
         assert decode(tomllib.loads(block.text), Device, page.name).device

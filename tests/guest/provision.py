@@ -14,7 +14,7 @@ from bellwired.guest.headers import tree_of
 from bellwired.guest.progress import Progress, shown, silent
 from bellwired.guest.toolbox import Toolbox
 
-PROGRAMS = ("e2fsprogs", "nvme-cli", "fio", "iperf3", "systemd", "pciutils")
+PROGRAMS = ("e2fsprogs", "nvme-cli", "fio", "iperf3", "systemd", "pciutils", "passt", "qemu-utils")
 
 
 def provision(progress: Progress = silent) -> Toolbox:

@@ -281,6 +281,51 @@ def test_a_read_that_would_wait_fails_or_is_cut_short_is_left(
     assert by_fd.transfer(command()) == ([], [command()], 0)
 
 
+def large(pages: Any, first: int, into: int, *, nsid: int = 1) -> bytes:
+    """A read of 64 KiB to AT + ``into``."""
+    where = pages(LIST + into // 256, *range(AT + into + PAGE, AT + into + (64 << 10), PAGE))
+    return command(AT + into, where, first=first, count=128, nsid=nsid)
+
+
+def test_large_reads_that_follow_one_another_are_one_system_call(
+    by_fd: AtOnce, guest: Guest[Nvme], pages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    usual = os.preadv
+
+    def preadv(fd: int, views: list[memoryview], offset: int, flags: int) -> int:
+        calls.append((len(views), offset))
+        return usual(fd, views, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    places = ((0, 1), (128, 1), (256, 1), (512, 1), (640, 2), (1000, 1))
+    block = [large(pages, first, number << 16, nsid=nsid) for number, (first, nsid) in enumerate(places)]
+    assert by_fd.transfer(b"".join(block)) == ([first for first, _ in places], [], 0)
+    assert calls == [(3, 0), (1, 512 << 9), (1, 640 << 9), (1, 1000 << 9)]
+    for number, (first, nsid) in enumerate(places):
+        at = AT + (number << 16)
+        found = [int.from_bytes(guest.memory[each : each + 512], "little") for each in (at, at + (64 << 10) - 512)]
+        assert found == ([first, first + 127] if nsid == 1 else [0, 0])
+
+
+@pytest.mark.parametrize(("came", "done"), [(192 << 10, 3), ((192 << 10) - 1, 2), (64 << 10, 1), (1, 0), (-1, 0)])
+def test_of_large_reads_those_that_did_not_come_whole_are_left(
+    by_fd: AtOnce, guest: Guest[Nvme], pages: Any, monkeypatch: pytest.MonkeyPatch, came: int, done: int
+) -> None:
+    def preadv(*_: object) -> int:
+        if came < 0:
+            raise BlockingIOError
+        return came
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    io, counters = guest.device.controller.engine._io, guest.device.controller.logs.counters
+    budget = io.budget
+    block = [large(pages, 128 * number, number << 16) for number in range(3)]
+    assert by_fd.transfer(b"".join(block)) == ([0, 128, 256][:done], block[done:], 0)
+    assert budget - io.budget == done * (64 << 10)
+    assert (counters.reads, counters.sectors_read) == (done, 128 * done)
+
+
 def test_memory_in_several_maps_is_found_map_by_map(fast: AtOnce, guest: Guest[Nvme]) -> None:
     memory = cut(guest, [0x100, 0x101])
     places = [AT - 512, AT, AT + PAGE, AT + PAGE - 512]

@@ -248,7 +248,7 @@ def made_of(driver: Driver, opcode: IoOpcode, *, nsid: int = 1, control: int = 0
 def test_a_write_that_must_be_durable_is_no_mere_transfer(
     on_image: Driver, control: int, cached: int, kind: str
 ) -> None:
-    guest_of(on_image).device.controller.features._words[6] = cached
+    guest_of(on_image).device.controller.features.words[6] = cached
     job = made_of(on_image, IoOpcode.WRITE, control=control)
     assert type(job).__name__ == kind
     assert not isinstance(job, Transfer) or job.write

@@ -33,7 +33,7 @@ def under_way(driver: Driver) -> list[int]:
     controller = guest_of(driver).device.controller
     queues = controller.queues
     pairs = (*queues.submissions[:2], *queues.completions[:2])
-    return [*(queue.running for queue in pairs), 256 - controller.engine._journal.room]
+    return [*(queue.running for queue in pairs), 256 - len(controller.engine._journal.free)]
 
 
 def put_large(queues: Queues, opcode: IoOpcode, number: int) -> None:

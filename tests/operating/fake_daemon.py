@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from bellwired.manager.control import Happening, LogLine, Outcome
+from bellwired.manager.answers import Happening, LogLine, Outcome
 from bellwired.manager.describe import About, Description, RegisterValue
 
 NASTY = (

@@ -22,7 +22,8 @@ from vfio_user import Client
 
 METHODS = {
     "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
-    "Registers", "Statistics", "Configuration", "Folders", "Log", "Monitor",
+    "Registers", "Maps", "Poke", "Interrupt", "Statistics", "Configuration", "Folders", "Log", "Monitor", "Trace",
+    "Capture", "StopCapture", "Filters", "AddFilter", "RemoveFilter",
 }  # fmt: skip
 
 

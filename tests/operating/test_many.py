@@ -16,7 +16,7 @@ import pytest
 
 from bellwired.commands.cli import main
 from bellwired.workers import wire
-from bellwired.workers.worker import MOST_LINES, Relay
+from bellwired.workers.relay import MOST_LINES, Relay
 from operating.conftest import Run
 from operating.instance import Instance, connect, read
 from vfio_user import VfioUserError

@@ -21,7 +21,7 @@ DEVICE = {
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
     "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5, "sandbox": ["sockets", "kcmp"],
     "sandbox-read": ["/srv/a"], "sandbox-write": ["/srv/b"], "user": "ada", "memory-max": "512M", "tasks-max": 64,
-    "cpu-quota": "150%",
+    "cpu-quota": "150%", "filter": [{"name": "delay", "read": "2ms"}, {"name": "trace", "keep": 100}],
 }  # fmt: skip
 DAEMON = {
     "control-group": "kvm", "metrics": "unix:/run/m", "metrics-mode": "0660", "metrics-group": "prom",
@@ -60,7 +60,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, cpu-quota, device, enabled, group, hello-timeout",
+            "there are autostart, busy-poll, cpu-quota, device, enabled, filter, group, hello-timeout",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
@@ -69,6 +69,8 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
         ('device = "bell"\nmax-maps = 15', "max-maps = 15: Expected int >= 16", ""),
         ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
+        ('device = "bell"\n[[filter]]\nread = "2ms"', "x: a [[filter]] has no name: expected name = ", ""),
+        ('device = "bell"\nfilter = ["trace"]', "filter = ['trace']: Expected object, got str", ""),
         ('device = "bell"\nbusy-poll = 1001', "busy-poll = 1001: Expected int <= 1000", ""),
         ('device = "bell"\noptions = 1', "options = 1: Expected object, got int", ""),
         ('device = "bell"\noptions.list = [1]', "options = {'list': [1]}: Expected ", ""),

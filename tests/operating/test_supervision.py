@@ -70,7 +70,7 @@ def test_a_status_other_than_0_is_told_and_the_worker_started_again(daemon: Inst
     with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
         write(client, LEAVE, 5, posted=True)
         assert "ended with status 5" in events.until("died", name)["fields"]["text"]
-        events.until("started", name)
+        events.until("taken-over", name)
 
 
 def test_after_status_0_a_device_is_stopped_and_its_socket_gone(daemon: Instance) -> None:

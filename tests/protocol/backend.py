@@ -132,7 +132,7 @@ class FakeDevice:
     def before_unmap(self) -> None:
         self.calls.append("before_unmap")
 
-    def dma_changed(self) -> None:
+    def dma_changed(self, change: object) -> None:
         self.calls.append("dma_changed")
 
     def irqs_changed(self, index: int) -> None:

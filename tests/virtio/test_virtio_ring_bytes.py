@@ -10,7 +10,6 @@ import pytest
 
 from bellwire import GuestError
 from bellwire.model import capabilities as pci
-from bellwire.model.counted import count_dma
 from bellwire.model.dma import Dma
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
@@ -323,7 +322,6 @@ def test_a_ring_is_looked_up_once_while_memory_stays_as_it_is(driver: Driver, qu
 
 def test_dma_counts_the_bytes_of_published_buffers(ring: set[int]) -> None:
     with Driver(Echo, memory=MEMORY) as driver:
-        count_dma(driver.device)
         driver.start(ring)
         driver.queues[0].send(b"abc", write=8)
         driver.queues[0].send(b"de", write=8)

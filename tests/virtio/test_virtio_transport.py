@@ -53,13 +53,18 @@ def test_each_queue_has_a_doorbell_of_its_own(driver: Driver) -> None:
 
 
 def test_doorbells_are_ioeventfds_of_length_0(driver: Driver) -> None:
-    bells = DoorbellFds(driver.device.core, lambda function, *arguments: function(*arguments))
+    watched: set[int] = set()
+    bells = DoorbellFds(
+        driver.device.core, lambda function, *arguments: function(*arguments), watched.add, watched.remove
+    )
     try:
         found = bells.sub_regions(0, frozenset({Mechanism.IOEVENTFD, Mechanism.IOREGIONFD}))
         assert all(isinstance(bell, IoEventFd) and bell.size == 0 and bell.datamatch is None for bell in found)
         assert [bell.offset for bell in found] == [driver.places[NOTIFY].offset + 4 * index for index in range(3)]
+        assert watched == {bell.fd for bell in found if isinstance(bell, IoEventFd)}
     finally:
         bells.close()
+    assert watched == set()
 
 
 def test_the_device_offers_its_own_features_and_the_transports(driver: Driver) -> None:

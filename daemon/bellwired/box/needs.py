@@ -93,6 +93,8 @@ def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
             _stream(needs, stream)
     elif kind.name == "virtio-net":
         _network(needs, options)
+    elif kind.name == "vhost":
+        _back_end(needs, options["backend"])
     return needs
 
 
@@ -172,6 +174,14 @@ def _stream(needs: Needs, text: str) -> None:
     elif place:
         needs.made.append(path)
         needs.rules.append((path.parent, SOCKETS if kind == "unix" else LINKS))
+
+
+def _back_end(needs: Needs, text: str) -> None:
+    """A vhost back end. The device connects to it inside the box, again and again if it must, so its folder stays."""
+    kind, _, place = text.partition(":")
+    if kind == "unix":
+        needs.calls.add("connecting")
+        needs.rules.append((Path(place).absolute().parent, NAMES))
 
 
 def _network(needs: Needs, options: Mapping[str, Any]) -> None:

@@ -130,7 +130,7 @@ def add_parser(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="the folder of the daemon's control socket, and of the devices' own",
     )
-    parser.set_defaults(command=boot, takes=("timeout", "runtime_dir"), words=[], failed=FAILED)
+    parser.set_defaults(command=boot, takes=("timeout", "runtime_dir"), words=[], intermixed="devices", failed=FAILED)
 
 
 def boot(arguments: argparse.Namespace) -> int:

@@ -18,21 +18,27 @@ from bellwire_vmm.errors import VmmError
 from bellwired import terminal
 from bellwired.commands import (
     boot,
+    capture,
     cat_config,
     check,
     demo,
     edit,
     enable,
     export,
+    fault,
+    filters,
     import_map,
     inspect_files,
     install,
     operate,
+    poke,
     run,
     sandbox,
     show,
+    trace,
     vmm,
 )
+from bellwired.commands.view import command as view
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
@@ -56,7 +62,8 @@ class Parser(argparse.ArgumentParser):
         found, left = self.parse_known_args(words, namespace)
         if hasattr(found, "words"):
             found.words = rest
-            found.devices, left = _intermixed(found.devices, left)
+        if several := getattr(found, "intermixed", ""):
+            found.__dict__[several], left = _intermixed(found.__dict__[several], left)
         if left:
             parser = next((self.commands[word] for word in words if word in self.commands), self)
             flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -117,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     _add_asking(asking)
     asking.set_defaults(takes=SHARED)
-    for group in (operate, sandbox, enable, edit, cat_config):
+    for group in (operate, poke, trace, filters, fault, capture, view, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
     for group in (check, export, import_map, inspect_files):
         group.add_parsers(commands, shared)
@@ -181,9 +188,9 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="the longest time to wait (default 300)")
 
 
-def _intermixed(devices: list[str], left: list[str]) -> tuple[list[str], list[str]]:
-    """The devices with those that stand behind a flag, which argparse leaves over; and what is really left."""
-    return [*devices, *(word for word in left if not word.startswith("-"))], [
+def _intermixed(words: list[str], left: list[str]) -> tuple[list[str], list[str]]:
+    """The words with those that stand behind a flag, which argparse leaves over; and what is really left."""
+    return [*words, *(word for word in left if not word.startswith("-"))], [
         word for word in left if word.startswith("-")
     ]
 

@@ -21,7 +21,19 @@ from bellwired.places import Places
 
 ASK = "__complete"
 DEVICES, KINDS, GUESTS, OPTIONS, LIVE_OPTIONS = "devices", "kinds", "guests", "options", "live_options"
-VALUED = ("--config-dir", "--runtime-dir", "--log-level", "--timeout", "-o", "--fd", "--socket-path", "--name")
+FILTERS, SCENARIOS = "filters", "scenarios"
+VALUED = (
+    "--config-dir",
+    "--runtime-dir",
+    "--log-level",
+    "--timeout",
+    "-o",
+    "--fd",
+    "--socket-path",
+    "--name",
+    "--filter",
+    "--fault",
+)
 HARMLESS = re.compile(r"[\w@%+=:,./-]+")
 """A word that a shell takes as it is. bash expands the others when it completes them: ``$(command)`` would run."""
 PATIENCE = 2.0  # seconds for a daemon to list its devices: a user waits
@@ -30,7 +42,7 @@ PATIENCE = 2.0  # seconds for a daemon to list its devices: a user waits
 def completed(action: argparse.Action, kind: str) -> argparse.Action:
     """Have the shells complete ``action`` with words of a ``kind``."""
     bash = f'compgen -W "$(bellwire {ASK} {kind} "${{COMP_WORDS[@]:1}}" 2>/dev/null)" -- "$1"'
-    close = "-S ''" if kind in (OPTIONS, LIVE_OPTIONS) else ""
+    close = "-S ''" if kind in (OPTIONS, LIVE_OPTIONS, FILTERS) else ""
     zsh = f'compadd {close} -- ${{(f)"$(bellwire {ASK} {kind} ${{words}} 2>/dev/null)"}}'
     if kind == KINDS:
         bash += '; compgen -f -- "$1"'
@@ -119,6 +131,25 @@ def _options(plain: list[str], places: Places) -> Iterator[str]:
     return itertools.chain.from_iterable(map(_values, options.values()))
 
 
+def _filters(plain: list[str], places: Places) -> Iterator[str]:
+    """NAME, and NAME:KEY= for each argument."""
+    from bellwired.filtering import listed
+    from bellwired.find import find_functions, names
+
+    known = plain and plain[0] in names(places.plugins)
+    device = find_functions(plain[0], places.plugins)[0] if known else None
+    for each in listed(device):
+        yield each.name
+        if each.kind is not None:
+            yield from (f"{each.name}:{argument}=" for argument in each.kind.arguments_of)
+
+
+def _scenarios(_: list[str], __: Places) -> Iterator[str]:
+    from bellwire.faults.scenario import scenarios
+
+    return iter(scenarios())
+
+
 def _live_options(plain: list[str], places: Places) -> Iterator[str]:
     from bellwired.find import find_trusted
 
@@ -170,4 +201,6 @@ KINDS_OF_WORDS: dict[str, Callable[[list[str], Places], Iterator[str]]] = {
     GUESTS: _guests,
     OPTIONS: _options,
     LIVE_OPTIONS: _live_options,
+    FILTERS: _filters,
+    SCENARIOS: _scenarios,
 }

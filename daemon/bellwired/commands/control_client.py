@@ -20,7 +20,8 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from bellwire.paths import PathError
 from bellwire.unix_sockets import check_peer, reached
 from bellwired.errors import CommandError
-from bellwired.manager.control import Control, Failed
+from bellwired.manager.answers import Failed
+from bellwired.manager.control import Control
 from bellwired.places import SYSTEM_RUNTIME, Places
 from bellwired.settings import NAME
 

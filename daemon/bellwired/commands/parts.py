@@ -20,6 +20,7 @@ from pathlib import Path
 from bellwire import PciDevice
 from bellwired import terminal
 from bellwired.commands import attach
+from bellwired.commands.capture import numbered
 from bellwired.errors import CommandError
 from bellwired.listen import default_path
 from bellwired.workers.process import end_with_parent
@@ -43,6 +44,9 @@ class Part:
         self.arguments.name = self.name
         self.arguments.socket_path = self.path
         self.arguments.options = [text for text in arguments.options if text.partition("=")[0] in kind.layout.options]
+        for flag in ("capture", "timeline"):
+            if (path := getattr(arguments, flag)) is not None:
+                setattr(self.arguments, flag, numbered(path, number))
         self.ready = -1
         """A pipe, by which the function's process tells the first one that it is ready."""
 

@@ -9,7 +9,6 @@ import argparse
 import logging
 import shlex
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -17,23 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.model.counted import count_dma
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, debugger, in_a_box, parts, show
-from bellwired.commands.completion import KINDS, OPTIONS, completed
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, show
+from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
-from bellwired.commands.summary import print_summary
+from bellwired.commands.summary import print_reports, print_summary
 from bellwired.errors import CommandError
+from bellwired.filtering import all_made, tables
 from bellwired.find import find_functions
 from bellwired.listen import Listener, activated, default_path, inherited, listening
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.workers.process import allow_many_files
-from bellwired.workers.worker import Relay, Serving, mark_trouble
+from bellwired.workers.relay import Relay
+from bellwired.workers.worker import Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -88,8 +88,35 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of the device (repeat it for more)",
     )
+    stands = parser.add_argument(
+        "--filter",
+        dest="filters",
+        metavar="NAME[:KEY=VALUE,...]",
+        action="append",
+        default=[],
+        help="put a filter between the guest and the device, as in trace or delay:read=2ms (repeat it for more; the "
+        "first stands on the guest's side). bellwire filters lists them",
+    )
+    parser.add_argument(
+        "--suggest",
+        dest="filters",
+        action="append_const",
+        const="suggest",
+        help="at the end, print declarations for what the guest touched and the device lacks (as --filter suggest)",
+    )
+    scenario = parser.add_argument(
+        "--fault",
+        dest="faults",
+        metavar="SCENARIO|FILE.toml",
+        action="append",
+        default=[],
+        help="let the device fail as a scenario says, behind the other filters (repeat it for more). bellwire fault "
+        "--list lists them",
+    )
+    completed(scenario, SCENARIOS)
     completed(kind, KINDS)
     completed(option, OPTIONS)
+    completed(stands, FILTERS)
     parser.add_argument(
         "--print-capabilities",
         action="store_true",
@@ -126,6 +153,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
     )
+    capture.add_flags(parser)
     parser.add_argument(
         "--runtime-dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="keep the control socket in DIR"
     )
@@ -148,7 +176,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options, arguments.device)
-    count_dma(instance)
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
+    filters = all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
@@ -157,9 +186,10 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
-        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry)
+        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry, filters=wanted)
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
+        captures = capture.asked(arguments, stack)
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -176,11 +206,14 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             hello_timeout=about.hello_timeout,
             reporter=reporter,
             managed=False,
+            filters=filters,
+            name=name,
         )
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
-            serving.run(part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control))
+            announce = part.tell_ready if part else lambda: _announce(arguments, name, accelerated_by, control)
+            serving.run(announce, captures)
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise
@@ -189,6 +222,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
+                print_reports(filters)
     return 0
 
 
@@ -228,7 +262,7 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
         return None
 
 
-def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, socket.socket], str]:
+def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tuple[dict[str, Any], str]:
     """The source of clients for :class:`Serving`, and its description."""
     if arguments.fd is None:
         path = arguments.socket_path or default_path(name)

@@ -24,6 +24,8 @@ COMPLETIONS = {
     "zsh": "zsh/site-functions/_bellwire",
     "fish": "fish/vendor_completions.d/bellwire.fish",
 }
+DISSECTOR = Path(__file__).with_name("bellwire.lua")
+"""What Wireshark takes captures apart with."""
 LAUNCHER = """\
 #!/bin/sh
 # Written by `bellwire install`.
@@ -52,6 +54,7 @@ def files(layout: Layout, destination: Path | None) -> Iterator[File]:
     for shell, path in COMPLETIONS.items():
         if shell in shtab.SUPPORTED_SHELLS:
             yield File(layout.share / path, f"{shtab.complete(parser(), shell)}\n")
+    yield File(layout.wireshark / DISSECTOR.name, DISSECTOR.read_text())
     source = _source()
     for unit in _units(source / "user"):
         yield _with_commands(layout.user_units / unit.name, unit, layout)

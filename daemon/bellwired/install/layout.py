@@ -10,6 +10,9 @@ from pathlib import Path
 
 from bellwired.install import record
 
+MULTIARCH = "x86_64-linux-gnu" if Path("/usr/lib/x86_64-linux-gnu").is_dir() else ""
+"""Where Debian's libraries, and Wireshark's plugins with them, lie below a folder ``lib``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -20,6 +23,7 @@ class Layout:
     library: Path
     configuration: Path
     user_units: Path
+    wireshark: Path
     system: Path | None
 
     @classmethod
@@ -32,6 +36,7 @@ class Layout:
             library=library / "bellwire",
             configuration=Path("/etc/bellwire"),
             user_units=library / "systemd/user",
+            wireshark=library / MULTIARCH / "wireshark/plugins",
             system=library,
         )
 
@@ -46,6 +51,7 @@ class Layout:
             library=share / "bellwire",
             configuration=Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "bellwire",
             user_units=share / "systemd/user",
+            wireshark=home / ".local/lib/wireshark/plugins",
             system=None,
         )
 

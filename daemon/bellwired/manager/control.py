@@ -5,76 +5,45 @@ Root and the user that the daemon runs as may do everything. Members of ``contro
 
 import asyncio
 import contextlib
+import json
+import math
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import TypedDict
+from typing import Any
 
 from asyncvarlink import (
+    FileDescriptor,
     GenericVarlinkErrorReply,
     LastResult,
-    TypedVarlinkErrorReply,
     VarlinkInterface,
     varlinkmethod,
 )
 from asyncvarlink.serviceinterface import PermissionDenied
 
 from bellwired.errors import CommandError
+from bellwired.manager.answers import (
+    INTERFACE,
+    Captured,
+    Failed,
+    File,
+    FilterInPlace,
+    GuestMemory,
+    Happening,
+    LogLine,
+    Outcome,
+)
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 from bellwired.release import release
 
-INTERFACE = "org.bellwire.Manager"
 LAST = "stopping"
 """The kind of the stream's last event."""
+CAPTURE_NEWS = 0.25  # seconds between two replies about a capture
 STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
-
-
-class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
-    """The call cannot be carried out."""
-
-    class Parameters:
-        """What went wrong, and what to do about it."""
-
-        message: str
-        hint: str
-
-
-class Happening(TypedDict):
-    """One event of the stream."""
-
-    time: float
-    device: str
-    kind: str
-    fields: dict[str, str]
-
-
-class LogLine(TypedDict):
-    """One line of a device's log, or several with a traceback."""
-
-    time: float
-    level: str
-    text: str
-
-
-class Outcome(TypedDict):
-    """What a reload did, by the devices' names."""
-
-    started: list[str]
-    restarted: list[str]
-    stopped: list[str]
-    unchanged: list[str]
-    failed: dict[str, str]
-
-
-class File(TypedDict):
-    """A configuration file that is in effect."""
-
-    path: str
-    content: str
 
 
 class Control(VarlinkInterface, name=INTERFACE):
@@ -162,6 +131,40 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             await self._manager.unit(name).set(option, value)
 
+    @varlinkmethod
+    async def Poke(self, *, name: str, target: str, value: str | None = None, guest: bool | None = None) -> None:
+        """Store a value in a register, as the device would; or write it, or ring a doorbell, as a ``guest`` would.
+
+        ``value`` is a number, or names of the register's flags joined by "|". A doorbell may do without.
+        """
+        with self._changing():
+            by = "guest" if guest else "device"
+            await self._manager.unit(name).ask("poke", target=target, value=value or "", by=by)
+
+    @varlinkmethod
+    async def Interrupt(self, *, name: str, vector: int) -> None:
+        """Raise an interrupt of a device: of MSI-X or MSI, whichever the guest uses, else pulse the INTx line."""
+        with self._changing():
+            await self._manager.unit(name).ask("interrupt", vector=str(vector))
+
+    @varlinkmethod(return_parameter="filters")
+    async def Filters(self, *, name: str) -> list[FilterInPlace]:
+        """The filters between a guest and a running device, from the guest's side to the device's."""
+        with self._looking():
+            return _in_place(await self._manager.unit(name).filter("list"))
+
+    @varlinkmethod(return_parameter="filters")
+    async def AddFilter(self, *, name: str, filter: str, place: int | None = None) -> list[FilterInPlace]:
+        """Put a filter in, as "delay:read=2ms": behind the others, or at ``place``; 0 is the guest's side."""
+        with self._changing():
+            return _in_place(await self._manager.unit(name).filter("add", filter, "" if place is None else str(place)))
+
+    @varlinkmethod(return_parameter="filters")
+    async def RemoveFilter(self, *, name: str, label: str) -> list[FilterInPlace]:
+        """Take a filter out."""
+        with self._changing():
+            return _in_place(await self._manager.unit(name).filter("remove", label))
+
     @varlinkmethod(return_parameter="outcome")
     async def Reload(self) -> Outcome:
         """Read configuration and plugins again; only what has changed is touched."""
@@ -181,11 +184,54 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._looking():
             return list(await self._manager.unit(name).ask("registers"))
 
+    @varlinkmethod(return_parameter="maps")
+    async def Maps(self, *, name: str) -> list[GuestMemory]:
+        """The ranges of guest memory that a device may use; the first 256 of them, in order of address."""
+        with self._looking():
+            return list(await self._manager.unit(name).ask("maps"))
+
     @varlinkmethod(return_parameter="statistics")
     async def Statistics(self, *, name: str) -> dict[str, int]:
         """A device's counters since its worker was started."""
         with self._looking():
             return dict(await self._manager.unit(name).ask("statistics"))
+
+    @varlinkmethod(return_parameter="capture", delay_generator=False)
+    async def Capture(
+        self, *, name: str, form: str, files: list[FileDescriptor], limit: int, seconds: float | None = None
+    ) -> AsyncIterator[Captured]:
+        """Write what a device and its client do to ``files`` in turn, each of at most ``limit`` bytes.
+
+        The files are open for writing, and come as descriptors beside the call. There are replies as it goes on. The
+        capture ends after ``seconds``, when it is stopped, when its files are full, and when the caller hangs up.
+        """
+        with self._changing():
+            unit, loop = self._manager.unit(name), asyncio.get_running_loop()
+            end = loop.time() + seconds if seconds is not None else math.inf
+            fds = [each.fileno() for each in files]
+            number = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit)))
+            try:
+                while True:
+                    figures = _captured(number, await unit.ask("captured", number=number))
+                    if figures["ended"] or loop.time() >= end:
+                        break
+                    if self._caller.has_hung_up():
+                        raise NOBODY
+                    yield figures
+                    await asyncio.sleep(max(0.0, min(CAPTURE_NEWS, end - loop.time())))
+            finally:
+                stopped = None
+                with contextlib.suppress(CommandError):  # its worker has ended
+                    stopped = _captured(number, await unit.ask("capture-stop", number=number))
+            if stopped is None:
+                raise CommandError(f"{name}: the worker that wrote the capture has ended")
+            raise LastResult(stopped)
+
+    @varlinkmethod
+    async def StopCapture(self, *, name: str, number: int) -> None:
+        """End a capture of a device; :meth:`Capture` sends its last reply."""
+        with self._changing():
+            await self._manager.unit(name).ask("capture-end", number=str(number))
 
     @varlinkmethod(return_parameter="folders")
     async def Folders(self) -> list[str]:
@@ -209,6 +255,32 @@ class Control(VarlinkInterface, name=INTERFACE):
                 if event.kind == LAST:
                     raise LastResult(happening)
                 yield happening
+
+    @varlinkmethod(return_parameter="events", delay_generator=False)
+    async def Trace(
+        self, *, name: str, only: str | None = None, without: str | None = None, begin: bool | None = None
+    ) -> AsyncIterator[FileDescriptor | None]:
+        """The event ring of a device's trace: a memory file that the caller reads by itself.
+
+        With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
+        when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
+        the device has.
+        """
+        with self._changing() if begin else self._looking():
+            unit = self._manager.unit(name)
+            if not begin:
+                raise LastResult(FileDescriptor((await unit.worker.borrow("events"))[1], True))
+            pid = unit.pid
+            with self._manager.broadcaster.listening(name) as subscription:
+                label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")
+                try:
+                    yield FileDescriptor(ring, True)
+                    async for event in self._heard(subscription):
+                        if event.kind == LAST or unit.pid != pid:
+                            raise LastResult(None)
+                finally:
+                    with contextlib.suppress(CommandError):
+                        await unit.ask("untrace", label=label)
 
     @varlinkmethod(return_parameter="lines", delay_generator=False)
     async def Log(self, *, name: str, follow: bool | None = None) -> AsyncIterator[list[LogLine]]:
@@ -252,6 +324,29 @@ class Control(VarlinkInterface, name=INTERFACE):
             raise PermissionDenied
         with _failing():
             yield
+
+
+def _in_place(found: list[dict[str, Any]]) -> list[FilterInPlace]:
+    """What a worker says of its filters."""
+    return [
+        FilterInPlace(
+            label=str(each["label"]),
+            name=str(each["name"]),
+            arguments={key: str(value) for key, value in each["arguments"].items()},
+            report=json.dumps(each["report"], default=str),
+        )
+        for each in found
+    ]
+
+
+def _captured(number: str, figures: dict[str, Any]) -> Captured:
+    return Captured(
+        number=int(number),
+        messages=figures["messages"],
+        events=figures["events"],
+        bytes=figures["bytes"],
+        ended=figures["ended"],
+    )
 
 
 @contextlib.contextmanager

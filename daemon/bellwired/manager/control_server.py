@@ -21,7 +21,8 @@ from asyncvarlink import VarlinkTransport
 from bellwire.model.limited import LimitedLog
 from bellwired.listen import Listener
 from bellwired.manager.admission import Admission
-from bellwired.manager.control import INTERFACE, LAST, Control
+from bellwired.manager.answers import INTERFACE
+from bellwired.manager.control import LAST, Control
 from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.lineage import is_device
 from bellwired.manager.manager import Manager

@@ -9,6 +9,9 @@ from enum import StrEnum
 
 from bellwired.settings import Daemon
 
+SHORT = 0.2
+"""The seconds below which a worker's life was short."""
+
 
 class State(StrEnum):
     """The state of a device under the manager."""
@@ -27,21 +30,30 @@ class Restarts:
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque()
+        self._short = 0  # lives in a row that were short
 
     @property
     def deaths(self) -> int:
         """The number of deaths within the restart window."""
         return len(self._deaths)
 
-    def delay(self, daemon: Daemon) -> float | None:
-        """Record a death. The seconds to wait before the restart; None if the device has died too often."""
+    def delay(self, daemon: Daemon, *, served: float | None = None) -> float | None:
+        """Record a death. The seconds to wait before the restart; None if the device has died too often.
+
+        ``served`` is how long the worker has served a client who waits for a successor now. Unless that was short
+        twice in a row, the successor starts at once.
+        """
         now = time.monotonic()
         self._deaths.append(now)
         while now - self._deaths[0] > daemon.restart_window:
             self._deaths.popleft()
         if self.deaths > daemon.restart_limit:
             return None
-        return min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (self.deaths - 1))
+        self._short = self._short + 1 if served is not None and served < SHORT else 0
+        if served is not None and self._short < 2:
+            return 0.0
+        deaths = self.deaths if served is None else self._short - 1
+        return min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (deaths - 1))
 
     def forget(self) -> None:
         """Forget all earlier deaths."""

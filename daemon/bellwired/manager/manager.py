@@ -249,7 +249,7 @@ class Manager:
                 if device.starts:
                     done.started.append(name)
                     await unit.start()
-            elif (fresh := self._print(name)) != self._prints[name] or unit.outdated():
+            elif (fresh := self._print(name)) != self._prints[name] or unit.edited():
                 folder = self._folder(name)
                 if unit.state is State.RUNNING and device.enabled:
                     order = unit.order(device, folder, trial=True)

@@ -47,6 +47,7 @@ COUNTERS = {
     "resets": ("resets", "Resets of the device"),
     "guest_errors": ("guest_errors", "Mistakes of the guest"),
     "failures": ("failures", "Errors that the device's code raised"),
+    "faults": ("faults", "Events that were struck by a fault"),
     "dma_read": ("dma_read_bytes", "Bytes that were copied from guest memory"),
     "dma_written": ("dma_written_bytes", "Bytes that were copied to guest memory"),
     "dma_in_place": ("dma_in_place_bytes", "Bytes of guest memory that were used in place"),

@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from bellwired.box.wanted import Wanted
-from bellwired.settings import Device
+from bellwired.settings import Device, Filters
 from bellwired.workers.wire import Spawn
 
 
-def order(name: str, settings: Device, plugins: list[str], folder: Path, box: Wanted, *, trial: bool) -> Spawn:
+def order(
+    name: str,
+    settings: Device,
+    plugins: list[str],
+    folder: Path,
+    box: Wanted,
+    filters: Filters,
+    *,
+    trial: bool,
+    succeeds: bool,
+) -> Spawn:
     """The order to the fork server for the device ``name``."""
     return Spawn(
         name=name,
@@ -23,7 +33,9 @@ def order(name: str, settings: Device, plugins: list[str], folder: Path, box: Wa
         max_maps=settings.max_maps,
         hello_timeout=settings.hello_timeout,
         trial=trial,
+        filters=filters,
         box=box,
+        succeeds=succeeds,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,26 @@ from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.manager import descriptors
 from bellwired.manager.boxed import Boxed
+from bellwired.manager.filtered import Filtered
+from bellwired.manager.holder import Holder
 from bellwired.manager.life import Restarts, State, how_it_ended
-from bellwired.manager.noted import Line, Noted
 from bellwired.manager.order import listens, order
+from bellwired.manager.reported import Reported
 from bellwired.manager.unit_socket import UnitSocket
 from bellwired.settings import Daemon, Device
-from bellwired.sources import Stamp, stamp
+from bellwired.sources import stamp
 from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
-from bellwired.workers.wire import Report, Spawn
+from bellwired.workers.wire import Spawn
 from bellwired.workers.worker import REFUSED
-from bellwired.workers.worker_channel import WorkerChannel
+from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
 
 log = logging.getLogger("bellwired")
-ANSWER_TIMEOUT = 5.0
 NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd, its box
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
-class Unit(Noted):
+class Unit(Filtered, Reported):
     """The device ``name``. ``tell`` is called for every event.
 
     Code that starts or ends a worker holds ``_turn``. Code that waits for a ready worker does not, so that a stop need
@@ -49,22 +50,20 @@ class Unit(Noted):
         spawner: Spawner,
         tell: Callable[[Unit, str, dict[str, Any]], None],
     ) -> None:
-        super().__init__(name, lambda kind, fields: tell(self, kind, fields))
+        super().__init__(
+            name, Boxed(name, spawner.groups, spawner.users), lambda kind, fields: tell(self, kind, fields)
+        )
         self.settings = settings
         self.daemon = daemon
         self.path = path
         self.folder = folder
         """The folder of its file: relative paths start there."""
-        self.state = State.STOPPED
-        self.since = time.time()
         self.restarts = 0
-        self.error = ""
         self.kept = ""
         """Why the last reload has left it as it was."""
         self.socket = UnitSocket()
-        self.files: dict[str, Stamp | None] = {}
-        """The Python files that its last worker has loaded, and their states."""
-        self.box = Boxed(name, spawner.groups, spawner.users)
+        self.holder = Holder(name)
+        """What its worker has set up for the client."""
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
@@ -73,9 +72,6 @@ class Unit(Noted):
         self._retired = False
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
-        self._attempt: asyncio.Future[str] | None = None
-        """The last start: an empty text once the worker accepts clients, or why it has failed."""
-        self._overdue: asyncio.TimerHandle | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
@@ -154,12 +150,17 @@ class Unit(Noted):
         """Change an option, until the worker is started again."""
         self.changed = dict(await self.ask("set", option=option, value=value))
 
-    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> Any:
+    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self.worker.ask(what, timeout, fds, **arguments)
+
+    @property
+    def worker(self) -> WorkerChannel:
+        """The way to the worker. Raises a CommandError if none runs."""
         if self._channel is None or self.state is not State.RUNNING:
             hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
             raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return await self._channel.ask(what, timeout, **arguments)
+        return self._channel
 
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""
@@ -173,18 +174,11 @@ class Unit(Noted):
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
-    def outdated(self) -> bool:
-        """Whether a Python file of the device has changed since its worker started."""
-        return bool(self.edited())
-
-    def edited(self) -> list[str]:
-        """The Python files of the device that have changed since its worker started."""
-        return [file for file, known in self.files.items() if stamp(Path(file)) != known]
-
-    def order(self, settings: Device, folder: Path, *, trial: bool = False) -> Spawn:
+    def order(self, settings: Device, folder: Path, *, trial: bool = False, succeeds: bool = False) -> Spawn:
         """The order to the fork server for this device."""
         box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
-        return order(self.name, settings, self._plugins, folder, box, trial=trial)
+        filters = self.filters(settings)
+        return order(self.name, settings, self._plugins, folder, box, filters, trial=trial, succeeds=succeeds)
 
     def _check_enabled(self) -> None:
         if not self.settings.enabled:
@@ -208,13 +202,15 @@ class Unit(Noted):
             self._give_up(str(error))
             return
         try:
-            channel = WorkerChannel(self.name, self._heard)
+            channel = WorkerChannel(self.name, self._heard, self.holder.heard)
         except CommandError as error:
             self._fell(str(error))
             return
+        succeeds = self.holder.holds
         try:
             child = await self._spawner.spawn(
-                self.order(self.settings, self.folder), [listener.fileno(), channel.theirs.fileno()]
+                self.order(self.settings, self.folder, succeeds=succeeds),
+                [listener.fileno(), channel.theirs.fileno()],
             )
         except CommandError as error:
             channel.close()
@@ -229,6 +225,8 @@ class Unit(Noted):
             self._set(State.STOPPED)
             raise
         channel.handed_over()
+        if succeeds:
+            channel.bequeath(self.holder.bequest())
         self._child, self._channel = child, channel
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
@@ -252,7 +250,9 @@ class Unit(Noted):
         self._channel.close()  # its last message says why
         fate = self.box.fate(self.settings)
         self.box.left()
-        self._child = self._channel = self.client = None
+        self._child = self._channel = None
+        if self.state is State.STOPPING or status in (0, REFUSED):
+            self._leave_client()
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
@@ -273,13 +273,21 @@ class Unit(Noted):
         if self.settings.restart == "no":
             self._give_up(why)
             return
-        delay = self._restarts.delay(self.daemon)
+        if self.holder.holds:
+            self.hand_overs.begin(why)
+        else:
+            self._leave_client()
+        served = time.time() - self.since if self.state is State.RUNNING else 0.0
+        delay = self._restarts.delay(self.daemon, served=served if self.holder.holds else None)
         if delay is None:
             self._give_up(f"{why}; {self._restarts.deaths} times in {self.daemon.restart_window:g} s")
             return
         self.error = why
         self._set(State.WAITING)
-        self._retry = asyncio.get_running_loop().call_later(delay, self._relaunch)
+        if delay:
+            self._retry = asyncio.get_running_loop().call_later(delay, self._relaunch)
+        else:
+            self._relaunch()
         self._settle(f"{why}; it will be tried again")
 
     def _relaunch(self) -> None:
@@ -297,6 +305,7 @@ class Unit(Noted):
         """No worker will accept clients: refuse them at once."""
         self.error = why
         self.socket.close()
+        self._leave_client()
         self._note("failed", messages.FAILED, why, logging.ERROR)
         self._set(State.FAILED)
         self._settle(why)
@@ -316,6 +325,7 @@ class Unit(Noted):
         self._forget_retry()
         child, channel = self._child, self._channel
         if child is None or channel is None:
+            self._leave_client()
             return
         self._set(State.STOPPING)
         channel.tell("stop")
@@ -330,6 +340,12 @@ class Unit(Noted):
             self._note("trouble", messages.HUNG, f"process {child.pid} cannot be killed: left alone", logging.ERROR)
         self._ended(child, 0)  # unless that has been said already
 
+    def _leave_client(self) -> None:
+        """No successor goes on with the client: let go of it."""
+        self.holder.close()
+        self.hand_overs.end()
+        self.client = None
+
     def _forget_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
@@ -338,62 +354,3 @@ class Unit(Noted):
     def _forget_deaths(self) -> None:
         self._forget_retry()
         self._restarts.forget()
-
-    # -- what the worker says
-
-    def _heard(self, report: Report) -> None:
-        kind, fields = report.kind, report.fields
-        match kind:
-            case "ready":
-                if self.state is State.STARTING:
-                    self._set(State.RUNNING)
-                    self.error = ""
-                    self._settle("")
-                    self._note("started", messages.STARTED, "accepts clients", logging.INFO)
-                return
-            case "log":
-                self._keep(Line(fields["time"], fields["level"], fields["text"]))
-                return
-            case "made":
-                self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
-                return
-            case "boxed":
-                self.box.entered(fields)
-                return
-            case "denied":
-                self._note(kind, messages.DENIED, fields["text"], logging.WARNING)
-                return
-            case "refused":
-                self.error = fields["error"]
-                return
-            case "crashed":
-                self.error = fields["error"]
-            case "connected":
-                self.client = {**fields, "since": time.time()}
-                self._note_client(kind, messages.CLIENT, f"connected: process {fields['pid']}, user {fields['uid']}")
-                return
-            case "introduced" if self.client is not None:
-                self.client["capabilities"] = fields
-            case "mapped" if self.client is not None:
-                self.client |= fields
-            case "left":
-                self._note_client(kind, messages.CLIENT_LEFT, f"left: {fields['reason']}")
-                self.client = None
-                return
-            case "trouble":
-                self.recent.append((time.time(), fields["text"]))
-        self._publish(kind, fields)
-
-    # -- small things
-
-    def _set(self, state: State) -> None:
-        if state is not self.state:
-            self.state, self.since = state, time.time()
-
-    def _settle(self, why: str) -> None:
-        """Finish the last start: successfully, or with the reason ``why``."""
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
-        if self._attempt is not None and not self._attempt.done():
-            self._attempt.set_result(why)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from _pytest._code.code import ExceptionRepr
 
+from bellwired.testing import scenarios
 from bellwired.testing.wanted import MARK, wanted_by
 
 if TYPE_CHECKING:
+    from bellwire.faults.scenario import Scenario
     from bellwired.testing.bench import Bench
     from bellwired.testing.running import Running
     from bellwired.testing.vm import Vm
@@ -65,6 +67,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"{MARK}(devices, module=...): a Linux guest with devices, as by machine() of bellwire.pytest"
     )
+    config.addinivalue_line(
+        "markers", f"{scenarios.MARK}(names): a test for each scenario of faults, as by scenarios() of bellwire.pytest"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test for each scenario that a mark names."""
+    scenarios.spread(metafunc)
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    """The scenario of faults under which the test runs, one of those that its ``@scenarios`` names."""
+    return scenarios.given(request)
 
 
 @pytest.fixture
@@ -80,6 +96,8 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
     try:
         running = item.stash[_RUNNING] = bench.take(item, wanted)
         running.begin(item.nodeid)
+        if scenarios.names_of(item):
+            running.put_in(request.getfixturevalue(scenarios.FIXTURE))
     except Exception as error:
         if _RUNNING in item.stash:
             item.stash[_RUNNING].spoiled = str(error)
@@ -88,6 +106,7 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
     vm = item.stash[_VM] = bench.vm(running)
     yield vm
     try:
+        running.take_out()
         running.end()
     except Exception as error:
         running.spoiled = running.spoiled or str(error)

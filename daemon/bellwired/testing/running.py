@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import PciDevice
+from bellwire.faults import Fault
+from bellwire.faults.scenario import Scenario, ScenarioError
 from bellwire.testing import Serving, serve
 from bellwired.find import find_device
 from bellwired.guest.decode import Decoder
@@ -70,6 +72,7 @@ class Running:
         self._seen = 0  # reports of tests before
         self._leaks: list[Report] = []
         self._before: list[dict[str, int]] = []
+        self._faults: list[tuple[Placed, Fault]] = []
         traces: dict[str, Trace] = {}
         with contextlib.ExitStack() as stack:
             for number, chosen in enumerate(wanted.devices):
@@ -125,6 +128,36 @@ class Running:
         self.check()
         if self.wanted.reset:
             self.reset_devices()
+
+    def put_in(self, scenario: Scenario) -> None:
+        """Put the faults of a scenario into those devices that it is for. A ScenarioError if that is none."""
+        wrong: list[ScenarioError] = []
+        for placed in self.devices:
+            try:
+                faults = scenario.faults(type(placed.serving.device))
+            except ScenarioError as error:
+                wrong.append(error)
+                continue
+            for fault in faults:
+                placed.serving.call(placed.serving.filters.add, fault)
+                self._faults.append((placed, fault))
+        if wrong and not self._faults:
+            raise wrong[0]
+
+    def take_out(self) -> None:
+        """Take the faults out: devices work again."""
+        while self._faults:
+            placed, fault = self._faults.pop()
+            if fault in dict(placed.serving.filters).values():
+                placed.serving.call(placed.serving.filters.remove, fault)
+
+    @property
+    def struck(self) -> str:
+        """A line for each fault that is in a device: how often it has struck."""
+        return "\n".join(
+            f"{placed.id}: {fault}: struck {fault.trigger.struck} of {fault.trigger.seen}"
+            for placed, fault in self._faults
+        )
 
     def load(self) -> None:
         """Load the modules that are not loaded, in their order."""

@@ -19,9 +19,11 @@ Section = tuple[str, str]
 
 
 def sections(vm: Vm | None, running: Running, lines: int) -> Iterator[Section]:
-    """Titles and texts: commands, the kernel's reports and console, and of each device registers, counts and trace."""
+    """Titles and texts: commands, faults, the kernel's reports, the console; of each device registers and more."""
     if vm is not None and vm.commands:
         yield "commands in the guest", "\n".join(vm.commands)
+    if running.struck:
+        yield "faults", running.struck
     for report in running.reports():
         yield f"the guest's kernel: {report.kind}", running.decoded(report)
     yield "the guest's console", _last(running.console(), CONSOLE)

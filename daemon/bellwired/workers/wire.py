@@ -9,16 +9,16 @@ import array
 import contextlib
 import os
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from bellwired.box.wanted import Wanted
 
 LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
 LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
-MOST_FDS = 4
+MOST_FDS = 252
 _IN_MEMFD = b"@"
 
 
@@ -30,7 +30,7 @@ class Spawn(Struct, tag=True):
     """Manager to fork server: run a device, on the listener and the control socket that come with it.
 
     With ``trial``, the device is imported and its options are checked, and it is not run: no listener comes then.
-    Relative paths in its options start at ``folder``.
+    Relative paths in its options start at ``folder``. Each of the ``filters`` is as a ``[[filter]]`` of its file.
     """
 
     name: str
@@ -45,7 +45,10 @@ class Spawn(Struct, tag=True):
     hello_timeout: float
     trial: bool = False
     number: int = 0
+    filters: list[dict[str, bool | int | float | str]] = []
     box: Wanted = Wanted()
+    succeeds: bool = False
+    """It takes over the client of a worker that has died. An :class:`Inherit` comes on the control socket."""
 
 
 class Spawned(Struct, tag=True):
@@ -64,9 +67,9 @@ class Exited(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """Manager to worker: ``what`` is ping, reset, disconnect, set, registers, statistics, measures or stop.
+    """Manager to worker: ``what`` is a key of :class:`bellwired.workers.worker.Serving`'s answers.
 
-    The fork server takes ping.
+    The files of a capture come as descriptors; the event ring of a trace goes back as one. The fork server takes ping.
     """
 
     number: int
@@ -89,7 +92,30 @@ class Report(Struct, tag=True):
     fields: dict[str, Any]
 
 
-Message = Spawn | Spawned | Exited | Ask | Answer | Report
+Named = tuple[str, str, Annotated[int, Meta(ge=0)]]
+"""An entry of a ledger: its key, its note, and the number of its fds."""
+
+
+class Keep(Struct, tag=True):
+    """Worker to manager: keep these entries of its ledger, whose fds come too, in order. The notes are not read."""
+
+    entries: list[Named]
+
+
+class Drop(Struct, tag=True):
+    """Worker to manager: forget these entries of its ledger; without keys, all."""
+
+    keys: list[str]
+
+
+class Inherit(Struct, tag=True):
+    """Manager to worker: entries that a worker before it has kept, as in :class:`Keep`. The ``last`` message ends."""
+
+    entries: list[Named]
+    last: bool
+
+
+Message = Spawn | Spawned | Exited | Ask | Answer | Report | Keep | Drop | Inherit
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -8,36 +8,39 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
-from bellwire.declare.register import Register
+from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
-from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from bellwired import messages, sources
+from bellwired import filtering, messages, sources
 from bellwired.box import enter
 from bellwired.errors import CommandError
+from bellwired.filtering import Switches
 from bellwired.find import find_trusted
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.unblocked import Flood
 from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
+from bellwired.workers.captures import WHOLE, Captures
+from bellwired.workers.ledger import ManagersLedger, inherit
+from bellwired.workers.outbox import Outbox
+from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
+from bellwired.workers.registers import maps, registers
+from bellwired.workers.relay import Relay, say
+from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, RegionIndex
+from vfio_user import SERVER, Capabilities, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 CRASHED = 1
-AGAIN = 0.02  # seconds until an unsent message is sent again
 FLOOD = 500  # log lines of a device in a second
-MOST_LINES = 100  # log lines that are sent to the manager in a second
-LONGEST_LINE = 8192  # characters of a record, with its traceback, that are sent to the manager
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 log = logging.getLogger("bellwire.worker")
@@ -81,9 +84,10 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         try:
             kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
         finally:
-            _say(channel, Report("made", {"files": sources.loaded()}))
+            say(channel, Report("made", {"files": sources.loaded()}))
         with told(f"{kind.__name__}.__init__"):
             device = kind(**spawn.options)
+        filters = filtering.all_made(spawn.filters, kind)
     except DeviceFailed as error:
         return _failed(channel, error)
     except BellwireError as error:
@@ -96,11 +100,15 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         serving = Serving(
             device,
             channel,
+            ledger=ManagersLedger(channel),
+            estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
             io_fd_entry=spawn.io_fd_entry,
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
+            filters=filters,
+            name=spawn.name,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: serving.stop())
@@ -116,7 +124,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
 
 def _refused(channel: socket.socket, error: BellwireError) -> int:
     hint = getattr(error, "hint", "")
-    _say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
+    say(channel, Report("refused", {"error": f"{error}; {hint}" if hint else str(error)}))
     return REFUSED
 
 
@@ -124,7 +132,7 @@ def _failed(channel: socket.socket, error: BellwireError) -> int:
     hint = enter.why_refused(error)
     text = f"{error}; {hint}" if hint else str(error)
     log.error("%s", text)
-    _say(channel, Report("crashed", {"error": text}))
+    say(channel, Report("crashed", {"error": text}))
     return CRASHED
 
 
@@ -132,7 +140,7 @@ def _crashed(channel: socket.socket, error: Exception) -> int:
     log.critical("the device's worker ends", exc_info=error)
     hint = enter.why_refused(error)
     text = f"{type(error).__name__}: {error}"
-    _say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
+    say(channel, Report("crashed", {"error": f"{text}; {hint}" if hint else text}))
     return CRASHED
 
 
@@ -159,8 +167,15 @@ class Serving:
         hello_timeout: float = 0.0,
         reporter: Reporter | None = None,
         managed: bool = True,
+        filters: Sequence[Filter] = (),
+        ledger: Ledger | None = None,
+        estate: Estate | None = None,
+        name: str = "",
     ) -> None:
-        """``managed``: it ends when the far end of ``channel`` has gone. ``busy_poll`` is in microseconds."""
+        """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
+
+        ``busy_poll`` is in microseconds.
+        """
         self._channel = channel
         self._managed = managed
         reporter = reporter or Reporter()
@@ -173,30 +188,55 @@ class Serving:
             busy_poll=busy_poll / 1e6,
             max_maps=max_maps,
             hello_timeout=hello_timeout,
+            ledger=ledger,
+            estate=estate,
+            filters=filters,
         )
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._device = device
+        self.captures = Captures(self._worker.served, name or device.name)
+        """The captures that run."""
         self._given = dict(device.core.options)
+        pokes, tracing = Pokes(device), Tracing(self._worker.served.filters)
         self._answers: dict[str, Callable[..., Any]] = {
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
             "set": self._set,
             "registers": lambda: registers(device),
+            "trace": tracing.begin,
+            "untrace": tracing.end,
+            "events": tracing.events,
+            "maps": lambda: maps(self._worker.served.session),
+            "poke": pokes.poke,
+            "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
+            "filter": Switches(device, self._worker.served.filters).do,
             "stop": self._worker.stop,
+            "capture": self.captures.start,
+            "captured": self.captures.figures,
+            "capture-end": self.captures.end,
+            "capture-stop": self.captures.stop,
         }
 
-    def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted."""
+    def run(self, ready: Callable[[], None] = lambda: None, captures: Mapping[str, int] = {}) -> None:
+        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted.
+
+        ``captures`` are files, by form, to which the device is captured from its first message on.
+        """
 
         def accepting() -> None:
+            for form, fd in captures.items():
+                self.captures.start([os.dup(fd)], form=form, limit=str(WHOLE))
             self._outbox.tell("ready")
             ready()
 
         self._worker.loop.watch(self._channel.fileno(), self._asked)
-        self._worker.run(accepting)
+        try:
+            self._worker.run(accepting)
+        finally:
+            self.captures.close()
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
@@ -227,93 +267,30 @@ class Serving:
                 self._worker.stop()
             return
         ask, fds = received
-        wire.close(fds)
         if not isinstance(ask, Ask):
+            wire.close(fds)
             return
-        answer = Answer(ask.number)
+        arguments: dict[str, Any] = dict(ask.arguments)
+        if ask.what == "capture":
+            arguments["fds"] = fds
+        else:
+            wire.close(fds)
+        answer, lent = Answer(ask.number), list[int]()
         do = self._answers.get(ask.what)
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
             else:
-                answer.value = do(**ask.arguments)
+                answer.value = do(**arguments)
+                if isinstance(answer.value, Lent):
+                    answer.value, fd = answer.value
+                    lent = [fd]
         except BellwireError as error:
             answer.error = str(error)
         except Exception as error:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
-        self._outbox.answer(answer)
-
-
-class Outbox:
-    """Sends to the manager without waiting for it.
-
-    If the socket is full, an answer waits. Events are lost meanwhile, and the next event says how many.
-    """
-
-    def __init__(self, channel: socket.socket, loop: Loop) -> None:
-        self._channel = channel
-        self._loop = loop
-        self._waiting: deque[Answer] = deque()
-        self._lost = 0
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Send an event. It is lost if the socket is full."""
-        if self._waiting or (self._lost and not _say(self._channel, Report("lost", {"count": self._lost}))):
-            self._lost += 1
-            return
-        self._lost = 0
-        if not _say(self._channel, Report(kind, fields)):
-            self._lost = 1
-
-    def answer(self, answer: Answer) -> None:
-        """Send an answer. It waits if the socket is full."""
-        self._waiting.append(answer)
-        if len(self._waiting) == 1:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        while self._waiting:
-            if not _say(self._channel, self._waiting[0]):
-                self._loop.after(AGAIN, self._go_on)
-                return
-            self._waiting.popleft()
-
-    def soon(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back later, on the same thread."""
-        self._loop.after(delay, callback)
-
-
-class Relay(logging.Handler):
-    """Sends log records to the manager, from any thread.
-
-    What finds no room is in the log alone, and so are more than ``MOST_LINES`` a second: a device that logs all the
-    time keeps only its own worker busy. The next line that is sent says how many were left out.
-    """
-
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__()
-        self._channel = channel
-        self._second = 0
-        self._passed = self._lost = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record, with its traceback."""
-        if int(record.created) != self._second:
-            self._second, self._passed = int(record.created), 0
-        if self._passed >= MOST_LINES:
-            self._lost += 1
-            return
-        self._passed += 1
-        try:
-            text = self.format(record)[:LONGEST_LINE]
-        except Exception:  # noqa: BLE001 a mistake in the call: the log says so
-            return
-        if self._lost:
-            text = f"({self._lost} lines before this one were too many) {text}"
-        fields = {"time": record.created, "level": record.levelname.lower(), "text": text}
-        with contextlib.suppress(OSError):  # the worker is about to end
-            self._lost = 0 if _say(self._channel, Report("log", fields)) else self._lost + 1
+        self._outbox.answer(answer, lent)
 
 
 class Reporter(Observer):
@@ -352,37 +329,3 @@ class Reporter(Observer):
             maps, size = self._maps
             self._maps = None
             self.outbox.tell("mapped", maps=maps, bytes=size)
-
-
-def registers(device: PciDevice) -> list[dict[str, Any]]:
-    """The stored value of every register, by name: of the BARs, then of extended capabilities. Runs no read hook."""
-    layout = device.layout
-    placed = [(index, item.offset, item) for index, plan in layout.bars.items() for item in plan.placed]
-    placed += [(RegionIndex.CONFIG, each.at + item.offset, item) for each in layout.extended for item in each.placed]
-    found = []
-    for region, offset, item in placed:
-        if isinstance(item, Register):
-            value = item.load(device.core.state.registers[item.bar.index])
-            found.append(
-                {
-                    "name": item.name,
-                    "bar": int(region),
-                    "offset": offset,
-                    "size": item.size,
-                    "access": item.access.value,
-                    "value": int(value),
-                    "meaning": item.meaning(value),
-                }
-            )
-    return found
-
-
-def _say(channel: socket.socket, message: Answer | Report) -> bool:
-    """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
-    try:
-        wire.send(channel, message)
-    except BlockingIOError:
-        return False
-    except (BrokenPipeError, ConnectionError):
-        pass
-    return True

@@ -5,24 +5,34 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bellwired.box.calls import advice
 from bellwired.box.refusals import Refusals
 from bellwired.errors import CommandError
 from bellwired.workers import wire
-from bellwired.workers.wire import Answer, Ask, Report, WireError
+from bellwired.workers.wire import Answer, Ask, Drop, Inherit, Keep, Report, WireError
 
 log = logging.getLogger("bellwired")
+ANSWER_TIMEOUT = 5.0
 
 
 class WorkerChannel:
-    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none."""
+    """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none.
 
-    def __init__(self, name: str, heard: Callable[[Report], None]) -> None:
+    ``held`` gets what the worker's ledger keeps and drops, with descriptors that it owns from then on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        heard: Callable[[Report], None],
+        held: Callable[[Keep | Drop, list[int]], None] | None = None,
+    ) -> None:
         self.name = name
         self._heard = heard
+        self._held = held
         self.memory_count = -1
         """The worker's smaps_rollup, open; -1 before the worker is in its box."""
         self._refusals: Refusals | None = None
@@ -35,24 +45,42 @@ class WorkerChannel:
         self._open = True
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._lent: dict[int, int] = {}
+        """The questions whose answers come with a descriptor, and the descriptor once it is there."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
 
     def handed_over(self) -> None:
         """Close the worker's end here, after the worker has inherited it."""
         self.theirs.close()
 
-    async def ask(self, what: str, timeout: float, **arguments: str) -> Any:
+    async def ask(self, what: str, timeout: float, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
+        return await self._ask(Ask(next(self._numbers), what, arguments), timeout, fds)
+
+    async def borrow(self, what: str, timeout: float = ANSWER_TIMEOUT, **arguments: str) -> tuple[Any, int]:
+        """Ask as :meth:`ask` does, for an answer that comes with a descriptor. The caller owns it."""
         number = next(self._numbers)
-        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        self._lent[number] = -1
+        try:
+            answer = await self._ask(Ask(number, what, arguments), timeout)
+        except BaseException:
+            wire.close([self._lent.pop(number)])  # -1, unless it has come just now
+            raise
+        fd = self._lent.pop(number)
+        if fd < 0:
+            raise CommandError(f"{self.name} has sent no descriptor: are too many files open?")
+        return answer, fd
+
+    async def _ask(self, question: Ask, timeout: float, fds: Sequence[int] = ()) -> Any:
+        future = self._answers[question.number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
-                self._send(Ask(number, what, arguments))
+                self._send(question, fds)
                 return await future
         except TimeoutError:
             raise CommandError(f"{self.name} has not answered within {timeout:g} s") from None
         finally:
-            del self._answers[number]
+            del self._answers[question.number]
 
     def tell(self, what: str) -> None:
         """Send a question without waiting for the answer. Failures are ignored."""
@@ -60,6 +88,14 @@ class WorkerChannel:
             self._send(Ask(next(self._numbers), what))
         except CommandError as error:
             log.debug("%s", error)
+
+    def bequeath(self, messages: list[tuple[Inherit, list[int]]]) -> None:
+        """Give a worker that has just been started what the one before it has left. Raises a CommandError."""
+        try:
+            for message, fds in messages:
+                wire.send(self._sock, message, fds)
+        except OSError as error:
+            raise CommandError(f"{self.name} cannot be handed over: {error.strerror}") from None
 
     def close(self) -> None:
         """Read the worker's last messages, and close the socket."""
@@ -73,11 +109,11 @@ class WorkerChannel:
             if not future.done():
                 future.set_exception(CommandError(f"{self.name} has ended"))
 
-    def _send(self, message: Ask) -> None:
+    def _send(self, message: Ask, fds: Sequence[int] = ()) -> None:
         if not self._open:
             raise CommandError(f"{self.name} has ended")
         try:
-            wire.send(self._sock, message)
+            wire.send(self._sock, message, list(fds))
         except OSError as error:
             raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
 
@@ -94,18 +130,22 @@ class WorkerChannel:
             self._stop_reading()
             return False
         message, fds = received
+        if isinstance(message, Keep | Drop) and self._held is not None:
+            self._held(message, fds)
+            return True
         if isinstance(message, Report) and message.kind == "boxed":
             if self._boxed:  # the device's code sends this: the worker itself has sent the first one
                 wire.close(fds)
                 return True
             self._boxed = True
             self._take(fds)
-        else:
-            wire.close(fds)
+            fds = []
+        if isinstance(message, Answer):
+            self._answered(message, fds)
+            return True
+        wire.close(fds)
         if isinstance(message, Report):
             self._heard(message)
-        elif isinstance(message, Answer):
-            self._answered(message)
         return True
 
     def _take(self, fds: list[int]) -> None:
@@ -137,8 +177,11 @@ class WorkerChannel:
             self._refusals.close()
             self._refusals = None
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Answer, fds: list[int]) -> None:
         future = self._answers.get(answer.number)
+        if fds and future is not None and not future.done() and self._lent.get(answer.number) == -1:
+            self._lent[answer.number] = fds.pop(0)
+        wire.close(fds)
         if future is None or future.done():
             return
         if answer.error:

@@ -14,6 +14,7 @@ from bellwire.declare.hooks import mark
 
 if TYPE_CHECKING:
     from bellwire.declare.bar import Bar
+    from bellwire.declare.register import Register
     from bellwire.device import PciDevice
 
 RingHook = TypeVar("RingHook", bound=Callable[..., None])
@@ -86,6 +87,15 @@ class Doorbell(Declared):
         self.value = value or latest
         self.values = values
         self.latest = latest
+        self.needed: tuple[Register[Any], ...] = ()
+        """Registers that a driver sets before it rings: see :meth:`needs`."""
+
+    def needs(self, *registers: Register[Any]) -> None:
+        """Declare, in a line of the class body, which registers a driver must have set before it rings.
+
+        A ring while one of them is 0 reaches the device as ever. The filter ``mistakes`` tells of it.
+        """
+        self.needed = registers
 
     @property
     def accepted(self) -> range | None:

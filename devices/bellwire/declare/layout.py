@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,18 +88,6 @@ class Layout:
         """The number of doorbells whose last value counts, those in rows included."""
         rows = [region for plan in self.bars.values() for region in plan.ioregions if region.latest]
         return sum(bell.latest for bell in self.doorbells) + sum(row.size // row.bell for row in rows)
-
-    @property
-    def digest(self) -> int:
-        """A checksum of BARs and saved fields. A snapshot of a device with another digest is refused."""
-        parts = [
-            f"{plan.bar.index}:{plan.bar.size}:{type(item).__name__}:{item.name}:{item.offset}:{item.size}"
-            for plan in self.bars.values()
-            for item in plan.placed
-        ]
-        parts += [f"{item.kind}:{item.name}:{item.size}" for item in self.saved]
-        parts += [f"{each.at}:{item.name}:{item.offset}:{item.size}" for each in self.extended for item in each.placed]
-        return zlib.crc32("\n".join(parts).encode())
 
 
 def plan(device: type[Any]) -> Layout:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=bool | int | float)
 
-_FLOAT = struct.Struct("<d")
+FLOAT = struct.Struct("<d")
 CELL = 16  # bytes: room for a signed integer of 128 bits
 
 
@@ -53,7 +53,7 @@ class Saved(Declared, Generic[Scalar]):
             return self
         cell = device.core.state.saved[self]
         if isinstance(self.default, float):
-            return _FLOAT.unpack_from(cell)[0]
+            return FLOAT.unpack_from(cell)[0]
         value = int.from_bytes(cell, "little", signed=True)
         return value if self._kind is int else self._kind(value)
 
@@ -64,7 +64,7 @@ class Saved(Declared, Generic[Scalar]):
         """Write ``value`` to ``cell``, the field's bytes in the state file. A StateError if it does not fit."""
         try:
             if isinstance(self.default, float):
-                _FLOAT.pack_into(cell, 0, value)
+                FLOAT.pack_into(cell, 0, value)
             else:
                 cell[:] = index(value).to_bytes(CELL, "little", signed=True)
         except (OverflowError, TypeError, struct.error) as error:

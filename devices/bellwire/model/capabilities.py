@@ -40,6 +40,7 @@ ROM_ADDRESS = 0xFFFF_F800
 COMMAND_WRITABLE = IO_ENABLE | MEMORY_ENABLE | BUS_MASTER | 1 << 6 | SYSTEM_ERRORS | INTX_DISABLE
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
+SIGNALED_SYSTEM_ERROR = 1 << 14
 
 POWER_MANAGEMENT, MSI, VENDOR, EXPRESS, MSIX = 0x01, 0x05, 0x09, 0x10, 0x11
 FUNCTION_LEVEL_RESET = 1 << 15
@@ -50,6 +51,7 @@ _VERSION_2, _PORT_TYPE = 0x0002, 4
 _TARGET_SPEED = 0x000F
 DEVICE_CONTROL, DEVICE_STATUS = 0x08, 0x0A
 ERRORS_DETECTED = 0x000F
+FATAL_ERROR_DETECTED = 1 << 2
 """The bits of Device Status that say that an error was detected: correctable, non-fatal, fatal, unsupported request."""
 
 
@@ -107,7 +109,7 @@ def template(identity: Identity, layout: Layout, rom_size: int = 0, *, multifunc
     space = Template(bytearray(size), bytearray(size), bytearray(size), bytearray(size))
     struct.pack_into("<HH", space.content, 0, identity.vendor, identity.device)
     space.put(COMMAND, 2, 0, COMMAND_WRITABLE)
-    space.put(STATUS, 2, STATUS_CAPABILITIES)
+    space.put(STATUS, 2, STATUS_CAPABILITIES, clears=SIGNALED_SYSTEM_ERROR)
     space.put(0x08, 4, identity.class_code << 8 | identity.revision)
     space.put(0x0C, 1, 0, 0xFF)  # cache line size: a scratch byte on PCI Express, a hint on PCI
     space.put(HEADER_TYPE, 1, MULTIFUNCTION if multifunction else 0)

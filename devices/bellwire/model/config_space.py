@@ -124,6 +124,12 @@ class ConfigSpace:
         """SERR# Enable: messages of uncorrectable errors go out even if Device Control does not enable them."""
         return bool(self.field(pci.COMMAND) & pci.SYSTEM_ERRORS)
 
+    def tell_fatal(self) -> None:
+        """Say in the status registers that the device has had a fatal error of its own."""
+        self._store(pci.STATUS, self.field(pci.STATUS) | pci.SIGNALED_SYSTEM_ERROR)
+        if pci.EXPRESS in self._space.at:
+            self.errors_detected |= pci.FATAL_ERROR_DETECTED
+
     def _store(self, offset: int, value: int) -> None:
         self._content[offset : offset + 2] = value.to_bytes(2, "little")
 

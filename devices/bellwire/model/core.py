@@ -26,12 +26,15 @@ from bellwire.model.host import Host, Timer
 from bellwire.model.jobs import Pool
 from bellwire.model.limited import LimitedLog
 from bellwire.model.meter import Meter
+from bellwire.model.seen import seen
 from bellwire.model.signals import Signals
+from bellwire.model.source import StateFiles
 from bellwire.model.space import of_bar, of_extended
-from bellwire.model.state import State
+from bellwire.model.state import BUSY, State
 from bellwire.model.tally import Tally
 from bellwire.model.trouble import note, number
-from vfio_user import Reader, RegionIndex, Writer
+from bellwire.model.wired import News
+from vfio_user import DmaMap, DmaUnmap, Reader, RegionIndex, Writer
 
 if TYPE_CHECKING:
     from bellwire.device import PciDevice
@@ -57,12 +60,10 @@ class Core:
         self.meter: Meter | None = None
         """Data and latency of a disk or a network card."""
         self.log = LimitedLog(logging.getLogger(f"bellwire.device.{type(device).name}"))
-        rom = layout.rom
-        self.rom = b"" if rom is None else rom.content(self.options, identity.vendor, identity.device)
+        self.rom = b"" if layout.rom is None else layout.rom.content(self.options, identity.vendor, identity.device)
         """The expansion ROM, as a guest reads it; empty without one."""
-        several = len(functions_of(type(device))) > 1
-        space = template(identity, layout, len(self.rom), multifunction=several)
-        self.state = State(layout, space)
+        space = template(identity, layout, len(self.rom), multifunction=len(functions_of(type(device))) > 1)
+        self.state = State(type(device).name, layout, space, seen(identity, layout, space, len(self.rom)))
         self.config = ConfigSpace(space, self.state.config, self._react)
         self.signals = self.signals_kind(self)
         self._own_hooks: dict[Tie, Callable[..., Any]] = {}
@@ -83,6 +84,7 @@ class Core:
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
         self.dma = self.dma_kind(self)
+        self.news = News(self)
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""
         self.timers: WeakSet[Timer] = WeakSet()
@@ -114,12 +116,12 @@ class Core:
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
-        self.state.enter()
-        start = time.monotonic()
+        words, start = self.state.words, time.monotonic()
+        words[BUSY] += 1
         try:
             return hook(*arguments)
         finally:
-            self.state.leave()
+            words[BUSY] -= 1
             if time.monotonic() - start > SLOW_HOOK:
                 self._slow(hook, time.monotonic() - start)
 
@@ -168,8 +170,7 @@ class Core:
             return self.config.size
         if index == RegionIndex.ROM:
             return len(self.rom)
-        space = self.spaces.get(index)
-        return 0 if space is None else space.size
+        return self.spaces[index].size if index in self.spaces else 0
 
     def ring(self, bell: Doorbell, count: int) -> None:
         """``bell`` was rung ``count`` times since the last wake-up."""
@@ -243,17 +244,17 @@ class Core:
 
     def snapshot(self) -> bytes:
         """The state of the device as bytes."""
+        self.call(self.device.saving)
         return self.state.snapshot()
 
     def restore(self, snapshot: bytes) -> None:
-        """Restore what :meth:`snapshot` gave. A snapshot has no timers: the device's ``restored`` sets them again.
+        """Restore what :meth:`snapshot` gave, perhaps in another version of the device's code: fields go by name.
 
-        A StateError says why the snapshot is refused. If the device itself refuses it, it is as after a reset.
+        A snapshot has no timers: the device's ``restored`` sets them again. A StateError says why the snapshot is
+        refused. If the device itself refuses it, it is as after a reset.
         """
-        self.state.restore(snapshot)
-        self._forget()
-        self.config.refresh()
-        self._follow()
+        self.state.restore(snapshot, client=self.connected)
+        self._follow_state()
         try:
             self.device.check_state()
         except StateError:
@@ -263,9 +264,67 @@ class Core:
         self.signals.resend()
         self.call(self.device.restored)
 
+    def take_over(
+        self, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None] = lambda: None
+    ) -> None:
+        """Go on with the state in ``files``, in place of another process that has served this device.
+
+        Call it once, after ``setup`` and :meth:`reset`, when the host is as that process had it, and before anything
+        rings or accesses the device. ``client`` says whether a client is connected: its guest must then see the same
+        device as before. ``died`` says that the other process may have ended at any point: ``recovered`` is called,
+        and not ``restored``. A device that cannot go on from there is reset, and tells the guest (:meth:`fail`).
+
+        A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
+        reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
+        what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
+        """
+        torn = self.state.take_over(files, client=client, died=died)
+        self._follow_state()
+        try:
+            self.device.check_state()
+            self.state.inherit(files)
+            moved()
+            self.signals.relevel()
+            self.signals.resend()
+            if died:
+                self.call(self.device.recovered, torn)
+            else:
+                self.call(self.device.restored)
+        except StateError as error:
+            if not died:
+                raise
+            self.state.inherit(files)
+            moved()
+            self.fail(str(error))
+
+    def fail(self, why: str) -> None:
+        """Reset the device, since its state is lost, and let it tell the guest: never in silence.
+
+        All is as after a function-level reset, except what the guest has set up in config space and in the MSI-X table:
+        without that it could not be told.
+        """
+        self.log.error("reset, since its state is lost: %s", why)
+        state = self.state
+        config, table, used = bytes(state.config), bytes(state.msix), state.table_used
+        self.reset()
+        state.config[:], state.msix[:], state.table_used = config, table, used
+        self._follow_state()
+        self.signals.drive(False)
+        self.call(self.device.failed)
+
+    def _follow_state(self) -> None:
+        """Let everything follow a state that has been put in place."""
+        self._forget()
+        self.config.refresh()
+        self._follow()
+
     def join(self, connected: bool) -> None:
         """A client has connected or left: views of guest memory are stale."""
         self.connected = connected
+        self.news.joined()
+
+    def remapped(self, _change: DmaMap | DmaUnmap) -> None:
+        """The client has mapped or unmapped memory: views of it are stale."""
         self.dma.changed()
 
     def finish_jobs(self) -> None:
@@ -303,7 +362,7 @@ class Core:
         below = max(0, START - offset)
         if below:
             self.config.write(offset, data[:below])
-            self.dma.changed()
+            self.news.configured()
             self._call_vendor("write", offset, min(below, len(data)))
         if below < len(data) and self._extended is not None:
             self._extended.write(max(0, offset - START), data[below:])

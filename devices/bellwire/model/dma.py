@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import DmaFault, SharedMap, VfioUserError
+from vfio_user import DmaFault, SharedFile, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -22,24 +22,28 @@ class Dma:
     So does all DMA while bus mastering is off (PCI 3.0 §6.2.2). Addresses are guest physical (or IOMMU) addresses.
     """
 
-    __slots__ = ("_core", "_source", "_target", "changes")
+    __slots__ = ("_core", "_in_place", "_read", "_source", "_target", "_written", "changes", "keeps_files")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._read = self._written = self._in_place = 0
         self._source = self._target = _NOWHERE  # the maps that were last read and written, with bus mastering on
         self.changes = 0
         """Changes whenever a view of guest memory may be stale: maps, clients, resets, writes to config space."""
+        self.keeps_files = False
 
     def read(self, address: int, size: int) -> bytes:
         """Copy ``size`` bytes, at most 64 MiB, from guest memory. A GuestError if they are not all there."""
         start, end, view = self._source
         if start <= address <= address + size <= end and size <= LARGEST_COPY:
+            self._read += size
             return view[address - start : address - start + size].tobytes()
         self._check(address, size)
         host = self._host()
         found = host.shared_map(address, False)
         if found is not None and address + size <= found.end:
             self._source = found
+            self._read += size
             return found.view[address - found.start : address - found.start + size].tobytes()
         try:
             parts = [
@@ -48,15 +52,17 @@ class Dma:
             ]
         except VfioUserError as error:
             raise _fault("read", address, size, error) from error
+        self._read += size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` to guest memory. A GuestError if the range is not all there, or not writable."""
-        source = memoryview(data).cast("B")
+        source = data if isinstance(data, bytes | bytearray) else memoryview(data).cast("B")
         size = len(source)
         start, end, view = self._target
         if start <= address <= address + size <= end and size <= LARGEST_COPY:
             view[address - start : address - start + size] = source
+            self._written += size
             return
         self._check(address, size)
         host = self._host()
@@ -64,17 +70,19 @@ class Dma:
         if found is not None and address + size <= found.end:
             self._target = found
             found.view[address - found.start : address - found.start + size] = source
+            self._written += size
             return
         try:
             for part in list(host.segments(address, size, True)):
                 start = part.address - address
-                piece = source[start : start + part.size]
+                piece = memoryview(source)[start : start + part.size]
                 if part.view is None:
                     host.dma_write(part.address, piece)
                 else:
                     part.view[:] = piece
         except VfioUserError as error:
             raise _fault("write", address, size, error) from error
+        self._written += size
 
     def map(self, address: int, size: int, *, write: bool = False) -> list[memoryview]:
         """Views of guest memory, without a copy: one for each part that is contiguous in this process.
@@ -92,6 +100,7 @@ class Dma:
                 views.append(part.view)
         except VfioUserError as error:
             raise _fault("map", address, size, error) from error
+        self._in_place += size  # device code is taken to use all of them
         return views
 
     def whole(self, address: int, size: int, *, write: bool = False) -> memoryview:
@@ -115,6 +124,21 @@ class Dma:
         host = self._core.host
         return host is not None and host.by_message
 
+    def peek(self, address: int, size: int) -> bytes:
+        """As :meth:`read`, but past all filters: for bytes that do not count as read by the device."""
+        self._check(address, size)
+        host = self._host()
+        try:
+            return host.peek(address, size)
+        except VfioUserError as error:
+            raise _fault("read", address, size, error) from error
+
+    @property
+    def copied(self) -> bool:
+        """Whether filters look at all DMA: :meth:`map` and :meth:`whole` then find no memory that is shared."""
+        host = self._core.host
+        return host is not None and host.copied
+
     def shared_map(self, address: int, *, write: bool = False) -> SharedMap | None:
         """The whole shared map that contains ``address``, for device code that moves much there; None if there is none.
 
@@ -123,13 +147,27 @@ class Dma:
         self._check(address, 0)
         return self._host().shared_map(address, write)
 
+    def keep_files(self) -> None:
+        """Keep the files of guest memory, for :meth:`files`. Call it in ``setup``."""
+        self.keeps_files = True
+
+    def files(self) -> list[SharedFile]:
+        """Guest memory that may be written, with the files in which it lies: for a process that moves data itself.
+
+        The descriptors are valid until the client unmaps memory; ``memory_changed`` tells when to ask again. The list
+        is empty without a client, and for memory that the client does not share as a file.
+        """
+        host = self._core.host
+        return [] if host is None else host.files()
+
     def touched(self, size: int) -> None:
-        """Device code has moved ``size`` bytes in a :meth:`shared_map`. Only a subclass counts them."""
+        """Device code has moved ``size`` bytes in a :meth:`shared_map`."""
+        self._in_place += size
 
     @property
     def counts(self) -> dict[str, int]:
-        """The bytes moved so far; empty here, since only a subclass counts them."""
-        return {}
+        """The bytes moved so far: those that were copied, by direction, and those that were used in place."""
+        return {"dma_read": self._read, "dma_written": self._written, "dma_in_place": self._in_place}
 
     def changed(self) -> None:
         """Views may be stale: count that in :attr:`changes`, and look maps up again."""

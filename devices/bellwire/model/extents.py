@@ -39,7 +39,7 @@ def pack(extents: Sequence[Extent]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(extents: Sequence[Extent], records: bytes) -> None:
+def unpack(extents: Sequence[Extent], records: bytes | memoryview) -> None:
     """Restore what :func:`pack` gave for files like these. A StateError, and nothing has changed, for anything else."""
     found = list(_parsed(extents, records))
     for extent in extents:
@@ -47,6 +47,27 @@ def unpack(extents: Sequence[Extent], records: bytes) -> None:
             fallocate(extent.fd, PUNCH_HOLE | KEEP_SIZE, extent.start, extent.stop - extent.start)
     for number, start, data in found:
         extents[number].view[start : start + len(data)] = data
+
+
+def copy(source: Extent, target: Extent) -> None:
+    """Make ``target`` equal to ``source``, which is as long. Zeros take no memory."""
+    fallocate(target.fd, PUNCH_HOLE | KEEP_SIZE, target.start, target.stop - target.start)
+    copy_to(source, target.view[target.start : target.stop])
+
+
+def copy_to(source: Extent, view: memoryview) -> None:
+    """Copy what is written in ``source`` to ``view``, which holds zeros, and may end where only zeros follow."""
+    for start, stop in _written(source):
+        data = source.view[start : min(stop, source.start + len(view))]
+        view[start - source.start : start - source.start + len(data)] = data
+
+
+def last_written(source: Extent) -> int:
+    """The number of bytes of ``source`` up to the last one that is not zero."""
+    end = 0
+    for start, stop in _written(source):
+        end = start - source.start + len(source.view[start:stop].tobytes().rstrip(b"\0"))
+    return end
 
 
 def _written(extent: Extent) -> Iterator[tuple[int, int]]:
@@ -81,7 +102,7 @@ def _pages(extent: Extent) -> Iterator[int]:
         at = end
 
 
-def _parsed(extents: Sequence[Extent], records: bytes) -> Iterator[tuple[int, int, memoryview]]:
+def _parsed(extents: Sequence[Extent], records: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:
     """The records, each within its extent and behind the one before."""
     content, at = memoryview(records), 0
     before = (-1, 0)

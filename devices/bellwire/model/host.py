@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from bellwire.declare.doorbell import IoRegion
 from bellwire.model.jobs import Done, Pool
-from vfio_user import IrqIndex, Segment, SharedMap
+from vfio_user import IrqIndex, Segment, SharedFile, SharedMap
 
 
 class Timer(Protocol):
@@ -18,6 +19,9 @@ class Timer(Protocol):
 
 class Host(Protocol):
     """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""
+
+    copied: bool
+    """Whether device code must copy all guest memory that it reads or writes: filters look at the copies."""
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
@@ -32,14 +36,29 @@ class Host(Protocol):
     def shared_map(self, address: int, write: bool) -> SharedMap | None:
         """The whole shared map that contains ``address``, or None."""
 
+    def files(self) -> list[SharedFile]:
+        """The shared maps with their files, if the device has asked for them to be kept (Dma.keep_files)."""
+
     def dma_read(self, address: int, size: int) -> bytes:
         """Copy guest memory that the client does not share, by a message to the client."""
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory past all filters, whether the client shares it or not."""
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory that the client does not share, by a message to the client."""
 
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Raise an MSI or MSI-X. False if the client has masked the vector, or has set no eventfd for it."""
+
+    def interrupt_fd(self, index: IrqIndex, vector: int) -> int | None:
+        """The eventfd that raises an MSI or MSI-X. None if the client has masked the vector, or has set none."""
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of a row, whose rings somebody else takes from now on. None without a client."""
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Undo :meth:`lend`."""
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether a raised interrupt still waits for the client to take it."""

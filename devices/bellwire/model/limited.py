@@ -41,6 +41,11 @@ class LimitedLog:
             self.logger.warning(message, *arguments)
             self.tell(message % arguments)
 
+    def error(self, message: str, *arguments: Any) -> None:
+        """Log an error that no guest can cause, and that is rare."""
+        self.logger.error(message, *arguments)
+        self.tell(message % arguments)
+
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: with its traceback the first time, and as one line after that."""
         first = kind not in self._kinds

@@ -26,6 +26,15 @@ class Vector:
         self.index = index
         self.number = number
 
+    @property
+    def fd(self) -> int | None:
+        """The eventfd that interrupts the guest, for somebody else to signal. It belongs to the client's set-up.
+
+        None while a signal must not reach the guest: bus mastering or this kind of interrupt is off, the vector is
+        masked, or the client has set no eventfd. ``wires_changed`` tells when to ask again.
+        """
+        return self._signals.fd(self.index, self.number)
+
     def trigger(self) -> None:
         """Interrupt the guest. A masked MSI-X vector stays pending, and is sent when the guest unmasks it.
 
@@ -120,6 +129,12 @@ class Signals:
             if core.host is not None:
                 core.host.signal(index, vector)
 
+    def fd(self, index: IrqIndex, vector: int) -> int | None:
+        """The eventfd of a vector; None while a signal must not reach the guest."""
+        config, host = self.config, self._core.host
+        on = config.msix_enabled and not self._masked(vector) if index is _MSIX else config.msi_enabled
+        return host.interrupt_fd(index, vector) if on and config.bus_master and host is not None else None
+
     def drive(self, asserted: bool) -> None:
         """Set the INTx level and tell the client what it should see."""
         if asserted and not self.config.interrupt_status:
@@ -158,6 +173,7 @@ class Signals:
         self._table[offset : offset + len(data)] = data
         self._core.state.table_used = True
         self.resend()
+        self._core.news.wires()
 
     def read_pending(self, offset: int, size: int) -> bytes:
         """A guest's read of the MSI-X pending bits."""

@@ -1,9 +1,10 @@
 """A device's state: one private memory file. A snapshot copies what is in it.
 
-The file starts with a header: a magic number, a digest of the declarations, and a word that is set while a hook, a
-reset or a restore runs. If the word is set in the state of a process that has died, the state may be torn. After the
-header come config space, the registers of each BAR, the doorbell counts, the MSI-X table and pending bits, and the
-saved fields. No client ever gets this file.
+The file starts with a header: a magic number, the number of its format, and a word that is set while a hook, a reset or
+a restore runs. If the word is set in the state of a process that has died, the state may be torn. After the header come
+config space, the registers of each BAR, the doorbell counts, the MSI-X table and pending bits, and the saved fields. At
+its end the file describes itself (:mod:`.description`), so that other versions of the device's code can read it by
+name (:mod:`.moving`). No client ever gets this file.
 
 Areas that a guest maps lie in files of their own, one for each BAR, sealed against shrinking: a client gets these.
 
@@ -17,8 +18,7 @@ import contextlib
 import fcntl
 import mmap
 import os
-import struct
-import zlib
+from enum import Enum, Flag
 from typing import Any
 
 from bellwire.declare.bar import BARS, Area
@@ -28,42 +28,76 @@ from bellwire.declare.doorbell import Doorbell, Rings
 from bellwire.declare.layout import Layout
 from bellwire.declare.register import Register
 from bellwire.declare.saved import Saved, SavedBytes
-from bellwire.errors import StateError
-from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, fallocate
+from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, fallocate, map_over
 from bellwire.model.capabilities import Template
-from bellwire.model.extents import Extent, pack, unpack
+from bellwire.model.description import LONGEST, Description, Item, Kind
+from bellwire.model.extents import Extent, copy, pack, unpack
+from bellwire.model.moving import move
+from bellwire.model.seen import Facts
+from bellwire.model.source import HEADER, Header, Source, StateFiles
 
-MAGIC = 0x5354_4C42  # "BLTS" when read as text
-HEADER = struct.Struct("<IIQQ")  # magic, digest, busy, flags
+BUSY = 1  # the word of the header that counts hooks
 TABLE_USED = 0
 _ALIGN = 8
 _SEALS = 0x7  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW; the fcntl module has no names for them before 3.12
 _ADD_SEALS = 1033
+_KINDS = {bool: Kind.BOOL, float: Kind.FLOAT}
 
 
 class State:
-    """The memory of one device. It owns its files until :meth:`close`; views that device code holds stay valid."""
+    """The memory of one device. It owns its files until :meth:`close`; views that device code holds stay valid.
 
-    def __init__(self, layout: Layout, space: Template) -> None:
+    ``name`` is the device's, and ``facts`` are what its guest sees: the description has both.
+    """
+
+    def __init__(self, name: str, layout: Layout, space: Template, facts: Facts) -> None:
+        self.name = name
         self.layout = layout
-        self._digest = zlib.crc32(space.content, zlib.crc32(space.writable, layout.digest))
+        self.facts = facts
+        self.fresh_config = bytes(space.content)
+        """Config space after power-on."""
         sizes = _Sizes()
-        header = sizes.take(HEADER.size)
+        sizes.take(HEADER.size)
         config = sizes.take(len(space.content))
         files = {index: sizes.take(plan.file_size) for index, plan in layout.bars.items()}
         counts = sizes.take(8 * len(layout.doorbells))
         msix = layout.msix
         table = sizes.take(msix.pba_offset if msix else 0)
         pba = sizes.take(msix.pba_size if msix else 0)
-        saved = [(item, sizes.take(item.size)) for item in layout.saved]
+        saved = [(item, sizes.take(item.size)) for item in dict.fromkeys(layout.saved)]
+        items = [_item("config space", Kind.CONFIG, config)]
+        items += [
+            Item(item.name, Kind.REGISTER, files[index].start + item.offset, item.size)
+            for index, plan in layout.bars.items()
+            for item in plan.placed
+            if isinstance(item, Register)
+        ]
+        items += [
+            Item(item.name, Kind.REGISTER, config.start + each.at + item.offset, item.size)
+            for each in layout.extended
+            for item in each.placed
+        ]
+        items += [Item(bell.name, Kind.COUNT, counts.start + 8 * slot, 8) for slot, bell in enumerate(layout.doorbells)]
+        if msix is not None:
+            items += [_item("MSI-X table", Kind.TABLE, table), _item("MSI-X pending bits", Kind.PENDING, pba)]
+        items += [Item(item.name, _kind(item), span.start, item.size, values=_values(item)) for item, span in saved]
+        items += [
+            Item(area.name, Kind.AREA, area.offset, area.size, index)
+            for index, plan in layout.bars.items()
+            for area in plan.areas
+        ]
+        self.description = Description(name, sizes.total, dict(facts), tuple(items))
+        self._said = said = self.description.encode()
 
         self.fd = os.memfd_create(f"bellwire-state-{layout.where}"[:200], os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, sizes.total)
-        self._map = mmap.mmap(self.fd, sizes.total)
+        os.ftruncate(self.fd, sizes.total + len(said))
+        self._map = mmap.mmap(self.fd, sizes.total + len(said))
         self._view = memoryview(self._map)
-        HEADER.pack_into(self._view, 0, MAGIC, self._digest, 0, 0)
+        self._view[sizes.total :] = said
+        HEADER.pack_into(self._view, 0, *Header.of(self.description.size, said))
 
-        self._words = self._view[header].cast("Q")
+        self.words = self._view[: HEADER.size].cast("Q")
+        """The header of the state file. The core itself counts the hooks that run, in word BUSY: that saves calls."""
         self.config = self._view[config]
         empty = self._view[:0]
         self.registers: dict[int | ExtendedCapability, memoryview] = {
@@ -101,26 +135,31 @@ class State:
             self.areas[area] = self.area_files[index][area.offset : area.offset + area.size]
 
     @property
+    def files(self) -> StateFiles:
+        """The descriptors of the files, for a process that shall take over. They stay this object's."""
+        return StateFiles(self.fd, self.area_fds)
+
+    @property
     def busy(self) -> bool:
         """Whether a hook is running. If the process has died meanwhile, the state is torn."""
-        return bool(self._words[1])
+        return bool(self.words[BUSY])
 
     def enter(self) -> None:
         """A hook starts. Hooks can nest, when a hook causes another one through the SDK."""
-        self._words[1] += 1
+        self.words[BUSY] += 1
 
     def leave(self) -> None:
         """The hook has ended."""
-        self._words[1] -= 1
+        self.words[BUSY] -= 1
 
     @property
     def table_used(self) -> bool:
         """Whether the guest has written the MSI-X table here, rather than one that the client keeps."""
-        return bool(self._words[2] >> TABLE_USED & 1)
+        return bool(self.words[2] >> TABLE_USED & 1)
 
     @table_used.setter
     def table_used(self, used: bool) -> None:
-        self._words[2] = int(used) << TABLE_USED
+        self.words[2] = int(used) << TABLE_USED
 
     def reset(self) -> None:
         """Give registers, counts, MSI-X and saved fields their values after power-on, and fill areas with zeros."""
@@ -155,28 +194,87 @@ class State:
         self.leave()
 
     def snapshot(self) -> bytes:
-        """The state as bytes: the header of the state file, then what has been written in it and in each area."""
-        return bytes(self._view[: HEADER.size]) + pack(self._extents())
+        """The state as bytes: the header of the state file, the description, then what is written in file and areas."""
+        return bytes(self._view[: HEADER.size]) + self._said + pack(self.extents())
 
-    def restore(self, snapshot: bytes) -> None:
-        """Restore what :meth:`snapshot` gave. A StateError if it is of another device, cut short, or torn."""
-        if len(snapshot) < HEADER.size:
-            raise StateError(f"snapshot of {len(snapshot)} bytes, expected at least {HEADER.size}")
-        magic, digest, busy, flags = HEADER.unpack_from(snapshot)
-        if magic != MAGIC or digest != self._digest:
-            raise StateError(f"snapshot is not one of {self.layout.where} as it is declared now")
-        if busy:
-            raise StateError("snapshot is torn: it was taken while a hook ran")
+    def restore(self, snapshot: bytes, *, client: bool = True) -> None:
+        """Restore what :meth:`snapshot` gave, of this version of the device or of another one: by name.
+
+        A StateError, and nothing has changed, if the snapshot is of another device, cut short, or torn; if a field
+        cannot be converted; or, with a ``client``, if the guest has seen a device that is not quite this one.
+        """
+        header = Header.parse(memoryview(snapshot))
+        header.refuse_torn("snapshot")
+        said, records = header.split(snapshot)
+        if said == self._said:
+            self.enter()
+            try:
+                unpack(self.extents(), records)
+                self.words[2] = header.flags
+            finally:
+                self.leave()
+            return
+        with Source.of_snapshot(header, said, records) as source:
+            self._move(source, client=client)
+
+    def take_over(self, files: StateFiles, *, client: bool, died: bool) -> bool:
+        """Copy the state in ``files``, which another process has left. Returns whether it is torn, if it has ``died``.
+
+        A StateError, and nothing has changed, as from :meth:`restore`. Areas that are alike in both are not copied:
+        :meth:`inherit` them next.
+        """
+        with Source.of_files(files) as source:
+            if not died:
+                source.header.refuse_torn("the state")
+            if source.said == self._said:
+                self.enter()
+                try:
+                    copy(source.extent(HEADER.size, self.description.size), self.extents()[0])
+                    self.words[2] = source.header.flags
+                finally:
+                    self.leave()
+            else:
+                self._move(source, client=client, skip=self._alike(source))
+            return source.header.busy
+
+    def inherit(self, files: StateFiles) -> None:
+        """Lay the areas of ``files`` under those that are alike here, so that the guest's maps are this process's, too.
+
+        Nothing happens if that is so already.
+        """
+        with Source.of_files(files) as source:
+            for index in self._alike(source):
+                if not os.path.sameopenfile(files.areas[index], self.area_fds[index]):
+                    fd = fcntl.fcntl(files.areas[index], fcntl.F_DUPFD_CLOEXEC, 3)
+                    map_over(self.area_files[index], fd)
+                    os.close(self.area_fds[index])
+                    self.area_fds[index] = fd
+
+    def _move(self, source: Source, *, client: bool, skip: frozenset[int] = frozenset()) -> None:
+        """Take by name what ``source`` has of this device. What it lacks has its value after power-on."""
+        moves = move(source, self, client=client)
         self.enter()
         try:
-            unpack(self._extents(), snapshot[HEADER.size :])
-            self._words[2] = flags
+            self.reset()
+            self.config[:] = self.fresh_config
+            for each in moves:
+                if each.bar not in skip:
+                    each.store()
         finally:
             self.leave()
 
-    def _extents(self) -> list[Extent]:
+    def _alike(self, source: Source) -> frozenset[int]:
+        """The BARs whose areas are as those of ``source``: their files can be taken as they are."""
+        different = {item.bar for item in {*source.description.areas()} ^ {*self.description.areas()}}
+        return frozenset(
+            index
+            for index, view in self.area_files.items()
+            if index not in different and os.fstat(source.files.areas[index]).st_size == len(view)
+        )
+
+    def extents(self) -> list[Extent]:
         """What a snapshot has: the state file behind its header, and each area."""
-        extents = [Extent(self.fd, self._view, HEADER.size, len(self._view))]
+        extents = [Extent(self.fd, self._view, HEADER.size, self.description.size)]
         for area in self.areas:
             index = area.bar.index
             extents.append(Extent(self.area_fds[index], self.area_files[index], area.offset, area.offset + area.size))
@@ -184,7 +282,7 @@ class State:
 
     def close(self) -> None:
         """Close the files. Memory that device code still has views of is freed with the last view."""
-        views = [self._words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
+        views = [self.words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
         views += [
             *self.saved.values(),
             *self.areas.values(),
@@ -212,3 +310,18 @@ class _Sizes:
         start = self.total
         self.total += -(-size // _ALIGN) * _ALIGN
         return slice(start, start + size)
+
+
+def _item(name: str, kind: Kind, span: slice) -> Item:
+    return Item(name, kind, span.start, span.stop - span.start)
+
+
+def _values(saved: Saved[Any] | SavedBytes) -> str:
+    if not isinstance(saved, Saved) or not isinstance(saved.default, Enum):
+        return ""
+    known = " ".join(str(value.value) for value in type(saved.default))
+    return f"{'flags' if isinstance(saved.default, Flag) else 'one of'} {known}"[:LONGEST]
+
+
+def _kind(saved: Saved[Any] | SavedBytes) -> Kind:
+    return Kind.BYTES if isinstance(saved, SavedBytes) else _KINDS.get(type(saved.default), Kind.INT)

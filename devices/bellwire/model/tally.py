@@ -13,10 +13,21 @@ class Tally:
     """Counters that are always on. Each costs one addition.
 
     ``accesses`` counts reads and writes by the name of what lies there (``"status"``), ``rings`` by doorbell and
-    mechanism, ``interrupts`` by kind and vector. :class:`bellwire.model.counted.CountedDma` counts DMA.
+    mechanism, ``interrupts`` by kind and vector. :class:`bellwire.model.dma.Dma` counts its bytes itself.
     """
 
-    __slots__ = ("accesses", "clients", "failures", "guest_errors", "interrupts", "reads", "resets", "rings", "writes")
+    __slots__ = (
+        "accesses",
+        "clients",
+        "failures",
+        "faults",
+        "guest_errors",
+        "interrupts",
+        "reads",
+        "resets",
+        "rings",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.clients = 0
@@ -29,6 +40,8 @@ class Tally:
         self.resets = 0
         self.guest_errors = 0
         self.failures = 0
+        self.faults = 0
+        """Events that a fault has struck (:mod:`bellwire.faults`)."""
 
     def ring(self, mechanism: str, bell: object) -> Count:
         """The counter of the rings of ``bell`` by ``mechanism``. It is the same list as long as the device lives."""
@@ -44,7 +57,7 @@ class Tally:
 
     def to_dict(self) -> dict[str, int]:
         """A summary: a few totals by name."""
-        plain: tuple[str, ...] = ("clients", "reads", "writes", "resets", "guest_errors", "failures")
+        plain: tuple[str, ...] = ("clients", "reads", "writes", "resets", "guest_errors", "failures", "faults")
         numbers: dict[str, Any] = {name: getattr(self, name) for name in plain}
         numbers["interrupts"] = sum(map(sum, self.interrupts.values()))
         return numbers | {f"rings_{mechanism}": self.rung(mechanism) for mechanism in self.rings}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
-from bellwire.model.counted import CountedDma
+from bellwire.model.dma import Dma
 from bellwire.model.labels import Labels
 from bellwire.model.signals import Signals
 from vfio_user import IrqIndex, Reader, Writer
@@ -38,7 +38,7 @@ class TracedSignals(Signals):
         super().drive(asserted)
 
 
-class TracedDma(CountedDma):
+class TracedDma(Dma):
     """DMA that logs each transfer."""
 
     __slots__ = ()

@@ -15,6 +15,8 @@ from bellwire.serve.observer import Observer
 from vfio_user import (
     Command,
     DeviceFlags,
+    DmaMap,
+    DmaUnmap,
     IrqFlags,
     IrqIndex,
     IrqInfo,
@@ -111,16 +113,17 @@ class DeviceBackend:
 
     def before_reply(self) -> None:
         """Run the rings that came before the reply: a reply flushes rings (see :mod:`bellwire.serve.served`)."""
-        if self._doorbell_fds.gather():
+        if self._doorbell_fds.gather_all():
             self._doorbell_fds.run()
 
     def before_unmap(self) -> None:
         """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them."""
         self._core.finish_jobs()
 
-    def dma_changed(self) -> None:
+    def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory."""
-        self._core.dma.changed()
+        self._core.remapped(change)
+        self._core.news.memory()
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)
@@ -129,6 +132,7 @@ class DeviceBackend:
         """The client has set, masked or unmasked interrupts of kind ``index``."""
         if index == IrqIndex.MSIX:
             self._core.signals.taken()
+        self._core.news.wires()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a descriptor of the session (the INTx resample eventfd) on the loop."""

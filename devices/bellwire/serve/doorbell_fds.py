@@ -1,43 +1,81 @@
 """The device's end of doorbells that ring without a message: eventfds, shadow cells and ioregionfd sockets.
 
-An epoll in an epoll
-====================
+Two epolls
+==========
 
-The fds of all doorbells are in one epoll, and the descriptor of this inner epoll is in the epoll of the loop. The
-inner epoll can be read while any of its fds can be read. So the worker finds out by a single system call whether
-anything has rung, however many doorbells there are. It does so before every reply, since a reply flushes rings.
+The fds of all doorbells are in the epoll of the loop: a ring ends the worker's wait, and the wait says which fd it was.
+They are also in an epoll of their own. By that the worker finds out in a single system call whether anything has rung
+since, however many doorbells there are. It does so before every reply, since a reply flushes rings.
 
-There are two other ways, and both are worse. The worker could ask the loop's own epoll. That would report everything
-else too: a descriptor that the device watches may be ready, but the worker must not handle it in the middle of a
-message, so it would be reported again each time. Or the worker could call poll(2) on all the fds. Its cost grows with
-their number, and an nvme has two for each pair of queues.
+There are two other ways to find out, and both are worse. The worker could ask the loop's own epoll. That would report
+everything else too: a descriptor that the device watches may be ready, but the worker must not handle it in the middle
+of a message, so it would be reported again each time. Or the worker could call poll(2) on all the fds. Its cost grows
+with their number, and an nvme has two for each pair of queues. For the wait, the epoll of the doorbells could itself be
+in the loop's epoll. Then each ring would take one more system call, and a longer way through the kernel.
 
-Both epolls are level-triggered. Gathering takes the rings out of an fd, so the inner epoll is not ready again until
-something rings again. What one turn leaves in an fd ends the wait of the next turn. Edge triggering would save that
-second look, but would lose a ring for good when a turn ends early, as it does when a client leaves.
+Both epolls are level-triggered. Gathering takes the rings out of an fd, so neither reports it until something rings
+again. What one turn leaves in an fd ends the wait of the next turn. Edge triggering would lose a ring for good when a
+turn ends early, as it does when a client leaves.
 
 Rings are handled in two steps: :meth:`DoorbellFds.gather` takes the rings out of the fds, and :meth:`DoorbellFds.run`
 runs the hooks. :mod:`bellwire.serve.served` explains why there are two.
+
+A successor
+===========
+
+The ledger keeps every fd under the name of what rings it, and every question of the client that an answer was made for.
+A successor answers the same questions again, in the same order, and takes the fds that it finds under the names. So it
+has the same sources, with the same numbers and cells, as the process before it.
 """
 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
-from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source
-from vfio_user import Cells, IoEventFd, IoRegionFd, Mechanism, ShadowIoEventFd, SubRegion, VfioUserError
+from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source, name_of
+from vfio_user import (
+    Cells,
+    Estate,
+    IoEventFd,
+    IoRegionFd,
+    Kept,
+    Ledger,
+    Mechanism,
+    ShadowIoEventFd,
+    SubRegion,
+    VfioUserError,
+)
 
 
 class DoorbellFds:
-    """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves."""
+    """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves.
 
-    def __init__(self, core: Core, guard: Guard) -> None:
+    ``watch`` and ``unwatch`` add a descriptor to the epoll of the loop, and remove it. ``by`` gives the guard for the
+    rings of a mechanism.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        guard: Guard,
+        watch: Callable[[int], None],
+        unwatch: Callable[[int], None],
+        by: Callable[[str, Guard], Guard] = lambda _, guard: guard,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._core = core
         self._guard = guard
+        self._watch = watch
+        self._unwatch = unwatch
+        self._by = by
+        self._ledger = ledger or Ledger()
+        self._estate = Estate()
+        self._fresh: list[Kept] = []  # what the ledger is about to hear
+        self._asked: set[str] = set()
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
@@ -47,17 +85,36 @@ class DoorbellFds:
         self._cells: Cells | None = None
         self._regions: dict[IoRegion, CommandSource] = {}
         self._rung: list[Source] = []
+        self._lent: set[int] = set()
         self._values: CommandSource | None = None
-
-    def fileno(self) -> int:
-        """The descriptor of the inner epoll. It can be read while anything has rung."""
-        return self._epoll.fileno()
 
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         """The answer to GET_REGION_IO_FDS for a region, limited to ``mechanisms``. A second call gives the same fds.
 
         The eventfds of single values come last: if the client cannot take all descriptors, it goes without these.
         """
+        try:
+            found = self._found(index, mechanisms)
+            words = sorted(mechanisms)
+            question = f"asked {index} {' '.join(words)}"
+            if found and question not in self._asked:
+                self._asked.add(question)
+                self._fresh.append(Kept(question, {"index": index, "mechanisms": words}))
+        finally:
+            if self._fresh:
+                self._ledger.keep(*self._fresh)
+                self._fresh.clear()
+        return found
+
+    def take_over(self, estate: Estate) -> None:
+        """Make the sources of a process that has ended, with the fds that its ledger has kept."""
+        self._estate = estate
+        for key, note in estate.below("asked"):
+            self._asked.add(key)
+            self._found(note["index"], frozenset(map(Mechanism, note["mechanisms"])))
+        self._fresh.clear()
+
+    def _found(self, index: int, mechanisms: frozenset[Mechanism]) -> list[SubRegion]:
         plan = self._core.layout.bars.get(index)
         if plan is None:
             return []
@@ -73,11 +130,11 @@ class DoorbellFds:
                     found.append(self._by_value(bell, pio))
             elif Mechanism.IOEVENTFD in mechanisms:
                 size = 0 if bell.match is None else bell.size
-                found.append(IoEventFd(bell.offset, size, self._event(bell, self._core.ring), bell.match, pio))
+                found.append(IoEventFd(bell.offset, size, self._event(bell), bell.match, pio))
         for region in plan.ioregions:
             if region in self._core.by_event and Mechanism.IOEVENTFD in mechanisms:
                 found += [
-                    IoEventFd(region.offset + at, 0, self._event((region, at), self._core.ring_in_row), None, pio)
+                    IoEventFd(region.offset + at, 0, self._event((region, at)), None, pio)
                     for at in range(0, self._core.by_event[region] * region.bell, region.bell)
                 ]
             elif region.latest and Mechanism.SHADOW in mechanisms:
@@ -90,19 +147,42 @@ class DoorbellFds:
                 found.append(IoRegionFd(region.offset, region.size, source.client_fd, 0, pio, region.posted))
         if Mechanism.IOEVENTFD in mechanisms:
             found += [
-                IoEventFd(bell.offset, bell.size, self._event((bell, value), self._ring_with), value, pio)
+                IoEventFd(bell.offset, bell.size, self._event((bell, value)), value, pio)
                 for bell in plan.doorbells
                 for value in bell.values or ()
             ]
         return found
 
-    def gather(self) -> bool:
-        """Take all rings out of their fds. True if there is anything to run."""
-        for fd, _ in self.poll(0):
+    def lend(self, row: IoRegion, offset: int) -> int:
+        """The eventfd of a doorbell of a row. Its rings are gathered no more: somebody else reads the eventfd."""
+        fd = self._event((row, offset))
+        if fd not in self._lent:
+            self._epoll.unregister(fd)
+            self._unwatch(fd)
+            self._lent.add(fd)
+        return fd
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Gather the rings of a doorbell again, those that nobody has read included."""
+        source = self._events.get((row, offset))
+        if source is not None and source.fd in self._lent:
+            self._lent.remove(source.fd)
+            self._epoll.register(source.fd, select.EPOLLIN)
+            self._watch(source.fd)
+
+    def gather(self, ready: Iterable[int]) -> int:
+        """Take the rings out of those fds in ``ready`` that are doorbells'. Returns :meth:`Source.gather`'s sum."""
+        count = 0
+        for fd in ready:
             source = self._sources.get(fd)
-            if source is not None:
-                source.gather()
+            if source is not None and (rings := source.gather()):
                 self._rung.append(source)
+                count += rings
+        return count
+
+    def gather_all(self) -> bool:
+        """Take the rings out of all fds. True if there is anything to run."""
+        self.gather(fd for fd, _ in self.poll(0))
         return bool(self._rung)
 
     def run(self) -> None:
@@ -113,27 +193,36 @@ class DoorbellFds:
 
     def discard(self) -> None:
         """Drop the rings from before a reset. A guest that waits for a response gets one."""
-        self.gather()
+        self.gather_all()
         rung, self._rung = self._rung, []
         for source in rung:
             source.discard()
 
+    def rebuild(self) -> None:
+        """The paths of the device are new: filters have come or gone."""
+        for source in self._sources.values():
+            source.guard = self._by(source.mechanism, self._guard)
+        for bell, event in self._events.items():
+            event.ring = self._ring_of(bell)
+
     def close(self) -> None:
         """Close every fd that was handed out."""
         self._epoll.close()
-        for source in self._sources.values():
+        for fd, source in self._sources.items():
+            self._unwatch(fd)
             source.close()
         if self._cells is not None:
             self._cells.close()
             self._cells = None
 
-    def _event(self, bell: Bell, ring: Callable[[Bell, int], None]) -> int:
+    def _event(self, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> int:
         """The eventfd of a doorbell, made at the first call."""
         source = self._events.get(bell)
         if source is None:
-            source = EventSource(self._core, bell, ring, self._guard)
+            key = _key("event", bell)
+            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard, self._estate.take(key))
             self._events[bell] = source
-            self._add(source.fd, source)
+            self._add(key, source)
         return source.fd
 
     def _shadow(
@@ -143,12 +232,20 @@ class DoorbellFds:
         entry = self._shadows.get(bell)
         if entry is None:
             if self._cells is None:
-                self._cells = Cells(self._core.layout.latest_bells)
+                self._cells = Cells(self._core.layout.latest_bells, next(iter(self._estate.take("cells")), None))
+                self._fresh.append(Kept("cells", {}, (self._cells.fd,)))
             place, cell = self._cells.take(size)
-            source = ShadowSource(self._core, bell, cell, ring, self._guard)
-            self._add(source.fd, source)
+            key = _key("shadow", bell)
+            source = ShadowSource(self._core, bell, cell, ring, self._guard, self._estate.take(key))
+            self._add(key, source)
             entry = self._shadows[bell] = ShadowIoEventFd(offset, size, source.fd, self._cells.fd, place, None, pio)
         return entry
+
+    def _ring_of(self, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> Callable[[Any, int], None]:
+        """What a ring of ``bell`` calls: for a doorbell, the doorbell at an offset of a row, or one value of it."""
+        if isinstance(bell, Doorbell):
+            return self._core.ring
+        return self._core.ring_in_row if isinstance(bell[0], IoRegion) else self._ring_with
 
     def _ring_latest(self, bell: Doorbell, count: int, value: int) -> None:
         """A doorbell was rung ``count`` times, and with ``value`` at last."""
@@ -171,24 +268,35 @@ class DoorbellFds:
         return IoRegionFd(bell.offset, bell.size, source.client_fd, source.user_data(bell), pio, True)
 
     def _commands(self, targets: list[Doorbell | IoRegion]) -> CommandSource:
-        source = CommandSource(self._core, self._guard, self._drop)
+        key = f"commands {targets[0].name}" if targets else "commands"
+        source = CommandSource(self._core, self._guard, self._drop, self._estate.take(key))
         for target in targets:
             source.user_data(target)
             if isinstance(target, IoRegion):
                 self._regions[target] = source
-        self._add(source.fd, source)
+        self._add(key, source)
         return source
 
-    def _add(self, fd: int, source: Source) -> None:
+    def _add(self, key: str, source: Source) -> None:
+        fd = source.fds[0]
         self._sources[fd] = source
+        source.guard = self._by(source.mechanism, self._guard)
         self._epoll.register(fd, select.EPOLLIN)
+        self._watch(fd)
+        self._fresh.append(Kept(key, {}, source.fds))
 
     def _drop(self, source: CommandSource, error: VfioUserError) -> None:
         """Close a socket whose other end has closed or sends nonsense. Accesses then come as messages."""
         self._core.log.warning(("ioregionfd", source.fd), "ioregionfd socket closed: %s", error)
         if self._sources.pop(source.fd, None) is not None:
             self._epoll.unregister(source.fd)
+            self._unwatch(source.fd)
             source.close()
         self._regions = {region: known for region, known in self._regions.items() if known is not source}
         if self._values is source:
             self._values = None
+
+
+def _key(kind: str, bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
+    """The ledger's key of a doorbell's fd."""
+    return f"{kind} {name_of(bell)}" if isinstance(bell, Doorbell) else f"{kind} {bell[0].name} {bell[1]:#x}"

@@ -6,18 +6,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from bellwire.declare.doorbell import IoRegion
 from bellwire.model.jobs import Done
 from bellwire.serve.boundary import Boundary
+from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.threads import Threads
-from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedMap
+from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedFile, SharedMap
 
 
 class ClientHost:
-    """A :class:`bellwire.model.host.Host`. ``session`` is the session of the client, and None without a client."""
+    """A :class:`bellwire.model.host.Host`. ``session`` and ``doorbell_fds`` are the client's: None without a client."""
+
+    copied = False
 
     def __init__(self, loop: Loop, boundary: Boundary) -> None:
         self.session: Session | None = None
+        self.doorbell_fds: DoorbellFds | None = None
         self._loop = loop
         self._boundary = boundary
 
@@ -42,10 +47,21 @@ class ClientHost:
         """The whole shared map that contains ``address``, or None."""
         return None if self.session is None else self.session.dma.shared_map(address, write)
 
+    def files(self) -> list[SharedFile]:
+        """The shared maps whose files the session keeps."""
+        return [] if self.session is None else self.session.dma.files()
+
     def dma_read(self, address: int, size: int) -> bytes:
         """Copy guest memory by a DMA_READ message."""
         assert self.session is not None  # segments() has been called first, and needs a session
         return self.session.dma_read(address, size)
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy guest memory, in place or by messages."""
+        return b"".join(
+            self.dma_read(part.address, part.size) if part.view is None else bytes(part.view)
+            for part in self.segments(address, size, False)
+        )
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Write guest memory by a DMA_WRITE message."""
@@ -55,6 +71,19 @@ class ClientHost:
     def signal(self, index: IrqIndex, vector: int) -> bool:
         """Write to the eventfd that the client has set for the vector. False without one."""
         return self.session is not None and self.session.irqs.trigger(index, vector)
+
+    def interrupt_fd(self, index: IrqIndex, vector: int) -> int | None:
+        """The eventfd that the client has set for the vector, unless it is masked."""
+        return None if self.session is None else self.session.irqs.fd(index, vector)
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of a row, which is watched here no more."""
+        return None if self.doorbell_fds is None else self.doorbell_fds.lend(row, offset)
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Watch the doorbell again."""
+        if self.doorbell_fds is not None:
+            self.doorbell_fds.take_back(row, offset)
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether the session still holds the interrupt back."""

@@ -12,7 +12,8 @@ the client's socket. The worker cannot see which of them arrived first. It still
   the socket, and runs the hooks last. If it drained first and gathered then, a write and its ring could arrive in
   between, and the ring would overtake the write. The worker drains the socket to its end, or takes DRAIN messages,
   which is more than a socket holds. So it has handled all messages that were there when it gathered the rings, and a
-  client that never stops sending does not hold up a ring.
+  client that never stops sending does not hold up a ring. A single ring needs no second look at the socket: that ring
+  has ended the wait, and the wait would have reported a write before it.
 * *A reply flushes rings.* A guest that reads after a ring expects to see the effect of the ring. So the worker gathers
   and runs rings before it handles a message that wants a reply (:meth:`DeviceBackend.before_reply`), and before it
   answers a read while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
@@ -31,78 +32,130 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 from bellwire.device import PciDevice
+from bellwire.filters import Stack
 from bellwire.model.core import Core
+from bellwire.model.source import StateFiles
 from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Session
+from vfio_user import SERVER, Capabilities, Estate, Kept, KeptFiles, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
 
 
 class Served:
-    """One device, and the client that it has at present, if any. ``limits`` holds for every client."""
+    """One device, and the client that it has at present, if any. ``limits`` holds for every client.
+
+    ``ledger`` is told of all that a successor needs to go on with the client.
+    """
 
     def __init__(
-        self, device: PciDevice, loop: Loop, observer: Observer | None = None, limits: Capabilities = SERVER
+        self,
+        device: PciDevice,
+        loop: Loop,
+        observer: Observer | None = None,
+        limits: Capabilities = SERVER,
+        ledger: Ledger | None = None,
     ) -> None:
         self.core: Core = device.core
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self.core.host = self._host = ClientHost(loop, self._boundary)
+        self.filters = Stack(self.core, self._rebuild)
+        """What stands between client and device."""
         self._introduced = False
         self._limits = limits
+        self._ledger = ledger or Ledger()
         self.overdue: Deadline | None = None
         """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
         self._loop = loop
         self._doorbell_fds: DoorbellFds | None = None
-        self._session_fd = self._doorbells_fd = -1
+        self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
+        self._tap: Tap | None = None
 
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
-        doorbell_fds = self._doorbell_fds = DoorbellFds(self.core, self._boundary.call)
-        backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
-        self.session = self._host.session = Session(
-            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size
-        )
-        self._introduced = False
+        self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
+        self._keep_state()
+        self._connect(connection, io_fd_entry_size)
         self.core.tally.clients += 1
-        self.core.join(True)
         self._observer.connected(*_credentials(connection))
-        self._session_fd, self._doorbells_fd = self.session.fileno(), doorbell_fds.fileno()
-        self._alone = [(self._session_fd, int(select.EPOLLIN))]
-        self._loop.watch(self._session_fd)  # without a callback: turn() handles these two in its own order
-        self._loop.watch(self._doorbells_fd)
         self.core.signals.relevel()
         self.core.signals.resend()
+
+    def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
+        """Serve the client of a process that has ended, with all that its ledger has kept. The device has been reset.
+
+        Raises a StateError if the device cannot go on with that state.
+        """
+        session, doorbell_fds = self._connect(socket.socket(fileno=estate.take("client")[0]), io_fd_entry_size)
+        session.take_over(estate)
+        doorbell_fds.take_over(estate)
+        self._introduced = session.client is not None
+        areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
+        files = StateFiles(estate.fds("state")[0], areas)
+        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
+
+    def _keep_state(self) -> None:
+        files = self.core.state.files
+        areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
+        self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
+
+    def _connect(self, connection: socket.socket, io_fd_entry_size: int) -> tuple[Session, DoorbellFds]:
+        doorbell_fds = self._doorbell_fds = DoorbellFds(
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger
+        )
+        backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
+        self.session = self._host.session = Session(
+            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size, ledger=self._ledger
+        )
+        if self.core.dma.keeps_files:
+            self.session.dma.kept = KeptFiles()
+        self._host.doorbell_fds = doorbell_fds
+        self.session.tap(self._tap)
+        self._introduced = False
+        self.core.join(True)
+        self._session_fd = self.session.fileno()
+        self._alone = [(self._session_fd, int(select.EPOLLIN))]
+        self._loop.watch(self._session_fd)  # without a callback, as doorbells: turn() handles them in its own order
+        return self.session, doorbell_fds
 
     def detach(self, reason: str = "the device is being stopped") -> None:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
-        self._doorbell_fds.gather()
+        self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
         self._heard()
-        self._loop.unwatch(self._doorbell_fds.fileno())
-        self._loop.unwatch(self.session.fileno())
-        self._doorbell_fds.close()
-        self.session.settle()
-        self.session.close()
-        self.session = self._host.session = self._doorbell_fds = None
-        self.core.join(False)
+        self._ledger.clear()
+        self._release(self.session, self._doorbell_fds)
         self._observer.left(reason)
+
+    def leave(self) -> None:
+        """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
+        if self.session is not None and self._doorbell_fds is not None:
+            self.core.finish_jobs()
+            self._release(self.session, self._doorbell_fds)
+
+    def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:
+        self._loop.unwatch(session.fileno())
+        doorbell_fds.close()
+        session.settle()
+        session.close()
+        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
+        self.core.join(False)
 
     def wait(self) -> dict[int, int]:
         """Sleep until there is something to do. Returns the descriptors that can be read, and their events.
@@ -114,12 +167,12 @@ class Served:
         if session is None or doorbell_fds is None:
             ready = loop.sleeper()()
         elif session.waiting:  # while the session waited for a DMA reply, it may have received other messages
-            ready = loop.look()
+            ready = [*loop.look(), *self._alone]
         else:
             ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
         return dict(ready)
 
-    def turn(self, ready: Container[int]) -> None:
+    def turn(self, ready: Mapping[int, int]) -> None:
         """Handle the client's messages and rings. ``ready`` has the descriptors that can be read.
 
         Rings are gathered first, then the socket is drained, and the hooks of the rings run last: so a ring sees every
@@ -128,11 +181,12 @@ class Served:
         session, doorbell_fds = self.session, self._doorbell_fds
         if session is None or doorbell_fds is None:
             return
-        if self._doorbells_fd in ready and doorbell_fds.gather():
-            if self._session_fd in ready or session.look():
+        rings, written = doorbell_fds.gather(ready), self._session_fd in ready
+        if rings:
+            if written or (rings > 1 and session.look()):
                 session.service(DRAIN)
             doorbell_fds.run()
-        elif self._session_fd in ready or session.waiting:
+        elif written:
             session.service(DRAIN, probe=False)
         if not self._introduced and session.client is not None:
             self._introduced = True
@@ -150,6 +204,17 @@ class Served:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    def tap(self, tap: Tap | None) -> None:
+        """Show each message of this client, and of later ones, to ``tap``, or to nobody."""
+        self._tap = tap
+        if self.session is not None:
+            self.session.tap(tap)
+
+    def _rebuild(self) -> None:
+        """Filters have come or gone: what keeps methods of the core gets them again."""
+        if self._doorbell_fds is not None:
+            self._doorbell_fds.rebuild()
 
     def measures(self) -> dict[str, Any]:
         """The statistics, and what the device's meter has, if it has one."""

@@ -27,8 +27,14 @@ Guard = Callable[..., int | None]
 class Source(Protocol):
     """One fd on which rings arrive."""
 
-    def gather(self) -> None:
-        """Take the rings out of the fd."""
+    fds: tuple[int, ...]
+    """All descriptors that a successor needs."""
+
+    def gather(self) -> int:
+        """Take the rings out of the fd, and return their number.
+
+        1 says that this ring had come when the wait for it ended. If others may have come since, it is more than 1.
+        """
 
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
@@ -39,29 +45,44 @@ class Source(Protocol):
     def close(self) -> None:
         """Close the fds. The source owns them."""
 
+    guard: Guard
+    """Runs the hooks."""
+    mechanism: str
+    """By what the rings come."""
+
 
 class EventSource(Generic[Bell]):
-    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
+    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum.
 
-    def __init__(self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    A source owns its descriptors: those that it is given, as ``fds``, or those that it makes.
+    """
+
+    mechanism = "ioeventfd"
+
+    def __init__(
+        self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard, fds: tuple[int, ...] = ()
+    ) -> None:
+        self.fds = fds or (_eventfd(),)
+        (self.fd,) = self.fds
         self._bell = bell
-        self._ring = ring
-        self._guard = guard
+        self.ring = ring
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = 0
-        self._rings = core.tally.ring("ioeventfd", _name(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count."""
-        self._count += take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        count = take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        self._count += count
+        return count
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered."""
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count)
+            self.guard(self.ring, self._bell, count)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -79,29 +100,39 @@ class ShadowSource(Generic[Bell]):
     sees all writes that were posted before the value was stored, even if that value belongs to a later ring.
     """
 
+    mechanism = "shadow"
+
     def __init__(
-        self, core: Core, bell: Bell, cell: memoryview, ring: Callable[[Bell, int, int], None], guard: Guard
+        self,
+        core: Core,
+        bell: Bell,
+        cell: memoryview,
+        ring: Callable[[Bell, int, int], None],
+        guard: Guard,
+        fds: tuple[int, ...] = (),
     ) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fds = fds or (_eventfd(),)
+        (self.fd,) = self.fds
         self._bell = bell
         self._cell = cell
         self._ring = ring
-        self._guard = guard
+        self.guard = guard
         self._counter = bytearray(SIZE)
         self._count = self._value = 0
-        self._rings = core.tally.ring("shadow", _name(bell))
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
         self._count += take(self.fd, self._counter)
         self._value = self._cell[0]
+        return self._count + 1  # the value may be that of a ring that is still to come
 
     def run(self) -> None:
         """Call the hook once for all rings that were gathered, with the last value."""
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
-            self._guard(self._ring, self._bell, count, self._value)
+            self.guard(self._ring, self._bell, count, self._value)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
@@ -118,8 +149,17 @@ class CommandSource:
     It owns both ends of the socket. The client gets a duplicate of ``client_fd``.
     """
 
-    def __init__(self, core: Core, guard: Guard, failed: Callable[[CommandSource, VfioUserError], None]) -> None:
-        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    mechanism = "ioregionfd"
+
+    def __init__(
+        self,
+        core: Core,
+        guard: Guard,
+        failed: Callable[[CommandSource, VfioUserError], None],
+        fds: tuple[int, ...] = (),
+    ) -> None:
+        ours, self._theirs = (socket.socket(fileno=fd) for fd in fds) if fds else _pair()
+        self.fds: tuple[int, ...] = (ours.fileno(), self._theirs.fileno())
         ours.setblocking(False)
         self.wire = IoRegionServer(ours)
         self.fd = ours.fileno()
@@ -127,7 +167,7 @@ class CommandSource:
         self._targets: list[Doorbell | IoRegion] = []
         self._rings: list[Count] = []
         self._core = core
-        self._guard = guard
+        self.guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
         self._socket = select.poll()
@@ -137,10 +177,10 @@ class CommandSource:
         """The number that identifies ``target`` in the commands of this socket."""
         if target not in self._targets:
             self._targets.append(target)
-            self._rings.append(self._core.tally.ring("ioregionfd", target.name))
+            self._rings.append(self._core.tally.ring(self.mechanism, target.name))
         return self._targets.index(target)
 
-    def gather(self) -> None:
+    def gather(self) -> int:
         """Take the commands off the socket, in order."""
         try:
             for _ in range(MOST_COMMANDS - len(self._commands)):
@@ -152,6 +192,7 @@ class CommandSource:
                     break
         except VfioUserError as error:
             self._failed(self, error)
+        return len(self._commands)
 
     def run(self) -> None:
         """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
@@ -162,7 +203,7 @@ class CommandSource:
             result = None
             if target is not None:
                 self._rings[command.user_data][0] += 1
-                result = self._guard(self._deliver, target, command)
+                result = self.guard(self._deliver, target, command)
             if command.respond:
                 self._respond(result)
 
@@ -213,7 +254,15 @@ class CommandSource:
         return 0
 
 
-def _name(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def name_of(bell: Doorbell | tuple[Doorbell | IoRegion, int]) -> str:
     """The name of a doorbell for the tally. For a doorbell of a row it includes the offset."""
     if isinstance(bell, Doorbell):
         return bell.name

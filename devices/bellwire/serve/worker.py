@@ -6,15 +6,16 @@ import dataclasses
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bellwire.device import PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.served import Served
-from vfio_user import SERVER, FramingError, VfioUserError
+from vfio_user import SERVER, Estate, FramingError, Ledger, VfioUserError
 
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
 
@@ -28,7 +29,10 @@ class Worker:
     time in seconds that the loop may poll for work before it sleeps; 0 turns busy polling off.
 
     A client that has not sent VERSION within ``hello_timeout`` seconds is disconnected; 0 lets it wait for ever. It may
-    have ``max_maps`` maps of its memory at a time.
+    have ``max_maps`` maps of its memory at a time. ``filters`` stand before the device from its first client on.
+
+    ``ledger`` is told of all that a successor needs. ``estate`` is what the ledger of a worker has that has died while
+    it served a client: this worker goes on with that client.
     """
 
     def __init__(
@@ -42,14 +46,19 @@ class Worker:
         busy_poll: float = 0.0,
         max_maps: int = SERVER.max_dma_maps,
         hello_timeout: float = 0.0,
+        ledger: Ledger | None = None,
+        estate: Estate | None = None,
+        filters: Iterable[Filter] = (),
     ) -> None:
         self.device = device
         self.loop = Loop()
         if busy_poll:
             self.loop.busy_poll = BusyPoll(busy_poll)
         limits = dataclasses.replace(SERVER, max_dma_maps=max_maps)
-        self.served = Served(device, self.loop, observer, limits)
+        self.served = Served(device, self.loop, observer, limits, ledger)
+        self._estate = estate
         self._hello_timeout = hello_timeout
+        self._filters = filters
         self._listener = listener
         self._connection = connection
         self._entry_size = io_fd_entry_size
@@ -69,7 +78,12 @@ class Worker:
         try:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
-            if self._connection is not None:
+            for each in self._filters:
+                self.served.filters.add(each)
+            if self._estate is not None:
+                self.served.take_over(self._estate, self._entry_size)
+                self._estate.close()
+            elif self._connection is not None:
                 self._attach(self._connection)
             elif self._listener is not None:
                 self.loop.watch(self._listener.fileno(), self._accept)
@@ -81,7 +95,8 @@ class Worker:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
         finally:
-            self.served.detach()
+            self.served.leave()
+            self.served.filters.clear()
             self.loop.close()
             try:
                 with told(f"{type(self.device).__name__}.close"):

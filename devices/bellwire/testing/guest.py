@@ -17,10 +17,23 @@ from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.declare.register import Register
 from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
+from bellwire.filters import Filter, Stack
 from bellwire.model import capabilities as pci
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Deadline
-from vfio_user import DmaFlags, DmaMap, DmaTable, IrqIndex, RegionIndex, Segment, SharedMap
+from bellwire.testing.wires import Wires
+from vfio_user import (
+    DmaFlags,
+    DmaMap,
+    DmaTable,
+    IrqIndex,
+    KeptFiles,
+    Late,
+    RegionIndex,
+    Segment,
+    SharedFile,
+    SharedMap,
+)
 
 Device = TypeVar("Device", bound=PciDevice)
 Place = Register[Any] | Doorbell | IoRegion | Area
@@ -31,12 +44,20 @@ class Guest(Generic[Device]):
     """A guest with ``memory`` bytes at address 0. It has set ``device`` up: bus mastering and interrupts are on.
 
     ``device`` is an instance, or a class that is made with ``options``. A hook runs within the call that causes it, and
-    a GuestError that it raises comes out of that call. Time passes only in :meth:`advance`. Background work and the
+    a GuestError that it raises comes out of that call. ``filters`` stand between the guest and the device, the first on
+    the guest's side. Time passes only in :meth:`advance`, and in a read that a filter delays. Background work and the
     jobs of a pool run at once, within the call that starts them; the device gets their results in the next
     :meth:`advance`. The guest closes the device at the end: use it in a ``with`` statement, or call :meth:`close`.
     """
 
-    def __init__(self, device: Device | type[Device], *, memory: int = MEMORY, **options: Any) -> None:
+    def __init__(
+        self,
+        device: Device | type[Device],
+        *,
+        memory: int = MEMORY,
+        filters: Iterable[Filter] = (),
+        **options: Any,
+    ) -> None:
         self.device: Device = device(**options) if isinstance(device, type) else device
         self.interrupts: Counter[tuple[IrqIndex, int]] = Counter()
         """How often each MSI or MSI-X vector was delivered, and the error interrupt (IrqIndex.ERR)."""
@@ -47,6 +68,7 @@ class Guest(Generic[Device]):
         self._timers: list[Deadline] = []
         self._order = itertools.count()
         self._dma = DmaTable()
+        self._dma.kept = KeptFiles()
         self._memory_fd = os.memfd_create("bellwire-test-guest", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, memory)
         flags = DmaFlags.READ | DmaFlags.WRITE
@@ -56,14 +78,20 @@ class Guest(Generic[Device]):
         self.memory: memoryview = shared.view
         """What the device reaches by DMA, from address 0 on."""
         self._watched: dict[int, Callable[[], None]] = {}
+        self._wires = Wires(self)
         core = self.device.core
         core.host = self
         core.join(True)
+        self.filters = Stack(core)
+        """The filters between this guest and the device."""
         with ExitStack() as stack:
             stack.callback(self._let_go)
+            stack.callback(self.filters.clear)
             self.device.setup()
             stack.callback(self.device.close)
             core.reset()
+            for each in filters:
+                self.filters.add(each)
             self.enable()
             self._stack = stack.pop_all()
 
@@ -93,7 +121,11 @@ class Guest(Generic[Device]):
         """
         index, start, count = self._where(place, offset, size)
         self._check(index, start, count)
-        return int.from_bytes(self.device.core.read(index, start, count), "little")
+        reader = self.device.core.reader(index, start, count)
+        try:
+            return int.from_bytes(reader.read(), "little")
+        except Late as late:
+            return int.from_bytes(self._await(late), "little")
 
     def write(self, place: Place | int, value: int, *, offset: int = 0, size: int | None = None) -> None:
         """Write a register by its declaration, or ``size`` bytes at ``offset`` of a region by its index.
@@ -103,7 +135,7 @@ class Guest(Generic[Device]):
         index, start, count = self._where(place, offset, size)
         self._check(index, start, count)
         data = (value & ((1 << 8 * count) - 1)).to_bytes(count, "little")
-        self.device.core.write(index, start, memoryview(data))
+        self.device.core.writer(index, start, count)(memoryview(data))
 
     def ring(self, bell: Doorbell | IoRegion, value: int | None = None, *, index: int = 0) -> None:
         """Ring a doorbell as KVM would. ``value`` counts for a doorbell whose hook gets it.
@@ -118,6 +150,8 @@ class Guest(Generic[Device]):
             size = bell.bell or bell.size
             if not bell.bell or not 0 <= index < bell.size // size:
                 raise IndexError(f"{bell} has {bell.size // size if bell.bell else 0} doorbells in a row, no {index}")
+            if self._wires.ring(bell, index * size):
+                return
             if index < core.by_event.get(bell, 0):
                 core.ring_in_row((bell, index * size), 1)
             else:
@@ -158,14 +192,8 @@ class Guest(Generic[Device]):
     def advance(self, seconds: float = 0.0) -> None:
         """Let ``seconds`` pass. Timers run in the order in which they are due, including those set in the meantime."""
         end = self.now + seconds
-        while self._timers:
-            timer = min(self._timers)
-            if timer.when > end:
-                break
-            self._timers.remove(timer)
-            self.now = max(self.now, timer.when)
-            if timer.callback is not None:
-                timer.callback()
+        while self._timers and min(self._timers).when <= end:
+            self._run_timer()
         self.now = end
 
     def poll(self, timeout: float = 0.0) -> bool:
@@ -194,8 +222,30 @@ class Guest(Generic[Device]):
     ) -> None:
         self.close()
 
+    def _run_timer(self) -> None:
+        """Let time pass until the next timer is due, and run it."""
+        timer = min(self._timers)
+        self._timers.remove(timer)
+        self.now = max(self.now, timer.when)
+        if timer.callback is not None:
+            timer.callback()
+
+    def _await(self, late: Late) -> bytes:
+        """Let time pass until a filter lets a read go on. A TimeoutError if no timer is left that could do it."""
+        answers: list[bytes] = []
+        errors: list[Exception] = []
+        late.answer, late.fail = answers.append, errors.append
+        while not answers and not errors:
+            if not self._timers:
+                raise TimeoutError("a filter holds the read for ever")
+            self._run_timer()
+        if errors:
+            raise errors[0]
+        return answers[0]
+
     def _let_go(self) -> None:
         self.device.core.close()
+        self._wires.close()
         self._dma.clear()
         os.close(self._memory_fd)
 
@@ -220,7 +270,7 @@ class Guest(Generic[Device]):
         """The pieces of guest memory that hold these bytes."""
         return self._dma.segments(address, size, write)
 
-    by_message = False
+    by_message = copied = False
 
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """One view of these bytes, even if a test has mapped the memory in pieces."""
@@ -230,9 +280,29 @@ class Guest(Generic[Device]):
         """The map that holds ``address``: all of the guest's memory."""
         return self._dma.shared_map(address, write)
 
+    def files(self) -> list[SharedFile]:
+        """The guest's memory with its file, if the device has asked for it."""
+        return self._dma.files()
+
+    def interrupt_fd(self, index: IrqIndex, vector: int) -> int | None:
+        """An eventfd for the vector. Signals in it are counted by the next :meth:`poll`."""
+        return self._wires.interrupt(index, vector)
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of a row: :meth:`ring` adds to it from now on."""
+        return self._wires.lend(row, offset)
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Let :meth:`ring` run hooks again. Rings that nobody has read run them now."""
+        self._wires.take_back(row, offset)
+
     def dma_read(self, address: int, size: int) -> bytes:
         """Never called: this guest shares all its memory, so the device copies it without messages."""
         raise AssertionError("segments() gives a view for every byte of the test guest's memory")
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Copy the guest's memory."""
+        return b"".join(bytes(part.view or b"") for part in self.segments(address, size, False))
 
     def dma_write(self, address: int, data: memoryview) -> None:
         """Never called, as :meth:`dma_read`."""

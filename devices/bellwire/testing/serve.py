@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar, cast
 
 from bellwire.device import PciDevice
+from bellwire.filters import Stack
 from bellwire.serve.worker import Worker
 from bellwire.testing.live import Live
 from bellwire.unix_sockets import Bound
@@ -39,6 +40,11 @@ class Serving(Generic[Device]):
     def live(self) -> Device:
         """The device as the test's thread may use it at any time: see :class:`bellwire.testing.live.Live`."""
         return cast("Device", Live(self.call, self.device))
+
+    @property
+    def filters(self) -> Stack:
+        """The filters between client and device. Put one in by ``serving.call(serving.filters.add, filter)``."""
+        return self._worker.served.filters
 
     def call(self, function: Callable[..., Result], *arguments: Any, patience: float = PATIENCE) -> Result:
         """Run ``function(*arguments)`` on the device's thread, between two turns of its loop, and return its result.

@@ -9,6 +9,7 @@ from bellwire.declare.interrupts import MsiX
 from bellwire.declare.option import Option
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError, StateError
+from bellwire.virtio.faults import VIRTIO_FAULTS
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
@@ -18,7 +19,7 @@ FIRST_ID = 0x1040
 _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
 
 
-class VirtioDevice(Transport):
+class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
     """The base of a virtio device type.
 
     It has these class keywords, besides those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues``
@@ -89,17 +90,35 @@ class VirtioDevice(Transport):
 
     def close(self) -> None:
         """Release the device's state. A subclass that overrides it calls it at its end."""
+        for queue in self.virtqueues:
+            queue.take_back()
         self.virtqueues.clear()
+
+    def wires_changed(self) -> None:
+        """Renew the descriptors of queues that are in other hands. A subclass that overrides it calls it too."""
+        for queue in self.virtqueues:
+            if queue.handover is not None:
+                queue.handover.renew()
 
     # -- what a device type calls
 
     def attend(self, queue: Virtqueue) -> None:
         """Call :meth:`notified` for ``queue``, if the driver is ready. A GuestError there sets DEVICE_NEEDS_RESET."""
-        if self.running and queue.enabled:
+        if queue.handover is not None:
+            queue.handover.ring()
+        elif self.running and queue.enabled:
             try:
                 self.notified(queue)
             except GuestError as error:
                 raise self.broken(str(error)) from error
+
+    def lend_doorbell(self, queue: Virtqueue) -> int | None:
+        """The eventfd of a queue's doorbell, for other hands (:meth:`Virtqueue.hand_over`)."""
+        return self.lend(Transport.notify, BELL * queue.index)
+
+    def take_back_doorbell(self, queue: Virtqueue) -> None:
+        """Hear of the queue's doorbell again."""
+        self.take_back(Transport.notify, BELL * queue.index)
 
     def configuration_changed(self) -> None:
         """Tell the driver that fields of the configuration have changed (§2.5, §4.1.5.4)."""

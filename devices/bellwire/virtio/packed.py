@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
@@ -28,16 +28,25 @@ WRAP = 1 << 15
 class PackedRing:
     """The ring and the two event suppression structures of one queue, as views of guest memory."""
 
+    window_kind: ClassVar[type[Window]] = Window
+
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
-        self._window = Window(queue, dma)
+        self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
-        self._ring = dma.whole(queue.desc, 16 * size, write=True)
+        self._ring, driver, device = self.parts(queue, dma)
         self._words = self._ring.cast("H")
-        self._driver = dma.whole(queue.driver, 4).cast("H")
-        self._device = dma.whole(queue.device_area, 4, write=True).cast("H")
+        self._driver, self._device = driver.cast("H"), device.cast("H")
+
+    def parts(self, queue: Virtqueue, dma: Dma) -> tuple[memoryview, memoryview, memoryview]:
+        """Views of the ring, and of the driver's and the device's event suppression structures."""
+        return (
+            dma.whole(queue.desc, 16 * queue.size, write=True),
+            dma.whole(queue.driver, 4),
+            dma.whole(queue.device_area, 4, write=True),
+        )
 
     def take(self, most: int) -> list[Chain]:
         """Take the next buffers, at most ``most``. The list is empty if there is none.
@@ -90,6 +99,10 @@ class PackedRing:
         queue.used, queue.used_wrap = at, wrap
         queue.out -= total
         fence()
+        return self.wanted(at, wrap, total)
+
+    def wanted(self, at: int, wrap: int, total: int) -> bool:
+        """Whether the driver wants an interrupt, now that ``total`` slots before ``at`` were used."""
         flags = self._driver[FLAGS] & 3
         if flags != AT_DESCRIPTOR or not self._event_idx:
             return flags != DISABLE
@@ -111,6 +124,10 @@ class PackedRing:
         else:
             self._device[FLAGS] = ENABLE
         fence()
+        return self.available()
+
+    def available(self) -> bool:
+        """Whether the driver has made the next buffer available."""
         queue = self._queue
         return self._words[8 * queue.next + 7] & _MARKS == (AVAILABLE if queue.next_wrap else USED)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
@@ -24,19 +24,29 @@ NO_INTERRUPT = NO_NOTIFY = 1
 class SplitRing:
     """The three parts of one split queue, as views of guest memory."""
 
+    window_kind: ClassVar[type[Window]] = Window
+
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
-        self._window = Window(queue, dma)
+        self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
-        self._table = dma.whole(queue.desc, 16 * size)
-        self._avail = dma.whole(queue.driver, 6 + 2 * size).cast("H")
-        self._used = dma.whole(queue.device_area, 6 + 8 * size, write=True)
+        self._table, avail, self._used = self.parts(queue, dma)
+        self._avail = avail.cast("H")
         self._used_words = self._used.cast("H")
         self._elements = self._used[4 : 4 + ELEMENT_SIZE * size].cast("I")  # pairs of id and length (§2.7.8)
         self._used_event = RING + size  # in the available ring: when the driver wants an interrupt (§2.7.7)
         self._avail_event = RING + 4 * size  # in the used ring: when the device wants a notification (§2.7.10)
+
+    def parts(self, queue: Virtqueue, dma: Dma) -> tuple[memoryview, memoryview, memoryview]:
+        """Views of the descriptor table, the available ring and the used ring."""
+        size = queue.size
+        return (
+            dma.whole(queue.desc, 16 * size),
+            dma.whole(queue.driver, 6 + 2 * size),
+            dma.whole(queue.device_area, 6 + 8 * size, write=True),
+        )
 
     def take(self, most: int) -> list[Chain]:
         """Take the next buffers, at most ``most``. The list is empty if there is none.
@@ -87,6 +97,10 @@ class SplitRing:
         self._used_words[INDEX] = queue.used = used
         queue.out -= len(chains)
         fence()
+        return self.wanted(before, used)
+
+    def wanted(self, before: int, used: int) -> bool:
+        """Whether the driver wants an interrupt, now that the used index has gone from ``before`` to ``used``."""
         if self._event_idx:
             return crossed(self._avail[self._used_event], before, used)
         return not self._avail[FLAGS] & NO_INTERRUPT

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
+from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
+from bellwire.virtio.handover import Handover, Take
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
 from bellwire.virtio.status import Feature
@@ -55,6 +57,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     index: int
     device: VirtioDevice
+    handover: Handover | None
+    """The other hands that the queue is in, if it is."""
+    generation: int
+    """Counts how often the queue has been forgotten: chains of an earlier one are not its own."""
 
     @classmethod
     def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
@@ -62,6 +68,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
         queue = cls.from_buffer(state, index * ctypes.sizeof(cls))
         queue.index = index
         queue.device = device
+        queue.handover = None
+        queue.generation = 0
         queue.forget()
         return queue
 
@@ -76,11 +84,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what is not in the state: views of the ring, and chains of a ring that is gone."""
+        """Drop what is not in the state: views of the ring, chains of a ring that is gone, other hands."""
+        self.take_back()
+        self.generation += 1
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
+        self._copied = False
 
     def enable(self) -> None:
         """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
@@ -179,11 +190,38 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Ask the driver for a notification of the next buffer. True if one is there already, without notification."""
         return (ring := self._live()) is not None and ring.listen()
 
+    def hand_over(self, kick: Take, call: Take) -> None:
+        """Give the queue to another process, or to the kernel: :meth:`VirtioDevice.notified` hears of it no more.
+
+        ``kick(fd)`` takes the eventfd that the driver's notifications arrive in, ``call(fd)`` the one whose signals
+        interrupt the driver. Each is called at once, and again whenever the descriptor has changed: ``call`` while the
+        vector is masked and when it is not, both for a new client. The descriptors stay the SDK's. A reset takes the
+        queue back, and so does :meth:`take_back`; :meth:`VirtioDevice.stopped` tells of a reset.
+        """
+        self.take_back()
+        self.handover = Handover(self, kick, call)
+
+    def take_back(self) -> None:
+        """Undo :meth:`hand_over`. Stop the other side first. ``next`` and ``used`` must say where it has stopped."""
+        handover, self.handover = self.handover, None
+        if handover is not None:
+            handover.close()
+
     def ask_for_turn(self) -> None:
         """Schedule one more turn for this queue, unless one is scheduled already."""
         if not self._waits_for_turn:
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
+
+    def copied_until_empty(self) -> None:
+        """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
+        if not self.out and not self.device.dma.copied:
+            self._changes = -1
+
+    def _copies(self) -> bool:
+        """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
+        self._copied = self.device.dma.copied or (self._copied and self.out > 0)
+        return self._copied
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
@@ -192,13 +230,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def _live(self) -> SplitRing | PackedRing | None:
         """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
         device = self.device
-        if not (self.enabled and device.running):
+        if not (self.enabled and device.running) or self.handover is not None:
             return None
         changes = device.dma.changes
         if self._changes != changes:
             self._ring = None
             if device.connected and device.bus_master:
-                kind = PackedRing if Feature.RING_PACKED in device.negotiated else SplitRing
+                packed = Feature.RING_PACKED in device.negotiated
+                kind = (PackedRing, SplitRing, CopiedPackedRing, CopiedSplitRing)[2 * self._copies() + (not packed)]
                 self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
             self._changes = changes
         return self._ring

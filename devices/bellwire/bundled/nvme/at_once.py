@@ -29,14 +29,51 @@ READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 NOWHERE = SharedMap(1, 0, memoryview(b""))
 ENOUGH = 512 << 10
 """Bytes after which the host is told of completions. It handles these while the worker copies the next data."""
+LARGE = 32 << 10
+"""A read of so many bytes waits for the commands behind it: one system call does reads that follow one another."""
 TRANSFER = struct.Struct("<BBHI16xQQQI12x")
 """The fields of a read or a write (§6.9, §6.15): opcode, flags, id, namespace, PRP1, PRP2, first block, dword 12."""
 
 
-@functools.cache
-def _row(count: int) -> tuple[int, int]:
-    """A PRP list of ``count`` consecutive pages, read as one number, is first * a + b. Returns (a, b)."""
-    return sum(1 << 64 * at for at in range(count)), sum(at * PAGE << 64 * at for at in range(count))
+@functools.lru_cache(4096)
+def _row(page: int, count: int) -> bytes:
+    """The PRP list of ``count`` consecutive pages. Guests use buffers again, and comparing a list is quick."""
+    return struct.pack(f"<{count}Q", *range(page, page + count * PAGE, PAGE))
+
+
+class Stretch:
+    """Large reads that follow one another on the disk behind ``fd``, from ``start`` to ``end``."""
+
+    __slots__ = ("_commands", "_flags", "_views", "end", "fd", "start")
+
+    def __init__(self, fd: int, flags: int, start: int) -> None:
+        self.fd = fd
+        self.start = self.end = start
+        self._flags = flags
+        self._views: list[memoryview] = []
+        self._commands: list[tuple[int, bytes]] = []
+
+    def add(self, cid: int, command: bytes, view: memoryview) -> None:
+        """Add a read of the bytes at the end."""
+        self._commands.append((cid, command))
+        self._views.append(view)
+        self.end += len(view)
+
+    def read(self, done: list[int], left: list[bytes]) -> int:
+        """Do all of them. Those whose bytes did not come at once are ``left``. Returns the number of their bytes."""
+        try:
+            got = os.preadv(self.fd, self._views, self.start, self._flags)
+        except OSError:  # it would wait or fails: left to the slow path
+            got = 0
+        here = self.start
+        for (cid, command), view in zip(self._commands, self._views, strict=True):
+            here += len(view)
+            if here <= self.start + got:
+                done.append(cid)
+            else:
+                left.append(command)
+                self.end -= len(view)
+        return here - self.end
 
 
 class AtOnce:
@@ -65,6 +102,7 @@ class AtOnce:
             end = start
         budget, moved, written = self._io.budget, 0, 0
         writable, writes, at = False, 0, 0
+        stretch: Stretch | None = None
         for opcode, flags, cid, wanted, prp1, prp2, first, dword in TRANSFER.iter_unpack(block):
             at += COMMAND_SIZE
             if wanted != nsid and wanted in spaces:
@@ -91,11 +129,22 @@ class AtOnce:
                             writes += 1
                         elif disk:
                             memory[where : where + length] = disk[offset : offset + length]
-                        else:
+                        elif now is None:
+                            got = 0
+                        elif length < LARGE:
                             try:
-                                got = 0 if now is None else preadv(fd, [memory[where : where + length]], offset, now)
+                                got = preadv(fd, [memory[where : where + length]], offset, now)
                             except OSError:  # it would wait or fails: left to the slow path
                                 got = 0
+                        else:
+                            if stretch is None or stretch.end != offset or stretch.fd != fd:
+                                moved -= stretch.read(done, left) if stretch else 0
+                                stretch = Stretch(fd, now, offset)
+                            stretch.add(cid, block[at - COMMAND_SIZE : at], memory[where : where + length])
+                            moved += length
+                            if moved < ENOUGH:
+                                continue
+                            break
                         if got == length:
                             done.append(cid)
                             moved += length
@@ -103,6 +152,8 @@ class AtOnce:
                                 continue
                             break
             left.append(block[at - COMMAND_SIZE : at])
+        if stretch:
+            moved -= stretch.read(done, left)
         self._io.budget = budget - moved
         self._dma.touched(moved)
         self._counters.reads += len(done) - writes
@@ -117,12 +168,13 @@ class AtOnce:
         size = count * ENTRY
         if count < 2 or address & 7 or address % PAGE + size > PAGE:
             return False
+        start, end, memory = self._window
+        if start <= address <= end - size:
+            return memory[address - start : address - start + size].tobytes() == _row(page, count)
         try:
-            pages = int.from_bytes(self._dma.read(address, size), "little")
+            return self._dma.read(address, size) == _row(page, count)
         except GuestError:
             return False
-        ones, steps = _row(count)
-        return pages == page * ones + steps
 
     def _find(self, address: int) -> SharedMap:
         """The map of guest memory around ``address``, if it can be read and written; else one without any byte."""

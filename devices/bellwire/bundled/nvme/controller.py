@@ -30,6 +30,8 @@ from bellwire.bundled.nvme.store import Store
 from bellwire.bundled.nvme.telemetry import Telemetry, describe
 from bellwire.bundled.nvme.timestamp import Timestamp, TimestampState
 
+_STATUS = Registers.csts.offset
+
 
 class StateViews(NamedTuple):
     """The parts of the device's state in which the controller keeps its own state."""
@@ -112,7 +114,7 @@ class Controller:
 
         Every turn asks for it, so it looks at the lowest byte of the register directly.
         """
-        status = self._file[Registers.csts.offset]
+        status = self._file[_STATUS]
         return status & (registers.READY | registers.FATAL) == registers.READY and self.queues.admin.size != 0
 
     def configure(self, before: int, now: int) -> None:
@@ -157,6 +159,7 @@ class Controller:
 
     def restored(self) -> None:
         """The state has been restored: do the commands again that were under way in it."""
+        self.queues.shadow.restored()
         entries = self.engine.restored()
         self._go_on()
         if self.device.csts & registers.SHUTDOWN_BUSY:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bellwire import Aer, Option, OptionError, Saved, SavedBytes, SerialNumber
 from bellwire.bundled.nvme.controller import Controller, Manner, StateViews
 from bellwire.bundled.nvme.events import EventState
+from bellwire.bundled.nvme.faults import NVME_FAULTS
 from bellwire.bundled.nvme.features import WORDS
 from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.inventory import take_stock
@@ -35,7 +36,7 @@ def serial_number(text: str) -> str | None:
     )
 
 
-class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
+class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=NVME_FAULTS):
     """An NVMe controller: namespaces on raw images, block devices or memory.
 
     The device needs the value of a doorbell write, since it is the new tail or head of a queue. So doorbells use
@@ -234,9 +235,12 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802):
     @Registers.io_bells.ring
     def ring_io_by_event(self, offset: int) -> None:
         """A ring of a doorbell of I/O queues by ioeventfd, without its value."""
-        self.ring(offset + 8, 4, None)
+        if offset & 4:
+            self.controller.engine.ring_head(offset + 8 >> 3, None)
+        else:
+            self.controller.engine.ring_tail(offset + 8 >> 3, None)
 
-    def ring(self, offset: int, size: int, value: int | None) -> None:
+    def ring(self, offset: int, size: int, value: int) -> None:
         """Even doorbells are tails, odd ones heads. Only a write of a whole doorbell rings (§3.1.24, §3.1.25)."""
         if size != 4 or offset % 4:
             return

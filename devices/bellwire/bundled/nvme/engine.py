@@ -11,6 +11,7 @@ from bellwire import GuestError, Job, Meter, Pool
 from bellwire.bundled.nvme.admin import Admin
 from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import COMMAND_SIZE, Command
+from bellwire.bundled.nvme.interception import Interception
 from bellwire.bundled.nvme.io import AT_ONCE, SECTOR_SHIFT, Io, blame
 from bellwire.bundled.nvme.journal import Journal
 from bellwire.bundled.nvme.queues import BATCH, Completion, CompletionQueue, SubmissionQueue
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 BURST = 16 * BATCH
 """The commands that are fetched from one queue before other queues get their turn."""
+
+Run = Callable[[SubmissionQueue, bytes], Completion | None]
+"""Executes one command. The result is None if it completes later."""
+
+Execute = Callable[[SubmissionQueue, CompletionQueue, bytes], None]
+"""Executes a batch of commands, and posts what is done."""
 
 
 class Flight(NamedTuple):
@@ -43,7 +50,7 @@ class Engine:
 
     def __init__(self, controller: Controller, journal: Journal) -> None:
         self._controller = controller
-        self._queues = controller.queues
+        self.queues = self._queues = controller.queues
         self._logs = controller.logs
         self._journal = journal
         self._admin = Admin(controller)
@@ -58,6 +65,11 @@ class Engine:
         self._waiting: deque[tuple[Job, bool]] = deque()
         self._writes: list[Job] = []  # of the batch: one thread does them, since each takes about as long as a wake-up
         self._meter = Meter(controller.device, self._totals)
+        self.execute: Execute = self._execute
+        """Executes a batch of commands. Faults put something else in its place."""
+        self.drain: Callable[[SubmissionQueue], None] = self._drain
+        """Fetches and executes commands of a queue. Faults put something else in its place."""
+        self.interception = Interception(controller, self)
 
     def _totals(self) -> dict[str, tuple[int, int]]:
         """Operations and bytes, from the counters of SMART."""
@@ -77,6 +89,7 @@ class Engine:
     def forget(self) -> None:
         """The queues have ended. Threads may still execute their commands."""
         self._again.clear()
+        self.interception.forget()
 
     def clear(self) -> None:
         """Start again: no thread works for the device, and the state is zero."""
@@ -95,6 +108,7 @@ class Engine:
         self._flights.clear()
         self._waiting.clear()
         self._loose = 0
+        self.interception.clear()
 
     def begin_again(self, entries: list[tuple[int, bytes]]) -> None:
         """Execute the commands that :meth:`restored` returned, and look at all queues."""
@@ -104,7 +118,7 @@ class Engine:
         queues.completions[0].running = sum(sq.deleter != 0 for sq in queues.submissions if sq.size)
         for sqid, entry in entries:
             sq = queues.submissions[sqid]
-            self._guarded(self._execute, sq, queues.completions[sq.cqid], entry)
+            self._guarded(self.execute, sq, queues.completions[sq.cqid], entry)
         self._finish_deletions()
         self.kick_all()
         queues.interrupts.tell_again()
@@ -137,7 +151,16 @@ class Engine:
 
     def _work_off(self, queue: SubmissionQueue) -> None:
         """Fetch and execute the commands in ``queue``. If its memory is gone, the controller fails (CSTS.CFS)."""
-        self._guarded(self._drain, queue)
+        try:
+            self.drain(queue)
+        except GuestError as error:
+            self._controller.break_down(str(error))
+
+    def begin(self, execute: Execute, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes) -> None:
+        """Execute a command that has waited."""
+        self._guarded(execute, sq, cq, entry)
+        if self._controller.live:
+            self._finish_deletions()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         try:
@@ -146,27 +169,21 @@ class Engine:
             self._controller.break_down(str(error))
 
     def _drain(self, sq: SubmissionQueue) -> None:
-        queues, controller = self._queues, self._controller
-        shadowed = queues.shadowed(sq)
-        if shadowed:
-            queues.refresh(sq)
+        queues, controller, io, journal = self._queues, self._controller, self._io, self._journal
         cq = queues.completions[sq.cqid]
-        self._io.budget = AT_ONCE
+        io.budget = AT_ONCE
         if sq.deleter:
             return
         for _ in range(BURST // BATCH):
-            block = b""
-            if sq.head != sq.tail:
-                block = sq.fetch(self._dma, min(queues.room(sq, cq), BATCH, self._journal.room))
-            if block:
-                self._execute(sq, cq, block)
-                if not controller.live or not sq.size or sq.deleter:
-                    return
-                if self._io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
-                    break
-            elif not (shadowed and queues.more_in_shadow(sq)):
+            block = queues.fetch(sq, cq, min(BATCH, len(journal.free)))
+            if not block:
                 return
-        if sq.size and (shadowed or sq.head != sq.tail) and sq.qid not in self._again:
+            self.execute(sq, cq, block)
+            if not controller.live or not sq.size or sq.deleter:
+                return
+            if io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
+                break
+        if (sq.head != sq.tail or queues.shadowed(sq)) and sq.qid not in self._again:
             self._again.add(sq.qid)
             controller.device.after(0, self._continue, sq)
 
@@ -177,30 +194,35 @@ class Engine:
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and post the completions of the commands that are done together."""
-        count = len(block) // COMMAND_SIZE
-        cq.running += count
-        begun = perf_counter_ns()
-        if sq.qid:
+        begun, qid = perf_counter_ns(), sq.qid
+        if qid:
             done, entries, rest = self._at_once.transfer(block)
             if rest:
                 sq.give_back(rest)
             completions = [(0, sq, cid, 0) for cid in done]
-            run = self._execute_io
         else:
             completions = []
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
-            run = self._execute_admin
+        if entries:
+            count = len(completions) + len(entries)
+            cq.running += count
+            completions += self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
+            cq.running -= count
+            if not self._controller.live:
+                return
+        if completions:
+            if qid:
+                self._meter.took(perf_counter_ns() - begun, len(completions))
+            self._queues.post(cq, completions)
+
+    def _one_by_one(self, run: Run, sq: SubmissionQueue, entries: list[bytes]) -> list[Completion]:
+        """Execute commands that are not done yet. Returns the completions of those that no thread has."""
         try:
-            completions += [each for entry in entries if (each := run(sq, entry)) is not None]
+            return [each for entry in entries if (each := run(sq, entry)) is not None]
         finally:
             if self._writes:
                 self.pool.submit(*self._writes)
                 self._writes.clear()
-        cq.running -= count
-        if completions and sq.qid:
-            self._meter.took(perf_counter_ns() - begun, len(completions))
-        if completions and self._controller.live:
-            self._queues.post(cq, completions)
 
     def _execute_admin(self, sq: SubmissionQueue, entry: bytes) -> Completion | None:
         command = Command.unpack(entry)

@@ -74,40 +74,44 @@ class Features:
     """The features of one controller; ``words`` lie in its state."""
 
     def __init__(self, words: memoryview, queues: int, namespaces: int) -> None:
-        self._words = words
+        self.words = words
         self._granted = (queues - 1) << 16 | queues - 1
         self._namespaces = namespaces
+        self.temperature = ROOM_TEMPERATURE
+        """The composite temperature in kelvins."""
+        self.raised = 0
+        """Critical warnings that a fault has raised (§5.14.1.2)."""
 
     def reset(self) -> None:
         """Set all features to their defaults (§7.3.2)."""
         for number in range(WORDS):
-            self._words[number] = 0
+            self.words[number] = 0
         for identifier, feature in FEATURES.items():
-            self._words[identifier] = feature.default
+            self.words[identifier] = feature.default
 
     def __getitem__(self, identifier: FeatureId) -> int:
-        value: int = self._words[identifier]
+        value: int = self.words[identifier]
         return value
 
     @property
     def write_cache(self) -> bool:
         """Whether writes may stay in the host's page cache until a flush (§5.21.1.6)."""
-        return bool(self._words[FeatureId.WRITE_CACHE])
+        return bool(self.words[FeatureId.WRITE_CACHE])
 
     def coalesces(self, vector: int) -> bool:
         """Whether interrupts of ``vector`` may be coalesced (§5.21.1.9)."""
-        return not self._words[_VECTORS + vector] & COALESCING_DISABLED
+        return not self.words[_VECTORS + vector] & COALESCING_DISABLED
 
     @property
     def warnings(self) -> int:
-        """The critical warnings: set if the temperature is not between the thresholds (§5.21.1.4)."""
-        good = self._words[_TOO_COLD] < ROOM_TEMPERATURE < self._words[FeatureId.TEMPERATURE_THRESHOLD]
-        return 0 if good else TEMPERATURE_WARNING
+        """The critical warnings. One is set if the temperature is not between the thresholds (§5.21.1.4)."""
+        good = self.words[_TOO_COLD] < self.temperature < self.words[FeatureId.TEMPERATURE_THRESHOLD]
+        return self.raised | (0 if good else TEMPERATURE_WARNING)
 
     @property
     def alarming(self) -> bool:
         """Whether there is a warning that the host wants to hear of (§5.21.1.11)."""
-        return bool(self.warnings & self._words[FeatureId.EVENTS])
+        return bool(self.warnings & self.words[FeatureId.EVENTS])
 
     def get(self, command: Command) -> int:
         """Get Features. Returns the result dword."""
@@ -123,10 +127,10 @@ class Features:
             return self._granted
         if identifier is FeatureId.VECTOR:
             vector = self._vector(command)
-            return vector | (self._words[_VECTORS + vector] if select == Select.CURRENT else 0)
+            return vector | (self.words[_VECTORS + vector] if select == Select.CURRENT else 0)
         word = self._threshold(command) if identifier is FeatureId.TEMPERATURE_THRESHOLD else int(identifier)
         default = 0 if word == _TOO_COLD else feature.default
-        return self._words[word] if select == Select.CURRENT else default
+        return self.words[word] if select == Select.CURRENT else default
 
     def set(self, command: Command, *, queues_exist: bool) -> int:
         """Set Features. Returns the result dword."""
@@ -144,14 +148,14 @@ class Features:
                 raise CommandError(Status.INVALID_FIELD, Byte.CDW11)
             return self._granted
         if identifier is FeatureId.VECTOR:
-            self._words[_VECTORS + self._vector(command)] = value & COALESCING_DISABLED
+            self.words[_VECTORS + self._vector(command)] = value & COALESCING_DISABLED
             return 0
         if identifier is FeatureId.POWER_MANAGEMENT and value & 0x1F:
             raise CommandError(Status.INVALID_FIELD, Byte.CDW11)  # there is only one power state
         if identifier is FeatureId.ERROR_RECOVERY and value:
             raise CommandError(Status.FEATURE_NOT_CHANGEABLE, Byte.CDW11)
         word = self._threshold(command) if identifier is FeatureId.TEMPERATURE_THRESHOLD else int(identifier)
-        self._words[word] = value & feature.settable
+        self.words[word] = value & feature.settable
         return 0
 
     def _threshold(self, command: Command) -> int:

@@ -41,11 +41,13 @@ class Interrupts:
         """``queue`` has ``count`` new completions."""
         if not queue.interrupts:
             return
-        setting = self._features[_COALESCING]
-        if setting >> 8 and queue.qid and self._features.coalesces(queue.vector):
-            self._coalesce(queue.vector, count, setting)
+        vector, setting = queue.vector, self._features.words[_COALESCING]
+        if setting >> 8 and queue.qid and self._features.coalesces(vector):
+            self._coalesce(vector, count, setting)
+        elif self._irq.enabled:
+            self._irq[vector].trigger()
         else:
-            self._raise(queue.vector)
+            self._raise(vector)
 
     def _coalesce(self, vector: int, count: int, setting: int) -> None:
         """Hold an interrupt back until the aggregation threshold or the aggregation time is reached (§5.21.1.8)."""

@@ -77,7 +77,7 @@ def write_down(store: Store, namespaces: Namespaces) -> None:
     """Write the namespaces to the record of the store."""
     store.record.spaces = [
         SpaceRecord(
-            space.nsid, FORMATS.index(space.shift), space.number, space.attached, space.disk.size if space.made else 0,
+            space.nsid, FORMATS.index(space.shift), space.number, space.assigned, space.disk.size if space.made else 0,
             space.lost.ranges,
         )
         for space in namespaces.allocated

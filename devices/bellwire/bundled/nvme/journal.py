@@ -22,29 +22,25 @@ class Journal:
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
-        self._free: list[int]
-
-    @property
-    def room(self) -> int:
-        """The number of free slots."""
-        return len(self._free)
+        self.free: list[int]
+        """The free slots."""
 
     def note(self, sqid: int, entry: bytes | memoryview) -> int:
         """Add a command. Returns its slot."""
-        slot = self._free.pop()
+        slot = self.free.pop()
         _SLOT.pack_into(self._state, slot * _SLOT.size, 1, sqid, bytes(entry))
         return slot
 
     def strike(self, slot: int) -> None:
         """Remove the command in ``slot``."""
         self._state[slot * _SLOT.size] = 0
-        self._free.append(slot)
+        self.free.append(slot)
 
     def clear(self) -> None:
         """Remove all commands."""
         for slot in range(SLOTS):
             self._state[slot * _SLOT.size] = 0
-        self._free = list(range(SLOTS))
+        self.free = list(range(SLOTS))
 
     def restored(self) -> Iterator[tuple[int, bytes]]:
         """The :meth:`entries` of a restored state. Empties the journal."""

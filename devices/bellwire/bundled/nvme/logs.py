@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from bellwire.bundled.nvme.command import AdminOpcode, Byte, Command, IoOpcode
-from bellwire.bundled.nvme.features import ROOM_TEMPERATURE, Features
+from bellwire.bundled.nvme.features import Features
 from bellwire.bundled.nvme.identify import ERROR_ENTRIES, FIRMWARE, text
 from bellwire.bundled.nvme.status import CommandError, Status
 
@@ -118,7 +118,7 @@ class Logs:
         """SMART / health information (§5.14.1.2)."""
         counters = self.counters
         page = bytearray(512)
-        struct.pack_into("<BHBBB", page, 0, self._features.warnings, ROOM_TEMPERATURE, 100, 10, 0)
+        struct.pack_into("<BHBBB", page, 0, self._features.warnings, self._features.temperature, 100, 10, 0)
         for at, value in (
             (32, -(-counters.sectors_read // UNIT)),
             (48, -(-counters.sectors_written // UNIT)),

@@ -46,13 +46,25 @@ class Namespace:
         self.nsid = nsid
         self.disk = disk
         self.uuid = identity
-        self.attached = attached
+        self.assigned = attached
+        """Whether it is attached as far as the host has decided that; a fault may have taken it away."""
+        self.gone = False
+        """Whether a fault has taken it away for now."""
         self.number = number
         self.held: Status | None = None
         """The status with which I/O is refused during a format or a deletion; else None."""
         self.shift = block_size.bit_length() - 1
         self.blocks = disk.size >> self.shift
         self.lost = LostBlocks(lost)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the host can use it. Assigning it attaches or detaches it (§8.12)."""
+        return self.assigned and not self.gone
+
+    @attached.setter
+    def attached(self, attached: bool) -> None:
+        self.assigned = attached
 
     @property
     def made(self) -> bool:

@@ -69,7 +69,7 @@ class QueueSet:
     def rung_tail(self, qid: int, tail: int | None) -> SubmissionQueue | None:
         """Take the new tail of submission queue ``qid`` (§3.1.24). Returns it if it may have commands, else None.
 
-        ``tail`` is None if only a shadow doorbell has the value: :meth:`refresh` reads it.
+        ``tail`` is None if only a shadow doorbell has the value: :meth:`fetch` reads it.
         """
         queue = self.submissions[qid] if qid < len(self.submissions) else None
         if queue is None or not queue.size:
@@ -105,20 +105,26 @@ class QueueSet:
         """Whether the tail of ``sq`` is a shadow doorbell."""
         return sq.qid != 0 and self.shadow.active
 
-    def refresh(self, sq: SubmissionQueue) -> None:
-        """Read the tail from the shadow doorbell."""
-        self._take_tail(sq, self.shadow.tail(sq.qid))
+    def fetch(self, sq: SubmissionQueue, cq: CompletionQueue, most: int) -> bytes:
+        """Take at most ``most`` commands of ``sq`` whose completions fit in ``cq``, up to where the ring wraps.
 
-    def more_in_shadow(self, sq: SubmissionQueue) -> bool:
-        """Whether an empty queue has new commands. If not, the guest rings when it has."""
-        if sq.head == sq.tail:
-            tail = self.shadow.tail(sq.qid)
-            if tail == sq.tail:  # only now: while the controller has commands to execute, the guest need not ring
-                tail = self.shadow.wake_at_tail(sq.qid, tail)
-            if tail != sq.tail:
-                self._take_tail(sq, tail)
-                return sq.head != sq.tail
-        return False
+        If the queue is empty, the guest rings when it has more.
+        """
+        if sq.head == sq.tail and not (sq.qid and self.shadow.active and self._more_in_shadow(sq)):
+            return b""
+        return sq.fetch(self._dma, min(self.room(sq, cq), most))
+
+    def _more_in_shadow(self, sq: SubmissionQueue) -> bool:
+        """Whether an empty queue has new commands."""
+        qid, before = sq.qid, sq.tail
+        tail = self.shadow.tail(qid)
+        if tail == before:  # only now: while the controller has commands to execute, the guest need not ring
+            tail = self.shadow.wake_at_tail(qid, tail)
+        if tail >= sq.size:
+            self._bad(Event.INVALID_DOORBELL_VALUE)
+            return False
+        sq.tail = tail
+        return tail != before
 
     def room(self, sq: SubmissionQueue, cq: CompletionQueue) -> int:
         """The number of commands of ``sq`` whose completions fit in ``cq``."""
@@ -140,12 +146,6 @@ class QueueSet:
         if cq.qid and self.shadow.active and self.interrupts.level_matters:
             self.look_at_head(cq)
         self.interrupts.posted(cq, len(completions))
-
-    def _take_tail(self, sq: SubmissionQueue, tail: int) -> None:
-        if tail >= sq.size:
-            self._bad(Event.INVALID_DOORBELL_VALUE)
-        else:
-            sq.tail = tail
 
     def _move_head(self, queue: CompletionQueue, head: int) -> None:
         size = queue.size

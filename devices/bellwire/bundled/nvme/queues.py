@@ -115,17 +115,17 @@ class CompletionQueue(ctypes.Structure):
 
     def post(self, dma: Dma, completions: list[Completion]) -> None:
         """Write ``completions``, for which there is room. GuestError if it cannot."""
-        at = 0
+        at, pack = 0, COMPLETION.pack
         while at < len(completions):
             tail, phase = self.tail, self.phase
             some = completions[at : at + min(self.size - tail, BATCH)]
-            batch = bytearray(len(some) * COMPLETION_SIZE)
+            batch: list[bytes] = []
             last, head, qid = None, 0, 0
-            for place, (result, sq, cid, status) in enumerate(some):
+            for result, sq, cid, status in some:
                 if sq is not last:
                     last, head, qid = sq, sq.head, sq.qid
-                COMPLETION.pack_into(batch, place * COMPLETION_SIZE, result, 0, head, qid, cid, status << 1 | phase)
-            dma.write(self.base + tail * COMPLETION_SIZE, batch)
+                batch.append(pack(result, 0, head, qid, cid, status << 1 | phase))
+            dma.write(self.base + tail * COMPLETION_SIZE, b"".join(batch))
             at += len(some)
             tail += len(some)
             if tail == self.size:

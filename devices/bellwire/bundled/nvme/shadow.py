@@ -34,25 +34,30 @@ class Shadow:
         self._state = state
         self._dma = dma
         self._words: memoryview[int] | None = None
+        self._wanted: memoryview[int] | None = None
         self._changes = -1
-
-    @property
-    def active(self) -> bool:
+        self.active = False
         """Whether the guest has set up shadow doorbells."""
-        return self._state.doorbells != 0
 
     def configure(self, doorbells: int, events: int) -> None:
-        """Use the pages at these addresses from now on."""
+        """Use the pages at these addresses from now on; with zeros, use the registers."""
         self._state.doorbells, self._state.events = doorbells, events
+        self.restored()
+
+    def restored(self) -> None:
+        """The state has been restored."""
+        self.active = self._state.doorbells != 0
         self._changes = -1
 
     def tail(self, qid: int) -> int:
         """The tail of submission queue ``qid`` that the guest has stored."""
-        return self._stored(2 * qid)
+        words = self._words if self._changes == self._dma.changes else self._look()
+        return self._read(2 * qid) if words is None else words[2 * qid]
 
     def head(self, qid: int) -> int:
         """The head of completion queue ``qid`` that the guest has stored."""
-        return self._stored(2 * qid + 1)
+        words = self._words if self._changes == self._dma.changes else self._look()
+        return self._read(2 * qid + 1) if words is None else words[2 * qid + 1]
 
     def wake_at_tail(self, qid: int, tail: int) -> int:
         """Ask the guest to ring when its tail passes ``tail``. Returns the tail now: it may have moved already."""
@@ -63,29 +68,27 @@ class Shadow:
         return self._wake_at(2 * qid + 1, head)
 
     def _wake_at(self, place: int, value: int) -> int:
-        self._dma.write(self._state.events + _WORD * place, value.to_bytes(_WORD, "little"))
-        _full_barrier()
-        return self._stored(place)
+        words = self._words if self._changes == self._dma.changes else self._look()
+        if self._wanted is None:
+            self._dma.write(self._state.events + _WORD * place, value.to_bytes(_WORD, "little"))
+        else:
+            self._wanted[place] = value
+        with _fence:  # a locked instruction: x86 may let the next load overtake that store
+            pass
+        return self._read(place) if words is None else words[place]
 
-    def _stored(self, place: int) -> int:
-        if self._changes != self._dma.changes:
-            self._look()
-        words = self._words
-        if words is None:
-            return int.from_bytes(self._dma.read(self._state.doorbells + _WORD * place, _WORD), "little")
-        return words[place]
+    def _read(self, place: int) -> int:
+        return int.from_bytes(self._dma.read(self._state.doorbells + _WORD * place, _WORD), "little")
 
-    def _look(self) -> None:
-        """Look for the page of doorbells in memory that the client shares. If it shares none, there is no view."""
-        at = self._state.doorbells
-        shared = self._dma.shared_map(at)
-        self._words = None
-        if shared is not None and at + PAGE <= shared.end:
-            self._words = shared.view[at - shared.start : at - shared.start + PAGE].cast("I")
+    def _look(self) -> memoryview[int] | None:
+        """Look for both pages in memory that the client shares. If it shares one not, there is no view of it."""
+        self._words = self._page(self._state.doorbells, write=False)
+        self._wanted = self._page(self._state.events, write=True)
         self._changes = self._dma.changes
+        return self._words
 
-
-def _full_barrier() -> None:
-    """Make the store visible before the next load: x86 may reorder the two. Taking a lock is a locked instruction."""
-    with _fence:
-        pass
+    def _page(self, at: int, *, write: bool) -> memoryview[int] | None:
+        shared = self._dma.shared_map(at, write=write)
+        if shared is None or at + PAGE > shared.end:
+            return None
+        return shared.view[at - shared.start : at - shared.start + PAGE].cast("I")

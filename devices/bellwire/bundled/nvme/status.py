@@ -25,8 +25,10 @@ class Status(IntEnum):
     SANITIZE_FAILED = 0x01C
     SANITIZE_IN_PROGRESS = 0x01D
     WRITE_PROTECTED = 0x020
+    COMMAND_INTERRUPTED = 0x021
     LBA_OUT_OF_RANGE = 0x080
     CAPACITY_EXCEEDED = 0x081
+    NAMESPACE_NOT_READY = 0x082
     FORMAT_IN_PROGRESS = 0x084
 
     INVALID_COMPLETION_QUEUE = 0x100
@@ -52,7 +54,9 @@ class Status(IntEnum):
 
     WRITE_FAULT = 0x280
     UNRECOVERED_READ_ERROR = 0x281
+    GUARD_CHECK_ERROR = 0x282
     COMPARE_FAILURE = 0x285
+    ACCESS_DENIED = 0x286
 
     @property
     def field(self) -> int:
@@ -66,7 +70,9 @@ _RETRY = frozenset(
         Status.INTERNAL_ERROR,
         Status.ABORTED_BY_REQUEST,
         Status.ABORTED_SQ_DELETION,
+        Status.COMMAND_INTERRUPTED,
         Status.CAPACITY_EXCEEDED,
+        Status.NAMESPACE_NOT_READY,
         Status.SANITIZE_IN_PROGRESS,
         Status.FORMAT_IN_PROGRESS,
         Status.SELF_TEST_IN_PROGRESS,

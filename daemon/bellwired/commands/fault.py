@@ -1,0 +1,136 @@
+"""``bellwire fault``: put a running device under scenarios of faults, take them away, or list what there is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bellwire.faults.scenario import Scenario, find_scenario, for_device, scenarios
+from bellwire.filters.find import Plain, of_table
+from bellwired.commands import show
+from bellwired.commands.completion import DEVICES, SCENARIOS, completed
+from bellwired.commands.control_client import method
+from bellwired.commands.operate import instance
+from bellwired.commands.show import Column
+from bellwired.errors import CommandError
+from bellwired.find import find_device
+from bellwired.places import Places
+
+
+def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Declare the command; ``shared`` has the flags of all commands that ask a daemon."""
+    parser = commands.add_parser(
+        "fault",
+        parents=[shared],
+        help="let a running device fail, as a scenario says",
+        description="Puts a running device under scenarios of faults. Without a scenario it shows the faults that are "
+        "in the device, and how often each has struck.",
+    )
+    completed(parser.add_argument("name", nargs="?", help="the device"), DEVICES)
+    what = parser.add_argument(
+        "scenario",
+        nargs="*",
+        metavar="SCENARIO|FILE.toml",
+        help="scenarios that come with Bellwire, by name, or your own, by the paths of their files",
+    )
+    completed(what, SCENARIOS)
+    parser.add_argument(
+        "--stop", action="store_true", help="take out the faults of these scenarios; without one, all faults"
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the scenarios that come with Bellwire; with a device (nvme, ./mine.py), those that it can have",
+    )
+    parser.set_defaults(command=fault, mistake=parser.error, intermixed="scenario")
+
+
+def fault(arguments: argparse.Namespace) -> int:
+    """``bellwire fault NAME [SCENARIO...] [--stop]``, ``bellwire fault [DEVICE] --list``."""
+    if arguments.list:
+        if arguments.scenario or arguments.stop:
+            arguments.mistake("--list takes no scenario")
+        return _list(arguments)
+    if not arguments.name:
+        arguments.mistake("expected the name of a device, or --list")
+    daemon, name = instance(arguments), arguments.name
+    if arguments.stop:
+        words = {find_scenario(word).name for word in arguments.scenario}
+        for each in _faults(method(daemon, "Filters", name=name)["filters"]):
+            if not words or each["arguments"]["scenario"] in words:
+                method(daemon, "RemoveFilter", name=name, label=each["label"])
+        return 0
+    if not arguments.scenario:
+        return _show(_faults(method(daemon, "Filters", name=name)["filters"]), in_json=arguments.json)
+    for scenario in [find_scenario(word) for word in arguments.scenario]:
+        _put_in(daemon, name, scenario)
+    return 0
+
+
+def wanted_by(words: Iterable[str]) -> list[dict[str, Plain]]:
+    """The filters of scenarios, as a device's file has them: what ``bellwire run --fault`` puts in."""
+    return [each for word in words for each in find_scenario(word).filters()]
+
+
+def _put_in(daemon: Any, name: str, scenario: Scenario) -> None:
+    """Put all faults of a scenario in, or none: if one is refused, those before it are taken out."""
+    before = {each["label"] for each in method(daemon, "Filters", name=name)["filters"]}
+    try:
+        for each in scenario.filters():
+            method(daemon, "AddFilter", name=name, filter=str(of_table(each)))
+    except CommandError:
+        for each in method(daemon, "Filters", name=name)["filters"]:
+            if each["label"] not in before and each["arguments"].get("scenario") == scenario.name:
+                method(daemon, "RemoveFilter", name=name, label=each["label"])
+        raise
+
+
+def _faults(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those filters that are faults: each has the argument ``scenario``."""
+    return [each | {"report": json.loads(each["report"])} for each in filters if "scenario" in each["arguments"]]
+
+
+def _show(found: list[dict[str, Any]], *, in_json: bool) -> int:
+    if in_json:
+        show.as_json(found)
+        return 0
+    rows = [
+        (
+            show.text(each["label"]),
+            show.text(each["arguments"]["scenario"]),
+            show.text(str(each["report"].get("struck", "?"))),
+            show.text(str(each["report"].get("seen", "?"))),
+        )
+        for each in found
+    ]
+    columns = (Column("fault"), Column("scenario"), Column("struck"), Column("of"))
+    show.console().print(show.table(columns, rows))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found: Iterable[Scenario] = scenarios().values()
+    if arguments.name:
+        places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
+        found = for_device(found, find_device(arguments.name, places.plugins))
+    if arguments.json:
+        show.as_json([_described(each) for each in found])
+        return 0
+    rows = [
+        (show.text(each.name), show.text(", ".join(each.devices) or "every device"), show.text(each.about))
+        for each in found
+    ]
+    show.console().print(show.table((Column("scenario"), Column("for", 1), Column("what happens")), rows))
+    return 0
+
+
+def _described(scenario: Scenario) -> Mapping[str, Any]:
+    return {
+        "name": scenario.name,
+        "about": scenario.about,
+        "driver": scenario.driver,
+        "devices": list(scenario.devices),
+        "faults": [dict(each) for each in scenario.fault],
+    }

@@ -1,0 +1,33 @@
+"""The filters of a device under the manager: those of its file, and what was added and removed since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bellwired.settings import Device, Filters
+
+
+class Filtered:
+    """Remembers the filters that a running device has, so that its next worker has them too."""
+
+    _switched: tuple[Filters, Filters] | None = None
+    """The filters of its file, and those that it has had since somebody added or removed one."""
+    settings: Device
+
+    def filters(self, settings: Device) -> Filters:
+        """The filters for its next worker: those that it has, unless its file has others since they were changed."""
+        if self._switched is not None and self._switched[0] == settings.filters:
+            return self._switched[1]
+        return settings.filters
+
+    async def filter(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
+        """Add, remove or list filters: see :class:`bellwired.filtering.Switches`. Returns those that it has then."""
+        found = list(await self.ask("filter", action=action, named=named, place=place))
+        if action != "list":
+            self._switched = self.settings.filters, [{"name": each["name"], **each["given"]} for each in found]
+        return found
+
+    async def ask(self, what: str, timeout: float = 5.0, fds: Sequence[int] = (), **arguments: str) -> Any:
+        """Ask the worker."""
+        raise NotImplementedError

@@ -1,0 +1,45 @@
+"""Hand-overs of a device: how often a worker has gone on with the client of another, why, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+class HandOvers:
+    """Counts the hand-overs of one device."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reason = ""
+        """Why the last one was needed."""
+        self.pause = 0.0
+        """The seconds from the end of the last worker that has ended to the first turn of its successor."""
+        self._begun: float | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a client waits for a successor."""
+        return self._begun is not None
+
+    def begin(self, reason: str) -> None:
+        """A worker has ended, and has left a client. If it was a successor that had not begun, the pause goes on."""
+        self.reason = reason
+        if self._begun is None:
+            self._begun = time.monotonic()
+
+    def done(self) -> str:
+        """The successor serves the client. Returns what there is to say."""
+        assert self._begun is not None
+        self.pause = time.monotonic() - self._begun
+        self._begun = None
+        self.count += 1
+        return f"a new worker has taken the client over after {self.pause * 1e3:.0f} ms"
+
+    def end(self) -> None:
+        """No successor comes."""
+        self._begun = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For status and metrics."""
+        return {"count": self.count, "reason": self.reason, "pause_ms": round(self.pause * 1e3, 3)}

@@ -1,0 +1,195 @@
+"""vhost: a virtio device whose rings are a back end's. Registers, features, status, interrupts and reset are ours."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bellwire import Option, OptionError, Saved
+from bellwire.bundled.vhost.types import ANY_CONFIG, DeviceType, device_type, type_fault
+from bellwire.model.capabilities import Identity
+from bellwire.network.checks import mac_fault, mtu_fault, parse_mac, socket_fault
+from bellwire.vhost.backend import Backend
+from bellwire.vhost.plane import Plane
+from bellwire.vhost.user import VhostUser
+from bellwire.virtio import Feature, VirtioDevice
+from bellwire.virtio.device import FIRST_ID
+from bellwire.virtio.transport import DEVICE, Transport
+
+MOST_QUEUES = 64
+LONGEST_TAG = 36
+PASSED_ON = 0xFFFC_0000_00FF_FFFF | 1 << Feature.INDIRECT_DESC | 1 << Feature.EVENT_IDX
+"""Features of the back end's that the driver may have: those of the device type (bits 0 to 23, and 50 to 63), and two
+of rings. RING_PACKED has an option; VERSION_1 and ACCESS_PLATFORM are the transport's."""
+UNIX = "unix"
+USUAL = "fs"
+
+NET_MTU, NET_MAC, NET_STATUS = 3, 5, 16
+NET_ABSENT = sum(1 << bit for bit in (2, 17, 18, 19, 20, 21, 22, 23))
+"""What needs a control queue (§5.1.3): CTRL_GUEST_OFFLOADS, CTRL_VQ to GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR."""
+LINK_UP = 1
+BLK_NUM_QUEUES = 34  # offset of num_queues (§5.2.4)
+
+
+def backend_fault(text: str) -> str | None:
+    """What was expected, if ``text`` names no back end; else None."""
+    kind, _, path = text.partition(":")
+    if not text:
+        return None
+    if kind != UNIX or not path:
+        return "unix:PATH, the socket of a vhost-user back end"
+    return socket_fault(Path(path))
+
+
+def tag_fault(text: str) -> str | None:
+    """What was expected, if no file system can have this tag (§5.11.4); else None."""
+    size = len(text.encode(errors="surrogateescape"))
+    return None if 1 <= size <= LONGEST_TAG else f"1 to {LONGEST_TAG} bytes"
+
+
+class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name="vhost"):
+    """A virtio device of any type. A vhost-user back end moves its data: this process only sets the rings up."""
+
+    backend = Option("", check=backend_fault, help="unix:PATH, the socket of a vhost-user back end")
+    type = Option(USUAL, check=type_fault, help="virtio's device type, by name (fs, blk, net, ...) or number")
+    queues = Option(0, least=0, most=MOST_QUEUES, help="queues of the device; 0: as usual for its type")
+    tag = Option("bellwire", check=tag_fault, help="fs: the name by which the guest mounts it")
+    mac = Option("", check=mac_fault, help="net: address of the card; default: the driver makes one up")
+    mtu = Option(0, check=mtu_fault, help="net: largest payload of a frame, 68 to 65535; 0: the driver chooses")
+
+    guess = Option(
+        False, help="go on after a crash of the back end even if it is uncertain which requests were in flight"
+    )
+
+    configuration = Transport.mmio.ioregion(DEVICE, ANY_CONFIG)
+
+    placed = Saved(1)
+    """Whether the positions of the queues are known: 0 in a snapshot that was taken while the back end was gone."""
+
+    kind: DeviceType
+    plane: Plane
+    own_config: bytes
+
+    def identified(self, options: Mapping[str, Any]) -> Identity:
+        """The identity of the device type that the option names."""
+        kind = device_type(options.get("type", USUAL))
+        assert kind is not None  # the option's check has found one
+        self.kind = kind
+        number = FIRST_ID + kind.id
+        return replace(super().identified(options), device=number, subsystem=number, class_code=kind.class_code)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        handed = [queue for queue in self.virtqueues if queue.index not in self.kind.own]
+        needs, size = self.needs(len(handed)), self.kind.config
+        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess)
+        self.own_config = self.make_config()
+
+    @property
+    def queue_count(self) -> int:
+        """The number of queues, from the option or as usual for the type."""
+        return self.queues or self.kind.queues
+
+    def check_options(self) -> None:
+        """Refuse a device without a back end, and a card with half a pair of queues."""
+        if not self.backend:
+            raise OptionError("vhost needs backend=unix:PATH, the socket of a vhost-user back end")
+        if self.is_net and self.queue_count != 2:
+            raise OptionError(f"option queues={self.queues}: a card has 2, one to receive and one to send")
+
+    @property
+    def is_net(self) -> bool:
+        """Whether it is a network card: its configuration and its offers are the front end's."""
+        return self.kind.id == 1
+
+    def setup(self) -> None:
+        """Connect to the back end."""
+        self.dma.keep_files()
+        self.plane.open()
+
+    def connect(self, before: Backend | None) -> Backend:
+        """A new connection to the back end. Called on another thread too: it touches only the option."""
+        assert before is None or isinstance(before, VhostUser)
+        return VhostUser(Path(self.backend.partition(":")[2]), before)
+
+    def needs(self, rings: int) -> int:
+        """The number of queues in the back end's own count: for a card, some count pairs."""
+        return rings // 2 if self.is_net else rings
+
+    def make_config(self) -> bytes:
+        """The configuration, for a back end that leaves it to the front end."""
+        if self.kind.id == 26:
+            tag = self.tag.encode(errors="surrogateescape")
+            return struct.pack("<36sI", tag, len(self.virtqueues) - 1)
+        if self.is_net:
+            return struct.pack("<6sHHH", parse_mac(self.mac) or bytes(6), LINK_UP, 1, self.mtu)
+        return b""
+
+    def close(self) -> None:
+        """Let go of the back end."""
+        self.plane.close()
+        super().close()
+
+    # -- features and configuration
+
+    def features(self) -> set[int]:
+        """What the back end offers of the type, and what the front end adds."""
+        offered = self.plane.features & PASSED_ON
+        if self.is_net:
+            offered = offered & ~NET_ABSENT | 1 << NET_STATUS
+            offered |= (bool(self.mac) << NET_MAC) | (bool(self.mtu) << NET_MTU)
+        return {bit for bit in range(64) if offered >> bit & 1}
+
+    def offered(self) -> set[int]:
+        """All feature bits on offer: those of rings are the back end's, so it decides about them."""
+        packed = self.packed and self.plane.features >> Feature.RING_PACKED & 1
+        ours: set[int] = {Feature.VERSION_1, Feature.ACCESS_PLATFORM} | ({Feature.RING_PACKED} if packed else set())
+        return self.features() | ours
+
+    @configuration.read
+    def read_configuration(self, offset: int, size: int) -> int:
+        """A field of the configuration. What lies behind it reads as zero."""
+        config = self.own_config if self.plane.config is None else self.plane.config
+        if self.kind.id == 2 and len(config) >= BLK_NUM_QUEUES + 2:
+            count = len(self.virtqueues).to_bytes(2, "little")
+            config = config[:BLK_NUM_QUEUES] + count + config[BLK_NUM_QUEUES + 2 :]
+        return int.from_bytes(config[offset : offset + size], "little")
+
+    @configuration.write
+    def write_configuration(self, offset: int, size: int, value: int) -> None:
+        """The driver writes a field: the back end decides what that means."""
+        if self.plane.config is not None and offset + size <= len(self.plane.config):
+            self.plane.write_config(offset, value.to_bytes(size, "little"))
+
+    # -- the life of the driver
+
+    def started(self) -> None:
+        """The driver is ready: the back end gets the rings."""
+        self.plane.started(sure=bool(self.placed))
+        self.placed = 1
+
+    def stopped(self) -> None:
+        """A reset: the back end gives the rings back."""
+        self.plane.stopped()
+
+    def saving(self) -> None:
+        """The back end gives the rings back for a moment, so that the snapshot has their positions."""
+        self.plane.park()
+        self.placed = int(self.plane.placed)
+
+    def recovered(self, torn: bool) -> None:
+        """Another process has died with the rings: the used rings say where they go on."""
+        self.placed = 0
+        super().recovered(torn)
+
+    def memory_changed(self) -> None:
+        """The back end hears of memory that has come or gone."""
+        self.plane.settle()
+
+    def wires_changed(self) -> None:
+        """The back end gets other eventfds, or pauses while bus mastering is off."""
+        super().wires_changed()
+        self.plane.settle()

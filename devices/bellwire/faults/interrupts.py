@@ -1,0 +1,143 @@
+"""Faults of interrupts: lost, late, doubled, without a cause, in a storm, or by another vector."""
+
+from __future__ import annotations
+
+from bellwire.faults.fault import Fault
+from bellwire.filters import Argument, Duration, Interrupt
+from bellwire.model.host import Timer
+from vfio_user import IrqIndex
+
+BURST = 64
+"""The interrupts of a storm that come at once."""
+PAUSE = 0.001  # seconds between two bursts
+
+
+def named(interrupt: Interrupt) -> str:
+    """The interrupt in words: ``MSIX 3``, or ``INTX high``."""
+    if interrupt.level is not None:
+        return f"INTx {'high' if interrupt.level else 'low'}"
+    return f"{interrupt.kind.name} {interrupt.vector}"
+
+
+class InterruptFault(Fault):
+    """A fault of one vector, or of all."""
+
+    vector = Argument(-1, least=-1, most=2047, help="the vector; -1: all")
+
+    def concerns(self, interrupt: Interrupt) -> bool:
+        """Whether the interrupt is one of those. The fall of INTx is none: it ends an interrupt."""
+        return interrupt.level is not False and self.vector in (-1, interrupt.vector)
+
+
+class LostIrq(InterruptFault, name="lost-irq"):
+    """An interrupt is lost."""
+
+    driver = "Looks at the queue itself when a request times out, completes what is done, and goes on without a reset."
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """Drop it."""
+        if self.concerns(interrupt) and self.strikes("%s is lost", named(interrupt)):
+            interrupt.drop()
+
+
+class LateIrq(InterruptFault, name="late-irq"):
+    """An interrupt comes late."""
+
+    delays = True
+
+    driver = "Handles all that it finds done when the interrupt comes, and needs no reset as long as no timeout passes."
+
+    by = Duration(0.02, most=60.0, help="how late")
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """Hold it back."""
+        if self.concerns(interrupt) and self.strikes("%s is late", named(interrupt)):
+            interrupt.delay(self.by)
+
+
+class DoubleIrq(InterruptFault, name="double-irq"):
+    """An interrupt comes twice."""
+
+    driver = "Finds nothing to do the second time, and says so to the kernel (IRQ_NONE) without any harm."
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """Let it happen once more."""
+        if self.concerns(interrupt) and self.strikes("%s comes twice", named(interrupt)):
+            interrupt.again()
+
+
+class WrongVector(InterruptFault, name="wrong-vector"):
+    """A message-signalled interrupt comes by another vector."""
+
+    driver = "Does not rely on the vector for what has happened; a timeout finds the completion that was not told."
+
+    by = Argument(1, least=1, most=2047, help="how many vectors further; behind the last comes the first")
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """Change the vector, if the device has several."""
+        vectors = self.device.core.signals.msix if interrupt.kind is IrqIndex.MSIX else self.device.core.signals.msi
+        if interrupt.level is None and len(vectors) > 1 and self.concerns(interrupt):
+            wrong = (interrupt.vector + self.by) % len(vectors)
+            if self.strikes("%s comes by vector %d", named(interrupt), wrong):
+                interrupt.vector = wrong
+
+
+class IrqStorm(InterruptFault, name="irq-storm"):
+    """An interrupt comes again and again."""
+
+    driver = "Bounds the work of its handler, and leaves the rest to the kernel, which may turn the interrupt off."
+
+    count = Argument(1000, least=1, most=100_000, help="how many come besides the right one")
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """Send the first burst with it; timers send the others."""
+        if interrupt.level is None and self.concerns(interrupt) and self.strikes("a storm of %s", named(interrupt)):
+            self._send(interrupt.kind, interrupt.vector, self.count)
+
+    def _send(self, kind: IrqIndex, vector: int, count: int) -> None:
+        self.after(PAUSE, self._burst, kind, vector, count)
+
+    def _burst(self, kind: IrqIndex, vector: int, count: int) -> None:
+        interrupt_again(self, kind, vector, min(count, BURST))
+        if count > BURST:
+            self._send(kind, vector, count - BURST)
+
+
+class SpuriousIrq(Fault, name="spurious-irq"):
+    """Interrupts come without a cause, at even intervals. The schedule chooses which of them."""
+
+    driver = "Checks in the handler whether the device has done anything, and says so to the kernel if not (IRQ_NONE)."
+
+    vector = Argument(0, least=0, most=2047, help="the vector of MSI-X or MSI")
+    interval = Duration(0.01, most=3600.0, help="the time from one to the next; at least 0.1ms")
+
+    _timer: Timer | None = None
+
+    def turned(self, on: bool) -> None:
+        """Begin and end with the window of time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if on:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._timer = self.after(max(self.interval, 1e-4), self._fire)
+
+    def _fire(self) -> None:
+        self._wait()
+        signals, vector = self.device.core.signals, self.vector
+        for kind, vectors in ((IrqIndex.MSIX, signals.msix), (IrqIndex.MSI, signals.msi)):
+            if vectors.enabled and vector < len(vectors):
+                if self.strikes("%s %d without a cause", kind.name, vector):
+                    interrupt_again(self, kind, vector, 1)
+                return
+
+
+def interrupt_again(fault: Fault, kind: IrqIndex, vector: int, times: int) -> None:
+    """Send a vector that the device has not triggered, if the guest listens. No filter sees it."""
+    device = fault.device
+    host = device.core.host
+    if host is not None and device.bus_master:
+        for _ in range(times):
+            host.signal(kind, vector)

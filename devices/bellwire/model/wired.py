@@ -1,0 +1,80 @@
+"""What a device can hand on to others, and how it hears that this has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bellwire.declare.doorbell import IoRegion
+
+if TYPE_CHECKING:
+    from bellwire.model.core import Core
+
+
+class Wired:
+    """The part of :class:`~bellwire.PciDevice` for doorbells, interrupts and memory that others use directly."""
+
+    core: Core
+
+    def memory_changed(self) -> None:
+        """Called when the client has mapped or unmapped memory, before it is answered, and when it comes or goes.
+
+        Override it if guest memory has been handed on to another process (:meth:`Dma.files`).
+        """
+
+    def wires_changed(self) -> None:
+        """Called when interrupts were set, masked or enabled, config space written, or a client came or went.
+
+        Override it if descriptors have been handed on: :meth:`lend` and ``self.irq[n].fd`` may give others now.
+        """
+
+    def lend(self, row: IoRegion, offset: int) -> int | None:
+        """The eventfd of a doorbell of ``row``, which somebody else reads from now on: the hooks of it do not run.
+
+        None without a client. The row must be offered by :meth:`ring_by_event`. Rings that arrive as messages still run
+        the write hook, which may pass them on. The descriptor is valid until ``wires_changed``.
+        """
+        return None if self.core.host is None else self.core.host.lend(row, offset)
+
+    def take_back(self, row: IoRegion, offset: int) -> None:
+        """Undo :meth:`lend`."""
+        if self.core.host is not None:
+            self.core.host.take_back(row, offset)
+
+
+class News:
+    """Tells one device of changes, if it overrides the method that hears of them."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        kind = type(core.device)
+        self._hears_of_memory = kind.memory_changed is not Wired.memory_changed
+        self._hears_of_wires = kind.wires_changed is not Wired.wires_changed
+
+    def joined(self) -> None:
+        """A client has come or gone."""
+        self.configured()
+        self.memory()
+
+    def configured(self) -> None:
+        """Config space has been written: DMA may be off now, and interrupts may go another way."""
+        self._core.dma.changed()
+        self.wires()
+
+    def memory(self) -> None:
+        """Guest memory has been mapped or unmapped, or a client has come or gone."""
+        if self._hears_of_memory:
+            self._tell(self._core.device.memory_changed)
+
+    def wires(self) -> None:
+        """Interrupts have been set, masked or switched, or a client has come or gone."""
+        if self._hears_of_wires:
+            self._tell(self._core.device.wires_changed)
+
+    def _tell(self, hook: Callable[[], None]) -> None:
+        """Run a hook. An error of it is logged: what the client asked for has been done."""
+        core = self._core
+        try:
+            core.call(hook)
+        except Exception as error:  # noqa: BLE001 the boundary to device code
+            core.log.failure((hook.__name__, type(error)), error, "%s failed: %s", hook.__qualname__, error)

@@ -1,0 +1,96 @@
+"""What a data plane needs of a back end, be it a program or the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from bellwire.vhost.memory import Piece
+
+
+class Ring(NamedTuple):
+    """A ring as it is handed over: its place in guest memory, and where in it the back end begins.
+
+    ``base`` is the position of the next available buffer. Of a packed ring it has the wrap counters too ("Vring
+    descriptor indices for packed virtqueues").
+    """
+
+    number: int
+    size: int
+    desc: int
+    avail: int
+    used: int
+    base: int
+
+
+class Listener(NamedTuple):
+    """What the back end reports between requests. The calls come on the device's thread."""
+
+    watch: Callable[[int, Callable[[], None]], None]
+    unwatch: Callable[[int], None]
+    lost: Callable[[str], None]
+    """The back end has gone."""
+    failed: Callable[[str], None]
+    """The back end cannot go on with the rings."""
+    config_changed: Callable[[], None]
+
+
+class Backend(Protocol):
+    """A back end. Every method may raise BackendLost, and BackendError where the back end has refused something."""
+
+    features: int
+    """The feature bits that it offers to the driver."""
+    most_queues: int
+
+    @property
+    def tracks(self) -> bool:
+        """Whether what is in flight was written down, so that this back end can go on where another one has crashed."""
+
+    needs_addresses: bool
+    """Whether it finds guest memory by addresses of this process, not by files."""
+
+    def limited(self) -> AbstractContextManager[None]:
+        """A limit to the time that all calls in a block take together."""
+
+    def listen(self, listener: Listener) -> None:
+        """Report to ``listener`` from now on."""
+
+    def accept(self, features: int) -> None:
+        """The driver has accepted these of the offered features."""
+
+    def share(self, table: Sequence[Piece]) -> None:
+        """Tell it of guest memory: these pieces, and no others."""
+
+    def track(self, queues: int, size: int, *, fresh: bool) -> None:
+        """Give it memory for what is in flight, if it wants any: the same as before, or a ``fresh`` one."""
+
+    def start(self, ring: Ring) -> None:
+        """Set a ring up."""
+
+    def kick(self, index: int, fd: int) -> None:
+        """Let it take the driver's notifications of a ring from ``fd``."""
+
+    def call(self, index: int, fd: int) -> None:
+        """Let it interrupt the driver through ``fd``."""
+
+    def enable(self, index: int, on: bool) -> None:
+        """Let it use a ring that has been set up, or let it pause."""
+
+    def stop(self, index: int) -> int:
+        """End its use of a ring. Returns the base at which another :meth:`start` goes on."""
+
+    def reset(self) -> None:
+        """The driver has reset the device, and all rings are stopped."""
+
+    def config(self, size: int) -> bytes | None:
+        """The first ``size`` bytes of the device type's configuration; None if the front end has it."""
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """The driver has written to the configuration."""
+
+    def close(self) -> None:
+        """End the connection. What it has written down of what is in flight stays, for the next one."""
+
+    def forget(self) -> None:
+        """Drop that as well."""

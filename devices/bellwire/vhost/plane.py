@@ -1,0 +1,336 @@
+"""A virtio device's data plane in a back end's hands: when its rings run, and what happens when one of the two goes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from bellwire.errors import GuestError
+from bellwire.vhost.backend import Backend, Listener, Ring
+from bellwire.vhost.errors import BackendError, BackendLost
+from bellwire.vhost.memory import Piece, inside, overlap, pieces
+from bellwire.vhost.resume import base_of, resume, set_base
+from bellwire.virtio import Feature, Virtqueue
+
+if TYPE_CHECKING:
+    from bellwire import Timer
+    from bellwire.virtio import VirtioDevice
+
+RETRY = 0.1
+"""Seconds between two tries to find a back end that has gone."""
+OURS = 1 << Feature.ACCESS_PLATFORM
+"""Features that the back end never hears of: its memory table has the addresses that the driver uses."""
+
+Open = Callable[[Backend | None], Backend]
+"""Connects to the back end, and negotiates. It gets the one before, if that has gone. Raises BackendError.
+
+It runs on another thread when a back end has gone, so it must not touch the device.
+"""
+
+
+class Plane:
+    """The rings of ``device`` that a back end has: those of ``queues``, as far as the driver has enabled them.
+
+    ``size`` is the number of bytes of the device type's configuration, ``needs`` the number of queues (or of pairs) in
+    the back end's own count. ``guess`` lets rings go on after a crash even if it is uncertain what was in flight.
+
+    The device calls :meth:`open`, :meth:`started`, :meth:`stopped`, :meth:`park` and :meth:`close` where its own
+    methods of such names run, and :meth:`settle` when memory or wires have changed. Rings run while the driver is
+    ready, a client is connected, bus mastering is on, and a back end is there. When one of these ends, the rings are
+    stopped, and their positions kept.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        open_backend: Open,
+        queues: Sequence[Virtqueue],
+        *,
+        needs: int,
+        size: int,
+        guess: bool = False,
+    ) -> None:
+        self.backend: Backend | None = None
+        self.features = 0
+        """What the back end offers. While none is there: what the last one has offered."""
+        self.config: bytes | None = None
+        """The configuration as the back end has it; None if it has none."""
+        self.running = False
+        """Whether the back end has the rings."""
+        self.gone = 0
+        """How often a back end has gone."""
+        self._device = device
+        self._open = open_backend
+        self._queues = queues
+        self._needs = needs
+        self._size = size
+        self._guess = guess
+        self._shared: list[Piece] = []
+        self._started: list[Virtqueue] = []
+        self._fresh = True
+        """Whether the driver has just begun: nothing is in flight."""
+        self._lost_place = False
+        """Whether the positions of the rings are unknown: the back end has gone with them."""
+        self._before: Backend | None = None
+        self._found: list[Backend | BackendError] = []
+        self._trying = self._closed = False
+        self._said = ""
+        self._timer: Timer | None = None
+
+    @property
+    def placed(self) -> bool:
+        """Whether the queues say where the rings go on: not while the back end has them, or has gone with them."""
+        return not self._lost_place
+
+    # -- called by the device
+
+    def open(self) -> None:
+        """Connect. Raises BackendError if there is no back end, or if it cannot be used."""
+        self._take(self._open(None))
+
+    def started(self, *, sure: bool = True) -> None:
+        """The driver is ready. ``sure`` is false for a restored device if its positions may be old."""
+        if not sure:
+            self._fresh, self._lost_place = False, True
+        self.settle()
+
+    def stopped(self) -> None:
+        """The driver has reset the device, or another state has been restored."""
+        self._talk(self._reset)
+        self._fresh, self._lost_place = True, False
+        if self.backend is None and self.features:
+            self._look_again()  # the reset may have cancelled the timer
+
+    def settle(self) -> None:
+        """Something has changed on which the rings depend: start or stop them, or tell of other memory."""
+        if self.backend is not None and (self.running or self._shared or self._device.running):
+            self._talk(self._settle)
+
+    def park(self) -> None:
+        """Stop the rings, so that the queues' positions are known, for a snapshot. They go on in the next turn."""
+        if self.running:
+            self._talk(self._stop)
+            self._device.after(0, self.settle)
+
+    def close(self) -> None:
+        """End the connection, and the search for one."""
+        self._closed = True
+        backend, self.backend, self.running = self.backend, None, False
+        for each in (backend, *self._found):
+            if each is not None and not isinstance(each, BackendError):
+                each.close()
+        if self._before is not None:
+            self._before.forget()
+        if backend is not None:
+            backend.forget()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver has written to the configuration."""
+
+        def write(backend: Backend) -> None:
+            backend.set_config(offset, data)
+            self.config = backend.config(self._size)
+
+        self._talk(write)
+
+    # -- rings
+
+    def _settle(self, backend: Backend) -> None:
+        device = self._device
+        table = pieces(device.dma.files(), mapped=backend.needs_addresses) if device.connected else []
+        wanted = device.running and device.connected and device.bus_master and self._lies_in(table)
+        gone, come = set(self._shared) - set(table), set(table) - set(self._shared)
+        if self.running and (not wanted or overlap(gone, come)):
+            self._stop(backend)
+        if wanted:
+            self._share(backend, table)
+            if not self.running:
+                self._start(backend)
+        elif gone:
+            self._share(backend, [each for each in table if each in self._shared])
+
+    def _lies_in(self, table: Sequence[Piece]) -> bool:
+        """Whether the driver has enabled rings, and all their parts lie in shared memory (§2.7, §2.8)."""
+        rings = [self._ring(queue) for queue in self._queues if queue.enabled]
+        small = (4, 4) if self._packed else None
+        parts = [
+            part
+            for ring in rings
+            for part in (
+                (ring.desc, 16 * ring.size),
+                (ring.avail, small[0] if small else 6 + 2 * ring.size),
+                (ring.used, small[1] if small else 6 + 8 * ring.size),
+            )
+        ]
+        return bool(rings) and all(inside(table, address, size) for address, size in parts)
+
+    def _start(self, backend: Backend) -> None:
+        queues = [queue for queue in self._queues if queue.enabled]
+        resumed = queues if self._lost_place else []
+        if resumed:
+            for queue in queues:
+                resume(queue, self._device.dma, packed=self._packed, sure=backend.tracks or self._guess)
+        backend.accept(self._device.accepted & ~OURS)
+        backend.track(len(self._queues), max(queue.size for queue in queues), fresh=self._fresh)
+        self._fresh, self._lost_place, self.running = False, True, True
+        for queue in queues:
+            backend.start(self._ring(queue))
+            self._started.append(queue)
+            queue.hand_over(self._wire(queue, kick=True), self._wire(queue, kick=False))
+            if self.backend is not backend:  # it has gone meanwhile
+                return
+            backend.enable(queue.index, True)
+        for queue in queues:
+            if queue.handover is not None:
+                queue.handover.ring()  # buffers may have come while nobody looked
+        for queue in resumed:
+            self._device.interrupt(queue.vector)  # the last one may have gone before it could
+
+    def _stop(self, backend: Backend) -> None:
+        """Have all rings back, at the positions where they have been stopped."""
+        for queue in self._started:
+            set_base(queue, self._end(backend, queue), packed=self._packed)
+            queue.take_back()
+        self._started, self.running, self._lost_place = [], False, False
+
+    def _reset(self, backend: Backend) -> None:
+        """Have all rings back. The queues have been reset already."""
+        for queue in self._started:
+            self._end(backend, queue)
+        self._started, self.running = [], False
+        if not self._fresh:
+            backend.reset()
+
+    def _end(self, backend: Backend, queue: Virtqueue) -> int:
+        base = backend.stop(queue.index)
+        backend.enable(queue.index, False)
+        return base
+
+    def _wire(self, queue: Virtqueue, *, kick: bool) -> Callable[[int], None]:
+        """What passes a descriptor of ``queue`` on to the back end, now and whenever it is another one."""
+
+        def give(fd: int) -> None:
+            self._talk(lambda backend: (backend.kick if kick else backend.call)(queue.index, fd))
+
+        return give
+
+    def _ring(self, queue: Virtqueue) -> Ring:
+        base = base_of(queue, packed=self._packed)
+        return Ring(queue.index, queue.size, queue.desc, queue.driver, queue.device_area, base)
+
+    @property
+    def _packed(self) -> bool:
+        return Feature.RING_PACKED in self._device.negotiated
+
+    def _share(self, backend: Backend, table: Sequence[Piece]) -> None:
+        backend.share(table)
+        self._shared = list(table)
+
+    # -- the back end comes and goes
+
+    def _talk(self, do: Callable[[Backend], None]) -> None:
+        """Do something with the back end, if one is there. Whatever goes wrong with it is handled here."""
+        backend = self.backend
+        if backend is None:
+            return
+        try:
+            with backend.limited():
+                do(backend)
+        except BackendLost as error:
+            self._go(str(error))
+        except BackendError as error:
+            self._failed(str(error))
+
+    def _take(self, backend: Backend) -> None:
+        """Use a back end that has just been found. Raises BackendError if it cannot be used."""
+        try:
+            self._check(backend)
+            self.config = backend.config(self._size)
+        except BackendError:
+            backend.close()
+            raise
+        self.backend, self.features, self._shared = backend, backend.features, []
+        device = self._device
+        backend.listen(Listener(device.watch, device.unwatch, self._go, self._failed, self._changed))
+
+    def _check(self, backend: Backend) -> None:
+        if not backend.features >> Feature.VERSION_1 & 1:
+            raise BackendError("the back end lacks VIRTIO_F_VERSION_1: it knows legacy drivers only")
+        if backend.most_queues < self._needs:
+            raise BackendError(f"the back end has {backend.most_queues} queues, and {self._needs} are wanted")
+        lacking = self._device.accepted & self.features & ~OURS & ~backend.features
+        if lacking and self._device.negotiated:
+            raise BackendError(f"the new back end lacks the features {lacking:#x}, which the driver uses")
+
+    def _go(self, why: str) -> None:
+        """The back end has gone."""
+        backend, self.backend = self.backend, None
+        if backend is None:
+            return
+        backend.close()
+        self.gone += 1
+        for queue in self._started:
+            queue.take_back()
+        self._before, self._shared, self._started, self.running = backend, [], [], False
+        self._device.warn("%s; waiting for a back end to come back", why)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._device.after(RETRY, self._look)
+
+    def _look(self) -> None:
+        """Look for a back end, on another thread: one that does not answer must not hold up the guest."""
+        if self.backend is not None or self._closed:
+            return
+        if self._found:
+            found = self._found.pop()
+            try:
+                if isinstance(found, BackendError):
+                    raise found
+                self._take(found)
+            except BackendError as error:
+                if str(error) != self._said:
+                    self._said = str(error)
+                    self._device.warn("still without a back end: %s", error)
+            else:
+                self._said = ""
+                self._device.log.warning("a back end is there again")
+                self._device.configuration_changed()
+                self.settle()
+                return
+        if not self._trying:
+            self._trying = True
+            self._device.background(self._try)
+        self._look_again()
+
+    def _try(self) -> None:
+        try:
+            self._found.append(self._open(self._before))
+        except BackendError as error:
+            self._found.append(error)
+        finally:
+            self._trying = False
+
+    def _failed(self, why: str) -> None:
+        """The back end cannot go on with the driver's rings."""
+        with contextlib.suppress(GuestError):
+            raise self._device.broken(why)
+        self._device.warn("%s; the device needs a reset", why)
+        self._talk(self._give_up)
+
+    def _give_up(self, backend: Backend) -> None:
+        with contextlib.suppress(BackendError):
+            self._stop(backend)
+
+    def _changed(self) -> None:
+        """The back end's configuration has changed."""
+
+        def look(backend: Backend) -> None:
+            before, self.config = self.config, backend.config(self._size)
+            if self.config != before:
+                self._device.configuration_changed()
+
+        self._talk(look)

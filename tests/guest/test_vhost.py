@@ -1,0 +1,169 @@
+"""Linux drives devices whose data back ends move that exist: virtiofsd, qemu-storage-daemon and passt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import select
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import vhost_backends
+from attached import Device, Served
+from bellwired.guest.toolbox import Toolbox
+from comings import TALK
+from linux import Outcome
+from rendezvous import joined
+from vhost_backends import ADDRESS, GATEWAY, BackEnd
+
+pytestmark = pytest.mark.guest
+
+PORT = 8003
+URL = f"http://{GATEWAY}:{PORT}/"
+CONTENT = os.urandom(1 << 20) * 8
+"""What the network's far end gives."""
+
+SCRIPT = f"""{TALK}
+writes() {{ set -- $(cat /sys/block/vda/stat); echo $5; }}
+fetch() {{ n=0; until wget -q -T 5 -O /tmp/got {URL}; do n=$((n + 1)); [ $n -lt 20 ] || exit 9; done; }}
+part folder
+mkdir -p /shared
+mount -t virtiofs host /shared || exit 2
+sha256sum </shared/given
+mkdir /root/tree; for n in $(seq 200); do echo $n >/root/tree/$n; done
+tar -C /root -cf - tree | tar -C /shared -xf - || exit 3
+part disk
+await "[ -b /dev/vda ]"
+(fio --name=w --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=1 \\
+    --size=4m --verify=crc32c --output-format=terse >/tmp/fio 2>&1; echo $? >/tmp/fio-status) &
+await '[ $(writes) -gt 100 ]'
+say blk
+await "[ -s /tmp/fio-status ]"
+cat /tmp/fio-status
+fio --name=v --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=16 \\
+    --size=8m --verify=crc32c --output-format=terse >/tmp/fio 2>&1 || {{ cat /tmp/fio; exit 4; }}
+cut -d';' -f5 /tmp/fio
+part network
+ip link set eth0 up
+ip addr add {ADDRESS}/24 dev eth0
+fetch
+sha256sum </tmp/got
+part killed
+(while cat /shared/given >/dev/null; do touch /tmp/read; done 2>/tmp/lost; touch /tmp/stopped) &
+await "[ -e /tmp/read ]"
+say fs
+await "[ -e /tmp/stopped ]"
+umount -l /shared
+mount -t virtiofs host /shared || exit 5
+sha256sum </shared/given
+(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done) 2>/dev/null &
+await "[ -e /tmp/once ]"
+say net
+fetch
+sha256sum </tmp/got
+dmesg | grep -E 'Oops|BUG|Call Trace|I/O error'
+exit 0
+"""
+KILLED = ["blk", "fs", "net"]
+
+
+class Giver(socketserver.BaseRequestHandler):
+    """Sends the content, by HTTP."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.recv(4096)
+            self.request.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(CONTENT), CONTENT))
+
+
+@contextlib.contextmanager
+def giving() -> Iterator[None]:
+    """Somebody on the host's loopback who gives the content to whoever connects."""
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", PORT), Giver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+class Farm(NamedTuple):
+    """Three back ends, what they serve, and the devices that hand rings to them."""
+
+    folder: Path
+    image: Path
+    back_ends: dict[str, BackEnd]
+    devices: list[Served]
+
+
+@pytest.fixture
+def farm(tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served]) -> Iterator[Farm]:
+    place = tmp_path / "back"
+    folder, image = place / "folder", place / "image"
+    folder.mkdir(parents=True)
+    (folder / "given").write_bytes(CONTENT)
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    sockets = {name: place / f"{name}.sock" for name in ("fs", "blk", "net")}
+    words = {
+        "fs": vhost_backends.virtiofsd(tools, folder, sockets["fs"]),
+        "blk": vhost_backends.storage_daemon(tools, image, sockets["blk"]),
+        "net": vhost_backends.passt(tools, sockets["net"]),
+    }
+    options = {"fs": {"tag": "host"}, "blk": {}, "net": {"mac": "52:54:00:12:34:56"}}
+    with ExitStack() as stack:
+        back_ends = {name: stack.enter_context(vhost_backends.running(words[name], sockets[name])) for name in words}
+        devices = [
+            serve(Device("vhost", {"type": name, "backend": f"unix:{sockets[name]}"} | options[name])) for name in words
+        ]
+        stack.enter_context(giving())
+        yield Farm(folder, image, back_ends, devices)
+
+
+def kill_each(farm: Farm, line: Path) -> None:
+    """Kill the back end that the guest names, and start it again."""
+    with joined(line) as far, far.makefile("rb") as said:
+        for name in KILLED:
+            assert said.readline().decode().strip() == name
+            back_end = farm.back_ends[name]
+            back_end.kill()
+            select.select([], [], [], 0.5)
+            back_end.start()
+            far.sendall(b"go on\n")
+
+
+MODULES = ["virtiofs", "virtio_blk", "virtio_net"]
+
+
+def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(linux: Callable[..., Outcome], farm: Farm) -> None:
+    line = farm.folder.parent / "line"
+    with ThreadPoolExecutor(1) as visitor:
+        visited = visitor.submit(kill_each, farm, line)
+        outcome = linux(
+            SCRIPT,
+            *farm.devices,
+            modules=MODULES,
+            programs=["usr/bin/fio"],
+            arguments=("-serial", f"unix:{line},server=on,wait=off"),
+            timeout=150,
+        )
+        visited.result()
+    digest = f"{hashlib.sha256(CONTENT).hexdigest()}  -"
+    assert outcome.output.splitlines() == [
+        *("== folder", digest),
+        *("== disk", "0", "0"),
+        *("== network", digest),
+        *("== killed", digest, digest),
+    ]
+    assert outcome.status == 0
+    assert len(list((farm.folder / "tree").iterdir())) == 200
+    assert all("a back end is there again" in device.log for device in farm.devices)

@@ -1,0 +1,73 @@
+"""Filters of a running device: in its file, by command, and after its worker has died."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from operating.conftest import Run
+from operating.instance import Instance, connect, eventually, read
+
+
+def filters(run: Run, name: str) -> list[dict[str, Any]]:
+    status, out, err = run("filter", name, "list", "--json")
+    assert (status, err) == (0, "")
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+def test_the_filters_of_a_device_s_file_are_in_it(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"\n[[filter]]\nname = "count"\n[[filter]]\nname = "delay"\nread = "1ms"')
+    with connect(daemon.socket(name)) as client:
+        identity = read(client, 0)
+    count, delay = filters(run, name)
+    assert (count["label"], count["report"]["read ident"]) == ("count", 1)
+    assert (delay["label"], delay["arguments"]["read"]) == ("delay", "1ms")
+    assert identity & 0xFFFF == 0xED
+
+
+def test_a_wrong_filter_in_a_file_is_refused_with_its_name(daemon: Instance, run: Run) -> None:
+    daemon.configure("wrong", 'device = "edu"\n[[filter]]\nname = "delay"\nraed = "1ms"')
+    assert "filter delay has no option raed: did you mean read?" in daemon.reload()["failed"]["wrong"]
+
+
+def test_filters_come_and_go_while_a_client_is_served(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"')
+    with connect(daemon.socket(name)) as client:
+        read(client, 0)
+        assert run("filter", name, "add", "count", "delay:write=1ms") == (0, "", "")
+        read(client, 0)
+        assert run("filter", name, "add", "count", "--place", "0") == (0, "", "")
+        assert [each["label"] for each in filters(run, name)] == ["count-2", "count", "delay"]
+        assert filters(run, name)[1]["report"] == {"read ident": 1}
+        assert run("filter", name, "remove", "count", "count-2", "delay") == (0, "", "")
+        read(client, 0)
+        assert filters(run, name) == []
+
+
+def test_a_command_for_no_filter_says_what_there_is(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"')
+    for words, why in (
+        (("add", "dealy"), "there is no filter 'dealy': did you mean delay?"),
+        (("add", "delay:read"), "filter delay: 'read': expected KEY=VALUE"),
+        (("remove", "trace"), "no filter trace in edu: it has none"),
+    ):
+        status, _, err = run("filter", name, *words)
+        assert (status, why in err) == (1, True), err
+
+
+def test_a_device_keeps_its_filters_when_its_worker_dies_until_its_file_has_others(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"\n[[filter]]\nname = "count"')
+    assert run("filter", name, "add", "delay:read=1ms") == (0, "", "")
+    pid = daemon.pid(name)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: daemon.describe(name)["state"] == "running" and daemon.pid(name) != pid)
+    assert [(each["label"], each["arguments"].get("read")) for each in filters(run, name)] == [
+        ("count", None),
+        ("delay", "1ms"),
+    ]
+    daemon.configure(name, 'device = "edu"\n[[filter]]\nname = "log"')
+    daemon.reload()
+    assert [each["label"] for each in filters(run, name)] == ["log"]

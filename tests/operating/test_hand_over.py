@@ -1,0 +1,158 @@
+"""A worker dies, and its successor goes on with the client: nothing that the client has set up is lost."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, read, write
+from operating.varlink import Varlink
+from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
+
+IRQ_NOW, WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE, ACKED_COUNT = 0x08, 0x40, 0x50, 0xDC, 0x60
+WILDCARD, VALUE, LATEST, REGION = 0x000, 0x020, 0x040, 0x100
+
+
+def kill(daemon: Instance, name: str, events: Varlink, number: signal.Signals = signal.SIGKILL) -> None:
+    """End the worker, and wait until another one has taken over."""
+    os.kill(daemon.pid(name), number)
+    events.until("taken-over", name)
+
+
+@pytest.fixture
+def bell(daemon: Instance) -> Iterator[tuple[Client, Varlink, str]]:
+    name = daemon.add('device = "bell"')
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        yield client, events, name
+
+
+def test_registers_are_as_before(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        for _ in range(2):
+            kill(daemon, name, events)
+            assert read(client, PLAIN) == 42
+        assert daemon.describe(name)["client"]["pid"] == os.getpid()
+
+
+def test_it_does_not_matter_how_the_worker_ends(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+            kill(daemon, name, events, number)
+            assert read(client, PLAIN) == 42
+
+
+def test_a_device_whose_hook_was_cut_short_is_reset_unless_its_author_says_how_it_goes_on(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        write(client, LEAVE, 5, posted=True)
+        events.until("taken-over", name)
+        assert (read(client, PLAIN), read(client, EDITION)) == (0, 1)
+
+
+def test_a_worker_that_hangs_is_killed_and_succeeded(daemon: Instance) -> None:
+    daemon.settings(QUICK.replace("ping-timeout = 10", "ping-timeout = 0.5"))
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, HANG, 1, posted=True)
+        events.until("hung", name)
+        events.until("taken-over", name)
+        assert read(client, EDITION) == 1
+
+
+def test_clients_outlive_the_fork_server(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        os.kill(daemon.fork_server, signal.SIGKILL)
+        events.until("taken-over", name)
+        assert read(client, PLAIN) == 42
+
+
+def test_a_client_that_was_taken_over_can_leave_and_the_next_one_is_served(daemon: Instance) -> None:
+    name = daemon.add()
+    with daemon.monitor(name) as events:
+        with connect(daemon.socket(name)) as client:
+            kill(daemon, name, events)
+            write(client, PLAIN, 42)
+        events.until("left", name)
+        with connect(daemon.socket(name)) as client:
+            assert read(client, PLAIN) == 42
+
+
+def held(daemon: Instance) -> list[str]:
+    """The state files that the daemon has open."""
+    links = [link for link in Path(f"/proc/{daemon.process.pid}/fd").iterdir() if link.is_symlink()]
+    return [what for what in map(os.readlink, links) if "bellwire-state" in what]
+
+
+def test_a_stop_ends_the_client_and_leaves_no_descriptor(daemon: Instance) -> None:
+    name = daemon.add('device = "bell"')
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        client.io_fds(1)
+        kill(daemon, name, events)
+        assert len(held(daemon)) == 1
+        daemon.call("Stop", name=name)
+        with pytest.raises(Disconnected):
+            read(client, 0)
+    assert held(daemon) == []
+
+
+def test_a_client_whose_worker_dies_again_and_again_is_let_go(daemon: Instance) -> None:
+    daemon.settings(QUICK + "restart-limit = 2\n")
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        for _ in range(2):
+            kill(daemon, name, events)
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("failed", name)
+        with pytest.raises(Disconnected):
+            read(client, PLAIN)
+
+
+def test_interrupts_go_where_the_client_has_asked_for(daemon: Instance, bell: tuple[Client, Varlink, str]) -> None:
+    client, events, name = bell
+    with ExitStack() as stack:
+        fds = [os.eventfd(0) for _ in range(8)]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        client.trigger_eventfds(IrqIndex.MSIX, 0, fds)
+        client.release_eventfds(IrqIndex.MSIX, 3, 1)
+        kill(daemon, name, events)
+        write(client, IRQ_NOW, 3)
+        write(client, IRQ_NOW, 5)
+        assert os.eventfd_read(fds[5]) == 1
+        assert not select.select([fds[3]], [], [], 0)[0]
+
+
+def test_doorbells_ring_the_successor(daemon: Instance, bell: tuple[Client, Varlink, str]) -> None:
+    client, events, name = bell
+    subs = {sub.offset: sub for sub in client.io_fds(1)}
+    wildcard, value, latest, region = (subs[at] for at in (WILDCARD, VALUE, LATEST, REGION))
+    assert isinstance(wildcard, IoEventFd)
+    assert isinstance(value, IoRegionFd)
+    assert isinstance(latest, ShadowIoEventFd)
+    assert isinstance(region, IoRegionFd)
+    with (
+        closing(IoRegionClient(value.fd)) as values,
+        closing(IoRegionClient(region.fd)) as commands,
+        closing(ShadowBell(latest)) as shadow,
+    ):
+        for turn in (1, 2, 3):
+            os.eventfd_write(wildcard.fd, 1)
+            values.post(value.user_data, 0, turn.to_bytes(4, "little"))
+            shadow.ring(turn.to_bytes(4, "little"))
+            commands.write(region.user_data, 0, turn.to_bytes(4, "little"))
+            assert [read(client, at) for at in (WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE, ACKED_COUNT)] == [turn] * 4
+            assert commands.read(region.user_data, 0, 4) == turn.to_bytes(4, "little")
+            kill(daemon, name, events)

@@ -1,0 +1,157 @@
+"""A back end crashes and another one comes: what was in flight is done, once, and the driver sees a pause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bellwire.vhost.messages import ProtocolFeature
+from bellwire.virtio import Feature, Status
+from vhost.program import EVERYTHING, USUAL, Program
+from vhost.test_vhost_device import VECTOR, Attach, Start, answers, until
+from virtio.driver import Driver
+
+UNTRACKED = EVERYTHING & ~ProtocolFeature.INFLIGHT_SHMFD
+
+
+def crash_with(program: Program, driver: Driver, count: int, order: Callable[[list[int]], list[int]] = list) -> None:
+    """Let the back end crash with its last ``count`` buffers in its hands, after it has returned the others."""
+
+    def some(heads: list[int]) -> list[int]:
+        ordered = order(heads)
+        kept.extend(ordered[len(ordered) - count :] if count else [])
+        return ordered[: len(ordered) - count]
+
+    kept: list[int] = []
+    until(driver, lambda: sum(len(ring.held) for ring in program.rings.values()) == len(driver.queues[0].held))
+    program.let_go(some)
+    program.crash()
+    until(driver, lambda: driver.device.plane.backend is None)  # type: ignore[attr-defined]
+
+
+def send(driver: Driver, *texts: bytes) -> None:
+    for text in texts:
+        driver.queues[0].send(text, write=len(text))
+
+
+@pytest.mark.parametrize("order", [list, lambda heads: heads[::-1]], ids=["in-order", "backwards"])
+def test_a_back_end_that_keeps_a_record_does_again_what_was_in_flight_and_nothing_twice(
+    start: Start, attach: Attach, order: Callable[[list[int]], list[int]]
+) -> None:
+    program = start(holds=True)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab", b"cd", b"ef", b"gh")
+    crash_with(program, driver, 2, order)
+    send(driver, b"ij")
+    start()
+    assert sorted(answers(driver, 5)) == [b"ba", b"dc", b"fe", b"hg", b"ji"]
+    send(driver, b"kl")
+    assert answers(driver) == [b"lk"]
+
+
+@pytest.mark.parametrize("missing", [0, 1, 3, 4])
+def test_what_a_back_end_without_a_record_had_returned_in_order_tells_what_is_missing(
+    start: Start, attach: Attach, missing: int
+) -> None:
+    program = start(holds=True, protocol=UNTRACKED)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab", b"cd", b"ef", b"gh")
+    crash_with(program, driver, missing)
+    start(protocol=UNTRACKED)
+    assert answers(driver, 4) == [b"ba", b"dc", b"fe", b"hg"]
+    assert driver.status == Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
+
+
+def test_if_it_is_uncertain_what_is_missing_the_driver_is_told_to_reset(
+    start: Start, attach: Attach, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = start(holds=True, protocol=UNTRACKED)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab", b"cd", b"ef")
+    crash_with(program, driver, 1, lambda heads: heads[::-1])
+    start(protocol=UNTRACKED)
+    until(driver, lambda: Status.NEEDS_RESET in driver.status)
+    assert "gone with 1 buffers, and had returned others out of order" in caplog.text
+    driver.start()
+    send(driver, b"gh")
+    assert answers(driver) == [b"hg"]
+
+
+def test_with_guess_the_rings_go_on_all_the_same(start: Start, attach: Attach) -> None:
+    program = start(holds=True, protocol=UNTRACKED)
+    driver = attach(guess=True)
+    driver.start()
+    send(driver, b"ab", b"cd", b"ef")
+    crash_with(program, driver, 1, lambda heads: heads[::-1])
+    start(protocol=UNTRACKED)
+    until(driver, lambda: driver.device.plane.running)  # type: ignore[attr-defined]
+    assert Status.NEEDS_RESET not in driver.status
+
+
+def test_the_driver_is_interrupted_for_what_came_back_last(start: Start, attach: Attach) -> None:
+    program = start(holds=True)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab")
+    until(driver, lambda: program.rings[0].held)
+    program.do(lambda: setattr(program.rings[0], "call", program._swap(program.rings[0].call, [])))
+    crash_with(program, driver, 0)
+    assert not driver.guest.interrupts[VECTOR]
+    start()
+    until(driver, lambda: driver.guest.interrupts[VECTOR])
+    assert answers(driver) == [b"ba"]
+
+
+def test_a_reset_while_no_back_end_is_there_is_no_obstacle(start: Start, attach: Attach) -> None:
+    program = start(holds=True)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab")
+    crash_with(program, driver, 1)
+    driver.start()
+    driver.queues[0].add(b"cd", write=2)
+    start()
+    assert answers(driver) == [b"dc"]
+
+
+def test_a_new_back_end_that_lacks_what_the_driver_uses_is_not_taken(
+    start: Start, attach: Attach, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = start()
+    driver = attach()
+    driver.start({5})
+    program.crash()
+    until(driver, lambda: driver.device.plane.backend is None)  # type: ignore[attr-defined]
+    lesser = start(features=USUAL & ~(1 << 5))
+    until(driver, lambda: "lacks the features 0x20" in caplog.text)
+    lesser.crash()
+    start()
+    send(driver, b"ab")
+    assert answers(driver) == [b"ba"]
+
+
+def test_a_packed_ring_is_lost_with_its_back_end(start: Start, attach: Attach) -> None:
+    packed = USUAL | 1 << Feature.RING_PACKED
+    program = start(features=packed, protocol=UNTRACKED)
+    driver = attach()
+    driver.start({Feature.RING_PACKED})
+    program.crash()
+    until(driver, lambda: driver.device.plane.backend is None)  # type: ignore[attr-defined]
+    start(features=packed, protocol=UNTRACKED)
+    until(driver, lambda: Status.NEEDS_RESET in driver.status)
+
+
+def test_a_snapshot_without_a_back_end_says_that_the_place_is_unknown(start: Start, attach: Attach) -> None:
+    program = start(holds=True, protocol=UNTRACKED)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab", b"cd")
+    crash_with(program, driver, 1)
+    snapshot = driver.guest.snapshot()
+    driver.guest.restore(snapshot)
+    start(protocol=UNTRACKED)
+    assert answers(driver, 2) == [b"ba", b"dc"]

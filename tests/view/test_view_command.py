@@ -1,0 +1,45 @@
+"""``bellwire view`` as a command."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bellwired.commands.cli import main
+from operating.instance import Instance
+
+
+@pytest.mark.daemon
+def test_a_screenshot_shows_the_device_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    with Instance(tmp_path) as daemon:
+        daemon.configure("bellfry", 'device = "bell"')
+        daemon.reload()
+        picture = tmp_path / "view.svg"
+        assert main(["view", *daemon.places, "bellfry", "--screenshot", str(picture)]) == 0
+        drawn = picture.read_text()
+    assert "bellfry" in drawn
+    assert not re.search(r"url\((?!#)|@import|href=", drawn)
+
+
+def test_a_wrong_name_is_an_error_before_the_screen_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", "--runtime-dir", str(tmp_path), "nosuch"]) == 1
+    assert "no daemon is running there" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main(["view"]) == 1
+    assert "pip install 'bellwire[view]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_line_loads_without_the_extra() -> None:
+    code = "import sys; sys.modules['textual'] = None; from bellwired.commands.cli import parser; parser()"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
