@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 SOURCE = Path(__file__).parents[1] / "guest" / "broken"
 PATIENCE = 900
+BUSY = "rcupdate.rcu_cpu_stall_timeout=300"
+"""For the kernel: a host with much to do is no mistake of the module."""
 FOUND = {
     "invert": ("lockdep", "WARNING: possible circular locking dependency detected", "mutex_lock(other)"),
     "freed": ("KASAN", "BUG: KASAN: ", "WRITE_ONCE(freed[3]"),
@@ -62,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def booted(tree: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """One run of ``bellwire boot`` in which the module makes all mistakes."""
     script = f"for mistake in {' '.join(FOUND)}; do printf $mistake >/proc/broken; done"
-    words = ["boot", "--kernel", str(tree), "--minimal", "--memory", "256"]
+    words = ["boot", "--kernel", str(tree), "--minimal", "--memory", "256", "--append", BUSY]
     words += ["--build", "broken", "--module", "broken/broken.ko"]
     return subprocess.run(
         [*COMMAND, *words, "--", "sh", "-c", script],
@@ -79,6 +81,7 @@ def booted(tree: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def failures(tree: Path, folder: Path, booted: object) -> dict[str, str]:
     """The failures of tests that make one mistake each; empty for one that passed."""
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml", "--bellwire-required"]
+    words += ["--bellwire-append", BUSY]
     done = subprocess.run(
         [*words, "--bellwire-kernel", str(tree), "test_broken.py"],
         cwd=folder,

@@ -20,7 +20,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, show
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_reports, print_summary
@@ -190,6 +190,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
+        if arguments.record is not None:
+            filters.append(replay.recorder(arguments, instance, stack))
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -272,21 +274,25 @@ def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tupl
     return {"listener" if listens else "connection": given}, given.getsockname() or f"--fd {arguments.fd}"
 
 
-def make(device: type[PciDevice], options: list[str], word: str) -> PciDevice:
-    """Make an instance from ``KEY=VALUE`` texts. ``word`` is how the user has named the device."""
+def options_of(texts: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` texts as options."""
     values = {}
-    for text in options:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
+    return values
+
+
+def make(device: type[PciDevice], options: list[str], word: str) -> PciDevice:
+    """Make an instance from ``KEY=VALUE`` texts. ``word`` is how the user has named the device."""
     try:
         with told(f"{device.__name__}.__init__"):
-            return device(**values)
+            return device(**options_of(options))
     except OptionError as error:
-        raise CommandError(
-            str(error), f"bellwire run {shlex.quote(word)} --print-capabilities lists its options"
-        ) from None
+        hint = f"bellwire run {shlex.quote(word)} --print-capabilities lists its options"
+        raise CommandError(str(error), hint) from None
 
 
 def _announces(arguments: argparse.Namespace) -> bool:

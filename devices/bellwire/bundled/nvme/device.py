@@ -166,8 +166,11 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
 
     def made_up_serial(self) -> str:
         """A serial number: the same for the same images, but random for memory, so that no two devices share one."""
-        name = uuid.uuid5(uuid.NAMESPACE_URL, str(Path(self.image).absolute())) if self.image else uuid.uuid4()
-        return f"BW{name.hex[:16].upper()}"
+        if self.image:
+            name = uuid.uuid5(uuid.NAMESPACE_URL, str(Path(self.image).absolute())).bytes[:8]
+        else:
+            name = self.random_bytes(8)
+        return f"BW{name.hex().upper()}"
 
     def reset(self) -> None:
         """Wait for the threads, which may write guest memory, then start again."""
