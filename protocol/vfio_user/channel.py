@@ -124,9 +124,8 @@ class Channel:
 
     def keep(self) -> None:
         """Keep the payload that was given out last valid for as long as somebody holds it: a new buffer takes over."""
-        if self._journaled:  # device code holds the payload, so the journal's buffer cannot be used again
-            self.marks[GIVEN_UP] = 1
-            self._journaled, self.marks = False, no_marks()
+        if self._journaled:  # device code holds the payload, so the journal cannot be used again
+            self.marks[GIVEN_UP], self._journaled, self.marks = 1, False, no_marks()
         kept = self._end - self.start
         fresh = bytearray(max(2 * _CHUNK, kept + _CHUNK))
         fresh[:kept] = self._view[self.start : self._end]
