@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -121,6 +121,9 @@ guests: $(VENV)/.tools ## build the micro guests, and the agent of bellwire boot
 
 tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
 	$(BIN)/python tools/option_tables.py
+
+picture: $(VENV)/.dev ## draw docs/observing/view.svg anew
+	$(BIN)/python tools/view_picture.py
 
 lspci: $(VENV)/.dev ## write docs/lspci.md anew
 	$(BIN)/python tools/lspci_page.py

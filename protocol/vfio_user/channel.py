@@ -7,6 +7,7 @@ holds the last byte received with them: the kernel ends a receive where bytes wi
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import select
@@ -248,6 +249,11 @@ class Channel:
     def send_rest_of(self, message: bytes, sent: int) -> None:
         """Send the rest of a packed message of which ``sent`` bytes are sent; otherwise as :meth:`send`."""
         self._send_rest(message, sent, [], _name(message), listening=True)
+
+    def break_off(self) -> None:
+        """End the connection, so that the next receive raises Disconnected: a message could not be sent."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket and all descriptors that were not given out, and free the buffer."""

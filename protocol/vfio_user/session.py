@@ -18,6 +18,7 @@ from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUser
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
@@ -59,7 +60,6 @@ class Session:
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
-        self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
@@ -67,6 +67,7 @@ class Session:
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
+        self._late = LateReplies(self._channel, self._refuse, self._failed)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
@@ -164,7 +165,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
-        self._closed = True
+        self._late.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -192,7 +193,7 @@ class Session:
             except VfioUserError:
                 raise
             except Late as late:
-                self._expect(late, message_id, access)
+                self._late.expect(late, message_id, access)
                 return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
@@ -203,21 +204,6 @@ class Session:
                 self._channel.send_whole(message_id + reply + found)
         finally:
             dma_requests.answering = before
-
-    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
-        """Let the backend answer a read later."""
-
-        def answer(found: bytes) -> None:
-            if access.reply and not self._closed:
-                self._channel.send_whole(message_id + access.reply + found)
-
-        def fail(error: Exception) -> None:
-            if self._closed:
-                return
-            refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
-            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
-
-        late.answer, late.fail = answer, fail
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from bellwired.commands.cli import main
-from daemon.commands import started
+from daemon.commands import PATIENCE, started
 from daemon.test_foreground import Running, made, words
 
 pytestmark = pytest.mark.daemon
@@ -29,3 +31,19 @@ def test_filters_stand_before_the_device_from_the_start_and_by_command(
             assert main(["filter", "dut", "list", "--json", *running.places]) == 0
             (count,) = json.loads(capsys.readouterr().out)
             assert count["report"]["read status"] == 1
+
+
+def test_at_the_end_it_prints_what_filters_have_found(tmp_path: Path) -> None:
+    mine = made(tmp_path)
+    with started(*words(mine, "--name", "dut", "--suggest", "--filter", "mistakes")) as process:
+        running = Running(tmp_path, process)
+        with running.client() as client:
+            client.write(0, 0x800, bytes(4))
+            client.read(0, 0x800, 4)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE)
+    assert re.search(
+        r"The filter suggest has found:\n    \w+_800 = \w+\.reg\(0x800\)  # 1 reads 1 writes of 0x0\n", said
+    )
+    assert "The filter mistakes has found:" in said
+    assert "1 a write of 4 bytes at BAR0+0x800, where nothing is\n" in said

@@ -38,7 +38,7 @@ class Copier(PciDevice, vendor=0x1234, device=0x11F0, class_code=0x088000):
 
 
 def traced(**arguments: object) -> tuple[Guest[Copier], Trace]:
-    trace = Trace(**arguments)
+    trace = Trace(**{"log": False} | arguments)
     return Guest(Copier, filters=[trace]), trace
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from textual.pilot import Pilot
 
 from bellwire import BellwireError
+from bellwire.filters.observing.record import Record
+from bellwired.commands.trace import Prints
 from bellwired.commands.view.app import View
 from bellwired.commands.view.source import Reading, Source
 
@@ -33,6 +37,10 @@ class FakeSource(Source):
         self.registers: list[dict[str, Any]] = []
         self.maps: list[dict[str, Any]] = []
         self.log: list[dict[str, Any]] = []
+        self.filters: list[dict[str, Any]] = []
+        self.records: queue.Queue[Record] = queue.Queue()
+        self.traced: list[str] = []
+        """The devices whose traces have ended."""
         self.done: list[tuple[Any, ...]] = []
         self.error: BellwireError | None = None
 
@@ -42,7 +50,22 @@ class FakeSource(Source):
         return list(self.known.values())
 
     def read(self, name: str) -> Reading:
-        return Reading(self.known[name], list(self.registers), list(self.maps), list(self.log))
+        return Reading(self.known[name], list(self.registers), list(self.maps), list(self.log), list(self.filters))
+
+    def trace(self, name: str, printer: Prints) -> None:
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    printer.print(iter([(1, self.records.get(timeout=0.01))]))
+                printer.print(iter([]))
+        finally:
+            self.traced.append(name)
+
+    def add_filter(self, name: str, text: str) -> None:
+        self.done.append(("add", name, text))
+
+    def remove_filter(self, name: str, label: str) -> None:
+        self.done.append(("remove", name, label))
 
     def poke(self, name: str, text: str, *, guest: bool) -> None:
         if self.error is not None:

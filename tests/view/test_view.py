@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from rich.text import Text
-from textual.widgets import DataTable, Static, TabbedContent
+from textual.widgets import DataTable, Static, Switch, TabbedContent
 
+from bellwire.filters.observing.record import Record
 from bellwired.commands.view.panels import CHANGED, FRESH, Devices, Memory, Rate, Registers, Tail
 from bellwired.errors import CommandError
 from view.fake_source import FakeSource, Session, device, register, watch
@@ -150,7 +151,7 @@ def test_a_paused_view_reads_nothing() -> None:
     watch(FakeSource(device("disk")), look)
 
 
-@pytest.mark.parametrize("key", ["p", "i", "r"])
+@pytest.mark.parametrize("key", ["f", "p", "i", "r"])
 def test_a_view_that_may_not_change_anything_has_no_keys_for_it(key: str) -> None:
     async def look(session: Session) -> None:
         await session.pilot.press(key)
@@ -167,6 +168,7 @@ def test_a_view_that_may_not_change_anything_has_no_keys_for_it(key: str) -> Non
         (["p", *"go", "tab", "space", "shift+tab", "enter"], ("poke", "disk", "go", True)),
         (["i", "3", "enter"], ("interrupt", "disk", "3")),
         (["r", *"disk", "enter"], ("reset", "disk")),
+        (["f", *"delay", "enter"], ("add", "disk", "delay")),
     ],
 )
 def test_keys_change_the_device_where_that_was_asked_for(keys: list[str], done: tuple[Any, ...]) -> None:
@@ -207,5 +209,72 @@ def test_a_refused_change_is_told() -> None:
         await session.until(lambda: len(session.view._notifications) > 0)
         (told,) = session.view._notifications
         assert (told.message, told.severity, told.markup) == ("[it] is constant", "error", False)
+
+    watch(source, look, may_change=True)
+
+
+def text_of(tail: Tail) -> list[str]:
+    return [line.text.rstrip() for line in tail.lines]
+
+
+def test_a_key_begins_and_ends_a_trace_whose_events_are_shown_as_they_come() -> None:
+    source = FakeSource(device("disk"))
+
+    async def look(session: Session) -> None:
+        await session.pilot.press("t")
+        tail = session.view.query_one("#trace", Tail)
+        source.records.put(Record(1.0, "write", "status", "", "mmio", "BAR0+0x4", 4, 3, "[DONE]"))
+        await session.until(lambda: bool(tail.lines))
+        assert text_of(tail)[0].endswith("write   status = 0x00000003 [DONE]  BAR0+0x4")
+        assert source.traced == []
+        await session.pilot.press("t")
+        await session.until(lambda: source.traced == ["disk"])
+
+    watch(source, look)
+
+
+def test_a_trace_ends_with_the_view() -> None:
+    source = FakeSource(device("disk"))
+
+    async def look(session: Session) -> None:
+        await session.pilot.press("t")
+
+    watch(source, look)
+    assert source.traced == ["disk"]
+
+
+DELAY = {"label": "delay-2", "name": "delay", "arguments": {"read": "2ms"}, "report": '{"delayed": 7}'}
+
+
+def test_filters_are_listed_with_what_they_have_found() -> None:
+    source = FakeSource(device("disk"))
+    source.filters = [DELAY]
+
+    async def look(session: Session) -> None:
+        session.view.query_one(TabbedContent).active = "tab-filters"
+        await session.pilot.pause()
+        await session.read()
+        assert str(session.view.query_one(".filter .name", Static).content) == "delay:read=2ms"
+        assert str(session.view.query_one(".filter .found", Static).content) == '{"delayed": 7}'
+        assert session.view.query_one(Switch).disabled
+
+    watch(source, look)
+
+
+def test_a_switch_takes_a_filter_out_and_puts_it_in_again() -> None:
+    source = FakeSource(device("disk"))
+    source.filters = [DELAY]
+
+    async def look(session: Session) -> None:
+        session.view.query_one(TabbedContent).active = "tab-filters"
+        await session.pilot.pause()
+        session.view.query_one(Switch).toggle()
+        await session.until(lambda: bool(source.done))
+        source.filters = []
+        await session.read()
+        assert str(session.view.query_one(".filter .found", Static).content) == "taken out"
+        session.view.query_one(Switch).toggle()
+        await session.until(lambda: len(source.done) == 2)
+        assert source.done == [("remove", "disk", "delay-2"), ("add", "disk", "delay:read=2ms")]
 
     watch(source, look, may_change=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
 from bellwire import PciDevice
+from bellwire.filters import Filter
 from bellwire.model.tally import Tally
 from bellwired.commands import show
 from bellwired.commands.show import Column
@@ -25,6 +26,20 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
     out.print(_accesses(device, tally))
     for label, text in _lines(device, tally):
         out.print(f"{label:>11}: {text}")
+
+
+def print_reports(filters: Iterable[Filter]) -> None:
+    """Print what the filters have found, to standard error: counts, and lines that can be pasted as they are."""
+    out = show.console(to_stderr=True)
+    for each in filters:
+        found = each.report()
+        if not any(found.values()):
+            continue
+        out.print(f"\nThe filter {show.text(each)} has found:")
+        for what, value in found.items():
+            counted = f"{value:>9,} {what}" if isinstance(value, int) else f"{what}: {value}"
+            for line in value if isinstance(value, list) else [counted]:
+                out.print(f"    {show.text(line)}")
 
 
 def _accesses(device: PciDevice, tally: Tally) -> Table:

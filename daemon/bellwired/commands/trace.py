@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from rich.text import Text
 
@@ -79,7 +79,14 @@ def trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def follow(reader: RingReader, printer: Printer, replies: AsyncIterator[Any]) -> None:
+class Prints(Protocol):
+    """Whoever takes the records of a trace."""
+
+    def print(self, records: Iterator[tuple[int, Record]], after: int = 0) -> int:
+        """Take records. ``after`` and the result are numbers of a last record."""
+
+
+async def follow(reader: RingReader, printer: Prints, replies: AsyncIterator[Any]) -> None:
     """Print what comes, until the daemon says by another reply that the trace has ended."""
 
     async def end() -> None:

@@ -31,7 +31,7 @@ class Tracing:
         self._begun = {label: each for label, each in self._filters if self._begun.get(label) is each}
         if len(self._begun) >= MOST:
             raise CommandError(f"{MOST} traces of it run already")
-        trace = Trace(only=only, without=without)
+        trace = Trace(only=only, without=without, log=False)
         label = self._filters.add(trace)
         self._begun[label] = trace
         return Lent(label, trace.ring.fd)

@@ -18,8 +18,9 @@ from bellwired import terminal
 from bellwired.commands import show
 from bellwired.commands.view.asking import Ask
 from bellwired.commands.view.history import History
-from bellwired.commands.view.panels import Devices, Memory, Rates, Registers, Tail, plain
+from bellwired.commands.view.panels import Devices, Filters, Memory, Rates, Registers, Tail, plain
 from bellwired.commands.view.source import Reading, Source
+from bellwired.commands.view.tracing import Ended, Sink
 
 EVERY = 0.5
 """Seconds between two readings."""
@@ -39,22 +40,26 @@ class View(App[None]):
     #devices { width: 44; height: 1fr; border: round $primary; }
     #facts { height: auto; padding: 0 1; }
     #trouble { height: auto; padding: 0 1; background: $error; color: $text; display: none; }
-    TabbedContent, Grid, Tail, Rates { height: 1fr; }
+    TabbedContent, Grid, Tail, Rates, Filters { height: 1fr; }
     .rate { height: 2; padding: 0 1; }
     .rate .name { width: 24; }
     .rate Sparkline { width: 1fr; height: 1; }
     .rate .number { width: 30; text-align: right; }
+    .filter { height: 3; padding: 0 1; }
+    .filter Static { padding: 1; width: 1fr; }
     Ask { align: center middle; }
     #ask { width: 70; height: auto; border: thick $primary; padding: 1 2; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
         Binding("space", "pause", "pause"),
+        Binding("t", "trace", "trace on/off"),
+        Binding("f", "filter", "add a filter"),
         Binding("p", "poke", "poke"),
         Binding("i", "interrupt", "interrupt"),
         Binding("r", "reset", "reset"),
     ]
-    _CHANGING: ClassVar[frozenset[str]] = frozenset({"poke", "interrupt", "reset"})
+    _CHANGING: ClassVar[frozenset[str]] = frozenset({"filter", "poke", "interrupt", "reset"})
 
     def __init__(self, source: Source, name: str | None = None, *, may_change: bool = False) -> None:
         super().__init__()
@@ -66,7 +71,9 @@ class View(App[None]):
         self.every = EVERY
         self.readings = 0
         """How often everything has been shown."""
-        self.sub_title = "p, i and r change the device" if may_change else "read-only"
+        self._sink: Sink | None = None
+        """Where the records of the trace go, while there is one."""
+        self.sub_title = "f, p, i and r change the device" if may_change else "read-only"
 
     def compose(self) -> ComposeResult:
         """The panels."""
@@ -81,6 +88,10 @@ class View(App[None]):
                         yield Registers()
                     with TabPane("rates", id="tab-rates"):
                         yield Rates()
+                    with TabPane("trace", id="tab-trace"):
+                        yield Tail("trace")
+                    with TabPane("filters", id="tab-filters"):
+                        yield Filters(may_change=self._may_change)
                     with TabPane("log", id="tab-log"):
                         yield Tail("log")
                     with TabPane("memory", id="tab-memory"):
@@ -101,6 +112,8 @@ class View(App[None]):
         if isinstance(event.data_table, Devices) and key is not None and key != self._name:
             self._name = key
             self.query_one("#log", Tail).begin()
+            self.query_one(Filters).begin()
+            self._end_trace()
             self.refresh_readings()
 
     @work(group="reading", exclusive=True)
@@ -140,6 +153,7 @@ class View(App[None]):
         self.query_one(Rates).show_history(history)
         self.query_one(Memory).show_maps(reading.maps)
         self.query_one("#log", Tail).show_lines(reading.log)
+        self.query_one(Filters).show_filters(reading.filters)
 
     def _tell(self, error: BellwireError | None) -> None:
         banner = self.query_one("#trouble", Static)
@@ -147,6 +161,52 @@ class View(App[None]):
         if error is not None:
             hint = getattr(error, "hint", "")
             banner.update(plain(f"{error}: {hint}" if hint else error))
+
+    def on_unmount(self) -> None:
+        """The view ends."""
+        self._end_trace()
+
+    def action_trace(self) -> None:
+        """Begin to trace the device that is shown, or end that."""
+        if self._sink is not None:
+            self._end_trace()
+        elif self._name is not None:
+            self.query_one("#trace", Tail).begin()
+            self.query_one(TabbedContent).active = "tab-trace"
+            self._sink = Sink(
+                lambda records: self.call_from_thread(self.query_one("#trace", Tail).show_records, records)
+            )
+            self._trace(self._name, self._sink)
+
+    def _end_trace(self) -> None:
+        if self._sink is not None:
+            self._sink.end()
+            self._sink = None
+
+    @work(thread=True, group="trace")
+    def _trace(self, name: str, sink: Sink) -> None:
+        try:
+            self._source.trace(name, sink)
+        except Ended:
+            return
+        except BellwireError as error:
+            self.call_from_thread(self.notify, terminal.line(error), severity="error", markup=False)
+        if self._sink is sink:
+            self._sink = None
+
+    async def on_filters_switched(self, switched: Filters.Switched) -> None:
+        """Put a filter in, or take it out."""
+        if switched.on:
+            await self._change(lambda name: self._source.add_filter(name, switched.text), f"{switched.text} is in")
+        else:
+            await self._change(lambda name: self._source.remove_filter(name, switched.label), f"{switched.text} is out")
+
+    @work
+    async def action_filter(self) -> None:
+        """Ask for a filter, and put it in."""
+        answer = await self.push_screen_wait(Ask(f"Put a filter before {self._name}", "NAME or NAME:KEY=VALUE,..."))
+        if answer is not None:
+            await self._change(lambda name: self._source.add_filter(name, answer[0]), f"{answer[0]} is in")
 
     def action_pause(self) -> None:
         """Stop and go on reading."""

@@ -8,10 +8,13 @@ from typing import Any
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.widgets import DataTable, RichLog, Sparkline, Static
+from textual.message import Message
+from textual.widgets import DataTable, RichLog, Sparkline, Static, Switch
 
+from bellwire.filters.observing.record import Record
 from bellwired import terminal
 from bellwired.commands import show
+from bellwired.commands.trace import as_text
 from bellwired.commands.view.history import History
 from vfio_user import RegionIndex
 
@@ -166,6 +169,59 @@ class Rate(Horizontal):
         self._text.update(f"{rates[-1]:,.0f}/s   {total:,}")
 
 
+class Filters(VerticalScroll):
+    """The filters of the device, from the guest's side on, each with a switch that takes it out and puts it in again.
+
+    Without ``may_change`` the switches cannot be moved.
+    """
+
+    class Switched(Message):
+        """A switch was moved: the filter ``text`` shall be there, or the one with ``label`` shall not."""
+
+        def __init__(self, text: str, label: str, *, on: bool) -> None:
+            super().__init__()
+            self.text = text
+            self.label = label
+            self.on = on
+
+    def __init__(self, *, may_change: bool) -> None:
+        super().__init__(id="filters")
+        self._may_change = may_change
+        self._rows: dict[str, Horizontal] = {}
+        self._labels: dict[str, str] = {}
+
+    def show_filters(self, filters: Sequence[dict[str, Any]]) -> None:
+        """Show the filters that are there. One that was taken out keeps its row, with its switch off."""
+        there = {_filter_text(each): each for each in filters}
+        self._labels = {text: each["label"] for text, each in there.items()}
+        for text in there:
+            if text not in self._rows:
+                row = self._rows[text] = Horizontal(
+                    Switch(value=True, disabled=not self._may_change, name=text, animate=False),
+                    Static(plain(text), classes="name"),
+                    Static("", classes="found"),
+                    classes="filter",
+                )
+                self.mount(row)
+        for text, row in self._rows.items():
+            if not row.is_mounted:
+                continue
+            with self.prevent(Switch.Changed):
+                row.query_one(Switch).value = text in there
+            row.query_one(".found", Static).update(plain(there[text]["report"] if text in there else "taken out"))
+
+    def begin(self) -> None:
+        """Another device is shown."""
+        self._rows.clear()
+        self.query(".filter").remove()
+
+    def on_switch_changed(self, changed: Switch.Changed) -> None:
+        """A switch was moved."""
+        changed.stop()
+        text = changed.switch.name or ""
+        self.post_message(self.Switched(text, self._labels.get(text, ""), on=changed.value))
+
+
 class Tail(RichLog):
     """The last lines of a log."""
 
@@ -184,6 +240,11 @@ class Tail(RichLog):
         if known:
             self._last = known[-1]
 
+    def show_records(self, records: Sequence[Record]) -> None:
+        """Add records of a trace."""
+        for record in records:
+            self.write(as_text(record))
+
     def begin(self) -> None:
         """Forget the lines: another device is shown."""
         self.clear()
@@ -193,6 +254,12 @@ class Tail(RichLog):
 def plain(value: object) -> Text:
     """Outside text as one line that controls nothing."""
     return Text(terminal.line(value))
+
+
+def _filter_text(each: dict[str, Any]) -> str:
+    """A filter as a user would write it."""
+    arguments = ",".join(f"{name}={value}" for name, value in each["arguments"].items())
+    return f"{each['name']}:{arguments}" if arguments else str(each["name"])
 
 
 def _rights(each: dict[str, Any]) -> tuple[tuple[str, bool], ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bellwired.commands.control_client import Instance, all_devices, method, stream
+from bellwired.commands.control_client import Instance, all_devices, call, method, stream
+from bellwired.commands.trace import Prints, follow, opened
 from bellwired.errors import CommandError
 
 
@@ -17,6 +18,7 @@ class Reading:
     registers: list[dict[str, Any]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+    filters: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Source:
@@ -44,7 +46,26 @@ class Source:
             method(self._instance, "Registers", name=name)["registers"],
             method(self._instance, "Maps", name=name)["maps"],
             log,
+            method(self._instance, "Filters", name=name)["filters"],
         )
+
+    def trace(self, name: str, printer: Prints) -> None:
+        """Trace a device until ``printer`` raises, or the device ends."""
+
+        async def work(daemon: Any) -> None:
+            replies = daemon.Trace(name=name, begin=True)
+            with opened(await anext(replies)) as reader:
+                await follow(reader, printer, replies)
+
+        call(self._instance, work, name, endless=True)
+
+    def add_filter(self, name: str, text: str) -> None:
+        """Put a filter in, as ``delay:read=2ms``."""
+        method(self._instance, "AddFilter", name=name, filter=text)
+
+    def remove_filter(self, name: str, label: str) -> None:
+        """Take a filter out."""
+        method(self._instance, "RemoveFilter", name=name, label=label)
 
     def poke(self, name: str, text: str, *, guest: bool) -> None:
         """Do what ``bellwire poke`` does with one TARGET."""
