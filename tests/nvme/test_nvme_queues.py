@@ -9,7 +9,7 @@ import pytest
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.events import Event
 from bellwire.bundled.nvme.queue_set import QueueSet
-from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
+from bellwire.bundled.nvme.queues import BATCH_STATE, CompletionQueue, SubmissionQueue, place_batches
 from bellwire.testing import Guest
 from nvme.driver import Driver
 
@@ -62,6 +62,7 @@ def test_a_head_that_makes_room_wakes_those_that_have_commands(queues: QueueSet)
 
 def test_commands_are_fetched_up_to_the_end_of_the_ring(guest: Guest[Nvme], driver: Driver) -> None:
     queue = SubmissionQueue()
+    place_batches([queue], memoryview(bytearray(BATCH_STATE)))
     queue.running, queue.deleter, queue.tail = 5, 6, 7
     queue.create(0x8000, 4, 2)
     assert (queue.base, queue.size, queue.cqid) == (0x8000, 4, 2)
