@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, read, write
+from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
 from operating.varlink import Varlink
 from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
 
@@ -101,11 +101,11 @@ def test_a_stop_ends_the_client_and_leaves_no_descriptor(daemon: Instance) -> No
     with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
         client.io_fds(1)
         kill(daemon, name, events)
-        assert len(held(daemon)) == 1
+        assert eventually(lambda: len(held(daemon)) == 1)
         daemon.call("Stop", name=name)
         with pytest.raises(Disconnected):
             read(client, 0)
-    assert held(daemon) == []
+    assert eventually(lambda: held(daemon) == [])
 
 
 def test_a_client_whose_worker_dies_again_and_again_is_let_go(daemon: Instance) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -102,6 +103,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+@functools.cache
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     top = Parser(

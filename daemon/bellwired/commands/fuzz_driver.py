@@ -96,7 +96,8 @@ def fuzz(arguments: argparse.Namespace) -> int:
         options = options_of(arguments.options)
         if kind.name == "virtio-net" and not options:
             options = stack.enter_context(mirror())
-        make(kind, arguments.options or [f"{key}={value}" for key, value in options.items()]).core.close()
+        words = arguments.options or [f"{key}={value}" for key, value in options.items()]
+        make(kind, words, arguments.device).core.close()
         bed = stack.enter_context(bedded(kind, options, work, plan, float(arguments.patience)))
         result = campaign(bed, runs=arguments.runs, seed=arguments.seed, told=_tell, **given)
     return _report(result, kind.name, arguments.output)

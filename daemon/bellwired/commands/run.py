@@ -62,6 +62,11 @@ def add_parser(commands: Any) -> None:
         help="its name for other commands, and of its socket (default: the device's own name; functions: the file's, "
         "with .0, .1 and so on)",
     )
+    parser.add_argument(
+        "--name-if-free",
+        action="store_true",
+        help="serve even if another device has the name already: other commands then do not find this one",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--socket-path",
@@ -170,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Part | None = None) -> int:
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
-    instance = make(device, arguments.options)
+    instance = make(device, arguments.options, arguments.device)
     wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
     filters = all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
@@ -252,9 +257,10 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
     try:
         return open_control(Places.of(runtime_dir=arguments.runtime_dir), name)
     except CommandError as error:
-        if arguments.name is not None or arguments.runtime_dir:
+        if (arguments.name is not None or arguments.runtime_dir) and not arguments.name_if_free:
             raise CommandError(str(error), "choose another --name, or another --runtime-dir") from None
-        log.info("other commands cannot reach this device: %s; --name gives it another name", error)
+        hint = "" if arguments.name_if_free else "; --name gives it another name"
+        log.info("other commands cannot reach this device: %s%s", error, hint)
         return None
 
 
@@ -279,13 +285,14 @@ def options_of(texts: list[str]) -> dict[str, str]:
     return values
 
 
-def make(device: type[PciDevice], options: list[str]) -> PciDevice:
-    """Make an instance from ``KEY=VALUE`` texts."""
+def make(device: type[PciDevice], options: list[str], word: str) -> PciDevice:
+    """Make an instance from ``KEY=VALUE`` texts. ``word`` is how the user has named the device."""
     try:
         with told(f"{device.__name__}.__init__"):
             return device(**options_of(options))
     except OptionError as error:
-        raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
+        hint = f"bellwire run {shlex.quote(word)} --print-capabilities lists its options"
+        raise CommandError(str(error), hint) from None
 
 
 def _announces(arguments: argparse.Namespace) -> bool:
