@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 COMMAND_SIZE = 64
 COMPLETION_SIZE = 16
+COMPLETION = struct.Struct("<IIHHHH")  # result, reserved, SQ head, SQ id, command id, phase and status (§4.6)
 COMMAND = struct.Struct("<BBHIQQQQ6I")
 ALL_NAMESPACES = 0xFFFF_FFFF
 
