@@ -87,17 +87,18 @@ class Served:
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
-        self._keep_state()
+        self.keep_state()
         self._connect(connection, io_fd_entry_size, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
 
-    def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
+    def take_over(self, estate: Estate, io_fd_entry_size: int = 40, *, died: bool = True) -> None:
         """Serve the client of a process that has ended, with all that its ledger has kept. The device has been reset.
 
-        Raises a StateError if the device cannot go on with that state.
+        ``died`` is False if that process has made room between two turns. Raises a StateError if the device cannot go
+        on with that state.
         """
         connection = socket.socket(fileno=estate.take("client")[0])
         session, doorbell_fds = self._connect(connection, io_fd_entry_size, estate)
@@ -106,10 +107,11 @@ class Served:
         self._introduced = session.client is not None
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
         files = StateFiles(estate.fds("state")[0], areas)
-        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
+        self.core.take_over(files, client=True, died=died, moved=self.keep_state)
         session.finish(estate, again=self.core.device.repeats)
 
-    def _keep_state(self) -> None:
+    def keep_state(self) -> None:
+        """Tell the ledger which files have the state."""
         files = self.core.state.files
         areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
         self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
