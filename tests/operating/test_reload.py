@@ -1,198 +1,209 @@
-"""Newer code goes on with the client that is there: bellwire reload, and bellwire run --reload."""
+"""A reload reads files and plugins again, and touches only what has changed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bellwired import sources
-from bellwired.commands.reloading import INTERVAL, Reloading
-from bellwired.errors import CommandError
-from daemon.commands import PATIENCE, line, started
-from operating.instance import EDITION, PLAIN, Instance, connect, read, write
-from vfio_user import Client
-
-DEVICE = """
-from bellwire import Bar, PciDevice, Saved
-from part import FACTOR
-
-class Dut(PciDevice, vendor=0x1234, device=0x99, class_code=0xFF0000, name="dut"):
-    mmio = Bar(0, size=64)
-    word = mmio.reg(0)
-    total = mmio.reg(4, access="ro")
-    sum = Saved(0)
-
-    @word.write
-    def wrote(self, value: int) -> None:
-        self.sum += FACTOR * value
-        self.total = self.sum
-"""
+from operating.instance import EDITION, QUICK, Instance, connect, over, read
+from operating.varlink import Refused
 
 
-def edit(file: Path, text: str) -> None:
-    """Save a file as editors do: another file in its place."""
-    fresh = file.with_suffix(".new")
-    fresh.write_text(text)
-    os.replace(fresh, file)
+def test_a_new_file_is_a_new_device(daemon: Instance) -> None:
+    daemon.configure("fresh")
+    assert daemon.reload()["started"] == ["fresh"]
+    connect(daemon.socket("fresh")).close()
 
 
-def plugin(daemon: Instance, old: str, new: str) -> Callable[[], None]:
-    """Change the text of a daemon's plugin. Returns what takes that back."""
-    file = daemon.plugins / "probe.py"
-    text = file.read_text()
-    assert old in text
-    edit(file, text.replace(old, new))
-    return lambda: edit(file, text)
+def test_a_device_that_does_not_start_by_itself_is_there_all_the_same(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nautostart = false')
+    assert daemon.describe(name)["state"] == "stopped"
+    assert not daemon.socket(name).exists()
+    daemon.call("Start", name=name)
+    connect(daemon.socket(name)).close()
 
 
-@pytest.mark.daemon
-def test_a_plugin_that_was_edited_goes_on_with_state_and_client(daemon: Instance) -> None:
+def test_a_file_that_is_gone_stops_its_device(daemon: Instance) -> None:
     name = daemon.add()
     pid = daemon.pid(name)
-    with connect(daemon.socket(name)) as client:
-        write(client, PLAIN, 42)
-        mend = plugin(daemon, 'access="constant", reset=1)', 'access="constant", reset=2)')
-        try:
-            done = daemon.reload()
-            assert name in done["restarted"], str(done["failed"]) + daemon.log[-1500:]
-            assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
-            assert daemon.pid(name) == pid
-        finally:
-            mend()
-        daemon.reload()
-        assert (read(client, PLAIN), read(client, EDITION)) == (42, 1)
-        assert daemon.reload()["restarted"] == []
+    daemon.remove(name)
+    assert daemon.reload()["stopped"] == [name]
+    assert over(pid)
+    assert not daemon.socket(name).exists()
+    with pytest.raises(Refused, match="there is no device"):
+        daemon.describe(name)
 
 
-@pytest.mark.daemon
-@pytest.mark.parametrize(
-    ("old", "new", "why"),
-    [
-        ("Bar(0, size=4096)", "Bar(0, size=8192)", "the guest has seen something else: BAR 0 was 0x1000 bytes"),
-        ("    def close(self)", "    def restored(self): raise KeyError\n\n    def close(self)", "KeyError"),
-        ("plain = mmio.reg(0x00)", "plain = mmio.reg(0x00, size=1)", "plain was 0x1234, which 1 bytes do not hold"),
-        ("class Probe", "class Probe(", "probe.py"),
-    ],
-)  # fmt: skip
-def test_an_edit_that_cannot_go_on_leaves_the_old_code_with_the_client(
-    daemon: Instance, old: str, new: str, why: str
-) -> None:
+@pytest.mark.parametrize("masked", ["empty", "link to /dev/null"])
+def test_a_masked_file_stops_its_device(daemon: Instance, masked: str) -> None:
     name = daemon.add()
+    file = daemon.devices / f"{name}.toml"
+    file.unlink()
+    if masked == "empty":
+        file.touch()
+    else:
+        file.symlink_to("/dev/null")
+    assert daemon.reload()["stopped"] == [name]
+
+
+def test_nothing_is_touched_that_has_not_changed(daemon: Instance) -> None:
+    kept, changed = daemon.add(), daemon.add()
+    pids = daemon.pid(kept), daemon.pid(changed)
+    daemon.configure(changed, 'device = "probe"\noptions.pace = 4')
+    outcome = daemon.reload()
+    assert outcome["restarted"] == [changed]
+    assert kept in outcome["unchanged"]
+    assert daemon.pid(kept) == pids[0]
+    assert daemon.pid(changed) != pids[1]
+
+
+def test_an_edited_plugin_is_picked_up(daemon: Instance) -> None:
+    source = (daemon.plugins / "probe.py").read_text()
+    edited = daemon.plugins / "edited.py"
+    edited.write_text(source)
+    name, other = daemon.add('device = "edited:probe"'), daemon.add()
+    pid = daemon.pid(other)
+    edited.write_text(source.replace('"constant", reset=1', '"constant", reset=2'))
+    assert daemon.reload()["restarted"] == [name]
     with connect(daemon.socket(name)) as client:
-        write(client, PLAIN, 0x1234)
-        mend = plugin(daemon, old, new)
-        try:
-            assert why in daemon.reload()["failed"][name]
-            assert (read(client, PLAIN), read(client, EDITION)) == (0x1234, 1)
-        finally:
-            mend()
-        daemon.reload()
-        assert read(client, PLAIN) == 0x1234
+        assert read(client, EDITION) == 2
+    assert daemon.pid(other) == pid
 
 
-@pytest.mark.daemon
-def test_bellwire_run_goes_on_with_the_file_as_it_is_saved(tmp_path: Path) -> None:
-    file, part, socket = tmp_path / "dut.py", tmp_path / "part.py", tmp_path / "s"
-    file.write_text(DEVICE)
-    part.write_text("FACTOR = 2\n")
-    (tmp_path / "run").mkdir(mode=0o755)
-    words = ["--socket-path", str(socket), "--runtime-dir", str(tmp_path / "run"), "--reload"]
-    with started("run", str(file), *words) as process:
-        line(process)
-        with Client.connect(socket, timeout=PATIENCE) as client:
-
-            def total() -> int:
-                write(client, 0, 1)
-                return read(client, 4)
-
-            def grows_by(step: int) -> bool:
-                """Whether the total comes to grow by ``step`` at each write."""
-                deadline, before = time.monotonic() + PATIENCE, total()
-                while (now := total()) - before != step:
-                    assert time.monotonic() < deadline, "the new code does not go on"
-                    before = now
-                return True
-
-            assert total() == 2
-            edit(part, "FACTOR = 10\n")
-            assert grows_by(10)
-            edit(file, DEVICE.replace("FACTOR * value", "FACTOR * valu e"))
-            refusal(process)
-            assert grows_by(10)
-            edit(file, DEVICE.replace("FACTOR * value", "7 * value"))
-            assert grows_by(7)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("device = 3", "device = 3: Expected str, got int"),
+        ("device = ", "not TOML"),
+        ('device = "probe"\noptions.pase = 3', "probe has no option pase: did you mean pace?"),
+        ('device = "probe"\noptions.pace = "quick"', "option pace=quick: expected a value of type int"),
+        ('device = "nvme"\noptions.queues = 99', "option queues=99: expected 1 to 64"),
+        ('device = "nvme"\noptions.size = 511', "size=511: expected a whole number of blocks"),
+        ('device = "prope"', "there is no device 'prope'; did you mean probe?"),
+    ],
+)
+def test_a_bad_file_leaves_the_device_running_as_it_was_and_is_reported(daemon: Instance, text: str, why: str) -> None:
+    name = daemon.add()
+    pid, since = daemon.pid(name), daemon.now()
+    daemon.configure(name, text)
+    assert why in daemon.reload()["failed"][name]
+    daemon.said(why.partition(";")[0], since)
+    assert daemon.pid(name) == pid
+    assert why in daemon.reload()["failed"][name]  # and again, until it is mended
+    daemon.configure(name, 'device = "probe"')
+    outcome = daemon.reload()
+    assert name in outcome["unchanged"]
+    assert daemon.pid(name) == pid
 
 
-def refusal(process: subprocess.Popen[str]) -> None:
-    """Returns when the process has said that its new code is not used."""
-    assert process.stderr is not None
-    for text in process.stderr:
-        if "its new code is not used" in text:
-            assert "dut.py" in text
-            return
-    raise AssertionError("it has ended")
+def test_an_option_out_of_bounds_leaves_the_device_and_its_client_alone(daemon: Instance) -> None:
+    name = daemon.add('device = "nvme"\noptions.queues = 4')
+    pid = daemon.pid(name)
+    with connect(daemon.socket(name)) as client:
+        daemon.configure(name, 'device = "nvme"\noptions.queues = 99')
+        assert "option queues=99: expected 1 to 64" in daemon.reload()["failed"][name]
+        assert client.read(0, 0x08, 4) == bytes.fromhex("00040100")  # VS: it goes on as it was
+    assert daemon.pid(name) == pid
 
 
-class Served:
-    """Stands in for what serves a device: it counts reloads, and refuses them as it is told to."""
-
-    def __init__(self) -> None:
-        self.reloads = 0
-        self.refuses = False
-        self.look: Callable[[], None] = lambda: None
-
-    def after(self, seconds: float, callback: Callable[[], None]) -> None:
-        assert seconds == INTERVAL
-        self.look = callback
-
-    def reload(self) -> None:
-        self.reloads += 1
-        if self.refuses:
-            raise CommandError("no")
+def test_a_plugin_with_a_mistake_leaves_the_device_running_as_it_was(daemon: Instance) -> None:
+    source = (daemon.plugins / "probe.py").read_text()
+    broken = daemon.plugins / "broken.py"
+    broken.write_text(source)
+    name = daemon.add('device = "broken:probe"')
+    pid = daemon.pid(name)
+    broken.write_text("import nothing_like_this\n")
+    assert "broken.py:1: ModuleNotFoundError" in daemon.reload()["failed"][name]
+    assert daemon.pid(name) == pid
 
 
-@pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Served, Path]:
-    file = tmp_path / "dut.py"
-    file.write_text("one")
-    monkeypatch.setattr(sources, "loaded", lambda: {str(file): sources.stamp(file)})
-    serving = Served()
-    Reloading(serving).begin()  # type: ignore[arg-type]
-    return serving, file
+def test_a_bad_daemon_file_changes_nothing_of_the_daemon_and_devices_are_taken_up(daemon: Instance) -> None:
+    file = daemon.config / "bellwired.toml"
+    pid = daemon.pid("steady")
+    good = file.read_text()
+    daemon.settings("ping-intervall = 3")
+    daemon.configure("late")
+    outcome = daemon.reload()
+    assert outcome["failed"]["bellwired.toml"] == (
+        f"{file}:1: unknown key ping-intervall (did you mean ping-interval?)"
+    )
+    assert "late" in outcome["started"]
+    daemon.settings(good)
+    outcome = daemon.reload()
+    assert ("steady" in outcome["unchanged"], outcome["failed"]) == (True, {})
+    assert daemon.pid("steady") == pid
 
 
-def test_a_change_counts_once_the_file_stays_as_it_is(watched: tuple[Served, Path]) -> None:
-    serving, file = watched
-    counts = []
-    for text in ("one", "half", "half and ", "half and half", None, None, None):
-        if text is not None:
-            edit(file, text)
-        serving.look()
-        counts.append(serving.reloads)
-    assert counts == [0, 0, 0, 0, 1, 1, 1]
+def test_the_daemons_own_settings_change_without_a_restart(daemon: Instance) -> None:
+    name = daemon.add()
+    pid = daemon.pid(name)
+    daemon.settings(f"{QUICK}restart-limit = 0")
+    assert name in daemon.reload()["unchanged"]
+    assert daemon.pid(name) == pid
+    with daemon.monitor(name) as events:
+        os.kill(pid, signal.SIGKILL)
+        events.until("failed", name)
 
 
-def test_code_that_was_refused_is_tried_again_only_when_it_changes(
-    watched: tuple[Served, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    serving, file = watched
-    serving.refuses = True
-    edit(file, "wrong")
-    for _ in range(5):
-        serving.look()
-    assert serving.reloads == 1
-    assert "dut.py changed: no. The code of before goes on" in caplog.text
-    serving.refuses = False
-    edit(file, "right at last")
-    serving.look()
-    serving.look()
-    assert serving.reloads == 2
+def test_a_device_that_was_stopped_by_hand_is_not_started_by_a_reload(daemon: Instance) -> None:
+    name = daemon.add()
+    daemon.call("Stop", name=name)
+    assert name in daemon.reload()["unchanged"]
+    daemon.configure(name, 'device = "probe"\noptions.pace = 4')
+    daemon.reload()
+    assert daemon.describe(name)["state"] == "stopped"
+
+
+def test_autostart_that_is_switched_on_starts_the_device(daemon: Instance) -> None:
+    name = daemon.add('device = "probe"\nautostart = false')
+    daemon.configure(name, 'device = "probe"\nautostart = true')
+    daemon.reload()
+    assert daemon.describe(name)["state"] == "running"
+
+
+def test_a_socket_that_moves_is_gone_from_where_it_was(daemon: Instance, tmp_path: Path) -> None:
+    name = daemon.add()
+    moved = tmp_path / "moved"
+    daemon.configure(name, f'device = "probe"\nsocket = "{moved}"\nmode = "0660"')
+    daemon.reload()
+    assert not daemon.socket(name).exists()
+    connect(moved).close()
+    assert daemon.describe(name)["socket"] == str(moved)
+
+
+def test_a_client_waits_while_its_device_is_given_other_options(daemon: Instance) -> None:
+    """The listener stays: nobody is refused at any moment."""
+    name = daemon.add()
+    inode = daemon.socket(name).stat().st_ino
+    daemon.configure(name, 'device = "probe"\noptions.pace = 4')
+    daemon.reload()
+    assert daemon.socket(name).stat().st_ino == inode
+
+
+def test_sighup_is_a_reload(daemon: Instance) -> None:
+    daemon.configure("hung_up")
+    since = daemon.now()
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.said("configuration read again: 1 started", since)
+    connect(daemon.socket("hung_up")).close()
+
+
+def test_sighup_with_a_bad_daemon_file_says_so_and_changes_nothing(daemon: Instance) -> None:
+    since = daemon.now()
+    daemon.settings("log-level = 5")
+    daemon.process.send_signal(signal.SIGHUP)
+    assert "expected debug or info or warning or error" in daemon.said("bellwired.toml:1: log-level = 5", since)
+
+
+def test_the_log_level_changes_with_a_reload(daemon: Instance) -> None:
+    daemon.settings(f'{QUICK}log-level = "error"')
+    daemon.reload()
+    since = daemon.now()
+    daemon.reload()
+    daemon.settings(QUICK)
+    daemon.reload()
+    daemon.said("configuration read again", since)
+    assert sum("configuration read again" in line for line in daemon.log.splitlines()[since:]) == 1
