@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import document, doorbells, guest, machine, network, plots, protocol, scale, storage, tables
+from bench import document, doorbells, filters, guest, machine, network, plots, protocol, scale, storage, tables
 from bench.build import TARGET
 from bench.samples import Results
 from bench.targets import judge
@@ -20,6 +20,7 @@ Part = Callable[[Results, int], None]
 PARTS: dict[str, Part] = {
     "doorbells": lambda results, rounds: doorbells.measure(results, rounds=rounds, count=4096, trips=400),
     "protocol": lambda results, rounds: protocol.measure(results, rounds=rounds, count=4000),
+    "filters": lambda results, rounds: filters.measure(results, rounds=rounds, count=4000),
     "storage": lambda results, rounds: storage.measure(results, rounds=rounds, count=8000),
     "network": lambda results, rounds: network.measure(results, rounds=rounds, count=8000),
     "guest": lambda results, rounds: guest.measure(results, rounds=max(1, rounds // 2)),

@@ -6,6 +6,7 @@ import time
 
 from bellwire import Bar
 from bellwire.bundled.bell import Bell
+from bellwire.filters.builtin.count import Count
 
 PATIENCE = 1.0  # seconds without an arrival after which a polling bell gives up
 
@@ -19,6 +20,15 @@ class TimedBell(Bell, name="timed-bell"):
         """Record the time."""
         self.arrival = time.monotonic_ns()
         super().arrived()
+
+
+class Left(Count):
+    """Counts, and leaves as soon as it can: what is left of it is what a filter costs that was there."""
+
+    def start(self) -> None:
+        """It has come."""
+        super().start()
+        self.leave()
 
 
 class NotedBell(Bell, name="noted-bell"):

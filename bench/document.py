@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import doorbells, guest, network, protocol, scale, storage
+from bench import doorbells, filters, guest, network, protocol, scale, storage
 from bench.build import SOURCES
 from bench.samples import Results, Series
 from bench.tables import figure
@@ -17,6 +17,7 @@ PARTS = (
     doorbells.HOOK,
     doorbells.TRIP,
     protocol.PART,
+    filters.PART,
     storage.PART,
     storage.COST,
     network.PART,
@@ -28,6 +29,7 @@ REFERENCES = {
     doorbells.HOOK: "C",
     doorbells.TRIP: "C",
     protocol.PART: "C",
+    filters.PART: filters.NONE,
     storage.PART: storage.BARE,
     network.PART: network.BARE,
     guest.PART: guest.QEMU,

@@ -44,7 +44,9 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = ()) -> Iterator[Served]:
+def serving(
+    subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = (), filters: tuple[str, ...] = ()
+) -> Iterator[Served]:
     """A device behind a socket: Bellwire's, or the C program's bell. It ends when the socket closes."""
     ours, theirs = socket.socketpair()
     with theirs, ours:
@@ -55,6 +57,8 @@ def serving(subject: str, cpu: int, device: str = "bell", options: tuple[str, ..
             command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
             for option in options:
                 command += ["-o", option]
+            for each in filters:
+                command += ["--filter", each]
             if subject == ADAPTIVE:
                 command += ["--busy-poll", str(BUSY_POLL)]
         with pinned(cpu):

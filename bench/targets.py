@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import doorbells, network, protocol, storage
+from bench import doorbells, filters, network, protocol, storage
 from bench.processes import ADAPTIVE, PYTHON, C
 from bench.samples import Ratio, Results
 
@@ -98,6 +98,12 @@ TARGETS = (
     Target("REGION_WRITE posted on one CPU, Python by C", 1.8, _protocol("REGION_WRITE posted")),
     Target("DMA_MAP and UNMAP on one CPU, Python by C", 2.0, _protocol("DMA_MAP and UNMAP")),
     Target("SET_IRQS on one CPU, Python by C", 2.0, _protocol("SET_IRQS")),
+    Target(
+        "REGION_READ, a filter that has left by no filter",
+        1.0,
+        lambda results: results.ratio(filters.PART, "REGION_READ", filters.LEFT, filters.NONE),
+        within_spread=True,
+    ),
     *_disks(),
     Target("virtio-net by writev: frames of 64 bytes sent", 0.55, _network("frames of 64 bytes"), at_least=True),
     Target(

@@ -34,6 +34,7 @@ FLOORS: dict[str, list[str]] = {
         "faults",
         "__init__",
         "capture",
+        "recording",
         "serve virtio storage stream network",
         "vhost",
         "testing",

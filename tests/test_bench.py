@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import figures
-from bench import doorbells, guest, network, plots, protocol, scale, storage
+from bench import doorbells, filters, guest, network, plots, protocol, scale, storage
 from bench.processes import PYTHON, C, cpus
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -123,6 +123,15 @@ def test_every_message_is_measured_with_both_devices() -> None:
         assert ratio is not None
         assert math.isfinite(ratio.value)
     assert "REGION_READ, one CPU" in made.whats(protocol.PART)
+
+
+@pytest.mark.slow
+def test_every_filter_is_measured_with_every_message() -> None:
+    made = Results()
+    filters.measure(made, rounds=1, count=64)
+    assert made.subjects(filters.PART) == list(filters.SUBJECTS)
+    for what in filters.OPERATIONS:
+        assert made.ratio(filters.PART, what, "count", filters.NONE) is not None
 
 
 def test_what_is_measured_in_the_page_cache_is_there(disk_folder: Path) -> None:

@@ -22,6 +22,7 @@ from bellwire.model.core import Core
 from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
+from bellwire.model.outside import Chancy, Outside
 from bellwire.model.traced import TracedCore
 from bellwire.model.wired import Wired
 from bellwire.pci.error_reporting import Aer, UncorrectableError
@@ -35,7 +36,7 @@ _NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
 
-class PciDevice(Wired):
+class PciDevice(Wired, Chancy):
     """A PCI device.
 
     A subclass has three parts. The class line gives the device's identity. The body declares BARs, registers,
@@ -115,6 +116,7 @@ class PciDevice(Wired):
             )
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
+        self.outside = Outside()
         kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
         self.core = kind(self, self.identified(values), self.layout, values)
         self.dma = self.core.dma

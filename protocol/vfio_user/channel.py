@@ -7,6 +7,7 @@ holds the last byte received with them: the kernel ends a receive where bytes wi
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import select
 import socket
@@ -123,9 +124,8 @@ class Channel:
 
     def keep(self) -> None:
         """Keep the payload that was given out last valid for as long as somebody holds it: a new buffer takes over."""
-        if self._journaled:  # device code holds the payload, so the journal's buffer cannot be used again
-            self.marks[GIVEN_UP] = 1
-            self._journaled, self.marks = False, no_marks()
+        if self._journaled:  # device code holds the payload, so the journal cannot be used again
+            self.marks[GIVEN_UP], self._journaled, self.marks = 1, False, no_marks()
         kept = self._end - self.start
         fresh = bytearray(max(2 * _CHUNK, kept + _CHUNK))
         fresh[:kept] = self._view[self.start : self._end]
@@ -249,6 +249,11 @@ class Channel:
     def send_rest_of(self, message: bytes, sent: int) -> None:
         """Send the rest of a packed message of which ``sent`` bytes are sent; otherwise as :meth:`send`."""
         self._send_rest(message, sent, [], _name(message), listening=True)
+
+    def break_off(self) -> None:
+        """End the connection, so that the next receive raises Disconnected: a message could not be sent."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket and all descriptors that were not given out, and free the buffer."""

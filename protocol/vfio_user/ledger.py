@@ -21,7 +21,10 @@ class Kept(NamedTuple):
 
 
 class Ledger:
-    """A ledger that keeps nothing: the client leaves when the process ends. Override all methods."""
+    """A ledger that keeps nothing: the client leaves when the process ends. Override all methods.
+
+    What an object of this very class would be told of maps and interrupts is not even described: that takes time.
+    """
 
     def keep(self, *entries: Kept) -> None:
         """Keep entries. Each replaces the one with its key."""

@@ -21,6 +21,7 @@ from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
+from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
@@ -65,7 +66,6 @@ class Session:
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
-        self._closed = False
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
@@ -75,6 +75,7 @@ class Session:
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
+        self._late = LateReplies(self._channel, self._refuse, self._failed)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
@@ -189,7 +190,7 @@ class Session:
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
-        self._closed = True
+        self._late.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -221,7 +222,8 @@ class Session:
             except VfioUserError:
                 raise
             except Late as late:
-                self._expect(late, message_id, access)
+                channel.done()
+                self._late.expect(late, message_id, access)
                 return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
@@ -234,21 +236,6 @@ class Session:
                 marks[HEAD] = end
         finally:
             dma_requests.answering = before
-
-    def _expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
-        """Let the backend answer a read later."""
-        self._channel.done()
-        late.answer = lambda found: self._answer_late(message_id, access, found)
-        late.fail = lambda error: self._answer_late(message_id, access, error)
-
-    def _answer_late(self, message_id: bytes, access: CheckedAccess, found: bytes | Exception) -> None:
-        if self._closed:
-            return
-        if isinstance(found, Exception):
-            refused = found if isinstance(found, VfioUserError) else self._failed(access.command, found)
-            self._refuse(int.from_bytes(message_id, "little"), access.command, refused, bool(access.reply))
-        elif access.reply:
-            self._channel.send_whole(message_id + access.reply + found)
 
     def _flush(self) -> None:
         """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""

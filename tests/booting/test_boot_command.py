@@ -17,6 +17,7 @@ from bellwired.errors import CommandError
 from bellwired.guest.errors import MachineError
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.plan import Share
+from bellwired.guest.served import Served
 from bellwired.places import Places
 from daemon.commands import line, started
 
@@ -114,6 +115,22 @@ def test_a_word_that_is_nothing_is_told_with_what_there_is() -> None:
     with pytest.raises(CommandError, match="there is no device 'nmve'") as caught:
         boot_devices.running("nmve", PLACES)
     assert "did you mean nvme?" in caught.value.hint
+
+
+def test_devices_behind_root_ports_have_one_each_and_six_are_too_many(tmp_path: Path) -> None:
+    for name in ("edu", "card.0", "card.1"):
+        (tmp_path / name).touch()
+    plugged = boot_devices.plug({name: tmp_path / name for name in ("edu", "card")}, root_ports=True)
+    assert [(each.id, each.properties["bus"], each.properties["addr"]) for each in plugged] == [
+        ("edu", "port0", "0.0"),
+        ("card.0", "port1", "0.0"),
+        ("card.1", "port1", "0.1"),
+    ]
+    with (
+        Served(lambda name, text: None) as served,
+        pytest.raises(CommandError, match=r"6 devices, .* has 5 root ports"),
+    ):
+        boot_devices.start(parse(*["edu"] * 6, "--root-port"), served)
 
 
 def test_the_current_folder_is_shared_where_the_guest_would_not_have_it(

@@ -35,6 +35,7 @@ def busybox(tmp_path: Path) -> Path:
         (("--share", "."), "--share"),
         (("--network",), "--network"),
         (("--gdb",), "--gdb"),
+        (("--root-port",), "--root-port"),
     ],
 )
 def test_what_our_vmm_does_not_have_is_refused(words: tuple[str, ...], what: str) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.boot_devices import plug
+from bellwired.commands.control_client import Instance, all_devices
 from bellwired.guest.errors import MachineError
 from bellwired.guest.served import Served, Wanted, sockets
+from bellwired.places import Places
 from daemon.commands import children
 
 pytestmark = pytest.mark.daemon
@@ -58,6 +60,19 @@ def test_devices_serve_until_they_are_ended_and_leave_nothing(tmp_path: Path, mo
         assert list((tmp_path / "t").iterdir()) == []
         served.check()
     assert set(children(os.getpid())) <= before
+
+
+def test_devices_of_one_kind_have_names_for_other_commands_and_one_whose_name_is_taken_has_none(tmp_path: Path) -> None:
+    places, log = Places.of(runtime_dir=tmp_path), Log()
+    own = ["--runtime-dir", str(tmp_path)]
+    with Served(log) as served, Served(log) as others:
+        for called in ("edu", "edu-2"):
+            served.add(Wanted(called, "edu", own))
+        served.wait()
+        assert {device["name"] for device in all_devices(Instance(places, PATIENCE))} == {"edu", "edu-2"}
+        others.add(Wanted("edu-2", "edu", own))
+        others.wait()
+    assert any("other commands cannot reach this device: " in text for name, text in log.lines if name == "edu-2")
 
 
 def test_a_device_that_cannot_start_is_told_and_its_log_says_why(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import Any
 
-from bellwire import Bar, IntX, MsiX, PciDevice, Saved
+from bellwire import Bar, GuestError, IntX, MsiX, PciDevice, Saved
 from bellwire.faults import Fault
 from bellwire.testing import Guest
 
@@ -40,7 +40,9 @@ class Part(PciDevice, vendor=0x1234, device=0x5679, class_code=0xFF0000):
     @copy.ring
     def do_copy(self) -> None:
         self.rings += 1
-        self.dma.write(self.target, self.dma.read(self.source, min(self.count, 4096)))
+        if self.count > 4096:
+            raise GuestError(f"a count of {self.count}, at most 4096 expected")
+        self.dma.write(self.target, self.dma.read(self.source, self.count))
         self.status |= State.DONE
         self.irq[1].trigger()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bellwire import GuestError
+from bellwire.bundled.nvme import Nvme
 from bellwire.faults import Fault
 from bellwire.faults.presence import ConfigOnes, EndlessReset, Gone, Hung, LinkDown, SlowReset
+from bellwire.testing import Guest
 from faults.part import Part, guest
 
 ONES = 0xFFFF_FFFF
@@ -87,6 +89,31 @@ def test_a_hung_device_shows_its_registers_and_does_nothing() -> None:
         it.advance(1)
         assert (it.device.writes, it.device.rings, it.device.last) == (1, 2, 9)
         assert sorted(vector for _, vector in it.interrupts) == [1, 2]
+
+
+def test_a_mistake_of_the_guest_that_was_held_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with guest(lasting(Hung, lasts="1s")) as it:
+        it.write(Part.count, 5000)
+        it.ring(Part.copy)
+        it.ring(Part.value, 9)
+        it.advance(1)
+        assert "a count of 5000, at most 4096 expected" in [record.getMessage() for record in caplog.records]
+        assert it.device.last == 9
+        assert len(it.filters) == 1
+
+
+def test_a_row_of_doorbells_is_rung_again_with_and_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Guest(Nvme, filters=[lasting(Hung, lasts="1s")], doorbells="shadow", queues=1) as it:
+        rung: list[tuple[str, int, object]] = []
+        for name in ("ring_tail", "ring_head"):
+            monkeypatch.setattr(
+                it.device.controller.engine, name, lambda qid, value, name=name: rung.append((name, qid, value))
+            )
+        it.ring(Nvme.admin_bells, 3, index=0)
+        it.ring(Nvme.io_bells, index=1)
+        assert rung == []
+        it.advance(1)
+        assert rung == [("ring_tail", 0, 3), ("ring_head", 1, None)]
 
 
 def test_a_hung_device_is_released_when_the_fault_is_taken_out() -> None:

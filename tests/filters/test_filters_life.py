@@ -90,6 +90,47 @@ def test_the_device_s_own_way_to_its_registers_is_not_the_guest_s() -> None:
         assert not look.seen
 
 
+def test_a_filter_whose_start_or_wants_raises_is_not_put_in() -> None:
+    class Raises(Filter):
+        def start(self) -> None:
+            raise OSError("no room")
+
+    class Unsure(Filter):
+        def wants(self, method: str) -> bool:
+            raise LookupError(method)
+
+        def before_read(self, read: Read) -> None: ...
+
+    with Guest(Copier) as guest:
+        before = paths(guest)
+        for broken in (Raises(), Unsure()):
+            with pytest.raises((OSError, LookupError)):
+                guest.filters.add(broken)
+            assert len(guest.filters) == 0
+            assert paths(guest) == before
+
+
+def test_the_clock_of_a_filter_is_the_guest_s() -> None:
+    look = All()
+    with Guest(Copier, filters=[look]) as guest:
+        assert look.now == 0.0
+        guest.advance(2)
+        assert look.now == 2.0
+
+
+def test_a_filter_may_leave() -> None:
+    class Once(Filter):
+        def after_read(self, read: Read) -> None:
+            read.value = 7
+            self.leave()
+
+    with Guest(Copier, filters=[Once()]) as guest:
+        assert guest.read(Copier.low) == 7
+        guest.advance()
+        assert guest.read(Copier.low) == 0
+        assert len(guest.filters) == 0
+
+
 def test_random_numbers_depend_on_the_seed() -> None:
     assert Slow(seed=3).random.random() == Slow(seed="3").random.random() != Slow().random.random()
 

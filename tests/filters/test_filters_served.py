@@ -16,7 +16,7 @@ import pytest
 from bellwire.filters import DmaRange, Duration, Filter, Interrupt, Read, Ring, Write
 from bellwire.serve.worker import Worker
 from devices.serving import MSIX, PATIENCE, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
-from vfio_user import Client, Disconnected, IoEventFd, Memory
+from vfio_user import Client, Disconnected, IoEventFd, Memory, TimedOut
 
 
 class Look(Filter):
@@ -176,3 +176,27 @@ def test_a_delayed_write_is_done_before_the_read_behind_it(posted: bool) -> None
     with watched(Probe(), SlowWrites()) as (_, client):
         write(client, Probe.fetch.offset + 4, 5, posted=posted)
         assert read(client, Probe.fetch.offset + 4) == 5
+
+
+def test_a_late_answer_that_cannot_be_sent_ends_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker(Probe(), connection=theirs)
+    worker.served.filters.add(SlowReads(read=0.02))
+    with running(worker):
+        client = Client(ours)
+        on_loop(worker, break_sending, worker)
+        with pytest.raises(Disconnected):
+            read(client, Probe.scratch.offset)
+        client.close()
+        wait_until(lambda: worker.served.session is None)
+
+
+def break_sending(worker: Worker) -> None:
+    """What the session sends from now on finds nobody."""
+    session = worker.served.session
+    assert session is not None
+
+    def fails(*_: object) -> None:
+        raise TimedOut("the peer does not read")
+
+    session._channel.send_whole = fails  # type: ignore[method-assign,assignment]

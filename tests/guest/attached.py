@@ -39,9 +39,14 @@ class Served:
         self._log = log
 
     @property
+    def plugged(self) -> Plugged:
+        """The device for QEMU, behind the tap."""
+        return Plugged(self.tap.path, properties=self.device.qemu)
+
+    @property
     def argument(self) -> str:
         """QEMU's ``-device`` for it."""
-        return Plugged(self.tap.path, properties=self.device.qemu).argument
+        return self.plugged.argument
 
     @property
     def log(self) -> str:

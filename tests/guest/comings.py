@@ -1,6 +1,6 @@
 """What the host does while Linux looks on: it plugs a device in, takes it out, kills it, and plugs another one in.
 
-The guest says on its third serial port how far it is, and waits for an answer.
+The guest says on its second serial port how far it is, and waits for an answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rendezvous import joined
 
 SLOT = "/sys/bus/pci/devices/0000:01:00.0"
 TALK = """
-stty -F /dev/ttyS2 raw -echo
-exec 3<>/dev/ttyS2
+stty -F /dev/ttyS1 raw -echo
+exec 3<>/dev/ttyS1
 say() { echo "$1" >&3; read -r answer <&3; }
 await() {
     tries=0

@@ -168,6 +168,21 @@ def test_a_shell_has_the_terminals_size_and_keys_and_a_signal_ends_all(terminal:
     assert list(scratch.iterdir()) == []
 
 
+def test_ctrl_c_ends_a_command_its_device_and_the_guest(tools: object, scratch: Path) -> None:
+    look = "cat /sys/bus/pci/devices/0000:01:00.0/device; exec sleep 1000"
+    words = [*COMMAND, "boot", "edu", "--root-port", "--minimal", "--", "sh", "-c", look]
+    with subprocess.Popen(words, cwd=scratch, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0x11e8\n"
+        started = [os.pidfd_open(pid) for pid in children(process.pid)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 128 + signal.SIGINT
+    for fd in started:
+        assert select.select([fd], [], [], 0)[0]
+        os.close(fd)
+    assert list(scratch.iterdir()) == []
+
+
 def machine_of(process: subprocess.Popen[str], program: str) -> int:
     """The process of ``bellwire boot`` that runs ``program``, waited for."""
     deadline = time.monotonic() + PATIENCE

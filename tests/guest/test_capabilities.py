@@ -28,7 +28,7 @@ SCRIPT = f"""
 device=/sys/bus/pci/devices/0000:{SLOT}
 setpci() {{ /{SETPCI} -s {SLOT} "$@"; }}
 till() {{ n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 200 ] || exit 9; usleep 50000; done; }}
-stty -F /dev/ttyS2 raw -echo
+stty -F /dev/ttyS1 raw -echo
 echo 1 >$device/enable
 echo === as found; lspci -n -vvv -s {SLOT} 2>/dev/null
 echo === bytes; lspci -n -xxxx -s {SLOT} 2>/dev/null
@@ -44,9 +44,9 @@ setpci ECAP2e+0c.l
 echo === errors
 setpci ECAP0b+0c.l={int(CorrectableError.BAD_TLP):x}; setpci ECAP0b+08.l={int(UncorrectableError.POISONED_TLP):x}
 lspci -n -vvv -s {SLOT} 2>/dev/null
-echo errors >/dev/ttyS2
+echo errors >/dev/ttyS1
 till "grep -q 'BadTLP 1' $device/aer_dev_correctable"
-echo counted >/dev/ttyS2
+echo counted >/dev/ttyS1
 till "grep -q '^TLP 1' $device/aer_dev_nonfatal"
 echo === log; dmesg
 echo === asleep
@@ -119,7 +119,7 @@ def said(linux: Callable[..., Outcome], tmp_path: Path) -> dict[str, str]:
             board=[*iommu, *board],
             programs=[LSPCI, SETPCI],
             modules=["vfio-pci"],
-            kernel="intel_iommu=on",
+            append="intel_iommu=on",
             timeout=100,
         )
         visited.result()

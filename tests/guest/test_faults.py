@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from bellwire.bundled.nvme import Nvme
+from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.faults import Fault
 from bellwire.faults.scenario import find_scenario
 from bellwire.testing import Serving, serve
@@ -30,12 +32,14 @@ TOOLS = """
 until_there() { n=0; until [ -b $1 ]; do n=$((n + 1)); [ $n -lt 200 ] || exit 9; usleep 50000; done; }
 seconds() { read now rest </proc/uptime; echo ${now%.*}; }
 copy() {
+    to=${1:-/dev/nvme0n1}
     dd if=/dev/urandom of=/tmp/given bs=4k count=12 2>/dev/null
-    dd if=/tmp/given of=/dev/nvme0n1 bs=4k oflag=direct 2>/dev/null &&
-        dd if=/dev/nvme0n1 of=/tmp/got bs=4k count=12 iflag=direct 2>/dev/null && cmp /tmp/given /tmp/got
+    dd if=/tmp/given of=$to bs=4k oflag=direct 2>/dev/null &&
+        dd if=$to of=/tmp/got bs=4k count=12 iflag=direct 2>/dev/null && cmp /tmp/given /tmp/got
 }
 """
 COPY = f"{TOOLS} copy"
+COPY_OTHER = f"{TOOLS} until_there /dev/vda && copy /dev/vda"
 FOR_A_WHILE = f"""{TOOLS}
 end=$(($(seconds) + 4))
 while [ $(seconds) -lt $end ]; do copy || exit 1; done
@@ -56,20 +60,22 @@ class Disk:
 
     machine: Machine
     serving: Serving[Nvme]
+    other: Serving[VirtioBlk]
     said: int = 0
 
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[list[Fault]]:
-        """Let the disk be under a scenario for the length of the block."""
+        """Let the disk be under a scenario for the length of the block; the other one under one for virtio."""
         self.said = len(self.machine.console.text)
-        faults = find_scenario(name).faults(Nvme)
+        serving: Serving[Any] = self.other if name.startswith("virtio-") else self.serving
+        faults = find_scenario(name).faults(type(serving.device))
         for fault in faults:
-            self.serving.call(self.serving.filters.add, fault)
+            serving.call(serving.filters.add, fault)
         try:
             yield faults
         finally:
             for fault in faults:
-                self.serving.call(self.serving.filters.remove, fault)
+                serving.call(serving.filters.remove, fault)
 
     def run(self, script: str) -> Finished:
         return self.machine.run(script, timeout=PATIENCE)
@@ -85,13 +91,19 @@ class Disk:
 @pytest.fixture(scope="module")
 def guest(tools: Toolbox) -> Iterator[Disk]:
     qemu = inspect(tuple(tools.qemu), tools.qemu_environment, tuple(tools.virtiofsd))
-    with serve(Nvme, size="64M", serial="BELL0001") as serving:
+    with serve(Nvme, size="64M", serial="BELL0001") as serving, serve(VirtioBlk, size="64M") as other:
         plan = Plan(
-            tools.kernel, qemu, busybox=tools.busybox, cpus=2, devices=[Plugged(serving.path, "disk")], append=LIMITS
+            tools.kernel,
+            qemu,
+            busybox=tools.busybox,
+            cpus=2,
+            devices=[Plugged(serving.path, "disk"), Plugged(other.path, "other")],
+            modules=["nvme", "virtio_blk"],
+            append=LIMITS,
         )
         with Machine.start(plan) as machine:
             machine.run(BACK, timeout=PATIENCE, check=True)
-            yield Disk(machine, serving)
+            yield Disk(machine, serving, other)
 
 
 @pytest.fixture
@@ -113,6 +125,14 @@ def test_linux_notices_nothing(disk: Disk, name: str) -> None:
         assert disk.run(COPY).status == 0
     assert struck(faults)
     assert "nvme" not in disk.messages
+
+
+@pytest.mark.parametrize("name", ["virtio-late-used", "virtio-short-used"])
+def test_another_driver_notices_nothing_either(disk: Disk, name: str) -> None:
+    with disk.under(name) as faults:
+        assert disk.run(COPY_OTHER).status == 0
+    assert struck(faults)
+    assert "virtio" not in disk.messages
 
 
 @pytest.mark.parametrize(

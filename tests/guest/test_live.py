@@ -24,14 +24,14 @@ pytestmark = pytest.mark.guest
 TAP = "bwlive0"
 AT_ONCE = 5.0  # seconds, on a loaded machine; it is a few hundredths
 WATCH = """
-stty -F /dev/ttyS2 raw -echo
-exec 3>/dev/ttyS2
+stty -F /dev/ttyS1 raw -echo
+exec 3>/dev/ttyS1
 shown() { until [ "$(cat $1 2>/dev/null)" = $2 ]; do :; done; echo $2 >&3; }
 """
 
 
 class Conversation:
-    """What the guest says on its third serial port, a line each."""
+    """What the guest says on its second serial port, a line each."""
 
     def __init__(self, far: socket.socket) -> None:
         self._lines = far.makefile("rb")

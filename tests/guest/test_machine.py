@@ -107,6 +107,17 @@ def test_what_the_kernel_prints_is_on_the_console_alone(machine: Machine) -> Non
     assert "Linux version 6" not in machine.console.tail(3)
 
 
+def test_after_a_reboot_it_has_its_devices_folders_and_modules_and_nothing_else(machine: Machine, folder: Path) -> None:
+    machine.run("echo kept >before; echo lost >/tmp/lost; echo lost >/usr/lost", check=True)
+    machine.remove("uio_pci_generic")
+    machine.reboot()
+    assert machine.run("cat before; ls /tmp/lost /usr/lost 2>/dev/null").stdout == b"kept\n"
+    test_the_devices_are_at_the_first_places_in_their_order(machine)
+    test_a_module_of_the_kernels_own_is_loaded(machine)
+    assert machine.console.text.count("Linux version 6") == 2
+    assert machine.reports == []
+
+
 def test_the_error_of_a_guest_that_ends_has_the_consoles_tail(machine: Machine) -> None:
     """The last one: it ends the guest."""
     with pytest.raises(MachineError, match="the guest has ended") as caught:

@@ -48,7 +48,6 @@ ip link set eth0 up
 ip addr add {GUEST}/24 dev eth0
 ping -q -c 3 -W 5 -s 1400 {HOST} >/dev/null && net=works
 echo "boot $boots: net $net, $(cut -c 34 /sys/bus/virtio/devices/virtio0/features)$(ls -d /sys/class/iommu/dmar0 2>&1)"
-[ $boots = 3 ] || {{ sync; reboot -f; sleep 60; }}
 """
 
 
@@ -67,8 +66,8 @@ def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
         *served,
         modules=["virtio_blk", "virtio_net"],
         board=["-device", "intel-iommu,caching-mode=on"],
-        kernel="intel_iommu=on iommu.strict=1",
-        reboots=True,
+        append="intel_iommu=on iommu.strict=1",
+        reboots=3,
         timeout=240,
     )
     assert outcome.status == 0, outcome.output
@@ -78,8 +77,8 @@ def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
 
 PLUGGED = f"""{AWAIT}
 echo online_movable >/sys/devices/system/memory/auto_online_blocks
-exec 3<>/dev/ttyS2
-stty -F /dev/ttyS2 raw -echo
+exec 3<>/dev/ttyS1
+stty -F /dev/ttyS1 raw -echo
 while [ ! -e /stop ]; do
     for disk in nvme0n1 vda; do
         fio --name=$disk --filename=/dev/$disk --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=16 \

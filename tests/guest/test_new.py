@@ -67,7 +67,7 @@ EXPECTED = """\
 my_plain works: 1 to 100 make 5050
 my_dma_ring works: 40 copies of 64 bytes
 my_virtio works: 100 answers of 64 bytes
-my_serial works: /dev/ttyS2
+my_serial works: /dev/ttyS1
 at the other end: HELLO
 my_framebuffer works: /dev/fb0, 640 x 480 pixels
 my_framebuffer

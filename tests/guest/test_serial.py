@@ -151,7 +151,7 @@ def test_it_is_the_guests_console(linux: Callable[..., Outcome], terminal: tuple
 
     with ThreadPoolExecutor(1) as visitor:
         seen = visitor.submit(sit_there)
-        outcome = linux(SHELL, port, console="ttyS2", timeout=120)
+        outcome = linux(SHELL, port, append="console=ttyS1", timeout=120)
         seen.result()
     assert outcome.status == 0
     assert outcome.output.splitlines()[-1] == "42 is the answer"

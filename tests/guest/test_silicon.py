@@ -31,7 +31,7 @@ say ready
 await "[ -e {SLOT}/driver ]"
 part plugged
 readlink {SLOT}/driver
-echo first >/dev/ttyS3
+echo first >/dev/ttyS2
 say plugged
 
 part functions
@@ -60,18 +60,18 @@ dmesg | grep -io 'pciehp: .*button.*'
 say unplugged
 
 await "[ -e {SLOT}/driver ]"
-echo second >/dev/ttyS3
+echo second >/dev/ttyS2
 say again
 part dead
 xxd -l 4 -p {SLOT}/config
-echo third 2>&1 >/dev/ttyS3
+echo third 2>&1 >/dev/ttyS2
 echo $?
 echo 0 >/sys/bus/pci/slots/1/power
 await "[ ! -e {SLOT} ]"
 say pulled
 await "[ -e {SLOT}/driver ]"
 part back
-echo fourth >/dev/ttyS3
+echo fourth >/dev/ttyS2
 say back
 dmesg | grep -E 'Oops|BUG|Call Trace'
 exit 0

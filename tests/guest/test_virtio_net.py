@@ -140,7 +140,7 @@ def test_two_processors_use_two_pairs_of_queues_and_large_frames(
             served,
             modules=["virtio_net"],
             programs=[iperf.PROGRAM],
-            arguments=["-smp", "2"],
+            cpus=2,
             timeout=240,
         )
     assert outcome.status == 0, outcome.output

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,11 @@ SUITE, SECURITY, SOURCE = "bookworm", "bookworm-security", "linux-source-6.1"
 SPACE = 4 << 30  # bytes: the source unpacked, and what is made of it
 LAYOUT = 1  # raise it when what is made of the source changes
 MODULES = ("overlay", "kvm-amd", "tun")  # of Debian's kernel: what the bed and the tests need
+TREE = (
+    *("Makefile", "include", "scripts", "arch/x86", "tools/objtool"),
+    *("Module.symvers", ".config", "vmlinux", "modules.builtin", "modules.order"),
+)
+"""What modules are built with, and what decodes addresses."""
 COMMANDS = {"gcc": "gcc", "make": "make", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc",
             "patch": "patch", "tar": "tar", "xz": "xz-utils", "perl": "perl"}  # fmt: skip
 HEADERS = {"libelf.h": "libelf-dev", "stdio.h": "libc6-dev"}
@@ -43,7 +48,9 @@ class Recipe:
 
     name: str
     fragments: tuple[Path, ...]
-    patches: tuple[Path, ...]
+    patches: tuple[Path, ...] = ()
+    modules: bool = False
+    """Whether what modules are built with is kept: a folder ``tree`` beside the image, and vmlinux in it."""
 
 
 def recipes() -> dict[str, Recipe]:
@@ -52,8 +59,9 @@ def recipes() -> dict[str, Recipe]:
     patches = tuple(sorted(PATCHES.glob("*.patch")))
     return {
         "patched": Recipe("patched", (plain,), patches),
-        "plain": Recipe("plain", (plain,), ()),
+        "plain": Recipe("plain", (plain,)),
         "debug": Recipe("debug", (plain, HERE / "debug.config"), patches),
+        "driver": Recipe("driver", (HERE / "driver.config",), modules=True),
     }
 
 
@@ -93,6 +101,11 @@ def build(recipe: Recipe, progress: Progress) -> Image:
                     _build(recipe, package, Path(name), progress)
                     (Path(name) / "made").rename(made)
     return Image(made / "bzImage", f"{version} {recipe.name}")
+
+
+def driver_tree(progress: Progress) -> Path:
+    """A kernel's tree for ``bellwire boot --kernel``: it finds the mistakes of modules that are built with it."""
+    return build(recipes()["driver"], progress).file.parent / "tree"
 
 
 def _digest(recipe: Recipe, package: Path) -> str:
@@ -151,9 +164,23 @@ def _build(recipe: Recipe, package: Path, folder: Path, progress: Progress) -> N
         progress(f"applying {patch.name}")
         run_quietly(["patch", "--strip", "1", "--fuzz", "0", "--forward", "--input", patch], tree)
     configure(tree, recipe.fragments)
-    compile_image(tree, f"building the {recipe.name} kernel", progress)
+    targets = ("bzImage", *(("modules",) if recipe.modules else ()))
+    compile_image(tree, f"building the {recipe.name} kernel", progress, targets)
     shutil.copy(tree / "arch/x86/boot/bzImage", made)
     shutil.copy(tree / ".config", made / "config")
+    if recipe.modules:
+        _keep(tree, made / "tree")
+
+
+def _keep(tree: Path, kept: Path) -> None:
+    """Keep what modules are built with: about a tenth of the tree."""
+    objects = shutil.ignore_patterns("*.o", "*.a", "*.cmd", "*.c", "*.S")
+    for name in TREE:
+        (kept / name).parent.mkdir(parents=True, exist_ok=True)
+        if (tree / name).is_dir():
+            shutil.copytree(tree / name, kept / name, symlinks=True, ignore=objects)
+        else:
+            shutil.copy(tree / name, kept / name)
 
 
 def configure(tree: Path, fragments: tuple[Path, ...]) -> None:
@@ -167,10 +194,10 @@ def configure(tree: Path, fragments: tuple[Path, ...]) -> None:
         raise BedError(f"this source does not take {', '.join(lacking)}", "a dependency has changed, it seems")
 
 
-def compile_image(tree: Path, title: str, progress: Progress) -> None:
-    """`make bzImage`, on all processors."""
+def compile_image(tree: Path, title: str, progress: Progress, targets: Sequence[str] = ("bzImage",)) -> None:
+    """`make bzImage`, or other targets, on all processors."""
     start, steps, said = time.monotonic(), 0, []
-    words = ["nice", "make", f"-j{os.cpu_count()}", "bzImage"]
+    words = ["nice", "make", f"-j{os.cpu_count()}", *targets]
     with subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:

@@ -85,11 +85,11 @@ class Served:
         return json.loads(text) if text else {}
 
 
-def typed(words: Sequence[str], keys: Sequence[tuple[str, str]]) -> tuple[int | None, str]:
+def typed(words: Sequence[str], keys: Sequence[tuple[str, str]], patience: float = PATIENCE) -> tuple[int | None, str]:
     """Run a command on a terminal: wait for a text, type another, and so on. Its status, and all that it printed."""
     ours, theirs = pty.openpty()
     before = subprocess.run(["stty", "-a"], stdin=theirs, capture_output=True, text=True, check=False).stdout
-    output, waiting, deadline = b"", list(keys), time.monotonic() + PATIENCE
+    output, waiting, deadline = b"", list(keys), time.monotonic() + patience
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
         seen = 0
         while process.poll() is None and time.monotonic() < deadline:

@@ -65,7 +65,7 @@ def read(folder: Path, name: str, *, io_fds: bool = True) -> Ran:
     guest, exits, failures = Guest(tools, folder), [0, 0], []
     served = Served(name, {}, folder)
     control = folder / "control"
-    words = ["-cpu", "host", "-qmp", f"unix:{control},server=on,wait=off", "-trace", "vfio_user_shadow"]
+    words = ["-qmp", f"unix:{control},server=on,wait=off", "-trace", "vfio_user_shadow"]
     thread: threading.Thread
 
     def watch() -> None:

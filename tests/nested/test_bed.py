@@ -194,6 +194,11 @@ def test_what_runs_devices_for_virtual_machines_passes(bed: Bed, kernel: str) ->
     bed(kernel, *PYTEST, "-m", "kvm", "tests/daemon", "tests/operating", "tests/devices", timeout=1200)
 
 
+@pytest.mark.long
+def test_bellwire_boot_where_kvm_runs_linux(bed: Bed) -> None:
+    bed("debian", *PYTEST, "-o", "timeout=900", HERE / "boots.py", timeout=1200)
+
+
 def test_our_patches_in_the_kernel(bed: Bed) -> None:
     bed("patched", *PYTEST, *IOREGION, POST_WRITE, timeout=400)
 

@@ -7,9 +7,11 @@ import uuid
 
 import pytest
 
+from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.identify import Abilities, ControllerIdentity, text
 from bellwire.bundled.nvme.namespace import Namespace, common_capabilities
 from bellwire.storage import MemoryDisk
+from bellwire.testing import Guest
 
 ABILITIES = Abilities(
     namespace_ids=0x1122,
@@ -76,6 +78,19 @@ def test_what_is_not_a_field_here_is_zero(page: bytes) -> None:
     known = {place for at, size, _ in FIELDS.values() for place in range(at, at + size)} | set(range(4, 72))
     known |= set(range(768, 1024))
     assert not any(byte for place, byte in enumerate(page) if place not in known)
+
+
+def test_config_space_has_error_reporting_and_a_serial_number_of_the_controllers_own() -> None:
+    numbers = {}
+    for serial in ("S1", "S2"):
+        with Guest(Nvme, serial=serial) as guest:
+            errors, number = (each.at for each in guest.device.layout.extended)
+            assert [guest.config_read(at, 4) for at in (errors, number)] == [number << 20 | 0x2_0001, 0x1_0003]
+            numbers[serial] = guest.config_read(number + 4, 8)
+            guest.device.core.reset()
+            assert guest.config_read(number + 4, 8) == numbers[serial]
+    assert numbers["S1"] != numbers["S2"]
+    assert {value >> 40 for value in numbers.values()} == {0x024257}
 
 
 def test_the_subsystems_name_follows_from_the_serial_number(page: bytes) -> None:

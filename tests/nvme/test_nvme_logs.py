@@ -9,12 +9,13 @@ import struct
 
 import pytest
 
-from bellwire.bundled.nvme import history, timestamp
+from bellwire.bundled.nvme import history
 from bellwire.bundled.nvme.command import AdminOpcode, IoOpcode
 from bellwire.bundled.nvme.history import HEADER_SIZE, Happening, History
 from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.status import Status
 from bellwire.bundled.nvme.store import Record
+from bellwire.model.outside import Outside
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, transfer
 
 GET_LOG = AdminOpcode.GET_LOG_PAGE
@@ -201,7 +202,7 @@ def test_a_long_reason_is_cut_to_its_field(driver: Driver) -> None:
 
 def test_the_timestamp_counts_from_what_it_was_set_to(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 5_000
-    monkeypatch.setattr(timestamp, "_clock", lambda: clock)
+    monkeypatch.setattr(Outside, "clock", lambda _: clock * 1_000_000)
     page = driver.allocate(PAGE)
 
     def get(select: int = 0) -> tuple[int, int]:

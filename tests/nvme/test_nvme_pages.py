@@ -6,7 +6,6 @@ import struct
 
 import pytest
 
-from bellwire.bundled.nvme import timestamp
 from bellwire.bundled.nvme.command import Command
 from bellwire.bundled.nvme.events import Event, Events, EventState
 from bellwire.bundled.nvme.features import WORDS, Features
@@ -216,10 +215,9 @@ def test_telemetry_is_read_from_the_start_of_a_block(low: int, high: int) -> Non
 # -- the clock
 
 
-def test_the_clock_says_where_its_time_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_says_where_its_time_comes_from() -> None:
     clock = 1_000
-    monkeypatch.setattr(timestamp, "_clock", lambda: clock)
-    timer = Timestamp(TimestampState())
+    timer = Timestamp(TimestampState(), lambda: clock * 1_000_000)
     clock = 1_250
     assert timer.get() == (250).to_bytes(6, "little") + bytes(2)
     assert timer.set((1 << 40).to_bytes(6, "little") + b"\xff\xff") == struct.pack("<QQ", 250, 250)
@@ -234,10 +232,9 @@ def test_the_clock_says_where_its_time_comes_from(monkeypatch: pytest.MonkeyPatc
     assert timer.set(bytes(8)) == struct.pack("<QQ", (1 << 48) - 1, 0)
 
 
-def test_a_clock_that_was_not_set_counts_from_the_last_power_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_was_not_set_counts_from_the_last_power_on() -> None:
     clock = 1_000
-    monkeypatch.setattr(timestamp, "_clock", lambda: clock)
-    timer = Timestamp(TimestampState())
+    timer = Timestamp(TimestampState(), lambda: clock * 1_000_000)
     clock = 2_000
     timer.power_on()
     clock = 2_001

@@ -10,10 +10,18 @@ from typing import ClassVar, Self
 
 from bellwired.guest.console import Console
 from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
+from bellwired.guest.leaks import OFF
 from bellwired.guest.machine import Finished
 from bellwired.guest.plan import Plan
 
 LOG = "log"
+LEAKS = "leaks"
+"""While there is such a file, kmemleak finds something."""
+LEAK = b"""unreferenced object 0xffff888003a5d300 (size 104):
+  comm "sh", pid 71, jiffies 4294893012 (age 8.612s)
+  backtrace (crc 0):
+    [<ffffffffc0002186>] copier_write+0x66/0x90 [copier]
+"""
 OOPS = b"""
 [    5.123456] BUG: kernel NULL pointer dereference, address: 0000000000000000
 [    5.123500] #PF: supervisor write access in kernel mode
@@ -57,6 +65,8 @@ class Near:
         if "/dev/kmsg" in " ".join(words):
             self.console.feed(words[-1].encode() + b"\n")
             return Finished(0, None, b"", b"")
+        if "kmemleak" in " ".join(words):
+            return Finished(0, None, LEAK, b"") if Path(LEAKS).exists() else Finished(OFF, None, b"", b"")
         if "/sys/bus/pci" in " ".join(words):
             return Finished(0, None, b"", b"")
         if "oops" in " ".join(words):
@@ -80,6 +90,9 @@ class Near:
         if name == "busy":
             raise MachineError("rmmod: busy is in use")
         self._tell(f"rmmod {name}")
+
+    def reboot(self) -> None:
+        self._tell("reboot")
 
     def __enter__(self) -> Self:
         return self

@@ -98,6 +98,15 @@ def test_it(vm):
     assert trial.log[1:-1] == ["1: insmod copier.ko", "1: rmmod copier"] * 3
 
 
+def test_after_a_reboot_the_driver_is_loaded(trial: Trial) -> None:
+    trial("""
+@machine(devices=[Copier], module="driver/copier.ko")
+def test_it(vm):
+    vm.reboot()
+""").assert_outcomes(passed=1)
+    assert trial.log[1:-1] == ["1: insmod copier.ko", "1: reboot", "1: insmod copier.ko", "1: rmmod copier"]
+
+
 def test_devices_have_options_and_names(trial: Trial) -> None:
     trial("""
 @machine(devices=[device(Copier, most=9), device(Copier, id="second"), "edu"])

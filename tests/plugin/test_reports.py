@@ -100,6 +100,20 @@ def test_next(vm): pass
     ]
 
 
+def test_memory_that_the_driver_has_lost_fails_the_test(trial: Trial) -> None:
+    result = trial("""
+from pathlib import Path
+
+pytestmark = machine(devices=[Copier], module="driver/copier.ko")
+def test_lose(vm): Path("leaks").touch()
+def test_next(vm): Path("leaks").unlink()
+""")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E *GuestReport: the guest's kernel says: unreferenced object 0x*", "*the guest's kernel: memory leak*"]
+    )
+
+
 def test_a_report_is_shown_beside_the_tests_own_error(trial: Trial) -> None:
     result = trial("""
 @machine(devices=[Copier])

@@ -22,10 +22,10 @@ class Config:
 
     pluginmanager = SimpleNamespace(getplugin=lambda name: None)
 
-    def __init__(self, **options: str) -> None:
-        self._options: dict[str, str | None] = {"kernel": None, "append": "", **options}
+    def __init__(self, **options: str | int) -> None:
+        self._options: dict[str, str | int | None] = {"kernel": None, "append": "", "verbose": 0, **options}
 
-    def getoption(self, name: str) -> str | None:
+    def getoption(self, name: str) -> str | int | None:
         return self._options[name.removeprefix("--bellwire-")]
 
 
@@ -44,7 +44,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def made(**options: str) -> Tools:
+def made(**options: str | int) -> Tools:
     config: Any = Config(**options)
     return Tools(config)
 
@@ -110,3 +110,18 @@ def test_only_a_folder_with_a_makefile_is_built(
     (tmp_path / "Makefile").touch()
     made().build(tmp_path / "x.ko")
     assert built == [(tmp_path, "Linux of debian")]
+
+
+@pytest.mark.parametrize(("verbose", "told"), [(0, ""), (1, "building it\n")])
+def test_a_build_writes_no_line_between_the_dots_unless_pytest_is_verbose(
+    found: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    verbose: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(tools, "build_modules", lambda folder, kernel, progress: progress.step("building it"))
+    (tmp_path / "Makefile").touch()
+    made(verbose=verbose).build(tmp_path / "x.ko")
+    assert capsys.readouterr().err == told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import http.client
 import re
 import subprocess
@@ -17,7 +18,8 @@ import aiohttp
 import pytest
 
 from bellwired.commands.view.web import COOKIE, HOST
-from operating.instance import Instance
+from daemon.commands import children
+from operating.instance import Instance, eventually, over
 
 pytestmark = pytest.mark.daemon
 PATIENCE = 60.0
@@ -51,21 +53,33 @@ class Site(NamedTuple):
         return answer
 
 
+@contextlib.contextmanager
+def served(daemon: Instance) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
+    """``bellwire view --web``, which has printed its address."""
+    command = [sys.executable, "-m", "bellwired", "view", *daemon.places, "--web", "--port", "0", "bellfry"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
+        try:
+            assert serving.stdout is not None
+            found = re.fullmatch(rf"open http://{HOST}:(\d+)/\?token=(\S+)\n", serving.stdout.readline())
+            assert found is not None
+            yield Site(int(found[1]), found[2]), serving
+        finally:
+            serving.terminate()
+        assert serving.wait(PATIENCE) == 0
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def belfry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     with Instance(tmp_path_factory.mktemp("seen")) as daemon:
         daemon.configure("bellfry", 'device = "bell"')
         daemon.reload()
-        command = [sys.executable, "-m", "bellwired", "view", *daemon.places, "--web", "--port", "0", "bellfry"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
-            assert serving.stdout is not None
-            found = re.fullmatch(rf"open http://{HOST}:(\d+)/\?token=(\S+)\n", serving.stdout.readline())
-            try:
-                assert found is not None
-                yield Site(int(found[1]), found[2])
-            finally:
-                serving.terminate()
-            assert serving.wait(PATIENCE) == 0
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def site(belfry: Instance) -> Iterator[Site]:
+    with served(belfry) as (site, _):
+        yield site
 
 
 def test_without_the_token_there_is_nothing_to_see(site: Site) -> None:
@@ -94,6 +108,24 @@ def test_it_listens_on_the_loopback_address_alone(site: Site) -> None:
     table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     listening = re.findall(rf"^ *\d+: ([0-9A-F]+):{site.port:04X} [0-9A-F]+:0000 0A ", table, re.MULTILINE)
     assert listening == ["0100007F"]
+
+
+def test_what_runs_for_a_page_ends_with_the_server(belfry: Instance) -> None:
+    async def open_page(site: Site, serving: subprocess.Popen[str]) -> int:
+        headers = {"Cookie": f"{COOKIE}={site.token}"}
+        async with (
+            asyncio.timeout(PATIENCE),
+            aiohttp.ClientSession(headers=headers) as session,
+            session.ws_connect(f"http://{site.host}/ws") as page,
+        ):
+            await page.receive()
+            (running,) = children(serving.pid)
+            serving.kill()
+            return running
+
+    with contextlib.suppress(AssertionError), served(belfry) as (site, serving):  # killed, so its status is not 0
+        running = asyncio.run(open_page(site, serving))
+    assert eventually(lambda: over(running))
 
 
 def test_a_browser_shows_the_device(site: Site, tmp_path: Path) -> None:

@@ -23,7 +23,21 @@ KINDS: dict[str, set[int]] = {
 }
 
 
-@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
+FORMATS = ("split", "packed-event")
+"""Both formats, and both ways to be told: for a file that says ``RINGS = FORMATS``. What a device does with rings is
+tried on these; what rings do, on all.
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try a test that takes a ring, and does not say which, on each kind of them."""
+    says = any("ring" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "ring" in metafunc.fixturenames and not says:
+        kinds: tuple[str, ...] = getattr(metafunc.module, "RINGS", tuple(KINDS))
+        metafunc.parametrize("ring", [KINDS[kind] for kind in kinds], ids=kinds, indirect=True)
+
+
+@pytest.fixture
 def ring(request: pytest.FixtureRequest) -> set[int]:
     """The features that make one kind of ring."""
     chosen: set[int] = request.param

@@ -21,12 +21,15 @@ from bellwire.testing import Guest, conformance
 from bellwire.virtio import Status
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
+from virtio.conftest import FORMATS
 from virtio.driver import Driver
 
+RINGS = FORMATS
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
 SIZE = 1 << 20
 SECTORS = SIZE // 512
+CONTENT = random.Random(7).randbytes(SIZE)
 ALL = {Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE, Blk.DISCARD, Blk.WRITE_ZEROES}
 
 TestVirtioBlk = conformance(VirtioBlk, size=SIZE)
@@ -77,7 +80,7 @@ class Disk:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "image"
-    path.write_bytes(random.Random(7).randbytes(SIZE))
+    path.write_bytes(CONTENT)
     return path
 
 

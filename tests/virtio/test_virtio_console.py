@@ -19,9 +19,11 @@ from bellwire.stream import StreamError
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Feature, Status
 from bellwire.virtio.chain import MOST_DESCRIPTORS
+from virtio.conftest import FORMATS
 from virtio.driver import DEVICE, Driver
 from virtio.rings import DESCRIPTOR, INDIRECT, NEXT, Part, SplitQueue
 
+RINGS = FORMATS
 PATIENCE = 5.0
 MULTIPORT: set[int] = {Console.MULTIPORT}
 

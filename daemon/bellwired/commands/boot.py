@@ -103,6 +103,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--memory", type=_memory, default=512, metavar="SIZE", help="in MiB unless it ends in M or G (default 512)"
     )
+    parser.add_argument(
+        "--root-port",
+        action="store_true",
+        help="put each device behind a PCI Express root port: it has a link then, and Linux reports its errors",
+    )
     parser.add_argument("--network", action="store_true", help="add a network card, behind QEMU's own network")
     parser.add_argument(
         "--vmm",
@@ -171,7 +176,8 @@ def _boot(arguments: argparse.Namespace) -> int:
         plan = Plan(
             kernel,
             qemu,
-            boot_devices.plug(paths),
+            boot_devices.plug(paths, root_ports=arguments.root_port),
+            ports=max(1, len(paths)) if arguments.root_port else 1,
             root=MINIMAL if arguments.minimal else HOST,
             busybox=tools.busybox,
             shares=shares,

@@ -10,6 +10,7 @@ from pathlib import Path
 from bellwired.commands.control_client import Instance, NoDaemonError, all_devices
 from bellwired.errors import CommandError
 from bellwired.find import find_device, names
+from bellwired.guest.board import MOST_ROOT_PORTS, ROOT_PORT
 from bellwired.guest.plan import Plugged
 from bellwired.guest.served import Served, Wanted, sockets
 from bellwired.places import Places
@@ -29,6 +30,8 @@ def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
     flags += ["--runtime-dir", str(arguments.runtime_dir)] if arguments.runtime_dir else []
     if len(words) > MOST:
         raise CommandError(f"{len(words)} devices: the machine has places for {MOST}")
+    if arguments.root_port and len(words) > MOST_ROOT_PORTS:
+        raise CommandError(f"--root-port: {len(words)} devices, and the machine has {MOST_ROOT_PORTS} root ports")
     called = call(words)
     given = share_out(arguments.options, list(called))
     paths = {}
@@ -44,16 +47,20 @@ def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
     return paths
 
 
-def plug(paths: Mapping[str, Path]) -> list[Plugged]:
-    """Give each device that serves a slot of bus 0, from 1 on; the functions of one device share its slot."""
+def plug(paths: Mapping[str, Path], *, root_ports: bool = False) -> list[Plugged]:
+    """Give each device that serves a slot of bus 0, from 1 on; the functions of one device share its slot.
+
+    With ``root_ports``, each device is behind a port of its own instead.
+    """
     plugged = []
-    for slot, (name, path) in enumerate(paths.items(), FIRST_SLOT):
+    for place, (name, path) in enumerate(paths.items()):
+        bus, slot = (f"{ROOT_PORT}{place}", 0) if root_ports else ("pcie.0", FIRST_SLOT + place)
         functions = sockets(path)
         for number, socket in enumerate(functions):
-            place: dict[str, object] = {"bus": "pcie.0", "addr": f"{slot:x}.{number}"}
+            at: dict[str, object] = {"bus": bus, "addr": f"{slot:x}.{number}"}
             if len(functions) > 1:
-                place["multifunction"] = True
-            plugged.append(Plugged(socket, name if len(functions) == 1 else f"{name}.{number}", place))
+                at["multifunction"] = True
+            plugged.append(Plugged(socket, name if len(functions) == 1 else f"{name}.{number}", at))
     return plugged
 
 

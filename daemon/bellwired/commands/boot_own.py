@@ -22,7 +22,7 @@ from bellwired.guest.roots import applets
 
 OWN, QEMU = "own", "qemu"
 HINT = "without --vmm own it works: QEMU then runs the guest"
-REFUSED = ("words", "shares", "network", "gdb", "snapshot", "qemu")
+REFUSED = ("words", "shares", "network", "gdb", "snapshot", "qemu", "root_port")
 """Arguments for what our VMM does not have."""
 INIT = """\
 #!/bin/sh
@@ -41,7 +41,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise a CommandError if our VMM cannot do this, or cannot run Linux on this machine."""
     for name in REFUSED:
         if getattr(arguments, name):
-            what = "a COMMAND" if name == "words" else f"--{name.removesuffix('s')}"
+            what = "a COMMAND" if name == "words" else f"--{name.removesuffix('s').replace('_', '-')}"
             raise CommandError(f"--vmm own has a shell on the serial console, and nothing for {what}", HINT)
     emulates = emulates_kernels()
     if emulates is not False:

@@ -82,6 +82,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write rings, methods of the device and interrupts to FILE, for Perfetto, at most 1 GiB",
     )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="record all that comes from the guest to FILE, at most 1 GiB, for bellwire replay",
+    )
 
 
 def asked(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, int]:

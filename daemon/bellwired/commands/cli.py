@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -26,11 +27,13 @@ from bellwired.commands import (
     export,
     fault,
     filters,
+    fuzz_driver,
     import_map,
     inspect_files,
     install,
     operate,
     poke,
+    replay,
     run,
     sandbox,
     show,
@@ -100,6 +103,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+@functools.cache
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     top = Parser(
@@ -114,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         if action.dest in SHARED:
             action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, boot, vmm, demo):
+    for module in (run, boot, fuzz_driver, vmm, demo):
         module.add_parser(commands)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_shared(shared)
@@ -124,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     asking.set_defaults(takes=SHARED)
     for group in (operate, poke, trace, filters, fault, capture, view, sandbox, enable, edit, cat_config):
         group.add_parsers(commands, asking)
-    for group in (check, export, import_map, inspect_files):
+    for group in (check, export, import_map, inspect_files, replay):
         group.add_parsers(commands, shared)
     install.add_parsers(commands)
     for command in set(commands.choices.values()):

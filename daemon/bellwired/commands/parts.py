@@ -44,7 +44,7 @@ class Part:
         self.arguments.name = self.name
         self.arguments.socket_path = self.path
         self.arguments.options = [text for text in arguments.options if text.partition("=")[0] in kind.layout.options]
-        for flag in ("capture", "timeline"):
+        for flag in ("capture", "timeline", "record"):
             if (path := getattr(arguments, flag)) is not None:
                 setattr(self.arguments, flag, numbered(path, number))
         self.ready = -1

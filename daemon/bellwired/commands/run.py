@@ -20,7 +20,7 @@ from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import MOST
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
-from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, show
+from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.summary import print_reports, print_summary
@@ -61,6 +61,11 @@ def add_parser(commands: Any) -> None:
         type=_name,
         help="its name for other commands, and of its socket (default: the device's own name; functions: the file's, "
         "with .0, .1 and so on)",
+    )
+    parser.add_argument(
+        "--name-if-free",
+        action="store_true",
+        help="serve even if another device has the name already: other commands then do not find this one",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -170,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Part | None = None) -> int:
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
-    instance = make(device, arguments.options)
+    instance = make(device, arguments.options, arguments.device)
     wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
     filters = all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
@@ -185,6 +190,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
+        if arguments.record is not None:
+            filters.append(replay.recorder(arguments, instance, stack))
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -250,9 +257,10 @@ def _control(arguments: argparse.Namespace, name: str) -> Listener | None:
     try:
         return open_control(Places.of(runtime_dir=arguments.runtime_dir), name)
     except CommandError as error:
-        if arguments.name is not None or arguments.runtime_dir:
+        if (arguments.name is not None or arguments.runtime_dir) and not arguments.name_if_free:
             raise CommandError(str(error), "choose another --name, or another --runtime-dir") from None
-        log.info("other commands cannot reach this device: %s; --name gives it another name", error)
+        hint = "" if arguments.name_if_free else "; --name gives it another name"
+        log.info("other commands cannot reach this device: %s%s", error, hint)
         return None
 
 
@@ -266,19 +274,25 @@ def _sockets(arguments: argparse.Namespace, name: str, stack: ExitStack) -> tupl
     return {"listener" if listens else "connection": given}, given.getsockname() or f"--fd {arguments.fd}"
 
 
-def make(device: type[PciDevice], options: list[str]) -> PciDevice:
-    """Make an instance from ``KEY=VALUE`` texts."""
+def options_of(texts: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` texts as options."""
     values = {}
-    for text in options:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise CommandError(f"-o {text}: expected KEY=VALUE")
         values[key] = value
+    return values
+
+
+def make(device: type[PciDevice], options: list[str], word: str) -> PciDevice:
+    """Make an instance from ``KEY=VALUE`` texts. ``word`` is how the user has named the device."""
     try:
         with told(f"{device.__name__}.__init__"):
-            return device(**values)
+            return device(**options_of(options))
     except OptionError as error:
-        raise CommandError(str(error), f"bellwire run {device.name} --print-capabilities lists its options") from None
+        hint = f"bellwire run {shlex.quote(word)} --print-capabilities lists its options"
+        raise CommandError(str(error), hint) from None
 
 
 def _announces(arguments: argparse.Namespace) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from bellwired.guest.plan import MIB, Plan
 
-APPEND = "console=ttyS0 loglevel=6 panic=-1 random.trust_cpu=on no_timer_check sysctl.kernel.hung_task_timeout_secs=30"
+CONSOLE, SERIAL_CONSOLE = "console=ttyS0", "console=ttyS"
+APPEND = "loglevel=6 panic=-1 random.trust_cpu=on no_timer_check sysctl.kernel.hung_task_timeout_secs=30"
 """``no_timer_check``: Linux panics if its timer does not tick in time, which happens on a host with much to do.
 A task that waits for 30 seconds and cannot be killed is reported; Linux's default is 120.
 """
@@ -18,6 +19,7 @@ PORT = "bellwire"
 """The name of the virtio-serial port that the agent looks for."""
 ROOT_PORT = "port"
 SERIAL_SLOT, NETWORK_SLOT, FIRST_ROOT_PORT = 0x1E, 0x1D, 0x18
+MOST_ROOT_PORTS = NETWORK_SLOT - FIRST_ROOT_PORT
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,23 @@ def command_line(plan: Plan, ends: Ends, folders: Iterable[str]) -> list[str]:
     words = [*bare(plan.qemu.words), "-accel", plan.qemu.accelerator, "-no-reboot", "-smp", str(plan.cpus)]
     if plan.qemu.accelerator == "kvm":
         words += ["-cpu", "host"]
-    words += memory(plan.memory // MIB)
+    words += memory(plan.memory // MIB, shared=plan.shared)
     words += ["-kernel", str(plan.kernel.image), "-initrd", f"/proc/self/fd/{ends.initramfs}"]
-    words += ["-append", f"{APPEND} {plan.append}".rstrip()]
+    # Linux has one console of that kind. If the plan names another line, the kernel's messages are there alone.
+    console = [] if SERIAL_CONSOLE in plan.append else [CONSOLE]
+    words += ["-append", " ".join([*console, APPEND, plan.append]).rstrip()]
     words += ["-chardev", f"socket,id=console,fd={ends.console}", "-serial", "chardev:console"]
     words += ["-chardev", f"socket,id=control,fd={ends.control}", "-qmp", "chardev:control"]
+    for number in range(plan.ports):
+        slot = FIRST_ROOT_PORT + number
+        place = f"bus=pcie.0,addr={slot:#x},chassis={number + 1},slot={slot}"
+        words += ["-device", f"pcie-root-port,id={ROOT_PORT}{number},{place}"]
+    words += plan.board
     for device in plan.devices:
         words += ["-device", device.argument]
     words += ["-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={SERIAL_SLOT:#x},max_ports=2"]
     words += ["-chardev", f"socket,id=channel,fd={ends.channel}"]
     words += ["-device", f"virtserialport,bus=serial.0,chardev=channel,name={PORT}"]
-    for number in range(plan.ports):
-        slot = FIRST_ROOT_PORT + number
-        place = f"bus=pcie.0,addr={slot:#x},chassis={number + 1},slot={slot}"
-        words += ["-device", f"pcie-root-port,id={ROOT_PORT}{number},{place}"]
     if plan.network:
         words += ["-netdev", "user,id=network"]
         words += ["-device", f"virtio-net-pci,netdev=network,bus=pcie.0,addr={NETWORK_SLOT:#x},romfile="]

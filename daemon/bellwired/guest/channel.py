@@ -108,6 +108,13 @@ class Channel:
         """Wait until the agent takes commands. False if it does not in time."""
         return self.wait_for(lambda: self.ready, _deadline(timeout))
 
+    def expect_another(self) -> None:
+        """The guest starts again: until its new agent says hello, the channel is not ready.
+
+        The last command is the one that has it start again. It never ends, and no other one may run.
+        """
+        self.ready = False
+
     def start(
         self,
         words: Sequence[str],
@@ -197,6 +204,7 @@ class Channel:
         if frame.kind is Kind.HELLO:
             with self._changed:
                 self.ready = True
+                self._running.clear()
                 self._changed.notify_all()
             return
         running = self._running.get(frame.command)

@@ -71,9 +71,7 @@ class Machine:
             stack.callback(hardware.close)
             channel = stack.enter_context(Channel(hardware.channel, hardware.why_lost))
             machine = cls(plan, hardware, channel)
-            if not channel.wait_until_ready(plan.boot_time):
-                raise machine._error(f"the guest takes no commands after {plan.boot_time:.0f} s")
-            roots.prepare(machine, hardware.folders)
+            machine._wait_until_ready()
             stack.pop_all()
         return machine
 
@@ -199,6 +197,25 @@ class Machine:
             self._hardware.control.ask("device_del", id=id)
             self._hardware.control.wait("DEVICE_DELETED", timeout, device=id)
 
+    def reboot(self) -> None:
+        """Start the guest's kernel again. Its devices stay plugged in, and QEMU resets them.
+
+        Returns when it takes commands. Modules that were loaded, and what was written to files that are not shared, are
+        gone. No other thread may run commands meanwhile. Raises a MachineError if the guest does not come back.
+        """
+        with self._control:
+            control = self._hardware.control
+            control.ask("set-action", reboot="reset")
+            self._channel.expect_another()
+            self._channel.start(["bellwire-agent", "reboot"], _ignored, _ignored, own_program=True)
+            self._wait_until_ready()  # firmware may reset the machine once more
+            control.ask("set-action", reboot="shutdown")
+
+    @property
+    def said(self) -> str:
+        """What QEMU and the servers of folders have printed: complaints."""
+        return self._hardware.said
+
     def close(self) -> None:
         """End the guest. What it wrote to shared folders is written first, if it still answers."""
         if any(share.writable for share in self.plan.shares):
@@ -217,6 +234,12 @@ class Machine:
         """Make a folder of the guest the root of all later commands. 0, or an errno."""
         running = self._channel.ask(Kind.SWITCH, folder.encode())
         return running.wait() or 0
+
+    def _wait_until_ready(self) -> None:
+        """Wait until the guest has booted, and give it its files."""
+        if not self._channel.wait_until_ready(self.plan.boot_time):
+            raise self._error(f"the guest takes no commands after {self.plan.boot_time:.0f} s")
+        roots.prepare(self, self._hardware.folders)
 
     def _kill(self, running: Running) -> None:
         running.kill()

@@ -14,7 +14,7 @@ from bellwired.guest.kernel import Kernel
 from bellwired.guest.qemus import Qemu
 
 HOST, MINIMAL = "host", "minimal"
-BOOT_TIME = 120.0  # seconds, for a machine that is emulated on a busy host
+BOOT_TIME = 300.0  # seconds, for a kernel that checks itself, in a machine that is emulated on a busy host
 MIB = 1 << 20
 ID = "device"
 
@@ -82,8 +82,12 @@ class Plan:
     """The socket to make, on which QEMU's stub for debuggers listens."""
     ports: int = 1
     """Root ports for devices that are plugged in while the guest runs."""
+    board: Sequence[str] = ()
+    """Arguments for QEMU that come before the devices: an IOMMU, or a bus that they are on."""
     arguments: Sequence[str] = ()
-    """More arguments for QEMU, behind the devices."""
+    """More arguments for QEMU, behind the devices. ``-serial`` adds a line: ttyS1 in the guest."""
+    shared: bool = True
+    """Whether devices can map the guest's memory. Else they read and write it by message."""
     listeners: tuple[Listener, ...] = ()
     """They hear what the guest's console prints."""
     boot_time: float = BOOT_TIME

@@ -70,6 +70,7 @@ class Served:
         self._stack.callback(os.close, ready)
         try:
             words = [*python(), "-m", "bellwired", "run", wanted.word, "--socket-path", os.fspath(path)]
+            words += ["--name", wanted.name, "--name-if-free"]
             process = processes.start(
                 [*words, "--ready-fd", str(theirs), *wanted.arguments],
                 fds=[theirs],

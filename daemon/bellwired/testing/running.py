@@ -15,6 +15,7 @@ from bellwire.testing import Serving, serve
 from bellwired.find import find_device
 from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, MachineError
+from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
 from bellwired.guest.reports import Report, Watcher
@@ -69,6 +70,7 @@ class Running:
         self._marks = 0
         self._begun = ""
         self._seen = 0  # reports of tests before
+        self._leaks: list[Report] = []
         self._before: list[dict[str, int]] = []
         self._faults: list[tuple[Placed, Fault]] = []
         traces: dict[str, Trace] = {}
@@ -96,6 +98,7 @@ class Running:
         """A test begins: load the driver."""
         self._begun = self._mark(f"{name} begins")
         self._seen = len(self._watcher.reports)
+        self._leaks = []
         for placed in self.devices:
             placed.trace.clear()
         self._before = [placed.serving.statistics() for placed in self.devices]
@@ -106,6 +109,8 @@ class Running:
         __tracebackhide__ = True
         if not self.ended:
             self._mark("the test ends")
+        if self._loaded and not self.ended and not self.reports():
+            self._leaks = read_leaks(self.machine, self._loaded)
         found = self.reports()
         if found:
             self.spoiled = f"of {found[0].kind} in the test before"
@@ -161,6 +166,12 @@ class Running:
             self.machine.insert(module, *parameters)
             self._loaded.append(module.stem)
 
+    def reboot(self) -> None:
+        """Start the guest's kernel again, and load the modules."""
+        self.machine.reboot()
+        self._loaded.clear()
+        self.load()
+
     def unload(self) -> None:
         """Remove the modules that are loaded, in the opposite order."""
         while self._loaded:
@@ -196,8 +207,8 @@ class Running:
         raise LookupError(f"{len(exact) or 'no'} devices of the machine are {name}: there are {there}")
 
     def reports(self) -> list[Report]:
-        """What the kernel has reported since the test began."""
-        return self._watcher.reports[self._seen :]
+        """What the kernel has reported since the test began, and the memory that the driver has lost."""
+        return self._watcher.reports[self._seen :] + self._leaks
 
     def decoded(self, report: Report) -> str:
         """The text of a report, with lines of source behind addresses."""

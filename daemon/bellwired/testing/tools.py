@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
 from bellwired.guest.plan import HOST, Share
-from bellwired.guest.progress import Progress, shown
+from bellwired.guest.progress import Progress, shown, silent
 from bellwired.guest.qemus import Qemu, find_qemu
 from bellwired.guest.roots import KERNELS_OWN
 from bellwired.guest.toolbox import Toolbox
@@ -66,7 +67,7 @@ class Tools:
         """Build a module, if its folder has a Makefile."""
         if (module.parent / "Makefile").exists():
             _, _, kernel = self._find()
-            with self._progress() as progress, _fetching():
+            with self._progress(quick=True) as progress, _fetching():
                 build_modules(module.parent, kernel, progress)
 
     def _find(self) -> tuple[Toolbox, Qemu, Kernel]:
@@ -88,8 +89,14 @@ class Tools:
         return self._found
 
     @contextlib.contextmanager
-    def _progress(self) -> Iterator[Progress]:
-        """Progress on the terminal, past what pytest captures."""
+    def _progress(self, *, quick: bool = False) -> Iterator[Progress]:
+        """Progress on the terminal, past what pytest captures.
+
+        What is ``quick`` is shown where it can be wiped out again, or with ``-v``: a line would stay between the dots.
+        """
+        if quick and not sys.stderr.isatty() and self._config.getoption("verbose") < 1:
+            yield silent
+            return
         capture: Any = self._config.pluginmanager.getplugin("capturemanager")
         reporter: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None:

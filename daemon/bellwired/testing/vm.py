@@ -78,6 +78,13 @@ class Vm:
         self._running.reset_devices()
         self._running.load()
 
+    def reboot(self) -> None:
+        """Start the guest's kernel again, with its devices, and load the driver.
+
+        The driver that was loaded hears of it, as at any reboot: its ``shutdown`` is called.
+        """
+        self._running.reboot()
+
     def unload(self) -> None:
         """Remove the driver's modules."""
         self._running.unload()

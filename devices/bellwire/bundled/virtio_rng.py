@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from bellwire import Option, Timer
 from bellwire.virtio import VirtioDevice, Virtqueue
 
@@ -31,7 +29,7 @@ class VirtioRng(VirtioDevice, kind=4, class_code=0x00FF00, name="virtio-rng"):
         if self.owed:
             return
         for chain in queue:
-            chain.write(os.getrandom(min(chain.room, LARGEST)))
+            chain.write(self.random_bytes(min(chain.room, LARGEST)))
             chain.done()
             if self.rate:
                 self.rest(chain.written / self.rate)

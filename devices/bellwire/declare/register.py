@@ -56,6 +56,7 @@ class Register(Declared, Generic[Value]):
         self.reset = int(reset)
         self.access_word = access
         self.access = Access(access) if access in Access._value2member_map_ else Access.RESERVED
+        self._constant = self.access is Access.CONSTANT
         self._mask = (1 << 8 * max(size, 0)) - 1
         self.writable = self._mask if writable is None else writable
         self._struct = struct.Struct(_FORMATS[size]) if size in _FORMATS else None
@@ -96,9 +97,13 @@ class Register(Declared, Generic[Value]):
         return value if self.kind is None else self.typed(value)
 
     def __set__(self, device: PciDevice, value: int) -> None:
-        if self.access is Access.CONSTANT:
+        if self._constant:
             raise AttributeError(f"{self} is constant: it keeps its reset value")
-        self.store(device.core.state.registers[self.bar.index], value)
+        file = device.core.state.registers[self.bar.index]
+        if self._struct is None:
+            self.store(file, value)
+        else:
+            self._struct.pack_into(file, self.offset, value & self._mask)
 
     def typed(self, value: int) -> Any:
         """``value`` as the register's ``kind``. A ValueError if the enum has no such value.

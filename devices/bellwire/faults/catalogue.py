@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from bellwire.errors import OptionError
+from bellwire.faults.changed import ChangedDma, ChangedRead, Fuzz
 from bellwire.faults.dma import CorruptDma, FailedDma, LateDma, LostDma, StaleDma, TornDma
 from bellwire.faults.fault import Fault
 from bellwire.faults.interrupts import DoubleIrq, IrqStorm, LateIrq, LostIrq, SpuriousIrq, WrongVector
@@ -42,6 +43,9 @@ GENERIC: tuple[type[Fault], ...] = (
     ConfigOnes,
     SlowReset,
     EndlessReset,
+    ChangedRead,
+    ChangedDma,
+    Fuzz,
 )
 """The faults that every device can have."""
 

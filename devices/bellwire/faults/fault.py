@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from bellwire.errors import GuestError
 from bellwire.faults.schedule import KEYS, Schedule, Trigger
 from bellwire.filters import Argument, Filter
 
@@ -65,6 +67,13 @@ class Fault(Filter):
     def tell(self, what: str, *arguments: object) -> None:
         """Log what the fault does, at a limited rate."""
         self.device.warn(f"fault {self.name}: {what}", *arguments)
+
+    def catch_up(self, work: Callable[[], object]) -> None:
+        """Do what has been held back. A GuestError is the guest's mistake, and is logged: the fault goes on."""
+        try:
+            work()
+        except GuestError as error:
+            self.device.warn("%s", error)
 
     def report(self) -> dict[str, Any]:
         """How many events it has struck, and how many its schedule has counted."""

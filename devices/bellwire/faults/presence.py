@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+from bellwire.declare.doorbell import Doorbell
 from bellwire.declare.register import Register
 from bellwire.faults.fault import Fault, LastingFault
 from bellwire.filters import DmaRead, DmaWrite, Duration, Interrupt, Read, Reset, Ring, Write
 from bellwire.filters.place import Place
+from bellwire.model.core import Core
 from bellwire.model.host import Timer
 from vfio_user import IrqIndex
 
@@ -114,9 +117,9 @@ class Hung(LastingFault, name="hung"):
         held, self._held = self._held, []
         vectors, self._vectors = list(self._vectors), {}
         for each in held:
-            each()
+            self.catch_up(each)
         for kind, vector in vectors:
-            self.device.core.signals.trigger(kind, vector)
+            self.catch_up(functools.partial(self.device.core.signals.trigger, kind, vector))
 
     def before_read(self, read: Read) -> None:
         """Answer with what the registers hold: no hook runs."""
@@ -134,10 +137,7 @@ class Hung(LastingFault, name="hung"):
     def before_ring(self, ring: Ring) -> None:
         """Hold the ring back."""
         if self.holds():
-            bell, offset, value = ring.bell, ring.offset, ring.value
-            size = getattr(bell, "bell", 0) or bell.size
-            data = (value or 0).to_bytes(size, "little")
-            self._hold(lambda: self.device.core.write(bell.bar.index, bell.offset + offset, memoryview(data)))
+            self._hold(lambda: _rung(self.device.core, ring))
             ring.drop()
 
     def before_interrupt(self, interrupt: Interrupt) -> None:
@@ -166,6 +166,20 @@ class Hung(LastingFault, name="hung"):
                 file = self.device.core.state.registers[item.bar.index]
                 value = place.changed(item, value, item.load(file))
         return value
+
+
+def _rung(core: Core, ring: Ring) -> None:
+    """Ring a doorbell as the guest has rung it."""
+    bell, value = ring.bell, ring.value
+    if isinstance(bell, Doorbell):
+        if bell.with_value:
+            core.ring_value(bell, value or 0, ring.count)
+        else:
+            core.ring(bell, ring.count)
+    elif value is None:
+        core.ring_in_row((bell, ring.offset), ring.count)
+    else:
+        core.ioregion_write(bell, ring.offset, bell.bell, value)
 
 
 class SlowReset(Fault, name="slow-reset"):

@@ -122,7 +122,7 @@ class Filter:
         assert self._stack is not None
         return self._stack.now
 
-    def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+    def after(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> Timer:
         """Run ``callback(*arguments)`` on the device's thread in ``seconds``. A reset of the device does not cancel it.
 
         It does not run once the filter is taken out.
@@ -135,6 +135,11 @@ class Filter:
         """Let everything go on that a filter delays."""
         if self._stack is not None:
             self._stack.release()
+
+    def leave(self) -> None:
+        """Take itself out, when the event that is under way has passed."""
+        if self._stack is not None:
+            self.after(0, self._stack.remove, self)
 
     def wants(self, method: str) -> bool:
         """Whether it wants to be put into the paths of ``method``, as ``"before_read"``, which it overrides.
@@ -150,7 +155,7 @@ class Filter:
     # -- its life
 
     def start(self) -> None:
-        """It has been put in. Override it to set up what the filter keeps."""
+        """It is put in: perhaps before the device's ``setup``. Override it to set up what the filter keeps."""
 
     def stop(self) -> None:
         """It is taken out, or the device ends. Override it to close what :meth:`start` opened."""

@@ -62,7 +62,8 @@ class Stack:
     def add(self, each: Filter, place: int | None = None) -> str:
         """Put a filter in, behind the others, or at ``place``: 0 is the guest's side. Returns its label.
 
-        A FilterError if it is in a device already, or if there are too many. What its ``start`` raises comes out.
+        A FilterError if it is in a device already, or if there are too many. What its ``start`` or its ``wants`` raises
+        comes out, and the filter is not in then.
         """
         if each._stack is not None:
             raise FilterError(f"filter {each.name} is in a device already")
@@ -80,9 +81,15 @@ class Stack:
             raise
         entries = list(self._labels.items())
         entries.insert(len(entries) if place is None else place, (label, each))
-        self._labels = dict(entries)
+        before, self._labels = self._labels, dict(entries)
         self.failures.pop(label, None)
-        self._build()
+        try:
+            self._build()
+        except BaseException:
+            self._labels = before
+            self._build()
+            self._stop(each)
+            raise
         return label
 
     def remove(self, which: Filter | str) -> Filter:
@@ -112,9 +119,9 @@ class Stack:
     @property
     def now(self) -> float:
         """The time in seconds of the clock that timers use."""
-        return getattr(self._real_host(), "now", None) or time.monotonic()
+        return float(getattr(self._real_host(), "now", time.monotonic()))
 
-    def after(self, each: Filter, seconds: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+    def after(self, each: Filter, seconds: float, callback: Callable[..., object], *arguments: Any) -> Timer:
         """Set a timer of a filter. An error of the callback takes the filter out."""
 
         def run() -> None:

@@ -154,6 +154,8 @@ class RegisterCell:
         self._register = register
         self._access = register.access
         self._takes_writes = register.access.takes_writes
+        whole = register.writable == (1 << 8 * register.size) - 1
+        self._overwrites = self._takes_writes and whole and self._access not in (Access.W1C, Access.W1S)
         self._file = core.state.registers[register.bar.index]
         self._mask = (1 << 8 * self.size) - 1
         self._nothing = int.from_bytes(bytes([register.bar.fill]) * self.size, "little")
@@ -199,22 +201,10 @@ class RegisterCell:
             return
         register = self._register
         value = int.from_bytes(data, "little")
-        writable = register.writable
-        if len(data) != self.size:
-            touched = _bytes_mask(first, len(data))
-            writable &= touched
-            value <<= 8 * first
-            if access is Access.RW:
-                value |= register.load(self._file) & ~touched
-        match access:
-            case Access.W1C:
-                stored = register.load(self._file) & ~(value & writable)
-            case Access.W1S:
-                stored = register.load(self._file) | value & writable
-            case _ if writable == self._mask:
-                stored = value
-            case _:
-                stored = register.load(self._file) & ~writable | value & writable
+        if self._overwrites and len(data) == self.size:
+            stored = value
+        else:
+            value, stored = self._combined(first, len(data), value)
         if register.kind is not None:
             try:
                 register.typed(stored)
@@ -232,6 +222,22 @@ class RegisterCell:
             except Exception as error:
                 note(error, f"write of {int(value):#x} to {register}")
                 raise
+
+    def _combined(self, first: int, count: int, value: int) -> tuple[int, int]:
+        """What the guest has written and what is to be stored, if a write does not replace the whole register."""
+        register, access = self._register, self._access
+        writable, before = register.writable, register.load(self._file)
+        if count != self.size:
+            touched = _bytes_mask(first, count)
+            writable &= touched
+            value <<= 8 * first
+            if access is Access.RW:
+                value |= before & ~touched
+        if access is Access.W1C:
+            return value, before & ~(value & writable)
+        if access is Access.W1S:
+            return value, before | value & writable
+        return value, before & ~writable | value & writable
 
 
 class ConstantCell:

@@ -38,6 +38,8 @@ from bellwire.model.source import HEADER, Header, Source, StateFiles
 
 BUSY = 1  # the word of the header that counts hooks
 TABLE_USED = 0
+LARGE = 1 << 16
+"""Saved bytes of this size take memory only where they are written: a reset gives it back."""
 _ALIGN = 8
 _SEALS = 0x7  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW; the fcntl module has no names for them before 3.12
 _ADD_SEALS = 1033
@@ -114,6 +116,8 @@ class State:
         self.pba = self._view[pba]
         self.saved: dict[Saved[Any] | SavedBytes, memoryview] = {item: self._view[span] for item, span in saved}
 
+        self._large = {item: span.start for item, span in saved if isinstance(item, SavedBytes) and item.size >= LARGE}
+
         self.area_fds: dict[int, int] = {}
         self._area_maps: list[mmap.mmap] = []
         self.areas: dict[Area, memoryview] = {}
@@ -189,7 +193,11 @@ class State:
                 elif isinstance(item, Doorbell):
                     self.rings[item].clear()
         for saved, cell in self.saved.items():
-            if saved not in keep:
+            if saved in keep:
+                continue
+            if saved in self._large:
+                fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, self._large[saved], saved.size)
+            else:
                 saved.clear(cell)
         self.leave()
 

@@ -186,7 +186,9 @@ class DoorbellFds:
 
     def gather_all(self) -> bool:
         """Take the rings out of all fds. True if there is anything to run."""
-        self.gather(fd for fd, _ in self.poll(0))
+        ready = self.poll(0)
+        if ready:
+            self.gather(fd for fd, _ in ready)
         return bool(self._rung)
 
     def again(self, *, repeats: bool, poisoned: bool) -> bool:

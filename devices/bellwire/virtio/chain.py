@@ -11,6 +11,7 @@ from bellwire.model.dma import Dma
 from vfio_user import SharedMap
 
 if TYPE_CHECKING:
+    from bellwire.virtio.inflight import Out
     from bellwire.virtio.virtqueue import Virtqueue
 
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -31,7 +32,7 @@ class Chain:
     Device code may use the views until the hook ends. A job on another thread may use them until :meth:`done`.
     """
 
-    __slots__ = ("id", "queue", "readable", "room", "size", "span", "writable", "written")
+    __slots__ = ("again", "id", "queue", "readable", "room", "size", "span", "writable", "written")
 
     def __init__(
         self,
@@ -55,6 +56,8 @@ class Chain:
         """The number of bytes that the device may write."""
         self.written = 0
         """The number of bytes written so far, from the start of ``writable``."""
+        self.again: Out
+        """What the journal has of it. Set only if it was out when the state was restored."""
 
     def read(self) -> bytes:
         """A copy of all bytes that the device may read."""

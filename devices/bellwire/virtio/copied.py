@@ -84,6 +84,7 @@ class CopiedSplitRing(SplitRing):
     """A split queue on copies of its three parts."""
 
     window_kind = CopiedWindow
+    is_copied = True
     _window: CopiedWindow
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
@@ -118,15 +119,18 @@ class CopiedSplitRing(SplitRing):
         """As :meth:`SplitRing.put`: first the buffers, then their elements, then the index."""
         store(chains, self._dma)
         self._window.release(chains)
-        before, size = self._queue.used, self._size
+        before = self._queue.used
         super().put(chains)
-        for used in range(before, before + len(chains)):
-            self._write(4 + used % size * ELEMENT_SIZE, ELEMENT_SIZE)
-        self._write(2, 2)
         fence()
         self._look()
         self._queue.copied_until_empty()
         return self.wanted(before, self._queue.used)
+
+    def publish(self, before: int, count: int) -> None:
+        """Write the elements, then the index, to guest memory."""
+        for used in range(before, before + count):
+            self._write(4 + used % self._size * ELEMENT_SIZE, ELEMENT_SIZE)
+        self._write(2, 2)
 
     def silence(self) -> None:
         """As :meth:`SplitRing.silence`."""
@@ -156,6 +160,7 @@ class CopiedPackedRing(PackedRing):
     """A packed queue on copies of its three parts."""
 
     window_kind = CopiedWindow
+    is_copied = True
     _window: CopiedWindow
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
@@ -187,8 +192,16 @@ class CopiedPackedRing(PackedRing):
         """As :meth:`PackedRing.put`: the flags of the first buffer are written last."""
         store(chains, self._dma)
         self._window.release(chains)
-        at, wrap = self._queue.used, self._queue.used_wrap
         super().put(chains)
+        fence()
+        self._driver_bytes[:] = self._dma.read(self._places[1], 4)
+        self._queue.copied_until_empty()
+        queue = self._queue
+        return self.wanted(queue.used, queue.used_wrap, sum(chain.span for chain in chains))
+
+    def publish(self, chains: Sequence[Chain]) -> None:
+        """Write the descriptors to guest memory, the flags of the first one last."""
+        at, wrap = self._queue.used, self._queue.used_wrap
         slots = []
         for chain in chains:
             self._write(DESCRIPTOR_SIZE * at + 8, 6)
@@ -196,10 +209,6 @@ class CopiedPackedRing(PackedRing):
             at, wrap = self._step(at, wrap, chain.span)
         for slot in reversed(slots):
             self._write(DESCRIPTOR_SIZE * slot + 14, 2)
-        fence()
-        self._driver_bytes[:] = self._dma.read(self._places[1], 4)
-        self._queue.copied_until_empty()
-        return self.wanted(at, wrap, sum(chain.span for chain in chains))
 
     def silence(self) -> None:
         """As :meth:`PackedRing.silence`."""

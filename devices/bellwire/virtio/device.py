@@ -10,6 +10,7 @@ from bellwire.declare.option import Option
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.errors import GuestError, StateError
 from bellwire.virtio.faults import VIRTIO_FAULTS
+from bellwire.virtio.inflight import MOST_SLOTS, Inflight, size_of
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
@@ -32,6 +33,7 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
     accepted = Saved(0)
     """The features that the driver has accepted, as bits."""
     queue_state = SavedBytes(ctypes.sizeof(Virtqueue))
+    queue_journals = SavedBytes(size_of(1))
 
     largest_queue: ClassVar[int]
     most_queues: ClassVar[int]
@@ -46,6 +48,7 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
     ) -> None:
         if kind is not None:
             assert queues <= MOST_QUEUES
+            assert queue_size <= MOST_SLOTS
             known = {"vendor": VENDOR, "device": FIRST_ID + kind, "revision": 1}
             keywords = (
                 known | {"no_soft_reset": False} | keywords
@@ -53,14 +56,19 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
             cls.most_queues, cls.largest_queue = queues, queue_size
             cls.irq = MsiX(queues + 1)
             cls.queue_state = SavedBytes(queues * ctypes.sizeof(Virtqueue))
-            for name in ("irq", "queue_state"):
+            cls.queue_journals = SavedBytes(queues * size_of(queue_size))
+            for name in ("irq", "queue_state", "queue_journals"):
                 vars(cls)[name].__set_name__(cls, name)
         super().__init_subclass__(**keywords)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        each, slots = size_of(self.largest_queue), self.largest_queue
         self.virtqueues = [
-            Virtqueue.at(self.queue_state, index, self) for index in range(min(self.queue_count, self.most_queues))
+            Virtqueue.at(
+                self.queue_state, index, self, Inflight(self.queue_journals[index * each : (index + 1) * each], slots)
+            )
+            for index in range(min(self.queue_count, self.most_queues))
         ]
         self.ring_by_event(Transport.notify, len(self.virtqueues))
 
@@ -174,9 +182,9 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
                 )
 
     def restored(self) -> None:
-        """Rebuild what a snapshot does not contain: the negotiated features, and the turns of queues."""
+        """Rebuild what a snapshot does not contain. Requests that were under way in it are done again."""
         for queue in self.virtqueues:
-            queue.forget()
+            queue.resume()
         self.stopped()
         status = self.device_status
         self.negotiated = _bits(self.accepted) if Status.FEATURES_OK in status else frozenset()
@@ -185,6 +193,31 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
             self.started()
             for queue in self.virtqueues:  # a notification may have been under way when the snapshot was taken
                 self.after(0, self.attend, queue)
+
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died: a reset that was cut short is done again, and so are requests.
+
+        Which interrupts the driver has got is not known, so it gets all of them.
+        """
+        if torn and not self.device_status:
+            self.renew()
+            return
+        self.restored()
+        if self.running:
+            self.interrupt(self.config_msix_vector, Cause.CONFIGURATION)
+            for queue in self.virtqueues:
+                if queue.enabled:
+                    self.interrupt(queue.vector)
+
+    def failed(self) -> None:
+        """Tell the driver by DEVICE_NEEDS_RESET (§2.1.2), and by every interrupt: which it has chosen is lost."""
+        self.device_status = Status.NEEDS_RESET
+        self.isr = Cause.CONFIGURATION
+        if self.bus_master and self.irq.enabled:
+            for number in range(len(self.irq)):
+                self.irq[number].trigger()
+        elif self.bus_master:
+            self.line.high()
 
     @Transport.device_status.write
     def advance_status(self, written: Status) -> None:

@@ -102,7 +102,7 @@ class LateUsed(UsedFault, name="virtio-late-used"):
     def _return(self, chain: Chain, finish: Finish, generation: int) -> None:
         if chain.queue.generation == generation:
             finish([chain])
-            chain.queue.flush()
+            self.catch_up(chain.queue.flush)
 
 
 class LostUsed(UsedFault, name="virtio-lost-used"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,12 +9,12 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
+from bellwire.virtio.inflight import FROM, LOGGED, Out
 from bellwire.virtio.split import crossed
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
 
-USED_PART = struct.Struct("<IH")  # length and id, behind the address
 DESCRIPTOR_SIZE = DESCRIPTOR.size
 AVAILABLE, USED = 1 << 7, 1 << 15
 """The marks of a descriptor (§2.8.1). It is available if the first has the driver's wrap counter, and the other not."""
@@ -28,16 +27,23 @@ WRAP = 1 << 15
 class PackedRing:
     """The ring and the two event suppression structures of one queue, as views of guest memory."""
 
+    slot = DESCRIPTOR_SIZE
+    """Bytes of a slot in the journal: a descriptor."""
+
     window_kind: ClassVar[type[Window]] = Window
+    is_copied: ClassVar[bool] = False
+    """Whether the views are of a copy, so that :meth:`publish` is needed."""
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
+        self._journal = queue.journal
         self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
         self._ring, driver, device = self.parts(queue, dma)
         self._words = self._ring.cast("H")
+        self._halves = self._ring.cast("Q")  # of descriptors: the address; length, id and flags
         self._driver, self._device = driver.cast("H"), device.cast("H")
 
     def parts(self, queue: Virtqueue, dma: Dma) -> tuple[memoryview, memoryview, memoryview]:
@@ -79,27 +85,54 @@ class PackedRing:
         total = sum(chain.span for chain in chains)
         queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, -total)
         queue.out -= total
+        queue.journal.shrink(queue.out)
 
     def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt.
 
-        The flags of the first buffer are written last. Until then the driver sees none of the buffers (§2.8.21.2).
+        Of each descriptor, length, id and flags are written together. The first one is written last: until then the
+        driver sees none of the buffers (§2.8.21.2).
         """
-        queue = self._queue
+        queue, size, halves, journal = self._queue, self._size, self._halves, self._journal
         at, wrap = queue.used, queue.used_wrap
-        marks = []
-        total = 0
+        total = sum([chain.span for chain in chains])
+        left = queue.out - total
+        if left:
+            journal.prepare(self, self.taken_to, queue.out, [chain.id for chain in chains])
+        elif len(chains) > 1:  # else the one descriptor that is written over is the buffer's own
+            start, stop = DESCRIPTOR_SIZE * (queue.next - queue.out), DESCRIPTOR_SIZE * queue.next
+            if start < 0 or journal.logged:
+                journal.note(self, self.taken_to, queue.out)
+            else:  # the same, in fewer steps
+                journal.first_takes[: stop - start] = self._ring[start:stop]
+                journal.words[0] |= queue.out << LOGGED
+        first, head = -1, 0
         for chain in chains:
-            USED_PART.pack_into(self._ring, DESCRIPTOR.size * at + 8, chain.written, chain.id)
-            marks.append((8 * at + 7, (AVAILABLE | USED if wrap else 0) | (WRITE if chain.written else 0)))
-            at, wrap = self._step(at, wrap, chain.span)
-            total += chain.span
-        for place, mark in reversed(marks):
-            self._words[place] = mark
+            flags = (AVAILABLE | USED if wrap else 0) | (WRITE if chain.written else 0)
+            half = chain.written | chain.id << 32 | flags << 48
+            if first < 0:
+                first, head = 2 * at + 1, half
+            else:
+                halves[2 * at + 1] = half
+            at += chain.span
+            if at >= size:
+                at, wrap = at - size, wrap ^ 1
+        halves[first] = head
+        if self.is_copied:
+            self.publish(chains)
         queue.used, queue.used_wrap = at, wrap
-        queue.out -= total
+        queue.out = left
+        if left:
+            journal.commit(len(chains), left)
+        elif journal.logged:
+            journal.settle(at | WRAP if wrap else at)
+        else:
+            journal.words[0] = (at | WRAP if wrap else at) << FROM
         fence()
         return self.wanted(at, wrap, total)
+
+    def publish(self, chains: Sequence[Chain]) -> None:
+        """Write what :meth:`put` has changed to guest memory, if the views are of a copy."""
 
     def wanted(self, at: int, wrap: int, total: int) -> bool:
         """Whether the driver wants an interrupt, now that ``total`` slots before ``at`` were used."""
@@ -130,6 +163,76 @@ class PackedRing:
         """Whether the driver has made the next buffer available."""
         queue = self._queue
         return self._words[8 * queue.next + 7] & _MARKS == (AVAILABLE if queue.next_wrap else USED)
+
+    # -- bellwire.virtio.inflight.Ring
+
+    @property
+    def taken_to(self) -> int:
+        """The position of the next buffer to take."""
+        queue = self._queue
+        return queue.next | (WRAP if queue.next_wrap else 0)
+
+    def log(self, place: memoryview, count: int, end: int) -> None:
+        """Copy the ``count`` descriptors before position ``end`` to ``place``."""
+        stop, ring = DESCRIPTOR_SIZE * (end & ~WRAP), self._ring
+        start = stop - DESCRIPTOR_SIZE * count
+        if start >= 0:
+            place[:] = ring[start:stop]
+        else:
+            place[:-start] = ring[start:]
+            place[-start:] = ring[:stop]
+
+    def parse(self, slots: bytes | bytearray) -> list[Out]:
+        """The buffers that these descriptors make up. A GuestError if the last one goes on."""
+        found, start = [], 0
+        for end, (_, _, number, flags) in enumerate(DESCRIPTOR.iter_unpack(slots), 1):
+            if not flags & NEXT:
+                found.append(Out(number, end - start, bytes(slots[DESCRIPTOR_SIZE * start : DESCRIPTOR_SIZE * end])))
+                start = end
+        if DESCRIPTOR_SIZE * start < len(slots):
+            raise GuestError("a chain of the journal has no end")
+        return found
+
+    def move(self, position: int, count: int) -> int:
+        """The position ``count`` slots on, or back: a log holds more than one pass of the ring."""
+        size = self._size
+        passed, at = divmod((position & ~WRAP) + count, size)
+        return at | (position >> 15 ^ passed & 1) << 15
+
+    def has_returned(self, position: int) -> bool:
+        """Whether a buffer has been published at ``position``, whose descriptor the driver had made available.
+
+        The driver may have taken the buffer back, and have made the place available again: USED stays as it is then.
+        """
+        return bool(self._words[8 * (position & ~WRAP) + 7] & USED) is bool(position & WRAP)
+
+    def unlogged(self, start: int, out: int) -> tuple[int, int]:
+        """What was out still is, if it has not been returned together."""
+        if self.has_returned(start):
+            return 0, self.taken_to
+        return out, self.move(start, out)
+
+    def resume(self, end: int, left: Sequence[Out]) -> None:
+        """Go on with ``left`` in the device's hands, and with the buffer at ``end``. A GuestError if it cannot."""
+        queue = self._queue
+        out = sum(each.span for each in left)
+        if out > self._size:
+            raise GuestError(f"{out} descriptors out of a ring of {self._size}")
+        queue.next, queue.next_wrap = end & ~WRAP, end >> 15
+        queue.used, queue.used_wrap = self._step(queue.next, queue.next_wrap, -out)
+        queue.out = out
+
+    def again(self, out: Out) -> Chain:
+        """The chain of a buffer that is out. A GuestError if it is wrong."""
+        found: list[Descriptor] = []
+        for address, length, _, flags in DESCRIPTOR.iter_unpack(out.slots):
+            if flags & INDIRECT:
+                found += self._indirect(address, length)
+            else:
+                found.append((address, length, flags, 0))
+        chain = self._window.chain(out.id, out.span, found)
+        chain.again = out
+        return chain
 
     def _step(self, at: int, wrap: int, count: int) -> tuple[int, int]:
         """The position and wrap counter ``count`` slots on, or back if negative (§2.8.1)."""

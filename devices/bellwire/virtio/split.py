@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,6 +10,7 @@ from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
 from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
+from bellwire.virtio.inflight import Out
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -24,11 +26,17 @@ NO_INTERRUPT = NO_NOTIFY = 1
 class SplitRing:
     """The three parts of one split queue, as views of guest memory."""
 
+    slot = 2
+    """Bytes of a slot in the journal: the head of a chain."""
+
     window_kind: ClassVar[type[Window]] = Window
+    is_copied: ClassVar[bool] = False
+    """Whether the views are of a copy, so that :meth:`publish` is needed."""
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         size = queue.size
         self._queue = queue
+        self._journal = queue.journal
         self._window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
@@ -81,13 +89,18 @@ class SplitRing:
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
-        self._queue.next = self._queue.next - len(chains) & 0xFFFF
-        self._queue.out -= len(chains)
+        queue = self._queue
+        queue.next = queue.next - len(chains) & 0xFFFF
+        queue.out -= len(chains)
+        queue.journal.shrink(queue.out)
 
     def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt."""
-        queue, size, elements = self._queue, self._size, self._elements
+        queue, size, elements, journal = self._queue, self._size, self._elements, self._journal
         before = used = queue.used
+        left = queue.out - len(chains)
+        if left:
+            journal.prepare(self, queue.next, queue.out, [chain.id for chain in chains])
         for chain in chains:
             place = used % size * 2
             elements[place] = chain.id
@@ -95,9 +108,18 @@ class SplitRing:
             used += 1
         used &= 0xFFFF
         self._used_words[INDEX] = queue.used = used
-        queue.out -= len(chains)
+        if self.is_copied:
+            self.publish(before, len(chains))
+        queue.out = left
+        if left:
+            journal.commit(len(chains), left)
+        elif journal.logged:
+            journal.settle(0)
         fence()
         return self.wanted(before, used)
+
+    def publish(self, before: int, count: int) -> None:
+        """Write what :meth:`put` has changed to guest memory, if the views are of a copy."""
 
     def wanted(self, before: int, used: int) -> bool:
         """Whether the driver wants an interrupt, now that the used index has gone from ``before`` to ``used``."""
@@ -118,6 +140,56 @@ class SplitRing:
             self._used_words[FLAGS] = 0
         fence()
         return self._avail[INDEX] != self._queue.next
+
+    # -- bellwire.virtio.inflight.Ring
+
+    @property
+    def taken_to(self) -> int:
+        """The position of the next buffer to take."""
+        return self._queue.next
+
+    def log(self, place: memoryview, count: int, end: int) -> None:
+        """Copy the heads of the ``count`` buffers that were taken before position ``end`` to ``place``."""
+        size, avail, heads = self._size, self._avail, place.cast("H")
+        start = (end - count) % size
+        straight = min(count, size - start)
+        heads[:straight] = avail[RING + start : RING + start + straight]
+        if straight < count:
+            heads[straight:] = avail[RING : RING + count - straight]
+
+    def parse(self, slots: bytes | bytearray) -> list[Out]:
+        """The buffers that begin with these heads."""
+        return [Out(head, 1, head.to_bytes(2, "little")) for head in array("H", slots)]
+
+    def move(self, position: int, count: int) -> int:
+        """The position ``count`` buffers on, or back."""
+        return position + count & 0xFFFF
+
+    def has_returned(self, position: int) -> bool:
+        """Whether a buffer has been published at ``position``."""
+        return self._used_words[INDEX] != position
+
+    def unlogged(self, start: int, out: int) -> tuple[int, int]:
+        """What was taken since the last return is out. A GuestError if that is more than the ring has."""
+        end = self._queue.next
+        count = end - self._used_words[INDEX] & 0xFFFF
+        if count > self._size:
+            raise GuestError(f"a used index of {self._used_words[INDEX]}, at most {end} expected")
+        return count, end
+
+    def resume(self, end: int, left: Sequence[Out]) -> None:
+        """Go on with ``left`` in the device's hands, and with the buffer at ``end``. A GuestError if it cannot."""
+        queue = self._queue
+        used = end - len(left) & 0xFFFF
+        if self._used_words[INDEX] != used or len(left) > self._size:
+            raise GuestError(f"a used index of {self._used_words[INDEX]}, {used} expected")
+        queue.next, queue.used, queue.out = end, used, len(left)
+
+    def again(self, out: Out) -> Chain:
+        """The chain of a buffer that is out. A GuestError if it is wrong."""
+        chain = self._window.chain(out.id, 1, self._walk(out.id))
+        chain.again = out
+        return chain
 
     def _walk(self, at: int) -> list[Descriptor]:
         """Follow a chain: descriptors of the queue, and perhaps an indirect table at the end (§2.7.5.3.2)."""

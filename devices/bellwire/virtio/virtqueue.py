@@ -10,6 +10,7 @@ from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
 from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
 from bellwire.virtio.handover import Handover, Take
+from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
 from bellwire.virtio.status import Feature
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
 
 NO_VECTOR = 0xFFFF
+FIRST = 1 << 15
+"""The first position of a packed ring: slot 0, with the wrap counter set."""
 BATCH = 64
 """The most buffers that are taken at once."""
 _FIELDS = (
@@ -57,17 +60,19 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     index: int
     device: VirtioDevice
+    journal: Inflight
     handover: Handover | None
     """The other hands that the queue is in, if it is."""
     generation: int
     """Counts how often the queue has been forgotten: chains of an earlier one are not its own."""
 
     @classmethod
-    def at(cls, state: memoryview, index: int, device: VirtioDevice) -> Virtqueue:
+    def at(cls, state: memoryview, index: int, device: VirtioDevice, journal: Inflight) -> Virtqueue:
         """Queue ``index`` of ``device``. Its fields lie in ``state``."""
         queue = cls.from_buffer(state, index * ctypes.sizeof(cls))
         queue.index = index
         queue.device = device
+        queue.journal = journal
         queue.handover = None
         queue.generation = 0
         queue.forget()
@@ -81,6 +86,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
         self.size = size
         self.vector = NO_VECTOR
+        self.journal.forget()
         self.forget()
 
     def forget(self) -> None:
@@ -91,7 +97,15 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._changes = -1
         self._finished: list[Chain] = []
         self._waits_for_turn = False
+        self._resumes = False
+        self._again: list[Out] = []
+        self._has_resumed = False
         self._copied = False
+
+    def resume(self) -> None:
+        """The state has been restored: :meth:`take` gives what was out in it, before anything new."""
+        self.forget()
+        self._resumes = bool(self.enabled)
 
     def enable(self) -> None:
         """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
@@ -103,9 +117,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(
                 f"{self}: misaligned ring: {self.desc:#x}, {self.driver:#x}, {self.device_area:#x}"
             )
-        self.enabled = self.next_wrap = self.used_wrap = 1
-        self.next = self.used = self.out = 0
         self.forget()
+        self.next_wrap = self.used_wrap = 1
+        self.next = self.used = self.out = 0
+        self.journal.forget()
+        self.journal.settle(FIRST if packed else 0)
+        self.enabled = 1
 
     @property
     def is_possible(self) -> bool:
@@ -116,6 +133,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
             return False
         if not self.enabled:
             return True
+        if not self.journal.is_possible:
+            return False
         packed = device.accepted >> Feature.RING_PACKED & 1
         inside = max(self.next, self.used) < size if packed else not size & size - 1
         return 1 <= size <= device.largest_queue and inside and self.out <= size
@@ -156,6 +175,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
             ring = self._live()
             if ring is None:
                 return []
+            if self._again:
+                return self._take_again(ring, most)
             chains = ring.take(most)
         except GuestError as error:
             raise self.device.broken(f"{self}: {error}") from error
@@ -166,7 +187,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if (ring := self._live()) is not None:
             for chain in chains:
                 chain.written = 0
-            ring.back(chains)
+            if self._has_resumed:
+                again = [chain.again for chain in chains if hasattr(chain, "again")]
+                chains = [chain for chain in chains if not hasattr(chain, "again")]
+                self._again[:0] = again
+            if chains:
+                ring.back(chains)
 
     def finish(self, chains: Iterable[Chain]) -> None:
         """Return chains to the driver, each with :attr:`Chain.written` bytes in it. :meth:`flush` publishes them."""
@@ -213,6 +239,19 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
 
+    def _take_again(self, ring: SplitRing | PackedRing, most: int) -> list[Chain]:
+        """The next buffers that were out when the state was restored. A GuestError if the first one is wrong."""
+        chains = []
+        for out in self._again[:most]:
+            try:
+                chains.append(ring.again(out))
+            except GuestError:
+                if not chains:
+                    raise
+                break
+        del self._again[: len(chains)]
+        return chains
+
     def copied_until_empty(self) -> None:
         """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
         if not self.out and not self.device.dma.copied:
@@ -238,6 +277,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
             if device.connected and device.bus_master:
                 packed = Feature.RING_PACKED in device.negotiated
                 kind = (PackedRing, SplitRing, CopiedPackedRing, CopiedSplitRing)[2 * self._copies() + (not packed)]
-                self._ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                self._ring = ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                if self._resumes:
+                    self._again, end = self.journal.recover(ring, self.out)
+                    ring.resume(end, self._again)
+                    self._resumes, self._has_resumed = False, True
             self._changes = changes
         return self._ring

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bellwired.box.privileges import die_with_parent
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.operate import instance
 from bellwired.errors import CommandError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from bellwired.commands.view.app import View
 
 PORT = 8423
+SERVER = "BELLWIRE_VIEW_SERVER"
+"""The environment variable by which a view knows the process that serves its page: it ends with that."""
 SIZE = (120, 36)
 """Columns and lines of a screenshot."""
 PATIENCE = 10.0  # seconds for a reading
@@ -54,12 +58,15 @@ def view(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{missing[0]} is not installed", "pip install 'bellwire[view]'")
     from bellwired.commands.view.source import Source
 
+    if server := os.environ.pop(SERVER, ""):
+        die_with_parent(int(server))
     source = Source(instance(arguments))
     if arguments.name:
         source.read(arguments.name)  # for an error before the screen changes
     if arguments.web:
         from bellwired.commands.view.web import serve
 
+        os.environ[SERVER] = str(os.getpid())
         return serve(_again(arguments), arguments.port)
     from bellwired.commands.view.app import View
 

@@ -75,6 +75,6 @@ def serve(words: Sequence[str], port: int) -> int:
         listener = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise CommandError(f"port {port} of {HOST}: {error}", "--port takes another one, 0 any") from None
-    server = Guarded(join(words), listener.getsockname()[1])
+    server = Guarded(f"exec {join(words)}", listener.getsockname()[1])
     web.run_app(server.application(), sock=listener, print=lambda *_: None, access_log=None)  # it would have the token
     return 0

@@ -2,7 +2,7 @@
  * What the host does in a guest before there are programs: each is a command whose exit status is an errno, or 0.
  *
  *   insmod [PARAMETER...] <MODULE     rmmod NAME     write PATH <CONTENT     folder PATH
- *   mount TYPE SOURCE TARGET OPTIONS [ro|bind|move]...     link TARGET PATH
+ *   mount TYPE SOURCE TARGET OPTIONS [ro|bind|move]...     link TARGET PATH     reboot
  */
 #include "agent.h"
 
@@ -10,6 +10,7 @@
 #include <linux/fcntl.h>
 #include <linux/mman.h>
 #include <linux/mount.h>
+#include <linux/reboot.h>
 
 enum { MOST_MODULE = 256 << 20, MOST_PARAMETERS = 4096 };
 
@@ -85,6 +86,13 @@ static long mount_it(int count, char **words)
     return result < 0 ? result : sys_mount(words[1], words[2], words[0], flags, words[3]);
 }
 
+/* Drivers hear of it: the kernel calls their shutdown hooks. */
+static long start_again(void)
+{
+    call0(__NR_sync);
+    return call4(__NR_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_RESTART, NULL);
+}
+
 int tool(int count, char **words)
 {
     long result = -EINVAL;
@@ -98,6 +106,8 @@ int tool(int count, char **words)
         result = make_folder(words[1]);
     else if (count >= 5 && equal(words[0], "mount"))
         result = mount_it(count - 1, words + 1);
+    else if (count == 1 && equal(words[0], "reboot"))
+        result = start_again();
     else if (count == 3 && equal(words[0], "link")) {
         result = make_parents(words[2]);
         result = result < 0 ? result : call2(__NR_symlink, words[1], words[2]);

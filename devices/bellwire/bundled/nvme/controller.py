@@ -78,7 +78,7 @@ class Controller:
         self.logs = Logs(Counters.from_buffer(state.counters), state.errors, self.features)
         self.events = Events(EventState.from_buffer(state.events))
         self.pages = GuestPages(device.dma)
-        self.timestamp = Timestamp(TimestampState.from_buffer(state.timestamp))
+        self.timestamp = Timestamp(TimestampState.from_buffer(state.timestamp), device.clock)
         self.history = History(store.record, identity, lambda: self.timestamp.now, self.save_soon)
         self.telemetry = Telemetry(store.record, lambda: describe(self))
         self.queues = QueueSet(

@@ -6,7 +6,7 @@ import ctypes
 import uuid
 from pathlib import Path
 
-from bellwire import Option, OptionError, Saved, SavedBytes
+from bellwire import Aer, Option, OptionError, Saved, SavedBytes, SerialNumber
 from bellwire.bundled.nvme.controller import Controller, Manner, StateViews
 from bellwire.bundled.nvme.events import EventState
 from bellwire.bundled.nvme.faults import NVME_FAULTS
@@ -15,6 +15,7 @@ from bellwire.bundled.nvme.identify import ControllerIdentity
 from bellwire.bundled.nvme.inventory import take_stock
 from bellwire.bundled.nvme.journal import JOURNAL_SIZE
 from bellwire.bundled.nvme.logs import ERRORS_SIZE, Counters
+from bellwire.bundled.nvme.namespace import OUI
 from bellwire.bundled.nvme.namespaces import MOST_IDS, Namespaces
 from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.registers import QUEUES, Registers
@@ -77,6 +78,9 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
     )
     threads = Option(4, least=1, most=QUEUES, help="threads that wait for the images")
     direct = Option(False, help="bypass the page cache (O_DIRECT)")
+
+    errors = Aer()
+    device_serial = SerialNumber(int.from_bytes(OUI) << 40)  # the rest is made from the serial number
 
     before = Saved(0)  # the last value of CC
     submission_state = SavedBytes((QUEUES + 1) * ctypes.sizeof(SubmissionQueue))
@@ -162,12 +166,16 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
 
     def made_up_serial(self) -> str:
         """A serial number: the same for the same images, but random for memory, so that no two devices share one."""
-        name = uuid.uuid5(uuid.NAMESPACE_URL, str(Path(self.image).absolute())) if self.image else uuid.uuid4()
-        return f"BW{name.hex[:16].upper()}"
+        if self.image:
+            name = uuid.uuid5(uuid.NAMESPACE_URL, str(Path(self.image).absolute())).bytes[:8]
+        else:
+            name = self.random_bytes(8)
+        return f"BW{name.hex().upper()}"
 
     def reset(self) -> None:
         """Wait for the threads, which may write guest memory, then start again."""
         self.controller.engine.pool.settle()
+        self.device_serial = self.controller.identity.eui64
         self.controller.power_on()
 
     def check_state(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bellwire.bundled.nvme.guest_pages import MDTS
+from bellwire.bundled.nvme.namespace import OUI
 from bellwire.bundled.nvme.registers import VERSION_1_4
 
 MODEL = "Bellwire NVMe"
@@ -56,6 +57,11 @@ class ControllerIdentity:
     def uuid(self) -> uuid.UUID:
         """A UUID made from the serial number. The UUIDs of namespaces are made from it."""
         return uuid.uuid5(uuid.NAMESPACE_OID, f"bellwire-nvme-{self.serial}")
+
+    @property
+    def eui64(self) -> int:
+        """The device serial number in config space (PCIe 6.0 §7.9.3)."""
+        return int.from_bytes(OUI + self.uuid.bytes[11:16])
 
     @property
     def nqn(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import time
+from collections.abc import Callable
 
 SIZE = 8
 MASK = (1 << 48) - 1
@@ -26,19 +26,21 @@ class TimestampState(ctypes.Structure):
 class Timestamp:
     """A clock in milliseconds, from power-on or from the time that the host sets. A controller reset keeps it."""
 
-    def __init__(self, state: TimestampState) -> None:
+    def __init__(self, state: TimestampState, clock: Callable[[], int]) -> None:
+        """``clock`` gives nanoseconds since the machine was started."""
         self._state = state
-        self._started = _clock()
+        self._clock = clock
+        self._started = self._milliseconds()
 
     def power_on(self) -> None:
         """Count from now on, after a power-on: the state is zero."""
-        self._started = _clock()
+        self._started = self._milliseconds()
 
     @property
     def now(self) -> int:
         """The time in milliseconds, 48 bits."""
         since = self._state.since or self._started
-        return (self._state.base + max(0, _clock() - since)) & MASK
+        return (self._state.base + max(0, self._milliseconds() - since)) & MASK
 
     def get(self) -> bytes:
         """Get Features: the 8 bytes of data."""
@@ -46,11 +48,10 @@ class Timestamp:
 
     def set(self, data: bytes) -> bytes:
         """Set Features. Returns the data of the event: the time before, and the milliseconds since power-on."""
-        event = struct.pack("<QQ", self.now, max(0, _clock() - self._started))
+        event = struct.pack("<QQ", self.now, max(0, self._milliseconds() - self._started))
         self._state.base = int.from_bytes(data[:6], "little")
-        self._state.since, self._state.attributes = _clock(), ORIGIN_HOST
+        self._state.since, self._state.attributes = self._milliseconds(), ORIGIN_HOST
         return event
 
-
-def _clock() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    def _milliseconds(self) -> int:
+        return self._clock() // 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter_ns
 
-from bellwire import Job, Meter, Option, Pool
+from bellwire import Job, Meter, Option, Pool, StateError
 from bellwire.bundled.virtio_blk.request import (
     IN,
     MOST_SEGMENTS,
@@ -121,6 +121,12 @@ class VirtioBlk(
         offered: set[int] = {Blk.SIZE_MAX, Blk.SEG_MAX, Blk.BLK_SIZE, Blk.FLUSH, Blk.CONFIG_WCE}
         offered |= {Blk.RO} if self.readonly else {Blk.DISCARD, Blk.WRITE_ZEROES}
         return offered | ({Blk.MQ} if self.queues > 1 else set())
+
+    def recovered(self, torn: bool) -> None:
+        """Do again what was under way. It does no harm to read or write the same twice. Memory is lost, however."""
+        if self.image == Path():
+            raise StateError("the disk was memory of the process that has died")
+        super().recovered(torn)
 
     def stopped(self) -> None:
         """Wait for the threads: they may use guest memory."""

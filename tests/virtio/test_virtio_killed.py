@@ -1,0 +1,146 @@
+"""Bundled virtio devices that are killed in the middle of their work: the driver sees no more than a pause."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_net import VirtioNet
+from bellwire.bundled.virtio_rng import VirtioRng
+from bellwire.testing import Guest
+from bellwire.virtio import Feature, Status
+from killing import killed, remains, succeed
+from virtio.card import PLAIN
+from virtio.driver import Driver
+from virtio.rings import Queue
+
+MEMORY = 1 << 18
+HEADER = struct.Struct("<IIQ")
+IN, OUT, FLUSH = 0, 1, 4
+RINGS = [{Feature.EVENT_IDX}, {Feature.RING_PACKED}]
+
+
+def go_on(driver: Driver, guest: Guest[Any]) -> None:
+    """``driver`` has the successor in front of it now."""
+    driver.guest.close()
+    driver.guest, driver.device, driver.memory = guest, guest.device, guest.memory
+    for queue in driver.queues.values():
+        queue.memory = guest.memory
+
+
+def through_a_kill(driver: Driver, step: int, action: Callable[[], object], **options: Any) -> bool:
+    """Do ``action``, with a kill at ``step``; whether it came to that."""
+    kind = type(driver.device)
+    left = killed(driver.guest, step, action)
+    if left is not None:
+        driver.guest.close()
+        guest = succeed(left, kind, **options)
+        go_on(driver, guest)
+    driver.guest.advance(0.1)
+    return left is not None
+
+
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize("step", range(0, 700, 50))
+def test_a_disk_does_each_request_once_more_or_not_at_all(tmp_path: Path, ring: set[int], step: int) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(range(256)) * 256)
+    driver = Driver(VirtioBlk, memory=MEMORY, image=image)
+    driver.start(ring | {Feature.INDIRECT_DESC}, size=16)
+    queue = driver.queues[0]
+
+    def work() -> None:
+        queue.kick()
+        driver.guest.advance(0.01)
+
+    for sector in range(4):
+        queue.add(HEADER.pack(IN, 0, sector), write=[512, 1], indirect=True)
+        queue.add(HEADER.pack(OUT, 0, 64 + sector), bytes([sector + 1]) * 512, write=[1], indirect=True)
+    queue.add(HEADER.pack(FLUSH, 0, 0), write=[1], indirect=True)
+    through_a_kill(driver, step, work, image=image)
+    answers = sorted(queue.whole(used) for used in queue.used())
+    assert answers == sorted([bytes(range(256)) * 2 + b"\0"] * 4 + [b"\0"] * 5)
+    content = image.read_bytes()
+    assert content[64 * 512 : 68 * 512] == b"".join(bytes([n]) * 512 for n in (1, 2, 3, 4))
+    driver.close()
+
+
+def test_a_disk_of_memory_is_lost_with_its_process_and_the_driver_is_told() -> None:
+    driver = Driver(VirtioBlk, memory=MEMORY, size=1 << 16)
+    driver.start(size=16)
+    left = remains(driver.guest)
+    go_on(driver, succeed(left, VirtioBlk, size=1 << 16))
+    assert driver.status == Status.NEEDS_RESET
+    assert set(driver.guest.interrupts) >= {(2, 0), (2, 1)}
+    driver.close()
+
+
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize("step", range(0, 300, 30))
+def test_a_card_sends_and_receives_all_packets(tmp_path: Path, ring: set[int], step: int) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(far))
+        peer.settimeout(5)
+        options = {"local": near, "dgram": far, "mac": "02:00:00:00:00:01"}
+        driver = Driver(VirtioNet, memory=MEMORY, **options)
+        driver.start(ring, range(3), size=16)
+        receive, transmit = driver.queues[0], driver.queues[1]
+        for _ in range(4):
+            receive.add(write=2048)
+        packets = [b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x08\0" + bytes([n]) * 50 for n in range(5)]
+        for packet in packets:
+            transmit.add(PLAIN + packet)
+        through_a_kill(driver, step, transmit.kick, **options)
+        sent = []
+        with contextlib.suppress(BlockingIOError):
+            peer.setblocking(False)
+            while True:
+                sent.append(peer.recv(4096))
+        assert list(dict.fromkeys(sent)) == packets, "a packet is lost, or out of order"
+        assert len(transmit.used()) == 5
+        peer.sendto(packets[0], str(near))
+        assert driver.guest.poll(5)
+        (packet,) = receive.answers()
+        assert packet[len(PLAIN) :] == packets[0]
+        driver.close()
+
+
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize("step", range(0, 160, 20))
+def test_random_bytes_come_for_each_buffer(ring: set[int], step: int) -> None:
+    driver = Driver(VirtioRng, memory=MEMORY)
+    driver.start(ring, size=8)
+    queue: Queue = driver.queues[0]
+    for _ in range(5):
+        queue.add(write=64)
+    through_a_kill(driver, step, queue.kick)
+    answers = queue.answers()
+    assert [len(answer) for answer in answers] == [64] * 5
+    assert len(set(answers)) == 5
+    driver.close()
+
+
+@pytest.mark.parametrize("step", [0, 20, 60, 120])
+def test_a_reset_that_was_cut_short_is_done_again(step: int) -> None:
+    driver = Driver(VirtioRng, memory=MEMORY)
+    driver.start(size=8)
+
+    def reset() -> None:
+        driver.status = Status(0)
+
+    if through_a_kill(driver, step, reset) and driver.status:
+        reset()  # the write was lost: the successor's client sends it again
+    assert driver.status == Status(0)
+    assert not driver.device.virtqueues[0].enabled
+    driver.start(size=8)
+    driver.queues[0].send(write=16)
+    assert len(driver.queues[0].answers()[0]) == 16
+    driver.close()
