@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vfio_user.errors import Disconnected, ProtocolError, TimedOut
@@ -115,10 +116,15 @@ class IoRegionServer:
             self._filled, count = 0, SIZE
         return decode_command((self._view if room is None else room)[:count])
 
-    def respond(self, value: int) -> None:
-        """Send the response to the command in flight. Raises TimedOut if the socket is full, Disconnected."""
+    def respond(self, value: int, done: Callable[[], None] = lambda: None) -> None:
+        """Send the response to the command in flight. Raises TimedOut if the socket is full, Disconnected.
+
+        ``done`` is called right before: it notes that the command is answered, for a successor of this process.
+        """
+        response = encode_response(value)
         try:
-            sent = self._sock.send(encode_response(value), _SEND)
+            done()
+            sent = self._sock.send(response, _SEND)
         except BlockingIOError:
             raise TimedOut("ioregionfd: the far end does not read its responses") from None
         except OSError as error:

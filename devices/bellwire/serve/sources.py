@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -249,9 +250,10 @@ class CommandSource:
                 self._rings[command.user_data][0] += 1
                 line[at + BEGUN] = 1
                 result = self.guard(self._deliver, target, command)
-            clear_command(line, at)
             if command.respond:
-                self._respond(result)
+                self._respond(result, at)
+            else:
+                clear_command(line, at)
         self._end = 0
 
     def again(self, *, repeats: bool, poisoned: bool) -> bool:
@@ -264,18 +266,19 @@ class CommandSource:
             self._commands.append(decode_command(data))
             self._end += COMMAND_SIZE
         if self._commands and content[at + BEGUN] and (poisoned or not repeats):
-            clear_command(self._line, at)
             if self._commands.popleft().respond:
-                self._respond(None)
+                self._respond(None, at)
+            clear_command(self._line, at)
         return bool(self._commands)
 
     def discard(self) -> None:
         """Drop the posted commands. A guest that waits for a response gets all ones, as from a device in reset."""
         commands = self._commands
         while commands:
-            clear_command(self._line, self._end - COMMAND_SIZE * len(commands))
+            at = self._end - COMMAND_SIZE * len(commands)
             if commands.popleft().respond:
-                self._respond(None)
+                self._respond(None, at)
+            clear_command(self._line, at)
         self._end = 0
 
     def close(self) -> None:
@@ -284,9 +287,11 @@ class CommandSource:
         self.wire.close()
         self._theirs.close()
 
-    def _respond(self, value: int | None) -> None:
+    def _respond(self, value: int | None, at: int) -> None:
+        """Answer the command ``at`` that offset; all ones if there is no value."""
+        done = functools.partial(clear_command, self._line, at)
         try:
-            self.wire.respond((1 << 64) - 1 if value is None else value)
+            self.wire.respond((1 << 64) - 1 if value is None else value, done)
         except VfioUserError as error:
             self._failed(self, error)
 
