@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import select
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -19,9 +18,7 @@ import pytest
 import vhost_backends
 from attached import Device, Served
 from bellwired.guest.toolbox import Toolbox
-from comings import TALK
 from linux import Outcome
-from rendezvous import joined
 from vhost_backends import ADDRESS, GATEWAY, BackEnd
 
 pytestmark = pytest.mark.guest
@@ -31,7 +28,10 @@ URL = f"http://{GATEWAY}:{PORT}/"
 CONTENT = os.urandom(1 << 20) * 8
 """What the network's far end gives."""
 
-SCRIPT = f"""{TALK}
+SCRIPT = f"""
+part() {{ echo "== $1"; }}
+await() {{ n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 2000 ] || fail "$1"; sleep 0.02; done; }}
+fail() {{ echo "never: $1"; exit 1; }}
 writes() {{ set -- $(cat /sys/block/vda/stat); echo $5; }}
 fetch() {{ n=0; until wget -q -T 5 -O /tmp/got {URL}; do n=$((n + 1)); [ $n -lt 20 ] || exit 9; done; }}
 part folder
@@ -45,7 +45,7 @@ await "[ -b /dev/vda ]"
 (fio --name=w --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=1 \\
     --size=4m --verify=crc32c --output-format=terse >/tmp/fio 2>&1; echo $? >/tmp/fio-status) &
 await '[ $(writes) -gt 100 ]'
-say blk
+part 'kill blk'
 await "[ -s /tmp/fio-status ]"
 cat /tmp/fio-status
 fio --name=v --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=16 \\
@@ -56,17 +56,17 @@ ip link set eth0 up
 ip addr add {ADDRESS}/24 dev eth0
 fetch
 sha256sum </tmp/got
-part killed
 (while cat /shared/given >/dev/null; do touch /tmp/read; done 2>/tmp/lost; touch /tmp/stopped) &
 await "[ -e /tmp/read ]"
-say fs
+part 'kill fs'
 await "[ -e /tmp/stopped ]"
 umount -l /shared
 mount -t virtiofs host /shared || exit 5
 sha256sum </shared/given
-(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done) 2>/dev/null &
+(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done; touch /tmp/broken) 2>/dev/null &
 await "[ -e /tmp/once ]"
-say net
+part 'kill net'
+await "[ -e /tmp/broken ]"
 fetch
 sha256sum </tmp/got
 dmesg | grep -E 'Oops|BUG|Call Trace|I/O error'
@@ -129,40 +129,42 @@ def farm(tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served]) -> I
         yield Farm(folder, image, back_ends, devices)
 
 
-def kill_each(farm: Farm, line: Path) -> None:
-    """Kill the back end that the guest names, and start it again."""
-    with joined(line) as far, far.makefile("rb") as said:
-        for name in KILLED:
-            assert said.readline().decode().strip() == name
-            back_end = farm.back_ends[name]
-            back_end.kill()
-            select.select([], [], [], 0.5)
-            back_end.start()
-            far.sendall(b"go on\n")
+def kill_each(farm: Farm, folder: Path, stop: threading.Event) -> None:
+    """Kill the back end that the guest names in its output, and start it again."""
+    for name in KILLED:
+        while not any(f"== kill {name}\n" in file.read_text() for file in folder.glob("linux-*/output")):
+            if stop.wait(0.02):
+                return
+        farm.back_ends[name].kill()
+        stop.wait(0.5)
+        farm.back_ends[name].start()
 
 
 MODULES = ["virtiofs", "virtio_blk", "virtio_net"]
 
 
-def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(linux: Callable[..., Outcome], farm: Farm) -> None:
-    line = farm.folder.parent / "line"
-    with ThreadPoolExecutor(1) as visitor:
-        visited = visitor.submit(kill_each, farm, line)
+def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(
+    linux: Callable[..., Outcome], farm: Farm, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as killer, contextlib.ExitStack() as stack:
+        killing = killer.submit(kill_each, farm, tmp_path, stop)
+        stack.callback(stop.set)
         outcome = linux(
             SCRIPT,
             *farm.devices,
             modules=MODULES,
             programs=["usr/bin/fio"],
-            arguments=("-serial", f"unix:{line},server=on,wait=off"),
             timeout=150,
         )
-        visited.result()
+        killing.result()
     digest = f"{hashlib.sha256(CONTENT).hexdigest()}  -"
     assert outcome.output.splitlines() == [
         *("== folder", digest),
-        *("== disk", "0", "0"),
+        *("== disk", "== kill blk", "0", "0"),
         *("== network", digest),
-        *("== killed", digest, digest),
+        *("== kill fs", digest),
+        *("== kill net", digest),
     ]
     assert outcome.status == 0
     assert len(list((farm.folder / "tree").iterdir())) == 200

@@ -37,6 +37,7 @@ from bellwired.manager.describe import About, Description, RegisterValue, descri
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 from bellwired.release import release
+from bellwired.workers.captures import MOST_FILES
 
 LAST = "stopping"
 """The kind of the stream's last event."""
@@ -214,7 +215,7 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             unit, loop = self._manager.unit(name), asyncio.get_running_loop()
             end = loop.time() + seconds if seconds is not None else math.inf
-            fds = [each.fileno() for each in files]
+            fds = [each.fileno() for each in files[: MOST_FILES + 1]]
             number = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit)))
             try:
                 while True:

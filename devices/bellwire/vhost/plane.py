@@ -107,6 +107,19 @@ class Plane:
         if self.backend is not None and (self.running or self._shared or self._device.running):
             self._talk(self._settle)
 
+    def rewire(self, renew: Callable[[], None]) -> None:
+        """Wires have changed: call ``renew``, which hands over other descriptors, and settle, all within one limit."""
+
+        def both(backend: Backend) -> None:
+            renew()
+            if self.backend is backend:
+                self._settle(backend)
+
+        if self.backend is None:
+            renew()
+        else:
+            self._talk(both)
+
     def park(self) -> None:
         """Stop the rings, so that the queues' positions are known, for a snapshot. They go on in the next turn."""
         if self.running:
@@ -117,13 +130,10 @@ class Plane:
         """End the connection, and the search for one."""
         self._closed = True
         backend, self.backend, self.running = self.backend, None, False
-        for each in (backend, *self._found):
+        for each in (backend, self._before, *self._found):
             if each is not None and not isinstance(each, BackendError):
                 each.close()
-        if self._before is not None:
-            self._before.forget()
-        if backend is not None:
-            backend.forget()
+                each.forget()
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver has written to the configuration."""

@@ -58,6 +58,10 @@ class QueueSet:
                 return f"a command of submission queue {sqid}"
         return ""
 
+    def find_ends(self) -> set[tuple[int, int]]:
+        """A process has died: find where its completions end. Returns submission queue and id of the last ones."""
+        return {each for cq in self.completions if cq.size for each in cq.find_end(self._dma)}
+
     def forget(self) -> None:
         """Delete all queues, and drop interrupts that are held back."""
         for queue in (*self.submissions, *self.completions):
