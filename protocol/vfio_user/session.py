@@ -130,7 +130,7 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        channel = self._channel.plain if isinstance(self._channel, TappedChannel) else self._channel
+        channel = self._channel.untapped() if isinstance(self._channel, TappedChannel) else self._channel
         self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
 
     def settle(self) -> None:

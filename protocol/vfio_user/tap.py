@@ -32,8 +32,13 @@ class TappedChannel(Channel):
     def __init__(self, channel: Channel, tap: Tap) -> None:
         self.__dict__ = channel.__dict__
         self._tap = tap
-        self.plain = channel
-        """The channel without the tap."""
+        self._plain = channel
+
+    def untapped(self) -> Channel:
+        """The channel without the tap, of which nothing is left. This one must not be used any more."""
+        channel = self._plain
+        del self._tap, self._plain
+        return channel
 
     def lend(self) -> Loan | None:
         """Nothing: each read of a register must be shown too."""

@@ -95,7 +95,7 @@ class Captures:
             return f"{files} files: at most {MOST_FILES} expected"
         if form not in FORMS:
             return f"a capture of the form {form!r}: there are {', '.join(FORMS)}"
-        if len(self._running) >= MOST_CAPTURES:
+        if sum(not each.files.ended for each in self._running.values()) >= MOST_CAPTURES:
             return f"{MOST_CAPTURES} captures run already"
         if not limit.isdecimal() or not 0 < int(limit) <= LARGEST:
             return f"a limit of {limit} bytes: 1 to {LARGEST} expected"
