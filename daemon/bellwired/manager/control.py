@@ -115,6 +115,12 @@ class Control(VarlinkInterface, name=INTERFACE):
             await self._manager.unit(name).restart()
 
     @varlinkmethod
+    async def Move(self, *, name: str) -> None:
+        """Give a device a new worker, which goes on with its client and its state. The guest sees a pause."""
+        with self._changing():
+            await self._manager.unit(name).move()
+
+    @varlinkmethod
     async def Reset(self, *, name: str) -> None:
         """Reset a device, as the guest's DEVICE_RESET would."""
         with self._changing():

@@ -24,7 +24,7 @@ from bellwired.sources import stamp
 from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
-from bellwired.workers.worker import REFUSED
+from bellwired.workers.worker import MOVED, REFUSED
 from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -130,6 +130,18 @@ class Unit(Filtered, Reported):
             attempt = self._attempt
         await self._accepting(attempt)
 
+    async def move(self) -> None:
+        """Have another worker go on with client and state. Returns when it serves. A CommandError if it fails."""
+        async with self._turn:
+            await self.ask("leave")
+            if (child := self._child) is not None:
+                await asyncio.wait([child.ended], timeout=self.daemon.stop_timeout)
+                child.kill()  # unless it has ended
+                await asyncio.wait([child.ended], timeout=KILL_TIMEOUT)
+        if self._relaunching is not None:
+            await asyncio.shield(self._relaunching)
+        await self._accepting(self._attempt)
+
     async def change(self, settings: Device, path: Path, folder: Path) -> None:
         """Use other settings. A stopped device stays stopped, unless they turn its automatic start on."""
         async with self._turn:
@@ -228,7 +240,7 @@ class Unit(Filtered, Reported):
             raise
         channel.handed_over()
         if succeeds:
-            channel.bequeath(self.holder.bequest())
+            channel.bequeath(self.holder.bequest(poisoned=self._restarts.poisoned))
         self._child, self._channel = child, channel
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
@@ -264,7 +276,11 @@ class Unit(Filtered, Reported):
             self._settle("it was stopped")
             return
         why = fate or how_it_ended(status)
-        if status == REFUSED:
+        if status == MOVED and self.holder.holds:
+            self.hand_overs.begin("it was moved by hand")
+            self._set(State.WAITING)
+            self._relaunch()
+        elif status == REFUSED:
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)
