@@ -213,25 +213,26 @@ class Engine:
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and post the completions of the commands that are done together."""
-        begun, qid = perf_counter_ns(), sq.qid
+        begun, qid, done = perf_counter_ns(), sq.qid, list[int]()
         if qid:
             done, entries, rest = self._at_once.transfer(block)
             if rest:
                 sq.give_back(rest)
-            completions = [(0, sq, cid, 0) for cid in done]
         else:
-            completions = []
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
+        completions: list[Completion] = []
         if entries:
-            count = len(completions) + len(entries)
+            count = len(done) + len(entries)
             cq.running += count
-            completions += self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
+            completions = self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
             cq.running -= count
             if not self._controller.live:
                 return
+        if qid and (ended := len(done) + len(completions)):
+            self._meter.took(perf_counter_ns() - begun, ended)
+        if done:
+            self._queues.post_successes(cq, sq, done)
         if completions:
-            if qid:
-                self._meter.took(perf_counter_ns() - begun, len(completions))
             self._queues.post(cq, completions)
 
     def _one_by_one(self, run: Run, sq: SubmissionQueue, entries: list[bytes]) -> list[Completion]:
