@@ -17,8 +17,11 @@ import pytest
 
 import vhost_backends
 from attached import Device, Served
+from bellwire.virtio.transport import NOTIFY
 from bellwired.guest.toolbox import Toolbox
-from linux import Outcome
+from doorbells import written
+from linux import Guest
+from patched import PatchedToolbox
 from vhost_backends import ADDRESS, GATEWAY, BackEnd
 
 pytestmark = pytest.mark.guest
@@ -129,10 +132,10 @@ def farm(tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served]) -> I
         yield Farm(folder, image, back_ends, devices)
 
 
-def kill_each(farm: Farm, folder: Path, stop: threading.Event) -> None:
+def kill_each(farm: Farm, output: Path, stop: threading.Event) -> None:
     """Kill the back end that the guest names in its output, and start it again."""
     for name in KILLED:
-        while not any(f"== kill {name}\n" in file.read_text() for file in folder.glob("linux-*/output")):
+        while not (output.exists() and f"== kill {name}\n" in output.read_text()):
             if stop.wait(0.02):
                 return
         farm.back_ends[name].kill()
@@ -143,20 +146,23 @@ def kill_each(farm: Farm, folder: Path, stop: threading.Event) -> None:
 MODULES = ["virtiofs", "virtio_blk", "virtio_net"]
 
 
+@pytest.fixture(params=["stock", pytest.param("patched", marks=pytest.mark.long)])
+def machine(request: pytest.FixtureRequest) -> Toolbox:
+    """The tools with Debian's QEMU, whose kicks are messages, and with ours, whose kicks the back ends get."""
+    found: Toolbox = request.getfixturevalue("tools" if request.param == "stock" else "patched_tools")
+    return found
+
+
 def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(
-    linux: Callable[..., Outcome], farm: Farm, tmp_path: Path
+    machine: Toolbox, farm: Farm, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
+    guest = Guest(machine, tmp_path)
+    tell(guest.report)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as killer, contextlib.ExitStack() as stack:
-        killing = killer.submit(kill_each, farm, tmp_path, stop)
+        killing = killer.submit(kill_each, farm, tmp_path / "output", stop)
         stack.callback(stop.set)
-        outcome = linux(
-            SCRIPT,
-            *farm.devices,
-            modules=MODULES,
-            programs=["usr/bin/fio"],
-            timeout=150,
-        )
+        outcome = guest.run(SCRIPT, farm.devices, modules=MODULES, programs=["usr/bin/fio"], timeout=150)
         killing.result()
     digest = f"{hashlib.sha256(CONTENT).hexdigest()}  -"
     assert outcome.output.splitlines() == [
@@ -169,3 +175,8 @@ def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(
     assert outcome.status == 0
     assert len(list((farm.folder / "tree").iterdir())) == 200
     assert all("a back end is there again" in device.log for device in farm.devices)
+    kicks = [sum(region == 0 and offset >= NOTIFY for region, offset in written(device)) for device in farm.devices]
+    if isinstance(machine, PatchedToolbox):
+        assert kicks == [0, 0, 0], "each kick went to the back end"
+    else:
+        assert all(kicks)

@@ -91,7 +91,9 @@ def _act(event: Event, act: Callable[[], object]) -> None:
 
 
 def tell(each: Filter, method: Method, event: Event, broken: Broken) -> None:
-    """Call a method of a filter. If it raises, ``broken`` is told, unless the filter is strict."""
+    """Call a method of a filter that is still in. If it raises, ``broken`` is told, unless the filter is strict."""
+    if each._stack is None:
+        return  # it was taken out while the event waited
     if each.strict:
         method(event)
         return

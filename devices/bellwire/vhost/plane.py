@@ -161,19 +161,14 @@ class Plane:
             self._share(backend, [each for each in table if each in self._shared])
 
     def _lies_in(self, table: Sequence[Piece]) -> bool:
-        """Whether the driver has enabled rings, and all their parts lie in shared memory (§2.7, §2.8)."""
+        """Whether the driver has enabled rings, and all their parts lie in shared memory."""
         rings = [self._ring(queue) for queue in self._queues if queue.enabled]
-        small = (4, 4) if self._packed else None
-        parts = [
-            part
-            for ring in rings
-            for part in (
-                (ring.desc, 16 * ring.size),
-                (ring.avail, small[0] if small else 6 + 2 * ring.size),
-                (ring.used, small[1] if small else 6 + 8 * ring.size),
-            )
-        ]
-        return bool(rings) and all(inside(table, address, size) for address, size in parts)
+        return bool(rings) and all(inside(table, *part) for ring in rings for part in self._parts(ring))
+
+    def _parts(self, ring: Ring) -> list[tuple[int, int]]:
+        """The parts of a ring: their addresses and sizes (§2.7, §2.8)."""
+        avail, used = (4, 4) if self._packed else (6 + 2 * ring.size, 6 + 8 * ring.size)
+        return [(ring.desc, 16 * ring.size), (ring.avail, avail), (ring.used, used)]
 
     def _start(self, backend: Backend) -> None:
         queues = [queue for queue in self._queues if queue.enabled]
