@@ -71,6 +71,21 @@ def test_a_plugin_that_was_edited_goes_on_with_state_and_client(daemon: Instance
 
 
 @pytest.mark.daemon
+def test_it_can_be_edited_after_a_crash_too(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("taken-over", name)
+        mend = plugin(daemon, 'access="constant", reset=1)', 'access="constant", reset=2)')
+        try:
+            assert name in daemon.reload()["restarted"]
+            assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
+        finally:
+            mend()
+
+
+@pytest.mark.daemon
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [

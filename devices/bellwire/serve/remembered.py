@@ -8,11 +8,16 @@ from vfio_user import Estate, Kept, Ledger
 
 
 class Remembered(Ledger):
-    """Keeps duplicates of all descriptors, and tells ``other`` too, if there is one."""
+    """Keeps duplicates of all descriptors, and tells ``other`` too, if there is one.
 
-    def __init__(self, other: Ledger | None = None) -> None:
+    It begins with what ``estate`` has, of which the other ledger knows.
+    """
+
+    def __init__(self, other: Ledger | None = None, estate: Estate | None = None) -> None:
         self._other = other or Ledger()
         self._entries: dict[str, Kept] = {}
+        for entry in estate or ():
+            self._entries[entry.key] = entry._replace(fds=tuple(map(os.dup, entry.fds)))
 
     def keep(self, *entries: Kept) -> None:
         """Keep entries."""
