@@ -45,8 +45,10 @@ def main() -> int:
     out.width = max(out.width, WIDTH)  # a narrow terminal wraps the table; rich would cut it
     begin, about = time.monotonic(), machine.describe()
     for name in arguments.parts or PARTS:
-        out.print(f"{name} ...", style="dim")
+        out.print(f"{name} ...", style="dim", end=" ")
+        start = time.monotonic()
         PARTS[name](results, arguments.rounds)
+        out.print(f"{time.monotonic() - start:.0f} s", style="dim")
     verdicts = judge(results)
     tables.show(out, results, verdicts)
     seconds = time.monotonic() - begin

@@ -22,6 +22,7 @@ PARTS = (
     storage.COST,
     network.PART,
     guest.PART,
+    guest.PATCHED,
     scale.PART,
 )
 REFERENCES = {
@@ -33,6 +34,7 @@ REFERENCES = {
     storage.PART: storage.BARE,
     network.PART: network.BARE,
     guest.PART: guest.QEMU,
+    guest.PATCHED: guest.OWN,
 }
 """The subject by which the other columns are divided."""
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
+
 from bench.processes import PYTHON, TIMED, cpus, serving
 from bench.protocol import timed
 from bench.samples import Results
 
 PART = "filters"
 NONE, LEFT = "no filter", "one that has left"
-SUBJECTS = {NONE: (), LEFT: ("left",), "count": ("count",), "trace": ("trace",)}
+SUBJECTS = {
+    NONE: (),
+    LEFT: ("--filter", "left"),
+    "count": ("--filter", "count"),
+    "trace": ("--filter", "trace"),
+    "capture": ("--capture", "{file}"),
+    "record": ("--record", "{file}"),
+}
+"""Words for ``bellwire run``. A file is another one each time."""
 OPERATIONS = ("REGION_READ", "REGION_WRITE", "REGION_WRITE posted", "ring to interrupt", "ring to hook")
 
 
@@ -19,7 +29,9 @@ def measure(results: Results, *, rounds: int, count: int) -> None:
         subjects = list(SUBJECTS)
         turn = number % len(subjects)
         for subject in subjects[turn:] + subjects[:turn]:
-            with serving(PYTHON, cpu, TIMED, filters=SUBJECTS[subject]) as served:
-                found = timed(served.sock, count, cpu)
+            with TemporaryDirectory() as folder:
+                words = tuple(word.format(file=f"{folder}/file") for word in SUBJECTS[subject])
+                with serving(PYTHON, cpu, TIMED, words=words) as served:
+                    found = timed(served.sock, count, cpu)
             for operation in OPERATIONS:
                 results.add(PART, operation, subject, "µs", found[operation])

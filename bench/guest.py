@@ -13,6 +13,7 @@ from bench.samples import Results
 PART = "in a Linux guest"
 PATCHED = "in a Linux guest under the patched QEMU"
 QEMU = "QEMU"
+BY_DESCRIPTOR, OWN = "by descriptor", "QEMU's own"  # as :mod:`ring_figures` has them
 TESTS = Path(__file__).parents[1] / "tests"
 ALONE = ("unshare", "--user", "--map-root-user", "--net")
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from bench.processes import cpus
@@ -19,12 +20,15 @@ def describe() -> dict[str, object]:
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "kvm": _kvm(),
-        "python": platform.python_version(),
-        "cc": subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[
-            0
-        ],
+        "python": f"{platform.python_version()}, {'with' if _profiled() else 'without'} profile-guided optimization",
+        "cc": _compiler(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def _profiled() -> bool:
+    """Whether the interpreter was built with --enable-optimizations, which makes it about 15 % faster."""
+    return "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
 
 
 def _compiler() -> str:

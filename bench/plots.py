@@ -40,7 +40,7 @@ def disks(results: Results) -> Figure:
     figure, panels = _grid(6)
     kinds = [(write, direct) for write, direct in ((False, False), (True, False), (False, True))]
     for column, (write, direct) in enumerate(kinds):
-        loads = [load for load in storage.LOADS if (load.write, load.direct) == (write, direct)]
+        loads = [load for load in storage.LOADS if (load.write, load.direct, load.memory) == (write, direct, False)]
         loads = [load for load in loads if load.length == storage.SMALL]
         title = f"4 KiB {'write' if write else 'read'}, {'O_DIRECT' if direct else 'page cache'}"
         for row, (part, label) in enumerate(

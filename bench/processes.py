@@ -45,9 +45,12 @@ class Served(NamedTuple):
 
 @contextlib.contextmanager
 def serving(
-    subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = (), filters: tuple[str, ...] = ()
+    subject: str, cpu: int, device: str = "bell", options: tuple[str, ...] = (), words: tuple[str, ...] = ()
 ) -> Iterator[Served]:
-    """A device behind a socket: Bellwire's, or the C program's bell. It ends when the socket closes."""
+    """A device behind a socket: Bellwire's, or the C program's bell. It ends when the socket closes.
+
+    ``words`` are more of ``bellwire run``'s.
+    """
     ours, theirs = socket.socketpair()
     with theirs, ours:
         fd = theirs.fileno()
@@ -57,8 +60,7 @@ def serving(
             command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
             for option in options:
                 command += ["-o", option]
-            for each in filters:
-                command += ["--filter", each]
+            command += words
             if subject == ADAPTIVE:
                 command += ["--busy-poll", str(BUSY_POLL)]
         with pinned(cpu):

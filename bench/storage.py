@@ -1,4 +1,4 @@
-"""Disks without a VM, beside a bare loop of preadv or pwritev on the same file, with page cache and with O_DIRECT."""
+"""Disks without a VM, beside a bare loop of preadv or pwritev on a file: with page cache, O_DIRECT, or in memory."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ class Load(NamedTuple):
     depth: int
     write: bool
     direct: bool
+    memory: bool = False
+    """Whether the device has no image. The bare loop has one in any case, in the page cache."""
 
     @property
     def name(self) -> str:
         """In words."""
         kind = "4 KiB random" if self.length == SMALL else "128 KiB sequential"
         verb, how = "write" if self.write else "read", "O_DIRECT" if self.direct else "page cache"
-        return f"{kind} {verb}, depth {self.depth}, {how}"
+        return f"{kind} {verb}, depth {self.depth}, {'memory' if self.memory else how}"
 
     def offsets(self, count: int, seed: int) -> list[int]:
         """Where."""
@@ -55,7 +57,7 @@ LOADS = [
     for direct in (False, True)
     for write in (False, True)
     for length, depth in ((SMALL, 1), (SMALL, 8), (SMALL, 32), (LARGE, 8))
-]
+] + [Load(SMALL, 32, write, False, memory=True) for write in (False, True)]
 
 
 def measure(results: Results, *, rounds: int, count: int, loads: Sequence[Load] = LOADS) -> None:
@@ -123,7 +125,10 @@ def by_device(
 ) -> tuple[float, float]:
     """Seconds that the device takes, and the CPU seconds among them."""
     kind, options = DRIVERS[subject]
-    options = (*options, f"image={image}", f"direct={'yes' if load.direct else 'no'}")
+    if load.memory:
+        options = (*options, f"size={SIZE}")
+    else:
+        options = (*options, f"image={image}", f"direct={'yes' if load.direct else 'no'}")
     with plugged(subject, device_cpu, *options) as (device, clock), pinned(driver_cpu):
         disk: Disk = kind(device, load.length, write=load.write)
         disk.run(offsets[: 4 * load.depth], load.depth)

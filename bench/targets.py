@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import doorbells, filters, network, protocol, storage
+from bench import doorbells, filters, guest, network, protocol, storage
 from bench.processes import ADAPTIVE, PYTHON, C
 from bench.samples import Ratio, Results
 
@@ -59,6 +59,7 @@ def _disks() -> list[Target]:
         storage.NVME: {
             "4 KiB random read, depth 1, page cache": 0.15,
             "4 KiB random read, depth 32, page cache": 0.5,
+            "4 KiB random read, depth 32, memory": 0.7,
             "128 KiB sequential read, depth 8, page cache": 0.7,
             "4 KiB random read, depth 32, O_DIRECT": 0.8,
             "128 KiB sequential read, depth 8, O_DIRECT": 0.9,
@@ -73,6 +74,18 @@ def _disks() -> list[Target]:
         Target(f"{subject} by the bare loop: {load}", bound, _disk(load, subject), at_least=True)
         for subject, loads in bounds.items()
         for load, bound in loads.items()
+    ]
+
+
+def _in_a_guest(results: Results) -> list[Target]:
+    """A target for each load: Bellwire's device, rung by descriptor, beside QEMU's own."""
+
+    def find(what: str) -> Callable[[Results], Ratio | None]:
+        return lambda found: found.ratio(guest.PATCHED, what, guest.BY_DESCRIPTOR, guest.OWN)
+
+    return [
+        Target(f"Linux in the patched QEMU, by QEMU's own device: {what}", 1.0, find(what), at_least=True)
+        for what in results.whats(guest.PATCHED)
     ]
 
 
@@ -114,4 +127,5 @@ TARGETS = (
 
 def judge(results: Results) -> list[Verdict]:
     """The results of all targets that were measured."""
-    return [verdict for target in TARGETS if (verdict := target.judge(results)) is not None]
+    targets = (*TARGETS, *_in_a_guest(results))
+    return [verdict for target in targets if (verdict := target.judge(results)) is not None]

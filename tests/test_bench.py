@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import figures
-from bench import doorbells, filters, guest, network, plots, protocol, scale, storage
+from bench import document, doorbells, filters, guest, network, plots, protocol, scale, storage
 from bench.processes import PYTHON, C, cpus
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -77,6 +77,21 @@ def test_a_target_is_a_bound_on_a_ratio(bound: float, at_least: bool, within_spr
 
 def test_targets_that_were_not_measured_are_not_judged() -> None:
     assert judge(Results()) == []
+
+
+def test_each_load_in_the_patched_qemu_is_judged_beside_its_own_device() -> None:
+    made = Results()
+    for what, rate in (("nvme: reads", 3.0), ("nvme: writes", 1.0)):
+        for subject, value in ((guest.BY_DESCRIPTOR, rate), (guest.OWN, 2.0)):
+            made.add(guest.PATCHED, what, subject, "/s", [value])
+    found = [(verdict.target.name.rpartition(": ")[2], verdict.ratio.value, verdict.met) for verdict in judge(made)]
+    assert found == [("reads", 1.5, True), ("writes", 0.5, False)]
+
+
+def test_the_page_has_a_place_for_each_part() -> None:
+    page = document.PAGE.read_text()
+    for name in ("targets", "machine", *document.PARTS):
+        assert page.count(document.BEGIN.format(name)) == 1, name
 
 
 def test_a_table_has_a_line_for_each_who_did_it() -> None:
@@ -147,7 +162,11 @@ def test_what_is_measured_in_the_page_cache_is_there(disk_folder: Path) -> None:
 @pytest.mark.slow
 def test_disks_are_measured_beside_a_bare_loop() -> None:
     made = Results()
-    loads = [Load(storage.SMALL, 8, write=True, direct=False), Load(storage.LARGE, 2, write=False, direct=True)]
+    loads = [
+        Load(storage.SMALL, 8, write=True, direct=False),
+        Load(storage.LARGE, 2, write=False, direct=True),
+        Load(storage.SMALL, 8, write=False, direct=False, memory=True),
+    ]
     storage.measure(made, rounds=1, count=64, loads=loads)
     assert made.subjects(storage.PART) == [NVME, VIRTIO, BARE]
     assert made.whats(storage.PART) == [load.name for load in loads]

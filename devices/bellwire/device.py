@@ -50,16 +50,18 @@ class PciDevice(Wired, Chancy):
     Class keywords: ``vendor`` and ``device`` (16 bits), ``class_code`` (24 bits: base class, sub-class,
     interface), ``revision`` (8 bits), ``subsystem`` (vendor, id), ``express`` (False for a conventional PCI
     device, which has no function-level reset), ``no_soft_reset`` (False for a device that is reset when the guest
-    takes it from D3hot to D0; a device keeps its state by default), ``name`` (what users call the device; by default
-    the class's name in lower case), ``faults`` (what it can do wrong on demand, as :class:`bellwire.faults.Fault`
-    tells). A subclass inherits all of them except ``name``. A class without vendor, device
-    and class_code of its own or of its base cannot be instantiated: it is a base for devices.
+    takes it from D3hot to D0; a device keeps its state by default), ``repeats`` (True if hooks that were cut short,
+    because the process died, may run again; by default such an access fails), ``name`` (what users call the device; by
+    default the class's name in lower case), ``faults`` (what it can do wrong on demand, as
+    :class:`bellwire.faults.Fault` tells). A subclass inherits all of them except ``name``. A class without vendor,
+    device and class_code of its own or of its base cannot be instantiated: it is a base for devices.
 
     All hooks of a device run on one thread, one at a time. A hook has finished before the client gets the answer to
     the guest's access. An impossible declaration raises a DeclarationError when the class is defined.
     """
 
     name: ClassVar[str] = ""
+    repeats: ClassVar[bool] = False
     layout: ClassVar[Layout]
     identity: ClassVar[Identity | None] = None
     faults: ClassVar[tuple[type[Any], ...]] = ()
@@ -79,6 +81,7 @@ class PciDevice(Wired, Chancy):
         subsystem: tuple[int, int] | None = None,
         express: bool | None = None,
         no_soft_reset: bool | None = None,
+        repeats: bool | None = None,
         name: str | None = None,
         faults: Iterable[type[Any]] = (),
         **keywords: Any,
@@ -86,12 +89,15 @@ class PciDevice(Wired, Chancy):
         if keywords:
             raise DeclarationError(
                 f"{cls.__qualname__}: no class keyword {', '.join(keywords)}; "
-                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, name, faults"
+                "there are vendor, device, class_code, revision, subsystem, express, no_soft_reset, repeats, name and "
+                "faults"
             )
         super().__init_subclass__()
         cls.layout = plan(cls)
         cls.faults = (*cls.faults, *faults)
         cls.identity = _identity(cls, vendor, device, class_code, revision, subsystem, express, no_soft_reset)
+        if repeats is not None:
+            cls.repeats = repeats
         cls.name = name if name is not None else cls.__name__.lower()
         if not _NAME.fullmatch(cls.name):
             raise DeclarationError(f"{cls.__qualname__}: name={cls.name!r}: a name has letters, digits, - and _")

@@ -7,7 +7,7 @@ Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is su
 """
 
 from vfio_user.backend import Backend, Late, Reader, Writer
-from vfio_user.channel import Channel, Message, Ready
+from vfio_user.channel import Channel, Ready
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.constants import (
     Command,
@@ -38,8 +38,10 @@ from vfio_user.errors import (
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
+from vfio_user.journal import Journal
 from vfio_user.kept_files import KeptFiles
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.message import Message
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
@@ -80,6 +82,7 @@ __all__ = [
     "IrqIndex",
     "IrqInfo",
     "IrqTable",
+    "Journal",
     "Kept",
     "KeptFiles",
     "Late",

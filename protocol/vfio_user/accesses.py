@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vfio_user.backend import Backend, Writer
-from vfio_user.channel import HEADER, PREFIX_SIZE, Message
+from vfio_user.channel import HEADER, PREFIX_SIZE
 from vfio_user.constants import HEADER_SIZE, PCI_REGIONS, Command, MessageFlags, RegionFlags
 from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.message import Message
 from vfio_user.regions import Region
 from vfio_user.transfer import REGION_ACCESS
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import os
 import select
 import socket
 import struct
@@ -17,18 +16,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from vfio_user.constants import HEADER_SIZE, Command, MessageFlags
+from vfio_user.constants import HEADER_SIZE, MessageFlags
 from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
+from vfio_user.journal import (
+    BUSY,
+    GIVEN_UP,
+    HEAD,
+    SHORT,
+    SPARE,
+    TAIL,
+    Found,
+    Journal,
+    clear_marks,
+    clear_short,
+    moved,
+    no_marks,
+)
+from vfio_user.message import Message, command_name
+from vfio_user.received_fds import FD, KERNEL_MAX_FDS, ReceivedFds
 
 HEADER = struct.Struct("<HHIII")
 PREFIX = struct.Struct("<2s30s")  # a message's id; then the rest, up to the data of a REGION_READ or REGION_WRITE
 unpack_prefix, PREFIX_SIZE = PREFIX.unpack_from, PREFIX.size
-SPARE = 4096  # bytes beyond the largest transfer: a message's own structs
-KERNEL_MAX_FDS = 253
-MOST_FDS_HELD = 2 * KERNEL_MAX_FDS  # of one incomplete message; its last receive may bring fds of the next message, too
-_FD = struct.Struct("i")
 _CHUNK = 1 << 16
-ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * _FD.size)
+ANCILLARY = socket.CMSG_SPACE(KERNEL_MAX_FDS * FD.size)
 # Plain ints: the operators of IntFlag cost more than a system call.
 RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 CUT = int(socket.MSG_CTRUNC)
@@ -51,7 +62,7 @@ T = TypeVar("T", bound=Known)
 class Loan(NamedTuple):
     """A channel's buffer and its socket's methods, lent by :meth:`Channel.lend`."""
 
-    buffer: bytearray
+    buffer: bytearray | memoryview
     room: tuple[memoryview]
     receive: Callable[[tuple[memoryview], int, int], tuple[int, list[tuple[int, int, bytes]], int, object]]
     send: Callable[[bytes, int], int]
@@ -61,59 +72,33 @@ Ready = list[tuple[int, int]]
 """What ``epoll.poll()`` returns: pairs of a descriptor and its events."""
 
 
-class Message(NamedTuple):
-    """A received message. ``payload`` is valid until the next receive. The receiver owns ``fds`` and closes them."""
-
-    id: int
-    command: int
-    flags: int
-    error: int
-    payload: memoryview
-    fds: list[int]
-
-    @property
-    def is_reply(self) -> bool:
-        """Whether this message is a reply, not a command."""
-        return self.flags & 0xF == MessageFlags.REPLY
-
-    @property
-    def name(self) -> str:
-        """The command's name, or its number."""
-        return command_name(self.command)
-
-
-def command_name(number: int) -> str:
-    """The name of a command for messages to people: ``REGION_READ``; ``command 99`` if the number is unknown."""
-    return Command(number).name if number in Command._value2member_map_ else f"command {number}"
-
-
 def _name(message: bytes) -> str:
     return command_name(HEADER.unpack_from(message)[1])
-
-
-def close_fds(fds: list[int]) -> None:
-    """Close the descriptors and empty the list."""
-    while fds:
-        os.close(fds.pop())
 
 
 class Channel:
     """One end of a vfio-user socket, which it owns.
 
     ``max_transfer`` is the most bytes of data in a message. ``timeout`` is how many seconds a send waits for a peer
-    that does not read.
+    that does not read. ``journal`` is where received bytes lie, if a successor shall find them.
     """
 
-    def __init__(self, sock: socket.socket, max_transfer: int, timeout: float = 5.0) -> None:
+    def __init__(
+        self, sock: socket.socket, max_transfer: int, timeout: float = 5.0, journal: Journal | None = None
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._timeout = timeout
         self.max_message = HEADER_SIZE + max_transfer + SPARE
-        self._buffer = bytearray(2 * _CHUNK)
+        self._journaled = journal is not None
+        self._buffer: bytearray | memoryview = bytearray(2 * _CHUNK) if journal is None else journal.buffer
         self._view = memoryview(self._buffer)
-        self._start = 0  # of the first byte not yet given out
+        self.marks = no_marks() if journal is None else journal.marks
+        """How far the received bytes are handled: see :mod:`vfio_user.journal`."""
+        self.start = 0
+        """Where the bytes that were not given out yet begin in the buffer."""
         self._end = 0  # of the last byte received
-        self._fds: list[tuple[int, list[int]]] = []  # (stream position of the last byte received with them, fds)
+        self._fds = ReceivedFds()
         self.position = 0
         """The stream position of the first byte that was not given out yet."""
         self._broken = ""  # why nothing more can be sent: a message was cut short
@@ -127,23 +112,37 @@ class Channel:
     @property
     def empty(self) -> bool:
         """Whether all received bytes have been given out."""
-        return self._start == self._end
+        return self.start == self._end
 
     @property
     def ready(self) -> bool:
         """Whether the buffer holds a whole message that was not given out. A poll of the socket does not show it."""
-        if self._start == self._end:
+        if self.start == self._end:
             return False
-        available = self._end - self._start
-        return available >= HEADER_SIZE and available >= int(HEADER.unpack_from(self._buffer, self._start)[2])
+        available = self._end - self.start
+        return available >= HEADER_SIZE and available >= int(HEADER.unpack_from(self._buffer, self.start)[2])
 
     def keep(self) -> None:
         """Keep the payload that was given out last valid for as long as somebody holds it: a new buffer takes over."""
-        kept = self._end - self._start
+        if self._journaled:  # device code holds the payload, so the journal cannot be used again
+            self.marks[GIVEN_UP], self._journaled, self.marks = 1, False, no_marks()
+        kept = self._end - self.start
         fresh = bytearray(max(2 * _CHUNK, kept + _CHUNK))
-        fresh[:kept] = self._view[self._start : self._end]
+        fresh[:kept] = self._view[self.start : self._end]
         self._buffer, self._view = fresh, memoryview(fresh)
-        self._start, self._end = 0, kept
+        self.start, self._end = 0, kept
+
+    def begun(self) -> None:
+        """The message that was given out last is begun: device code may run now."""
+        self.marks[BUSY] = self.start
+
+    def done(self) -> None:
+        """The message that was given out last, which wants no reply, is done with. A send says the same of others."""
+        self.marks[HEAD] = self.start
+
+    def resume(self, found: Found) -> None:
+        """Begin with what a journal has of another process's channel. A message that was begun comes first again."""
+        self.start, self._end = found.start, found.end
 
     def receive(self) -> Message | None:
         """The next message if it has arrived whole, else None. Never waits.
@@ -151,7 +150,7 @@ class Channel:
         Raises Disconnected at the end of the stream, FramingError for a size that no message can have.
         """
         while True:
-            if self._end > self._start:
+            if self._end > self.start:
                 message = self._parse()
                 if message is not None:
                     return message
@@ -163,12 +162,12 @@ class Channel:
 
         Returns None, and leaves the message for :meth:`receive`, if it is not known, is not whole, or has descriptors.
         """
-        start = self._start
+        start = self.start
         if start == self._end:
             if not self._fill():
                 return None
             start = 0
-        if self._end - start < PREFIX_SIZE or self._fds:
+        if self._end - start < PREFIX_SIZE or self._fds.held:
             return None
         message_id, rest = unpack_prefix(self._buffer, start)
         found = known.get(rest)
@@ -177,7 +176,7 @@ class Channel:
         end = start + found.size
         if end > self._end:
             return None
-        self._start = end
+        self.start = end
         self.position += found.size
         return message_id, found, self._view[start + PREFIX_SIZE : end]
 
@@ -187,9 +186,9 @@ class Channel:
         The borrower adds the size of each message that it handles to :attr:`position`, and reports any other receive
         to :meth:`received`.
         """
-        if self._start != self._end or self._broken:
+        if self.start != self._end or self._broken:
             return None
-        self._start = self._end = 0
+        self._clean()
         return Loan(self._buffer, (self._view,), self._sock.recvmsg_into, self._sock.send)
 
     def receive_by(self, deadline: float) -> Message:
@@ -238,6 +237,7 @@ class Channel:
         if self._broken:
             raise Disconnected(self._broken)
         try:
+            self.marks[HEAD] = self.start  # as late as can be: if the process dies in between, no reply is sent
             sent = self._sock.send(message, SEND)
         except BlockingIOError:
             sent = 0
@@ -257,13 +257,11 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket and all descriptors that were not given out, and free the buffer."""
-        for _, fds in self._fds:
-            close_fds(fds)
-        self._fds.clear()
+        self._fds.close()
         self._sock.close()
         self._buffer = bytearray()
         self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self.start = self._end = 0
 
     def _send_pieces(
         self, pieces: list[bytes | bytearray | memoryview], size: int, fds: Sequence[int], name: str, listening: bool
@@ -273,6 +271,7 @@ class Channel:
         if len(pieces) > _MOST_PIECES:
             pieces = [b"".join(pieces)]
         try:
+            self.marks[HEAD] = self.start
             sent = self._sock.sendmsg(pieces, ancillary, SEND)
         except BlockingIOError:
             sent = 0
@@ -289,7 +288,7 @@ class Channel:
         deadline = time.monotonic() + self._timeout
         view = memoryview(data)
         while sent < len(data):
-            listening = listening and self._end - self._start < 2 * self.max_message
+            listening = listening and self._end - self.start < 2 * self.max_message
             events = select.POLLOUT | (select.POLLIN if listening else 0)
             try:
                 ready = self._wait(events, deadline, f"the peer does not read {name}")
@@ -320,51 +319,62 @@ class Channel:
         return ready[0][1]
 
     def _parse(self) -> Message | None:
-        available = self._end - self._start
+        available = self._end - self.start
         if available < HEADER_SIZE:
+            self.marks[TAIL] = self._end
             return None
-        message_id, command, size, flags, error = HEADER.unpack_from(self._buffer, self._start)
+        message_id, command, size, flags, error = HEADER.unpack_from(self._buffer, self.start)
         if not HEADER_SIZE <= size <= self.max_message:
             raise FramingError(
                 f"{command_name(command)}: message size {size}, expected {HEADER_SIZE} to {self.max_message}",
                 None if flags & (MessageFlags.REPLY | MessageFlags.NO_REPLY) else (message_id, command),
             )
         if available < size:
+            self.marks[TAIL] = self._end
             self._make_room(size)
             return None
-        payload = self._view[self._start + HEADER_SIZE : self._start + size]
-        self._start += size
+        payload = self._view[self.start + HEADER_SIZE : self.start + size]
+        self.start += size
+        self.marks[TAIL] = 0
         self.position += size
-        return Message(message_id, command, flags, error, payload, self._take_fds() if self._fds else [])
-
-    def _take_fds(self) -> list[int]:
-        """Take the fds of the message that ends at the current position."""
-        taken: list[int] = []
-        while self._fds and self._fds[0][0] <= self.position:
-            taken += self._fds.pop(0)[1]
-        return taken
+        return Message(
+            message_id, command, flags, error, payload, self._fds.take(self.position) if self._fds.held else []
+        )
 
     def _make_room(self, size: int) -> None:
         """Make the buffer hold a message of ``size`` bytes that begins at the first buffered byte."""
-        if len(self._buffer) - self._start >= size:
+        if len(self._buffer) - self.start >= size:
             return
-        kept = self._end - self._start
+        kept = self._end - self.start
         if len(self._buffer) < size:
             larger = bytearray(size + _CHUNK)
-            larger[:kept] = self._view[self._start : self._end]
+            larger[:kept] = self._view[self.start : self._end]
             self._buffer, self._view = larger, memoryview(larger)
         else:
-            self._buffer[:kept] = bytes(self._view[self._start : self._end])
-        self._start, self._end = 0, kept
+            self._buffer[:kept] = bytes(self._view[self.start : self._end])
+            if self._journaled:
+                moved(self.marks, kept)
+                self._buffer[kept : self._end] = bytes(self._end - kept)
+        self.start, self._end = 0, kept
+
+    def _clean(self) -> None:
+        """Begin at the start of the buffer again: all that was received is done with."""
+        if self._end and self._journaled:
+            if self._end <= SHORT:
+                clear_short(self._buffer, 0)
+            else:
+                self._buffer[: self._end] = bytes(self._end)
+            clear_marks(self.marks, 0)
+        self.start = self._end = 0
 
     def _fill(self) -> bool:
         """Receive once, without waiting. Returns False if the socket was empty."""
         room = self._view
-        if self._start == self._end:
-            self._start = self._end = 0
+        if self.start == self._end:
+            self._clean()
         else:
             if len(self._buffer) - self._end < HEADER_SIZE:
-                self._make_room(len(self._buffer) - self._start + 1 if self._start == 0 else len(self._buffer))
+                self._make_room(len(self._buffer) - self.start + 1 if self.start == 0 else len(self._buffer))
             room = self._view[self._end :]
         try:
             count, ancillary, flags, _ = self._sock.recvmsg_into((room,), ANCILLARY, RECEIVE)
@@ -383,17 +393,8 @@ class Channel:
         self._end += count
         self.drained = self._end < len(self._buffer)
         if ancillary:
-            self._keep_fds(ancillary)
+            self._fds.keep(ancillary, self.position + self._end - self.start)
         if flags & CUT:
             raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
         if count == 0:
             raise Disconnected
-
-    def _keep_fds(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                usable = len(data) - len(data) % _FD.size
-                fds = [fd for (fd,) in _FD.iter_unpack(data[:usable])]
-                self._fds.append((self.position + self._end - self._start, fds))
-        if sum(len(fds) for _, fds in self._fds) > MOST_FDS_HELD:
-            raise FramingError(f"more than {MOST_FDS_HELD} file descriptors came with pieces of one message")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from vfio_user.channel import Channel, Message, close_fds
+from vfio_user.channel import Channel
 from vfio_user.constants import (
     IO_FDS,
     Command,
@@ -32,6 +32,7 @@ from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_region
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqInfo, SetIrqs
+from vfio_user.message import Message, close_fds
 from vfio_user.migration import DeviceFeature
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from vfio_user.channel import Message
 from vfio_user.constants import Command
 from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.message import Message
 from vfio_user.transfer import DmaAccess
 
 

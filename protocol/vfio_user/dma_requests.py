@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-from vfio_user.channel import Channel, Message, close_fds, command_name
+from vfio_user.channel import Channel
 from vfio_user.constants import Command, MessageFlags
 from vfio_user.errors import ProtocolError, RemoteError, Stalemate, TimedOut, VfioUserError
+from vfio_user.message import Message, close_fds, command_name
 from vfio_user.transfer import DmaAccess
 
 MOST_QUEUED = 1024  # commands that are kept while a DMA message waits for its reply

@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vfio_user.backend import Backend
-from vfio_user.channel import Message
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism
-from vfio_user.errors import ProtocolError
+from vfio_user.errors import FramingError, ProtocolError
 from vfio_user.fields import Fields
 from vfio_user.io_fds import ENTRY_48, ShadowIoEventFd, SubRegion, descriptors, mechanism, pack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.message import Message
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region
-from vfio_user.version import Capabilities
+from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
 _UNASKED = frozenset((Mechanism.IOEVENTFD, Mechanism.IOREGIONFD))  # mechanisms for a client that does not send io_fds
 LARGEST_ANSWER = 1 << 20  # the largest argsz that a client accepts from a server
@@ -38,6 +38,15 @@ class Getters:
         self._backend = backend
         self._regions = regions
         self._entry_size = entry_size
+
+    def version(self, message: Message, limits: Capabilities) -> tuple[Capabilities, Reply]:
+        """VERSION: what the client can take, and the answer. Raises FramingError for another major version."""
+        asked = Version.unpack(message.payload)
+        if asked.major != MAJOR:
+            raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
+        self.agree(asked.capabilities, limits)
+        ours = limits.within(asked.capabilities)
+        return asked.capabilities, Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
 
     def agree(self, client: Capabilities, limits: Capabilities) -> None:
         """Answer as this client can take it, and within ``limits``."""

@@ -18,6 +18,8 @@ What is left to do is to keep the order of events. These come before a reply:
   lists is cheap. If timers are armed, the wait knows when the next is due, so a driver that never stops polling
   delays none.
 
+The read is taken out of the buffer before the reply is sent, as :mod:`vfio_user.journal` asks for.
+
 If one of these does not hold, the loop ends. The received bytes stay in the channel, and take the way of any message.
 
 What was tried: the first wait was once inside this loop, which put every ring through it too. Replies once went
@@ -32,6 +34,7 @@ from collections.abc import Callable, Mapping
 
 from vfio_user.accesses import CheckedAccess
 from vfio_user.channel import ANCILLARY, CUT, PREFIX_SIZE, RECEIVE, SEND, Channel, Ready, unpack_prefix
+from vfio_user.journal import clear_read
 
 
 def answer_plain_reads(
@@ -50,7 +53,7 @@ def answer_plain_reads(
     if loan is None:
         return alone
     buffer, room, receive, send = loan
-    known = plain.get
+    known, blank = plain.get, clear_read
     while True:
         try:
             count, ancillary, flags, _ = receive(room, ANCILLARY, RECEIVE)
@@ -67,6 +70,7 @@ def answer_plain_reads(
         channel.position += count
         reply = message_id + access.reply + access.reader()
         try:
+            blank(buffer, 0)
             sent = send(reply, SEND)
         except OSError:
             sent = 0

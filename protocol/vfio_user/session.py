@@ -10,21 +10,26 @@ from typing import Any
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend, Late
-from vfio_user.channel import Channel, Message, Ready, close_fds
+from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
+from vfio_user.channel import Channel, Ready
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
-from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
+from vfio_user.dma import DmaTable
+from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.many_writes import write_many
+from vfio_user.message import Message, close_fds
 from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.tap import Tap, TappedChannel
-from vfio_user.transfer import MULTI, REGION_ACCESS, unpack_writes
-from vfio_user.version import MAJOR, MINOR, Capabilities, Version
+from vfio_user.transfer import REGION_ACCESS
+from vfio_user.version import Capabilities
 
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
@@ -57,13 +62,16 @@ class Session:
         io_fd_entry_size: int = ENTRY,
         timeout: float = 5.0,
         ledger: Ledger | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
         self._limits = limits
-        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout)
+        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
+        self._journal = journal
+        self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
@@ -74,8 +82,8 @@ class Session:
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
-            Command.DMA_MAP: self._dma_map,
-            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
+            Command.DMA_UNMAP: lambda message: answer_unmap(message, self.dma, backend),
             Command.DEVICE_GET_INFO: self._getters.device_info,
             Command.DEVICE_GET_REGION_INFO: self._getters.region_info,
             Command.DEVICE_GET_REGION_IO_FDS: lambda message: self._getters.io_fds(message, self._call),
@@ -95,6 +103,23 @@ class Session:
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
 
+    def finish(self, estate: Estate, *, again: bool) -> None:
+        """Finish the one command that the process before had begun, if it had. Call it after :meth:`take_over`.
+
+        An access is done ``again``, or answered with an error. Other commands are done again: that is harmless.
+        """
+        if self._journal is None:
+            return
+        message, self._orphans = begun(self._journal, self._channel, estate)
+        if message is None:
+            return
+        prepare(message, self)
+        if again or message.command not in ACCESSES:
+            self._handle(message)
+        else:
+            close_fds(message.fds)
+            self._refuse(message.id, message.command, died(message), not message.flags & _NO_REPLY)
+
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._channel.fileno()
@@ -105,7 +130,7 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        channel = self._channel.plain if isinstance(self._channel, TappedChannel) else self._channel
+        channel = self._channel.untapped() if isinstance(self._channel, TappedChannel) else self._channel
         self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
 
     def settle(self) -> None:
@@ -170,18 +195,22 @@ class Session:
         self.irqs.clear()
         self._dma_requests.close()
         self._channel.close()
+        if self._journal is not None:
+            self._journal.close()
 
     # -- one command
 
     def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
         """Do a read or a write, and answer it. New accesses and known ones both come here."""
-        reply, writer, dma_requests = access.reply, access.writer, self._dma_requests
+        reply, writer, dma_requests, channel = access.reply, access.writer, self._dma_requests, self._channel
+        marks, end = channel.marks, channel.start
         access.times += 1
         before = dma_requests.answering
         try:
             if reply:
                 dma_requests.answering = access.command
                 self._flush()
+            marks[BUSY] = end
             try:
                 if writer is not None:
                     writer(data)
@@ -193,6 +222,7 @@ class Session:
             except VfioUserError:
                 raise
             except Late as late:
+                channel.done()
                 self._late.expect(late, message_id, access)
                 return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
@@ -201,7 +231,9 @@ class Session:
             self._refuse(int.from_bytes(message_id, "little"), access.command, error, bool(reply))
         else:
             if reply:
-                self._channel.send_whole(message_id + reply + found)
+                channel.send_whole(message_id + reply + found)
+            else:
+                marks[HEAD] = end
         finally:
             dma_requests.answering = before
 
@@ -224,14 +256,18 @@ class Session:
 
     def _handle(self, message: Message) -> None:
         """Handle a message, and close the descriptors that nobody has taken."""
+        kept = bool(message.fds)
+        if kept:
+            self._ledger.keep(Kept(BEGUN, {"id": message.id, "command": message.command}, tuple(message.fds)))
         try:
             if message.command in _ACCESSES and message.flags & 0xF != _REPLY:
                 self._access(message)
             else:
                 self._act(message)
         finally:
-            if message.fds:
+            if kept:
                 close_fds(message.fds)
+                self._ledger.drop(BEGUN)
 
     def _access(self, message: Message) -> None:
         """Check a read or a write that is not known yet, and do it."""
@@ -245,6 +281,7 @@ class Session:
     def _act(self, message: Message) -> None:
         flags = message.flags
         if flags & 0xF == _REPLY:
+            self._channel.done()
             return  # a late reply to a DMA message that was given up
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
@@ -259,17 +296,22 @@ class Session:
             dma_requests.answering = before
 
     def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
+        self._channel.begun()
         try:
             reply = self._answer(message)
         except VfioUserError as error:
             self._refuse(message.id, message.command, error, wants_reply)
             return
-        if wants_reply:
+        if not wants_reply:
+            self._channel.done()
+        else:
             self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
 
     def _refuse(self, message_id: int, command: int, error: VfioUserError, wants_reply: bool) -> None:
         """Report a refusal: the errno to the client, the error to the backend. Raises it if the connection must end."""
-        if wants_reply:
+        if not wants_reply:
+            self._channel.done()
+        else:
             self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
         if isinstance(error, FramingError):
             raise error
@@ -280,6 +322,8 @@ class Session:
         if message.command == Command.VERSION and self.client is None and not message.flags & 0xF:
             return self._version(message)
         self._admit(message)
+        if self._channel.position <= self._orphans and lacks_fds(message):
+            raise died(message)
         handler = self._handlers.get(message.command)
         if handler is None:
             raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
@@ -295,14 +339,10 @@ class Session:
             raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
 
     def _version(self, message: Message) -> Reply:
-        asked = Version.unpack(message.payload)
-        if asked.major != MAJOR:
-            raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
-        ours = self._limits.within(asked.capabilities)
-        self._ledger.keep(Kept("version", asked.capabilities.to_json()))
-        self.client = asked.capabilities
-        self._getters.agree(self.client, self._limits)
-        return Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
+        asked, reply = self._getters.version(message, self._limits)
+        self._ledger.keep(Kept("version", asked.to_json()))
+        self.client = asked
+        return reply
 
     def _set_irqs(self, message: Message) -> Reply:
         request = SetIrqs.unpack(message.payload)
@@ -310,49 +350,10 @@ class Session:
         self._backend.irqs_changed(request.index)
         return _DONE
 
-    def _dma_map(self, message: Message) -> Reply:
-        request = DmaMap.unpack(message.payload)
-        if len(message.fds) > 1:
-            raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
-        self.dma.map(request, message.fds.pop() if message.fds else None)
-        self._backend.dma_changed(request)
-        return _DONE
-
-    def _dma_unmap(self, message: Message) -> Reply:
-        request = DmaUnmap.unpack(message.payload)
-        ranges = self.dma.inside(request)
-        if ranges.start < ranges.stop:
-            self._backend.before_unmap()
-            self.dma.unmap(ranges)
-            self._backend.dma_changed(request)
-        return Reply([request.pack()])
-
     def _write_multi(self, message: Message) -> Reply:
-        """Do the writes of a REGION_WRITE_MULTI. All are checked before the first; the reply says how many were done.
-
-        The first write that the device refuses ends the command. Under No_reply the client cannot learn of it, so the
-        others are still done, each as a posted REGION_WRITE.
-        """
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
-        self._accesses.many_come()
-        checked = self._accesses.write_among_many
-        writes = [(checked(region, at, len(data)), data) for region, at, data in unpack_writes(message.payload)]
-        done = 0
-        for access, data in writes:
-            assert access.writer is not None
-            access.times += 1
-            try:
-                self._call(access.command, access.writer, memoryview(data))
-            except VfioUserError as error:
-                if message.flags & _NO_REPLY:
-                    self._refuse(message.id, message.command, error, wants_reply=False)
-                    continue
-                if done == 0:
-                    raise
-                break
-            done += 1
-        return Reply([MULTI.pack(done)])
+        return write_many(message, self._accesses, self._call, self._refuse)
 
     def _reset(self, message: Message) -> Reply:
         if len(message.payload):

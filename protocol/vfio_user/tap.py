@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vfio_user.channel import PREFIX_SIZE, Channel, Loan, Message, T
+from vfio_user.channel import PREFIX_SIZE, Channel, Loan, T
+from vfio_user.message import Message
 
 Piece = bytes | bytearray | memoryview
 
@@ -31,8 +32,13 @@ class TappedChannel(Channel):
     def __init__(self, channel: Channel, tap: Tap) -> None:
         self.__dict__ = channel.__dict__
         self._tap = tap
-        self.plain = channel
-        """The channel without the tap."""
+        self._plain = channel
+
+    def untapped(self) -> Channel:
+        """The channel without the tap, of which nothing is left. This one must not be used any more."""
+        channel = self._plain
+        del self._tap, self._plain
+        return channel
 
     def lend(self) -> Loan | None:
         """Nothing: each read of a register must be shown too."""
@@ -43,7 +49,7 @@ class TappedChannel(Channel):
         found = super().recall(known)
         if found is not None:
             _, _, data = found
-            self._tap.received((self._view[self._start - PREFIX_SIZE - len(data) : self._start],), 0)
+            self._tap.received((self._view[self.start - PREFIX_SIZE - len(data) : self.start],), 0)
         return found
 
     def send_whole(self, message: bytes, listening: bool = True) -> None:
@@ -56,8 +62,8 @@ class TappedChannel(Channel):
         super()._send_pieces(pieces, size, fds, name, listening)
 
     def _parse(self) -> Message | None:
-        start = self._start
+        start = self.start
         message = super()._parse()
         if message is not None:
-            self._tap.received((self._view[start : self._start],), len(message.fds))
+            self._tap.received((self._view[start : self.start],), len(message.fds))
         return message

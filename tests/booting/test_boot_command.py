@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bellwired.commands import boot, boot_devices, boot_prepare, show
-from bellwired.commands.boot_devices import call, share_out
+from bellwired.commands.boot_devices import call, share_filters, share_out
 from bellwired.commands.cli import main, parser
 from bellwired.errors import CommandError
 from bellwired.guest.errors import MachineError
@@ -85,6 +85,23 @@ def test_an_option_is_for_the_device_that_it_names_or_the_only_one() -> None:
 def test_an_option_of_no_known_device_is_refused(option: str, names: list[str], hint: str) -> None:
     with pytest.raises(CommandError, match=f"-o {option}") as caught:
         share_out([option], names)
+    assert caught.value.hint == hint
+
+
+def test_filters_and_faults_are_for_the_device_that_they_name_or_the_only_one() -> None:
+    assert share_filters("--filter", ["nvme.delay:read=1.5s", "trace"], ["nvme"]) == {
+        "nvme": ["delay:read=1.5s", "trace"]
+    }
+    both = ["nvme", "copier"]
+    assert share_filters("--fault", ["copier../my.toml"], both) == {"nvme": [], "copier": ["./my.toml"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"), [(["nvme", "edu"], "begin with one of nvme., edu."), ([], "name a device first")]
+)
+def test_a_filter_before_no_known_device_is_refused(names: list[str], hint: str) -> None:
+    with pytest.raises(CommandError, match="before which device") as caught:
+        share_filters("--filter", ["delay:read=1.5s"], names)
     assert caught.value.hint == hint
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.cli import main
-from daemon.commands import PATIENCE, started
+from daemon.commands import PATIENCE, bellwire, started
 from daemon.test_foreground import Running, made, words
 
 pytestmark = pytest.mark.daemon
@@ -47,3 +47,10 @@ def test_at_the_end_it_prints_what_filters_have_found(tmp_path: Path) -> None:
     )
     assert "The filter mistakes has found:" in said
     assert "1 a write of 4 bytes at BAR0+0x800, where nothing is\n" in said
+
+
+def test_a_filter_that_cannot_start_is_an_error_of_one_line(tmp_path: Path) -> None:
+    ended = bellwire(*words(made(tmp_path), "--name", "dut", "--filter", "trace:only=nosuch"))
+    assert ended.returncode == 1
+    assert "nosuch" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -21,7 +21,7 @@ from bellwire.network.tap import TapEnd
 from bellwire.pieces import MOST_PIECES, after, one_call, write
 from bellwire.storage import Disk
 from vfio_user import Channel, VfioUserError
-from vfio_user.channel import KERNEL_MAX_FDS
+from vfio_user.received_fds import KERNEL_MAX_FDS
 
 MANY = 3 * MOST_PIECES + 7
 DATA = bytes(number * 5 % 251 for number in range(MANY))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faults_page
+from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.faults.scenario import parse_scenario
 from docs.documents import DOCS, blocks
 
@@ -18,6 +19,7 @@ def test_the_page_has_all_tables() -> None:
     assert all(f"<!-- faults: {name} -->" in PAGE.read_text() for name in faults_page.parts())
 
 
-def test_the_scenario_of_the_page_is_one() -> None:
-    (block,) = blocks(PAGE, "toml")
-    assert len(parse_scenario(block.text, "mine").fault) == 2
+def test_the_scenarios_of_the_page_are_such() -> None:
+    found = [parse_scenario(block.text, "mine") for block in blocks(PAGE, "toml")]
+    assert [len(each.fault) for each in found] == [2, 1]
+    assert all(each.faults(VirtioNet) for each in found)

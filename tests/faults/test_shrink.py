@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bellwire.faults.shrink import shrink
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=24), st.data())
 def test_what_is_left_are_the_changes_that_it_takes(changes: list[int], data: st.DataObject) -> None:
     places = list(enumerate(changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
@@ -23,6 +24,98 @@ def test_a_filter_that_raises_is_taken_out_and_the_device_goes_on(caplog: pytest
         assert len(guest.filters) == 0
         assert guest.filters.failures == {"broken": "ValueError: of mine"}
         assert "filter broken failed, and is taken out: ValueError: of mine" in caplog.text
+
+
+class Hold(Filter):
+    """Holds every write for ever."""
+
+    delays = True
+
+    def before_write(self, write: Write) -> None:
+        write.delay(math.inf)
+
+
+def test_what_a_filter_holds_goes_on_when_it_is_taken_out_and_not_when_another_is() -> None:
+    hold, look = Hold(), All()
+    with Guest(Copier, filters=[look, hold]) as guest:
+        guest.write(Copier.low, 1)
+        guest.filters.remove(look)
+        assert guest.device.low == 0
+        guest.filters.remove(hold)
+        assert guest.device.low == 1
+
+
+def test_a_filter_sees_nothing_after_it_was_taken_out() -> None:
+    class After(Filter):
+        seen = 0
+
+        def after_write(self, write: Write) -> None:
+            self.seen += 1
+
+    after, hold = After(), Hold()
+    with Guest(Copier, filters=[after, hold]) as guest:
+        guest.write(Copier.low, 1)
+        guest.filters.remove(after)
+        guest.filters.remove(hold)
+        assert (after.seen, guest.device.low) == (0, 1)
+
+
+def test_what_a_filter_holds_goes_on_when_it_raises() -> None:
+    class Raises(Hold):
+        def start(self) -> None:
+            self.after(0.001, self.fail)
+
+        def fail(self) -> None:
+            raise ValueError("of mine")
+
+    with Guest(Copier, filters=[Raises()]) as guest:
+        guest.write(Copier.low, 1)
+        guest.write(Copier.high, 2)
+        assert (guest.device.low, guest.device.high) == (0, 0)
+        guest.advance(0.001)
+        assert (guest.device.low, guest.device.high) == (1, 2)
+        assert guest.filters.failures == {"raises": "ValueError: of mine"}
+
+
+def test_an_event_on_its_way_may_release_the_others() -> None:
+    class Once(Filter):
+        delays = True
+
+        def before_write(self, write: Write) -> None:
+            write.delay(0.001 if write.value == 1 else math.inf)
+
+        def after_write(self, write: Write) -> None:
+            self.release()
+
+    with Guest(Copier, filters=[Once()]) as guest:
+        for value in (1, 2, 3):
+            guest.write(Copier.low, value)
+        assert guest.device.low == 0
+        guest.advance(0.001)
+        assert guest.device.low == 3
+        assert len(guest.filters.arrivals) == 0
+
+
+def test_a_reset_on_its_way_drops_what_waits_behind_it_once() -> None:
+    class Slow(Filter):
+        delays = True
+
+        def before_config_write(self, write: Write) -> None:
+            write.delay(0.001)
+
+        def before_read(self, read: Read) -> None:
+            read.delay(0)
+
+    with Guest(Copier, filters=[Slow()]) as guest:
+        express = guest.device.core.config.at[
+            0x10
+        ]  # Device Control has the bit that resets the function (PCIe 6.0 §7.5.3.4)
+        guest.advance(0.01)
+        guest.device.low = 5
+        guest.config_write(express + 8, 1 << 15, 2)
+        guest.write(Copier.low, 9)
+        guest.advance(0.001)
+        assert guest.device.low == 0
 
 
 def test_an_error_of_a_strict_filter_goes_to_the_caller() -> None:

@@ -152,7 +152,7 @@ SESSIONS: dict[str, Session] = {
     "bell": of_registers(Bell),
     "edu": of_registers(Edu),
     "serial": of_registers(Serial, backend="null"),
-    "nvme registers": of_registers(Nvme, size=MEMORY),
+    "nvme registers": of_registers(Nvme, size=MEMORY, serial="TEST0001"),
     "nvme": of_commands,
     "echo split": of_rings(Echo, "split-event"),
     "echo packed": of_rings(Echo, "packed-event"),

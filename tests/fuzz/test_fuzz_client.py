@@ -10,8 +10,8 @@ import threading
 from fuzz.fuzzing import fuzz, mutated
 from protocol.backend import MAPPED, PLAIN, FakeDevice, served
 from vfio_user import Client, FeatureFlags, IrqIndex, VfioUserError
-from vfio_user.channel import close_fds
 from vfio_user.io_fds import IoEventFd, descriptors
+from vfio_user.message import close_fds
 
 
 def talk(client: Client) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vfio_user import Channel, Command, MessageFlags, VfioUserError
-from vfio_user.channel import Message, close_fds, command_name
+from vfio_user.message import Message, close_fds, command_name
 
 REMEMBERED = 4000  # messages
 SHOWN = 80

@@ -18,10 +18,11 @@ pytestmark = [pytest.mark.guest, pytest.mark.long]
 TRUSTING = """
 first=$(head -n 1 /sys/bus/pci/devices/0000:00:01.0/resource | cut -d ' ' -f 1)
 for n in 1 2 3 4 5 6 7 8 9 10; do
-    [ "$(devmem $((first + 8)) 32)" = 0x00010400 ] || echo c >/proc/sysrq-trigger
+    version=$(devmem $((first + 8)) 32)
+    [ $version = 0x00010400 ] || [ $version = 0xFFFFFFFF ] || echo c >/proc/sysrq-trigger
 done
 """
-"""A driver in the shell: it brings the machine down when VS is not what it was."""
+"""A driver in the shell: it brings the machine down when VS is not what it was, and the device is there."""
 
 
 def test_a_driver_that_trusts_a_register_is_caught(tools: Toolbox, tmp_path: Path) -> None:

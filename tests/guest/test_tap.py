@@ -12,7 +12,7 @@ import pytest
 
 from tap import Tap
 from vfio_user import Channel, Command, MessageFlags
-from vfio_user.channel import Message
+from vfio_user.message import Message
 
 LARGE = 1 << 19
 PATIENCE = 20.0

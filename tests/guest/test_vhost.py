@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import select
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +17,11 @@ import pytest
 
 import vhost_backends
 from attached import Device, Served
+from bellwire.virtio.transport import NOTIFY
 from bellwired.guest.toolbox import Toolbox
-from comings import TALK
-from linux import Outcome
-from rendezvous import joined
+from doorbells import written
+from linux import Guest
+from patched import PatchedToolbox
 from vhost_backends import ADDRESS, GATEWAY, BackEnd
 
 pytestmark = pytest.mark.guest
@@ -31,7 +31,10 @@ URL = f"http://{GATEWAY}:{PORT}/"
 CONTENT = os.urandom(1 << 20) * 8
 """What the network's far end gives."""
 
-SCRIPT = f"""{TALK}
+SCRIPT = f"""
+part() {{ echo "== $1"; }}
+await() {{ n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 2000 ] || fail "$1"; sleep 0.02; done; }}
+fail() {{ echo "never: $1"; exit 1; }}
 writes() {{ set -- $(cat /sys/block/vda/stat); echo $5; }}
 fetch() {{ n=0; until wget -q -T 5 -O /tmp/got {URL}; do n=$((n + 1)); [ $n -lt 20 ] || exit 9; done; }}
 part folder
@@ -45,7 +48,7 @@ await "[ -b /dev/vda ]"
 (fio --name=w --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=1 \\
     --size=4m --verify=crc32c --output-format=terse >/tmp/fio 2>&1; echo $? >/tmp/fio-status) &
 await '[ $(writes) -gt 100 ]'
-say blk
+part 'kill blk'
 await "[ -s /tmp/fio-status ]"
 cat /tmp/fio-status
 fio --name=v --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=16 \\
@@ -56,17 +59,17 @@ ip link set eth0 up
 ip addr add {ADDRESS}/24 dev eth0
 fetch
 sha256sum </tmp/got
-part killed
 (while cat /shared/given >/dev/null; do touch /tmp/read; done 2>/tmp/lost; touch /tmp/stopped) &
 await "[ -e /tmp/read ]"
-say fs
+part 'kill fs'
 await "[ -e /tmp/stopped ]"
 umount -l /shared
 mount -t virtiofs host /shared || exit 5
 sha256sum </shared/given
-(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done) 2>/dev/null &
+(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done; touch /tmp/broken) 2>/dev/null &
 await "[ -e /tmp/once ]"
-say net
+part 'kill net'
+await "[ -e /tmp/broken ]"
 fetch
 sha256sum </tmp/got
 dmesg | grep -E 'Oops|BUG|Call Trace|I/O error'
@@ -129,41 +132,51 @@ def farm(tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served]) -> I
         yield Farm(folder, image, back_ends, devices)
 
 
-def kill_each(farm: Farm, line: Path) -> None:
-    """Kill the back end that the guest names, and start it again."""
-    with joined(line) as far, far.makefile("rb") as said:
-        for name in KILLED:
-            assert said.readline().decode().strip() == name
-            back_end = farm.back_ends[name]
-            back_end.kill()
-            select.select([], [], [], 0.5)
-            back_end.start()
-            far.sendall(b"go on\n")
+def kill_each(farm: Farm, output: Path, stop: threading.Event) -> None:
+    """Kill the back end that the guest names in its output, and start it again."""
+    for name in KILLED:
+        while not (output.exists() and f"== kill {name}\n" in output.read_text()):
+            if stop.wait(0.02):
+                return
+        farm.back_ends[name].kill()
+        stop.wait(0.5)
+        farm.back_ends[name].start()
 
 
 MODULES = ["virtiofs", "virtio_blk", "virtio_net"]
 
 
-def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(linux: Callable[..., Outcome], farm: Farm) -> None:
-    line = farm.folder.parent / "line"
-    with ThreadPoolExecutor(1) as visitor:
-        visited = visitor.submit(kill_each, farm, line)
-        outcome = linux(
-            SCRIPT,
-            *farm.devices,
-            modules=MODULES,
-            programs=["usr/bin/fio"],
-            arguments=("-serial", f"unix:{line},server=on,wait=off"),
-            timeout=150,
-        )
-        visited.result()
+@pytest.fixture(params=["stock", pytest.param("patched", marks=pytest.mark.long)])
+def machine(request: pytest.FixtureRequest) -> Toolbox:
+    """The tools with Debian's QEMU, whose kicks are messages, and with ours, whose kicks the back ends get."""
+    found: Toolbox = request.getfixturevalue("tools" if request.param == "stock" else "patched_tools")
+    return found
+
+
+def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(
+    machine: Toolbox, farm: Farm, tmp_path: Path, tell: Callable[..., None]
+) -> None:
+    guest = Guest(machine, tmp_path)
+    tell(guest.report)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as killer, contextlib.ExitStack() as stack:
+        killing = killer.submit(kill_each, farm, tmp_path / "output", stop)
+        stack.callback(stop.set)
+        outcome = guest.run(SCRIPT, farm.devices, modules=MODULES, programs=["usr/bin/fio"], timeout=150)
+        killing.result()
     digest = f"{hashlib.sha256(CONTENT).hexdigest()}  -"
     assert outcome.output.splitlines() == [
         *("== folder", digest),
-        *("== disk", "0", "0"),
+        *("== disk", "== kill blk", "0", "0"),
         *("== network", digest),
-        *("== killed", digest, digest),
+        *("== kill fs", digest),
+        *("== kill net", digest),
     ]
     assert outcome.status == 0
     assert len(list((farm.folder / "tree").iterdir())) == 200
     assert all("a back end is there again" in device.log for device in farm.devices)
+    kicks = [sum(region == 0 and offset >= NOTIFY for region, offset in written(device)) for device in farm.devices]
+    if isinstance(machine, PatchedToolbox):
+        assert kicks == [0, 0, 0], "each kick went to the back end"
+    else:
+        assert all(kicks)

@@ -9,7 +9,7 @@ import pytest
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.events import Event
 from bellwire.bundled.nvme.queue_set import QueueSet
-from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
+from bellwire.bundled.nvme.queues import BATCH_STATE, CompletionQueue, SubmissionQueue, place_batches
 from bellwire.testing import Guest
 from nvme.driver import Driver
 
@@ -62,6 +62,7 @@ def test_a_head_that_makes_room_wakes_those_that_have_commands(queues: QueueSet)
 
 def test_commands_are_fetched_up_to_the_end_of_the_ring(guest: Guest[Nvme], driver: Driver) -> None:
     queue = SubmissionQueue()
+    place_batches([queue], memoryview(bytearray(BATCH_STATE)))
     queue.running, queue.deleter, queue.tail = 5, 6, 7
     queue.create(0x8000, 4, 2)
     assert (queue.base, queue.size, queue.cqid) == (0x8000, 4, 2)
@@ -75,8 +76,9 @@ def test_commands_are_fetched_up_to_the_end_of_the_ring(guest: Guest[Nvme], driv
     assert (queue.fetch(dma, 16), queue.head) == (entries[1] + entries[2], 3)
     queue.tail = 1
     assert (queue.fetch(dma, 16), queue.head) == (entries[3], 0)
-    queue.give_back(2)
-    assert queue.head == 2
+    queue.give_back(1)
+    assert queue.head == 3
+    assert queue.reopen() == []
     assert queue.fetch(dma, 0) == b""
 
 

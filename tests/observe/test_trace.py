@@ -133,7 +133,7 @@ def test_a_rate_limit_leaves_out_the_rest_of_a_second_and_counts_it(monkeypatch:
         ("so*", "", ["source"]),
         ("mmio", "source", ["status"]),
         ("write", "", ["source"]),
-        ("irq.sent, go", "", ["go", "MSI-X 1"]),
+        ("irq.sent+go", "", ["go", "MSI-X 1"]),
         ("", "mmio ring dma irq hook config client map reset", []),
         ("mmio.*", "dma", ["source", "go", "status"]),
     ],

@@ -21,7 +21,7 @@ from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
 METHODS = {
-    "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
+    "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Move", "Reset", "Set", "Reload",
     "Registers", "Maps", "Poke", "Interrupt", "Statistics", "Configuration", "Folders", "Log", "Monitor", "Trace",
     "Capture", "StopCapture", "Filters", "AddFilter", "RemoveFilter",
 }  # fmt: skip
@@ -358,8 +358,9 @@ def as_user(user: str, groups: list[int], work: Callable[[], Any]) -> Iterator[A
 def errors_of(path: Path) -> dict[str, str]:
     """What each method says to us; an empty text for success."""
     said = {}
-    for method in ("List", "Describe", "Registers", "Reset", "Stop", "Reload"):
+    for method in ("List", "Describe", "Registers", "Filters", "Reset", "Stop", "Reload", "AddFilter"):
         parameters = {} if method in ("List", "Reload") else {"name": "one"}
+        parameters |= {"filter": "count"} if method == "AddFilter" else {}
         try:
             with Varlink(path) as caller:
                 caller.call(method, **parameters)
@@ -396,7 +397,7 @@ def test_only_members_of_the_control_group_may_look_and_they_change_nothing(inst
         assert (path.stat().st_gid, path.stat().st_mode & 0o777) == (grp.getgrnam("games").gr_gid, 0o660)
         with as_user("nobody", [grp.getgrnam("games").gr_gid], lambda: errors_of(path)) as said:
             assert said == {
-                "List": "", "Describe": "", "Registers": "",
+                "List": "", "Describe": "", "Registers": "", "Filters": "", "AddFilter": "PermissionDenied",
                 "Reset": "PermissionDenied", "Stop": "PermissionDenied", "Reload": "PermissionDenied",
             }  # fmt: skip
         assert instance.describe("one")["state"] == "running"

@@ -35,7 +35,7 @@ from vfio_user import (
     VfioUserError,
     Writer,
 )
-from vfio_user.channel import close_fds
+from vfio_user.message import close_fds
 
 DEADLINE = 5.0
 HEADER = struct.Struct("<HHIII")

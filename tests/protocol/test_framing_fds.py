@@ -22,7 +22,8 @@ from protocol.backend import (
     take,
 )
 from vfio_user import Channel, Command, FramingError, VfioUserError
-from vfio_user.channel import MOST_FDS_HELD, close_fds
+from vfio_user.message import close_fds
+from vfio_user.received_fds import MOST_FDS_HELD
 
 
 @pytest.mark.parametrize("at", [0, 1, 15, 16, 17, 30, 31])

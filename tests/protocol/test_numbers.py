@@ -8,7 +8,6 @@ import pytest
 
 from vfio_user import (
     accesses,
-    channel,
     constants,
     dma,
     dma_requests,
@@ -16,7 +15,9 @@ from vfio_user import (
     getters,
     io_fds,
     ioregionfd,
+    journal,
     mapping,
+    received_fds,
     regions,
     version,
 )
@@ -59,7 +60,7 @@ def test_flags_of_the_kernel_are_the_kernels() -> None:
     assert (io_fds.REGION_PIO, io_fds.POSTED_WRITES) == (1, 2)
     assert (ioregionfd.READ, ioregionfd.WRITE, ioregionfd.SIZE) == (0, 1, 32)
     assert errors.LARGEST_ERRNO == 4095
-    assert channel.KERNEL_MAX_FDS == 253
+    assert received_fds.KERNEL_MAX_FDS == 253
     assert regions.SPARSE_MMAP == 1
 
 
@@ -74,5 +75,5 @@ def test_what_a_peer_may_make_us_keep_is_bounded() -> None:
     assert queued == (1024, 16 << 20, 512)
     assert (accesses.MOST_KNOWN, dma_requests.LARGEST_READ) == (1024, 64 << 10)
     assert (mapping.MOST_PIECES, mapping.MOST_JOINED) == (256, 4096)
-    assert (channel.SPARE, channel.MOST_FDS_HELD, getters.LARGEST_ANSWER) == (4096, 506, 1 << 20)
+    assert (journal.SPARE, received_fds.MOST_FDS_HELD, getters.LARGEST_ANSWER) == (4096, 506, 1 << 20)
     assert (version.LARGEST_JSON, version.QEMU_REPLY, io_fds.MOST_ENTRIES) == (4096, 214, 4096)

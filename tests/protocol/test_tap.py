@@ -105,6 +105,7 @@ def test_a_tap_comes_and_goes_while_the_client_is_connected(link: Link) -> None:
         link.session.tap(tap)
         link.ok(READ, access(8, 4))
     assert (len(first.messages), len(second.messages)) == (2, 2)
+    assert "_tap" not in vars(link.session._channel)
 
 
 def test_a_message_that_was_half_there_when_the_tap_came_is_shown(link: Link) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from bellwire.bundled.vhost import Vhost
+from bellwire.vhost.messages import Request
 from vhost.program import Program
 from virtio.driver import Driver
 
@@ -57,3 +59,9 @@ def memfd() -> Iterator[Callable[[int], int]]:
             return fd
 
         yield make
+
+
+@pytest.fixture
+def refusal() -> Callable[[Request], bytes]:
+    """The answer of a back end that refuses a request."""
+    return lambda request: struct.pack("<IIIQ", request, 5, 8, 1)

@@ -120,6 +120,10 @@ class Program:
         assert self.channel is not None
         self.channel.send(HEADER.pack(request, flags, len(payload)) + payload)
 
+    def pause(self, seconds: float) -> None:
+        """Be slow, on its thread."""
+        threading.Event().wait(seconds)
+
     # -- its thread
 
     def _run(self) -> None:
@@ -174,7 +178,10 @@ class Program:
             self.track = None
 
     def _handle(self, connection: socket.socket) -> bool:
-        head, fds, _, _ = socket.recv_fds(connection, HEADER.size, 8)
+        try:
+            head, fds, _, _ = socket.recv_fds(connection, HEADER.size, 8)
+        except ConnectionResetError:  # the front end has not read all
+            return False
         if len(head) < HEADER.size:
             return False
         number, flags, size = HEADER.unpack(head)

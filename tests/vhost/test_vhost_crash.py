@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from bellwire.bundled.vhost import Vhost
+from bellwire.vhost.errors import BackendLost
 from bellwire.vhost.messages import ProtocolFeature
+from bellwire.vhost.resume import base_of, set_base
 from bellwire.virtio import Feature, Status
+from killing import remains, succeed
 from vhost.program import EVERYTHING, USUAL, Program
-from vhost.test_vhost_device import VECTOR, Attach, Start, answers, until
+from vhost.test_vhost_device import PATIENCE, VECTOR, Attach, Start, answers, until
 from virtio.driver import Driver
+from virtio.echo import Echo
+from virtio.rings import SplitQueue
 
 UNTRACKED = EVERYTHING & ~ProtocolFeature.INFLIGHT_SHMFD
 
@@ -155,3 +163,39 @@ def test_a_snapshot_without_a_back_end_says_that_the_place_is_unknown(start: Sta
     driver.guest.restore(snapshot)
     start(protocol=UNTRACKED)
     assert answers(driver, 2) == [b"ba", b"dc"]
+
+
+def test_the_successor_of_a_worker_that_died_goes_on_with_the_rings(start: Start, attach: Attach, place: Path) -> None:
+    program = start(protocol=UNTRACKED)
+    driver = attach()
+    driver.start()
+    for _ in range(3):
+        send(driver, b"ab")
+        assert answers(driver) == [b"ba"]
+    program.holds = True
+    send(driver, b"cd")
+    until(driver, lambda: program.rings[0].held)
+    left = remains(driver.guest)
+    driver.close()
+    program.holds = False
+    queue = driver.queues[0]
+    assert isinstance(queue, SplitQueue)
+    with succeed(left, Vhost, backend=f"unix:{place}", type="rng") as guest:
+        deadline = time.monotonic() + PATIENCE
+        while guest.memory[queue.ring + 2] != 4:
+            assert time.monotonic() < deadline
+            guest.poll(0.01)
+        assert b"dc" in bytes(guest.memory)
+
+
+@pytest.mark.parametrize("base", [0x8003_8002, 0x0001_0001])
+def test_the_base_of_a_packed_ring_has_both_positions_and_wrap_counters(base: int) -> None:
+    with Driver(Echo) as driver:
+        driver.start({Feature.RING_PACKED})
+        queue = driver.device.virtqueues[0]
+        set_base(queue, base, packed=True)
+        assert base_of(queue, packed=True) == base
+        assert (queue.next, queue.next_wrap) == (base & 0x7FFF, base >> 15 & 1)
+        assert (queue.used, queue.used_wrap) == (base >> 16 & 0x7FFF, base >> 31)
+        with pytest.raises(BackendLost, match="beyond a ring of 16"):
+            set_base(queue, 16, packed=True)

@@ -18,7 +18,7 @@ from bellwired import terminal
 from bellwired.commands import boot_devices, boot_own, boot_prepare, show
 from bellwired.commands.boot_reports import Reported
 from bellwired.commands.boot_terminal import Screen, converse
-from bellwired.commands.completion import KINDS, completed
+from bellwired.commands.completion import FILTERS, KINDS, SCENARIOS, completed
 from bellwired.errors import CommandError
 from bellwired.guest.build import BuildError
 from bellwired.guest.decode import Decoder
@@ -69,6 +69,24 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="set an option of a device (repeat it for more)",
     )
+    stands = parser.add_argument(
+        "--filter",
+        dest="filters",
+        metavar="[DEVICE.]FILTER",
+        action="append",
+        default=[],
+        help="put a filter between the guest and a device, as in trace or delay:read=2ms (repeat it for more)",
+    )
+    scenario = parser.add_argument(
+        "--fault",
+        dest="faults",
+        metavar="[DEVICE.]SCENARIO",
+        action="append",
+        default=[],
+        help="let a device fail as a scenario says (repeat it for more). bellwire fault --list lists them",
+    )
+    completed(stands, FILTERS)
+    completed(scenario, SCENARIOS)
     parser.add_argument(
         "--module",
         dest="modules",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from bellwired.places import Places
 from bellwired.settings import NAME
 from bellwired.sources import is_path
 
+CHANGES = {"-o": "set", "--filter": "filter", "--fault": "fault"}
+"""The commands that change what these flags set."""
 ANSWER = 10.0  # seconds for a daemon to answer
 FIRST_SLOT, MOST = 1, 15
 """Devices: the slots of the machine's bus that are left for them."""
@@ -33,15 +36,20 @@ def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
     if arguments.root_port and len(words) > MOST_ROOT_PORTS:
         raise CommandError(f"--root-port: {len(words)} devices, and the machine has {MOST_ROOT_PORTS} root ports")
     called = call(words)
-    given = share_out(arguments.options, list(called))
+    given = {
+        "-o": share_out(arguments.options, list(called)),
+        "--filter": share_filters("--filter", arguments.filters, list(called)),
+        "--fault": share_filters("--fault", arguments.faults, list(called)),
+    }
     paths = {}
     for name, word in called.items():
         socket = running(word, places)
+        own = [(flag, each) for flag, shared in given.items() for each in shared[name]]
         if socket is None:
-            options = [each for option in given[name] for each in ("-o", option)]
-            paths[name] = served.add(Wanted(name, word, [*options, *flags]))
-        elif given[name]:
-            raise CommandError(f"-o {given[name][0]}: {word} runs already", f"bellwire set {word} changes its options")
+            paths[name] = served.add(Wanted(name, word, [*itertools.chain.from_iterable(own), *flags]))
+        elif own:
+            flag, each = own[0]
+            raise CommandError(f"{flag} {each}: {word} runs already", f"bellwire {CHANGES[flag]} changes that")
         else:
             paths[name] = socket
     return paths
@@ -94,6 +102,21 @@ def share_out(options: Sequence[str], called: Sequence[str]) -> dict[str, list[s
             raise CommandError(f"-o {option}: {problem}", there)
         else:
             shared[called[0]].append(option)
+    return shared
+
+
+def share_filters(flag: str, words: Sequence[str], called: Sequence[str]) -> dict[str, list[str]]:
+    """The filters or faults of each device. DEVICE.FILTER names it; FILTER will do if there is only one."""
+    shared: dict[str, list[str]] = {name: [] for name in called}
+    for word in words:
+        name, dot, rest = word.partition(".")
+        if dot and name in shared:
+            shared[name].append(rest)
+        elif len(called) == 1:
+            shared[called[0]].append(word)
+        else:
+            there = f"begin with one of {', '.join(f'{each}.' for each in called)}" if called else "name a device first"
+            raise CommandError(f"{flag} {word}: before which device?", there)
     return shared
 
 

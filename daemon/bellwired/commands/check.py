@@ -12,6 +12,7 @@ from bellwire.declare.option import parse_options
 from bellwired import settings
 from bellwired.commands import show
 from bellwired.errors import CommandError
+from bellwired.filtering import all_made
 from bellwired.find import find_trusted
 from bellwired.listen import refuse_live
 from bellwired.places import Places
@@ -88,11 +89,12 @@ def examine_file(file: Path, over: Sequence[Path], places: Places, importing: bo
 
 
 def examine(file: Path, over: Sequence[Path], places: Places) -> Device:
-    """Check a device's file with its drop-ins, and its options against the device's declarations."""
+    """Check a device's file with its drop-ins, its options against the device's declarations, and its filters."""
     device = settings.device(file, over)
     try:
         kind = find_trusted(device.device, places.plugins)
         parse_options(kind.layout.options, device.options, kind.name)
+        all_made(device.filters, kind)
     except BellwireError as error:
         raise CommandError(f"{file}: {error}", getattr(error, "hint", "")) from None
     return device

@@ -136,6 +136,8 @@ def _filters(plain: list[str], places: Places) -> Iterator[str]:
     from bellwired.filtering import listed
     from bellwired.find import find_functions, names
 
+    if plain[:1] == ["filter"]:
+        plain = [_device_of(plain[1], places)] if len(plain) > 1 else []
     known = plain and plain[0] in names(places.plugins)
     device = find_functions(plain[0], places.plugins)[0] if known else None
     for each in listed(device):

@@ -224,7 +224,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, instance, time.monotonic() - begun)
-                print_reports(filters)
+        if log.isEnabledFor(logging.INFO):
+            print_reports(filters)
     return 0
 
 

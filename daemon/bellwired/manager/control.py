@@ -37,6 +37,7 @@ from bellwired.manager.describe import About, Description, RegisterValue, descri
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
 from bellwired.release import release
+from bellwired.workers.captures import MOST_FILES
 
 LAST = "stopping"
 """The kind of the stream's last event."""
@@ -112,6 +113,12 @@ class Control(VarlinkInterface, name=INTERFACE):
         """Give a device a new worker; clients that connect meanwhile wait."""
         with self._changing():
             await self._manager.unit(name).restart()
+
+    @varlinkmethod
+    async def Move(self, *, name: str) -> None:
+        """Give a device a new worker, which goes on with its client and its state. The guest sees a pause."""
+        with self._changing():
+            await self._manager.unit(name).move()
 
     @varlinkmethod
     async def Reset(self, *, name: str) -> None:
@@ -208,7 +215,7 @@ class Control(VarlinkInterface, name=INTERFACE):
         with self._changing():
             unit, loop = self._manager.unit(name), asyncio.get_running_loop()
             end = loop.time() + seconds if seconds is not None else math.inf
-            fds = [each.fileno() for each in files]
+            fds = [each.fileno() for each in files[: MOST_FILES + 1]]
             number = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit)))
             try:
                 while True:
@@ -258,18 +265,25 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="events", delay_generator=False)
     async def Trace(
-        self, *, name: str, only: str | None = None, without: str | None = None, begin: bool | None = None
+        self,
+        *,
+        name: str,
+        only: str | None = None,
+        without: str | None = None,
+        begin: bool | None = None,
+        ended: bool | None = None,
     ) -> AsyncIterator[FileDescriptor | None]:
         """The event ring of a device's trace: a memory file that the caller reads by itself.
 
         With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
         when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
-        the device has.
+        the device has; with ``ended`` that of the last worker which has ended.
         """
         with self._changing() if begin else self._looking():
             unit = self._manager.unit(name)
             if not begin:
-                raise LastResult(FileDescriptor((await unit.worker.borrow("events"))[1], True))
+                ring = unit.rings.last() if ended else (await unit.worker.borrow("events"))[1]
+                raise LastResult(FileDescriptor(ring, True))
             pid = unit.pid
             with self._manager.broadcaster.listening(name) as subscription:
                 label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")

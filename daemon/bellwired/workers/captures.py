@@ -15,7 +15,7 @@ from bellwired.workers import wire
 
 PCAPNG, TIMELINE, DMA_TIMELINE = "pcapng", "timeline", "timeline with dma"
 FORMS = (PCAPNG, TIMELINE, DMA_TIMELINE)
-MOST_FILES = wire.MOST_FDS
+MOST_FILES = 4  # at most wire.MOST_FDS
 MOST_CAPTURES = 8
 WHOLE = 1 << 30
 """The most bytes of a file, unless the user says otherwise."""
@@ -37,7 +37,7 @@ class Captures:
 
         The descriptors belong to it, or are closed.
         """
-        why = self._refusal(form, limit) or check_files(fds)
+        why = self._refusal(form, limit, len(fds)) or check_files(fds)
         if why:
             wire.close(list(fds))
             raise CommandError(why)
@@ -90,10 +90,12 @@ class Captures:
         captures = [each for each in self._running.values() if isinstance(each, Capture) and not each.files.ended]
         self._served.tap(None if not captures else captures[0] if len(captures) == 1 else _Several(captures))
 
-    def _refusal(self, form: str, limit: str) -> str:
+    def _refusal(self, form: str, limit: str, files: int) -> str:
+        if files > MOST_FILES:
+            return f"{files} files: at most {MOST_FILES} expected"
         if form not in FORMS:
             return f"a capture of the form {form!r}: there are {', '.join(FORMS)}"
-        if len(self._running) >= MOST_CAPTURES:
+        if sum(not each.files.ended for each in self._running.values()) >= MOST_CAPTURES:
             return f"{MOST_CAPTURES} captures run already"
         if not limit.isdecimal() or not 0 < int(limit) <= LARGEST:
             return f"a limit of {limit} bytes: 1 to {LARGEST} expected"

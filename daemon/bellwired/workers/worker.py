@@ -39,6 +39,7 @@ from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
 from vfio_user import SERVER, Capabilities, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
+MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
@@ -119,7 +120,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
-    return 0
+    return MOVED if serving.left else 0
 
 
 def _refused(channel: socket.socket, error: BellwireError) -> int:
@@ -202,6 +203,7 @@ class Serving:
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
+            "leave": self._worker.leave,
             "set": self._set,
             "registers": lambda: registers(device),
             "trace": tracing.begin,
@@ -241,6 +243,11 @@ class Serving:
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
+
+    @property
+    def left(self) -> bool:
+        """Whether a successor shall go on with client and state."""
+        return self._worker.left
 
     def _disconnect(self) -> None:
         if not self._worker.disconnect():

@@ -61,6 +61,15 @@ class Bell(PciDevice, vendor=0x1234, device=0xBE11, class_code=0x088000):
     latest_base = Saved(0)
     scratch = SavedBytes(SCRATCH)
 
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died: count from the doorbells again, and interrupt for what may not have been."""
+        self.wildcard_count = self.wildcard.rung - self.wildcard_base
+        self.datamatch_count = self.datamatch.rung - self.datamatch_base
+        self.pio_count = self.pio.rung - self.pio_base
+        self.few_count = self.few.rung - self.few_base
+        self.latest_count = self.latest.rung - self.latest_base
+        self.arrived()
+
     @irq_now.write
     def interrupt_now(self, number: int) -> None:
         """Trigger vector ``number``. A number out of range has no effect."""

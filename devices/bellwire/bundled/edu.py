@@ -40,6 +40,7 @@ class Edu(
     revision=0x10,
     subsystem=(0x1AF4, 0x1100),
     express=False,
+    repeats=True,
 ):
     """Computes factorials, copies to and from a 4 KiB buffer of its own, interrupts by MSI or INTA."""
 
@@ -78,6 +79,19 @@ class Edu(
         if DmaCommand.START in self.dma_command:
             self.after(self.dma_delay, self.transfer)
 
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died: compute or transfer again, and interrupt for what the guest has not cleared.
+
+        A transfer that was begun has all its registers held. One that was only asked for begins now.
+        """
+        if DmaCommand.START in DmaCommand(self.held_command):
+            self.dma_command = DmaCommand(self.held_command)
+            self.hold_registers(0)
+        elif DmaCommand.START in self.dma_command:
+            self.hold(self.dma_command)
+        self.restored()
+        self.interrupt(0)
+
     @liveness.write
     def check_liveness(self, value: int) -> None:
         """Store the inverse of the value, which the next read gives."""
@@ -96,9 +110,9 @@ class Edu(
     def compute(self) -> None:
         """The factorial modulo 2**32. From 34! on it is zero."""
         self.factorial = math.factorial(self.operand) if self.operand < ZERO_FROM else 0
-        self.status &= ~Status.COMPUTING
         if Status.IRQ_WHEN_DONE in self.status:
             self.interrupt(IRQ_FACTORIAL)
+        self.status &= ~Status.COMPUTING  # last: until then, a successor computes again
 
     @irq_raise.write
     def interrupt(self, bits: int) -> None:
@@ -135,13 +149,14 @@ class Edu(
         if DmaCommand.START in held or DmaCommand.START not in command:
             self.dma_command = held
             return
-        self.held_command = command
-        self.held_source, self.held_destination, self.held_count = (
-            self.dma_source,
-            self.dma_destination,
-            self.dma_count,
-        )
+        self.hold(command)
         self.after(self.dma_delay, self.transfer)
+
+    def hold(self, command: DmaCommand) -> None:
+        """Keep the values that the transfer begins with. The command is last: it says that the others are there."""
+        self.held_source, self.held_destination = self.dma_source, self.dma_destination
+        self.held_count = self.dma_count
+        self.held_command = command
 
     def transfer(self) -> None:
         """Copy between guest memory and the buffer, which lies at DMA_START for the guest."""
@@ -153,9 +168,9 @@ class Edu(
                 window = self.window(self.dma_destination)
                 window[:] = self.dma.read(self.dma_source & self.dma_mask, len(window))
         finally:
-            self.dma_command = self.held_command = command & ~DmaCommand.START
             if DmaCommand.INTERRUPT in command:
                 self.interrupt(IRQ_DMA)
+            self.dma_command = self.held_command = command & ~DmaCommand.START
 
     def window(self, address: int) -> memoryview:
         """The part of the buffer that a transfer reads or writes. A GuestError outside the buffer."""

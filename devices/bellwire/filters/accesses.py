@@ -145,6 +145,9 @@ class Accesses:
 
     def _await(self, event: Read, act: Callable[[], None], chain: Chain) -> None:
         """Take a read through its filters. Raises Late if that takes time."""
+        if not self._whole:
+            chain.run(event, act)
+            return
         late = Late()
 
         def ended(error: Exception | None) -> None:
@@ -160,13 +163,10 @@ class Accesses:
 
     def _pass(self, chain: Chain, event: Write | Ring, act: Callable[[], None], size: int = 8) -> None:
         """Take a write or a ring through its filters. If that takes time, the guest does not wait for it."""
-        act = self._inside(act)
-
-        def repeat() -> None:
-            for _ in range(event.times):
-                act()
-
-        self._stack.arrivals.admit(Passage(chain.steps(event, repeat), size, self._stack.ended))
+        if not self._whole:
+            chain.run(event, act)
+            return
+        self._stack.arrivals.admit(Passage(chain.steps(event, self._inside(act)), size, self._stack.ended))
 
     def _inside(self, act: Callable[[], None]) -> Callable[[], None]:
         """``act``, with the mark that what it calls happens within an event of the guest."""

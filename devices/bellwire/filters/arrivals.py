@@ -61,6 +61,7 @@ class Arrivals:
         self._timer: Timer | None = None
         self._queue: deque[Passage] = deque()
         self._bytes = 0
+        self._going = self._hurried = False  # whether one goes on now; whether all go on without a wait
 
     def __len__(self) -> int:
         return len(self._queue) + (self._waiting is not None)
@@ -83,13 +84,22 @@ class Arrivals:
         return False
 
     def finish(self) -> None:
-        """Let everything go on that waits."""
-        for passage in self._take():
-            passage.finish()
+        """Let everything go on that waits. An event that calls this on its way ends first, and then the others do."""
+        self._hurried = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._go_on()
 
     def clear(self) -> None:
-        """Drop everything that waits."""
-        for passage in self._take():
+        """Drop everything that waits, but not an event that calls this on its way."""
+        found = [*([self._waiting] if self._waiting and not self._going else ()), *self._queue]
+        if not self._going:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._waiting = self._timer = None
+        self._queue.clear()
+        self._bytes = 0
+        for passage in found:
             passage.drop()
 
     def _make_room(self, passage: Passage) -> bool:
@@ -103,29 +113,26 @@ class Arrivals:
         self.finish()
         return True
 
-    def _take(self) -> list[Passage]:
-        """Everything that waits; nothing does any more."""
-        found = [] if self._waiting is None else [self._waiting, *self._queue]
-        if self._timer is not None:
-            self._timer.cancel()
-        self._waiting = self._timer = None
-        self._queue.clear()
-        self._bytes = 0
-        return found
-
     def _hold(self, passage: Passage, pause: float) -> None:
         self._waiting = passage
         self._timer = None if pause == math.inf else self._after(pause, self._go_on)
 
     def _go_on(self) -> None:
         """The event that waits goes on, and then those behind it, until one has to wait."""
-        while self._waiting is not None:
-            pause = self._waiting.go()
-            if pause is not None:
-                self._hold(self._waiting, pause)
-                return
-            self._waiting = self._queue.popleft() if self._queue else None
-            self._bytes -= self._waiting.size if self._waiting else 0
+        if self._going:
+            return
+        self._going = True
+        try:
+            while self._waiting is not None:
+                pause = self._waiting.go()
+                if pause is None:
+                    self._waiting = self._queue.popleft() if self._queue else None
+                    self._bytes -= self._waiting.size if self._waiting else 0
+                elif not self._hurried:
+                    self._hold(self._waiting, pause)
+                    return
+        finally:
+            self._going = self._hurried = False
 
 
 class Departures:

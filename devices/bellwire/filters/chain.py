@@ -36,39 +36,64 @@ class Chain:
         for each, before, _ in self._links:
             if before is not None:
                 tell(each, before, event, self._broken)
-                if event.pause and self._may_wait(each, event):
-                    yield event.taken()
+                if event.pause and (pause := self._pause(each, event)):
+                    yield pause
                 if event.over:
                     break
             passed += 1
         else:
-            try:
-                act()
-            except Exception as error:  # noqa: BLE001 it is raised again below
-                event.error = error
+            _act(event, act)
         for each, _, after in reversed(self._links[:passed]):
             if after is not None:
                 tell(each, after, event, self._broken)
-                if event.pause and self._may_wait(each, event):
-                    yield event.taken()
+                if event.pause and (pause := self._pause(each, event)):
+                    yield pause
         if event.error is not None:
             raise event.error
 
     def run(self, event: Event, act: Callable[[], object]) -> None:
-        """As :meth:`steps`, without a wait: for events that something waits for."""
-        for _ in self.steps(event, act):
-            pass
+        """As :meth:`steps`, without a wait: for events that something waits for, and for filters that never delay."""
+        passed = 0
+        for each, before, _ in self._links:
+            if before is not None:
+                tell(each, before, event, self._broken)
+                if event.pause:
+                    self._pause(each, event)
+                if event.over:
+                    break
+            passed += 1
+        else:
+            _act(event, act)
+        for each, _, after in reversed(self._links[:passed]):
+            if after is not None:
+                tell(each, after, event, self._broken)
+                if event.pause:
+                    self._pause(each, event)
+        if event.error is not None:
+            raise event.error
 
-    def _may_wait(self, each: Filter, event: Event) -> bool:
-        if each.delays:
-            return True
-        event.pause = 0.0
-        self._broken(each, RuntimeError("it delays an event, so its class must say delays = True"))
-        return False
+    def _pause(self, each: Filter, event: Event) -> float:
+        """The pause that a filter wants; it is taken. A filter that has not said that it delays events is taken out."""
+        pause, event.pause = event.pause, 0.0
+        if pause and not each.delays:
+            self._broken(each, RuntimeError("it delays an event, so its class must say delays = True"))
+            return 0.0
+        return pause
+
+
+def _act(event: Event, act: Callable[[], object]) -> None:
+    """Let the model have the event, as often as the filters want."""
+    try:
+        for _ in range(event.times):
+            act()
+    except Exception as error:  # noqa: BLE001 it is raised again when all filters have seen it
+        event.error = error
 
 
 def tell(each: Filter, method: Method, event: Event, broken: Broken) -> None:
-    """Call a method of a filter. If it raises, ``broken`` is told, unless the filter is strict."""
+    """Call a method of a filter that is still in. If it raises, ``broken`` is told, unless the filter is strict."""
+    if each._stack is None:
+        return  # it was taken out while the event waited
     if each.strict:
         method(event)
         return

@@ -16,9 +16,11 @@ class Event:
     A filter may keep an event, but must not change it after its method has returned.
     """
 
-    __slots__ = ("error", "over", "pause")
+    __slots__ = ("error", "over", "pause", "times")
 
     def __init__(self) -> None:
+        self.times = 1
+        """How often the model gets it."""
         self.over = False
         """Whether a filter has dropped or answered it: the filters behind and the model do not get it."""
         self.pause = 0.0
@@ -26,19 +28,9 @@ class Event:
         self.error: Exception | None = None
         """What the model raised for it: a GuestError, or an error of device code."""
 
-    def taken(self) -> float:
-        """The pause that a filter wants. It is taken: there is none any more."""
-        pause, self.pause = self.pause, 0.0
-        return pause
-
 
 class _Droppable(Event):
-    __slots__ = ("times",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times = 1
-        """How often the model gets it."""
+    __slots__ = ()
 
     def drop(self) -> None:
         """Lose it: the filters behind and the model never get it."""

@@ -40,9 +40,8 @@ class Interrupts:
         event = Interrupt(index, vector, len(vectors), None, self._resending)
 
         def act() -> None:
-            for _ in range(event.times):
-                self.heard = False
-                self._trigger(index, event.vector)
+            self.heard = False
+            self._trigger(index, event.vector)
             pending = index is IrqIndex.MSIX and self._signals.is_pending(event.vector)
             event.outcome = "pending" if pending else "sent" if self.heard else "lost"
 
@@ -129,8 +128,7 @@ class FilteredHost:
         event = DmaWrite(address, bytes(data))
 
         def act() -> None:
-            for _ in range(event.times):
-                self._store(address, memoryview(event.data))
+            self._store(address, memoryview(event.data))
 
         done = self._stack.departures.admit(Passage(self._writes.steps(event, act), event.size, self._late))
         if done and event.why:
@@ -192,8 +190,7 @@ class Methods:
             self._stack.departures.clear()
             self._stack.depth += 1
             try:
-                for _ in range(event.times):
-                    self._reset()
+                self._reset()
             finally:
                 self._stack.depth -= 1
 

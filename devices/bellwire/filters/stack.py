@@ -100,7 +100,6 @@ class Stack:
         else:
             names = ", ".join(self._labels) or "none"
             raise FilterError(f"no filter {which} in {self.core.device.name}: it has {names}")
-        self.release()
         del self._labels[label]
         self._build()
         self._stop(each)
@@ -229,6 +228,8 @@ class Stack:
         except (Exception, SystemExit) as error:  # noqa: BLE001 no error of a filter may end the worker
             self.core.log.failure(("filter", each.name), error, "filter %s failed when it was taken out", each.name)
         each._stack = None
+        if each.delays:
+            self.release()
 
     def _real_host(self) -> Host:
         return self._host if self._host is not None else self.core.running("have filters that wait")

@@ -45,7 +45,7 @@ from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Estate, Kept, KeptFiles, Ledger, Session, Tap
+from vfio_user import SERVER, Capabilities, Estate, Journal, Kept, KeptFiles, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -87,38 +87,55 @@ class Served:
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
-        self._keep_state()
-        self._connect(connection, io_fd_entry_size)
+        self.keep_state()
+        self._connect(connection, io_fd_entry_size, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
 
     def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
-        """Serve the client of a process that has ended, with all that its ledger has kept. The device has been reset.
+        """Go on with the client and the state of a process that has ended. The device has been reset.
 
-        Raises a StateError if the device cannot go on with that state.
+        Raises a StateError if the device cannot go on with that state, a VfioUserError if the client has gone.
         """
-        session, doorbell_fds = self._connect(socket.socket(fileno=estate.take("client")[0]), io_fd_entry_size)
-        session.take_over(estate)
-        doorbell_fds.take_over(estate)
-        self._introduced = session.client is not None
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
         files = StateFiles(estate.fds("state")[0], areas)
-        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
+        if "client" not in estate:
+            self.core.take_over(files, client=False, died=True)
+            self._ledger.clear()
+            return
+        connection = socket.socket(fileno=estate.take("client")[0])
+        session, doorbell_fds = self._connect(connection, io_fd_entry_size, estate)
+        session.take_over(estate)
+        doorbell_fds.take_over()
+        self._introduced = session.client is not None
+        self.core.take_over(files, client=True, died=True, moved=self.keep_state)
+        repeats, poisoned = self.core.device.repeats, estate.poisoned
+        session.finish(estate, again=repeats and not poisoned)
+        if doorbell_fds.again(repeats=repeats, poisoned=poisoned):
+            session.service(DRAIN)  # a ring sees the writes that came before it
+            doorbell_fds.run()
 
-    def _keep_state(self) -> None:
+    def keep_state(self) -> None:
+        """Tell the ledger where the state is."""
         files = self.core.state.files
         areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
         self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
 
-    def _connect(self, connection: socket.socket, io_fd_entry_size: int) -> tuple[Session, DoorbellFds]:
+    def _connect(self, connection: socket.socket, io_fd_entry_size: int, estate: Estate) -> tuple[Session, DoorbellFds]:
         doorbell_fds = self._doorbell_fds = DoorbellFds(
-            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger, estate
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
+        journal = Journal.of(self._limits, estate, self._ledger)
         self.session = self._host.session = Session(
-            connection, backend, limits=self._limits, io_fd_entry_size=io_fd_entry_size, ledger=self._ledger
+            connection,
+            backend,
+            limits=self._limits,
+            io_fd_entry_size=io_fd_entry_size,
+            ledger=self._ledger,
+            journal=journal,
         )
         if self.core.dma.keeps_files:
             self.session.dma.kept = KeptFiles()

@@ -57,6 +57,8 @@ class Worker:
         limits = dataclasses.replace(SERVER, max_dma_maps=max_maps)
         self.served = Served(device, self.loop, observer, limits, ledger)
         self._estate = estate
+        self.left = False
+        """Whether client and state are left to a successor."""
         self._hello_timeout = hello_timeout
         self._filters = filters
         self._listener = listener
@@ -81,8 +83,7 @@ class Worker:
             for each in self._filters:
                 self.served.filters.add(each)
             if self._estate is not None:
-                self.served.take_over(self._estate, self._entry_size)
-                self._estate.close()
+                self._succeed(self._estate)
             elif self._connection is not None:
                 self._attach(self._connection)
             elif self._listener is not None:
@@ -91,9 +92,10 @@ class Worker:
                 ready()
             while not self.loop.stopping:
                 self.step()
-            self.served.detach()
-            with told(f"{type(self.device).__name__}.reset"):
-                self.device.core.reset()
+            if not self.left:
+                self.served.detach()
+                with told(f"{type(self.device).__name__}.reset"):
+                    self.device.core.reset()
         finally:
             self.served.leave()
             self.served.filters.clear()
@@ -103,6 +105,18 @@ class Worker:
                     self.device.close()
             finally:
                 self.device.core.close()
+
+    def _succeed(self, estate: Estate) -> None:
+        try:
+            self.served.take_over(estate, self._entry_size)
+        except VfioUserError as error:
+            log.info("client gone: %s", error)
+            self.disconnect(str(error))
+        else:
+            if self.served.session is None and self._listener is not None:
+                self.loop.watch(self._listener.fileno(), self._accept)
+        finally:
+            estate.close()
 
     def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
         """Disconnect the client, so that the next one is served. False without a client. For the loop's thread only."""
@@ -114,6 +128,12 @@ class Worker:
         else:
             self.loop.watch(self._listener.fileno(), self._accept)
         return True
+
+    def leave(self) -> None:
+        """End :meth:`run`, and leave client and state to a successor. For the loop's thread only."""
+        self.served.keep_state()
+        self.left = True
+        self.stop()
 
     def stop(self) -> None:
         """End :meth:`run`. Any thread or signal handler may call it."""

@@ -49,12 +49,15 @@ class Connection:
         self._sock.close()
 
     @contextlib.contextmanager
-    def limited(self, seconds: float = PATIENCE) -> Iterator[None]:
-        """All waits in the block together take at most ``seconds``. A block within another has the outer limit."""
+    def limited(self, seconds: float | None = None) -> Iterator[None]:
+        """All waits in the block together take at most ``seconds``, or PATIENCE.
+
+        A block within another has the outer limit.
+        """
         if self._until is not None:
             yield
             return
-        self._until = time.monotonic() + seconds
+        self._until = time.monotonic() + (PATIENCE if seconds is None else seconds)
         try:
             yield
         finally:

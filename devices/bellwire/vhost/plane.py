@@ -107,6 +107,19 @@ class Plane:
         if self.backend is not None and (self.running or self._shared or self._device.running):
             self._talk(self._settle)
 
+    def rewire(self, renew: Callable[[], None]) -> None:
+        """Wires have changed: call ``renew``, which hands over other descriptors, and settle, all within one limit."""
+
+        def both(backend: Backend) -> None:
+            renew()
+            if self.backend is backend:
+                self._settle(backend)
+
+        if self.backend is None:
+            renew()
+        else:
+            self._talk(both)
+
     def park(self) -> None:
         """Stop the rings, so that the queues' positions are known, for a snapshot. They go on in the next turn."""
         if self.running:
@@ -117,13 +130,10 @@ class Plane:
         """End the connection, and the search for one."""
         self._closed = True
         backend, self.backend, self.running = self.backend, None, False
-        for each in (backend, *self._found):
+        for each in (backend, self._before, *self._found):
             if each is not None and not isinstance(each, BackendError):
                 each.close()
-        if self._before is not None:
-            self._before.forget()
-        if backend is not None:
-            backend.forget()
+                each.forget()
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver has written to the configuration."""
@@ -151,19 +161,14 @@ class Plane:
             self._share(backend, [each for each in table if each in self._shared])
 
     def _lies_in(self, table: Sequence[Piece]) -> bool:
-        """Whether the driver has enabled rings, and all their parts lie in shared memory (§2.7, §2.8)."""
+        """Whether the driver has enabled rings, and all their parts lie in shared memory."""
         rings = [self._ring(queue) for queue in self._queues if queue.enabled]
-        small = (4, 4) if self._packed else None
-        parts = [
-            part
-            for ring in rings
-            for part in (
-                (ring.desc, 16 * ring.size),
-                (ring.avail, small[0] if small else 6 + 2 * ring.size),
-                (ring.used, small[1] if small else 6 + 8 * ring.size),
-            )
-        ]
-        return bool(rings) and all(inside(table, address, size) for address, size in parts)
+        return bool(rings) and all(inside(table, *part) for ring in rings for part in self._parts(ring))
+
+    def _parts(self, ring: Ring) -> list[tuple[int, int]]:
+        """The parts of a ring: their addresses and sizes (§2.7, §2.8)."""
+        avail, used = (4, 4) if self._packed else (6 + 2 * ring.size, 6 + 8 * ring.size)
+        return [(ring.desc, 16 * ring.size), (ring.avail, avail), (ring.used, used)]
 
     def _start(self, backend: Backend) -> None:
         queues = [queue for queue in self._queues if queue.enabled]

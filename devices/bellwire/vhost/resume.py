@@ -32,6 +32,7 @@ def set_base(queue: Virtqueue, base: int, *, packed: bool) -> None:
             raise BackendLost(f"{queue}: the back end has stopped at {base:#x}, beyond a ring of {queue.size}")
         queue.next, queue.next_wrap = taken & ~WRAP, taken >> 15
         queue.used, queue.used_wrap = used & ~WRAP, used >> 15
+        queue.journal.settle(used)
     queue.out = 0
 
 

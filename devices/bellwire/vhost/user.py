@@ -145,7 +145,10 @@ class VhostUser:
             raise BackendError(f"guest memory is in {len(table)} pieces, and the back end takes {most}")
         if self._slots:
             for piece in [each for each in self._table if each not in table]:
-                self._wire.tell(Request.REM_MEM_REG, piece.region.pack_single())
+                try:
+                    self._wire.tell(Request.REM_MEM_REG, piece.region.pack_single())
+                except BackendError as error:
+                    raise BackendLost(f"the client takes memory back, but {error}") from None
                 self._table.remove(piece)
             for piece in [each for each in table if each not in self._table]:
                 self._wire.tell(Request.ADD_MEM_REG, piece.region.pack_single(), [piece.fd])

@@ -63,8 +63,9 @@ class Handover:
             os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Take the doorbell back. The other side has been stopped by now. What it has signalled still goes out."""
-        self._called()
+        """Take the doorbell back. The other side has been stopped. What it has signalled before still goes out."""
+        if self._device.running:  # not after a reset
+            self._called()
         self._watch(False)
         os.close(self._own)
         self._device.take_back_doorbell(self._queue)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire import Job
@@ -20,6 +20,7 @@ from bellwire.bundled.nvme.status import CommandError, Status
 
 if TYPE_CHECKING:
     from bellwire.bundled.nvme.controller import Controller
+    from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
 
 CONTIGUOUS, INTERRUPTS = 1 << 0, 1 << 1
 RETAIN_EVENT = 1 << 15
@@ -49,6 +50,8 @@ class Admin:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self.again = False
+        """Whether commands may have been executed before, by a process that has died."""
         self._inquiry = Inquiry(controller)
         self._commands: dict[int, Callable[[Command], Answer]] = {
             AdminOpcode.DELETE_SUBMISSION_QUEUE: self._delete_submission_queue,
@@ -79,6 +82,8 @@ class Admin:
         closed = self._controller.namespaces.closed
         if closed is not None and not _allowed(command):
             raise CommandError(closed)
+        if self.again and command.opcode == AdminOpcode.NAMESPACE_MANAGEMENT:  # done twice, it would make two
+            raise CommandError(Status.INTERNAL_ERROR)
         return handler(command)
 
     def _identify(self, command: Command) -> int:
@@ -126,7 +131,8 @@ class Admin:
 
     def _async_event_request(self, command: Command) -> None:
         """Asynchronous Event Request (§5.2). It stays open until there is an event."""
-        self._controller.events.request(command.cid)
+        if not (self.again and self._controller.events.waits(command.cid)):
+            self._controller.events.request(command.cid)
         self._controller.engine.tell_events()
 
     def _abort(self, command: Command) -> int:
@@ -150,6 +156,8 @@ class Admin:
     def _create_completion_queue(self, command: Command) -> int:
         """Create I/O Completion Queue (§5.3)."""
         controller = self._controller
+        if self._exists(command, controller.queues.completions):
+            return 0
         qid, size = self._new_queue(command, [queue.size for queue in controller.queues.completions])
         vector = command.cdw11 >> 16
         if vector > (QUEUES if controller.device.irq.enabled else 0):
@@ -164,6 +172,8 @@ class Admin:
     def _create_submission_queue(self, command: Command) -> int:
         """Create I/O Submission Queue (§5.4)."""
         controller = self._controller
+        if self._exists(command, controller.queues.submissions):
+            return 0
         qid, size = self._new_queue(command, [queue.size for queue in controller.queues.submissions])
         cqid = command.cdw11 >> 16
         if not 0 < cqid <= controller.queues.most:
@@ -176,6 +186,15 @@ class Admin:
         if controller.queues.shadow.active:
             controller.queues.shadow.wake_at_tail(qid, 0)
         return 0
+
+    def _exists(self, command: Command, queues: Sequence[SubmissionQueue] | Sequence[CompletionQueue]) -> bool:
+        """Whether a command that is executed again has created its queue the first time."""
+        qid, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
+        return self.again and qid < len(queues) and (queues[qid].size, queues[qid].base) == (size, command.prp1)
+
+    def _is_gone(self, qid: int, queues: Sequence[SubmissionQueue] | Sequence[CompletionQueue]) -> bool:
+        """Whether a command that is executed again has deleted its queue the first time."""
+        return self.again and 0 < qid <= self._controller.queues.most and not queues[qid].size
 
     def _new_queue(self, command: Command, sizes: list[int]) -> tuple[int, int]:
         """The number and the entries of a queue to be created. Both kinds of queues need these checks."""
@@ -194,9 +213,13 @@ class Admin:
         """Delete I/O Submission Queue (§5.6). It completes when no thread works for the queue any more."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
+        if self._is_gone(qid, controller.queues.submissions):
+            return 0
         if not 0 < qid <= controller.queues.most or not controller.queues.submissions[qid].size:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
         queue = controller.queues.submissions[qid]
+        if self.again and queue.deleter == command.cid + 1:
+            return None
         if queue.deleter:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
         if queue.running:
@@ -210,6 +233,8 @@ class Admin:
         """Delete I/O Completion Queue (§5.5). Refused while a submission queue uses it."""
         controller = self._controller
         qid = command.cdw10 & 0xFFFF
+        if self._is_gone(qid, controller.queues.completions):
+            return 0
         if not 0 < qid <= controller.queues.most or not controller.queues.completions[qid].size:
             raise CommandError(Status.INVALID_QUEUE_ID, Byte.CDW10)
         if any(queue.size and queue.cqid == qid for queue in controller.queues.submissions[1:]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from bellwire import Job, StateError
+from bellwire import GuestError, Job, StateError
 from bellwire.bundled.nvme import registers
 from bellwire.bundled.nvme.engine import Engine
 from bellwire.bundled.nvme.events import Event, Events, EventState
@@ -21,7 +21,7 @@ from bellwire.bundled.nvme.logs import Counters, LogPage, Logs
 from bellwire.bundled.nvme.management import Management
 from bellwire.bundled.nvme.namespaces import Namespaces
 from bellwire.bundled.nvme.queue_set import QueueSet
-from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue, queues_in
+from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue, place_batches, queues_in
 from bellwire.bundled.nvme.registers import ControllerConfiguration, Registers
 from bellwire.bundled.nvme.sanitize import Sanitize
 from bellwire.bundled.nvme.self_test import SelfTest
@@ -45,6 +45,7 @@ class StateViews(NamedTuple):
     shadow: memoryview
     journal: memoryview
     timestamp: memoryview
+    batches: memoryview
 
 
 class Manner(NamedTuple):
@@ -81,9 +82,11 @@ class Controller:
         self.timestamp = Timestamp(TimestampState.from_buffer(state.timestamp), device.clock)
         self.history = History(store.record, identity, lambda: self.timestamp.now, self.save_soon)
         self.telemetry = Telemetry(store.record, lambda: describe(self))
+        submissions = queues_in(state.submissions, SubmissionQueue)
+        place_batches(submissions, state.batches)
         self.queues = QueueSet(
             device,
-            queues_in(state.submissions, SubmissionQueue),
+            submissions,
             queues_in(state.completions, CompletionQueue),
             Shadow(ShadowState.from_buffer(state.shadow), device.dma),
             self.features,
@@ -157,10 +160,24 @@ class Controller:
         if wrong := self.queues.impossible(entries) or self.events.impossible:
             raise StateError(f"the snapshot has {wrong}")
 
-    def restored(self) -> None:
+    def recovered(self) -> None:
+        """A process has died at any point: go on where it was."""
+        cc, status = ControllerConfiguration(self.device.cc), self.device.csts
+        self.restored(died=True)
+        if cc.enable and not status & (registers.READY | registers.FATAL):
+            self._start(cc)
+        elif status & registers.READY and not cc.enable and self.queues.admin.size:
+            self._stop()
+        if cc.shutdown and not status & registers.SHUTDOWN_MASK:
+            self._shut_down()
+
+    def restored(self, *, died: bool = False) -> None:
         """The state has been restored: do the commands again that were under way in it."""
         self.queues.shadow.restored()
-        entries = self.engine.restored()
+        try:
+            entries = self.engine.restored(died=died)
+        except GuestError as error:
+            raise StateError(f"the queues are gone: {error}") from error
         self._go_on()
         if self.device.csts & registers.SHUTDOWN_BUSY:
             self._shut_down()

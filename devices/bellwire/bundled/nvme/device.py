@@ -6,7 +6,7 @@ import ctypes
 import uuid
 from pathlib import Path
 
-from bellwire import Aer, Option, OptionError, Saved, SavedBytes, SerialNumber
+from bellwire import Aer, Option, OptionError, Saved, SavedBytes, SerialNumber, StateError
 from bellwire.bundled.nvme.controller import Controller, Manner, StateViews
 from bellwire.bundled.nvme.events import EventState
 from bellwire.bundled.nvme.faults import NVME_FAULTS
@@ -17,7 +17,7 @@ from bellwire.bundled.nvme.journal import JOURNAL_SIZE
 from bellwire.bundled.nvme.logs import ERRORS_SIZE, Counters
 from bellwire.bundled.nvme.namespace import OUI
 from bellwire.bundled.nvme.namespaces import MOST_IDS, Namespaces
-from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
+from bellwire.bundled.nvme.queues import BATCH_STATE, CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.registers import QUEUES, Registers
 from bellwire.bundled.nvme.shadow import ShadowState
 from bellwire.bundled.nvme.store import Store
@@ -92,6 +92,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
     shadow_state = SavedBytes(ctypes.sizeof(ShadowState))
     journal_state = SavedBytes(JOURNAL_SIZE)
     timestamp_state = SavedBytes(ctypes.sizeof(TimestampState))
+    batch_state = SavedBytes((QUEUES + 1) * BATCH_STATE)
 
     def setup(self) -> None:
         """Open the images, and build the controller."""
@@ -106,6 +107,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
             self.shadow_state,
             self.journal_state,
             self.timestamp_state,
+            self.batch_state,
         )
         store = Store(self.store if self.store.name else None)
         try:
@@ -186,6 +188,18 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         """Do the commands again that were under way."""
         self.controller.engine.pool.settle()
         self.controller.restored()
+
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died. Namespaces in its memory have gone with it."""
+        if any(isinstance(space.disk, MemoryDisk) for space in self.controller.namespaces.allocated):
+            raise StateError("a namespace was memory of the process that has died")
+        self.before = self.cc
+        self.controller.engine.pool.settle()
+        self.controller.recovered()
+
+    def failed(self) -> None:
+        """Tell the host by CSTS.CFS (§9.5): only a controller reset clears it."""
+        self.controller.break_down("the process that served the controller has died")
 
     def close(self) -> None:
         """End the threads, save the store, and close the images."""

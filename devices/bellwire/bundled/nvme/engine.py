@@ -96,12 +96,24 @@ class Engine:
         self._drop()
         self._journal.clear()
 
-    def restored(self) -> list[tuple[int, bytes]]:
-        """The state has been restored. Returns the submission queues and commands that were under way in it."""
+    def restored(self, *, died: bool = False) -> list[tuple[int, bytes]]:
+        """The state has been restored. Returns the submission queues and commands that were under way in it.
+
+        If a process has ``died`` at any point, the queues say which of them it has completed.
+        """
         self._drop()
         self._again.clear()
         self._queues.interrupts.reset()
-        return list(self._journal.restored())
+        entries = dict.fromkeys(self._journal.restored())
+        if not self._controller.live:
+            return []
+        completed = self._queues.find_ends() if died else set()
+        for sq in self._queues.submissions:
+            if sq.size:
+                entries |= dict.fromkeys((sq.qid, entry) for entry in sq.reopen())
+                if sq.deleter and (0, sq.deleter - 1) in completed:
+                    sq.size = 0
+        return [(sqid, entry) for sqid, entry in entries if (sqid, Command.unpack(entry).cid) not in completed]
 
     def _drop(self) -> None:
         """Forget the jobs of threads, which have dropped them."""
@@ -116,9 +128,14 @@ class Engine:
         for queue in (*queues.submissions, *queues.completions):
             queue.running = 0
         queues.completions[0].running = sum(sq.deleter != 0 for sq in queues.submissions if sq.size)
+        self._admin.again = True
         for sqid, entry in entries:
             sq = queues.submissions[sqid]
-            self._guarded(self.execute, sq, queues.completions[sq.cqid], entry)
+            if sq.size:
+                self._guarded(self.execute, sq, queues.completions[sq.cqid], entry)
+        self._admin.again = False
+        for cq in queues.completions:
+            cq.settle()
         self._finish_deletions()
         self.kick_all()
         queues.interrupts.tell_again()
@@ -179,6 +196,8 @@ class Engine:
             if not block:
                 return
             self.execute(sq, cq, block)
+            sq.word[0] = 0
+            cq.settle()
             if not controller.live or not sq.size or sq.deleter:
                 return
             if io.budget < AT_ONCE // 2:  # another turn of the loop costs less than a thread
@@ -194,25 +213,26 @@ class Engine:
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and post the completions of the commands that are done together."""
-        begun, qid = perf_counter_ns(), sq.qid
+        begun, qid, done = perf_counter_ns(), sq.qid, list[int]()
         if qid:
             done, entries, rest = self._at_once.transfer(block)
             if rest:
                 sq.give_back(rest)
-            completions = [(0, sq, cid, 0) for cid in done]
         else:
-            completions = []
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
+        completions: list[Completion] = []
         if entries:
-            count = len(completions) + len(entries)
+            count = len(done) + len(entries)
             cq.running += count
-            completions += self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
+            completions = self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
             cq.running -= count
             if not self._controller.live:
                 return
+        if qid and (ended := len(done) + len(completions)):
+            self._meter.took(perf_counter_ns() - begun, ended)
+        if done:
+            self._queues.post_successes(cq, sq, done)
         if completions:
-            if qid:
-                self._meter.took(perf_counter_ns() - begun, len(completions))
             self._queues.post(cq, completions)
 
     def _one_by_one(self, run: Run, sq: SubmissionQueue, entries: list[bytes]) -> list[Completion]:
@@ -290,6 +310,7 @@ class Engine:
         """Threads have done ``jobs``: post their completions, queue by queue, and start jobs that waited."""
         queues, controller = self._queues, self._controller
         by_queue: dict[int, list[Completion]] = {}
+        ended: list[int] = []
         now, took = perf_counter_ns(), self._meter.took
         for job in jobs:
             flight = job.tag
@@ -301,7 +322,7 @@ class Engine:
                 took(now - flight.begun)
             result = self._task_ended(job) if isinstance(job, Task) else 0
             del self._flights[flight.slot]
-            self._journal.strike(flight.slot)
+            ended.append(flight.slot)
             if controller.live:
                 sq = flight.sq
                 sq.running -= 1
@@ -310,6 +331,10 @@ class Engine:
         self._begin_waiting()
         for cqid, completions in by_queue.items():
             self._guarded(queues.post, queues.completions[cqid], completions)
+        for slot in ended:
+            self._journal.strike(slot)
+        for cqid in by_queue:
+            queues.completions[cqid].settle()
         if controller.live:
             self._finish_deletions()
             for sq in queues.submissions:
@@ -341,9 +366,10 @@ class Engine:
         queues = self._queues
         for sq in queues.submissions:
             if sq.size and sq.deleter and not sq.running:
-                cid, sq.size = sq.deleter - 1, 0
                 queues.completions[0].running -= 1
-                self.complete(0, cid, 0)
+                self.complete(0, sq.deleter - 1, 0)
+                sq.size = 0
+                queues.completions[0].settle()
 
     # -- completions
 

@@ -86,6 +86,10 @@ class Events:
         state.cids[state.waiting] = cid
         state.waiting += 1
 
+    def waits(self, cid: int) -> bool:
+        """Whether there is a request with this command id."""
+        return cid in self._state.cids[: self._state.waiting]
+
     def withdraw(self, cid: int) -> bool:
         """Abort a request. False if there is none with this command id."""
         state = self._state

@@ -28,7 +28,9 @@ class Journal:
     def note(self, sqid: int, entry: bytes | memoryview) -> int:
         """Add a command. Returns its slot."""
         slot = self.free.pop()
-        _SLOT.pack_into(self._state, slot * _SLOT.size, 1, sqid, bytes(entry))
+        at = slot * _SLOT.size
+        _SLOT.pack_into(self._state, at, 0, sqid, bytes(entry))
+        self._state[at] = 1  # last: a process may be killed at any point
         return slot
 
     def strike(self, slot: int) -> None:

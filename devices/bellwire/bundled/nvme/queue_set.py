@@ -58,6 +58,10 @@ class QueueSet:
                 return f"a command of submission queue {sqid}"
         return ""
 
+    def find_ends(self) -> set[tuple[int, int]]:
+        """A process has died: find where its completions end. Returns submission queue and id of the last ones."""
+        return {each for cq in self.completions if cq.size for each in cq.find_end(self._dma)}
+
     def forget(self) -> None:
         """Delete all queues, and drop interrupts that are held back."""
         for queue in (*self.submissions, *self.completions):
@@ -143,9 +147,17 @@ class QueueSet:
     def post(self, cq: CompletionQueue, completions: list[Completion]) -> None:
         """Write ``completions``, and interrupt. The caller has checked that there is room."""
         cq.post(self._dma, completions)
+        self._posted(cq, len(completions))
+
+    def post_successes(self, cq: CompletionQueue, sq: SubmissionQueue, cids: list[int]) -> None:
+        """As :meth:`post`, for commands of ``sq`` that have succeeded, with no result."""
+        cq.post_successes(self._dma, sq, cids)
+        self._posted(cq, len(cids))
+
+    def _posted(self, cq: CompletionQueue, count: int) -> None:
         if cq.qid and self.shadow.active and self.interrupts.level_matters:
             self.look_at_head(cq)
-        self.interrupts.posted(cq, len(completions))
+        self.interrupts.posted(cq, count)
 
     def _move_head(self, queue: CompletionQueue, head: int) -> None:
         size = queue.size

@@ -84,6 +84,11 @@ class Serial(PciDevice, vendor=0x1B36, device=0x0002, class_code=0x070002, revis
             self.await_silence()
         self.compare_levels()
 
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died. Bytes of which it is not known that they were sent are sent again."""
+        self.transmit()
+        self.restored()
+
     # -- what follows from the state
 
     @property

@@ -191,5 +191,4 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
 
     def wires_changed(self) -> None:
         """The back end gets other eventfds, or pauses while bus mastering is off."""
-        super().wires_changed()
-        self.plane.settle()
+        self.plane.rewire(super().wires_changed)

@@ -117,6 +117,17 @@ class VirtioConsole(
             self.watch_port(port, True)
             port.announced = self.ready and not port.stream.connected
 
+    def recovered(self, torn: bool) -> None:
+        """Go on after a process has died. Messages that waited in it are lost, so all ports are told of again.
+
+        A driver ignores what it knows already. Bytes of which it is not known that they were sent are sent again.
+        """
+        super().recovered(torn)
+        if self.running and self.ready:
+            for port in self.lines:
+                self.say(port, Event.PORT_ADD)
+                self.introduce(port)
+
     def stopped(self) -> None:
         """Forget buffers and messages, and watch no stream."""
         self.messages.clear()
@@ -228,15 +239,19 @@ class VirtioConsole(
         elif number < len(self.lines):
             port = self.lines[number]
             if event == Event.PORT_READY and value:
-                if port.number == 0:
-                    self.say(port, Event.CONSOLE_PORT, 1)
-                self.say(port, Event.PORT_NAME, 1, port.name.encode())
+                self.introduce(port)
                 port.announced = False
                 self.announce(port)
             elif event == Event.PORT_OPEN:
                 self.opened = self.opened & ~(1 << number) | bool(value) << number
                 self.watch_port(port, True)
                 self.receive(port)
+
+    def introduce(self, port: Port) -> None:
+        """Tell the guest whether a port is a console, and its name."""
+        if port.number == 0:
+            self.say(port, Event.CONSOLE_PORT, 1)
+        self.say(port, Event.PORT_NAME, 1, port.name.encode())
 
     def announce(self, port: Port) -> None:
         """Tell the guest if the stream's peer has come or gone."""

@@ -47,8 +47,8 @@ class Trace(Filter):
     The last ``keep`` records are in a ring. With ``log`` each one is a line of the device's log, too.
     """
 
-    only = Argument("", help="records to keep, as 'mmio.status irq': names, kinds, patterns; without it, all")
-    without = Argument("", help="records to leave out, as 'config hook'")
+    only = Argument("", help="records to keep, as mmio.status+irq: names, kinds, patterns; without it, all")
+    without = Argument("", help="records to leave out, as config+hook")
     rate = Argument(0, least=0, help="the most records a second; 0: all. What is too much is counted")
     keep = Argument(4096, least=16, most=MOST_SLOTS, help="records in the ring, 512 bytes each")
     log = Argument(True, help="log each record as a line")

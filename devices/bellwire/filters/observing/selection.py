@@ -11,13 +11,14 @@ from bellwire.filters.observing.record import GROUPS, KINDS, Record
 
 MOST_KNOWN = 1024
 _GLOB = frozenset("*?[")
+_BETWEEN = str.maketrans(",+", "  ")
 
 
 class Selection:
     """The records that match one of the terms ``only`` (all, without any), and none of the terms ``without``.
 
-    Terms have commas or blanks between them. A term is a kind of records (``irq``, ``dma``), a kind with its verb
-    (``dma.write``), ``mmio`` for reads and writes of BARs, the name of a register, doorbell or hook (``status``),
+    Commas, blanks or plus signs stand between terms. A term is a kind of records (``irq``, ``dma``), a kind with its
+    verb (``dma.write``), ``mmio`` for reads and writes of BARs, the name of a register, doorbell or hook (``status``),
     a BAR (``bar.*``), a register with its BAR (``bar.status``), or a pattern for any of these (``sq*``).
 
     ``names`` are the names that the device has, with and without their BAR. An OptionError for a term that can never
@@ -60,7 +61,7 @@ def _head(term: str) -> Sequence[str]:
 
 
 def _terms(text: str, known: set[str]) -> Sequence[str]:
-    terms = text.replace(",", " ").split()
+    terms = text.translate(_BETWEEN).split()
     for term in terms:
         if known and not _GLOB & set(term) and not any(term == each or each.endswith(f".{term}") for each in known):
             kind, _, verb = term.partition(".")

@@ -1,0 +1,124 @@
+"""A worker is killed at any line of our code. The client sees what it would have seen without that."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bellwire.bundled.bell import Bell
+from dying import Outcome, play
+from vfio_user import (
+    Client,
+    IoEventFd,
+    IoRegionClient,
+    IoRegionFd,
+    IrqIndex,
+    RegionIndex,
+    RemoteError,
+    ShadowBell,
+    ShadowIoEventFd,
+)
+
+pytestmark = [pytest.mark.slow]
+
+IDENT, SCRATCH, IRQ_NOW = 0x00, 0x04, 0x08
+COMMAND = 0x04  # in config space
+WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE = 0x40, 0x50, 0xDC
+BELLS = 0x000, 0x020, 0x040, 0x100  # by ioeventfd, by ioregionfd, by shadow ioeventfd, an ioregion
+GAP = "sent = "
+"""How the lines begin that lose a reply: it is noted as sent by then, and the kernel does not have it yet."""
+
+
+class Repeating(Bell, vendor=0x1234, device=0xBE12, class_code=0x088000, repeats=True):
+    """A device whose hooks may run again: each sets what it sets at once."""
+
+    def recovered(self, torn: bool) -> None:
+        """Nothing is lost."""
+
+
+def talk(client: Client) -> list[int]:
+    """Reads and writes of registers, with hooks and without, posted and not."""
+
+    def read(offset: int) -> int:
+        return int.from_bytes(client.read(0, offset, 4), "little")
+
+    seen = [read(IDENT)]
+    for turn in range(1, 4):
+        client.write(0, SCRATCH, turn.to_bytes(4, "little"), posted=turn % 2 == 0)
+        seen += [read(SCRATCH), read(IDENT), read(SCRATCH)]
+        client.write(0, SCRATCH, bytes(4), posted=True)
+    return seen
+
+
+def set_up(client: Client) -> list[object]:
+    """Memory and interrupts are set up, used, and taken away. A command that has failed is tried again."""
+
+    def insist(command: Callable[[], object]) -> None:
+        try:
+            command()
+        except RemoteError as error:  # its descriptors had been received, and were lost
+            if error.errno != errno.EIO:
+                raise
+            command()
+
+    rung = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 1 << 16)
+    client.write(RegionIndex.CONFIG, COMMAND, b"\x06\x00")
+    insist(lambda: client.trigger_eventfds(IrqIndex.MSIX, 0, rung))
+    insist(lambda: client.dma_map(0, 1 << 16, memory))
+    insist(lambda: client.release_eventfds(IrqIndex.MSIX, 0, 1))
+    client.write(0, IRQ_NOW, bytes(4))
+    client.write(0, IRQ_NOW, b"\x01\0\0\0")
+    seen: list[object] = [bool(select.select([fd], [], [], 0)[0]) for fd in rung]
+    client.dma_unmap(0, 1 << 16)
+    return [*seen, client.irq_info(IrqIndex.MSIX).count, client.region_info(1).info.size]
+
+
+def ring(client: Client) -> list[int]:
+    """Doorbells by every mechanism."""
+    subs = {sub.offset: sub for sub in client.io_fds(1)}
+    wildcard, value, latest, region = (subs[at] for at in BELLS)
+    assert isinstance(wildcard, IoEventFd)
+    assert isinstance(value, IoRegionFd)
+    assert isinstance(latest, ShadowIoEventFd)
+    assert isinstance(region, IoRegionFd)
+    values, commands, shadow = IoRegionClient(value.fd), IoRegionClient(region.fd), ShadowBell(latest)
+    seen = []
+    for turn in (1, 2, 3):
+        number = turn.to_bytes(4, "little")
+        os.eventfd_write(wildcard.fd, 1)
+        values.post(value.user_data, 0, number)
+        shadow.ring(number)
+        commands.write(region.user_data, 4, number)
+        seen += [int.from_bytes(client.read(0, LATEST_VALUE, 4), "little")]
+        # A hook that counts may count twice if it runs again. None is left out.
+        seen += [min(turn, int.from_bytes(client.read(0, at, 4), "little")) for at in (WILDCARD_COUNT, VALUE_COUNT)]
+        seen += [int.from_bytes(commands.read(region.user_data, 4, 4), "little")]
+    return seen
+
+
+SCRIPTS: list[Callable[[Client], object]] = [talk, set_up, ring]
+
+
+@functools.cache
+def undisturbed(script: Callable[[Client], object]) -> Outcome:
+    return play(script, Repeating)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_client_sees_nothing_of_a_death_between_any_two_lines(
+    script: Callable[[Client], object], data: st.DataObject
+) -> None:
+    outcome = play(script, Repeating, data.draw(st.integers(1, undisturbed(script).lines)))
+    if not outcome.killed.startswith(GAP):
+        assert outcome.seen == undisturbed(script).seen
