@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +69,9 @@ fuzz: $(VENV)/.dev ## feed junk to each parser of outside bytes for a minute (MI
 
 test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
 	$(PYTEST) -q -m "guest"
+
+test-chaos: $(VENV)/.dev provision ## kill the workers of a guest's disks 200 times, under load (a few minutes)
+	$(PYTEST) -q -s -m long tests/guest/test_hand_over.py
 
 # As `make qemu`, for the tests: they skip where there is no such QEMU, and say why.
 patched: $(VENV)/.dev $(VENV)/.qemu provision

@@ -18,7 +18,7 @@ def is_eventfd(fd: int) -> bool:
     return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
 
 
-def take(fd: int, counter: bytearray) -> int:
+def take(fd: int, counter: bytearray | memoryview) -> int:
     """Read the counter and set it to 0. Returns 0 if nothing was added. Never waits (RWF_NOWAIT, Linux 5.8 or newer).
 
     ``counter`` is a buffer of :data:`SIZE` bytes, which the caller can use again.

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vfio_user.errors import Disconnected, ProtocolError, TimedOut
@@ -92,13 +93,16 @@ class IoRegionServer:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._sock.fileno()
 
-    def receive(self) -> IoCommand | None:
-        """The next command, or None if none has arrived whole.
+    def receive(self, room: memoryview | None = None) -> IoCommand | None:
+        """The next command, or None if none has arrived whole. From a SEQPACKET socket it is received into ``room``.
+
+        That has a byte more than :data:`SIZE`, to notice a packet that is too long.
 
         Raises Disconnected if the far end is gone, ProtocolError for a command that no kernel sends.
         """
         try:
-            count = self._sock.recv_into(self._view[self._filled :], 0, socket.MSG_DONTWAIT)
+            into = self._view[self._filled :] if room is None else room
+            count = self._sock.recv_into(into, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -110,12 +114,17 @@ class IoRegionServer:
             if self._filled < SIZE:
                 return None
             self._filled, count = 0, SIZE
-        return decode_command(self._view[:count])
+        return decode_command((self._view if room is None else room)[:count])
 
-    def respond(self, value: int) -> None:
-        """Send the response to the command in flight. Raises TimedOut if the socket is full, Disconnected."""
+    def respond(self, value: int, done: Callable[[], None] = lambda: None) -> None:
+        """Send the response to the command in flight. Raises TimedOut if the socket is full, Disconnected.
+
+        ``done`` is called right before: it notes that the command is answered, for a successor of this process.
+        """
+        response = encode_response(value)
         try:
-            sent = self._sock.send(encode_response(value), _SEND)
+            done()
+            sent = self._sock.send(response, _SEND)
         except BlockingIOError:
             raise TimedOut("ioregionfd: the far end does not read its responses") from None
         except OSError as error:

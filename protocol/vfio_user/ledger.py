@@ -37,13 +37,20 @@ class Ledger:
 
 
 class Estate:
-    """What a ledger has kept of a process that has ended, in the order of its entries. It owns the descriptors."""
+    """What a ledger has kept of a process that has ended, in the order of its entries. It owns the descriptors.
 
-    def __init__(self, entries: Mapping[str, Kept] | None = None) -> None:
+    ``poisoned``: several processes have died soon, so what the last one was at is not to be done again.
+    """
+
+    def __init__(self, entries: Mapping[str, Kept] | None = None, *, poisoned: bool = False) -> None:
         self._entries = dict(entries or {})
+        self.poisoned = poisoned
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(list(self._entries.values()))
 
     def note(self, key: str) -> Mapping[str, Any]:
         """The note of an entry; empty if there is none with this key."""

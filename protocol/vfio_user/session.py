@@ -203,13 +203,14 @@ class Session:
     def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
         """Do a read or a write, and answer it. New accesses and known ones both come here."""
         reply, writer, dma_requests, channel = access.reply, access.writer, self._dma_requests, self._channel
+        marks, end = channel.marks, channel.start
         access.times += 1
         before = dma_requests.answering
         try:
             if reply:
                 dma_requests.answering = access.command
                 self._flush()
-            channel.marks[BUSY] = channel.start
+            marks[BUSY] = end
             try:
                 if writer is not None:
                     writer(data)
@@ -232,7 +233,7 @@ class Session:
             if reply:
                 channel.send_whole(message_id + reply + found)
             else:
-                channel.marks[HEAD] = channel.start
+                marks[HEAD] = end
         finally:
             dma_requests.answering = before
 

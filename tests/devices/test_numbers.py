@@ -11,7 +11,7 @@ from bellwire.bundled import bell, edu
 from bellwire.bundled.serial import fifo, registers
 from bellwire.declare import bar, block, doorbell, interrupts, layout, option, register, saved, vendor
 from bellwire.model import capabilities, core, description, dma, limited, seen, signals, source, space, state
-from bellwire.serve import busy_poll, loop, served, sources, worker
+from bellwire.serve import busy_poll, loop, noted, served, worker
 from bellwire.storage import aio, disk
 from bellwire.stream import backends, stream
 
@@ -84,7 +84,7 @@ def test_what_a_guest_or_a_client_may_cause_is_bounded() -> None:
     assert (limited.BURST, limited.MOST, limited.INTERVAL, limited.KEYS) == (5, 100, 10.0, 256)
     assert (core.SLOW_HOOK, dma.LARGEST_COPY) == (0.010, 64 << 20)
     assert (loop.THREADS, loop.FEW_TIMERS, loop.LONGEST_WAIT) == (4, 256, 3600.0)
-    assert (served.DRAIN, sources.MOST_COMMANDS, aio.MOST) == (8192, 4096, 256)
+    assert (served.DRAIN, noted.MOST_COMMANDS, aio.MOST) == (8192, 4096, 256)
     assert (busy_poll.FIRST, busy_poll.MOST, worker.SWITCH_INTERVAL) == (20e-6, 1e-3, 1e-5)
     assert stream.LARGEST == 1 << 16
     assert "pty:LINK" in backends.BACKENDS

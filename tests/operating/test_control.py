@@ -21,7 +21,7 @@ from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
 METHODS = {
-    "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Reset", "Set", "Reload",
+    "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Move", "Reset", "Set", "Reload",
     "Registers", "Maps", "Poke", "Interrupt", "Statistics", "Configuration", "Folders", "Log", "Monitor", "Trace",
     "Capture", "StopCapture", "Filters", "AddFilter", "RemoveFilter",
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from operating.conftest import Run
 from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
 from operating.varlink import Varlink
 from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
@@ -88,6 +90,49 @@ def test_a_client_that_was_taken_over_can_leave_and_the_next_one_is_served(daemo
         events.until("left", name)
         with connect(daemon.socket(name)) as client:
             assert read(client, PLAIN) == 42
+
+
+@pytest.mark.parametrize("words", [["move"], ["restart", "--keep"]])
+def test_a_device_moves_to_another_worker_with_its_client(daemon: Instance, run: Run, words: list[str]) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+        before = daemon.pid(name)
+        assert run(*words, name) == (0, "", "")
+        after = daemon.describe(name)
+        assert (after["state"], after["pid"] != before) == ("running", True)
+        assert read(client, PLAIN) == 42
+        assert after["hand_overs"]["count"] == 1
+        assert after["hand_overs"]["reason"] == "it was moved by hand"
+        assert 0 < after["hand_overs"]["pause_ms"] < 5000
+
+
+def test_a_device_without_a_client_moves_with_its_state(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+    daemon.call("Move", name=name)
+    with connect(daemon.socket(name)) as client:
+        assert read(client, PLAIN) == 42
+
+
+def test_a_device_that_does_not_run_is_not_moved(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    daemon.call("Stop", name=name)
+    status, _, said = run("move", name)
+    assert status == 1
+    assert "is not running" in said
+
+
+def test_status_and_metrics_tell_of_hand_overs(daemon: Instance, run: Run) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)), daemon.monitor(name) as events:
+        kill(daemon, name, events)
+        _, told, _ = run("status", name)
+    words = " ".join(told.split())
+    assert re.search(
+        r"Hand-overs: 1, the last after a pause of \d+ ms, because its worker was killed by SIGKILL", words
+    )
 
 
 def held(daemon: Instance) -> list[str]:

@@ -7,40 +7,20 @@ import fnmatch
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bellwired import terminal
 from bellwired.commands import attach, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
 from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
 from bellwired.commands.show import Column
+from bellwired.commands.verbs import VERBS
 from bellwired.errors import CommandError
 from bellwired.places import Places
 from vfio_user import RegionIndex
 
 INACTIVE = 3  # the same as that of systemctl status
 LOOK_AGAIN = 0.1  # seconds between two checks whether a device runs
-
-
-class Verb(NamedTuple):
-    """A command that calls one method of the control API for devices. ``fits`` says which devices --all selects."""
-
-    method: str
-    about: str
-    fits: Callable[[dict[str, Any]], bool]
-
-
-VERBS = {
-    "start": Verb("Start", "start devices, and wait until they accept clients", lambda device: device["enabled"]),
-    "stop": Verb("Stop", "stop devices in order, and remove their sockets", lambda device: True),
-    "restart": Verb(
-        "Restart", "give devices new workers; clients that connect meanwhile wait", lambda device: device["enabled"]
-    ),
-    "reset": Verb("Reset", "reset devices, as their guests could", lambda device: device["state"] == "running"),
-    "disconnect": Verb(
-        "Disconnect", "let the clients of devices go; others may come", lambda device: device["connected"]
-    ),
-}
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -65,6 +45,8 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser = add(name, do, verb.about)
         completed(parser.add_argument("name", nargs="*", help="a device, or a pattern as in 'vm1-*'"), DEVICES)
         parser.add_argument("--all", action="store_true", help="all devices of the daemon for which it is possible")
+        if name == "restart":
+            parser.add_argument("--keep", action="store_true", help="go on with clients and states, as move does")
         parser.set_defaults(verb=name, mistake=parser.error)
     parser = add("set", set_options, "change options of a running device, until it is started again")
     completed(parser.add_argument("name"), DEVICES)
@@ -223,8 +205,9 @@ def _print(devices: Sequence[dict[str, Any]]) -> None:
 
 
 def do(arguments: argparse.Namespace) -> int:
-    """``bellwire start|stop|restart|reset|disconnect NAME...``. A failure of one device does not stop the others."""
-    daemon, verb = instance(arguments), VERBS[arguments.verb]
+    """``bellwire start|stop|restart|move|reset|disconnect NAME...``. If one device fails, the others still go on."""
+    keeps = arguments.verb == "restart" and arguments.keep
+    daemon, verb = instance(arguments), VERBS["move" if keeps else arguments.verb]
     if bool(arguments.name) == arguments.all:
         arguments.mistake("expected names of devices, or --all")
     if arguments.all:
@@ -365,8 +348,7 @@ def _facts(device: dict[str, Any]) -> list[tuple[str, str]]:
     if device["changed"]:
         changed = ", ".join(f"{key}={value}" for key, value in device["changed"].items())
         facts.append(("Set", f"{show.text(changed)}; the next start takes what the file says"))
-    if device["restarts"]:
-        facts.append(("Restarts", str(device["restarts"])))
+    facts += show.lives(device)
     client = device["client"]
     if client:
         facts.append(("Client", f"process {client['pid']}, user {client['uid']}, for {show.ago(client['since'])}"))

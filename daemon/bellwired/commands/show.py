@@ -150,3 +150,15 @@ def box(parts: Sequence[dict[str, str]]) -> str:
     missing = [part["name"] for part in parts if part["state"] == "missing"]
     text = ", ".join(here)
     return f"{text}; missing: {', '.join(missing)}" if missing else text
+
+
+def lives(device: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of ``bellwire status`` about the workers of a device that have ended."""
+    facts = []
+    if device["restarts"]:
+        facts.append(("Restarts", str(device["restarts"])))
+    over = device["hand_overs"]
+    if over["count"]:
+        last = f"the last after a pause of {over['pause_ms']:.0f} ms, because {over['reason']}"
+        facts.append(("Hand-overs", text(f"{over['count']}, {last}")))
+    return facts

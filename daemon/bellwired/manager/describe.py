@@ -64,6 +64,14 @@ class RegisterValue(TypedDict):
     meaning: str
 
 
+class HandOver(TypedDict):
+    """Workers that have gone on with the client of another: their number, and of the last one why, and the pause."""
+
+    count: int
+    reason: str
+    pause_ms: float
+
+
 class Description(TypedDict):
     """A device. ``memory`` is its proportional share (PSS) in bytes, ``since`` is in seconds since the epoch.
 
@@ -82,6 +90,7 @@ class Description(TypedDict):
     pid: int
     memory: int
     restarts: int
+    hand_overs: HandOver
     error: str
     connected: bool
     client: Client | None
@@ -112,6 +121,9 @@ async def describe(
         pid=unit.pid,
         memory=unit.memory,
         restarts=unit.restarts,
+        hand_overs=HandOver(
+            count=unit.hand_overs.count, reason=unit.hand_overs.reason, pause_ms=unit.hand_overs.pause * 1e3
+        ),
         error=unit.error,
         connected=unit.client is not None,
         client=_client(unit),
@@ -139,6 +151,7 @@ def describe_unusable(name: str, error: SettingsError, since: float, *, enabled:
         pid=0,
         memory=0,
         restarts=0,
+        hand_overs=HandOver(count=0, reason="", pause_ms=0.0),
         error=error.in_words,
         connected=False,
         client=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 
 class HandOvers:
@@ -34,12 +33,8 @@ class HandOvers:
         self.pause = time.monotonic() - self._begun
         self._begun = None
         self.count += 1
-        return f"a new worker has taken the client over after {self.pause * 1e3:.0f} ms"
+        return f"a new worker has taken over after {self.pause * 1e3:.0f} ms"
 
     def end(self) -> None:
         """No successor comes."""
         self._begun = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For status and metrics."""
-        return {"count": self.count, "reason": self.reason, "pause_ms": round(self.pause * 1e3, 3)}

@@ -50,7 +50,7 @@ class Holder:
         else:
             self._keep(message, fds)
 
-    def bequest(self) -> list[tuple[Inherit, list[int]]]:
+    def bequest(self, *, poisoned: bool = False) -> list[tuple[Inherit, list[int]]]:
         """The messages that give a successor everything, with their descriptors. These stay the holder's."""
         messages = [(Inherit([], last=False), list[int]())]
         for key, (note, fds) in self._entries.items():
@@ -60,7 +60,7 @@ class Holder:
                 message, together = messages[-1]
             message.entries.append((key, note, len(fds)))
             together.extend(fds)
-        messages[-1][0].last = True
+        messages[-1][0].last, messages[-1][0].poisoned = True, poisoned
         return messages
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from bellwired.settings import Daemon
 
 SHORT = 0.2
 """The seconds below which a worker's life was short."""
+MOST_SHORT = 2  # short lives in a row: what they all died of is not done again
 
 
 class State(StrEnum):
@@ -37,6 +38,11 @@ class Restarts:
         """The number of deaths within the restart window."""
         return len(self._deaths)
 
+    @property
+    def poisoned(self) -> bool:
+        """Whether the last workers have died soon, one after the other."""
+        return self._short >= MOST_SHORT
+
     def delay(self, daemon: Daemon, *, served: float | None = None) -> float | None:
         """Record a death. The seconds to wait before the restart; None if the device has died too often.
 
@@ -50,7 +56,7 @@ class Restarts:
         if self.deaths > daemon.restart_limit:
             return None
         self._short = self._short + 1 if served is not None and served < SHORT else 0
-        if served is not None and self._short < 2:
+        if served is not None and self._short < MOST_SHORT:
             return 0.0
         deaths = self.deaths if served is None else self._short - 1
         return min(daemon.restart_delay_max, daemon.restart_delay * 2.0 ** (deaths - 1))

@@ -70,6 +70,8 @@ class Known:
     plugin: str
     state: str
     restarts: int
+    hand_overs: int
+    pause: float
     pid: int
     numbers: dict[str, int] = field(default_factory=dict)
     meter: dict[str, Any] | None = None
@@ -119,13 +121,19 @@ class Snapshot(Collector):
         states = StateSetMetricFamily("bellwire_device_state", "Its state", labels=["device"])
         up = GaugeMetricFamily("bellwire_up", "Whether the device accepts clients", labels=["device"])
         restarts = CounterMetricFamily("bellwire_restarts", "Restarts of its worker", labels=["device"])
+        about = "Workers that have gone on with the client of another"
+        taken = CounterMetricFamily("bellwire_hand_overs", about, labels=["device"])
+        about = "How long the client had no worker at the last hand-over"
+        pause = GaugeMetricFamily("bellwire_hand_over_pause_seconds", about, labels=["device"])
         for device in self.devices:
             version = "" if device.plugin else release()
             info.add_metric([device.name], {"kind": device.kind, "version": version, "plugin": device.plugin})
             states.add_metric([device.name], {state: state == device.state for state in STATES})
             up.add_metric([device.name], device.state == State.RUNNING)
             restarts.add_metric([device.name], device.restarts)
-        yield from (info, states, up, restarts)
+            taken.add_metric([device.name], device.hand_overs)
+            pause.add_metric([device.name], device.pause)
+        yield from (info, states, up, restarts, taken, pause)
 
     def _counters(self) -> Iterator[Metric]:
         known = [device for device in self.devices if device.numbers]
@@ -184,7 +192,7 @@ async def snapshot(manager: Manager) -> Snapshot:
     pairs = zip(running, answers, strict=True)
     measured = {unit.name: answer for unit, answer in pairs if not isinstance(answer, BaseException)}
     devices = [_known(unit, measured.get(unit.name, {})) for unit in units]
-    devices += [Known(name, "", "", str(State.FAILED), 0, 0) for name in manager.unusable]
+    devices += [Known(name, "", "", str(State.FAILED), 0, 0, 0.0, 0) for name in manager.unusable]
     processes = [("manager", "", os.getpid()), ("fork-server", "", manager.spawner.pid)]
     processes += [("worker", device.name, device.pid) for device in devices]
     return Snapshot(
@@ -220,7 +228,8 @@ async def serving(manager: Manager) -> AsyncIterator[None]:
 def _known(unit: Unit, measured: dict[str, Any]) -> Known:
     state = str(unit.state) if unit.settings.enabled or unit.state is not State.STOPPED else DISABLED
     plugin = next(iter(unit.files), "")
-    known = Known(unit.name, unit.settings.device, plugin, state, unit.restarts, unit.pid)
+    over = unit.hand_overs
+    known = Known(unit.name, unit.settings.device, plugin, state, unit.restarts, over.count, over.pause, unit.pid)
     known.numbers = measured.get("statistics", {})
     known.meter = measured.get("meter")
     return known

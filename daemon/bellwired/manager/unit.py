@@ -24,7 +24,7 @@ from bellwired.sources import stamp
 from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
-from bellwired.workers.worker import REFUSED
+from bellwired.workers.worker import MOVED, REFUSED
 from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -72,6 +72,7 @@ class Unit(Filtered, Reported):
         self._retired = False
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
@@ -112,6 +113,7 @@ class Unit(Filtered, Reported):
         """Stop it, never to start again."""
         self._retired = True
         await self.stop()
+        self.rings.close()
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait.
@@ -127,6 +129,18 @@ class Unit(Filtered, Reported):
             await self._launch()
             attempt = self._attempt
         await self._accepting(attempt)
+
+    async def move(self) -> None:
+        """Have another worker go on with client and state. Returns when it serves. A CommandError if it fails."""
+        async with self._turn:
+            await self.ask("leave")
+            if (child := self._child) is not None:
+                await asyncio.wait([child.ended], timeout=self.daemon.stop_timeout)
+                child.kill()  # unless it has ended
+                await asyncio.wait([child.ended], timeout=KILL_TIMEOUT)
+        if self._relaunching is not None:
+            await asyncio.shield(self._relaunching)
+        await self._accepting(self._attempt)
 
     async def change(self, settings: Device, path: Path, folder: Path) -> None:
         """Use other settings. A stopped device stays stopped, unless they turn its automatic start on."""
@@ -226,7 +240,7 @@ class Unit(Filtered, Reported):
             raise
         channel.handed_over()
         if succeeds:
-            channel.bequeath(self.holder.bequest())
+            channel.bequeath(self.holder.bequest(poisoned=self._restarts.poisoned))
         self._child, self._channel = child, channel
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
@@ -243,6 +257,10 @@ class Unit(Filtered, Reported):
         if self._child is not None:
             self._child.kill()
 
+    def _tell_ready(self) -> None:
+        super()._tell_ready()
+        self._keeping = asyncio.create_task(self.keep_ring())
+
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
@@ -251,13 +269,18 @@ class Unit(Filtered, Reported):
         fate = self.box.fate(self.settings)
         self.box.left()
         self._child = self._channel = None
+        self.rings.worker_ended()
         if self.state is State.STOPPING or status in (0, REFUSED):
             self._leave_client()
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
         why = fate or how_it_ended(status)
-        if status == REFUSED:
+        if status == MOVED and self.holder.holds:
+            self.hand_overs.begin("it was moved by hand")
+            self._set(State.WAITING)
+            self._relaunch()
+        elif status == REFUSED:
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)

@@ -89,7 +89,7 @@ def inherit(channel: socket.socket) -> Estate:
             continue
         entries |= {entry.key: entry for entry in unpacked(message.entries, fds)}
         if message.last:
-            return Estate(entries)
+            return Estate(entries, poisoned=message.poisoned)
 
 
 def unpacked(named: list[Named], fds: list[int]) -> list[Kept]:

@@ -113,6 +113,8 @@ class Inherit(Struct, tag=True):
 
     entries: list[Named]
     last: bool
+    poisoned: bool = False
+    """Several workers have died soon: what the last one was at is not to be done again."""
 
 
 Message = Spawn | Spawned | Exited | Ask | Answer | Report | Keep | Drop | Inherit

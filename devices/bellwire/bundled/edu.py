@@ -40,6 +40,7 @@ class Edu(
     revision=0x10,
     subsystem=(0x1AF4, 0x1100),
     express=False,
+    repeats=True,
 ):
     """Computes factorials, copies to and from a 4 KiB buffer of its own, interrupts by MSI or INTA."""
 

@@ -36,6 +36,7 @@ from typing import Any
 
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
+from bellwire.serve.noted import NotedRings
 from bellwire.serve.sources import Bell, CommandSource, EventSource, Guard, ShadowSource, Source, name_of
 from vfio_user import (
     Cells,
@@ -66,6 +67,7 @@ class DoorbellFds:
         unwatch: Callable[[int], None],
         by: Callable[[str, Guard], Guard] = lambda _, guard: guard,
         ledger: Ledger | None = None,
+        estate: Estate | None = None,
     ) -> None:
         self._core = core
         self._guard = guard
@@ -73,9 +75,12 @@ class DoorbellFds:
         self._unwatch = unwatch
         self._by = by
         self._ledger = ledger or Ledger()
-        self._estate = Estate()
+        self._estate = estate or Estate()
+        self._noted = NotedRings(*self._estate.take("rings"))
+        self._ledger.keep(Kept("rings", {}, (self._noted.fd,)))
         self._fresh: list[Kept] = []  # what the ledger is about to hear
         self._asked: set[str] = set()
+        self._slots = 0
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
@@ -106,10 +111,9 @@ class DoorbellFds:
                 self._fresh.clear()
         return found
 
-    def take_over(self, estate: Estate) -> None:
+    def take_over(self) -> None:
         """Make the sources of a process that has ended, with the fds that its ledger has kept."""
-        self._estate = estate
-        for key, note in estate.below("asked"):
+        for key, note in self._estate.below("asked"):
             self._asked.add(key)
             self._found(note["index"], frozenset(map(Mechanism, note["mechanisms"])))
         self._fresh.clear()
@@ -187,6 +191,13 @@ class DoorbellFds:
             self.gather(fd for fd, _ in ready)
         return bool(self._rung)
 
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """Gather what that process had gathered, and had not run: see :meth:`Source.again`."""
+        for fd, source in self._sources.items():
+            if fd not in self._lent and source.again(repeats=repeats, poisoned=poisoned):
+                self._rung.append(source)
+        return bool(self._rung)
+
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
         rung, self._rung = self._rung, []
@@ -213,6 +224,7 @@ class DoorbellFds:
         for fd, source in self._sources.items():
             self._unwatch(fd)
             source.close()
+        self._noted.close()
         if self._cells is not None:
             self._cells.close()
             self._cells = None
@@ -222,9 +234,11 @@ class DoorbellFds:
         source = self._events.get(bell)
         if source is None:
             key = _key("event", bell)
-            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard, self._estate.take(key))
+            slot = self._slot(key)
+            place, fds = self._noted.event(slot), self._estate.take(key)
+            source = EventSource[Any](self._core, bell, self._ring_of(bell), self._guard, fds, place)
             self._events[bell] = source
-            self._add(key, source)
+            self._add(key, source, slot)
         return source.fd
 
     def _shadow(
@@ -238,8 +252,10 @@ class DoorbellFds:
                 self._fresh.append(Kept("cells", {}, (self._cells.fd,)))
             place, cell = self._cells.take(size)
             key = _key("shadow", bell)
-            source = ShadowSource(self._core, bell, cell, ring, self._guard, self._estate.take(key))
-            self._add(key, source)
+            slot = self._slot(key)
+            noted, fds = self._noted.event(slot), self._estate.take(key)
+            source = ShadowSource(self._core, bell, cell, ring, self._guard, fds, noted)
+            self._add(key, source, slot)
             entry = self._shadows[bell] = ShadowIoEventFd(offset, size, source.fd, self._cells.fd, place, None, pio)
         return entry
 
@@ -271,21 +287,29 @@ class DoorbellFds:
 
     def _commands(self, targets: list[Doorbell | IoRegion]) -> CommandSource:
         key = f"commands {targets[0].name}" if targets else "commands"
-        source = CommandSource(self._core, self._guard, self._drop, self._estate.take(key))
+        slot = self._slot(key)
+        line, fds = self._noted.line(slot), self._estate.take(key)
+        source = CommandSource(self._core, self._guard, self._drop, fds, line)
         for target in targets:
             source.user_data(target)
             if isinstance(target, IoRegion):
                 self._regions[target] = source
-        self._add(key, source)
+        self._add(key, source, slot)
         return source
 
-    def _add(self, key: str, source: Source) -> None:
+    def _slot(self, key: str) -> int:
+        """The number of the slot that a source has in the notes: what it had before, or a new one."""
+        slot = int(self._estate.note(key).get("slot", self._slots))
+        self._slots = max(self._slots, slot + 1)
+        return slot
+
+    def _add(self, key: str, source: Source, slot: int) -> None:
         fd = source.fds[0]
         self._sources[fd] = source
         source.guard = self._by(source.mechanism, self._guard)
         self._epoll.register(fd, select.EPOLLIN)
         self._watch(fd)
-        self._fresh.append(Kept(key, {}, source.fds))
+        self._fresh.append(Kept(key, {"slot": slot}, source.fds))
 
     def _drop(self, source: CommandSource, error: VfioUserError) -> None:
         """Close a socket whose other end has closed or sends nonsense. Accesses then come as messages."""

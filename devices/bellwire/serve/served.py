@@ -87,36 +87,46 @@ class Served:
     def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
-        self._keep_state()
+        self.keep_state()
         self._connect(connection, io_fd_entry_size, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
 
-    def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
-        """Serve the client of a process that has ended, with all that its ledger has kept. The device has been reset.
+    def take_over(self, estate: Estate, io_fd_entry_size: int = 40, *, died: bool = True) -> None:
+        """Go on with the client and the state of a process that has ended. The device has been reset.
 
-        Raises a StateError if the device cannot go on with that state.
+        ``died`` is False if that process has made room between two turns. Raises a StateError if the device cannot go
+        on with that state, a VfioUserError if the client has gone.
         """
+        areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
+        files = StateFiles(estate.fds("state")[0], areas)
+        if "client" not in estate:
+            self.core.take_over(files, client=False, died=True)
+            self._ledger.clear()
+            return
         connection = socket.socket(fileno=estate.take("client")[0])
         session, doorbell_fds = self._connect(connection, io_fd_entry_size, estate)
         session.take_over(estate)
-        doorbell_fds.take_over(estate)
+        doorbell_fds.take_over()
         self._introduced = session.client is not None
-        areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
-        files = StateFiles(estate.fds("state")[0], areas)
-        self.core.take_over(files, client=True, died=True, moved=self._keep_state)
-        session.finish(estate, again=self.core.device.repeats)
+        self.core.take_over(files, client=True, died=died, moved=self.keep_state)
+        repeats, poisoned = self.core.device.repeats, estate.poisoned
+        session.finish(estate, again=repeats and not poisoned)
+        if doorbell_fds.again(repeats=repeats, poisoned=poisoned):
+            session.service(DRAIN)  # a ring sees the writes that came before it
+            doorbell_fds.run()
 
-    def _keep_state(self) -> None:
+    def keep_state(self) -> None:
+        """Tell the ledger where the state is."""
         files = self.core.state.files
         areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
         self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
 
     def _connect(self, connection: socket.socket, io_fd_entry_size: int, estate: Estate) -> tuple[Session, DoorbellFds]:
         doorbell_fds = self._doorbell_fds = DoorbellFds(
-            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger
+            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger, estate
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
         journal = Journal.of(self._limits, estate, self._ledger)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -12,10 +14,14 @@ from typing import Generic, Protocol, TypeVar
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
 from bellwire.model.tally import Count
+from bellwire.serve.noted import LINE
 from vfio_user import IoCommand, IoRegionServer, VfioUserError
 from vfio_user.eventfds import SIZE, take
+from vfio_user.ioregionfd import SIZE as COMMAND_SIZE
+from vfio_user.ioregionfd import decode_command
 
-MOST_COMMANDS = 4096  # taken from one socket at a time: more than it holds, so a reply flushes all, and a flood ends
+BEGUN = 2  # a byte of a command that means nothing: it is set while the command is in work
+clear_command = struct.Struct(f"{COMMAND_SIZE}x").pack_into
 
 Bell = TypeVar("Bell", bound=Doorbell | tuple[Doorbell | IoRegion, int])
 """What an fd stands for: a doorbell, one value of a doorbell, or the doorbell at an offset of a row."""
@@ -39,6 +45,13 @@ class Source(Protocol):
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
 
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """Gather the rings that a process which has died had gathered. True if there are any.
+
+        ``repeats``: the value that its hook was at is delivered again. ``poisoned``: it died of its rings, again and
+        again, so the one that it was at is dropped.
+        """
+
     def discard(self) -> None:
         """Drop the rings that were gathered, but answer a guest that waits for one."""
 
@@ -60,20 +73,29 @@ class EventSource(Generic[Bell]):
     mechanism = "ioeventfd"
 
     def __init__(
-        self, core: Core, bell: Bell, ring: Callable[[Bell, int], None], guard: Guard, fds: tuple[int, ...] = ()
+        self,
+        core: Core,
+        bell: Bell,
+        ring: Callable[[Bell, int], None],
+        guard: Guard,
+        fds: tuple[int, ...] = (),
+        slot: memoryview | None = None,
     ) -> None:
         self.fds = fds or (_eventfd(),)
         (self.fd,) = self.fds
         self._bell = bell
         self.ring = ring
         self.guard = guard
-        self._counter = bytearray(SIZE)
+        self._counter = memoryview(bytearray(SIZE)) if slot is None else slot
+        self._noted = self._counter.cast("Q")
         self._count = 0
         self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count."""
         count = take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
+        if self._count and count:
+            self._noted[0] += self._count
         self._count += count
         return count
 
@@ -83,10 +105,16 @@ class EventSource(Generic[Bell]):
         if count:
             self._rings[0] += count
             self.guard(self.ring, self._bell, count)
+            self._noted[0] = 0
+
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """A ring means "look", so it does no harm to look again."""
+        self._count = self._noted[0] = 0 if poisoned else self._noted[0]
+        return bool(self._count)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
-        self._count = 0
+        self._count = self._noted[0] = 0
 
     def close(self) -> None:
         """Close the eventfd."""
@@ -110,6 +138,7 @@ class ShadowSource(Generic[Bell]):
         ring: Callable[[Bell, int, int], None],
         guard: Guard,
         fds: tuple[int, ...] = (),
+        slot: memoryview | None = None,
     ) -> None:
         self.fds = fds or (_eventfd(),)
         (self.fd,) = self.fds
@@ -117,13 +146,17 @@ class ShadowSource(Generic[Bell]):
         self._cell = cell
         self._ring = ring
         self.guard = guard
-        self._counter = bytearray(SIZE)
+        self._counter = memoryview(bytearray(SIZE)) if slot is None else slot
+        self._noted = self._counter.cast("Q")
         self._count = self._value = 0
         self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
-        self._count += take(self.fd, self._counter)
+        count = take(self.fd, self._counter)
+        if self._count and count:
+            self._noted[0] += self._count
+        self._count += count
         self._value = self._cell[0]
         return self._count + 1  # the value may be that of a ring that is still to come
 
@@ -133,10 +166,17 @@ class ShadowSource(Generic[Bell]):
         if count:
             self._rings[0] += count
             self.guard(self._ring, self._bell, count, self._value)
+            self._noted[0] = 0
+
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """Ring with the value that the cell has now."""
+        self._count = self._noted[0] = 0 if poisoned else self._noted[0]
+        self._value = self._cell[0]
+        return bool(self._count)
 
     def discard(self) -> None:
         """Drop the rings that were gathered."""
-        self._count = 0
+        self._count = self._noted[0] = 0
 
     def close(self) -> None:
         """Close the eventfd."""
@@ -157,6 +197,7 @@ class CommandSource:
         guard: Guard,
         failed: Callable[[CommandSource, VfioUserError], None],
         fds: tuple[int, ...] = (),
+        line: memoryview | None = None,
     ) -> None:
         ours, self._theirs = (socket.socket(fileno=fd) for fd in fds) if fds else _pair()
         self.fds: tuple[int, ...] = (ours.fileno(), self._theirs.fileno())
@@ -170,6 +211,8 @@ class CommandSource:
         self.guard = guard
         self._failed = failed
         self._commands: deque[IoCommand] = deque()
+        self._line = memoryview(bytearray(LINE)) if line is None else line  # the commands as they came
+        self._end = 0  # of the last command in it
         self._socket = select.poll()
         self._socket.register(ours, select.POLLIN)
 
@@ -183,11 +226,12 @@ class CommandSource:
     def gather(self) -> int:
         """Take the commands off the socket, in order."""
         try:
-            for _ in range(MOST_COMMANDS - len(self._commands)):
-                command = self.wire.receive()
+            while self._end < LINE - COMMAND_SIZE:
+                command = self.wire.receive(self._line[self._end : self._end + COMMAND_SIZE + 1])
                 if command is None:
                     break
                 self._commands.append(command)
+                self._end += COMMAND_SIZE
                 if not self._socket.poll(0):  # this costs less than a receive that finds nothing
                     break
         except VfioUserError as error:
@@ -196,23 +240,46 @@ class CommandSource:
 
     def run(self) -> None:
         """Hand each command to its doorbell or ioregion, and answer those that ask for a response."""
-        commands = self._commands
+        commands, line = self._commands, self._line
         while commands:
+            at = self._end - COMMAND_SIZE * len(commands)
             command = commands.popleft()
             target = self._target(command)
             result = None
             if target is not None:
                 self._rings[command.user_data][0] += 1
+                line[at + BEGUN] = 1
                 result = self.guard(self._deliver, target, command)
             if command.respond:
-                self._respond(result)
+                self._respond(result, at)
+            else:
+                clear_command(line, at)
+        self._end = 0
+
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """Find the commands that were gathered, and are not done."""
+        content = bytes(self._line)
+        left = content.lstrip(b"\0")
+        at = (LINE - len(left)) // COMMAND_SIZE * COMMAND_SIZE if left else 0
+        self._end = at
+        while any(data := content[self._end : self._end + COMMAND_SIZE]):
+            self._commands.append(decode_command(data))
+            self._end += COMMAND_SIZE
+        if self._commands and content[at + BEGUN] and (poisoned or not repeats):
+            if self._commands.popleft().respond:
+                self._respond(None, at)
+            clear_command(self._line, at)
+        return bool(self._commands)
 
     def discard(self) -> None:
         """Drop the posted commands. A guest that waits for a response gets all ones, as from a device in reset."""
         commands = self._commands
         while commands:
+            at = self._end - COMMAND_SIZE * len(commands)
             if commands.popleft().respond:
-                self._respond(None)
+                self._respond(None, at)
+            clear_command(self._line, at)
+        self._end = 0
 
     def close(self) -> None:
         """Close both ends. KVM or the relay then uses messages again."""
@@ -220,9 +287,11 @@ class CommandSource:
         self.wire.close()
         self._theirs.close()
 
-    def _respond(self, value: int | None) -> None:
+    def _respond(self, value: int | None, at: int) -> None:
+        """Answer the command ``at`` that offset; all ones if there is no value."""
+        done = functools.partial(clear_command, self._line, at)
         try:
-            self.wire.respond((1 << 64) - 1 if value is None else value)
+            self.wire.respond((1 << 64) - 1 if value is None else value, done)
         except VfioUserError as error:
             self._failed(self, error)
 

@@ -43,7 +43,7 @@ def _locates(kind: Structure, offset: int, length: int, more: bytes = b"") -> Ve
     return VendorCapability(_PLACE.pack(kind, BAR, 0, offset, length) + more)
 
 
-class Transport(PciDevice):
+class Transport(PciDevice, repeats=True):
     """The registers and capabilities of every virtio device, without behaviour."""
 
     irq = MsiX(1)

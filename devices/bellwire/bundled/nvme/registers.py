@@ -27,7 +27,7 @@ SHUTDOWN_DONE = 2 << 2
 SHUTDOWN_MASK = 3 << 2
 
 
-class Registers(PciDevice):
+class Registers(PciDevice, repeats=True):
     """The registers of the controller, without behaviour. The device derives from it.
 
     Of a doorbell only the last value counts, although tails and heads wrap around. A host keeps one entry of a queue
