@@ -182,7 +182,7 @@ class Unit(Filtered, Reported):
         try:
             await channel.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
-            if self._child is child and self.state is State.RUNNING:
+            if self._child is child and self.state is State.RUNNING and not channel.over:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 
