@@ -16,7 +16,7 @@ import pytest
 from bellwire.filters import DmaRange, Duration, Filter, Interrupt, Read, Ring, Write
 from bellwire.serve.worker import Worker
 from devices.serving import MSIX, PATIENCE, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
-from vfio_user import Client, Disconnected, IoEventFd, Memory, TimedOut
+from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, Memory, TimedOut
 
 
 class Look(Filter):
@@ -200,3 +200,34 @@ def break_sending(worker: Worker) -> None:
         raise TimedOut("the peer does not read")
 
     session._channel.send_whole = fails  # type: ignore[method-assign,assignment]
+
+
+def test_what_comes_by_ioregionfd_is_seen_and_a_read_hurries_what_waits_before_it() -> None:
+    class Slow(Look):
+        delays = True
+
+        def before_write(self, write: Write) -> None:
+            self.seen.append(f"write {write.place.name}+{write.place.offset:#x} {write.value:#x} by {write.mechanism}")
+            write.delay(30)
+
+        def after_read(self, read: Read) -> None:
+            self.seen.append(f"read {read.value:#x} by {read.mechanism}")
+
+    look = Slow()
+    with watched(device := Probe(), look) as (_, client), sub_regions(client) as found:
+        bell, window = found[Probe.value_bell.offset], found[Probe.window.offset]
+        assert isinstance(bell, IoRegionFd)
+        assert isinstance(window, IoRegionFd)
+        with contextlib.closing(IoRegionClient(bell.fd)) as wire:
+            wire.post(bell.user_data, 0, b"\7\0\0\0")
+            wait_until(lambda: bool(look.seen))
+        with contextlib.closing(IoRegionClient(window.fd)) as wire:
+            wire.write(0, 4, b"\x34\x12")
+            assert device.seen == [("value", 7)]
+            assert wire.read(0, 8, 4) == 0x5566_7788.to_bytes(4, "little")
+            assert device.seen == [("value", 7), ("window", 4, 2, 0x1234)]
+    assert look.seen == [
+        "value_bell 7 x1 by ioregionfd",
+        "write window+0x104 0x1234 by ioregionfd",
+        "read 0x55667788 by ioregionfd",
+    ]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.serial import Serial
+from bellwire.bundled.vhost import Vhost
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwired.box import calls, landlock, library, needs, privileges, seccomp
 from bellwired.box.calls import GROUPS, SILENT, allowed, remedy, unknown
@@ -199,6 +200,13 @@ def test_a_tap_keeps_the_hosts_network_and_one_capability() -> None:
     found = needs.of_bundled(VirtioNet, {"tap": "tap0"})
     assert (found.network, found.mounts, found.capabilities) == (True, False, {needs.CAP_NET_ADMIN})
     assert needs.of_bundled(VirtioNet, {"tap": "tap0", "macvtap": "eth0"}).mounts
+
+
+def test_a_vhost_device_sees_the_folder_of_its_back_end_and_may_connect() -> None:
+    found = needs.of_bundled(Vhost, {"backend": "unix:/run/x/fs.sock"})
+    assert found.rules == [(Path("/run/x"), landlock.NAMES)]
+    assert found.calls == {"connecting"}
+    assert found.made == []
 
 
 def test_wrong_options_need_nothing() -> None:

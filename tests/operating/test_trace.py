@@ -107,3 +107,17 @@ def test_a_device_without_a_trace_of_its_own_has_no_last_events(daemon: Instance
     status, _, error = run("trace", daemon.add(), "--last", "5")
     assert status == 1
     assert "it has no filter trace" in error
+
+
+def test_the_last_events_of_a_worker_outlive_it(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "probe"\n[[filter]]\nname = "trace"\nlog = false\nonly = "mmio"')
+    assert run("trace", name, "--last", "5", "--ended")[0] == 1
+    pid = daemon.pid(name)
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 7)
+        assert read(client, PLAIN) == 7
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: daemon.pid(name) not in (0, pid))
+    status, out, _ = run("trace", name, "--last", "1", "--ended")
+    assert status == 0
+    assert out[16:].rstrip() == "read    plain = 0x00000007  BAR0+0x0"

@@ -244,6 +244,15 @@ def test_an_interrupt_that_is_lost_and_one_that_is_new_are_named(path: Path) -> 
     assert [each[1:] for each in replay(path, New).differences] == [("interrupt MSIX 3", "nothing", "it happens")]
 
 
+def test_a_doorbell_that_is_gone_is_named(path: Path) -> None:
+    class Without(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
+        irq = MsiX(4)
+        mmio = Bar(0, size=4096)
+
+    found = [each[1:] for each in replay(path, Without).differences]
+    assert ("ring of a doorbell at BAR0+0x40", "it rings", "the device has none there") in found
+
+
 def test_other_bytes_and_another_place_of_a_dma_are_named(path: Path) -> None:
     class Other(Thing):
         @Thing.store.write
@@ -289,6 +298,20 @@ def test_what_a_killed_process_has_left_is_replayed_as_far_as_it_goes(path: Path
         outcome = replay(tmp_path / "cut", Thing)
         assert not outcome.complete
         assert outcome.differences == []
+
+
+def test_what_the_loop_tells_a_device_is_told_again(tmp_path: Path) -> None:
+    class Told(Thing):
+        def wires_changed(self) -> None:
+            self.status += 1
+
+    device = Told()
+    taken = Record(device, os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 1 << 20)
+    with Guest(device, filters=[taken]) as guest:
+        before = guest.read(Thing.status)
+        device.core.call(device.wires_changed)  # as when a client has set interrupts
+        assert guest.read(Thing.status) == before + 1
+    assert replay(tmp_path / "a", Told).differences == []
 
 
 def test_a_recording_ends_at_its_limit_and_the_device_goes_on(tmp_path: Path) -> None:

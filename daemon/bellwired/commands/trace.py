@@ -48,6 +48,11 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="N",
         help="print the last N events of the filter trace that the device has already, and end",
     )
+    parser.add_argument(
+        "--ended",
+        action="store_true",
+        help="with --last: the last events of the worker that ended before the present one, as by a crash",
+    )
     parser.set_defaults(command=trace, mistake=parser.error)
 
 
@@ -55,13 +60,16 @@ def trace(arguments: argparse.Namespace) -> int:
     """``bellwire trace NAME``."""
     if arguments.last is not None and (arguments.only or arguments.without):
         arguments.mistake("--last prints what the device's own trace has kept: --only and --not are no use there")
+    if arguments.ended and arguments.last is None:
+        arguments.mistake("--ended is for --last")
     printer = Printer(in_json=arguments.json)
     left: BaseException | None = None
 
     async def work(daemon: Any) -> None:
         nonlocal left
         begin = arguments.last is None
-        replies = daemon.Trace(name=arguments.name, only=arguments.only, without=arguments.without, begin=begin)
+        terms = {"only": arguments.only, "without": arguments.without}
+        replies = daemon.Trace(name=arguments.name, **terms, begin=begin, ended=arguments.ended)
         with opened(await anext(replies)) as reader:
             try:
                 if begin:

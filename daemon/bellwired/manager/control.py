@@ -265,18 +265,25 @@ class Control(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="events", delay_generator=False)
     async def Trace(
-        self, *, name: str, only: str | None = None, without: str | None = None, begin: bool | None = None
+        self,
+        *,
+        name: str,
+        only: str | None = None,
+        without: str | None = None,
+        begin: bool | None = None,
+        ended: bool | None = None,
     ) -> AsyncIterator[FileDescriptor | None]:
         """The event ring of a device's trace: a memory file that the caller reads by itself.
 
         With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
         when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
-        the device has.
+        the device has; with ``ended`` that of the last worker which has ended.
         """
         with self._changing() if begin else self._looking():
             unit = self._manager.unit(name)
             if not begin:
-                raise LastResult(FileDescriptor((await unit.worker.borrow("events"))[1], True))
+                ring = unit.rings.last() if ended else (await unit.worker.borrow("events"))[1]
+                raise LastResult(FileDescriptor(ring, True))
             pid = unit.pid
             with self._manager.broadcaster.listening(name) as subscription:
                 label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")

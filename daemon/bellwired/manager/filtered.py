@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from bellwired.errors import CommandError
+from bellwired.manager.event_rings import EventRings
 from bellwired.settings import Device, Filters
+from bellwired.workers.worker_channel import WorkerChannel
 
 
 class Filtered:
@@ -14,6 +18,10 @@ class Filtered:
     _switched: tuple[Filters, Filters] | None = None
     """The filters of its file, and those that it has had since somebody added or removed one."""
     settings: Device
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.rings = EventRings()
 
     def filters(self, settings: Device) -> Filters:
         """The filters for its next worker: those that it has, unless its file has others since they were changed."""
@@ -26,7 +34,19 @@ class Filtered:
         found = list(await self.ask("filter", action=action, named=named, place=place))
         if action != "list":
             self._switched = self.settings.filters, [{"name": each["name"], **each["given"]} for each in found]
+            await self.keep_ring()
         return found
+
+    async def keep_ring(self) -> None:
+        """Keep the event ring of the filter ``trace``, if the device has one: it outlives the worker."""
+        if any(each["name"] == "trace" for each in self.filters(self.settings)):
+            with contextlib.suppress(CommandError):  # the worker has just ended
+                self.rings.keep((await self.worker.borrow("events"))[1])
+
+    @property
+    def worker(self) -> WorkerChannel:
+        """The way to the worker."""
+        raise NotImplementedError
 
     async def ask(self, what: str, timeout: float = 5.0, fds: Sequence[int] = (), **arguments: str) -> Any:
         """Ask the worker."""

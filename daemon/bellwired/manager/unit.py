@@ -72,6 +72,7 @@ class Unit(Filtered, Reported):
         self._retired = False
         self._child: Child | None = None
         self._channel: WorkerChannel | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
@@ -112,6 +113,7 @@ class Unit(Filtered, Reported):
         """Stop it, never to start again."""
         self._retired = True
         await self.stop()
+        self.rings.close()
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait.
@@ -255,6 +257,10 @@ class Unit(Filtered, Reported):
         if self._child is not None:
             self._child.kill()
 
+    def _tell_ready(self) -> None:
+        super()._tell_ready()
+        self._keeping = asyncio.create_task(self.keep_ring())
+
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
@@ -263,6 +269,7 @@ class Unit(Filtered, Reported):
         fate = self.box.fate(self.settings)
         self.box.left()
         self._child = self._channel = None
+        self.rings.worker_ended()
         if self.state is State.STOPPING or status in (0, REFUSED):
             self._leave_client()
         if self.state is State.STOPPING:

@@ -14,6 +14,8 @@ from bellwire.recording.host import ReplayHost
 
 _LARGEST_ACCESS = 1 << 20
 _MOST_TIMES = 64
+_NEWS = ("memory_changed", "wires_changed")
+"""Methods of a device that the loop calls without being asked."""
 
 Act = Callable[[], object]
 Differ = Callable[[str, str, str], None]
@@ -58,7 +60,9 @@ class Inputs:
         bar, offset, row, count, times, has_value, value = (body.number() for _ in range(7))
         bell = self._bells.get((bar, offset))
         if bell is None:
-            return f"ring of a doorbell at BAR{bar}+{offset:#x}, which the device has not", lambda: None
+            what = f"ring of a doorbell at BAR{bar}+{offset:#x}"
+            self._differ(what, "it rings", "the device has none there")
+            return what, lambda: None
         core = self._core
         once: Callable[[], None]
         if isinstance(bell, IoRegion):
@@ -85,6 +89,8 @@ class Inputs:
         if with_jobs:
             return f"end of jobs, {name}", lambda: self._end_jobs(name, wanted)
         callback = self._host.take(name)
+        if name in _NEWS:  # the recorded client has changed something
+            callback = partial(self._core.call, getattr(self._core.device, name))
         if callback is None:
             self._differ(f"callback {name}", "it was asked for", "nobody has asked for it")
             return name, lambda: None
