@@ -11,6 +11,7 @@ import pytest
 
 import figures
 from bench import document, doorbells, filters, guest, network, plots, protocol, scale, storage
+from bench.__main__ import main
 from bench.processes import PYTHON, C, cpus
 from bench.samples import Ratio, Results, Series, percentile
 from bench.storage import BARE, NVME, VIRTIO, Load
@@ -86,6 +87,30 @@ def test_each_load_in_the_patched_qemu_is_judged_beside_its_own_device() -> None
             made.add(guest.PATCHED, what, subject, "/s", [value])
     found = [(verdict.target.name.rpartition(": ")[2], verdict.ratio.value, verdict.met) for verdict in judge(made)]
     assert found == [("reads", 1.5, True), ("writes", 0.5, False)]
+
+
+def test_figures_go_into_their_places_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "performance.md"
+    marks = [document.BEGIN.format(name) for name in ("targets", "machine", storage.PART, scale.PART)]
+    page.write_text("".join(f"before\n{mark}old\n{document.END}\n" for mark in marks))
+    monkeypatch.setattr(document, "PAGE", page)
+    made, load = Results(), Load(storage.SMALL, 32, write=False, direct=False, memory=True)
+    for subject, rate in ((NVME, 3000.0), (BARE, 4000.0)):
+        made.add(storage.PART, load.name, subject, "/s", [rate])
+    document.write(made, judge(made), {"python": "3.99"})
+    targets, machine, disks, many = page.read_text().split("before\n")[1:]
+    name = "nvme by the bare loop: 4 KiB random read, depth 32, memory"
+    assert f"| {name} | at least 0.7 | 0.75 (0.75-0.75) | met |" in targets
+    assert "| python | 3.99 |" in machine
+    assert "| 4 KiB random read, depth 32, memory | 3,000 /s (3,000-3,000) | 4,000 /s (4,000-4,000) | 0.75" in disks
+    assert [("old" in part) for part in (targets, machine, disks, many)] == [False, False, False, True]
+
+
+def test_only_a_whole_run_is_documented(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "network", "--document"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--document is for a whole run" in capsys.readouterr().err
 
 
 def test_the_page_has_a_place_for_each_part() -> None:
