@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from vfio_user.constants import HEADER_SIZE
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.mapping import Mapping
 from vfio_user.version import Capabilities
 
 HEAD, TAIL, BUSY, GIVEN_UP = range(4)
@@ -63,11 +64,11 @@ class Journal:
         try:
             if inherited is None:
                 os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size)
+            self._mapping = Mapping(self.fd, 0, size, write=True)  # an mmap.mmap has a descriptor of its own
         except BaseException:
             os.close(self.fd)
             raise
-        view = memoryview(self._map)
+        view = self._mapping.view()
         self.marks = view[:16].cast("I")
         self.buffer = view[_LEAD:]
 
@@ -100,5 +101,6 @@ class Journal:
         return Found(start, end, busy > start)
 
     def close(self) -> None:
-        """Close the file. The memory is freed with the last view."""
+        """Close the file and release its memory. Views that still exist show zeros."""
+        self._mapping.detach()
         os.close(self.fd)

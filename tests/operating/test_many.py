@@ -190,7 +190,7 @@ def test_logs_has_the_devices_words_and_those_about_it(daemon: Instance, run: Ru
     daemon.reload()
     status, out, _ = run("logs", "talker")
     assert status == 0
-    assert re.search("[0-9] Probe.setup failed at .*probe.py:26: PermissionError", out)
+    assert re.search("[0-9] Probe.setup failed at .*probe.py:27: PermissionError", out)
     assert "its worker ended with status 1: Probe.setup failed" in out
     lines = [json.loads(line) for line in run("logs", "talker", "--json")[1].splitlines()]
     assert {"time", "level", "text"} == set(lines[0])

@@ -7,10 +7,10 @@ rings again what it finds.
 
 from __future__ import annotations
 
-import mmap
 import os
 
 from vfio_user.ioregionfd import SIZE
+from vfio_user.mapping import Mapping
 
 EVENTS = 1 << 16
 """Slots for eventfds: more than a device's registers can ring."""
@@ -29,7 +29,8 @@ class NotedRings:
         self.fd = os.memfd_create("bellwire-rings", os.MFD_CLOEXEC) if inherited is None else inherited
         if inherited is None:
             os.ftruncate(self.fd, _START + LINES * LINE)
-        self._view = memoryview(mmap.mmap(self.fd, _START + LINES * LINE))
+        self._mapping = Mapping(self.fd, 0, _START + LINES * LINE, write=True)
+        self._view = self._mapping.view()
 
     def event(self, slot: int) -> memoryview:
         """The 8 bytes of an eventfd's count."""
@@ -40,5 +41,7 @@ class NotedRings:
         return self._view[_START + slot * LINE :][:LINE] if slot < LINES else memoryview(bytearray(LINE))
 
     def close(self) -> None:
-        """Close the file. The memory is freed with the last view."""
+        """Close the file and release its memory. Views that still exist show zeros."""
+        self._view = memoryview(b"")
+        self._mapping.detach()
         os.close(self.fd)
