@@ -65,12 +65,12 @@ def find_functions(wanted: str, plugins: Sequence[Path] = ()) -> tuple[type[PciD
     return (find_device(wanted, plugins),)
 
 
-def find_trusted(wanted: str, plugins: Sequence[Path]) -> type[PciDevice]:
+def find_trusted(wanted: str, plugins: Sequence[Path], opened: Open = open_trusted) -> type[PciDevice]:
     """Like :func:`find_device`, but a file that is named by its path must be as trustworthy as a plugin."""
-    return _find(wanted, plugins, open_trusted)
+    return _find(wanted, plugins, opened, opened)
 
 
-def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]:
+def _find(wanted: str, plugins: Sequence[Path], opened: Open, trusted: Open = open_trusted) -> type[PciDevice]:
     path, _, name = wanted.partition(":")
     if is_path(path):
         module = _load(path, opened)
@@ -83,7 +83,7 @@ def _find(wanted: str, plugins: Sequence[Path], opened: Open) -> type[PciDevice]
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
     if path in files:
-        module = load(files[path], open_trusted)
+        module = load(files[path], trusted)
         found = devices_in(module)
         return found[path] if path in found and not name else _one_of(found, module, name, str(files[path]))
     names = [*known, *_names(files)]

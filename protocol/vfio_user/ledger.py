@@ -49,6 +49,9 @@ class Estate:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(list(self._entries.values()))
+
     def note(self, key: str) -> Mapping[str, Any]:
         """The note of an entry; empty if there is none with this key."""
         entry = self._entries.get(key)

@@ -13,7 +13,7 @@ PATIENCE = 400
 
 
 def test_our_own_vmm_gives_a_shell_with_the_device_and_the_module_and_ends_with_exit() -> None:
-    words = [*BOOT, "edu", "--vmm", "own", "--module", "uio_pci_generic", "--memory", "256"]
+    words = [*BOOT, "edu", "--vmm", "own", "--module", "uio_pci_generic", "--memory", "256", "--append", "quiet"]
     look = "cat /sys/bus/pci/devices/0000:00:01.0/device; grep -c ^uio_pci /proc/modules; echo $((6 * 7)) to $(id -u)\r"
     status, output = typed(words, [("~ # ", look), ("42 to 0\r\n", "exit\r")], PATIENCE)
     assert status == 0, output

@@ -23,7 +23,7 @@ from nested.kernel import driver_tree
 pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 SOURCE = Path(__file__).parents[1] / "guest" / "broken"
-PATIENCE = 900
+PATIENCE = 1500
 BUSY = "rcupdate.rcu_cpu_stall_timeout=300"
 """For the kernel: a host with much to do is no mistake of the module."""
 FOUND = {

@@ -33,7 +33,7 @@ restart-delay-max = 0.2
 stop-timeout = 10
 """
 COMMAND = 0x04
-PLAIN, HANG, LEAVE, EDITION = 0x00, 0x04, 0x08, 0x0C  # registers of plugins/probe.py
+PLAIN, HANG, LEAVE, EDITION, FALL = 0x00, 0x04, 0x08, 0x0C, 0x10  # registers of plugins/probe.py
 
 
 class Instance:

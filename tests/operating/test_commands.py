@@ -250,7 +250,7 @@ def test_a_device_that_hangs_is_said_to(daemon: Instance, run: Run) -> None:
         status, out, _ = run("status", name)
         assert (status, "running since" in out) == (0, True)
         os.kill(pid, signal.SIGKILL)
-        events.until("started", name)
+        events.until("taken-over", name)
 
 
 @pytest.mark.parametrize("words", [["set"], ["nonsense"], ["list", "--nonsense"], ["start"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -13,9 +14,19 @@ from pathlib import Path
 import pytest
 
 from operating.conftest import Run
-from operating.instance import EDITION, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
+from operating.instance import EDITION, FALL, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
 from operating.varlink import Varlink
-from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, IrqIndex, ShadowBell, ShadowIoEventFd
+from vfio_user import (
+    Client,
+    Disconnected,
+    IoEventFd,
+    IoRegionClient,
+    IoRegionFd,
+    IrqIndex,
+    RemoteError,
+    ShadowBell,
+    ShadowIoEventFd,
+)
 
 IRQ_NOW, WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE, ACKED_COUNT = 0x08, 0x40, 0x50, 0xDC, 0x60
 WILDCARD, VALUE, LATEST, REGION = 0x000, 0x020, 0x040, 0x100
@@ -60,6 +71,17 @@ def test_a_device_whose_hook_was_cut_short_is_reset_unless_its_author_says_how_i
         write(client, LEAVE, 5, posted=True)
         events.until("taken-over", name)
         assert (read(client, PLAIN), read(client, EDITION)) == (0, 1)
+
+
+def test_an_exception_that_ends_the_worker_leaves_the_client_to_a_successor(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        with pytest.raises(RemoteError) as refused:
+            write(client, FALL, 1)
+        assert refused.value.errno == errno.EIO
+        events.until("taken-over", name)
+        assert read(client, PLAIN) == 42
 
 
 def test_a_worker_that_hangs_is_killed_and_succeeded(daemon: Instance) -> None:

@@ -135,7 +135,7 @@ def test_a_worker_that_hangs_is_killed_and_another_started(daemon: Instance) -> 
         pid = daemon.pid(name)
         write(client, HANG, 1, posted=True)
         assert "has not answered within 0.5 s: killing it" in events.until("hung", name)["fields"]["text"]
-        events.until("started", name)
+        events.until("taken-over", name)
         assert over(pid)
     connect(daemon.socket(name)).close()
 
@@ -148,7 +148,7 @@ def test_a_device_that_hangs_can_be_described_meanwhile(daemon: Instance) -> Non
         assert device["client"]["pid"] == os.getpid()
         assert device["statistics"] == {}
         os.kill(device["pid"], signal.SIGKILL)
-        events.until("started", name)
+        events.until("taken-over", name)
 
 
 def test_what_the_device_raises_at_its_start_is_what_the_operator_is_told(daemon: Instance) -> None:

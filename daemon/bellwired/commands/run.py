@@ -23,17 +23,19 @@ from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay, show
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
+from bellwired.commands.reloading import Reloading
 from bellwired.commands.summary import print_reports, print_summary
 from bellwired.errors import CommandError
 from bellwired.filtering import all_made, tables
-from bellwired.find import find_functions
+from bellwired.find import find_device, find_functions
 from bellwired.listen import Listener, activated, default_path, inherited, listening
 from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
+from bellwired.sources import is_path
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
-from bellwired.workers.worker import Serving, mark_trouble
+from bellwired.workers.worker import Again, Serving, mark_trouble
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -149,6 +151,12 @@ def add_parser(commands: Any) -> None:
         "--no-sandbox",
     )
     parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="when the device's file, or what it imports from beside it, changes: go on with the new code, with "
+        "the same state and the same client",
+    )
+    parser.add_argument(
         "--no-sandbox",
         action="store_true",
         help="run the device without a box: it may then do all that its user may, and debuggers can attach to it",
@@ -168,6 +176,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if len(kinds) == 1:
         return _serve(arguments, kinds[0])
+    if arguments.reload:
+        raise CommandError(f"{arguments.device}: --reload goes with one device", "name one: FILE.py:NAME")
     part = parts.split(arguments, kinds)
     return part if isinstance(part, int) else _serve(part.arguments, part.kind, part)
 
@@ -210,7 +220,10 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             managed=False,
             filters=filters,
             name=name,
+            again=_again(arguments) if arguments.reload else None,
         )
+        if arguments.reload:
+            Reloading(serving).begin()
         _end_on_signals(serving)
         begun = time.monotonic()
         try:
@@ -223,10 +236,17 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             raise CommandError(str(error), hint) from error
         finally:
             if log.isEnabledFor(logging.INFO):
-                print_summary(name, instance, time.monotonic() - begun)
+                print_summary(name, serving.device, time.monotonic() - begun)
         if log.isEnabledFor(logging.INFO):
             print_reports(filters)
     return 0
+
+
+def _again(arguments: argparse.Namespace) -> Again:
+    """Makes the device from its file as it is then: the box around it lets it read the folder."""
+    if not is_path(arguments.device.partition(":")[0]):
+        raise CommandError(f"--reload: {arguments.device} is not a file", "give the path of a device's file")
+    return lambda _: make(find_device(arguments.device), arguments.options, arguments.device)
 
 
 def _box(

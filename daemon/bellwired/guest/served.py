@@ -20,7 +20,7 @@ from bellwired.guest.errors import MachineError
 from bellwired.workers.process import environment, python
 
 LONGEST_LINE = 1 << 16
-START = 60.0  # seconds for the devices to serve
+START = 300.0  # seconds for the devices to serve, in an emulated machine on a busy host
 
 MOST_FUNCTIONS = 8
 """Of a device in one slot (PCI Local Bus 3.0, 3.2.2.3.4)."""

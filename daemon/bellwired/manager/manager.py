@@ -26,7 +26,8 @@ from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
-from bellwired.sources import stamp
+from bellwired.sources import open_trusted, stamp
+from bellwired.workers import wire
 from bellwired.workers.spawner import Spawner
 from bellwired.workers.wire import Spawn
 
@@ -254,6 +255,11 @@ class Manager:
                 if unit.state is State.RUNNING and device.enabled:
                     order = unit.order(device, folder, trial=True)
                     await self._try_out(unit, order)
+                if unit.client is not None and (device, folder) == (unit.settings, unit.folder):
+                    await self._exchange_code(unit)
+                    self._prints[name] = fresh
+                    done.restarted.append(name)
+                    return
                 self._prints[name] = fresh
                 enabled = device.enabled, unit.settings.enabled
                 {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
@@ -275,6 +281,23 @@ class Manager:
         except CommandError as error:
             unit.kept = str(error)
             raise
+
+    async def _exchange_code(self, unit: Unit) -> None:
+        """Have a worker go on with its device's code as it is now, with the state and the client that it has.
+
+        Files that have been exchanged are opened here: its box has only those of its start.
+        """
+        fds: list[int] = []
+        try:
+            files = unit.edited()
+            for file in files:
+                fds += [open_trusted(Path(file))]
+            await unit.ask("reload", self.settings.daemon.start_timeout, fds, files="\n".join(files))
+        except CommandError as error:
+            unit.kept = str(error)
+            raise CommandError(f"{unit.name}: {error}", error.hint) from None
+        finally:
+            wire.close(fds)
 
     def _add(self, name: str) -> Unit:
         if self._closing:

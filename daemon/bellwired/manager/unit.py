@@ -184,7 +184,7 @@ class Unit(Filtered, Reported):
         try:
             await channel.ask("ping", self.daemon.ping_timeout)
         except CommandError as error:
-            if self._child is child and self.state is State.RUNNING:
+            if not channel.over and self._child is child and self.state is State.RUNNING:
                 self._note("hung", messages.HUNG, f"{error}: killing it", logging.ERROR)
                 child.kill()
 

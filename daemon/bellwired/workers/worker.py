@@ -44,6 +44,9 @@ CRASHED = 1
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
+Again = Callable[[Mapping[str, int]], PciDevice]
+"""Makes a device from its files as they are now. Some are given open, by their paths: its box may not open them."""
+
 log = logging.getLogger("bellwire.worker")
 
 
@@ -97,10 +100,20 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         return _crashed(channel, error)
     if spawn.trial:
         return 0
+
+    def again(given: Mapping[str, int]) -> PciDevice:
+        def opened(path: Path) -> int:
+            return os.dup(given[str(path)]) if str(path) in given else sources.open_trusted(path)
+
+        kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins], opened)
+        with told(f"{kind.__name__}.__init__"):
+            return kind(**spawn.options)
+
     try:
         serving = Serving(
             device,
             channel,
+            again=again if sources.loaded() else None,
             ledger=ManagersLedger(channel),
             estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
@@ -172,10 +185,11 @@ class Serving:
         ledger: Ledger | None = None,
         estate: Estate | None = None,
         name: str = "",
+        again: Again | None = None,
     ) -> None:
         """``name`` is what captures call it. ``managed``: it ends when the far end of ``channel`` has gone.
 
-        ``busy_poll`` is in microseconds.
+        ``busy_poll`` is in microseconds. ``again`` makes the device from its files as they are now, for :meth:`reload`.
         """
         self._channel = channel
         self._managed = managed
@@ -192,10 +206,18 @@ class Serving:
             ledger=ledger,
             estate=estate,
             filters=filters,
+            replaceable=again is not None,
         )
+        self._again = again
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
-        self._device = device
-        self.captures = Captures(self._worker.served, name or device.name)
+        self._name = name
+        self._learn(device)
+
+    def _learn(self, device: PciDevice) -> None:
+        """Answer for ``device`` from now on."""
+        self.device = device
+        """The device as its code is now."""
+        self.captures = Captures(self._worker.served, self._name or device.name)
         """The captures that run."""
         self._given = dict(device.core.options)
         pokes, tracing = Pokes(device), Tracing(self._worker.served.filters)
@@ -216,6 +238,7 @@ class Serving:
             "measures": self._worker.served.measures,
             "filter": Switches(device, self._worker.served.filters).do,
             "stop": self._worker.stop,
+            "reload": self.reload,
             "capture": self.captures.start,
             "captured": self.captures.figures,
             "capture-end": self.captures.end,
@@ -244,6 +267,32 @@ class Serving:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
 
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back on the device's thread."""
+        self._worker.loop.after(seconds, callback)
+
+    def reload(self, fds: Sequence[int] = (), files: str = "") -> None:
+        """Go on with the device's files as they are now: with its state, and with its client.
+
+        ``fds`` are the ``files``, separated by line ends, that have changed. They are closed. For the device's thread.
+        Whatever is wrong with the new code is a CommandError: the present code goes on.
+        """
+        try:
+            if self._again is None:
+                raise CommandError("it is not in a file of its own")
+            device = self._again(dict(zip(files.splitlines(), fds, strict=True)))
+            self._worker.replace(device)
+        except BellwireError as error:
+            raise CommandError(f"its new code is not used: {error}") from error
+        except Exception as error:
+            log.exception("the new code of %s fails", self._name)
+            raise CommandError(f"its new code is not used: {type(error).__name__}: {error}") from error
+        finally:
+            wire.close(list(fds))
+        self.captures.close()
+        self._learn(device)
+        self._outbox.tell("made", files=sources.loaded())
+
     @property
     def left(self) -> bool:
         """Whether a successor shall go on with client and state."""
@@ -255,9 +304,9 @@ class Serving:
 
     def _set(self, option: str, value: str) -> dict[str, str]:
         """The options whose values have changed since the start."""
-        self._device.change(option, value)
-        declared, given = self._device.layout.options, self._given
-        now = self._device.core.options.items()
+        self.device.change(option, value)
+        declared, given = self.device.layout.options, self._given
+        now = self.device.core.options.items()
         return {key: declared[key].text(value) for key, value in now if value != given.get(key, declared[key].default)}
 
     def _asked(self) -> None:
@@ -278,7 +327,7 @@ class Serving:
             wire.close(fds)
             return
         arguments: dict[str, Any] = dict(ask.arguments)
-        if ask.what == "capture":
+        if ask.what in ("capture", "reload"):
             arguments["fds"] = fds
         else:
             wire.close(fds)

@@ -49,6 +49,11 @@ class WorkerChannel:
         """The questions whose answers come with a descriptor, and the descriptor once it is there."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
 
+    @property
+    def over(self) -> bool:
+        """Whether the worker has closed its end: it is about to end, or has ended."""
+        return not self._open
+
     def handed_over(self) -> None:
         """Close the worker's end here, after the worker has inherited it."""
         self.theirs.close()

@@ -234,7 +234,7 @@ class Core:
 
     def reset(self) -> None:
         """Give everything its state after power-on, then call the device's ``reset``."""
-        self._forget()
+        self.forget()
         self.tally.resets += 1
         self.state.reset()
         self.config.reset()
@@ -314,7 +314,7 @@ class Core:
 
     def _follow_state(self) -> None:
         """Let everything follow a state that has been put in place."""
-        self._forget()
+        self.forget()
         self.config.refresh()
         self._follow()
 
@@ -336,7 +336,7 @@ class Core:
         """Log that the guest used a register that the real part has and the model lacks."""
         self.log.warning((verb, register), "guest %s of %s, which is documented but not implemented", verb, register)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Cancel timers and drop background results: they belong to the state before."""
         self.generation += 1
         self.dma.changed()

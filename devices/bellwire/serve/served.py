@@ -94,10 +94,11 @@ class Served:
         self.core.signals.relevel()
         self.core.signals.resend()
 
-    def take_over(self, estate: Estate, io_fd_entry_size: int = 40) -> None:
+    def take_over(self, estate: Estate, io_fd_entry_size: int = 40, *, died: bool = True) -> None:
         """Go on with the client and the state of a process that has ended. The device has been reset.
 
-        Raises a StateError if the device cannot go on with that state, a VfioUserError if the client has gone.
+        ``died`` is False if that process has made room between two turns. Raises a StateError if the device cannot go
+        on with that state, a VfioUserError if the client has gone.
         """
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
         files = StateFiles(estate.fds("state")[0], areas)
@@ -110,7 +111,7 @@ class Served:
         session.take_over(estate)
         doorbell_fds.take_over()
         self._introduced = session.client is not None
-        self.core.take_over(files, client=True, died=True, moved=self.keep_state)
+        self.core.take_over(files, client=True, died=died, moved=self.keep_state)
         repeats, poisoned = self.core.device.repeats, estate.poisoned
         session.finish(estate, again=repeats and not poisoned)
         if doorbell_fds.again(repeats=repeats, poisoned=poisoned):

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterable
 
 from bellwire.device import PciDevice
+from bellwire.errors import StateError
 from bellwire.filters import Filter
 from bellwire.serve.blame import told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
+from bellwire.serve.remembered import Remembered
 from bellwire.serve.served import Served
 from vfio_user import SERVER, Estate, FramingError, Ledger, VfioUserError
 
@@ -32,7 +34,8 @@ class Worker:
     have ``max_maps`` maps of its memory at a time. ``filters`` stand before the device from its first client on.
 
     ``ledger`` is told of all that a successor needs. ``estate`` is what the ledger of a worker has that has died while
-    it served a client: this worker goes on with that client.
+    it served a client: this worker goes on with that client. ``replaceable`` allows :meth:`replace`; it keeps every
+    descriptor of the client twice.
     """
 
     def __init__(
@@ -49,13 +52,17 @@ class Worker:
         ledger: Ledger | None = None,
         estate: Estate | None = None,
         filters: Iterable[Filter] = (),
+        replaceable: bool = False,
     ) -> None:
         self.device = device
         self.loop = Loop()
         if busy_poll:
             self.loop.busy_poll = BusyPoll(busy_poll)
         limits = dataclasses.replace(SERVER, max_dma_maps=max_maps)
-        self.served = Served(device, self.loop, observer, limits, ledger)
+        self._observer, self._limits = observer, limits
+        self._remembered = Remembered(ledger, estate) if replaceable else None
+        self._ledger = self._remembered or ledger
+        self.served = Served(device, self.loop, observer, limits, self._ledger)
         self._estate = estate
         self.left = False
         """Whether client and state are left to a successor."""
@@ -100,6 +107,8 @@ class Worker:
             self.served.leave()
             self.served.filters.clear()
             self.loop.close()
+            if self._remembered is not None:
+                self._remembered.close()
             try:
                 with told(f"{type(self.device).__name__}.close"):
                     self.device.close()
@@ -128,6 +137,56 @@ class Worker:
         else:
             self.loop.watch(self._listener.fileno(), self._accept)
         return True
+
+    def replace(self, device: PciDevice) -> None:
+        """Let ``device``, made of newer code, go on in the place of the present one, with its state and its client.
+
+        For the loop's thread only, between two turns. The new device is set up while the present one still has its
+        files open. Whatever is raised comes out, as a StateError that says why the state does not fit. The new device
+        is closed then, and the present one goes on as if nothing had been tried.
+        """
+        old, before = self.served, self.device
+        if self._remembered is None or len(old.filters):
+            device.core.close()
+            raise StateError("its code cannot be exchanged while filters look at the device: take them out first")
+        old.core.finish_jobs()
+        estate = self._remembered.estate()
+        new = Served(device, self.loop, self._observer, self._limits, self._ledger)
+        try:
+            with told(f"{type(device).__name__}.setup"):
+                device.setup()
+        except BaseException:
+            estate.close()
+            device.core.close()
+            raise
+        try:
+            with told(f"{type(device).__name__}.reset"):
+                device.core.reset()
+            if old.session is not None:
+                new.take_over(estate, self._entry_size, died=False)
+            else:
+                device.core.take_over(before.core.state.files, client=False, died=False)
+        except BaseException:
+            new.leave()
+            if old.session is not None:
+                old.keep_state()
+            self._close(device)
+            raise
+        finally:
+            estate.close()
+        self.served, self.device = new, device
+        old.leave()
+        self._close(before)
+
+    def _close(self, device: PciDevice) -> None:
+        """Close a device that does not serve any more. An error of its code is logged."""
+        device.core.forget()
+        try:
+            device.close()
+        except Exception:
+            log.exception("%s.close failed", type(device).__name__)
+        finally:
+            device.core.close()
 
     def leave(self) -> None:
         """End :meth:`run`, and leave client and state to a successor. For the loop's thread only."""

@@ -20,7 +20,7 @@ FIRST_ID = 0x1040
 _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
 
 
-class VirtioDevice(Transport, faults=VIRTIO_FAULTS):
+class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
     """The base of a virtio device type.
 
     It has these class keywords, besides those of :class:`PciDevice`: ``kind`` is the virtio device id (§5), ``queues``

@@ -19,6 +19,7 @@ class Probe(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
     hang = mmio.reg(0x04)
     leave = mmio.reg(0x08)
     edition = mmio.reg(0x0C, access="constant", reset=1)
+    fall = mmio.reg(0x10)
 
     def setup(self) -> None:
         """When the worker starts."""
@@ -46,6 +47,11 @@ class Probe(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
         """Never comes back."""
         while True:
             pass
+
+    @fall.write
+    def fall_written(self, _: int) -> None:
+        """Raises what no boundary catches."""
+        raise KeyboardInterrupt
 
     @leave.write
     def leave_written(self, status: int) -> None:

@@ -36,7 +36,7 @@ def serial_number(text: str) -> str | None:
     )
 
 
-class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=NVME_FAULTS):
+class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=NVME_FAULTS, repeats=True):
     """An NVMe controller: namespaces on raw images, block devices or memory.
 
     The device needs the value of a doorbell write, since it is the new tail or head of a queue. So doorbells use

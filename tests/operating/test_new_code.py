@@ -1,0 +1,213 @@
+"""Newer code goes on with the client that is there: bellwire reload, and bellwire run --reload."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bellwired import sources
+from bellwired.commands.reloading import INTERVAL, Reloading
+from bellwired.errors import CommandError
+from daemon.commands import PATIENCE, line, started
+from operating.instance import EDITION, PLAIN, Instance, connect, read, write
+from vfio_user import Client
+
+DEVICE = """
+from bellwire import Bar, PciDevice, Saved
+from part import FACTOR
+
+class Dut(PciDevice, vendor=0x1234, device=0x99, class_code=0xFF0000, name="dut"):
+    mmio = Bar(0, size=64)
+    word = mmio.reg(0)
+    total = mmio.reg(4, access="ro")
+    sum = Saved(0)
+
+    @word.write
+    def wrote(self, value: int) -> None:
+        self.sum += FACTOR * value
+        self.total = self.sum
+"""
+
+
+def edit(file: Path, text: str) -> None:
+    """Save a file as editors do: another file in its place."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, file)
+
+
+def plugin(daemon: Instance, old: str, new: str) -> Callable[[], None]:
+    """Change the text of a daemon's plugin. Returns what takes that back."""
+    file = daemon.plugins / "probe.py"
+    text = file.read_text()
+    assert old in text
+    edit(file, text.replace(old, new))
+    return lambda: edit(file, text)
+
+
+@pytest.mark.daemon
+def test_a_plugin_that_was_edited_goes_on_with_state_and_client(daemon: Instance) -> None:
+    name = daemon.add()
+    pid = daemon.pid(name)
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+        mend = plugin(daemon, 'access="constant", reset=1)', 'access="constant", reset=2)')
+        try:
+            done = daemon.reload()
+            assert name in done["restarted"], str(done["failed"]) + daemon.log[-1500:]
+            assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
+            assert daemon.pid(name) == pid
+        finally:
+            mend()
+        daemon.reload()
+        assert (read(client, PLAIN), read(client, EDITION)) == (42, 1)
+        assert daemon.reload()["restarted"] == []
+
+
+@pytest.mark.daemon
+def test_it_can_be_edited_after_a_crash_too(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("taken-over", name)
+        mend = plugin(daemon, 'access="constant", reset=1)', 'access="constant", reset=2)')
+        try:
+            assert name in daemon.reload()["restarted"]
+            assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
+        finally:
+            mend()
+
+
+@pytest.mark.daemon
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("Bar(0, size=4096)", "Bar(0, size=8192)", "the guest has seen something else: BAR 0 was 0x1000 bytes"),
+        ("    def close(self)", "    def restored(self): raise KeyError\n\n    def close(self)", "KeyError"),
+        ("plain = mmio.reg(0x00)", "plain = mmio.reg(0x00, size=1)", "plain was 0x1234, which 1 bytes do not hold"),
+        ("class Probe", "class Probe(", "probe.py"),
+    ],
+)  # fmt: skip
+def test_an_edit_that_cannot_go_on_leaves_the_old_code_with_the_client(
+    daemon: Instance, old: str, new: str, why: str
+) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 0x1234)
+        mend = plugin(daemon, old, new)
+        try:
+            assert why in daemon.reload()["failed"][name]
+            assert (read(client, PLAIN), read(client, EDITION)) == (0x1234, 1)
+        finally:
+            mend()
+        daemon.reload()
+        assert read(client, PLAIN) == 0x1234
+
+
+@pytest.mark.daemon
+def test_bellwire_run_goes_on_with_the_file_as_it_is_saved(tmp_path: Path) -> None:
+    file, part, socket = tmp_path / "dut.py", tmp_path / "part.py", tmp_path / "s"
+    file.write_text(DEVICE)
+    part.write_text("FACTOR = 2\n")
+    (tmp_path / "run").mkdir(mode=0o755)
+    words = ["--socket-path", str(socket), "--runtime-dir", str(tmp_path / "run"), "--reload"]
+    with started("run", str(file), *words) as process:
+        line(process)
+        with Client.connect(socket, timeout=PATIENCE) as client:
+
+            def total() -> int:
+                write(client, 0, 1)
+                return read(client, 4)
+
+            def grows_by(step: int) -> bool:
+                """Whether the total comes to grow by ``step`` at each write."""
+                deadline, before = time.monotonic() + PATIENCE, total()
+                while (now := total()) - before != step:
+                    assert time.monotonic() < deadline, "the new code does not go on"
+                    before = now
+                return True
+
+            assert total() == 2
+            edit(part, "FACTOR = 10\n")
+            assert grows_by(10)
+            edit(file, DEVICE.replace("FACTOR * value", "FACTOR * valu e"))
+            refusal(process)
+            assert grows_by(10)
+            edit(file, DEVICE.replace("FACTOR * value", "7 * value"))
+            assert grows_by(7)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+def refusal(process: subprocess.Popen[str]) -> None:
+    """Returns when the process has said that its new code is not used."""
+    assert process.stderr is not None
+    for text in process.stderr:
+        if "its new code is not used" in text:
+            assert "dut.py" in text
+            return
+    raise AssertionError("it has ended")
+
+
+class Served:
+    """Stands in for what serves a device: it counts reloads, and refuses them as it is told to."""
+
+    def __init__(self) -> None:
+        self.reloads = 0
+        self.refuses = False
+        self.look: Callable[[], None] = lambda: None
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        assert seconds == INTERVAL
+        self.look = callback
+
+    def reload(self) -> None:
+        self.reloads += 1
+        if self.refuses:
+            raise CommandError("no")
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Served, Path]:
+    file = tmp_path / "dut.py"
+    file.write_text("one")
+    monkeypatch.setattr(sources, "loaded", lambda: {str(file): sources.stamp(file)})
+    serving = Served()
+    Reloading(serving).begin()  # type: ignore[arg-type]
+    return serving, file
+
+
+def test_a_change_counts_once_the_file_stays_as_it_is(watched: tuple[Served, Path]) -> None:
+    serving, file = watched
+    counts = []
+    for text in ("one", "half", "half and ", "half and half", None, None, None):
+        if text is not None:
+            edit(file, text)
+        serving.look()
+        counts.append(serving.reloads)
+    assert counts == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_code_that_was_refused_is_tried_again_only_when_it_changes(
+    watched: tuple[Served, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    serving, file = watched
+    serving.refuses = True
+    edit(file, "wrong")
+    for _ in range(5):
+        serving.look()
+    assert serving.reloads == 1
+    assert "dut.py changed: no. The code of before goes on" in caplog.text
+    serving.refuses = False
+    edit(file, "right at last")
+    serving.look()
+    serving.look()
+    assert serving.reloads == 2

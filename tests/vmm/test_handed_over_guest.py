@@ -1,0 +1,87 @@
+"""Micro guests on KVM whose devices' workers are killed: rings by ioeventfd, ioregionfd and shadow go to successors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bellwire.bundled.bell import Bell
+from bellwire_vmm.guests.layout import pack_nvme, unpack_nvme
+from bellwire_vmm.vmm import Machine
+from operating.instance import QUICK, Instance
+from vfio_user import Client, Mechanism
+from vmm.program import Outcome, Program, bar
+
+pytestmark = [pytest.mark.kvm, pytest.mark.daemon]
+
+SIZE, BLOCK = 1 << 20, 512
+POLLED, WAITED = 500, 20
+RINGS = 50
+BETWEEN = 0.1  # seconds
+
+
+@pytest.fixture
+def daemon(nothing_left_behind: None, tmp_path: Path) -> Iterator[Instance]:
+    with Instance(tmp_path / "daemon", QUICK + "restart-limit = 1000\n") as daemon:
+        yield daemon
+
+
+def kill(daemon: Instance, name: str) -> None:
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("taken-over", name)
+
+
+def test_doorbells_of_every_kind_ring_the_successor(
+    daemon: Instance, machine: Machine, run: Callable[[Program], Outcome]
+) -> None:
+    name = daemon.add('device = "bell"')
+    bell = machine.plug(Client.connect(daemon.socket(name)))
+    mechanisms = {route.mechanism for route in bell.routes()}
+    assert {Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH} <= mechanisms
+    control, bells = bar(bell, 0), bar(bell, 1)
+    program = Program().store(bells + Bell.wildcard.offset, 1, times=RINGS)
+    program.store(bells + Bell.value.offset, 1).store(bells + Bell.latest.offset, 1)
+    for counter in (Bell.wildcard_count, Bell.value_count, Bell.value_errors, Bell.latest_value):
+        program.load(control + counter.offset, counter.size)
+    for _ in range(2):
+        kill(daemon, name)
+        assert run(program).values == (RINGS, 1, 0, 1)
+    machine.close()
+
+
+def test_a_guest_s_disk_is_whole_though_its_worker_was_killed_again_and_again(
+    daemon: Instance, machine: Machine, tmp_path: Path
+) -> None:
+    image = tmp_path / "numbers"
+    numbers = struct.pack(f"<{SIZE // 8}Q", *range(SIZE // 8))
+    image.write_bytes(numbers)
+    name = daemon.add(f'device = "nvme"\n[options]\nimage = "{image}"\ndoorbells = "shadow"\nqueues = 2\n')
+    machine.plug(Client.connect(daemon.socket(name)))
+    machine.load("nvme", pack_nvme(polled=POLLED, waited=WAITED, shadowed=True))
+    over, killed = threading.Event(), []
+
+    def go_on() -> None:
+        while not over.wait(BETWEEN):
+            kill(daemon, name)
+            killed.append(name)
+
+    killer = threading.Thread(target=go_on)
+    killer.start()
+    try:
+        assert machine.run(60).ok
+    finally:
+        over.set()
+        killer.join()
+    seen = unpack_nvme(machine.memory)
+    assert (seen.polled, seen.waited, seen.wrong, seen.failed) == (POLLED, WAITED, 0, 0)
+    assert killed
+    machine.close()
+    length = (POLLED + WAITED) * BLOCK
+    assert image.read_bytes() == bytes(byte ^ 0xFF for byte in numbers[:length]) + numbers[length:]
