@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from vfio_user.constants import HEADER_SIZE
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.mapping import Mapping
 from vfio_user.version import Capabilities
 
 HEAD, TAIL, BUSY, GIVEN_UP = range(4)
@@ -63,11 +64,10 @@ class Journal:
         try:
             if inherited is None:
                 os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size)
+            view = Mapping(self.fd, 0, size, write=True).view()
         except BaseException:
             os.close(self.fd)
             raise
-        view = memoryview(self._map)
         self.marks = view[:16].cast("I")
         self.buffer = view[_LEAD:]
 

@@ -7,10 +7,10 @@ rings again what it finds.
 
 from __future__ import annotations
 
-import mmap
 import os
 
 from vfio_user.ioregionfd import SIZE
+from vfio_user.mapping import Mapping
 
 EVENTS = 1 << 16
 """Slots for eventfds: more than a device's registers can ring."""
@@ -29,7 +29,7 @@ class NotedRings:
         self.fd = os.memfd_create("bellwire-rings", os.MFD_CLOEXEC) if inherited is None else inherited
         if inherited is None:
             os.ftruncate(self.fd, _START + LINES * LINE)
-        self._view = memoryview(mmap.mmap(self.fd, _START + LINES * LINE))
+        self._view = Mapping(self.fd, 0, _START + LINES * LINE, write=True).view()
 
     def event(self, slot: int) -> memoryview:
         """The 8 bytes of an eventfd's count."""
