@@ -64,11 +64,10 @@ class Journal:
         try:
             if inherited is None:
                 os.ftruncate(self.fd, size)
-            self._mapping = Mapping(self.fd, 0, size, write=True)  # an mmap.mmap has a descriptor of its own
+            view = Mapping(self.fd, 0, size, write=True).view()
         except BaseException:
             os.close(self.fd)
             raise
-        view = self._mapping.view()
         self.marks = view[:16].cast("I")
         self.buffer = view[_LEAD:]
 
@@ -101,6 +100,5 @@ class Journal:
         return Found(start, end, busy > start)
 
     def close(self) -> None:
-        """Close the file and release its memory. Views that still exist show zeros."""
-        self._mapping.detach()
+        """Close the file. The memory is freed with the last view."""
         os.close(self.fd)

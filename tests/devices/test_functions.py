@@ -199,6 +199,9 @@ def asked(**given: Any) -> argparse.Namespace:
         "fd": None,
         "debug": False,
         "options": [],
+        "capture": None,
+        "timeline": None,
+        "record": None,
     }
     return argparse.Namespace(**(values | given))
 

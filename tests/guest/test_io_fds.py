@@ -170,7 +170,10 @@ use() {
 use
 for driver in nvme virtio-pci; do
     cd /sys/bus/pci/drivers/$driver
-    for device in 0000:*; do echo $device >unbind; echo $device >bind; done
+    for device in 0000:*; do
+        [ "$(cat $device/class)" = 0x078000 ] && continue  # this script's own way out
+        echo $device >unbind; echo $device >bind
+    done
 done
 use
 """

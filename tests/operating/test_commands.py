@@ -265,7 +265,10 @@ def test_a_mistake_on_the_command_line_is_status_2(words: list[str], capsys: pyt
     ("words", "said"),
     [
         (["statuss"], "bellwire: error: there is no command 'statuss'; did you mean status?"),
-        (["frobnicate"], "bellwire: error: there is no command 'frobnicate'; there are run, boot, vmm, demo, list"),
+        (
+            ["frobnicate"],
+            "bellwire: error: there is no command 'frobnicate'; there are run, boot, fuzz-driver, vmm, demo, list",
+        ),
         (["logs", "x", "--folow"], "bellwire logs: error: unrecognized arguments: --folow; did you mean --follow?"),
         (["list", "--nonsense"], "bellwire list: error: unrecognized arguments: --nonsense\n"),
     ],

@@ -29,8 +29,7 @@ class NotedRings:
         self.fd = os.memfd_create("bellwire-rings", os.MFD_CLOEXEC) if inherited is None else inherited
         if inherited is None:
             os.ftruncate(self.fd, _START + LINES * LINE)
-        self._mapping = Mapping(self.fd, 0, _START + LINES * LINE, write=True)
-        self._view = self._mapping.view()
+        self._view = Mapping(self.fd, 0, _START + LINES * LINE, write=True).view()
 
     def event(self, slot: int) -> memoryview:
         """The 8 bytes of an eventfd's count."""
@@ -41,7 +40,5 @@ class NotedRings:
         return self._view[_START + slot * LINE :][:LINE] if slot < LINES else memoryview(bytearray(LINE))
 
     def close(self) -> None:
-        """Close the file and release its memory. Views that still exist show zeros."""
-        self._view = memoryview(b"")
-        self._mapping.detach()
+        """Close the file. The memory is freed with the last view."""
         os.close(self.fd)
