@@ -83,6 +83,9 @@ class Switches:
         if action == "add":
             self._stack.add(made(parse(named), self._kind), int(place) if place else None)
         elif action == "remove":
+            for label, each in self._stack:
+                if label == named and each.kept:
+                    raise FilterError(f"filter {label} cannot be taken out: {each.kept}")
             self._stack.remove(named)
         return [self._about(label, each) for label, each in self._stack]
 

@@ -98,6 +98,25 @@ def test_a_full_disk_ends_the_capture_with_whole_records(
     files.close()
 
 
+def test_an_end_that_nobody_asked_for_is_told_once(opened: Callable[[int], list[int]]) -> None:
+    told: list[str] = []
+    files = Files(opened(1), SMALLEST, HEAD, TAIL)
+    files.ends_early = told.append
+    while files.write(RECORD):
+        pass
+    files.write(RECORD)
+    files.close()
+    assert told == [f"the file has {SMALLEST} bytes, which is the limit"]
+
+
+def test_an_end_that_was_asked_for_is_not_told(opened: Callable[[int], list[int]]) -> None:
+    told: list[str] = []
+    files = Files(opened(1), SMALLEST, HEAD, TAIL)
+    files.ends_early = told.append
+    files.close()
+    assert told == []
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [(os.O_RDONLY, "open for writing"), (os.O_WRONLY | os.O_APPEND, "not for appending"), (os.O_WRONLY, "")],

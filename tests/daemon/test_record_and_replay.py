@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -49,6 +51,19 @@ def recorded(folder: Path, device: str, *options: str, number: signal.Signals = 
     return path
 
 
+def end(process: subprocess.Popen[str]) -> str:
+    """Ends the device in order; what it has said on standard error."""
+    process.send_signal(signal.SIGTERM)
+    return process.communicate(timeout=PATIENCE)[1]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Serve edu as ``dut``, where no other test looks."""
+    (tmp_path / "run").mkdir(mode=0o755)
+    return ["run", "edu", "--name", "dut", "--socket-path", str(tmp_path / "s"), "--runtime-dir", str(tmp_path / "run")]
+
+
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
@@ -59,7 +74,7 @@ def mine(tmp_path: Path) -> Path:
 def test_a_replay_is_identical_and_a_changed_device_differs(mine: Path, tmp_path: Path) -> None:
     path = recorded(tmp_path, str(mine), "-o", "factor=3")
     done = bellwire("replay", str(path), str(mine))
-    assert (done.returncode, done.stdout.count("identical"), done.stderr) == (0, 1, "")
+    assert (done.returncode, done.stdout.count(": identical\n"), done.stderr) == (0, 1, "")
     mine.write_text(MINE.replace("* value", "* value + 1"))
     done = bellwire("replay", str(path), str(mine), "--json")
     (found,) = json.loads(done.stdout)["differences"]
@@ -113,3 +128,89 @@ def test_a_file_of_somebody_names_no_code_to_run(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     assert "this is no recording of a device" in bellwire("replay", str(path), "bell").stderr
     assert issubclass(BadRecording, ValueError)
+
+
+@pytest.mark.parametrize(("flag", "what"), [("--record", "recording"), ("--timeline", "timeline")])
+def test_a_full_disk_is_told_in_the_log_and_at_the_end(words: list[str], tmp_path: Path, flag: str, what: str) -> None:
+    path = tmp_path / "it"
+    with started(*words, flag, str(path)) as process:
+        line(process)
+        with Client.connect(tmp_path / "s", timeout=PATIENCE) as client:
+            full = path.stat().st_size + 100
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (full, full))  # as a disk with no more room
+            for value in range(100):
+                client.write(0, 0x80, value.to_bytes(4, "little"))
+                client.write(0, 0x8, value.to_bytes(4, "little"))
+        said = end(process)
+    why = r"a write failed: (No space left on device|File too large)"
+    amount = rf"\d+ (inputs|events), {path.stat().st_size:,} bytes"
+    assert re.search(rf"the {what} has ended early: {why}; it has {amount}", said), said
+    assert re.search(rf"{what} in {path}: ended early \({why}\), with {amount}", said), said
+
+
+def test_the_summary_tells_of_the_recording(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "it.bwrec"
+    with started(*words, "--record", str(path)) as process:
+        line(process)
+        with Client.connect(tmp_path / "s", timeout=PATIENCE) as client:
+            client.read(0, 0, 4)
+        said = end(process)
+    assert re.search(rf"recording in {path}: \d+ inputs, {path.stat().st_size:,} bytes", said), said
+
+
+@pytest.mark.parametrize("flag", ["--record", "--timeline", "--capture"])
+def test_what_is_no_regular_file_is_refused(words: list[str], flag: str) -> None:
+    done = bellwire(*words, flag, "/dev/full")
+    assert done.returncode == 1
+    assert "/dev/full: captures and recordings are written to regular files" in done.stderr
+
+
+def test_the_recording_cannot_be_taken_out_as_a_filter(words: list[str], tmp_path: Path) -> None:
+    with started(*words, "--record", str(tmp_path / "it")) as process:
+        line(process)
+        done = bellwire("filter", "dut", "remove", "record", *words[-2:])
+        end(process)
+    assert (done.returncode, "it is the recording of --record, and ends with the device" in done.stderr) == (1, True)
+
+
+def test_a_file_that_is_recorded_to_is_refused_and_stays_as_it_is(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    with started(*words, "--record", str(path)) as process:
+        line(process)
+        before = path.read_bytes()
+        done = bellwire("run", "edu", "--socket-path", str(tmp_path / "t"), "--name-if-free", "--record", str(path))
+        assert path.read_bytes() == before
+        end(process)
+    assert (done.returncode, f"{path}: in use by another capture or recording" in done.stderr) == (1, True)
+
+
+def empty(path: Path, device: str = "edu") -> Path:
+    """A recording in which nothing has happened."""
+    path.write_bytes(head(Recorded(device, {}, "")))
+    return path
+
+
+@pytest.mark.parametrize("content", [b"something else", b"BWREC\r\n\x1a\x01\x02{}"])
+def test_an_error_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "it.bwrec"
+    path.write_bytes(content)
+    assert f"{path}: " in bellwire("replay", str(path), "edu").stderr
+
+
+def test_a_replay_says_which_device_was_recorded(tmp_path: Path) -> None:
+    path = empty(tmp_path / "it.bwrec")
+    assert bellwire("replay", str(path), "nvme").stdout.startswith(f"{path}: recorded of edu, replayed with nvme\n")
+
+
+def test_to_test_says_what_it_wrote_and_overwrites_nothing(tmp_path: Path) -> None:
+    path, test = empty(tmp_path / "it.bwrec"), tmp_path / "test_it.py"
+    assert f"{test}: written\n" in bellwire("replay", str(path), "--to-test", str(test)).stdout
+    test.write_text("mine")
+    done = bellwire("replay", str(path), "--to-test", str(test))
+    assert (done.returncode, f"{test} exists already" in done.stderr, test.read_text()) == (1, True, "mine")
+
+
+def test_to_test_says_where_the_test_must_lie(tmp_path: Path) -> None:
+    path = empty(tmp_path / "it.bwrec")
+    done = bellwire("replay", str(path), "--to-test", "/other/folder/t.py")
+    assert (done.returncode, f"beside its recording, in {tmp_path}" in done.stderr) == (1, True)

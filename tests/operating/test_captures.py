@@ -50,7 +50,7 @@ def test_a_capture_begins_and_ends_while_the_client_is_connected(daemon: Instanc
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=PATIENCE)
         read(client, PLAIN)
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (0, f"capturing {name} to {path}; Ctrl-C ends it\n")
     assert out == f"400 messages, 0 events, {size(path)} bytes: {path} (it was stopped)\n"
     assert (reads(packets(path)), len(packets(path))) == (100, 401)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -58,8 +58,9 @@ def test_a_capture_begins_and_ends_while_the_client_is_connected(daemon: Instanc
 
 def test_a_capture_ends_after_its_time(daemon: Instance, run: Run, tmp_path: Path) -> None:
     name, path = daemon.add(), tmp_path / "a.pcapng"
-    status, out, _ = run("capture", name, "-o", str(path), "--for", "200ms", "--json")
+    status, out, err = run("capture", name, "-o", str(path), "--for", "200ms", "--json")
     figures = json.loads(out)
+    assert (err, figures["ended"]) == ("", "its time is over")
     assert (status, figures["messages"], figures["bytes"]) == (0, 0, size(path))
     assert [each.dissector for each in packets(path)] == ["bellwire"]
 
@@ -138,13 +139,17 @@ def test_two_captures_of_a_device_have_the_same_messages(daemon: Instance, tmp_p
     ("words", "said"),
     [
         (["--size", "0"], "expected a number of bytes"),
-        (["--for", "soon"], "expected a time, as in 500ms, 10s or 5m"),
+        (["--for", "soon"], "as in 500ms, 10s or 5m"),
+        (["--for", "0s"], "expected a time of more than 0"),
         (["--files", "5"], "invalid choice"),
     ],
 )
-def test_wrong_words_are_refused(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+def test_wrong_words_are_refused(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], said: str
+) -> None:
     with pytest.raises(SystemExit):
         run("capture", "steady", "-o", str(tmp_path / "a"), *words)
+    assert said in capsys.readouterr().err
 
 
 def test_a_device_that_does_not_run_cannot_be_captured(daemon: Instance, run: Run, tmp_path: Path) -> None:
@@ -154,9 +159,41 @@ def test_a_device_that_does_not_run_cannot_be_captured(daemon: Instance, run: Ru
     assert f"{name} is not running: it is stopped" in err
 
 
+def test_a_capture_that_cannot_begin_leaves_no_file_behind(run: Run, tmp_path: Path) -> None:
+    path, kept = tmp_path / "a.pcapng", tmp_path / "b.pcapng"
+    kept.touch()
+    for each in (path, kept):
+        assert run("capture", "nope", "-o", str(each))[0] == 1
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_file_that_another_capture_writes_is_refused_and_stays_as_it_is(
+    daemon: Instance, run: Run, tmp_path: Path
+) -> None:
+    name, path = daemon.add(), tmp_path / "a.pcapng"
+    with begun(daemon, name, path) as process:
+        before = path.read_bytes()
+        status, _, err = run("capture", name, "-o", str(path), "--for", "1ms")
+        assert path.read_bytes() == before
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    assert (status, f"{path}: in use by another capture or recording" in err) == (1, True)
+    assert run("capture", name, "-o", str(path), "--for", "1ms")[0] == 0
+
+
+def test_a_capture_cannot_be_taken_out_as_a_filter(daemon: Instance, run: Run, tmp_path: Path) -> None:
+    name, path = daemon.add(), tmp_path / "a.json"
+    with begun(daemon, name, path, "--timeline") as process:
+        status, _, err = run("filter", name, "remove", "timeline")
+        assert (status, "it belongs to a capture, and ends with it" in err) == (1, True)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert "(it was stopped)" in out
+
+
 def test_what_is_no_regular_file_is_refused(run: Run) -> None:
     status, _, err = run("capture", "steady", "-o", "/dev/null")
-    assert (status, "a capture is written to regular files" in err) == (1, True)
+    assert (status, "/dev/null: captures and recordings are written to regular files" in err) == (1, True)
 
 
 def test_bellwire_run_captures_from_the_first_message_on(tmp_path: Path) -> None:

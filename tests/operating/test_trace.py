@@ -60,6 +60,8 @@ def test_in_json_an_event_is_an_object_on_a_line(daemon: Instance) -> None:
     with connect(daemon.socket(name)) as client, tracing(daemon, name, "--only", "plain", "--json") as command:
         write(client, PLAIN, 0)
         event = json.loads(line(command.stdout))
+        command.send_signal(signal.SIGINT)
+        assert command.communicate(timeout=PATIENCE)[1] == ""
     assert event.pop("time") > 1e9
     assert event == {
         "number": 1, "kind": "write", "name": "plain", "space": "mmio", "where": "BAR0+0x0", "size": 4, "value": 0,
@@ -72,7 +74,7 @@ def test_it_ends_with_the_device(daemon: Instance) -> None:
         daemon.call("Stop", name=name)
         out, error = command.communicate(timeout=PATIENCE)
     assert out[16:] == "reset\n"
-    assert error == f"{name} has ended, and its trace with it\n"
+    assert error == f"tracing {name}; Ctrl-C ends it\n{name} has ended, and its trace with it\n"
     assert command.returncode == 0
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from asyncvarlink import FileDescriptor
 
+from bellwire.capture.files import check_files
 from bellwired import terminal
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, completed
@@ -128,6 +132,9 @@ async def _listen(api: Any, daemon: Instance, arguments: argparse.Namespace, fds
         limit=arguments.size,
         seconds=arguments.seconds,
     ):
+        if not figures and not arguments.json:
+            begun = f"capturing {arguments.name} to {arguments.output}; Ctrl-C ends it"
+            print(terminal.line(begun), file=sys.stderr, flush=True)
         figures = dict(reply["capture"])
         if stop.is_set() and asked is None:
             asked = loop.run_in_executor(None, _stop, daemon, arguments.name, figures["number"])
@@ -147,16 +154,47 @@ def _stop(daemon: Instance, name: str, number: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path, number: int) -> Iterator[list[int]]:
-    """``number`` files, open for writing: ``path`` and, beside it, those whose names have a number in them."""
+    """``number`` files, open for writing: ``path`` and, beside it, those whose names have a number in them.
+
+    Each is locked as long as a descriptor of it is open, also in another process. If the block raises, files that are
+    new and empty are removed.
+    """
     fds: list[int] = []
+    new: list[tuple[int, Path]] = []
     try:
         for each in range(number):
             name = path if each == 0 else numbered(path, each)
-            fds.append(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            is_new = not os.path.lexists(name)
+            fds.append(_open(name))
+            _lock(fds[-1], name)
+            if is_new:
+                new.append((fds[-1], name))
         yield fds
+    except BaseException:
+        for fd, name in new:
+            if not os.fstat(fd).st_size:
+                name.unlink(missing_ok=True)
+        raise
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _open(path: Path) -> int:
+    """Open a file for writing. It keeps what it has: perhaps somebody else writes it. A FIFO does not block."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags, 0o600)
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Lock a file against other writers. The lock goes with the descriptor to the process that writes."""
+    if why := check_files([fd]):
+        raise CommandError(f"{path}: {why}")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        in_use = "in use by another capture or recording"
+        raise CommandError(f"{path}: {in_use if error.errno == errno.EWOULDBLOCK else error.strerror}") from None
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -169,7 +207,7 @@ def size(text: str) -> int:
     found = re.fullmatch(r"(\d+)([KMG]?)", text)
     value = int(found[1]) * _UNITS[found[2]] if found else 0
     if not 0 < value <= LARGEST:
-        raise argparse.ArgumentTypeError(f"expected a number of bytes, as in 64M or 1G, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of bytes of more than 0, as in 64M or 1G, got {text!r}")
     return value
 
 
@@ -178,5 +216,5 @@ def duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text)
     seconds = float(found[1]) * {"ms": 1e-3, "s": 1, "": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if not 0 < seconds <= LONGEST:
-        raise argparse.ArgumentTypeError(f"expected a time, as in 500ms, 10s or 5m, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a time of more than 0, as in 500ms, 10s or 5m, got {text!r}")
     return seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import OptionError, PciDevice
-from bellwire.recording import Outcome, Record, Recorded, read_head, replay
+from bellwire.recording import BadRecording, Outcome, Record, Recorded, read_head, replay
 from bellwire.serve.blame import told
 from bellwired import terminal
 from bellwired.commands import show
@@ -73,6 +73,13 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``bellwire replay FILE [DEVICE]``."""
+    try:
+        return _run(arguments)
+    except BadRecording as error:
+        raise CommandError(f"{arguments.file}: {error}") from None
+
+
+def _run(arguments: argparse.Namespace) -> int:
     with arguments.file.open("rb") as file:
         recorded = read_head(file)
     if arguments.device is None and recorded.device not in bundled():
@@ -80,21 +87,31 @@ def run(arguments: argparse.Namespace) -> int:
     folders = Places.of(arguments.config_dir, arguments.runtime_dir).plugins
     kind = find_device(arguments.device or recorded.device, folders)
     options = _options(recorded, kind, arguments.options)
+    if arguments.to_test is not None:
+        _check_place(arguments.to_test, arguments.file)
+    if not arguments.json:
+        print(terminal.line(f"{arguments.file}: recorded of {recorded.device}, replayed with {kind.name}"))
     try:
         with told(f"{kind.__name__}.__init__"):
             outcome = replay(arguments.file, kind, **options)
     except OptionError as error:
         raise CommandError(str(error), "-o KEY=VALUE gives an option another value than the recorded one") from None
+    _tell(arguments, recorded, outcome)
     if arguments.to_test is not None:
         write(arguments.to_test, _test(arguments, kind, options, outcome))
-    _tell(arguments, outcome)
+        if not arguments.json:
+            print(terminal.line(f"{arguments.to_test}: written"))
     return 1 if outcome.differences else 0
 
 
 def recorder(arguments: argparse.Namespace, device: PciDevice, stack: ExitStack) -> Record:
     """The filter that records for ``bellwire run --record FILE``."""
     (fd,) = stack.enter_context(opened(arguments.record, 1))
-    return Record(device, os.dup(fd), WHOLE, named=arguments.device, release=release())
+    record = Record(device, os.dup(fd), WHOLE, named=arguments.device, release=release())
+    if record.files.ended:
+        record.files.close()
+        raise CommandError(f"{arguments.record}: {record.files.ended}")
+    return record
 
 
 def _options(recorded: Recorded, kind: type[PciDevice], given: list[str]) -> dict[str, str]:
@@ -119,10 +136,10 @@ def _options(recorded: Recorded, kind: type[PciDevice], given: list[str]) -> dic
     return values
 
 
-def _tell(arguments: argparse.Namespace, outcome: Outcome) -> None:
+def _tell(arguments: argparse.Namespace, recorded: Recorded, outcome: Outcome) -> None:
     if arguments.json:
         found = [each._asdict() for each in outcome.differences]
-        show.as_json({**outcome._asdict(), "differences": found})
+        show.as_json({"recorded": recorded.device, **outcome._asdict(), "differences": found})
         return
     for each in outcome.differences:
         print(terminal.line(str(each)))
@@ -131,10 +148,16 @@ def _tell(arguments: argparse.Namespace, outcome: Outcome) -> None:
     print(f"{outcome.inputs} inputs, {outcome.outputs} answers compared: {said}{end}")
 
 
+def _check_place(test: Path, recording: Path) -> None:
+    folder = recording.absolute().parent
+    if test.absolute().parent != folder:
+        raise CommandError(f"--to-test {test}: the test lies beside its recording, in {folder}", "move one of them")
+    if os.path.lexists(test):
+        raise CommandError(f"--to-test: {test} exists already", "choose another name, or move it away")
+
+
 def _test(arguments: argparse.Namespace, kind: type[PciDevice], options: dict[str, str], outcome: Outcome) -> str:
     """A test that does the same. It lies beside the recording."""
-    if arguments.to_test.absolute().parent != arguments.file.absolute().parent:
-        raise CommandError(f"--to-test {arguments.to_test}: the test lies beside its recording", "move one of them")
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     named = (arguments.device or "").partition(":")[0]
     module = Path(named).stem if is_path(named) else kind.__module__

@@ -24,7 +24,7 @@ from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts
 from bellwired.commands.completion import FILTERS, KINDS, OPTIONS, SCENARIOS, completed
 from bellwired.commands.describe import describe
 from bellwired.commands.reloading import Reloading
-from bellwired.commands.summary import print_reports, print_summary
+from bellwired.commands.summary import print_reports, print_summary, print_written
 from bellwired.errors import CommandError
 from bellwired.filtering import all_made, tables
 from bellwired.find import find_device, find_functions
@@ -33,6 +33,7 @@ from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.places import Places
 from bellwired.sources import is_path
+from bellwired.workers.captures import TIMELINE
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.worker import Again, Serving, mark_trouble
@@ -200,8 +201,8 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
-        if arguments.record is not None:
-            filters.append(replay.recorder(arguments, instance, stack))
+        recording = [] if arguments.record is None else [replay.recorder(arguments, instance, stack)]
+        filters += recording
         box = _box(arguments, instance, name, control, last)
         desk = stack.enter_context(Desk(name, about, address, control, box))
         relay = Relay(desk.channel)
@@ -237,6 +238,11 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         finally:
             if log.isEnabledFor(logging.INFO):
                 print_summary(name, serving.device, time.monotonic() - begun)
+                for each in recording:
+                    print_written("recording", arguments.record, each)
+                for form, written in serving.written.items():
+                    what = "timeline" if form == TIMELINE else "capture"
+                    print_written(what, getattr(arguments, what), written)
         if log.isEnabledFor(logging.INFO):
             print_reports(filters)
     return 0

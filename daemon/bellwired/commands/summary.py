@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from rich.table import Table
 
 from bellwire import PciDevice
+from bellwire.capture.capture import Capture
+from bellwire.capture.files import STOPPED
+from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.model.tally import Tally
+from bellwire.recording import Record
+from bellwired import terminal
 from bellwired.commands import show
 from bellwired.commands.show import Column
 
@@ -26,6 +33,13 @@ def print_summary(name: str, device: PciDevice, seconds: float) -> None:
     out.print(_accesses(device, tally))
     for label, text in _lines(device, tally):
         out.print(f"{label:>11}: {text}")
+
+
+def print_written(what: str, path: Path, written: Record | Capture | Timeline) -> None:
+    """Print how much a recording or capture has, and why it has no more, to standard error."""
+    why = written.files.ended
+    early = "" if why in ("", STOPPED) else f"ended early ({why}), with "
+    print(terminal.line(f"{what} in {path}: {early}{written.amount()}"), file=sys.stderr)
 
 
 def print_reports(filters: Iterable[Filter]) -> None:

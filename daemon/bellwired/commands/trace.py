@@ -73,6 +73,8 @@ def trace(arguments: argparse.Namespace) -> int:
         with opened(await anext(replies)) as reader:
             try:
                 if begin:
+                    if not arguments.json:
+                        print(terminal.line(f"tracing {arguments.name}; Ctrl-C ends it"), file=sys.stderr, flush=True)
                     await follow(reader, printer, replies)
                 else:
                     printer.print(reader.last(arguments.last))

@@ -20,6 +20,7 @@ from asyncvarlink import (
 )
 from asyncvarlink.serviceinterface import PermissionDenied
 
+from bellwire.capture.files import STOPPED
 from bellwired.errors import CommandError
 from bellwired.manager.answers import (
     INTERFACE,
@@ -216,11 +217,14 @@ class Control(VarlinkInterface, name=INTERFACE):
             unit, loop = self._manager.unit(name), asyncio.get_running_loop()
             end = loop.time() + seconds if seconds is not None else math.inf
             fds = [each.fileno() for each in files[: MOST_FILES + 1]]
-            number = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit)))
+            number, why = str(await unit.ask("capture", fds=fds, form=form, limit=str(limit))), STOPPED
             try:
                 while True:
                     figures = _captured(number, await unit.ask("captured", number=number))
-                    if figures["ended"] or loop.time() >= end:
+                    if figures["ended"]:
+                        break
+                    if loop.time() >= end:
+                        why = "its time is over"
                         break
                     if self._caller.has_hung_up():
                         raise NOBODY
@@ -229,7 +233,7 @@ class Control(VarlinkInterface, name=INTERFACE):
             finally:
                 stopped = None
                 with contextlib.suppress(CommandError):  # its worker has ended
-                    stopped = _captured(number, await unit.ask("capture-stop", number=number))
+                    stopped = _captured(number, await unit.ask("capture-stop", number=number, why=why))
             if stopped is None:
                 raise CommandError(f"{name}: the worker that wrote the capture has ended")
             raise LastResult(stopped)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bellwire.capture.capture import Capture, Piece
-from bellwire.capture.files import check_files
+from bellwire.capture.files import STOPPED, check_files
 from bellwire.capture.timeline import DmaTimeline, Timeline
 from bellwire.serve.served import Served
 from bellwired.errors import CommandError
@@ -32,10 +33,13 @@ class Captures:
         self._running: dict[int, Capture | Timeline] = {}
         self._numbers = itertools.count(1)
 
-    def start(self, fds: Sequence[int], *, form: str, limit: str) -> int:
+    def __getitem__(self, number: int) -> Capture | Timeline:
+        return self._running[number]
+
+    def start(self, fds: Sequence[int], *, form: str, limit: str, alone: bool = False) -> int:
         """Begin a capture of at most ``limit`` bytes in each file; its number.
 
-        The descriptors belong to it, or are closed.
+        The descriptors belong to it, or are closed. ``alone``: nobody waits for its end, so the log has an early one.
         """
         why = self._refusal(form, limit, len(fds)) or check_files(fds)
         if why:
@@ -45,6 +49,8 @@ class Captures:
         if capture.files.ended:
             capture.files.close()
             raise CommandError(capture.files.ended)
+        if alone:
+            capture.files.ends_early = functools.partial(self._ends_early, capture, form)
         number = next(self._numbers)
         self._running[number] = capture
         self._served.filters.add(capture.filter, place=0)
@@ -59,18 +65,18 @@ class Captures:
         counted = {"messages": capture.messages, "events": capture.events}
         return counted | {"bytes": capture.files.written, "ended": capture.files.ended}
 
-    def end(self, number: str) -> None:
+    def end(self, number: str, why: str = STOPPED) -> None:
         """End the capture, if it runs. Its figures can still be asked for."""
         capture = self._running.get(int(number))
         if capture is not None:
-            capture.files.close()
+            capture.files.close(why)
             if any(each is capture.filter for _, each in self._served.filters):
                 self._served.filters.remove(capture.filter)
             self._connect()
 
-    def stop(self, number: str) -> dict[str, Any]:
+    def stop(self, number: str, why: str = STOPPED) -> dict[str, Any]:
         """End the capture, and forget it. Returns its figures."""
-        self.end(number)
+        self.end(number, why)
         figures = self.figures(number)
         del self._running[int(number)]
         return figures
@@ -79,6 +85,11 @@ class Captures:
         """End all captures."""
         for number in self._running:
             self.end(str(number))
+
+    def _ends_early(self, capture: Capture | Timeline, form: str, why: str) -> None:
+        what = "capture" if form == PCAPNG else "timeline"
+        log = self._served.core.log
+        log.warning((self, form), "the %s has ended early: %s; it has %s", what, why, capture.amount())
 
     def _made(self, form: str, fds: Sequence[int], limit: int) -> Capture | Timeline:
         if form == PCAPNG:

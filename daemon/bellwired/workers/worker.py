@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bellwire import BellwireError, OptionError, PciDevice
+from bellwire.capture.capture import Capture
+from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.observer import Observer
@@ -209,6 +211,8 @@ class Serving:
             replaceable=again is not None,
         )
         self._again = again
+        self.written: dict[str, Capture | Timeline] = {}
+        """The captures that :meth:`run` was asked for, by form."""
         reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
         self._name = name
         self._learn(device)
@@ -253,7 +257,8 @@ class Serving:
 
         def accepting() -> None:
             for form, fd in captures.items():
-                self.captures.start([os.dup(fd)], form=form, limit=str(WHOLE))
+                number = self.captures.start([os.dup(fd)], form=form, limit=str(WHOLE), alone=True)
+                self.written[form] = self.captures[number]
             self._outbox.tell("ready")
             ready()
 

@@ -63,6 +63,10 @@ class Capture:
         head = MESSAGE_HEAD.pack(1, 0, fds)
         self.messages += self.files.write(packet(MESSAGES, self._clock(), _SENT + head, pieces, SNAP))
 
+    def amount(self) -> str:
+        """How much it has."""
+        return f"{self.messages:,} messages, {self.events:,} events, {self.files.written:,} bytes"
+
     def event(self, packed: bytes) -> None:
         """Something has happened that no message shows: see :data:`bellwire.capture.events.EVENT`."""
         self.events += self.files.write(packet(EVENTS, self._clock(), _EVENT, (packed,), SNAP))

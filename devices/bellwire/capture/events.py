@@ -16,11 +16,15 @@ The name follows in UTF-8. ``detail`` is the place in :data:`MECHANISMS` of a ri
 """
 MECHANISMS = ("message", "ioeventfd", "shadow", "ioregionfd")
 OUTCOMES = ("lost", "sent", "pending")
+OF_A_CAPTURE = "it belongs to a capture, and ends with it"
+"""Why the filter of a capture is not taken out by itself."""
 _ALL_ONES = (1 << 64) - 1
 
 
 class Events(Filter, name="capture"):
     """Tells a capture of rings, interrupts, resets, and clients that come and go."""
+
+    kept = OF_A_CAPTURE
 
     def __init__(self, tell: Callable[[bytes], None]) -> None:
         super().__init__()

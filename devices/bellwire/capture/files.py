@@ -10,10 +10,12 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SMALLEST = 1 << 16
 """The fewest bytes that a file of a capture may have."""
+STOPPED = "it was stopped"
+"""Why a capture has ended that somebody has ended in order."""
 
 
 class Files:
@@ -26,6 +28,8 @@ class Files:
     def __init__(self, fds: Sequence[int], limit: int, head: bytes, tail: bytes = b"") -> None:
         self.ended = ""
         """Why nothing more is written; empty while the capture goes on."""
+        self.ends_early: Callable[[str], object] = lambda _: None
+        """Called once with the reason, if the capture ends by itself: its file or the disk is full."""
         self.records = 0
         self.turns = 0
         """How often another file has taken over."""
@@ -50,7 +54,7 @@ class Files:
         self.records += not self.ended
         return not self.ended
 
-    def close(self, why: str = "it was stopped") -> None:
+    def close(self, why: str = STOPPED) -> None:
         """End the capture and close the descriptors."""
         if not self.ended:
             self._put(self._tail)
@@ -64,7 +68,8 @@ class Files:
             return False
         self._put(self._tail)
         if len(self._fds) == 1:
-            self.ended = self.ended or f"the file has {self._limit} bytes, which is the limit"
+            if not self.ended:
+                self._end(f"the file has {self._limit} bytes, which is the limit")
             return False
         self._present = (self._present + 1) % len(self._fds)
         self.turns += 1
@@ -75,7 +80,7 @@ class Files:
         try:
             os.ftruncate(self._fds[self._present], 0)
         except OSError as error:
-            self.ended = f"the next file cannot be emptied: {error.strerror}"
+            self._end(f"the next file cannot be emptied: {error.strerror}")
             return
         self.size = 0
         self._put(self._head)
@@ -90,14 +95,19 @@ class Files:
             if written < len(record):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self.ended = f"a write failed: {error.strerror}"
+            why = f"a write failed: {error.strerror}"
             try:
                 os.ftruncate(fd, self.size)
             except OSError:
-                self.ended += ", and the last record is not whole"
+                why += ", and the last record is not whole"
+            self._end(why)
             return
         self.size += written
         self.written += written
+
+    def _end(self, why: str) -> None:
+        self.ended = why
+        self.ends_early(why)
 
 
 def check_files(fds: Sequence[int]) -> str:
@@ -108,7 +118,7 @@ def check_files(fds: Sequence[int]) -> str:
         except OSError as error:
             return f"fd {fd}: {error.strerror}"
         if not stat.S_ISREG(mode):
-            return "a capture is written to regular files"
+            return "captures and recordings are written to regular files"
         if flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND:
             return "the files of a capture must be open for writing, and not for appending"
     return "" if fds else "a capture needs a file"

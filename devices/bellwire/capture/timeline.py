@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bellwire.capture.events import OF_A_CAPTURE
 from bellwire.capture.files import Files
 from bellwire.filters import Client, DmaRead, DmaWrite, Filter, Hook, Interrupt, Reset, Ring
 
@@ -26,6 +27,8 @@ class Timeline(Filter, name="timeline"):
 
     ``clock`` gives nanoseconds.
     """
+
+    kept = OF_A_CAPTURE
 
     def __init__(
         self, device: str, fds: Sequence[int], limit: int, clock: Callable[[], int] = time.monotonic_ns
@@ -45,6 +48,10 @@ class Timeline(Filter, name="timeline"):
         self._turn = self.files.turns
         self.filter = self
         """What is put in: a capture of messages has it, too."""
+
+    def amount(self) -> str:
+        """How much it has."""
+        return f"{self.events:,} events, {self.files.written:,} bytes"
 
     def before_ring(self, ring: Ring) -> None:
         """A doorbell was rung."""

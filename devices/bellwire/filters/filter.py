@@ -76,6 +76,9 @@ class Filter:
     delays: ClassVar[bool] = False
     """Whether the filter delays events of the guest: then all of them go by way of one queue, to stay in order."""
 
+    kept: ClassVar[str] = ""
+    """Why it stays in as long as the device runs, so that users cannot take it out. Empty: they can."""
+
     seed = Argument(0, help="where its random numbers begin")
 
     device: PciDevice

@@ -37,8 +37,11 @@ class Record(Filter, name="record"):
     """Records ``device`` to ``fd``, which it owns, up to ``limit`` bytes.
 
     Make it before the device is set up, so that it has what :meth:`PciDevice.setup` gets from outside, and put it in
-    behind all other filters: it then records what the device gets. ``named`` is what a user calls the device.
+    behind all other filters: it then records what the device gets. ``named`` is what a user calls the device. If the
+    file or the disk is full, the recording ends with a warning in the log, and the device goes on.
     """
+
+    kept = "it is the recording of --record, and ends with the device"
 
     def __init__(self, device: PciDevice, fd: int, limit: int, *, named: str = "", release: str = "") -> None:
         super().__init__()
@@ -46,7 +49,9 @@ class Record(Filter, name="record"):
         options = {name: layout.options[name].text(value) for name, value in core.options.items()}
         about = Recorded(named or device.name, options, release)
         self.files = Files([fd], limit, head(about), record("Z"))
+        self.files.ends_early = self._ends_early
         self.events = 0
+        """The inputs that are in the file."""
         self._core = core
         self._depth = 0
         self._before = time.monotonic_ns()
@@ -79,6 +84,10 @@ class Record(Filter, name="record"):
             self._undo.pop()()
         self._core.device.outside = Outside()
         self.files.close()
+
+    def amount(self) -> str:
+        """How much it has."""
+        return f"{self.events:,} inputs, {self.files.written:,} bytes"
 
     # -- inputs
 
@@ -167,8 +176,7 @@ class Record(Filter, name="record"):
     def _begin(self, kind: str, *parts: int | bytes) -> None:
         """An event of the guest or the loop. It is an input unless another one has led to it."""
         if self._depth == 0:
-            self.events += 1
-            self._write(kind, self._passed(), *parts)
+            self.events += self._write(kind, self._passed(), *parts)
         self._depth += 1
 
     def _end(self, event: Event, kind: str = "e", *parts: int | bytes) -> None:
@@ -186,8 +194,11 @@ class Record(Filter, name="record"):
         passed, self._before = now - self._before, now
         return passed // 1000
 
-    def _write(self, kind: str, *parts: int | bytes) -> None:
-        self.files.write(record(kind, *parts))
+    def _write(self, kind: str, *parts: int | bytes) -> bool:
+        return self.files.write(record(kind, *parts))
+
+    def _ends_early(self, why: str) -> None:
+        self._core.log.warning((self, "full"), "the recording has ended early: %s; it has %s", why, self.amount())
 
     def _count_jobs(self) -> None:
         for pool in self._core.pools:
@@ -212,7 +223,7 @@ class Record(Filter, name="record"):
 class _Outside(Outside):
     """The outside, with each answer written down."""
 
-    def __init__(self, write: Callable[..., None]) -> None:
+    def __init__(self, write: Callable[..., object]) -> None:
         self._tell = write
 
     def clock(self) -> int:
