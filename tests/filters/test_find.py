@@ -165,6 +165,11 @@ def test_the_command_lists_filters_with_their_arguments(capsys: pytest.CaptureFi
     assert "duration (at most 3600s), 0s: of a read of a BAR" in capsys.readouterr().out
 
 
+def test_run_refuses_a_scenario_for_other_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "edu", "--fault", "nvme-media-error"]) == 1
+    assert "scenario nvme-media-error: it is for nvme, not for edu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["delay:read", "dealy", "delay:raed=1"])
 def test_run_refuses_a_wrong_filter_before_it_serves(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "edu", "--filter", text]) == 1
