@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bellwire import PciDevice
 from bellwire.faults.scenario import Scenario, ScenarioError, find_scenario, for_device, name_of, scenarios
 from bellwire.filters.find import Plain, of_table
 from bellwired.commands import show
@@ -67,9 +68,12 @@ def fault(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(words: Iterable[str]) -> list[dict[str, Plain]]:
+def wanted_by(words: Iterable[str], device: type[PciDevice]) -> list[dict[str, Plain]]:
     """The filters of scenarios, as a device's file has them: what ``bellwire run --fault`` puts in."""
-    return [each for word in words for each in _found(word).filters()]
+    wanted = list(map(_found, words))
+    for scenario in wanted:
+        scenario.check(device)
+    return [each for scenario in wanted for each in scenario.filters()]
 
 
 def _found(word: str) -> Scenario:
@@ -86,7 +90,7 @@ def _put_in(daemon: Instance, name: str, wanted: Iterable[Scenario]) -> None:
     except CommandError:
         device = method(daemon, "Describe", name=name)["device"]["device"]
         for scenario in () if is_path(device) else wanted:  # a file may have the faults of another device
-            scenario.check_for(device)
+            scenario.check_name(device)
         raise
 
 

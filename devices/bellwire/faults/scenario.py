@@ -53,9 +53,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def faults(self, device: type[PciDevice]) -> list[Fault]:
         """New faults, for a device. A ScenarioError if the scenario is not for it, or if a fault is wrong."""
-        known = faults_of(device)
-        if any(each["fault"] not in known for each in self.fault):
-            self.check_for(device.name)
+        self.check(device)
         made = []
         for number, each in enumerate(self.fault, 1):
             arguments: dict[str, Any] = {key: value for key, value in each.items() if key != "fault"}
@@ -66,7 +64,13 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ScenarioError(f"scenario {self.name}, fault {number}: {error}") from None
         return made
 
-    def check_for(self, device: str) -> None:
+    def check(self, device: type[PciDevice]) -> None:
+        """A ScenarioError if the scenario is for other devices. A device that has all its faults can have it, too."""
+        known = faults_of(device)
+        if any(each["fault"] not in known for each in self.fault):
+            self.check_name(device.name)
+
+    def check_name(self, device: str) -> None:
         """A ScenarioError if the scenario names the devices that it is for, and ``device`` is none of them."""
         if self.devices and device not in self.devices:
             raise ScenarioError(f"scenario {self.name}: it is for {', '.join(self.devices)}, not for {device}")
