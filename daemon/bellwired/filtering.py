@@ -11,6 +11,7 @@ from bellwire import PciDevice
 from bellwire.faults.catalogue import GENERIC
 from bellwire.filters import Filter, FilterError, Stack
 from bellwire.filters.find import Found, Plain, Wanted, builtin, make, of_device, of_table, parse
+from bellwire.serve.blame import put_in
 from bellwired.errors import CommandError
 
 GROUP = "bellwire.filters"
@@ -81,7 +82,7 @@ class Switches:
         Returns the filters from the guest's side to the device's.
         """
         if action == "add":
-            self._stack.add(made(parse(named), self._kind), int(place) if place else None)
+            put_in(made(parse(named), self._kind), self._stack, int(place) if place else None)
         elif action == "remove":
             for label, each in self._stack:
                 if label == named and each.kept:

@@ -154,9 +154,9 @@ class Folder:
 
     def run(self, file: Path) -> ModuleType:
         """Run its first file."""
-        name = self._path.stem if file == self._path else self._path.name
+        name = self._path.name if self._path.is_dir() else self._path.stem
         if not name.isidentifier() or _taken(name):
-            name = f"bellwire_file_{name}"
+            name = f"bellwire_file_{name.replace('.', '_')}"
         sys.meta_path.insert(0, self._finders[0])
         sys.meta_path.append(self._finders[1])
         inside = [str(self._path)] if self._path.is_dir() else None

@@ -19,6 +19,8 @@ from bellwired.commands.describe import describe
 from bellwired.find import find_device
 from vfio_user import Client, RegionFlags, RegionIndex, RemoteError
 
+pytestmark = pytest.mark.slow
+
 VENDOR, DEVICE = 0x1234, 0xB007
 RETF = b"\xcb"
 own = functools.partial(option_rom, vendor=VENDOR, device=DEVICE)

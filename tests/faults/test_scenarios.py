@@ -86,6 +86,7 @@ def test_any_scenario_that_is_written_is_read_again(about: str, arguments: dict[
         (('"It goes on."', "3"), "x: Expected str, got int - at $.driver"),
         (('fault = "lost-irq"', ""), 'x: fault 1 has no name: fault = "lost-irq"'),
         (("[[fault]]", "[fault]"), "x: not TOML"),
+        ((TEXT[TEXT.index("[[fault]]") :], '[fault]\nfault = "gone"'), "x: write [[fault]], not [fault]"),
         (("every = 2", "every = [2]"), "x: Expected "),
         (("every = 2", "e.v.e.r.y.e.v.e.r.y.e.v.e.r.y.e.v.e.r.y = 2"), "x: a key is nested too deeply"),
         (("every = 2", "every = '" + "2" * 70_000 + "'"), "x: a scenario has at most 65536 bytes"),
@@ -128,7 +129,10 @@ def test_a_file_is_found_by_its_path(tmp_path: Path) -> None:
 def test_a_name_that_is_not_there_finds_a_near_one() -> None:
     with pytest.raises(ScenarioError) as caught:
         find_scenario("lost-irk")
-    assert (str(caught.value), caught.value.hint) == ("there is no scenario lost-irk", "did you mean lost-irq?")
+    assert (str(caught.value), caught.value.hint) == (
+        "there is no scenario lost-irk: did you mean lost-irq?",
+        "bellwire fault --list shows them; a file is given by its path",
+    )
 
 
 def test_a_name_cannot_lead_out_of_the_library() -> None:

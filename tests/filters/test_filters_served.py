@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from bellwire.filters import DmaRange, Duration, Filter, Interrupt, Read, Ring, Write
+from bellwire.filters import DmaRange, Duration, Filter, FilterError, Hook, Interrupt, Read, Ring, Write
 from bellwire.serve.worker import Worker
+from bellwire.testing import Guest
+from bellwired import filtering
 from devices.serving import MSIX, PATIENCE, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
-from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, Memory, TimedOut
+from vfio_user import Client, Disconnected, IoEventFd, IoRegionClient, IoRegionFd, Memory, RemoteError, TimedOut
 
 
 class Look(Filter):
@@ -189,6 +191,35 @@ def test_a_late_answer_that_cannot_be_sent_ends_the_connection() -> None:
             read(client, Probe.scratch.offset)
         client.close()
         wait_until(lambda: worker.served.session is None)
+
+
+class Hooks(Filter):
+    def before_hook(self, hook: Hook) -> None: ...
+
+
+class Refuses(Filter):
+    def start(self) -> None:
+        raise ValueError("start failed")
+
+
+def test_a_hook_that_raises_is_named_with_a_filter_of_hooks(caplog: pytest.LogCaptureFixture) -> None:
+    with watched(Probe(), Hooks()) as (_, client), pytest.raises(RemoteError):
+        write(client, Probe.fails.offset, 7)
+    assert "Probe.fail failed at " in caplog.text
+
+
+def test_a_filter_that_cannot_start_ends_the_worker_in_one_line() -> None:
+    worker = Worker(Probe(), filters=[Refuses()])
+    with pytest.raises(FilterError) as caught:
+        worker.run()
+    line = Refuses.start.__code__.co_firstlineno + 1
+    assert str(caught.value) == f"filter refuses failed in start: {__file__}:{line}: ValueError: start failed"
+
+
+def test_a_filter_that_cannot_start_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filtering, "builtin", lambda: {"refuses": Refuses})
+    with Guest(Probe) as guest, pytest.raises(FilterError, match=r"^filter refuses failed in start: .*: start failed$"):
+        filtering.Switches(guest.device, guest.filters).do("add", "refuses")
 
 
 def break_sending(worker: Worker) -> None:

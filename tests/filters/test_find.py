@@ -108,6 +108,17 @@ def test_a_device_s_file_may_have_filters_of_its_own(tmp_path: Path) -> None:
     assert "ones" in [each.name for each in filtering.listed(kind)]
 
 
+@pytest.mark.parametrize("name", ["odd.py", "odd.one.py"])
+def test_a_device_s_file_by_a_relative_path_can_have_filters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    kind = find_device(f"./{name}")
+    assert filtering.made(parse("count"), kind).name == "count"
+    assert filtering.made(parse("ones"), kind).name == "ones"
+
+
 def test_a_device_s_package_may_have_a_module_of_filters(tmp_path: Path) -> None:
     package = tmp_path / "odder"
     package.mkdir()
@@ -152,6 +163,11 @@ def test_the_command_lists_filters_with_their_arguments(capsys: pytest.CaptureFi
     }
     assert cli.main(["filters"]) == 0
     assert "duration (at most 3600s), 0s: of a read of a BAR" in capsys.readouterr().out
+
+
+def test_run_refuses_a_scenario_for_other_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "edu", "--fault", "nvme-media-error"]) == 1
+    assert "scenario nvme-media-error: it is for nvme, not for edu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["delay:read", "dealy", "delay:raed=1"])

@@ -15,6 +15,8 @@ from bellwire.testing import Guest
 from killing import killed, remains, succeed
 from nvme.driver import Driver, TestMachine
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 1 << 19
 BLOCKS = 64
 DATA = 0x60000

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -140,7 +141,7 @@ class DiskModel(RuleBasedStateMachine):
         self.stack.close()
 
 
-TestDiskModel = DiskModel.TestCase
+TestDiskModel = pytest.mark.slow(DiskModel.TestCase)
 TestDiskModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 

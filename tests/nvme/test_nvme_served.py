@@ -21,6 +21,8 @@ from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, transfer
 from nvme.driving import ServedMachine, driving
 from vfio_user import IoEventFd
 
+pytestmark = pytest.mark.slow
+
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 BLOCKS = 1024
 

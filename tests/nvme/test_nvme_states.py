@@ -21,7 +21,7 @@ from bellwire.bundled.nvme.queues import CompletionQueue, SubmissionQueue
 from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.storage import MemoryDisk
 from bellwire.testing import Guest
-from nvme.driver import PAGE, Driver, Queues, TestMachine
+from nvme.driver import AQA, CC, ENABLE, PAGE, Driver, Queues, TestMachine
 
 BLOCK_ERASE = 2
 
@@ -65,6 +65,14 @@ def test_a_deleter_is_a_command_id_plus_one(deleter: int, possible: bool) -> Non
 @pytest.mark.parametrize(("phase", "vector", "possible"), [(0, 0, True), (1, 64, True), (2, 0, False), (0, 65, False)])
 def test_a_completion_queue_has_a_phase_and_a_vector(phase: int, vector: int, possible: bool) -> None:
     assert CompletionQueue(size=2, phase=phase, vector=vector).is_possible is possible
+
+
+def test_a_snapshot_has_admin_queues_of_up_to_4096_entries(guest: Guest[Nvme]) -> None:
+    machine = TestMachine(guest)
+    machine.write(AQA, 0x0FFF_0FFF, 4)
+    machine.write(CC, ENABLE, 4)
+    guest.device.core.restore(guest.device.core.snapshot())
+    assert guest.device.controller.queues.admin.size == 4096
 
 
 def test_what_cannot_be_is_told(driver: Driver, guest: Guest[Nvme]) -> None:

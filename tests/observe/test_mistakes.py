@@ -152,6 +152,15 @@ def test_an_intx_interrupt_that_stays_unacknowledged_is_a_mistake() -> None:
     assert found(ignore) == {"INTx has been high for 1 s: the driver does not acknowledge it": 1}
 
 
+def test_a_driver_that_has_left_is_blamed_for_nothing() -> None:
+    def leave(guest: Guest[Queue]) -> None:
+        guest.write(Queue.secret, 1)
+        guest.device.core.join(False)
+        guest.advance(2)
+
+    assert found(leave) == {}
+
+
 def test_a_vector_that_stays_masked_is_a_mistake() -> None:
     def act(guest: Guest[Queue]) -> None:
         mask(guest, True)

@@ -148,7 +148,13 @@ def test_terms_say_which_records_are_kept(only: str, without: str, kept: list[st
 
 
 @pytest.mark.parametrize(
-    ("terms", "said"), [({"only": "stauts"}, "did you mean status"), ({"without": "xyzzy"}, "kinds are read, write")]
+    ("terms", "said"),
+    [
+        ({"only": "stauts"}, "did you mean status"),
+        ({"without": "xyzzy"}, "kinds are read, write"),
+        ({"only": "queue*"}, "kinds are read, write"),
+        ({"only": "irq.write"}, "neither a kind"),
+    ],
 )
 def test_a_term_that_can_never_match_is_refused(terms: dict[str, str], said: str) -> None:
     with pytest.raises(OptionError, match=said):

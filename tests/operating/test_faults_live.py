@@ -36,7 +36,9 @@ def test_a_device_is_put_under_a_scenario_and_taken_from_it(daemon: Instance, ru
         assert [read(client, 0) == 0xFFFF_FFFF for _ in range(4)] == [False, True, False, True]
         (fault,) = faults(run, name)
         assert (fault["arguments"]["scenario"], fault["report"]) == ("mine", {"struck": 2, "seen": 4})
-        assert run("fault", name, "--stop") == (0, "", "")
+        mine.unlink()
+        assert "it is under mine" in run("fault", name, "--stop", "hung")[2]
+        assert run("fault", name, "--stop", "mine") == (0, "", "")
         assert [read(client, 0) == 0xFFFF_FFFF for _ in range(2)] == [False, False]
     assert daemon.describe(name)["statistics"]["faults"] == 2
 
@@ -64,8 +66,10 @@ def test_a_scenario_is_put_in_as_a_whole_or_not_at_all(daemon: Instance, run: Ru
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("lost-irk",), "there is no scenario lost-irk"),
-        (("nvme-fatal",), "there is no filter 'nvme-fatal'"),
+        (("lost-irk",), "there is no scenario lost-irk: did you mean lost-irq?\n  bellwire fault --list shows them"),
+        (("lost-irq", "nvme-media-error"), "scenario nvme-media-error: it is for nvme, not for edu"),
+        (("--stop",), "there is no fault in "),
+        (("--stop", "hung"), " is not under scenario hung: it is under none"),
         (("./not-there.toml",), "not-there.toml: No such file or directory"),
     ],
 )
@@ -73,6 +77,7 @@ def test_a_scenario_that_cannot_be_says_why(daemon: Instance, run: Run, words: t
     name = daemon.add('device = "edu"')
     status, _, err = run("fault", name, *words)
     assert (status, why in err) == (1, True), err
+    assert labels(run, name) == []
 
 
 def test_a_device_keeps_its_faults_when_its_worker_dies(daemon: Instance, run: Run) -> None:

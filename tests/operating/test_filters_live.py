@@ -64,6 +64,13 @@ def test_a_command_for_no_filter_says_what_there_is(daemon: Instance, run: Run) 
         assert (status, why in err) == (1, True), err
 
 
+def test_filters_are_put_in_all_or_none(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"\n[[filter]]\nname = "count"')
+    status, _, err = run("filter", name, "add", "count", "delay:nope=1", "--place", "0")
+    assert (status, "filter delay has no option nope" in err) == (1, True)
+    assert [each["label"] for each in filters(run, name)] == ["count"]
+
+
 def test_a_device_keeps_its_filters_when_its_worker_dies_until_its_file_has_others(daemon: Instance, run: Run) -> None:
     name = daemon.add('device = "edu"\n[[filter]]\nname = "count"')
     assert run("filter", name, "add", "delay:read=1ms") == (0, "", "")

@@ -28,6 +28,8 @@ from bellwire.recording.format import (
 )
 from bellwire.testing import Guest
 
+pytestmark = pytest.mark.slow
+
 
 class Thing(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
     """Does everything that a recording has to keep."""

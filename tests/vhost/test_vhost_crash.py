@@ -20,6 +20,8 @@ from virtio.driver import Driver
 from virtio.echo import Echo
 from virtio.rings import SplitQueue
 
+pytestmark = pytest.mark.slow
+
 UNTRACKED = EVERYTHING & ~ProtocolFeature.INFLIGHT_SHMFD
 
 

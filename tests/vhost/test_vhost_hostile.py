@@ -75,13 +75,13 @@ def test_whatever_a_back_end_says_the_device_lives_on(
         program.crash()
 
 
-@pytest.mark.usefixtures("hurried")
 def test_a_back_end_that_hangs_is_given_up_and_looked_for_again(
-    start: Start, attach: Attach, caplog: pytest.LogCaptureFixture
+    start: Start, attach: Attach, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = start()
     driver = attach()
     driver.start()
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)  # it has come to life with all the time that it needs
     program.answer = lambda request: b"" if request is Request.GET_VRING_BASE else None
     driver.status = Status(0)
     assert "the back end does not answer GET_VRING_BASE in time" in caplog.text
@@ -89,11 +89,13 @@ def test_a_back_end_that_hangs_is_given_up_and_looked_for_again(
     until(driver, lambda: "a back end is there again" in caplog.text)
 
 
-@pytest.mark.usefixtures("hurried")
-def test_one_access_of_the_guest_waits_for_all_rings_no_longer_than_for_one(start: Start, attach: Attach) -> None:
+def test_one_access_of_the_guest_waits_for_all_rings_no_longer_than_for_one(
+    start: Start, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = start()
     driver = attach(type="42", queues=8)
     driver.start(queues=range(8))
+    monkeypatch.setattr(connection, "PATIENCE", 0.05)
     slow = itertools.chain([0.04] * 8)
 
     def answer(request: Request) -> None:

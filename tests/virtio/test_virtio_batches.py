@@ -23,6 +23,8 @@ from virtio.echo import Echo
 from virtio.frames import frame
 from virtio.rings import INDIRECT, NEXT, WRITE, PackedQueue, Queue, SplitQueue
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 1 << 20
 FAR = 1 << 40
 IN, OUT, FLUSH, GET_ID, DISCARD, NONE = 0, 1, 4, 8, 11, 99

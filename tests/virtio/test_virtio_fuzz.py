@@ -24,6 +24,8 @@ from virtio.conftest import KINDS
 from virtio.driver import DEVICE, READY, Driver
 from virtio.rings import NEXT, WRITE, PackedQueue, Queue, SplitQueue
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 1 << 20
 DEVICES: dict[str, Callable[[Path], Driver]] = {
     "rng": lambda _: Driver(VirtioRng, memory=MEMORY),

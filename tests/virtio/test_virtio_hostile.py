@@ -19,6 +19,8 @@ from virtio.driver import Driver
 from virtio.echo import Echo
 from virtio.rings import INDIRECT, NEXT, WRITE, PackedQueue, SplitQueue
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 FAR = 1 << 40
 

@@ -21,6 +21,8 @@ from virtio.card import PLAIN
 from virtio.driver import Driver
 from virtio.rings import Queue
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 1 << 18
 HEADER = struct.Struct("<IIQ")
 IN, OUT, FLUSH = 0, 1, 4

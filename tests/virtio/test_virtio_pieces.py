@@ -18,6 +18,8 @@ from virtio.conftest import KINDS
 from virtio.driver import Driver
 from virtio.echo import Echo
 
+pytestmark = pytest.mark.slow
+
 PAGES = 128
 ALL = range(PAGES)
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bellwire.faults.scenario import Scenario, find_scenario, for_device, scenarios
+from bellwire import PciDevice
+from bellwire.faults.scenario import Scenario, ScenarioError, find_scenario, for_device, name_of, scenarios
 from bellwire.filters.find import Plain, of_table
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, SCENARIOS, completed
-from bellwired.commands.control_client import method
+from bellwired.commands.control_client import Instance, method
+from bellwired.commands.filters import put_in
 from bellwired.commands.operate import instance
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.places import Places
+from bellwired.sources import is_path
 
 
 def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -57,34 +60,53 @@ def fault(arguments: argparse.Namespace) -> int:
         arguments.mistake("expected the name of a device, or --list")
     daemon, name = instance(arguments), arguments.name
     if arguments.stop:
-        words = {find_scenario(word).name for word in arguments.scenario}
-        for each in _faults(method(daemon, "Filters", name=name)["filters"]):
-            if not words or each["arguments"]["scenario"] in words:
-                method(daemon, "RemoveFilter", name=name, label=each["label"])
+        _take_out(daemon, name, [name_of(word) for word in arguments.scenario])
         return 0
     if not arguments.scenario:
         return _show(_faults(method(daemon, "Filters", name=name)["filters"]), in_json=arguments.json)
-    for scenario in [find_scenario(word) for word in arguments.scenario]:
-        _put_in(daemon, name, scenario)
+    _put_in(daemon, name, list(map(_found, arguments.scenario)))
     return 0
 
 
-def wanted_by(words: Iterable[str]) -> list[dict[str, Plain]]:
+def wanted_by(words: Iterable[str], device: type[PciDevice]) -> list[dict[str, Plain]]:
     """The filters of scenarios, as a device's file has them: what ``bellwire run --fault`` puts in."""
-    return [each for word in words for each in find_scenario(word).filters()]
+    wanted = list(map(_found, words))
+    for scenario in wanted:
+        scenario.check(device)
+    return [each for scenario in wanted for each in scenario.filters()]
 
 
-def _put_in(daemon: Any, name: str, scenario: Scenario) -> None:
-    """Put all faults of a scenario in, or none: if one is refused, those before it are taken out."""
-    before = {each["label"] for each in method(daemon, "Filters", name=name)["filters"]}
+def _found(word: str) -> Scenario:
     try:
-        for each in scenario.filters():
-            method(daemon, "AddFilter", name=name, filter=str(of_table(each)))
+        return find_scenario(word)
+    except ScenarioError as error:
+        raise CommandError(str(error), error.hint) from None
+
+
+def _put_in(daemon: Instance, name: str, wanted: Iterable[Scenario]) -> None:
+    """Put all faults of these scenarios in, or none."""
+    try:
+        put_in(daemon, name, [str(of_table(each)) for scenario in wanted for each in scenario.filters()])
     except CommandError:
-        for each in method(daemon, "Filters", name=name)["filters"]:
-            if each["label"] not in before and each["arguments"].get("scenario") == scenario.name:
-                method(daemon, "RemoveFilter", name=name, label=each["label"])
+        device = method(daemon, "Describe", name=name)["device"]["device"]
+        for scenario in () if is_path(device) else wanted:  # a file may have the faults of another device
+            scenario.check_name(device)
         raise
+
+
+def _take_out(daemon: Instance, name: str, names: Sequence[str]) -> None:
+    """Take out the faults of the scenarios ``names``; all faults, if there is no name."""
+    found = _faults(method(daemon, "Filters", name=name)["filters"])
+    present = {each["arguments"]["scenario"] for each in found}
+    for wanted in names:
+        if wanted not in present:
+            there = ", ".join(sorted(present - {""})) or "none"
+            raise CommandError(f"{name} is not under scenario {wanted}: it is under {there}")
+    if not found:
+        raise CommandError(f"there is no fault in {name}")
+    for each in found:
+        if not names or each["arguments"]["scenario"] in names:
+            method(daemon, "RemoveFilter", name=name, label=each["label"])
 
 
 def _faults(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, FILTERS, KINDS, completed
-from bellwired.commands.control_client import method
+from bellwired.commands.control_client import Instance, method
 from bellwired.commands.operate import instance
 from bellwired.commands.show import Column
+from bellwired.errors import CommandError
 from bellwired.filtering import Listed, listed
 from bellwired.find import find_device
 from bellwired.places import Places
@@ -56,7 +58,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def switch(arguments: argparse.Namespace) -> int:
-    """``bellwire filter NAME add|remove|list``: in that order, up to the first that fails."""
+    """``bellwire filter NAME add|remove|list``: adds all or none, and removes in that order up to one that fails."""
     if (arguments.action == LIST) == bool(arguments.what):
         arguments.mistake("expected no FILTER to list" if arguments.what else f"expected FILTER to {arguments.action}")
     if arguments.place is not None and arguments.action != ADD:
@@ -65,13 +67,33 @@ def switch(arguments: argparse.Namespace) -> int:
     if arguments.action == LIST:
         return _show(method(daemon, "Filters", name=arguments.name)["filters"], in_json=arguments.json)
     found: list[dict[str, Any]] = []
-    for each in arguments.what:
-        if arguments.action == ADD:
-            found = method(daemon, "AddFilter", name=arguments.name, filter=each, place=place)["filters"]
-            place = None if place is None else place + 1
-        else:
+    if arguments.action == ADD:
+        found = put_in(daemon, arguments.name, arguments.what, place)
+    else:
+        for each in arguments.what:
             found = method(daemon, "RemoveFilter", name=arguments.name, label=each)["filters"]
     return _show(found, in_json=True) if arguments.json else 0
+
+
+def put_in(daemon: Instance, name: str, texts: Iterable[str], place: int | None = None) -> list[dict[str, Any]]:
+    """Put all of these filters in, or none: if one is refused, those before it are taken out.
+
+    Returns the filters that the device ``name`` has then.
+    """
+    found: list[dict[str, Any]] = method(daemon, "Filters", name=name)["filters"]
+    added: list[str] = []
+    try:
+        for text in texts:
+            before = {each["label"] for each in found}
+            found = method(daemon, "AddFilter", name=name, filter=text, place=place)["filters"]
+            added += [each["label"] for each in found if each["label"] not in before]
+            place = None if place is None else place + 1
+    except CommandError:
+        for label in added:
+            with contextlib.suppress(CommandError):  # it has left by itself, or the device has ended
+                method(daemon, "RemoveFilter", name=name, label=label)
+        raise
+    return found
 
 
 def list_filters(arguments: argparse.Namespace) -> int:

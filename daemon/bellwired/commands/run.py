@@ -187,7 +187,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
     """Serve one device, which may be a function of several: ``part``."""
     name = device.name if arguments.name is None else arguments.name
     instance = make(device, arguments.options, arguments.device)
-    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults)
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
     filters = all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as last, ExitStack() as stack:

@@ -53,11 +53,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def faults(self, device: type[PciDevice]) -> list[Fault]:
         """New faults, for a device. A ScenarioError if the scenario is not for it, or if a fault is wrong."""
-        known = faults_of(device)
-        if self.devices and device.name not in self.devices:
-            missing = [str(each["fault"]) for each in self.fault if each["fault"] not in known]
-            if missing:
-                raise ScenarioError(f"scenario {self.name}: it is for {', '.join(self.devices)}, not for {device.name}")
+        self.check(device)
         made = []
         for number, each in enumerate(self.fault, 1):
             arguments: dict[str, Any] = {key: value for key, value in each.items() if key != "fault"}
@@ -67,6 +63,17 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             except ValueError as error:
                 raise ScenarioError(f"scenario {self.name}, fault {number}: {error}") from None
         return made
+
+    def check(self, device: type[PciDevice]) -> None:
+        """A ScenarioError if the scenario is for other devices. A device that has all its faults can have it, too."""
+        known = faults_of(device)
+        if any(each["fault"] not in known for each in self.fault):
+            self.check_name(device.name)
+
+    def check_name(self, device: str) -> None:
+        """A ScenarioError if the scenario names the devices that it is for, and ``device`` is none of them."""
+        if self.devices and device not in self.devices:
+            raise ScenarioError(f"scenario {self.name}: it is for {', '.join(self.devices)}, not for {device}")
 
     def filters(self) -> list[dict[str, bool | int | float | str]]:
         """The faults as filters, in the form of a device's file."""
@@ -100,10 +107,12 @@ def parse_scenario(text: str, name: str, where: str = "") -> Scenario:
     try:
         content = tomllib.loads(text)
         content.pop("name", None)
+        if isinstance(content.get("fault"), dict):
+            raise ScenarioError(f"{where}: write [[fault]], not [fault]: a scenario may have several")
         made = msgspec.structs.replace(msgspec.convert(content, Scenario), name=name)
     except msgspec.ValidationError as error:
         raise ScenarioError(f"{where}: {str(error).replace('`', '')}") from None
-    except (ValueError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ScenarioError(f"{where}: not TOML: {error}") from None
     for number, each in enumerate(made.fault, 1):
         if not isinstance(each.get("fault"), str):
@@ -142,9 +151,14 @@ def find_scenario(word: str) -> Scenario:
         return parse_scenario(entry.read_text(), word)
     near = difflib.get_close_matches(word, scenarios(), n=1)
     raise ScenarioError(
-        f"there is no scenario {word[:80]}",
-        f"did you mean {near[0]}?" if near else "bellwire fault --list shows them; a file is given by its path",
+        f"there is no scenario {word[:80]}" + (f": did you mean {near[0]}?" if near else ""),
+        "bellwire fault --list shows them; a file is given by its path",
     )
+
+
+def name_of(word: str) -> str:
+    """The name that a scenario has, which is given by it or by the path of its file. The file may be gone."""
+    return Path(word).name.removesuffix(SUFFIX)
 
 
 def for_device(found: Iterable[Scenario], device: type[PciDevice]) -> list[Scenario]:

@@ -14,14 +14,16 @@ from bellwire.model.host import Timer
 LONGEST = 86400.0
 """Seconds: the longest time in a schedule is a day."""
 KEYS: dict[str, Argument[Any]] = {
-    "every": Argument(0, least=0, help="each so-manieth event: every=100 strikes the 100th, the 200th, ..."),
-    "at": Argument(0, least=0, help="the so-manieth event, counted from 1; with every, the first of them"),
+    "every": Argument(0, least=0, help="each so-manieth event: every=100 strikes the 100th, the 200th, ...; 0: each"),
+    "at": Argument(0, least=0, help="the so-manieth event, counted from 1; with every, the first of them; 0: any"),
     "p": Argument(1.0, least=0.0, most=1.0, help="the probability that an event is struck"),
     "seed": Argument(0, least=0, help="where random numbers begin: the same seed strikes the same events"),
     "times": Argument(0, least=0, help="how often it strikes at most; 0: no limit"),
     "when": Argument("", help="a condition on a register, as mmio.status.DONE: only events at which it holds count"),
     "after": Duration(most=LONGEST, help="how long to wait before events count"),
-    "for": Duration(most=LONGEST, help="how long it goes on, from the end of after, or from the event of at"),
+    "for": Duration(
+        most=LONGEST, help="how long it goes on, from the end of after, or from the event of at; 0: without end"
+    ),
 }
 """The parts of a schedule: arguments that every fault has."""
 for _name, _key in KEYS.items():

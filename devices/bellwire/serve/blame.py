@@ -13,10 +13,11 @@ from types import TracebackType
 import bellwire
 import vfio_user
 from bellwire.errors import BellwireError, GuestError
+from bellwire.filters import Filter, FilterError, Stack
 
 _HOME = Path(bellwire.__file__).parent
 _OURS = (
-    *(str(_HOME / room) for room in ("declare", "model", "serve", "testing", "device.py")),
+    *(str(_HOME / room) for room in ("declare", "faults", "filters", "model", "serve", "testing", "device.py")),
     str(Path(vfio_user.__file__).parent),
 )
 """The folders of the SDK's own frames. Bundled devices and the rooms they build on count as device code."""
@@ -54,6 +55,23 @@ def told(what: str) -> Iterator[None]:
         line = in_words(error, what)
         log.debug("%s", line, exc_info=error)
         raise DeviceFailed(line) from error
+
+
+def put_in(each: Filter, filters: Stack, place: int | None = None) -> None:
+    """Put a filter in: see :meth:`Stack.add`. An error of its code becomes a FilterError of one line.
+
+    The debug log has the traceback.
+    """
+    try:
+        filters.add(each, place)
+    except BellwireError:
+        raise
+    except (Exception, SystemExit) as error:
+        hook, found = _device_code(error.__traceback__) or ("start", "")
+        doing, where = hook.rpartition(".")[2], f"{found}: " if found else ""
+        line = f"filter {each.name} failed in {doing}: {where}{type(error).__name__}: {error}{_meant(error)}"
+        log.debug("%s", line, exc_info=error)
+        raise FilterError(line) from error
 
 
 def _meant(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from bellwire.device import PciDevice
 from bellwire.errors import StateError
 from bellwire.filters import Filter
-from bellwire.serve.blame import told
+from bellwire.serve.blame import put_in, told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
@@ -88,7 +88,7 @@ class Worker:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
             for each in self._filters:
-                self.served.filters.add(each)
+                put_in(each, self.served.filters)
             if self._estate is not None:
                 self._succeed(self._estate)
             elif self._connection is not None:

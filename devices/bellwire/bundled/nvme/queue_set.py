@@ -8,7 +8,7 @@ from bellwire.bundled.nvme.events import Event
 from bellwire.bundled.nvme.features import Features
 from bellwire.bundled.nvme.interrupts import Interrupts
 from bellwire.bundled.nvme.queues import Completion, CompletionQueue, SubmissionQueue
-from bellwire.bundled.nvme.registers import Registers
+from bellwire.bundled.nvme.registers import ADMIN_ENTRIES, Registers
 from bellwire.bundled.nvme.shadow import Shadow
 
 
@@ -32,6 +32,7 @@ class QueueSet:
         self.submissions = submissions
         self.completions = completions
         self.admin = submissions[0]
+        submissions[0].most = completions[0].most = ADMIN_ENTRIES
         self.shadow = shadow
         self.most = most
         self.interrupts = Interrupts(device, features, completions)

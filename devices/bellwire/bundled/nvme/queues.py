@@ -42,6 +42,8 @@ class SubmissionQueue(ctypes.Structure):
     deleter: int
     """The id of the command that deletes the queue, plus one. It waits for :attr:`running`. 0: there is none."""
     qid: int
+    most: int = ENTRIES
+    """The limit of :attr:`size`; the admin queue has another one."""
     batch: memoryview
     """The commands that are being executed, as they were fetched: the host may write over them in the ring soon."""
     word: memoryview
@@ -51,7 +53,7 @@ class SubmissionQueue(ctypes.Structure):
     def is_possible(self) -> bool:
         """Whether a restored state can be that of a queue, apart from its completion queue."""
         inside = max(self.head, self.tail, self.word[0] >> 32) < self.size and self.word[0] & 0xFFFF_FFFF <= BATCH
-        return not self.size or (2 <= self.size <= ENTRIES and inside and self.deleter <= 1 << 16)
+        return not self.size or (2 <= self.size <= self.most and inside and self.deleter <= 1 << 16)
 
     def create(self, base: int, size: int, cqid: int) -> None:
         """Create the queue, empty."""
@@ -117,13 +119,14 @@ class CompletionQueue(ctypes.Structure):
     settled: int
     """Tail and phase up to which the commands of all completions are struck from journals."""
     qid: int
+    most: int = ENTRIES
 
     @property
     def is_possible(self) -> bool:
         """Whether a restored state can be that of a queue."""
         inside = max(self.head, self.tail, self.settled & ~NEWEST) < self.size
         inside = inside and self.phase <= 1 and self.vector <= QUEUES
-        return not self.size or (2 <= self.size <= ENTRIES and inside)
+        return not self.size or (2 <= self.size <= self.most and inside)
 
     def create(self, base: int, size: int, vector: int, interrupts: bool) -> None:
         """Create the queue, empty. The phase of its first pass is 1 (§4.6)."""

@@ -7,7 +7,9 @@ from bellwire import Bar, IntX, Msi, MsiX, PciDevice
 QUEUES = 64
 """The limit of I/O queue pairs, without the admin pair."""
 ENTRIES = 1024
-"""The limit of entries in a queue."""
+"""The limit of entries in an I/O queue."""
+ADMIN_ENTRIES = 4096
+"""The limit of entries in an admin queue: AQA has 12 bits for it (§3.1.8)."""
 PAGE = 4096
 READY_TIMEOUT = 20  # of 500 ms: what CAP.TO promises
 

@@ -11,7 +11,7 @@ from bellwire.declare.access import Access
 from bellwire.declare.doorbell import Doorbell
 from bellwire.declare.register import Register
 from bellwire.errors import BellwireError, GuestError
-from bellwire.filters import Argument, Duration, Filter, Interrupt, Read, Reset, Ring, Write
+from bellwire.filters import Argument, Client, Duration, Filter, Interrupt, Read, Reset, Ring, Write
 from bellwire.filters.events import Event
 from bellwire.filters.observing.record import Record
 from bellwire.filters.observing.recorder import Recorder
@@ -135,12 +135,19 @@ class Mistakes(Filter):
     def before_reset(self, reset: Reset) -> None:
         """The device is about to be reset."""
         self._recent.append(self._recorder.reset(reset))
-        for timer in self._unacknowledged.values():
-            timer.cancel()
-        self._unacknowledged.clear()
+        self._expect_nothing()
         working = len(self.device.core.timers)
         if working:
             self._tell(f"a reset in the middle of work: {working} of the device's timers were running", raised=False)
+
+    def client(self, client: Client) -> None:
+        """A client has come or gone: who has gone acknowledges nothing any more."""
+        self._expect_nothing()
+
+    def _expect_nothing(self) -> None:
+        for timer in self._unacknowledged.values():
+            timer.cancel()
+        self._unacknowledged.clear()
 
     # -- telling
 

@@ -21,6 +21,15 @@ KINDS = {
     "lost": "events that a rate limit has left out",
 }
 """The kinds of records, and what each is of."""
+VERBS = {
+    "config": ("read", "write"),
+    "dma": ("read", "write"),
+    "ring": ("message", "ioeventfd", "shadow", "ioregionfd"),
+    "irq": ("sent", "pending", "lost", "high", "low"),
+    "map": ("in", "out"),
+    "client": ("comes", "goes"),
+}
+"""What records of a kind tell besides, in one word."""
 GROUPS = {"mmio": ("read", "write")}
 """Words for several kinds."""
 LONGEST = 60  # characters of a name, a meaning or a detail; longer ones are cut

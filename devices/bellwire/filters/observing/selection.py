@@ -7,10 +7,16 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from bellwire.errors import OptionError
-from bellwire.filters.observing.record import GROUPS, KINDS, Record
+from bellwire.filters.observing.record import GROUPS, KINDS, VERBS, Record
 
 MOST_KNOWN = 1024
-_GLOB = frozenset("*?[")
+_OF_ALL = {
+    *KINDS,
+    *GROUPS,
+    *(f"{kind}.{verb}" for kind, verbs in VERBS.items() for verb in verbs),
+    *("INTx", "MSI 0", "MSI-X 0"),
+}
+"""What records of every device may have."""
 _BETWEEN = str.maketrans(",+", "  ")
 
 
@@ -26,7 +32,7 @@ class Selection:
     """
 
     def __init__(self, only: str = "", without: str = "", names: Iterable[str] = ()) -> None:
-        known = {*KINDS, *GROUPS, *names}
+        known = set(names)
         self._only = _terms(only, known)
         self._without = _terms(without, known)
         self._decided: dict[tuple[str, str, str, str], bool] = {}
@@ -60,13 +66,12 @@ def _head(term: str) -> Sequence[str]:
     return (kind,) if dot and kind in KINDS else ()
 
 
-def _terms(text: str, known: set[str]) -> Sequence[str]:
+def _terms(text: str, names: set[str]) -> Sequence[str]:
+    """The terms in ``text``. An OptionError for one that matches nothing of what a record may have."""
     terms = text.translate(_BETWEEN).split()
+    known = {*names, *(name.rpartition(".")[2] for name in names), *_OF_ALL}
     for term in terms:
-        if known and not _GLOB & set(term) and not any(term == each or each.endswith(f".{term}") for each in known):
-            kind, _, verb = term.partition(".")
-            if kind in KINDS and verb in ("read", "write", "sent", "pending", "lost"):
-                continue
+        if names and not any(fnmatchcase(each, term) for each in known):
             near = difflib.get_close_matches(term, known, n=1)
             raise OptionError(
                 f"trace of {term!r}: this is neither a kind of events nor a name of the device"
