@@ -90,7 +90,7 @@ def test_it(vm):
     [
         (
             '@scenarios("lost-irk")\ndef test_it(scenario): pass',
-            "there is no scenario lost-irk: did you mean lost-irq?",
+            "there is no scenario lost-irk: did you mean lost-irq? (bellwire fault --list shows them",
         ),
         ('@scenarios("lost-irq")\ndef test_it(): pass', "runs under scenarios, and takes neither scenario nor vm"),
         ("@scenarios()\ndef test_it(scenario): pass", "scenarios(...) takes names of scenarios"),

@@ -44,7 +44,7 @@ def spread(metafunc: pytest.Metafunc) -> None:
         found = [find_scenario(name).name for name in names]
     except ScenarioError as error:
         raise pytest.Collector.CollectError(
-            f"{metafunc.definition.nodeid}: {error}: {error.hint}".rstrip(": ")
+            f"{metafunc.definition.nodeid}: {error}" + (f" ({error.hint})" if error.hint else "")
         ) from None
     if not {FIXTURE, "vm"} & set(metafunc.fixturenames):
         raise pytest.Collector.CollectError(
