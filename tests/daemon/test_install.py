@@ -141,7 +141,7 @@ def test_the_wheels_text_has_no_link_into_the_source(wheel: zipfile.ZipFile) -> 
     text = str(about.get_payload())
     assert "Write a PCI device in Python" in text
     assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link] == []
-    assert set(about.get_all("Provides-Extra") or ()) == {"dev", "maps", "pytest", "systemd", "test"}
+    assert set(about.get_all("Provides-Extra") or ()) == {"dev", "maps", "pytest", "systemd", "test", "view"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ MISTAKES = [  # status 2: the usage, and then this
     ("", "the following arguments are required: COMMAND"),
     ("statuss", "there is no command 'statuss'; did you mean status?"),
     ("rnu edu", "there is no command 'rnu'; did you mean run?"),
-    ("xyzzy", "there is no command 'xyzzy'; there are run, boot, vmm"),
+    ("xyzzy", "there is no command 'xyzzy'; there are run, boot, fuzz-driver, vmm"),
     ("list --jsom", "unrecognized arguments: --jsom; did you mean --json?"),
     ("run edu --sokcet-path x", "; did you mean --socket-path?"),
     ("demo --nope", "unrecognized arguments: --nope\n"),
