@@ -202,6 +202,11 @@ def test_a_replay_says_which_device_was_recorded(tmp_path: Path) -> None:
     assert bellwire("replay", str(path), "nvme").stdout.startswith(f"{path}: recorded of edu, replayed with nvme\n")
 
 
+def test_a_replay_says_why_a_recording_may_have_no_end(tmp_path: Path) -> None:
+    said = bellwire("replay", str(empty(tmp_path / "it.bwrec"))).stdout
+    assert "the recording has no end: its writer was killed, or its file or the disk was full" in said
+
+
 def test_to_test_says_what_it_wrote_and_overwrites_nothing(tmp_path: Path) -> None:
     path, test = empty(tmp_path / "it.bwrec"), tmp_path / "test_it.py"
     assert f"{test}: written\n" in bellwire("replay", str(path), "--to-test", str(test)).stdout

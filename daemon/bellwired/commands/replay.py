@@ -143,7 +143,11 @@ def _tell(arguments: argparse.Namespace, recorded: Recorded, outcome: Outcome) -
         return
     for each in outcome.differences:
         print(terminal.line(str(each)))
-    end = "" if outcome.complete else "; the recording has no end: its writer was killed, or its limit was reached"
+    end = (
+        ""
+        if outcome.complete
+        else "; the recording has no end: its writer was killed, or its file or the disk was full"
+    )
     said = f"{len(outcome.differences)} differences" if outcome.differences else "identical"
     print(f"{outcome.inputs} inputs, {outcome.outputs} answers compared: {said}{end}")
 
