@@ -66,8 +66,8 @@ await "[ -e /tmp/stopped ]"
 umount -l /shared
 mount -t virtiofs host /shared || exit 5
 sha256sum </shared/given
-(while wget -q -T 5 -O /dev/null {URL}; do touch /tmp/once; done; touch /tmp/broken) 2>/dev/null &
-await "[ -e /tmp/once ]"
+(wget -q -T 5 -O /tmp/drops {URL}drops; touch /tmp/broken) 2>/dev/null &
+await "[ -s /tmp/drops ]"
 part 'kill net'
 await "[ -e /tmp/broken ]"
 fetch
@@ -79,12 +79,18 @@ KILLED = ["blk", "fs", "net"]
 
 
 class Giver(socketserver.BaseRequestHandler):
-    """Sends the content, by HTTP."""
+    """Sends the content, by HTTP; or drops without an end, until the connection is broken."""
+
+    over = threading.Event()
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
-            self.request.recv(4096)
-            self.request.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(CONTENT), CONTENT))
+            if b"/drops" not in self.request.recv(4096):
+                self.request.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(CONTENT), CONTENT))
+                return
+            self.request.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while not self.over.wait(0.1):
+                self.request.sendall(bytes(16 << 10))
 
 
 @contextlib.contextmanager
@@ -94,7 +100,9 @@ def giving() -> Iterator[None]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", PORT), Giver) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        Giver.over.clear()
         yield
+        Giver.over.set()
         server.shutdown()
         thread.join()
 

@@ -32,10 +32,14 @@ class BackEnd:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(with_us(self._words), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
-        while not self.socket.exists():
+        while not self._listens():
             assert self.process.poll() is None, f"it has ended:\n{self.log}"
             assert time.monotonic() < deadline, f"it does not listen:\n{self.log}"
             select.select([], [], [], 0.01)
+
+    def _listens(self) -> bool:
+        """Whether it does. The socket's file may be gone: virtiofsd removes it once somebody has connected."""
+        return f" {self.socket}\n" in Path("/proc/net/unix").read_text()
 
     def kill(self) -> None:
         """Kill it by SIGKILL."""
