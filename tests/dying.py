@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import logging
 import mmap
 import os
 import select
@@ -159,6 +160,9 @@ def _fork(work: Callable[[], None], keep: tuple[int, ...]) -> int:
         return pid
     status = 1
     try:
+        # pytest's own streams would write to numbers that other files get when theirs are closed.
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+        logging.root.handlers = []
         for name in os.listdir("/proc/self/fd"):
             fd = int(name)
             if fd > 2 and fd not in keep:
