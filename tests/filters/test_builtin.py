@@ -1,14 +1,11 @@
-"""The simple filters that come with Bellwire: count, delay, log."""
+"""The simple filters that come with Bellwire: count and delay."""
 
 from __future__ import annotations
-
-import logging
 
 import pytest
 
 from bellwire.filters.builtin.count import OTHERS, Count
 from bellwire.filters.builtin.delay import Delay
-from bellwire.filters.builtin.log import Log
 from bellwire.testing.guest import Guest
 from filters.copier import Copier
 from vfio_user import IrqIndex
@@ -66,19 +63,3 @@ def test_delay_lets_what_the_device_writes_arrive_late() -> None:
         assert bytes(guest.memory[0x120:0x130]) == bytes(16)
         guest.advance(0.001)
         assert bytes(guest.memory[0x120:0x130]) == b"x" * 16
-
-
-def test_log_logs_at_a_limited_rate(caplog: pytest.LogCaptureFixture) -> None:
-    with Guest(Copier, filters=[Log(rate=2)]) as guest, caplog.at_level(logging.INFO):
-        guest.advance(1)
-        guest.read(Copier.status)
-        guest.ring(Copier.tail, 5)
-        guest.write(Copier.low, 7)
-        guest.advance(1)
-        guest.write(Copier.high, 8)
-    assert [record.getMessage() for record in caplog.records] == [
-        "read status (BAR0+0x0): 0x1 READY",
-        "ring tail with 0x5, 1 times by message",
-        "1 lines were left out",
-        "write high (BAR0+0x14): 0x8 ",
-    ]

@@ -93,7 +93,7 @@ def test_a_table_of_a_file_names_a_filter_and_its_arguments() -> None:
 
 
 def test_every_filter_of_its_own_has_a_summary_and_its_arguments_have_help() -> None:
-    assert {"count", "delay", "log", "trace"} <= builtin().keys()
+    assert {"count", "delay", "trace"} <= builtin().keys()
     for kind in builtin().values():
         assert kind.summary(), kind
         assert all(option.help for option in kind.arguments_of.values()), kind

@@ -125,6 +125,25 @@ def test_a_rate_limit_leaves_out_the_rest_of_a_second_and_counts_it(monkeypatch:
         assert trace.report() == {"records": 5, "lost": 2}
 
 
+def test_the_log_tells_what_the_rate_has_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("bellwire.filters.observing.recorder.time.time", lambda: now)
+    caplog.set_level(logging.INFO)
+    guest, _ = traced(only="source", rate=1, log=True)
+    with guest:
+        guest.write(Copier.source, 1)
+        guest.write(Copier.source, 2)
+        now = 1001.0
+        guest.write(Copier.source, 3)
+    assert [record.getMessage()[16:] for record in caplog.records] == [
+        "write   source = 0x0000000000000001  BAR0+0x8",
+        "lost    1 events so far were more than 1 a second",
+        "write   source = 0x0000000000000003  BAR0+0x8",
+    ]
+
+
 @pytest.mark.parametrize(
     ("only", "without", "kept"),
     [

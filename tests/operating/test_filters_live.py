@@ -81,6 +81,6 @@ def test_a_device_keeps_its_filters_when_its_worker_dies_until_its_file_has_othe
         ("count", None),
         ("delay", "1ms"),
     ]
-    daemon.configure(name, 'device = "edu"\n[[filter]]\nname = "log"')
+    daemon.configure(name, 'device = "edu"\n[[filter]]\nname = "mistakes"')
     daemon.reload()
-    assert [each["label"] for each in filters(run, name)] == ["log"]
+    assert [each["label"] for each in filters(run, name)] == ["mistakes"]

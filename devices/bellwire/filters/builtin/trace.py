@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from bellwire.errors import GuestError
 from bellwire.filters import (
     Argument,
@@ -140,6 +138,9 @@ class Trace(Filter):
         if self.rate and not self._may(record.time):
             self._lost += 1
             return
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
         self.ring.add(record)
         if self.log:
             self.device.log.info("%s", record.line())
@@ -149,8 +150,6 @@ class Trace(Filter):
         if int(now) != self._second:
             lost, self._second, self._taken = self._lost, int(now), 0
             if lost:
-                self.ring.add(
-                    Record(time.time(), "lost", detail=f"{lost} events so far were more than {self.rate} a second")
-                )
+                self._keep(Record(now, "lost", detail=f"{lost} events so far were more than {self.rate} a second"))
         self._taken += 1
         return self._taken <= self.rate
