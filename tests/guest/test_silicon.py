@@ -24,8 +24,8 @@ from machine import NATIVE_HOT_PLUG
 
 pytestmark = pytest.mark.guest
 
-COMES = f"[ -e {SLOT}/driver ] && true 2>/dev/null >/dev/ttyS2"
-"""Linux names the driver in sysfs before it probes the device: only its port says that it has done so."""
+COMES = f"cat {SLOT}/*/*/tty/ttyS2/type >/dev/null 2>&1"
+"""Linux names a driver in sysfs before it probes the device. This file of the port can be read when that is done."""
 
 SCRIPT = f"""{TALK}
 cd /sys/bus/pci/devices
