@@ -20,6 +20,7 @@ from bellwire_vmm.guests.layout import RESULTS_END
 from bellwire_vmm.machine import boot
 from bellwire_vmm.machine.cpuid import cpuid_of
 from bellwire_vmm.machine.memory import GuestMemory
+from bellwire_vmm.machine.part import Part
 from bellwire_vmm.machine.pci import CONFIG_ADDRESS, PciBus
 from bellwire_vmm.machine.platform import Platform
 from bellwire_vmm.machine.processor import Mark, Processor
@@ -90,15 +91,18 @@ class Machine:
             self.vm.set_tss_addr(_TSS_PAGES)
             self.vm.create_irqchip()
             self.platform = Platform(self.vm, self.memory)
-            self.platform.slots.add(0, memory, self.memory.host_address)
+            self.ram_slot = self.platform.slots.add(0, memory, self.memory.host_address)
             supported = kvm.supported_cpuid()
+            self.cpuid = cpuid_of(kvm, supported, 0, vcpus)
             self.bus = PciBus()
             self.platform.port_space.add(CONFIG_ADDRESS, 8, self.bus)
+            self.parts: dict[str, Part] = {"pci": self.bus}
+            """What moves with the machine beside memory, vCPUs and devices, by name. A board adds its own."""
             self.processors: list[Processor] = []
             stack.callback(self._close_processors)
             for number in range(vcpus):
                 vcpu = self.vm.create_vcpu(number)
-                vcpu.set_cpuid2(cpuid_of(kvm, supported, number, vcpus))
+                vcpu.set_cpuid2(self.cpuid if number == 0 else cpuid_of(kvm, supported, number, vcpus))
                 self.processors.append(Processor(vcpu, number, self.platform, self))
             self.platform.coalescing.begin(self.processors[0].vcpu)
             self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
@@ -157,7 +161,15 @@ class Machine:
 
         The result says which; the last two set ``failure``. Raises KvmError if the kernel refuses a request.
         """
-        self._result, self.stopping = RunResult(), False
+        self._result = RunResult()
+        return self.resume(timeout)
+
+    def resume(self, timeout: float | None = None) -> RunResult:
+        """Go on after a `run` that `stop` has ended, or with a state that was restored. The rest is as `run` has it.
+
+        The result is that of the whole run, but for ``seconds``: these are the last part's.
+        """
+        self.stopping = False
         self._done.clear()
         interval, begin = sys.getswitchinterval(), time.monotonic()
         sys.setswitchinterval(_SWITCH_INTERVAL)
