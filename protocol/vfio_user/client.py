@@ -272,9 +272,15 @@ class Client:
         *,
         read: bool = True,
         write: bool = True,
+        file_io: bool = False,
     ) -> None:
-        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
+        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd.
+
+        ``file_io``: the server shall read and write the file, which cannot be mapped. Not all servers know this.
+        """
         flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
+        if file_io:
+            flags |= DmaFlags.BY_FILE_IO
         fds = [] if fd is None else [fd]
         self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
 

@@ -115,7 +115,10 @@ class SetIrqsFlags(IntFlag):
 
 
 class DmaFlags(IntFlag):
-    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it."""
+    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it.
+
+    Without BY_MMAP and BY_FILE_IO, memory that comes with a descriptor is mapped.
+    """
 
     READ = 1
     WRITE = 2
