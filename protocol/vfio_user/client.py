@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.channel import Channel
+from vfio_user.client_dirty import ClientDirtyPages
+from vfio_user.client_migration import ClientMigration
 from vfio_user.constants import (
     IO_FDS,
     Command,
@@ -27,13 +29,13 @@ from vfio_user.constants import (
 from vfio_user.dma import DmaMap, DmaUnmap
 from vfio_user.dma_answers import Memory, answer
 from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.features import DeviceFeature
 from vfio_user.getters import believed, check_same
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqInfo, SetIrqs
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import DeviceFeature
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region, RegionInfo
@@ -93,6 +95,8 @@ class Client:
         self.minor = answer.minor
         self.capabilities = answer.capabilities
         self._most = min(self._most, answer.capabilities.max_data_xfer_size)
+        self.migration = ClientMigration(self._request, self.device_feature, self._most)
+        self.dirty = ClientDirtyPages(self.device_feature, self._most)
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
@@ -264,14 +268,7 @@ class Client:
     # -- its view of memory
 
     def dma_map(
-        self,
-        address: int,
-        size: int,
-        fd: int | None = None,
-        offset: int = 0,
-        *,
-        read: bool = True,
-        write: bool = True,
+        self, address: int, size: int, fd: int | None = None, offset: int = 0, *, read: bool = True, write: bool = True
     ) -> None:
         """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
         flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
