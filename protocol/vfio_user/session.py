@@ -17,6 +17,7 @@ from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
+from vfio_user.features import DeviceFeature
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
@@ -25,7 +26,7 @@ from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
+from vfio_user.migration import MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import REGION_ACCESS
