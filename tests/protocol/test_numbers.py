@@ -34,6 +34,9 @@ NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
     constants.DmaFlags: [1, 2, 4, 8],
     constants.IoFdType: [0, 1, 2],
     constants.FeatureFlags: [1 << 16, 1 << 17, 1 << 18],
+    constants.Feature: [1, 2, 6, 7, 8],
+    constants.MigrationFlags: [1, 2, 4],
+    constants.DeviceState: [*range(8)],
 }
 
 
