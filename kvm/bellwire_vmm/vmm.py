@@ -161,16 +161,16 @@ class Machine:
 
         The result says which; the last two set ``failure``. Raises KvmError if the kernel refuses a request.
         """
-        self._result = RunResult()
+        self._result, self.stopping = RunResult(), False
+        self._done.clear()
         return self.resume(timeout)
 
     def resume(self, timeout: float | None = None) -> RunResult:
-        """Go on after a `run` that `stop` has ended, or with a state that was restored. The rest is as `run` has it.
+        """Run a guest that is loaded, or that `stop` has stopped, or whose state was restored. The rest is as for `run`.
 
-        The result is that of the whole run, but for ``seconds``: these are the last part's.
+        A `stop` that came before, and has not ended a run, ends this one. The result is that of the whole run since the
+        machine was made; ``seconds`` are the last part's.
         """
-        self.stopping = False
-        self._done.clear()
         interval, begin = sys.getswitchinterval(), time.monotonic()
         sys.setswitchinterval(_SWITCH_INTERVAL)
         try:
@@ -184,6 +184,8 @@ class Machine:
                     self.stop()
         finally:
             sys.setswitchinterval(interval)
+            self.stopping = False
+            self._done.clear()
         result = self._result
         result.runs = self.runs
         result.seconds = time.monotonic() - begin
@@ -194,7 +196,7 @@ class Machine:
         return result
 
     def stop(self) -> None:
-        """End the run. Any thread may call this."""
+        """End the run, or else the next `resume`. Any thread may call this."""
         self.stopping = True
         self._done.set()
         for each in self.processors:

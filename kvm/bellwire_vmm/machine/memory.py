@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 
 from bellwire_vmm.errors import VmmError
@@ -25,8 +26,8 @@ class GuestMemory:
         if size <= 0 or size % PAGE:
             raise VmmError(f"guest memory of {size:#x} bytes: expected a positive multiple of {PAGE:#x}")
         self.size = size
-        self.written: set[int] | None = None
-        """The numbers of the pages that `write` has changed: a set while somebody wants to know, else None."""
+        self._written: set[int] | None = None
+        self._noting = threading.Lock()
         self.fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, size)
@@ -54,12 +55,23 @@ class GuestMemory:
         """Write ``data`` at ``address``. Raises VmmError if there is no RAM."""
         self._check(address, len(data))
         self._bytes[address : address + len(data)] = bytes(data)
-        if self.written is not None and data:
-            self.written.update(range(address // PAGE, (address + len(data) - 1) // PAGE + 1))
+        if self._written is not None and data:
+            with self._noting:
+                self._written.update(range(address // PAGE, (address + len(data) - 1) // PAGE + 1))
 
     def clear(self, address: int, count: int) -> None:
         """Write ``count`` zeros at ``address``. Raises VmmError if there is no RAM."""
         self.write(address, bytes(count))
+
+    def log(self, wanted: bool) -> None:
+        """Begin or end the log of pages that `write` changes, for `written`."""
+        self._written = set() if wanted else None
+
+    def written(self) -> set[int]:
+        """The numbers of the pages that `write` has changed since the last call. KVM does not see these writes."""
+        with self._noting:
+            taken, self._written = self._written or set(), set()
+        return taken
 
     def fill(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Write ``data`` at ``address`` of a machine that does not run yet. Cheaper than `write`: no page is mapped.

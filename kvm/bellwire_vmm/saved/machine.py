@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
+from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import StateError
+from bellwire_vmm.saved import devices
 from bellwire_vmm.saved.processor import ProcessorState, section, structure
 from bellwire_vmm.vmm import Machine
 from kvm_ioctls import ClockData, Irqchip, IrqchipState, Kvm, KvmError
@@ -58,15 +60,19 @@ def take(machine: Machine) -> dict[str, bytes]:
         found |= {name: bytes(machine.vm.get_irqchip(chip)) for name, chip in _CONTROLLERS.items()}
         found[_CLOCK] = bytes(machine.vm.get_clock())
         found |= {_part(name): part.state() for name, part in machine.parts.items()}
+        for device in machine.devices:
+            found[_setup(device)] = device.state()
+            found[_data(device)] = devices.read(device)
     except KvmError as error:
         raise StateError(f"KVM does not tell the machine's state: {error}") from None
     return found
 
 
 def give(machine: Machine, sections: Mapping[str, bytes]) -> None:
-    """Give a new machine a state; then `Machine.resume` goes on with it. Its shape has been checked, its RAM is there.
+    """Give a new machine a state. Its shape has been checked, and its RAM is there.
 
-    Raises StateError for sections that are missing or malformed, before anything is set, and for what KVM refuses.
+    Then `devices.start` starts its devices, and `Machine.resume` the guest. Raises StateError for sections that are
+    missing or malformed, before anything is set, and for what KVM refuses.
     """
     processors = [ProcessorState.unpack(f"cpu{each.number}", sections) for each in machine.processors]
     controllers = [structure(IrqchipState, name, sections) for name in _CONTROLLERS]
@@ -75,6 +81,7 @@ def give(machine: Machine, sections: Mapping[str, bytes]) -> None:
             raise StateError(f"section {name!r} is of interrupt controller {state.chip_id}, expected {int(chip)}")
     clock = structure(ClockData, _CLOCK, sections)
     parts = {name: section(_part(name), sections) for name in machine.parts}
+    plugged = [(each, section(_data(each), sections), section(_setup(each), sections)) for each in machine.devices]
     for processor, cpu in zip(machine.processors, processors, strict=True):
         cpu.give(processor.vcpu)
     # Parts set their interrupt lines to the level that the controllers' own states have, so these come afterwards: a
@@ -87,6 +94,10 @@ def give(machine: Machine, sections: Mapping[str, bytes]) -> None:
         machine.vm.set_clock(clock.clock)
     except KvmError as error:
         raise StateError(f"KVM does not take the machine's state: {error}") from None
+    # Devices come last: an interrupt that one sends now must find the controllers as they will be.
+    for device, data, setup in plugged:
+        devices.write(device, data)
+        device.set_state(setup)
 
 
 def to_json(shape: Shape) -> bytes:
@@ -106,6 +117,14 @@ def from_json(data: bytes | bytearray) -> Shape:
         if type(shape.get(name)) is not int:
             raise StateError(f"the description of the machine has no number for {name!r}")
     return shape
+
+
+def _setup(device: ProxyDevice) -> str:
+    return f"slot {device.slot} setup"
+
+
+def _data(device: ProxyDevice) -> str:
+    return f"slot {device.slot} data"
 
 
 def _part(name: str) -> str:

@@ -139,7 +139,7 @@ def structure(kind: type[S], name: str, sections: Mapping[str, bytes]) -> S:
 
 def _readable(vcpu: Vcpu, indices: Iterable[int]) -> dict[int, int]:
     """The values of the MSRs that can be read. The list is KVM's, and this guest may lack some of them."""
-    values = {}
+    values: dict[int, int] = {}
     for index in sorted(indices, key=lambda index: (index != _TSC, index == _DEADLINE)):
         try:
             values |= vcpu.get_msrs([index])
