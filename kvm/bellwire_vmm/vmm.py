@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -25,7 +25,7 @@ from bellwire_vmm.machine.pci import CONFIG_ADDRESS, PciBus
 from bellwire_vmm.machine.platform import Platform
 from bellwire_vmm.machine.processor import Mark, Processor
 from bellwire_vmm.machine.trouble import explain
-from kvm_ioctls import Exit, Irqchip, Kvm, install_kick_handler
+from kvm_ioctls import Exit, Irqchip, Kvm, KvmError, install_kick_handler
 from vfio_user import Client
 
 MAX_VCPUS = 8
@@ -83,6 +83,7 @@ class Machine:
         self.stopping = False
         self._done = threading.Event()
         self._result = RunResult()
+        self._tsc_khz = 0
         with ExitStack() as stack:
             self.memory = GuestMemory(memory)
             stack.callback(self.memory.close)
@@ -104,6 +105,8 @@ class Machine:
                 vcpu = self.vm.create_vcpu(number)
                 vcpu.set_cpuid2(self.cpuid if number == 0 else cpuid_of(kvm, supported, number, vcpus))
                 self.processors.append(Processor(vcpu, number, self.platform, self))
+            with suppress(KvmError):
+                self._tsc_khz = self.processors[0].vcpu.tsc_khz()  # now: a vCPU that runs does not answer
             self.platform.coalescing.begin(self.processors[0].vcpu)
             self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
             self._lapics = [each.vcpu.get_lapic() for each in self.processors]
@@ -166,7 +169,7 @@ class Machine:
         return self.resume(timeout)
 
     def resume(self, timeout: float | None = None) -> RunResult:
-        """Run a guest that is loaded, or that `stop` has stopped, or whose state was restored. The rest is as for `run`.
+        """Run a guest that is loaded, or has been stopped by `stop`, or was restored. The rest is as for `run`.
 
         A `stop` that came before, and has not ended a run, ends this one. The result is that of the whole run since the
         machine was made; ``seconds`` are the last part's.
@@ -209,8 +212,10 @@ class Machine:
 
     @property
     def tsc_khz(self) -> int:
-        """The frequency of the guest's time stamp counter, in kHz."""
-        return self.processors[0].vcpu.tsc_khz()
+        """The frequency of the guest's time stamp counter, in kHz. Raises VmmError if the host's clock is unstable."""
+        if not self._tsc_khz:
+            raise VmmError("KVM does not tell how fast the time stamp counter runs: the host's clock is unstable")
+        return self._tsc_khz
 
     def close(self) -> None:
         """Unplug all devices and release the VM."""

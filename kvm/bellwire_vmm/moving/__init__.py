@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bellwire_vmm.moving.source import Moved, Policy, Round, Source
+from bellwire_vmm.moving.source import HandedOverError, Moved, Policy, Round, Source
 from bellwire_vmm.moving.target import Target
 
-__all__ = ["Moved", "Policy", "Round", "Source", "Target"]
+__all__ = ["HandedOverError", "Moved", "Policy", "Round", "Source", "Target"]

@@ -106,17 +106,24 @@ class Source:
 
         If that fails, the devices run again here.
         """
-        try:
-            self._hand_over()
-        except HandedOverError:
-            raise
-        except (MigrationError, StateError) as error:
-            self._wire.fail(str(error))
-            devices.start(self._machine)
-            raise
+        lost: HandedOverError | None = None
+        with devices.stopped(self._machine):
+            try:
+                self._hand_over()
+            except HandedOverError as error:
+                lost = error
+            except (MigrationError, StateError) as error:
+                self._wire.fail(str(error))
+                raise
+        if lost is not None:
+            raise lost
         self.moved.pause = time.monotonic() - self._since
         self.moved.bytes = self._wire.sent
         return self.moved
+
+    def abort(self) -> None:
+        """End an `approach` that another thread makes: it raises MigrationError."""
+        self._wire.abort()
 
     def close(self) -> None:
         """Close the connection, and log no more writes. A target that has not started the guest gives up."""
@@ -124,7 +131,6 @@ class Source:
         self._dirty.end()
 
     def _hand_over(self) -> None:
-        devices.stop(self._machine)
         state = sections.pack(saved.take(self._machine))
         rest = [*self._rest, *self._dirty.collect()]
         if self._dirty.unlogged:

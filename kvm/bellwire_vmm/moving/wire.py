@@ -99,6 +99,11 @@ class Wire:
         """Wait for GOOD. Raises RefusedError, with the reason, for FAIL."""
         self.receive({Kind.GOOD: 0})
 
+    def abort(self) -> None:
+        """Let what another thread does on this connection fail at once."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()

@@ -47,6 +47,18 @@ def start(machine: Machine) -> None:
         raise failed
 
 
+@contextlib.contextmanager
+def stopped(machine: Machine) -> Iterator[None]:
+    """A context in which the devices of a stopped machine stand still. They start again if it raises."""
+    try:
+        stop(machine)
+        yield
+    except BaseException:
+        with contextlib.suppress(StateError):  # what went wrong first says more
+            start(machine)
+        raise
+
+
 def read(device: ProxyDevice) -> bytes:
     """The state of a stopped device."""
     data = bytearray()

@@ -8,7 +8,7 @@ from dataclasses import astuple
 from typing import Any
 
 from bellwire_vmm.device.proxy import ProxyDevice
-from bellwire_vmm.errors import StateError
+from bellwire_vmm.errors import StateError, VmmError
 from bellwire_vmm.saved import devices
 from bellwire_vmm.saved.processor import ProcessorState, section, structure
 from bellwire_vmm.vmm import Machine
@@ -134,7 +134,7 @@ def _part(name: str) -> str:
 def _tsc_khz(machine: Machine) -> int:
     try:
         return machine.tsc_khz
-    except KvmError:
+    except VmmError:
         return 0  # the host's clock is not stable
 
 
