@@ -11,7 +11,7 @@ from typing import Any
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
@@ -24,6 +24,7 @@ from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
 from vfio_user.migration import MigrationData, MigrationRead, unsupported
