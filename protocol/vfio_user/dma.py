@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
+from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags, UnmapFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
 from vfio_user.file_io import FileIo
@@ -23,7 +23,7 @@ MAP = Fields("<IIQQQ", "argsz flags offset address size")
 UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _PAGE = mmap.PAGESIZE
-_UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
+_UNMAP_ALL = int(UnmapFlags.ALL)
 # Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
 _READ, _WRITE, _ALL_FLAGS = int(DmaFlags.READ), int(DmaFlags.WRITE), 0xF
 _BY_FILE_IO = int(DmaFlags.BY_FILE_IO)
