@@ -180,14 +180,22 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+        """Read ``count`` bytes of one map: by file I/O, if the client asked for that, else by DMA_READ.
 
-        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        Commands that arrive during a DMA_READ are kept for later. Raises DmaFault, and Stalemate if the client must
+        have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            return file_io.read(address, count)
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
+        """Write guest memory of one map; otherwise as :meth:`dma_read`."""
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            file_io.write(address, data)
+            return
         self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
@@ -357,9 +365,7 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         return write_many(message, self._accesses, self._call, self._refuse)
 
-    def _reset(self, message: Message) -> Reply:
-        if len(message.payload):
-            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
+    def _reset(self, _message: Message) -> Reply:
         self._call(Command.DEVICE_RESET, self._backend.reset)
         return _DONE
 
