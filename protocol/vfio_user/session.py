@@ -11,21 +11,23 @@ from typing import Any
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
+from vfio_user.features import DeviceFeature
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
+from vfio_user.migration import MigrationData, MigrationRead, unsupported
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import REGION_ACCESS
@@ -178,14 +180,22 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+        """Read ``count`` bytes of one map: by file I/O, if the client asked for that, else by DMA_READ.
 
-        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        Commands that arrive during a DMA_READ are kept for later. Raises DmaFault, and Stalemate if the client must
+        have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            return file_io.read(address, count)
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
+        """Write guest memory of one map; otherwise as :meth:`dma_read`."""
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            file_io.write(address, data)
+            return
         self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
@@ -355,9 +365,7 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         return write_many(message, self._accesses, self._call, self._refuse)
 
-    def _reset(self, message: Message) -> Reply:
-        if len(message.payload):
-            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
+    def _reset(self, _message: Message) -> Reply:
         self._call(Command.DEVICE_RESET, self._backend.reset)
         return _DONE
 
