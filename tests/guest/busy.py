@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from bellwired.guest.errors import MachineError
 from bellwired.guest.machine import Machine
 
 PATIENCE = 120.0  # seconds from the word to stop to the last program's end
@@ -31,7 +32,8 @@ def programs(host: str, gives: int, takes: int) -> dict[str, str]:
     """The guest's programs, by what they use. Each prints ``round`` after a round in which all was right."""
     disks = {"nvme": "/dev/nvme0n1", "virtio-blk": "/dev/vda"}
     fio = {name: f"/{FIO} --name=x --filename={path} {JOB} --verify_fatal=1 >&2" for name, path in disks.items()}
-    copy = f"nc {host} {gives} >/file && nc {host} {takes} </file >/sum && [ \"$(sha256sum </file | cut -c 1-64)\" = \"$(cat /sum)\" ]"
+    same = '[ "$(sha256sum </file | cut -c 1-64)" = "$(cat /sum)" ]'
+    copy = f"nc {host} {gives} >/file && nc {host} {takes} </file >/sum && {same}"
     return fio | {"iperf3": f"/{IPERF} -c {host} -t 3 >&2", "transfer": copy}
 
 
@@ -64,8 +66,8 @@ class Busy:
         for name, use in self._uses.items():
             try:
                 rounds[name] = use.result(PATIENCE)
-            except Exception as error:
-                wrong.append(f"{name}: {error}")
+            except (AssertionError, TimeoutError, MachineError) as error:
+                wrong.append(f"{name}: {error!r}")
         self._threads.shutdown(wait=False)
         said = self._machine.run("dmesg", check=True).stdout.decode(errors="replace")
         wrong += [line for line in said.splitlines() if WRONG.search(line)]
@@ -113,8 +115,9 @@ class Busy:
                     if line.decode().strip() == answer:
                         return
                     first, _, second = line.decode().strip().partition(" ")  # an earlier one, asked twice
-                    known = first.isdecimal() and int(first) < int(answer.split()[0])
-                    assert known and second == str(int(first) ** 2), (question, line, self._heard)
+                    assert first.isdecimal(), (question, line, self._heard)
+                    assert int(first) < int(answer.split()[0]), (question, line)
+                    assert second == str(int(first) ** 2), (question, line)
             except TimeoutError:
                 continue
             except OSError:

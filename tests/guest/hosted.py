@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class Hosted:
         """The daemon's part of the journal."""
         return "\n".join(str(entry["MESSAGE"]) for entry in self.bed.journal(_SYSTEMD_UNIT=UNIT))
 
-    # -- what happens to it: each returns when the guest is served again, and gives the pause in milliseconds
+    # -- what happens to it: each returns the pause in milliseconds, when the guest is served again
 
     def kill(self, name: str) -> float:
         """SIGKILL for a worker."""
@@ -143,19 +143,16 @@ class Hosted:
         """Another edition of a plugin, and ``bellwire reload``."""
         self._edits += 1
         self.write(f"plugins/{name}.py", f"{PLUGINS[name]}\n\nEDITION = {self._edits}\n")
-        begun = time.monotonic()
         with self.control() as control:
             outcome = control.call("Reload")["outcome"]
         assert outcome["restarted"] == [name], outcome
-        return (time.monotonic() - begun) * 1e3
+        return self._pause(name)
 
-    def restart(self, _: str = "") -> float:
-        """``systemctl restart bellwired``."""
-        begun = time.monotonic()
+    def restart(self, _: str) -> float:
+        """``systemctl restart bellwired``: the longest pause of a device."""
         self.bed.systemctl("restart", UNIT)
-        for name in self.names:
-            self._await(lambda name=name: self.describe(name)["state"] == "running")
-        return (time.monotonic() - begun) * 1e3
+        self._await(lambda: all(self._served(name) for name in self.names))
+        return max(map(self._pause, self.names))
 
     def _ended(self, name: str, number: signal.Signals) -> float:
         before = self.describe(name)
@@ -163,15 +160,15 @@ class Hosted:
         with self._process(before["pid"]) as pidfd:
             begun = time.monotonic()
             signal.pidfd_send_signal(pidfd, number)
-        after: dict[str, Any] = {}
+        self._await(lambda: self.describe(name)["hand_overs"]["count"] > count)
+        return (time.monotonic() - begun) * 1e3
 
-        def taken_over() -> bool:
-            after.update(self.describe(name))
-            return bool(after["hand_overs"]["count"] > count and after["state"] == "running")
+    def _served(self, name: str) -> bool:
+        device = self.describe(name)
+        return device["state"] == "running" and device["client"] is not None
 
-        self._await(taken_over)
-        seen = (time.monotonic() - begun) * 1e3
-        return seen if number == signal.SIGSTOP else after["hand_overs"]["pause_ms"]
+    def _pause(self, name: str) -> float:
+        return float(self.describe(name)["hand_overs"]["pause_ms"])
 
     @contextlib.contextmanager
     def _process(self, inside: int) -> Iterator[int]:
@@ -197,7 +194,7 @@ class Hosted:
     def _statuses() -> Iterator[Path]:
         return (Path(entry.path, "status") for entry in os.scandir("/proc") if entry.name.isdecimal())
 
-    def _await(self, condition: Any) -> None:
+    def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, f"no hand-over within {PATIENCE:.0f} s:\n{self.log()[-4000:]}"
