@@ -280,8 +280,9 @@ class Serving:
     def reload(self, fds: Sequence[int] = (), files: str = "") -> float:
         """Go on with the device's files as they are now: with its state, and with its client.
 
-        Returns how long the guest has waited for that, in seconds. ``fds`` are the ``files``, separated by line ends, that have changed. They are closed. For the device's thread.
-        Whatever is wrong with the new code is a CommandError: the present code goes on.
+        Returns how long the guest has waited for that, in seconds. ``fds`` are the ``files``, separated by line ends,
+        that have changed. They are closed. For the device's thread. Whatever is wrong with the new code is a
+        CommandError: the present code goes on.
         """
         begun = time.monotonic()
         try:
