@@ -157,9 +157,10 @@ class DirtyPages:
     def mapped(self, mapped: MappedRange) -> None:
         """The client has mapped memory."""
         mapping = mapped.mapping
-        if self._pages is not None and mapping is not None and mapping.write:
-            if not self._pages.protect(*mapping.whole):
-                self._blind.add(mapped)
+        if self._pages is None or mapping is None or not mapping.write:
+            return
+        if not self._pages.protect(*mapping.whole):
+            self._blind.add(mapped)
 
     def unmapped(self, mapped: MappedRange) -> None:
         """The client is about to take memory back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from vfio_user.constants import DeviceState, MigrationFlags
 from vfio_user.device_states import STILL, way
@@ -24,7 +25,8 @@ class ServerMigration:
         self._ledger = ledger
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
-        self._loaded = False
+        self.loaded = False
+        """Whether the device stands still with a state that was loaded, and has not run yet."""
         self._lost = ""
         """Why data is lost: the process that had it has died."""
 
@@ -49,9 +51,9 @@ class ServerMigration:
         Raises VfioUserError if no way leads there, or if the device refuses a step: it has then stayed where that step
         began. Another exception is the device's own: its state is ERROR then.
         """
-        if self._lost and state is not self.state:
-            raise VfioUserError(f"device_state: {self._lost}; only DEVICE_RESET leads on", errno.EIO)
         device = self.movable()
+        if self._lost and self.state is _ERROR:
+            raise VfioUserError(f"device_state: {self._lost}; only DEVICE_RESET leads out of ERROR", errno.EIO)
         for each in way(self.state, state, pre_copy=device.pre_copy):
             try:
                 self._step(device, self.state, each)
@@ -68,12 +70,14 @@ class ServerMigration:
                 device.hold()
             case (DeviceState.STOP, DeviceState.RUNNING):
                 device.go()
-                self._loaded = False
+                self.loaded = False
             case (DeviceState.STOP, DeviceState.STOP_COPY):
                 self._outgoing = memoryview(device.save(last=True))
             case (DeviceState.RUNNING, DeviceState.PRE_COPY):
                 self._outgoing = memoryview(device.save(last=False))
             case (DeviceState.PRE_COPY, DeviceState.STOP_COPY):
+                if self._lost:
+                    raise VfioUserError(f"device_state: {self._lost}; go back to RUNNING", errno.EIO)
                 device.hold()
                 try:
                     self._outgoing = memoryview(bytes(self._outgoing) + device.save(last=True))
@@ -89,14 +93,14 @@ class ServerMigration:
                 data = bytes(self._incoming)
                 self._incoming.clear()
                 device.load(data)
-                self._loaded = True
+                self.loaded = True
 
     def _enter(self, state: DeviceState) -> None:
-        self.state = state
+        self.state, self._lost = state, ""
         if state is _RUNNING:
             self._ledger.drop(_KEY)
         else:
-            self._ledger.keep(Kept(_KEY, {"state": state.name, "loaded": self._loaded}))
+            self._ledger.keep(Kept(_KEY, {"state": state.name, "loaded": self.loaded}))
 
     def read(self, size: int) -> memoryview:
         """The next ``size`` bytes of the state; fewer at the end. Raises VfioUserError if there is nothing to read."""
@@ -118,7 +122,7 @@ class ServerMigration:
 
     def reset(self) -> None:
         """The device has been reset: it runs."""
-        self._outgoing, self._lost, self._loaded = memoryview(b""), "", False
+        self._outgoing, self.loaded = memoryview(b""), False
         self._incoming.clear()
         if self.state is not _RUNNING and self._movable is not None:
             still = self.still
@@ -127,20 +131,32 @@ class ServerMigration:
             if still:
                 self._movable.reset()
 
+    def leave(self, reset: Callable[[], None]) -> None:
+        """The client leaves: the device runs with the state that it has. What is left of an ERROR is ``reset`` away."""
+        if not self.still or self._movable is None:
+            self.reset()
+            return
+        try:
+            if self.state is not _ERROR:
+                self._movable.go()
+                self._enter(_RUNNING)
+        finally:
+            if self.state is not _RUNNING:
+                reset()
+            self.reset()
+
     def inherited(self, estate: Estate) -> None:
         """Stand still if the process before has ended while its device did. Call it before the state is taken over."""
         note = estate.note(_KEY)
         if not note or self._movable is None:
             return
         state = DeviceState[note["state"]]
-        self._loaded = bool(note["loaded"])
-        if state is _PRE_COPY:
-            self._lost = "the process that gave the data has died: the migration has ended"
-        elif state is _STOP_COPY:
-            self._lost = "the process that gave the data has died: the migration has ended"
+        self.loaded = bool(note["loaded"])
+        if state in (_STOP_COPY, _PRE_COPY):
+            self._lost = "the process that gave the data has died, so the data has no end"
         elif state is _RESUMING:
-            self._lost = "the process that took the data has died, and the data with it: the migration has ended"
+            self._lost = "the process that took the data has died, and the data with it"
             state = _ERROR
         self.state = state
         if state in STILL:
-            self._movable.inherit(loaded=self._loaded)
+            self._movable.inherit(loaded=self.loaded)

@@ -42,6 +42,8 @@ def load(core: Core, snapshot: bytes) -> None:
         core.follow()
         raise
     core.forget()
+    for pool in core.pools:
+        pool.settle()
     core.waiting = partial(_go_on, core)
 
 
