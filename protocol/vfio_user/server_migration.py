@@ -104,6 +104,7 @@ class ServerMigration:
 
     def read(self, size: int) -> memoryview:
         """The next ``size`` bytes of the state; fewer at the end. Raises VfioUserError if there is nothing to read."""
+        self.movable()
         if self._lost or self.state not in (_STOP_COPY, _PRE_COPY):
             why = self._lost or f"the device is in {self.state.name}, and data can be read in STOP_COPY and PRE_COPY"
             raise VfioUserError(f"MIG_DATA_READ: {why}")
@@ -112,10 +113,10 @@ class ServerMigration:
 
     def write(self, data: bytes) -> None:
         """Take the next bytes of a state. Raises VfioUserError if none is expected, or if there are too many."""
+        most = self.movable().most
         if self._lost or self.state is not _RESUMING:
             why = self._lost or f"the device is in {self.state.name}, and data can be written in RESUMING"
             raise VfioUserError(f"MIG_DATA_WRITE: {why}")
-        most = self.movable().most
         if len(self._incoming) + len(data) > most:
             raise VfioUserError(f"MIG_DATA_WRITE: more than the {most} bytes that a state can have", errno.EFBIG)
         self._incoming += data
