@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
+from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags, UnmapFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
+from vfio_user.file_io import FileIo
 from vfio_user.kept_files import KeptFile, KeptFiles
 from vfio_user.ledger import Estate, Ledger
 from vfio_user.map_ledger import MapLedger
@@ -22,10 +23,11 @@ MAP = Fields("<IIQQQ", "argsz flags offset address size")
 UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _PAGE = mmap.PAGESIZE
-_UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
+_UNMAP_ALL = int(UnmapFlags.ALL)
 # Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
 _READ, _WRITE, _ALL_FLAGS = int(DmaFlags.READ), int(DmaFlags.WRITE), 0xF
-_BY_FD = int(DmaFlags.BY_MMAP | DmaFlags.BY_FILE_IO)
+_BY_FILE_IO = int(DmaFlags.BY_FILE_IO)
+_BY_FD = int(DmaFlags.BY_MMAP) | _BY_FILE_IO
 
 
 class DmaMap(NamedTuple):
@@ -44,9 +46,9 @@ class DmaMap(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaMap:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != MAP.size:
-            raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected {MAP.size}")
-        argsz, flags, offset, address, size = MAP.unpack(payload)
+        if len(payload) < MAP.size:
+            raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected at least {MAP.size}")
+        argsz, flags, offset, address, size = MAP.unpack_from(payload)
         if argsz < MAP.size:
             raise ProtocolError(f"DMA_MAP: argsz {argsz}, expected at least {MAP.size}")
         if flags & ~_ALL_FLAGS:
@@ -70,9 +72,9 @@ class DmaUnmap(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaUnmap:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != UNMAP.size:
-            raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected {UNMAP.size}")
-        argsz, flags, address, size = UNMAP.unpack(payload)
+        if len(payload) < UNMAP.size:
+            raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected at least {UNMAP.size}")
+        argsz, flags, address, size = UNMAP.unpack_from(payload)
         if argsz < UNMAP.size:
             raise ProtocolError(f"DMA_UNMAP: argsz {argsz}, expected at least {UNMAP.size}")
         if flags & ~_UNMAP_ALL:
@@ -92,7 +94,7 @@ class DmaUnmap(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A range of guest memory inside one map. ``view`` is None if the memory is reached by message only."""
+    """A range of guest memory inside one map. ``view`` is None if the memory is reached by message or file I/O only."""
 
     address: int
     size: int
@@ -123,9 +125,11 @@ class SharedFile(NamedTuple):
 class MappedRange:
     """One map: an entry of :class:`DmaTable`. ``end`` is the first address behind it."""
 
-    __slots__ = ("end", "file", "mapping", "offset", "readable", "size", "start", "view", "writable")
+    __slots__ = ("end", "file", "file_io", "mapping", "offset", "readable", "size", "start", "view", "writable")
 
-    def __init__(self, request: DmaMap, mapping: Mapping | None, file: KeptFile | None = None) -> None:
+    def __init__(
+        self, request: DmaMap, mapping: Mapping | None, file: KeptFile | None = None, file_io: FileIo | None = None
+    ) -> None:
         self.start = request.address
         self.size = request.size
         self.end = request.address + request.size
@@ -133,6 +137,7 @@ class MappedRange:
         self.writable = bool(request.flags & _WRITE)
         self.mapping = mapping
         self.file = file
+        self.file_io = file_io
         self.offset = request.offset
         self.view = mapping.view() if mapping else None
 
@@ -298,11 +303,16 @@ class DmaTable:
             if each.file is not None and each.mapping is not None and each.readable and each.writable
         ]
 
+    def file_io(self, address: int) -> FileIo | None:
+        """The file by whose reads and writes the memory around ``address`` is reached; None for other memory."""
+        mapped = self._find(address)
+        return None if mapped is None else mapped.file_io
+
     @property
     def by_message(self) -> bool:
         """Whether there is writable memory, and all of it came without a file: DMA to it goes by message."""
         writable = [mapped for mapped in self._ranges if mapped.writable]
-        return bool(writable) and not any(mapped.mapping for mapped in writable)
+        return bool(writable) and not any(mapped.mapping or mapped.file_io for mapped in writable)
 
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address
@@ -323,17 +333,19 @@ class DmaTable:
             raise VfioUserError(f"DMA_MAP: {address:#x}+{size:#x} overlaps a mapped range", errno.EEXIST)
         if len(self._ranges) >= self._max:
             raise VfioUserError(f"DMA_MAP: more than max_dma_maps ({self._max}) ranges", errno.ENOSPC)
-        mapping = None
-        if fd is not None:
+        mapping = file_io = None
+        if fd is not None and request.flags & _BY_FD == _BY_FILE_IO:
+            file_io = FileIo(fd, address, request.offset)
+        elif fd is not None:
             if self._files >= MOST_MAPPINGS:
                 raise VfioUserError(f"DMA_MAP: more than {MOST_MAPPINGS} ranges with a file", errno.ENOSPC)
             mapping = Mapping(fd, request.offset, size, write=bool(request.flags & _WRITE))
             self._files += 1
         self.total += size
         file = None
-        if self.kept is not None and fd is not None and request.flags & _WRITE:
+        if self.kept is not None and fd is not None and mapping is not None and request.flags & _WRITE:
             file = self.kept.keep(fd)
-        mapped = MappedRange(request, mapping, file)
+        mapped = MappedRange(request, mapping, file, file_io)
         self._ranges.insert(slot, mapped)
         self._starts.insert(slot, address)
         if self.log is not None:
@@ -349,6 +361,8 @@ class DmaTable:
             mapped.mapping.detach()
         if mapped.file is not None:
             mapped.file.release()
+        if mapped.file_io is not None:
+            mapped.file_io.close()
 
     def _touched(self, start: int, end: int) -> slice:
         """Which ranges the addresses from ``start`` to ``end`` lie in; all of them are mapped."""

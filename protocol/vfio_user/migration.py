@@ -22,9 +22,9 @@ class MigrationRead(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> MigrationRead:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != DATA.size:
-            raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected {DATA.size}")
-        argsz, size = DATA.unpack(payload)
+        if len(payload) < DATA.size:
+            raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected at least {DATA.size}")
+        argsz, size = DATA.unpack_from(payload)
         if argsz < DATA.size + size:
             raise ProtocolError(f"MIG_DATA_READ: argsz {argsz} leaves no room for size {size}")
         return cls(size)

@@ -48,20 +48,14 @@ class ServerMigration:
     def set_state(self, state: DeviceState) -> None:
         """Go to ``state``, by way of others if it takes that.
 
-        Raises VfioUserError if no way leads there, or if the device refuses a step: it has then stayed where that step
-        began. Another exception is the device's own: its state is ERROR then.
+        Raises VfioUserError if no way leads there, or if the device refuses a step. Another exception is the device's
+        own. The device has then stayed where that step began; it is in ERROR if it could not go on running.
         """
         device = self.movable()
         if self._lost and self.state is _ERROR:
             raise VfioUserError(f"device_state: {self._lost}; only DEVICE_RESET leads out of ERROR", errno.EIO)
         for each in way(self.state, state, pre_copy=device.pre_copy):
-            try:
-                self._step(device, self.state, each)
-            except VfioUserError:
-                raise
-            except BaseException:
-                self._enter(_ERROR)
-                raise
+            self._step(device, self.state, each)
             self._enter(each)
 
     def _step(self, device: Movable, old: DeviceState, new: DeviceState) -> None:
@@ -69,7 +63,11 @@ class ServerMigration:
             case (DeviceState.RUNNING, DeviceState.STOP):
                 device.hold()
             case (DeviceState.STOP, DeviceState.RUNNING):
-                device.go()
+                try:
+                    device.go()
+                except BaseException:
+                    self._enter(_ERROR)
+                    raise
                 self.loaded = False
             case (DeviceState.STOP, DeviceState.STOP_COPY):
                 self._outgoing = memoryview(device.save(last=True))
@@ -121,8 +119,9 @@ class ServerMigration:
             raise VfioUserError(f"MIG_DATA_WRITE: more than the {most} bytes that a state can have", errno.EFBIG)
         self._incoming += data
 
-    def reset(self) -> None:
-        """The device has been reset: it runs."""
+    def reset(self, reset: Callable[[], None]) -> None:
+        """Have the device ``reset``. It runs afterwards, whatever state it was in."""
+        reset()
         self._outgoing, self.loaded = memoryview(b""), False
         self._incoming.clear()
         if self.state is not _RUNNING and self._movable is not None:
@@ -133,18 +132,24 @@ class ServerMigration:
                 self._movable.reset()
 
     def leave(self, reset: Callable[[], None]) -> None:
-        """The client leaves: the device runs with the state that it has. What is left of an ERROR is ``reset`` away."""
-        if not self.still or self._movable is None:
-            self.reset()
+        """The client leaves: the device runs with the state that it has. What is in ERROR is ``reset``.
+
+        An exception is the device's own: it is reset then, too.
+        """
+        if self._movable is None or self.state is _RUNNING:
             return
-        try:
-            if self.state is not _ERROR:
+        if self.state is _PRE_COPY:
+            self._movable.forget()
+        elif self.state is _ERROR:
+            self.reset(reset)
+        else:
+            try:
                 self._movable.go()
-                self._enter(_RUNNING)
-        finally:
-            if self.state is not _RUNNING:
-                reset()
-            self.reset()
+            except BaseException:
+                self.reset(reset)
+                raise
+            self._movable.forget()
+        self._enter(_RUNNING)
 
     def inherited(self, estate: Estate) -> None:
         """Stand still if the process before has ended while its device did. Call it before the state is taken over."""

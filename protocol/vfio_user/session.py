@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
+from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.dirty_pages import DirtyPages
 from vfio_user.dma import DmaTable
@@ -25,6 +25,7 @@ from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
 from vfio_user.movable import Movable
@@ -187,16 +188,24 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+        """Read ``count`` bytes of one map: by file I/O, if the client asked for that, else by DMA_READ.
 
-        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        Commands that arrive during a DMA_READ are kept for later. Raises DmaFault, and Stalemate if the client must
+        have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            return file_io.read(address, count)
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
-        self._dma_requests.write(address, memoryview(data), self._most())
+        """Write guest memory of one map; otherwise as :meth:`dma_read`."""
         self.dirty.wrote(address, len(data))
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            file_io.write(address, data)
+        else:
+            self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
@@ -229,7 +238,7 @@ class Session:
                 else:
                     found = access.reader()
                     if len(found) != access.count:
-                        raise _short(len(found), access.count)
+                        raise short(len(found), access.count)
             except VfioUserError:
                 raise
             except Late as late:
@@ -366,11 +375,8 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         return write_many(message, self._accesses, self._call, self._refuse)
 
-    def _reset(self, message: Message) -> Reply:
-        if len(message.payload):
-            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
-        self._call(Command.DEVICE_RESET, self._backend.reset)
-        self._call(Command.DEVICE_RESET, self.migration.reset)
+    def _reset(self, _message: Message) -> Reply:
+        self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
         return _DONE
 
     def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -392,7 +398,3 @@ class Session:
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
-
-
-def _short(given: int, asked: int) -> VfioUserError:
-    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)

@@ -36,7 +36,7 @@ def load(core: Core, snapshot: bytes) -> None:
     core.follow()
     try:
         core.device.check_state()
-    except StateError:
+    except BaseException:
         core.state.restore(before)
         core.config.refresh()
         core.follow()

@@ -72,11 +72,11 @@ class DeviceBackend:
         return Region(RegionInfo(index, flags, size, 0, areas), self._core.state.area_fds.get(index))
 
     def irq(self, index: int) -> IrqInfo:
-        """The number of interrupts of a kind."""
+        """The number of interrupts of a kind. The session can mask all kinds, by DATA_NONE and DATA_BOOL."""
         layout = self._core.layout
-        count, flags = 0, IrqFlags.EVENTFD
+        count, flags = 0, IrqFlags.EVENTFD | IrqFlags.MASKABLE
         if index == IrqIndex.INTX and layout.intx:
-            count, flags = 1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED
+            count, flags = 1, flags | IrqFlags.AUTOMASKED
         elif index == IrqIndex.MSI and layout.msi:
             count = layout.msi.count
         elif index == IrqIndex.MSIX and layout.msix:

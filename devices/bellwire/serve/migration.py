@@ -55,6 +55,8 @@ class MigratingDevice:
 
     def _thaw(self) -> None:
         core, backend = self._core, self._backend
+        if not core.still:
+            return
         del backend.reader, backend.writer, backend.before_reply
         core.still = False
         self._standstill.go()
