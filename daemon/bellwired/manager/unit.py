@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from bellwired.manager.kept import Kept
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.order import listens, order
 from bellwired.manager.unit_socket import UnitSocket
+from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
 from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
 from bellwired.workers.worker import MOVED, REFUSED
-from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd, its box
@@ -61,14 +62,12 @@ class Unit(Filtered, Kept):
         self.kept = ""
         """Why the last reload has left it as it was."""
         self.socket = UnitSocket()
-        self.changed: dict[str, str] = {}
-        """Options whose present values differ from the file's. The next start uses the file's again."""
+        self._watched = Watched(self.holder, self._hangs)
         self._plugins = plugins
         self._spawner = spawner
         self._turn = asyncio.Lock()
         self._retired = False
         self._child: Child | None = None
-        self._channel: WorkerChannel | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
@@ -159,22 +158,6 @@ class Unit(Filtered, Kept):
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def set(self, option: str, value: str) -> None:
-        """Change an option, until the worker is started again."""
-        self.changed = dict(await self.ask("set", option=option, value=value))
-
-    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
-        """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
-        return await self.worker.ask(what, timeout, fds, **arguments)
-
-    @property
-    def worker(self) -> WorkerChannel:
-        """The way to the worker. Raises a CommandError if none runs."""
-        if self._channel is None or self.state is not State.RUNNING:
-            hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
-            raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return self._channel
-
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""
         channel, child = self._channel, self._child
@@ -218,7 +201,7 @@ class Unit(Filtered, Kept):
             self._give_up(str(error))
             return
         try:
-            channel = WorkerChannel(self.name, self._heard, self.holder.heard, stored=self._deposit.used)
+            channel = WorkerChannel(self.name, self._heard, self._watched.heard, stored=self._deposit.used)
         except CommandError as error:
             self._fell(str(error))
             return
@@ -265,12 +248,27 @@ class Unit(Filtered, Kept):
 
     def _tell_ready(self) -> None:
         super()._tell_ready()
+        self._restarts.hung = False
+        self._watched.begin(self.worker, self.settings.hang_timeout)
         self._keeping = asyncio.create_task(self.keep_ring())
+
+    async def _hangs(self, seconds: float) -> None:
+        """The worker has got on with nothing for so long."""
+        child = self._child
+        if child is None or self.state is not State.RUNNING:
+            return
+        stopped = await self._spawner.has_stopped(child)
+        if child is self._child and self.state is State.RUNNING:
+            self._restarts.hung = not stopped
+            self.error = f"{'a signal had stopped it' if stopped else 'it hung'} for {seconds:.1f} s"
+            self._note("hung", messages.HUNG, f"{self.error}: killing it", logging.ERROR)
+            child.kill()
 
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
         assert self._channel is not None
+        self._watched.end()
         self._channel.close()  # its last message says why
         self._deposit.watch_no_more()
         fate = self.box.fate(self.settings)
