@@ -50,6 +50,7 @@ from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.loan import Ready
 from vfio_user.message import Message
 from vfio_user.migration import MigrationData, MigrationRead
+from vfio_user.movable import Movable
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
@@ -106,6 +107,7 @@ __all__ = [
     "MigrationFlags",
     "MigrationRead",
     "MmapArea",
+    "Movable",
     "ProtocolError",
     "Reader",
     "Ready",
