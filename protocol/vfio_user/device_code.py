@@ -34,8 +34,3 @@ class DeviceCode:
         """Log an error of device code, and return the error that the client gets."""
         self._backend.hook_failed(command, error)
         return HookFailedError(f"{command.name}: the device's own code failed", errno.EIO)
-
-
-def short(given: int, asked: int) -> VfioUserError:
-    """The error of a read for which the device gave the wrong number of bytes."""
-    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)

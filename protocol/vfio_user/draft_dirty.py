@@ -6,14 +6,13 @@ GET_BITMAP vfio_iommu_type1_dirty_bitmap_get behind it.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from enum import IntFlag
 from typing import NamedTuple, Protocol
 
 from vfio_user.dialects import DraftCommand
 from vfio_user.dma_logging import WORD, LoggedRange, LoggingControl, LoggingReport, check_page_size
-from vfio_user.errors import ProtocolError, VfioUserError
+from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 from vfio_user.getters import Reply
 from vfio_user.message import Message
@@ -87,11 +86,9 @@ class Log(Protocol):
         """Log nothing more."""
 
 
-def answer_dirty_pages(message: Message, log: Log | None) -> Reply:
-    """How a server answers. Raises VfioUserError: ENOTSUP without a log, EINVAL for what cannot be."""
+def answer_dirty_pages(message: Message, log: Log) -> Reply:
+    """How a server answers. Raises VfioUserError for what cannot be, and what ``log`` raises."""
     request = DirtyRequest.unpack(message.payload)
-    if log is None:
-        raise VfioUserError(f"{_NAME}: writes are not logged here", errno.ENOTSUP)
     if request.report is not None:
         bitmap = log.report(request.report)[: request.room].ljust(request.room, b"\0")
         return Reply([BITMAP.pack(request.report.page_size, request.room, 0), bitmap])

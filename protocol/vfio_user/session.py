@@ -7,28 +7,31 @@ import select
 import socket
 from collections.abc import Callable
 
-from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
+from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
-from vfio_user.device_code import DeviceCode, HookFailedError, short
+from vfio_user.device_code import DeviceCode, HookFailedError
 from vfio_user.dialects import RATIFIED, Dialect
+from vfio_user.dirty_pages import DirtyPages
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.draft_dirty import answer_dirty_pages
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
-from vfio_user.features import DeviceFeature
+from vfio_user.feature_answers import FeatureAnswers
 from vfio_user.getters import Getters, Reply
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import MigrationData, MigrationRead, unsupported
+from vfio_user.movable import Movable
 from vfio_user.plain_reads import answer_plain_reads
+from vfio_user.server_migration import ServerMigration
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import REGION_ACCESS
 from vfio_user.version import Capabilities
@@ -48,7 +51,7 @@ class Session:
 
     ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
     client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
-    told of all that a successor needs.
+    told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Session:
         timeout: float = 5.0,
         ledger: Ledger | None = None,
         journal: Journal | None = None,
+        movable: Movable | None = None,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
@@ -82,6 +86,9 @@ class Session:
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         by_message = sender(dialect, lambda: self._channel if self.client else None)
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
+        self.migration = ServerMigration(movable, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.before_unmap, self._ledger)
+        answers = FeatureAnswers(self.migration, self.dirty, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
@@ -92,13 +99,13 @@ class Session:
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
             Command.DEVICE_RESET: self._reset,
-            Command.DEVICE_FEATURE: lambda message: unsupported(DeviceFeature, message.payload),
-            Command.MIG_DATA_READ: lambda message: unsupported(MigrationRead, message.payload),
-            Command.MIG_DATA_WRITE: lambda message: unsupported(MigrationData, message.payload),
+            Command.DEVICE_FEATURE: lambda message: self._call(Command.DEVICE_FEATURE, answers.feature, message),
+            Command.MIG_DATA_READ: answers.read,
+            Command.MIG_DATA_WRITE: answers.write,
         }
         self._handlers = dialect.numbered(handlers)
         if dialect.dirty_pages is not None:
-            self._handlers[dialect.dirty_pages] = lambda message: answer_dirty_pages(message, None)
+            self._handlers[dialect.dirty_pages] = lambda message: answer_dirty_pages(message, self.dirty)
         self._reset_number = int(dialect.reset)
 
     def take_over(self, estate: Estate) -> None:
@@ -108,6 +115,8 @@ class Session:
             self._getters.agree(self.client, self._limits)
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
+        self.dirty.take_over(estate)
+        self.migration.inherited(estate)
 
     def finish(self, estate: Estate, *, again: bool) -> None:
         """Finish the one command that the process before had begun, if it had. Call it after :meth:`take_over`.
@@ -196,15 +205,17 @@ class Session:
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory of one map; otherwise as :meth:`dma_read`."""
+        self.dirty.wrote(address, len(data))
         file_io = self.dma.file_io(address)
         if file_io is not None:
             file_io.write(address, data)
-            return
-        self._dma_requests.write(address, memoryview(data), self._most())
+        else:
+            self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
+        self.dirty.stop()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -371,7 +382,7 @@ class Session:
         return write_many(message, self._accesses, self._call, self._refuse)
 
     def _reset(self, _message: Message) -> Reply:
-        self._call(Command.DEVICE_RESET, self._backend.reset)
+        self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
         return _DONE
 
     def _most(self) -> int:

@@ -254,7 +254,7 @@ def dirty(flags: int, *rest: int, argsz: int = 48) -> memoryview:
     return memoryview(struct.pack("<II", argsz, flags) + struct.pack(f"<{len(rest)}Q", *rest))
 
 
-def ask(payload: memoryview, log: FakeLog | None) -> bytes:
+def ask(payload: memoryview, log: FakeLog) -> bytes:
     return b"".join(answer_dirty_pages(Message(1, DIRTY, 0, 0, payload, []), log).parts)
 
 
@@ -334,11 +334,26 @@ def test_our_client_and_our_server_speak_it(device: FakeDevice, subs: list[IoEve
         device.on_write = lambda *_: assert_(server.session.irqs.trigger(MSIX, 3))
         client.write(PLAIN, 0, b"ring")
         assert interrupts == [3]
-        with pytest.raises(RemoteError) as refusal:
-            client.dirty.start([], 4096)
-        assert refusal.value.errno == errno.ENOTSUP  # this device has no log
         with pytest.raises(VfioUserError, match="DEVICE_FEATURE: the dialect draft-2021 has no such command"):
             client.migration.flags()
+
+
+def test_what_the_device_writes_is_logged(device: FakeDevice) -> None:
+    memory = GuestMemory(16 * 4096)
+    device.on_write = lambda _region, offset, data: server.session.dma_write(GUEST + 4096 * offset, data)
+    with (
+        served(device, dialect=DRAFT_2021) as (server, sock),
+        Client(sock, dialect=DRAFT_2021, memory=memory) as client,
+    ):
+        client.dma_map(GUEST, 16 * 4096)
+        assert client.dirty.start([], 4096) == 4096
+        for page in (1, 9):
+            client.write(PLAIN, page, b"written")
+        assert client.dirty.report(GUEST, 16 * 4096, 4096) == b"\2\2".ljust(8, b"\0")
+        assert client.dirty.report(GUEST, 16 * 4096, 4096) == bytes(8)
+        client.dirty.stop()
+        with pytest.raises(RemoteError):
+            client.dirty.report(GUEST, 4096, 4096)
 
 
 @pytest.mark.parametrize("ours", DIALECTS.values(), ids=DIALECTS)

@@ -14,7 +14,7 @@ from inspect import getmembers, isclass
 import pytest
 
 from docs.documents import DOCS, rows, section
-from protocol.backend import MAPPED, PLAIN, READ_ONLY, FakeDevice, Link
+from protocol.backend import MAPPED, PLAIN, READ_ONLY, FakeDevice, FakeMovable, Link
 from protocol.guest import PAGE, mapping, unmapping
 from protocol.set_irqs import request
 from vfio_user import Capabilities, Command, DmaFlags, IrqIndex, RegionFlags, RegionInfo, SetIrqsFlags, constants
@@ -87,7 +87,7 @@ GOOD = {
 @pytest.fixture
 def agreed(device: FakeDevice) -> Iterator[Link]:
     """A session and a client that propose all that there is."""
-    with closing(Link(device)) as link:
+    with closing(Link(device, movable=FakeMovable())) as link:
         link.introduce(write_multiple=True, io_fds=frozenset(IO_FDS), max_msg_fds=16)
         yield link
 

@@ -1,6 +1,6 @@
 """What the worker of a device has set up for its client, held so that a successor can go on: notes and descriptors.
 
-The notes and keys are the worker's. They are stored and given back, and nothing here reads them. Device code can send
+The notes and keys are the worker's. They are stored and given back, and nothing here reads a note. Device code can send
 such messages, too: it can spoil what its own device has left, and nothing else.
 """
 
@@ -39,6 +39,14 @@ class Holder:
     def descriptors(self) -> int:
         """The number of descriptors that are held."""
         return self._fds
+
+    def fds(self, key: str) -> list[int]:
+        """The descriptors that a worker has kept under ``key``; they stay the holder's."""
+        return self._entries[key][1] if key in self._entries else []
+
+    def below(self, words: tuple[str, ...]) -> list[int]:
+        """The descriptors of all keys that begin with one of ``words``; they stay the holder's."""
+        return [fd for key, (_, fds) in self._entries.items() if key.startswith(words) for fd in fds]
 
     def heard(self, message: Keep | Drop, fds: list[int]) -> None:
         """Take a change over. The descriptors are the holder's from now on."""

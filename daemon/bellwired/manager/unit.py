@@ -19,6 +19,7 @@ from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.order import listens, order
 from bellwired.manager.reported import Reported
 from bellwired.manager.unit_socket import UnitSocket
+from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
 from bellwired.workers import process
@@ -64,6 +65,7 @@ class Unit(Filtered, Reported):
         self.socket = UnitSocket()
         self.holder = Holder(name)
         """What its worker has set up for the client."""
+        self._watched = Watched(self.holder, self._hangs)
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._plugins = plugins
@@ -216,7 +218,7 @@ class Unit(Filtered, Reported):
             self._give_up(str(error))
             return
         try:
-            channel = WorkerChannel(self.name, self._heard, self.holder.heard)
+            channel = WorkerChannel(self.name, self._heard, self._watched.heard)
         except CommandError as error:
             self._fell(str(error))
             return
@@ -259,12 +261,27 @@ class Unit(Filtered, Reported):
 
     def _tell_ready(self) -> None:
         super()._tell_ready()
+        self._restarts.hung = False
+        self._watched.begin(self.worker, self.settings.hang_timeout)
         self._keeping = asyncio.create_task(self.keep_ring())
+
+    async def _hangs(self, seconds: float) -> None:
+        """The worker has got on with nothing for so long."""
+        child = self._child
+        if child is None or self.state is not State.RUNNING:
+            return
+        stopped = await self._spawner.has_stopped(child)
+        if child is self._child and self.state is State.RUNNING:
+            self._restarts.hung = not stopped
+            self.error = f"{'a signal had stopped it' if stopped else 'it hung'} for {seconds:.1f} s"
+            self._note("hung", messages.HUNG, f"{self.error}: killing it", logging.ERROR)
+            child.kill()
 
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
         assert self._channel is not None
+        self._watched.end()
         self._channel.close()  # its last message says why
         fate = self.box.fate(self.settings)
         self.box.left()

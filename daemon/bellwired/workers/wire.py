@@ -70,7 +70,8 @@ class Exited(Struct, tag=True):
 class Ask(Struct, tag=True):
     """Manager to worker: ``what`` is a key of :class:`bellwired.workers.worker.Serving`'s answers.
 
-    The files of a capture come as descriptors; the event ring of a trace goes back as one. The fork server takes ping.
+    The files of a capture come as descriptors; the event ring of a trace goes back as one. The fork server takes ping,
+    and stopped: whether a signal has stopped the worker ``pid``.
     """
 
     number: int

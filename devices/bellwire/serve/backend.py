@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 
 from bellwire.model.core import Core
@@ -10,8 +11,8 @@ from bellwire.model.limited import shape
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
-from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
+from bellwire.serve.standstill import Standstill
 from vfio_user import (
     Command,
     DeviceFlags,
@@ -43,7 +44,7 @@ class DeviceBackend:
         core: Core,
         host: ClientHost,
         doorbell_fds: DoorbellFds,
-        loop: Loop,
+        loop: Standstill,
         boundary: Boundary,
         observer: Observer,
     ) -> None:
@@ -105,6 +106,20 @@ class DeviceBackend:
     def sub_regions(self, index: int, mechanisms: frozenset[Mechanism]) -> Sequence[SubRegion]:
         """The doorbells and ioregions that the client may register with KVM, with their fds."""
         return self._doorbell_fds.sub_regions(index, mechanisms)
+
+    def still_reader(self, index: int, offset: int, count: int) -> Reader:
+        """As :meth:`reader`, while the device stands still: config space can be read, and no hook runs."""
+        if index == RegionIndex.CONFIG:
+            return Reader(lambda: bytes(self._core.state.config[offset : offset + count]))
+        raise self._still("REGION_READ", index, offset, count)
+
+    def still_writer(self, index: int, offset: int, count: int) -> Writer:
+        """As :meth:`writer`, while the device stands still."""
+        raise self._still("REGION_WRITE", index, offset, count)
+
+    def _still(self, verb: str, index: int, offset: int, count: int) -> VfioUserError:
+        why = f"{self._core.device.name} stands still for a migration"
+        return VfioUserError(f"{verb} of {count} bytes at {offset:#x} of region {index}: {why}", errno.EBUSY)
 
     def reset(self) -> None:
         """Handle DEVICE_RESET. Rings from before the reset are dropped."""
