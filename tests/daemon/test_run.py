@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from bellwired.commands.cli import main, parser
 from bellwired.commands.vmm import plug
 from bellwired.errors import CommandError
 from daemon.commands import COMMAND, bellwire, ended, line, started
-from vfio_user import DRAFT_2021, Client, IoEventFd, IoRegionFd, RegionIndex, TimedOut
+from vfio_user import Client, RegionIndex, TimedOut
 
 pytestmark = pytest.mark.daemon
 
@@ -106,25 +105,6 @@ def test_a_signal_ends_it_cleanly_in_the_middle_of_a_client(tmp_path: Path, numb
         assert not path.exists()
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
-
-
-@pytest.mark.kvm
-def test_it_speaks_the_dialect_that_it_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "bell.sock"
-    with started("run", "bell", "--socket-path", str(path), "--dialect", "draft-2021") as process:
-        line(process)
-        with Client.connect(path, dialect=DRAFT_2021) as client:
-            client.reset()
-            subs = [sub for index in range(6) for sub in client.io_fds(index)]
-            assert {type(sub) for sub in subs} == {IoEventFd, IoRegionFd}
-            for fd in {sub.fd for sub in subs}:
-                os.close(fd)
-        with Machine(32 << 20) as machine, contextlib.closing(plug(machine, path, DRAFT_2021)) as device:
-            assert {route.mechanism.partition(" ")[0] for route in device.routes()} >= {"ioeventfd", "ioregionfd"}
-            device.reset()
-        assert ended(process, signal.SIGTERM) == 0
-    done = bellwire("run", "bell", "--dialect", "draft-2021", "--io-fd-entry", "48")
-    assert (done.returncode, "--io-fd-entry is for the ratified dialect" in done.stderr) == (1, True)
 
 
 HANGS = (
