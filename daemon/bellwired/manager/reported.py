@@ -67,10 +67,12 @@ class Reported(Noted):
                 self.error = fields["error"]
             case "connected":
                 self.client = {**fields, "since": time.time()}
+                self._client_changed()
                 self._note_client(kind, messages.CLIENT, f"connected: process {fields['pid']}, user {fields['uid']}")
                 return
             case "introduced" if self.client is not None:
                 self.client["capabilities"] = fields
+                self._client_changed()
             case "mapped" if self.client is not None:
                 self.client |= fields
             case "left":
@@ -80,6 +82,9 @@ class Reported(Noted):
             case "trouble":
                 self.recent.append((time.time(), fields["text"]))
         self._publish(kind, fields)
+
+    def _client_changed(self) -> None:
+        """There is something new to know of the client."""
 
     def _set(self, state: State) -> None:
         if state is not self.state:
