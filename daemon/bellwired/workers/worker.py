@@ -43,6 +43,7 @@ from vfio_user import SERVER, Capabilities, Estate, Ledger
 REFUSED = 78  # EX_CONFIG: no restart will help
 MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
+RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
@@ -341,6 +342,8 @@ class Serving:
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
+            elif ask.what in RUN_CODE and self.device.core.still:
+                answer.error = f"{self._name or self.device.name} stands still for a migration"
             else:
                 answer.value = do(**arguments)
                 if isinstance(answer.value, Lent):

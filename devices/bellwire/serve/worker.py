@@ -149,6 +149,9 @@ class Worker:
         if self._remembered is None or len(old.filters):
             device.core.close()
             raise StateError("its code cannot be exchanged while filters look at the device: take them out first")
+        if old.migrating:
+            device.core.close()
+            raise StateError("its code cannot be exchanged while it migrates")
         old.core.finish_jobs()
         estate = self._remembered.estate()
         new = Served(device, self.loop, self._observer, self._limits, self._ledger)
