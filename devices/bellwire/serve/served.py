@@ -47,7 +47,20 @@ from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.migration import MigratingDevice
 from bellwire.serve.observer import Observer
 from bellwire.serve.standstill import Standstill
-from vfio_user import RATIFIED, SERVER, Capabilities, Dialect, Estate, Journal, Kept, KeptFiles, Ledger, Session, Tap
+from vfio_user import (
+    RATIFIED,
+    SERVER,
+    Capabilities,
+    DeviceState,
+    Dialect,
+    Estate,
+    Journal,
+    Kept,
+    KeptFiles,
+    Ledger,
+    Session,
+    Tap,
+)
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -159,7 +172,7 @@ class Served:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
-        self._boundary.call(self.session.migration.leave, self.reset)
+        self._boundary.call(self.session.migration.leave, self._reset)
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
@@ -226,9 +239,20 @@ class Served:
 
     def reset(self) -> None:
         """Reset the device as DEVICE_RESET does. Rings from before the reset are dropped."""
+        if self.session is None:
+            self._reset()
+        else:
+            self.session.migration.reset(self._reset)
+
+    def _reset(self) -> None:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    @property
+    def migrating(self) -> bool:
+        """Whether the client has begun to migrate the device."""
+        return self.session is not None and self.session.migration.state is not DeviceState.RUNNING
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message of this client, and of later ones, to ``tap``, or to nobody."""
