@@ -68,7 +68,7 @@ def stop_at(machine: Machine, moment: int) -> None:
         thread.join()
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moment=st.integers(0, MANY))
 def test_a_guest_goes_on_from_any_moment_with_the_result_of_an_undisturbed_run(moment: int, tmp_path: Path) -> None:
     with Machine(8 * MIB) as machine:

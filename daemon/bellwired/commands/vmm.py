@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bellwired.commands.vmm_sockets import ANSWER, connected
 from bellwired.errors import CommandError
 from bellwired.guest.progress import shown
 from bellwired.workers.process import allow_many_files
-from vfio_user import Client, TimedOut, VfioUserError
+from vfio_user import DIALECTS, RATIFIED, Client, Dialect, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
@@ -82,6 +83,13 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         help="the socket of a vfio-user server (repeat it for more devices)",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default=RATIFIED.name,
+        help="the text of the protocol that the devices speak: the ratified one (the default), or the draft of January "
+        "2021",
     )
     parser.add_argument(
         "--memory",
@@ -163,8 +171,9 @@ def vmm(arguments: argparse.Namespace) -> int:
     """Boot the guest, or go on with one that comes from elsewhere; wait for its end, and report."""
     _refuse(arguments)
     allow_many_files()  # an eventfd for each vector of each device
+    plugs = partial(plug, dialect=DIALECTS[arguments.dialect])
     if arguments.kernel:
-        return linux.boot(arguments, plug)
+        return linux.boot(arguments, plugs)
     if arguments.guest:
         given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
         try:
@@ -177,18 +186,20 @@ def vmm(arguments: argparse.Namespace) -> int:
             return ""
 
         with Machine(arguments.memory or 64 * MIB, arguments.vcpus or 1) as machine:
-            return _micro(machine, arguments, arguments.guest, load)
+            return _micro(machine, arguments, plugs, arguments.guest, load)
     with arrival(arguments) as comes:
         if comes.guest == LINUX:
-            return linux.go_on(arguments, plug, comes)
+            return linux.go_on(arguments, plugs, comes)
         with Machine(comes.memory, comes.cpus) as machine:
-            return _micro(machine, arguments, comes.guest, comes.take)
+            return _micro(machine, arguments, plugs, comes.guest, comes.take)
 
 
-def _micro(machine: Machine, arguments: argparse.Namespace, name: str, begin: Callable[[Machine], str]) -> int:
-    """Run a micro guest that ``begin`` puts into the machine."""
+def _micro(
+    machine: Machine, arguments: argparse.Namespace, plugs: linux.Plug, name: str, begin: Callable[[Machine], str]
+) -> int:
+    """Run a micro guest that ``begin`` puts into the machine, and report."""
     for path in arguments.devices:
-        device = plug(machine, path)
+        device = plugs(machine, path)
         print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
         for each in device.routes():
             why = f" ({each.reason})" if each.reason else ""
@@ -214,19 +225,19 @@ def _micro(machine: Machine, arguments: argparse.Namespace, name: str, begin: Ca
     return 0
 
 
-def plug(machine: Machine, path: Path) -> ProxyDevice:
+def plug(machine: Machine, path: Path, dialect: Dialect = RATIFIED) -> ProxyDevice:
     """Plug the device that is served at ``path`` into ``machine``."""
     try:
-        return machine.plug(_connect(path))
+        return machine.plug(_connect(path, dialect))
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
 
 
-def _connect(path: Path) -> Client:
+def _connect(path: Path, dialect: Dialect) -> Client:
     """Connect to the device at ``path``, whose process gets the guest's memory."""
-    return Client(connected(path, "is a device being served there?"), timeout=ANSWER)
+    return Client(connected(path, "is a device being served there?"), timeout=ANSWER, dialect=dialect)
 
 
 def _refuse(arguments: argparse.Namespace) -> None:
