@@ -1,4 +1,4 @@
-"""``bellwire vmm`` with --save, --restore, --migrate-to and --listen, as users meet it, with guests of few instructions."""
+"""``bellwire vmm`` with --save, --restore, --migrate-to and --listen, as users meet it, with the least of guests."""
 
 from __future__ import annotations
 
