@@ -38,6 +38,12 @@ class HandOvers:
         self.count += 1
         return f"a new worker has taken over after {self.pause * 1e3:.0f} ms"
 
+    def exchanged(self, pause: float) -> str:
+        """The worker has gone on with newer code, after a pause in seconds. Returns what there is to say."""
+        self.reason, self.pause = "its code was edited", pause
+        self.count += 1
+        return f"its new code has taken over after {pause * 1e3:.0f} ms"
+
     def end(self) -> None:
         """No successor comes."""
         self._begun = None

@@ -301,7 +301,8 @@ class Manager:
             files = unit.edited()
             for file in files:
                 fds += [open_trusted(Path(file))]
-            await unit.ask("reload", self.settings.daemon.start_timeout, fds, files="\n".join(files))
+            timeout = self.settings.daemon.start_timeout
+            unit.exchanged(await unit.ask("reload", timeout, fds, files="\n".join(files)))
         except CommandError as error:
             unit.kept = str(error)
             raise CommandError(f"{unit.name}: {error}", error.hint) from None

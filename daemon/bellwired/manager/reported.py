@@ -38,6 +38,10 @@ class Reported(Noted):
         """The Python files of the device that have changed since its worker started."""
         return [file for file, known in self.files.items() if stamp(Path(file)) != known]
 
+    def exchanged(self, pause: float) -> None:
+        """Its worker has gone on with newer code, after a pause in seconds."""
+        self._note("taken-over", messages.TAKEN_OVER, self.hand_overs.exchanged(pause), logging.WARNING)
+
     def _heard(self, report: Report) -> None:
         kind, fields = report.kind, report.fields
         match kind:

@@ -67,6 +67,8 @@ class VirtioNet(
     pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
+    own_address = SavedBytes(6)
+    """The card's own address. One that was made up goes with the state: the driver has read it."""
     used_pairs = Saved(1)
     """The number of queue pairs that receive packets."""
     given_up = Saved(0)
@@ -174,6 +176,17 @@ class VirtioNet(
             self.configuration_changed()
 
     # -- the life of the driver
+
+    def renew(self) -> None:
+        """A reset keeps the card's own address."""
+        super().renew()
+        self.own_address[:] = self.filter.own
+
+    def restored(self) -> None:
+        """Go on with an address that was made up: an option counts for more."""
+        if not self.mac and any(self.own_address):
+            self.filter.own = bytes(self.own_address)
+        super().restored()
 
     def started(self) -> None:
         """The driver is ready: set filters and offloads, and watch the link."""
