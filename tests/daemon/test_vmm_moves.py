@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from daemon.commands import PATIENCE, bellwire, started
+from daemon.commands import COMMAND, PATIENCE, bellwire, started
 from vmm.kernels import HANG, POWER_OFF, bzimage, out, say
 
 pytestmark = pytest.mark.kvm
@@ -113,11 +114,14 @@ def test_a_signal_saves_the_guest(console: Callable[[bytes], list[str]], tmp_pat
     assert f"The guest was saved to {path}: " in output
 
 
-def test_a_full_disk_is_an_error_and_the_guest_goes_on(guest: list[str]) -> None:
-    done = bellwire("vmm", *guest, "--save", "/dev/full/saved", "--at", "0.1")
+def test_where_there_is_no_room_nothing_is_left_and_the_guest_goes_on(guest: list[str], tmp_path: Path) -> None:
+    words = [*COMMAND, "vmm", *guest, "--save", str(tmp_path / "saved"), "--at", "0.1"]
+    limited = ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
-    assert "; the guest goes on" in done.stderr
+    assert f"bellwire: {tmp_path / 'saved'}: File too large; the guest goes on" in done.stderr
     assert "The guest ended well after" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["count.bin"]
 
 
 def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest: list[str], tmp_path: Path) -> None:
@@ -150,7 +154,8 @@ def test_a_listening_vmm_leaves_a_live_socket_alone(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"{path}: " in done.stderr
         there.send_signal(signal.SIGTERM)
-        there.wait(PATIENCE)
+        assert there.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from bellwire_vmm.saved import devices
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.saved.file import SavedFile
 from bellwire_vmm.vmm import Machine
+from bellwired.commands.vmm_signals import signals_end_it
 from bellwired.errors import CommandError
 from bellwired.listen import listening
 
@@ -95,7 +96,7 @@ def _restored(path: Path) -> Iterator[Arrival]:
 
 @contextlib.contextmanager
 def _moved(path: Path) -> Iterator[Arrival]:
-    with listening(path) as listener:
+    with signals_end_it(), listening(path) as listener:
         print(f"Waiting for a guest at {path}", file=sys.stderr, flush=True)
         sock, _ = listener.accept()
     with contextlib.ExitStack() as stack:
