@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -108,10 +107,11 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
             timer.start()
             first = machine.resume(60)
             timer.cancel()
+            timer.join()
             assert first.ok or first.code is None, first
             with devices.stopped(machine):
                 file.write(kept.fileno(), machine.memory, saved.shape_of(machine), saved.take(machine))
-            if first.code is not None:
+        if first.code is not None:
             return
         with plugged(kind, **options) as plug, Machine(16 * MIB) as machine:
             plug(machine)
