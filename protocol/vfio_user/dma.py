@@ -63,6 +63,10 @@ class DmaUnmap(NamedTuple):
     address: int
     size: int
 
+    def covers(self, address: int) -> bool:
+        """Whether a map that begins at ``address`` goes."""
+        return not self.size or self.address <= address < self.address + self.size
+
     def pack(self) -> bytes:
         """The request's 24 bytes; the reply echoes them."""
         return UNMAP.pack(UNMAP.size, 0 if self.size else _UNMAP_ALL, self.address, self.size)

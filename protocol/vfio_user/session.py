@@ -113,7 +113,7 @@ class Session:
         message, self._orphans = begun(self._journal, self._channel, estate)
         if message is None:
             return
-        prepare(message, self)
+        prepare(message, self, self._backend)
         if again or message.command not in ACCESSES:
             self._handle(message)
         else:

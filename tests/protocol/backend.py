@@ -129,7 +129,7 @@ class FakeDevice:
     def before_reply(self) -> None:
         self.calls.append("before_reply")
 
-    def before_unmap(self) -> None:
+    def before_unmap(self, request: object) -> None:
         self.calls.append("before_unmap")
 
     def dma_changed(self, change: object) -> None:
