@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos interop provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,10 @@ test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linu
 
 test-chaos: $(VENV)/.dev provision ## kill the workers of a guest's disks 200 times, under load (a few minutes)
 	$(PYTEST) -q -s -m long tests/guest/test_hand_over.py
+
+# A part of the rows goes to build/interop.md.
+interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels and QEMUs on our devices: docs/interop.md (INTEROP="-k seabios" for some)
+	INTEROP_PAGE=docs/interop.md $(PYTEST) -q -m long tests/guest/interop $(INTEROP)
 
 # As `make qemu`, for the tests: they skip where there is no such QEMU, and say why.
 patched: $(VENV)/.dev $(VENV)/.qemu provision

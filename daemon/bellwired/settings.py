@@ -81,6 +81,13 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     hello_timeout: Annotated[
         Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
     ] = 10.0
+    hang_timeout: Annotated[
+        Patience,
+        Meta(
+            description="Seconds in which its worker gets on with nothing of what a client wants, before it is killed "
+            "and another goes on with the client; 0: no limit. QEMU gives up on an access after 5."
+        ),
+    ] = 2.0
     sandbox: Annotated[
         list[str],
         Meta(description="What its box allows in addition: sockets, network, processes, files, or a system call."),

@@ -31,8 +31,8 @@ _TRIES = 8  # for a name that others make and remove
 class PathError(PermissionError):
     """Another user could choose what is at a path. ``strerror`` says who, ``hint`` what to do about it."""
 
-    def __init__(self, why: str, path: str, hint: str = "") -> None:
-        super().__init__(errno.EACCES, why, path)
+    def __init__(self, why: str, path: str, hint: str = "", number: int = errno.EACCES) -> None:
+        super().__init__(number, why, path)
         self.hint = hint
 
 

@@ -7,18 +7,23 @@ Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is su
 """
 
 from vfio_user.backend import Backend, Late, Reader, Writer
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.client import PROPOSAL, Client
+from vfio_user.client_dirty import ClientDirtyPages
+from vfio_user.client_migration import ClientMigration
 from vfio_user.constants import (
     Command,
     DeviceFlags,
+    DeviceState,
     DmaFlags,
+    Feature,
     FeatureFlags,
     IoFdType,
     IrqFlags,
     IrqIndex,
     Mechanism,
     MessageFlags,
+    MigrationFlags,
     RegionFlags,
     RegionIndex,
     SetIrqsFlags,
@@ -35,14 +40,17 @@ from vfio_user.errors import (
     TimedOut,
     VfioUserError,
 )
+from vfio_user.features import DeviceFeature
 from vfio_user.io_fds import IoEventFd, IoRegionFd, ShadowIoEventFd, SubRegion
 from vfio_user.ioregionfd import IoCommand, IoRegionClient, IoRegionServer
 from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
 from vfio_user.journal import Journal
 from vfio_user.kept_files import KeptFiles
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.message import Message
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead
+from vfio_user.migration import MigrationData, MigrationRead
+from vfio_user.movable import Movable
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
@@ -58,10 +66,13 @@ __all__ = [
     "Cells",
     "Channel",
     "Client",
+    "ClientDirtyPages",
+    "ClientMigration",
     "Command",
     "DeviceFeature",
     "DeviceFlags",
     "DeviceInfo",
+    "DeviceState",
     "Disconnected",
     "DmaAccess",
     "DmaFault",
@@ -70,6 +81,7 @@ __all__ = [
     "DmaTable",
     "DmaUnmap",
     "Estate",
+    "Feature",
     "FeatureFlags",
     "FramingError",
     "IoCommand",
@@ -92,8 +104,10 @@ __all__ = [
     "Message",
     "MessageFlags",
     "MigrationData",
+    "MigrationFlags",
     "MigrationRead",
     "MmapArea",
+    "Movable",
     "ProtocolError",
     "Reader",
     "Ready",

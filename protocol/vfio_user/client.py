@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.channel import Channel
+from vfio_user.client_dirty import ClientDirtyPages
+from vfio_user.client_migration import ClientMigration
 from vfio_user.constants import (
     IO_FDS,
     Command,
@@ -26,17 +28,18 @@ from vfio_user.constants import (
 )
 from vfio_user.dma import DmaMap, DmaUnmap
 from vfio_user.dma_answers import Memory, answer
-from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.errors import Disconnected, ProtocolError, TimedOut, VfioUserError
+from vfio_user.features import DeviceFeature
 from vfio_user.getters import believed, check_same
 from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.irqs import IrqInfo, SetIrqs
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import DeviceFeature
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
 from vfio_user.regions import DeviceInfo, Region, RegionInfo
+from vfio_user.replies import accepted
 from vfio_user.transfer import MULTI, MULTI_ENTRY, RegionAccess, RegionWrite, pack_writes
 from vfio_user.version import MAJOR, MINOR, Capabilities, Version
 
@@ -93,6 +96,8 @@ class Client:
         self.minor = answer.minor
         self.capabilities = answer.capabilities
         self._most = min(self._most, answer.capabilities.max_data_xfer_size)
+        self.migration = ClientMigration(self._request, self.device_feature, self._most)
+        self.dirty = ClientDirtyPages(self.device_feature, self._most)
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
@@ -272,9 +277,15 @@ class Client:
         *,
         read: bool = True,
         write: bool = True,
+        file_io: bool = False,
     ) -> None:
-        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
+        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd.
+
+        ``file_io``: the server shall read and write the file, which cannot be mapped. Not all servers know this.
+        """
         flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
+        if file_io:
+            flags |= DmaFlags.BY_FILE_IO
         fds = [] if fd is None else [fd]
         self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
 
@@ -355,22 +366,9 @@ class Client:
                         raise TimedOut(f"the peer sends all kinds of things, but no reply to {command.name}")
                     continue
                 try:
-                    return self._accept(message, command, reply_fds)
+                    return accepted(message, command, reply_fds)
                 finally:
                     self._serve_received()
-
-    def _accept(self, message: Message, command: Command, reply_fds: list[int] | None) -> bytes:
-        try:
-            if message.command != command:
-                raise ProtocolError(f"{command.name} was answered by a reply to {message.name}")
-            if message.flags & MessageFlags.ERROR:
-                raise RemoteError(command.name, message.error)
-            if reply_fds is not None:
-                reply_fds += message.fds
-                message.fds.clear()
-            return bytes(message.payload)
-        finally:
-            close_fds(message.fds)
 
     def _serve_received(self) -> None:
         """Serve the messages that are already in the buffer: a poll of the socket does not show them.

@@ -115,12 +115,29 @@ class SetIrqsFlags(IntFlag):
 
 
 class DmaFlags(IntFlag):
-    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it."""
+    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it.
+
+    Without BY_MMAP and BY_FILE_IO, memory that comes with a descriptor is mapped.
+    """
 
     READ = 1
     WRITE = 2
     BY_MMAP = 4
     BY_FILE_IO = 8
+
+
+class UnmapFlags(IntFlag):
+    """The flags of DMA_UNMAP. The ratified text has none; these are of linux/vfio.h, and libvfio-user has both."""
+
+    GET_DIRTY_BITMAP = 1
+    ALL = 2
+
+
+class RegionCapability(IntEnum):
+    """The capabilities of a region, in the reply to DEVICE_GET_REGION_INFO."""
+
+    SPARSE_MMAP = 1
+    TYPE = 2
 
 
 class IoFdType(IntEnum):
@@ -129,6 +146,21 @@ class IoFdType(IntEnum):
     IOEVENTFD = 0
     IOREGIONFD = 1
     SHADOW = 2
+
+
+class IoEventFdFlags(IntFlag):
+    """The flags of an ioeventfd's entry: KVM_IOEVENTFD_FLAG_* of linux/kvm.h."""
+
+    DATAMATCH = 1
+    PIO = 2
+    CCW = 8
+
+
+class IoRegionFdFlags(IntFlag):
+    """The flags of an ioregionfd's entry: KVM_IOREGION_* of the proposed uapi."""
+
+    PIO = 1
+    POSTED_WRITES = 2
 
 
 class Mechanism(StrEnum):
@@ -164,3 +196,42 @@ class FeatureFlags(IntFlag):
     GET = 1 << 16
     SET = 1 << 17
     PROBE = 1 << 18
+
+
+class Feature(IntEnum):
+    """The features of DEVICE_FEATURE that the text has, as linux/vfio.h numbers them."""
+
+    MIGRATION = 1
+    """How the device can migrate: :class:`MigrationFlags`."""
+    MIG_DEVICE_STATE = 2
+    """The state that the device is in: :class:`DeviceState`."""
+    DMA_LOGGING_START = 6
+    DMA_LOGGING_STOP = 7
+    DMA_LOGGING_REPORT = 8
+
+
+class MigrationFlags(IntFlag):
+    """How a device can migrate. STOP_COPY is set in each device that can migrate at all."""
+
+    STOP_COPY = 1
+    P2P = 2
+    """The device knows the states RUNNING_P2P and, with PRE_COPY, PRE_COPY_P2P."""
+    PRE_COPY = 4
+    """The device gives data while it runs, too."""
+
+
+class DeviceState(IntEnum):
+    """The states of a device that migrates (linux/vfio.h, enum vfio_device_mig_state)."""
+
+    ERROR = 0
+    """The device's content is lost. DEVICE_RESET leads out of it."""
+    STOP = 1
+    RUNNING = 2
+    STOP_COPY = 3
+    """The device stands still, and its state can be read."""
+    RESUMING = 4
+    """The device stands still, and a state can be written."""
+    RUNNING_P2P = 5
+    PRE_COPY = 6
+    """The device runs, and the first part of its state can be read."""
+    PRE_COPY_P2P = 7

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vfio_user.constants import IoFdType, Mechanism
+from vfio_user.constants import IoEventFdFlags, IoFdType, IoRegionFdFlags, Mechanism
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
@@ -21,8 +21,9 @@ TAIL_48 = struct.Struct("<IQQ")  # libvfio-user: shadow_mem_fd_index, shadow_off
 ENTRY, ENTRY_48 = 40, 48
 MOST_ENTRIES = 4096
 
-DATAMATCH, PIO, CCW = 1, 2, 8  # KVM_IOEVENTFD_FLAG_*
-REGION_PIO, POSTED_WRITES = 1, 2  # KVM_IOREGION_*
+# Plain ints: ~ of an IntFlag clears unknown bits.
+DATAMATCH, PIO, CCW = (int(flag) for flag in IoEventFdFlags)
+REGION_PIO, POSTED_WRITES = (int(flag) for flag in IoRegionFdFlags)
 
 
 @dataclass(frozen=True, slots=True)

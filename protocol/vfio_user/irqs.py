@@ -70,10 +70,10 @@ class SetIrqs:
         kinds, actions = flags & _KINDS, flags & _ACTIONS
         if flags & ~(_KINDS | _ACTIONS) or kinds.bit_count() != 1 or actions.bit_count() != 1:
             raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
-        data = bytes(payload[SET.size :])
-        if kinds == _BOOL and len(data) != count:
+        data = payload[SET.size :]
+        if kinds == _BOOL and len(data) < count:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(data)} bytes of data for count {count}")
-        return cls(flags, index, start, count, data)
+        return cls(flags, index, start, count, bytes(data[:count]) if kinds == _BOOL else b"")
 
 
 class _Irq:

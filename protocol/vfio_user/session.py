@@ -8,25 +8,29 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
+from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
+from vfio_user.dirty_pages import DirtyPages
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
+from vfio_user.feature_answers import FeatureAnswers
 from vfio_user.getters import Getters, Reply
 from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import DeviceFeature, MigrationData, MigrationRead, unsupported
+from vfio_user.movable import Movable
 from vfio_user.plain_reads import answer_plain_reads
+from vfio_user.server_migration import ServerMigration
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import REGION_ACCESS
 from vfio_user.version import Capabilities
@@ -50,7 +54,7 @@ class Session:
 
     ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
     client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
-    told of all that a successor needs.
+    told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Session:
         timeout: float = 5.0,
         ledger: Ledger | None = None,
         journal: Journal | None = None,
+        movable: Movable | None = None,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
@@ -80,6 +85,9 @@ class Session:
         self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
+        self.migration = ServerMigration(movable, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
+        answers = FeatureAnswers(self.migration, self.dirty, self._most)
         self._handlers: dict[int, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
@@ -90,9 +98,9 @@ class Session:
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
             Command.DEVICE_SET_IRQS: self._set_irqs,
             Command.DEVICE_RESET: self._reset,
-            Command.DEVICE_FEATURE: lambda message: unsupported(DeviceFeature, message.payload),
-            Command.MIG_DATA_READ: lambda message: unsupported(MigrationRead, message.payload),
-            Command.MIG_DATA_WRITE: lambda message: unsupported(MigrationData, message.payload),
+            Command.DEVICE_FEATURE: lambda message: self._call(Command.DEVICE_FEATURE, answers.feature, message),
+            Command.MIG_DATA_READ: answers.read,
+            Command.MIG_DATA_WRITE: answers.write,
         }
 
     def take_over(self, estate: Estate) -> None:
@@ -102,6 +110,8 @@ class Session:
             self._getters.agree(self.client, self._limits)
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
+        self.dirty.take_over(estate)
+        self.migration.inherited(estate)
 
     def finish(self, estate: Estate, *, again: bool) -> None:
         """Finish the one command that the process before had begun, if it had. Call it after :meth:`take_over`.
@@ -178,19 +188,29 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+        """Read ``count`` bytes of one map: by file I/O, if the client asked for that, else by DMA_READ.
 
-        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        Commands that arrive during a DMA_READ are kept for later. Raises DmaFault, and Stalemate if the client must
+        have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            return file_io.read(address, count)
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
-        self._dma_requests.write(address, memoryview(data), self._most())
+        """Write guest memory of one map; otherwise as :meth:`dma_read`."""
+        self.dirty.wrote(address, len(data))
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            file_io.write(address, data)
+        else:
+            self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
+        self.dirty.stop()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
@@ -218,7 +238,7 @@ class Session:
                 else:
                     found = access.reader()
                     if len(found) != access.count:
-                        raise _short(len(found), access.count)
+                        raise short(len(found), access.count)
             except VfioUserError:
                 raise
             except Late as late:
@@ -355,10 +375,8 @@ class Session:
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         return write_many(message, self._accesses, self._call, self._refuse)
 
-    def _reset(self, message: Message) -> Reply:
-        if len(message.payload):
-            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
-        self._call(Command.DEVICE_RESET, self._backend.reset)
+    def _reset(self, _message: Message) -> Reply:
+        self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
         return _DONE
 
     def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -380,7 +398,3 @@ class Session:
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
-
-
-def _short(given: int, asked: int) -> VfioUserError:
-    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)

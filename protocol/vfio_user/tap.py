@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vfio_user.channel import PREFIX_SIZE, Channel, Loan, T
+from vfio_user.channel import PREFIX_SIZE, Channel, T
+from vfio_user.loan import Loan
 from vfio_user.message import Message
 
 Piece = bytes | bytearray | memoryview

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from bellwire.errors import OptionError
+from bellwire.faults.fault import Fault
 from bellwire.faults.interrupts import DoubleIrq, IrqStorm, LateIrq, LostIrq, SpuriousIrq, WrongVector
 from bellwire.testing import Guest
 from faults.part import Part, guest
@@ -26,6 +30,12 @@ def test_only_the_vector_that_is_named_is_lost() -> None:
         it.device.irq[1].trigger()
         it.device.irq[2].trigger()
         assert vectors(it) == {1: 1}
+
+
+@pytest.mark.parametrize("fault", [LostIrq, SpuriousIrq])
+def test_a_vector_that_the_device_lacks_is_refused(fault: type[Fault]) -> None:
+    with pytest.raises(OptionError, match=r"vector=4: the device has 0 to 3"), guest(fault(vector=4)):
+        pass
 
 
 def test_the_rise_of_intx_is_lost() -> None:

@@ -19,7 +19,8 @@ from bellwired.settings import Daemon, Device, decode, load, plain, read, tolera
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
-    "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5, "sandbox": ["sockets", "kcmp"],
+    "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5, "hang-timeout": 3.0,
+    "sandbox": ["sockets", "kcmp"],
     "sandbox-read": ["/srv/a"], "sandbox-write": ["/srv/b"], "user": "ada", "memory-max": "512M", "tasks-max": 64,
     "cpu-quota": "150%", "filter": [{"name": "delay", "read": "2ms"}, {"name": "trace", "keep": 100}],
 }  # fmt: skip
@@ -60,7 +61,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, cpu-quota, device, enabled, filter, group, hello-timeout",
+            "there are autostart, busy-poll, cpu-quota, device, enabled, filter, group, hang-timeout, hello-timeout",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),

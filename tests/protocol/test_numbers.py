@@ -32,8 +32,15 @@ NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
     constants.IrqFlags: [1, 2, 4, 8],
     constants.SetIrqsFlags: [1, 2, 4, 8, 16, 32],
     constants.DmaFlags: [1, 2, 4, 8],
+    constants.UnmapFlags: [1, 2],
+    constants.RegionCapability: [1, 2],
     constants.IoFdType: [0, 1, 2],
+    constants.IoEventFdFlags: [1, 2, 8],
+    constants.IoRegionFdFlags: [1, 2],
     constants.FeatureFlags: [1 << 16, 1 << 17, 1 << 18],
+    constants.Feature: [1, 2, 6, 7, 8],
+    constants.MigrationFlags: [1, 2, 4],
+    constants.DeviceState: [*range(8)],
 }
 
 

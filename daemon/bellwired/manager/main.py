@@ -17,6 +17,7 @@ from bellwired.box import groups, privileges
 from bellwired.errors import CommandError
 from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
+from bellwired.manager.fd_store import FdStore
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
@@ -100,7 +101,8 @@ class Life:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         given = notify.listeners()
         listener = given.pop("control", None)
-        manager.take_listeners(given)
+        store = FdStore(self._service_manager, given)
+        manager.take_over(given, store)
         async with (
             control_server.serving(manager, listener),
             manager.running(),

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,12 +277,14 @@ class Serving:
         """Call back on the device's thread."""
         self._worker.loop.after(seconds, callback)
 
-    def reload(self, fds: Sequence[int] = (), files: str = "") -> None:
+    def reload(self, fds: Sequence[int] = (), files: str = "") -> float:
         """Go on with the device's files as they are now: with its state, and with its client.
 
-        ``fds`` are the ``files``, separated by line ends, that have changed. They are closed. For the device's thread.
-        Whatever is wrong with the new code is a CommandError: the present code goes on.
+        Returns how long the guest has waited for that, in seconds. ``fds`` are the ``files``, separated by line ends,
+        that have changed. They are closed. For the device's thread. Whatever is wrong with the new code is a
+        CommandError: the present code goes on.
         """
+        begun = time.monotonic()
         try:
             if self._again is None:
                 raise CommandError("it is not in a file of its own")
@@ -294,9 +297,11 @@ class Serving:
             raise CommandError(f"its new code is not used: {type(error).__name__}: {error}") from error
         finally:
             wire.close(list(fds))
-        self.captures.close()
-        self._learn(device)
+            if self._worker.device is not self.device:  # the new code's, or one more of the present code's
+                self.captures.close()
+                self._learn(self._worker.device)
         self._outbox.tell("made", files=sources.loaded())
+        return time.monotonic() - begun
 
     @property
     def left(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bellwire.errors import OptionError
 from bellwire.faults.fault import Fault
 from bellwire.filters import Argument, Duration, Interrupt
 from bellwire.model.host import Timer
@@ -23,6 +24,11 @@ class InterruptFault(Fault):
     """A fault of one vector, or of all."""
 
     vector = Argument(-1, least=-1, most=2047, help="the vector; -1: all")
+
+    def start(self) -> None:
+        """Open the schedule's window. An OptionError if the device has no such vector."""
+        check_vector(self, self.vector)
+        super().start()
 
     def concerns(self, interrupt: Interrupt) -> bool:
         """Whether the interrupt is one of those. The fall of INTx is none: it ends an interrupt."""
@@ -113,6 +119,11 @@ class SpuriousIrq(Fault, name="spurious-irq"):
 
     _timer: Timer | None = None
 
+    def start(self) -> None:
+        """Open the schedule's window. An OptionError if the device has no such vector."""
+        check_vector(self, self.vector)
+        super().start()
+
     def turned(self, on: bool) -> None:
         """Begin and end with the window of time."""
         if self._timer is not None:
@@ -132,6 +143,14 @@ class SpuriousIrq(Fault, name="spurious-irq"):
                 if self.strikes("%s %d without a cause", kind.name, vector):
                     interrupt_again(self, kind, vector, 1)
                 return
+
+
+def check_vector(fault: Fault, vector: int) -> None:
+    """Raise an OptionError if the device could never fire it. INTx counts as vector 0."""
+    signals = fault.device.core.signals
+    count = max(len(signals.msix), len(signals.msi), 1)
+    if vector >= count:
+        raise OptionError(f"filter {fault.name}: vector={vector}: the device has 0 to {count - 1}")
 
 
 def interrupt_again(fault: Fault, kind: IrqIndex, vector: int, times: int) -> None:

@@ -162,7 +162,7 @@ class Dma:
         host, going = self._core.host, self.going
         if host is None or not self._core.connected:
             return []
-        return [each for each in host.files() if going is None or not going.covers(each.address)]
+        return [each for each in host.files() if going is None or not _covers(going, each.address)]
 
     def touched(self, size: int) -> None:
         """Device code has moved ``size`` bytes in a :meth:`shared_map`."""
@@ -189,6 +189,11 @@ class Dma:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: the guest has bus mastering off")
         if not 0 <= size <= LARGEST_COPY:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: at most {LARGEST_COPY} at once")
+
+
+def _covers(going: DmaUnmap, address: int) -> bool:
+    """Whether a map that begins at ``address`` is unmapped. Size 0 stands for all maps."""
+    return not going.size or going.address <= address < going.address + going.size
 
 
 def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:

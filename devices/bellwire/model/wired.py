@@ -30,6 +30,13 @@ class Wired:
         Override it if descriptors have been handed on: :meth:`lend` and ``self.irq[n].fd`` may give others now.
         """
 
+    def halted(self) -> None:
+        """Called when the device is to stand still for a migration: nothing of it runs from then on.
+
+        Override it if somebody else works for the device by what it has handed on: that must end too. A StateError says
+        why it cannot; the device then goes on. ``memory_changed`` and ``wires_changed`` are called when it runs again.
+        """
+
     def lend(self, row: IoRegion, offset: int) -> int | None:
         """The eventfd of a doorbell of ``row``, which somebody else reads from now on: the hooks of it do not run.
 
@@ -111,6 +118,8 @@ class News:
     def _tell(self, hook: Callable[[], None]) -> None:
         """Run a hook. An error of it is logged: what the client asked for has been done."""
         core = self._core
+        if core.still:  # all is told when it runs again
+            return
         try:
             core.call(hook)
         except Exception as error:  # noqa: BLE001 the boundary to device code

@@ -10,7 +10,8 @@ from bellwire.declare.doorbell import IoRegion
 from bellwire.model.jobs import Done
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
-from bellwire.serve.loop import Deadline, Loop
+from bellwire.serve.loop import Deadline
+from bellwire.serve.standstill import Standstill
 from bellwire.serve.threads import Threads
 from vfio_user import DmaFault, Estate, IrqIndex, Kept, Ledger, Segment, Session, SharedFile, SharedMap
 
@@ -20,7 +21,7 @@ class ClientHost:
 
     copied = False
 
-    def __init__(self, loop: Loop, boundary: Boundary, ledger: Ledger) -> None:
+    def __init__(self, loop: Standstill, boundary: Boundary, ledger: Ledger) -> None:
         self.session: Session | None = None
         self.doorbell_fds: DoorbellFds | None = None
         self._loop = loop

@@ -44,7 +44,9 @@ from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
+from bellwire.serve.migration import MigratingDevice
 from bellwire.serve.observer import Observer
+from bellwire.serve.standstill import Standstill
 from vfio_user import SERVER, Capabilities, Estate, Journal, Kept, KeptFiles, Ledger, Session, Tap
 
 _UCRED = struct.Struct("3i")
@@ -70,7 +72,8 @@ class Served:
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
         self._ledger = ledger or Ledger()
-        self.core.host = self._host = ClientHost(loop, self._boundary, self._ledger)
+        self._standstill = Standstill(loop)
+        self.core.host = self._host = ClientHost(self._standstill, self._boundary, self._ledger)
         self.filters = Stack(self.core, self._rebuild)
         """What stands between client and device."""
         self._introduced = False
@@ -111,14 +114,15 @@ class Served:
         session.take_over(estate)
         doorbell_fds.take_over()
         self._introduced = session.client is not None
+        loaded = session.migration.loaded
         self._host.estate = estate
         try:
-            self.core.take_over(files, client=True, died=died, moved=self.keep_state)
+            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
         finally:
             self._host.estate = Estate()
         repeats, poisoned = self.core.device.repeats, estate.poisoned
         session.finish(estate, again=repeats and not poisoned)
-        if doorbell_fds.again(repeats=repeats, poisoned=poisoned):
+        if not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned):
             session.service(DRAIN)  # a ring sees the writes that came before it
             doorbell_fds.run()
 
@@ -129,10 +133,11 @@ class Served:
         self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
 
     def _connect(self, connection: socket.socket, io_fd_entry_size: int, estate: Estate) -> tuple[Session, DoorbellFds]:
+        own = self._standstill
         doorbell_fds = self._doorbell_fds = DoorbellFds(
-            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger, estate
+            self.core, self._boundary.call, own.watch, own.unwatch, self.filters.by, self._ledger, estate
         )
-        backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
+        backend = DeviceBackend(self.core, self._host, doorbell_fds, own, self._boundary, self._observer)
         journal = Journal.of(self._limits, estate, self._ledger)
         self.session = self._host.session = Session(
             connection,
@@ -141,6 +146,7 @@ class Served:
             io_fd_entry_size=io_fd_entry_size,
             ledger=self._ledger,
             journal=journal,
+            movable=MigratingDevice(self.core, backend, own, self.filters),
         )
         if self.core.dma.keeps_files:
             self.session.dma.kept = KeptFiles()
@@ -157,6 +163,7 @@ class Served:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
+        self._boundary.call(self.session.migration.leave, self.reset)
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bellwire.declare.saved import Saved
+from bellwire.network import TapLink
+from bellwire.vhost.errors import BackendError
 from bellwire.vhost.plane import Plane
 from bellwire.virtio import Feature, VirtioDevice
 
@@ -17,6 +19,17 @@ class VhostDevice(VirtioDevice):
     """Whether the positions of the queues are known: 0 in a snapshot that was taken while the back end was gone."""
 
     plane: Plane | None = None
+
+    def open_plane(self, link: TapLink | None = None) -> None:
+        """Connect to the back end, in ``setup``. Raises BackendError if there is none, and closes ``link`` then."""
+        assert self.plane is not None
+        self.dma.keep_files()
+        try:
+            self.plane.open()
+        except BackendError:
+            if link is not None:
+                link.close()
+            raise
 
     def offered(self) -> set[int]:
         """All feature bits on offer. With a plane, those of rings are the back end's, so it decides about them."""
@@ -43,6 +56,11 @@ class VhostDevice(VirtioDevice):
         if self.plane is not None:
             self.plane.park()
             self.placed = int(self.plane.placed)
+
+    def halted(self) -> None:
+        """The back end gives the rings back for a migration. A StateError if it has gone with their positions."""
+        if self.plane is not None:
+            self.plane.halt()
 
     def recovered(self, torn: bool) -> None:
         """Another process has died with the rings: the used rings say where they go on."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bellwire.errors import GuestError
+from bellwire.errors import GuestError, StateError
 from bellwire.vhost.backend import Backend, Listener, Ring
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece, inside, overlap, pieces
@@ -141,6 +141,13 @@ class Plane:
         if self.running:
             self._talk(self._stop)
             self._device.after(0, self.settle)
+
+    def halt(self) -> None:
+        """Stop the rings until the next :meth:`settle`. Raises a StateError if their positions are unknown."""
+        if self.running:
+            self._talk(self._stop)
+        if not self.placed:
+            raise StateError("the back end has gone, and only the next one can tell where the rings have stopped")
 
     def close(self) -> None:
         """End the connection, and the search for one."""

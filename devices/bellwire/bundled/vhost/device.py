@@ -17,7 +17,6 @@ from bellwire.network.features import OFFLOADS, Net, taken_over
 from bellwire.network.interface import Settings
 from bellwire.vhost.backend import Backend
 from bellwire.vhost.device import VhostDevice
-from bellwire.vhost.errors import BackendError
 from bellwire.vhost.kernel import LEAST_CID, MOST_CID, VhostNet, VhostVsock
 from bellwire.vhost.plane import Plane
 from bellwire.vhost.user import VhostUser
@@ -132,16 +131,10 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
 
     def setup(self) -> None:
         """Open the tap, if the kernel serves one, and connect to the back end."""
-        self.dma.keep_files()
         kind, _, place = self.backend.partition(":")
         if kind == VHOST_NET:
             self.tap = TapLink(place, settings=Settings(mtu=self.mtu))
-        try:
-            self.plane.open()
-        except BackendError:
-            if self.tap is not None:
-                self.tap.close()
-            raise
+        self.open_plane(self.tap)
 
     def connect(self, before: Backend | None) -> Backend:
         """A new connection to the back end. Called on another thread too: it touches only the option and the tap."""

@@ -24,7 +24,6 @@ from bellwire.network.features import OFFLOADS, Net, taken_over
 from bellwire.network.link import HEADER_SIZE, SMALLEST_PACKET
 from bellwire.pieces import MOST_PIECES
 from bellwire.vhost.device import VhostDevice
-from bellwire.vhost.errors import BackendError
 from bellwire.vhost.kernel import VhostNet
 from bellwire.vhost.plane import Plane
 from bellwire.virtio import Chain, Virtqueue, field
@@ -69,6 +68,8 @@ class VirtioNet(
     offload = Option(NO_OFFLOAD, choices=(NO_OFFLOAD, VHOST_NET), help="tap: who moves packets; vhost-net: the kernel")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
+    own_address = SavedBytes(6)
+    """The card's own address. One that was made up goes with the state: the driver has read it."""
     used_pairs = Saved(1)
     """The number of queue pairs that receive packets."""
     given_up = Saved(0)
@@ -106,14 +107,9 @@ class VirtioNet(
         self.filter = Filter.at(self.filter_state, address)
         self.wire = open_wire(self, address)
         self.lanes = [Lane(number, end) for number, end in enumerate(self.wire.ends)]
-        if self.plane is not None:
-            self.tap_queues = [lane.end.fileno() for lane in self.lanes]
-            self.dma.keep_files()
-            try:
-                self.plane.open()
-            except BackendError:
-                self.wire.close()
-                raise
+        if isinstance(self.wire, TapLink) and self.plane is not None:
+            self.tap_queues = [end.fileno() for end in self.wire.ends]
+            self.open_plane(self.wire)
 
     def close(self) -> None:
         """Close the link."""
@@ -178,6 +174,17 @@ class VirtioNet(
             self.configuration_changed()
 
     # -- the life of the driver
+
+    def renew(self) -> None:
+        """A reset keeps the card's own address."""
+        super().renew()
+        self.own_address[:] = self.filter.own
+
+    def restored(self) -> None:
+        """Go on with an address that was made up: an option counts for more."""
+        if not self.mac and any(self.own_address):
+            self.filter.own = bytes(self.own_address)
+        super().restored()
 
     def started(self) -> None:
         """The driver is ready: set filters and offloads, and watch the link."""
