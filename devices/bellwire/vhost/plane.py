@@ -147,7 +147,7 @@ class Plane:
         if self.running:
             self._talk(self._stop)
         if not self.placed:
-            raise StateError("the back end has gone, and only the next one can tell where the rings have stopped")
+            raise StateError("the back end has gone with the rings: wait until it is there again")
 
     def close(self) -> None:
         """End the connection, and the search for one."""

@@ -18,6 +18,7 @@ from bellwire.network import (
     LinkEnd,
     LinkError,
     Offload,
+    TapLink,
 )
 from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.features import OFFLOADS, Net, taken_over
