@@ -66,7 +66,7 @@ def told(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     plan = folder / "plan"
     plan.write_text(json.dumps({"words": words, "virtiofsd": [*tools.command(VIRTIOFSD), *virtiofsd]}))
     said: list[bytes] = []
-    command = [sys.executable, str(HERE / "vhost_runs.py"), str(plan)]
+    command = [sys.executable, "-m", "nested.vhost_runs", str(plan)]
     run(tools, kernel_or_skip(tools, "patched"), command, output=said.append, timeout=PATIENCE, folder=HERE.parent)
     text = b"".join(said).decode()
     found: dict[str, Any] = next((json.loads(line) for line in text.splitlines() if line.startswith("{")), {})

@@ -1,6 +1,6 @@
 """What runs in the bed: Linux in `bellwire vmm`, with devices whose data the kernel and virtiofsd move.
 
-``python vhost_runs.py PLAN`` reads a plan (JSON: the words of the VMM, and those of virtiofsd, for the folder
+``python -m nested.vhost_runs PLAN`` reads a plan (JSON: the words of the VMM, and those of virtiofsd, for the folder
 ``shared``). It prints what came of it as a line of JSON: how many packets, messages and bytes went, in which time, and
 how often each worker ran meanwhile.
 """
