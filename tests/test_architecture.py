@@ -51,7 +51,7 @@ FLOORS: dict[str, list[str]] = {
         "manager demo maps guest",
         "testing",
         "commands install",
-        "start",
+        "start start_daemon",
         "__main__",
     ],
     "kvm/bellwire_vmm": [

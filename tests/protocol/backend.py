@@ -405,6 +405,9 @@ class FakeMovable:
         if name in self.fails:
             raise self.fails.pop(name)
 
+    def awaits(self) -> bool:
+        return False
+
     def hold(self) -> None:
         self._called("hold")
         self.still = True

@@ -15,6 +15,8 @@ class Wired:
     """The part of :class:`~bellwire.PciDevice` for doorbells, interrupts and memory that others use directly."""
 
     core: Core
+    awaits = False
+    """Whether the device cannot run for a client before :meth:`resumed` has succeeded: another device has its files."""
 
     def memory_changed(self) -> None:
         """Called when the client has mapped or unmapped memory, before it is answered, and when it comes or goes.
@@ -33,6 +35,12 @@ class Wired:
 
         Override it if somebody else works for the device by what it has handed on: that must end too. A StateError says
         why it cannot; the device then goes on. ``memory_changed`` and ``wires_changed`` are called when it runs again.
+        """
+
+    def resumed(self) -> None:
+        """Called before the device runs again, here or where it has moved to.
+
+        Override it to have back what :meth:`halted` has given away. If it raises, the device stands still as before.
         """
 
     def lend(self, row: IoRegion, offset: int) -> int | None:

@@ -104,11 +104,12 @@ class Served:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
         self.keep_state()
-        self._connect(connection, dialect, Estate())
+        session, _ = self._connect(connection, dialect, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
+        session.migration.begin()
 
     def take_over(self, estate: Estate, dialect: Dialect = RATIFIED, *, died: bool = True) -> None:
         """Go on with the client and the state of a process that has ended. The device has been reset.
@@ -127,6 +128,7 @@ class Served:
         session.take_over(estate)
         doorbell_fds.take_over()
         self._introduced = session.client is not None
+        session.migration.begin()
         loaded = session.migration.loaded
         self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
         repeats, poisoned = self.core.device.repeats, estate.poisoned
