@@ -90,7 +90,7 @@ class Session:
         by_message = sender(dialect, lambda: self._channel if self.client else None)
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
-        self.dirty = DirtyPages(self.dma, backend.before_unmap, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
         answers = FeatureAnswers(self.migration, self.dirty, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
@@ -132,7 +132,7 @@ class Session:
         message, self._orphans = begun(self._journal, self._channel, estate)
         if message is None:
             return
-        prepare(message, self)
+        prepare(message, self, self._backend)
         if again or message.command not in ACCESSES:
             self._handle(message)
         else:
