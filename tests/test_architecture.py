@@ -60,8 +60,8 @@ FLOORS: dict[str, list[str]] = {
         "machine",
         "device",
         "vmm",
-        "board emulation",
-        "linux",
+        "board emulation saved",
+        "linux moving",
         "__init__",
     ],
 }
