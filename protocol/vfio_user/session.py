@@ -67,6 +67,7 @@ class Session:
         ledger: Ledger | None = None,
         journal: Journal | None = None,
         movable: Movable | None = None,
+        channel: type[Channel] = Channel,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
@@ -74,7 +75,7 @@ class Session:
         self._backend = backend
         self._limits = dialect.within(limits)
         self._dialect = dialect
-        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
+        self._channel = channel(sock, limits.max_data_xfer_size, timeout, journal)
         self._journal = journal
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
@@ -90,7 +91,7 @@ class Session:
         by_message = sender(dialect, lambda: self._channel if self.client else None)
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
-        self.dirty = DirtyPages(self.dma, backend.before_unmap, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
         answers = FeatureAnswers(self.migration, self.dirty, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
@@ -132,7 +133,7 @@ class Session:
         message, self._orphans = begun(self._journal, self._channel, estate)
         if message is None:
             return
-        prepare(message, self)
+        prepare(message, self, self._backend)
         if again or message.command not in ACCESSES:
             self._handle(message)
         else:

@@ -129,7 +129,10 @@ class FakeDevice:
     def before_reply(self) -> None:
         self.calls.append("before_reply")
 
-    def before_unmap(self) -> None:
+    def settle(self) -> None:
+        self.calls.append("settle")
+
+    def before_unmap(self, request: object) -> None:
         self.calls.append("before_unmap")
 
     def dma_changed(self, change: object) -> None:

@@ -51,6 +51,7 @@ from vfio_user import (
     RATIFIED,
     SERVER,
     Capabilities,
+    Channel,
     DeviceState,
     Dialect,
     Estate,
@@ -84,13 +85,15 @@ class Served:
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
+        self._ledger = ledger or Ledger()
         self._standstill = Standstill(loop)
-        self.core.host = self._host = ClientHost(self._standstill, self._boundary)
+        self.core.host = self._host = ClientHost(self._standstill, self._boundary, self._ledger)
         self.filters = Stack(self.core, self._rebuild)
         """What stands between client and device."""
+        self.channel: type[Channel] = Channel
+        """What talks to clients."""
         self._introduced = False
         self._limits = limits
-        self._ledger = ledger or Ledger()
         self.overdue: Deadline | None = None
         """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
@@ -130,7 +133,11 @@ class Served:
         self._introduced = session.client is not None
         session.migration.begin()
         loaded = session.migration.loaded
-        self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+        self._host.estate = estate
+        try:
+            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+        finally:
+            self._host.estate = Estate()
         repeats, poisoned = self.core.device.repeats, estate.poisoned
         session.finish(estate, again=repeats and not poisoned)
         if not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned):
@@ -157,6 +164,7 @@ class Served:
             dialect=dialect,
             ledger=self._ledger,
             journal=journal,
+            channel=self.channel,
             movable=MigratingDevice(self.core, backend, own, self.filters),
         )
         if self.core.dma.keeps_files:
@@ -178,6 +186,7 @@ class Served:
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
+        self.core.news.parting()
         self._heard()
         self._ledger.clear()
         self._release(self.session, self._doorbell_fds)
@@ -187,6 +196,7 @@ class Served:
         """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
         if self.session is not None and self._doorbell_fds is not None:
             self.core.finish_jobs()
+            self.core.news.parting()
             self._release(self.session, self._doorbell_fds)
 
     def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:
