@@ -11,10 +11,10 @@ from typing import Any
 
 from bellwired import messages
 from bellwired.manager.boxed import Boxed
-from bellwired.manager.hand_over import HandOvers
 from bellwired.manager.life import State
 from bellwired.manager.noted import Line, Noted
 from bellwired.sources import Stamp, stamp
+from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.wire import Report
 
 

@@ -211,9 +211,11 @@ class Serving:
             replaceable=again is not None,
         )
         self._again = again
+        self.loop = self._worker.loop
+        """The device's loop, for its own thread."""
         self.written: dict[str, Capture | Timeline] = {}
         """The captures that :meth:`run` was asked for, by form."""
-        reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
+        reporter.outbox = self._outbox = Outbox(channel, self.loop)
         self._name = name
         self._learn(device)
 
@@ -262,19 +264,20 @@ class Serving:
             self._outbox.tell("ready")
             ready()
 
-        self._worker.loop.watch(self._channel.fileno(), self._asked)
+        self.loop.watch(self._channel.fileno(), self._asked)
         try:
             self._worker.run(accepting)
         finally:
             self.captures.close()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether :meth:`run` ends because it shall."""
+        return self.loop.stopping
+
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
-
-    def after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back on the device's thread."""
-        self._worker.loop.after(seconds, callback)
 
     def reload(self, fds: Sequence[int] = (), files: str = "") -> None:
         """Go on with the device's files as they are now: with its state, and with its client.
@@ -323,7 +326,7 @@ class Serving:
             log.error("the manager talks nonsense: %s", error)
             return
         if received is None:
-            self._worker.loop.unwatch(self._channel.fileno())
+            self.loop.unwatch(self._channel.fileno())
             if self._managed:
                 self._worker.stop()
             return
