@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
@@ -17,6 +18,7 @@ from bellwire import BellwireError, PciDevice
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay
+from bellwired.commands.ends import end_after
 from bellwired.commands.made import make
 from bellwired.commands.reloading import Reloading
 from bellwired.commands.summary import print_reports, print_summary, print_written
@@ -49,7 +51,7 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
     name = device.name if arguments.name is None else arguments.name
     restarts = _restarts(arguments)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
-    with ExitStack() as last, ExitStack() as stack:
+    with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
         _log_to(arguments.log_level, name, named=part is not None)
         control = _control(arguments, name)
@@ -57,13 +59,12 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
             stack.callback(control.close)
         place = Place(sockets, address, control)
         if not restarts:
-            return _serve(arguments, device, part, name, place, None, last)
+            return _serve(arguments, device, part, name, place, stack.pop_all())
         parent = Parent(name, hang_timeout=arguments.hang_timeout, hidden=not arguments.no_sandbox)
         ward = parent.run(arguments.ready_fd)
-        if isinstance(ward, int):
-            return ward
-        stack.pop_all()  # the parent closes the sockets
-        return _serve(arguments, device, part, name, place, ward, last)
+        if isinstance(ward, Ward):
+            end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))
+        return ward
 
 
 class Place(NamedTuple):
@@ -80,14 +81,15 @@ def _serve(
     part: parts.Part | None,
     name: str,
     place: Place,
-    ward: Ward | None,
-    last: ExitStack,
+    sockets: ExitStack,
+    ward: Ward | None = None,
 ) -> int:
+    """Serve in this process. ``sockets`` has what closes them, unless a parent does."""
     instance = _make(arguments, device, ward)
     wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
     filters = all_made(wanted, device)
     first = ward is None or not ward.number
-    with ExitStack() as stack:
+    with ExitStack() as last, sockets, ExitStack() as stack:
         debugger.install(debugging=arguments.debug, stopping=ward.debugged if ward else lambda: None)
         about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry, filters=wanted)
         # It runs a machine of its own, which a boxed process may not.

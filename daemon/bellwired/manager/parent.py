@@ -75,9 +75,18 @@ class Parent:
         """
         gc.collect()
         gc.freeze()  # a collection in a process must not touch the pages that all share
-        for signalled in _SIGNALS:
-            signal.signal(signalled, self._end)
+        before = {number: signal.signal(number, self._end) for number in _SIGNALS}
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        try:
+            return self._run(ready_fd)
+        finally:  # in a process that was forked, too
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(self._waker)
+            os.close(self._woken)
+
+    def _run(self, ready_fd: int | None) -> Ward | int:
         for number in itertools.count():
             ward = self._fork(number)
             if ward is not None:
@@ -109,11 +118,6 @@ class Parent:
             return None
         privileges.die_with_parent(parent)
         privileges.hide_memory(hidden=False)  # its box hides it
-        signal.set_wakeup_fd(-1)
-        for signalled in _SIGNALS:
-            signal.signal(signalled, signal.SIG_DFL)
-        for fd in (self._waker, self._woken):
-            os.close(fd)
         self._channel.close()
         return Ward(theirs, number, self._estate(), self._hand_overs)
 

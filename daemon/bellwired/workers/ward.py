@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from bellwire.serve.loop import Loop
 from bellwired.workers import wire
@@ -34,14 +35,14 @@ class Ward:
         """Tells the parent."""
 
     @property
-    def client(self) -> dict[str, int] | None:
-        """The process and the user of the client that the process before has left, as a worker reports them."""
-        fds = self.estate.fds("client") if self.estate is not None else ()
-        if not fds:
+    def client(self) -> dict[str, Any] | None:
+        """What a worker has reported of the client that the process before has left."""
+        if self.estate is None or not (fds := self.estate.fds("client")):
             return None
         with socket.socket(fileno=os.dup(fds[0])) as client:
             pid, uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return {"pid": pid, "uid": uid}
+        version = self.estate.note("version")
+        return {"pid": pid, "uid": uid, **({"capabilities": dict(version)} if version else {})}
 
     def join(self, loop: Loop, stop: Callable[[], None]) -> None:
         """Answer the parent on the device's ``loop``. ``stop`` is called if the process shall end."""
