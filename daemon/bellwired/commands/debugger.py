@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bellwired.workers.breakpoints import caller, refuse_breakpoints
-from bellwired.workers.worker import Reporter
+from bellwired.workers.reporter import Reporter
 
 log = logging.getLogger("bellwire")
 

@@ -134,7 +134,7 @@ def _serve(
 
         begun = time.monotonic()
         try:
-            serving.run(ready, captures)
+            serving.run(ready, captures, ward.taking_over if ward is not None else lambda: None)
         except BellwireError as error:
             if arguments.debug or arguments.no_sandbox or not why_refused(error):
                 raise

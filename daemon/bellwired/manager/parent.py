@@ -62,6 +62,7 @@ class Parent:
         self._since = 0.0
         self._signals: list[int] = []
         self._ready = self._over = False
+        self._watched = False
         self._why = ""
         """Why the process was killed here."""
         self._waker, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,7 +106,7 @@ class Parent:
     def _fork(self, number: int) -> Ward | None:
         """Fork a process. Returns its Ward in it, and None in the parent."""
         parent, (self._channel, theirs) = os.getpid(), wire.pair()
-        self._ready = self._over = False
+        self._ready = self._over = self._watched = False
         self._why = ""
         self._watch.answered()
         self._since = time.monotonic()
@@ -156,7 +157,9 @@ class Parent:
     @property
     def _pause(self) -> float:
         """The seconds until the next look; 0.0 if there is nothing to look at."""
-        return self._limit / LOOKS if self._ready and self._holder.holds and not self._why else 0.0
+        if self._hand_overs.under_way and not self._watched:
+            return _DAEMON.start_timeout
+        return self._limit / LOOKS if self._watched and self._holder.holds and not self._why else 0.0
 
     def _hear(self) -> bool:
         """Take a message. False if there is none."""
@@ -182,8 +185,11 @@ class Parent:
 
     def _reported(self, kind: str) -> None:
         match kind:
+            case "taking-over":
+                self._watched = True
             case "ready":
-                self._ready, self._restarts.hung = True, False
+                self._ready = self._watched = True
+                self._restarts.hung = False
                 self._since = time.monotonic()
                 if self._hand_overs.under_way:
                     said = self._hand_overs.done()
@@ -196,7 +202,7 @@ class Parent:
 
     def _see(self) -> None:
         """Kill the process if it hangs."""
-        waited = self._watch.look(self._pause)
+        waited = self._watch.look(self._pause) if self._watched else self._pause
         if waited >= self._limit:
             stopped = process.is_stopped(self._pid)
             self._restarts.hung = not stopped

@@ -48,6 +48,9 @@ class Reported(Noted):
                     self._settle("")
                     self._tell_ready()
                 return
+            case "taking-over":
+                self._taking_over()
+                return
             case "log":
                 self._keep(Line(fields["time"], fields["level"], fields["text"]))
                 return
@@ -92,6 +95,9 @@ class Reported(Noted):
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
+
+    def _taking_over(self) -> None:
+        """The worker goes on with a client, and is to be watched."""
 
     def _tell_ready(self) -> None:
         if self.hand_overs.under_way:

@@ -48,6 +48,10 @@ class Ward:
         """Answer the parent on the device's ``loop``. ``stop`` is called if the process shall end."""
         loop.watch(self._channel.fileno(), lambda: self._asked(loop, stop))
 
+    def taking_over(self) -> None:
+        """Tell the parent that the device is set up, and goes on with the client of the process before."""
+        self.ledger.send(Report("taking-over", {}), [])
+
     def ready(self) -> None:
         """Tell the parent that clients are accepted."""
         self.ledger.send(Report("ready", {}), [])

@@ -17,7 +17,6 @@ from bellwire.capture.capture import Capture
 from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
-from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import filtering, messages, sources
 from bellwired.box import enter
@@ -36,15 +35,15 @@ from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
+from bellwired.workers.reporter import Reporter
 from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, Estate, Ledger
+from vfio_user import SERVER, Estate, Ledger
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 FLOOD = 500  # log lines of a device in a second
-MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 Again = Callable[[Mapping[str, int]], PciDevice]
 """Makes a device from its files as they are now. Some are given open, by their paths: its box may not open them."""
@@ -251,8 +250,14 @@ class Serving:
             "capture-stop": self.captures.stop,
         }
 
-    def run(self, ready: Callable[[], None] = lambda: None, captures: Mapping[str, int] = {}) -> None:
-        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted.
+    def run(
+        self,
+        ready: Callable[[], None] = lambda: None,
+        captures: Mapping[str, int] = {},
+        taking_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted, and
+        ``taking_over`` before that, once the device is set up, if there is a client to go on with.
 
         ``captures`` are files, by form, to which the device is captured from its first message on.
         """
@@ -264,9 +269,13 @@ class Serving:
             self._outbox.tell("ready")
             ready()
 
+        def about_to_take_over() -> None:
+            self._outbox.tell("taking-over")
+            taking_over()
+
         self.loop.watch(self._channel.fileno(), self._asked)
         try:
-            self._worker.run(accepting)
+            self._worker.run(accepting, about_to_take_over)
         finally:
             self.captures.close()
 
@@ -355,41 +364,3 @@ class Serving:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
         self._outbox.answer(answer, lent)
-
-
-class Reporter(Observer):
-    """Sends the device's events to the manager."""
-
-    outbox: Outbox
-
-    def __init__(self) -> None:
-        self._maps: tuple[int, int] | None = None
-
-    def connected(self, pid: int, uid: int) -> None:
-        """A client has come."""
-        self.outbox.tell("connected", pid=pid, uid=uid)
-
-    def introduced(self, client: Capabilities) -> None:
-        """The client has said what it supports."""
-        self.outbox.tell("introduced", **client.to_json())
-
-    def mapped(self, maps: int, size: int) -> None:
-        """The client has changed its memory maps. Frequent changes are reported together, to spare the manager."""
-        if self._maps is None:
-            self.outbox.soon(MAPPED, self._tell_maps)
-        self._maps = maps, size
-
-    def left(self, reason: str) -> None:
-        """The client has disconnected."""
-        self._maps = None
-        self.outbox.tell("left", reason=reason)
-
-    def trouble(self, text: str) -> None:
-        """A warning or an error was logged."""
-        self.outbox.tell("trouble", text=text)
-
-    def _tell_maps(self) -> None:
-        if self._maps is not None:
-            maps, size = self._maps
-            self._maps = None
-            self.outbox.tell("mapped", maps=maps, bytes=size)
