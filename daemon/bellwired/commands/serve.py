@@ -61,7 +61,7 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
         if not restarts:
             return _serve(arguments, device, part, name, place, stack.pop_all())
         parent = Parent(name, hang_timeout=arguments.hang_timeout, hidden=not arguments.no_sandbox)
-        ward = parent.run(arguments.ready_fd)
+        ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
             end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))
         return ward
