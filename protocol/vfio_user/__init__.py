@@ -28,6 +28,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
+from vfio_user.dialects import DIALECTS, DRAFT_2021, RATIFIED, Dialect, dialect
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
@@ -50,6 +51,7 @@ from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.loan import Ready
 from vfio_user.message import Message
 from vfio_user.migration import MigrationData, MigrationRead
+from vfio_user.movable import Movable
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
@@ -58,7 +60,10 @@ from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
 __all__ = [
+    "DIALECTS",
+    "DRAFT_2021",
     "PROPOSAL",
+    "RATIFIED",
     "SERVER",
     "Backend",
     "Capabilities",
@@ -72,6 +77,7 @@ __all__ = [
     "DeviceFlags",
     "DeviceInfo",
     "DeviceState",
+    "Dialect",
     "Disconnected",
     "DmaAccess",
     "DmaFault",
@@ -106,6 +112,7 @@ __all__ = [
     "MigrationFlags",
     "MigrationRead",
     "MmapArea",
+    "Movable",
     "ProtocolError",
     "Reader",
     "Ready",
@@ -131,4 +138,5 @@ __all__ = [
     "Version",
     "VfioUserError",
     "Writer",
+    "dialect",
 ]

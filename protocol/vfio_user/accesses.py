@@ -164,6 +164,11 @@ def refusal(message: Message, error: VfioUserError) -> CheckedAccess:
     return CheckedAccess(Command(message.command), 0, 0, 0, 0, reply, refuse, None)
 
 
+def short(given: int, asked: int) -> VfioUserError:
+    """The error of a device that gave fewer bytes than were read."""
+    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
+
+
 def _head(message: Message, count: int) -> bytes:
     """The bytes between the id and the data of a reply with ``count`` bytes of data."""
     head = message.payload[: REGION_ACCESS.size]

@@ -7,7 +7,7 @@ import mmap
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags, UnmapFlags
@@ -142,6 +142,22 @@ class MappedRange:
         self.view = mapping.view() if mapping else None
 
 
+class MapLog(Protocol):
+    """What hears of memory that comes and goes: a log of writes."""
+
+    def mapped(self, mapped: MappedRange) -> None:
+        """A map has come."""
+
+    def unmapped(self, mapped: MappedRange) -> None:
+        """A map is about to go."""
+
+    def joined(self, start: int, pages: Pages) -> None:
+        """The pages from the client's address ``start`` on were mapped a second time."""
+
+    def parted(self, start: int, pages: Pages) -> None:
+        """Such pages are about to go."""
+
+
 class DmaTable:
     """The guest memory that a client has mapped: non-overlapping ranges in order of address, ``total`` bytes in all."""
 
@@ -159,6 +175,8 @@ class DmaTable:
         self._joined: WeakValueDictionary[tuple[int, int], Pages] = WeakValueDictionary()
         self.kept: KeptFiles | None = None
         """Keeps descriptors of the client's files, for a device that hands guest memory on; None for other devices."""
+        self.log: MapLog | None = None
+        """Hears of memory that comes and goes, while writes are logged."""
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -207,12 +225,16 @@ class DmaTable:
             touched = self._touched(start, end)
             if touched.start < ranges.stop and ranges.start < touched.stop:
                 del self._joined[start, end]
+                if self.log is not None:
+                    self.log.parted(start, pages)
                 blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
         if self._kept is not None:
             self._kept.drop([mapped.start for mapped in dropped])
         for mapped in dropped:
+            if self.log is not None:
+                self.log.unmapped(mapped)
             self._release(mapped)
 
     def clear(self) -> None:
@@ -264,8 +286,14 @@ class DmaTable:
             if joined > MOST_JOINED:
                 raise VfioUserError(f"{joined} pieces of memory joined, at most {MOST_JOINED} expected", errno.ENOSPC)
             self._joined[start, end] = pages = join(pieces)
+            if self.log is not None:
+                self.log.joined(start, pages)
         view = pages.view(address - start, size)
         return view if write else view.toreadonly()
+
+    def joined(self) -> list[tuple[tuple[int, int], Pages]]:
+        """The addresses that are mapped a second time, side by side, and where."""
+        return list(self._joined.items())
 
     def files(self) -> list[SharedFile]:
         """The maps that may be read and written and whose files were kept, in order of address."""
@@ -317,8 +345,11 @@ class DmaTable:
         file = None
         if self.kept is not None and fd is not None and mapping is not None and request.flags & _WRITE:
             file = self.kept.keep(fd)
-        self._ranges.insert(slot, MappedRange(request, mapping, file, file_io))
+        mapped = MappedRange(request, mapping, file, file_io)
+        self._ranges.insert(slot, mapped)
         self._starts.insert(slot, address)
+        if self.log is not None:
+            self.log.mapped(mapped)
 
     def _release(self, mapped: MappedRange) -> None:
         if self._last is mapped:

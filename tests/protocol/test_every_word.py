@@ -14,7 +14,7 @@ from inspect import getmembers, isclass
 import pytest
 
 from docs.documents import DOCS, rows, section
-from protocol.backend import MAPPED, PLAIN, READ_ONLY, FakeDevice, Link
+from protocol.backend import MAPPED, PLAIN, READ_ONLY, FakeDevice, FakeMovable, Link
 from protocol.guest import PAGE, mapping, unmapping
 from protocol.set_irqs import request
 from vfio_user import Capabilities, Command, DmaFlags, IrqIndex, RegionFlags, RegionInfo, SetIrqsFlags, constants
@@ -87,7 +87,7 @@ GOOD = {
 @pytest.fixture
 def agreed(device: FakeDevice) -> Iterator[Link]:
     """A session and a client that propose all that there is."""
-    with closing(Link(device)) as link:
+    with closing(Link(device, movable=FakeMovable())) as link:
         link.introduce(write_multiple=True, io_fds=frozenset(IO_FDS), max_msg_fds=16)
         yield link
 
@@ -133,7 +133,7 @@ def test_the_server_takes_the_flags_of_interrupts_that_it_is_said_to(link: Link)
 
 def test_the_server_agrees_to_the_capabilities_that_it_is_said_to(stranger: Link) -> None:
     words = [row[0] for row in TABLES["Capabilities"]]
-    assert {field.name for field in fields(Capabilities)} - {"named"} <= set(words)
+    assert {field.name for field in fields(Capabilities)} - {"named", "fd_index"} <= set(words)
     values = {"write_multiple": True, "twin_socket": {"supported": True}, "io_fds": ["ioeventfd"], "pgsizes": 4096}
     proposal = json.dumps({"capabilities": {word: values.get(word, 16) for word in words}}).encode() + b"\0"
     reply = stranger.greet(proposal).payload

@@ -9,6 +9,8 @@ import signal
 import struct
 from collections.abc import Collection
 
+from vfio_user import written_pages
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
 _PR_SET_KEEPCAPS = 8
@@ -79,6 +81,12 @@ def hide_memory(*, hidden: bool = True) -> None:
     A process inherits that at a fork, and can undo it if it is not ``hidden``.
     """
     _libc.prctl(_PR_SET_DUMPABLE, int(not hidden), 0, 0, 0)
+
+
+def open_page_log() -> None:
+    """Open what tells which pages this process has written, for the log of a migration: a boxed process cannot."""
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's, after a change of the user
+    written_pages.get_ready()
 
 
 def no_new_privileges() -> None:

@@ -19,6 +19,7 @@ from bellwired.commands.describe import describe
 from bellwired.commands.serve import ACTIVATED, serve
 from bellwired.errors import CommandError
 from bellwired.find import find_functions
+from vfio_user import DIALECTS, RATIFIED
 
 MOST_FD = (1 << 31) - 1
 LONGEST_POLL = round(MOST * 1e6)
@@ -113,6 +114,12 @@ def add_parser(commands: Any) -> None:
         help="bytes of a GET_REGION_IO_FDS entry: 40 is the ratified layout, 48 libvfio-user's (default 40)",
     )
     parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default=RATIFIED.name,
+        help="the text of the protocol that it speaks: the ratified one (the default), or the draft of January 2021",
+    )
+    parser.add_argument(
         "--busy-poll",
         type=_microseconds,
         default=0,
@@ -166,6 +173,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
+    if arguments.dialect != RATIFIED.name and arguments.io_fd_entry != RATIFIED.entry:
+        raise CommandError("--io-fd-entry is for the ratified dialect")
     kinds = find_functions(arguments.device)
     if arguments.print_capabilities:
         show.as_json(describe(kinds[0]) if len(kinds) == 1 else {"functions": list(map(describe, kinds))})

@@ -36,6 +36,7 @@ from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.ward import Ward
 from bellwired.workers.worker import MOVED, Again, Serving, mark_trouble
+from vfio_user import dialect
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -91,7 +92,9 @@ def _serve(
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:
         debugger.install(debugging=arguments.debug, stopping=ward.debugged if ward else lambda: None)
-        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry, filters=wanted)
+        about = settings.Device(
+            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=wanted
+        )
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if first and part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
@@ -106,7 +109,7 @@ def _serve(
             instance,
             desk.channel,
             **place.sockets,
-            io_fd_entry=arguments.io_fd_entry,
+            dialect=dialect(arguments.dialect, arguments.io_fd_entry),
             busy_poll=arguments.busy_poll,
             max_maps=about.max_maps,
             hello_timeout=about.hello_timeout,
