@@ -91,7 +91,7 @@ class Reported(Noted):
         self._publish(kind, fields)
 
     def _client_changed(self) -> None:
-        """There is something new to know of the client."""
+        """There is something new to know of the client, or of its hand-overs."""
 
     def _set(self, state: State) -> None:
         if state is not self.state:
@@ -111,5 +111,6 @@ class Reported(Noted):
     def _tell_ready(self) -> None:
         if self.hand_overs.under_way:
             self._note("taken-over", messages.TAKEN_OVER, self.hand_overs.done(), logging.WARNING)
+            self._client_changed()
         else:
             self._note("started", messages.STARTED, "accepts clients", logging.INFO)
