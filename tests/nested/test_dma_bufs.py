@@ -16,4 +16,4 @@ TEST = Path(__file__).parent.parent / "protocol/test_dma_bufs.py"
 
 
 def test_another_device_writes_into_the_areas_of_a_bar(bed: Bed) -> None:
-    assert "1 passed" in bed("debian", *PYTEST, "-k", "another_device", TEST).output
+    assert "1 passed" in bed("debian", *PYTEST, "-k", "another_device", TEST).text
