@@ -34,6 +34,7 @@ PrivateDevices=no
 DeviceAllow=/dev/net/tun rw
 PrivateNetwork=no
 RestrictAddressFamilies=AF_NETLINK AF_INET
+Environment=PYTHONPYCACHEPREFIX=/var/lib/bellwire/compiled
 [Unit]
 StartLimitIntervalSec=0
 """

@@ -94,7 +94,7 @@ def machine(
             busybox=tools.busybox,
             modules=MODULES,
             files=files,
-            cpus=2,
+            cpus=1,  # emulated: it would take all processors from those that serve it
             memory=512 * MIB,
             ports=0,
             listeners=(console.write,),
