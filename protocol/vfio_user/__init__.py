@@ -28,6 +28,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
+from vfio_user.dialects import DIALECTS, DRAFT_2021, RATIFIED, Dialect, dialect
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
@@ -59,7 +60,10 @@ from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
 __all__ = [
+    "DIALECTS",
+    "DRAFT_2021",
     "PROPOSAL",
+    "RATIFIED",
     "SERVER",
     "Backend",
     "Capabilities",
@@ -73,6 +77,7 @@ __all__ = [
     "DeviceFlags",
     "DeviceInfo",
     "DeviceState",
+    "Dialect",
     "Disconnected",
     "DmaAccess",
     "DmaFault",
@@ -133,4 +138,5 @@ __all__ = [
     "Version",
     "VfioUserError",
     "Writer",
+    "dialect",
 ]

@@ -167,6 +167,8 @@ class DirtyPages:
         if self._pages is not None:
             self._scan(self._pages, mapped)
             self._blind.discard(mapped)
+            if mapped.mapping is not None:
+                self._pages.release(*mapped.mapping.whole)
 
     def joined(self, start: int, pages: Pages) -> None:
         """Pieces of memory, from the client's address ``start`` on, were mapped a second time."""
@@ -179,3 +181,4 @@ class DirtyPages:
         """Such a mapping is about to go."""
         if self._pages is not None and self._joined.pop((start, start + pages.size), None) is not None:
             self._scan_joined(self._pages, start, pages)
+            self._pages.release(pages.address, pages.size)

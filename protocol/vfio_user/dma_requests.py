@@ -33,6 +33,8 @@ class Layout(Enum):
 
     UNKNOWN = auto()
     RATIFIED = auto()
+    DIALECT = auto()
+    """That of a dialect: there is nothing to find out."""
     OLD = auto()
 
 
@@ -45,7 +47,13 @@ class DmaRequests:
     raises Stalemate.
     """
 
-    def __init__(self, channel: Channel, timeout: float, handle: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        timeout: float,
+        handle: Callable[[Message], None],
+        access: type[DmaAccess] = DmaAccess,
+    ) -> None:
         self.answering: int | None = None
         """The command whose reply the client waits for now, set by the session; None if there is none."""
         self.kept: deque[Message] = deque()
@@ -60,7 +68,8 @@ class DmaRequests:
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not answer while it waits
-        self._layout = Layout.UNKNOWN
+        self._access = access
+        self._layout = Layout.UNKNOWN if access is DmaAccess else Layout.DIALECT
         self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
 
@@ -79,11 +88,12 @@ class DmaRequests:
         self._sought = Command.DMA_READ
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
-        for request in _pieces(address, count, min(most, LARGEST_READ)):
+        access, head = self._access, self._access.LAYOUT.size
+        for request in _pieces(access, address, count, min(most, LARGEST_READ)):
             reply = self._ask(Command.DMA_READ, [request.pack()])
-            if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + request.count:
+            if access.unpack(reply, "DMA_READ reply") != request or len(reply) != head + request.count:
                 raise ProtocolError(f"DMA_READ reply: not the {request.count} bytes at {request.address:#x} asked for")
-            data += reply[16:]
+            data += reply[head:]
         return bytes(data)
 
     def write(self, address: int, data: memoryview, most: int) -> None:
@@ -91,10 +101,10 @@ class DmaRequests:
         self._sought = Command.DMA_WRITE
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
-        for request in _pieces(address, len(data), most):
+        for request in _pieces(self._access, address, len(data), most):
             start = request.address - address
             reply = self._ask(Command.DMA_WRITE, [request.pack(), data[start : start + request.count]])
-            if DmaAccess.unpack(reply, "DMA_WRITE reply") != request:
+            if not request.acknowledged_by(reply):
                 raise ProtocolError(f"DMA_WRITE reply: not for the {request.count} bytes at {request.address:#x} sent")
 
     def close(self) -> None:
@@ -187,5 +197,5 @@ def _wants_reply(message: Message) -> bool:
     return not message.flags & MessageFlags.NO_REPLY
 
 
-def _pieces(address: int, count: int, most: int) -> list[DmaAccess]:
-    return [DmaAccess(address + at, min(most, count - at)) for at in range(0, count, most)]
+def _pieces(access: type[DmaAccess], address: int, count: int, most: int) -> list[DmaAccess]:
+    return [access(address + at, min(most, count - at)) for at in range(0, count, most)]

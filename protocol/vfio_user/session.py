@@ -6,21 +6,22 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
 from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
+from vfio_user.device_code import DeviceCode, HookFailedError
+from vfio_user.dialects import RATIFIED, Dialect
 from vfio_user.dirty_pages import DirtyPages
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
+from vfio_user.draft_dirty import answer_dirty_pages
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.feature_answers import FeatureAnswers
 from vfio_user.getters import Getters, Reply
-from vfio_user.io_fds import ENTRY
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
@@ -34,19 +35,15 @@ from vfio_user.server_migration import ServerMigration
 from vfio_user.tap import Tap, TappedChannel
 from vfio_user.transfer import REGION_ACCESS
 from vfio_user.version import Capabilities
+from vfio_user.vm_interrupts import sender
 
 SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
-_RESET = int(Command.DEVICE_RESET)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 _DONE = Reply()
-
-
-class _HookFailedError(VfioUserError):
-    """Device code has raised an exception, which the backend has logged already."""
 
 
 class Session:
@@ -63,7 +60,7 @@ class Session:
         backend: Backend,
         *,
         limits: Capabilities = SERVER,
-        io_fd_entry_size: int = ENTRY,
+        dialect: Dialect = RATIFIED,
         timeout: float = 5.0,
         ledger: Ledger | None = None,
         journal: Journal | None = None,
@@ -73,22 +70,26 @@ class Session:
         self.client: Capabilities | None = None
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
-        self._limits = limits
+        self._limits = dialect.within(limits)
+        self._dialect = dialect
         self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
         self._journal = journal
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
+        self._dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
+        code = DeviceCode(backend)
+        self._call, self._failed = code.call, code.failed
         self._late = LateReplies(self._channel, self._refuse, self._failed)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
-        self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
+        self._getters = Getters(backend, self._accesses.regions, dialect.entry, dialect.entries)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
-        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
+        by_message = sender(dialect, lambda: self._channel if self.client else None)
+        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.before_unmap, self._ledger)
         answers = FeatureAnswers(self.migration, self.dirty, self._most)
-        self._handlers: dict[int, Callable[[Message], Reply]] = {
+        handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
             Command.DMA_UNMAP: lambda message: answer_unmap(message, self.dma, backend),
@@ -102,6 +103,10 @@ class Session:
             Command.MIG_DATA_READ: answers.read,
             Command.MIG_DATA_WRITE: answers.write,
         }
+        self._handlers = dialect.numbered(handlers)
+        if dialect.dirty_pages is not None:
+            self._handlers[dialect.dirty_pages] = lambda message: answer_dirty_pages(message, self.dirty)
+        self._reset_number = int(dialect.reset)
 
     def take_over(self, estate: Estate) -> None:
         """Go on where the session of another process has ended, which had a ledger. Nothing is sent."""
@@ -309,7 +314,7 @@ class Session:
         dma_requests = self._dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET:  # a reset discards rings
+            if message.command != self._reset_number:  # a reset discards rings
                 self._flush()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
@@ -335,7 +340,7 @@ class Session:
             self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
         if isinstance(error, FramingError):
             raise error
-        if not isinstance(error, _HookFailedError):
+        if not isinstance(error, HookFailedError):
             self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
@@ -346,7 +351,8 @@ class Session:
             raise died(message)
         handler = self._handlers.get(message.command)
         if handler is None:
-            raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
+            name = self._dialect.called(message.command)
+            raise ProtocolError(f"{name}: not a command that a client can send, or not at this time")
         return handler(message)
 
     def _admit(self, message: Message) -> None:
@@ -378,20 +384,6 @@ class Session:
     def _reset(self, _message: Message) -> Reply:
         self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
         return _DONE
-
-    def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call device code. The backend logs its exception, and the client gets EIO."""
-        try:
-            return function(*arguments)
-        except VfioUserError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code
-            raise self._failed(command, error) from None
-
-    def _failed(self, command: Command, error: BaseException) -> _HookFailedError:
-        """Log an error of device code, and return the error that the client gets."""
-        self._backend.hook_failed(command, error)
-        return _HookFailedError(f"{command.name}: the device's own code failed", errno.EIO)
 
     def _most(self) -> int:
         """The most bytes that a DMA message may move."""

@@ -13,6 +13,7 @@ Source: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst of Linux.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -30,7 +31,7 @@ _FEATURES = 1 << 15 | 1 << 13 | 1 << 12  # WP_ASYNC, WP_UNPOPULATED and WP_HUGET
 _API, _REGISTER, _UNREGISTER, _WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0x8010AA01, 0xC018AA06
 _SCAN = 0xC0606610
 IOCTLS = (_API, _REGISTER, _UNREGISTER, _WRITEPROTECT, _SCAN)
-"""What a box around the process must allow, besides the two descriptors that are opened before."""
+"""What a process needs of ioctl(2)."""
 _THREE, _FOUR, _TWO = struct.Struct("QQQ"), struct.Struct("QQQQ"), struct.Struct("QQ")
 _SCAN_ARGUMENT = struct.Struct("12Q")
 _REGION = struct.Struct("QQQ")
@@ -39,23 +40,42 @@ _MATCHING, _WRITTEN = 1 | 2, 1 << 1  # PM_SCAN_WP_MATCHING and PM_SCAN_CHECK_WPA
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 
+_ready: list[int] = []
+"""The descriptors that :func:`get_ready` has opened."""
+
+
+def get_ready() -> None:
+    """Open both descriptors now, for a process that later may not. Nothing happens if the kernel lacks them."""
+    if not _ready:
+        with contextlib.suppress(OSError):
+            _ready.extend(_open())
+
+
+def _open() -> tuple[int, int]:
+    """A userfaultfd in its asynchronous mode, and this process's pagemap. Raises OSError."""
+    faults = int(_syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
+    if faults < 0:
+        raise OSError(ctypes.get_errno(), f"userfaultfd: {os.strerror(ctypes.get_errno())}")
+    try:
+        fcntl.ioctl(faults, _API, _THREE.pack(_API_VERSION, _FEATURES, 0))
+        return faults, os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        os.close(faults)
+        raise
+
+
 class WrittenPages:
     """Watches mappings of this process. It owns two descriptors, until :meth:`close`.
 
-    Raises VfioUserError (ENOTSUP) if the kernel cannot do it: Linux can since 6.7, for programs that may open
-    /proc/self/pagemap.
+    Raises VfioUserError (ENOTSUP) if the kernel cannot do it: Linux can since 6.7, for programs that may call
+    userfaultfd(2) and open /proc/self/pagemap, or that have called :func:`get_ready` when they might.
     """
 
     def __init__(self) -> None:
-        self._pagemap = -1
-        self._faults = int(_syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
+        self._watched: set[tuple[int, int]] = set()
         try:
-            if self._faults < 0:
-                raise OSError(ctypes.get_errno(), "userfaultfd")
-            fcntl.ioctl(self._faults, _API, _THREE.pack(_API_VERSION, _FEATURES, 0))
-            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._faults, self._pagemap = map(os.dup, _ready) if _ready else _open()
         except OSError as error:
-            self.close()
             why = f"this kernel does not tell which pages were written (Linux does since 6.7): {error}"
             raise VfioUserError(why, errno.ENOTSUP) from None
         self._regions = ctypes.create_string_buffer(_REGION.size * _REGIONS)
@@ -67,11 +87,14 @@ class WrittenPages:
             fcntl.ioctl(self._faults, _WRITEPROTECT, _THREE.pack(address, length, 1))
         except OSError:
             return False
+        self._watched.add((address, length))
         return True
 
     def release(self, address: int, length: int) -> None:
         """Watch these bytes no more."""
-        fcntl.ioctl(self._faults, _UNREGISTER, _TWO.pack(address, length))
+        self._watched.discard((address, length))
+        with contextlib.suppress(OSError):  # they may have been unmapped
+            fcntl.ioctl(self._faults, _UNREGISTER, _TWO.pack(address, length))
 
     def take(self, address: int, length: int) -> Iterator[tuple[int, int]]:
         """The addresses ``[start, end)`` that were written since the last call for them, in order.
@@ -92,8 +115,8 @@ class WrittenPages:
                 yield first, last
 
     def close(self) -> None:
-        """Close both descriptors: nothing is watched any more."""
+        """Watch nothing any more, and close both descriptors."""
+        for each in list(self._watched):
+            self.release(*each)
         for fd in (self._faults, self._pagemap):
-            if fd >= 0:
-                os.close(fd)
-        self._faults = self._pagemap = -1
+            os.close(fd)

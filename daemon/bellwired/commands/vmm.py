@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_guests import parameters, report
 from bellwired.errors import CommandError
 from bellwired.workers.process import allow_many_files
-from vfio_user import Client, TimedOut, VfioUserError
+from vfio_user import DIALECTS, RATIFIED, Client, Dialect, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
@@ -61,6 +62,13 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         help="the socket of a vfio-user server (repeat it for more devices)",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default=RATIFIED.name,
+        help="the text of the protocol that the devices speak: the ratified one (the default), or the draft of January "
+        "2021",
     )
     parser.add_argument(
         "--memory",
@@ -101,7 +109,7 @@ def vmm(arguments: argparse.Namespace) -> int:
     _refuse(arguments, FOR_GUESTS if arguments.kernel else FOR_LINUX)
     allow_many_files()  # an eventfd for each vector of each device
     if arguments.kernel:
-        return linux.boot(arguments, plug)
+        return linux.boot(arguments, partial(plug, dialect=DIALECTS[arguments.dialect]))
     given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
     try:
         guest = MicroGuest(guests.image(arguments.guest), given)
@@ -110,7 +118,7 @@ def vmm(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         machine = stack.enter_context(Machine(arguments.memory or 64 * MIB, arguments.vcpus))
         for path in arguments.devices:
-            device = plug(machine, path)
+            device = plug(machine, path, DIALECTS[arguments.dialect])
             print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
             for each in device.routes():
                 why = f" ({each.reason})" if each.reason else ""
@@ -128,17 +136,17 @@ def vmm(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def plug(machine: Machine, path: Path) -> ProxyDevice:
+def plug(machine: Machine, path: Path, dialect: Dialect = RATIFIED) -> ProxyDevice:
     """Plug the device that is served at ``path`` into ``machine``."""
     try:
-        return machine.plug(_connect(path))
+        return machine.plug(_connect(path, dialect))
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
 
 
-def _connect(path: Path) -> Client:
+def _connect(path: Path, dialect: Dialect) -> Client:
     """Connect to the device at ``path``, whose process gets the guest's memory."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.settimeout(ANSWER)
@@ -151,7 +159,7 @@ def _connect(path: Path) -> Client:
     except OSError as error:
         sock.close()
         raise CommandError(f"{path}: {error.strerror or error}; is a device being served there?") from None
-    return Client(sock, timeout=ANSWER)
+    return Client(sock, timeout=ANSWER, dialect=dialect)
 
 
 def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:

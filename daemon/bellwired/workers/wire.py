@@ -39,6 +39,7 @@ class Spawn(Struct, tag=True):
     options: dict[str, bool | int | float | str]
     log_level: str
     io_fd_entry: int
+    dialect: str
     busy_poll: int
     plugins: list[str]
     folder: str

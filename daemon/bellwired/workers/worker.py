@@ -39,11 +39,12 @@ from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, Estate, Ledger
+from vfio_user import RATIFIED, SERVER, Capabilities, Dialect, Estate, Ledger, dialect
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
+RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
@@ -120,7 +121,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             ledger=ManagersLedger(channel),
             estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
-            io_fd_entry=spawn.io_fd_entry,
+            dialect=dialect(spawn.dialect, spawn.io_fd_entry),
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
@@ -178,7 +179,7 @@ class Serving:
         *,
         listener: socket.socket | None = None,
         connection: socket.socket | None = None,
-        io_fd_entry: int = 40,
+        dialect: Dialect = RATIFIED,
         busy_poll: int = 0,
         max_maps: int = SERVER.max_dma_maps,
         hello_timeout: float = 0.0,
@@ -202,7 +203,7 @@ class Serving:
             listener,
             connection=connection,
             observer=reporter,
-            io_fd_entry_size=io_fd_entry,
+            dialect=dialect,
             busy_poll=busy_poll / 1e6,
             max_maps=max_maps,
             hello_timeout=hello_timeout,
@@ -346,6 +347,8 @@ class Serving:
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
+            elif ask.what in RUN_CODE and self.device.core.still:
+                answer.error = f"{self._name or self.device.name} stands still for a migration"
             else:
                 answer.value = do(**arguments)
                 if isinstance(answer.value, Lent):

@@ -18,7 +18,7 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.remembered import Remembered
 from bellwire.serve.served import Served
-from vfio_user import SERVER, Estate, FramingError, Ledger, VfioUserError
+from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Ledger, VfioUserError
 
 TAKEN = {errno.EAGAIN, errno.EBUSY, errno.EADDRINUSE}
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
@@ -47,7 +47,7 @@ class Worker:
         *,
         connection: socket.socket | None = None,
         observer: Observer | None = None,
-        io_fd_entry_size: int = 40,
+        dialect: Dialect = RATIFIED,
         busy_poll: float = 0.0,
         max_maps: int = SERVER.max_dma_maps,
         hello_timeout: float = 0.0,
@@ -72,7 +72,7 @@ class Worker:
         self._filters = filters
         self._listener = listener
         self._connection = connection
-        self._entry_size = io_fd_entry_size
+        self._dialect = dialect
         if listener is not None:
             listener.setblocking(False)
 
@@ -119,7 +119,7 @@ class Worker:
 
     def _succeed(self, estate: Estate) -> None:
         try:
-            self.served.take_over(estate, self._entry_size)
+            self.served.take_over(estate, self._dialect)
         except VfioUserError as error:
             log.info("client gone: %s", error)
             self.disconnect(str(error))
@@ -152,6 +152,9 @@ class Worker:
         if self._remembered is None or len(self.served.filters):
             device.core.close()
             raise StateError("its code cannot be exchanged while filters look at the device: take them out first")
+        if self.served.migrating:
+            device.core.close()
+            raise StateError("its code cannot be exchanged while it migrates")
         self.served.core.finish_jobs()
         try:
             new = self._set_up(device)
@@ -204,7 +207,7 @@ class Worker:
             with told(f"{type(device).__name__}.reset"):
                 device.core.reset()
             if connected:
-                new.take_over(estate, self._entry_size, died=False)
+                new.take_over(estate, self._dialect, died=False)
             else:
                 device.core.take_over(self.device.core.state.files, client=False, died=False)
         except BaseException:
@@ -264,7 +267,7 @@ class Worker:
         self._attach(connection)
 
     def _attach(self, connection: socket.socket) -> None:
-        self.served.attach(connection, self._entry_size)
+        self.served.attach(connection, self._dialect)
         if self._hello_timeout:
             self.served.overdue = self.loop.after(self._hello_timeout, self._silent)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bellwire import Option, OptionError, Saved
+from bellwire import Option, OptionError, Saved, StateError
 from bellwire.bundled.vhost.types import ANY_CONFIG, DeviceType, device_type, type_fault
 from bellwire.model.capabilities import Identity
 from bellwire.network.checks import mac_fault, mtu_fault, parse_mac, socket_fault
@@ -179,6 +179,12 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
         """The back end gives the rings back for a moment, so that the snapshot has their positions."""
         self.plane.park()
         self.placed = int(self.plane.placed)
+
+    def halted(self) -> None:
+        """The back end gives the rings back, and does not get them before the device runs again."""
+        self.plane.park()
+        if not self.plane.placed:
+            raise StateError("the back end has gone with the rings: wait until it is there again")
 
     def recovered(self, torn: bool) -> None:
         """Another process has died with the rings: the used rings say where they go on."""
