@@ -87,9 +87,13 @@ class Busy:
     def _talk(self) -> int:
         """Have the shell calculate. A host whose end of the line has gone connects again, and asks again."""
         number = 0
-        while not self._over.is_set():
-            number += 1
-            self._ask(f"echo {number} $(({number} * {number}))\n", f"{number} {number * number}")
+        try:
+            while not self._over.is_set():
+                number += 1
+                self._ask(f"echo {number} $(({number} * {number}))\n", f"{number} {number * number}")
+        finally:
+            if self._line is not None:
+                self._line.close()
         return number
 
     _line: socket.socket | None = None

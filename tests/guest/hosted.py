@@ -26,6 +26,7 @@ restart-limit = 1000
 ping-interval = 0.5
 ping-timeout = 1.5
 """
+# The guest is emulated, so it would take all processors. QEMU gives up on an access after 5 s.
 DROP_IN = """
 [Service]
 AmbientCapabilities=CAP_NET_ADMIN
@@ -34,6 +35,7 @@ PrivateDevices=no
 DeviceAllow=/dev/net/tun rw
 PrivateNetwork=no
 RestrictAddressFamilies=AF_NETLINK AF_INET
+Nice=-10
 Environment=PYTHONPYCACHEPREFIX=/var/lib/bellwire/compiled
 [Unit]
 StartLimitIntervalSec=0
