@@ -15,6 +15,7 @@ from typing import Any
 
 from bed import Bed
 from bellwired.guest.plan import Plugged
+from operating.instance import PLUGINS as PLUGIN_FILES
 from operating.varlink import Varlink
 
 UNIT = "bellwired.service"
@@ -46,24 +47,7 @@ PLUGINS = {
     "shell": "from bellwire.bundled.virtio_console import VirtioConsole\n\n\n"
     "class Shell(VirtioConsole, name='shell'):\n    pass\n",
     "teacher": "from bellwire.bundled.edu import Edu\n\n\nclass Teacher(Edu, name='teacher'):\n    pass\n",
-    "ringer": '''from bellwire.bundled.bell import Bell
-
-
-class Ringer(Bell, name="ringer", repeats=True):
-    """A bell that knows a value that comes again after a hand-over: it is the last one."""
-
-    def value_rang(self, value):
-        if value != self.value_count or not value:
-            super().value_rang(value)
-
-    def plain_written(self, value):
-        if value != self.plain_count or not value:
-            super().plain_written(value)
-
-    def region_written(self, offset, size, value):
-        if offset or value != self.acked_count or not value:
-            super().region_written(offset, size, value)
-''',
+    "ringer": (PLUGIN_FILES / "ringer.py").read_text(),
 }
 """The plugins' code, by their names."""
 DEVICES = {
