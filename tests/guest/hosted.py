@@ -168,7 +168,7 @@ class Hosted:
 
     def _outside(self, inside: int) -> int:
         wanted = str(inside)
-        for status in self._statuses():
+        for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):
                 for line in status.read_text().splitlines():
                     if line.startswith("NSpid:") and line.split()[-1] == wanted and len(line.split()) > 2:
@@ -176,10 +176,6 @@ class Hosted:
                         if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.bed.init}/ns/pid"):
                             return pid
         raise AssertionError(f"there is no process {inside} inside")
-
-    @staticmethod
-    def _statuses() -> Iterator[Path]:
-        return (Path(entry.path, "status") for entry in os.scandir("/proc") if entry.name.isdecimal())
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
