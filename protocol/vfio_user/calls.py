@@ -67,23 +67,25 @@ class Calls:
         self._proposal = dialect.within(proposal)
         self._sizes: dict[int, int] = {}
 
-    def version(self) -> Call[list[int]]:
-        """VERSION. Returns the descriptors that came with the reply, which the caller owns."""
+    def version(self) -> Call[int | None]:
+        """VERSION. Returns the client's end of the twin socket, which the caller owns; None without one."""
         request = Version(MAJOR, self.minor, self._proposal).pack()
         payload, fds = yield Ask(Command.VERSION, (request,))
         try:
             answer = Version.unpack(memoryview(payload))
+            ours = answer.capabilities
             if answer.major != MAJOR or answer.minor > self.minor:
                 raise ProtocolError(f"VERSION reply: {answer.major}.{answer.minor}, proposed was {MAJOR}.{self.minor}")
-            unasked = answer.capabilities.beyond(self._proposal)
+            unasked = ours.beyond(self._proposal)
             if unasked:
                 raise ProtocolError(f"VERSION reply: {', '.join(unasked)} was not proposed")
-        except VfioUserError:
+            if ours.twin_socket and (ours.fd_index is None or ours.fd_index >= len(fds)):
+                raise ProtocolError(f"VERSION reply: twin_socket.fd_index {ours.fd_index}, but {len(fds)} fds came")
+            self.minor, self.capabilities = answer.minor, ours
+            self.most = min(self.most, ours.max_data_xfer_size)
+            return fds.pop(ours.fd_index) if ours.twin_socket and ours.fd_index is not None else None
+        finally:
             close_fds(fds)
-            raise
-        self.minor, self.capabilities = answer.minor, answer.capabilities
-        self.most = min(self.most, answer.capabilities.max_data_xfer_size)
-        return fds
 
     # -- what the device is
 

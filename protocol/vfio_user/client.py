@@ -23,10 +23,11 @@ from vfio_user.errors import Disconnected, TimedOut, VfioUserError
 from vfio_user.features import DeviceFeature
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo, SetIrqs
-from vfio_user.message import Message, close_fds
+from vfio_user.message import Message
 from vfio_user.regions import DeviceInfo, Region
 from vfio_user.replies import Answers, accepted
 from vfio_user.transfer import RegionWrite
+from vfio_user.twin import TwinThread, socket_of
 from vfio_user.version import MINOR, Capabilities
 
 T = TypeVar("T")
@@ -51,6 +52,9 @@ class Client:
     ``memory`` answers DMA_READ and DMA_WRITE, which may come at any time. A caller that sets it must call :meth:`poll`
     when :meth:`fileno` can be read. ``capabilities`` and ``minor`` are what the server answered to VERSION.
 
+    ``twin`` asks for a twin socket. If the server agrees (``capabilities.twin_socket``), a thread of the client answers
+    the server's commands on it, at once. ``memory`` is then used on that thread.
+
     In a ``dialect`` with VM_INTERRUPT, ``interrupt`` is called with the vector of an interrupt that has no eventfd.
     """
 
@@ -64,22 +68,26 @@ class Client:
         memory: Memory | None = None,
         dialect: Dialect = RATIFIED,
         interrupt: Callable[[int], None] | None = None,
+        twin: bool = False,
     ) -> None:
         self._answers = Answers(memory, dialect, interrupt)
         self._timeout = timeout
         self._lock = threading.RLock()
         self._channel = Channel(sock, proposal.max_data_xfer_size, timeout)
         self._next_id = 0
-        self._calls = calls = Calls(proposal, minor, dialect)
+        self._twin: TwinThread | None = None
+        self._calls = calls = Calls(proposal.with_twin() if twin else proposal, minor, dialect)
         self._access = calls.access
         self._answers.most = calls.most
         try:
-            close_fds(self._run(calls.version()))
+            fd = self._run(calls.version())
+            self.minor, self.capabilities = calls.minor, calls.capabilities
+            self._answers.most = calls.most
+            if fd is not None:
+                self._twin = TwinThread(socket_of(fd), self._answers, timeout)
         except VfioUserError:
             self.close()
             raise
-        self.minor, self.capabilities = calls.minor, calls.capabilities
-        self._answers.most = calls.most
         self.migration = ClientMigration(self._request, self.device_feature, calls.most)
         self.dirty: ClientDirtyPages | DraftDirtyPages = ClientDirtyPages(self.device_feature, calls.most)
         if dialect.dirty_pages is not None:
@@ -93,6 +101,7 @@ class Client:
         timeout: float = 5.0,
         memory: Memory | None = None,
         dialect: Dialect = RATIFIED,
+        twin: bool = False,
     ) -> Client:
         """Connect to the server that listens at ``path``. Raises Disconnected, with the reason, if that fails."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -103,7 +112,7 @@ class Client:
             sock.close()
             why = error.strerror or str(error)
             raise Disconnected(f"{os.fspath(path)}: {why}; is a device being served there?") from None
-        return cls(sock, timeout=timeout, memory=memory, dialect=dialect)
+        return cls(sock, timeout=timeout, memory=memory, dialect=dialect, twin=twin)
 
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
@@ -257,6 +266,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        twin, self._twin = self._twin, None
+        if twin is not None:
+            twin.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

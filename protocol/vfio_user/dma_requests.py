@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class DmaRequests:
         """Whether device code is waiting for a DMA message's reply."""
         self.channel = channel
         """Where the messages go; the session changes it."""
+        self.twin = False
+        """Whether nothing but replies comes there."""
         self._timeout = timeout
         self._handle = handle
         self._bytes = 0
@@ -72,6 +75,14 @@ class DmaRequests:
         self._layout = Layout.UNKNOWN if access is DmaAccess else Layout.DIALECT
         self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
+
+    def use_twin(self, channel: Channel) -> None:
+        """Send on a twin socket from now on. Commands that the client sends there are dropped."""
+        self.channel, self.twin, self._layout = channel, True, Layout.RATIFIED
+
+    def renumber(self) -> None:
+        """Begin with another number: a late reply to the process before is not to be taken for an answer."""
+        self._next_id = random.getrandbits(16)
 
     def pop(self) -> Message:
         """Take the oldest kept command. The caller owns its fds."""
@@ -135,7 +146,8 @@ class DmaRequests:
         """Send a command to the client, wait, and return the reply's payload."""
         if self._deaf and self.answering is not None:
             raise Stalemate(self._sought.name, command_name(self.answering))
-        self.channel.keep()
+        if not self.twin:
+            self.channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self.channel.send(self._next_id, command, 0, 0, parts)
         self.outstanding = True
@@ -150,7 +162,7 @@ class DmaRequests:
         deadline = now + self._timeout
         patience = min(deadline, now if self._deaf else now + GRACE)
         while True:
-            waited_for = self.answering is not None or self._waited_for > 0
+            waited_for = not self.twin and (self.answering is not None or self._waited_for > 0)
             try:
                 message = self.channel.receive_by(patience if waited_for else deadline)
             except TimedOut:
@@ -159,16 +171,19 @@ class DmaRequests:
                 self._deaf = True
                 self._answer_first()
                 continue
-            if message.flags & 0xF != MessageFlags.REPLY:
+            is_reply = message.flags & 0xF == MessageFlags.REPLY
+            if not is_reply and not self.twin:
                 self._keep(message)
                 continue
             close_fds(message.fds)
-            if message.id == number and message.command == command:
+            if self.twin:
+                self.channel.done()
+            if is_reply and message.id == number and message.command == command:
                 if message.flags & MessageFlags.ERROR:
                     raise RemoteError(command.name, message.error)
                 return message.payload
             if time.monotonic() >= deadline:
-                raise TimedOut(f"the peer sends replies, but none to {command.name}")
+                raise TimedOut(f"the peer sends all kinds of things, but no reply to {command.name}")
 
     def _answer_first(self) -> None:
         """Answer the kept commands that the client waits for. Raises Stalemate if one must wait for the device code."""

@@ -32,10 +32,14 @@ LARGEST_ANSWER = 1 << 20  # the largest argsz that a client accepts from a serve
 
 
 class Reply(NamedTuple):
-    """The answer to a command: pieces of the payload, and the fds to send with it (the sender keeps them)."""
+    """The answer to a command: pieces of the payload, and the fds to send with it.
+
+    The sender keeps ``fds``, and closes those in ``given`` once they are sent.
+    """
 
     parts: Sequence[bytes | memoryview] = ()
     fds: Sequence[int] = ()
+    given: Sequence[int] = ()
 
 
 class Getters:
@@ -51,14 +55,14 @@ class Getters:
         self._entry_size = entry_size
         self._entries = entries
 
-    def version(self, message: Message, limits: Capabilities) -> tuple[Capabilities, Reply]:
+    def version(self, message: Message, limits: Capabilities) -> tuple[Capabilities, Version]:
         """VERSION: what the client can take, and the answer. Raises FramingError for another major version."""
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
         self.agree(asked.capabilities, limits)
         ours = limits.within(asked.capabilities)
-        return asked.capabilities, Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
+        return asked.capabilities, Version(MAJOR, min(asked.minor, MINOR), ours)
 
     def agree(self, client: Capabilities, limits: Capabilities) -> None:
         """Answer as this client can take it, and within ``limits``."""

@@ -77,12 +77,12 @@ class Journal:
         self.buffer = view[_LEAD:]
 
     @classmethod
-    def of(cls, limits: Capabilities, estate: Estate, ledger: Ledger) -> Journal:
+    def of(cls, limits: Capabilities, estate: Estate, ledger: Ledger, key: str = "journal") -> Journal:
         """The journal in ``estate``, or a new one, of which ``ledger`` is told."""
-        inherited = estate.take("journal")
+        inherited = estate.take(key)
         journal = cls(HEADER_SIZE + limits.max_data_xfer_size + SPARE, *inherited)
         if not inherited:
-            ledger.keep(Kept("journal", {}, (journal.fd,)))
+            ledger.keep(Kept(key, {}, (journal.fd,)))
         return journal
 
     def found(self) -> Found:

@@ -13,11 +13,17 @@ class Movable(Protocol):
     most: int
     """The most bytes of a state that :meth:`load` takes."""
 
+    def awaits(self) -> bool:
+        """Whether the device cannot run before it has got a state: it then begins in STOP."""
+
     def hold(self) -> None:
         """Let nothing of the device run from now on. After an error it runs as before."""
 
     def go(self) -> None:
-        """Let the device run again; after :meth:`load`, for the first time with that state."""
+        """Let the device run again; after :meth:`load`, for the first time with that state.
+
+        After a VfioUserError it stands still as before. After another exception its state cannot be used.
+        """
 
     def reset(self) -> None:
         """Let the device run again, after a reset."""

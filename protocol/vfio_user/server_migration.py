@@ -65,6 +65,8 @@ class ServerMigration:
             case (DeviceState.STOP, DeviceState.RUNNING):
                 try:
                     device.go()
+                except VfioUserError:
+                    raise
                 except BaseException:
                     self._enter(_ERROR)
                     raise
@@ -145,11 +147,19 @@ class ServerMigration:
         else:
             try:
                 self._movable.go()
+            except VfioUserError:  # the device goes on elsewhere, with its files
+                self.reset(reset)
             except BaseException:
                 self.reset(reset)
                 raise
             self._movable.forget()
         self._enter(_RUNNING)
+
+    def begin(self) -> None:
+        """A client has come: a device that awaits its state begins in STOP."""
+        if self._movable is not None and not self.still and self._movable.awaits():
+            self._movable.inherit(loaded=False)
+            self._enter(_STOP)
 
     def inherited(self, estate: Estate) -> None:
         """Stand still if the process before has ended while its device did. Call it before the state is taken over."""

@@ -22,7 +22,8 @@ from vfio_user.draft_dirty import answer_dirty_pages
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.feature_answers import FeatureAnswers
 from vfio_user.getters import Getters, Reply
-from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.irq_commands import answer_set_irqs
+from vfio_user.irqs import IrqTable
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
@@ -32,12 +33,13 @@ from vfio_user.message import Message, close_fds
 from vfio_user.movable import Movable
 from vfio_user.plain_reads import answer_plain_reads
 from vfio_user.server_migration import ServerMigration
-from vfio_user.tap import Tap, TappedChannel
+from vfio_user.server_twin import ServerTwin
+from vfio_user.tap import Tap, tapped
 from vfio_user.transfer import REGION_ACCESS
 from vfio_user.version import Capabilities
 from vfio_user.vm_interrupts import sender
 
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, twin_socket=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
@@ -78,6 +80,7 @@ class Session:
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
         self._dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
+        self._twin = ServerTwin(self._dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
         code = DeviceCode(backend)
         self._call, self._failed = code.call, code.failed
         self._late = LateReplies(self._channel, self._refuse, self._failed)
@@ -87,7 +90,7 @@ class Session:
         by_message = sender(dialect, lambda: self._channel if self.client else None)
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
-        self.dirty = DirtyPages(self.dma, backend.before_unmap, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
         answers = FeatureAnswers(self.migration, self.dirty, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
@@ -97,7 +100,7 @@ class Session:
             Command.DEVICE_GET_REGION_INFO: self._getters.region_info,
             Command.DEVICE_GET_REGION_IO_FDS: lambda message: self._getters.io_fds(message, self._call),
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
-            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.DEVICE_SET_IRQS: lambda message: answer_set_irqs(message, self.irqs, backend),
             Command.DEVICE_RESET: self._reset,
             Command.DEVICE_FEATURE: lambda message: self._call(Command.DEVICE_FEATURE, answers.feature, message),
             Command.MIG_DATA_READ: answers.read,
@@ -113,6 +116,7 @@ class Session:
         if "version" in estate:
             self.client = Capabilities.from_json(estate.note("version"))
             self._getters.agree(self.client, self._limits)
+        self._twin.take_over(estate)
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
         self.dirty.take_over(estate)
@@ -128,7 +132,7 @@ class Session:
         message, self._orphans = begun(self._journal, self._channel, estate)
         if message is None:
             return
-        prepare(message, self)
+        prepare(message, self, self._backend)
         if again or message.command not in ACCESSES:
             self._handle(message)
         else:
@@ -145,8 +149,10 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        channel = self._channel.untapped() if isinstance(self._channel, TappedChannel) else self._channel
-        self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
+        self._channel = tapped(self._channel, tap)
+        if not self._dma_requests.twin:
+            self._dma_requests.channel = self._channel
+        self._twin.tap(tap)
 
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
@@ -220,6 +226,7 @@ class Session:
         self.irqs.clear()
         self._dma_requests.close()
         self._channel.close()
+        self._twin.close()
         if self._journal is not None:
             self._journal.close()
 
@@ -330,7 +337,10 @@ class Session:
         if not wants_reply:
             self._channel.done()
         else:
-            self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+            try:
+                self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+            finally:
+                close_fds(list(reply.given))
 
     def _refuse(self, message_id: int, command: int, error: VfioUserError, wants_reply: bool) -> None:
         """Report a refusal: the errno to the client, the error to the backend. Raises it if the connection must end."""
@@ -365,16 +375,11 @@ class Session:
             raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
 
     def _version(self, message: Message) -> Reply:
-        asked, reply = self._getters.version(message, self._limits)
+        asked, answer = self._getters.version(message, self._limits)
+        given = [self._twin.open()] if answer.capabilities.twin_socket else []
         self._ledger.keep(Kept("version", asked.to_json()))
         self.client = asked
-        return reply
-
-    def _set_irqs(self, message: Message) -> Reply:
-        request = SetIrqs.unpack(message.payload)
-        self.irqs.apply(request, message.fds)
-        self._backend.irqs_changed(request.index)
-        return _DONE
+        return Reply([answer.pack()], given, given)
 
     def _write_multi(self, message: Message) -> Reply:
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):

@@ -35,7 +35,8 @@ class Machine:
         self.client: Client
         self.memory: memoryview
         self._connect(options)
-        self.config_write(COMMAND, MEMORY_AND_MASTER, 2)
+        if self.client.migration.state is DeviceState.RUNNING:
+            self.config_write(COMMAND, MEMORY_AND_MASTER, 2)
 
     def _connect(self, options: dict[str, Any]) -> None:
         stack = contextlib.ExitStack()
@@ -52,7 +53,7 @@ class Machine:
         for each in self.vectors:
             stack.callback(os.close, each)
         self.client.trigger_eventfds(IrqIndex.MSIX, 0, self.vectors)
-        if "msix" in dir(self.kind.layout) and self.kind.layout.msix is not None:
+        if self.kind.layout.msix is not None and self.client.migration.state is DeviceState.RUNNING:
             at = next(at for at in self._capabilities() if self.config_read(at, 1) == 0x11)
             self.config_write(at + 2, self.config_read(at + 2, 2) | 0x8000, 2)
 

@@ -21,11 +21,12 @@ from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
+from bellwire.storage.disk import StorageError
 from bellwire.virtio import Feature
 from migration.moving import Machine, MovingDriver, NvmeMachine
 from nvme.driver import Driver as NvmeDriver
 from nvme.driver import transfer
-from vfio_user import MigrationFlags, VfioUserError
+from vfio_user import Client, DeviceState, MigrationFlags, RemoteError, VfioUserError
 
 PAGE = 4096
 RINGS = [{Feature.EVENT_IDX}, {Feature.RING_PACKED}]
@@ -182,3 +183,39 @@ def test_a_virtio_card_sends_and_keeps_its_buffers_over_a_move() -> None:
         send.send(bytes(12), b"\xff" * 6 + bytes(54))
         machine.wait(send.used)
         assert not receive.used()
+
+
+# -- two devices and one image
+
+DISKS = {VirtioBlk: "virtio-blk", Nvme: "nvme"}
+
+
+@pytest.mark.parametrize("kind", DISKS, ids=DISKS.values())
+def test_an_image_goes_along(image: Path, kind: type[PciDevice]) -> None:
+    with Machine(kind, image=str(image), incoming=True) as machine:
+        source, client = machine.serving, machine.client
+        with Machine(kind, image=str(image), incoming=True) as waiting:
+            assert waiting.client.migration.state is DeviceState.STOP
+            with pytest.raises(RemoteError, match="busy"):
+                waiting.client.migration.set_state(DeviceState.RUNNING)
+            assert waiting.client.migration.state is DeviceState.STOP
+        machine.move()
+        assert machine.client.migration.state is DeviceState.RUNNING
+        with pytest.raises(RemoteError, match="busy"):
+            client.migration.set_state(DeviceState.RUNNING)
+        client.close()
+        with Client.connect(source.path) as late:
+            assert late.migration.state is DeviceState.STOP
+
+
+def test_an_image_comes_back_if_the_device_does_not_move(image: Path) -> None:
+    with Machine(VirtioBlk, image=str(image)) as machine:
+        machine.save()
+        machine.client.migration.set_state(DeviceState.RUNNING)
+        with pytest.raises(StorageError, match="another device uses it"), Machine(VirtioBlk, image=str(image)):
+            pass
+
+
+def test_a_device_that_waits_for_nobody_runs(image: Path) -> None:
+    with Machine(VirtioBlk, image=str(image), incoming=True) as machine:
+        assert machine.client.migration.state is DeviceState.RUNNING

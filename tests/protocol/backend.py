@@ -129,7 +129,10 @@ class FakeDevice:
     def before_reply(self) -> None:
         self.calls.append("before_reply")
 
-    def before_unmap(self) -> None:
+    def settle(self) -> None:
+        self.calls.append("settle")
+
+    def before_unmap(self, request: object) -> None:
         self.calls.append("before_unmap")
 
     def dma_changed(self, change: object) -> None:
@@ -404,6 +407,9 @@ class FakeMovable:
         self.calls.append(name)
         if name in self.fails:
             raise self.fails.pop(name)
+
+    def awaits(self) -> bool:
+        return False
 
     def hold(self) -> None:
         self._called("hold")

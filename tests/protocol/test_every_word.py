@@ -133,7 +133,7 @@ def test_the_server_takes_the_flags_of_interrupts_that_it_is_said_to(link: Link)
 
 def test_the_server_agrees_to_the_capabilities_that_it_is_said_to(stranger: Link) -> None:
     words = [row[0] for row in TABLES["Capabilities"]]
-    assert {field.name for field in fields(Capabilities)} - {"named"} <= set(words)
+    assert {field.name for field in fields(Capabilities)} - {"named", "fd_index"} <= set(words)
     values = {"write_multiple": True, "twin_socket": {"supported": True}, "io_fds": ["ioeventfd"], "pgsizes": 4096}
     proposal = json.dumps({"capabilities": {word: values.get(word, 16) for word in words}}).encode() + b"\0"
     reply = stranger.greet(proposal).payload

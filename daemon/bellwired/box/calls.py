@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bellwire.vhost.node import Ioctl
 from bellwired.box.syscalls import NUMBERS
 from vfio_user.written_pages import IOCTLS
 
@@ -111,6 +112,7 @@ GROUPS: dict[str, Rules] = {
     "connecting": {"socket": _sockets((UNIX, STREAM)), **_all("connect")},
     "datagrams": {"socket": _sockets((UNIX, DATAGRAM)), **_all("bind")},
     "tap": {"socket": _sockets(*_INTERNET, (UNIX, 0)), **_ioctls(TUN), **_all("bind")},
+    "vhost": _ioctls(Ioctl),
     "mounting": _all("setns unshare mount mknod mknodat"),
 }
 _DEEP = """

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 
+from bellwired.errors import CommandError
 from bellwired.manager.holder import Holder
 from bellwired.notify import ServiceManager
 from bellwired.workers import wire
@@ -108,20 +109,23 @@ class Deposit:
             )
         )
 
-    def open(self, holder: Holder) -> None:
-        """Have everything stored that ``holder`` holds, from now on."""
-        if self.used and self._parcel is None:
+    def check(self) -> None:
+        """Raise a CommandError if what the daemon before has left cannot be taken up."""
+        if self.refusal:
+            raise CommandError(self.refusal)
+
+    def open(self, holder: Holder, channel: socket.socket) -> None:
+        """Have everything stored that ``holder`` holds, from now on, and the manager's end of its worker's socket."""
+        if not self.used:
+            return
+        if self._parcel is None:
             self._parcel = Parcel()
             self._store.keep(EXIT, self._name, self._parcel.exit)
             self._store.keep(ENTRANCE, self._name, self._parcel.entrance)
             holder.save(self._parcel)
+        self._store.keep(CHANNEL, self._name, channel)
 
-    def watch(self, channel: socket.socket) -> None:
-        """Store the manager's end of a worker's control socket."""
-        if self.used:
-            self._store.keep(CHANNEL, self._name, channel)
-
-    def watch_no_more(self) -> None:
+    def worker_ended(self) -> None:
         """The worker has ended, and everything that it has sent was read."""
         if self.used:
             self._store.drop(CHANNEL, self._name)
@@ -146,7 +150,7 @@ class Deposit:
         finally:
             for sock in found.values():
                 sock.close()
-        self.watch_no_more()
+        self.worker_ended()
         return about if holder.holds else None
 
     def close(self, holder: Holder) -> None:

@@ -21,9 +21,8 @@ MOST_FDS = 4096
 """Descriptors that are held for a device: more than 2048 vectors and their doorbells take."""
 MOST_BYTES = 8 << 20
 """Bytes of keys and notes that are held for a device: more than 65535 maps take."""
-BATCH = 256  # entries in a message to a worker
 AGAIN = 1.0  # seconds until a parcel that could not be written is tried again
-PIECE = 1 << 20  # bytes of the entries in a message of a parcel
+PIECE = 1 << 20  # bytes of the entries in a message
 SOON = 0.05
 """Seconds until descriptors that were dropped go out of the parcel, too; at least ten times what that takes."""
 
@@ -181,14 +180,9 @@ class Holder:
 
     def bequest(self, *, poisoned: bool = False) -> list[tuple[Inherit, list[int]]]:
         """The messages that give a successor everything, with their descriptors. These stay the holder's."""
-        messages = [(Inherit([], last=False), list[int]())]
-        for key, (note, fds) in self._entries.items():
-            message, together = messages[-1]
-            if len(message.entries) == BATCH or len(together) + len(fds) > wire.MOST_FDS:
-                messages.append((Inherit([], last=False), []))
-                message, together = messages[-1]
-            message.entries.append((key, note, len(fds)))
-            together.extend(fds)
+        messages = [(Inherit(named, last=False), fds) for named, fds in self._batches()]
+        if not messages:
+            messages = [(Inherit([], last=True), [])]
         messages[-1][0].last, messages[-1][0].poisoned = True, poisoned
         return messages
 

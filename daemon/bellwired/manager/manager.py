@@ -29,6 +29,7 @@ from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import open_trusted, stamp
 from bellwired.workers import wire
+from bellwired.workers.launch import ForkServer
 from bellwired.workers.spawner import Spawner
 from bellwired.workers.wire import Spawn
 
@@ -113,9 +114,12 @@ class Manager:
             yield path, toml_file.text(path)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Manager]:
-        """For the block, the fork server runs and the units exist, not yet started. They are stopped after it."""
-        self.spawner.open()
+    async def running(self, early: ForkServer | None = None) -> AsyncIterator[Manager]:
+        """For the block, the fork server runs and the units exist, not yet started. They are stopped after it.
+
+        ``early`` is a fork server that runs already.
+        """
+        self.spawner.open(early)
         try:
             self._report_bad_files()
             for name in self.settings.devices:

@@ -189,11 +189,9 @@ class Unit(Filtered, Kept):
         self._attempt = loop.create_future()
         self.changed = {}
         self._set(State.STARTING)
-        self.error = self._deposit.refusal  # or the last worker's
-        if self.error:
-            self._give_up(self.error)
-            return
+        self.error = ""  # the last worker's
         try:
+            self._deposit.check()
             if not self.socket.is_open:  # a restart takes what the worker before it had
                 descriptors.demand(NEEDED)
             listener = self.socket.open(self.path, self.settings)
@@ -205,24 +203,20 @@ class Unit(Filtered, Kept):
         except CommandError as error:
             self._fell(str(error))
             return
-        self._deposit.open(self.holder)
-        self._deposit.watch(channel.ours)
+        self._deposit.open(self.holder, channel.ours)
         succeeds = self.holder.holds
+        self._channel = channel  # it may be ready before the fork server's answer is read
         try:
             child = await self._spawner.spawn(
                 self.order(self.settings, self.folder, succeeds=succeeds),
                 [listener.fileno(), channel.theirs.fileno()],
             )
         except CommandError as error:
-            channel.close()
-            self._deposit.watch_no_more()
-            self.box.left()
+            self._not_launched(channel)
             self._fell(str(error))
             return
         except BaseException:
-            channel.close()
-            self._deposit.watch_no_more()
-            self.box.left()
+            self._not_launched(channel)
             self.socket.close()
             self._settle("its start was called off")
             self._set(State.STOPPED)
@@ -230,10 +224,16 @@ class Unit(Filtered, Kept):
         channel.handed_over()
         if succeeds:
             channel.bequeath(self.holder.bequest(poisoned=self._restarts.poisoned))
-        self._child, self._channel = child, channel
+        self._child = child
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
+
+    def _not_launched(self, channel: WorkerChannel) -> None:
+        self._channel = None
+        channel.close()
+        self._deposit.worker_ended()
+        self.box.left()
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
         """Return when the start has succeeded. Raises a CommandError if it has failed."""
@@ -270,7 +270,7 @@ class Unit(Filtered, Kept):
         assert self._channel is not None
         self._watched.end()
         self._channel.close()  # its last message says why
-        self._deposit.watch_no_more()
+        self._deposit.worker_ended()
         fate = self.box.fate(self.settings)
         self.box.left()
         self._child = self._channel = None

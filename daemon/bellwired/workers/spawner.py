@@ -18,7 +18,8 @@ import msgspec
 from bellwired.box.groups import Groups
 from bellwired.box.users import Users
 from bellwired.errors import CommandError
-from bellwired.workers import process, wire
+from bellwired.workers import wire
+from bellwired.workers.launch import ForkServer, fork_server
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 
 log = logging.getLogger("bellwired")
@@ -68,31 +69,11 @@ class Spawner:
         """The process ID of the fork server; 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def open(self) -> None:
-        """Start the fork server. Raises an OSError if that fails."""
-        ours, theirs = wire.pair()
-        ours.setblocking(False)
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [
-                        *process.python(),
-                        "-m",
-                        "bellwired.workers.forkserver",
-                        str(theirs.fileno()),
-                        str(os.getpid()),
-                    ],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=process.environment(),
-                    start_new_session=True,
-                )
-        except OSError:
-            ours.close()
-            raise
-        self._sock = ours
+    def open(self, early: ForkServer | None = None) -> None:
+        """Start the fork server, or use one that was started ``early``. Raises an OSError if that fails."""
+        self._process, self._sock = early or fork_server()
         self._since = time.monotonic()
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
 
     async def spawn(self, order: Spawn, fds: list[int]) -> Child:
         """Have a worker forked, which inherits ``fds``. Raises a CommandError if that fails."""

@@ -6,11 +6,12 @@ It begins with a header, and frames follow:
 frame  payload
 =====  ==========================================================================================================
 PAGES  records of a snapshot (:mod:`.extents`), taken while the device ran
-STATE  a snapshot, taken when the device stood still; it lacks the records that PAGES has and that are still right
+STATE  a snapshot, taken when the device stood still
 END    nothing: the data is whole
 =====  ==========================================================================================================
 
-A record of zeros in STATE takes the place of one in PAGES that has gone.
+A frame lacks the records that frames before it have and that are still right. A record of zeros takes the place of one
+that has gone.
 """
 
 from __future__ import annotations
@@ -51,17 +52,18 @@ class Parcel:
     def pack(self, snapshot: bytes, *, last: bool) -> bytes:
         """The data for ``snapshot``. The one of the ``last`` ends it, and the next begins anew."""
         front = HEAD.pack(MAGIC, FORMAT) if self._sent is None else b""
+        before = self._sent or {}
         head, records = split(snapshot)
-        if not last:
-            self._sent = {place: _digest(data) for place, data in pages(records)}
-            return front + _frame(Kind.PAGES, bytes(records))
-        if self._sent is None:
-            return front + _frame(Kind.STATE, snapshot) + _frame(Kind.END, b"")
         now = dict(pages(records))
-        changed: _Pages = {place: data for place, data in now.items() if self._sent.get(place) != _digest(data)}
-        gone: _Pages = {place: bytes(1) for place in self._sent if place not in now}
+        digests = {place: _digest(data) for place, data in now.items()}
+        changed: _Pages = {place: data for place, data in now.items() if before.get(place) != digests[place]}
+        gone: _Pages = {place: bytes(1) for place in before if place not in now}
+        payload = _joined(changed | gone)
+        if not last:
+            self._sent = digests
+            return front + _frame(Kind.PAGES, payload)
         self._sent = None
-        return front + _frame(Kind.STATE, head + _joined(changed | gone)) + _frame(Kind.END, b"")
+        return front + _frame(Kind.STATE, head + payload) + _frame(Kind.END, b"")
 
     def forget(self) -> None:
         """Begin anew."""

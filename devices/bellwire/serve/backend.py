@@ -131,14 +131,23 @@ class DeviceBackend:
         if self._doorbell_fds.gather_all():
             self._doorbell_fds.run()
 
-    def before_unmap(self) -> None:
-        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them."""
+    def settle(self) -> None:
+        """Wait for the jobs of pools."""
         self._core.finish_jobs()
+
+    def before_unmap(self, request: DmaUnmap) -> None:
+        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them.
+
+        Others to whom the device has handed memory on let go of it, too.
+        """
+        self.settle()
+        self._core.news.going(request)
 
     def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory."""
         self._core.remapped(change)
-        self._core.news.memory()
+        if isinstance(change, DmaMap):
+            self._core.news.memory()
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bellwire.errors import StateError
+import errno
+
+from bellwire.errors import BellwireError, StateError
 from bellwire.filters import Stack
 from bellwire.model import succession
 from bellwire.model.core import Core
@@ -40,8 +42,9 @@ class MigratingDevice:
         try:
             core.call(core.device.halted)
         except BaseException as error:
+            core.call(core.device.resumed)
             self._thaw()
-            if isinstance(error, StateError):
+            if isinstance(error, BellwireError):
                 raise VfioUserError(f"STOP: {error}") from error
             raise
 
@@ -69,8 +72,9 @@ class MigratingDevice:
             self._core.host.regions_changed()
 
     def go(self) -> None:
-        """Run again."""
+        """Run again. Raises VfioUserError, and stands still as before, if another device has its files."""
         core = self._core
+        self._resume()
         self._thaw()
         waiting, core.waiting = core.waiting, None
         if waiting is not None:
@@ -80,10 +84,26 @@ class MigratingDevice:
                 self._freeze()
                 raise
 
+    def _resume(self) -> None:
+        try:
+            self._core.call(self._core.device.resumed)
+        except BellwireError as error:
+            raise VfioUserError(f"RUNNING: {error}", errno.EBUSY) from error
+
     def reset(self) -> None:
         """Run again, after a reset."""
         self._core.waiting = None
         self._thaw()
+
+    def awaits(self) -> bool:
+        """Whether another device still has its files."""
+        if self._core.device.awaits:
+            try:
+                self._resume()
+            except VfioUserError as error:
+                self._core.log.warning(("awaits",), "it stands still until its state comes: %s", error)
+                return True
+        return False
 
     def save(self, *, last: bool) -> bytes:
         """A snapshot, or what has changed since the one before."""

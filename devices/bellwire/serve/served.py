@@ -84,13 +84,13 @@ class Served:
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
+        self._ledger = ledger or Ledger()
         self._standstill = Standstill(loop)
-        self.core.host = self._host = ClientHost(self._standstill, self._boundary)
+        self.core.host = self._host = ClientHost(self._standstill, self._boundary, self._ledger)
         self.filters = Stack(self.core, self._rebuild)
         """What stands between client and device."""
         self._introduced = False
         self._limits = limits
-        self._ledger = ledger or Ledger()
         self.overdue: Deadline | None = None
         """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
@@ -104,11 +104,12 @@ class Served:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
         self.keep_state()
-        self._connect(connection, dialect, Estate())
+        session, _ = self._connect(connection, dialect, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
+        session.migration.begin()
 
     def take_over(self, estate: Estate, dialect: Dialect = RATIFIED, *, died: bool = True) -> None:
         """Go on with the client and the state of a process that has ended. The device has been reset.
@@ -127,8 +128,13 @@ class Served:
         session.take_over(estate)
         doorbell_fds.take_over()
         self._introduced = session.client is not None
+        session.migration.begin()
         loaded = session.migration.loaded
-        self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+        self._host.estate = estate
+        try:
+            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+        finally:
+            self._host.estate = Estate()
         repeats, poisoned = self.core.device.repeats, estate.poisoned
         session.finish(estate, again=repeats and not poisoned)
         if not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned):
@@ -176,6 +182,7 @@ class Served:
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
+        self.core.news.parting()
         self._heard()
         self._ledger.clear()
         self._release(self.session, self._doorbell_fds)
@@ -185,6 +192,7 @@ class Served:
         """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
         if self.session is not None and self._doorbell_fds is not None:
             self.core.finish_jobs()
+            self.core.news.parting()
             self._release(self.session, self._doorbell_fds)
 
     def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:

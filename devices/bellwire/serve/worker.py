@@ -163,6 +163,10 @@ class Worker:
                 raise
             self._replace_apart(_another(device))
         else:
+            if device.awaits:  # the present device has its files
+                self._close(device)
+                self._replace_apart(_another(device))
+                return
             old, before = self.served, self.device
             self._go_on(new, self._remembered.estate(), connected=old.session is not None)
             old.leave()
