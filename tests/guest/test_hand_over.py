@@ -54,8 +54,8 @@ def disturb(daemon: Instance, name: str, disk: str, over: threading.Event, most:
         events.until("introduced", name)
         over.wait(BEGIN)
         while len(pauses) < most and not over.wait(moments.uniform(*BETWEEN)):
-            kind = KINDS[len(pauses) % len(KINDS)]
-            if kind == "edit" and disk in PLUGINS:
+            kind = KINDS[len(pauses) % len(KINDS)] if disk in PLUGINS else "kill"
+            if kind == "edit":
                 with EDITING:
                     edit(daemon.plugins / f"{disk}.py", f"{PLUGINS[disk]}\n\nEDITION = {len(pauses)}\n")
                     daemon.reload()
