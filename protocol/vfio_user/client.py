@@ -69,11 +69,12 @@ class Client:
         dialect: Dialect = RATIFIED,
         interrupt: Callable[[int], None] | None = None,
         twin: bool = False,
+        channel: type[Channel] = Channel,
     ) -> None:
         self._answers = Answers(memory, dialect, interrupt)
         self._timeout = timeout
         self._lock = threading.RLock()
-        self._channel = Channel(sock, proposal.max_data_xfer_size, timeout)
+        self._channel = channel(sock, proposal.max_data_xfer_size, timeout)
         self._next_id = 0
         self._twin: TwinThread | None = None
         self._calls = calls = Calls(proposal.with_twin() if twin else proposal, minor, dialect)

@@ -67,6 +67,7 @@ class Session:
         ledger: Ledger | None = None,
         journal: Journal | None = None,
         movable: Movable | None = None,
+        channel: type[Channel] = Channel,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
@@ -74,7 +75,7 @@ class Session:
         self._backend = backend
         self._limits = dialect.within(limits)
         self._dialect = dialect
-        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
+        self._channel = channel(sock, limits.max_data_xfer_size, timeout, journal)
         self._journal = journal
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()

@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from bellwire.network.features import Net
 from bellwire.vhost import kernel
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.virtio import Feature, Status
-from vfio_user import DmaFlags, DmaMap, DmaUnmap, IrqIndex
+from vfio_user import Client, DmaFlags, DmaMap, DmaUnmap, IrqIndex
 from virtio.card import HEADER, PLAIN
 from virtio.driver import READY, Driver
 from virtio.rings import WRITE
@@ -310,6 +312,21 @@ def test_without_permission_the_error_says_what_gives_it() -> None:
             os._exit(0 if "not permitted: it takes the group of the device" in str(error) else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("backend", [f"vhost-net:{TAP}", f"vhost-vsock:{CID}"])
+def test_the_box_lets_a_device_use_its_node(backend: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bellwired", "run", "vhost", "-o", f"backend={backend}"]
+    with subprocess.Popen([*words, "--socket-path", tmp_path / "socket"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline(), "where it serves"
+            with Client.connect(tmp_path / "socket", timeout=PATIENCE) as client:
+                assert client.read(0, 0x14, 1) == b"\0"
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            assert "Seccomp:\t2" in status
+        finally:
+            process.terminate()
 
 
 # -- vsock

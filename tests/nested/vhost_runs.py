@@ -108,7 +108,7 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
             server = stack.enter_context(subprocess.Popen(plan["virtiofsd"], stdout=said, stderr=said))
         stack.callback(server.kill)
         deadline = time.monotonic() + 60
-        while "/fs.sock\n" not in Path("/proc/net/unix").read_text():
+        while " fs.sock\n" not in Path("/proc/net/unix").read_text():
             assert server.poll() is None, Path("said").read_text()
             assert time.monotonic() < deadline, "virtiofsd does not listen"
             select.select([], [], [], 0.05)

@@ -93,6 +93,7 @@ class Instance:
         if given:
             environment |= {"LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": ":".join(self.passed)}
             moves = " ".join(f"{3 + at}<&{fd}" for at, fd in enumerate(given))
+            moves += "".join(f" {fd}<&-" for fd in given if fd >= 3 + len(given))
             words = ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$0" "$@" {moves}', *words]  # exec keeps the pid
         self.process = subprocess.Popen(
             words, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=given, start_new_session=True
@@ -131,6 +132,8 @@ class Instance:
         self.process.send_signal(number)
         status = self.process.wait(PATIENCE)
         self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return status
 
     @property

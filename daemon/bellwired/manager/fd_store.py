@@ -18,9 +18,10 @@ from bellwired.manager.holder import Holder
 from bellwired.notify import ServiceManager
 from bellwired.workers import wire
 from bellwired.workers.parcel import FORMAT, About, Parcel
-from bellwired.workers.wire import Drop, Keep, WireError
+from bellwired.workers.wire import Drop, Keep, Report, WireError
 
 EXIT, ENTRANCE, CHANNEL = "exit", "entrance", "channel"
+OF_CLIENT = ("connected", "introduced", "mapped", "left")
 NAME = re.compile(rf"bellwire(\d+)-({EXIT}|{ENTRANCE}|{CHANNEL})-(.+)")
 """The name of a descriptor in the store: the format, what it is, and the device."""
 
@@ -130,8 +131,11 @@ class Deposit:
         if self.used:
             self._store.drop(CHANNEL, self._name)
 
-    def take_up(self, holder: Holder) -> About | None:
-        """Give ``holder`` what the daemon before has left. None if there is nothing to go on with."""
+    def take_up(self, holder: Holder) -> tuple[About, list[Report]] | None:
+        """Give ``holder`` what the daemon before has left. None if there is nothing to go on with.
+
+        The reports are of the client, and no manager has read them.
+        """
         if self.refusal:
             return None
         found = self._store.take(self._name)
@@ -140,8 +144,7 @@ class Deposit:
         try:
             self._parcel = Parcel((_checked(found.pop(EXIT)), _checked(found.pop(ENTRANCE))))
             about = holder.unpack(self._parcel)
-            if CHANNEL in found:
-                _read(_checked(found[CHANNEL]), holder)
+            reports = _read(_checked(found[CHANNEL]), holder) if CHANNEL in found else []
         except (KeyError, OSError, WireError) as error:
             log.error("%s: what the daemon before has left of it cannot be used: %s", self._name, error)
             holder.close()
@@ -151,7 +154,7 @@ class Deposit:
             for sock in found.values():
                 sock.close()
         self.worker_ended()
-        return about if holder.holds else None
+        return (about, reports) if holder.holds else None
 
     def close(self, holder: Holder) -> None:
         """Have the store let go of the device."""
@@ -176,8 +179,9 @@ def _checked(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def _read(channel: socket.socket, holder: Holder) -> None:
-    """Take changes over that a worker has sent, and that no manager has read."""
+def _read(channel: socket.socket, holder: Holder) -> list[Report]:
+    """Take changes over that a worker has sent, and that no manager has read. Returns its reports of the client."""
+    reports = []
     with contextlib.suppress(BlockingIOError):
         while (received := wire.receive(channel, peek=True)) is not None:
             message, fds = received
@@ -185,7 +189,10 @@ def _read(channel: socket.socket, holder: Holder) -> None:
                 holder.heard(message, fds)
             else:
                 wire.close(fds)
+                if isinstance(message, Report) and message.kind in OF_CLIENT:
+                    reports.append(message)
             wire.discard(channel)
+    return reports
 
 
 def _name(what: str, device: str, form: int = FORMAT) -> str:

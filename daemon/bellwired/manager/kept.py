@@ -35,9 +35,12 @@ class Kept(Reported):
         What is held from now on is kept in the store, too.
         """
         self._deposit = Deposit(self.name, store)
-        about = self._deposit.take_up(self.holder)
-        if about is not None:
+        found = self._deposit.take_up(self.holder)
+        if found is not None:
+            about, reports = found
             self.client = about.client
+            for report in reports:
+                self._heard(report)
             self.hand_overs.count = about.hand_overs
             self.hand_overs.begin(RESTARTED if about.left else DIED, about.left)
 
