@@ -23,8 +23,8 @@ from provision import provision
 pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 HERE = Path(__file__).parent
-PATIENCE = 1800.0
-ROUNDS = 6
+PATIENCE = 2400.0
+ROUNDS = 5
 JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=2M --io_size=4M --verify=crc32c"
 USE = f"""
 for module in /modules/*; do insmod $module; done
@@ -70,11 +70,15 @@ def moved(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "plan").write_text(json.dumps([*words, "--initrd", str(folder / "initrd")]))
     said: list[bytes] = []
     command = ["env", f"PYTHONPATH={HERE.parent}", sys.executable, str(HERE / "move_runs.py"), str(folder / "plan")]
-    run(tools, bed, command, output=said.append, timeout=PATIENCE, folder=HERE)
+
+    def hear(data: bytes) -> None:
+        said.append(data)
+        print(data.decode(errors="replace"), end="", flush=True)
+
+    run(tools, bed, command, output=hear, timeout=PATIENCE, folder=HERE)
     lines = b"".join(said).decode().splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
+    found = [json.loads(line) for line in lines if line.startswith('{"save"')]
     assert found, lines
-    print(json.dumps(found[0], indent=1))
     return dict(found[0])
 
 
