@@ -92,7 +92,7 @@ class Session:
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
-        answers = FeatureAnswers(self.migration, self.dirty, self._most)
+        answers = FeatureAnswers(self.migration, self.dirty, self._accesses.regions, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),

@@ -58,6 +58,7 @@ def check(machine: Machine, work: Callable[[], object], finished: Callable[[], o
     return found
 
 
+@pytest.mark.slow
 def test_edu_dirties_what_it_copies() -> None:
     with Machine(Edu) as machine:
 
@@ -79,6 +80,7 @@ def test_edu_dirties_what_it_copies() -> None:
         assert check(machine, copy, lambda: machine.wait(idle)) == [5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=IDS)
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_virtio_disk_dirties_what_it_reads_and_its_ring(image: Path, ring: set[int], direct: bool) -> None:
@@ -94,6 +96,7 @@ def test_a_virtio_disk_dirties_what_it_reads_and_its_ring(image: Path, ring: set
         assert len(pages) >= 7
 
 
+@pytest.mark.slow
 def test_an_nvme_controller_dirties_what_it_reads_and_its_completions(image: Path) -> None:
     with Machine(Nvme, image=str(image)) as machine:
         driver = NvmeDriver(NvmeMachine(machine))
@@ -106,6 +109,7 @@ def test_an_nvme_controller_dirties_what_it_reads_and_its_completions(image: Pat
         assert pages == [queues.cq // PAGE, 0x80, 0x82, 0x84, 0x86]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=IDS)
 def test_a_virtio_card_dirties_what_it_receives(tmp_path: Path, ring: set[int]) -> None:
     with Machine(VirtioNet, local=str(tmp_path / "card"), dgram=str(tmp_path / "peer")) as machine:
