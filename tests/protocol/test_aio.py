@@ -188,6 +188,7 @@ def test_calls_that_wait_learn_that_the_server_has_gone() -> None:
     talk(work)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_read_holds_up_its_calls_and_not_the_loop(memfd: Callable[[int], int]) -> None:
     async def work(client: aio.Client, wire: Wire) -> None:
         data = os.urandom(1 << 20)
@@ -275,7 +276,7 @@ def test_nothing_stays_of_a_client(device: FakeDevice) -> None:
 
 def test_too_many_calls_at_a_time_are_refused() -> None:
     async def work(client: aio.Client, wire: Wire) -> None:
-        client._awaited = {number: client._loop.create_future() for number in range(1 << 16)}
+        client._awaited = dict.fromkeys(range(1 << 16), client._loop.create_future())
         with pytest.raises(VfioUserError, match="65536 calls wait"):
             await client.reset()
         client._awaited.clear()
