@@ -134,7 +134,7 @@ class Session:
         if message is None:
             return
         prepare(message, self, self._backend)
-        if again or message.command not in ACCESSES:
+        if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
             close_fds(message.fds)
