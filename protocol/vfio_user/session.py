@@ -134,7 +134,7 @@ class Session:
         if message is None:
             return
         prepare(message, self, self._backend)
-        if again or message.command not in ACCESSES:
+        if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
             close_fds(message.fds)
@@ -222,7 +222,7 @@ class Session:
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
-        self.dirty.stop()
+        self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()

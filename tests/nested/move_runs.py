@@ -20,7 +20,7 @@ from nested.linux_runs import Served
 DISKS: dict[str, dict[str, Any]] = {"nvme": {"image": "disk", "queues": 2}, "virtio-blk": {"image": "raw"}}
 SIZE = 16 << 20
 PATIENCE = 1500.0  # seconds
-SAVE, MOVE = "round 1 of /dev/nvme0n1", "round 3 of /dev/nvme0n1"
+SAVE, MOVE = "round 1 of /dev/nvme0n1", "round 2 of /dev/nvme0n1"
 VMM = [sys.executable, "-m", "bellwired", "vmm"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from contextlib import ExitStack
@@ -14,11 +15,11 @@ from bellwire.bundled.edu import Edu
 from bellwire_vmm.errors import MigrationError, StateError, VmmError
 from bellwire_vmm.guests.layout import pack_rings
 from bellwire_vmm.machine.boot import MicroGuest
-from bellwire_vmm.moving import HandedOverError, Source, Target
+from bellwire_vmm.moving import HandedOverError, Policy, Source, Target
 from bellwire_vmm.moving.wire import Kind, Wire
 from bellwire_vmm.saved import devices
 from bellwire_vmm.vmm import Machine
-from vfio_user import Client, DeviceState
+from vfio_user import Client, DeviceState, RemoteError
 from vmm import toy
 from vmm.program import Program
 from vmm.test_guests import PATHS
@@ -58,6 +59,25 @@ def test_a_guest_moves_with_its_device_and_no_ring_or_byte_is_lost(name: str, tm
             result = ends.there.resume(60)
             assert result.ok, result
             check(ends.there.memory)
+
+
+def test_all_of_memory_is_copied_again_for_a_device_whose_server_logs_no_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacking(*_: object) -> int:
+        raise RemoteError("DEVICE_FEATURE", errno.ENOTTY)
+
+    with plugged(Bell) as here, Machine(16 * MIB) as machine, plugged(Bell) as there, Machine(16 * MIB) as other:
+        here(machine)
+        there(other)
+        monkeypatch.setattr(type(machine.devices[0].peer.client.dirty), "start", lacking)
+        machine.load("bell", pack_rings(list(PATHS.values())))
+        ends = move(machine, lambda _: other, Policy(pause=30))
+        assert ends.moved is not None
+        assert ends.moved.rest == sum(map(len, machine.memory.stretches()))
+        result = other.resume(60)
+        assert result.ok, result
+        check_bell(other.memory)
 
 
 def test_a_device_whose_server_offers_no_migration_keeps_its_guest_here() -> None:
