@@ -92,7 +92,7 @@ class Session:
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
-        answers = FeatureAnswers(self.migration, self.dirty, self._most)
+        answers = FeatureAnswers(self.migration, self.dirty, self._accesses.regions, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
@@ -134,7 +134,7 @@ class Session:
         if message is None:
             return
         prepare(message, self, self._backend)
-        if again or message.command not in ACCESSES:
+        if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
             close_fds(message.fds)
@@ -222,7 +222,7 @@ class Session:
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
-        self.dirty.stop()
+        self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()

@@ -11,10 +11,10 @@ from typing import Any
 
 from bellwired import messages
 from bellwired.manager.boxed import Boxed
-from bellwired.manager.hand_over import HandOvers
 from bellwired.manager.life import State
 from bellwired.manager.noted import Line, Noted
 from bellwired.sources import Stamp, stamp
+from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.wire import Report
 
 
@@ -51,6 +51,9 @@ class Reported(Noted):
                     self.error = ""
                     self._settle("")
                     self._tell_ready()
+                return
+            case "taking-over":
+                self._taking_over()
                 return
             case "log":
                 self._keep(Line(fields["time"], fields["level"], fields["text"]))
@@ -101,6 +104,9 @@ class Reported(Noted):
             self._overdue = None
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
+
+    def _taking_over(self) -> None:
+        """The worker goes on with a client, and is to be watched."""
 
     def _tell_ready(self) -> None:
         if self.hand_overs.under_way:

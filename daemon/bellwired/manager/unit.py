@@ -257,19 +257,21 @@ class Unit(Filtered, Kept):
         if self._child is not None:
             self._child.kill()
 
+    def _taking_over(self) -> None:
+        if self._channel is not None:
+            self._watched.begin(self._channel, self.settings.hang_timeout)
+
     def _tell_ready(self) -> None:
         super()._tell_ready()
         self._restarts.hung = False
-        self._watched.begin(self.worker, self.settings.hang_timeout)
+        self._taking_over()
         self._keeping = asyncio.create_task(self.keep_ring())
 
     async def _hangs(self, seconds: float) -> None:
         """The worker has got on with nothing for so long."""
         child = self._child
-        if child is None or self.state is not State.RUNNING:
-            return
-        stopped = await self._spawner.has_stopped(child)
-        if child is self._child and self.state is State.RUNNING:
+        stopped = child is not None and await self._spawner.has_stopped(child)
+        if child is not None and child is self._child and self.state in (State.STARTING, State.RUNNING):
             self._restarts.hung = not stopped
             self.error = f"{'a signal had stopped it' if stopped else 'it hung'} for {seconds:.1f} s"
             self._note("hung", messages.HUNG, f"{self.error}: killing it", logging.ERROR)
