@@ -91,6 +91,8 @@ class Kept(Reported):
         self.holder.note()
         self.holder.leave()
         self._deposit.leave()
+        self.socket.close()
+        self._settle("the daemon stops")
 
     def _leave_client(self) -> None:
         """No successor goes on with the client: let go of it."""

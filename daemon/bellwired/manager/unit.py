@@ -108,8 +108,6 @@ class Unit(Filtered, Kept):
         if keep and self.outlives and self.holder.holds:
             await self.leave()
             self._leave_behind()
-            self.socket.close()
-            self._settle("the daemon stops")
         else:
             await self.stop()
         self.rings.close()
