@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.guest.archive import ArchiveError
+from interop.fetched import Firmware, fetch_firmware
 from interop.page import Row, render, title
 
 HERE = Path(__file__).parent
@@ -23,6 +25,14 @@ def row(request: pytest.FixtureRequest) -> Row:
     return _ROWS[request.node.nodeid]
 
 
+@pytest.fixture(scope="session")
+def firmware() -> Firmware:
+    try:
+        return fetch_firmware()
+    except (ArchiveError, OSError) as error:
+        pytest.skip(f"no firmware could be fetched: {error}")
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """A page of some rows alone would hide the others."""
     _LEFT_OUT.extend(item.nodeid for item in items if item.path.is_relative_to(HERE))
@@ -33,6 +43,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
             section = (item.module.__doc__ or "").partition("\n")[0].rstrip(".")
             _ROWS[item.nodeid] = Row(section, title(item.name, item.function.__doc__))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be read has rows that are not known: it is one itself."""
+    if report.failed:
+        _ROWS[report.nodeid] = Row("Tests that cannot be read", report.nodeid, works=False, why=str(report.longrepr))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

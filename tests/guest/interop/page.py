@@ -16,8 +16,8 @@ writes the page; each row is one test in `tests/guest/interop/`, and nothing her
 or cannot run says so.
 
 A row *works* if the other program has found the device, has driven it, and the bytes that it moved had the checksum
-that they should have. The seconds are those of the row's own test. Several rows may share one boot, which the first
-of them pays for. All guests run under QEMU's TCG on a busy machine: the seconds tell what to wait for, and no speed.
+that they should have. All guests run under QEMU's TCG, and the machine has other work: the seconds tell what to wait
+for, and no speed. Rows that share a boot have the seconds that the guest took for their part.
 """
 
 
@@ -31,6 +31,8 @@ class Row:
     why: str = ""
     """Why it fails, or is skipped."""
     seconds: float = 0.0
+    took: float | None = None
+    """Seconds of the guest's clock for this row, where several rows share a boot."""
     with_: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
@@ -54,7 +56,9 @@ class Row:
         told = "; ".join(self.seen if self.works else [self.why or "the tests ended before it", *self.seen])
         seen = textwrap.wrap(told.replace("|", "/"), SEEN) or [""]
         what = textwrap.wrap(self.what, WHAT)
-        rows = zip_longest(what, [self.result], seen, [f"{self.seconds:.1f}"], fillvalue="")
+        rows = zip_longest(
+            what, [self.result], seen, [f"{self.seconds if self.took is None else self.took:.1f}"], fillvalue=""
+        )
         return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
