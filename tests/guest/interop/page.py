@@ -40,6 +40,10 @@ class Row:
         """The programs, with their versions, that took part."""
         self.with_ += versions
 
+    def name_variant(self, name: str) -> None:
+        """Say what the row is run with: versions are known when it runs."""
+        self.what = f"{name}: {self.what.partition(': ')[2]}"
+
     def tell(self, *facts: str) -> None:
         """What was seen: a figure, or a checksum that was right."""
         self.seen += facts

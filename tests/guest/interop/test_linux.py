@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from bellwired.guest.archive import ArchiveError
+from bellwired.guest.fetch import SUITE
 from bellwired.guest.toolbox import Toolbox
 from interop import workout
 from interop.fetched import fetch_kernel
@@ -17,17 +17,27 @@ from patched import PatchedToolbox
 
 pytestmark = [pytest.mark.guest, pytest.mark.long]
 
+PORT_16550A = "4"  # Linux, include/uapi/linux/serial.h
+
 
 @dataclass
 class Under:
-    """The guest's kernel, and the QEMU that it runs in."""
+    """A boot: the QEMU that the guest runs in, its name if it is not Debian's, and what the guest has shown."""
 
     tools: Toolbox
     done: Done
+    qemu: str | None = None
+
+    def introduce(self, row: Row) -> None:
+        """The row learns what took part."""
+        qemu, kernel = f"QEMU {self.tools.qemu_version}", f"Linux {self.done.release}"
+        short = ".".join(kernel.split(".")[:2])
+        row.name_variant(f"{short} in {self.qemu}{qemu}" if self.qemu is not None else short)
+        row.against(qemu, kernel)
 
     def device(self, row: Row, name: str, driver: str) -> list[str]:
-        """What the guest has said of a device whose driver has bound; the row learns what took part."""
-        row.against(f"QEMU {self.tools.qemu_version}", f"Linux {self.done.release}")
+        """What the guest has said of a device whose driver has bound."""
+        self.introduce(row)
         if name in self.done.missing:
             pytest.skip(self.done.missing[name])
         row.took = self.done.seconds[name]
@@ -36,30 +46,28 @@ class Under:
         return said
 
 
-KERNELS = {"Linux 6.1": "bookworm", "Linux 6.12": "", "Linux 7.3": "trixie-backports"}
-QEMUS: dict[str, Callable[[PatchedToolbox], Toolbox]] = {
-    "QEMU 10.2.2": lambda patched: patched.unpatched,
-    "patched QEMU": lambda patched: patched,
-}
+SUITES = ("bookworm", "trixie", "trixie-backports")
+OLDER, PATCHED = "older QEMU", "patched QEMU"
 
 
-@pytest.fixture(scope="module", params=[*KERNELS, *QEMUS])
+@pytest.fixture(scope="module", params=[*SUITES, OLDER, PATCHED])
 def under(request: pytest.FixtureRequest, tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Under:
-    """A boot that all rows of one kernel, or one QEMU, share."""
-    chosen = tools
-    if request.param in QEMUS:
-        chosen = QEMUS[request.param](request.getfixturevalue("patched_tools"))
-    elif suite := KERNELS[request.param]:
+    """A boot that all rows of one kernel, or one QEMU, share. The guest tools' own kernel is trixie's."""
+    chosen, qemu = tools, None
+    if request.param in (OLDER, PATCHED):
+        patched: PatchedToolbox = request.getfixturevalue("patched_tools")
+        chosen, qemu = (patched, "patched ") if request.param == PATCHED else (patched.unpatched, "")
+    elif request.param != SUITE:
         try:
-            chosen = fetch_kernel(tools, suite)
+            chosen = fetch_kernel(tools, request.param)
         except (ArchiveError, OSError) as error:
-            pytest.skip(f"no kernel of {suite}: {error}")
-    return Under(chosen, work_out(chosen, tmp_path_factory.mktemp("linux")))
+            pytest.skip(f"no kernel of {request.param}: {error}")
+    return Under(chosen, work_out(chosen, tmp_path_factory.mktemp("linux")), qemu)
 
 
 def test_it_boots(row: Row, under: Under) -> None:
     """boots with seven devices, and powers off"""
-    row.against(f"QEMU {under.tools.qemu_version}", f"Linux {under.done.release}")
+    under.introduce(row)
     row.took = under.done.outcome.seconds
     row.tell(under.done.release)
     for word in ("BUG:", "WARNING:", "Oops", "Call Trace"):
@@ -107,7 +115,9 @@ def test_virtio_rng(row: Row, under: Under) -> None:
 
 def test_serial(row: Row, under: Under) -> None:
     """serial: a 16550A, both ways"""
-    assert under.device(row, "serial", "serial") == [digest(under.done.sent["serial"]), "goodbye"]
+    kind, *said = under.device(row, "serial", "serial")
+    assert kind == PORT_16550A
+    assert said == [digest(under.done.sent["serial"]), "goodbye"]
     assert under.done.returned["serial"] == under.done.sent["serial"]
     row.tell(f"{workout.SERIAL >> 10} KiB each way, their SHA-256 is right")
 
