@@ -68,7 +68,7 @@ fuzz: $(VENV)/.dev ## feed junk to each parser of outside bytes for a minute (MI
 	FUZZ_MINUTES=$(MINUTES) $(PYTEST) -q -m long tests/fuzz $(FUZZ)
 
 test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
-	$(PYTEST) -q -m "guest"
+	$(PYTEST) -q -m "guest" --ignore tests/guest/interop
 
 test-chaos: $(VENV)/.dev provision ## kill the workers of a guest's disks 200 times, under load (a few minutes)
 	$(PYTEST) -q -s -m long tests/guest/test_hand_over.py

@@ -11,13 +11,15 @@ WIDEST = 118  # characters of a line, as of every page
 WHAT, SEEN = 44, 48  # characters of the columns that are wrapped
 HEAD = """# Interoperability
 
-Bellwire's devices and its client, against programs that others have written. `make interop` runs all of this and
-writes the page; each row is one test in `tests/guest/interop/`, and nothing here is written by hand. A row that fails
-or cannot run says so.
+This page shows Bellwire's devices with firmware, kernels and VMMs that others have written, and Bellwire's client with
+such servers. `make interop` runs all of it and writes the page. Each row is one test in `tests/guest/interop/`. A row
+that fails, or that cannot run, says so.
 
-A row *works* if the other program has found the device, has driven it, and the bytes that it moved had the checksum
-that they should have. All guests run under QEMU's TCG, and the machine has other work: the seconds tell what to wait
-for, and no speed. Rows that share a boot have the seconds that the guest took for their part.
+A row *works* if the other program found the device and drove it, and if the bytes that it moved had the checksum that
+they should have. All guests run under QEMU's TCG, on a machine that may have other work. So the seconds tell how long
+to wait, and are no measure of speed. Rows that share a boot show the seconds that the guest took for their part.
+
+`LIBVFIO_USER=CHECKOUT make interop` includes libvfio-user's sample servers. Build them first, with meson and ninja.
 """
 
 
