@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import CodeType, FrameType
@@ -27,11 +27,15 @@ class Killed(BaseException):
 
 
 class Remains(NamedTuple):
-    """What a process leaves: the bytes of its state file and of its areas' files, and the guest's memory."""
+    """What a process leaves: the bytes of its state file and of its areas' files, and the guest's memory.
+
+    ``files`` are those that device code has kept for a successor, by name, each with its note.
+    """
 
     state: bytes
     areas: dict[int, bytes]
     memory: bytes
+    files: dict[str, tuple[bytes, Mapping[str, Any]]]
 
 
 def killed(
@@ -72,7 +76,8 @@ def killed(
 def remains(guest: Guest[Any]) -> Remains:
     """What the device of ``guest`` would leave now."""
     state, areas = guest.device.core.state.files
-    return Remains(_content(state), {bar: _content(fd) for bar, fd in areas.items()}, bytes(guest.memory))
+    files = {name: (_content(fd), note) for name, (fd, note) in guest.kept.items()}
+    return Remains(_content(state), {bar: _content(fd) for bar, fd in areas.items()}, bytes(guest.memory), files)
 
 
 def succeed(left: Remains, kind: type[Any], **options: Any) -> Guest[Any]:
@@ -81,6 +86,7 @@ def succeed(left: Remains, kind: type[Any], **options: Any) -> Guest[Any]:
     guest.memory[:] = left.memory
     guest.device.core.reset()
     with ExitStack() as stack:
+        guest.left = {name: (os.dup(_file(data, stack)), note) for name, (data, note) in left.files.items()}
         files = StateFiles(_file(left.state, stack), {bar: _file(data, stack) for bar, data in left.areas.items()})
         guest.device.core.take_over(files, client=True, died=True)
     return guest

@@ -51,7 +51,7 @@ FLOORS: dict[str, list[str]] = {
         "manager demo maps guest",
         "testing",
         "commands install",
-        "start",
+        "start start_daemon",
         "__main__",
     ],
     "kvm/bellwire_vmm": [
@@ -60,8 +60,8 @@ FLOORS: dict[str, list[str]] = {
         "machine",
         "device",
         "vmm",
-        "board emulation",
-        "linux",
+        "board emulation saved",
+        "linux moving",
         "__init__",
     ],
 }

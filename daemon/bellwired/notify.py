@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from bellwired import terminal
 from bellwired.errors import CommandError
@@ -33,20 +34,46 @@ class ServiceManager:
         if address:
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._connected = False
-        self._waiting: dict[tuple[str, ...], bytes] = {}
+        self._waiting: dict[tuple[str, ...], tuple[bytes, int]] = {}
         self._again: asyncio.TimerHandle | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+        return self._sock is not None
 
     def tell(self, **state: str) -> None:
         """Send ``tell(READY="1", STATUS="...")``. For the thread of the event loop.
 
         A line end in a value is escaped: a file's name must not become a field.
         """
+        self._queue(tuple(state), state)
+
+    def store(self, name: str, fd: int) -> None:
+        """Have ``fd`` kept under ``name``, and passed to the next process. It stays the caller's.
+
+        It is kept even if the far end of a socket has gone, which the service manager would look out for else.
+        """
+        if self._sock is not None:
+            self._queue(("FDSTORE", name), {"FDSTORE": "1", "FDNAME": name, "FDPOLL": "0"}, os.dup(fd))
+
+    def unstore(self, name: str) -> None:
+        """Have everything closed that is kept under ``name``."""
+        self._queue(("FDSTOREREMOVE", name), {"FDSTOREREMOVE": "1", "FDNAME": name})
+
+    def _queue(self, key: tuple[str, ...], state: Mapping[str, str], fd: int = -1) -> None:
+        """Send, or queue in the place of what waits under the same key, at the end. Owns the descriptor."""
         if self._sock is None:
             return
-        fields = tuple(state)
-        self._waiting.pop(fields, None)  # a replacement goes to the end of the queue
-        self._waiting[fields] = "\n".join(f"{key}={terminal.line(value)}" for key, value in state.items()).encode()
+        self._drop(key)
+        text = "\n".join(f"{field}={terminal.line(value)}" for field, value in state.items())
+        self._waiting[key] = text.encode(), fd
         self._send(self._sock)
+
+    def _drop(self, key: tuple[str, ...]) -> None:
+        _, fd = self._waiting.pop(key, (b"", -1))
+        if fd >= 0:
+            os.close(fd)
 
     def reloading(self) -> None:
         """Say that a reload has begun. ``tell(READY="1")`` ends it."""
@@ -58,18 +85,20 @@ class ServiceManager:
             asyncio.get_running_loop().remove_writer(self._sock)
             self._sock.close()
             self._sock = None
+        for key in list(self._waiting):
+            self._drop(key)
         if self._again is not None:
             self._again.cancel()
 
     def _send(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            fields, text = next(iter(self._waiting.items()))
+            key, (text, fd) = next(iter(self._waiting.items()))
             try:
                 if not self._connected:
                     sock.connect(self._address)  # the same descriptor may be connected again
                     self._connected = True
-                sock.send(text)
+                socket.send_fds(sock, [text], [] if fd < 0 else [fd])
             except BlockingIOError:
                 loop.add_writer(sock, self._send, sock)
                 return
@@ -79,7 +108,7 @@ class ServiceManager:
                 if self._again is None:
                     self._again = loop.call_later(AGAIN, self._try_again, sock)
                 return
-            del self._waiting[fields]
+            self._drop(key)
         loop.remove_writer(sock)
 
     def _try_again(self, sock: socket.socket) -> None:

@@ -74,6 +74,10 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     io_fd_entry: Annotated[
         Literal[40, 48], Meta(description="Bytes of a GET_REGION_IO_FDS entry: ratified, or libvfio-user's.")
     ] = 40
+    dialect: Annotated[
+        Literal["ratified", "draft-2021"],
+        Meta(description="The text of the protocol that it speaks: ratified, or the draft of January 2021."),
+    ] = "ratified"
     busy_poll: Annotated[
         Microseconds, Meta(description="Microseconds that its worker may look for work before it sleeps; 0: none.")
     ] = 0
@@ -81,6 +85,13 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
     hello_timeout: Annotated[
         Patience, Meta(description="Seconds for a client to send VERSION, before it is disconnected; 0: no limit.")
     ] = 10.0
+    hang_timeout: Annotated[
+        Patience,
+        Meta(
+            description="Seconds in which its worker gets on with nothing of what a client wants, before it is killed "
+            "and another goes on with the client; 0: no limit. QEMU gives up on an access after 5."
+        ),
+    ] = 2.0
     sandbox: Annotated[
         list[str],
         Meta(description="What its box allows in addition: sockets, network, processes, files, or a system call."),
@@ -116,6 +127,8 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
             raise ValueError(
                 f"sandbox: {', '.join(wrong)}: expected {', '.join(WORDS)}, or the name of a system call of x86-64"
             )
+        if self.dialect != "ratified" and self.io_fd_entry != 40:
+            raise ValueError(f"io-fd-entry = {self.io_fd_entry}: it goes with the ratified dialect, not {self.dialect}")
         if self.memory_max and not SIZE.fullmatch(self.memory_max):
             raise ValueError(f"memory-max = {self.memory_max!r}: expected bytes, as in 512M")
         if self.cpu_quota and not PERCENT.fullmatch(self.cpu_quota):

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from bellwire.trust import others_may_write, trusted_users, user
 
@@ -31,8 +31,8 @@ _TRIES = 8  # for a name that others make and remove
 class PathError(PermissionError):
     """Another user could choose what is at a path. ``strerror`` says who, ``hint`` what to do about it."""
 
-    def __init__(self, why: str, path: str, hint: str = "") -> None:
-        super().__init__(errno.EACCES, why, path)
+    def __init__(self, why: str, path: str, hint: str = "", number: int = errno.EACCES) -> None:
+        super().__init__(number, why, path)
         self.hint = hint
 
 
@@ -171,20 +171,27 @@ class Place:
             file.write(data)
 
     def replace(self, data: bytes, mode: int | None = None, *, aside: str = "", sync: bool = False) -> None:
-        """Write ``data`` as the whole file, atomically: readers see the old file or the new one.
+        """Write ``data`` as the whole file, atomically: readers see the old file or the new one. See `replacing`."""
+        with self.replacing(mode, aside=aside, sync=sync) as file:
+            file.write(data)
 
-        Without ``mode`` it has the permissions that the umask leaves. It is first written under another name;
-        ``aside`` is for a folder with one writer, who may have died before.
+    @contextlib.contextmanager
+    def replacing(self, mode: int | None = None, *, aside: str = "", sync: bool = False) -> Iterator[BinaryIO]:
+        """A context that writes a new file, which takes the place of what is there at its end.
+
+        Nothing is replaced, and nothing left behind, if the context raises. Without ``mode`` the file has the
+        permissions that the umask leaves. It is first written under another name; ``aside`` is for a folder with one
+        writer, who may have died before.
         """
         if aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=self.folder)
         aside = aside or f".{self.name}.{os.urandom(8).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(aside, flags, 0o666 if mode is None else 0o600, dir_fd=self.folder)
         try:
-            with open(fd, "wb") as file:
-                file.write(data)
+            with open(fd, "w+b") as file:
+                yield file
                 if mode not in (None, 0o600):  # it has that already; a boxed device may change no mode
                     os.fchmod(fd, mode)
                 if sync:

@@ -158,7 +158,8 @@ def clear(place: Place, kind: int) -> None:
         if refused != errno.ECONNREFUSED:
             live = refused in (0, errno.EAGAIN, errno.EPROTOTYPE)
             why = "a live server listens there" if live else os.strerror(refused)
-            raise PathError(why, os.fspath(place.path), "stop that server, or choose another path")
+            number = errno.EADDRINUSE if live else refused
+            raise PathError(why, os.fspath(place.path), "stop that server, or choose another path", number)
         _remove(place, stale)
     finally:
         os.close(pinned)

@@ -21,3 +21,11 @@ class ZoneRefusedError(VmmError):
 
 class AddressConflictError(VmmError):
     """A range of addresses is taken already, or there is no free one."""
+
+
+class StateError(VmmError):
+    """The state of a machine cannot be taken, is damaged, or is not of a machine like this one."""
+
+
+class MigrationError(VmmError):
+    """A machine cannot be moved. It is still where it was, unless the message says something else."""

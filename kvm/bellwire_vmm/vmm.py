@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -20,11 +20,12 @@ from bellwire_vmm.guests.layout import RESULTS_END
 from bellwire_vmm.machine import boot
 from bellwire_vmm.machine.cpuid import cpuid_of
 from bellwire_vmm.machine.memory import GuestMemory
+from bellwire_vmm.machine.part import Part
 from bellwire_vmm.machine.pci import CONFIG_ADDRESS, PciBus
 from bellwire_vmm.machine.platform import Platform
 from bellwire_vmm.machine.processor import Mark, Processor
 from bellwire_vmm.machine.trouble import explain
-from kvm_ioctls import Exit, Irqchip, Kvm, install_kick_handler
+from kvm_ioctls import Exit, Irqchip, Kvm, KvmError, install_kick_handler
 from vfio_user import Client
 
 MAX_VCPUS = 8
@@ -82,6 +83,7 @@ class Machine:
         self.stopping = False
         self._done = threading.Event()
         self._result = RunResult()
+        self._tsc_khz = 0
         with ExitStack() as stack:
             self.memory = GuestMemory(memory)
             stack.callback(self.memory.close)
@@ -90,16 +92,21 @@ class Machine:
             self.vm.set_tss_addr(_TSS_PAGES)
             self.vm.create_irqchip()
             self.platform = Platform(self.vm, self.memory)
-            self.platform.slots.add(0, memory, self.memory.host_address)
+            self.ram_slot = self.platform.slots.add(0, memory, self.memory.host_address)
             supported = kvm.supported_cpuid()
+            self.cpuid = cpuid_of(kvm, supported, 0, vcpus)
             self.bus = PciBus()
             self.platform.port_space.add(CONFIG_ADDRESS, 8, self.bus)
+            self.parts: dict[str, Part] = {"pci": self.bus}
+            """What moves with the machine beside memory, vCPUs and devices, by name. A board adds its own."""
             self.processors: list[Processor] = []
             stack.callback(self._close_processors)
             for number in range(vcpus):
                 vcpu = self.vm.create_vcpu(number)
-                vcpu.set_cpuid2(cpuid_of(kvm, supported, number, vcpus))
+                vcpu.set_cpuid2(self.cpuid if number == 0 else cpuid_of(kvm, supported, number, vcpus))
                 self.processors.append(Processor(vcpu, number, self.platform, self))
+            with suppress(KvmError):
+                self._tsc_khz = self.processors[0].vcpu.tsc_khz()  # now: a vCPU that runs does not answer
             self.platform.coalescing.begin(self.processors[0].vcpu)
             self._ioapic = self.vm.get_irqchip(Irqchip.IOAPIC)
             self._lapics = [each.vcpu.get_lapic() for each in self.processors]
@@ -159,6 +166,14 @@ class Machine:
         """
         self._result, self.stopping = RunResult(), False
         self._done.clear()
+        return self.resume(timeout)
+
+    def resume(self, timeout: float | None = None) -> RunResult:
+        """Run a guest that is loaded, or has been stopped by `stop`, or was restored. The rest is as for `run`.
+
+        A `stop` that came before, and has not ended a run, ends this one. The result is that of the whole run since the
+        machine was made; ``seconds`` are the last part's.
+        """
         interval, begin = sys.getswitchinterval(), time.monotonic()
         sys.setswitchinterval(_SWITCH_INTERVAL)
         try:
@@ -172,6 +187,8 @@ class Machine:
                     self.stop()
         finally:
             sys.setswitchinterval(interval)
+            self.stopping = False
+            self._done.clear()
         result = self._result
         result.runs = self.runs
         result.seconds = time.monotonic() - begin
@@ -182,7 +199,7 @@ class Machine:
         return result
 
     def stop(self) -> None:
-        """End the run. Any thread may call this."""
+        """End the run, or else the next `resume`. Any thread may call this."""
         self.stopping = True
         self._done.set()
         for each in self.processors:
@@ -195,8 +212,10 @@ class Machine:
 
     @property
     def tsc_khz(self) -> int:
-        """The frequency of the guest's time stamp counter, in kHz."""
-        return self.processors[0].vcpu.tsc_khz()
+        """The frequency of the guest's time stamp counter, in kHz. Raises VmmError if the host's clock is unstable."""
+        if not self._tsc_khz:
+            raise VmmError("KVM does not tell how fast the time stamp counter runs: the host's clock is unstable")
+        return self._tsc_khz
 
     def close(self) -> None:
         """Unplug all devices and release the VM."""

@@ -49,19 +49,34 @@ from .kick import KICK_SIGNAL, install_kick_handler
 from .kvm import Kvm
 from .routing import Irqchip, IrqchipRoute, MsiRoute, Route, default_routes
 from .stats import Stats
-from .structs import Dtable, IrqchipState, LapicState, Regs, Segment, Sregs
+from .structs import (
+    ClockData,
+    Debugregs,
+    Dtable,
+    IrqchipState,
+    LapicState,
+    PitState2,
+    Regs,
+    Segment,
+    Sregs,
+    VcpuEvents,
+    Xcrs,
+    Xsave,
+)
 from .vcpu import MpState, Vcpu
 from .vm import MemoryFlags, Vm
 
 __all__ = [
     "KICK_SIGNAL",
     "Capability",
+    "ClockData",
     "CoalescedRing",
     "CoalescedWrite",
     "ConflictError",
     "Cpuid",
     "CpuidEntry",
     "Debug",
+    "Debugregs",
     "Dtable",
     "Exit",
     "FailEntry",
@@ -90,6 +105,7 @@ __all__ = [
     "MsrRead",
     "MsrWrite",
     "NotFoundError",
+    "PitState2",
     "Regs",
     "Route",
     "Segment",
@@ -101,7 +117,10 @@ __all__ = [
     "Unknown",
     "UnsupportedError",
     "Vcpu",
+    "VcpuEvents",
     "Vm",
+    "Xcrs",
+    "Xsave",
     "default_routes",
     "install_kick_handler",
 ]

@@ -309,3 +309,56 @@ class Sregs(Struct):
     cr8: int
     efer: int
     apic_base: int
+
+
+class Xsave(Struct):
+    """FPU, SSE and AVX registers as XSAVE lays them out: KVM_GET_XSAVE and KVM_SET_XSAVE (api.rst 4.42)."""
+
+    _fields_ = (("region", c_uint32 * 1024),)
+
+
+class Xcrs(Struct):
+    """Extended control registers: KVM_GET_XCRS and KVM_SET_XCRS (api.rst 4.44). Each entry: number, reserved, value."""
+
+    _fields_ = (("nr_xcrs", c_uint32), ("flags", c_uint32), ("xcrs", c_uint64 * 32), ("padding", c_uint64 * 16))
+
+
+class VcpuEvents(Struct):
+    """Exceptions, interrupts and NMIs on their way: KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS (api.rst 4.31)."""
+
+    _fields_ = (
+        *(("exception", c_uint8 * 8), ("interrupt", c_uint8 * 4), ("nmi", c_uint8 * 4)),
+        *(("sipi_vector", c_uint32), ("flags", c_uint32), ("smi", c_uint8 * 4), ("triple_fault", c_uint8)),
+        *(("reserved", c_uint8 * 26), ("exception_has_payload", c_uint8), ("exception_payload", c_uint64)),
+    )
+
+
+class Debugregs(Struct):
+    """Debug registers: KVM_GET_DEBUGREGS and KVM_SET_DEBUGREGS (api.rst 4.33)."""
+
+    _fields_ = (
+        *(("db", c_uint64 * 4), ("dr6", c_uint64), ("dr7", c_uint64), ("flags", c_uint64)),
+        ("reserved", c_uint64 * 9),
+    )
+
+
+class ClockData(Struct):
+    """The guest's kvm-clock, in nanoseconds: KVM_GET_CLOCK and KVM_SET_CLOCK (api.rst 4.29)."""
+
+    _fields_ = (
+        *(("clock", c_uint64), ("flags", c_uint32), ("pad0", c_uint32)),
+        *(("realtime", c_uint64), ("host_tsc", c_uint64), ("pad", c_uint32 * 4)),
+    )
+    clock: int
+
+
+class PitState2(Struct):
+    """The i8254's three channels, 24 bytes each: KVM_GET_PIT2 and KVM_SET_PIT2 (api.rst 4.72)."""
+
+    _fields_ = (("channels", c_uint8 * 72), ("flags", c_uint32), ("reserved", c_uint32 * 9))
+
+
+class DirtyLog(Struct):
+    """A memory slot, and where its bitmap of written pages goes: KVM_GET_DIRTY_LOG (api.rst 4.8)."""
+
+    _fields_ = (("slot", c_uint32), ("padding1", c_uint32), ("dirty_bitmap", c_uint64))

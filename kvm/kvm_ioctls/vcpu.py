@@ -211,6 +211,46 @@ class Vcpu(Handle):
         """KVM_SET_LAPIC (api.rst 4.58): replace the registers of the local APIC."""
         invoke(self.fd, requests.SET_LAPIC, lapic)
 
+    def get_xsave(self) -> structs.Xsave:
+        """KVM_GET_XSAVE (api.rst 4.42): FPU, SSE and AVX registers, as a copy; none that need more than 4 KiB (AMX)."""
+        xsave = structs.Xsave()
+        invoke(self.fd, requests.GET_XSAVE, xsave)
+        return xsave
+
+    def set_xsave(self, xsave: structs.Xsave) -> None:
+        """KVM_SET_XSAVE (api.rst 4.43). EINVAL: it names features that the CPU has not."""
+        invoke(self.fd, requests.SET_XSAVE, xsave)
+
+    def get_xcrs(self) -> structs.Xcrs:
+        """KVM_GET_XCRS (api.rst 4.44): the extended control registers, as a copy."""
+        xcrs = structs.Xcrs()
+        invoke(self.fd, requests.GET_XCRS, xcrs)
+        return xcrs
+
+    def set_xcrs(self, xcrs: structs.Xcrs) -> None:
+        """KVM_SET_XCRS (api.rst 4.45). EINVAL: XCR0 turns features on that the CPU has not."""
+        invoke(self.fd, requests.SET_XCRS, xcrs)
+
+    def get_vcpu_events(self) -> structs.VcpuEvents:
+        """KVM_GET_VCPU_EVENTS (api.rst 4.31): exceptions, interrupts and NMIs that are on their way."""
+        events = structs.VcpuEvents()
+        invoke(self.fd, requests.GET_VCPU_EVENTS, events)
+        return events
+
+    def set_vcpu_events(self, events: structs.VcpuEvents) -> None:
+        """KVM_SET_VCPU_EVENTS (api.rst 4.32). `set_regs` forgets exceptions, so it comes first."""
+        invoke(self.fd, requests.SET_VCPU_EVENTS, events)
+
+    def get_debugregs(self) -> structs.Debugregs:
+        """KVM_GET_DEBUGREGS (api.rst 4.33): the debug registers, as a copy."""
+        registers = structs.Debugregs()
+        invoke(self.fd, requests.GET_DEBUGREGS, registers)
+        return registers
+
+    def set_debugregs(self, registers: structs.Debugregs) -> None:
+        """KVM_SET_DEBUGREGS (api.rst 4.34)."""
+        invoke(self.fd, requests.SET_DEBUGREGS, registers)
+
     def enable_cap(self, cap: int, *args: int) -> None:
         """KVM_ENABLE_CAP (api.rst 4.37) with up to four arguments: api.rst 6 lists a vCPU's."""
         invoke(self.fd, requests.ENABLE_CAP, structs.EnableCap(cap, 0, args))
@@ -222,6 +262,14 @@ class Vcpu(Handle):
     def tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ (api.rst 4.56): the guest's clock rate. EIO: the host's clock is unstable."""
         return invoke(self.fd, requests.GET_TSC_KHZ)
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ (api.rst 4.55). EINVAL: the processor cannot scale the guest's clock."""
+        invoke(self.fd, requests.SET_TSC_KHZ, khz, khz=khz)
+
+    def kvmclock_ctrl(self) -> None:
+        """KVM_KVMCLOCK_CTRL (api.rst 4.78): tell the guest that it was paused. EINVAL: it does not use kvm-clock."""
+        invoke(self.fd, requests.KVMCLOCK_CTRL)
 
     def stats(self) -> Stats:
         """KVM_GET_STATS_FD (api.rst 4.133): the kernel's own counters for this CPU; close them."""

@@ -86,6 +86,18 @@ class Vm(Handle):
         """Delete a memory slot. When this returns, no vCPU touches its memory any more."""
         self.set_user_memory_region(slot, 0, 0, 0)
 
+    def get_dirty_log(self, slot: int, pages: int) -> bytes:
+        """KVM_GET_DIRTY_LOG (api.rst 4.8): which pages of a slot were written since the last call, and forget them.
+
+        One bit a page, the lowest first, in whole 64-bit words. The slot has `pages` pages and LOG_DIRTY_PAGES. What
+        this process writes itself, by its own mapping, is not there. ENOENT: the slot logs nothing.
+        """
+        if pages <= 0:
+            raise InvalidArgumentError(f"a slot of {pages} pages", "KVM_GET_DIRTY_LOG", {"slot": slot})
+        bitmap = (ctypes.c_uint64 * -(-pages // 64))()
+        invoke(self.fd, requests.GET_DIRTY_LOG, structs.DirtyLog(slot, 0, ctypes.addressof(bitmap)))
+        return bytes(bitmap)
+
     def set_tss_addr(self, address: int) -> None:
         """KVM_SET_TSS_ADDR (api.rst 4.36): three pages that Intel CPUs need for real mode, below 4 GiB."""
         invoke(self.fd, requests.SET_TSS_ADDR, address, address=address)
@@ -113,6 +125,26 @@ class Vm(Handle):
     def create_pit2(self) -> None:
         """KVM_CREATE_PIT2 (api.rst 4.71): the i8254 timer. Needs the irqchip."""
         invoke(self.fd, requests.CREATE_PIT2, structs.PitConfig())
+
+    def get_pit2(self) -> structs.PitState2:
+        """KVM_GET_PIT2 (api.rst 4.72): the state of the i8254. ENXIO: there is none."""
+        state = structs.PitState2()
+        invoke(self.fd, requests.GET_PIT2, state)
+        return state
+
+    def set_pit2(self, state: structs.PitState2) -> None:
+        """KVM_SET_PIT2 (api.rst 4.73): put the i8254 into a state that `get_pit2` returned."""
+        invoke(self.fd, requests.SET_PIT2, state)
+
+    def get_clock(self) -> structs.ClockData:
+        """KVM_GET_CLOCK (api.rst 4.29): what the guest's kvm-clock says now."""
+        clock = structs.ClockData()
+        invoke(self.fd, requests.GET_CLOCK, clock)
+        return clock
+
+    def set_clock(self, nanoseconds: int) -> None:
+        """KVM_SET_CLOCK (api.rst 4.30): let the guest's kvm-clock go on from a value that `get_clock` returned."""
+        invoke(self.fd, requests.SET_CLOCK, structs.ClockData(nanoseconds))
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """KVM_IRQ_LINE (api.rst 4.25): raise or lower an interrupt line."""

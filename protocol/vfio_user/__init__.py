@@ -7,7 +7,7 @@ Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is su
 """
 
 from vfio_user.backend import Backend, Late, Reader, Writer
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.client import PROPOSAL, Client
 from vfio_user.client_dirty import ClientDirtyPages
 from vfio_user.client_migration import ClientMigration
@@ -28,6 +28,7 @@ from vfio_user.constants import (
     RegionIndex,
     SetIrqsFlags,
 )
+from vfio_user.dialects import DIALECTS, DRAFT_2021, RATIFIED, Dialect, dialect
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap, Segment, SharedFile, SharedMap
 from vfio_user.dma_answers import Memory
 from vfio_user.errors import (
@@ -47,8 +48,10 @@ from vfio_user.irqs import IrqInfo, IrqTable, SetIrqs
 from vfio_user.journal import Journal
 from vfio_user.kept_files import KeptFiles
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.message import Message
 from vfio_user.migration import MigrationData, MigrationRead
+from vfio_user.movable import Movable
 from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.session import SERVER, Session
 from vfio_user.shadow import Cells, ShadowBell
@@ -57,7 +60,10 @@ from vfio_user.transfer import DmaAccess, RegionAccess, RegionWrite
 from vfio_user.version import Capabilities, Version
 
 __all__ = [
+    "DIALECTS",
+    "DRAFT_2021",
     "PROPOSAL",
+    "RATIFIED",
     "SERVER",
     "Backend",
     "Capabilities",
@@ -71,6 +77,7 @@ __all__ = [
     "DeviceFlags",
     "DeviceInfo",
     "DeviceState",
+    "Dialect",
     "Disconnected",
     "DmaAccess",
     "DmaFault",
@@ -105,6 +112,7 @@ __all__ = [
     "MigrationFlags",
     "MigrationRead",
     "MmapArea",
+    "Movable",
     "ProtocolError",
     "Reader",
     "Ready",
@@ -130,4 +138,5 @@ __all__ = [
     "Version",
     "VfioUserError",
     "Writer",
+    "dialect",
 ]

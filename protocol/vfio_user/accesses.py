@@ -77,16 +77,16 @@ class CheckedAccesses:
     def read(self, message: Message) -> CheckedAccess:
         """Check a REGION_READ, and keep the result. Raises ProtocolError (EINVAL; EPERM without the READ right)."""
         payload = message.payload
-        if len(payload) != REGION_ACCESS.size:
-            raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected {REGION_ACCESS.size}")
-        offset, region, count = REGION_ACCESS.unpack(payload)
+        if len(payload) < REGION_ACCESS.size:
+            raise ProtocolError(f"REGION_READ: {len(payload)} bytes, expected at least {REGION_ACCESS.size}")
+        offset, region, count = REGION_ACCESS.unpack_from(payload)
         self._check(region, offset, count, self._readable, "REGION_READ")
         reader = self._backend.reader(region, offset, count)
         reply = b"" if message.flags & _NO_REPLY else _head(message, count)
         size = HEADER_SIZE + len(payload)
         access = CheckedAccess(Command.REGION_READ, region, offset, count, size, reply, reader.read, None)
         self._know(message, access)
-        if reader.plain and reply:
+        if reader.plain and reply and size == PREFIX_SIZE:
             self.plain[_key(message)] = access
         return access
 
@@ -162,6 +162,11 @@ def refusal(message: Message, error: VfioUserError) -> CheckedAccess:
 
     reply = b"" if message.flags & _NO_REPLY else _head(message, 0)
     return CheckedAccess(Command(message.command), 0, 0, 0, 0, reply, refuse, None)
+
+
+def short(given: int, asked: int) -> VfioUserError:
+    """The error of a device that gave fewer bytes than were read."""
+    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)
 
 
 def _head(message: Message, count: int) -> bytes:

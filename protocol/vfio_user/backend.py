@@ -71,7 +71,10 @@ class Backend(Protocol):
     def before_reply(self) -> None:
         """Run the hooks of rings that have arrived: the session is about to handle a command that wants a reply."""
 
-    def before_unmap(self) -> None:
+    def settle(self) -> None:
+        """Wait until nothing that the device has begun may still use guest memory."""
+
+    def before_unmap(self, request: DmaUnmap) -> None:
         """Stop using guest memory: the client takes some back. A view that is kept shows zeros afterwards."""
 
     def dma_changed(self, change: DmaMap | DmaUnmap) -> None:

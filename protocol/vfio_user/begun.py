@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
+from vfio_user.backend import Backend
 from vfio_user.channel import Channel
 from vfio_user.constants import Command, SetIrqsFlags
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
@@ -58,10 +59,12 @@ def lacks_fds(message: Message) -> bool:
     return bool(request.flags & SetIrqsFlags.DATA_EVENTFD) and request.count > 0
 
 
-def prepare(message: Message, session: SetUp) -> None:
+def prepare(message: Message, session: SetUp, backend: Backend) -> None:
     """Undo what the process had done of a command, where it could not be done again otherwise."""
     if message.command == Command.VERSION:
         session.client = None
     elif message.command == Command.DMA_MAP:
         request = DmaMap.unpack(message.payload)
-        session.dma.unmap(session.dma.inside(DmaUnmap(request.address, request.size)))
+        undone = DmaUnmap(request.address, request.size)
+        backend.before_unmap(undone)
+        session.dma.unmap(session.dma.inside(undone))

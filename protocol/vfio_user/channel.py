@@ -13,8 +13,8 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from vfio_user.constants import HEADER_SIZE, MessageFlags
 from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
@@ -25,6 +25,7 @@ from vfio_user.journal import (
     SHORT,
     SPARE,
     TAIL,
+    WAITS,
     Found,
     Journal,
     clear_marks,
@@ -32,6 +33,7 @@ from vfio_user.journal import (
     moved,
     no_marks,
 )
+from vfio_user.loan import Loan
 from vfio_user.message import Message, command_name
 from vfio_user.received_fds import FD, KERNEL_MAX_FDS, ReceivedFds
 
@@ -59,19 +61,6 @@ class Known(Protocol):
 T = TypeVar("T", bound=Known)
 
 
-class Loan(NamedTuple):
-    """A channel's buffer and its socket's methods, lent by :meth:`Channel.lend`."""
-
-    buffer: bytearray | memoryview
-    room: tuple[memoryview]
-    receive: Callable[[tuple[memoryview], int, int], tuple[int, list[tuple[int, int, bytes]], int, object]]
-    send: Callable[[bytes, int], int]
-
-
-Ready = list[tuple[int, int]]
-"""What ``epoll.poll()`` returns: pairs of a descriptor and its events."""
-
-
 def _name(message: bytes) -> str:
     return command_name(HEADER.unpack_from(message)[1])
 
@@ -95,6 +84,7 @@ class Channel:
         self._view = memoryview(self._buffer)
         self.marks = no_marks() if journal is None else journal.marks
         """How far the received bytes are handled: see :mod:`vfio_user.journal`."""
+        self._shown = self.marks
         self.start = 0
         """Where the bytes that were not given out yet begin in the buffer."""
         self._end = 0  # of the last byte received
@@ -313,7 +303,11 @@ class Channel:
         poll = select.poll()
         poll.register(self._sock, events)
         left = deadline - time.monotonic()
-        ready = poll.poll(left * 1000) if left > 0 else []
+        self._shown[WAITS] = 1
+        try:
+            ready = poll.poll(left * 1000) if left > 0 else []
+        finally:
+            self._shown[WAITS] = 0
         if not ready:
             raise TimedOut(why)
         return ready[0][1]

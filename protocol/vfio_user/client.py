@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+from vfio_user.calls import Call, Calls, Told, read_data
 from vfio_user.channel import Channel
 from vfio_user.client_dirty import ClientDirtyPages
 from vfio_user.client_migration import ClientMigration
-from vfio_user.constants import (
-    IO_FDS,
-    Command,
-    DmaFlags,
-    FeatureFlags,
-    IrqIndex,
-    Mechanism,
-    MessageFlags,
-    RegionFlags,
-    SetIrqsFlags,
-)
-from vfio_user.dma import DmaMap, DmaUnmap
-from vfio_user.dma_answers import Memory, answer
-from vfio_user.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VfioUserError
+from vfio_user.constants import IO_FDS, Command, FeatureFlags, Mechanism, MessageFlags, SetIrqsFlags
+from vfio_user.dialects import RATIFIED, Dialect, DraftCommand
+from vfio_user.dma_answers import Memory
+from vfio_user.draft_dirty import DraftDirtyPages
+from vfio_user.errors import Disconnected, TimedOut, VfioUserError
 from vfio_user.features import DeviceFeature
-from vfio_user.getters import believed, check_same
-from vfio_user.io_fds import ENTRY_48, SubRegion, descriptors, unpack_sub_regions
-from vfio_user.io_fds import INFO as IO_FDS_INFO
-from vfio_user.irqs import INFO as IRQ_INFO
+from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo, SetIrqs
-from vfio_user.message import Message, close_fds
-from vfio_user.regions import DEVICE as DEVICE_INFO
-from vfio_user.regions import REGION as REGION_INFO
-from vfio_user.regions import DeviceInfo, Region, RegionInfo
-from vfio_user.transfer import MULTI, MULTI_ENTRY, RegionAccess, RegionWrite, pack_writes
-from vfio_user.version import MAJOR, MINOR, Capabilities, Version
+from vfio_user.message import Message
+from vfio_user.regions import DeviceInfo, Region
+from vfio_user.replies import Answers, accepted
+from vfio_user.transfer import RegionWrite
+from vfio_user.twin import TwinThread, socket_of
+from vfio_user.version import MINOR, Capabilities
 
+T = TypeVar("T")
 PROPOSAL = Capabilities.of(
     max_msg_fds=Capabilities.MOST_FDS,
     max_data_xfer_size=1 << 20,
@@ -51,9 +40,7 @@ PROPOSAL = Capabilities.of(
     io_fds=frozenset(IO_FDS),
 )
 """What a client proposes unless told otherwise."""
-_TRIES = 3  # of a command whose answer needs a larger argsz
 _SERVED_AT_ONCE = 64  # commands of a server: one that never stops sending must not hold up the caller
-_GUESS = 16  # sub-regions for which the first GET_REGION_IO_FDS makes room
 
 
 class Client:
@@ -64,6 +51,11 @@ class Client:
 
     ``memory`` answers DMA_READ and DMA_WRITE, which may come at any time. A caller that sets it must call :meth:`poll`
     when :meth:`fileno` can be read. ``capabilities`` and ``minor`` are what the server answered to VERSION.
+
+    ``twin`` asks for a twin socket. If the server agrees (``capabilities.twin_socket``), a thread of the client answers
+    the server's commands on it, at once. ``memory`` is then used on that thread.
+
+    In a ``dialect`` with VM_INTERRUPT, ``interrupt`` is called with the vector of an interrupt that has no eventfd.
     """
 
     def __init__(
@@ -74,32 +66,43 @@ class Client:
         proposal: Capabilities = PROPOSAL,
         minor: int = MINOR,
         memory: Memory | None = None,
+        dialect: Dialect = RATIFIED,
+        interrupt: Callable[[int], None] | None = None,
+        twin: bool = False,
     ) -> None:
-        self.memory = memory
+        self._answers = Answers(memory, dialect, interrupt)
         self._timeout = timeout
         self._lock = threading.RLock()
         self._channel = Channel(sock, proposal.max_data_xfer_size, timeout)
         self._next_id = 0
-        self._sizes: dict[int, int] = {}
-        self._most = proposal.max_data_xfer_size
+        self._twin: TwinThread | None = None
+        self._calls = calls = Calls(proposal.with_twin() if twin else proposal, minor, dialect)
+        self._access = calls.access
+        self._answers.most = calls.most
         try:
-            answer = Version.unpack(memoryview(self._request(Command.VERSION, Version(MAJOR, minor, proposal).pack())))
-            if answer.major != MAJOR or answer.minor > minor:
-                raise ProtocolError(f"VERSION reply: {answer.major}.{answer.minor}, proposed was {MAJOR}.{minor}")
-            unasked = answer.capabilities.beyond(proposal)
-            if unasked:
-                raise ProtocolError(f"VERSION reply: {', '.join(unasked)} was not proposed")
+            fd = self._run(calls.version())
+            self.minor, self.capabilities = calls.minor, calls.capabilities
+            self._answers.most = calls.most
+            if fd is not None:
+                self._twin = TwinThread(socket_of(fd), self._answers, timeout)
         except VfioUserError:
             self.close()
             raise
-        self.minor = answer.minor
-        self.capabilities = answer.capabilities
-        self._most = min(self._most, answer.capabilities.max_data_xfer_size)
-        self.migration = ClientMigration(self._request, self.device_feature, self._most)
-        self.dirty = ClientDirtyPages(self.device_feature, self._most)
+        self.migration = ClientMigration(self._request, self.device_feature, calls.most)
+        self.dirty: ClientDirtyPages | DraftDirtyPages = ClientDirtyPages(self.device_feature, calls.most)
+        if dialect.dirty_pages is not None:
+            self.dirty = DraftDirtyPages(self._request, calls.most)
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, memory: Memory | None = None) -> Client:
+    def connect(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 5.0,
+        memory: Memory | None = None,
+        dialect: Dialect = RATIFIED,
+        twin: bool = False,
+    ) -> Client:
         """Connect to the server that listens at ``path``. Raises Disconnected, with the reason, if that fails."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(timeout)
@@ -109,11 +112,20 @@ class Client:
             sock.close()
             why = error.strerror or str(error)
             raise Disconnected(f"{os.fspath(path)}: {why}; is a device being served there?") from None
-        return cls(sock, timeout=timeout, memory=memory)
+        return cls(sock, timeout=timeout, memory=memory, dialect=dialect, twin=twin)
 
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop; it stays owned by this object."""
         return self._channel.fileno()
+
+    @property
+    def memory(self) -> Memory | None:
+        """What answers the server's DMA_READ and DMA_WRITE; None refuses them."""
+        return self._answers.memory
+
+    @memory.setter
+    def memory(self, memory: Memory | None) -> None:
+        self._answers.memory = memory
 
     @property
     def mechanisms(self) -> frozenset[Mechanism] | None:
@@ -124,73 +136,30 @@ class Client:
 
     def device_info(self) -> DeviceInfo:
         """DEVICE_GET_INFO: the device's flags, and how many regions and kinds of interrupt it has."""
-        request = DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0)
-        return DeviceInfo.unpack(memoryview(self._request(Command.DEVICE_GET_INFO, request)))
+        return self._run(self._calls.device_info())
 
     def region_info(self, index: int) -> Region:
         """DEVICE_GET_REGION_INFO. A region with areas to map has an fd, which the caller owns and closes."""
-        command, argsz = Command.DEVICE_GET_REGION_INFO, REGION_INFO.size
-        for _ in range(_TRIES):
-            fds: list[int] = []
-            try:
-                payload = memoryview(self._request(command, REGION_INFO.pack(argsz, 0, index, 0, 0, 0), reply_fds=fds))
-                info, need = RegionInfo.unpack(payload)
-                check_same(info.index, index, command)
-                if need <= argsz:
-                    self._sizes[index] = info.size
-                    return Region(info, fds.pop(0) if fds and info.flags & RegionFlags.MMAP else None)
-                argsz = believed(need, command)
-            finally:
-                close_fds(fds)
-        raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
+        return self._run(self._calls.region_info(index))
 
     def io_fds(self, index: int) -> list[SubRegion]:
         """DEVICE_GET_REGION_IO_FDS: a region's sub-regions. The caller closes their fds, each once: some share one."""
-        if index not in self._sizes:
-            _, fd = self.region_info(index)
-            if fd is not None:
-                os.close(fd)
-        command, argsz = Command.DEVICE_GET_REGION_IO_FDS, IO_FDS_INFO.size + _GUESS * ENTRY_48
-        for _ in range(_TRIES):
-            fds: list[int] = []
-            try:
-                payload = self._request(command, IO_FDS_INFO.pack(argsz, 0, index, 0), reply_fds=fds)
-                if len(payload) < IO_FDS_INFO.size:
-                    raise ProtocolError(f"{command.name} reply: {len(payload)} bytes, expected {IO_FDS_INFO.size}")
-                need, _, found, _ = IO_FDS_INFO.unpack_from(payload)
-                check_same(found, index, command)
-                if need <= argsz:
-                    subs = unpack_sub_regions(memoryview(payload), fds, self._sizes[index])
-                    used: set[int] = set().union(*map(descriptors, subs))
-                    fds[:] = [fd for fd in fds if fd not in used]
-                    return subs
-                argsz = believed(need, command)
-            finally:
-                close_fds(fds)
-        raise ProtocolError(f"{command.name} reply: argsz grows each time, {argsz} at last")
+        return self._run(self._calls.io_fds(index))
 
     def irq_info(self, index: int) -> IrqInfo:
         """DEVICE_GET_IRQ_INFO: how many interrupts of a kind the device has, and what can be done with them."""
-        request = IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0)
-        info = IrqInfo.unpack(memoryview(self._request(Command.DEVICE_GET_IRQ_INFO, request)))
-        check_same(info.index, index, Command.DEVICE_GET_IRQ_INFO)
-        return info
+        return self._run(self._calls.irq_info(index))
 
     # -- its registers
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """REGION_READ: ``count`` bytes at ``offset`` of a region."""
-        self._check_size(count, Command.REGION_READ)
-        head = RegionAccess(offset, region, count).pack()
-        reply = self._request(Command.REGION_READ, head)
-        if len(reply) != len(head) + count:
-            raise ProtocolError(f"REGION_READ reply: {len(reply) - len(head)} bytes, expected {count}")
-        return reply[len(head) :]
+        head = self._access(Command.REGION_READ, region, offset, count)
+        return read_data(self._request(Command.REGION_READ, head), len(head), count)
 
     def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
         """REGION_WRITE. A posted write (No_reply) returns at once, and its failure is not reported."""
-        self._check_size(len(data), Command.REGION_WRITE)
-        head = RegionAccess(offset, region, len(data)).pack()
+        head = self._access(Command.REGION_WRITE, region, offset, len(data))
         if posted:
             self._post(Command.REGION_WRITE, head, data)
         else:
@@ -199,94 +168,85 @@ class Client:
     @property
     def most_writes(self) -> int:
         """How many writes one :meth:`write_multi` can take; 0 if the server has not agreed to ``write_multiple``."""
-        if not self.capabilities.write_multiple:
-            return 0
-        return max(0, (self._most - MULTI.size) // MULTI_ENTRY.size)
+        return self._calls.most_writes
 
     def write_multi(self, writes: Sequence[RegionWrite], *, posted: bool = False) -> int:
         """REGION_WRITE_MULTI. Returns how many writes were done; for posted writes, how many were sent."""
-        if not self.capabilities.write_multiple:
-            raise VfioUserError("REGION_WRITE_MULTI: the server has not agreed to write_multiple", errno.ENOTSUP)
-        payload = pack_writes(writes)
-        self._check_size(len(payload), Command.REGION_WRITE_MULTI)
-        if posted:
-            self._post(Command.REGION_WRITE_MULTI, payload)
-            return len(writes)
-        reply = self._request(Command.REGION_WRITE_MULTI, payload)
-        if len(reply) != MULTI.size:
-            raise ProtocolError(f"REGION_WRITE_MULTI reply: {len(reply)} bytes, expected {MULTI.size}")
-        done: int = MULTI.unpack(reply)[0]
-        return done
+        if not posted:
+            return self._run(self._calls.write_multi(writes))
+        self._post(Command.REGION_WRITE_MULTI, self._calls.packed_writes(writes))
+        return len(writes)
 
     def reset(self) -> None:
         """DEVICE_RESET: reset the device, as a function-level reset does."""
-        self._request(Command.DEVICE_RESET)
+        self._run(self._calls.reset())
 
     def device_feature(self, flags: FeatureFlags, feature: int, data: bytes = b"", argsz: int = 0) -> DeviceFeature:
         """DEVICE_FEATURE. ``argsz``: bytes of room for the reply's payload, if that is larger than the request's."""
-        request = DeviceFeature(flags, feature, data).pack(argsz)
-        return DeviceFeature.unpack(memoryview(self._request(Command.DEVICE_FEATURE, request)))
+        return self._run(self._calls.device_feature(flags, feature, data, argsz))
 
     # -- its interrupts
 
     def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
         """DEVICE_SET_IRQS, in any form. The caller keeps the fds."""
-        self._request(Command.DEVICE_SET_IRQS, request.pack(), fds=fds)
+        self._run(self._calls.set_irqs(request, fds))
 
     def trigger_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
         """Have the server signal interrupts ``start``... on these eventfds. The caller keeps the fds.
 
         The request is split into as many messages as the server's ``max_msg_fds`` needs.
         """
-        flags = SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER
-        most = max(1, min(self.capabilities.max_msg_fds, Capabilities.MOST_FDS))
-        for at in range(0, len(fds), most):
-            some = fds[at : at + most]
-            self.set_irqs(SetIrqs(flags, index, start + at, len(some)), some)
+        self._run(self._calls.trigger_eventfds(index, start, fds))
 
     def release_eventfds(self, index: int, start: int, count: int) -> None:
         """De-assign the eventfds of interrupts ``start``...: from now on their triggers are kept pending."""
-        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.TRIGGER, index, start, count))
+        self._run(self._calls.release_eventfds(index, start, count))
 
     def unmask_eventfd(self, fd: int) -> None:
         """INTx resample: writing ``fd`` tells the server that the guest has handled the interrupt."""
-        flags = SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.UNMASK
-        self.set_irqs(SetIrqs(flags, IrqIndex.INTX, 0, 1), [fd])
+        self._run(self._calls.unmask_eventfd(fd))
 
     def mask(self, index: int, start: int = 0, count: int = 1) -> None:
         """Mask interrupts: the server keeps their triggers pending."""
-        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.MASK, index, start, count))
+        self._run(self._calls.act(SetIrqsFlags.MASK, index, start, count))
 
     def unmask(self, index: int, start: int = 0, count: int = 1) -> None:
         """Unmask interrupts. The server sends those that are pending."""
-        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.UNMASK, index, start, count))
+        self._run(self._calls.act(SetIrqsFlags.UNMASK, index, start, count))
 
     def disable(self, index: int) -> None:
         """Turn all interrupts of a kind off, and forget those that are pending."""
-        self.set_irqs(SetIrqs(SetIrqsFlags.DATA_NONE | SetIrqsFlags.TRIGGER, index, 0, 0))
+        self._run(self._calls.act(SetIrqsFlags.TRIGGER, index, 0, 0))
 
     # -- its view of memory
 
     def dma_map(
-        self, address: int, size: int, fd: int | None = None, offset: int = 0, *, read: bool = True, write: bool = True
+        self,
+        address: int,
+        size: int,
+        fd: int | None = None,
+        offset: int = 0,
+        *,
+        read: bool = True,
+        write: bool = True,
+        file_io: bool = False,
     ) -> None:
-        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd."""
-        flags = (DmaFlags.READ if read else DmaFlags(0)) | (DmaFlags.WRITE if write else DmaFlags(0))
-        fds = [] if fd is None else [fd]
-        self._request(Command.DMA_MAP, DmaMap(flags, offset, address, size).pack(), fds=fds)
+        """DMA_MAP. Without ``fd`` the server asks for the memory by message. The caller keeps the fd.
+
+        ``file_io``: the server shall read and write the file, which cannot be mapped. Not all servers know this.
+        """
+        self._run(self._calls.dma_map(address, size, fd, offset, read=read, write=write, file_io=file_io))
 
     def dma_unmap(self, address: int, size: int) -> None:
         """DMA_UNMAP of every map that lies wholly in the range. There may be none.
 
         The server has released them when this returns. It refuses a range that would cut a map (EINVAL).
         """
-        if not size:
-            raise VfioUserError("DMA_UNMAP: 0 bytes; dma_unmap_all() is for all maps")
-        self._request(Command.DMA_UNMAP, DmaUnmap(address, size).pack())
+        self._run(self._calls.dma_unmap(address, size))
 
     def dma_unmap_all(self) -> None:
         """DMA_UNMAP of all maps of this client."""
-        self._request(Command.DMA_UNMAP, DmaUnmap(0, 0).pack())
+        self._run(self._calls.dma_unmap_all())
 
     def poll(self, timeout: float | None = 0.0) -> None:
         """Answer the server's DMA commands. Waits for the first up to ``timeout`` seconds (None: for ever)."""
@@ -306,6 +266,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        twin, self._twin = self._twin, None
+        if twin is not None:
+            twin.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -322,10 +285,17 @@ class Client:
         self._next_id = (self._next_id + 1) & 0xFFFF
         return self._next_id
 
-    def _check_size(self, count: int, command: Command) -> None:
-        """Raise VfioUserError (E2BIG) for a message that is too large: the server would close the connection."""
-        if count > self._most:
-            raise VfioUserError(f"{command.name}: {count} bytes, at most {self._most} fit in a message", errno.E2BIG)
+    def _run(self, call: Call[T]) -> T:
+        """Hold a conversation, and return its result."""
+        try:
+            ask = next(call)
+            while True:
+                fds: list[int] = []
+                payload = self._request(ask.command, *ask.parts, fds=ask.fds, reply_fds=fds)
+                ask = call.send(Told(payload, fds))
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     def _post(self, command: Command, *parts: bytes | memoryview) -> None:
         with self._lock:
@@ -334,7 +304,7 @@ class Client:
 
     def _request(
         self,
-        command: Command,
+        command: Command | DraftCommand,
         *parts: bytes | memoryview,
         fds: Sequence[int] = (),
         reply_fds: list[int] | None = None,
@@ -352,22 +322,9 @@ class Client:
                         raise TimedOut(f"the peer sends all kinds of things, but no reply to {command.name}")
                     continue
                 try:
-                    return self._accept(message, command, reply_fds)
+                    return accepted(message, command, reply_fds)
                 finally:
                     self._serve_received()
-
-    def _accept(self, message: Message, command: Command, reply_fds: list[int] | None) -> bytes:
-        try:
-            if message.command != command:
-                raise ProtocolError(f"{command.name} was answered by a reply to {message.name}")
-            if message.flags & MessageFlags.ERROR:
-                raise RemoteError(command.name, message.error)
-            if reply_fds is not None:
-                reply_fds += message.fds
-                message.fds.clear()
-            return bytes(message.payload)
-        finally:
-            close_fds(message.fds)
 
     def _serve_received(self) -> None:
         """Serve the messages that are already in the buffer: a poll of the socket does not show them.
@@ -381,14 +338,5 @@ class Client:
             served += 1
 
     def _serve(self, message: Message, *, listening: bool = True) -> None:
-        """Handle a message that is not the awaited reply: answer a DMA command, drop a late reply."""
-        close_fds(message.fds)
-        if message.is_reply:
-            return
-        flags, error, parts = MessageFlags.REPLY, 0, []
-        try:
-            parts = [answer(message, self.memory, self._most)]
-        except VfioUserError as refusal:
-            flags, error = MessageFlags.REPLY | MessageFlags.ERROR, refusal.errno
-        if not message.flags & MessageFlags.NO_REPLY:
-            self._channel.send(message.id, message.command, flags, error, parts, listening=listening)
+        """Handle a message that is not the awaited reply: answer a command, drop a late reply."""
+        self._answers.serve(message, self._channel, listening=listening)

@@ -115,12 +115,29 @@ class SetIrqsFlags(IntFlag):
 
 
 class DmaFlags(IntFlag):
-    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it."""
+    """The flags of DMA_MAP: what the device may do with the memory, and (in newer texts) how it accesses it.
+
+    Without BY_MMAP and BY_FILE_IO, memory that comes with a descriptor is mapped.
+    """
 
     READ = 1
     WRITE = 2
     BY_MMAP = 4
     BY_FILE_IO = 8
+
+
+class UnmapFlags(IntFlag):
+    """The flags of DMA_UNMAP. The ratified text has none; these are of linux/vfio.h, and libvfio-user has both."""
+
+    GET_DIRTY_BITMAP = 1
+    ALL = 2
+
+
+class RegionCapability(IntEnum):
+    """The capabilities of a region, in the reply to DEVICE_GET_REGION_INFO."""
+
+    SPARSE_MMAP = 1
+    TYPE = 2
 
 
 class IoFdType(IntEnum):
@@ -129,6 +146,21 @@ class IoFdType(IntEnum):
     IOEVENTFD = 0
     IOREGIONFD = 1
     SHADOW = 2
+
+
+class IoEventFdFlags(IntFlag):
+    """The flags of an ioeventfd's entry: KVM_IOEVENTFD_FLAG_* of linux/kvm.h."""
+
+    DATAMATCH = 1
+    PIO = 2
+    CCW = 8
+
+
+class IoRegionFdFlags(IntFlag):
+    """The flags of an ioregionfd's entry: KVM_IOREGION_* of the proposed uapi."""
+
+    PIO = 1
+    POSTED_WRITES = 2
 
 
 class Mechanism(StrEnum):

@@ -7,12 +7,13 @@ import mmap
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags
+from vfio_user.constants import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, DmaFlags, UnmapFlags
 from vfio_user.errors import DmaFault, ProtocolError, VfioUserError
 from vfio_user.fields import Fields
+from vfio_user.file_io import FileIo
 from vfio_user.kept_files import KeptFile, KeptFiles
 from vfio_user.ledger import Estate, Ledger
 from vfio_user.map_ledger import MapLedger
@@ -22,10 +23,11 @@ MAP = Fields("<IIQQQ", "argsz flags offset address size")
 UNMAP = Fields("<IIQQ", "argsz flags address size")
 _TOP = 1 << 64
 _PAGE = mmap.PAGESIZE
-_UNMAP_ALL = 1 << 1  # VFIO_DMA_UNMAP_FLAG_ALL (linux/vfio.h)
+_UNMAP_ALL = int(UnmapFlags.ALL)
 # Plain ints: an operator of IntFlag costs about 1 µs, and ~ clears unknown bits.
 _READ, _WRITE, _ALL_FLAGS = int(DmaFlags.READ), int(DmaFlags.WRITE), 0xF
-_BY_FD = int(DmaFlags.BY_MMAP | DmaFlags.BY_FILE_IO)
+_BY_FILE_IO = int(DmaFlags.BY_FILE_IO)
+_BY_FD = int(DmaFlags.BY_MMAP) | _BY_FILE_IO
 
 
 class DmaMap(NamedTuple):
@@ -44,9 +46,9 @@ class DmaMap(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaMap:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != MAP.size:
-            raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected {MAP.size}")
-        argsz, flags, offset, address, size = MAP.unpack(payload)
+        if len(payload) < MAP.size:
+            raise ProtocolError(f"DMA_MAP: {len(payload)} bytes, expected at least {MAP.size}")
+        argsz, flags, offset, address, size = MAP.unpack_from(payload)
         if argsz < MAP.size:
             raise ProtocolError(f"DMA_MAP: argsz {argsz}, expected at least {MAP.size}")
         if flags & ~_ALL_FLAGS:
@@ -70,9 +72,9 @@ class DmaUnmap(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> DmaUnmap:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != UNMAP.size:
-            raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected {UNMAP.size}")
-        argsz, flags, address, size = UNMAP.unpack(payload)
+        if len(payload) < UNMAP.size:
+            raise ProtocolError(f"DMA_UNMAP: {len(payload)} bytes, expected at least {UNMAP.size}")
+        argsz, flags, address, size = UNMAP.unpack_from(payload)
         if argsz < UNMAP.size:
             raise ProtocolError(f"DMA_UNMAP: argsz {argsz}, expected at least {UNMAP.size}")
         if flags & ~_UNMAP_ALL:
@@ -92,7 +94,7 @@ class DmaUnmap(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A range of guest memory inside one map. ``view`` is None if the memory is reached by message only."""
+    """A range of guest memory inside one map. ``view`` is None if the memory is reached by message or file I/O only."""
 
     address: int
     size: int
@@ -123,9 +125,11 @@ class SharedFile(NamedTuple):
 class MappedRange:
     """One map: an entry of :class:`DmaTable`. ``end`` is the first address behind it."""
 
-    __slots__ = ("end", "file", "mapping", "offset", "readable", "size", "start", "view", "writable")
+    __slots__ = ("end", "file", "file_io", "mapping", "offset", "readable", "size", "start", "view", "writable")
 
-    def __init__(self, request: DmaMap, mapping: Mapping | None, file: KeptFile | None = None) -> None:
+    def __init__(
+        self, request: DmaMap, mapping: Mapping | None, file: KeptFile | None = None, file_io: FileIo | None = None
+    ) -> None:
         self.start = request.address
         self.size = request.size
         self.end = request.address + request.size
@@ -133,8 +137,25 @@ class MappedRange:
         self.writable = bool(request.flags & _WRITE)
         self.mapping = mapping
         self.file = file
+        self.file_io = file_io
         self.offset = request.offset
         self.view = mapping.view() if mapping else None
+
+
+class MapLog(Protocol):
+    """What hears of memory that comes and goes: a log of writes."""
+
+    def mapped(self, mapped: MappedRange) -> None:
+        """A map has come."""
+
+    def unmapped(self, mapped: MappedRange) -> None:
+        """A map is about to go."""
+
+    def joined(self, start: int, pages: Pages) -> None:
+        """The pages from the client's address ``start`` on were mapped a second time."""
+
+    def parted(self, start: int, pages: Pages) -> None:
+        """Such pages are about to go."""
 
 
 class DmaTable:
@@ -154,6 +175,8 @@ class DmaTable:
         self._joined: WeakValueDictionary[tuple[int, int], Pages] = WeakValueDictionary()
         self.kept: KeptFiles | None = None
         """Keeps descriptors of the client's files, for a device that hands guest memory on; None for other devices."""
+        self.log: MapLog | None = None
+        """Hears of memory that comes and goes, while writes are logged."""
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -202,12 +225,16 @@ class DmaTable:
             touched = self._touched(start, end)
             if touched.start < ranges.stop and ranges.start < touched.stop:
                 del self._joined[start, end]
+                if self.log is not None:
+                    self.log.parted(start, pages)
                 blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
         if self._kept is not None:
             self._kept.drop([mapped.start for mapped in dropped])
         for mapped in dropped:
+            if self.log is not None:
+                self.log.unmapped(mapped)
             self._release(mapped)
 
     def clear(self) -> None:
@@ -259,8 +286,14 @@ class DmaTable:
             if joined > MOST_JOINED:
                 raise VfioUserError(f"{joined} pieces of memory joined, at most {MOST_JOINED} expected", errno.ENOSPC)
             self._joined[start, end] = pages = join(pieces)
+            if self.log is not None:
+                self.log.joined(start, pages)
         view = pages.view(address - start, size)
         return view if write else view.toreadonly()
+
+    def joined(self) -> list[tuple[tuple[int, int], Pages]]:
+        """The addresses that are mapped a second time, side by side, and where."""
+        return list(self._joined.items())
 
     def files(self) -> list[SharedFile]:
         """The maps that may be read and written and whose files were kept, in order of address."""
@@ -270,11 +303,16 @@ class DmaTable:
             if each.file is not None and each.mapping is not None and each.readable and each.writable
         ]
 
+    def file_io(self, address: int) -> FileIo | None:
+        """The file by whose reads and writes the memory around ``address`` is reached; None for other memory."""
+        mapped = self._find(address)
+        return None if mapped is None else mapped.file_io
+
     @property
     def by_message(self) -> bool:
         """Whether there is writable memory, and all of it came without a file: DMA to it goes by message."""
         writable = [mapped for mapped in self._ranges if mapped.writable]
-        return bool(writable) and not any(mapped.mapping for mapped in writable)
+        return bool(writable) and not any(mapped.mapping or mapped.file_io for mapped in writable)
 
     def _insert(self, request: DmaMap, fd: int | None) -> None:
         size, address = request.size, request.address
@@ -295,18 +333,23 @@ class DmaTable:
             raise VfioUserError(f"DMA_MAP: {address:#x}+{size:#x} overlaps a mapped range", errno.EEXIST)
         if len(self._ranges) >= self._max:
             raise VfioUserError(f"DMA_MAP: more than max_dma_maps ({self._max}) ranges", errno.ENOSPC)
-        mapping = None
-        if fd is not None:
+        mapping = file_io = None
+        if fd is not None and request.flags & _BY_FD == _BY_FILE_IO:
+            file_io = FileIo(fd, address, request.offset)
+        elif fd is not None:
             if self._files >= MOST_MAPPINGS:
                 raise VfioUserError(f"DMA_MAP: more than {MOST_MAPPINGS} ranges with a file", errno.ENOSPC)
             mapping = Mapping(fd, request.offset, size, write=bool(request.flags & _WRITE))
             self._files += 1
         self.total += size
         file = None
-        if self.kept is not None and fd is not None and request.flags & _WRITE:
+        if self.kept is not None and fd is not None and mapping is not None and request.flags & _WRITE:
             file = self.kept.keep(fd)
-        self._ranges.insert(slot, MappedRange(request, mapping, file))
+        mapped = MappedRange(request, mapping, file, file_io)
+        self._ranges.insert(slot, mapped)
         self._starts.insert(slot, address)
+        if self.log is not None:
+            self.log.mapped(mapped)
 
     def _release(self, mapped: MappedRange) -> None:
         if self._last is mapped:
@@ -318,6 +361,8 @@ class DmaTable:
             mapped.mapping.detach()
         if mapped.file is not None:
             mapped.file.release()
+        if mapped.file_io is not None:
+            mapped.file_io.close()
 
     def _touched(self, start: int, end: int) -> slice:
         """Which ranges the addresses from ``start`` to ``end`` lie in; all of them are mapped."""

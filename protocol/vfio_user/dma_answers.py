@@ -21,7 +21,7 @@ class Memory(Protocol):
         """Write ``data`` at ``address``. Raises VfioUserError if there is no such memory."""
 
 
-def answer(message: Message, memory: Memory | None, most: int) -> bytes:
+def answer(message: Message, memory: Memory | None, most: int, layout: type[DmaAccess] = DmaAccess) -> bytes:
     """Carry out a server's DMA_READ or DMA_WRITE of at most ``most`` bytes, and return the reply's payload.
 
     Raises VfioUserError if the command must be refused; its errno is for the error reply.
@@ -29,7 +29,7 @@ def answer(message: Message, memory: Memory | None, most: int) -> bytes:
     name, payload = message.name, message.payload
     if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
         raise ProtocolError(f"{name}: not a command that a server can send")
-    access = DmaAccess.unpack(payload, name)
+    access = layout.unpack(payload, name)
     head = access.pack()
     if memory is None:
         raise VfioUserError(f"{name}: this client has no memory to offer", errno.EFAULT)
@@ -40,7 +40,7 @@ def answer(message: Message, memory: Memory | None, most: int) -> bytes:
         if len(data) != access.count:
             raise ProtocolError(f"{name}: count {access.count}, but {len(data)} bytes of data came")
         memory.write(access.address, bytes(data))
-        return head
+        return access.acknowledgement()
     found = memory.read(access.address, access.count)
     if len(found) != access.count:
         raise VfioUserError(f"{name}: {len(found)} bytes of memory found for {access.count}", errno.EFAULT)

@@ -24,7 +24,7 @@ def answer_unmap(message: Message, table: DmaTable, backend: Backend) -> Reply:
     request = DmaUnmap.unpack(message.payload)
     ranges = table.inside(request)
     if ranges.start < ranges.stop:
-        backend.before_unmap()
+        backend.before_unmap(request)
         table.unmap(ranges)
         backend.dma_changed(request)
     return Reply([request.pack()])

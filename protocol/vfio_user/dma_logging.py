@@ -89,3 +89,15 @@ def bitmap_size(length: int, page_size: int) -> int:
     """The bytes of a bitmap for ``length`` bytes of memory."""
     pages = -(-length // page_size)
     return -(-pages // WORD) * (WORD // 8)
+
+
+def mark(bitmap: bytearray, first: int, last: int) -> None:
+    """Set the bits ``first`` to ``last`` of a bitmap."""
+    start, end = first // 8, last // 8
+    head, tail = 0xFF << first % 8 & 0xFF, 0xFF >> 7 - last % 8
+    if start == end:
+        bitmap[start] |= head & tail
+        return
+    bitmap[start] |= head
+    bitmap[start + 1 : end] = b"\xff" * (end - start - 1)
+    bitmap[end] |= tail

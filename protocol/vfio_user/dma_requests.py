@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ class Layout(Enum):
 
     UNKNOWN = auto()
     RATIFIED = auto()
+    DIALECT = auto()
+    """That of a dialect: there is nothing to find out."""
     OLD = auto()
 
 
@@ -45,7 +48,13 @@ class DmaRequests:
     raises Stalemate.
     """
 
-    def __init__(self, channel: Channel, timeout: float, handle: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        timeout: float,
+        handle: Callable[[Message], None],
+        access: type[DmaAccess] = DmaAccess,
+    ) -> None:
         self.answering: int | None = None
         """The command whose reply the client waits for now, set by the session; None if there is none."""
         self.kept: deque[Message] = deque()
@@ -54,15 +63,26 @@ class DmaRequests:
         """Whether device code is waiting for a DMA message's reply."""
         self.channel = channel
         """Where the messages go; the session changes it."""
+        self.twin = False
+        """Whether nothing but replies comes there."""
         self._timeout = timeout
         self._handle = handle
         self._bytes = 0
         self._fds = 0
         self._waited_for = 0  # commands in the queue that want a reply
         self._deaf = False  # the client has shown that it does not answer while it waits
-        self._layout = Layout.UNKNOWN
+        self._access = access
+        self._layout = Layout.UNKNOWN if access is DmaAccess else Layout.DIALECT
         self._sought = Command.DMA_READ  # what device code has asked for: errors name it
         self._next_id = 0
+
+    def use_twin(self, channel: Channel) -> None:
+        """Send on a twin socket from now on. Commands that the client sends there are dropped."""
+        self.channel, self.twin, self._layout = channel, True, Layout.RATIFIED
+
+    def renumber(self) -> None:
+        """Begin with another number: a late reply to the process before is not to be taken for an answer."""
+        self._next_id = random.getrandbits(16)
 
     def pop(self) -> Message:
         """Take the oldest kept command. The caller owns its fds."""
@@ -79,11 +99,12 @@ class DmaRequests:
         self._sought = Command.DMA_READ
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
-        for request in _pieces(address, count, min(most, LARGEST_READ)):
+        access, head = self._access, self._access.LAYOUT.size
+        for request in _pieces(access, address, count, min(most, LARGEST_READ)):
             reply = self._ask(Command.DMA_READ, [request.pack()])
-            if DmaAccess.unpack(reply, "DMA_READ reply") != request or len(reply) != 16 + request.count:
+            if access.unpack(reply, "DMA_READ reply") != request or len(reply) != head + request.count:
                 raise ProtocolError(f"DMA_READ reply: not the {request.count} bytes at {request.address:#x} asked for")
-            data += reply[16:]
+            data += reply[head:]
         return bytes(data)
 
     def write(self, address: int, data: memoryview, most: int) -> None:
@@ -91,10 +112,10 @@ class DmaRequests:
         self._sought = Command.DMA_WRITE
         if self._layout is not Layout.RATIFIED:
             self._find_layout(address)
-        for request in _pieces(address, len(data), most):
+        for request in _pieces(self._access, address, len(data), most):
             start = request.address - address
             reply = self._ask(Command.DMA_WRITE, [request.pack(), data[start : start + request.count]])
-            if DmaAccess.unpack(reply, "DMA_WRITE reply") != request:
+            if not request.acknowledged_by(reply):
                 raise ProtocolError(f"DMA_WRITE reply: not for the {request.count} bytes at {request.address:#x} sent")
 
     def close(self) -> None:
@@ -125,7 +146,8 @@ class DmaRequests:
         """Send a command to the client, wait, and return the reply's payload."""
         if self._deaf and self.answering is not None:
             raise Stalemate(self._sought.name, command_name(self.answering))
-        self.channel.keep()
+        if not self.twin:
+            self.channel.keep()
         self._next_id = (self._next_id + 1) & 0xFFFF
         self.channel.send(self._next_id, command, 0, 0, parts)
         self.outstanding = True
@@ -140,7 +162,7 @@ class DmaRequests:
         deadline = now + self._timeout
         patience = min(deadline, now if self._deaf else now + GRACE)
         while True:
-            waited_for = self.answering is not None or self._waited_for > 0
+            waited_for = not self.twin and (self.answering is not None or self._waited_for > 0)
             try:
                 message = self.channel.receive_by(patience if waited_for else deadline)
             except TimedOut:
@@ -149,16 +171,19 @@ class DmaRequests:
                 self._deaf = True
                 self._answer_first()
                 continue
-            if message.flags & 0xF != MessageFlags.REPLY:
+            is_reply = message.flags & 0xF == MessageFlags.REPLY
+            if not is_reply and not self.twin:
                 self._keep(message)
                 continue
             close_fds(message.fds)
-            if message.id == number and message.command == command:
+            if self.twin:
+                self.channel.done()
+            if is_reply and message.id == number and message.command == command:
                 if message.flags & MessageFlags.ERROR:
                     raise RemoteError(command.name, message.error)
                 return message.payload
             if time.monotonic() >= deadline:
-                raise TimedOut(f"the peer sends replies, but none to {command.name}")
+                raise TimedOut(f"the peer sends all kinds of things, but no reply to {command.name}")
 
     def _answer_first(self) -> None:
         """Answer the kept commands that the client waits for. Raises Stalemate if one must wait for the device code."""
@@ -187,5 +212,5 @@ def _wants_reply(message: Message) -> bool:
     return not message.flags & MessageFlags.NO_REPLY
 
 
-def _pieces(address: int, count: int, most: int) -> list[DmaAccess]:
-    return [DmaAccess(address + at, min(most, count - at)) for at in range(0, count, most)]
+def _pieces(access: type[DmaAccess], address: int, count: int, most: int) -> list[DmaAccess]:
+    return [access(address + at, min(most, count - at)) for at in range(0, count, most)]

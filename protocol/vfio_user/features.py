@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vfio_user.constants import DeviceState, Feature, FeatureFlags
+from vfio_user.constants import DeviceState, FeatureFlags
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
@@ -55,11 +55,3 @@ def unpack_state(data: bytes, what: str) -> DeviceState:
         return DeviceState(number)
     except ValueError:
         raise ProtocolError(f"{what}: device_state {number}, expected 0 to {max(DeviceState)}") from None
-
-
-def feature_name(number: int) -> str:
-    """The name of a feature for messages."""
-    try:
-        return Feature(number).name
-    except ValueError:
-        return f"feature {number}"

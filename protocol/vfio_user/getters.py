@@ -9,7 +9,16 @@ from vfio_user.backend import Backend
 from vfio_user.constants import PCI_IRQS, PCI_REGIONS, Command, Mechanism
 from vfio_user.errors import FramingError, ProtocolError
 from vfio_user.fields import Fields
-from vfio_user.io_fds import ENTRY_48, ShadowIoEventFd, SubRegion, descriptors, mechanism, pack_sub_regions
+from vfio_user.io_fds import (
+    ENTRY_48,
+    RATIFIED_ENTRIES,
+    Entries,
+    ShadowIoEventFd,
+    SubRegion,
+    descriptors,
+    mechanism,
+    pack_sub_regions,
+)
 from vfio_user.io_fds import INFO as IO_FDS_INFO
 from vfio_user.irqs import INFO as IRQ_INFO
 from vfio_user.message import Message
@@ -23,30 +32,37 @@ LARGEST_ANSWER = 1 << 20  # the largest argsz that a client accepts from a serve
 
 
 class Reply(NamedTuple):
-    """The answer to a command: pieces of the payload, and the fds to send with it (the sender keeps them)."""
+    """The answer to a command: pieces of the payload, and the fds to send with it.
+
+    The sender keeps ``fds``, and closes those in ``given`` once they are sent.
+    """
 
     parts: Sequence[bytes | memoryview] = ()
     fds: Sequence[int] = ()
+    given: Sequence[int] = ()
 
 
 class Getters:
     """Answers DEVICE_GET_* for ``backend``, once :meth:`agree` was called."""
 
-    def __init__(self, backend: Backend, regions: Sequence[Region], entry_size: int) -> None:
+    def __init__(
+        self, backend: Backend, regions: Sequence[Region], entry_size: int, entries: Entries = RATIFIED_ENTRIES
+    ) -> None:
         self.client = Capabilities()
         self.mechanisms: frozenset[Mechanism] = frozenset()
         self._backend = backend
         self._regions = regions
         self._entry_size = entry_size
+        self._entries = entries
 
-    def version(self, message: Message, limits: Capabilities) -> tuple[Capabilities, Reply]:
+    def version(self, message: Message, limits: Capabilities) -> tuple[Capabilities, Version]:
         """VERSION: what the client can take, and the answer. Raises FramingError for another major version."""
         asked = Version.unpack(message.payload)
         if asked.major != MAJOR:
             raise FramingError(f"VERSION: {asked.major}.{asked.minor}, expected {MAJOR}.0 to {MAJOR}.{MINOR}")
         self.agree(asked.capabilities, limits)
         ours = limits.within(asked.capabilities)
-        return asked.capabilities, Reply([Version(MAJOR, min(asked.minor, MINOR), ours).pack()])
+        return asked.capabilities, Version(MAJOR, min(asked.minor, MINOR), ours)
 
     def agree(self, client: Capabilities, limits: Capabilities) -> None:
         """Answer as this client can take it, and within ``limits``."""
@@ -71,15 +87,15 @@ class Getters:
 
     def io_fds(self, message: Message, call: Callable[..., Sequence[SubRegion]]) -> Reply:
         """DEVICE_GET_REGION_IO_FDS. ``call`` calls the backend and turns its exceptions into error replies."""
-        argsz, flags, index, count = _request(message, IO_FDS_INFO)
+        argsz, flags, index, count = _request(message, IO_FDS_INFO, self._entries.head)
         if flags or count:
             raise ProtocolError(f"{message.name}: flags {flags:#x} and count {count}, expected 0 and 0")
         index = _index(message, index, PCI_REGIONS)
         found = call(Command.DEVICE_GET_REGION_IO_FDS, self._backend.sub_regions, index, self.mechanisms)
         subs = self._offered(found)
         shadow = any(isinstance(sub, ShadowIoEventFd) for sub in subs)
-        entries, fds = pack_sub_regions(subs, ENTRY_48 if shadow else self._entry_size)
-        need = IO_FDS_INFO.size + len(entries)
+        entries, fds = pack_sub_regions(subs, ENTRY_48 if shadow else self._entry_size, self._entries)
+        need = self._entries.head + len(entries)
         info = IO_FDS_INFO.pack(need, 0, index, len(subs))
         return Reply([info]) if argsz < need else Reply([info, entries], fds)
 
@@ -100,16 +116,17 @@ class Getters:
         return Reply([self._backend.irq(_index(message, index, PCI_IRQS)).pack()])
 
 
-def _request(message: Message, layout: Fields) -> tuple[int, ...]:
-    """The fields of a getter's request, the first of which is argsz. Checks the length and argsz.
+def _request(message: Message, layout: Fields, least: int = 0) -> tuple[int, ...]:
+    """The fields of a getter's request, the first of which is argsz: at least ``least``, or the size of the fields.
 
     Some clients (SPDK is one) send the whole buffer for the reply as the request: bytes after the fields are ignored.
     """
     if len(message.payload) < layout.size:
         raise ProtocolError(f"{message.name}: {len(message.payload)} bytes, expected at least {layout.size}")
     fields: tuple[int, ...] = layout.unpack_from(message.payload)
-    if fields[0] < layout.size:
-        raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {layout.size}")
+    least = least or layout.size
+    if fields[0] < least:
+        raise ProtocolError(f"{message.name}: argsz {fields[0]}, expected at least {least}")
     return fields
 
 

@@ -18,6 +18,7 @@ _NONE, _BOOL, _EVENTFD = int(SetIrqsFlags.DATA_NONE), int(SetIrqsFlags.DATA_BOOL
 _MASK, _UNMASK, _TRIGGER = int(SetIrqsFlags.MASK), int(SetIrqsFlags.UNMASK), int(SetIrqsFlags.TRIGGER)
 _KINDS, _ACTIONS = int(SetIrqsFlags.data_kinds()), int(SetIrqsFlags.actions())
 _INTX = int(IrqIndex.INTX)
+_OF_GUESTS = frozenset((_INTX, int(IrqIndex.MSI), int(IrqIndex.MSIX)))
 
 INFO = Fields("<IIII", "argsz flags index count")
 SET = Fields("<IIIII", "argsz flags index start count")
@@ -70,10 +71,10 @@ class SetIrqs:
         kinds, actions = flags & _KINDS, flags & _ACTIONS
         if flags & ~(_KINDS | _ACTIONS) or kinds.bit_count() != 1 or actions.bit_count() != 1:
             raise ProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x}, expected one kind of data and one action")
-        data = bytes(payload[SET.size :])
-        if kinds == _BOOL and len(data) != count:
+        data = payload[SET.size :]
+        if kinds == _BOOL and len(data) < count:
             raise ProtocolError(f"DEVICE_SET_IRQS: {len(data)} bytes of data for count {count}")
-        return cls(flags, index, start, count, data)
+        return cls(flags, index, start, count, bytes(data[:count]) if kinds == _BOOL else b"")
 
 
 class _Irq:
@@ -91,7 +92,8 @@ class IrqTable:
     """The interrupts of one device, as one client has set them up. The table owns and closes its eventfds.
 
     ``watch`` and ``unwatch`` add a descriptor to the caller's event loop and remove it. The table uses them for the
-    MASK and UNMASK eventfds of INTx, which the client writes.
+    MASK and UNMASK eventfds of INTx, which the client writes. ``by_message`` signals a vector that has no eventfd, in
+    a dialect that can; it returns whether that was possible.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class IrqTable:
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
         ledger: Ledger | None = None,
+        by_message: Callable[[int], bool] | None = None,
     ) -> None:
         self._ledger = ledger or Ledger()
+        self._by_message = by_message
         self._irqs = [[_Irq() for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
@@ -145,6 +149,9 @@ class IrqTable:
         """Signal an interrupt. Returns False, and keeps it pending, if it is masked or has no eventfd."""
         irq = self._irqs[index][vector]
         if irq.masked or irq.fd is None:
+            by_message = self._by_message if index in _OF_GUESTS and not irq.masked else None
+            if by_message is not None and by_message(vector):
+                return True
             irq.pending = True
             return False
         signal(irq.fd)
@@ -263,11 +270,14 @@ class IrqTable:
 
     def _raise_line(self) -> None:
         for line in self._irqs[_INTX][:1]:
-            if line.fd is None or line.masked or self._raised:
+            if (line.fd is None and self._by_message is None) or line.masked or self._raised:
                 continue
             if self._level or line.pending:
+                if line.fd is not None:
+                    signal(line.fd)
+                elif self._by_message is None or not self._by_message(0):
+                    continue
                 self._raised, line.pending = True, False
-                signal(line.fd)
 
     def _set_line_fd(self, action: int, fd: int | None) -> None:
         old = self._line_fds.pop(action, None)

@@ -25,8 +25,12 @@ from vfio_user.ledger import Estate, Kept, Ledger
 from vfio_user.mapping import Mapping
 from vfio_user.version import Capabilities
 
-HEAD, TAIL, BUSY, GIVEN_UP = range(4)
-"""The marks: ends of what is done with, of an incomplete message, and of the message in work; whether it is used."""
+HEAD, TAIL, BUSY, GIVEN_UP, WAITS = range(5)
+"""The marks: ends of what is done with, of an incomplete message, and of the message in work; whether it is not used
+any more; and whether the process waits for its client. That one is for those who watch the process.
+"""
+MARKS = 32
+"""The bytes of the marks, at the start of the file."""
 _SIZE = struct.Struct("<4xI")  # of a message, in its header
 _LEAD = mmap.PAGESIZE
 SPARE = 4096  # bytes of a message beyond the largest transfer: its own structs
@@ -38,7 +42,7 @@ clear_read = struct.Struct("32x").pack_into  # a REGION_READ
 
 def no_marks() -> memoryview:
     """Marks for a channel without a journal."""
-    return memoryview(bytearray(16)).cast("I")
+    return memoryview(bytearray(MARKS)).cast("I")
 
 
 def moved(marks: memoryview, kept: int) -> None:
@@ -68,16 +72,17 @@ class Journal:
         except BaseException:
             os.close(self.fd)
             raise
-        self.marks = view[:16].cast("I")
+        self.marks = view[:MARKS].cast("I")
+        self.marks[WAITS] = 0
         self.buffer = view[_LEAD:]
 
     @classmethod
-    def of(cls, limits: Capabilities, estate: Estate, ledger: Ledger) -> Journal:
+    def of(cls, limits: Capabilities, estate: Estate, ledger: Ledger, key: str = "journal") -> Journal:
         """The journal in ``estate``, or a new one, of which ``ledger`` is told."""
-        inherited = estate.take("journal")
+        inherited = estate.take(key)
         journal = cls(HEADER_SIZE + limits.max_data_xfer_size + SPARE, *inherited)
         if not inherited:
-            ledger.keep(Kept("journal", {}, (journal.fd,)))
+            ledger.keep(Kept(key, {}, (journal.fd,)))
         return journal
 
     def found(self) -> Found:

@@ -84,6 +84,11 @@ class Mapping:
         return self._address + self._lead
 
     @property
+    def whole(self) -> tuple[int, int]:
+        """Address and size of all that is mapped, which may be more than was asked for: whole huge pages."""
+        return self._address, self._length
+
+    @property
     def joinable(self) -> bool:
         """Whether single pages can be mapped a second time: not of huge pages, nor at an offset within a page."""
         return self._page == mmap.PAGESIZE and self._lead == 0

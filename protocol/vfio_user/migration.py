@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from vfio_user.errors import ProtocolError, VfioUserError
-from vfio_user.features import DeviceFeature
+from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
 DATA = Fields("<II", "argsz size")
@@ -24,9 +22,9 @@ class MigrationRead(NamedTuple):
     @classmethod
     def unpack(cls, payload: memoryview) -> MigrationRead:
         """Decode a request. Raises ProtocolError, which names the field that is wrong."""
-        if len(payload) != DATA.size:
-            raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected {DATA.size}")
-        argsz, size = DATA.unpack(payload)
+        if len(payload) < DATA.size:
+            raise ProtocolError(f"MIG_DATA_READ: {len(payload)} bytes, expected at least {DATA.size}")
+        argsz, size = DATA.unpack_from(payload)
         if argsz < DATA.size + size:
             raise ProtocolError(f"MIG_DATA_READ: argsz {argsz} leaves no room for size {size}")
         return cls(size)
@@ -50,9 +48,3 @@ class MigrationData(NamedTuple):
         if size > len(payload) - DATA.size:
             raise ProtocolError(f"MIG_DATA_WRITE: size {size}, but {len(payload) - DATA.size} bytes came")
         return cls(bytes(payload[DATA.size : DATA.size + size]))
-
-
-def unsupported(request: type[DeviceFeature | MigrationRead | MigrationData], payload: memoryview) -> NoReturn:
-    """Decode a request. Raises a ProtocolError if it is malformed, else a VfioUserError (ENOTSUP)."""
-    request.unpack(payload)
-    raise VfioUserError(f"{request.__name__}: not supported yet", errno.ENOTSUP)

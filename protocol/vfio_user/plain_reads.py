@@ -33,8 +33,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vfio_user.accesses import CheckedAccess
-from vfio_user.channel import ANCILLARY, CUT, PREFIX_SIZE, RECEIVE, SEND, Channel, Ready, unpack_prefix
+from vfio_user.channel import ANCILLARY, CUT, PREFIX_SIZE, RECEIVE, SEND, Channel, unpack_prefix
 from vfio_user.journal import clear_read
+from vfio_user.loan import Ready
 
 
 def answer_plain_reads(

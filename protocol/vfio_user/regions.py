@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vfio_user.constants import DeviceFlags, RegionFlags
+from vfio_user.constants import DeviceFlags, RegionCapability, RegionFlags
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
@@ -14,7 +14,7 @@ REGION = Fields("<IIIIQQ", "argsz flags index cap_offset size offset")
 CAPABILITY = Fields("<HHI", "id version next")
 SPARSE = Fields("<II", "nr_areas reserved")
 AREA = Fields("<QQ", "offset size")
-SPARSE_MMAP = 1
+SPARSE_MMAP = int(RegionCapability.SPARSE_MMAP)
 _MOST_CAPABILITIES = 64
 
 

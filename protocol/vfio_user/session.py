@@ -6,44 +6,46 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Any
 
-from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal
+from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel, Ready
+from vfio_user.channel import Channel
 from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
+from vfio_user.device_code import DeviceCode, HookFailedError
+from vfio_user.dialects import RATIFIED, Dialect
+from vfio_user.dirty_pages import DirtyPages
 from vfio_user.dma import DmaTable
 from vfio_user.dma_commands import answer_map, answer_unmap
 from vfio_user.dma_requests import DmaRequests
+from vfio_user.draft_dirty import answer_dirty_pages
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
-from vfio_user.features import DeviceFeature
+from vfio_user.feature_answers import FeatureAnswers
 from vfio_user.getters import Getters, Reply
-from vfio_user.io_fds import ENTRY
-from vfio_user.irqs import IrqTable, SetIrqs
+from vfio_user.irq_commands import answer_set_irqs
+from vfio_user.irqs import IrqTable
 from vfio_user.journal import BUSY, HEAD, Journal
 from vfio_user.late_replies import LateReplies
 from vfio_user.ledger import Estate, Kept, Ledger
+from vfio_user.loan import Ready
 from vfio_user.many_writes import write_many
 from vfio_user.message import Message, close_fds
-from vfio_user.migration import MigrationData, MigrationRead, unsupported
+from vfio_user.movable import Movable
 from vfio_user.plain_reads import answer_plain_reads
-from vfio_user.tap import Tap, TappedChannel
+from vfio_user.server_migration import ServerMigration
+from vfio_user.server_twin import ServerTwin
+from vfio_user.tap import Tap, tapped
 from vfio_user.transfer import REGION_ACCESS
 from vfio_user.version import Capabilities
+from vfio_user.vm_interrupts import sender
 
-SERVER = Capabilities(max_msg_fds=16, write_multiple=True, io_fds=frozenset(IO_FDS))
+SERVER = Capabilities(max_msg_fds=16, write_multiple=True, twin_socket=True, io_fds=frozenset(IO_FDS))
 """What a session can take. QEMU uses at most 16 fds."""
 # Plain ints: the operators of IntFlag cost more than a system call.
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
-_RESET = int(Command.DEVICE_RESET)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 _DONE = Reply()
-
-
-class _HookFailedError(VfioUserError):
-    """Device code has raised an exception, which the backend has logged already."""
 
 
 class Session:
@@ -51,7 +53,7 @@ class Session:
 
     ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
     client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
-    told of all that a successor needs.
+    told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
     """
 
     def __init__(
@@ -60,28 +62,37 @@ class Session:
         backend: Backend,
         *,
         limits: Capabilities = SERVER,
-        io_fd_entry_size: int = ENTRY,
+        dialect: Dialect = RATIFIED,
         timeout: float = 5.0,
         ledger: Ledger | None = None,
         journal: Journal | None = None,
+        movable: Movable | None = None,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
         self.dma = DmaTable(limits.max_dma_maps, limits.pgsizes, ledger)
         self._backend = backend
-        self._limits = limits
+        self._limits = dialect.within(limits)
+        self._dialect = dialect
         self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
         self._journal = journal
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._dma_requests = DmaRequests(self._channel, timeout, self._handle)
+        self._dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
+        self._twin = ServerTwin(self._dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
+        code = DeviceCode(backend)
+        self._call, self._failed = code.call, code.failed
         self._late = LateReplies(self._channel, self._refuse, self._failed)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
-        self._getters = Getters(backend, self._accesses.regions, io_fd_entry_size)
+        self._getters = Getters(backend, self._accesses.regions, dialect.entry, dialect.entries)
         irqs = [backend.irq(index) for index in range(PCI_IRQS)]
-        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger)
-        self._handlers: dict[int, Callable[[Message], Reply]] = {
+        by_message = sender(dialect, lambda: self._channel if self.client else None)
+        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
+        self.migration = ServerMigration(movable, self._ledger)
+        self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
+        answers = FeatureAnswers(self.migration, self.dirty, self._most)
+        handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
             Command.DMA_UNMAP: lambda message: answer_unmap(message, self.dma, backend),
@@ -89,20 +100,27 @@ class Session:
             Command.DEVICE_GET_REGION_INFO: self._getters.region_info,
             Command.DEVICE_GET_REGION_IO_FDS: lambda message: self._getters.io_fds(message, self._call),
             Command.DEVICE_GET_IRQ_INFO: self._getters.irq_info,
-            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.DEVICE_SET_IRQS: lambda message: answer_set_irqs(message, self.irqs, backend),
             Command.DEVICE_RESET: self._reset,
-            Command.DEVICE_FEATURE: lambda message: unsupported(DeviceFeature, message.payload),
-            Command.MIG_DATA_READ: lambda message: unsupported(MigrationRead, message.payload),
-            Command.MIG_DATA_WRITE: lambda message: unsupported(MigrationData, message.payload),
+            Command.DEVICE_FEATURE: lambda message: self._call(Command.DEVICE_FEATURE, answers.feature, message),
+            Command.MIG_DATA_READ: answers.read,
+            Command.MIG_DATA_WRITE: answers.write,
         }
+        self._handlers = dialect.numbered(handlers)
+        if dialect.dirty_pages is not None:
+            self._handlers[dialect.dirty_pages] = lambda message: answer_dirty_pages(message, self.dirty)
+        self._reset_number = int(dialect.reset)
 
     def take_over(self, estate: Estate) -> None:
         """Go on where the session of another process has ended, which had a ledger. Nothing is sent."""
         if "version" in estate:
             self.client = Capabilities.from_json(estate.note("version"))
             self._getters.agree(self.client, self._limits)
+        self._twin.take_over(estate)
         self.dma.take_over(estate)
         self.irqs.take_over(estate)
+        self.dirty.take_over(estate)
+        self.migration.inherited(estate)
 
     def finish(self, estate: Estate, *, again: bool) -> None:
         """Finish the one command that the process before had begun, if it had. Call it after :meth:`take_over`.
@@ -114,7 +132,7 @@ class Session:
         message, self._orphans = begun(self._journal, self._channel, estate)
         if message is None:
             return
-        prepare(message, self)
+        prepare(message, self, self._backend)
         if again or message.command not in ACCESSES:
             self._handle(message)
         else:
@@ -131,8 +149,10 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        channel = self._channel.untapped() if isinstance(self._channel, TappedChannel) else self._channel
-        self._channel = self._dma_requests.channel = channel if tap is None else TappedChannel(channel, tap)
+        self._channel = tapped(self._channel, tap)
+        if not self._dma_requests.twin:
+            self._dma_requests.channel = self._channel
+        self._twin.tap(tap)
 
     def settle(self) -> None:
         """Report the client's accesses since the last report to the backend (:meth:`Backend.accessed`)."""
@@ -179,23 +199,34 @@ class Session:
         return True
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read ``count`` bytes of guest memory by DMA_READ. Commands that arrive meanwhile are kept for later.
+        """Read ``count`` bytes of one map: by file I/O, if the client asked for that, else by DMA_READ.
 
-        Raises Stalemate if the client must have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
+        Commands that arrive during a DMA_READ are kept for later. Raises DmaFault, and Stalemate if the client must
+        have a reply first (see :class:`~vfio_user.dma_requests.DmaRequests`).
         """
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            return file_io.read(address, count)
         return self._dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        """Write guest memory by DMA_WRITE; otherwise as :meth:`dma_read`."""
-        self._dma_requests.write(address, memoryview(data), self._most())
+        """Write guest memory of one map; otherwise as :meth:`dma_read`."""
+        self.dirty.wrote(address, len(data))
+        file_io = self.dma.file_io(address)
+        if file_io is not None:
+            file_io.write(address, data)
+        else:
+            self._dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
+        self.dirty.stop()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()
         self._channel.close()
+        self._twin.close()
         if self._journal is not None:
             self._journal.close()
 
@@ -219,7 +250,7 @@ class Session:
                 else:
                     found = access.reader()
                     if len(found) != access.count:
-                        raise _short(len(found), access.count)
+                        raise short(len(found), access.count)
             except VfioUserError:
                 raise
             except Late as late:
@@ -290,7 +321,7 @@ class Session:
         dma_requests = self._dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != _RESET:  # a reset discards rings
+            if message.command != self._reset_number:  # a reset discards rings
                 self._flush()
             self._answer_or_refuse(message, wants_reply=True)
         finally:
@@ -306,7 +337,10 @@ class Session:
         if not wants_reply:
             self._channel.done()
         else:
-            self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+            try:
+                self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+            finally:
+                close_fds(list(reply.given))
 
     def _refuse(self, message_id: int, command: int, error: VfioUserError, wants_reply: bool) -> None:
         """Report a refusal: the errno to the client, the error to the backend. Raises it if the connection must end."""
@@ -316,7 +350,7 @@ class Session:
             self._channel.send(message_id, command, _ALL_REPLY_FLAGS, error.errno)
         if isinstance(error, FramingError):
             raise error
-        if not isinstance(error, _HookFailedError):
+        if not isinstance(error, HookFailedError):
             self._backend.refused(error)
 
     def _answer(self, message: Message) -> Reply:
@@ -327,7 +361,8 @@ class Session:
             raise died(message)
         handler = self._handlers.get(message.command)
         if handler is None:
-            raise ProtocolError(f"{message.name}: not a command that a client can send, or not at this time")
+            name = self._dialect.called(message.command)
+            raise ProtocolError(f"{name}: not a command that a client can send, or not at this time")
         return handler(message)
 
     def _admit(self, message: Message) -> None:
@@ -340,48 +375,23 @@ class Session:
             raise ProtocolError(f"{message.name}: {len(message.fds)} fds, max_msg_fds is {self._limits.max_msg_fds}")
 
     def _version(self, message: Message) -> Reply:
-        asked, reply = self._getters.version(message, self._limits)
+        asked, answer = self._getters.version(message, self._limits)
+        given = [self._twin.open()] if answer.capabilities.twin_socket else []
         self._ledger.keep(Kept("version", asked.to_json()))
         self.client = asked
-        return reply
-
-    def _set_irqs(self, message: Message) -> Reply:
-        request = SetIrqs.unpack(message.payload)
-        self.irqs.apply(request, message.fds)
-        self._backend.irqs_changed(request.index)
-        return _DONE
+        return Reply([answer.pack()], given, given)
 
     def _write_multi(self, message: Message) -> Reply:
         if not (self.client and self.client.write_multiple and self._limits.write_multiple):
             raise ProtocolError("REGION_WRITE_MULTI: write_multiple was not negotiated")
         return write_many(message, self._accesses, self._call, self._refuse)
 
-    def _reset(self, message: Message) -> Reply:
-        if len(message.payload):
-            raise ProtocolError(f"DEVICE_RESET: {len(message.payload)} bytes, expected none")
-        self._call(Command.DEVICE_RESET, self._backend.reset)
+    def _reset(self, _message: Message) -> Reply:
+        self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
         return _DONE
-
-    def _call(self, command: Command, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call device code. The backend logs its exception, and the client gets EIO."""
-        try:
-            return function(*arguments)
-        except VfioUserError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 the boundary to device code
-            raise self._failed(command, error) from None
-
-    def _failed(self, command: Command, error: BaseException) -> _HookFailedError:
-        """Log an error of device code, and return the error that the client gets."""
-        self._backend.hook_failed(command, error)
-        return _HookFailedError(f"{command.name}: the device's own code failed", errno.EIO)
 
     def _most(self) -> int:
         """The most bytes that a DMA message may move."""
         if self.client is None:
             raise Disconnected("no client has introduced itself yet")
         return min(self.client.max_data_xfer_size, self._limits.max_data_xfer_size)
-
-
-def _short(given: int, asked: int) -> VfioUserError:
-    return VfioUserError(f"REGION_READ: the device gave {given} bytes for {asked}", errno.EIO)

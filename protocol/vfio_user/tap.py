@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vfio_user.channel import PREFIX_SIZE, Channel, Loan, T
+from vfio_user.channel import PREFIX_SIZE, Channel, T
+from vfio_user.loan import Loan
 from vfio_user.message import Message
 
 Piece = bytes | bytearray | memoryview
@@ -67,3 +68,9 @@ class TappedChannel(Channel):
         if message is not None:
             self._tap.received((self._view[start : self.start],), len(message.fds))
         return message
+
+
+def tapped(channel: Channel, tap: Tap | None) -> Channel:
+    """``channel`` with ``tap`` in place of the tap that it may have had; without one, if ``tap`` is None."""
+    plain = channel.untapped() if isinstance(channel, TappedChannel) else channel
+    return plain if tap is None else TappedChannel(plain, tap)

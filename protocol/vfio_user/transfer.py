@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from vfio_user.errors import ProtocolError
 from vfio_user.fields import Fields
 
 REGION_ACCESS = Fields("<QII", "offset region count")
 DMA_ACCESS = Fields("<QQ", "address count")
+DRAFT_DMA_ACCESS = Fields("<QI", "address count")
 MULTI = Fields("<Q", "wr_cnt")
 MULTI_ENTRY = Fields("<QII8s", "offset region count data")
 MULTI_LARGEST = 8
@@ -40,19 +41,47 @@ class RegionAccess:
 class DmaAccess:
     """The head of DMA_READ and DMA_WRITE: ``count`` bytes of guest memory at ``address``."""
 
+    LAYOUT: ClassVar[Fields] = DMA_ACCESS
+
     address: int
     count: int
 
     def pack(self) -> bytes:
-        """16 bytes; the data of a write, or of a read's reply, follows them."""
-        return DMA_ACCESS.pack(self.address, self.count)
+        """The head's bytes; the data of a write, or of a read's reply, follows them."""
+        return self.LAYOUT.pack(self.address, self.count)
+
+    def acknowledgement(self) -> bytes:
+        """The payload of the reply to a DMA_WRITE."""
+        return self.pack()
+
+    def acknowledged_by(self, payload: memoryview) -> bool:
+        """Whether ``payload`` is that of the reply to this DMA_WRITE. Raises ProtocolError if it is too short."""
+        return type(self).unpack(payload, "DMA_WRITE reply") == self
 
     @classmethod
-    def unpack(cls, payload: memoryview, name: str) -> DmaAccess:
+    def unpack(cls, payload: memoryview, name: str) -> Self:
         """From the start of a message called ``name``."""
-        if len(payload) < DMA_ACCESS.size:
-            raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {DMA_ACCESS.size}")
-        return cls(*DMA_ACCESS.unpack_from(payload))
+        if len(payload) < cls.LAYOUT.size:
+            raise ProtocolError(f"{name}: {len(payload)} bytes, expected at least {cls.LAYOUT.size}")
+        return cls(*cls.LAYOUT.unpack_from(payload))
+
+
+@dataclass(frozen=True, slots=True)
+class DraftDmaAccess(DmaAccess):
+    """The same in the draft of January 2021: the count has 32 bits. The reply to a write has count 0."""
+
+    LAYOUT: ClassVar[Fields] = DRAFT_DMA_ACCESS
+
+    def acknowledgement(self) -> bytes:
+        """The address, and count 0."""
+        return self.LAYOUT.pack(self.address, 0)
+
+    def acknowledged_by(self, payload: memoryview) -> bool:
+        """As in :class:`DmaAccess`. Clients of that time may send the bare header, or the count."""
+        if not payload:
+            return True
+        found = type(self).unpack(payload, "DMA_WRITE reply")
+        return found.address == self.address and found.count in (0, self.count)
 
 
 class RegionWrite(NamedTuple):

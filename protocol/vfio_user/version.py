@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 from vfio_user.constants import (
@@ -33,7 +33,8 @@ _RANGES = {
 class Capabilities:
     """What one side can take. ``named`` are the capabilities that it sent; the others have their default values.
 
-    ``io_fds`` are the mechanisms for sub-regions that it knows; None if it did not send the word.
+    ``io_fds`` are the mechanisms for sub-regions that it knows; None if it did not send the word. ``fd_index`` is part
+    of a server's ``twin_socket``: which descriptor of its reply is the client's end.
     """
 
     MOST_FDS: ClassVar[int] = 253
@@ -46,12 +47,17 @@ class Capabilities:
     write_multiple: bool = False
     twin_socket: bool = False
     io_fds: frozenset[Mechanism] | None = None
+    fd_index: int | None = None
     named: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, **values: Any) -> Capabilities:
         """Capabilities with these values; exactly these are ``named``."""
-        return cls(**values, named=frozenset(values))
+        return cls(**values, named=frozenset(values) - {"fd_index"})
+
+    def with_twin(self) -> Capabilities:
+        """These capabilities, and a twin socket."""
+        return replace(self, twin_socket=True, named=self.named | {"twin_socket"})
 
     def within(self, proposed: Capabilities) -> Capabilities:
         """What a server with these capabilities answers to ``proposed``: nothing that was not proposed.
@@ -61,6 +67,8 @@ class Capabilities:
         apart. They lose little: QEMU joins writes only when more than 1024 are queued.
         """
         values = {name: getattr(self, name) for name in _WORDS if name in proposed.named and name != "twin_socket"}
+        if self.twin_socket and proposed.twin_socket and proposed.max_msg_fds:
+            values |= {"twin_socket": True, "fd_index": 0}
         if "write_multiple" in values:
             values["write_multiple"] = self.write_multiple and proposed.write_multiple and "io_fds" in values
         if "io_fds" in values:
@@ -72,6 +80,8 @@ class Capabilities:
         unasked = set(self.named - proposed.named)
         if self.write_multiple and not proposed.write_multiple:
             unasked.add("write_multiple")
+        if self.twin_socket and not proposed.twin_socket:
+            unasked.add("twin_socket")
         unasked |= {f"io_fds: {word}" for word in (self.io_fds or frozenset()) - (proposed.io_fds or frozenset())}
         return sorted(unasked)
 
@@ -82,6 +92,8 @@ class Capabilities:
             values["io_fds"] = [word for word in IO_FDS if word in (self.io_fds or ())]
         if "twin_socket" in values:
             values["twin_socket"] = {"supported": self.twin_socket}
+            if self.fd_index is not None:
+                values["twin_socket"]["fd_index"] = self.fd_index
         return values
 
     @classmethod
@@ -102,6 +114,8 @@ class Capabilities:
             if not isinstance(twin, dict):
                 raise ProtocolError("VERSION: twin_socket is no object")
             values["twin_socket"] = _truth(twin.get("supported", False), "twin_socket.supported")
+            if "fd_index" in twin:
+                values["fd_index"] = _number(twin["fd_index"], "twin_socket.fd_index", 0, Capabilities.MOST_FDS)
         if "io_fds" in given:
             words = given["io_fds"]
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
@@ -110,7 +124,7 @@ class Capabilities:
         return cls.of(**values)
 
 
-_WORDS = tuple(field.name for field in fields(Capabilities) if field.name != "named")
+_WORDS = tuple(field.name for field in fields(Capabilities) if field.name not in ("fd_index", "named"))
 
 
 class Version(NamedTuple):

@@ -371,7 +371,7 @@ def test_vmm_says_which_device_it_cannot_use(tmp_path: Path) -> None:
 
 
 def test_vmm_hints_at_what_keeps_a_device_from_answering(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(_: Path) -> Client:
+    def connect(*_: object) -> Client:
         raise TimedOut("nothing came from the peer")
 
     monkeypatch.setattr("bellwired.commands.vmm._connect", connect)

@@ -41,6 +41,7 @@ MISTAKES = [  # status 2: the usage, and then this
     ("run edu --fd 3 --socket-path x", "--socket-path: not allowed with argument --fd"),
     ("run edu --socket-path=", "--socket-path: expected a path, got nothing"),
     ("run edu --io-fd-entry 41", "--io-fd-entry: invalid choice: 41"),
+    ("run edu --dialect draft", "did you mean draft-2021?"),
     ("run edu --name a/b", "--name: 'a/b': a name has letters, digits"),
     ("run edu --name=", "--name: '': a name has letters, digits"),
     ("start", "expected names of devices, or --all"),

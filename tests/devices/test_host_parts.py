@@ -23,7 +23,7 @@ from bellwire.serve.sources import BEGUN, CommandSource, EventSource, ShadowSour
 from bellwire.stream import Stream
 from bellwire.stream.backends import Pty
 from bellwire.testing import Guest
-from vfio_user import DmaFault, IoCommand, IrqIndex
+from vfio_user import DmaFault, IoCommand, IrqIndex, Ledger
 from vfio_user.ioregionfd import SIZE, decode_response, encode_command
 
 IDS = {"vendor": 0x1234, "device": 0x5678, "class_code": 0xFF0000}
@@ -142,7 +142,7 @@ def test_an_error_of_a_ring_names_the_doorbell() -> None:
 
 
 def test_without_a_client_there_is_no_memory() -> None:
-    host = ClientHost(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    host = ClientHost(SimpleNamespace(), SimpleNamespace(), Ledger())  # type: ignore[arg-type]
     for call in (host.segments, host.whole):
         with pytest.raises(DmaFault, match="no client is connected"):
             call(0x1000, 4, False)
@@ -153,7 +153,7 @@ def test_without_a_client_there_is_no_memory() -> None:
 
 
 def test_with_a_client_it_is_asked() -> None:
-    host = ClientHost(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    host = ClientHost(SimpleNamespace(), SimpleNamespace(), Ledger())  # type: ignore[arg-type]
     levels: list[bool] = []
     dma = SimpleNamespace(whole=lambda *what: what, segments=lambda *what: what, by_message=True)
     irqs = SimpleNamespace(trigger=lambda *what: True, pending=lambda *what: False, set_level=levels.append)

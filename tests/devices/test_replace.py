@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import mmap
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bellwire import Bar, MsiX, PciDevice, Saved, StateError
+from bellwire import Bar, BellwireError, MsiX, PciDevice, Saved, StateError
 from bellwire.serve.worker import Worker
 from devices.serving import COMMAND, MEMORY_AND_MASTER, PATIENCE, eventfd, heard, read, running, sub_regions, write
 from devices.versions import version
@@ -171,3 +172,51 @@ def test_the_guests_map_of_an_area_stays() -> None:
             guest[4097] = 8
             assert bytes(worker.device.frame[:2]) == b"\7\10"  # type: ignore[attr-defined]
         assert read(client, 0x14) == 1
+
+
+def alone(path: Any) -> dict[str, Any]:
+    """Methods of a device that nothing else may have ``path`` open beside."""
+
+    def setup(self: Any) -> None:
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.file)
+            raise BellwireError("another device uses it") from None
+
+    return {"setup": setup, "close": lambda self: os.close(self.file)}
+
+
+def test_a_device_that_must_be_alone_with_a_file_is_replaced(tmp_path: Any, open_fds: set[int]) -> None:
+    only = alone(tmp_path / "image")
+    with served(code(1, more=only)) as (worker, client), sub_regions(client) as subs:
+        os.eventfd_write(subs[0x30].fd, 1)
+        for step in (10, 100):
+            assert on_loop(worker, lambda step=step: worker.replace(code(step, more=only)())) is None  # type: ignore[misc]
+            os.eventfd_write(subs[0x30].fd, 1)
+        assert read(client, 0x10) == 111
+    gc.collect()
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds) + 1}
+
+
+@pytest.mark.parametrize("method", ["reset", "restored", "check_state"])
+def test_the_old_code_goes_on_with_a_file_that_it_had_closed_for_newer_code(tmp_path: Any, method: str) -> None:
+    only = alone(tmp_path / "image")
+    with served(code(1, more=only)) as (worker, client), sub_regions(client) as subs:
+        os.eventfd_write(subs[0x30].fd, 1)
+        assert on_loop(worker, lambda: worker.replace(code(10, more={**only, method: fails})())) is not None
+        os.eventfd_write(subs[0x30].fd, 1)
+        assert read(client, 0x10) == 2
+        assert on_loop(worker, lambda: worker.replace(code(10, more=only)())) is None
+        os.eventfd_write(subs[0x30].fd, 1)
+        assert read(client, 0x10) == 12
+
+
+def test_somebody_elses_file_leaves_the_old_code(tmp_path: Any) -> None:
+    only, other = alone(tmp_path / "image"), alone(tmp_path / "other")
+    with (tmp_path / "other").open("wb") as file, served(code(1, more=only)) as (worker, client):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write(client, 0x14, 7)
+        assert "another device uses it" in str(on_loop(worker, lambda: worker.replace(code(10, more=other)())))
+        assert read(client, 0x14) == 7

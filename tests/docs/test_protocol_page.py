@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from docs.documents import DOCS, blocks, rows, section
-from vfio_user import Command, IoCommand, IoEventFd, IoRegionFd
+from vfio_user import IoCommand, IoEventFd, IoRegionFd
 from vfio_user.channel import HEADER
 from vfio_user.io_fds import ENTRY, ENTRY_48, pack_sub_regions
 from vfio_user.ioregionfd import COMMAND, RESPONSE, encode_command
@@ -26,11 +26,6 @@ def layouts(title: str) -> list[list[tuple[int, int]]]:
         elif row[0].isdigit() and tables:
             tables[-1].append((int(row[0]), int(row[1])))
     return tables
-
-
-def test_every_command_is_listed_by_its_number() -> None:
-    listed = [(int(number), name) for number, name, _ in rows(section(PAGE, "Commands")) if number.isdigit()]
-    assert listed == [(command.value, command.name) for command in Command]
 
 
 def test_every_limit_is_the_codes() -> None:

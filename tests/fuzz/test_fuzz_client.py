@@ -9,7 +9,7 @@ import threading
 
 from fuzz.fuzzing import fuzz, mutated
 from protocol.backend import MAPPED, PLAIN, FakeDevice, served
-from vfio_user import Client, FeatureFlags, IrqIndex, VfioUserError
+from vfio_user import RATIFIED, Client, Dialect, FeatureFlags, IrqIndex, VfioUserError
 from vfio_user.io_fds import IoEventFd, descriptors
 from vfio_user.message import close_fds
 
@@ -25,6 +25,7 @@ def talk(client: Client) -> None:
         lambda: client.read(PLAIN, 0, 8),
         lambda: client.write(PLAIN, 0, b"abcd"),
         lambda: client.device_feature(FeatureFlags.PROBE, 1),
+        lambda: client.dirty.report(0, 1 << 20, 4096),
         lambda: client.dma_map(0, 4096),
         client.poll,
         client.reset,
@@ -33,7 +34,7 @@ def talk(client: Client) -> None:
             ask()
 
 
-def recorded() -> bytes:
+def recorded(dialect: Dialect = RATIFIED) -> bytes:
     """What a good server sends during :func:`talk`."""
     heard = bytearray()
     device = FakeDevice()
@@ -51,11 +52,11 @@ def recorded() -> bytes:
             far.sendall(data)
         far.shutdown(socket.SHUT_WR)
 
-    with contextlib.closing(device), served(device, timeout=1.0) as (_, far):
+    with contextlib.closing(device), served(device, timeout=1.0, dialect=dialect) as (_, far):
         threads = [threading.Thread(target=work, daemon=True) for work in (pass_on, pass_back)]
         for thread in threads:
             thread.start()
-        with Client(ours, timeout=1.0) as client:
+        with Client(ours, timeout=1.0, dialect=dialect) as client:
             talk(client)
         for thread in threads:
             thread.join(5)
@@ -64,14 +65,14 @@ def recorded() -> bytes:
     return bytes(heard)
 
 
-def attack(data: bytes) -> None:
+def attack(data: bytes, dialect: Dialect = RATIFIED) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             theirs.send(data)
         theirs.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(VfioUserError), Client(ours, timeout=0.05) as client:
+        with contextlib.suppress(VfioUserError), Client(ours, timeout=0.05, dialect=dialect) as client:
             talk(client)
         ours.close()
 

@@ -9,7 +9,7 @@ from contextlib import closing
 
 from fuzz.fuzzing import fuzz, mutated
 from protocol.backend import NO_REPLY, PLAIN, QEMU_PROPOSAL, FakeDevice, Link, message
-from vfio_user import Command, VfioUserError
+from vfio_user import RATIFIED, Command, Dialect, VfioUserError
 
 VERSION = message(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
 SEEDS = [
@@ -28,9 +28,9 @@ SEEDS = [
 ]
 
 
-def attack(data: bytes) -> None:
+def attack(data: bytes, dialect: Dialect = RATIFIED) -> None:
     with closing(FakeDevice()) as device:
-        with closing(Link(device)) as link:
+        with closing(Link(device, dialect=dialect)) as link:
             link.greet()
             link.sock.setblocking(False)
             with contextlib.suppress(BlockingIOError):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from attached import end, with_us
@@ -45,10 +46,10 @@ def flows(output: str) -> dict[str, Flow]:
 
 @contextlib.contextmanager
 def server(tools: Toolbox, namespace: str = "") -> Iterator[None]:
-    """A server that listens, in a network namespace by name or in ours."""
+    """A server that listens, in a network namespace by name or path, or in ours."""
     words = [*tools.command(PROGRAM), "--server", "--forceflush"]
     if namespace:
-        words = ["nsenter", f"--net=/var/run/netns/{namespace}", *words]
+        words = ["nsenter", f"--net={Path('/var/run/netns', namespace)}", *words]
     with subprocess.Popen(
         with_us(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

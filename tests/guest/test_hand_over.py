@@ -1,5 +1,7 @@
 """Linux goes on while the workers of its disks are killed under load: it sees no error, and reads what it has written.
 
+One of the disks is in the hands of a qemu-storage-daemon, which lives on.
+
 ``make test-chaos`` kills them 200 times; the tests at large a few times. Both print the pauses.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import vhost_backends
 from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from figures import FIO
@@ -25,7 +28,7 @@ from operating.instance import QUICK, Instance
 
 pytestmark = [pytest.mark.guest, pytest.mark.daemon]
 
-DISKS = {"nvme": "/dev/nvme0n1", "virtio-blk": "/dev/vda"}
+DISKS = {"nvme": "/dev/nvme0n1", "virtio-blk": "/dev/vda", "vhost": "/dev/vdb"}
 SETTINGS = QUICK + "restart-limit = 1000\n"
 JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=4M --verify=crc32c --verify_fatal=1"
 SCRIPT = """
@@ -62,9 +65,17 @@ def test_disks_under_fio_survive_the_death_of_their_workers(
 ) -> None:
     guest, over = Guest(tools, tmp_path), threading.Event()
     script = SCRIPT.format(paths=" ".join(DISKS.values()), job=JOB, mib=mib)
-    with Instance(tmp_path / "daemon", SETTINGS) as daemon, ThreadPoolExecutor() as host:
+    socket, image = tmp_path / "back-end", tmp_path / "vhost"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    with (
+        vhost_backends.running(vhost_backends.storage_daemon(tools, image, socket), socket),
+        Instance(tmp_path / "daemon", SETTINGS) as daemon,
+        ThreadPoolExecutor() as host,
+    ):
         tell(lambda: {**guest.report(), "daemon": daemon.log})
         options = {disk: f'image = "{tmp_path}/{disk}"\nsize = "4M"\n' for disk in DISKS}
+        options["vhost"] = f'type = "blk"\nbackend = "unix:{socket}"\n'
         names = [daemon.add(f'device = "{disk}"\n[options]\n{options[disk]}') for disk in DISKS]
         killed = [host.submit(kill, daemon, name, over, kills) for name in names]
         try:

@@ -40,11 +40,14 @@ n=0; until ping -c 1 -W 1 {HOST} >/dev/null; do n=$((n + 1)); [ $n -lt 20 ] || e
 """
 
 
-class Giver(socketserver.BaseRequestHandler):
-    """Sends the file."""
+def giver(content: bytes) -> type[socketserver.BaseRequestHandler]:
+    """Sends ``content``."""
 
-    def handle(self) -> None:
-        self.request.sendall(CONTENT)
+    class Giver(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(content)
+
+    return Giver
 
 
 class Taker(socketserver.BaseRequestHandler):
@@ -95,7 +98,7 @@ def test_a_hundred_megabytes_go_both_ways(
     linux: Callable[..., Outcome], card: Callable[..., Served], namespace: Namespace, packed: str, offloads: str
 ) -> None:
     served = card(packed=packed, offloads=offloads, mtu=1500)
-    with listening(namespace, GIVES, Giver), listening(namespace, TAKES, Taker):
+    with listening(namespace, GIVES, giver(CONTENT)), listening(namespace, TAKES, Taker):
         outcome = linux(FILES, served, modules=["virtio_net"], mib=512, timeout=240)
     assert outcome.status == 0
     digest = hashlib.sha256(CONTENT).hexdigest()

@@ -56,17 +56,18 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """What can be built, by name."""
     plain = HERE / "kernel.config"
+    usual = (plain, HERE / "vhost.config")
     patches = tuple(sorted(PATCHES.glob("*.patch")))
     return {
-        "patched": Recipe("patched", (plain,), patches),
-        "plain": Recipe("plain", (plain,)),
+        "patched": Recipe("patched", usual, patches),
+        "plain": Recipe("plain", usual),
         "debug": Recipe("debug", (plain, HERE / "debug.config"), patches),
         "driver": Recipe("driver", (HERE / "driver.config",), modules=True),
     }
 
 
 KERNELS = {
-    "patched": "Linux 6.1 with KVM_SET_IOREGION and KVM_IOEVENTFD_FLAG_POST_WRITE",
+    "patched": "Linux 6.1 with KVM_SET_IOREGION, KVM_IOEVENTFD_FLAG_POST_WRITE, and vhost back ends",
     "plain": "the same without the patches",
     "debug": "patched, with KASAN and lockdep",
     "debian": "the kernel of Debian's cloud images, as it is",

@@ -46,8 +46,8 @@ class Served:
         self._listener.bind(os.fspath(self.path))
         self._listener.listen()
         (until, self._end), (self._told, tell) = os.pipe(), os.pipe()
-        self._process = os.fork()
-        if not self._process:
+        self.pid = os.fork()
+        if not self.pid:
             self._serve(name, options, until, tell)
         os.close(until)
         os.close(tell)
@@ -80,7 +80,7 @@ class Served:
         with os.fdopen(self._told) as told:
             text = told.read()
         os.close(self._end)
-        os.waitpid(self._process, 0)
+        os.waitpid(self.pid, 0)
         self._listener.close()
         return json.loads(text) if text else {}
 

@@ -22,7 +22,7 @@ def systemd() -> Iterator[bed.Bed]:
     (ROOT / "cgroup.subtree_control").write_text("+memory +cpu +pids")
     with bed.booted() as booted:
         booted.install()
-        booted.unit(f"{SERVICE}.d/slow.conf", "[Service]\nExecStartPre=\nTimeoutStartSec=200\nWatchdogSec=0\n")
+        booted.unit(f"{SERVICE}.d/slow.conf", "[Service]\nTimeoutStartSec=200\nWatchdogSec=0\n")
         booted.path("/etc/bellwire/devices.d/bell.toml").write_text(LIMITED)
         try:
             slow(booted, "systemctl", "start", SERVICE)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bellwire import PciDevice
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.serial import Serial
 from bellwire.bundled.vhost import Vhost
@@ -207,6 +208,31 @@ def test_a_vhost_device_sees_the_folder_of_its_back_end_and_may_connect() -> Non
     assert found.rules == [(Path("/run/x"), landlock.NAMES)]
     assert found.calls == {"connecting"}
     assert found.made == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(Vhost, {"backend": "vhost-net:tap0"}), (VirtioNet, {"tap": "tap0", "offload": "vhost-net"})]
+)
+def test_a_card_whose_packets_the_kernel_moves_opens_its_node_and_the_tap(
+    kind: type[PciDevice], options: dict[str, str]
+) -> None:
+    found = needs.of_bundled(kind, options)
+    assert {(Path("/dev/vhost-net"), landlock.WRITE), (needs.TUN, landlock.WRITE)} <= set(found.rules)
+    assert (found.calls, found.capabilities) == ({"tap", "vhost"}, {needs.CAP_NET_ADMIN})
+
+
+def test_the_kernels_vsock_takes_its_node_and_no_network() -> None:
+    found = needs.of_bundled(Vhost, {"backend": "vhost-vsock:42"})
+    assert found == needs.Needs(rules=[(Path("/dev/vhost-vsock"), landlock.WRITE)], calls={"vhost"})
+
+
+def test_the_kernels_back_ends_are_asked_for_what_the_device_needs_and_no_more() -> None:
+    code = assemble(allowed(["vhost"], PID), LISTENER)
+    asked = {request for request in range(0xAF00, 0xB000) if answer("ioctl", 3, request, code=code) == ALLOW}
+    assert asked == {0xAF01}
+    assert answer("ioctl", 3, 0x4008AF03, code=code) == ALLOW, "SET_MEM_TABLE"
+    assert answer("ioctl", 3, 0x4008AF04, code=code) == LISTENER, "SET_LOG_BASE"
+    assert answer("ioctl", 3, 0x4008AF03) == LISTENER
 
 
 def test_wrong_options_need_nothing() -> None:

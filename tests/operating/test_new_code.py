@@ -63,6 +63,9 @@ def test_a_plugin_that_was_edited_goes_on_with_state_and_client(daemon: Instance
             assert name in done["restarted"], str(done["failed"]) + daemon.log[-1500:]
             assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
             assert daemon.pid(name) == pid
+            hand_overs = daemon.describe(name)["hand_overs"]
+            assert (hand_overs["count"], hand_overs["reason"]) == (1, "its code was edited")
+            assert 0 < hand_overs["pause_ms"] < 5000
         finally:
             mend()
         daemon.reload()

@@ -19,7 +19,9 @@ from bellwired.settings import Daemon, Device, decode, load, plain, read, tolera
 DEVICE = {
     "device": "bell", "options": {"a": 1, "b": True, "c": 0.5, "d": "text"}, "socket": "/run/x", "mode": "0660",
     "owner": "ada", "group": "kvm", "restart": "always", "log-level": "debug", "autostart": False, "enabled": False,
-    "io-fd-entry": 48, "busy-poll": 200, "max-maps": 100, "hello-timeout": 2.5, "sandbox": ["sockets", "kcmp"],
+    "io-fd-entry": 48, "dialect": "ratified", "busy-poll": 200,
+    "max-maps": 100, "hello-timeout": 2.5, "hang-timeout": 3.0,
+    "sandbox": ["sockets", "kcmp"],
     "sandbox-read": ["/srv/a"], "sandbox-write": ["/srv/b"], "user": "ada", "memory-max": "512M", "tasks-max": 64,
     "cpu-quota": "150%", "filter": [{"name": "delay", "read": "2ms"}, {"name": "trace", "keep": 100}],
 }  # fmt: skip
@@ -60,7 +62,7 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         (
             'device = "bell"\nzzz = 1',
             "x: unknown key zzz",
-            "there are autostart, busy-poll, cpu-quota, device, enabled, filter, group, hello-timeout",
+            "there are autostart, busy-poll, cpu-quota, device, dialect, enabled, filter, group, hang-timeout",
         ),
         ('device = "bell"\nmode = "rw"', "x: mode = 'rw': Expected str matching regex", ""),
         ('device = "bell"\nmode = 384', "x: mode = 384: Expected str, got int", ""),
@@ -69,6 +71,12 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         ('device = "bell"\nautostart = "yes"', "autostart = 'yes': Expected bool, got str", ""),
         ('device = "bell"\nmax-maps = 15', "max-maps = 15: Expected int >= 16", ""),
         ('device = "bell"\nio-fd-entry = 44', "io-fd-entry = 44: expected 40 or 48", ""),
+        ('device = "bell"\ndialect = "draft"', "dialect = 'draft': expected ratified or draft-2021", ""),
+        (
+            'device = "bell"\nio-fd-entry = 48\ndialect = "draft-2021"',
+            "io-fd-entry = 48: it goes with the ratified dialect, not draft-2021",
+            "",
+        ),
         ('device = "bell"\n[[filter]]\nread = "2ms"', "x: a [[filter]] has no name: expected name = ", ""),
         ('device = "bell"\nfilter = ["trace"]', "filter = ['trace']: Expected object, got str", ""),
         ('device = "bell"\nbusy-poll = 1001', "busy-poll = 1001: Expected int <= 1000", ""),

@@ -129,7 +129,10 @@ class FakeDevice:
     def before_reply(self) -> None:
         self.calls.append("before_reply")
 
-    def before_unmap(self) -> None:
+    def settle(self) -> None:
+        self.calls.append("settle")
+
+    def before_unmap(self, request: object) -> None:
         self.calls.append("before_unmap")
 
     def dma_changed(self, change: object) -> None:
@@ -385,3 +388,56 @@ def served(device: FakeDevice, **options: Any) -> Iterator[tuple[Server, socket.
             yield server, ours
         finally:
             server.stop()
+
+
+class FakeMovable:
+    """A `vfio_user.Movable` whose state is a few bytes. What a test puts into ``fails`` is raised, once."""
+
+    most = 1000
+
+    def __init__(self, state: bytes = b"state", *, pre_copy: bool = True) -> None:
+        self.pre_copy = pre_copy
+        self.state = state
+        self.loaded: bytes | None = None
+        self.still = False
+        self.calls: list[str] = []
+        self.fails: dict[str, Exception] = {}
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fails:
+            raise self.fails.pop(name)
+
+    def awaits(self) -> bool:
+        return False
+
+    def hold(self) -> None:
+        self._called("hold")
+        self.still = True
+
+    def go(self) -> None:
+        self._called("go")
+        self.still = False
+        if self.loaded is not None:
+            self.state, self.loaded = self.loaded, None
+
+    def reset(self) -> None:
+        self._called("reset")
+        self.still, self.loaded = False, None
+
+    def save(self, *, last: bool) -> bytes:
+        self._called("save last" if last else "save")
+        return b"end of " + self.state if last else b"first of " + self.state
+
+    def forget(self) -> None:
+        self._called("forget")
+
+    def load(self, data: bytes) -> None:
+        self._called("load")
+        if not data.startswith(b"end of "):
+            raise VfioUserError("this is no state")
+        self.loaded = data[len(b"end of ") :]
+
+    def inherit(self, *, loaded: bool) -> None:
+        self._called(f"inherit {loaded}")
+        self.still = True

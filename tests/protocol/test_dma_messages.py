@@ -288,7 +288,7 @@ def test_replies_without_end_to_other_things_are_given_up_on(conversation: tuple
     replies = message(Command.DMA_READ, id=asked.id ^ 1, flags=REPLY) * 100_000
     while not future.done() and time.monotonic() < deadline:
         wire.raw(replies)
-    with pytest.raises(TimedOut, match="none to DMA_READ"):
+    with pytest.raises(TimedOut, match="no reply to DMA_READ"):
         future.result(0)
 
 

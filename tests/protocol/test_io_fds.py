@@ -21,6 +21,7 @@ from vfio_user import (
     ProtocolError,
     ShadowIoEventFd,
     SubRegion,
+    dialect,
 )
 from vfio_user.io_fds import MOST_ENTRIES, descriptors, mechanism, pack_sub_regions, unpack_sub_regions
 
@@ -180,7 +181,7 @@ def test_libvfio_users_entries_are_written_for_those_who_want_them(
     device: FakeDevice, eventfd: Callable[[], int]
 ) -> None:
     device.subs[PLAIN] = [IoEventFd(0x10, 4, eventfd(), datamatch=0x42)]
-    with closing(Link(device, io_fd_entry_size=48)) as link:
+    with closing(Link(device, dialect=dialect("ratified", 48))) as link:
         link.greet()
         assert link.ask(IO_FDS, request()).payload[16:] == EVENT_48
 
@@ -210,7 +211,9 @@ def test_a_sub_region_is_of_memory_and_any_value_unless_it_says_otherwise() -> N
 
 def test_both_fds_of_a_shadow_ioeventfd_count(device: FakeDevice, eventfd: Callable[[], int]) -> None:
     device.subs[PLAIN] = [ShadowIoEventFd(0, 4, eventfd(), eventfd(), 0)]
-    with closing(Link(device, limits=Capabilities(io_fds=frozenset({Mechanism.SHADOW})), io_fd_entry_size=48)) as link:
+    with closing(
+        Link(device, limits=Capabilities(io_fds=frozenset({Mechanism.SHADOW})), dialect=dialect("ratified", 48))
+    ) as link:
         link.introduce(max_msg_fds=1, io_fds=frozenset({"shadow"}))
         assert link.ask(IO_FDS, request()).payload == struct.pack("<IIII", 16, 0, PLAIN, 0)
 

@@ -17,7 +17,7 @@ from protocol.backend import NO_REPLY, PLAIN, READ_ONLY, REPLY, SIZES, Answer, F
 from protocol.test_transfer import READ, WRITE, access, write
 from vfio_user import Disconnected, Message, TimedOut
 from vfio_user.accesses import MOST_KNOWN, CheckedAccesses
-from vfio_user.channel import Ready
+from vfio_user.loan import Ready
 
 ALONE: Ready = [(7, 1)]
 ELSEWHERE: Ready = [(8, 1)]

@@ -5,13 +5,29 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
-from protocol.backend import DEADLINE, FakeDevice, served
-from vfio_user import Client, Estate, IrqIndex, IrqTable, Kept, Ledger, RemoteError, Session, SetIrqs, SetIrqsFlags
+from protocol.backend import DEADLINE, REPLY, FakeDevice, Wire, message, served
+from vfio_user import (
+    SERVER,
+    Client,
+    Command,
+    Estate,
+    IrqIndex,
+    IrqTable,
+    Journal,
+    Kept,
+    Ledger,
+    RemoteError,
+    Session,
+    SetIrqs,
+    SetIrqsFlags,
+    TimedOut,
+)
 
 PAGE = mmap.PAGESIZE
 
@@ -191,3 +207,41 @@ def test_the_line_is_raised_again_when_the_guest_has_unmasked_it(book: Book, eve
     assert os.eventfd_read(line) == 1
     after.clear()
     assert watched == {}
+
+
+def test_the_twin_socket_is_taken_over_in_the_middle_of_a_reply(
+    device: FakeDevice, heir: FakeDevice, book: Book
+) -> None:
+    """The process before dies with half a reply received: the stream goes on behind it."""
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        before = Session(ours, device, ledger=book, journal=Journal.of(SERVER, Estate(), book), timeout=0.05)
+        wire.send(Command.VERSION, bytes(4) + b'{"capabilities":{"twin_socket":{"supported":true}}}\0')
+        before.service()
+        (end,) = wire.receive().fds
+        with closing(Wire(socket.socket(fileno=os.dup(end)))) as twin:
+            reply = message(Command.DMA_READ, bytes(8) + (4).to_bytes(8, "little") + b"late", id=1, flags=REPLY)
+            twin.raw(reply[:20])
+            with pytest.raises(TimedOut):
+                before.dma_read(0, 4)
+            entries = {key: entry._replace(fds=tuple(map(os.dup, entry.fds))) for key, entry in book.entries.items()}
+            estate = Estate(entries)
+            after = Session(os_socket(ours), heir, ledger=Ledger(), journal=Journal.of(SERVER, estate, Ledger()))
+            after.take_over(estate)
+            estate.close()
+            twin.receive()
+            twin.raw(reply[20:])
+            future: list[bytes] = []
+            thread = threading.Thread(target=lambda: future.append(after.dma_read(0, 4)))
+            thread.start()
+            asked = twin.receive()
+            twin.reply(asked, reply[16:32] + b"back")
+            thread.join(DEADLINE)
+            assert future == [b"back"]
+            after.close()
+            before.close()
+
+
+def os_socket(of: socket.socket) -> socket.socket:
+    """The socket in another process."""
+    return socket.socket(fileno=os.dup(of.fileno()))

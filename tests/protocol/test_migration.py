@@ -23,9 +23,9 @@ GET, SET, PROBE = FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE
         (Command.MIG_DATA_WRITE, MigrationData(b"state").pack()),
     ],
 )
-def test_what_is_understood_is_answered_with_enotsup(link: Link, command: Command, payload: bytes) -> None:
+def test_a_device_that_cannot_migrate_says_so(link: Link, command: Command, payload: bytes) -> None:
     assert link.refused(command, payload) == errno.ENOTSUP
-    assert "not supported yet" in str(link.device.refusals[0])
+    assert "cannot migrate" in str(link.device.refusals[0])
 
 
 BAD = {

@@ -87,14 +87,6 @@ def test_words_that_nobody_knows_are_passed_over(stranger: Link) -> None:
     assert answered(stranger.greet(b'{"capabilities": {"sparse_mmap_fds": 3, "x": null}, "y": []}\0').payload) == {}
 
 
-def test_twin_socket_is_understood_and_not_enabled(stranger: Link) -> None:
-    answer = stranger.greet(b'{"capabilities": {"twin_socket": {"supported": true}}}\0')
-    assert stranger.session.client is not None
-    assert stranger.session.client.twin_socket
-    assert answered(answer.payload) == {}
-    assert answer.fds == []
-
-
 @pytest.mark.parametrize("proposed", [True, False])
 def test_write_multiple_is_agreed_only_if_both_want_it(stranger: Link, proposed: bool) -> None:
     agreed = answered(stranger.introduce(write_multiple=proposed, io_fds=[]).payload)

@@ -11,6 +11,7 @@ import pytest
 from bellwire.bundled.vhost import Vhost
 from bellwire.vhost.errors import BackendLost
 from bellwire.vhost.messages import ProtocolFeature
+from bellwire.vhost.plane import RECORD
 from bellwire.vhost.resume import base_of, set_base
 from bellwire.virtio import Feature, Status
 from killing import remains, succeed
@@ -188,6 +189,29 @@ def test_the_successor_of_a_worker_that_died_goes_on_with_the_rings(start: Start
             assert time.monotonic() < deadline
             guest.poll(0.01)
         assert b"dc" in bytes(guest.memory)
+
+
+def test_what_was_in_flight_when_the_worker_died_is_known_from_the_back_ends_record(
+    start: Start, attach: Attach, place: Path
+) -> None:
+    program = start(holds=True)
+    driver = attach()
+    driver.start()
+    send(driver, b"ab", b"cd", b"ef", b"gh")
+    until(driver, lambda: len(program.rings[0].held) == 4)
+    program.let_go(lambda heads: heads[:0:-1])  # all but the first, the last one first: the rings do not tell which
+    until(driver, lambda: driver.memory[driver.queues[0].ring + 2] == 3)  # type: ignore[attr-defined]
+    left = remains(driver.guest)
+    assert list(left.files) == [RECORD]
+    driver.close()
+    program.holds = False
+    with succeed(left, Vhost, backend=f"unix:{place}", type="rng") as guest:
+        queue, deadline = driver.queues[0], time.monotonic() + PATIENCE
+        while guest.memory[queue.ring + 2] != 4:  # type: ignore[attr-defined]
+            assert time.monotonic() < deadline
+            guest.poll(0.01)
+        assert b"ba" in bytes(guest.memory)
+        assert not guest.left
 
 
 @pytest.mark.parametrize("base", [0x8003_8002, 0x0001_0001])

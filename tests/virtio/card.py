@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bellwire.bundled.virtio_net import VirtioNet
-from bellwire.bundled.virtio_net.features import Net
+from bellwire.network.features import Net
 from virtio.driver import Driver
 
 HEADER = struct.Struct("<BBHHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bellwire import GuestError
 from bellwire.bundled.virtio_blk import VirtioBlk
-from bellwire.bundled.virtio_net.features import Net
+from bellwire.network.features import Net
 from bellwire.storage import MemoryDisk
 from bellwire.virtio import Feature
 from virtio.card import ALL, Card, Packet

@@ -146,3 +146,17 @@ def test_a_reset_that_was_cut_short_is_done_again(step: int) -> None:
     driver.queues[0].send(write=16)
     assert len(driver.queues[0].answers()[0]) == 16
     driver.close()
+
+
+def test_an_address_that_was_made_up_goes_with_the_state(tmp_path: Path) -> None:
+    options = {"local": tmp_path / "near", "dgram": tmp_path / "far"}
+    driver = Driver(VirtioNet, memory=MEMORY, **options)
+    driver.start(RINGS[0], range(3), size=16)
+    before = driver.config(0, 6)
+    left = remains(driver.guest)
+    driver.guest.close()
+    go_on(driver, succeed(left, VirtioNet, **options))
+    assert driver.config(0, 6) == before
+    driver.guest.device.core.reset()
+    assert driver.config(0, 6) == before
+    driver.close()

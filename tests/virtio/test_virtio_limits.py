@@ -14,8 +14,8 @@ import pytest
 from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.bundled.virtio_blk.request import Blk
 from bellwire.bundled.virtio_net.device import BATCH
-from bellwire.bundled.virtio_net.features import Net
 from bellwire.bundled.virtio_net.lane import Lane
+from bellwire.network.features import Net
 from virtio.card import ALL, PLAIN, Card
 from virtio.driver import Driver
 from virtio.frames import OURS, THEIRS, Make, frame

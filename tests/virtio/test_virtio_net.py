@@ -11,8 +11,8 @@ import pytest
 
 from bellwire import OptionError
 from bellwire.bundled.virtio_net import VirtioNet
-from bellwire.bundled.virtio_net.features import Net
 from bellwire.model import capabilities as pci
+from bellwire.network.features import Net
 from bellwire.testing import Guest, conformance
 from bellwire.virtio import Feature, Status
 from vfio_user import IrqIndex

@@ -12,10 +12,10 @@ from unittest import mock
 import pytest
 
 from bellwire.bundled.virtio_net import VirtioNet
-from bellwire.bundled.virtio_net import device as net
-from bellwire.bundled.virtio_net.features import Net
 from bellwire.bundled.virtio_net.lane import Lane
+from bellwire.bundled.virtio_net.wire import made_up_mac
 from bellwire.network import LARGEST_PACKET
+from bellwire.network.features import Net
 from bellwire.pieces import MOST_PIECES
 from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status
@@ -269,4 +269,4 @@ def test_a_card_with_one_pair_and_no_mtu_says_so(make: Make) -> None:
 @pytest.mark.parametrize(("random", "first"), [(b"\xff", 0xFE), (b"\0", 0x02), (b"\1", 0x02), (b"\4", 0x06)])
 def test_a_made_up_address_is_local_and_of_one_card(random: bytes, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "urandom", lambda count: random * count)
-    assert net.made_up_mac() == bytes([first]) + random * 5
+    assert made_up_mac() == bytes([first]) + random * 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.bundled.virtio_net.features import Net
+from bellwire.network.features import Net
 from bellwire.virtio import Status
 from virtio.card import ALL, PATIENCE, Card
 from virtio.frames import EVERYBODY, MANY, OURS, Make, frame, tagged

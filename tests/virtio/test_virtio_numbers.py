@@ -12,8 +12,9 @@ from bellwire.bundled.virtio_blk import device as blk
 from bellwire.bundled.virtio_blk import request
 from bellwire.bundled.virtio_console import control as console_control
 from bellwire.bundled.virtio_console import device as console
-from bellwire.bundled.virtio_net import control, features, filter
+from bellwire.bundled.virtio_net import control, filter
 from bellwire.bundled.virtio_net import device as net
+from bellwire.network import features
 from bellwire.network.link import HEADER_SIZE, Offload
 from bellwire.virtio import chain, device, packed, split, status, transport, virtqueue
 from pieces import cut

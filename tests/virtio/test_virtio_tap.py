@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bellwire.bundled.virtio_net import VirtioNet
-from bellwire.bundled.virtio_net.features import Net
 from bellwire.network import LinkError, TapLink
+from bellwire.network.features import Net
 from bellwire.network.interface import Settings
 from bellwire.testing import Guest
 from virtio.card import ALL, HEADER, PATIENCE, Card, Packet

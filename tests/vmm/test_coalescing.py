@@ -169,7 +169,7 @@ def test_each_device_gets_its_own(machine: Machine, serve: Serve, run: Run) -> N
 def test_a_server_that_takes_little_gets_several_messages(machine: Machine, serve: Serve, run: Run) -> None:
     client = Recorder(serve(Toy()))
     device = machine.plug(client, coalesced=[PLAIN])
-    client._most = 8 + 24 * 10
+    client._calls.most = 8 + 24 * 10
     client.posts.clear()
     assert run(plain_counts(device, counting(bar(device, 0) + toy.PLAIN, 25))).values == (25, 0)
     assert [len(post) for post in client.posts] == [10, 10, 5]

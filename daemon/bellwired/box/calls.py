@@ -4,6 +4,8 @@ A call that is not listed is refused. What a process could use against other pro
 ptrace, process_vm_*, pidfd_*, kcmp, prlimit of others, the scheduling of others, System V IPC, POSIX queues, changes of
 modes, owners, times and attributes of files by path (Landlock does not restrict those), links, handles of files, and
 watches on files. No group has what reaches deep into the kernel: io_uring, bpf, userfaultfd, perf, keys, modules.
+
+The log of a migration uses a userfaultfd that was opened before: it hears of faults in user mode only.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bellwire.vhost.node import Ioctl
 from bellwired.box.syscalls import NUMBERS
+from vfio_user.written_pages import IOCTLS
 
 
 class Check(NamedTuple):
@@ -108,6 +112,7 @@ GROUPS: dict[str, Rules] = {
     "connecting": {"socket": _sockets((UNIX, STREAM)), **_all("connect")},
     "datagrams": {"socket": _sockets((UNIX, DATAGRAM)), **_all("bind")},
     "tap": {"socket": _sockets(*_INTERNET, (UNIX, 0)), **_ioctls(TUN), **_all("bind")},
+    "vhost": _ioctls(Ioctl),
     "mounting": _all("setns unshare mount mknod mknodat"),
 }
 _DEEP = """
@@ -131,7 +136,7 @@ def allowed(groups: Iterable[str], pid: int) -> Rules:
     rules["clone"] = [(Check(0, THREAD, THREAD | NEW_NAMESPACES),)]
     rules["prctl"] = [(Check(0, option),) for option in PRCTL]
     rules["socketpair"] = [(Check(0, UNIX), Check(1, int(kind), SHAPE_OF_TYPE)) for kind in (1, 5)]
-    rules |= _ioctls(DESCRIPTORS)
+    rules |= _ioctls(DESCRIPTORS + IOCTLS)
     for group in groups:
         for name, ways in (GROUPS.get(group) or {group: [()]}).items():
             rules[name] = [*rules.get(name, []), *ways]

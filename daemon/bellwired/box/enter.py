@@ -50,6 +50,7 @@ def needs_of(kind: type[PciDevice] | None, files: Sequence[Path], options: Mappi
 def unprivileged(need: Needs, *, listener: bool = True) -> Box:
     """Enter the part of a box that needs no privilege. A process that was privileged stays so within it."""
     box = Box(made=[str(path.absolute()) for path in need.made])
+    privileges.open_page_log()
     privileges.hide_memory()
     box.add("memory", HERE, "no other process may read or trace it; it leaves no core dump")
     privileges.no_new_privileges()

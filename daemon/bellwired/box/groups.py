@@ -96,8 +96,11 @@ class Groups:
         return self.base / f"{DEVICE}{name}"  # no file of the kernel's begins so
 
 
-def take(root: Path = ROOT) -> Groups:
-    """Move this process into a leaf of its own group, if that group is delegated to it, and pass its controllers on."""
+def take(root: Path = ROOT, *, child: int | None = None) -> Groups:
+    """Move this process into a leaf of its own group, if that group is delegated to it, and pass its controllers on.
+
+    A ``child`` that it has already is moved, too.
+    """
     own = _own(root)
     if own is None:
         return Groups(lack="this system has no control groups of version 2")
@@ -112,6 +115,9 @@ def take(root: Path = ROOT) -> Groups:
         leaf = base / MANAGER
         leaf.mkdir(exist_ok=True)
         _write(leaf / "cgroup.procs", "0")
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                _write(leaf / "cgroup.procs", str(child))
         _write(base / "cgroup.subtree_control", " ".join(f"+{each}" for each in controllers))
     except OSError as error:
         return Groups(lack=f"{error.filename}: {error.strerror}")

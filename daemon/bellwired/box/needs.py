@@ -20,11 +20,13 @@ from typing import Any
 
 from bellwire import OptionError, PciDevice
 from bellwire.bundled.nvme.device import images
+from bellwire.bundled.vhost.device import UNIX, VHOST_NET, VHOST_VSOCK
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
 from bellwire.paths import Place, make_folders
 from bellwire.stream import stream_fault
 from bellwire.unix_sockets import clear
+from bellwire.vhost import kernel
 from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
 from bellwired.sources import INIT
 
@@ -177,24 +179,41 @@ def _stream(needs: Needs, text: str) -> None:
 
 
 def _back_end(needs: Needs, text: str) -> None:
-    """A vhost back end. The device connects to it inside the box, again and again if it must, so its folder stays."""
+    """A vhost back end. A program is connected to inside the box, again and again if it must, so its folder stays."""
     kind, _, place = text.partition(":")
-    if kind == "unix":
+    if kind == UNIX:
         needs.calls.add("connecting")
         needs.rules.append((Path(place).absolute().parent, NAMES))
+    elif kind == VHOST_NET:
+        _tap(needs)
+        _kernel(needs, kernel.NET)
+    elif kind == VHOST_VSOCK:
+        _kernel(needs, kernel.VSOCK)
+
+
+def _kernel(needs: Needs, node: Path) -> None:
+    """A back end of the kernel's."""
+    needs.calls.add("vhost")
+    needs.rules.append((node, WRITE))
+
+
+def _tap(needs: Needs) -> None:
+    needs.network = True
+    needs.calls.add("tap")
+    needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
+    needs.capabilities.add(CAP_NET_ADMIN)
 
 
 def _network(needs: Needs, options: Mapping[str, Any]) -> None:
     local, stream = options["local"], options["stream"]
     if options["tap"]:
-        needs.network = True
-        needs.calls.add("tap")
-        needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
-        needs.capabilities.add(CAP_NET_ADMIN)
+        _tap(needs)
         if options["namespace"] or options["macvtap"]:
             needs.mounts = True
             needs.calls.add("mounting")
             needs.capabilities |= {CAP_SYS_ADMIN, CAP_MKNOD}
+        if options["offload"] == VHOST_NET:
+            _kernel(needs, kernel.NET)
     if options["dgram"] != Path() or local != Path():
         needs.calls.add("datagrams")
     if stream != Path():

@@ -9,6 +9,8 @@ import signal
 import struct
 from collections.abc import Collection
 
+from vfio_user import written_pages
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
 _PR_SET_KEEPCAPS = 8
@@ -76,6 +78,12 @@ def keep_only(kept: Collection[int]) -> int:
 def hide_memory() -> None:
     """Let no other process of the same user read or write this one's memory, or trace it. It leaves no core dump."""
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def open_page_log() -> None:
+    """Open what tells which pages this process has written, for the log of a migration: a boxed process cannot."""
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's, after a change of the user
+    written_pages.get_ready()
 
 
 def no_new_privileges() -> None:

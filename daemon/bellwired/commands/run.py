@@ -37,6 +37,7 @@ from bellwired.workers.captures import TIMELINE
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.worker import Again, Serving, mark_trouble
+from vfio_user import DIALECTS, RATIFIED, dialect
 
 log = logging.getLogger("bellwire")
 ACTIVATED = "systemd"
@@ -133,6 +134,12 @@ def add_parser(commands: Any) -> None:
         help="bytes of a GET_REGION_IO_FDS entry: 40 is the ratified layout, 48 libvfio-user's (default 40)",
     )
     parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default=RATIFIED.name,
+        help="the text of the protocol that it speaks: the ratified one (the default), or the draft of January 2021",
+    )
+    parser.add_argument(
         "--busy-poll",
         type=_microseconds,
         default=0,
@@ -171,6 +178,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``bellwire run``: serve until a signal or ``bellwire stop`` ends it. Returns the exit status."""
+    if arguments.dialect != RATIFIED.name and arguments.io_fd_entry != RATIFIED.entry:
+        raise CommandError("--io-fd-entry is for the ratified dialect")
     kinds = find_functions(arguments.device)
     if arguments.print_capabilities:
         show.as_json(describe(kinds[0]) if len(kinds) == 1 else {"functions": list(map(describe, kinds))})
@@ -197,7 +206,9 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
-        about = settings.Device(device=arguments.device, io_fd_entry=arguments.io_fd_entry, filters=wanted)
+        about = settings.Device(
+            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=wanted
+        )
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
@@ -213,7 +224,7 @@ def _serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.P
             instance,
             desk.channel,
             **sockets,
-            io_fd_entry=arguments.io_fd_entry,
+            dialect=dialect(arguments.dialect, arguments.io_fd_entry),
             busy_poll=arguments.busy_poll,
             max_maps=about.max_maps,
             hello_timeout=about.hello_timeout,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import socket
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bellwire.paths import PathError
-from bellwire.unix_sockets import check_peer, connect
 from bellwire_vmm import guests
 from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import DeviceRefusedError, GuestImageError
@@ -20,16 +17,32 @@ from bellwire_vmm.machine.boot import MicroGuest
 from bellwire_vmm.vmm import MAX_VCPUS, Machine
 from bellwired.commands import vmm_linux as linux
 from bellwired.commands.completion import GUESTS, completed
+from bellwired.commands.vmm_arrival import LINUX, arrival
+from bellwired.commands.vmm_departure import Departure
 from bellwired.commands.vmm_guests import parameters, report
+from bellwired.commands.vmm_sockets import ANSWER, connected
 from bellwired.errors import CommandError
+from bellwired.guest.progress import shown
 from bellwired.workers.process import allow_many_files
-from vfio_user import Client, TimedOut, VfioUserError
+from vfio_user import DIALECTS, RATIFIED, Client, Dialect, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
-ANSWER = 5.0  # seconds for a device to answer a message
 PATIENCE = 60.0  # seconds, with a micro guest
-FOR_GUESTS, FOR_LINUX = ("parameters",), ("initrd", "append", "console", "no_reboot")
+DEFAULTS: dict[str, Any] = {"pause": 0.5, "rounds": 30}
+MOST_ROUNDS = 10_000
+_BOOTED, _COMING = ("--guest", "--kernel"), "--restore and --listen"
+FOR = {
+    "parameters": ("--guest",),
+    "initrd": ("--kernel",),
+    "append": ("--kernel",),
+    "no_reboot": ("--kernel",),
+    "console": ("--kernel", _COMING),
+    "when": ("--kernel", _COMING),
+    "memory": _BOOTED,
+    "vcpus": _BOOTED,
+}
+"""Which options go with which kind of guest. All others go with each."""
 _SIZE = re.compile(r"([1-9]\d{0,8})([MG]?)", re.IGNORECASE)
 
 
@@ -53,6 +66,15 @@ def add_parser(commands: Any) -> None:
     what.add_argument(
         "--kernel", metavar="IMAGE", type=Path, help="a Linux kernel for x86-64: a bzImage, or a vmlinux with PVH entry"
     )
+    what.add_argument(
+        "--restore", metavar="FILE", type=Path, help="go on with the guest that --save has written to FILE"
+    )
+    what.add_argument(
+        "--listen",
+        metavar="SOCKET",
+        type=Path,
+        help="wait at SOCKET for the guest of a bellwire vmm --migrate-to, and go on with it",
+    )
     parser.add_argument(
         "--device",
         dest="devices",
@@ -63,14 +85,19 @@ def add_parser(commands: Any) -> None:
         help="the socket of a vfio-user server (repeat it for more devices)",
     )
     parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default=RATIFIED.name,
+        help="the text of the protocol that the devices speak: the ratified one (the default), or the draft of January "
+        "2021",
+    )
+    parser.add_argument(
         "--memory",
         type=_memory,
         metavar="SIZE",
         help="guest memory, in MiB unless it ends in M or G (default 64, with --kernel 512; at most 3G)",
     )
-    parser.add_argument(
-        "--cpus", "--vcpus", dest="vcpus", type=_vcpus, default=1, metavar="N", help="number of vCPUs (default 1)"
-    )
+    parser.add_argument("--cpus", "--vcpus", dest="vcpus", type=_vcpus, metavar="N", help="number of vCPUs (default 1)")
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -93,73 +120,139 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--no-reboot", action="store_true", help="with --kernel: end when the guest reboots, with status 0"
     )
-    parser.set_defaults(command=vmm, takes=("timeout",))
+    leaves = parser.add_mutually_exclusive_group()
+    leaves.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="when the moment comes (--at, --when, or SIGUSR1), write the machine to FILE, and end",
+    )
+    leaves.add_argument(
+        "--migrate-to",
+        type=Path,
+        metavar="SOCKET",
+        help="when the moment comes, move the guest to the bellwire vmm that listens at SOCKET, and end",
+    )
+    parser.add_argument(
+        "--at",
+        type=_seconds,
+        metavar="SECONDS",
+        help="with --save or --migrate-to: the moment, after the guest's start",
+    )
+    parser.add_argument(
+        "--when",
+        metavar="TEXT",
+        help="with --save or --migrate-to: the moment at which Linux writes TEXT to its console",
+    )
+    parser.add_argument(
+        "--pause",
+        type=_seconds,
+        default=DEFAULTS["pause"],
+        metavar="SECONDS",
+        help="with --migrate-to: how long the guest may stand still (default %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_rounds,
+        default=DEFAULTS["rounds"],
+        metavar="N",
+        help="with --migrate-to: after so many copies of what the guest wrote meanwhile, give up (default %(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="with --save or --migrate-to: write the figures to FILE (- for stdout)",
+    )
+    parser.set_defaults(command=vmm, takes=("timeout", "json"))
 
 
 def vmm(arguments: argparse.Namespace) -> int:
-    """Boot the guest, wait for its end, and report."""
-    _refuse(arguments, FOR_GUESTS if arguments.kernel else FOR_LINUX)
+    """Boot the guest, or go on with one that comes from elsewhere; wait for its end, and report."""
+    _refuse(arguments)
     allow_many_files()  # an eventfd for each vector of each device
+    plugs = partial(plug, dialect=DIALECTS[arguments.dialect])
     if arguments.kernel:
-        return linux.boot(arguments, plug)
-    given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
-    try:
-        guest = MicroGuest(guests.image(arguments.guest), given)
-    except GuestImageError as error:
-        raise CommandError(f"--guest: {error}") from None
-    with ExitStack() as stack:
-        machine = stack.enter_context(Machine(arguments.memory or 64 * MIB, arguments.vcpus))
-        for path in arguments.devices:
-            device = plug(machine, path)
-            print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
-            for each in device.routes():
-                why = f" ({each.reason})" if each.reason else ""
-                print(f"  BAR{each.bar}+{each.offset:#05x}  {each.mechanism}{why}")
-        sys.stdout.flush()
-        machine.load(guest)
-        result = machine.run(arguments.timeout or PATIENCE)
-        if result.text:
-            print(result.text.rstrip("\n"))
-        if not result.ok:
-            raise CommandError(result.failure or f"the guest ended with code {result.code}")
-        for line in report(arguments.guest, machine.memory):
-            print(line)
-        print(f"The guest ended well after {result.seconds:.2f} s; KVM_RUN returned {sum(result.runs):,} times.")
+        return linux.boot(arguments, plugs)
+    if arguments.guest:
+        given = _read(arguments.parameters) if arguments.parameters else parameters(arguments.guest)
+        try:
+            guest = MicroGuest(guests.image(arguments.guest), given)
+        except GuestImageError as error:
+            raise CommandError(f"--guest: {error}") from None
+
+        def load(machine: Machine) -> str:
+            machine.load(guest)
+            return ""
+
+        with Machine(arguments.memory or 64 * MIB, arguments.vcpus or 1) as machine:
+            return _micro(machine, arguments, plugs, arguments.guest, load)
+    with arrival(arguments) as comes:
+        if comes.guest == LINUX:
+            return linux.go_on(arguments, plugs, comes)
+        with Machine(comes.memory, comes.cpus) as machine:
+            return _micro(machine, arguments, plugs, comes.guest, comes.take)
+
+
+def _micro(
+    machine: Machine, arguments: argparse.Namespace, plugs: linux.Plug, name: str, begin: Callable[[Machine], str]
+) -> int:
+    """Run a micro guest that ``begin`` puts into the machine, and report."""
+    for path in arguments.devices:
+        device = plugs(machine, path)
+        print(f"slot {device.slot}: {device.vendor:04x}:{device.device:04x} at {path}")
+        for each in device.routes():
+            why = f" ({each.reason})" if each.reason else ""
+            print(f"  BAR{each.bar}+{each.offset:#05x}  {each.mechanism}{why}")
+    if came := begin(machine):
+        print(f"The guest {came}.")
+    sys.stdout.flush()
+    with shown() as progress:
+        departure = Departure(arguments, name, progress)
+        result = departure.run(machine, arguments.timeout or PATIENCE)
+    if result.text:
+        print(result.text.rstrip("\n"))
+    if departure.left:
+        departure.check()
+        print(f"The guest was {departure.left}.")
+        return 0
+    if not result.ok:
+        raise CommandError(result.failure or f"the guest ended with code {result.code}")
+    for line in report(name, machine.memory):
+        print(line)
+    print(f"The guest ended well after {result.seconds:.2f} s; KVM_RUN returned {sum(result.runs):,} times.")
+    departure.check()
     return 0
 
 
-def plug(machine: Machine, path: Path) -> ProxyDevice:
+def plug(machine: Machine, path: Path, dialect: Dialect = RATIFIED) -> ProxyDevice:
     """Plug the device that is served at ``path`` into ``machine``."""
     try:
-        return machine.plug(_connect(path))
+        return machine.plug(_connect(path, dialect))
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
 
 
-def _connect(path: Path) -> Client:
+def _connect(path: Path, dialect: Dialect) -> Client:
     """Connect to the device at ``path``, whose process gets the guest's memory."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.settimeout(ANSWER)
-    try:
-        connect(sock, path)
-        check_peer(sock, path)
-    except PathError as error:
-        sock.close()
-        raise CommandError(f"{path}: {error.strerror}", error.hint) from None
-    except OSError as error:
-        sock.close()
-        raise CommandError(f"{path}: {error.strerror or error}; is a device being served there?") from None
-    return Client(sock, timeout=ANSWER)
+    return Client(connected(path, "is a device being served there?"), timeout=ANSWER, dialect=dialect)
 
 
-def _refuse(arguments: argparse.Namespace, options: Iterable[str]) -> None:
-    """Refuse options for the other kind of guest, which would have no effect."""
-    for option in options:
-        if getattr(arguments, option):
-            what = "--guest" if arguments.kernel else "--kernel"
-            raise CommandError(f"--{option.replace('_', '-')} is for {what}")
+def _refuse(arguments: argparse.Namespace) -> None:
+    """Refuse options for another kind of guest, or for another end of its run, which would have no effect."""
+    what = "--kernel" if arguments.kernel else "--guest" if arguments.guest else _COMING
+    for option, others in FOR.items():
+        if getattr(arguments, option) and what not in others:
+            raise CommandError(f"--{option.replace('_', '-')} is for {' and '.join(others)}")
+    leaves = arguments.save or arguments.migrate_to
+    for option in ("at", "when", "json"):
+        if getattr(arguments, option) is not None and not leaves:
+            raise CommandError(f"--{option} needs --save or --migrate-to")
+    for option in ("pause", "rounds"):
+        if getattr(arguments, option) != DEFAULTS[option] and not arguments.migrate_to:
+            raise CommandError(f"--{option} needs --migrate-to")
 
 
 def _memory(text: str) -> int:
@@ -177,6 +270,12 @@ def _vcpus(text: str) -> int:
     if not 1 <= number <= MAX_VCPUS:
         raise argparse.ArgumentTypeError(f"expected 1 to {MAX_VCPUS}, got {text!r}")
     return number
+
+
+def _rounds(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_ROUNDS:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MOST_ROUNDS}, got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

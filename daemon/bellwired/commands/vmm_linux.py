@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.board import Board
@@ -21,7 +21,10 @@ from bellwire_vmm.errors import GuestImageError
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult
+from bellwired.commands.vmm_arrival import LINUX, Arrival
+from bellwired.commands.vmm_departure import Departure
 from bellwired.errors import CommandError
+from bellwired.guest.progress import shown, silent
 
 COMMAND_LINE = "console=ttyS0 panic=-1"
 MEMORY = 512 << 20
@@ -39,33 +42,72 @@ def boot(arguments: argparse.Namespace, plug: Plug) -> int:
         raise CommandError(f"{arguments.kernel}: {error}") from None
     initrd = arguments.initrd.read_bytes() if arguments.initrd else b""
     guest = Linux(kernel, f"{COMMAND_LINE} {arguments.append}".rstrip(), initrd)
+
+    def load(machine: Machine) -> str:
+        machine.load(guest)
+        return ""
+
     with contextlib.ExitStack() as stack:
         console = _console(arguments.console, stack)
         while True:
-            panics = PanicWatch()
-            with Machine(arguments.memory or MEMORY, arguments.vcpus) as machine:
-                devices = {path: plug(machine, path) for path in arguments.devices}
-                result, left = _run(machine, guest, console, panics, arguments)
-                hint = _hint(machine) if result.failure else ""
-                if not arguments.console:
-                    print()  # the guest may have stopped in the middle of a line
-                _report(devices, result)
-            if panics.message:
-                print(f"The guest's kernel panicked: {panics.message}")
-                return PANICKED
-            if result.failure:
-                raise CommandError(result.failure, hint)
-            if end := _end(result, left=left, no_reboot=arguments.no_reboot):
-                print(f"The guest {end} after {result.seconds:.1f} s.")
-                return 0
+            with Machine(arguments.memory or MEMORY, arguments.vcpus or 1) as machine:
+                status = _use(machine, arguments, plug, console, load, again=not arguments.no_reboot)
+            if status is not None:
+                return status
             print("The guest reboots.", flush=True)
 
 
-def _run(
-    machine: Machine, guest: Linux, console: BinaryIO, panics: PanicWatch, arguments: argparse.Namespace
-) -> tuple[RunResult, bool]:
-    """Also whether the person at the terminal has left."""
-    left = False
+def go_on(arguments: argparse.Namespace, plug: Plug, comes: Arrival) -> int:
+    """Run a Linux that comes from elsewhere. The command's status. A reboot is its end: there is no kernel to boot."""
+    with contextlib.ExitStack() as stack:
+        console = _console(arguments.console, stack)
+        machine = stack.enter_context(Machine(comes.memory, comes.cpus))
+        return _use(machine, arguments, plug, console, comes.take, again=False) or 0
+
+
+def _use(
+    machine: Machine,
+    arguments: argparse.Namespace,
+    plug: Plug,
+    console: BinaryIO,
+    begin: Callable[[Machine], str],
+    *,
+    again: bool,
+) -> int | None:
+    """Run a Linux that ``begin`` puts into the machine, and report. The command's status; None to boot ``again``."""
+    devices = {path: plug(machine, path) for path in arguments.devices}
+    ran = _run(machine, console, arguments, begin)
+    hint = _hint(machine) if ran.result.failure else ""
+    if not arguments.console:
+        print()  # the guest may have stopped in the middle of a line
+    _report(devices, ran.result)
+    if ran.departure.left:
+        ran.departure.check()
+        print(f"The guest was {ran.departure.left}.")
+        return 0
+    if ran.panic:
+        print(f"The guest's kernel panicked: {ran.panic}")
+        return PANICKED
+    if ran.result.failure:
+        raise CommandError(ran.result.failure, hint)
+    if end := _end(ran.result, left=ran.left, no_reboot=not again):
+        print(f"The guest {end} after {ran.result.seconds:.1f} s.")
+        ran.departure.check()
+        return 0
+    return None
+
+
+class Ran(NamedTuple):
+    """What came of a run: whether the person at the terminal has ended it, and the line of a panic if there was one."""
+
+    result: RunResult
+    left: bool
+    panic: str
+    departure: Departure
+
+
+def _run(machine: Machine, console: BinaryIO, arguments: argparse.Namespace, begin: Callable[[Machine], str]) -> Ran:
+    left, panics = False, PanicWatch()
 
     def leave() -> None:
         nonlocal left
@@ -75,16 +117,20 @@ def _run(
     def send(text: bytes) -> None:
         console.write(text)
         panics.hear(text)
+        departure.hear(text)
 
-    board = Board(machine, send)
-    machine.load(guest)
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(shown()) if arguments.console else silent
+        departure = Departure(arguments, LINUX, progress)
+        board = Board(machine, send)
+        if came := begin(machine):
+            print(f"The guest {came}.", flush=True)
         stack.enter_context(_signals_end_it())
         if not arguments.console and sys.stdin is not None:
             keys = sys.stdin.fileno()
             stack.enter_context(raw(keys))
             stack.enter_context(contextlib.closing(Keyboard(keys, board.uart, leave)))
-        return machine.run(arguments.timeout), left
+        return Ran(departure.run(machine, arguments.timeout), left, panics.message, departure)
 
 
 def _console(path: Path | None, stack: contextlib.ExitStack) -> BinaryIO:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 from bellwired.errors import CommandError
+from bellwired.manager.asked import Asked
 from bellwired.manager.event_rings import EventRings
 from bellwired.settings import Device, Filters
-from bellwired.workers.worker_channel import WorkerChannel
 
 
-class Filtered:
+class Filtered(Asked):
     """Remembers the filters that a running device has, so that its next worker has them too."""
 
     _switched: tuple[Filters, Filters] | None = None
@@ -42,12 +41,3 @@ class Filtered:
         if any(each["name"] == "trace" for each in self.filters(self.settings)):
             with contextlib.suppress(CommandError):  # the worker has just ended
                 self.rings.keep((await self.worker.borrow("events"))[1])
-
-    @property
-    def worker(self) -> WorkerChannel:
-        """The way to the worker."""
-        raise NotImplementedError
-
-    async def ask(self, what: str, timeout: float = 5.0, fds: Sequence[int] = (), **arguments: str) -> Any:
-        """Ask the worker."""
-        raise NotImplementedError

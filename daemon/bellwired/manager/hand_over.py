@@ -21,11 +21,14 @@ class HandOvers:
         """Whether a client waits for a successor."""
         return self._begun is not None
 
-    def begin(self, reason: str) -> None:
-        """A worker has ended, and has left a client. If it was a successor that had not begun, the pause goes on."""
+    def begin(self, reason: str, since: float = 0.0) -> None:
+        """A worker has ended, and has left a client. If it was a successor that had not begun, the pause goes on.
+
+        ``since`` is the time by CLOCK_MONOTONIC; 0 is now.
+        """
         self.reason = reason
         if self._begun is None:
-            self._begun = time.monotonic()
+            self._begun = since or time.monotonic()
 
     def done(self) -> str:
         """The successor serves the client. Returns what there is to say."""
@@ -34,6 +37,12 @@ class HandOvers:
         self._begun = None
         self.count += 1
         return f"a new worker has taken over after {self.pause * 1e3:.0f} ms"
+
+    def exchanged(self, pause: float) -> str:
+        """The worker has gone on with newer code, after a pause in seconds. Returns what there is to say."""
+        self.reason, self.pause = "its code was edited", pause
+        self.count += 1
+        return f"its new code has taken over after {pause * 1e3:.0f} ms"
 
     def end(self) -> None:
         """No successor comes."""

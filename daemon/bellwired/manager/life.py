@@ -32,6 +32,8 @@ class Restarts:
     def __init__(self) -> None:
         self._deaths: deque[float] = deque()
         self._short = 0  # lives in a row that were short
+        self.hung = False
+        """Whether the last worker was killed because it hung, in what is not to be done again then."""
 
     @property
     def deaths(self) -> int:
@@ -40,8 +42,8 @@ class Restarts:
 
     @property
     def poisoned(self) -> bool:
-        """Whether the last workers have died soon, one after the other."""
-        return self._short >= MOST_SHORT
+        """Whether what the last worker was at is not to be done again: it hung, or several have died soon."""
+        return self.hung or self._short >= MOST_SHORT
 
     def delay(self, daemon: Daemon, *, served: float | None = None) -> float | None:
         """Record a death. The seconds to wait before the restart; None if the device has died too often.

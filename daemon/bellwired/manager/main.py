@@ -17,12 +17,14 @@ from bellwired.box import groups, privileges
 from bellwired.errors import CommandError
 from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
+from bellwired.manager.fd_store import FdStore
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
 from bellwired.places import Places
 from bellwired.release import release
 from bellwired.settings import Daemon
 from bellwired.workers import process
+from bellwired.workers.launch import ForkServer
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
@@ -52,13 +54,16 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help."""
+def main(words: Sequence[str] | None = None, *, early: ForkServer | None = None) -> int:
+    """Run the daemon until a signal ends it. Returns the exit status: 78 (EX_CONFIG) if a restart would not help.
+
+    ``early`` is a fork server that was started before.
+    """
     with terminal.guarded():
-        return _run(parser().parse_args(words))
+        return _run(parser().parse_args(words), early)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, early: ForkServer | None) -> int:
     def apply(settings: Daemon) -> None:
         _log_to(arguments.log_level or settings.log_level)
 
@@ -67,14 +72,14 @@ def _run(arguments: argparse.Namespace) -> int:
     privileges.hide_memory()
     try:
         places = Places.of(arguments.config_dir, arguments.runtime_dir, whose=arguments.whose or "")
-        manager = Manager(places, apply, groups.take())
+        manager = Manager(places, apply, groups.take(child=early.process.pid if early is not None else None))
         apply(manager.settings.daemon)
         prepare(manager.places.runtime)
     except CommandError as error:
         log.error("%s", error.in_words)
         return os.EX_CONFIG
     try:
-        asyncio.run(Life(manager).run())
+        asyncio.run(Life(manager, early).run())
     except CommandError as error:
         log.error("%s", error.in_words)
         return 1
@@ -84,8 +89,9 @@ def _run(arguments: argparse.Namespace) -> int:
 class Life:
     """Run from start to stop: handle signals and tell the service manager."""
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, early: ForkServer | None) -> None:
         self._manager = manager
+        self._early = early
         self._stop = asyncio.Event()
         self._ready = False
         self._service_manager = notify.ServiceManager()
@@ -100,10 +106,11 @@ class Life:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         given = notify.listeners()
         listener = given.pop("control", None)
-        manager.take_listeners(given)
+        store = FdStore(self._service_manager, given)
+        manager.take_over(given, store)
         async with (
             control_server.serving(manager, listener),
-            manager.running(),
+            manager.running(self._early),
             _metrics(manager),
             alongside(self._show_life, self._show_status),
         ):

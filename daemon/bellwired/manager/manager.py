@@ -21,6 +21,7 @@ from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
 from bellwired.manager import trial
 from bellwired.manager.events import LOG, Broadcaster
+from bellwired.manager.fd_store import FdStore
 from bellwired.manager.life import State
 from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
@@ -28,6 +29,7 @@ from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
 from bellwired.sources import open_trusted, stamp
 from bellwired.workers import wire
+from bellwired.workers.launch import ForkServer
 from bellwired.workers.spawner import Spawner
 from bellwired.workers.wire import Spawn
 
@@ -76,6 +78,7 @@ class Manager:
         self.last_success = self.settings.since if good else 0.0
         self._apply = apply
         self._given: dict[str, socket.socket] = {}
+        self._store = FdStore()
         self._prints: dict[str, tuple[Any, ...]] = {}
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -101,9 +104,9 @@ class Manager:
         """Why there is no unit, by the names of files that cannot be used, disabled ones among them."""
         return {name: error for name, error in self.settings.errors.items() if name not in self.units}
 
-    def take_listeners(self, given: dict[str, socket.socket]) -> None:
-        """Listeners that the service manager has opened, by device name."""
-        self._given = given
+    def take_over(self, given: dict[str, socket.socket], store: FdStore) -> None:
+        """Use listeners that the service manager has opened, by device name, and what it keeps for the next daemon."""
+        self._given, self._store = given, store
 
     def configuration(self) -> Iterator[tuple[Path, str]]:
         """The files in effect, with their contents."""
@@ -111,15 +114,21 @@ class Manager:
             yield path, toml_file.text(path)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Manager]:
-        """For the block, the fork server runs and the units exist, not yet started. They are stopped after it."""
-        self.spawner.open()
+    async def running(self, early: ForkServer | None = None) -> AsyncIterator[Manager]:
+        """For the block, the fork server runs and the units exist, not yet started. They are stopped after it.
+
+        ``early`` is a fork server that runs already.
+        """
+        self.spawner.open(early)
         try:
             self._report_bad_files()
             for name in self.settings.devices:
                 self._add(name)
             for name in self._given.keys() - self.units.keys():
                 log.warning("a socket was passed for %s, which is no device: it is left alone", name)
+            for name in self._store.found - self.units.keys() - self.settings.errors.keys():
+                log.warning("%s has no file any more: the client that the daemon before has left is let go", name)
+                self._store.forget(name)
             async with alongside(self._watch_over, self.count):
                 yield self
         finally:
@@ -132,7 +141,7 @@ class Manager:
             with contextlib.suppress(CommandError):
                 await unit.start()
 
-        await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.starts)
+        await a_few_at_once(start(unit) for unit in list(self.units.values()) if unit.settings.starts or unit.awaited)
 
     async def reload(self) -> Reloaded:
         """Read configuration and plugins again. Restart only devices that have changed."""
@@ -220,7 +229,7 @@ class Manager:
         """Stop all units. A failure of one does not keep the others from being stopped."""
         self._closing = True
         units = list(self.units.values())
-        ends = await asyncio.gather(*(unit.retire() for unit in units), return_exceptions=True)
+        ends = await asyncio.gather(*(unit.retire(keep=True) for unit in units), return_exceptions=True)
         for unit, end in zip(units, ends, strict=True):
             if isinstance(end, Exception):
                 log.error("%s: not stopped in order", unit.name, exc_info=end)
@@ -292,7 +301,8 @@ class Manager:
             files = unit.edited()
             for file in files:
                 fds += [open_trusted(Path(file))]
-            await unit.ask("reload", self.settings.daemon.start_timeout, fds, files="\n".join(files))
+            timeout = self.settings.daemon.start_timeout
+            unit.exchanged(await unit.ask("reload", timeout, fds, files="\n".join(files)))
         except CommandError as error:
             unit.kept = str(error)
             raise CommandError(f"{unit.name}: {error}", error.hint) from None
@@ -307,6 +317,7 @@ class Manager:
         folder, daemon = self._folder(name), self.settings.daemon
         unit = Unit(name, device, daemon, self._path(name), folder, plugins, self.spawner, self._tell)
         unit.socket.given = self._given.get(name)
+        unit.take_up(self._store)
         self.units[name] = unit
         self._prints[name] = self._print(name)
         return unit

@@ -27,6 +27,7 @@ def order(
         options=dict(settings.options),
         log_level=settings.log_level,
         io_fd_entry=settings.io_fd_entry,
+        dialect=settings.dialect,
         busy_poll=settings.busy_poll,
         plugins=plugins,
         folder=str(folder),

@@ -38,6 +38,10 @@ class Reported(Noted):
         """The Python files of the device that have changed since its worker started."""
         return [file for file, known in self.files.items() if stamp(Path(file)) != known]
 
+    def exchanged(self, pause: float) -> None:
+        """Its worker has gone on with newer code, after a pause in seconds."""
+        self._note("taken-over", messages.TAKEN_OVER, self.hand_overs.exchanged(pause), logging.WARNING)
+
     def _heard(self, report: Report) -> None:
         kind, fields = report.kind, report.fields
         match kind:
@@ -67,10 +71,12 @@ class Reported(Noted):
                 self.error = fields["error"]
             case "connected":
                 self.client = {**fields, "since": time.time()}
+                self._client_changed()
                 self._note_client(kind, messages.CLIENT, f"connected: process {fields['pid']}, user {fields['uid']}")
                 return
             case "introduced" if self.client is not None:
                 self.client["capabilities"] = fields
+                self._client_changed()
             case "mapped" if self.client is not None:
                 self.client |= fields
             case "left":
@@ -80,6 +86,9 @@ class Reported(Noted):
             case "trouble":
                 self.recent.append((time.time(), fields["text"]))
         self._publish(kind, fields)
+
+    def _client_changed(self) -> None:
+        """There is something new to know of the client."""
 
     def _set(self, state: State) -> None:
         if state is not self.state:

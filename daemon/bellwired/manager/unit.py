@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,25 @@ from bellwired.errors import CommandError
 from bellwired.manager import descriptors
 from bellwired.manager.boxed import Boxed
 from bellwired.manager.filtered import Filtered
-from bellwired.manager.holder import Holder
+from bellwired.manager.kept import Kept
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.order import listens, order
-from bellwired.manager.reported import Reported
 from bellwired.manager.unit_socket import UnitSocket
+from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
 from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
 from bellwired.workers.worker import MOVED, REFUSED
-from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
+from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
 NEEDED = 6  # descriptors: the listener, both ends of the channel (one is closed again), the worker's pidfd, its box
 KILL_TIMEOUT = 10.0  # for the kernel to end what was killed: disk wait may hold it up
 
 
-class Unit(Filtered, Reported):
+class Unit(Filtered, Kept):
     """The device ``name``. ``tell`` is called for every event.
 
     Code that starts or ends a worker holds ``_turn``. Code that waits for a ready worker does not, so that a stop need
@@ -62,16 +62,12 @@ class Unit(Filtered, Reported):
         self.kept = ""
         """Why the last reload has left it as it was."""
         self.socket = UnitSocket()
-        self.holder = Holder(name)
-        """What its worker has set up for the client."""
-        self.changed: dict[str, str] = {}
-        """Options whose present values differ from the file's. The next start uses the file's again."""
+        self._watched = Watched(self.holder, self._hangs)
         self._plugins = plugins
         self._spawner = spawner
         self._turn = asyncio.Lock()
         self._retired = False
         self._child: Child | None = None
-        self._channel: WorkerChannel | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
         self._retry: asyncio.TimerHandle | None = None
@@ -109,10 +105,14 @@ class Unit(Filtered, Reported):
         async with self._turn:
             await self._end()
 
-    async def retire(self) -> None:
-        """Stop it, never to start again."""
+    async def retire(self, *, keep: bool = False) -> None:
+        """Stop it, never to start again. With ``keep``, the next daemon goes on with its client, if it has one."""
         self._retired = True
-        await self.stop()
+        async with self._turn:
+            if keep and self._deposit.used and self.holder.holds:
+                await self._leave()
+            else:
+                await self._end()
         self.rings.close()
 
     async def restart(self) -> None:
@@ -135,9 +135,7 @@ class Unit(Filtered, Reported):
         async with self._turn:
             await self.ask("leave")
             if (child := self._child) is not None:
-                await asyncio.wait([child.ended], timeout=self.daemon.stop_timeout)
-                child.kill()  # unless it has ended
-                await asyncio.wait([child.ended], timeout=KILL_TIMEOUT)
+                await self._await_end(child)
         if self._relaunching is not None:
             await asyncio.shield(self._relaunching)
         await self._accepting(self._attempt)
@@ -159,22 +157,6 @@ class Unit(Filtered, Reported):
             await self._launch()
             attempt = self._attempt
         await self._accepting(attempt)
-
-    async def set(self, option: str, value: str) -> None:
-        """Change an option, until the worker is started again."""
-        self.changed = dict(await self.ask("set", option=option, value=value))
-
-    async def ask(self, what: str, timeout: float = ANSWER_TIMEOUT, fds: Sequence[int] = (), **arguments: str) -> Any:
-        """Ask the worker. Raises a CommandError if there is none, or if it refuses or does not answer in time."""
-        return await self.worker.ask(what, timeout, fds, **arguments)
-
-    @property
-    def worker(self) -> WorkerChannel:
-        """The way to the worker. Raises a CommandError if none runs."""
-        if self._channel is None or self.state is not State.RUNNING:
-            hint = f"bellwire start {self.name}" if self.state in (State.STOPPED, State.FAILED) else ""
-            raise CommandError(f"{self.name} is not running: it is {self.state}", hint)
-        return self._channel
 
     async def check(self) -> None:
         """Ping the worker. Kill it if it does not answer; then it is started again."""
@@ -209,6 +191,7 @@ class Unit(Filtered, Reported):
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
+            self._deposit.check()
             if not self.socket.is_open:  # a restart takes what the worker before it had
                 descriptors.demand(NEEDED)
             listener = self.socket.open(self.path, self.settings)
@@ -216,24 +199,24 @@ class Unit(Filtered, Reported):
             self._give_up(str(error))
             return
         try:
-            channel = WorkerChannel(self.name, self._heard, self.holder.heard)
+            channel = WorkerChannel(self.name, self._heard, self._watched.heard, stored=self._deposit.used)
         except CommandError as error:
             self._fell(str(error))
             return
+        self._deposit.open(self.holder, channel.ours)
         succeeds = self.holder.holds
+        self._channel = channel  # it may be ready before the fork server's answer is read
         try:
             child = await self._spawner.spawn(
                 self.order(self.settings, self.folder, succeeds=succeeds),
                 [listener.fileno(), channel.theirs.fileno()],
             )
         except CommandError as error:
-            channel.close()
-            self.box.left()
+            self._not_launched(channel)
             self._fell(str(error))
             return
         except BaseException:
-            channel.close()
-            self.box.left()
+            self._not_launched(channel)
             self.socket.close()
             self._settle("its start was called off")
             self._set(State.STOPPED)
@@ -241,10 +224,16 @@ class Unit(Filtered, Reported):
         channel.handed_over()
         if succeeds:
             channel.bequeath(self.holder.bequest(poisoned=self._restarts.poisoned))
-        self._child, self._channel = child, channel
+        self._child = child
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)
         child.ended.add_done_callback(lambda ended: self._ended(child, ended.result()))
+
+    def _not_launched(self, channel: WorkerChannel) -> None:
+        self._channel = None
+        channel.close()
+        self._deposit.worker_ended()
+        self.box.left()
 
     async def _accepting(self, attempt: asyncio.Future[str] | None) -> None:
         """Return when the start has succeeded. Raises a CommandError if it has failed."""
@@ -259,13 +248,29 @@ class Unit(Filtered, Reported):
 
     def _tell_ready(self) -> None:
         super()._tell_ready()
+        self._restarts.hung = False
+        self._watched.begin(self.worker, self.settings.hang_timeout)
         self._keeping = asyncio.create_task(self.keep_ring())
+
+    async def _hangs(self, seconds: float) -> None:
+        """The worker has got on with nothing for so long."""
+        child = self._child
+        if child is None or self.state is not State.RUNNING:
+            return
+        stopped = await self._spawner.has_stopped(child)
+        if child is self._child and self.state is State.RUNNING:
+            self._restarts.hung = not stopped
+            self.error = f"{'a signal had stopped it' if stopped else 'it hung'} for {seconds:.1f} s"
+            self._note("hung", messages.HUNG, f"{self.error}: killing it", logging.ERROR)
+            child.kill()
 
     def _ended(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
         assert self._channel is not None
+        self._watched.end()
         self._channel.close()  # its last message says why
+        self._deposit.worker_ended()
         fate = self.box.fate(self.settings)
         self.box.left()
         self._child = self._channel = None
@@ -285,6 +290,7 @@ class Unit(Filtered, Reported):
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)
             self.socket.close()
+            self._deposit.close(self.holder)
             self._note("stopped", messages.STOPPED, why, logging.WARNING)
             self._set(State.STOPPED)
         else:
@@ -329,6 +335,8 @@ class Unit(Filtered, Reported):
         self.error = why
         self.socket.close()
         self._leave_client()
+        if not self._deposit.refusal:
+            self._deposit.close(self.holder)
         self._note("failed", messages.FAILED, why, logging.ERROR)
         self._set(State.FAILED)
         self._settle(why)
@@ -337,6 +345,7 @@ class Unit(Filtered, Reported):
         """Stop the worker, and remove the socket."""
         await self._end_worker()
         self.socket.close()
+        self._deposit.close(self.holder)
         self._forget_deaths()
         if self.state is not State.STOPPED:
             self._note("stopped", messages.STOPPED, "stopped", logging.INFO)
@@ -363,11 +372,21 @@ class Unit(Filtered, Reported):
             self._note("trouble", messages.HUNG, f"process {child.pid} cannot be killed: left alone", logging.ERROR)
         self._ended(child, 0)  # unless that has been said already
 
-    def _leave_client(self) -> None:
-        """No successor goes on with the client: let go of it."""
-        self.holder.close()
-        self.hand_overs.end()
-        self.client = None
+    async def _leave(self) -> None:
+        """End the worker, and leave its client to the next daemon."""
+        self._forget_retry()
+        if self._child is not None and self._channel is not None:
+            self._channel.tell("leave")
+            await self._await_end(self._child)
+        self._leave_behind()
+        self.socket.close()
+        self._settle("the daemon stops")
+
+    async def _await_end(self, child: Child) -> None:
+        """Wait for the worker's end. Kill it if it takes too long."""
+        await asyncio.wait([child.ended], timeout=self.daemon.stop_timeout)
+        child.kill()  # unless it has ended
+        await asyncio.wait([child.ended], timeout=KILL_TIMEOUT)
 
     def _forget_retry(self) -> None:
         if self._retry is not None:

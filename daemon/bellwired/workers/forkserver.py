@@ -49,7 +49,8 @@ class ForkServer:
                     return None
                 message, fds = received
                 if isinstance(message, Ask):
-                    wire.send(self._sock, Answer(message.number))
+                    stopped = message.what == "stopped" and process.is_stopped(int(message.arguments["pid"]))
+                    wire.send(self._sock, Answer(message.number, stopped))
                 elif isinstance(message, Spawn):
                     child = self._spawn(message, fds)
                     if child is not None:

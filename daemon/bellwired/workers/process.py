@@ -40,6 +40,13 @@ def kill_orphans(others: Collection[int]) -> None:
                 os.waitpid(pid, 0)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the child ``pid`` of this process (SIGSTOP and the like)."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
+
+
 def name(text: str) -> None:
     """Set the name that ``ps`` shows: its first 15 bytes."""
     _libc.prctl(_PR_SET_NAME, text.encode()[:15], 0, 0, 0)

@@ -18,7 +18,8 @@ import msgspec
 from bellwired.box.groups import Groups
 from bellwired.box.users import Users
 from bellwired.errors import CommandError
-from bellwired.workers import process, wire
+from bellwired.workers import wire
+from bellwired.workers.launch import ForkServer, fork_server
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 
 log = logging.getLogger("bellwired")
@@ -60,7 +61,7 @@ class Spawner:
         self._reopening: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
         self._spawned: dict[int, asyncio.Future[Child]] = {}
-        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._asked: dict[int, asyncio.Future[bool]] = {}
         self._children: dict[int, Child] = {}
 
     @property
@@ -68,31 +69,11 @@ class Spawner:
         """The process ID of the fork server; 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def open(self) -> None:
-        """Start the fork server. Raises an OSError if that fails."""
-        ours, theirs = wire.pair()
-        ours.setblocking(False)
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [
-                        *process.python(),
-                        "-m",
-                        "bellwired.workers.forkserver",
-                        str(theirs.fileno()),
-                        str(os.getpid()),
-                    ],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=process.environment(),
-                    start_new_session=True,
-                )
-        except OSError:
-            ours.close()
-            raise
-        self._sock = ours
+    def open(self, early: ForkServer | None = None) -> None:
+        """Start the fork server, or use one that was started ``early``. Raises an OSError if that fails."""
+        self._process, self._sock = early or fork_server()
         self._since = time.monotonic()
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
 
     async def spawn(self, order: Spawn, fds: list[int]) -> Child:
         """Have a worker forked, which inherits ``fds``. Raises a CommandError if that fails."""
@@ -113,17 +94,25 @@ class Spawner:
 
     async def ping(self) -> bool:
         """Whether the fork server answers a ping."""
+        return await self._ask("ping", PATIENCE) is not None
+
+    async def has_stopped(self, child: Child) -> bool:
+        """Whether a signal has stopped ``child``. False if the fork server does not answer soon."""
+        return bool(await self._ask("stopped", GRACE, pid=str(child.pid)))
+
+    async def _ask(self, what: str, patience: float, **arguments: str) -> bool | None:
+        """The fork server's answer; None if none comes within ``patience`` seconds."""
         number = next(self._numbers)
-        future = self._pings[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._send(Ask(number, "ping"), [])
-                await future
+            async with asyncio.timeout(patience):
+                await self._send(Ask(number, what, arguments), [])
+                return await future
         except OSError:  # TimeoutError is one
-            return False
+            return None
         finally:
-            self._pings.pop(number, None)
-        return True
+            del self._asked[number]
 
     async def close(self) -> None:
         """End the fork server and all remaining workers."""
@@ -168,9 +157,9 @@ class Spawner:
             if child is not None:
                 self._finish(child, message.status)
         elif isinstance(message, Answer):
-            ping = self._pings.get(message.number)
-            if ping is not None and not ping.done():
-                ping.set_result(None)
+            asked = self._asked.get(message.number)
+            if asked is not None and not asked.done():
+                asked.set_result(bool(message.value))
 
     def _born(self, message: Spawned, fds: list[int]) -> None:
         future = self._spawned.pop(message.number)

@@ -9,7 +9,7 @@ import array
 import contextlib
 import os
 import socket
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +20,7 @@ LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
 LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
 MOST_FDS = 252
 _IN_MEMFD = b"@"
+_ROOM = socket.CMSG_LEN((MOST_FDS + 1) * array.array("i").itemsize)
 
 
 class WireError(Exception):
@@ -38,6 +39,7 @@ class Spawn(Struct, tag=True):
     options: dict[str, bool | int | float | str]
     log_level: str
     io_fd_entry: int
+    dialect: str
     busy_poll: int
     plugins: list[str]
     folder: str
@@ -69,7 +71,8 @@ class Exited(Struct, tag=True):
 class Ask(Struct, tag=True):
     """Manager to worker: ``what`` is a key of :class:`bellwired.workers.worker.Serving`'s answers.
 
-    The files of a capture come as descriptors; the event ring of a trace goes back as one. The fork server takes ping.
+    The files of a capture come as descriptors; the event ring of a trace goes back as one. The fork server takes ping,
+    and stopped: whether a signal has stopped the worker ``pid``.
     """
 
     number: int
@@ -117,6 +120,7 @@ class Inherit(Struct, tag=True):
     """Several workers have died soon: what the last one was at is not to be done again."""
 
 
+Kind = TypeVar("Kind")
 Message = Spawn | Spawned | Exited | Ask | Answer | Report | Keep | Drop | Inherit
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
@@ -127,10 +131,15 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(sock: socket.socket, message: Message, fds: list[int] | None = None) -> None:
-    """Send one message. Raises an OSError if the far end is gone, or its queue is full."""
+def send(
+    sock: socket.socket, message: Struct, fds: list[int] | None = None, largest_datagram: int = LARGEST_DATAGRAM
+) -> None:
+    """Send one message, in a memfd if it has more bytes than ``largest_datagram``.
+
+    Raises an OSError if the far end is gone, or its queue is full.
+    """
     data = _encoder.encode(message)
-    if len(data) <= LARGEST_DATAGRAM:
+    if len(data) <= largest_datagram:
         _send(sock, data, fds or [])
         return
     memfd = os.memfd_create("bellwire-message", os.MFD_CLOEXEC)
@@ -142,26 +151,45 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
         os.close(memfd)
 
 
-def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+def receive(sock: socket.socket, *, peek: bool = False) -> tuple[Message, list[int]] | None:
     """The next message and its fds, which the caller owns; None at the end. BlockingIOError if there is no message.
 
-    Some fds are missing if the receiver has no free descriptors.
+    Some fds are missing if the receiver has no free descriptors. With ``peek``, the message stays in the queue, with
+    its own descriptors, until :func:`discard`.
     """
+    return received(sock, _decoder, peek=peek)
+
+
+def received(
+    sock: socket.socket, decoder: msgspec.json.Decoder[Kind], *, peek: bool = False
+) -> tuple[Kind, list[int]] | None:
+    """The same for the messages of ``decoder``."""
+    how = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
     try:
-        data, fds, flags, _ = socket.recv_fds(sock, LARGEST_DATAGRAM, MOST_FDS + 1, socket.MSG_CMSG_CLOEXEC)
+        data, beside, flags, _ = sock.recvmsg(LARGEST_DATAGRAM, _ROOM, how)
     except ConnectionResetError:
         return None
     if not data:
         return None
+    fds = array.array("i")
+    for level, kind, content in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
+    found = list(fds)
     try:
-        if data == _IN_MEMFD and fds:
-            data = _content(fds.pop(0))
+        if data == _IN_MEMFD and found:
+            data = _content(found.pop(0))
         if flags & socket.MSG_TRUNC:
             raise WireError("a message has been cut off")
-        return _decoder.decode(data), fds
+        return decoder.decode(data), found
     except (msgspec.DecodeError, WireError) as error:
-        close(fds)
+        close(found)
         raise WireError(str(error)) from None
+
+
+def discard(sock: socket.socket) -> None:
+    """Take a message off the queue. The kernel closes its descriptors."""
+    sock.recv(1)
 
 
 def close(fds: list[int]) -> None:

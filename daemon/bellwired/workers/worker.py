@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import SERVER, Capabilities, Estate, Ledger
+from vfio_user import RATIFIED, SERVER, Capabilities, Dialect, Estate, Ledger, dialect
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
+RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
 MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
@@ -119,7 +121,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             ledger=ManagersLedger(channel),
             estate=inherit(channel) if spawn.succeeds else None,
             listener=listeners[0],
-            io_fd_entry=spawn.io_fd_entry,
+            dialect=dialect(spawn.dialect, spawn.io_fd_entry),
             busy_poll=spawn.busy_poll,
             max_maps=spawn.max_maps,
             hello_timeout=spawn.hello_timeout,
@@ -177,7 +179,7 @@ class Serving:
         *,
         listener: socket.socket | None = None,
         connection: socket.socket | None = None,
-        io_fd_entry: int = 40,
+        dialect: Dialect = RATIFIED,
         busy_poll: int = 0,
         max_maps: int = SERVER.max_dma_maps,
         hello_timeout: float = 0.0,
@@ -201,7 +203,7 @@ class Serving:
             listener,
             connection=connection,
             observer=reporter,
-            io_fd_entry_size=io_fd_entry,
+            dialect=dialect,
             busy_poll=busy_poll / 1e6,
             max_maps=max_maps,
             hello_timeout=hello_timeout,
@@ -276,12 +278,14 @@ class Serving:
         """Call back on the device's thread."""
         self._worker.loop.after(seconds, callback)
 
-    def reload(self, fds: Sequence[int] = (), files: str = "") -> None:
+    def reload(self, fds: Sequence[int] = (), files: str = "") -> float:
         """Go on with the device's files as they are now: with its state, and with its client.
 
-        ``fds`` are the ``files``, separated by line ends, that have changed. They are closed. For the device's thread.
-        Whatever is wrong with the new code is a CommandError: the present code goes on.
+        Returns how long the guest has waited for that, in seconds. ``fds`` are the ``files``, separated by line ends,
+        that have changed. They are closed. For the device's thread. Whatever is wrong with the new code is a
+        CommandError: the present code goes on.
         """
+        begun = time.monotonic()
         try:
             if self._again is None:
                 raise CommandError("it is not in a file of its own")
@@ -294,9 +298,11 @@ class Serving:
             raise CommandError(f"its new code is not used: {type(error).__name__}: {error}") from error
         finally:
             wire.close(list(fds))
-        self.captures.close()
-        self._learn(device)
+            if self._worker.device is not self.device:  # the new code's, or one more of the present code's
+                self.captures.close()
+                self._learn(self._worker.device)
         self._outbox.tell("made", files=sources.loaded())
+        return time.monotonic() - begun
 
     @property
     def left(self) -> bool:
@@ -341,6 +347,8 @@ class Serving:
         try:
             if do is None:
                 answer.error = f"a worker knows no {ask.what!r}"
+            elif ask.what in RUN_CODE and self.device.core.still:
+                answer.error = f"{self._name or self.device.name} stands still for a migration"
             else:
                 answer.value = do(**arguments)
                 if isinstance(answer.value, Lent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ ANSWER_TIMEOUT = 5.0
 class WorkerChannel:
     """Both ends of it, until :meth:`handed_over`; ``heard`` gets every event. A CommandError when there can be none.
 
-    ``held`` gets what the worker's ledger keeps and drops, with descriptors that it owns from then on.
+    ``held`` gets what the worker's ledger keeps and drops, with descriptors that it owns from then on. If this end is
+    ``stored`` somewhere, a message leaves the queue only when it has been handled.
     """
 
     def __init__(
@@ -29,10 +31,13 @@ class WorkerChannel:
         name: str,
         heard: Callable[[Report], None],
         held: Callable[[Keep | Drop, list[int]], None] | None = None,
+        *,
+        stored: bool = False,
     ) -> None:
         self.name = name
         self._heard = heard
         self._held = held
+        self._stored = stored
         self.memory_count = -1
         """The worker's smaps_rollup, open; -1 before the worker is in its box."""
         self._refusals: Refusals | None = None
@@ -48,6 +53,11 @@ class WorkerChannel:
         self._lent: dict[int, int] = {}
         """The questions whose answers come with a descriptor, and the descriptor once it is there."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
+
+    @property
+    def ours(self) -> socket.socket:
+        """This end."""
+        return self._sock
 
     @property
     def over(self) -> bool:
@@ -123,9 +133,9 @@ class WorkerChannel:
             raise CommandError(f"{self.name} cannot be asked: {error.strerror}") from None
 
     def _read(self) -> bool:
-        """Read one message. False if there is none."""
+        """Read one message, and handle it. False if there is none."""
         try:
-            received = wire.receive(self._sock)
+            received = wire.receive(self._sock, peek=self._stored)
         except BlockingIOError:
             return False
         except WireError as error:
@@ -134,24 +144,30 @@ class WorkerChannel:
         if received is None:
             self._stop_reading()
             return False
-        message, fds = received
+        try:
+            self._handle(*received)
+        finally:
+            if self._stored:
+                wire.discard(self._sock)
+        return True
+
+    def _handle(self, message: wire.Message, fds: list[int]) -> None:
         if isinstance(message, Keep | Drop) and self._held is not None:
             self._held(message, fds)
-            return True
+            return
         if isinstance(message, Report) and message.kind == "boxed":
             if self._boxed:  # the device's code sends this: the worker itself has sent the first one
                 wire.close(fds)
-                return True
+                return
             self._boxed = True
             self._take(fds)
             fds = []
         if isinstance(message, Answer):
             self._answered(message, fds)
-            return True
+            return
         wire.close(fds)
         if isinstance(message, Report):
             self._heard(message)
-        return True
 
     def _take(self, fds: list[int]) -> None:
         """Take what comes with the report of a box: the count of the worker's memory, and the calls it is refused."""

@@ -18,7 +18,7 @@ from bellwire.declare.hooks import Tie
 from bellwire.declare.layout import Layout
 from bellwire.declare.power import STATE, PowerState
 from bellwire.declare.register import Register
-from bellwire.errors import StateError
+from bellwire.model import succession
 from bellwire.model.capabilities import Identity, template
 from bellwire.model.config_space import ConfigSpace, Effect
 from bellwire.model.dma import Dma
@@ -83,6 +83,10 @@ class Core:
         """The pools of the device: their jobs end before guest memory is unmapped."""
         self.connected = False
         """Whether a client is connected. Without one there is no guest memory."""
+        self.still = False
+        """Whether nothing may run: the device migrates."""
+        self.waiting: Callable[[], None] | None = None
+        """What the device goes on with, after a state was put in place while it stands still."""
         self.dma = self.dma_kind(self)
         self.news = News(self)
         self.generation = 0
@@ -230,7 +234,7 @@ class Core:
     def power_on(self) -> None:
         """Give config space its values after power-on, sticky bits too."""
         self.config.power_on()
-        self._follow()
+        self.follow()
 
     def reset(self) -> None:
         """Give everything its state after power-on, then call the device's ``reset``."""
@@ -238,7 +242,7 @@ class Core:
         self.tally.resets += 1
         self.state.reset()
         self.config.reset()
-        self._follow()
+        self.follow()
         self.signals.relevel()
         self.call(self.device.reset)
 
@@ -253,19 +257,16 @@ class Core:
         A snapshot has no timers: the device's ``restored`` sets them again. A StateError says why the snapshot is
         refused. If the device itself refuses it, it is as after a reset.
         """
-        self.state.restore(snapshot, client=self.connected)
-        self._follow_state()
-        try:
-            self.device.check_state()
-        except StateError:
-            self.reset()
-            raise
-        self.signals.relevel()
-        self.signals.resend()
-        self.call(self.device.restored)
+        succession.restore(self, snapshot)
 
     def take_over(
-        self, files: StateFiles, *, client: bool, died: bool, moved: Callable[[], None] = lambda: None
+        self,
+        files: StateFiles,
+        *,
+        client: bool,
+        died: bool,
+        moved: Callable[[], None] = lambda: None,
+        loaded: bool = False,
     ) -> None:
         """Go on with the state in ``files``, in place of another process that has served this device.
 
@@ -277,25 +278,9 @@ class Core:
         A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
         what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
+        ``loaded`` says that the state has come by a migration, and has not run yet.
         """
-        torn = self.state.take_over(files, client=client, died=died)
-        self._follow_state()
-        try:
-            self.device.check_state()
-            self.state.inherit(files)
-            moved()
-            self.signals.relevel()
-            self.signals.resend()
-            if died:
-                self.call(self.device.recovered, torn)
-            else:
-                self.call(self.device.restored)
-        except StateError as error:
-            if not died:
-                raise
-            self.state.inherit(files)
-            moved()
-            self.fail(str(error))
+        succession.take_over(self, files, client=client, died=died, moved=moved, loaded=loaded)
 
     def fail(self, why: str) -> None:
         """Reset the device, since its state is lost, and let it tell the guest: never in silence.
@@ -303,20 +288,13 @@ class Core:
         All is as after a function-level reset, except what the guest has set up in config space and in the MSI-X table:
         without that it could not be told.
         """
-        self.log.error("reset, since its state is lost: %s", why)
-        state = self.state
-        config, table, used = bytes(state.config), bytes(state.msix), state.table_used
-        self.reset()
-        state.config[:], state.msix[:], state.table_used = config, table, used
-        self._follow_state()
-        self.signals.drive(False)
-        self.call(self.device.failed)
+        succession.fail(self, why)
 
-    def _follow_state(self) -> None:
+    def follow_state(self) -> None:
         """Let everything follow a state that has been put in place."""
         self.forget()
         self.config.refresh()
-        self._follow()
+        self.follow()
 
     def join(self, connected: bool) -> None:
         """A client has connected or left: views of guest memory are stale."""
@@ -344,7 +322,7 @@ class Core:
             timer.cancel()
         self.timers.clear()
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Let parts follow their registers, which a reset or a restore has changed."""
         for each in self.layout.extended:
             each.capability.follow(self._parts[each.capability])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, Unshared
-from vfio_user import DmaFault, SharedFile, SharedMap, VfioUserError
+from vfio_user import DmaFault, DmaUnmap, SharedFile, SharedMap, VfioUserError
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -22,7 +22,7 @@ class Dma:
     So does all DMA while bus mastering is off (PCI 3.0 §6.2.2). Addresses are guest physical (or IOMMU) addresses.
     """
 
-    __slots__ = ("_core", "_in_place", "_read", "_source", "_target", "_written", "changes", "keeps_files")
+    __slots__ = ("_core", "_in_place", "_read", "_source", "_target", "_written", "changes", "going", "keeps_files")
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -31,6 +31,8 @@ class Dma:
         self.changes = 0
         """Changes whenever a view of guest memory may be stale: maps, clients, resets, writes to config space."""
         self.keeps_files = False
+        self.going: DmaUnmap | None = None
+        """What is about to be unmapped."""
 
     def read(self, address: int, size: int) -> bytes:
         """Copy ``size`` bytes, at most 64 MiB, from guest memory. A GuestError if they are not all there."""
@@ -157,8 +159,10 @@ class Dma:
         The descriptors are valid until the client unmaps memory; ``memory_changed`` tells when to ask again. The list
         is empty without a client, and for memory that the client does not share as a file.
         """
-        host = self._core.host
-        return [] if host is None else host.files()
+        host, going = self._core.host, self.going
+        if host is None or not self._core.connected:
+            return []
+        return [each for each in host.files() if going is None or not _covers(going, each.address)]
 
     def touched(self, size: int) -> None:
         """Device code has moved ``size`` bytes in a :meth:`shared_map`."""
@@ -185,6 +189,11 @@ class Dma:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: the guest has bus mastering off")
         if not 0 <= size <= LARGEST_COPY:
             raise GuestError(f"DMA of {size} bytes at {address:#x}: at most {LARGEST_COPY} at once")
+
+
+def _covers(going: DmaUnmap, address: int) -> bool:
+    """Whether a map that begins at ``address`` is unmapped. Size 0 stands for all maps."""
+    return not going.size or going.address <= address < going.address + going.size
 
 
 def _fault(verb: str, address: int, size: int, error: VfioUserError) -> GuestError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from bellwire.declare.doorbell import IoRegion
@@ -59,6 +59,15 @@ class Host(Protocol):
 
     def take_back(self, row: IoRegion, offset: int) -> None:
         """Undo :meth:`lend`."""
+
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
+        """Keep a duplicate of ``fd`` for a successor, which goes on with this client if this process dies."""
+
+    def drop_file(self, name: str) -> None:
+        """Undo :meth:`keep_file`."""
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        """The file that a process before this one has kept, and its note. The caller owns it; it is there once."""
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether a raised interrupt still waits for the client to take it."""

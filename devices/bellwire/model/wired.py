@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from bellwire.declare.doorbell import IoRegion
+from vfio_user import DmaUnmap
 
 if TYPE_CHECKING:
     from bellwire.model.core import Core
@@ -15,17 +16,33 @@ class Wired:
     """The part of :class:`~bellwire.PciDevice` for doorbells, interrupts and memory that others use directly."""
 
     core: Core
+    awaits = False
+    """Whether the device cannot run for a client before :meth:`resumed` has succeeded: another device has its files."""
 
     def memory_changed(self) -> None:
-        """Called when the client has mapped or unmapped memory, before it is answered, and when it comes or goes.
+        """Called when the client has mapped memory, before it is answered, and when it comes.
 
-        Override it if guest memory has been handed on to another process (:meth:`Dma.files`).
+        It is also called before memory is unmapped, and before the client goes: :meth:`Dma.files` lists what remains
+        then. Override it if guest memory has been handed on to another process, or to the kernel.
         """
 
     def wires_changed(self) -> None:
         """Called when interrupts were set, masked or enabled, config space written, or a client came or went.
 
         Override it if descriptors have been handed on: :meth:`lend` and ``self.irq[n].fd`` may give others now.
+        """
+
+    def halted(self) -> None:
+        """Called when the device is to stand still for a migration: nothing of it runs from then on.
+
+        Override it if somebody else works for the device by what it has handed on: that must end too. A StateError says
+        why it cannot; the device then goes on. ``memory_changed`` and ``wires_changed`` are called when it runs again.
+        """
+
+    def resumed(self) -> None:
+        """Called before the device runs again, here or where it has moved to.
+
+        Override it to have back what :meth:`halted` has given away. If it raises, the device stands still as before.
         """
 
     def lend(self, row: IoRegion, offset: int) -> int | None:
@@ -40,6 +57,27 @@ class Wired:
         """Undo :meth:`lend`."""
         if self.core.host is not None:
             self.core.host.take_back(row, offset)
+
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any] | None = None) -> None:
+        """Keep a file for the process that goes on with the client if this one dies: a duplicate of ``fd``.
+
+        ``note`` comes with it; it holds what JSON can. A file of the same name is replaced. All of them are dropped
+        when the client leaves, so keep them again for the next one. Without a client, nothing is kept.
+        """
+        if self.core.host is not None:
+            self.core.host.keep_file(name, fd, note or {})
+
+    def drop_file(self, name: str) -> None:
+        """Undo :meth:`keep_file`."""
+        if self.core.host is not None:
+            self.core.host.drop_file(name)
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        """The file of this name that a process before this one has kept, with its note: for ``recovered``.
+
+        The caller owns the descriptor. A second call returns None, and so does any call after ``recovered``.
+        """
+        return None if self.core.host is None else self.core.host.kept_file(name)
 
 
 class News:
@@ -62,18 +100,34 @@ class News:
         self.wires()
 
     def memory(self) -> None:
-        """Guest memory has been mapped or unmapped, or a client has come or gone."""
+        """Guest memory has been mapped, or a client has come or gone."""
         if self._hears_of_memory:
             self._tell(self._core.device.memory_changed)
+
+    def going(self, memory: DmaUnmap) -> None:
+        """Guest memory is about to be unmapped."""
+        if self._hears_of_memory:
+            self._core.dma.going = memory
+            try:
+                self.memory()
+            finally:
+                self._core.dma.going = None
 
     def wires(self) -> None:
         """Interrupts have been set, masked or switched, or a client has come or gone."""
         if self._hears_of_wires:
             self._tell(self._core.device.wires_changed)
 
+    def parting(self) -> None:
+        """The client is about to leave, and its memory is still mapped."""
+        self._core.connected = False
+        self.memory()
+
     def _tell(self, hook: Callable[[], None]) -> None:
         """Run a hook. An error of it is logged: what the client asked for has been done."""
         core = self._core
+        if core.still:  # all is told when it runs again
+            return
         try:
             core.call(hook)
         except Exception as error:  # noqa: BLE001 the boundary to device code

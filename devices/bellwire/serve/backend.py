@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 
 from bellwire.model.core import Core
@@ -10,8 +11,8 @@ from bellwire.model.limited import shape
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
-from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
+from bellwire.serve.standstill import Standstill
 from vfio_user import (
     Command,
     DeviceFlags,
@@ -43,7 +44,7 @@ class DeviceBackend:
         core: Core,
         host: ClientHost,
         doorbell_fds: DoorbellFds,
-        loop: Loop,
+        loop: Standstill,
         boundary: Boundary,
         observer: Observer,
     ) -> None:
@@ -71,11 +72,11 @@ class DeviceBackend:
         return Region(RegionInfo(index, flags, size, 0, areas), self._core.state.area_fds.get(index))
 
     def irq(self, index: int) -> IrqInfo:
-        """The number of interrupts of a kind."""
+        """The number of interrupts of a kind. The session can mask all kinds, by DATA_NONE and DATA_BOOL."""
         layout = self._core.layout
-        count, flags = 0, IrqFlags.EVENTFD
+        count, flags = 0, IrqFlags.EVENTFD | IrqFlags.MASKABLE
         if index == IrqIndex.INTX and layout.intx:
-            count, flags = 1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED
+            count, flags = 1, flags | IrqFlags.AUTOMASKED
         elif index == IrqIndex.MSI and layout.msi:
             count = layout.msi.count
         elif index == IrqIndex.MSIX and layout.msix:
@@ -106,6 +107,20 @@ class DeviceBackend:
         """The doorbells and ioregions that the client may register with KVM, with their fds."""
         return self._doorbell_fds.sub_regions(index, mechanisms)
 
+    def still_reader(self, index: int, offset: int, count: int) -> Reader:
+        """As :meth:`reader`, while the device stands still: config space can be read, and no hook runs."""
+        if index == RegionIndex.CONFIG:
+            return Reader(lambda: bytes(self._core.state.config[offset : offset + count]))
+        raise self._still("REGION_READ", index, offset, count)
+
+    def still_writer(self, index: int, offset: int, count: int) -> Writer:
+        """As :meth:`writer`, while the device stands still."""
+        raise self._still("REGION_WRITE", index, offset, count)
+
+    def _still(self, verb: str, index: int, offset: int, count: int) -> VfioUserError:
+        why = f"{self._core.device.name} stands still for a migration"
+        return VfioUserError(f"{verb} of {count} bytes at {offset:#x} of region {index}: {why}", errno.EBUSY)
+
     def reset(self) -> None:
         """Handle DEVICE_RESET. Rings from before the reset are dropped."""
         self._doorbell_fds.discard()
@@ -116,14 +131,23 @@ class DeviceBackend:
         if self._doorbell_fds.gather_all():
             self._doorbell_fds.run()
 
-    def before_unmap(self) -> None:
-        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them."""
+    def settle(self) -> None:
+        """Wait for the jobs of pools."""
         self._core.finish_jobs()
+
+    def before_unmap(self, request: DmaUnmap) -> None:
+        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them.
+
+        Others to whom the device has handed memory on let go of it, too.
+        """
+        self.settle()
+        self._core.news.going(request)
 
     def dma_changed(self, change: DmaMap | DmaUnmap) -> None:
         """The client has mapped or unmapped memory."""
         self._core.remapped(change)
-        self._core.news.memory()
+        if isinstance(change, DmaMap):
+            self._core.news.memory()
         if self._host.session is not None:
             table = self._host.session.dma
             self._observer.mapped(len(table), table.total)

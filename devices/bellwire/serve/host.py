@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -10,9 +10,10 @@ from bellwire.declare.doorbell import IoRegion
 from bellwire.model.jobs import Done
 from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
-from bellwire.serve.loop import Deadline, Loop
+from bellwire.serve.loop import Deadline
+from bellwire.serve.standstill import Standstill
 from bellwire.serve.threads import Threads
-from vfio_user import DmaFault, IrqIndex, Segment, Session, SharedFile, SharedMap
+from vfio_user import DmaFault, Estate, IrqIndex, Kept, Ledger, Segment, Session, SharedFile, SharedMap
 
 
 class ClientHost:
@@ -20,11 +21,14 @@ class ClientHost:
 
     copied = False
 
-    def __init__(self, loop: Loop, boundary: Boundary) -> None:
+    def __init__(self, loop: Standstill, boundary: Boundary, ledger: Ledger) -> None:
         self.session: Session | None = None
         self.doorbell_fds: DoorbellFds | None = None
         self._loop = loop
         self._boundary = boundary
+        self._ledger = ledger
+        self.estate = Estate()
+        """What a process before this one has kept, while its successor takes over."""
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory, as the client has mapped them."""
@@ -84,6 +88,22 @@ class ClientHost:
         """Watch the doorbell again."""
         if self.doorbell_fds is not None:
             self.doorbell_fds.take_back(row, offset)
+
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
+        """Tell the ledger of a file of device code."""
+        if self.session is not None:
+            self._ledger.keep(Kept(f"file {name}", note, (fd,)))
+
+    def drop_file(self, name: str) -> None:
+        """Let the ledger forget it."""
+        if self.session is not None:
+            self._ledger.drop(f"file {name}")
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        """A file that the ledger of the process before has kept."""
+        key = f"file {name}"
+        note, fds = self.estate.note(key), self.estate.take(key)
+        return (fds[0], note) if fds else None
 
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """Whether the session still holds the interrupt back."""

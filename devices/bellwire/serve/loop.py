@@ -26,12 +26,13 @@ Callback = Callable[[], None]
 class Deadline:
     """A timer in the loop's heap."""
 
-    __slots__ = ("__weakref__", "callback", "order", "when")
+    __slots__ = ("__weakref__", "callback", "order", "owner", "when")
 
-    def __init__(self, when: float, order: int, callback: Callback | None) -> None:
+    def __init__(self, when: float, order: int, callback: Callback | None, owner: object = None) -> None:
         self.when = when
         self.order = order
         self.callback = callback
+        self.owner = owner
 
     def cancel(self) -> None:
         """Cancel the timer. Its entry stays in the heap until it is due, or until the heap is cleaned up."""
@@ -124,9 +125,9 @@ class Loop:
                 timer.callback = None
                 callback()
 
-    def after(self, delay: float, callback: Callback) -> Deadline:
-        """Run ``callback`` in ``delay`` seconds. A negative delay counts as 0."""
-        timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback)
+    def after(self, delay: float, callback: Callback, owner: object = None) -> Deadline:
+        """Run ``callback`` in ``delay`` seconds. A negative delay counts as 0. See :meth:`set_aside` for ``owner``."""
+        timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback, owner)
         heapq.heappush(self._timers, timer)
         if len(self._timers) > self._room:  # a guest may make a device set and cancel a timer without end
             self._timers = [each for each in self._timers if each.callback is not None]
@@ -143,12 +144,35 @@ class Loop:
             self._timers.remove(timer)
             heapq.heapify(self._timers)
 
-    def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
-        """Run ``work`` on one of a few threads, then ``done`` with its future on the loop's thread."""
+    def set_aside(self, owner: object) -> list[tuple[float, Deadline]]:
+        """Take the timers of ``owner`` out, and return each with the seconds that are left."""
+        now = self._clock()
+        taken = [(timer.when - now, timer) for timer in sorted(self._timers) if timer.owner is owner]
+        self._timers = [timer for timer in self._timers if timer.owner is not owner]
+        heapq.heapify(self._timers)
+        return taken
+
+    def put_back(self, timers: Iterable[tuple[float, Deadline]]) -> None:
+        """Set timers again that :meth:`set_aside` returned. Those that were cancelled meanwhile never run."""
+        now = self._clock()
+        for left, timer in timers:
+            timer.when = now + left
+            heapq.heappush(self._timers, timer)
+
+    def background(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Future[Any]], None],
+        hand_over: Callable[[Callback], None] | None = None,
+    ) -> None:
+        """Run ``work`` on one of a few threads, then ``done`` with its future on the loop's thread.
+
+        ``hand_over``, if given, takes the place of the loop's own. It is called on any thread.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
-
-        self._pool.submit(work).add_done_callback(lambda future: self.hand_over(lambda: done(future)))
+        give = hand_over or self.hand_over
+        self._pool.submit(work).add_done_callback(lambda future: give(lambda: done(future)))
 
     def hand_over(self, callback: Callback) -> None:
         """Run ``callback`` on the loop's thread, in its next turn. Any thread may call it.

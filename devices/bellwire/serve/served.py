@@ -44,8 +44,23 @@ from bellwire.serve.boundary import Boundary
 from bellwire.serve.doorbell_fds import DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
+from bellwire.serve.migration import MigratingDevice
 from bellwire.serve.observer import Observer
-from vfio_user import SERVER, Capabilities, Estate, Journal, Kept, KeptFiles, Ledger, Session, Tap
+from bellwire.serve.standstill import Standstill
+from vfio_user import (
+    RATIFIED,
+    SERVER,
+    Capabilities,
+    DeviceState,
+    Dialect,
+    Estate,
+    Journal,
+    Kept,
+    KeptFiles,
+    Ledger,
+    Session,
+    Tap,
+)
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -69,12 +84,13 @@ class Served:
         self._observer = observer or Observer()
         self.core.log.tell = self._observer.trouble
         self._boundary = Boundary(self.core, self._observer)
-        self.core.host = self._host = ClientHost(loop, self._boundary)
+        self._ledger = ledger or Ledger()
+        self._standstill = Standstill(loop)
+        self.core.host = self._host = ClientHost(self._standstill, self._boundary, self._ledger)
         self.filters = Stack(self.core, self._rebuild)
         """What stands between client and device."""
         self._introduced = False
         self._limits = limits
-        self._ledger = ledger or Ledger()
         self.overdue: Deadline | None = None
         """The timer that ends the wait for VERSION."""
         self.session: Session | None = None
@@ -84,17 +100,18 @@ class Served:
         self._alone: list[tuple[int, int]] = []
         self._tap: Tap | None = None
 
-    def attach(self, connection: socket.socket, io_fd_entry_size: int = 40) -> None:
+    def attach(self, connection: socket.socket, dialect: Dialect = RATIFIED) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
         self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
         self.keep_state()
-        self._connect(connection, io_fd_entry_size, Estate())
+        session, _ = self._connect(connection, dialect, Estate())
         self.core.tally.clients += 1
         self._observer.connected(*_credentials(connection))
         self.core.signals.relevel()
         self.core.signals.resend()
+        session.migration.begin()
 
-    def take_over(self, estate: Estate, io_fd_entry_size: int = 40, *, died: bool = True) -> None:
+    def take_over(self, estate: Estate, dialect: Dialect = RATIFIED, *, died: bool = True) -> None:
         """Go on with the client and the state of a process that has ended. The device has been reset.
 
         ``died`` is False if that process has made room between two turns. Raises a StateError if the device cannot go
@@ -107,14 +124,20 @@ class Served:
             self._ledger.clear()
             return
         connection = socket.socket(fileno=estate.take("client")[0])
-        session, doorbell_fds = self._connect(connection, io_fd_entry_size, estate)
+        session, doorbell_fds = self._connect(connection, dialect, estate)
         session.take_over(estate)
         doorbell_fds.take_over()
         self._introduced = session.client is not None
-        self.core.take_over(files, client=True, died=died, moved=self.keep_state)
+        session.migration.begin()
+        loaded = session.migration.loaded
+        self._host.estate = estate
+        try:
+            self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
+        finally:
+            self._host.estate = Estate()
         repeats, poisoned = self.core.device.repeats, estate.poisoned
         session.finish(estate, again=repeats and not poisoned)
-        if doorbell_fds.again(repeats=repeats, poisoned=poisoned):
+        if not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned):
             session.service(DRAIN)  # a ring sees the writes that came before it
             doorbell_fds.run()
 
@@ -124,19 +147,21 @@ class Served:
         areas = (Kept(f"area {index}", {"bar": index}, (fd,)) for index, fd in files.areas.items())
         self._ledger.keep(Kept("state", {}, (files.state,)), *areas)
 
-    def _connect(self, connection: socket.socket, io_fd_entry_size: int, estate: Estate) -> tuple[Session, DoorbellFds]:
+    def _connect(self, connection: socket.socket, dialect: Dialect, estate: Estate) -> tuple[Session, DoorbellFds]:
+        own = self._standstill
         doorbell_fds = self._doorbell_fds = DoorbellFds(
-            self.core, self._boundary.call, self._loop.watch, self._loop.unwatch, self.filters.by, self._ledger, estate
+            self.core, self._boundary.call, own.watch, own.unwatch, self.filters.by, self._ledger, estate
         )
-        backend = DeviceBackend(self.core, self._host, doorbell_fds, self._loop, self._boundary, self._observer)
+        backend = DeviceBackend(self.core, self._host, doorbell_fds, own, self._boundary, self._observer)
         journal = Journal.of(self._limits, estate, self._ledger)
         self.session = self._host.session = Session(
             connection,
             backend,
             limits=self._limits,
-            io_fd_entry_size=io_fd_entry_size,
+            dialect=dialect,
             ledger=self._ledger,
             journal=journal,
+            movable=MigratingDevice(self.core, backend, own, self.filters),
         )
         if self.core.dma.keeps_files:
             self.session.dma.kept = KeptFiles()
@@ -153,9 +178,11 @@ class Served:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
         if self.session is None or self._doorbell_fds is None:
             return
+        self._boundary.call(self.session.migration.leave, self._reset)
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
         self.core.finish_jobs()
+        self.core.news.parting()
         self._heard()
         self._ledger.clear()
         self._release(self.session, self._doorbell_fds)
@@ -165,6 +192,7 @@ class Served:
         """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
         if self.session is not None and self._doorbell_fds is not None:
             self.core.finish_jobs()
+            self.core.news.parting()
             self._release(self.session, self._doorbell_fds)
 
     def _release(self, session: Session, doorbell_fds: DoorbellFds) -> None:
@@ -219,9 +247,20 @@ class Served:
 
     def reset(self) -> None:
         """Reset the device as DEVICE_RESET does. Rings from before the reset are dropped."""
+        if self.session is None:
+            self._reset()
+        else:
+            self.session.migration.reset(self._reset)
+
+    def _reset(self) -> None:
         if self._doorbell_fds is not None:
             self._doorbell_fds.discard()
         self.core.reset()
+
+    @property
+    def migrating(self) -> bool:
+        """Whether the client has begun to migrate the device."""
+        return self.session is not None and self.session.migration.state is not DeviceState.RUNNING
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message of this client, and of later ones, to ``tap``, or to nobody."""

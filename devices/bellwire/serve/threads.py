@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from bellwire.model.jobs import Done, Job
 from bellwire.serve.loop import Loop
+from bellwire.serve.standstill import Standstill
 
 
 class Threads:
@@ -18,7 +19,7 @@ class Threads:
     ``done`` runs on the thread of ``loop``, with the jobs that have finished.
     """
 
-    def __init__(self, loop: Loop, count: int, done: Done) -> None:
+    def __init__(self, loop: Loop | Standstill, count: int, done: Done) -> None:
         self._loop = loop
         self._count = count
         self._done = done

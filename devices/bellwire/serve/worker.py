@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import socket
 import sys
 from collections.abc import Callable, Iterable
 
 from bellwire.device import PciDevice
-from bellwire.errors import StateError
+from bellwire.errors import BellwireError, StateError
 from bellwire.filters import Filter
 from bellwire.serve.blame import put_in, told
 from bellwire.serve.busy_poll import BusyPoll
@@ -17,8 +18,9 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.remembered import Remembered
 from bellwire.serve.served import Served
-from vfio_user import SERVER, Estate, FramingError, Ledger, VfioUserError
+from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Ledger, VfioUserError
 
+TAKEN = {errno.EAGAIN, errno.EBUSY, errno.EADDRINUSE}
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
 
 log = logging.getLogger("bellwire.worker")
@@ -45,7 +47,7 @@ class Worker:
         *,
         connection: socket.socket | None = None,
         observer: Observer | None = None,
-        io_fd_entry_size: int = 40,
+        dialect: Dialect = RATIFIED,
         busy_poll: float = 0.0,
         max_maps: int = SERVER.max_dma_maps,
         hello_timeout: float = 0.0,
@@ -70,7 +72,7 @@ class Worker:
         self._filters = filters
         self._listener = listener
         self._connection = connection
-        self._entry_size = io_fd_entry_size
+        self._dialect = dialect
         if listener is not None:
             listener.setblocking(False)
 
@@ -117,7 +119,7 @@ class Worker:
 
     def _succeed(self, estate: Estate) -> None:
         try:
-            self.served.take_over(estate, self._entry_size)
+            self.served.take_over(estate, self._dialect)
         except VfioUserError as error:
             log.info("client gone: %s", error)
             self.disconnect(str(error))
@@ -142,51 +144,99 @@ class Worker:
         """Let ``device``, made of newer code, go on in the place of the present one, with its state and its client.
 
         For the loop's thread only, between two turns. The new device is set up while the present one still has its
-        files open. Whatever is raised comes out, as a StateError that says why the state does not fit. The new device
-        is closed then, and the present one goes on as if nothing had been tried.
+        files open. If one of these cannot be opened twice (an image that is locked, a socket, a tap), the present
+        device closes its files first. Whatever is raised comes out, as a StateError that says why the state does not
+        fit. The new device is closed then, and the present one goes on as if nothing had been tried; if its files were
+        closed, another instance of its class does.
         """
-        old, before = self.served, self.device
-        if self._remembered is None or len(old.filters):
+        if self._remembered is None or len(self.served.filters):
             device.core.close()
             raise StateError("its code cannot be exchanged while filters look at the device: take them out first")
-        old.core.finish_jobs()
-        estate = self._remembered.estate()
+        if self.served.migrating:
+            device.core.close()
+            raise StateError("its code cannot be exchanged while it migrates")
+        self.served.core.finish_jobs()
+        try:
+            new = self._set_up(device)
+        except BellwireError as error:
+            if not in_use(error):
+                raise
+            self._replace_apart(_another(device))
+        else:
+            if device.awaits:  # the present device has its files
+                self._close(device)
+                self._replace_apart(_another(device))
+                return
+            old, before = self.served, self.device
+            self._go_on(new, self._remembered.estate(), connected=old.session is not None)
+            old.leave()
+            self._close(before)
+
+    def _replace_apart(self, device: PciDevice) -> None:
+        """Replace the present device, which closes its files first. Its state stays where it is meanwhile."""
+        assert self._remembered is not None
+        old, before, connected = self.served, self.device, self.served.session is not None
+        first, second = self._remembered.estate(), self._remembered.estate()
+        old.leave()
+        self._close_files(before)
+        try:
+            self._go_on(self._set_up(device), first, connected=connected)
+        except BaseException:
+            try:
+                self._go_on(self._set_up(_another(before)), second, connected=connected)
+            except BaseException as error:
+                log.critical("neither the new code nor the old one can go on", exc_info=error)
+                raise SystemExit(1) from error  # a successor can: state and client are the ledger's
+            raise
+        finally:
+            first.close()
+            second.close()
+            before.core.close()
+
+    def _set_up(self, device: PciDevice) -> Served:
+        """Set a device up that is to take the place of the present one. It is closed if that fails."""
         new = Served(device, self.loop, self._observer, self._limits, self._ledger)
         try:
             with told(f"{type(device).__name__}.setup"):
                 device.setup()
         except BaseException:
-            estate.close()
             device.core.close()
             raise
+        return new
+
+    def _go_on(self, new: Served, estate: Estate, *, connected: bool) -> None:
+        """Have a device that is set up go on with state and client. It is closed, and the present one stays, if not."""
+        old, device = self.served, new.core.device
         try:
             with told(f"{type(device).__name__}.reset"):
                 device.core.reset()
-            if old.session is not None:
-                new.take_over(estate, self._entry_size, died=False)
+            if connected:
+                new.take_over(estate, self._dialect, died=False)
             else:
-                device.core.take_over(before.core.state.files, client=False, died=False)
+                device.core.take_over(self.device.core.state.files, client=False, died=False)
         except BaseException:
             new.leave()
-            if old.session is not None:
+            if connected:
                 old.keep_state()
             self._close(device)
             raise
         finally:
             estate.close()
         self.served, self.device = new, device
-        old.leave()
-        self._close(before)
 
     def _close(self, device: PciDevice) -> None:
         """Close a device that does not serve any more. An error of its code is logged."""
+        try:
+            self._close_files(device)
+        finally:
+            device.core.close()
+
+    def _close_files(self, device: PciDevice) -> None:
         device.core.forget()
         try:
             device.close()
         except Exception:
             log.exception("%s.close failed", type(device).__name__)
-        finally:
-            device.core.close()
 
     def leave(self) -> None:
         """End :meth:`run`, and leave client and state to a successor. For the loop's thread only."""
@@ -221,7 +271,7 @@ class Worker:
         self._attach(connection)
 
     def _attach(self, connection: socket.socket) -> None:
-        self.served.attach(connection, self._entry_size)
+        self.served.attach(connection, self._dialect)
         if self._hello_timeout:
             self.served.overdue = self.loop.after(self._hello_timeout, self._silent)
 
@@ -230,3 +280,18 @@ class Worker:
         reason = f"it has sent no VERSION within {self._hello_timeout:g} s"
         log.warning("client gone: %s", reason)
         self.disconnect(reason)
+
+
+def in_use(error: BaseException | None) -> bool:
+    """Whether an error comes from a file, a socket or an interface that somebody has already."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, OSError) and error.errno in TAKEN:
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def _another(device: PciDevice) -> PciDevice:
+    """An instance of the same code with the same options, not yet set up."""
+    return type(device)(**device.core.options)

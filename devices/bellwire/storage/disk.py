@@ -53,6 +53,7 @@ class Disk:
         self.view = memoryview(b"")
         """All bytes of a disk in memory, to be copied; empty for other disks."""
         self._lost: OSError | None = None
+        self._path = Path()
 
     @classmethod
     def open(
@@ -64,11 +65,13 @@ class Disk:
         direct: bool = False,
         block: int = 512,
         folder: int = -1,
+        lock: bool = True,
     ) -> Disk:
         """Open a raw file or a block device. Every access is of whole blocks of ``block`` bytes.
 
         If the file is missing or empty, a sparse file of ``size`` bytes is made. An existing image keeps its size, and
         a warning is logged if ``size`` differs. The image is locked (flock(2)): no two Bellwire devices write to it.
+        Without ``lock``, :meth:`lock` does that later.
         A link is followed if root or this user has made it (:mod:`bellwire.paths`). With ``folder``, a descriptor, the
         image has the last name of ``path`` in that folder. Raises a StorageError.
         """
@@ -84,7 +87,10 @@ class Disk:
                 hint = "; its file system cannot pass the page cache by: leave direct out"
             raise StorageError(f"image {path}: {why(error)}{hint}") from error
         try:
+            if lock:
+                _lock(fd, path, readonly=readonly)
             disk = cls(fd, _measure(fd, path, size, readonly), readonly=readonly, direct=direct)
+            disk._path = path
             if direct:
                 _check_direct(disk, path, block)
             return disk
@@ -192,6 +198,17 @@ class Disk:
         self.zero(0, self.size, release=True)
         self.flush()
 
+    def lock(self) -> None:
+        """Lock the image, if it is not locked yet. A StorageError if another device has it."""
+        if self.fd != -1:
+            _lock(self.fd, self._path, readonly=self.readonly)
+
+    def unlock(self) -> None:
+        """Let another device have the image, which must find there what was written here."""
+        if self.fd != -1:
+            self.flush()
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def close(self) -> None:
         """Close the descriptor, which also releases the lock. A second call does nothing."""
         if self.fd != -1:
@@ -231,13 +248,16 @@ class Disk:
             return os.pwritev(self.fd, [aside], offset, flags)
 
 
-def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
-    """Lock the image, and give a new one ``size`` bytes. Returns the size of the image."""
-    kind = os.fstat(fd).st_mode
+def _lock(fd: int, path: Path, *, readonly: bool) -> None:
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StorageError(f"image {path}: another device uses it") from None
+
+
+def _measure(fd: int, path: Path, size: int, readonly: bool) -> int:
+    """Give a new image ``size`` bytes. Returns the size of the image."""
+    kind = os.fstat(fd).st_mode
     found = os.lseek(fd, 0, os.SEEK_END)
     if found == 0 and size and stat.S_ISREG(kind) and not readonly:
         _resize(fd, size)

@@ -92,6 +92,12 @@ class MemoryDisk(Disk):
         for at in range(first, last, _STEP):
             self._pages.madvise(mmap.MADV_DONTNEED, at, min(_STEP, last - at))
 
+    def lock(self) -> None:
+        """Do nothing: no other device has the memory."""
+
+    def unlock(self) -> None:
+        """Do nothing, as :meth:`lock`."""
+
     def close(self) -> None:
         """Give the memory back, as soon as no slice of :attr:`view` is left. A second call does nothing."""
         self.view = memoryview(b"")

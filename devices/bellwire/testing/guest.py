@@ -6,7 +6,7 @@ import itertools
 import os
 import select
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
@@ -19,8 +19,9 @@ from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
 from bellwire.filters import Filter, Stack
 from bellwire.model import capabilities as pci
-from bellwire.model.jobs import Done, Job
+from bellwire.model.jobs import Done
 from bellwire.serve.loop import Deadline
+from bellwire.testing.at_once import AtOnce
 from bellwire.testing.wires import Wires
 from vfio_user import (
     DmaFlags,
@@ -65,6 +66,10 @@ class Guest(Generic[Device]):
         """The INTx level that the guest sees."""
         self.now = 0.0
         """The time in seconds since the guest was made."""
+        self.kept: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        """The files that the device keeps for a successor, and their notes, by name."""
+        self.left: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        """The files that it finds when it takes over from another process. The device owns those that it takes."""
         self._timers: list[Deadline] = []
         self._order = itertools.count()
         self._dma = DmaTable()
@@ -245,6 +250,8 @@ class Guest(Generic[Device]):
 
     def _let_go(self) -> None:
         self.device.core.close()
+        for fd, _ in (*self.kept.values(), *self.left.values()):
+            os.close(fd)
         self._wires.close()
         self._dma.clear()
         os.close(self._memory_fd)
@@ -321,6 +328,20 @@ class Guest(Generic[Device]):
             self.interrupts[index, vector] += 1
         return heard
 
+    def keep_file(self, name: str, fd: int, note: Mapping[str, Any]) -> None:
+        """Note it in :attr:`kept`, with a duplicate of the descriptor."""
+        self.drop_file(name)
+        self.kept[name] = os.dup(fd), note
+
+    def drop_file(self, name: str) -> None:
+        """Forget it."""
+        if name in self.kept:
+            os.close(self.kept.pop(name)[0])
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        """The file that the test has put into :attr:`left`, as another process has left it."""
+        return self.left.pop(name, None)
+
     def undelivered(self, index: IrqIndex, vector: int) -> bool:
         """False: this guest takes every interrupt at once."""
         return False
@@ -354,36 +375,3 @@ class Guest(Generic[Device]):
     def pool(self, threads: int, done: Done) -> AtOnce:
         """A pool whose jobs run at once. The next :meth:`advance` runs ``done`` with them."""
         return AtOnce(self, done)
-
-
-class AtOnce:
-    """A pool without threads: a job runs in the call that submits it."""
-
-    def __init__(self, guest: Guest[Any], done: Done) -> None:
-        self._guest = guest
-        self._done = done
-        self._finished: list[Job] = []
-
-    def submit(self, *jobs: Job) -> None:
-        """Run ``jobs`` now. The next :meth:`Guest.advance` hands them over, with all others that have run by then."""
-        for job in jobs:
-            job.run()
-        if not self._finished:
-            self._guest.after(0, self._tell)
-        self._finished += jobs
-
-    def finish(self) -> None:
-        """Do nothing: all jobs have run already."""
-
-    def settle(self) -> None:
-        """Forget the jobs that have not been handed over."""
-        self._finished.clear()
-
-    def close(self) -> None:
-        """Forget the jobs that have not been handed over. There are no threads to end."""
-        self.settle()
-
-    def _tell(self) -> None:
-        finished, self._finished = self._finished, []
-        if finished:
-            self._done(finished)

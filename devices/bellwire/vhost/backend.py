@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bellwire.vhost.memory import Piece
 
@@ -64,6 +64,16 @@ class Backend(Protocol):
 
     def track(self, queues: int, size: int, *, fresh: bool) -> None:
         """Give it memory for what is in flight, if it wants any: the same as before, or a ``fresh`` one."""
+
+    @property
+    def record(self) -> tuple[int, Mapping[str, Any]] | None:
+        """The file of that memory, which stays the back end's, and a note about it; None without such memory."""
+
+    def inherit(self, fd: int, note: Mapping[str, Any]) -> None:
+        """Take the :attr:`record` over that another process had. This object owns the descriptor from now on.
+
+        Raises BackendError if it can be none.
+        """
 
     def start(self, ring: Ring) -> None:
         """Set a ring up."""

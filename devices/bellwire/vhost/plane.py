@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bellwire.errors import GuestError
+from bellwire.errors import GuestError, StateError
 from bellwire.vhost.backend import Backend, Listener, Ring
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece, inside, overlap, pieces
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 RETRY = 0.1
 """Seconds between two tries to find a back end that has gone."""
+RECORD = "vhost in flight"
+"""The name of the file in which the back end writes down what is in flight, for a process that takes over."""
 OURS = 1 << Feature.ACCESS_PLATFORM
 """Features that the back end never hears of: its memory table has the addresses that the driver uses."""
 
@@ -37,8 +40,8 @@ class Plane:
 
     The device calls :meth:`open`, :meth:`started`, :meth:`stopped`, :meth:`park` and :meth:`close` where its own
     methods of such names run, and :meth:`settle` when memory or wires have changed. Rings run while the driver is
-    ready, a client is connected, bus mastering is on, and a back end is there. When one of these ends, the rings are
-    stopped, and their positions kept.
+    ready, a client is connected, bus mastering is on, the device allows it, and a back end is there. When one of these
+    ends, the rings are stopped, and their positions kept.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class Plane:
         """Whether the back end has the rings."""
         self.gone = 0
         """How often a back end has gone."""
+        self.queues = queues
+        """The queues that are the back end's. Change them only while no rings run."""
+        self.allowed = True
+        """Whether the device lets the rings run. Call :meth:`settle` after a change."""
         self._device = device
         self._open = open_backend
-        self._queues = queues
         self._needs = needs
         self._size = size
         self._guess = guess
@@ -95,6 +101,16 @@ class Plane:
             self._fresh, self._lost_place = False, True
         self.settle()
 
+    def inherit(self) -> None:
+        """Another process had the rings, and has died: what its back end has written down is the next one's."""
+        kept = self._device.kept_file(RECORD)
+        if kept is None:
+            return
+        if self.backend is None:
+            os.close(kept[0])
+        else:
+            self.backend.inherit(*kept)
+
     def stopped(self) -> None:
         """The driver has reset the device, or another state has been restored."""
         self._talk(self._reset)
@@ -126,6 +142,13 @@ class Plane:
             self._talk(self._stop)
             self._device.after(0, self.settle)
 
+    def halt(self) -> None:
+        """Stop the rings until the next :meth:`settle`. Raises a StateError if their positions are unknown."""
+        if self.running:
+            self._talk(self._stop)
+        if not self.placed:
+            raise StateError("the back end has gone with the rings: wait until it is there again")
+
     def close(self) -> None:
         """End the connection, and the search for one."""
         self._closed = True
@@ -149,7 +172,8 @@ class Plane:
     def _settle(self, backend: Backend) -> None:
         device = self._device
         table = pieces(device.dma.files(), mapped=backend.needs_addresses) if device.connected else []
-        wanted = device.running and device.connected and device.bus_master and self._lies_in(table)
+        wanted = device.running and device.connected and device.bus_master
+        wanted = wanted and self.allowed and self._lies_in(table)
         gone, come = set(self._shared) - set(table), set(table) - set(self._shared)
         if self.running and (not wanted or overlap(gone, come)):
             self._stop(backend)
@@ -162,7 +186,7 @@ class Plane:
 
     def _lies_in(self, table: Sequence[Piece]) -> bool:
         """Whether the driver has enabled rings, and all their parts lie in shared memory."""
-        rings = [self._ring(queue) for queue in self._queues if queue.enabled]
+        rings = [self._ring(queue) for queue in self.queues if queue.enabled]
         return bool(rings) and all(inside(table, *part) for ring in rings for part in self._parts(ring))
 
     def _parts(self, ring: Ring) -> list[tuple[int, int]]:
@@ -171,13 +195,15 @@ class Plane:
         return [(ring.desc, 16 * ring.size), (ring.avail, avail), (ring.used, used)]
 
     def _start(self, backend: Backend) -> None:
-        queues = [queue for queue in self._queues if queue.enabled]
+        queues = [queue for queue in self.queues if queue.enabled]
         resumed = queues if self._lost_place else []
         if resumed:
             for queue in queues:
                 resume(queue, self._device.dma, packed=self._packed, sure=backend.tracks or self._guess)
         backend.accept(self._device.accepted & ~OURS)
-        backend.track(len(self._queues), max(queue.size for queue in queues), fresh=self._fresh)
+        backend.track(len(self.queues), max(queue.size for queue in queues), fresh=self._fresh)
+        if backend.record is not None:
+            self._device.keep_file(RECORD, *backend.record)
         self._fresh, self._lost_place, self.running = False, True, True
         for queue in queues:
             backend.start(self._ring(queue))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from bellwire.unix_sockets import connect
 from bellwire.vhost.back_channel import BackChannel
@@ -172,6 +173,20 @@ class VhostUser:
         if track is not None:
             place = track.place._replace(queues=queues, slots=size)
             self._wire.tell(Request.SET_INFLIGHT_FD, place.pack(), [track.fd])
+
+    @property
+    def record(self) -> tuple[int, Mapping[str, Any]] | None:
+        """The memory's file, and where in it what is in flight is written down."""
+        track = self.track_memory
+        return None if track is None else (track.fd, track.place._asdict())
+
+    def inherit(self, fd: int, note: Mapping[str, Any]) -> None:
+        """Give this back end the memory of the one that another process had, if it wants any."""
+        self.forget()
+        if ProtocolFeature.INFLIGHT_SHMFD not in self._protocol:
+            os.close(fd)
+            return
+        self.track_memory = self._checked(Inflight(**note), [fd])
 
     def start(self, ring: Ring) -> None:
         """SET_VRING_NUM, _BASE, _ADDR and _ERR. A kick and a call come next, and :meth:`enable` last."""

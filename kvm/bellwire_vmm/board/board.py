@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bellwire_vmm.board.power import CONTROL, CONTROL_SIZE, EVENTS, KEYBOARD, KeyboardController, PowerRegisters
+from bellwire_vmm.board.timer import Timer
 from bellwire_vmm.board.uart import PORT, PORTS, SERIAL_LINE, Uart
 from bellwire_vmm.vmm import Machine, Request
 
@@ -20,6 +21,8 @@ class Board:
         vm.create_pit2()
         self.uart = Uart(send, lambda level: vm.irq_line(SERIAL_LINE, level))
         ports.add(PORT, PORTS, self.uart)
-        ports.add(EVENTS, CONTROL + CONTROL_SIZE - EVENTS, PowerRegisters(machine.asked))
+        power = PowerRegisters(machine.asked)
+        ports.add(EVENTS, CONTROL + CONTROL_SIZE - EVENTS, power)
         ports.add(KEYBOARD, 1, KeyboardController(machine.asked))
         machine.bus.on_reset = lambda: machine.asked(Request.RESET)
+        machine.parts |= {"serial port": self.uart, "power": power, "timer": Timer(vm)}

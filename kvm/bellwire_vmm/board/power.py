@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bellwire_vmm.errors import StateError
 from bellwire_vmm.vmm import Request
 
 EVENTS, EVENTS_SIZE = 0x600, 4
@@ -43,6 +44,16 @@ class PowerRegisters:
         value = int.from_bytes(data, "little") << 8 * max(0, offset - _CONTROL)
         if offset >= _CONTROL and value & _SLEEP and value >> _TYPE_SHIFT & _TYPES == SLEEP_OFF:
             self._ask(Request.POWER_OFF)
+
+    def state(self) -> bytes:
+        """The enable bits (`part.Part`)."""
+        return bytes(self._enabled)
+
+    def set_state(self, state: bytes) -> None:
+        """Set the enable bits. Raises StateError for another number of bytes."""
+        if len(state) != len(self._enabled):
+            raise StateError(f"power management registers of {len(state)} bytes, expected {len(self._enabled)}")
+        self._enabled[:] = state
 
 
 class KeyboardController:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
+
+from bellwire_vmm.errors import StateError
 
 PORT, PORTS = 0x3F8, 8
 SERIAL_LINE = 4
@@ -37,6 +40,7 @@ _FIFO_ON, _CLEAR_RECEIVED = 0x01, 0x02
 _LOOP = 0x10  # of MODEM_CONTROL
 _READY, _IDLE = 0x01, 0x60  # of LINE_STATUS: data ready; transmitter empty, as it always is
 _CONNECTED = 0xB0  # of MODEM_STATUS: carrier, data set ready, clear to send
+_STATE = struct.Struct("=8s2s??B")
 _NONE, _SENT, _RECEIVED, _FIFOS = 0x01, 0x02, 0x04, 0xC0
 
 
@@ -89,6 +93,25 @@ class Uart:
         with self._lock:
             self._write(offset, data[0])
             self._interrupt()
+
+    def state(self) -> bytes:
+        """The registers, what is received and not read yet, and the pending interrupt (`part.Part`)."""
+        with self._lock:
+            received = bytes(self._received)
+            flags = self._fifo, self._sent
+            return _STATE.pack(bytes(self._registers), bytes(self._divisor), *flags, len(received)) + received
+
+    def set_state(self, state: bytes) -> None:
+        """Put the port into a state that `state` returned, and its line to the level that belongs to it."""
+        received = state[_STATE.size :]
+        if len(state) < _STATE.size or state[_STATE.size - 1] != len(received) or len(received) > FIFO:
+            raise StateError(f"the serial port's state has {len(state)} bytes, which do not fit each other")
+        with self._lock:
+            registers, divisor, self._fifo, self._sent, _ = _STATE.unpack_from(state)
+            self._registers[:], self._divisor[:] = registers, divisor
+            self._received = deque(received)
+            self._interrupt()
+            self._lock.notify_all()
 
     def _read(self, offset: int) -> int:
         match offset:

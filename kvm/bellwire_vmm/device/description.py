@@ -43,6 +43,20 @@ class Description:
         return int.from_bytes(self.config[2:4], "little")
 
     @property
+    def identity(self) -> dict[str, object]:
+        """What another device must have in common with this one to go on with its state, in values that JSON knows."""
+        msix = self.msix
+        return {
+            "id": f"{self.vendor:04x}:{self.device:04x}",
+            "class and revision": self.config[8:12].hex(),
+            "subsystem": self.config[0x2C:0x30].hex(),
+            "bars": {str(index): [bar.size, bar.ports, bar.wide] for index, bar in self.bars.items()},
+            "capabilities": {str(kind): at for kind, at in self.capabilities.items()},
+            "msix": [msix.vectors, msix.table_bar, msix.table.start] if msix else [],
+            "pin": self.pin,
+        }
+
+    @property
     def pin(self) -> int:
         """The Interrupt Pin register: 1-4 for INTA-D, 0 for none."""
         return self.config[_PIN] if self.config[_PIN] <= 4 else 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+
 from bellwire_vmm.device.capabilities import Msi, MsixCapability
 from bellwire_vmm.device.intx import IntxLine
 from bellwire_vmm.device.msix import MsixTable
@@ -59,6 +62,31 @@ class Interrupts:
         self._switch(IrqIndex.INTX)
         if self.table is not None:
             self.table.reset()
+
+    @property
+    def pending(self) -> list[int]:
+        """The numbers of the vectors that the device has triggered, and that the guest has masked."""
+        return [number for number, vector in enumerate(self._vectors) if vector.pending]
+
+    def settle(self) -> None:
+        """Wait until all that the device has sent has reached the guest's interrupt controllers."""
+        for vector in self._vectors:
+            vector.settle()
+
+    def pend(self, numbers: Iterable[int]) -> None:
+        """Trigger vectors, as the device did before its machine moved."""
+        for number in numbers:
+            os.eventfd_write(self._vectors[number].eventfd, 1)
+
+    def ask_again(self) -> None:
+        """Have the device raise its pin again if it asserts it: the level does not move with the machine."""
+        if self._mode is IrqIndex.INTX and self.pin is not None:
+            self.pin.ask_again()
+
+    @property
+    def connected(self) -> int:
+        """How many vectors are connected."""
+        return len(self._vectors)
 
     def close(self, *, tell: bool) -> None:
         """Disconnect everything. ``tell``: send the device the change too, for a device that still answers."""

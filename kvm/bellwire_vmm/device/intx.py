@@ -32,6 +32,11 @@ class IntxLine:
         self._client.trigger_eventfds(IrqIndex.INTX, 0, [raised])
         self._client.unmask_eventfd(resample)
 
+    def ask_again(self) -> None:
+        """Have the device raise the line again if it asserts it, as after the guest's end of interrupt."""
+        if self._fds is not None:
+            os.eventfd_write(self._fds[1], 1)
+
     def disconnect(self, *, tell: bool = True) -> None:
         """Disconnect the line. Without ``tell`` no message is sent, for a device that is gone."""
         if self._fds is None:

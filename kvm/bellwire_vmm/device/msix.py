@@ -6,6 +6,7 @@ import struct
 
 from bellwire_vmm.device.capabilities import MsixCapability
 from bellwire_vmm.device.vectors import Message, Vector, set_all
+from bellwire_vmm.errors import StateError
 
 ENTRY = 16
 _FIELDS = struct.Struct("<QII")
@@ -29,6 +30,17 @@ class MsixTable:
         """Mask every vector, and set its address and data to zero."""
         self._content = bytearray(_FIELDS.pack(0, 0, _MASKED) * self.layout.vectors)
         self.function_mask = False
+
+    @property
+    def content(self) -> bytes:
+        """The whole table, as the guest reads it."""
+        return bytes(self._content)
+
+    def restore(self, content: bytes) -> None:
+        """Set the whole table, before vectors are connected. Raises StateError for a table of another size."""
+        if len(content) != len(self._content):
+            raise StateError(f"an MSI-X table of {len(content)} bytes, expected {len(self._content)}")
+        self.write(0, content)
 
     def connect(self, vectors: list[Vector]) -> None:
         """Let the entries route ``vectors`` from now on. An empty list disconnects."""

@@ -16,8 +16,9 @@ from bellwire_vmm.device.interrupts import Interrupts
 from bellwire_vmm.device.peer import Peer
 from bellwire_vmm.device.registrations import Registrations, Route, Standing
 from bellwire_vmm.device.rom import Rom, RomTarget
+from bellwire_vmm.device.setup import Setup
 from bellwire_vmm.device.zones import Zones
-from bellwire_vmm.errors import AddressConflictError
+from bellwire_vmm.errors import AddressConflictError, StateError
 from bellwire_vmm.machine.platform import Platform
 from vfio_user import Client, RegionIndex
 
@@ -57,6 +58,7 @@ class ProxyDevice:
             stack.callback(client.close)
             about = describe(client, platform.slots)
             self.vendor, self.device = about.vendor, about.device
+            self.identity = about.identity
             self._resettable = about.resettable
             self._capabilities = about.capabilities
             self._bars = about.bars
@@ -101,6 +103,49 @@ class ProxyDevice:
                 self.peer.client.reset()
             self._interrupts.reset()  # only now: libvfio-user forgets the eventfds of interrupts at a reset
             self._place()
+
+    def settle(self) -> None:
+        """Wait until all interrupts that the device has sent are with KVM. The device has stopped."""
+        self._interrupts.settle()
+
+    def ask_again(self) -> None:
+        """Have a device that asserts its interrupt pin raise it again: it runs, in a machine that has moved."""
+        self._interrupts.ask_again()
+
+    # What moves with the machine (part.Part)
+
+    def state(self) -> bytes:
+        """What the VMM keeps of the guest's set-up of this device: BARs, interrupt line and MSI-X table, as `Setup`."""
+        with self._platform.lock:
+            rom = self._bars.get(RegionIndex.ROM)
+            table = self._interrupts.table
+            return Setup(
+                {str(bar.index): bar.address for bar in self._bars.values()},
+                isinstance(rom, Rom) and rom.enabled,
+                self._decoding,
+                self._line,
+                table.content.hex() if table else "",
+                self._interrupts.pending,
+            ).pack()
+
+    def set_state(self, state: bytes) -> None:
+        """Set up the device as `state` says. It has got its own state before, and has not been started."""
+        setup = Setup.unpack(state, self._bars.values())
+        with self._platform.lock:
+            self._leave_bus()
+            for bar in self._bars.values():
+                bar.address = setup.bars[str(bar.index)]
+                if isinstance(bar, Rom):
+                    bar.enabled = setup.rom
+            self._decoding, self._line = setup.decoding, setup.line
+            self._remap()
+            self._interrupts.reset()
+            if self._interrupts.table is not None:
+                self._interrupts.table.restore(bytes.fromhex(setup.table))
+            self._follow_interrupts()
+            if any(number >= self._interrupts.connected for number in setup.pending):
+                raise StateError(f"slot {self.slot}: vectors {setup.pending} are pending, and not all are connected")
+            self._interrupts.pend(setup.pending)
 
     def close(self) -> None:
         """Remove all registrations, and close the connection."""
@@ -152,6 +197,13 @@ class ProxyDevice:
             self._interrupts.msix_changed(int.from_bytes(control, "little"))
         if express is not None and express + 9 in written and data[express + 9 - written.start] & _FUNCTION_RESET:
             self._forget()
+
+    def _follow_interrupts(self) -> None:
+        """Connect the interrupts that config space says, after the device has got another state."""
+        msi, msix = self._capabilities.get(capabilities.MSI), self._capabilities.get(capabilities.MSIX)
+        for at, size in ((msi, 24), (msix, 4)):
+            if at is not None:
+                self._follow(range(at + 2, at + size), bytes(size - 2))
 
     # Addresses
 

@@ -17,7 +17,8 @@ class Rom(Bar):
 
     def __init__(self, size: int) -> None:
         super().__init__(RegionIndex.ROM, size, 0)
-        self._enabled = False
+        self.enabled = False
+        """Whether the guest has enabled it: bit 0 of the register."""
         if not _SMALLEST <= size <= _LARGEST:
             raise DeviceRefusedError(f"the expansion ROM has {size:#x} bytes: expected 2 KiB to 16 MiB")
 
@@ -28,22 +29,22 @@ class Rom(Bar):
 
     def content(self) -> bytes:
         """The bytes that the guest reads from the register."""
-        return (self.address | self._enabled).to_bytes(4, "little")
+        return (self.address | self.enabled).to_bytes(4, "little")
 
     def write(self, offset: int, value: int) -> None:
         """Write one byte at config space ``offset``. Bit 0 lets the ROM answer at its address."""
         super().write(offset, value)
         if offset == _REGISTER.start:
-            self._enabled = bool(value & _ENABLED)
+            self.enabled = bool(value & _ENABLED)
 
     def forget(self) -> None:
         """Return to the state after a reset: no address, and not enabled."""
         super().forget()
-        self._enabled = False
+        self.enabled = False
 
     def decodable(self, ram: int) -> bool:
         """Whether the ROM can be mapped at its address, and the guest has enabled it."""
-        return self._enabled and super().decodable(ram)
+        return self.enabled and super().decodable(ram)
 
 
 class RomTarget:

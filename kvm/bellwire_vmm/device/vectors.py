@@ -50,6 +50,16 @@ class Vector:
             if raised:
                 vm.signal_msi(address, data)
 
+    def settle(self) -> None:
+        """Wait until all that the device has triggered so far has reached the guest's local APIC.
+
+        The device must not trigger meanwhile. KVM injects some interrupts later, by a work item; only the removal of
+        an irqfd waits for that.
+        """
+        if self._open:
+            self.platform.vm.irqfd_deassign(self.eventfd, self._gsi)
+            self.platform.vm.irqfd(self.eventfd, self._gsi)
+
     def route(self, message: Message) -> None:
         """Tell KVM of the message, if it may be sent. Within `GsiTable.together` that happens later."""
         if message.opened:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from bellwire_vmm.errors import AddressConflictError
+from bellwire_vmm.errors import AddressConflictError, StateError
 
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 SLOTS = 32
@@ -80,6 +80,16 @@ class PciBus:
         found = self._function(offset, len(data))
         if found is not None:
             found[0].config_write(found[1], data)
+
+    def state(self) -> bytes:
+        """CONFIG_ADDRESS, four bytes (`part.Part`)."""
+        return self._selected.to_bytes(4, "little")
+
+    def set_state(self, state: bytes) -> None:
+        """Set CONFIG_ADDRESS. Raises StateError unless there are four bytes."""
+        if len(state) != 4:
+            raise StateError(f"CONFIG_ADDRESS of {len(state)} bytes, expected 4")
+        self._selected = int.from_bytes(state, "little")
 
     def _function(self, offset: int, size: int) -> tuple[Function, int] | None:
         within = offset - (CONFIG_DATA - CONFIG_ADDRESS)

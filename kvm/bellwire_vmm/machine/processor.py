@@ -59,12 +59,15 @@ class Processor:
         """The body of the vCPU's thread. Returns when the run ends. Raises KvmError if the kernel refuses a request."""
         try:
             self._run()
-        finally:
+        except BaseException:
             self._complete()
+            raise
 
     def _run(self) -> None:
+        # KVM returns Interrupted only when the last access is complete (api.rst 5), which one of several fragments may
+        # be. So a run ends there alone, and the vCPU's state can be read and set.
         run, memory, coalescing, listener = self.vcpu.run, self._memory, self._coalescing, self._listener
-        while not listener.stopping:
+        while True:
             reason = run()
             self.runs += 1
             if coalescing.active:
@@ -81,9 +84,11 @@ class Processor:
                     ports = (self._ports.read(reason.port, reason.size) for _ in range(reason.count))
                     reason.reply(b"".join(ports))
                 case Interrupted():
-                    pass
+                    if listener.stopping:
+                        return
                 case _:
                     listener.broke(self, reason)
+                    self._complete()
                     return
 
     def close(self) -> None:
@@ -92,7 +97,7 @@ class Processor:
         self.vcpu.close()
 
     def _complete(self) -> None:
-        """Let KVM finish the last access, as api.rst 5 demands before registers are set; deliver waiting writes."""
+        """Let KVM finish the last access of a vCPU that cannot go on; deliver waiting writes."""
         self.vcpu.immediate_exit = True
         self.vcpu.run()
         self.runs += 1

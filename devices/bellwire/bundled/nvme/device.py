@@ -78,6 +78,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
     )
     threads = Option(4, least=1, most=QUEUES, help="threads that wait for the images")
     direct = Option(False, help="bypass the page cache (O_DIRECT)")
+    incoming = Option(False, help="another device has the images, until this one goes on with its migrated state")
 
     errors = Aer()
     device_serial = SerialNumber(int.from_bytes(OUI) << 40)  # the rest is made from the serial number
@@ -122,6 +123,7 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         engine.pool = direct_pool(self, threads, engine.finished) if self.direct else threads
         if self.doorbells == "shadow":
             self.ring_by_event(Registers.io_bells, 2 * self.queues)
+        self.awaits = self.incoming and bool(self.image)
 
     def take_stock(self, store: Store, identity: ControllerIdentity) -> Namespaces:
         """The namespaces of the options, and those in the store."""
@@ -141,6 +143,8 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
             raise OptionError(f"option image: {given} images for namespaces={self.namespaces}")
         if given > MOST_IDS:
             raise OptionError(f"option image: {given} images, at most {MOST_IDS}")
+        if self.incoming and self.store.name:
+            raise OptionError("option incoming: two devices cannot have one store; start this one without it")
 
     def open_disks(self) -> list[Disk]:
         """Open a disk for each namespace. If one fails, all are closed again."""
@@ -164,7 +168,14 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
 
     def open_disk(self, path: Path) -> Disk:
         """Open one image as the options say. Raises a StorageError."""
-        return Disk.open(path, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size)
+        return Disk.open(
+            path,
+            readonly=self.readonly,
+            size=self.size,
+            direct=self.direct,
+            block=self.block_size,
+            lock=not self.incoming,
+        )
 
     def made_up_serial(self) -> str:
         """A serial number: the same for the same images, but random for memory, so that no two devices share one."""
@@ -179,6 +190,18 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         self.controller.engine.pool.settle()
         self.device_serial = self.controller.identity.eui64
         self.controller.power_on()
+
+    def halted(self) -> None:
+        """Let the device that goes on elsewhere have the images."""
+        for disk in self.controller.namespaces.disks:
+            disk.unlock()
+        self.awaits = bool(self.image)
+
+    def resumed(self) -> None:
+        """Have the images back, or from the device that has moved here."""
+        for disk in self.controller.namespaces.disks:
+            disk.lock()
+        self.awaits = False
 
     def check_state(self) -> None:
         """Refuse a snapshot whose queues or commands cannot be."""

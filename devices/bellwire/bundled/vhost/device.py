@@ -8,14 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bellwire import Option, OptionError, Saved
+from bellwire import Option, OptionError
 from bellwire.bundled.vhost.types import ANY_CONFIG, DeviceType, device_type, type_fault
 from bellwire.model.capabilities import Identity
-from bellwire.network.checks import mac_fault, mtu_fault, parse_mac, socket_fault
+from bellwire.network import TapLink
+from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault
+from bellwire.network.features import OFFLOADS, Net, taken_over
+from bellwire.network.interface import Settings
 from bellwire.vhost.backend import Backend
+from bellwire.vhost.device import VhostDevice
+from bellwire.vhost.kernel import LEAST_CID, MOST_CID, VhostNet, VhostVsock
 from bellwire.vhost.plane import Plane
 from bellwire.vhost.user import VhostUser
-from bellwire.virtio import Feature, VirtioDevice
+from bellwire.virtio import Feature
 from bellwire.virtio.device import FIRST_ID
 from bellwire.virtio.transport import DEVICE, Transport
 
@@ -24,10 +29,12 @@ LONGEST_TAG = 36
 PASSED_ON = 0xFFFC_0000_00FF_FFFF | 1 << Feature.INDIRECT_DESC | 1 << Feature.EVENT_IDX
 """Features of the back end's that the driver may have: those of the device type (bits 0 to 23, and 50 to 63), and two
 of rings. RING_PACKED has an option; VERSION_1 and ACCESS_PLATFORM are the transport's."""
-UNIX = "unix"
+UNIX, VHOST_NET, VHOST_VSOCK = "unix", "vhost-net", "vhost-vsock"
+IMPLIED = {VHOST_NET: "net", VHOST_VSOCK: "vsock"}
+"""The device type of the kernel's own back ends."""
 USUAL = "fs"
+EXPECTED = "unix:PATH (the socket of a vhost-user back end), vhost-net:TAP or vhost-vsock:CID"
 
-NET_MTU, NET_MAC, NET_STATUS = 3, 5, 16
 NET_ABSENT = sum(1 << bit for bit in (2, 17, 18, 19, 20, 21, 22, 23))
 """What needs a control queue (§5.1.3): CTRL_GUEST_OFFLOADS, CTRL_VQ to GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR."""
 LINK_UP = 1
@@ -36,12 +43,25 @@ BLK_NUM_QUEUES = 34  # offset of num_queues (§5.2.4)
 
 def backend_fault(text: str) -> str | None:
     """What was expected, if ``text`` names no back end; else None."""
-    kind, _, path = text.partition(":")
+    kind, _, place = text.partition(":")
     if not text:
         return None
-    if kind != UNIX or not path:
-        return "unix:PATH, the socket of a vhost-user back end"
-    return socket_fault(Path(path))
+    if kind == UNIX and place:
+        return socket_fault(Path(place))
+    if kind == VHOST_NET and place:
+        return interface_fault(place)
+    if kind == VHOST_VSOCK:
+        known = place.isascii() and place.isdigit() and LEAST_CID <= int(place) <= MOST_CID
+        return None if known else f"vhost-vsock:CID, the guest's address: {LEAST_CID} to {MOST_CID}"
+    return EXPECTED
+
+
+def type_of(options: Mapping[str, Any]) -> DeviceType:
+    """The device type that the options name, or that the back end implies."""
+    implied = IMPLIED.get(options.get("backend", "").partition(":")[0], USUAL)
+    kind = device_type(options.get("type") or implied)
+    assert kind is not None  # the option's check has found one
+    return kind
 
 
 def tag_fault(text: str) -> str | None:
@@ -50,11 +70,15 @@ def tag_fault(text: str) -> str | None:
     return None if 1 <= size <= LONGEST_TAG else f"1 to {LONGEST_TAG} bytes"
 
 
-class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name="vhost"):
-    """A virtio device of any type. A vhost-user back end moves its data: this process only sets the rings up."""
+class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name="vhost"):
+    """A virtio device of any type. A back end moves its data: this process only sets the rings up."""
 
-    backend = Option("", check=backend_fault, help="unix:PATH, the socket of a vhost-user back end")
-    type = Option(USUAL, check=type_fault, help="virtio's device type, by name (fs, blk, net, ...) or number")
+    backend = Option("", check=backend_fault, help=EXPECTED)
+    type = Option(
+        "",
+        check=type_fault,
+        help="virtio's device type, by name (fs, blk, net, ...) or number; default: the kernel's back end's, or fs",
+    )
     queues = Option(0, least=0, most=MOST_QUEUES, help="queues of the device; 0: as usual for its type")
     tag = Option("bellwire", check=tag_fault, help="fs: the name by which the guest mounts it")
     mac = Option("", check=mac_fault, help="net: address of the card; default: the driver makes one up")
@@ -66,18 +90,15 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
 
     configuration = Transport.mmio.ioregion(DEVICE, ANY_CONFIG)
 
-    placed = Saved(1)
-    """Whether the positions of the queues are known: 0 in a snapshot that was taken while the back end was gone."""
-
     kind: DeviceType
     plane: Plane
     own_config: bytes
+    tap: TapLink | None = None
+    """The tap whose packets the kernel moves."""
 
     def identified(self, options: Mapping[str, Any]) -> Identity:
         """The identity of the device type that the option names."""
-        kind = device_type(options.get("type", USUAL))
-        assert kind is not None  # the option's check has found one
-        self.kind = kind
+        kind = self.kind = type_of(options)
         number = FIRST_ID + kind.id
         return replace(super().identified(options), device=number, subsystem=number, class_code=kind.class_code)
 
@@ -96,7 +117,10 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
     def check_options(self) -> None:
         """Refuse a device without a back end, and a card with half a pair of queues."""
         if not self.backend:
-            raise OptionError("vhost needs backend=unix:PATH, the socket of a vhost-user back end")
+            raise OptionError(f"vhost needs backend=: {EXPECTED}")
+        name, _, _ = self.backend.partition(":")
+        if name in IMPLIED and self.kind is not device_type(IMPLIED[name]):
+            raise OptionError(f"option type={self.type}: the back end {name} is of type {IMPLIED[name]}")
         if self.is_net and self.queue_count != 2:
             raise OptionError(f"option queues={self.queues}: a card has 2, one to receive and one to send")
 
@@ -106,14 +130,21 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
         return self.kind.id == 1
 
     def setup(self) -> None:
-        """Connect to the back end."""
-        self.dma.keep_files()
-        self.plane.open()
+        """Open the tap, if the kernel serves one, and connect to the back end."""
+        kind, _, place = self.backend.partition(":")
+        if kind == VHOST_NET:
+            self.tap = TapLink(place, settings=Settings(mtu=self.mtu))
+        self.open_plane(self.tap)
 
     def connect(self, before: Backend | None) -> Backend:
-        """A new connection to the back end. Called on another thread too: it touches only the option."""
+        """A new connection to the back end. Called on another thread too: it touches only the option and the tap."""
+        kind, _, place = self.backend.partition(":")
+        if self.tap is not None:
+            return VhostNet([end.fileno() for end in self.tap.ends])
+        if kind == VHOST_VSOCK:
+            return VhostVsock(int(place))
         assert before is None or isinstance(before, VhostUser)
-        return VhostUser(Path(self.backend.partition(":")[2]), before)
+        return VhostUser(Path(place), before)
 
     def needs(self, rings: int) -> int:
         """The number of queues in the back end's own count: for a card, some count pairs."""
@@ -129,9 +160,10 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
         return b""
 
     def close(self) -> None:
-        """Let go of the back end."""
-        self.plane.close()
+        """Let go of the back end, and close the tap."""
         super().close()
+        if self.tap is not None:
+            self.tap.close()
 
     # -- features and configuration
 
@@ -139,15 +171,11 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
         """What the back end offers of the type, and what the front end adds."""
         offered = self.plane.features & PASSED_ON
         if self.is_net:
-            offered = offered & ~NET_ABSENT | 1 << NET_STATUS
-            offered |= (bool(self.mac) << NET_MAC) | (bool(self.mtu) << NET_MTU)
+            if self.tap is not None:
+                offered |= sum(1 << bit for bit in OFFLOADS)
+            offered = offered & ~NET_ABSENT | 1 << Net.STATUS
+            offered |= (bool(self.mac) << Net.MAC) | (bool(self.mtu) << Net.MTU)
         return {bit for bit in range(64) if offered >> bit & 1}
-
-    def offered(self) -> set[int]:
-        """All feature bits on offer: those of rings are the back end's, so it decides about them."""
-        packed = self.packed and self.plane.features >> Feature.RING_PACKED & 1
-        ours: set[int] = {Feature.VERSION_1, Feature.ACCESS_PLATFORM} | ({Feature.RING_PACKED} if packed else set())
-        return self.features() | ours
 
     @configuration.read
     def read_configuration(self, offset: int, size: int) -> int:
@@ -167,28 +195,7 @@ class Vhost(VirtioDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name
     # -- the life of the driver
 
     def started(self) -> None:
-        """The driver is ready: the back end gets the rings."""
-        self.plane.started(sure=bool(self.placed))
-        self.placed = 1
-
-    def stopped(self) -> None:
-        """A reset: the back end gives the rings back."""
-        self.plane.stopped()
-
-    def saving(self) -> None:
-        """The back end gives the rings back for a moment, so that the snapshot has their positions."""
-        self.plane.park()
-        self.placed = int(self.plane.placed)
-
-    def recovered(self, torn: bool) -> None:
-        """Another process has died with the rings: the used rings say where they go on."""
-        self.placed = 0
-        super().recovered(torn)
-
-    def memory_changed(self) -> None:
-        """The back end hears of memory that has come or gone."""
-        self.plane.settle()
-
-    def wires_changed(self) -> None:
-        """The back end gets other eventfds, or pauses while bus mastering is off."""
-        self.plane.rewire(super().wires_changed)
+        """The driver is ready: the tap may leave work to it as negotiated, and the back end gets the rings."""
+        if self.tap is not None:
+            self.tap.offload(taken_over(self.negotiated))
+        super().started()

@@ -53,7 +53,7 @@ def device_type(text: str) -> DeviceType | None:
 
 
 def type_fault(text: str) -> str | None:
-    """What was expected, if ``text`` is no type; else None."""
-    if device_type(text) is not None:
+    """What was expected, if ``text`` is neither empty nor a type; else None."""
+    if not text or device_type(text) is not None:
         return None
     return f"{', '.join(TYPES)}, or virtio's number of a type, 1 to {MOST_ID}"

@@ -42,6 +42,11 @@ def identity(text: str) -> str | None:
     return None if len(text.encode(errors="surrogateescape")) <= ID_SIZE else f"at most {ID_SIZE} bytes"
 
 
+def offload_fault(text: str) -> str | None:
+    """What was expected, if ``text`` names another than this device; else None. Linux has no vhost-blk."""
+    return None if text == "none" else "none: the kernel has no back end for disks (a program: vhost, with type=blk)"
+
+
 class VirtioBlk(
     VirtioDevice, kind=2, queues=MOST_QUEUES, queue_size=QUEUE_SIZE, class_code=0x010000, name="virtio-blk"
 ):
@@ -61,6 +66,8 @@ class VirtioBlk(
     queues = Option(1, least=1, most=MOST_QUEUES, help="request queues")
     threads = Option(4, least=1, most=64, help="threads that wait for the image")
     direct = Option(False, help="bypass the page cache (O_DIRECT)")
+    offload = Option("none", check=offload_fault, help="who moves the data: none, which is this device")
+    incoming = Option(False, help="another device has the image, until this one goes on with its migrated state")
 
     capacity = field(0x00, size=8)
     size_max = field(0x08, reset=LARGEST_PIECE)
@@ -90,8 +97,14 @@ class VirtioBlk(
         """Open the image or the memory, and make the pool."""
         if self.image != Path():
             self.disk = Disk.open(
-                self.image, readonly=self.readonly, size=self.size, direct=self.direct, block=self.block_size
+                self.image,
+                readonly=self.readonly,
+                size=self.size,
+                direct=self.direct,
+                block=self.block_size,
+                lock=not self.incoming,
             )
+            self.awaits = self.incoming
         else:
             self.disk = MemoryDisk(self.size or 64 << 20, block=self.block_size)
             self.disk.readonly = self.readonly
@@ -99,6 +112,16 @@ class VirtioBlk(
         self.meter = Meter(self, self.totals)
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
+
+    def halted(self) -> None:
+        """Let the device that goes on elsewhere have the image."""
+        self.disk.unlock()
+        self.awaits = self.image != Path()
+
+    def resumed(self) -> None:
+        """Have the image back, or from the device that has moved here."""
+        self.disk.lock()
+        self.awaits = False
 
     def close(self) -> None:
         """End the threads, and close the image."""

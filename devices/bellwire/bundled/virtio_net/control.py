@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bellwire.bundled.virtio_net.features import TAKEN_OVER, taken_over
 from bellwire.bundled.virtio_net.filter import VLANS, Mode
+from bellwire.network.features import TAKEN_OVER, taken_over
 from bellwire.virtio.chain import Chain
 
 if TYPE_CHECKING:

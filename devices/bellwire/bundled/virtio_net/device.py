@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
 from bellwire import Meter, Option, OptionError, Saved, SavedBytes
 from bellwire.bundled.virtio_net.control import answer
-from bellwire.bundled.virtio_net.features import OFFLOADS, Net, taken_over
 from bellwire.bundled.virtio_net.filter import Filter
 from bellwire.bundled.virtio_net.lane import Lane
+from bellwire.bundled.virtio_net.wire import NO_OFFLOAD, VHOST_NET, made_up_mac, open_wire, wire_fault
 from bellwire.network import (
     LARGEST_PACKET,
-    DatagramLink,
     Link,
     LinkEnd,
     LinkError,
-    MacvtapLink,
     Offload,
-    StreamLink,
     TapLink,
 )
-from bellwire.network.checks import given, interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
-from bellwire.network.interface import Settings, Vxlan
+from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
+from bellwire.network.features import OFFLOADS, Net, taken_over
 from bellwire.network.link import HEADER_SIZE, SMALLEST_PACKET
 from bellwire.pieces import MOST_PIECES
-from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
+from bellwire.vhost.device import VhostDevice
+from bellwire.vhost.kernel import VhostNet
+from bellwire.vhost.plane import Plane
+from bellwire.virtio import Chain, Virtqueue, field
 
 MOST_PAIRS = 8
 BATCH = 64  # packets from one end, before the others get their turn
@@ -37,10 +36,12 @@ HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
 ONE = b"\1\0"
 LINK_UP = 1
+FILTERING = {Net.CTRL_RX, Net.CTRL_RX_EXTRA, Net.CTRL_VLAN}
+"""What the kernel does not do with packets: a tap passes all of them on."""
 
 
 class VirtioNet(
-    VirtioDevice, kind=1, queues=2 * MOST_PAIRS + 1, queue_size=1024, class_code=0x020000, name="virtio-net"
+    VhostDevice, kind=1, queues=2 * MOST_PAIRS + 1, queue_size=1024, class_code=0x020000, name="virtio-net"
 ):
     """A network card with checksum and segmentation offloads, several queues, and filters."""
 
@@ -65,8 +66,11 @@ class VirtioNet(
     mac = Option("", check=mac_fault, help="address of the card; default: a random local one")
     link = Option(True, help="whether the cable is plugged in")
     pairs = Option(1, least=1, most=MOST_PAIRS, help="pairs of queues; more than one on a tap only")
+    offload = Option(NO_OFFLOAD, choices=(NO_OFFLOAD, VHOST_NET), help="tap: who moves packets; vhost-net: the kernel")
 
     filter_state = SavedBytes(ctypes.sizeof(Filter))
+    own_address = SavedBytes(6)
+    """The card's own address. One that was made up goes with the state: the driver has read it."""
     used_pairs = Saved(1)
     """The number of queue pairs that receive packets."""
     given_up = Saved(0)
@@ -78,42 +82,35 @@ class VirtioNet(
     max_mtu = field(0x0A, size=2)
 
     wire: Link
+    tap_queues: list[int]
+    """The descriptors of the tap that the kernel's back end gets."""
     moved: list[int]
-    """Packets and bytes received, packets and bytes sent."""
+    """Packets and bytes received, packets and bytes sent. Those that the kernel moves are not counted."""
     meter: Meter
 
     def check_options(self) -> None:
         """Refuse options that contradict each other: exactly one kind of link is allowed."""
-        if sum((bool(self.tap), given(self.dgram) or given(self.local), given(self.stream))) != 1:
-            raise OptionError("virtio-net needs one of tap=, dgram= (with local=) and stream=")
-        if self.pairs > 1 and not self.tap:
-            raise OptionError(f"option pairs={self.pairs}: expected 1 on a socket")
-        if self.macvtap and (self.bridge or not self.tap):
-            raise OptionError(f"option macvtap={self.macvtap}: needs tap=, and goes without bridge=")
-        if self.vxlan and not self.bridge:
-            raise OptionError(f"option vxlan={self.vxlan}: needs bridge=")
+        if fault := wire_fault(self):
+            raise OptionError(fault)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.offload == VHOST_NET:
+            self.plane = Plane(self, lambda _: VhostNet(self.tap_queues), [], needs=self.pairs, size=0)
 
     def setup(self) -> None:
-        """Open the link."""
+        """Open the link, and the kernel's back end if it moves the packets."""
         self.link_up = self.link
         self.dropped = 0
         self.moved = [0, 0, 0, 0]
         self.meter = Meter(self, self.totals)
         address = parse_mac(self.mac) or made_up_mac()
         self.filter = Filter.at(self.filter_state, address)
-        self.wire = self.open_wire(address)
+        self.wire = open_wire(self, address)
         self.lanes = [Lane(number, end) for number, end in enumerate(self.wire.ends)]
-
-    def open_wire(self, address: bytes) -> Link:
-        """Open the link that the options name: one of tap, dgram (or local) and stream. Raises a LinkError."""
-        dgram, local, stream = (path if given(path) else None for path in (self.dgram, self.local, self.stream))
-        if self.tap:
-            settings = Settings(self.namespace, self.bridge, self.mtu, self.up)
-            if self.macvtap:
-                return MacvtapLink(self.tap, self.macvtap, self.pairs, replace(settings, address=address.hex(":")))
-            tunnel = Vxlan.parse(self.vxlan) if self.vxlan else None
-            return TapLink(self.tap, self.pairs, replace(settings, vxlan=tunnel))
-        return StreamLink(stream, listen=self.listen) if stream else DatagramLink(local, dgram)
+        if isinstance(self.wire, TapLink) and self.plane is not None:
+            self.tap_queues = [end.fileno() for end in self.wire.ends]
+            self.open_plane(self.wire)
 
     def close(self) -> None:
         """Close the link."""
@@ -141,6 +138,7 @@ class VirtioNet(
         offered: set[int] = {Net.MAC, Net.STATUS, Net.MRG_RXBUF, Net.CTRL_VQ, Net.CTRL_RX, Net.CTRL_RX_EXTRA}
         offered |= {Net.CTRL_VLAN, Net.CTRL_MAC_ADDR}
         offered |= OFFLOADS if self.offloads and self.wire.offloads else set()
+        offered -= set() if self.plane is None else FILTERING
         return offered | ({Net.MTU} if self.mtu else set()) | ({Net.MQ} if self.pairs > 1 else set())
 
     # -- configuration (§5.1.4)
@@ -171,18 +169,37 @@ class VirtioNet(
         if up != self.link_up:
             self.link_up = up
             self.wire.carrier(up)
+            if self.plane is not None:
+                self.plane.allowed = up
+                self.plane.settle()
             self.configuration_changed()
 
     # -- the life of the driver
+
+    def renew(self) -> None:
+        """A reset keeps the card's own address."""
+        super().renew()
+        self.own_address[:] = self.filter.own
+
+    def restored(self) -> None:
+        """Go on with an address that was made up: an option counts for more."""
+        if not self.mac and any(self.own_address):
+            self.filter.own = bytes(self.own_address)
+        super().restored()
 
     def started(self) -> None:
         """The driver is ready: set filters and offloads, and watch the link."""
         self.filter.by_vlan = Net.CTRL_VLAN in self.negotiated
         self.take_over(taken_over(self.negotiated) & ~Offload(self.given_up))
         self.use_pairs(self.used_pairs)
+        if self.plane is not None:
+            self.plane.queues = self.virtqueues[: 2 * self.usable_pairs]
+            self.plane.allowed = self.link_up
+        super().started()
 
     def stopped(self) -> None:
         """Drop packets that wait, and watch the link no more."""
+        super().stopped()
         self.filter.refresh()
         for lane in self.lanes:
             self.watch_lane(lane, False)
@@ -215,7 +232,7 @@ class VirtioNet(
         if queue.index == control:
             for chain in queue:
                 answer(self, chain)
-        elif queue.index < control:
+        elif queue.index < control and self.plane is None:
             lane = self.lanes[queue.index // 2]
             if queue.index % 2:
                 self.transmit(queue, lane.end)
@@ -363,8 +380,8 @@ class VirtioNet(
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:
-        """Watch the end of ``lane``, or stop watching it. It is watched only while the driver is ready."""
-        wanted = wanted and self.running
+        """Watch the end of ``lane``, or stop watching it. It is watched only while the driver is ready, and by one."""
+        wanted = wanted and self.running and self.plane is None
         if wanted and lane.watched is None:
             lane.watched = lane.end.fileno()
             self.watch(lane.watched, lambda: self.arrived(lane))
@@ -378,9 +395,3 @@ class VirtioNet(
             self.receive(lane)
         else:
             self.watch_lane(lane, False)
-
-
-def made_up_mac() -> bytes:
-    """A random, locally administered address."""
-    first, *others = os.urandom(6)
-    return bytes([first & 0xFC | 0x02, *others])

@@ -42,19 +42,21 @@ class Filter(ctypes.LittleEndianStructure):
     _modes: int
     by_vlan: int
     """Whether the filter checks the VLANs of frames."""
+    own: bytes
+    """The card's address until the driver sets another."""
 
     @classmethod
     def at(cls, state: memoryview, own: bytes) -> Filter:
         """The filter that lies in ``state``. ``own`` is the card's address until the driver sets another."""
         made = cls.from_buffer(state)
-        made._own = own
+        made.own = own
         made.refresh()
         return made
 
     @property
     def mac(self) -> bytes:
         """The card's address."""
-        return bytes(self._mac) if any(self._mac) else self._own
+        return bytes(self._mac) if any(self._mac) else self.own
 
     @mac.setter
     def mac(self, address: bytes) -> None:

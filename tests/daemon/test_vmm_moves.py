@@ -1,0 +1,172 @@
+"""``bellwire vmm`` with --save, --restore, --migrate-to and --listen, as users meet it, with the least of guests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.commands import PATIENCE, bellwire, started
+from vmm.kernels import HANG, POWER_OFF, bzimage, out, say
+
+pytestmark = pytest.mark.kvm
+
+COUNTER = 0x3_8000
+# inc qword [COUNTER]; cmp dword [COUNTER], n; jne back; then end the run with code 0
+COUNT = b"\x48\xff\x04\x25" + COUNTER.to_bytes(4, "little") + b"\x81\x3c\x25" + COUNTER.to_bytes(4, "little")
+KEY = bytes.fromhex("66ba fd03 ec a801 74fb")  # wait until the serial port has received a byte
+
+
+def counting(times: int) -> bytes:
+    """A micro guest."""
+    return COUNT + times.to_bytes(4, "little") + b"\x75\xeb" + out(0xF4, 0)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> list[str]:
+    """Words for a guest that counts for about a second."""
+    path = tmp_path / "count.bin"
+    path.write_bytes(counting(400_000))
+    return ["--guest", str(path), "--memory", "4"]
+
+
+@pytest.fixture
+def saved(guest: list[str], tmp_path: Path) -> Path:
+    """A machine in a file."""
+    path = tmp_path / "saved"
+    done = bellwire("vmm", *guest, "--save", str(path), "--at", "0.1")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert f"The guest was saved to {path}: " in done.stdout
+    return path
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Callable[[bytes], list[str]]:
+    """Words for a kernel with these instructions, whose console is a file."""
+
+    def words(code: bytes) -> list[str]:
+        (tmp_path / "kernel").write_bytes(bzimage(code))
+        return ["--kernel", str(tmp_path / "kernel"), "--memory", "4", "--console", str(tmp_path / "console")]
+
+    return words
+
+
+def test_a_saved_guest_goes_on_as_often_as_you_like(saved: Path) -> None:
+    for _ in range(2):
+        done = bellwire("vmm", "--restore", str(saved))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"The guest was restored from {saved}: " in done.stdout
+        assert "The guest ended well after" in done.stdout
+
+
+def test_a_file_is_for_its_owner_alone(saved: Path) -> None:
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_guest_moves_to_another_process_and_ends_there(saved: Path, tmp_path: Path) -> None:
+    path, figures = tmp_path / "move.sock", tmp_path / "figures"
+    with started("vmm", "--listen", str(path)) as there:
+        assert there.stderr is not None
+        assert there.stderr.readline() == f"Waiting for a guest at {path}\n"
+        here = bellwire(
+            "vmm", "--restore", str(saved), "--migrate-to", str(path), "--at", "0.1", "--json", str(figures)
+        )
+        assert here.returncode == 0, here
+        assert f"The guest was moved to {path}: " in here.stdout
+        output, errors = there.communicate(timeout=PATIENCE)
+        assert (there.returncode, errors) == (0, "")
+    assert f"The guest came by {path}: " in output
+    assert "The guest ended well after" in output
+    found = json.loads(figures.read_text())
+    assert found["bytes"] > found["state"] > 4096
+    assert 0 < found["pause"] < 10
+    assert not path.exists()
+
+
+def test_linux_is_saved_when_it_says_a_text_and_goes_on_with_its_board(
+    console: Callable[[bytes], list[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "saved"
+    booted = console(say(b"up\r\n") + out(0xCF8, 0x8000_0000, 4) + KEY + say(b"bye\r\n") + POWER_OFF)
+    done = bellwire("vmm", *booted, "--save", str(path), "--when", "up")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (tmp_path / "console").read_bytes().startswith(b"up")
+    with started("vmm", "--restore", str(path), "--timeout", "1") as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert "was restored from" in output
+    assert errors == "bellwire: the guest was still running after 1 s\n"
+
+
+def test_a_signal_saves_the_guest(console: Callable[[bytes], list[str]], tmp_path: Path) -> None:
+    path, words = tmp_path / "saved", console(say(b"up\r\n") + HANG)
+    with started("vmm", *words, "--save", str(path)) as process:
+        while not (tmp_path / "console").exists() or (tmp_path / "console").read_bytes() != b"up\r\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert f"The guest was saved to {path}: " in output
+
+
+def test_a_full_disk_is_an_error_and_the_guest_goes_on(guest: list[str]) -> None:
+    done = bellwire("vmm", *guest, "--save", "/dev/full/saved", "--at", "0.1")
+    assert done.returncode == 1
+    assert "; the guest goes on" in done.stderr
+    assert "The guest ended well after" in done.stdout
+
+
+def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "nobody.sock"
+    done = bellwire("vmm", *guest, "--migrate-to", str(path), "--at", "0.1")
+    assert done.returncode == 1
+    assert f"bellwire: {path}: No such file or directory; is a VMM listening there?; the guest goes on" in done.stderr
+    assert "The guest ended well after" in done.stdout
+
+
+def test_a_source_that_goes_away_ends_its_target(tmp_path: Path) -> None:
+    path = tmp_path / "move.sock"
+    with started("vmm", "--listen", str(path)) as there:
+        assert there.stderr is not None
+        there.stderr.readline()
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(os.fspath(path))
+        _, errors = there.communicate(timeout=PATIENCE)
+    assert there.returncode == 1
+    assert errors == f"bellwire: {path}: the source has closed the connection\n"
+    assert not path.exists()
+
+
+def test_a_listening_vmm_leaves_a_live_socket_alone(tmp_path: Path) -> None:
+    path = tmp_path / "move.sock"
+    with started("vmm", "--listen", str(path)) as there:
+        assert there.stderr is not None
+        there.stderr.readline()
+        done = bellwire("vmm", "--listen", str(path))
+        assert done.returncode == 1
+        assert f"{path}: " in done.stderr
+        there.send_signal(signal.SIGTERM)
+        there.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--restore", "/dev/null"], "/dev/null: "),
+        (["--restore", "/nonexistent"], "/nonexistent: No such file or directory"),
+        (["--restore", "x", "--memory", "8"], "--memory is for --guest and --kernel"),
+        (["--restore", "x", "--append", "y"], "--append is for --kernel"),
+        (["--guest", "edu", "--at", "1"], "--at needs --save or --migrate-to"),
+        (["--guest", "edu", "--save", "x", "--rounds", "3"], "--rounds needs --migrate-to"),
+        (["--guest", "edu", "--save", "x", "--when", "y"], "--when is for --kernel and --restore and --listen"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: list[str], said: str) -> None:
+    done = bellwire("vmm", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,147 @@
+"""A machine that moves to another process's VMM while its guest runs; here both are in one process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from bellwire_vmm.errors import MigrationError, StateError, VmmError
+from bellwire_vmm.machine.boot import MicroGuest
+from bellwire_vmm.moving import Moved, Policy, Source, Target
+from bellwire_vmm.vmm import Machine
+from vmm.program import Program
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+COUNTER, STOP = 0x3_8000, 0x3_9000
+# inc qword [COUNTER]; cmp byte [STOP], 0; jz back: counts until somebody writes to STOP
+COUNT = (
+    b"\x48\xff\x04\x25" + COUNTER.to_bytes(4, "little") + b"\x80\x3c\x25" + STOP.to_bytes(4, "little") + b"\0\x74\xee"
+)
+# rdx goes from 4 to 12 MiB in steps of a page and writes there, for ever
+SCRIBBLE = b"\xba\0\0\x40\0" + b"\x48\xff\x02\x81\xc2\0\x10\0\0\x81\xfa\0\0\xc0\0\x72\xef\xeb\xe8"
+
+
+def number(machine: Machine, address: int) -> int:
+    return int.from_bytes(machine.memory.read(address, 8), "little")
+
+
+@dataclass
+class Ends:
+    """Both ends of a move: what they have become, and the errors that ended them."""
+
+    here: Machine
+    there: Machine | None = None
+    moved: Moved | None = None
+    here_error: VmmError | None = None
+    there_error: VmmError | None = None
+
+
+def move(machine: Machine, other: Callable[[Target], Machine], policy: Policy = Policy()) -> Ends:  # noqa: B008
+    """Run a machine and move it to the one that ``other`` makes; the errors of both ends are in what this returns."""
+    ends, (left, right) = Ends(machine), socket.socketpair()
+
+    def arrive() -> None:
+        try:
+            target = Target(right)
+            try:
+                ends.there = other(target)
+                target.take(ends.there)
+            finally:
+                target.close()
+        except VmmError as error:
+            ends.there_error = error
+
+    source = Source(machine, left, "", policy)
+
+    def approach() -> None:
+        try:
+            source.approach()
+        except VmmError as error:
+            ends.here_error = error
+        machine.stop()
+
+    threads = [threading.Thread(target=each) for each in (arrive, approach)]
+    for thread in threads:
+        thread.start()
+    assert not machine.resume(30).failure
+    threads[1].join()
+    try:
+        if ends.here_error is None:
+            ends.moved = source.finish()
+    except VmmError as error:
+        ends.here_error = error
+    source.close()
+    threads[0].join()
+    return ends
+
+
+@pytest.fixture
+def other() -> Iterator[Callable[[Target], Machine]]:
+    """A machine of the shape that a source tells."""
+    with ExitStack() as stack:
+        yield lambda target: stack.enter_context(Machine(target.shape["memory"], target.shape["cpus"]))
+
+
+def test_a_guest_that_counts_goes_on_counting_there(machine: Machine, other: Callable[[Target], Machine]) -> None:
+    machine.load(MicroGuest(COUNT + Program().leave().code))
+    ends = move(machine, other)
+    assert (ends.here_error, ends.there_error) == (None, None)
+    assert ends.there is not None
+    before = number(ends.there, COUNTER)
+    assert before == number(machine, COUNTER) > 0
+    ends.there.memory.write(STOP, b"\1")
+    assert ends.there.resume(20).ok
+    assert before <= number(ends.there, COUNTER) <= before + 1  # it may have looked at STOP last
+
+
+def test_what_a_guest_writes_meanwhile_is_there_to_the_last_byte(
+    machine: Machine, other: Callable[[Target], Machine]
+) -> None:
+    machine.load(MicroGuest(SCRIBBLE))
+    ends = move(machine, other, Policy(pause=10))
+    assert ends.there is not None
+    assert ends.there.memory.read(0, 16 * MIB) == machine.memory.read(0, 16 * MIB)
+
+
+def test_a_move_says_what_it_has_cost(machine: Machine, other: Callable[[Target], Machine]) -> None:
+    machine.load(MicroGuest(COUNT + Program().leave().code))
+    moved = move(machine, other).moved
+    assert moved is not None
+    assert moved.rounds[0].bytes > 0
+    assert moved.state > 4096
+    assert moved.bytes >= sum(each.bytes for each in moved.rounds) + moved.rest + moved.state
+    assert 0 < moved.pause < 30
+
+
+def test_a_guest_that_writes_too_fast_stays_and_goes_on(
+    machine: Machine, other: Callable[[Target], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "_expected", lambda _: 2.0)
+    machine.load(MicroGuest(SCRIBBLE))
+    ends = move(machine, other, Policy(rounds=3))
+    assert isinstance(ends.here_error, MigrationError)
+    why = "the guest writes too fast: after 3 rounds, it would pause for 2.0 s, and at most 0.5 s are allowed"
+    assert str(ends.here_error) == why
+    assert str(ends.there_error) == "the source has closed the connection"
+    before = machine.memory.read(4 * MIB, 8 * MIB)
+    machine.resume(0.2)
+    assert machine.memory.read(4 * MIB, 8 * MIB) != before
+
+
+def test_a_target_of_another_shape_says_what_differs_and_the_guest_stays(machine: Machine) -> None:
+    machine.load(MicroGuest(COUNT + Program().leave().code))
+    with ExitStack() as stack:
+        ends = move(machine, lambda _: stack.enter_context(Machine(8 * MIB)))
+    why = f"memory: the state is of a machine with {16 * MIB}, this one has {8 * MIB}"
+    assert isinstance(ends.there_error, StateError)
+    assert str(ends.there_error) == why
+    assert str(ends.here_error) == f"the target gives up: {why}"
+    machine.memory.write(STOP, b"\1")
+    assert machine.resume(20).ok
