@@ -15,6 +15,7 @@ from interop.page import Row, render, title
 
 HERE = Path(__file__).parent
 PAGE = "INTEROP_PAGE"
+LONGEST = 160  # characters of the reason why a row fails
 _ROWS: dict[str, Row] = {}
 _LEFT_OUT: list[str] = []
 
@@ -65,11 +66,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """In one line."""
+    """In one line, cut where it is long: pytest has said all of it."""
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    return (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+    reason = (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
 
 
 def pytest_sessionfinish() -> None:
