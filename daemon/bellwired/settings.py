@@ -35,7 +35,9 @@ Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
 Mode = Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="Permissions of its socket, octal.")]
 Count = Annotated[int, Meta(ge=0, le=1000)]
 Maps = Annotated[int, Meta(ge=16, le=57344)]
-Patience = Annotated[float, Meta(ge=0, le=86400)]
+LONGEST = 86400.0  # seconds
+Patience = Annotated[float, Meta(ge=0, le=LONGEST)]
+HANG = 2.0  # seconds: QEMU gives up on an access after 5
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
@@ -91,7 +93,7 @@ class Device(Struct, frozen=True, kw_only=True, rename="kebab"):
             description="Seconds in which its worker gets on with nothing of what a client wants, before it is killed "
             "and another goes on with the client; 0: no limit. QEMU gives up on an access after 5."
         ),
-    ] = 2.0
+    ] = HANG
     sandbox: Annotated[
         list[str],
         Meta(description="What its box allows in addition: sockets, network, processes, files, or a system call."),

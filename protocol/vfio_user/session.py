@@ -67,6 +67,7 @@ class Session:
         ledger: Ledger | None = None,
         journal: Journal | None = None,
         movable: Movable | None = None,
+        channel: type[Channel] = Channel,
     ) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self.client: Capabilities | None = None
@@ -74,7 +75,7 @@ class Session:
         self._backend = backend
         self._limits = dialect.within(limits)
         self._dialect = dialect
-        self._channel: Channel = Channel(sock, limits.max_data_xfer_size, timeout, journal)
+        self._channel = channel(sock, limits.max_data_xfer_size, timeout, journal)
         self._journal = journal
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
@@ -91,7 +92,7 @@ class Session:
         self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
-        answers = FeatureAnswers(self.migration, self.dirty, self._most)
+        answers = FeatureAnswers(self.migration, self.dirty, self._accesses.regions, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
@@ -133,7 +134,7 @@ class Session:
         if message is None:
             return
         prepare(message, self, self._backend)
-        if again or message.command not in ACCESSES:
+        if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
             close_fds(message.fds)
@@ -221,7 +222,7 @@ class Session:
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
-        self.dirty.stop()
+        self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()

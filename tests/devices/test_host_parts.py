@@ -23,7 +23,7 @@ from bellwire.serve.sources import BEGUN, CommandSource, EventSource, ShadowSour
 from bellwire.stream import Stream
 from bellwire.stream.backends import Pty
 from bellwire.testing import Guest
-from vfio_user import DmaFault, IoCommand, IrqIndex, Ledger
+from vfio_user import DmaFault, Estate, IoCommand, IrqIndex, Kept, Ledger
 from vfio_user.ioregionfd import SIZE, decode_response, encode_command
 
 IDS = {"vendor": 0x1234, "device": 0x5678, "class_code": 0xFF0000}
@@ -150,6 +150,39 @@ def test_without_a_client_there_is_no_memory() -> None:
     assert host.signal(IrqIndex.MSIX, 0) is False
     assert host.undelivered(IrqIndex.MSIX, 0) is True
     host.level(True)
+
+
+class Remembering(Ledger):
+    """Says what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def keep(self, *entries: Kept) -> None:
+        self.told += entries
+
+    def drop(self, *keys: str) -> None:
+        self.told += keys
+
+
+def test_a_file_is_kept_for_a_successor_while_there_is_a_client() -> None:
+    ledger = Remembering()
+    host = ClientHost(SimpleNamespace(), SimpleNamespace(), ledger)  # type: ignore[arg-type]
+    host.keep_file("record", 3, {"size": 4096})
+    host.drop_file("record")
+    assert ledger.told == []
+    host.session = SimpleNamespace()  # type: ignore[assignment]
+    host.keep_file("record", 3, {"size": 4096})
+    host.drop_file("record")
+    assert ledger.told == [Kept("file record", {"size": 4096}, (3,)), "file record"]
+
+
+def test_a_kept_file_is_there_once() -> None:
+    host = ClientHost(SimpleNamespace(), SimpleNamespace(), Ledger())  # type: ignore[arg-type]
+    assert host.kept_file("record") is None
+    host.estate = Estate({"file record": Kept("file record", {"size": 4096}, (3,))})
+    assert host.kept_file("record") == (3, {"size": 4096})
+    assert host.kept_file("record") is None
 
 
 def test_with_a_client_it_is_asked() -> None:

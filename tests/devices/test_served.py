@@ -113,7 +113,7 @@ def test_a_device_says_which_regions_and_interrupts_it_has() -> None:
         assert {region.fd for region in regions} == {None}
         irqs = [client.irq_info(index) for index in range(5)]
         assert [irq.count for irq in irqs] == [1, 0, 4, 1, 1]
-        assert [int(irq.flags) for irq in irqs] == [7, 1, 1, 1, 1]
+        assert [int(irq.flags) for irq in irqs] == [7, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("introduced", [True, False])

@@ -49,6 +49,8 @@ class Instance:
         shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
+        self.flags: list[str] = []
+        """More flags of the daemon."""
         self.prefix: list[str] = []
         """A command that starts the daemon as another user."""
         self.passed: dict[str, socket.socket] = {}
@@ -59,9 +61,13 @@ class Instance:
         """Cleared, it stops the reader of the daemon's log."""
         self.reads.set()
         self.process: subprocess.Popen[str]
+        self.renew()
+        self._names = map("dev{}".format, itertools.count(1))
+
+    def renew(self) -> None:
+        """Nothing has been said."""
         self._lines: list[str] = []
         self._said = threading.Condition()
-        self._names = map("dev{}".format, itertools.count(1))
 
     # -- its files
 
@@ -87,12 +93,13 @@ class Instance:
     # -- its life
 
     def start(self) -> Self:
-        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places]
+        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places, *self.flags]
         environment = {**os.environ, **self.environment}
         given = [sock.fileno() for sock in self.passed.values()]
         if given:
             environment |= {"LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": ":".join(self.passed)}
             moves = " ".join(f"{3 + at}<&{fd}" for at, fd in enumerate(given))
+            moves += "".join(f" {fd}<&-" for fd in given if fd >= 3 + len(given))
             words = ["/bin/bash", "-c", f'LISTEN_PID=$$ exec "$0" "$@" {moves}', *words]  # exec keeps the pid
         self.process = subprocess.Popen(
             words, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=given, start_new_session=True
@@ -131,6 +138,8 @@ class Instance:
         self.process.send_signal(number)
         status = self.process.wait(PATIENCE)
         self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return status
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,56 @@ def test_a_ring_outside_shared_memory_has_no_address_here() -> None:
     for address in (0xFFF, 0x2000):
         with pytest.raises(BackendError, match="where the client shares no memory"):
             node._here(table, address)
+
+
+class Stubborn:
+    """A node that refuses what it is told to. No kernel does so on demand."""
+
+    features = 1 << 32
+    refuses = ""
+
+    def __init__(self, path: Path) -> None:
+        self.closed = False
+
+    def share(self, table: Sequence[Piece]) -> None:
+        self._do("share")
+
+    def wire(self, which: Ioctl, index: int, fd: int) -> None:
+        self._do("wire")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _do(self, what: str) -> None:
+        if what == self.refuses:
+            raise BackendError("no")
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> kernel.VhostNet:
+    monkeypatch.setattr(kernel, "Node", Stubborn)
+    monkeypatch.setattr(Stubborn, "refuses", "")
+    return kernel.VhostNet([3])
+
+
+def test_a_kernel_that_does_not_forget_memory_is_let_go_of(
+    stubborn: kernel.VhostNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, more = Piece(0, 4096, 3, 0, 1 << 20), Piece(8192, 4096, 3, 8192, 1 << 21)
+    stubborn.share([some])
+    monkeypatch.setattr(Stubborn, "refuses", "share")
+    with pytest.raises(BackendError, match="no"):
+        stubborn.share([some, more])
+    with pytest.raises(BackendLost, match="the client takes memory back, but no"):
+        stubborn.share([more])
+
+
+def test_a_kernel_that_does_not_stop_a_ring_is_let_go_of(
+    stubborn: kernel.VhostNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stubborn, "refuses", "wire")
+    with pytest.raises(BackendLost, match="ring 1 does not stop: no"):
+        stubborn.stop(1)
 
 
 def test_the_numbers_are_those_of_linux() -> None:

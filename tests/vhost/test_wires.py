@@ -39,6 +39,8 @@ class Lender(PciDevice, vendor=0x1234, device=0xF00D, class_code=0xFF0000):
         self.ring_by_event(Lender.bells)
         self.lent: int | None = None
         self.sizes: list[tuple[int, int, int]] = []
+        self.mapped: list[int] = []
+        self.heard: list[tuple[list[tuple[int, int, int]], list[int]]] = []
 
     @lends.write
     def lend_or_not(self, value: int) -> None:
@@ -57,6 +59,9 @@ class Lender(PciDevice, vendor=0x1234, device=0xF00D, class_code=0xFF0000):
 
     def memory_changed(self) -> None:
         self.sizes = [(each.address, each.size, each.offset) for each in self.dma.files()]
+        assert self.core.host is not None
+        self.mapped = [each.address for each in self.core.host.files()]
+        self.heard.append((self.sizes, self.mapped))
 
     def wires_changed(self) -> None:
         self.changes += 1
@@ -163,6 +168,26 @@ def test_files_of_memory_are_kept_while_it_is_mapped(
     assert lender.sizes == []
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(second.fd)
+
+
+def test_a_device_hears_of_memory_that_goes_while_it_is_still_mapped(
+    lender: Lender, client: Client, memfd: Callable[[int], int]
+) -> None:
+    client.dma_map(0, PAGE, memfd(PAGE))
+    client.dma_map(0x10000, PAGE, memfd(PAGE))
+    client.dma_unmap(0x10000, PAGE)
+    assert (lender.sizes, lender.mapped) == ([(0, PAGE, 0)], [0, 0x10000])
+    client.dma_unmap(0, PAGE)
+    assert (lender.sizes, lender.mapped) == ([], [0])
+
+
+def test_a_device_hears_that_its_client_goes_while_memory_is_still_mapped(
+    lender: Lender, memfd: Callable[[int], int]
+) -> None:
+    with served(lender) as client:
+        client.dma_map(0, PAGE, memfd(PAGE))
+        lender.heard.clear()
+    assert ([], [0]) in lender.heard
 
 
 def test_a_client_cannot_make_a_device_keep_descriptors_without_end(memfd: Callable[[int], int]) -> None:

@@ -7,6 +7,7 @@ the box lets the device make no changes in folders. It is forked before the box 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from bellwired.box.needs import remove_made
 from bellwired.box.refusals import Refusals
 
 END = 2.0  # seconds: it only removes sockets
+BOTH = 0.1  # seconds: the kernel ends a process with its parent
 
 
 class Keeper:
@@ -33,10 +35,13 @@ class Keeper:
                 os._exit(0)
         theirs.close()
 
-    def take(self, listener: int, made: Sequence[str]) -> None:
-        """Hand over the listener of a box, which is closed here, and the paths of sockets that are to be removed."""
+    def take(self, listener: int, made: Sequence[str], sockets: Sequence[str], parent: int = 0) -> None:
+        """Hand over the listener of a box, which is closed here, and the paths of sockets that are to be removed.
+
+        ``made`` are removed in any case, ``sockets`` only if the process ``parent``, if there is one, has ended then.
+        """
         fds = [listener] if listener >= 0 else []
-        socket.send_fds(self._sock, ["\0".join(made).encode(errors="surrogateescape") or b"\0"], fds)
+        socket.send_fds(self._sock, [json.dumps([list(made), list(sockets), parent]).encode()], fds)
         for fd in fds:
             os.close(fd)
 
@@ -56,6 +61,10 @@ def _keep(sock: socket.socket) -> None:
     os.closerange(3, sock.fileno())
     os.closerange(sock.fileno() + 1, 1 << 16)
     data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+    if not data:
+        return
+    made, sockets, parent = json.loads(data)
+    handle = os.pidfd_open(parent) if parent else -1
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     refusals = Refusals(fds[0] if fds else -1, _tell)
@@ -64,7 +73,9 @@ def _keep(sock: socket.socket) -> None:
     while all(fd != sock.fileno() for fd, _ in poll.poll()):
         if not refusals.answer():
             poll.unregister(fds[0])
-    for path in filter(None, data.decode(errors="surrogateescape").split("\0")):
+    if parent and not select.select([handle], [], [], BOTH)[0]:
+        sockets = []
+    for path in (*made, *sockets):
         with contextlib.suppress(OSError):
             remove_made(Path(path))
 

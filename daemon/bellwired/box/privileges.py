@@ -75,9 +75,12 @@ def keep_only(kept: Collection[int]) -> int:
     return left
 
 
-def hide_memory() -> None:
-    """Let no other process of the same user read or write this one's memory, or trace it. It leaves no core dump."""
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+def hide_memory(*, hidden: bool = True) -> None:
+    """Let no other process of the same user read or write this one's memory, or trace it. It leaves no core dump.
+
+    A process inherits that at a fork, and can undo it if it is not ``hidden``.
+    """
+    _libc.prctl(_PR_SET_DUMPABLE, int(not hidden), 0, 0, 0)
 
 
 def open_page_log() -> None:

@@ -6,15 +6,12 @@ import argparse
 import difflib
 import functools
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import shtab
 
-from bellwire import BellwireError
-from bellwire_vmm.errors import VmmError
 from bellwired import terminal
 from bellwired.commands import (
     boot,
@@ -40,13 +37,12 @@ from bellwired.commands import (
     trace,
     vmm,
 )
+from bellwired.commands.ends import status_of
 from bellwired.commands.view import command as view
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
 from bellwired.manager.main import add_places
 from bellwired.release import release
-from kvm_ioctls import KvmError
-from vfio_user import VfioUserError
 
 LONGEST = 1_000_000  # seconds: twelve days
 SHARED = ("config_dir", "runtime_dir", "whose", "json", "wait", "timeout")
@@ -153,23 +149,7 @@ def _run(words: Sequence[str] | None) -> int:
     if not logging.root.handlers:
         to_stderr_or_journal(arguments.log_level)
     failed: int = getattr(arguments, "failed", 1)
-    try:
-        status: int = arguments.command(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has left
-        return 1
-    except (BellwireError, VfioUserError, VmmError, KvmError) as error:
-        show.errors([error], in_json=getattr(arguments, "json", False))
-        return failed
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        told = CommandError(f"{where}{error.strerror or error}")
-        show.errors([told], in_json=getattr(arguments, "json", False))
-        return failed
-    except KeyboardInterrupt:
-        return 130
-    return status
+    return status_of(lambda: arguments.command(arguments), in_json=getattr(arguments, "json", False), failed=failed)
 
 
 def _add_level(parser: argparse.ArgumentParser, default: str = "info") -> None:

@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 from bdb import BdbQuit
+from collections.abc import Callable
 from typing import Any
 
 from bellwired.workers.breakpoints import caller, refuse_breakpoints
-from bellwired.workers.worker import Reporter
+from bellwired.workers.reporter import Reporter
 
 log = logging.getLogger("bellwire")
 
@@ -33,8 +34,13 @@ class Debugging(Reporter):
             signal.raise_signal(signal.SIGTERM)
 
 
-def install(*, debugging: bool) -> None:
-    """Have ``breakpoint()`` start pdb in a run in the foreground. A user's own PYTHONBREAKPOINT takes precedence."""
+def install(*, debugging: bool, stopping: Callable[[], None]) -> None:
+    """Have ``breakpoint()`` start pdb in a run in the foreground. A user's own PYTHONBREAKPOINT takes precedence.
+
+    ``stopping`` is called before a hook stops there, or now if PYTHONBREAKPOINT may stop it without telling.
+    """
+    if os.environ.get("PYTHONBREAKPOINT", "0") != "0":
+        stopping()
     if not debugging and not sys.stdin.isatty():
         refuse_breakpoints("standard input is no terminal: run it in one, with bellwire run --debug")
         return
@@ -42,6 +48,7 @@ def install(*, debugging: bool) -> None:
     def hook(*_: Any, **__: Any) -> None:
         if not debugging:
             log.warning("QEMU gives up on the device after 5 s of this: bellwire run --debug tells how to have it wait")
+        stopping()
         _pdb().set_trace(caller())
 
     if not os.environ.get("PYTHONBREAKPOINT"):

@@ -10,7 +10,7 @@ from typing import Any
 from bellwire.faults.changed import Fuzz
 from bellwired.commands import show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
-from bellwired.commands.run import make, options_of
+from bellwired.commands.made import make, options_of
 from bellwired.errors import CommandError
 from bellwired.find import find_device
 from bellwired.guest.campaign import WORK, Result, Work, bedded, campaign, scenario

@@ -23,8 +23,10 @@ from bellwired.sources import loaded
 log = logging.getLogger("bellwire")
 
 
-def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStack) -> Box:
+def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStack, *, under: int = 0) -> Box:
     """Enter the box. At the end of ``stack`` the sockets are removed that this process may not remove any more.
+
+    Those of a process that is ``under`` a parent are the parent's, and are removed if that has been killed.
 
     Call it before threads are started. What is on the stack already is undone later, in the box's process or beside it.
     """
@@ -44,7 +46,7 @@ def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStac
     stack.callback(keeper.end)
     box = enter.unprivileged(need)
     box.memory_count = count
-    keeper.take(box.listener, [*box.made, *map(str, sockets)])
+    keeper.take(box.listener, box.made, list(map(str, sockets)), under)
     return box
 
 

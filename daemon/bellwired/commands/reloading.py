@@ -29,14 +29,14 @@ class Reloading:
 
     def begin(self) -> None:
         """Look from now on."""
-        self._serving.after(INTERVAL, self._look)
+        self._serving.loop.after(INTERVAL, self._look)
 
     def _look(self) -> None:
         now = {file: sources.stamp(Path(file)) for file in self._used}
         settled, self._last = now == self._last, now
         if now != self._used and settled:
             self._reload(now)
-        self._serving.after(INTERVAL, self._look)
+        self._serving.loop.after(INTERVAL, self._look)
 
     def _reload(self, now: dict[str, Stamp | None]) -> None:
         changed = ", ".join(sorted(Path(file).name for file in now if now[file] != self._used[file]))

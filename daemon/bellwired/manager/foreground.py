@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from bellwired.manager.tasks import alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Device
+from bellwired.workers.ward import Ward
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -38,7 +40,7 @@ START = 10.0  # seconds for the thread to start
 class Foreground(Unit):
     """A device that a user has started by hand: no command can start it again."""
 
-    def __init__(self, name: str, device: Device, address: str, manager: Manager, box: Box) -> None:
+    def __init__(self, name: str, device: Device, address: str, manager: Manager, box: Box, ward: Ward | None) -> None:
         runtime, daemon = manager.places.runtime, manager.settings.daemon
         super().__init__(
             name,
@@ -52,6 +54,11 @@ class Foreground(Unit):
         )
         self.state = State.STARTING
         self._address = address
+        self._ward = ward
+        if ward is not None:
+            self.hand_overs, self.restarts = ward.hand_overs, ward.number
+            if (client := ward.client) is not None:
+                self.client = {**client, "since": time.time()}
         self._channel = channel = WorkerChannel(name, self._heard)
         channel.memory_count = box.memory_count
         self.box.parts = list(box.parts)
@@ -81,6 +88,12 @@ class Foreground(Unit):
         """How it was started is not known here."""
         self._refuse()
 
+    async def move(self) -> None:
+        """Let another process go on with client and state: the parent starts it."""
+        if self._ward is None:
+            raise CommandError(f"{self.name} has no parent that could start another process", "it was --no-restart")
+        await self.ask("leave")
+
     async def change(self, *_: Any) -> None:
         """Nothing: the device has no file."""
         self._refuse()
@@ -108,6 +121,11 @@ class Foreground(Unit):
 class Alone(Manager):
     """A manager of one device, without a configuration."""
 
+    @property
+    def lends(self) -> str:
+        """It can not."""
+        return "it serves a device in the foreground"
+
     async def reload(self) -> Reloaded:
         """There is nothing to read."""
         raise CommandError("a device in the foreground has no configuration to read again")
@@ -122,9 +140,16 @@ class Desk:
     channel: socket.socket
 
     def __init__(
-        self, name: str, device: Device, address: str, control: Listener | None, box: Box | None = None
+        self,
+        name: str,
+        device: Device,
+        address: str,
+        control: Listener | None,
+        box: Box | None = None,
+        ward: Ward | None = None,
     ) -> None:
         self._unit = name, device, address
+        self._ward = ward
         self._box = box or Box()
         self._control = control
         self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, socket.socket]] = Future()
@@ -154,7 +179,7 @@ class Desk:
     async def _answer(self) -> None:
         name, device, address = self._unit
         manager = Alone(Places((), (), self._control.path.parent if self._control else Path()))
-        unit = manager.units[name] = Foreground(name, device, address, manager, self._box)
+        unit = manager.units[name] = Foreground(name, device, address, manager, self._box, self._ward)
         end = asyncio.Event()
         server = Server(manager, self._control.socket, refuses_devices=False) if self._control else None
         if server:

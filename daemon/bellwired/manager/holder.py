@@ -64,6 +64,10 @@ class Holder:
         """The descriptors of all keys that begin with one of ``words``; they stay the holder's."""
         return [fd for key, (_, fds) in self._entries.items() if key.startswith(words) for fd in fds]
 
+    def entries(self) -> dict[str, tuple[str, list[int]]]:
+        """All notes and descriptors, by key; the descriptors stay the holder's."""
+        return dict(self._entries)
+
     def heard(self, message: Keep | Drop, fds: list[int]) -> None:
         """Take a change over. The descriptors are the holder's from now on."""
         if isinstance(message, Drop):

@@ -68,9 +68,9 @@ class Restarts:
         self._deaths.clear()
 
 
-def how_it_ended(status: int) -> str:
+def how_it_ended(status: int, what: str = "its worker") -> str:
     """How a worker has ended, in words. A negative ``status`` is the number of a signal."""
-    return f"its worker was killed by {_signal(-status)}" if status < 0 else f"its worker ended with status {status}"
+    return f"{what} was killed by {_signal(-status)}" if status < 0 else f"{what} ended with status {status}"
 
 
 def _signal(number: int) -> str:

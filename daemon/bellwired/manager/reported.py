@@ -11,10 +11,10 @@ from typing import Any
 
 from bellwired import messages
 from bellwired.manager.boxed import Boxed
-from bellwired.manager.hand_over import HandOvers
 from bellwired.manager.life import State
 from bellwired.manager.noted import Line, Noted
 from bellwired.sources import Stamp, stamp
+from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.wire import Report
 
 
@@ -52,6 +52,9 @@ class Reported(Noted):
                     self._settle("")
                     self._tell_ready()
                 return
+            case "taking-over":
+                self._taking_over()
+                return
             case "log":
                 self._keep(Line(fields["time"], fields["level"], fields["text"]))
                 return
@@ -88,7 +91,7 @@ class Reported(Noted):
         self._publish(kind, fields)
 
     def _client_changed(self) -> None:
-        """There is something new to know of the client."""
+        """There is something new to know of the client, or of its hand-overs."""
 
     def _set(self, state: State) -> None:
         if state is not self.state:
@@ -102,8 +105,12 @@ class Reported(Noted):
         if self._attempt is not None and not self._attempt.done():
             self._attempt.set_result(why)
 
+    def _taking_over(self) -> None:
+        """The worker goes on with a client, and is to be watched."""
+
     def _tell_ready(self) -> None:
         if self.hand_overs.under_way:
             self._note("taken-over", messages.TAKEN_OVER, self.hand_overs.done(), logging.WARNING)
+            self._client_changed()
         else:
             self._note("started", messages.STARTED, "accepts clients", logging.INFO)

@@ -11,6 +11,7 @@ killed, or it is not watched.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
@@ -21,6 +22,8 @@ from vfio_user.journal import BUSY, HEAD, MARKS, WAITS
 
 LOOKS = 4
 """Looks in the time after which a worker is killed."""
+MOST_PAUSES = 3
+"""Pauses between two looks that may become one, before the time does not count."""
 _BELLS = ("event ", "shadow ", "commands")
 _WORDS = {"state": (8 * HOOKS, 8), "journal": (0, MARKS), "rings": (0, 4096)}
 """What of each memory file is compared, as start and size: the count of running hooks, the marks, the first rings."""
@@ -33,10 +36,18 @@ class Watch:
         self._holder = holder
         self._seen: dict[str, bytes] = {}
         self._since: float | None = None
+        self._last = 0.0
 
-    def look(self) -> float:
-        """The seconds since a look has first found what waits still. 0.0 if nothing waits."""
+    def look(self, pause: float = math.inf) -> float:
+        """The seconds since a look has first found what waits still. 0.0 if nothing waits.
+
+        ``pause`` is how long ago the last look should have been, in seconds. If that was much longer ago, this process
+        did not run meanwhile, and perhaps nothing did: so the time does not count.
+        """
         now = time.monotonic()
+        if now - self._last > MOST_PAUSES * pause:
+            self._since = None
+        self._last = now
         seen = {key: self._read(key, *place) for key, place in _WORDS.items()}
         if not self._waits(seen):
             self._since = None

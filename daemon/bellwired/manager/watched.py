@@ -53,7 +53,7 @@ class Watched:
 
     def _look(self) -> None:
         self._next = None
-        waited = self._watch.look()
+        waited = self._watch.look(self._limit / LOOKS)
         if waited >= self._limit:
             self.end()
             self._task = asyncio.create_task(self._hangs(waited))

@@ -9,7 +9,7 @@ import socket
 import time
 
 from bellwired.workers import wire
-from bellwired.workers.wire import Drop, Inherit, Keep, Named, WireError
+from bellwired.workers.wire import Drop, Inherit, Keep, Named, Report, WireError
 from vfio_user import Estate, Kept, Ledger
 
 PATIENCE = 5.0  # seconds that a change, or an estate, is waited for
@@ -28,18 +28,18 @@ class ManagersLedger(Ledger):
         """Send entries, in one message if they fit."""
         for batch in batches(entries):
             named = [(entry.key, json.dumps(entry.note), len(entry.fds)) for entry in batch]
-            self._send(Keep(named), [fd for entry in batch for fd in entry.fds])
+            self.send(Keep(named), [fd for entry in batch for fd in entry.fds])
 
     def drop(self, *keys: str) -> None:
         """Send the keys."""
         if keys:
-            self._send(Drop(list(keys)), [])
+            self.send(Drop(list(keys)), [])
 
     def clear(self) -> None:
         """Send that there are no entries any more."""
-        self._send(Drop([]), [])
+        self.send(Drop([]), [])
 
-    def _send(self, message: Keep | Drop, fds: list[int]) -> None:
+    def send(self, message: Keep | Drop | Report, fds: list[int]) -> None:
         """Send, and wait if the socket is full. A change that cannot be told ends the worker: its successor does it."""
         deadline = time.monotonic() + PATIENCE
         while True:

@@ -18,7 +18,6 @@ from bellwire.capture.capture import Capture
 from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
-from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
 from bellwired import filtering, messages, sources
 from bellwired.box import enter
@@ -37,16 +36,16 @@ from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
 from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
+from bellwired.workers.reporter import Reporter
 from bellwired.workers.tracing import Lent, Tracing
 from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
-from vfio_user import RATIFIED, SERVER, Capabilities, Dialect, Estate, Ledger, dialect
+from vfio_user import RATIFIED, SERVER, Dialect, Estate, Ledger, dialect
 
 REFUSED = 78  # EX_CONFIG: no restart will help
 MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
-MAPPED = 0.1  # seconds: closer changes of the client's memory maps are reported together
 
 Again = Callable[[Mapping[str, int]], PciDevice]
 """Makes a device from its files as they are now. Some are given open, by their paths: its box may not open them."""
@@ -213,9 +212,11 @@ class Serving:
             replaceable=again is not None,
         )
         self._again = again
+        self.loop = self._worker.loop
+        """The device's loop, for its own thread."""
         self.written: dict[str, Capture | Timeline] = {}
         """The captures that :meth:`run` was asked for, by form."""
-        reporter.outbox = self._outbox = Outbox(channel, self._worker.loop)
+        reporter.outbox = self._outbox = Outbox(channel, self.loop)
         self._name = name
         self._learn(device)
 
@@ -251,8 +252,14 @@ class Serving:
             "capture-stop": self.captures.stop,
         }
 
-    def run(self, ready: Callable[[], None] = lambda: None, captures: Mapping[str, int] = {}) -> None:
-        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted.
+    def run(
+        self,
+        ready: Callable[[], None] = lambda: None,
+        captures: Mapping[str, int] = {},
+        taking_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until :meth:`stop`, or until the manager has gone. Calls ``ready`` once clients are accepted, and
+        ``taking_over`` before that, once the device is set up, if there is a client to go on with.
 
         ``captures`` are files, by form, to which the device is captured from its first message on.
         """
@@ -264,19 +271,24 @@ class Serving:
             self._outbox.tell("ready")
             ready()
 
-        self._worker.loop.watch(self._channel.fileno(), self._asked)
+        def about_to_take_over() -> None:
+            self._outbox.tell("taking-over")
+            taking_over()
+
+        self.loop.watch(self._channel.fileno(), self._asked)
         try:
-            self._worker.run(accepting)
+            self._worker.run(accepting, about_to_take_over)
         finally:
             self.captures.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether :meth:`run` ends because it shall."""
+        return self.loop.stopping
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
-
-    def after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back on the device's thread."""
-        self._worker.loop.after(seconds, callback)
 
     def reload(self, fds: Sequence[int] = (), files: str = "") -> float:
         """Go on with the device's files as they are now: with its state, and with its client.
@@ -329,9 +341,9 @@ class Serving:
             log.error("the manager talks nonsense: %s", error)
             return
         if received is None:
-            self._worker.loop.unwatch(self._channel.fileno())
+            self.loop.unwatch(self._channel.fileno())
             if self._managed:
-                self._worker.stop()
+                self._worker.leave()  # whoever has what was kept goes on with client and state
             return
         ask, fds = received
         if not isinstance(ask, Ask):
@@ -360,41 +372,3 @@ class Serving:
             log.exception("%s failed", ask.what)
             answer.error = f"{type(error).__name__}: {error}"
         self._outbox.answer(answer, lent)
-
-
-class Reporter(Observer):
-    """Sends the device's events to the manager."""
-
-    outbox: Outbox
-
-    def __init__(self) -> None:
-        self._maps: tuple[int, int] | None = None
-
-    def connected(self, pid: int, uid: int) -> None:
-        """A client has come."""
-        self.outbox.tell("connected", pid=pid, uid=uid)
-
-    def introduced(self, client: Capabilities) -> None:
-        """The client has said what it supports."""
-        self.outbox.tell("introduced", **client.to_json())
-
-    def mapped(self, maps: int, size: int) -> None:
-        """The client has changed its memory maps. Frequent changes are reported together, to spare the manager."""
-        if self._maps is None:
-            self.outbox.soon(MAPPED, self._tell_maps)
-        self._maps = maps, size
-
-    def left(self, reason: str) -> None:
-        """The client has disconnected."""
-        self._maps = None
-        self.outbox.tell("left", reason=reason)
-
-    def trouble(self, text: str) -> None:
-        """A warning or an error was logged."""
-        self.outbox.tell("trouble", text=text)
-
-    def _tell_maps(self) -> None:
-        if self._maps is not None:
-            maps, size = self._maps
-            self._maps = None
-            self.outbox.tell("mapped", maps=maps, bytes=size)

@@ -51,6 +51,7 @@ from vfio_user import (
     RATIFIED,
     SERVER,
     Capabilities,
+    Channel,
     DeviceState,
     Dialect,
     Estate,
@@ -89,6 +90,8 @@ class Served:
         self.core.host = self._host = ClientHost(self._standstill, self._boundary, self._ledger)
         self.filters = Stack(self.core, self._rebuild)
         """What stands between client and device."""
+        self.channel: type[Channel] = Channel
+        """What talks to clients."""
         self._introduced = False
         self._limits = limits
         self.overdue: Deadline | None = None
@@ -161,6 +164,7 @@ class Served:
             dialect=dialect,
             ledger=self._ledger,
             journal=journal,
+            channel=self.channel,
             movable=MigratingDevice(self.core, backend, own, self.filters),
         )
         if self.core.dma.keeps_files:

@@ -76,8 +76,11 @@ class Worker:
         if listener is not None:
             listener.setblocking(False)
 
-    def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Set the device up, call ``ready``, serve clients until :meth:`stop`, and close the device."""
+    def run(self, ready: Callable[[], None] | None = None, taking_over: Callable[[], None] = lambda: None) -> None:
+        """Set the device up, call ``ready``, serve clients until :meth:`stop`, and close the device.
+
+        ``taking_over`` is called when the device is set up and about to go on with a client of another process.
+        """
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             with told(f"{type(self.device).__name__}.setup"):
@@ -92,6 +95,7 @@ class Worker:
             for each in self._filters:
                 put_in(each, self.served.filters)
             if self._estate is not None:
+                taking_over()
                 self._succeed(self._estate)
             elif self._connection is not None:
                 self._attach(self._connection)

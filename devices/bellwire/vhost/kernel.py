@@ -112,12 +112,15 @@ class KernelBackend:
         node.wire(Ioctl.SET_VRING_CALL, at, fd)
 
     def stop(self, index: int) -> int:
-        """Pause a ring, let go of its descriptors, and tell where it has stopped."""
-        self.enable(index, False)
+        """Pause a ring, let go of its descriptors, and tell where it has stopped. BackendLost if it goes on."""
         node, at = self.place(index)
-        for which in (Ioctl.SET_VRING_KICK, Ioctl.SET_VRING_CALL, Ioctl.SET_VRING_ERR):
-            node.wire(which, at, NONE)
-        return node.base(at)
+        try:
+            self.enable(index, False)
+            for which in (Ioctl.SET_VRING_KICK, Ioctl.SET_VRING_CALL, Ioctl.SET_VRING_ERR):
+                node.wire(which, at, NONE)
+            return node.base(at)
+        except BackendError as error:
+            raise BackendLost(f"ring {index} does not stop: {error}") from None
 
     def reset(self) -> None:
         """Nothing: what a driver may set has been set anew when the next one runs."""

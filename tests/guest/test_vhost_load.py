@@ -1,0 +1,153 @@
+"""Back ends under much work: a tree of a kernel's size and fio on a folder of the host; a network without root."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import vhost_backends
+from attached import PATIENCE, Device, end, with_us
+from bellwired.guest.plan import Plugged
+from bellwired.guest.toolbox import Toolbox
+from figures import FIO
+from linux import Guest
+from test_vhost import CONTENT, URL, giving
+from vhost_backends import ADDRESS
+
+pytestmark = [pytest.mark.guest, pytest.mark.long]
+
+FOLDERS, FILES = 4_000, 70_000  # of Linux 6.1: 5,200 and 78,600
+USUAL, LARGEST = 7_000, 2 << 20  # bytes of a file: the median, and no more than
+NOBODY = 65534
+TREE = """
+mkdir -p /shared
+mount -t virtiofs host /shared || exit 2
+tar -C /shared -xf /shared/tree.tar || exit 3
+tar -C /shared -cf - tree | tar -tf - | wc -l
+fio --directory=/shared --size=16m --numjobs=2 --ioengine=psync --rw=randrw --bsrange=4k-128k --verify=crc32c \\
+    --name=x --output-format=terse >/tmp/fio 2>&1 || { cat /tmp/fio; exit 4; }
+umount /shared || exit 5
+dmesg | grep -E 'Oops|BUG|Call Trace|fuse.*error'
+exit 0
+"""
+FETCH = f"""
+ip link set eth0 up
+ip addr add {ADDRESS}/24 dev eth0
+n=0; until wget -q -T 5 -O /tmp/got {URL}; do n=$((n + 1)); [ $n -lt 20 ] || exit 9; done
+sha256sum </tmp/got
+"""
+
+
+@pytest.fixture(params=["stock", "patched"])
+def machine(request: pytest.FixtureRequest) -> Toolbox:
+    """The tools with Debian's QEMU, and with ours."""
+    found: Toolbox = request.getfixturevalue("tools" if request.param == "stock" else "patched_tools")
+    return found
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An archive of a tree of about a kernel's size, the same each time."""
+    folder = tmp_path_factory.mktemp("tree")
+    chance = random.Random(1)
+    stock = chance.randbytes(2 * LARGEST)
+    root = folder / "tree"
+    places = [root]
+    for number in range(FOLDERS):
+        places.append(chance.choice(places[-200:]) / f"d{number}" if number % 8 else root / f"d{number}")
+        places[-1].mkdir(parents=True)
+    for number in range(FILES):
+        size = min(LARGEST, int(chance.lognormvariate(0, 1.2) * USUAL))
+        start = chance.randrange(LARGEST)
+        (places[number % len(places)] / f"f{number}").write_bytes(stock[start : start + size])
+    with tarfile.open(folder / "tree.tar", "w") as archive:
+        archive.add(root, "tree")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def digest(root: Path) -> str:
+    """Of all names and contents below a folder."""
+    found = hashlib.sha256()
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(place) / name
+            found.update(os.fsencode(path.relative_to(root)) + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.mark.timeout(1500)
+def test_a_tree_of_a_kernels_size_is_unpacked_in_a_folder_of_the_host_and_fio_finds_what_it_has_written(
+    machine: Toolbox, tree: Path, tmp_path: Path, serve: Callable[[Device], Plugged], tell: Callable[..., None]
+) -> None:
+    shared, socket = tmp_path / "shared", tmp_path / "fs.sock"
+    shared.mkdir()
+    os.link(tree / "tree.tar", shared / "tree.tar")
+    guest = Guest(machine, tmp_path)
+    tell(guest.report)
+    with vhost_backends.running(vhost_backends.virtiofsd(machine, shared, socket), socket):
+        device = serve(Device("vhost", {"backend": f"unix:{socket}", "tag": "host"}))
+        outcome = guest.run(TREE, [device], modules=["virtiofs"], programs=[FIO], mib=512, timeout=1200)
+    print(f"{outcome.output.split()[0]} files and folders")
+    assert (outcome.status, outcome.output) == (0, f"{FOLDERS + FILES + 1}\n")
+    assert digest(shared / "tree") == digest(tree / "tree")
+    shutil.rmtree(shared)
+
+
+@pytest.fixture
+def of_nobody(tools: Toolbox) -> Iterator[tuple[list[str], Path]]:
+    """Words that run passt where every user may, and a folder of nobody's."""
+    with tempfile.TemporaryDirectory() as name:
+        place, files = Path(name), tools.program("usr/bin/passt")
+        for path, source in files.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, place / path)
+        for folder, _, names in os.walk(place):
+            for each in (folder, *(f"{folder}/{file}" for file in names)):
+                os.chmod(each, 0o755)
+        own = place / "own"
+        own.mkdir()
+        os.chown(own, NOBODY, NOBODY)
+        libraries = ":".join(sorted({os.fspath((place / path).parent) for path in files}))
+        loader = next(place / path for path in files if "ld-linux" in path)
+        yield [os.fspath(loader), "--library-path", libraries, os.fspath(place / "usr/bin/passt")], own
+
+
+def test_a_guest_has_the_network_by_a_passt_of_nobodys_and_a_device_without_privileges(
+    tools: Toolbox, of_nobody: tuple[list[str], Path], tmp_path: Path, tell: Callable[..., None]
+) -> None:
+    program, own = of_nobody
+    socket, path = own / "net.sock", tmp_path / "device"
+    usual = vhost_backends.passt(tools, socket)
+    words = [*program, *usual[next(at for at, word in enumerate(usual) if word.endswith("bin/passt")) + 1 :]]
+    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--", *words]
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", sys.executable, "-m", "bellwired"]
+    bare += ["run", "vhost", "--socket-path", os.fspath(path), "-o", f"backend=unix:{socket}", "-o", "type=net"]
+    guest = Guest(tools, tmp_path)
+    tell(guest.report)
+    with (
+        vhost_backends.running(as_nobody, socket) as passt,
+        giving(),
+        subprocess.Popen(with_us(bare), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as device,
+    ):
+        try:
+            assert device.stdout is not None
+            assert device.stdout.readline()
+            for process, line in ((passt.process, f"Uid:\t{NOBODY}\t"), (device, "CapEff:\t0000000000000000")):
+                assert process is not None
+                assert line in Path(f"/proc/{process.pid}/status").read_text()
+            outcome = guest.run(FETCH, [Plugged(path)], modules=["virtio_net"], timeout=PATIENCE * 5)
+        finally:
+            end(device)
+    assert (outcome.status, outcome.output) == (0, f"{hashlib.sha256(CONTENT).hexdigest()}  -\n")
