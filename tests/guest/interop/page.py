@@ -11,9 +11,9 @@ WIDEST = 118  # characters of a line, as of every page
 WHAT, SEEN = 44, 48  # characters of the columns that are wrapped
 HEAD = """# Interoperability
 
-This page shows Bellwire's devices with firmware, kernels and VMMs that others have written, and Bellwire's client with
-such servers. `make interop` runs all of it and writes the page. Each row is one test in `tests/guest/interop/`. A row
-that fails, or that cannot run, says so.
+This page shows Bellwire's devices with firmware, kernels and VMMs that others have written, and Bellwire's client
+with such servers. `make interop` runs all of it and writes the page. Each row is one test in `tests/guest/interop/`.
+A row that fails, or that cannot run, says so.
 
 A row *works* if the other program found the device and drove it, and if the bytes that it moved had the checksum that
 they should have. All guests run under QEMU's TCG, on a machine that may have other work. So the seconds tell how long
