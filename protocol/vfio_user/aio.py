@@ -322,6 +322,7 @@ class Client:
             self._loop.remove_writer(channel.fileno())
         if not channel.full:
             self._loop.add_reader(channel.fileno(), self._receive, channel)
+            self._loop.call_soon(self._receive, channel)  # what was received before, no reader reports
             self._room.set()
 
     def _receive(self, channel: QueuedChannel) -> None:
