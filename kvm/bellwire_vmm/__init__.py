@@ -9,7 +9,8 @@ To read it in an afternoon, begin with `vmm` (the machine) and `machine.processo
 with `device.proxy`, which joins one device to the bus. Beside it, `registrations`, `relay` and `zones` are the way of a
 guest's writes, as is `machine.coalescing`; `areas` is memory shared with the device; `interrupts`, `msix`, `intx` and
 `vectors` are the way back to the guest. `machine.boot` and `guests` are what runs in the machine. With a `board` around
-the machine, and a kernel that `linux` has read, that may be Linux.
+the machine, and a kernel that `linux` has read, that may be Linux. `saved` puts a machine into a file, `moving` takes
+it elsewhere.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo, SetIrqs
 from vfio_user.message import Message, close_fds
 from vfio_user.queued_channel import QueuedChannel
-from vfio_user.regions import DeviceInfo, Region
+from vfio_user.regions import DeviceInfo, MmapArea, Region
 from vfio_user.replies import Answers, accepted
 from vfio_user.transfer import RegionWrite
 from vfio_user.twin import socket_of
@@ -177,6 +177,13 @@ class Client:
         """DEVICE_FEATURE. ``argsz``: bytes of room for the reply's payload, if that is larger than the request's."""
         return await self._run(self._calls.device_feature(flags, feature, data, argsz))
 
+    async def dma_buf(self, region: int, ranges: Sequence[MmapArea]) -> int:
+        """DEVICE_FEATURE, DMA_BUF: areas of a region as a dma-buf, which the caller owns, for DMA of other devices.
+
+        ``ranges`` are whole pages inside areas. The server needs a kernel with udmabuf (ENOTSUP).
+        """
+        return await self._run(self._calls.dma_buf(region, ranges))
+
     # -- its interrupts
 
     async def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
@@ -315,6 +322,7 @@ class Client:
             self._loop.remove_writer(channel.fileno())
         if not channel.full:
             self._loop.add_reader(channel.fileno(), self._receive, channel)
+            self._loop.call_soon(self._receive, channel)  # what was received before, no reader reports
             self._room.set()
 
     def _receive(self, channel: QueuedChannel) -> None:

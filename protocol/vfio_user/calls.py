@@ -11,9 +11,10 @@ import os
 from collections.abc import Generator, Sequence
 from typing import NamedTuple, TypeVar
 
-from vfio_user.constants import Command, DmaFlags, FeatureFlags, IrqIndex, RegionFlags, SetIrqsFlags
+from vfio_user.constants import Command, DmaFlags, Feature, FeatureFlags, IrqIndex, RegionFlags, SetIrqsFlags
 from vfio_user.dialects import Dialect, DraftCommand
 from vfio_user.dma import DmaMap, DmaUnmap
+from vfio_user.dma_bufs import DmaBufRequest
 from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.features import DeviceFeature
 from vfio_user.getters import believed, check_same
@@ -24,7 +25,7 @@ from vfio_user.irqs import IrqInfo, SetIrqs
 from vfio_user.message import close_fds
 from vfio_user.regions import DEVICE as DEVICE_INFO
 from vfio_user.regions import REGION as REGION_INFO
-from vfio_user.regions import DeviceInfo, Region, RegionInfo
+from vfio_user.regions import DeviceInfo, MmapArea, Region, RegionInfo
 from vfio_user.transfer import MULTI, MULTI_ENTRY, RegionAccess, RegionWrite, pack_writes
 from vfio_user.version import MAJOR, Capabilities, Version
 
@@ -181,6 +182,19 @@ class Calls:
         self.dialect.check(Command.DEVICE_FEATURE)
         payload, _ = yield from _plain(Command.DEVICE_FEATURE, DeviceFeature(flags, feature, data).pack(argsz))
         return DeviceFeature.unpack(memoryview(payload))
+
+    def dma_buf(self, region: int, ranges: Sequence[MmapArea]) -> Call[int]:
+        """DEVICE_FEATURE, DMA_BUF. Returns the descriptor, which the caller owns."""
+        self.dialect.check(Command.DEVICE_FEATURE)
+        data = DmaBufRequest(region, tuple(ranges)).pack()
+        request = DeviceFeature(FeatureFlags.GET, Feature.DMA_BUF, data).pack()
+        _, fds = yield Ask(Command.DEVICE_FEATURE, (request,))
+        try:
+            if not fds:
+                raise ProtocolError("DEVICE_FEATURE reply: DMA_BUF without a descriptor")
+            return fds.pop(0)
+        finally:
+            close_fds(fds)
 
     # -- its interrupts
 

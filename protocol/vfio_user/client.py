@@ -24,7 +24,7 @@ from vfio_user.features import DeviceFeature
 from vfio_user.io_fds import SubRegion
 from vfio_user.irqs import IrqInfo, SetIrqs
 from vfio_user.message import Message
-from vfio_user.regions import DeviceInfo, Region
+from vfio_user.regions import DeviceInfo, MmapArea, Region
 from vfio_user.replies import Answers, accepted
 from vfio_user.transfer import RegionWrite
 from vfio_user.twin import TwinThread, socket_of
@@ -185,6 +185,13 @@ class Client:
     def device_feature(self, flags: FeatureFlags, feature: int, data: bytes = b"", argsz: int = 0) -> DeviceFeature:
         """DEVICE_FEATURE. ``argsz``: bytes of room for the reply's payload, if that is larger than the request's."""
         return self._run(self._calls.device_feature(flags, feature, data, argsz))
+
+    def dma_buf(self, region: int, ranges: Sequence[MmapArea]) -> int:
+        """DEVICE_FEATURE, DMA_BUF: areas of a region as a dma-buf, which the caller owns, for DMA of other devices.
+
+        ``ranges`` are whole pages inside areas. The server needs a kernel with udmabuf (ENOTSUP).
+        """
+        return self._run(self._calls.dma_buf(region, ranges))
 
     # -- its interrupts
 

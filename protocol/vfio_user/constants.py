@@ -199,7 +199,7 @@ class FeatureFlags(IntFlag):
 
 
 class Feature(IntEnum):
-    """The features of DEVICE_FEATURE that the text has, as linux/vfio.h numbers them."""
+    """The features of DEVICE_FEATURE, as linux/vfio.h numbers them."""
 
     MIGRATION = 1
     """How the device can migrate: :class:`MigrationFlags`."""
@@ -208,6 +208,8 @@ class Feature(IntEnum):
     DMA_LOGGING_START = 6
     DMA_LOGGING_STOP = 7
     DMA_LOGGING_REPORT = 8
+    DMA_BUF = 11
+    """Areas of a region as a dma-buf. It is Linux's, and not in the ratified text."""
 
 
 class MigrationFlags(IntFlag):

@@ -20,6 +20,8 @@ from vfio_user.stretches import Stretches
 from vfio_user.written_pages import PAGE, WrittenPages
 
 MOST_RANGES = 1024
+MOST_WATCHED = 1 << 40
+"""Bytes of memory that the kernel watches: it takes 2 MiB of page tables for each GiB, even if that is never used."""
 _ALL = LoggedRange(0, 1 << 64)
 _KEY = "dma log"
 
@@ -44,7 +46,8 @@ class DirtyPages:
         self._pages: WrittenPages | None = None
         self._ranges = Stretches()
         self._found = Stretches()
-        self._blind: set[MappedRange] = set()  # memory of a kind that the kernel does not watch: always reported
+        self._blind: set[MappedRange] = set()  # memory that the kernel does not watch: always reported
+        self._watched = 0
         self._joined: dict[tuple[int, int], Pages] = {}  # a log outlives the views that device code drops
 
     @property
@@ -89,22 +92,31 @@ class DirtyPages:
 
     def stop(self) -> None:
         """Log nothing more, and forget what was logged. Nothing happens if the log is off."""
+        if self._pages is not None:
+            self._ledger.drop(_KEY)
+            self.close()
+
+    def close(self) -> None:
+        """Log nothing more in this process. A successor goes on with the log."""
         if self._pages is None:
             return
-        self._ledger.drop(_KEY)
         self._table.log = None
         self._pages.close()
         self._pages = None
         self._ranges, self._found = Stretches(), Stretches()
         self._blind.clear()
         self._joined.clear()
+        self._watched = 0
 
     def take_over(self, estate: Estate) -> None:
         """Go on with the log of a process that has ended. What that has seen is lost: all counts as written."""
         if _KEY not in estate:
             return
         note = estate.note(_KEY)
-        self._begin(LoggingControl(note["page_size"], tuple(LoggedRange(*each) for each in note["ranges"])))
+        try:
+            self._begin(LoggingControl(note["page_size"], tuple(LoggedRange(*each) for each in note["ranges"])))
+        except VfioUserError:
+            self._ledger.drop(_KEY)  # the client learns it from its next report
         for start, end in self._ranges:
             self._found.add(start, end)
 
@@ -139,7 +151,7 @@ class DirtyPages:
         if mapped in self._blind:
             self._found.add(mapped.start, mapped.end)
         elif mapping is not None and mapping.write:
-            for low, high in pages.take(mapping.address, mapping.size):
+            for low, high in pages.take(*mapping.whole):  # a huge page is protected as a whole, or not at all
                 first, last = mapped.start + low - mapping.address, mapped.start + high - mapping.address
                 self._found.add(max(first, mapped.start), min(last, mapped.end))
 
@@ -159,15 +171,19 @@ class DirtyPages:
         mapping = mapped.mapping
         if self._pages is None or mapping is None or not mapping.write:
             return
-        if not self._pages.protect(*mapping.whole):
+        if self._watched + mapping.size <= MOST_WATCHED and self._pages.protect(*mapping.whole):
+            self._watched += mapping.size
+        else:
             self._blind.add(mapped)
 
     def unmapped(self, mapped: MappedRange) -> None:
         """The client is about to take memory back."""
         if self._pages is not None:
             self._scan(self._pages, mapped)
-            self._blind.discard(mapped)
-            if mapped.mapping is not None:
+            if mapped in self._blind:
+                self._blind.remove(mapped)
+            elif mapped.mapping is not None and mapped.mapping.write:
+                self._watched -= mapped.mapping.size
                 self._pages.release(*mapped.mapping.whole)
 
     def joined(self, start: int, pages: Pages) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from vfio_user import dma_bufs
 from vfio_user.constants import Feature, FeatureFlags
 from vfio_user.dirty_pages import DirtyPages
+from vfio_user.dma_bufs import DmaBufRequest, export
 from vfio_user.dma_logging import LoggingControl, LoggingReport
 from vfio_user.errors import ProtocolError, VfioUserError
 from vfio_user.features import FEATURE, MIGRATION, STATE, DeviceFeature, unpack_state
 from vfio_user.getters import Reply
 from vfio_user.message import Message
 from vfio_user.migration import DATA, MigrationData, MigrationRead
+from vfio_user.regions import Region
 from vfio_user.server_migration import ServerMigration
 
 _NONE = errno.ENOTSUP
@@ -23,16 +26,23 @@ _METHODS = {
     Feature.DMA_LOGGING_START: _SET,
     Feature.DMA_LOGGING_STOP: _SET,
     Feature.DMA_LOGGING_REPORT: _GET,
+    Feature.DMA_BUF: _GET,
 }
 """What can be done with each feature."""
 
 
 class FeatureAnswers:
-    """Answers for the migration and the log of one session. ``most`` gives the bytes that a message may move."""
+    """Answers for the migration, the log and the regions of one session.
 
-    def __init__(self, migration: ServerMigration, dirty: DirtyPages, most: Callable[[], int]) -> None:
+    ``most`` gives the bytes that a message may move.
+    """
+
+    def __init__(
+        self, migration: ServerMigration, dirty: DirtyPages, regions: Sequence[Region], most: Callable[[], int]
+    ) -> None:
         self._migration = migration
         self._dirty = dirty
+        self._regions = regions
         self._most = most
 
     def feature(self, message: Message) -> Reply:
@@ -51,6 +61,9 @@ class FeatureAnswers:
             return Reply([request.pack()])
         if asked == _SET:
             return Reply([DeviceFeature(request.flags, feature, self._set(feature, request.data)).pack()])
+        if feature is Feature.DMA_BUF:
+            fd = export(DmaBufRequest.unpack(request.data), self._regions)
+            return Reply([request.pack()], [fd], [fd])
         room = FEATURE.unpack_from(message.payload)[0] - FEATURE.size
         return Reply([DeviceFeature(request.flags, feature, self._get(feature, request.data, room)).pack()])
 
@@ -58,6 +71,8 @@ class FeatureAnswers:
         """Raise VfioUserError (ENOTSUP) if this device does not have the feature."""
         if feature in (Feature.MIGRATION, Feature.MIG_DEVICE_STATE):
             self._migration.movable()
+        elif feature is Feature.DMA_BUF:
+            dma_bufs.check(self._regions)
         else:
             self._dirty.check()
 

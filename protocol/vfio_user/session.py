@@ -93,7 +93,7 @@ class Session:
         self.irqs = IrqTable(counts, backend.watch, backend.unwatch, ledger, by_message, flags)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
-        answers = FeatureAnswers(self.migration, self.dirty, self._most)
+        answers = FeatureAnswers(self.migration, self.dirty, self._accesses.regions, self._most)
         handlers: dict[Command, Callable[[Message], Reply]] = {
             Command.REGION_WRITE_MULTI: self._write_multi,
             Command.DMA_MAP: lambda message: answer_map(message, self.dma, backend),
@@ -136,7 +136,7 @@ class Session:
             self._finish(message, again=again)
 
     def _finish(self, message: Message, *, again: bool) -> None:
-        if again or message.command not in ACCESSES:
+        if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
             close_fds(message.fds)
@@ -224,7 +224,7 @@ class Session:
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
         self._late.close()
-        self.dirty.stop()
+        self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
         self._dma_requests.close()

@@ -11,6 +11,7 @@ import pytest
 
 from bellwire_vmm.vmm import Machine
 from bellwired.commands.vmm import plug
+from bellwired.errors import CommandError
 from daemon.commands import bellwire, ended, line, started
 from vfio_user import DRAFT_2021, Client, IoEventFd, IoRegionFd
 
@@ -31,6 +32,9 @@ def test_it_speaks_the_dialect_that_it_is_told(tmp_path: Path) -> None:
         with Machine(32 << 20) as machine, contextlib.closing(plug(machine, path, DRAFT_2021)) as device:
             assert {route.mechanism.partition(" ")[0] for route in device.routes()} >= {"ioeventfd", "ioregionfd"}
             device.reset()
+        with Machine(32 << 20) as machine, pytest.raises(CommandError, match="DEVICE_RESET failed") as refused:
+            plug(machine, path)
+        assert "--dialect" in refused.value.hint
         assert ended(process, signal.SIGTERM) == 0
     done = bellwire("run", "bell", "--dialect", "draft-2021", "--io-fd-entry", "48")
     assert (done.returncode, "--io-fd-entry is for the ratified dialect" in done.stderr) == (1, True)

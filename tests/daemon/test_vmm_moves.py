@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bellwire_vmm.moving.wire import Kind, Wire
+from bellwire_vmm.saved import file
+from bellwire_vmm.saved.machine import to_json
+from bellwired.commands.cli import main
 from daemon.commands import PATIENCE, bellwire, started
 from vmm.kernels import HANG, POWER_OFF, bzimage, out, say
 
@@ -113,11 +119,24 @@ def test_a_signal_saves_the_guest(console: Callable[[bytes], list[str]], tmp_pat
     assert f"The guest was saved to {path}: " in output
 
 
-def test_a_full_disk_is_an_error_and_the_guest_goes_on(guest: list[str]) -> None:
-    done = bellwire("vmm", *guest, "--save", "/dev/full/saved", "--at", "0.1")
-    assert done.returncode == 1
-    assert "; the guest goes on" in done.stderr
-    assert "The guest ended well after" in done.stdout
+def test_where_there_is_no_room_nothing_is_left_and_the_guest_goes_on(
+    guest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def limited(*arguments: Any) -> file.Written:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, before[1]))
+        try:
+            return written(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    written = file.write
+    monkeypatch.setattr(file, "write", limited)
+    assert main(["vmm", *guest, "--save", str(tmp_path / "saved"), "--at", "0.1"]) == 1
+    said = capsys.readouterr()
+    assert f"bellwire: {tmp_path / 'saved'}: File too large; the guest goes on" in said.err
+    assert "The guest ended well after" in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["count.bin"]
 
 
 def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest: list[str], tmp_path: Path) -> None:
@@ -128,16 +147,21 @@ def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest
     assert "The guest ended well after" in done.stdout
 
 
-def test_a_source_that_goes_away_ends_its_target(tmp_path: Path) -> None:
+def test_a_source_that_dies_ends_its_target_and_one_that_says_nothing_does_not(tmp_path: Path) -> None:
     path = tmp_path / "move.sock"
     with started("vmm", "--listen", str(path)) as there:
         assert there.stderr is not None
         there.stderr.readline()
+        with socket.socket(socket.AF_UNIX) as nobody:
+            nobody.connect(os.fspath(path))
+        said = f"bellwire: {path}: the source has closed the connection; waiting for another\n"
+        assert there.stderr.readline() == said
         with socket.socket(socket.AF_UNIX) as source:
             source.connect(os.fspath(path))
+            Wire(source, "target").send(Kind.HELLO, to_json({"memory": 4 << 20, "cpus": 1}))
         _, errors = there.communicate(timeout=PATIENCE)
     assert there.returncode == 1
-    assert errors == f"bellwire: {path}: the source has closed the connection\n"
+    assert errors.startswith(f"bellwire: {path}: ")
     assert not path.exists()
 
 
@@ -150,7 +174,8 @@ def test_a_listening_vmm_leaves_a_live_socket_alone(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"{path}: " in done.stderr
         there.send_signal(signal.SIGTERM)
-        there.wait(PATIENCE)
+        assert there.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ SEEDS = [
     message(Command.REGION_WRITE, struct.pack("<QII", 0, PLAIN, 4) + b"abcd", flags=NO_REPLY),
     message(Command.REGION_WRITE_MULTI, struct.pack("<Q", 1) + struct.pack("<QII8s", 0, PLAIN, 4, b"abcd")),
     message(Command.DEVICE_FEATURE, struct.pack("<II", 8, 0)),
+    message(Command.DEVICE_FEATURE, struct.pack("<IIIIIIQQ", 40, 1 << 16 | 11, 1, 2, 0, 1, 4096, 4096)),
     message(Command.DEVICE_RESET),
 ]
 

@@ -10,7 +10,11 @@ from fuzz.fuzzing import fuzz, mutated
 from protocol.backend import QEMU_PROPOSAL
 from vfio_user import Capabilities, Version, VfioUserError
 
-FULL = Version(0, 2, Capabilities.of(max_msg_fds=16, max_data_xfer_size=1 << 20, write_multiple=True)).pack()
+FULL = Version(
+    0,
+    2,
+    Capabilities.of(max_msg_fds=16, max_data_xfer_size=1 << 20, write_multiple=True, twin_socket=True, fd_index=0),
+).pack()
 
 
 def attack(data: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bed import Bed
 from bellwired.guest.plan import Plugged
+from operating.instance import PLUGINS as PLUGIN_FILES
 from operating.varlink import Varlink
 
 UNIT = "bellwired.service"
@@ -26,6 +27,7 @@ restart-limit = 1000
 ping-interval = 0.5
 ping-timeout = 1.5
 """
+# The guest is emulated, so it would take all processors. QEMU gives up on an access after 5 s.
 DROP_IN = """
 [Service]
 AmbientCapabilities=CAP_NET_ADMIN
@@ -34,6 +36,8 @@ PrivateDevices=no
 DeviceAllow=/dev/net/tun rw
 PrivateNetwork=no
 RestrictAddressFamilies=AF_NETLINK AF_INET
+Nice=-10
+Environment=PYTHONPYCACHEPREFIX=/var/lib/bellwire/compiled
 [Unit]
 StartLimitIntervalSec=0
 """
@@ -43,24 +47,7 @@ PLUGINS = {
     "shell": "from bellwire.bundled.virtio_console import VirtioConsole\n\n\n"
     "class Shell(VirtioConsole, name='shell'):\n    pass\n",
     "teacher": "from bellwire.bundled.edu import Edu\n\n\nclass Teacher(Edu, name='teacher'):\n    pass\n",
-    "ringer": '''from bellwire.bundled.bell import Bell
-
-
-class Ringer(Bell, name="ringer", repeats=True):
-    """A bell that knows a value that comes again after a hand-over: it is the last one."""
-
-    def value_rang(self, value):
-        if value != self.value_count or not value:
-            super().value_rang(value)
-
-    def plain_written(self, value):
-        if value != self.plain_count or not value:
-            super().plain_written(value)
-
-    def region_written(self, offset, size, value):
-        if offset or value != self.acked_count or not value:
-            super().region_written(offset, size, value)
-''',
+    "ringer": (PLUGIN_FILES / "ringer.py").read_text(),
 }
 """The plugins' code, by their names."""
 DEVICES = {
@@ -181,7 +168,7 @@ class Hosted:
 
     def _outside(self, inside: int) -> int:
         wanted = str(inside)
-        for status in self._statuses():
+        for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):
                 for line in status.read_text().splitlines():
                     if line.startswith("NSpid:") and line.split()[-1] == wanted and len(line.split()) > 2:
@@ -189,10 +176,6 @@ class Hosted:
                         if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.bed.init}/ns/pid"):
                             return pid
         raise AssertionError(f"there is no process {inside} inside")
-
-    @staticmethod
-    def _statuses() -> Iterator[Path]:
-        return (Path(entry.path, "status") for entry in os.scandir("/proc") if entry.name.isdecimal())
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE

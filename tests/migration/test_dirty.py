@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
@@ -20,7 +21,7 @@ from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.virtio import Feature
 from migration.moving import Machine, MovingDriver, NvmeMachine
 from nvme.driver import Driver as NvmeDriver
-from vfio_user import RemoteError, VfioUserError
+from vfio_user import RemoteError, VfioUserError, dirty_pages
 from vfio_user.written_pages import WrittenPages
 from virtio.card import PLAIN
 
@@ -58,6 +59,7 @@ def check(machine: Machine, work: Callable[[], object], finished: Callable[[], o
     return found
 
 
+@pytest.mark.slow
 def test_edu_dirties_what_it_copies() -> None:
     with Machine(Edu) as machine:
 
@@ -79,6 +81,7 @@ def test_edu_dirties_what_it_copies() -> None:
         assert check(machine, copy, lambda: machine.wait(idle)) == [5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=IDS)
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_virtio_disk_dirties_what_it_reads_and_its_ring(image: Path, ring: set[int], direct: bool) -> None:
@@ -94,6 +97,7 @@ def test_a_virtio_disk_dirties_what_it_reads_and_its_ring(image: Path, ring: set
         assert len(pages) >= 7
 
 
+@pytest.mark.slow
 def test_an_nvme_controller_dirties_what_it_reads_and_its_completions(image: Path) -> None:
     with Machine(Nvme, image=str(image)) as machine:
         driver = NvmeDriver(NvmeMachine(machine))
@@ -106,6 +110,7 @@ def test_an_nvme_controller_dirties_what_it_reads_and_its_completions(image: Pat
         assert pages == [queues.cq // PAGE, 0x80, 0x82, 0x84, 0x86]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=IDS)
 def test_a_virtio_card_dirties_what_it_receives(tmp_path: Path, ring: set[int]) -> None:
     with Machine(VirtioNet, local=str(tmp_path / "card"), dgram=str(tmp_path / "peer")) as machine:
@@ -239,3 +244,37 @@ def test_what_cannot_be_logged_or_reported_is_refused_by_name() -> None:
         with pytest.raises(RemoteError):
             dirty.start([(n * 2 * PAGE, PAGE) for n in range(1025)], PAGE)
         assert dirty.start([], PAGE) == PAGE
+
+
+def test_memory_beyond_the_limit_is_always_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirty_pages, "MOST_WATCHED", 1 << 20)
+    with Machine(Writer) as machine:
+        fd = os.memfd_create("more")
+        os.ftruncate(fd, 4 * PAGE)
+        machine.client.dma_map(1 << 20, 4 * PAGE, fd)
+        os.close(fd)
+        machine.client.dirty.start([], PAGE)
+        for _ in range(2):
+            assert machine.client.dirty.report(1 << 20, 4 * PAGE, PAGE)[0] == 0b1111
+        machine.client.dma_unmap(1 << 20, 4 * PAGE)
+        assert machine.client.dirty.report(1 << 20, 4 * PAGE, PAGE)[0] == 0b1111
+        assert machine.client.dirty.report(1 << 20, 4 * PAGE, PAGE)[0] == 0
+        assert not machine.dirty()
+
+
+def test_huge_pages_are_logged_as_a_whole() -> None:
+    huge = 2 << 20
+    try:
+        fd = os.memfd_create("huge", 0x4)  # MFD_HUGETLB
+        os.ftruncate(fd, huge)
+        mmap.mmap(fd, huge).close()
+    except OSError:
+        pytest.skip("no huge page is free")
+    with Machine(Writer) as machine:
+        machine.client.dma_map(1 << 30, huge, fd)
+        os.close(fd)
+        machine.client.dirty.start([], PAGE)
+        machine.serving.call(machine.serving.device.dma.write, (1 << 30) + 0x5000, b"x")
+        assert machine.client.dirty.report((1 << 30) + 0x5000, PAGE, PAGE)[0] == 1
+        assert machine.client.dirty.report(1 << 30, huge, PAGE).count(b"\xff") >= 63
+        assert machine.client.dirty.report(1 << 30, huge, PAGE) == bytes(64)

@@ -113,6 +113,7 @@ def test_the_same_accesses_give_the_same_answers_with_a_move_between_them(kind: 
 # -- devices with work under way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=["split", "packed"])
 def test_a_virtio_disk_does_each_request_once_over_a_move(
     image: Path, copied: Callable[[], dict[str, Any]], ring: set[int]
@@ -134,6 +135,7 @@ def test_a_virtio_disk_does_each_request_once_over_a_move(
     assert [content[512 * (64 + n)] for n in range(32)] == [n // 8 + 1 for n in range(32)]
 
 
+@pytest.mark.slow
 def test_an_nvme_controller_does_each_command_once_over_a_move(
     image: Path, copied: Callable[[], dict[str, Any]]
 ) -> None:
@@ -158,6 +160,7 @@ def test_an_nvme_controller_does_each_command_once_over_a_move(
         assert transfer(queues, IoOpcode.READ, 0x80000, 0, 8).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", RINGS, ids=["split", "packed"])
 def test_a_generator_of_random_bytes_goes_on_after_a_move(ring: set[int]) -> None:
     with Machine(VirtioRng) as machine:
@@ -171,6 +174,7 @@ def test_a_generator_of_random_bytes_goes_on_after_a_move(ring: set[int]) -> Non
         machine.wait(lambda: (answers := queue.answers()) and any(answers[0]))
 
 
+@pytest.mark.slow
 def test_a_virtio_card_sends_and_keeps_its_buffers_over_a_move() -> None:
     with Machine(VirtioNet, **DEVICES[VirtioNet]) as machine:
         driver = MovingDriver(machine)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire import Bar, PciDevice, Saved, SavedBytes, StateError
@@ -175,6 +175,7 @@ def test_any_part_is_refused(data: bytes, draw: st.DataObject) -> None:
         unpack(data[:end])
 
 
+@settings(max_examples=20)
 @given(st.lists(st.dictionaries(st.integers(0, 3), st.binary(max_size=40), max_size=4), min_size=1, max_size=4))
 def test_what_was_sent_before_and_what_has_changed_make_the_state(steps: list[dict[int, bytes]]) -> None:
     with Guest(Kept) as guest:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -20,15 +19,15 @@ from nested.linux_runs import Served
 
 DISKS: dict[str, dict[str, Any]] = {"nvme": {"image": "disk", "queues": 2}, "virtio-blk": {"image": "raw"}}
 SIZE = 16 << 20
-PATIENCE = 600.0  # seconds
-SAVE, MOVE = "round 1 of /dev/nvme0n1", "round 3 of /dev/nvme0n1"
+PATIENCE = 1500.0  # seconds
+SAVE, MOVE = "round 1 of /dev/nvme0n1", "round 2 of /dev/nvme0n1"
 VMM = [sys.executable, "-m", "bellwired", "vmm"]
 
 
-def devices(folder: Path) -> list[Served]:
-    """The disks, served below a new folder."""
+def devices(folder: Path, *, incoming: bool = False) -> list[Served]:
+    """The disks, served below a new folder; ``incoming`` ones do not have the images yet."""
     folder.mkdir()
-    return [Served(name, options, folder) for name, options in DISKS.items()]
+    return [Served(name, options | {"incoming": incoming}, folder) for name, options in DISKS.items()]
 
 
 def plugged(served: list[Served]) -> list[str]:
@@ -60,15 +59,15 @@ def run(words: list[str]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         found["save"] = told(begun(*words, *plugged(here), "--console", "first", "--save", "saved", "--when", SAVE))
         found["file"] = Path("saved").stat().st_size
-        # The disks lie on storage that both ends share. The locks of this machine would not reach another host's.
-        fcntl.flock = lambda *_: None
-        there = devices(folder / "there")
+        print(found["save"], flush=True)
+        there = devices(folder / "there", incoming=True)
         target = stack.enter_context(begun("--listen", "move.sock", *plugged(there), "--console", "third"))
         deadline = time.monotonic() + PATIENCE
         while not Path("move.sock").exists() and target.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         leave = ("--migrate-to", "move.sock", "--when", MOVE, "--pause", "5", "--json", "figures")
         found["move"] = told(begun("--restore", "saved", *plugged(here), "--console", "second", *leave))
+        print(found["move"], flush=True)
         found["end"] = told(target)
         found["figures"] = json.loads(Path("figures").read_text()) if Path("figures").exists() else {}
         for console in ("first", "second", "third"):

@@ -23,9 +23,9 @@ from provision import provision
 pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 HERE = Path(__file__).parent
-PATIENCE = 1800.0
-ROUNDS = 6
-JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=2M --io_size=4M --verify=crc32c"
+PATIENCE = 2400.0
+ROUNDS = 4
+JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=1M --io_size=2M --verify=crc32c"
 USE = f"""
 for module in /modules/*; do insmod $module; done
 use() {{
@@ -66,15 +66,19 @@ def moved(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     files |= {f"modules/{number:02}-{module}.ko": code for number, (module, code) in enumerate(modules.items())}
     files |= tools.program(FIO)
     (folder / "initrd").write_bytes(archive(files, {"bin/sh": "busybox"}))
-    words = ["--kernel", str(tools.kernel.image), "--append", QUIET, "--memory", "512", "--cpus", "2"]
+    words = ["--kernel", str(tools.kernel.image), "--append", QUIET, "--memory", "256", "--cpus", "2"]
     (folder / "plan").write_text(json.dumps([*words, "--initrd", str(folder / "initrd")]))
     said: list[bytes] = []
     command = ["env", f"PYTHONPATH={HERE.parent}", sys.executable, str(HERE / "move_runs.py"), str(folder / "plan")]
-    run(tools, bed, command, output=said.append, timeout=PATIENCE, folder=HERE)
+
+    def hear(data: bytes) -> None:
+        said.append(data)
+        print(data.decode(errors="replace"), end="", flush=True)
+
+    run(tools, bed, command, output=hear, timeout=PATIENCE, folder=HERE)
     lines = b"".join(said).decode().splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
+    found = [json.loads(line) for line in lines if line.startswith('{"save"')]
     assert found, lines
-    print(json.dumps(found[0], indent=1))
     return dict(found[0])
 
 

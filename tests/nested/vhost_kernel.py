@@ -23,6 +23,7 @@ from bellwire.network.features import Net
 from bellwire.vhost import kernel
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.virtio import Feature, Status
+from killing import remains, succeed
 from vfio_user import Client, DmaFlags, DmaMap, DmaUnmap, IrqIndex
 from virtio.card import HEADER, PLAIN
 from virtio.driver import READY, Driver
@@ -56,6 +57,7 @@ class Card:
     def __init__(self, kind: type[Vhost | VirtioNet], **options: Any) -> None:
         self.driver = Driver(kind, **options)
         self.pairs = options.get("pairs", 1)
+        self.options = options
 
     def drive(self, features: set[int]) -> None:
         """The driver begins anew."""
@@ -99,11 +101,24 @@ class Card:
         (packet,) = found
         return packet
 
+    def close(self) -> None:
+        """Close the driver that it has by now."""
+        self.driver.close()
+
     def command(self, kind: int, number: int, data: bytes) -> bool:
         control = self.driver.queues[2 * self.pairs]
         control.send(bytes([kind, number]), data, write=1)
         (answer,) = control.answers()
         return answer == b"\0"
+
+
+def set_up_tap() -> None:
+    """Give the tap addresses, and tell it the card's."""
+    with IPRoute() as routes:
+        (index,) = routes.link_lookup(ifname=TAP)
+        routes.link("set", index=index, address=HOST_MAC.hex(":"))
+        routes.addr("replace", index=index, address=THEIRS, prefixlen=24)
+        routes.neigh("replace", dst=OURS, lladdr=MAC.hex(":"), ifindex=index, state=0x80)
 
 
 @pytest.fixture
@@ -115,14 +130,9 @@ def make() -> Iterator[Callable[..., Card]]:
             usual: dict[str, Any] = {"mac": MAC.hex(":")}
             usual |= {"backend": f"vhost-net:{TAP}"} if kind is Vhost else {"tap": TAP, "offload": "vhost-net"}
             card = Card(kind, **usual | options)
-            stack.callback(card.driver.close)
+            stack.callback(card.close)
             card.drive(features or {Net.MRG_RXBUF})
-            with IPRoute() as routes:
-                (index,) = routes.link_lookup(ifname=TAP)
-                routes.link("set", index=index, address=HOST_MAC.hex(":"))
-                with contextlib.suppress(Exception):  # it has one already
-                    routes.addr("add", index=index, address=THEIRS, prefixlen=24)
-                routes.neigh("replace", dst=OURS, lladdr=MAC.hex(":"), ifindex=index, state=0x80)
+            set_up_tap()
             return card
 
         yield make
@@ -204,6 +214,27 @@ def test_rings_stop_for_a_snapshot_and_go_on_from_it(make: Make, host: socket.so
     card.send(b"after")
     assert [host.recv(100) for _ in range(3)] == [b"before", b"meanwhile", b"after"]
     assert snapshot
+
+
+@pytest.mark.parametrize("kind", [Vhost, VirtioNet])
+def test_the_successor_of_a_worker_that_died_goes_on_with_the_rings(
+    make: Make, host: socket.socket, kind: type[Vhost | VirtioNet]
+) -> None:
+    card = make(kind)
+    for number in range(70):  # once around
+        card.send(b"%d" % number)
+    driver = card.driver
+    left = remains(driver.guest)
+    driver.close()
+    guest: Any = succeed(left, kind, **card.options)
+    driver.guest, driver.device, driver.memory = guest, guest.device, guest.memory
+    for queue in driver.queues.values():
+        queue.memory = guest.memory
+    set_up_tap()
+    card.send(b"again")
+    host.sendto(b"in", (OURS, PORT))
+    assert card.receive()[1] == b"in"
+    assert [host.recv(100) for _ in range(71)] == [*(b"%d" % number for number in range(70)), b"again"]
 
 
 def test_a_reset_gives_the_rings_back_and_the_next_driver_gets_others(make: Make, host: socket.socket) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -75,7 +76,7 @@ def read(guest: socket.socket) -> int:
 
 def connect(vmm: subprocess.Popen[bytes]) -> socket.socket:
     """A connection to the guest, when it listens."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 2 * PATIENCE
     while vmm.poll() is None and time.monotonic() < deadline:
         guest = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         guest.settimeout(30.0)
@@ -136,7 +137,9 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
             found["output"] = vmm.stdout.read().decode()
             found["status"] = vmm.wait(60)
         except (AssertionError, OSError) as error:
-            found["error"] = repr(error)
+            vmm.send_signal(signal.SIGINT)
+            last = vmm.communicate(timeout=60)[0].decode(errors="replace")
+            found["error"] = f"{error!r}\n{last}"
         found["console"] = Path("console").read_text(errors="replace").replace("\r\n", "\n")
         found["written"] = sorted(each.name for each in Path("shared/tree").glob("*"))
         found["tallies"] = {each: server.tally() for each, server in served.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import queue
@@ -57,7 +58,7 @@ class FakeDevice:
 
     device_flags = DeviceFlags.RESET | DeviceFlags.PCI
 
-    def __init__(self) -> None:
+    def __init__(self, *, sealed: bool = False) -> None:
         self.memory = {index: bytearray(size) for index, size in SIZES.items()}
         self.subs: dict[int, list[SubRegion]] = {}
         self.mechanisms: frozenset[str] = frozenset()
@@ -69,8 +70,10 @@ class FakeDevice:
         self.on_read: Callable[[int, int, int], bytes] = lambda region, at, n: bytes(self.memory[region][at : at + n])
         self.on_write: Callable[[int, int, memoryview], None] = self.store
         self.watched: dict[int, Callable[[], None]] = {}
-        self.area = os.memfd_create("area")
+        self.area = os.memfd_create("area", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.area, SIZES[MAPPED])
+        if sealed:
+            fcntl.fcntl(self.area, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
     def close(self) -> None:
         os.close(self.area)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.backend import ERROR, NO_REPLY, PLAIN, REPLY, Answer, FakeDevice, Link, Wire, message, served
@@ -19,13 +20,19 @@ from vfio_user import (
     DIALECTS,
     DRAFT_2021,
     RATIFIED,
+    SERVER,
     Client,
     Command,
+    Estate,
     IoEventFd,
     IoRegionFd,
+    Journal,
+    Kept,
+    Ledger,
     Mechanism,
     ProtocolError,
     RemoteError,
+    Session,
     VfioUserError,
     constants,
 )
@@ -129,9 +136,10 @@ def test_a_region_id_has_32_bits(draft: Link, eventfd: Callable[[], int]) -> Non
     st.lists(
         st.builds(IoRegionFd, st.integers(0, 4), st.just(4), st.just(3), st.integers(0, (1 << 32) - 1))
         | st.builds(IoEventFd, st.integers(0, 4), st.just(4), st.just(3), st.none() | st.integers(0, (1 << 64) - 1)),
-        max_size=5,
+        max_size=4,
     )
 )
+@settings(max_examples=30)
 def test_entries_are_read_as_they_were_written(given: list[IoEventFd | IoRegionFd]) -> None:
     entries, fds = pack_sub_regions(given, entries=DRAFT_ENTRIES)
     payload = struct.pack("<IIII", 32 + len(entries), 0, 0, len(given)) + entries
@@ -298,6 +306,30 @@ def test_any_request_about_dirty_pages_is_read_or_refused(data: bytes) -> None:
         found = DirtyRequest.unpack(memoryview(data))
         assert DirtyRequest.unpack(memoryview(found.pack())) == found
         assert found.flags is DirtyFlags.GET_BITMAP or found.report is None
+
+
+def test_a_successor_does_it_again_where_the_ratified_number_would_be_an_access(device: FakeDevice) -> None:
+    """15 is REGION_WRITE_MULTI elsewhere: that may not be done twice."""
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        journal = Journal.of(SERVER, Estate(), Ledger())
+        before = Session(ours, device, dialect=DRAFT_2021, journal=journal)
+        wire.send(Command.VERSION, bytes(4))
+        before.service()
+        wire.receive()
+        wire.send(DIRTY, bytes(dirty(2)))
+        assert before._channel.receive() is not None
+        before._channel.begun()
+        kept = {"journal": Kept("journal", {}, (os.dup(journal.fd),)), "version": Kept("version", {})}
+        estate = Estate(kept)
+        sock = socket.socket(fileno=os.dup(ours.fileno()))
+        after = Session(sock, device, dialect=DRAFT_2021, journal=Journal.of(SERVER, estate, Ledger()))
+        after.take_over(estate)
+        after.finish(estate, again=False)
+        estate.close()
+        assert wire.receive()[1:4] == (DIRTY, REPLY, 0)
+        after.close()
+        before.close()
 
 
 # -- ours against ours

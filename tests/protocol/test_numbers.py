@@ -38,7 +38,7 @@ NUMBERS: dict[type[IntEnum | IntFlag], list[int]] = {
     constants.IoEventFdFlags: [1, 2, 8],
     constants.IoRegionFdFlags: [1, 2],
     constants.FeatureFlags: [1 << 16, 1 << 17, 1 << 18],
-    constants.Feature: [1, 2, 6, 7, 8],
+    constants.Feature: [1, 2, 6, 7, 8, 11],
     constants.MigrationFlags: [1, 2, 4],
     constants.DeviceState: [*range(8)],
 }

@@ -117,6 +117,7 @@ def test_what_is_no_awaited_reply_is_dropped_with_its_descriptors(
         assert fd_count() == before + 2  # the test's own eventfds
 
 
+@pytest.mark.slow
 def test_commands_without_end_do_not_hold_up_the_server(device: FakeDevice) -> None:
     with twins(device) as (link, twin):
         ended = threading.Event()

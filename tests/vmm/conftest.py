@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -32,6 +33,14 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     signal.signal(KICK_SIGNAL, handler)
     assert all(now <= then for now, then in zip(_held(), before, strict=True))  # less, when garbage of others went
+
+
+@pytest.fixture
+def collected(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What the test has left to the garbage collector is gone: a device that holds views of its own state."""
+    yield
+    caplog.get_records("call").clear()  # a logged error has the frames in which it came up
+    gc.collect()
 
 
 @pytest.fixture

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
+import statistics
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bellwire.bundled.bell import Bell
-from bellwire_vmm.guests.layout import pack_nvme, unpack_nvme
+from bellwire.bundled.bell import MATCH, Bell
+from bellwire_vmm.guests.layout import Ring, Space, pack_nvme, pack_rings, unpack_nvme, unpack_rings
 from bellwire_vmm.vmm import Machine
-from operating.instance import QUICK, Instance
+from operating.instance import PLUGINS, QUICK, Instance
 from vfio_user import Client, Mechanism
 from vmm.program import Outcome, Program, bar
 
@@ -24,6 +28,20 @@ SIZE, BLOCK = 1 << 20, 512
 POLLED, WAITED = 500, 20
 RINGS = 50
 BETWEEN = 0.1  # seconds
+COUNT, TRIPS = 400, 100
+ring = partial(Ring, count=COUNT, roundtrips=TRIPS)
+PATHS = {
+    "ioeventfd": ring(bar=1, offset=Bell.wildcard.offset, counter=Bell.wildcard_count.offset),
+    "datamatch": ring(bar=1, offset=Bell.datamatch.offset, counter=Bell.datamatch_count.offset, value=MATCH),
+    "ports": ring(bar=2, offset=Bell.pio.offset, counter=Bell.pio_count.offset, space=Space.PORTS),
+    "ioregionfd": ring(
+        bar=1, offset=Bell.value.offset, value=None, counter=Bell.value_count.offset, errors=Bell.value_errors.offset
+    ),
+    "shadow": ring(bar=1, offset=Bell.latest.offset, value=None, errors=Bell.latest_errors.offset),
+    "region": ring(
+        bar=1, offset=Bell.region.offset, value=None, counter=Bell.acked_count.offset, errors=Bell.acked_errors.offset
+    ),
+}
 
 
 @pytest.fixture
@@ -53,6 +71,46 @@ def test_doorbells_of_every_kind_ring_the_successor(
     for _ in range(2):
         kill(daemon, name)
         assert run(program).values == (RINGS, 1, 0, 1)
+    machine.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+def test_no_ring_is_lost_though_the_worker_is_killed_at_any_moment(
+    daemon: Instance, machine: Machine, kills: int
+) -> None:
+    """A guest rings by every mechanism, reads the counts back, and waits for an interrupt for each of some rings."""
+    seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
+    print(f"CHAOS_SEED={seed}")
+    chance, over, pauses = random.Random(seed), threading.Event(), list[float]()
+    shutil.copyfile(PLUGINS / "ringer.py", daemon.plugins / "ringer.py")
+    name = daemon.add('device = "ringer"')
+    bell = machine.plug(Client.connect(daemon.socket(name)))
+    used = {route.mechanism.partition(" ")[0] for route in bell.routes()}
+    assert used == {"ioeventfd", "ioregionfd", "shadow"}
+
+    def go_on() -> None:
+        while not over.wait(chance.uniform(0, BETWEEN)):
+            kill(daemon, name)
+            pauses.append(daemon.describe(name)["hand_overs"]["pause_ms"])
+
+    killer = threading.Thread(target=go_on)
+    killer.start()
+    try:
+        while len(pauses) < kills:
+            machine.load("bell", pack_rings(list(PATHS.values())))
+            assert machine.run(120).ok
+            for path, seen in zip(PATHS, unpack_rings(machine.memory), strict=True):
+                assert (seen.rung, seen.answered, seen.disorder) == (COUNT, TRIPS, 0), path
+                if PATHS[path].counter is not None:
+                    assert seen.received >= COUNT, path
+                    assert seen.received_in_all >= COUNT + TRIPS, path
+                if path in ("ioregionfd", "region"):
+                    assert seen.received_in_all == COUNT + TRIPS, path
+    finally:
+        over.set()
+        killer.join()
+    print(f"{len(pauses)} deaths; pauses in ms: median {statistics.median(pauses):.0f}, longest {max(pauses):.0f}")
     machine.close()
 
 

@@ -9,10 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bellwire_vmm.errors import MigrationError, StateError, VmmError
 from bellwire_vmm.machine.boot import MicroGuest
+from bellwire_vmm.machine.memory import PAGE
 from bellwire_vmm.moving import Moved, Policy, Source, Target
+from bellwire_vmm.moving.dirty import DirtyPages, in_pages, runs
 from bellwire_vmm.vmm import Machine
 from vmm.program import Program
 
@@ -145,3 +149,21 @@ def test_a_target_of_another_shape_says_what_differs_and_the_guest_stays(machine
     assert str(ends.here_error) == f"the target gives up: {why}"
     machine.memory.write(STOP, b"\1")
     assert machine.resume(20).ok
+
+
+def test_pages_that_the_vmm_writes_itself_count_as_written_once(machine: Machine) -> None:
+    dirty = DirtyPages(machine)
+    dirty.begin()
+    machine.memory.write(0x5FFF, b"ab")  # as a device's DMA by message
+    machine.memory.write(0x20_0000, b"c")
+    assert dirty.collect() == [range(0x5000, 0x7000), range(0x20_0000, 0x20_1000)]
+    assert dirty.collect() == []
+    dirty.end()
+
+
+@given(st.sets(st.integers(0, 200), max_size=40), st.sampled_from([4096, 8192, 65536, 1 << 21]))
+def test_pages_of_any_size_become_runs_of_addresses(pages: set[int], size: int) -> None:
+    bits = sum(1 << page for page in pages)
+    bitmap = bits.to_bytes(-(-max(bits.bit_length(), 1) // 64) * 8, "little")
+    found = [at for run in runs(in_pages(bitmap, size)) for at in range(run.start, run.stop, PAGE)]
+    assert found == [at for page in sorted(pages) for at in range(page * size, page * size + size, PAGE)]

@@ -16,6 +16,7 @@ from bellwire_vmm.machine.boot import MicroGuest
 from bellwire_vmm.saved import file
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.vmm import Machine
+from kvm_ioctls import Vcpu, Xcrs
 from vmm.program import Program
 
 pytestmark = pytest.mark.kvm
@@ -82,3 +83,17 @@ def test_a_guest_goes_on_from_any_moment_with_the_result_of_an_undisturbed_run(m
             assert int.from_bytes(other.memory.read(COUNTER, 8), "little") == MANY
             written = other.memory.read(NUMBERS, 4 * MANY)
             assert written == b"".join(n.to_bytes(4, "little") for n in range(MANY, 0, -1))
+
+
+def test_a_processor_without_extended_control_registers_moves_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("KVM refuses them where there are none")
+
+    monkeypatch.setattr(Vcpu, "get_xcrs", lambda _: Xcrs())
+    monkeypatch.setattr(Vcpu, "set_xcrs", refuse)
+    with Machine(8 * MIB) as machine:
+        machine.load(MicroGuest(Program().leave().code))
+        with moved(machine, tmp_path) as other:
+            assert other.resume(20).ok

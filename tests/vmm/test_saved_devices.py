@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -88,6 +87,7 @@ GUESTS: dict[str, tuple[type[PciDevice], dict[str, Any], bytes, Callable[[Memory
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("name", GUESTS)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moment=st.floats(0.0, 0.25))
@@ -107,10 +107,10 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
             timer.start()
             first = machine.resume(60)
             timer.cancel()
+            timer.join()
             assert first.ok or first.code is None, first
             with devices.stopped(machine):
                 file.write(kept.fileno(), machine.memory, saved.shape_of(machine), saved.take(machine))
-        gc.collect()  # devices that hold views of their state go with those
         if first.code is not None:
             return
         with plugged(kind, **options) as plug, Machine(16 * MIB) as machine:
@@ -123,7 +123,6 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
             result = machine.resume(60)
             assert result.ok, result
             check(machine.memory)
-    gc.collect()  # devices that hold views of their state go with those
 
 
 def test_a_device_of_another_kind_is_refused_by_name() -> None:

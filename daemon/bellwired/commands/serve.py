@@ -61,7 +61,12 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
         place = Place(sockets, address, control)
         if not restarts:
             return _serve(arguments, device, part, name, place, stack.pop_all())
-        parent = Parent(name, hang_timeout=arguments.hang_timeout, hidden=not arguments.no_sandbox)
+        parent = Parent(
+            name,
+            hang_timeout=arguments.hang_timeout,
+            limit=arguments.restart_limit,
+            hidden=not arguments.no_sandbox,
+        )
         ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
             end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))

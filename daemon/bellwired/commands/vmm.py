@@ -24,7 +24,7 @@ from bellwired.commands.vmm_sockets import ANSWER, connected
 from bellwired.errors import CommandError
 from bellwired.guest.progress import shown
 from bellwired.workers.process import allow_many_files
-from vfio_user import DIALECTS, RATIFIED, Client, Dialect, TimedOut, VfioUserError
+from vfio_user import DIALECTS, RATIFIED, Client, Dialect, RemoteError, TimedOut, VfioUserError
 
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
@@ -232,6 +232,8 @@ def plug(machine: Machine, path: Path, dialect: Dialect = RATIFIED) -> ProxyDevi
     except (VfioUserError, DeviceRefusedError) as error:
         text = str(error)
         hint = "a device serves one client at a time: has it another one?" if isinstance(error, TimedOut) else ""
+        if isinstance(error, RemoteError) and error.command == "DEVICE_RESET":
+            hint = "does it speak another dialect? --dialect says which one to use"
         raise CommandError(text if text.startswith(f"{path}: ") else f"{path}: {text}", hint) from None
 
 

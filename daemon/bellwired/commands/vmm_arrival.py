@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellwire.paths import open_file
+from bellwire.paths import PathError, open_file
 from bellwire.unix_sockets import check_peer
 from bellwire_vmm.errors import VmmError
 from bellwire_vmm.moving import Target
@@ -20,6 +21,7 @@ from bellwire_vmm.saved import devices
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.saved.file import SavedFile
 from bellwire_vmm.vmm import Machine
+from bellwired.commands.vmm_signals import signals_end_it
 from bellwired.errors import CommandError
 from bellwired.listen import listening
 
@@ -95,17 +97,10 @@ def _restored(path: Path) -> Iterator[Arrival]:
 
 @contextlib.contextmanager
 def _moved(path: Path) -> Iterator[Arrival]:
-    with listening(path) as listener:
+    with signals_end_it(), listening(path) as listener:
         print(f"Waiting for a guest at {path}", file=sys.stderr, flush=True)
-        sock, _ = listener.accept()
+        target = _first(listener, path)
     with contextlib.ExitStack() as stack:
-        with _named(path):
-            try:
-                check_peer(sock, path)
-            except OSError:
-                sock.close()
-                raise
-            target = Target(sock)
         stack.callback(target.close)
 
         def take(machine: Machine) -> str:
@@ -118,6 +113,18 @@ def _moved(path: Path) -> Iterator[Arrival]:
         except BaseException as error:
             target.refuse(str(error) or type(error).__name__)
             raise
+
+
+def _first(listener: socket.socket, path: Path) -> Target:
+    """The first who has a guest. Others are told of, and forgotten: a probe, or somebody who must not come here."""
+    while True:
+        sock, _ = listener.accept()
+        try:
+            check_peer(sock, path)
+            return Target(sock)
+        except (VmmError, PathError) as error:
+            sock.close()
+            print(f"bellwire: {path}: {error}; waiting for another", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

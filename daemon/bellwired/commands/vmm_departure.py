@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bellwire.paths import Place
+from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.errors import VmmError
 from bellwire_vmm.moving import HandedOverError, Policy, Round, Source
 from bellwire_vmm.saved import devices, file
@@ -133,7 +133,8 @@ class Departure:
                 self._decided.clear()
                 self._due = True
                 machine.stop()
-                self._decided.wait()
+                while not self._decided.wait(0.1) and not self._ended:
+                    pass
 
     def _approach(self, machine: Machine) -> bool:
         """Copy what can be copied while the guest runs. Whether it can be stopped now."""
@@ -198,7 +199,7 @@ class Departure:
 
     def _save(self, machine: Machine, path: Path) -> file.Written:
         shape = saved.shape_of(machine) | {"guest": self._guest}
-        with devices.stopped(machine), Place(path) as place, place.replacing(0o600) as made:
+        with devices.stopped(machine), Place(path) as place, place.replacing(0o600, sync=True) as made:
             return file.write(made.fileno(), machine.memory, shape, saved.take(machine))
 
     def _report(self, figures: dict[str, object], text: str) -> None:
@@ -221,6 +222,9 @@ def write_json(path: Path, figures: dict[str, object]) -> None:
         print(text, end="", flush=True)
         return
     try:
-        path.write_text(text)
+        with Place(path) as place:
+            fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, WRITABLE)
+        with open(fd, "w") as file:
+            file.write(text)
     except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from None
+        raise CommandError(f"{path}: cannot write: {error.strerror}") from None

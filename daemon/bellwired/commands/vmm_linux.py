@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult
 from bellwired.commands.vmm_arrival import LINUX, Arrival
 from bellwired.commands.vmm_departure import Departure
+from bellwired.commands.vmm_signals import signals_end_it
 from bellwired.errors import CommandError
 from bellwired.guest.progress import shown, silent
 
@@ -125,7 +125,7 @@ def _run(machine: Machine, console: BinaryIO, arguments: argparse.Namespace, beg
         board = Board(machine, send)
         if came := begin(machine):
             print(f"The guest {came}.", flush=True)
-        stack.enter_context(_signals_end_it())
+        stack.enter_context(signals_end_it())
         if not arguments.console and sys.stdin is not None:
             keys = sys.stdin.fileno()
             stack.enter_context(raw(keys))
@@ -140,22 +140,6 @@ def _console(path: Path | None, stack: contextlib.ExitStack) -> BinaryIO:
         return stack.enter_context(os.fdopen(fd, "wb", buffering=0))
     sys.stdout.flush()
     return stack.enter_context(os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0))
-
-
-@contextlib.contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """Handle fatal signals: restore the terminal and disconnect from the devices."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, end) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _hint(machine: Machine) -> str:

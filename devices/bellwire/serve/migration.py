@@ -30,7 +30,7 @@ class MigratingDevice:
         extents = core.state.extents()
         size = sum(extent.stop - extent.start for extent in extents)
         self.pre_copy = size >= LARGE
-        self.most = 2 * size + SLACK
+        self.most = 2 * size + size // 32 + SLACK
 
     def hold(self) -> None:
         """Finish what threads work on, then stand still."""

@@ -42,12 +42,12 @@ class DirtyPages:
         bits = int.from_bytes(machine.platform.slots.written(machine.ram_slot), "little")
         for device, size in self._logging.items():
             try:
-                bits |= _in_pages(device.peer.client.dirty.report(0, machine.memory.size, size), size)
+                bits |= in_pages(device.peer.client.dirty.report(0, machine.memory.size, size), size)
             except VfioUserError as error:
                 raise MigrationError(f"slot {device.slot}: {error}") from None
         for page in machine.memory.written():
             bits |= 1 << page
-        return list(_runs(bits & (1 << machine.memory.size // PAGE) - 1))
+        return list(runs(bits & (1 << machine.memory.size // PAGE) - 1))
 
     def everything(self) -> list[range]:
         """All of RAM that was ever used."""
@@ -63,20 +63,20 @@ class DirtyPages:
         self._logging.clear()
 
 
-def _in_pages(bitmap: bytes, size: int) -> int:
+def in_pages(bitmap: bytes, size: int) -> int:
     """A bitmap of pages of ``size`` bytes as one of pages of PAGE bytes."""
     bits = int.from_bytes(bitmap, "little")
     if size == PAGE:
         return bits
     found = 0
-    for run in _runs(bits):  # in units that are right for PAGE
+    for run in runs(bits):  # in units that are right for PAGE
         start, count = run.start // PAGE * size, len(run) // PAGE * size
         first, last = start // PAGE, -(-(start + count) // PAGE)
         found |= (1 << last) - (1 << first)
     return found
 
 
-def _runs(bits: int) -> Iterator[range]:
+def runs(bits: int) -> Iterator[range]:
     """The runs of ones in a bitmap of pages, as addresses."""
     text = bits.to_bytes(-(-bits.bit_length() // 8), "little")
     start: int | None = None

@@ -84,7 +84,8 @@ class ProcessorState:
             vcpu.set_mp_state(self.mp_state)
             vcpu.set_sregs(self.sregs)
             vcpu.set_regs(self.regs)
-            vcpu.set_xcrs(self.xcrs)
+            if self.xcrs.nr_xcrs:  # none on a processor without XSAVE, where KVM takes none
+                vcpu.set_xcrs(self.xcrs)
             vcpu.set_xsave(self.xsave)
             vcpu.set_debugregs(self.debugregs)
             vcpu.set_lapic(self.lapic)
