@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from bellwire.bundled.edu import DMA_START, DmaCommand, Edu
+from operating.conftest import Run
 from operating.instance import Instance, connect, eventually
 from operating.test_hand_over import kill
 from vfio_user import Client, DeviceState, RemoteError, VfioUserError
@@ -128,3 +129,13 @@ def test_data_that_is_lost_by_a_kill_is_an_error_and_what_was_loaded_is_kept(dae
         kill(daemon, name, events)
         client.migration.set_state(RUNNING)
         assert liveness(client) == 0xFFFF_FFFA
+
+
+def test_what_would_run_code_is_refused_while_a_device_stands_still(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "virtio-blk"\n[options]\nsize = "1M"')
+    with connect(daemon.socket(name)) as client:
+        client.migration.set_state(STOP)
+        status, _, said = run("set", name, "size=2M")
+        assert (status, "stands still for a migration" in said) == (1, True)
+        client.migration.set_state(RUNNING)
+        assert run("set", name, "size=2M")[0] == 0
