@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from vfio_user.errors import DmaFault
+from vfio_user.errors import DmaFault, VfioUserError
 
 
 class FileIo:
     """A duplicate of ``fd``, in which the memory from ``start`` on lies at ``offset``. Close it.
 
-    /proc/PID/mem is such a file. The client says by the flag BY_FILE_IO of DMA_MAP that its file is one.
+    /proc/PID/mem is such a file. The client says by the flag BY_FILE_IO of DMA_MAP that its file is one. Raises
+    VfioUserError for what is no regular file: reads of a terminal or a pipe could wait for ever.
     """
 
     def __init__(self, fd: int, start: int, offset: int) -> None:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise VfioUserError("DMA_MAP: file I/O, and the descriptor is no regular file")
         self._fd = os.dup(fd)
         self._lead = offset - start
 

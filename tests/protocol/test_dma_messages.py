@@ -42,6 +42,7 @@ from vfio_user import (
     VfioUserError,
 )
 from vfio_user.dma_requests import MOST_QUEUED, MOST_QUEUED_FDS
+from vfio_user.in_process import joined
 
 
 def wait(client: Client, future: Future[bytes | None]) -> bytes | None:
@@ -57,9 +58,8 @@ def wait(client: Client, future: Future[bytes | None]) -> bytes | None:
 @pytest.mark.parametrize("count", [0, 1, 4096, 1 << 20, (1 << 20) + 1, 3 << 20])
 def test_guest_memory_is_read_by_message_in_pieces_of_what_the_client_takes(device: FakeDevice, count: int) -> None:
     memory = GuestMemory(4 << 20)
-    with served(device) as (server, sock), Client(sock, memory=memory) as client:
-        future = server.call(lambda: server.session.dma_read(GUEST + 5, count))
-        assert wait(client, future) == bytes(memory.data[5 : 5 + count])
+    with joined(device, memory=memory) as (_, session):
+        assert session.dma_read(GUEST + 5, count) == memory.data[5 : 5 + count]
 
 
 def test_no_reply_is_asked_for_that_a_client_could_not_send_by_one_call(device: FakeDevice) -> None:
@@ -83,25 +83,25 @@ def test_no_reply_is_asked_for_that_a_client_could_not_send_by_one_call(device: 
 @pytest.mark.parametrize("count", [0, 1, 4096, 1 << 20, (1 << 20) + 1, 3 << 20])
 def test_guest_memory_is_written_by_message(device: FakeDevice, count: int) -> None:
     memory, data = GuestMemory(4 << 20), os.urandom(count)
-    with served(device) as (server, sock), Client(sock, memory=memory) as client:
-        wait(client, server.call(lambda: server.session.dma_write(GUEST + 5, data)))
+    with joined(device, memory=memory) as (_, session):
+        session.dma_write(GUEST + 5, data)
         assert memory.data[5 : 5 + count] == data
 
 
 def test_a_register_whose_hook_asks_for_memory_is_served(device: FakeDevice) -> None:
     memory = GuestMemory(4096)
-    with served(device) as (server, sock), Client(sock, memory=memory) as client:
-        device.on_read = lambda region, offset, count: server.session.dma_read(GUEST + offset, count)
+    with joined(device, memory=memory) as (client, session):
+        device.on_read = lambda region, offset, count: session.dma_read(GUEST + offset, count)
         assert client.read(PLAIN, 16, 8) == memory.data[16:24]
 
 
 def test_the_data_of_a_write_stays_as_it_was_while_its_hook_asks_for_memory(device: FakeDevice) -> None:
     memory = GuestMemory(1 << 20)
     seen: list[bytes] = []
-    with served(device) as (server, sock), Client(sock, memory=memory) as client:
+    with joined(device, memory=memory) as (client, session):
 
         def hook(region: int, offset: int, data: memoryview) -> None:
-            server.session.dma_read(GUEST, 1 << 20)
+            session.dma_read(GUEST, 1 << 20)
             seen.append(bytes(data))
 
         device.on_write = hook
@@ -110,10 +110,8 @@ def test_the_data_of_a_write_stays_as_it_was_while_its_hook_asks_for_memory(devi
 
 
 def test_a_client_without_memory_refuses(device: FakeDevice) -> None:
-    with served(device) as (server, sock), Client(sock) as client:
-        future = server.call(lambda: server.session.dma_read(GUEST, 8))
-        with pytest.raises(RemoteError, match="DMA_READ") as refusal:
-            wait(client, future)
+    with joined(device) as (_, session), pytest.raises(RemoteError, match="DMA_READ") as refusal:
+        session.dma_read(GUEST, 8)
     assert refusal.value.errno == errno.EFAULT
 
 

@@ -56,21 +56,27 @@ def test_the_file_is_let_go_of_at_the_unmap(link: Link, memfd: Callable[[int], i
     assert fd_count() == fds
 
 
-def test_a_file_that_ends_early_or_cannot_seek_is_a_fault(table: DmaTable, memfd: Callable[[int], int]) -> None:
+def test_a_file_that_ends_early_or_may_not_be_used_is_a_fault(table: DmaTable, memfd: Callable[[int], int]) -> None:
     add(table, 0, 2 * PAGE, memfd(PAGE), FILE_IO)
     file = table.file_io(0)
     assert file is not None
     assert file.read(PAGE - 4, 4) == bytes(4)
     with pytest.raises(DmaFault, match="the client's file ends before it"):
         file.read(PAGE - 4, 5)
-    reading, writing = os.pipe()
-    add(table, 4 * PAGE, PAGE, reading, FILE_IO)
-    os.close(reading)
-    os.close(writing)
-    pipe = table.file_io(4 * PAGE)
-    assert pipe is not None
-    for use in (lambda: pipe.read(4 * PAGE, 1), lambda: pipe.write(4 * PAGE, b"x")):
-        with pytest.raises(DmaFault, match="Illegal seek") as refusal:
-            use()
-        assert refusal.value.errno == errno.ESPIPE
+    read_only = os.open(f"/proc/self/fd/{memfd(PAGE)}", os.O_RDONLY)
+    add(table, 4 * PAGE, PAGE, read_only, FILE_IO)
+    os.close(read_only)
+    file = table.file_io(4 * PAGE)
+    assert file is not None
+    with pytest.raises(DmaFault, match="Bad file descriptor") as refusal:
+        file.write(4 * PAGE, b"x")
+    assert refusal.value.errno == errno.EBADF
     remove(table, 0, TOP)
+
+
+def test_what_is_no_regular_file_is_refused(link: Link) -> None:
+    ends = os.pipe()
+    for fd in ends:
+        assert link.refused(Command.DMA_MAP, mapping(0, PAGE, flags=FILE_IO), fds=[fd]) == errno.EINVAL
+        os.close(fd)
+    assert len(link.session.dma) == 0
