@@ -117,11 +117,17 @@ class Parent:
             self._channel.setblocking(False)
             if self._hidden:
                 privileges.hide_memory()
+            if self._signals:  # just before the fork
+                self._ask("stop")
             return None
         privileges.die_with_parent(parent)
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
-        return Ward(theirs, number, self._estate(), self._hand_overs)
+        try:
+            return Ward(theirs, number, self._estate(), self._hand_overs)
+        except (ValueError, TypeError):  # device code has told nonsense: nothing can be taken over
+            log.exception("%s: its ledger is spoilt", self._name)
+            os._exit(1)
 
     def _estate(self) -> Estate | None:
         """What the holder has, for the process that has been forked just now: it owns the descriptors here."""
