@@ -6,7 +6,9 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import os
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,27 @@ def bundled() -> Found:
     for module in pkgutil.iter_modules(bellwire.bundled.__path__):
         found |= devices_in(importlib.import_module(f"bellwire.bundled.{module.name}"))
     return found
+
+
+def entry_points() -> importlib.metadata.EntryPoints:
+    """The devices of installed packages. They are read again only if a folder that Python searches has changed.
+
+    The fork server has read them, so that a worker need not: that would take most of the time until it has its device.
+    """
+    return _entry_points(tuple(map(_state, sys.path)))
+
+
+@functools.lru_cache(maxsize=1)
+def _entry_points(_: tuple[int, ...]) -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group=GROUP)
+
+
+def _state(folder: str) -> int:
+    """The time of the last change of a folder, in nanoseconds; 0 if there is none."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_device(wanted: str, plugins: Sequence[Path] = ()) -> type[PciDevice]:
@@ -78,7 +101,7 @@ def _find(wanted: str, plugins: Sequence[Path], opened: Open, trusted: Open = op
     known = bundled()
     if wanted in known:
         return known[wanted]
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in entry_points():
         if entry.name == wanted:
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
@@ -120,7 +143,7 @@ def names(folders: Sequence[Path]) -> list[str]:
 def plugins(folders: Sequence[Path]) -> list[Plugin]:
     """All devices that :func:`find_device` can find. A plugin that cannot be used is listed with its error."""
     listed = [Plugin(name, "bundled", _describe(kind)) for name, kind in sorted(bundled().items())]
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in entry_points():
         source = f"entry point {entry.value}"
         try:
             listed.append(Plugin(entry.name, source, _describe(_from_entry(entry))))
@@ -148,7 +171,7 @@ def devices_in(module: ModuleType) -> Found:
 
 def _names(files: Iterable[str]) -> Iterator[str]:
     yield from files
-    yield from (entry.name for entry in importlib.metadata.entry_points(group=GROUP))
+    yield from (entry.name for entry in entry_points())
 
 
 def files_for(wanted: str, plugins: Sequence[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ import pytest
 from bellwire import OptionError
 from bellwire.bundled.edu import Edu
 from bellwired.errors import CommandError
-from bellwired.find import find_device, plugins
+from bellwired.find import entry_points, find_device, plugins
 from bellwired.sources import open_trusted
 from operating.instance import PLUGINS, Instance
 
@@ -88,11 +88,25 @@ def test_a_higher_folders_plugin_wins(folder: Path, tmp_path: Path) -> None:
     assert [each.description for each in plugins([higher, folder]) if each.name == "probe"] == ["The first."]
 
 
+def test_entry_points_are_read_again_when_a_package_was_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = entry_points().names
+    assert entry_points() is entry_points()
+    package = tmp_path / "example-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Name: example\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[bellwire.devices]\nexample = example:Device\n")
+    os.utime(tmp_path, ns=(0, 0))
+    assert entry_points().names == before | {"example"}
+
+
 def test_an_entry_point_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = importlib.metadata.EntryPoint("teaching", "bellwire.bundled.edu:Edu", "bellwire.devices")
     bad = importlib.metadata.EntryPoint("broken", "no_such_module:Device", "bellwire.devices")
     odd = importlib.metadata.EntryPoint("odd", "os:path", "bellwire.devices")
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [good, bad, odd])
+    monkeypatch.setattr("bellwired.find.entry_points", lambda: [good, bad, odd])
     assert find_device("teaching", [folder]) is Edu
     assert "ModuleNotFoundError" in listed(folder)["broken"]
     assert "not a complete bellwire.PciDevice" in listed(folder)["odd"]

@@ -212,7 +212,7 @@ class Departure:
         """Tell at once that the guest could not leave, and goes on."""
         where = self._arguments.save or self._arguments.migrate_to
         self._problem = f"{where}: {why}" if str(where) not in why else why
-        print(f"bellwire: {self._problem}; the guest goes on", end="\r\n", file=sys.stderr, flush=True)
+        print(f"bellwire: {self._problem}; the guest goes on", file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, figures: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from bellwired import terminal
 from bellwired.box import library, privileges
-from bellwired.find import bundled
+from bellwired.find import bundled, entry_points
 from bellwired.logs import DATE, to_stderr_or_journal
 from bellwired.workers import process, wire
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
@@ -103,6 +103,7 @@ def main() -> int:
     to_stderr_or_journal("info", clock=DATE, threaded=False)
     library.rules()
     bundled()  # these modules change with the daemon only: workers share their pages
+    entry_points()
     gc.collect()
     gc.freeze()  # a collection in a worker must not touch the shared pages
     with socket.socket(fileno=fd) as sock:
