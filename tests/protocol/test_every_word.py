@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields
 from enum import IntEnum, IntFlag, StrEnum
@@ -14,11 +15,24 @@ from inspect import getmembers, isclass
 import pytest
 
 from docs.documents import DOCS, rows, section
-from protocol.backend import MAPPED, PLAIN, READ_ONLY, FakeDevice, FakeMovable, Link
+from protocol.backend import MAPPED, PLAIN, READ_ONLY, REPLY, FakeDevice, FakeMovable, Link
 from protocol.guest import PAGE, mapping, unmapping
 from protocol.set_irqs import request
-from vfio_user import Capabilities, Command, DmaFlags, IrqIndex, RegionFlags, RegionInfo, SetIrqsFlags, constants
+from vfio_user import (
+    Capabilities,
+    Command,
+    DmaFlags,
+    IrqIndex,
+    RegionFlags,
+    RegionInfo,
+    RegionWrite,
+    SetIrqsFlags,
+    VfioUserError,
+    constants,
+)
 from vfio_user.constants import IO_FDS, UnmapFlags
+from vfio_user.in_process import joined
+from vfio_user.tap import Piece
 
 ENUMS = {
     name: kind
@@ -138,3 +152,30 @@ def test_the_server_agrees_to_the_capabilities_that_it_is_said_to(stranger: Link
     proposal = json.dumps({"capabilities": {word: values.get(word, 16) for word in words}}).encode() + b"\0"
     reply = stranger.greet(proposal).payload
     assert set(json.loads(reply[4:-1])["capabilities"]) == claimed("Capabilities", SERVER)
+
+
+def test_the_client_sends_the_commands_that_it_is_said_to(device: FakeDevice) -> None:
+    sent: set[str] = set()
+
+    class Listener:
+        def received(self, pieces: Sequence[Piece], fds: int) -> None:
+            if not int.from_bytes(b"".join(pieces)[8:12], "little") & REPLY:
+                sent.add(Command(int.from_bytes(b"".join(pieces)[2:4], "little")).name)
+
+        def sent(self, pieces: Sequence[Piece], fds: int) -> None: ...
+
+    with joined(device) as (client, session):
+        session.tap(Listener())
+        client.device_info()
+        client.io_fds(PLAIN)
+        client.mask(client.irq_info(IrqIndex.MSIX).index)
+        client.read(PLAIN, 0, 4)
+        client.write(PLAIN, 0, b"abcd")
+        client.write_multi([RegionWrite(PLAIN, 0, b"abcd")])
+        client.dma_map(0, PAGE)
+        client.dma_unmap_all()
+        client.reset()
+        for ask in (client.migration.flags, lambda: client.migration.read(8), lambda: client.migration.write(b"x")):
+            with contextlib.suppress(VfioUserError):
+                ask()
+    assert sent == claimed("Command", CLIENT) - {"VERSION", "DMA_READ", "DMA_WRITE"}
