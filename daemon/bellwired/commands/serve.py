@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from bellwire import BellwireError, PciDevice
-from bellwire.filters import Filter
-from bellwire.filters.find import Plain
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay
@@ -53,8 +51,9 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
     """
     name = device.name if arguments.name is None else arguments.name
     restarts = _restarts(arguments)
+    make(device, arguments.options, arguments.device).core.close()  # what is wrong with it is said before all else
     wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
-    filters = all_made(wanted, device)
+    all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
@@ -62,9 +61,9 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
-        place = Place(sockets, address, control, wanted, filters)
+        place = Place(sockets, address, control)
         if not restarts:
-            return _serve(arguments, device, part, name, place, stack.pop_all())
+            return _serve(arguments, device, part, name, place, wanted, stack.pop_all())
         parent = Parent(
             name,
             hang_timeout=arguments.hang_timeout,
@@ -73,21 +72,16 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
         )
         ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
-            end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))
+            end_after(functools.partial(_serve, arguments, device, part, name, place, wanted, ExitStack(), ward))
         return ward
 
 
 class Place(NamedTuple):
-    """Where a device is served: the source of clients for :class:`Serving`, its description, the control socket.
-
-    Filters stand there as they were asked for, and as they were made.
-    """
+    """Where a device is served: the source of clients for :class:`Serving`, its description, the control socket."""
 
     sockets: dict[str, Any]
     address: str
     control: Listener | None
-    wanted: list[dict[str, Plain]]
-    filters: list[Filter]
 
 
 def _serve(
@@ -96,24 +90,26 @@ def _serve(
     part: parts.Part | None,
     name: str,
     place: Place,
+    wanted: settings.Filters,
     sockets: ExitStack,
     ward: Ward | None = None,
 ) -> int:
     """Serve in this process. ``sockets`` has what closes them, unless a parent does."""
     if ward is not None:
         _log_to(arguments, name, part)
+    instance = _make(arguments, device, ward)
+    filters = all_made(wanted, device)
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:
-        instance = _make(arguments, device, ward)
         debugger.install(debugging=arguments.debug, stopping=ward.debugged if ward else lambda: None)
         about = settings.Device(
-            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=place.wanted
+            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=wanted
         )
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if first and part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
         recording = [] if arguments.record is None else [replay.recorder(arguments, instance, stack)]
-        filters = place.filters + recording
+        filters += recording
         box = _box(arguments, instance, name, place.control, ward, last)
         desk = stack.enter_context(Desk(name, about, place.address, place.control, box, ward))
         relay = Relay(desk.channel)
