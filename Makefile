@@ -68,13 +68,13 @@ fuzz: $(VENV)/.dev ## feed junk to each parser of outside bytes for a minute (MI
 	FUZZ_MINUTES=$(MINUTES) $(PYTEST) -q -m long tests/fuzz $(FUZZ)
 
 test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
-	$(PYTEST) -q -m "guest"
+	$(PYTEST) -q -m "guest" --ignore tests/guest/interop
 
 test-chaos: $(VENV)/.dev $(VENV)/.systemd provision ## disturb what serves a busy guest 200 times (as root; ten minutes)
 	$(PYTEST) -q -s -m long tests/guest/test_chaos.py tests/vmm/test_handed_over_guest.py
 
 # A part of the rows goes to build/interop.md.
-interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels and QEMUs on our devices: docs/interop.md (INTEROP="-k seabios" for some)
+interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels, QEMUs and other servers: writes docs/interop.md (10 minutes; INTEROP="-k seabios" for some)
 	INTEROP_PAGE=docs/interop.md $(PYTEST) -q -m long tests/guest/interop $(INTEROP)
 
 # As `make qemu`, for the tests: they skip where there is no such QEMU, and say why.

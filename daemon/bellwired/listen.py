@@ -38,6 +38,8 @@ class Listener:
     def __init__(self, path: Path, mode: int = 0o600, owner: str = "", group: str = "") -> None:
         ids = _user(owner), _group(group)
         self.path = path
+        self.lent = False
+        """Whether another process listens on it, too: its path stays then."""
         self.socket = _stream(path)
         try:
             self._bound = Bound(self.socket, path, BACKLOG, mode=mode, ids=ids)
@@ -46,13 +48,27 @@ class Listener:
             why = error.strerror if isinstance(error, PathError) else f"cannot make the socket: {error.strerror}"
             raise CommandError(f"{path}: {why}", getattr(error, "hint", "")) from None
 
+    @classmethod
+    def inherited(cls, path: Path, sock: socket.socket, identity: tuple[int, int]) -> Listener:
+        """A socket that another process has bound to ``path``, and lends: see :attr:`lent`. It is closed here."""
+        listener = cls.__new__(cls)
+        listener.path, listener.socket, listener.lent = path, sock, True
+        listener._bound = Bound.inherited(path, identity)
+        return listener
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The device and the inode of its path."""
+        return self._bound.identity
+
     def in_place(self) -> bool:
         """Whether the socket is still at ``path``."""
         return self._bound.in_place()
 
     def close(self) -> None:
         """Stop listening."""
-        self._bound.remove()
+        if not self.lent:
+            self._bound.remove()
         self.socket.close()
 
 

@@ -47,7 +47,8 @@ class Bound:
         if len(os.fsencode(path)) > LONGEST:
             raise PathError(f"a socket's path has at most {LONGEST} bytes", os.fspath(path), "choose a shorter one")
         self.path = path
-        self._ours = (-1, -1)
+        self.identity = (-1, -1)
+        """The device and the inode of the path."""
         with Place(path, follow=False) as place, _alone(place):
             self._bind(place, sock, mode)
             try:
@@ -57,6 +58,13 @@ class Bound:
             except BaseException:
                 self.remove()
                 raise
+
+    @classmethod
+    def inherited(cls, path: Path, identity: tuple[int, int]) -> Bound:
+        """A socket that another process has bound to ``path``, which had this ``identity`` then."""
+        bound = cls.__new__(cls)
+        bound.path, bound.identity = path, identity
+        return bound
 
     def remove(self) -> None:
         """Remove the socket's name, unless something else has it by now. Call it before the socket is closed."""
@@ -72,7 +80,7 @@ class Bound:
 
     def _is_at(self, place: Place) -> bool:
         found = place.status()
-        return found is not None and (found.st_dev, found.st_ino) == self._ours
+        return found is not None and (found.st_dev, found.st_ino) == self.identity
 
     def _bind(self, place: Place, sock: socket.socket, mode: int | None) -> None:
         if mode is not None:
@@ -94,7 +102,7 @@ class Bound:
             fresh = found.st_uid == os.geteuid() and found.st_nlink == 1
             if not (stat.S_ISSOCK(found.st_mode) and fresh) or (mode is not None and stat.S_IMODE(found.st_mode)):
                 raise PathError(REPLACED, os.fspath(self.path), "choose a folder that is yours alone")
-            self._ours = found.st_dev, found.st_ino
+            self.identity = found.st_dev, found.st_ino
             by_descriptor = f"/proc/self/fd/{pinned}"
             if ids != (-1, -1):
                 os.chown(by_descriptor, *ids)

@@ -1,7 +1,7 @@
 """The vfio-user protocol: messages, framing with file descriptors, a server session and a client.
 
 The package is independent of any device and any hypervisor. A server implements :class:`Backend`, and runs a
-:class:`Session` for each connection. A client uses :class:`Client`.
+:class:`Session` for each connection. A client uses :class:`Client`, or :class:`vfio_user.aio.Client` with asyncio.
 
 Source: vfio-user.rst in QEMU's documentation. docs/protocol.md lists what is supported.
 """

@@ -38,7 +38,7 @@ DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {
     Dma.map: {"write": False},
     Dma.whole: {"write": False},
     Dma.shared_map: {"write": False},
-    Disk.open: {"readonly": False, "size": 0, "direct": False, "block": 512, "folder": -1},
+    Disk.open: {"readonly": False, "size": 0, "direct": False, "block": 512, "folder": -1, "lock": True},
     Disk.resize: {"block": 512, "shrink": False},
     Disk.write: {"durable": False},
     Disk.zero: {"release": False},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from docs.documents import DOCS, ROOT, rows
-from interop.page import WIDEST, Row, render, title
+from interop.page import HEAD, WIDEST, Row, render, title
 
 TESTS = ROOT / "tests/guest/interop"
 
@@ -48,6 +48,7 @@ def told(page: str) -> list[str]:
 def test_every_test_has_a_row_in_the_page() -> None:
     page = (DOCS / "interop.md").read_text()
     titles = told(page)
+    assert page.startswith(HEAD), "run make interop"
     for file in sorted(TESTS.glob("test_*.py")):
         tree = ast.parse(file.read_text())
         assert f"## {(ast.get_docstring(tree) or '').partition('.')[0]}\n" in page, f"{file.name}: run make interop"

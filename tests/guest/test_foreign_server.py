@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
-import select
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from attached import end, with_us
 from bellwire.bundled.edu import Edu
 from bellwire.bundled.nvme.command import IoOpcode
 from bellwire_vmm.guests.layout import EduResults, pack_edu, unpack_edu
 from bellwire_vmm.vmm import Machine
+from foreign import PATIENCE, served_by_qemu
 from nvme.driver import MEMORY, Driver, transfer
 from nvme.driving import ServedMachine, driving
 from patched import PatchedToolbox
@@ -27,7 +23,6 @@ from vmm.sdk import working
 
 pytestmark = [pytest.mark.guest, pytest.mark.kvm]
 
-PATIENCE = 20.0
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
 Foreign = Callable[..., Path]
 
@@ -36,25 +31,7 @@ Foreign = Callable[..., Path]
 def foreign(patched_tools: PatchedToolbox, tmp_path: Path) -> Iterator[Foreign]:
     """Serve a device of QEMU's; its socket."""
     with contextlib.ExitStack() as stack:
-
-        def foreign(device: str, *words: str) -> Path:
-            path, log = tmp_path / "server", stack.enter_context((tmp_path / "log").open("wb"))
-            served: dict[str, object] = {"qom-type": "x-vfio-user-server", "id": "server", "device": "it"}
-            served |= {"socket": {"type": "unix", "path": os.fspath(path)}}
-            command = [*patched_tools.qemu, "-machine", "x-remote,vfio-user=on", "-nodefaults", "-display", "none"]
-            command += [*words, "-device", f"{device},id=it", "-object", json.dumps(served)]
-            process = stack.enter_context(
-                subprocess.Popen(with_us(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            )
-            stack.callback(end, process)
-            deadline = time.monotonic() + PATIENCE
-            while not path.exists():
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline
-                select.select([], [], [], 0.01)
-            return path
-
-        yield foreign
+        yield lambda *words: stack.enter_context(served_by_qemu(patched_tools, tmp_path, *words))
 
 
 # -- edu

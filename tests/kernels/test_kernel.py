@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwired.guest import kernels
+from bellwired.guest import kernels, roots
 from bellwired.guest.kernel import Kernel, KernelError, release_of
 from bellwired.guest.kernels import find_kernel
+from bellwired.guest.plan import HOST, Plan
+from bellwired.guest.qemus import OLDEST, Qemu
 
 RELEASE = "6.12.0-test"
 BUILT_IN = "kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\n"
@@ -129,6 +131,21 @@ def test_a_kernel_without_virtio_is_an_error(installed: Path) -> None:
     with pytest.raises(KernelError, match=r"has no virtio_pci$") as caught:
         find_kernel("running")
     assert "CONFIG_VIRTIO_PCI" in caught.value.hint
+
+
+def test_virtio_that_is_a_module_is_loaded_before_the_guest_is_spoken_to(tmp_path: Path) -> None:
+    """Debian 12's kernel for virtual machines is such a one."""
+    modules = {
+        "virtio_pci.ko": module("virtio", "virtio_ring"),
+        "virtio_ring.ko": module("virtio"),
+        "virtio_console.ko": module("virtio"),
+        "virtio.ko": module(),
+    }
+    kernel = find_kernel(str(tree(tmp_path, modules, "\n".join(modules), built_in="")))
+    plan = Plan(kernel, Qemu(("qemu",), OLDEST, "tcg", {}), root=HOST)
+    archive = roots.initramfs(plan)
+    assert list(roots.first_modules(kernel)) == ["virtio", "virtio_ring", "virtio_pci", "virtio_console"]
+    assert [f"modules/{number:02}\0".encode() in archive for number in range(5)] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize(

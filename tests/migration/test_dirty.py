@@ -21,7 +21,7 @@ from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.virtio import Feature
 from migration.moving import Machine, MovingDriver, NvmeMachine
 from nvme.driver import Driver as NvmeDriver
-from vfio_user import RemoteError, VfioUserError, dirty_pages
+from vfio_user import FeatureFlags, RemoteError, VfioUserError, dirty_pages
 from vfio_user.written_pages import WrittenPages
 from virtio.card import PLAIN
 
@@ -225,6 +225,12 @@ def test_writes_by_message_are_logged() -> None:
             machine.client.poll(0.01)
             found = machine.dirty()
         assert found == [3, 4]
+
+
+def test_the_log_can_be_probed() -> None:
+    with Machine(Writer) as machine:
+        for feature in (6, 7, 8):
+            machine.client.device_feature(FeatureFlags.PROBE, feature)
 
 
 def test_what_cannot_be_logged_or_reported_is_refused_by_name() -> None:

@@ -49,6 +49,8 @@ class Instance:
         shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
+        self.flags: list[str] = []
+        """More flags of the daemon."""
         self.prefix: list[str] = []
         """A command that starts the daemon as another user."""
         self.passed: dict[str, socket.socket] = {}
@@ -59,9 +61,13 @@ class Instance:
         """Cleared, it stops the reader of the daemon's log."""
         self.reads.set()
         self.process: subprocess.Popen[str]
+        self.renew()
+        self._names = map("dev{}".format, itertools.count(1))
+
+    def renew(self) -> None:
+        """Nothing has been said."""
         self._lines: list[str] = []
         self._said = threading.Condition()
-        self._names = map("dev{}".format, itertools.count(1))
 
     # -- its files
 
@@ -87,7 +93,7 @@ class Instance:
     # -- its life
 
     def start(self) -> Self:
-        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places]
+        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places, *self.flags]
         environment = {**os.environ, **self.environment}
         given = [sock.fileno() for sock in self.passed.values()]
         if given:

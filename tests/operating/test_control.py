@@ -23,7 +23,7 @@ from vfio_user import Client
 METHODS = {
     "About", "List", "Describe", "Disconnect", "Start", "Stop", "Restart", "Move", "Reset", "Set", "Reload",
     "Registers", "Maps", "Poke", "Interrupt", "Statistics", "Configuration", "Folders", "Log", "Monitor", "Trace",
-    "Capture", "StopCapture", "Filters", "AddFilter", "RemoveFilter",
+    "Capture", "StopCapture", "Filters", "AddFilter", "RemoveFilter", "HandOver",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bellwired.errors import CommandError
 
+VIRTIO = ("virtio_pci", "virtio_console")  # what every guest of bellwire boot talks through
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _MAGIC, _MAGIC_AT, _VERSION_AT, _BASE = b"HdrS", 0x202, 0x20E, 0x200
 _LONGEST_VERSION = 256  # bytes, more than any kernel has

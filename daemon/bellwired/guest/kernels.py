@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bellwired.guest.fetch import fetch_guest_tools
-from bellwired.guest.kernel import Kernel, KernelError, release_of
+from bellwired.guest.kernel import VIRTIO, Kernel, KernelError, release_of
 from bellwired.guest.progress import Progress, silent
 from bellwired.guest.toolbox import Toolbox
 
@@ -15,7 +15,6 @@ DEBIAN, RUNNING = "debian", "running"
 WORDS = (DEBIAN, RUNNING)
 BOOT, MODULES = Path("/boot"), Path("/lib/modules")
 IMAGE = "arch/x86/boot/bzImage"
-VIRTIO = ("virtio_pci", "virtio_console")  # what every guest of bellwire boot talks through
 _RELEASE = "include/config/kernel.release"
 
 

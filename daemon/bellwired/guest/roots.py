@@ -15,6 +15,7 @@ from bellwired.guest import agent
 from bellwired.guest import initramfs as cpio
 from bellwired.guest.errors import MachineError
 from bellwired.guest.folders import OPTIONS, Offered
+from bellwired.guest.kernel import VIRTIO, Kernel
 from bellwired.guest.plan import HOST, Plan, Share
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def words(command: str | Sequence[str]) -> list[str]:
 
 
 def initramfs(plan: Plan) -> bytes:
-    """The archive that the kernel boots with: the agent, and busybox for a minimal root."""
+    """The archive that the kernel boots with: the agent, its modules, and busybox for a minimal root."""
+    modules = enumerate(first_modules(plan.kernel).values())
     files: dict[str, bytes | Path] = {"init": agent.PROGRAM, **plan.files}
+    files |= {f"modules/{number:02}": module for number, module in modules}
     links: dict[str, str] = {}
     if plan.root != HOST or plan.network:
         if plan.busybox is None:
@@ -83,6 +86,11 @@ def initramfs(plan: Plan) -> bytes:
         files["bin/busybox"] = plan.busybox
         links |= {f"bin/{name}": "busybox" for name in applets(plan.busybox)}
     return cpio.archive(files, links)
+
+
+def first_modules(kernel: Kernel) -> dict[str, bytes]:
+    """What the agent loads before it can talk to the host: virtio, where it is no part of the kernel's image."""
+    return kernel.load_order(name for name in VIRTIO if kernel.file(name))
 
 
 def applets(busybox: Path) -> list[str]:
@@ -103,7 +111,10 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
         *(["virtio_net"] if plan.network else []),
         *(["overlay"] if any(not each.share.writable for each in by_place) else []),
     ]
+    loaded = first_modules(plan.kernel)
     for name, module in plan.kernel.load_order(needed).items():
+        if name in loaded:
+            continue
         _must(guest.tool(["insmod"], module), f"the kernel's module {name} cannot be loaded")
     if plan.network:
         done = guest.run(["/bin/busybox", "sh", "-c", NETWORK], folder="/")

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 from asyncvarlink import (
@@ -37,6 +38,7 @@ from bellwired.manager.control_connection import ControlConnection
 from bellwired.manager.describe import About, Description, RegisterValue, describe, describe_unusable
 from bellwired.manager.events import LOG, Event, Subscription
 from bellwired.manager.manager import Manager
+from bellwired.manager.takeover import give
 from bellwired.release import release
 from bellwired.workers.captures import MOST_FILES
 
@@ -185,6 +187,14 @@ class Control(VarlinkInterface, name=INTERFACE):
                 unchanged=done.unchanged,
                 failed=done.failed,
             )
+
+    @varlinkmethod
+    async def HandOver(self, *, socket: str) -> None:
+        """Hand all devices over to another daemon of the same user, which listens at ``socket``, and end."""
+        with self._changing():
+            task = asyncio.create_task(give(self._manager, Path(socket)))
+            self._manager.tasks.add(task)
+            task.add_done_callback(self._manager.tasks.discard)
 
     @varlinkmethod(return_parameter="registers")
     async def Registers(self, *, name: str) -> list[RegisterValue]:

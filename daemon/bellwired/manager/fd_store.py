@@ -20,9 +20,11 @@ from bellwired.workers import wire
 from bellwired.workers.parcel import FORMAT, About, Parcel
 from bellwired.workers.wire import Drop, Keep, Report, WireError
 
-EXIT, ENTRANCE, CHANNEL = "exit", "entrance", "channel"
+EXIT, ENTRANCE, CHANNEL, SOCKET = "exit", "entrance", "channel", "socket"
+Named = tuple[str, int, int]
+"""A name, and for a listening socket the device and inode of its path."""
 OF_CLIENT = ("connected", "introduced", "mapped", "left")
-NAME = re.compile(rf"bellwire(\d+)-({EXIT}|{ENTRANCE}|{CHANNEL})-(.+)")
+NAME = re.compile(rf"bellwire(\d+)-({EXIT}|{ENTRANCE}|{CHANNEL}|{SOCKET})-(.+)")
 """The name of a descriptor in the store: the format, what it is, and the device."""
 
 log = logging.getLogger("bellwired")
@@ -40,6 +42,9 @@ class FdStore:
         self._service_manager = service_manager
         self.present = service_manager is not None and service_manager.present and os.environ.get("FDSTORE") != "0"
         """Whether the service manager may have a store. systemd tells its size since version 254."""
+        self.shared = False
+        """Whether another daemon has what was given, and goes on if this one ends."""
+        self._identities: dict[str, tuple[int, int]] = {}
         self._found: dict[str, dict[str, socket.socket]] = {}
         self._foreign: dict[str, int] = {}
         given = given or {}
@@ -49,6 +54,21 @@ class FdStore:
                 self._found.setdefault(device, {})[what] = given.pop(name)
                 if int(form) != FORMAT:
                     self._foreign[device] = int(form)
+
+    @classmethod
+    def of(cls, given: dict[str, tuple[socket.socket, tuple[int, int]]]) -> FdStore:
+        """What another daemon has given: sockets by name, with device and inode of the path of one that listens."""
+        store = cls(None, {name: sock for name, (sock, _) in given.items()})
+        store.shared = True
+        store._identities = {name: identity for name, (_, identity) in given.items()}
+        return store
+
+    def listener(self, device: str) -> tuple[socket.socket, tuple[int, int]] | None:
+        """The listening socket of ``device``, if there is one. The caller owns it."""
+        sock = self._found.get(device, {}).pop(SOCKET, None)
+        if sock is None or (identity := self._identities.get(name_of(SOCKET, device))) is None:
+            return None
+        return sock, identity
 
     @property
     def found(self) -> set[str]:
@@ -66,14 +86,14 @@ class FdStore:
     def keep(self, what: str, device: str, sock: socket.socket) -> None:
         """Put a socket into the store, in the place of the last one with that name."""
         if self._service_manager is not None:
-            name = _name(what, device)
+            name = name_of(what, device)
             self._service_manager.unstore(name)
             self._service_manager.store(name, sock.fileno())
 
     def drop(self, what: str, device: str, form: int = FORMAT) -> None:
         """Have the store close what it has under a name."""
         if self._service_manager is not None:
-            self._service_manager.unstore(_name(what, device, form))
+            self._service_manager.unstore(name_of(what, device, form))
 
     def forget(self, device: str) -> None:
         """Have the store close everything of ``device``."""
@@ -98,17 +118,25 @@ class Deposit:
         return self._store.present
 
     @property
+    def outlives(self) -> bool:
+        """Whether another daemon can go on with what is held, now."""
+        return self._store.present or self._store.shared
+
+    @property
+    def shared(self) -> bool:
+        """Whether another daemon goes on with what is held if this one ends."""
+        return self._store.shared
+
+    @property
     def refusal(self) -> str:
         """Why what the daemon before has left cannot be taken up; empty if it can."""
         form = self._store.foreign(self._name)
-        return (
-            ""
-            if not form
-            else (
-                f"another version of Bellwire has left its client here, in format {form}, and this one knows {FORMAT} "
-                f"alone: start that version again, or let the client go: bellwire stop {self._name}"
-            )
+        if not form:
+            return ""
+        left = (
+            f"another version of Bellwire has left its client here, in format {form}, and this one knows {FORMAT} alone"
         )
+        return f"{left}: start that version again, or let the client go: bellwire stop {self._name}"
 
     def check(self) -> None:
         """Raise a CommandError if what the daemon before has left cannot be taken up."""
@@ -139,7 +167,7 @@ class Deposit:
         if self.refusal:
             return None
         found = self._store.take(self._name)
-        if not found:
+        if not found.keys() & {EXIT, ENTRANCE, CHANNEL}:
             return None
         try:
             self._parcel = Parcel((_checked(found.pop(EXIT)), _checked(found.pop(ENTRANCE))))
@@ -156,11 +184,30 @@ class Deposit:
         self.worker_ended()
         return (about, reports) if holder.holds else None
 
+    def lend(self, holder: Holder) -> list[tuple[Named, int]]:
+        """The ends of the parcel with all that ``holder`` holds, and their names. Raises a CommandError."""
+        if self._parcel is None:
+            self._parcel = Parcel()
+            holder.save(self._parcel)
+        else:
+            holder.note()
+        if holder.unsaved:
+            raise CommandError(f"{self._name} cannot be handed over: {holder.unsaved}")
+        ends = {EXIT: self._parcel.exit, ENTRANCE: self._parcel.entrance}
+        return [((name_of(what, self._name), 0, 0), sock.fileno()) for what, sock in ends.items()]
+
+    def take_back(self, holder: Holder) -> bool:
+        """Give ``holder`` what is in the parcel now. Whether there is anything to go on with."""
+        if self._parcel is not None and not holder.holds:
+            holder.unpack(self._parcel)
+        return holder.holds
+
     def close(self, holder: Holder) -> None:
         """Have the store let go of the device."""
         holder.forget_parcel()
         if self._parcel is not None:
-            self._parcel.clear()
+            if not self.shared:
+                self._parcel.clear()
             self._parcel.close()
             self._parcel = None
         self._store.forget(self._name)
@@ -195,5 +242,6 @@ def _read(channel: socket.socket, holder: Holder) -> list[Report]:
     return reports
 
 
-def _name(what: str, device: str, form: int = FORMAT) -> str:
+def name_of(what: str, device: str, form: int = FORMAT) -> str:
+    """The name of a descriptor in the store."""
     return f"bellwire{form}-{what}-{device}"

@@ -121,6 +121,11 @@ class Foreground(Unit):
 class Alone(Manager):
     """A manager of one device, without a configuration."""
 
+    @property
+    def lends(self) -> str:
+        """It can not."""
+        return "it serves a device in the foreground"
+
     async def reload(self) -> Reloaded:
         """There is nothing to read."""
         raise CommandError("a device in the foreground has no configuration to read again")

@@ -17,6 +17,7 @@ from bellwired.box import groups, privileges
 from bellwired.errors import CommandError
 from bellwired.logs import DATE, hush_asyncvarlink, to_stderr_or_journal
 from bellwired.manager import control_server
+from bellwired.manager import takeover as takeovers
 from bellwired.manager.fd_store import FdStore
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
@@ -24,7 +25,7 @@ from bellwired.places import Places
 from bellwired.release import release
 from bellwired.settings import Daemon
 from bellwired.workers import process
-from bellwired.workers.launch import ForkServer
+from bellwired.workers.launch import ForkServer, fork_server
 
 log = logging.getLogger("bellwired")
 STATUS_INTERVAL = 5.0
@@ -42,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"bellwired {release()}")
     add_places(top)
+    top.add_argument(
+        "--takeover",
+        action="store_true",
+        help="take the devices over, with their clients, from the daemon that runs, which ends then",
+    )
     top.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="overrides bellwired.toml")
     return top
 
@@ -79,7 +85,7 @@ def _run(arguments: argparse.Namespace, early: ForkServer | None) -> int:
         log.error("%s", error.in_words)
         return os.EX_CONFIG
     try:
-        asyncio.run(Life(manager, early).run())
+        asyncio.run(Life(manager, early, takes_over=arguments.takeover).run())
     except CommandError as error:
         log.error("%s", error.in_words)
         return 1
@@ -87,18 +93,22 @@ def _run(arguments: argparse.Namespace, early: ForkServer | None) -> int:
 
 
 class Life:
-    """Run from start to stop: handle signals and tell the service manager."""
+    """Run from start to stop: handle signals and tell the service manager.
 
-    def __init__(self, manager: Manager, early: ForkServer | None) -> None:
+    ``early`` is a fork server that runs already. ``takes_over``: from a daemon that runs.
+    """
+
+    def __init__(self, manager: Manager, early: ForkServer | None = None, *, takes_over: bool = False) -> None:
         self._manager = manager
         self._early = early
-        self._stop = asyncio.Event()
+        self._takes_over = takes_over
+        self._stop = manager.handed_over
         self._ready = False
         self._service_manager = notify.ServiceManager()
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Start, run and stop the manager. The control API answers during all of it."""
+        """Start, run and stop the manager. The control API answers during all of it, except while it takes over."""
         manager = self._manager
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,14 +116,16 @@ class Life:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         given = notify.listeners()
         listener = given.pop("control", None)
-        store = FdStore(self._service_manager, given)
-        manager.take_over(given, store)
-        async with (
-            control_server.serving(manager, listener),
-            manager.running(self._early),
-            _metrics(manager),
-            alongside(self._show_life, self._show_status),
-        ):
+        async with contextlib.AsyncExitStack() as stack:
+            if self._takes_over:
+                await self._take_over(stack)
+                await stack.enter_async_context(control_server.serving(manager, None))
+            else:
+                manager.take_over(given, FdStore(self._service_manager, given))
+                await stack.enter_async_context(control_server.serving(manager, listener))
+                await stack.enter_async_context(manager.running(self._early))
+            await stack.enter_async_context(_metrics(manager))
+            await stack.enter_async_context(alongside(self._show_life, self._show_status))
             starting = asyncio.create_task(manager.start_all())
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +142,17 @@ class Life:
         if self._reloads:
             await asyncio.wait(self._reloads)
         self._service_manager.close()
+
+    async def _take_over(self, stack: contextlib.AsyncExitStack) -> None:
+        """Take everything over from the daemon that runs. It goes on if this raises."""
+        manager = self._manager
+        self._early = fork_server()  # it loads meanwhile
+        takeover = await takeovers.take(manager, self._early.process.pid)
+        store = FdStore.of(takeover.given)
+        manager.take_over({}, store)
+        await stack.enter_async_context(manager.running(self._early))
+        await manager.start_all()
+        await takeover.finish(manager, store)
 
     def _reload(self) -> None:
         task = asyncio.create_task(self._reload_and_say())

@@ -80,10 +80,14 @@ class Manager:
         self._given: dict[str, socket.socket] = {}
         self._store = FdStore()
         self._prints: dict[str, tuple[Any, ...]] = {}
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held while devices come and go."""
+        self.tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.stirred = asyncio.Event()
         """Set when something has happened to a device."""
+        self.handed_over = asyncio.Event()
+        """Set when another daemon has taken all devices over."""
         self._closing = False
 
     def unit(self, name: str) -> Unit:
@@ -107,6 +111,11 @@ class Manager:
     def take_over(self, given: dict[str, socket.socket], store: FdStore) -> None:
         """Use listeners that the service manager has opened, by device name, and what it keeps for the next daemon."""
         self._given, self._store = given, store
+
+    @property
+    def lends(self) -> str:
+        """Why it cannot hand over to another daemon; empty if it can."""
+        return "the service manager keeps what it holds: restart its unit" if self._store.present else ""
 
     def configuration(self) -> Iterator[tuple[Path, str]]:
         """The files in effect, with their contents."""
@@ -145,7 +154,7 @@ class Manager:
 
     async def reload(self) -> Reloaded:
         """Read configuration and plugins again. Restart only devices that have changed."""
-        async with self._turn:
+        async with self.turn:
             fresh = settings.load(self.places)
             if fresh.faults:  # none of a broken file counts: the daemon goes on as it was
                 fresh = replace(fresh, daemon=self.settings.daemon)

@@ -17,7 +17,6 @@ from bellwired.manager.filtered import Filtered
 from bellwired.manager.kept import Kept
 from bellwired.manager.life import Restarts, State, how_it_ended
 from bellwired.manager.order import listens, order
-from bellwired.manager.unit_socket import UnitSocket
 from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
@@ -61,12 +60,10 @@ class Unit(Filtered, Kept):
         self.restarts = 0
         self.kept = ""
         """Why the last reload has left it as it was."""
-        self.socket = UnitSocket()
         self._watched = Watched(self.holder, self._hangs)
         self._plugins = plugins
         self._spawner = spawner
         self._turn = asyncio.Lock()
-        self._retired = False
         self._child: Child | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
@@ -108,12 +105,24 @@ class Unit(Filtered, Kept):
     async def retire(self, *, keep: bool = False) -> None:
         """Stop it, never to start again. With ``keep``, the next daemon goes on with its client, if it has one."""
         self._retired = True
-        async with self._turn:
-            if keep and self._deposit.used and self.holder.holds:
-                await self._leave()
-            else:
-                await self._end()
+        if keep and self.outlives and self.holder.holds:
+            await self.leave()
+            self._leave_behind()
+        else:
+            await self.stop()
         self.rings.close()
+
+    async def leave(self) -> None:
+        """End the worker so that another one can go on with the client. None is started until :meth:`take_back`."""
+        self._retired = True
+        async with self._turn:
+            self._forget_retry()
+            if not self.holder.holds:
+                await self._end_worker()
+                self._set(State.STOPPED)
+            elif self._child is not None and self._channel is not None:
+                self._channel.tell("leave")
+                await self._await_end(self._child)
 
     async def restart(self) -> None:
         """Stop the worker and start another; clients that connect meanwhile wait.
@@ -373,16 +382,6 @@ class Unit(Filtered, Kept):
         if not child.ended.done():
             self._note("trouble", messages.HUNG, f"process {child.pid} cannot be killed: left alone", logging.ERROR)
         self._ended(child, 0)  # unless that has been said already
-
-    async def _leave(self) -> None:
-        """End the worker, and leave its client to the next daemon."""
-        self._forget_retry()
-        if self._child is not None and self._channel is not None:
-            self._channel.tell("leave")
-            await self._await_end(self._child)
-        self._leave_behind()
-        self.socket.close()
-        self._settle("the daemon stops")
 
     async def _await_end(self, child: Child) -> None:
         """Wait for the worker's end. Kill it if it takes too long."""

@@ -40,6 +40,26 @@ class UnitSocket:
             self._listener = _listen(path, settings)
             lost.close()
 
+    def lend(self) -> tuple[socket.socket, tuple[int, int]] | None:
+        """A socket of its own, with device and inode of its path, for another daemon. Its path stays from now on."""
+        if self._listener is None or not self._listener.in_place():
+            return None
+        self._listener.lent = True
+        return self._listener.socket, self._listener.identity
+
+    def adopt(self, path: Path, sock: socket.socket, identity: tuple[int, int]) -> None:
+        """Listen on a socket that another daemon has lent. Its path stays until :meth:`keep`."""
+        listener = Listener.inherited(path, sock, identity)
+        if listener.in_place():
+            self._listener = listener
+        else:
+            sock.close()
+
+    def keep(self) -> None:
+        """The socket is this daemon's alone."""
+        if self._listener is not None:
+            self._listener.lent = False
+
     def is_lost(self, path: Path) -> bool:
         """Whether the socket has been removed or replaced, so that no client can find it."""
         if self.given is not None:

@@ -343,7 +343,7 @@ class Serving:
         if received is None:
             self.loop.unwatch(self._channel.fileno())
             if self._managed:
-                self._worker.stop()
+                self._worker.leave()  # whoever has what was kept goes on with client and state
             return
         ask, fds = received
         if not isinstance(ask, Ask):

@@ -42,8 +42,10 @@ class MigratingDevice:
         try:
             core.call(core.device.halted)
         except BaseException as error:
-            core.call(core.device.resumed)
-            self._thaw()
+            try:
+                core.call(core.device.resumed)
+            finally:
+                self._thaw()
             if isinstance(error, BellwireError):
                 raise VfioUserError(f"STOP: {error}") from error
             raise

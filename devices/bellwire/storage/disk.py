@@ -204,9 +204,8 @@ class Disk:
             _lock(self.fd, self._path, readonly=self.readonly)
 
     def unlock(self) -> None:
-        """Let another device have the image, which must find there what was written here."""
+        """Let another device have the image. It finds what was written here: in the page cache, or by NFS's locks."""
         if self.fd != -1:
-            self.flush()
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:

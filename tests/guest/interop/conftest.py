@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.guest.archive import ArchiveError
+from interop.fetched import Firmware, fetch_firmware
 from interop.page import Row, render, title
 
 HERE = Path(__file__).parent
 PAGE = "INTEROP_PAGE"
+LONGEST = 160  # characters of the reason why a row fails
 _ROWS: dict[str, Row] = {}
 _LEFT_OUT: list[str] = []
 
@@ -21,6 +24,14 @@ _LEFT_OUT: list[str] = []
 def row(request: pytest.FixtureRequest) -> Row:
     """The test's row: it tells what was seen, and against what."""
     return _ROWS[request.node.nodeid]
+
+
+@pytest.fixture(scope="session")
+def firmware() -> Firmware:
+    try:
+        return fetch_firmware()
+    except (ArchiveError, OSError) as error:
+        pytest.skip(f"no firmware could be fetched: {error}")
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -33,6 +44,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
             section = (item.module.__doc__ or "").partition("\n")[0].rstrip(".")
             _ROWS[item.nodeid] = Row(section, title(item.name, item.function.__doc__))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be read has rows that are not known: it is one itself."""
+    if report.failed:
+        _ROWS[report.nodeid] = Row("Tests that cannot be read", report.nodeid, works=False, why=str(report.longrepr))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -49,11 +66,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """In one line."""
+    """In one line, cut where it is long: pytest has said all of it."""
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    return (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+    reason = (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
 
 
 def pytest_sessionfinish() -> None:

@@ -31,6 +31,13 @@ class Serial:
         assert self._process.stdin is not None
         self._process.stdin.write(text.encode())
 
+    def type_slowly(self, line: str) -> None:
+        """Send a line to a BIOS, whose keyboard buffer is small: a key after the echo of the one before it."""
+        for key in line:
+            self.type(key)
+            self.wait_for(re.escape(key))
+        self.type("\r")
+
     def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """The first match in what the machine has said since the last one."""
         assert self._process.stdout is not None

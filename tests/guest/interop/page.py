@@ -11,13 +11,15 @@ WIDEST = 118  # characters of a line, as of every page
 WHAT, SEEN = 44, 48  # characters of the columns that are wrapped
 HEAD = """# Interoperability
 
-Bellwire's devices and its client, against programs that others have written. `make interop` runs all of this and
-writes the page; each row is one test in `tests/guest/interop/`, and nothing here is written by hand. A row that fails
-or cannot run says so.
+This page shows Bellwire's devices with firmware, kernels and VMMs that others have written, and Bellwire's client
+with such servers. `make interop` runs all of it and writes the page. Each row is one test in `tests/guest/interop/`.
+A row that fails, or that cannot run, says so.
 
-A row *works* if the other program has found the device, has driven it, and the bytes that it moved had the checksum
-that they should have. The seconds are those of the row's own test. Several rows may share one boot, which the first
-of them pays for. All guests run under QEMU's TCG on a busy machine: the seconds tell what to wait for, and no speed.
+A row *works* if the other program found the device and drove it, and if the bytes that it moved had the checksum that
+they should have. All guests run under QEMU's TCG, on a machine that may have other work. So the seconds tell how long
+to wait, and are no measure of speed. Rows that share a boot show the seconds that the guest took for their part.
+
+`LIBVFIO_USER=CHECKOUT make interop` includes libvfio-user's sample servers. Build them first, with meson and ninja.
 """
 
 
@@ -31,12 +33,18 @@ class Row:
     why: str = ""
     """Why it fails, or is skipped."""
     seconds: float = 0.0
+    took: float | None = None
+    """Seconds of the guest's clock for this row, where several rows share a boot."""
     with_: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
     def against(self, *versions: str) -> None:
         """The programs, with their versions, that took part."""
         self.with_ += versions
+
+    def name_variant(self, name: str) -> None:
+        """Say what the row is run with: versions are known when it runs."""
+        self.what = f"{name}: {self.what.partition(': ')[2]}"
 
     def tell(self, *facts: str) -> None:
         """What was seen: a figure, or a checksum that was right."""
@@ -54,7 +62,9 @@ class Row:
         told = "; ".join(self.seen if self.works else [self.why or "the tests ended before it", *self.seen])
         seen = textwrap.wrap(told.replace("|", "/"), SEEN) or [""]
         what = textwrap.wrap(self.what, WHAT)
-        rows = zip_longest(what, [self.result], seen, [f"{self.seconds:.1f}"], fillvalue="")
+        rows = zip_longest(
+            what, [self.result], seen, [f"{self.seconds if self.took is None else self.took:.1f}"], fillvalue=""
+        )
         return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 

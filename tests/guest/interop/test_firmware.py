@@ -11,6 +11,7 @@ import pytest
 from attached import Device, Served
 from bellwired.guest.toolbox import Toolbox
 from interop import payloads
+from interop.fetched import Firmware
 from interop.machines import booted
 from interop.page import Row
 
@@ -33,6 +34,25 @@ def test_seabios_boots_from_it(
     version, *_ = re.findall(r"SeaBIOS \(version (\S+)\)", said.read_text(errors="replace"))
     row.against(f"QEMU {tools.qemu_version}", f"SeaBIOS {version}")
     assert found == f"crc {payloads.crc_of_start(image):08x}"
-    row.tell("1 MiB read by INT 13h, its CRC-32 is right")
     assert payloads.written_by_boot_sector(image) == int(found[-8:], 16)
-    row.tell("a sector written")
+    row.tell("1 MiB read by INT 13h, its CRC-32 is right; a sector written")
+
+
+@DISKS
+def test_ovmf_boots_from_it(
+    row: Row,
+    tools: Toolbox,
+    firmware: Firmware,
+    tmp_path: Path,
+    serve: Callable[[Device], Served],
+    disk: str,
+) -> None:
+    """OVMF starts an EFI program from FAT"""
+    row.against(f"QEMU {tools.qemu_version}", f"OVMF {firmware.version('ovmf')}")
+    image = payloads.efi_disk(tools, tmp_path)
+    served = serve(Device(disk, {"image": image}))
+    with booted(tools, tmp_path, [served], *firmware.ovmf(tmp_path)) as serial:
+        found = serial.wait_for(r"efi program: (.*)\r?\n")[1]
+    assert found == f"crc {payloads.crc_of_end(image):08x}"
+    assert payloads.written_by_efi_program(image) == int(found[-8:], 16)
+    row.tell("1 MiB read by Block I/O, its CRC-32 is right; a block written")

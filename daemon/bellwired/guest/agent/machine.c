@@ -7,12 +7,27 @@
 
 #define NAME "bellwire"
 
-enum { MOST_DEVICES = 16, MOST_PORTS = 8, PAUSE = 2 /* ms */ };
+enum { MOST_DEVICES = 16, MOST_PORTS = 8, MOST_MODULES = 100, PAUSE = 2 /* ms */ };
 
 static void mount_on(const char *type, const char *target)
 {
     sys_mkdir(target, 0755);
     sys_mount(type, target, type, 0, NULL);
+}
+
+/* Load the modules that the port needs: /modules/00 and up, in this order. There are none where they are built in. */
+static void load_modules(void)
+{
+    char path[] = "/modules/__";
+    for (int at = 0; at < MOST_MODULES; at++) {
+        path[9] = (char)('0' + at / 10);
+        path[10] = (char)('0' + at % 10);
+        long fd = sys_open(path, O_RDONLY | O_CLOEXEC, 0);
+        if (fd < 0)
+            return;
+        call3(__NR_finit_module, fd, "", 0); /* if it fails, the kernel says why on the console */
+        sys_close(fd);
+    }
 }
 
 /* Replace the two figures (one sign each) in a path. */
@@ -48,7 +63,7 @@ static long open_port(void)
     return -ENOENT;
 }
 
-/* Mount what programs expect, and wait for the port until the host is at its other end. */
+/* Mount what programs expect, load modules, and wait for the port until the host is at its other end. */
 int prepare_machine(void)
 {
     mount_on("devtmpfs", "/dev");
@@ -58,6 +73,7 @@ int prepare_machine(void)
     mount_on("tmpfs", "/dev/shm");
     mount_on("tmpfs", "/run");
     mount_on("tmpfs", "/tmp");
+    load_modules();
     long port = open_port();
     while (port < 0) {
         call3(__NR_poll, NULL, 0, PAUSE);
