@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.nested, pytest.mark.long]
 
 HERE = Path(__file__).parent
 PATIENCE = 2400.0
-ROUNDS = 4
-JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=1M --io_size=2M --verify=crc32c"
+ROUNDS = 10
+JOB = "--ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 --size=512k --io_size=1M --verify=crc32c"
 USE = f"""
 for module in /modules/*; do insmod $module; done
 use() {{
