@@ -23,6 +23,7 @@ PARTS = (
     network.PART,
     guest.PART,
     guest.PATCHED,
+    guest.VHOST,
     scale.PART,
 )
 REFERENCES = {
@@ -35,6 +36,7 @@ REFERENCES = {
     network.PART: network.BARE,
     guest.PART: guest.QEMU,
     guest.PATCHED: guest.OWN,
+    guest.VHOST: guest.QEMU,
 }
 """The subject by which the other columns are divided."""
 

@@ -12,7 +12,9 @@ from bench.samples import Results
 
 PART = "in a Linux guest"
 PATCHED = "in a Linux guest under the patched QEMU"
+VHOST = "a disk in a vhost-user back end's hands"
 QEMU = "QEMU"
+OURS = "bellwire"
 BY_DESCRIPTOR, OWN = "by descriptor", "QEMU's own"  # as :mod:`ring_figures` has them
 TESTS = Path(__file__).parents[1] / "tests"
 ALONE = ("unshare", "--user", "--map-root-user", "--net")
@@ -24,7 +26,7 @@ def usable() -> bool:
 
 
 def measure(results: Results, *, rounds: int) -> None:
-    """Run every load of :mod:`figures` and :mod:`ring_figures`, ``rounds`` times.
+    """Run every load of :mod:`figures`, :mod:`ring_figures` and :mod:`vhost_figures`, ``rounds`` times.
 
     Without QEMU or namespaces, print why and measure nothing. The patched QEMU is used if it has been built.
     """
@@ -33,6 +35,7 @@ def measure(results: Results, *, rounds: int) -> None:
         return
     _add(results, PART, [*ALONE, sys.executable, "-m", "figures", "--rounds", str(rounds)])
     _add(results, PATCHED, [sys.executable, "-m", "ring_figures", "--json", "--rounds", str(rounds)])
+    _add(results, VHOST, [sys.executable, "-m", "vhost_figures", "--rounds", str(rounds)])
 
 
 def _add(results: Results, part: str, command: list[str]) -> None:

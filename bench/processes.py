@@ -58,6 +58,7 @@ def serving(
             command = [str(program("reference")), str(fd), *(["polled"] if device == POLLED else [])]
         else:
             command = [sys.executable, "-m", "bellwired", "--log-level", "error", "run", device, "--fd", str(fd)]
+            command += ["--no-restart"]  # the process that is measured serves itself
             for option in options:
                 command += ["-o", option]
             command += words

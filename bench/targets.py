@@ -80,13 +80,28 @@ def _disks() -> list[Target]:
 def _in_a_guest(results: Results) -> list[Target]:
     """A target for each load: Bellwire's device, rung by descriptor, beside QEMU's own."""
 
-    def find(what: str) -> Callable[[Results], Ratio | None]:
-        return lambda found: found.ratio(guest.PATCHED, what, guest.BY_DESCRIPTOR, guest.OWN)
+    def find(part: str, what: str, ours: str, theirs: str) -> Callable[[Results], Ratio | None]:
+        return lambda found: found.ratio(part, what, ours, theirs)
 
-    return [
-        Target(f"Linux in the patched QEMU, by QEMU's own device: {what}", 1.0, find(what), at_least=True)
+    disks = [
+        Target(
+            f"Linux in the patched QEMU, by QEMU's own device: {what}",
+            1.0,
+            find(guest.PATCHED, what, guest.BY_DESCRIPTOR, guest.OWN),
+            at_least=True,
+        )
         for what in results.whats(guest.PATCHED)
     ]
+    handed = [
+        Target(
+            f"a vhost-user back end, by QEMU's own device in its hands: {what}",
+            0.95,
+            find(guest.VHOST, what, guest.OURS, guest.QEMU),
+            at_least=True,
+        )
+        for what in results.whats(guest.VHOST)
+    ]
+    return [*disks, *handed]
 
 
 TARGETS = (

@@ -21,11 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import bellwire
 import vfio_user
 from bellwire import PciDevice
+from bellwire.filters import Filter
 from bellwire.serve.worker import Worker
 from bellwired.manager.holder import Holder
 from bellwired.workers import wire
@@ -37,6 +38,14 @@ PATIENCE = 8.0  # seconds for a script
 OURS = tuple(str(Path(package.__file__ or "").parent) for package in (vfio_user, bellwire))
 Script = Callable[[Client], Any]
 Make = Callable[[], PciDevice]
+Filters = Callable[[], list[Filter]]
+
+
+class Making(NamedTuple):
+    """How each worker makes its device, and what stands before it."""
+
+    device: Make
+    filters: Filters
 
 
 class Outcome:
@@ -50,11 +59,12 @@ class Outcome:
         """The line that the worker was about to run when it was killed; empty if it was not."""
 
 
-def play(script: Script, device: Make, fault: int | None = None) -> Outcome:
+def play(script: Script, device: Make, fault: int | None = None, filters: Filters = list) -> Outcome:
     """Run ``script`` against ``device``, whose worker dies at the line number ``fault`` of those that it runs.
 
-    What the script returns is sent as JSON.
+    ``filters`` stand before the device. What the script returns is sent as JSON.
     """
+    make = Making(device, filters)
     ours, theirs = socket.socketpair()
     seen, tell_seen = os.pipe()
     note = os.memfd_create("note")
@@ -63,7 +73,7 @@ def play(script: Script, device: Make, fault: int | None = None) -> Outcome:
     os.close(tell_seen)
     holder = Holder("it")
     deadline = time.monotonic() + PATIENCE
-    worker, channel = _start(device, ours, None, fault, note)
+    worker, channel = _start(make, ours, None, fault, note)
     ours.close()
     try:
         while True:
@@ -74,7 +84,7 @@ def play(script: Script, device: Make, fault: int | None = None) -> Outcome:
                 worker = 0
                 if not holder.holds:  # the client has left
                     break
-                worker, channel = _start(device, None, holder, None, note)
+                worker, channel = _start(make, None, holder, None, note)
             elif seen in ready:
                 break
         text = b"".join(iter(lambda: os.read(seen, 1 << 16), b""))
@@ -100,7 +110,7 @@ def _play(script: Script, sock: socket.socket, tell: int) -> None:
 
 
 def _start(
-    device: Make, connection: socket.socket | None, holder: Holder | None, fault: int | None, note: int
+    make: Making, connection: socket.socket | None, holder: Holder | None, fault: int | None, note: int
 ) -> tuple[int, socket.socket]:
     """Fork a worker, which serves ``connection`` or what ``holder`` has."""
     mine, its = wire.pair()
@@ -108,15 +118,16 @@ def _start(
         for message, fds in holder.bequest():
             wire.send(mine, message, fds)
     keep = (its.fileno(), note, *([connection.fileno()] if connection else []))
-    worker = _fork(lambda: _work(device, its, connection, fault, note), keep=keep)
+    worker = _fork(lambda: _work(make, its, connection, fault, note), keep=keep)
     its.close()
     return worker, mine
 
 
-def _work(device: Make, channel: socket.socket, connection: socket.socket | None, fault: int | None, note: int) -> None:
+def _work(make: Making, channel: socket.socket, connection: socket.socket | None, fault: int | None, note: int) -> None:
     channel.setblocking(False)
     estate = inherit(channel) if connection is None else None
-    worker = Worker(device(), connection=connection, ledger=ManagersLedger(channel), estate=estate)
+    ledger = ManagersLedger(channel)
+    worker = Worker(make.device(), connection=connection, ledger=ledger, estate=estate, filters=make.filters())
     worker.run(None if connection is None else lambda: _count(fault, note))
 
 

@@ -38,6 +38,7 @@ Maps = Annotated[int, Meta(ge=16, le=57344)]
 LONGEST = 86400.0  # seconds
 Patience = Annotated[float, Meta(ge=0, le=LONGEST)]
 HANG = 2.0  # seconds: QEMU gives up on an access after 5
+DEATHS = 10
 Microseconds = Annotated[int, Meta(ge=0, le=1000)]
 
 
@@ -184,7 +185,7 @@ class Daemon(Struct, frozen=True, kw_only=True, rename="kebab"):
     restart_delay_max: Annotated[Seconds, Meta(description="The longest wait before a restart.")] = 30.0
     restart_limit: Annotated[
         Count, Meta(description="Restarts within restart-window after which a device is given up.")
-    ] = 10
+    ] = DEATHS
     restart_window: Annotated[Seconds, Meta(description="See restart-limit.")] = 300.0
     stop_timeout: Annotated[Seconds, Meta(description="For a worker to end by itself, before it is killed.")] = 10.0
 

@@ -29,11 +29,13 @@ class SetUp(Protocol):
     dma: DmaTable
 
 
-def begun(journal: Journal, channel: Channel, estate: Estate) -> tuple[Message | None, int]:
+def begun(journal: Journal | None, channel: Channel, estate: Estate) -> tuple[Message | None, int]:
     """Let ``channel`` begin where that of another process has ended, as ``journal`` has it.
 
     Returns the message that was begun, if there is one, and how many bytes were received.
     """
+    if journal is None:
+        return None, 0
     found = journal.found()
     channel.resume(found)
     message = channel.receive() if found.busy else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,9 +81,10 @@ class SetIrqs:
 class _Irq:
     """One interrupt: the client's eventfd, if it has one, whether it is masked, and whether a trigger is pending."""
 
-    __slots__ = ("fd", "masked", "pending")
+    __slots__ = ("at", "fd", "masked", "pending")
 
-    def __init__(self) -> None:
+    def __init__(self, at: int) -> None:
+        self.at = at
         self.fd: int | None = None
         self.masked = False
         self.pending = False
@@ -93,7 +95,9 @@ class IrqTable:
 
     ``watch`` and ``unwatch`` add a descriptor to the caller's event loop and remove it. The table uses them for the
     MASK and UNMASK eventfds of INTx, which the client writes. ``by_message`` signals a vector that has no eventfd, in
-    a dialect that can; it returns whether that was possible.
+    a dialect that can; it returns whether that was possible. ``flags`` has a byte for each
+    interrupt, in memory that outlives the process: bit 0 is masked, bit 1 is pending. Interrupts beyond its end are
+    forgotten with the process.
     """
 
     def __init__(
@@ -103,10 +107,13 @@ class IrqTable:
         unwatch: Callable[[int], None],
         ledger: Ledger | None = None,
         by_message: Callable[[int], bool] | None = None,
+        flags: memoryview | None = None,
     ) -> None:
         self._ledger = ledger or Ledger()
         self._by_message = by_message
-        self._irqs = [[_Irq() for _ in range(count)] for count in counts]
+        self._flags = memoryview(bytearray(sum(counts))) if flags is None else flags
+        places = itertools.count()
+        self._irqs = [[_Irq(next(places)) for _ in range(count)] for count in counts]
         self._watch = watch
         self._unwatch = unwatch
         self._line_fds: dict[int, int] = {}  # MASK and UNMASK of INTx: the client writes these
@@ -142,6 +149,7 @@ class IrqTable:
                 self._loop_back(request.index, irq)
             elif flags & _MASK:
                 irq.masked = True
+                self._note(irq)
             else:
                 self._unmask(request.index, irq)
 
@@ -153,6 +161,7 @@ class IrqTable:
             if by_message is not None and by_message(vector):
                 return True
             irq.pending = True
+            self._note(irq)
             return False
         signal(irq.fd)
         return True
@@ -177,6 +186,12 @@ class IrqTable:
         """Use the eventfds that the table of another process has kept in its ledger. This table has none yet."""
         for key, note in estate.below("irq"):
             self._irqs[note["index"]][note["vector"]].fd = estate.take(key)[0]
+        for row in self._irqs:
+            for irq in row:
+                flags = self._flags[irq.at] if irq.at < len(self._flags) else 0
+                irq.masked, irq.pending = bool(flags & 1), bool(flags & 2)
+                if row is not self._irqs[_INTX]:
+                    self._deliver(irq)
         for key, note in estate.below("line"):
             self._watch_line(note["action"], estate.take(key)[0])
 
@@ -199,6 +214,7 @@ class IrqTable:
         for irq in row:
             self._assign(irq, None)
             irq.masked = irq.pending = False
+            self._note(irq)
         if request.index == _INTX:
             self._ledger.drop(*map(_line_key, self._line_fds))
             self._drop_line_fds()
@@ -247,10 +263,16 @@ class IrqTable:
             os.close(irq.fd)
         irq.fd = fd
 
+    def _note(self, irq: _Irq) -> None:
+        """Note for a successor whether the interrupt is masked, and whether it is pending."""
+        if irq.at < len(self._flags):
+            self._flags[irq.at] = irq.masked | irq.pending << 1
+
     def _deliver(self, irq: _Irq) -> None:
         if irq.fd is not None and irq.pending and not irq.masked:
-            irq.pending = False
             signal(irq.fd)
+            irq.pending = False
+            self._note(irq)
 
     def _loop_back(self, index: int, irq: _Irq) -> None:
         """Handle a TRIGGER by the client: signal the interrupt back to it."""
@@ -259,9 +281,11 @@ class IrqTable:
             self._raised |= index == _INTX
         else:
             irq.pending = True
+            self._note(irq)
 
     def _unmask(self, index: int, irq: _Irq) -> None:
         irq.masked = False
+        self._note(irq)
         if index == _INTX:
             self._raised = False
             self._raise_line()
@@ -278,6 +302,7 @@ class IrqTable:
                 elif self._by_message is None or not self._by_message(0):
                     continue
                 self._raised, line.pending = True, False
+                self._note(line)
 
     def _set_line_fd(self, action: int, fd: int | None) -> None:
         old = self._line_fds.pop(action, None)
@@ -306,6 +331,7 @@ class IrqTable:
         line = self._irqs[_INTX][0]
         if action == _MASK:
             line.masked = True
+            self._note(line)
         else:
             self._unmask(_INTX, line)
 

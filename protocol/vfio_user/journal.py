@@ -31,6 +31,11 @@ any more; and whether the process waits for its client. That one is for those wh
 """
 MARKS = 32
 """The bytes of the marks, at the start of the file."""
+_LATE, _IRQS = 64, 1088
+LATE_READS = 32
+"""Reads that may wait for a late reply in a journal. Further ones are lost with the process."""
+READ_SIZE = 32
+"""The bytes of a REGION_READ."""
 _SIZE = struct.Struct("<4xI")  # of a message, in its header
 _LEAD = mmap.PAGESIZE
 SPARE = 4096  # bytes of a message beyond the largest transfer: its own structs
@@ -74,6 +79,10 @@ class Journal:
             raise
         self.marks = view[:MARKS].cast("I")
         self.marks[WAITS] = 0
+        self.late = view[_LATE:_IRQS]
+        """Reads that wait for a late reply, READ_SIZE bytes each. An empty place has zeros."""
+        self.irqs = view[_IRQS:_LEAD]
+        """A byte for each interrupt: see :class:`vfio_user.irqs.IrqTable`."""
         self.buffer = view[_LEAD:]
 
     @classmethod

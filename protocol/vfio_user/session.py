@@ -84,12 +84,13 @@ class Session:
         self._twin = ServerTwin(self._dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
         code = DeviceCode(backend)
         self._call, self._failed = code.call, code.failed
-        self._late = LateReplies(self._channel, self._refuse, self._failed)
+        late, flags = (journal.late, journal.irqs) if journal else (None, None)
+        self._late = LateReplies(self._channel, self._refuse, self._failed, late)
         self._accesses = CheckedAccesses(backend, limits.max_data_xfer_size)
         self._getters = Getters(backend, self._accesses.regions, dialect.entry, dialect.entries)
-        irqs = [backend.irq(index) for index in range(PCI_IRQS)]
+        counts = [backend.irq(index).count for index in range(PCI_IRQS)]
         by_message = sender(dialect, lambda: self._channel if self.client else None)
-        self.irqs = IrqTable([irq.count for irq in irqs], backend.watch, backend.unwatch, ledger, by_message)
+        self.irqs = IrqTable(counts, backend.watch, backend.unwatch, ledger, by_message, flags)
         self.migration = ServerMigration(movable, self._ledger)
         self.dirty = DirtyPages(self.dma, backend.settle, self._ledger)
         answers = FeatureAnswers(self.migration, self.dirty, self._accesses.regions, self._most)
@@ -128,12 +129,13 @@ class Session:
 
         An access is done ``again``, or answered with an error. Other commands are done again: that is harmless.
         """
-        if self._journal is None:
-            return
         message, self._orphans = begun(self._journal, self._channel, estate)
-        if message is None:
-            return
-        prepare(message, self, self._backend)
+        self._late.left(lambda read: self._finish(read, again=again), message)
+        if message is not None:
+            prepare(message, self, self._backend)
+            self._finish(message, again=again)
+
+    def _finish(self, message: Message, *, again: bool) -> None:
         if again or message.command not in ACCESSES - self._dialect.missing:
             self._handle(message)
         else:
@@ -255,8 +257,8 @@ class Session:
             except VfioUserError:
                 raise
             except Late as late:
-                channel.done()
                 self._late.expect(late, message_id, access)
+                channel.done()
                 return
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.bundled.bell import Bell
-from dying import Outcome, play
+from bellwire.filters import Filter
+from bellwire.filters.builtin.delay import Delay
+from dying import Filters, Outcome, play
 from vfio_user import (
     Client,
     IoEventFd,
@@ -57,16 +59,18 @@ def talk(client: Client) -> list[int]:
     return seen
 
 
+def insist(command: Callable[[], object]) -> None:
+    """Try a command again that has failed because its descriptors had been received, and were lost."""
+    try:
+        command()
+    except RemoteError as error:
+        if error.errno != errno.EIO:
+            raise
+        command()
+
+
 def set_up(client: Client) -> list[object]:
     """Memory and interrupts are set up, used, and taken away. A command that has failed is tried again."""
-
-    def insist(command: Callable[[], object]) -> None:
-        try:
-            command()
-        except RemoteError as error:  # its descriptors had been received, and were lost
-            if error.errno != errno.EIO:
-                raise
-            command()
 
     rung = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
     memory = os.memfd_create("guest")
@@ -77,7 +81,7 @@ def set_up(client: Client) -> list[object]:
     insist(lambda: client.release_eventfds(IrqIndex.MSIX, 0, 1))
     client.write(0, IRQ_NOW, bytes(4))
     client.write(0, IRQ_NOW, b"\x01\0\0\0")
-    seen: list[object] = [bool(select.select([fd], [], [], 0)[0]) for fd in rung]
+    seen: list[object] = [has_come(fd) for fd in rung]
     client.dma_unmap(0, 1 << 16)
     return [*seen, client.irq_info(IrqIndex.MSIX).count, client.region_info(1).info.size]
 
@@ -105,12 +109,45 @@ def ring(client: Client) -> list[int]:
     return seen
 
 
-SCRIPTS: list[Callable[[Client], object]] = [talk, set_up, ring]
+def mask(client: Client) -> list[object]:
+    """A vector is masked, triggered and unmasked."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    client.write(RegionIndex.CONFIG, COMMAND, b"\x06\x00")
+    insist(lambda: client.trigger_eventfds(IrqIndex.MSIX, 1, [fd]))
+    seen: list[object] = []
+    for _ in range(2):
+        client.mask(IrqIndex.MSIX, 1, 1)
+        client.write(0, IRQ_NOW, b"\1\0\0\0")
+        seen.append(has_come(fd))
+        client.unmask(IrqIndex.MSIX, 1, 1)
+        seen += [has_come(fd), os.eventfd_read(fd) > 0]
+    return seen
+
+
+def has_come(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+SCRIPTS: list[Callable[[Client], object]] = [talk, set_up, ring, mask]
+
+
+def slow_reads() -> list[Filter]:
+    """Each read waits, and is answered late."""
+    return [Delay(read="1ms")]
 
 
 @functools.cache
-def undisturbed(script: Callable[[Client], object]) -> Outcome:
-    return play(script, Repeating)
+def undisturbed(script: Callable[[Client], object], filters: Filters = list) -> Outcome:
+    return play(script, Repeating, filters=filters)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_client_gets_late_replies_in_spite_of_a_death_between_any_two_lines(data: st.DataObject) -> None:
+    before = undisturbed(talk, slow_reads)
+    outcome = play(talk, Repeating, data.draw(st.integers(1, before.lines)), slow_reads)
+    if not outcome.killed.startswith(GAP):
+        assert outcome.seen == before.seen
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,7 +1,5 @@
 """Our devices beside QEMU's own: NVMe controllers, virtio disks and cards of both in one Linux guest, in turns.
 
-One pair of disks is in the hands of qemu-storage-daemons, one through our vhost and one through QEMU's vhost-user-blk.
-
 The benchmark runs it in network and user namespaces of its own, so that it takes no privilege: both taps are there.
 The guest is emulated (TCG), which is most of what these figures tell; whose device is how much slower is the rest. QEMU
 does not ask for doorbells' descriptors: it tells our devices of notifications by message, and its own by ioeventfd.
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import iperf
-import vhost_backends
 from attached import Device, running
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.plan import Plugged
@@ -33,7 +30,6 @@ OURS, THEIRS = "bellwire", "QEMU"
 WHOSE = (OURS, THEIRS)
 SECONDS = 2  # for each figure of a round
 MIB = 128  # of each disk
-VHOST_MIB = dict(zip(WHOSE, (MIB - 1, MIB - 2), strict=True))  # of those in one back end's hands: the size tells whose
 FIO = "usr/bin/fio"
 DISKS = ("nvme", "virtio-blk")
 TAPS = dict(zip(WHOSE, ("bwours", "bwqemu"), strict=True))
@@ -57,7 +53,6 @@ LOADS = (
     Load("128 KiB sequential read, depth 8", "KiB/s", "--rw=read --bs=128k --iodepth=8", 7),
     Load("128 KiB sequential write, depth 8", "KiB/s", "--rw=write --bs=128k --iodepth=8", 48),
 )
-VHOST_LOADS = LOADS[:2]
 # iperf3's last line has kbit/s, or of datagrams how many were lost and sent
 FLOWS = (
     Load("TCP, guest to host", "kbit/s", "", 7),
@@ -69,7 +64,6 @@ FLOWS = (
 FIND = """
 nvme() { for d in /sys/block/nvme*; do grep -q $1 $d/device/serial && echo /dev/${d##*/}; done; }
 virtio_blk() { for d in /sys/block/vd*; do grep -q $1 $d/serial && echo /dev/${d##*/}; done; }
-vhost() { for d in /sys/block/vd*; do [ $(cat $d/size) = $1 ] && echo /dev/${d##*/}; done; }
 card() { for d in /sys/class/net/eth*; do grep -q $1 $d/address && echo ${d##*/}; done; }
 """
 
@@ -101,11 +95,6 @@ def script(rounds: int) -> str:
                     found = f"$(tail -n 1 /out | cut -d ';' -f {load.word})"
                     lines += [f"{fio} --filename={at} {load.options} >/out 2>&1 || {{ cat /out; exit 1; }}"]
                     lines += [f"echo figure@{disk}: {load.name}@{whose}@{found}@{load.unit}"]
-            for load in VHOST_LOADS:
-                found = f"$(tail -n 1 /out | cut -d ';' -f {load.word})"
-                at = f"$(vhost {VHOST_MIB[whose] << 11})"
-                lines += [f"{fio} --filename={at} {load.options} >/out 2>&1 || {{ cat /out; exit 1; }}"]
-                lines += [f"echo figure@disk of a vhost-user back end: {load.name}@{whose}@{found}@{load.unit}"]
             client = f"iperf3 -f k -c {NETWORKS[whose]}.1 -t {SECONDS}"
             for load in FLOWS:
                 found = f"$(awk '/receiver/ {{ print ${load.word} }}' /out)"
@@ -117,18 +106,11 @@ def script(rounds: int) -> str:
 def measure(tools: Toolbox, folder: Path, rounds: int) -> list[Figure]:
     """Run the guest."""
     ours, theirs = _disks(folder)
-    sockets = {whose: folder / f"vhost.{whose}" for whose in WHOSE}
-    ours["vhost"] = Device("vhost", {"type": "blk", "backend": f"unix:{sockets[OURS]}"})
-    theirs += ["-chardev", f"socket,id=vhost,path={sockets[THEIRS]}", "-device", "vhost-user-blk-pci,chardev=vhost"]
     ours["net"] = Device("virtio-net", {"tap": TAPS[OURS], "mac": MACS[OURS], "packed": "no"})
     theirs += ["-netdev", f"tap,id=net,ifname={TAPS[THEIRS]},script=no,downscript=no,vhost=off"]
     theirs += ["-device", f"virtio-net-pci,netdev=net,mac={MACS[THEIRS]}"]
     subprocess.run(["ip", "tuntap", "add", TAPS[THEIRS], "mode", "tap", "vnet_hdr"], check=True)
     with ExitStack() as stack:
-        for whose, socket in sockets.items():
-            image = socket.with_suffix(f".{whose}.image")
-            image.write_bytes(os.urandom(1 << 20) * VHOST_MIB[whose])
-            stack.enter_context(vhost_backends.running(vhost_backends.storage_daemon(tools, image, socket), socket))
         for name, device in ours.items():
             stack.enter_context(running(device, folder / name))
         for whose in WHOSE:

@@ -101,10 +101,12 @@ def giving() -> Iterator[None]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         Giver.over.clear()
-        yield
-        Giver.over.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            Giver.over.set()
+            server.shutdown()
+            thread.join()
 
 
 class Farm(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bellwire import Bar, Job, MsiX, PciDevice, Saved, StateError
+from bellwire.filters.builtin.delay import Delay
 from bellwire.testing import serve
 from migration.moving import Machine
 from vfio_user import Client, DeviceState, IoEventFd, IrqIndex, MigrationFlags, RemoteError
@@ -154,6 +155,13 @@ def test_what_threads_work_on_is_finished_before(machine: Machine) -> None:
         put(machine, 8, 0)
     machine.client.migration.set_state(STOP)
     assert look(machine)[3:5] == [8, 8]
+
+
+def test_what_a_filter_delays_goes_on_before(machine: Machine) -> None:
+    machine.serving.call(machine.serving.filters.add, Delay(write=3600.0))
+    machine.client.write(0, 0, struct.pack("<I", 7), posted=True)
+    machine.client.migration.set_state(STOP)
+    assert look(machine)[0] == 7
 
 
 def test_what_takes_longer_waits_and_its_result_comes_later(machine: Machine) -> None:

@@ -25,7 +25,7 @@ from nested.errors import BedError, LateError
 
 INIT = Path(__file__).with_name("init.sh")
 PROCESSOR = "qemu64,+svm,+npt"
-KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on printk.devkmsg=on"
+KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on printk.devkmsg=on no_timer_check"
 # What virtiofsd writes to memory, QEMU does not see: it would run code that it has translated from a page's former
 # contents. A page that the kernel clears before it is used has no such past.
 KERNEL_ARGUMENTS += " init_on_alloc=1"

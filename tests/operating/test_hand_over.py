@@ -84,6 +84,44 @@ def test_an_exception_that_ends_the_worker_leaves_the_client_to_a_successor(daem
         assert read(client, PLAIN) == 42
 
 
+POISON = """
+import os
+import signal
+
+from bellwire import Bar, PciDevice
+
+
+class Poison(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000, repeats=True):
+    "Dies of a write."
+
+    mmio = Bar(0, size=4096)
+    plain = mmio.reg(0x00)
+    deadly = mmio.reg(0x04)
+
+    def recovered(self, torn: bool) -> None:
+        "Goes on."
+
+    @deadly.write
+    def deadly_written(self, _: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_command_that_kills_each_worker_fails_before_the_device_is_given_up(daemon: Instance) -> None:
+    (daemon.plugins / "poison.py").write_text(POISON)
+    name = daemon.add('device = "poison"')
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        with pytest.raises(RemoteError) as refused:
+            write(client, 0x04, 1)
+        assert refused.value.errno == errno.EIO
+        assert read(client, PLAIN) == 42
+        events.until("taken-over", name)
+        about = daemon.describe(name)
+        assert (about["state"], about["hand_overs"]["count"]) == ("running", 1)
+        assert about["restarts"] in (2, 3), "a first worker that has lived for a moment only is one of the two"
+
+
 def test_a_worker_that_hangs_is_killed_and_succeeded(daemon: Instance) -> None:
     daemon.settings(QUICK.replace("ping-timeout = 10", "ping-timeout = 0.5"))
     name = daemon.add()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 import socket
 import stat
 import time
@@ -20,7 +21,7 @@ from bellwired.manager import metrics, scrapes
 from bellwired.manager.manager import Manager
 from bellwired.places import Places
 from bellwired.release import release
-from operating.instance import PATIENCE, PLAIN, Instance, connect, write
+from operating.instance import PATIENCE, PLAIN, QUICK, Instance, connect, eventually, read, write
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -80,6 +81,30 @@ def test_they_tell_of_every_device_on_a_unix_socket(instance: Instance) -> None:
         assert families["bellwire_connected"].documentation == "Whether it has a client"
         assert instance.stop() == 0
     assert not path.exists()
+
+
+def test_hand_overs_are_counted_with_the_last_pause(instance: Instance) -> None:
+    path = instance.runtime / "metrics"
+    instance.settings(f'{QUICK}metrics = "unix:{path}"')
+    one = instance.configure("one")
+    with instance, connect(one) as client, instance.monitor("one") as events:
+        assert values(scrape(path)["bellwire_hand_overs"]) == {"one": 0}
+        for turn in (1, 2):
+            begun = time.monotonic()
+            os.kill(instance.pid("one"), signal.SIGKILL)
+            assert read(client, PLAIN) == 0
+            took = time.monotonic() - begun
+            events.until("taken-over", "one")
+            # An answer is good for a moment.
+            assert eventually(lambda turn=turn: values(scrape(path)["bellwire_hand_overs"]) == {"one": turn})
+            told = scrape(path)
+            pause = values(told["bellwire_hand_over_pause_seconds"])["one"]
+            assert 0 < pause <= took + 1
+            about = instance.describe("one")["hand_overs"]
+            assert (about["count"], about["reason"]) == (turn, "its worker was killed by SIGKILL")
+            assert about["pause_ms"] / 1e3 == pytest.approx(
+                values(told["bellwire_hand_over_pause_seconds"])["one"], abs=1e-3
+            )
 
 
 @pytest.fixture(scope="module")

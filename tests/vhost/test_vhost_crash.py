@@ -191,8 +191,9 @@ def test_the_successor_of_a_worker_that_died_goes_on_with_the_rings(start: Start
         assert b"dc" in bytes(guest.memory)
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["the worker alone", "its back end too"])
 def test_what_was_in_flight_when_the_worker_died_is_known_from_the_back_ends_record(
-    start: Start, attach: Attach, place: Path
+    start: Start, attach: Attach, place: Path, both: bool
 ) -> None:
     program = start(holds=True)
     driver = attach()
@@ -205,6 +206,9 @@ def test_what_was_in_flight_when_the_worker_died_is_known_from_the_back_ends_rec
     assert list(left.files) == [RECORD]
     driver.close()
     program.holds = False
+    if both:
+        program.crash()
+        start()
     with succeed(left, Vhost, backend=f"unix:{place}", type="rng") as guest:
         queue, deadline = driver.queues[0], time.monotonic() + PATIENCE
         while guest.memory[queue.ring + 2] != 4:  # type: ignore[attr-defined]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
 from bellwire.testing import Guest
@@ -128,6 +129,52 @@ def test_random_bytes_come_for_each_buffer(ring: set[int], step: int) -> None:
     assert [len(answer) for answer in answers] == [64] * 5
     assert len(set(answers)) == 5
     driver.close()
+
+
+@pytest.mark.parametrize("ring", RINGS)
+@pytest.mark.parametrize("step", range(0, 240, 30))
+def test_a_console_takes_each_line_once_and_goes_on_in_both_directions(
+    tmp_path: Path, ring: set[int], step: int
+) -> None:
+    options = {"ports": f"port=unix:{tmp_path / 'port'}"}
+    driver = Driver(VirtioConsole, memory=MEMORY, **options)
+    driver.start(ring, range(2), size=16)
+    receive, transmit = driver.queues[0], driver.queues[1]
+    receive.add(write=64)
+    receive.kick()
+    lines = [bytes([ord("a") + n]) * 7 + b"\n" for n in range(5)]
+    with terminal(driver, tmp_path / "port") as first:
+        for text in lines:
+            transmit.add(text)
+        through_a_kill(driver, step, transmit.kick, **options)
+        shown = received(first)
+    assert len(transmit.used()) == 5
+    kept = list(dict.fromkeys(shown.splitlines(keepends=True)))
+    assert kept == lines[: len(kept)], "a line is lost, or out of order"
+    with terminal(driver, tmp_path / "port") as second:
+        second.send(b"hello")
+        assert driver.guest.poll(5)
+        assert receive.answers() == [b"hello"]
+    driver.close()
+
+
+def received(far: socket.socket) -> bytes:
+    """What has come at the far end of a port."""
+    data = b""
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        far.setblocking(False)
+        while more := far.recv(4096):
+            data += more
+    return data
+
+
+@contextlib.contextmanager
+def terminal(driver: Driver, path: Path) -> Iterator[socket.socket]:
+    """The far end of a port."""
+    with socket.socket(socket.AF_UNIX) as far:
+        far.connect(str(path))
+        assert driver.guest.poll(5)
+        yield far
 
 
 @pytest.mark.parametrize("step", [0, 20, 60, 120])

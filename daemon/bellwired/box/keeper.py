@@ -19,7 +19,7 @@ from bellwired.box.needs import remove_made
 from bellwired.box.refusals import Refusals
 
 END = 2.0  # seconds: it only removes sockets
-BOTH = 0.1  # seconds: the kernel ends a process with its parent
+BOTH = 0.2  # seconds: the kernel ends a process with its parent, and closes what it has open
 
 
 class Keeper:
@@ -64,7 +64,7 @@ def _keep(sock: socket.socket) -> None:
     if not data:
         return
     made, sockets, parent = json.loads(data)
-    handle = os.pidfd_open(parent) if parent else -1
+    handle, served = os.pidfd_open(parent) if parent else -1, os.pidfd_open(os.getppid())
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     refusals = Refusals(fds[0] if fds else -1, _tell)
@@ -75,9 +75,13 @@ def _keep(sock: socket.socket) -> None:
             poll.unregister(fds[0])
     if parent and not select.select([handle], [], [], BOTH)[0]:
         sockets = []
-    for path in (*made, *sockets):
-        with contextlib.suppress(OSError):
-            remove_made(Path(path))
+    for path in map(Path, (*made, *sockets)):
+        try:
+            remove_made(path)
+        except OSError:  # a process that was killed closes its sockets one after the other
+            select.select([served], [], [], BOTH)
+            with contextlib.suppress(OSError):
+                remove_made(path)
 
 
 def _tell(call: str, word: str) -> None:

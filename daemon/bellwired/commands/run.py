@@ -152,6 +152,14 @@ def add_parser(commands: Any) -> None:
         "default, except with --debug, --capture, --timeline and --record)",
     )
     parser.add_argument(
+        "--restart-limit",
+        type=_number,
+        default=settings.DEATHS,
+        metavar="N",
+        help="with --restart: how many processes may die within five minutes, before the device is given up (default "
+        f"{settings.DEATHS})",
+    )
+    parser.add_argument(
         "--hang-timeout",
         type=_seconds,
         default=settings.HANG,

@@ -51,20 +51,28 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
     """
     name = device.name if arguments.name is None else arguments.name
     restarts = _restarts(arguments)
+    make(device, arguments.options, arguments.device).core.close()  # what is wrong with it is said before all else
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
+    all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
-        _log_to(arguments.log_level, name, named=part is not None)
+        _log_to(arguments, name, part, threaded=not restarts)
         control = _control(arguments, name)
         if control is not None:
             stack.callback(control.close)
         place = Place(sockets, address, control)
         if not restarts:
-            return _serve(arguments, device, part, name, place, stack.pop_all())
-        parent = Parent(name, hang_timeout=arguments.hang_timeout, hidden=not arguments.no_sandbox)
+            return _serve(arguments, device, part, name, place, wanted, stack.pop_all())
+        parent = Parent(
+            name,
+            hang_timeout=arguments.hang_timeout,
+            limit=arguments.restart_limit,
+            hidden=not arguments.no_sandbox,
+        )
         ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
-            end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))
+            end_after(functools.partial(_serve, arguments, device, part, name, place, wanted, ExitStack(), ward))
         return ward
 
 
@@ -82,12 +90,14 @@ def _serve(
     part: parts.Part | None,
     name: str,
     place: Place,
+    wanted: settings.Filters,
     sockets: ExitStack,
     ward: Ward | None = None,
 ) -> int:
     """Serve in this process. ``sockets`` has what closes them, unless a parent does."""
+    if ward is not None:
+        _log_to(arguments, name, part)
     instance = _make(arguments, device, ward)
-    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
     filters = all_made(wanted, device)
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:
@@ -205,15 +215,16 @@ def _box(
     return in_a_box.close(instance, arguments.device, sockets, last, under=os.getppid() if ward is not None else 0)
 
 
-def _log_to(level: str, name: str, *, named: bool) -> None:
+def _log_to(arguments: argparse.Namespace, name: str, part: parts.Part | None, *, threaded: bool = True) -> None:
     """Set up logging. In the journal every entry names the device, and :class:`Desk` tells of clients.
 
-    On a terminal an entry names it if ``named``.
+    On a terminal an entry names a function of several. A process that forks must not be ``threaded``.
     """
+    level = arguments.log_level
     if not stderr_is_the_journal():
-        to_stderr_or_journal(level, clock=TIME, device=name if named else "")
+        to_stderr_or_journal(level, clock=TIME, device=name if part is not None else "", threaded=threaded)
         return
-    to_stderr_or_journal(level, device=name)
+    to_stderr_or_journal(level, device=name, threaded=threaded)
     logging.getLogger("bellwire.worker").setLevel(logging.WARNING)
     for handler in log.root.handlers:
         handler.addFilter(mark_trouble)

@@ -31,6 +31,7 @@ def device_process(name: str, *options: str) -> Iterator[socket.socket]:
             name,
             "--fd",
             str(theirs.fileno()),
+            "--no-restart",
         ]
         for option in options:
             command += ["-o", option]

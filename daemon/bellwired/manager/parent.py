@@ -1,6 +1,7 @@
 """The parent of ``bellwire run``: it holds the client's descriptors, and forks another process when one dies.
 
-It has imported the device's file, and no more: it makes no device, and reads nothing that a guest or a client sends.
+It has imported the device's file, and has tried the options out. It runs no device, and reads nothing that a guest or a
+client sends.
 Each process that it forks serves the device as if it were the only one. What that has set up for its client, it tells
 the parent, as a worker tells the manager of the daemon. A successor finds all of it among the descriptors that it
 inherits by the fork.
@@ -36,7 +37,6 @@ from bellwired.workers.wire import Answer, Ask, Drop, Keep, Report, WireError
 from bellwired.workers.worker import MOVED
 from vfio_user import Estate, Kept
 
-_DAEMON = Daemon()  # its delays and limits
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("bellwire")
@@ -45,14 +45,16 @@ log = logging.getLogger("bellwire")
 class Parent:
     """Of the processes that serve the device ``name``, one after the other.
 
-    One that gets on with nothing of what its client wants for ``hang_timeout`` seconds is killed; 0 turns that off. The
-    memory of all is ``hidden`` from other processes of the user, or can be looked at by debuggers.
+    One that gets on with nothing of what its client wants for ``hang_timeout`` seconds is killed; 0 turns that off.
+    After more than ``limit`` deaths within some minutes, as the daemon counts them, the device is given up. The memory
+    of all is ``hidden`` from other processes of the user, or can be looked at by debuggers.
     """
 
-    def __init__(self, name: str, *, hang_timeout: float, hidden: bool) -> None:
+    def __init__(self, name: str, *, hang_timeout: float, limit: int, hidden: bool) -> None:
         self._hand_overs = HandOvers()  # a forked process has a copy, as it was at the fork
         self._name = name
         self._limit = hang_timeout
+        self._daemon = Daemon(restart_limit=limit)
         self._hidden = hidden
         self._holder = Holder(name)
         self._watch = Watch(self._holder)
@@ -116,11 +118,17 @@ class Parent:
             self._channel.setblocking(False)
             if self._hidden:
                 privileges.hide_memory()
+            if self._signals:  # just before the fork
+                self._ask("stop")
             return None
         privileges.die_with_parent(parent)
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
-        return Ward(theirs, number, self._estate(), self._hand_overs)
+        try:
+            return Ward(theirs, number, self._estate(), self._hand_overs)
+        except (ValueError, TypeError):  # device code has told nonsense: nothing can be taken over
+            log.exception("%s: its ledger is spoilt", self._name)
+            os._exit(1)
 
     def _estate(self) -> Estate | None:
         """What the holder has, for the process that has been forked just now: it owns the descriptors here."""
@@ -158,7 +166,7 @@ class Parent:
     def _pause(self) -> float:
         """The seconds until the next look; 0.0 if there is nothing to look at."""
         if self._hand_overs.under_way and not self._watched:
-            return _DAEMON.start_timeout
+            return self._daemon.start_timeout
         return self._limit / LOOKS if self._watched and self._holder.holds and not self._why else 0.0
 
     def _hear(self) -> bool:
@@ -250,10 +258,10 @@ class Parent:
         if self._holder.holds:
             self._hand_overs.begin(why)
             served = time.monotonic() - self._since if self._ready else 0.0
-        delay = self._restarts.delay(_DAEMON, served=served)
+        delay = self._restarts.delay(self._daemon, served=served)
         if delay is None:
             self._holder.close()
-            times = f"{self._restarts.deaths} times in {_DAEMON.restart_window:g} s"
+            times = f"{self._restarts.deaths} times in {self._daemon.restart_window:g} s"
             raise CommandError(f"{self._name} is given up: {why}; {times}")
         if served is None:
             log.warning("another one starts", extra={"MESSAGE_ID": messages.RESTARTED})

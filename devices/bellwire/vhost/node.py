@@ -110,7 +110,7 @@ class Node:
             buffer = bytearray(payload)
             fcntl.ioctl(self._fd, request, buffer)
         except OSError as error:
-            raise BackendError(f"the kernel refuses VHOST_{request.name}: {_meaning(request, error)}") from None
+            raise BackendError(f"the kernel refuses VHOST_{request.name}: {_meaning(request, error)}") from error
         return bytes(buffer)
 
 
