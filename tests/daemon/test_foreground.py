@@ -20,7 +20,7 @@ from bellwired.commands import attach, control_client
 from bellwired.commands.cli import main
 from bellwired.listen import listening
 from bellwired.places import Places
-from daemon.commands import COMMAND, PATIENCE, bellwire, children, ended, line, started
+from daemon.commands import COMMAND, PATIENCE, bellwire, children, ended, gone, line, started
 from vfio_user import Client, RegionIndex, RemoteError
 
 pytestmark = pytest.mark.daemon
@@ -246,8 +246,9 @@ def test_who_has_not_asked_for_a_name_runs_on_without(mine: Path, tmp_path: Path
 def test_one_that_was_killed_is_not_taken_for_running(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with started(*words(mine, "--name", "dut", "--no-sandbox")) as process:  # else the sockets are removed
         dut = Running(mine.parent, process)
+        (child,) = children(process.pid)
         process.kill()
-        process.wait()
+        assert gone(child)
     assert (dut.socket.parent / "run" / "dut.control").exists()
     status, _, err = asked(dut, capsys, "status", "dut")
     assert (status, "no daemon is running there" in err) == (1, True)

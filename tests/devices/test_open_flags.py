@@ -95,7 +95,7 @@ def test_a_file_is_replaced_by_a_new_one(tmp_path: Path, opened: Opened, aside: 
         opened.clear()
         place.replace(b"first", 0o640, aside=aside)
         place.replace(b"second", 0o604, aside=aside, sync=True)
-    assert [flags for _, flags in opened] == [os.O_WRONLY | os.O_CREAT | os.O_EXCL] * 2
+    assert [flags for _, flags in opened] == [os.O_RDWR | os.O_CREAT | os.O_EXCL] * 2
     assert (tmp_path / "file").read_bytes() == b"second"
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o604
     assert os.listdir(tmp_path) == ["file"]

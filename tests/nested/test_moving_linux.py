@@ -39,7 +39,7 @@ use /dev/nvme0n1 1 &
 use /dev/vda 2 &
 until [ -e /done1 ] && [ -e /done2 ]; do usleep 100000; done
 echo "the kernel has said:"
-dmesg | grep -iE "I/O error|timeout|timed out|abort|reset|Oops|BUG:|Call Trace|blocked for|stall" || echo nothing
+dmesg | grep -iE "I/O error|timeout|timed out|abort|[^p]reset|Oops|BUG:|Call Trace|blocked for|stall" || echo nothing
 echo "all done"
 poweroff -f
 """

@@ -167,6 +167,7 @@ class Served:
         self.reloads = 0
         self.refuses = False
         self.look: Callable[[], None] = lambda: None
+        self.loop = self
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         assert seconds == INTERVAL

@@ -151,6 +151,19 @@ def test_a_fork_server_that_is_killed_costs_no_client(bellwired: Bed, busy: Busy
     busy.goes_on()
 
 
+def test_an_upgrade_keeps_the_client(bellwired: Bed, busy: Busy) -> None:
+    folders = ("daemon", "devices", "protocol", "kvm")
+    bellwired.run("mkdir", "-p", "/opt/next")
+    bellwired.run("cp", "-r", *(f"/srv/bellwire/src/{folder}" for folder in folders), "/opt/next")
+    with bellwired.path("/opt/next/daemon/bellwired/manager/kept.py").open("a") as newer:
+        newer.write('\nRESTARTED = "the daemon was upgraded"\n')
+    places = ":".join(f"/opt/next/{folder}" for folder in folders)
+    bellwired.unit(f"{SERVICE}.d/next.conf", f"[Service]\nEnvironment=PYTHONPATH={places}\n")
+    bellwired.systemctl("restart", SERVICE)
+    busy.goes_on()
+    assert status(bellwired, "bell")["hand_overs"]["reason"] == "the daemon was upgraded"
+
+
 def test_a_worker_that_dies_after_a_restart_has_a_successor(bellwired: Bed, busy: Busy) -> None:
     bellwired.systemctl("restart", SERVICE)
     taken_over(bellwired, lambda: bellwired.run("kill", "-KILL", str(status(bellwired, "bell")["pid"])))

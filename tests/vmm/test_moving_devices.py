@@ -80,6 +80,23 @@ def test_all_of_memory_is_copied_again_for_a_device_whose_server_logs_no_writes(
         check_bell(other.memory)
 
 
+def test_a_pause_for_all_of_memory_that_is_too_long_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> int:
+        raise RemoteError("DEVICE_FEATURE", errno.ENOTSUP)
+
+    with plugged(Bell) as here, Machine(16 * MIB) as machine, plugged(Bell) as there, Machine(16 * MIB) as other:
+        here(machine)
+        there(other)
+        monkeypatch.setattr(type(machine.devices[0].peer.client.dirty), "start", lacking)
+        monkeypatch.setattr(Source, "_expected", lambda _: 2.0)
+        machine.load(MicroGuest(COUNT + Program().leave().code))
+        ends = move(machine, lambda _: other)
+        assert str(ends.here_error) == (
+            "a device's server logs no writes, so all of RAM is copied in the pause: that would take 2.0 s, and at "
+            "most 0.5 s are allowed"
+        )
+
+
 def test_a_device_whose_server_offers_no_migration_keeps_its_guest_here() -> None:
     with toy.served(Toy("wildcard")) as sock, Machine(16 * MIB) as machine:
         machine.plug(Client(sock))

@@ -51,6 +51,9 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
     """
     name = device.name if arguments.name is None else arguments.name
     restarts = _restarts(arguments)
+    make(device, arguments.options, arguments.device).core.close()  # what is wrong with it is said before all else
+    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
+    all_made(wanted, device)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)
@@ -60,7 +63,7 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
             stack.callback(control.close)
         place = Place(sockets, address, control)
         if not restarts:
-            return _serve(arguments, device, part, name, place, stack.pop_all())
+            return _serve(arguments, device, part, name, place, wanted, stack.pop_all())
         parent = Parent(
             name,
             hang_timeout=arguments.hang_timeout,
@@ -69,7 +72,7 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
         )
         ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
-            end_after(functools.partial(_serve, arguments, device, part, name, place, ExitStack(), ward))
+            end_after(functools.partial(_serve, arguments, device, part, name, place, wanted, ExitStack(), ward))
         return ward
 
 
@@ -87,6 +90,7 @@ def _serve(
     part: parts.Part | None,
     name: str,
     place: Place,
+    wanted: settings.Filters,
     sockets: ExitStack,
     ward: Ward | None = None,
 ) -> int:
@@ -94,7 +98,6 @@ def _serve(
     if ward is not None:
         _log_to(arguments, name, part)
     instance = _make(arguments, device, ward)
-    wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
     filters = all_made(wanted, device)
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:

@@ -131,14 +131,12 @@ class Deposit:
     def refusal(self) -> str:
         """Why what the daemon before has left cannot be taken up; empty if it can."""
         form = self._store.foreign(self._name)
-        return (
-            ""
-            if not form
-            else (
-                f"another version of Bellwire has left its client here, in format {form}, and this one knows {FORMAT} "
-                f"alone: start that version again, or let the client go: bellwire stop {self._name}"
-            )
+        if not form:
+            return ""
+        left = (
+            f"another version of Bellwire has left its client here, in format {form}, and this one knows {FORMAT} alone"
         )
+        return f"{left}: start that version again, or let the client go: bellwire stop {self._name}"
 
     def check(self) -> None:
         """Raise a CommandError if what the daemon before has left cannot be taken up."""

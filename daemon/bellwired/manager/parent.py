@@ -1,6 +1,7 @@
 """The parent of ``bellwire run``: it holds the client's descriptors, and forks another process when one dies.
 
-It has imported the device's file, and no more: it makes no device, and reads nothing that a guest or a client sends.
+It has imported the device's file, and has tried the options out. It runs no device, and reads nothing that a guest or a
+client sends.
 Each process that it forks serves the device as if it were the only one. What that has set up for its client, it tells
 the parent, as a worker tells the manager of the daemon. A successor finds all of it among the descriptors that it
 inherits by the fork.

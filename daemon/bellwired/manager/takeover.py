@@ -60,7 +60,7 @@ _decoder: msgspec.json.Decoder[Here | Gift | Refused | Taken] = msgspec.json.Dec
 
 
 class Takeover:
-    """The new daemon's side: ``store`` and ``listeners`` have what the old one holds."""
+    """The new daemon's side, on a socket to the old one."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -81,11 +81,15 @@ class Takeover:
                     f"{unit.name} does not go on with its client: {unit.error or unit.state}",
                     "the daemon that ran before goes on",
                 )
-        wire.send(self._sock, Taken())
+        with contextlib.suppress(OSError):  # it has ended already
+            wire.send(self._sock, Taken())
         store.shared = False
         for unit in manager.units.values():
             unit.socket.keep()
-        await _next(self._sock)
+        try:
+            await _next(self._sock)
+        except CommandError as error:
+            log.warning("the daemon that ran before does not end: %s", error)
         self._sock.close()
 
 

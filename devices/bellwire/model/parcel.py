@@ -52,6 +52,8 @@ class Parcel:
     def pack(self, snapshot: bytes, *, last: bool) -> bytes:
         """The data for ``snapshot``. The one of the ``last`` ends it, and the next begins anew."""
         front = HEAD.pack(MAGIC, FORMAT) if self._sent is None else b""
+        if last and self._sent is None:
+            return front + _frame(Kind.STATE, snapshot) + _frame(Kind.END, b"")
         before = self._sent or {}
         head, records = split(snapshot)
         now = dict(pages(records))

@@ -94,6 +94,11 @@ class Source:
             if self._expected() <= self._policy.pause:
                 self._since = time.monotonic()
                 return
+            if self._dirty.unlogged:  # all of RAM is left after each round
+                raise MigrationError(
+                    f"a device's server logs no writes, so all of RAM is copied in the pause: that would take "
+                    f"{self._expected():.1f} s, and at most {self._policy.pause:g} s are allowed"
+                )
             self._copy(self._rest)
             self._rest = []
         raise MigrationError(
