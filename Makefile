@@ -70,8 +70,8 @@ fuzz: $(VENV)/.dev ## feed junk to each parser of outside bytes for a minute (MI
 test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linux or a program of our own as the guest
 	$(PYTEST) -q -m "guest" --ignore tests/guest/interop
 
-test-chaos: $(VENV)/.dev $(VENV)/.systemd provision ## disturb what serves a busy guest 200 times (as root; ten minutes)
-	$(PYTEST) -q -s -m long tests/guest/test_chaos.py tests/vmm/test_handed_over_guest.py
+test-chaos: $(VENV)/.dev $(VENV)/.systemd provision ## disturb what serves a busy guest 200 times (as root; 20 minutes)
+	$(PYTEST) -q -s -m long tests/guest/test_chaos.py tests/guest/test_hand_over.py tests/vmm/test_handed_over_guest.py
 
 # A part of the rows goes to build/interop.md.
 interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels, QEMUs and other servers: writes docs/interop.md (10 minutes; INTEROP="-k seabios" for some)

@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
-from attached import Device, Served, serving
+from attached import Device, running
+from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from interop.hosts import GUEST, HOST, TAP, card, listening
 from linux import Guest, Outcome
@@ -151,9 +153,9 @@ def work_out(tools: Toolbox, folder: Path) -> Done:
             "virtio-console": talkers.submit(_exchange, folder / "port", sent["virtio-console"], wait=False),
             "serial": talkers.submit(_exchange, folder / "line", sent["serial"], wait=True),
         }
-        outcome = _boot(tools, folder, served)
-        for each in served:  # a talker whose device has gone ends
-            each.process.terminate()
+        outcome = _boot(tools, folder, [plugged for _, plugged in served])
+        for process, _ in served:  # a talker whose device has gone ends
+            process.terminate()
         returned = {name: _result(talk) for name, talk in talks.items()}
     returned |= {name: (folder / name).read_bytes()[:DISK] for name in ("nvme", "virtio-blk")}
     returned["virtio-net"] = b"".join(taken)
@@ -163,11 +165,15 @@ def work_out(tools: Toolbox, folder: Path) -> Done:
 _SIZES = {"nvme": DISK, "virtio-blk": DISK, "virtio-net": NET, "virtio-console": CONSOLE, "serial": SERIAL}
 
 
-def _serve(stack: contextlib.ExitStack, folder: Path, name: str, options: dict[str, object]) -> Served:
-    return stack.enter_context(serving(Device(name, options), folder / f"{name}-served"))
+def _serve(
+    stack: contextlib.ExitStack, folder: Path, name: str, options: dict[str, object]
+) -> tuple[Popen[bytes], Plugged]:
+    """Without the tap: rings by descriptor would overtake what it still forwards."""
+    place = folder / f"{name}-served"
+    return stack.enter_context(running(Device(name, options), place)), Plugged(place / "device")
 
 
-def _boot(tools: Toolbox, folder: Path, served: list[Served]) -> Outcome:
+def _boot(tools: Toolbox, folder: Path, served: list[Plugged]) -> Outcome:
     guest = Guest(tools, folder)
     outcome = guest.run(SCRIPT, served, files=FILES, modules=MODULES, timeout=PATIENCE)
     assert "== end" in outcome.output, f"{outcome.output[-500:]}\n{outcome.console[-2000:]}"
