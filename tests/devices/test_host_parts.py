@@ -271,9 +271,11 @@ def test_a_guest_that_waits_while_its_command_is_dropped_gets_all_ones() -> None
         source.close()
 
 
-@pytest.mark.parametrize(("repeats", "values"), [(True, [7, 8]), (False, [8])])
+@pytest.mark.parametrize(
+    ("repeats", "poisoned", "values"), [(True, False, [7, 8]), (False, False, [8]), (True, True, [8])]
+)
 def test_commands_that_a_dead_process_had_gathered_are_done_and_the_one_in_its_hook_if_that_may_be(
-    repeats: bool, values: list[int]
+    repeats: bool, poisoned: bool, values: list[int]
 ) -> None:
     line = memoryview(bytearray(LINE))
     for at, value in ((1, 7), (2, 8)):  # the first of three is done
@@ -284,7 +286,7 @@ def test_commands_that_a_dead_process_had_gathered_are_done_and_the_one_in_its_h
         core = guest.device.core
         source = CommandSource(core, lambda _, __, command: done.append(command.data), print, (), line)
         source.user_data(Dut.row)
-        assert source.again(repeats=repeats, poisoned=False)
+        assert source.again(repeats=repeats, poisoned=poisoned)
         source.run()
         assert done == values
         assert not any(line)
