@@ -92,7 +92,8 @@ def test_disks_under_fio_survive_what_happens_to_their_workers(
         for disk in DISKS.keys() & PLUGINS.keys():
             edit(daemon.plugins / f"{disk}.py", PLUGINS[disk])
         options = {disk: f'image = "{tmp_path}/{disk}"\n' for disk in DISKS}
-        options["vhost"] = f'type = "blk"\nbackend = "unix:{socket}"\n'
+        # This back end finishes all that it has taken before it lets the next front end in.
+        options["vhost"] = f'type = "blk"\nbackend = "unix:{socket}"\nguess = true\n'
         names = [daemon.add(f'device = "{disk}"\n[options]\n{options[disk]}') for disk in DISKS]
         work = zip(names, DISKS, strict=True)
         disturbed = [host.submit(disturb, daemon, name, disk, over, times) for name, disk in work]
