@@ -25,6 +25,7 @@ _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = frozenset({stat.S_IFREG})
 WRITABLE = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
 """The kinds of files that a user may name for output."""
+_REPLACEABLE = (stat.S_IFREG, stat.S_IFLNK)
 _TRIES = 8  # for a name that others make and remove
 
 
@@ -181,8 +182,12 @@ class Place:
 
         Nothing is replaced, and nothing left behind, if the context raises. Without ``mode`` the file has the
         permissions that the umask leaves. It is first written under another name; ``aside`` is for a folder with one
-        writer, who may have died before.
+        writer, who may have died before. Only a regular file is replaced, or a link that was not followed: a PathError
+        for a device node, a socket, a folder.
         """
+        status = self.status()
+        if status is not None and stat.S_IFMT(status.st_mode) not in _REPLACEABLE:
+            raise PathError(f"it is {_kind(status)}, expected a file", os.fspath(self.path))
         if aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=self.folder)
