@@ -234,6 +234,29 @@ def test_edited_code_that_dies_can_be_edited_again(tmp_path: Path) -> None:
         assert "the newest code does not run" in running.said()
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("def setup(self):\n        raise KeyError", "The code of before goes on"),
+        ("def restored(self):\n        os._exit(5)\n    def recovered(self, _):\n        os._exit(5)", "status 5"),
+    ],
+)
+def test_edited_code_that_cannot_go_on_leaves_the_client_to_the_first_code(
+    tmp_path: Path, edit: str, said: str
+) -> None:
+    with run(tmp_path, "--reload") as running, connected(running) as client:
+        write(client, PLAIN, 42)
+        running.file.write_text(f"{DEVICE}\n    {edit}\n")
+        wait_for(running, said)
+        if said != "status 5":
+            os.kill(running.pid, signal.SIGKILL)
+        assert read(client, PLAIN) == 42
+        assert "the newest code does not go on" in running.said()
+        running.file.write_text(DEVICE)
+        wait_for(running, "the new code goes on")
+        assert read(client, PLAIN) == 42
+
+
 def wait_for(running: Running, words: str, times: int = 1) -> None:
     """Wait until its log has ``words``."""
     deadline = time.monotonic() + PATIENCE

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import errno
 import functools
+import mmap
 import os
 import select
+import signal
+import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.bundled.bell import Bell
-from bellwire.filters import Filter
+from bellwire.filters import Filter, Read
 from bellwire.filters.builtin.delay import Delay
-from dying import Filters, Outcome, play
+from bellwire.serve.sources import EventSource
+from dying import PATIENCE, Filters, Outcome, play
 from vfio_user import (
     Client,
+    Command,
     IoEventFd,
     IoRegionClient,
     IoRegionFd,
@@ -27,15 +34,21 @@ from vfio_user import (
     ShadowBell,
     ShadowIoEventFd,
 )
+from vfio_user.channel import HEADER
+from vfio_user.transfer import REGION_ACCESS
 
 pytestmark = [pytest.mark.slow]
 
 IDENT, SCRATCH, IRQ_NOW = 0x00, 0x04, 0x08
+READ_REPLY = HEADER.size + REGION_ACCESS.size + 4
 COMMAND = 0x04  # in config space
 WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE = 0x40, 0x50, 0xDC
 BELLS = 0x000, 0x020, 0x040, 0x100  # by ioeventfd, by ioregionfd, by shadow ioeventfd, an ioregion
 GAP = "sent = "
 """How the lines begin that lose a reply: it is noted as sent by then, and the kernel does not have it yet."""
+STEPS = mmap.mmap(-1, mmap.PAGESIZE)
+"""Shared by all processes of a test: how far the client and the first worker are."""
+CLIENT, WORKER = 0, 1
 
 
 class Repeating(Bell, vendor=0x1234, device=0xBE12, class_code=0x088000, repeats=True):
@@ -43,6 +56,55 @@ class Repeating(Bell, vendor=0x1234, device=0xBE12, class_code=0x088000, repeats
 
     def recovered(self, torn: bool) -> None:
         """Nothing is lost."""
+
+
+class Slow(Filter):
+    """Lets each read wait."""
+
+    delays = True
+
+    def before_read(self, read: Read) -> None:
+        STEPS[WORKER] = max(STEPS[WORKER], 1)
+        read.delay(0.1)
+
+
+def die_once(source: EventSource[Any], run: Callable[[EventSource[Any]], None] = EventSource.run) -> None:
+    """Kill the worker before the hook of a ring, when the client has rung again. Its successor runs hooks."""
+    if STEPS[WORKER] == 1:
+        STEPS[WORKER] = 2
+        reach(CLIENT, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    run(source)
+
+
+def reach(who: int, step: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while STEPS[who] < step and time.monotonic() < deadline:
+        os.sched_yield()
+
+
+def ring_twice(client: Client) -> int:
+    """A read waits for its answer, a ring waits for its hook, and another one is in its eventfd, when the worker dies.
+
+    Returns how many rings were counted.
+    """
+    wildcard = next(sub for sub in client.io_fds(1) if sub.offset == BELLS[0])
+    with socket.socket(fileno=os.dup(client.fileno())) as wire:
+        wire.settimeout(PATIENCE)
+        wire.send(command_to_read(IDENT))
+        reach(WORKER, 1)
+        os.eventfd_write(wildcard.fd, 1)
+        reach(WORKER, 2)
+        os.eventfd_write(wildcard.fd, 1)
+        STEPS[CLIENT] = 1
+        wire.recv(READ_REPLY, socket.MSG_WAITALL)
+        wire.send(command_to_read(WILDCARD_COUNT))
+        return int.from_bytes(wire.recv(READ_REPLY, socket.MSG_WAITALL)[-4:], "little")
+
+
+def command_to_read(offset: int) -> bytes:
+    command = REGION_ACCESS.pack(offset, 0, 4)
+    return HEADER.pack(1, Command.REGION_READ, HEADER.size + len(command), 0, 0) + command
 
 
 def talk(client: Client) -> list[int]:
@@ -139,6 +201,14 @@ def slow_reads() -> list[Filter]:
 @functools.cache
 def undisturbed(script: Callable[[Client], object], filters: Filters = list) -> Outcome:
     return play(script, Repeating, filters=filters)
+
+
+def test_a_ring_that_was_taken_is_not_lost_to_a_read_that_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    STEPS[CLIENT] = STEPS[WORKER] = 0
+    monkeypatch.setattr(EventSource, "run", die_once)
+    outcome = play(ring_twice, Repeating, filters=lambda: [Slow()])
+    assert STEPS[WORKER] == 2
+    assert outcome.seen == 2
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,4 +1,4 @@
-"""Parts between a device and its host by themselves: loop, sources, system calls, the test guest, and refusals."""
+"""Parts between a device and its host by themselves: loop, system calls, the test guest, and refusals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ from bellwire.declare.block import reg
 from bellwire.declare.vendor import VendorCapability
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Loop
-from bellwire.serve.noted import LINE
-from bellwire.serve.sources import BEGUN, CommandSource, EventSource, ShadowSource
 from bellwire.stream import Stream
 from bellwire.stream.backends import Pty
 from bellwire.testing import Guest
-from vfio_user import DmaFault, Estate, IoCommand, IrqIndex, Kept, Ledger
-from vfio_user.ioregionfd import SIZE, decode_response, encode_command
+from vfio_user import DmaFault, Estate, IrqIndex, Kept, Ledger
 
 IDS = {"vendor": 0x1234, "device": 0x5678, "class_code": 0xFF0000}
 
@@ -208,109 +205,6 @@ def test_a_timer_that_is_removed_neither_runs_nor_stays() -> None:
     assert ran == ["a", "c"]
     loop.remove(timers[0])
     loop.close()
-
-
-# -- rings
-
-
-def test_rings_that_are_dropped_run_no_hook() -> None:
-    with Guest(Dut) as guest:
-        seen: list[tuple[object, ...]] = []
-        cell = memoryview(bytearray(4)).cast("I")
-        source = ShadowSource(guest.device.core, (Dut.row, 8), cell, print, lambda *what: seen.append(what))
-        for drop in (True, False):
-            cell[0] = 7
-            os.eventfd_write(source.fd, 3)
-            source.gather()
-            if drop:
-                source.discard()
-            source.run()
-        assert seen == [(print, (Dut.row, 8), 3, 7)]
-        source.close()
-
-
-def commands(guest: Guest[Dut]) -> tuple[CommandSource, list[str]]:
-    failures: list[str] = []
-    core = guest.device.core
-
-    def failed(_: CommandSource, error: Exception) -> None:
-        failures.append(str(error))
-
-    return CommandSource(core, lambda hook, *what: hook(*what), failed), failures
-
-
-def test_a_command_socket_that_fails_is_told() -> None:
-    with Guest(Dut) as guest:
-        source, failures = commands(guest)
-        os.write(source.client_fd, bytes(7))
-        source.gather()
-        assert len(failures) == 1
-        source._theirs.shutdown(socket.SHUT_RDWR)
-        source._respond(1, 0)
-        source.gather()
-        assert len(failures) == 3
-        source.close()
-
-
-def test_a_guest_that_waits_while_its_command_is_dropped_gets_all_ones() -> None:
-    with Guest(Dut) as guest:
-        source, failures = commands(guest)
-        user_data = source.user_data(Dut.row)
-        assert user_data == 0
-        with socket.socket(fileno=os.dup(source.client_fd)) as client:
-            for respond in (True, False):
-                client.send(encode_command(IoCommand(True, 4, respond, user_data, 0, 1)))
-            assert source.gather() == 2
-            source.discard()
-            assert decode_response(client.recv(64)) == (1 << 64) - 1
-        assert failures == []
-        assert source.gather() == 0
-        source.close()
-
-
-@pytest.mark.parametrize(("repeats", "values"), [(True, [7, 8]), (False, [8])])
-def test_commands_that_a_dead_process_had_gathered_are_done_and_the_one_in_its_hook_if_that_may_be(
-    repeats: bool, values: list[int]
-) -> None:
-    line = memoryview(bytearray(LINE))
-    for at, value in ((1, 7), (2, 8)):  # the first of three is done
-        line[at * SIZE : at * SIZE + SIZE] = encode_command(IoCommand(True, 4, False, 0, 0, value))
-    line[SIZE + BEGUN] = 1
-    done: list[int] = []
-    with Guest(Dut) as guest:
-        core = guest.device.core
-        source = CommandSource(core, lambda _, __, command: done.append(command.data), print, (), line)
-        source.user_data(Dut.row)
-        assert source.again(repeats=repeats, poisoned=False)
-        source.run()
-        assert done == values
-        assert not any(line)
-        assert not source.again(repeats=repeats, poisoned=False)
-        source.close()
-
-
-@pytest.mark.parametrize("poisoned", [False, True])
-def test_rings_that_a_dead_process_had_gathered_ring_again_unless_they_kill(poisoned: bool) -> None:
-    slot = memoryview(bytearray(8))
-    slot.cast("Q")[0] = 3
-    rung: list[int] = []
-    with Guest(Dut) as guest:
-        ring = lambda _, __, count: rung.append(count)  # noqa: E731
-        source = EventSource(guest.device.core, (Dut.row, 8), print, ring, (), slot)
-        assert source.again(repeats=False, poisoned=poisoned) is not poisoned
-        source.run()
-        assert rung == ([] if poisoned else [3])
-        assert not any(slot)
-        source.close()
-
-
-def test_a_command_socket_that_was_closed_has_no_commands_left() -> None:
-    with Guest(Dut) as guest:
-        source, failures = commands(guest)
-        source._commands.append(SimpleNamespace(respond=True, user_data=9, offset=0, size=4))  # type: ignore[arg-type]
-        source.close()
-        source.run()
-        assert failures == []
 
 
 # -- system calls

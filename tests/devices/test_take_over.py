@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,6 +170,28 @@ def test_a_state_that_the_device_refuses_is_lost() -> None:
         take_over(after, guest)
         assert after.device.first == 0
         with pytest.raises(StateError, match="more than seven"):
+            take_over(after, guest, died=False)
+
+
+@pytest.mark.parametrize("hook", ["recovered", "check_state"])
+def test_device_code_that_fails_at_what_a_crash_has_left_is_a_lost_state(
+    hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: PciDevice, *_: bool) -> None:
+        raise KeyError("lost")
+
+    class Wrong(Steps, name="wrong"):
+        def failed(self) -> None:
+            self.word = 0xDEAD
+
+    setattr(Wrong, hook, fails)
+    with Guest(Wrong) as guest, successor(guest) as after:
+        guest.device.first = 8
+        take_over(after, guest)
+        assert (after.device.first, after.device.word) == (0, 0xDEAD)
+        assert "reset, since its state is lost: KeyError" in caplog.text
+        assert f"in {fails.__name__}" in caplog.text  # the traceback
+        with pytest.raises(KeyError, match="lost") if hook == "check_state" else contextlib.nullcontext():
             take_over(after, guest, died=False)
 
 

@@ -37,6 +37,18 @@ def test_options_that_a_reload_has_refused_are_shown(daemon: Instance) -> None:
     assert troubles(daemon, name) == {}
 
 
+def test_what_a_reload_has_refused_is_forgotten_with_a_good_one_though_the_device_was_stopped(daemon: Instance) -> None:
+    name = daemon.add()
+    daemon.configure(name, 'device = "probe"\noptions.nothing = 1')
+    daemon.reload()
+    assert "file" in troubles(daemon, name)
+    daemon.call("Stop", name=name)
+    daemon.configure(name, 'device = "probe"\nbusy-poll = 1')
+    daemon.reload()
+    daemon.call("Start", name=name)
+    assert troubles(daemon, name) == {}
+
+
 def test_a_socket_that_was_removed_is_shown_and_a_restart_makes_it_anew(daemon: Instance) -> None:
     name = daemon.add()
     daemon.socket(name).unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from bellwired.commands.reloading import INTERVAL, Reloading
 from bellwired.errors import CommandError
 from daemon.commands import PATIENCE, line, started
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
+from operating.varlink import Refused
 from vfio_user import Client
 
 DEVICE = """
@@ -94,6 +96,7 @@ def test_it_can_be_edited_after_a_crash_too(daemon: Instance) -> None:
     [
         ("Bar(0, size=4096)", "Bar(0, size=8192)", "the guest has seen something else: BAR 0 was 0x1000 bytes"),
         ("    def close(self)", "    def restored(self): raise KeyError\n\n    def close(self)", "KeyError"),
+        ("    def close(self)", "    def restored(self): raise SystemExit\n\n    def close(self)", "SystemExit"),
         ("plain = mmio.reg(0x00)", "plain = mmio.reg(0x00, size=1)", "plain was 0x1234, which 1 bytes do not hold"),
         ("class Probe", "class Probe(", "probe.py"),
     ],
@@ -106,7 +109,11 @@ def test_an_edit_that_cannot_go_on_leaves_the_old_code_with_the_client(
         write(client, PLAIN, 0x1234)
         mend = plugin(daemon, old, new)
         try:
-            assert why in daemon.reload()["failed"][name]
+            refused = daemon.reload()["failed"][name]
+            assert why in refused
+            assert refused.count(f"{name}: ") == 1
+            with pytest.raises(Refused, match=re.escape(why)):
+                daemon.call("Move", name=name)
             assert (read(client, PLAIN), read(client, EDITION)) == (0x1234, 1)
         finally:
             mend()

@@ -18,6 +18,7 @@ import pytest
 from bellwire.bundled.bell import MATCH, Bell
 from bellwire_vmm.guests.layout import Ring, Space, pack_nvme, pack_rings, unpack_nvme, unpack_rings
 from bellwire_vmm.vmm import Machine
+from bellwired.manager.life import SHORT
 from operating.instance import PLUGINS, QUICK, Instance
 from vfio_user import Client, Mechanism
 from vmm.program import Outcome, Program, bar
@@ -28,6 +29,8 @@ SIZE, BLOCK = 1 << 20, 512
 POLLED, WAITED = 500, 20
 RINGS = 50
 BETWEEN = 0.1  # seconds
+LONG_ENOUGH = SHORT, SHORT + BETWEEN
+"""How long a worker lives, in seconds. What several workers died of soon is dropped, which is not tested here."""
 COUNT, TRIPS, KILLS = 400, 100, 100
 ring = partial(Ring, count=COUNT, roundtrips=TRIPS)
 PATHS = {
@@ -37,7 +40,9 @@ PATHS = {
     "ioregionfd": ring(
         bar=1, offset=Bell.value.offset, value=None, counter=Bell.value_count.offset, errors=Bell.value_errors.offset
     ),
-    "shadow": ring(bar=1, offset=Bell.latest.offset, value=None, errors=Bell.latest_errors.offset),
+    "shadow": ring(
+        bar=1, offset=Bell.latest.offset, value=None, counter=Bell.latest_count.offset, errors=Bell.latest_errors.offset
+    ),
     "region": ring(
         bar=1, offset=Bell.region.offset, value=None, counter=Bell.acked_count.offset, errors=Bell.acked_errors.offset
     ),
@@ -88,7 +93,7 @@ def test_no_ring_is_lost_though_the_worker_is_killed_at_any_moment(daemon: Insta
     assert used == {"ioeventfd", "ioregionfd", "shadow"}
 
     def go_on() -> None:
-        while not over.wait(chance.uniform(0, BETWEEN)):
+        while not over.wait(chance.uniform(*LONG_ENOUGH)):
             kill(daemon, name)
             pauses.append(daemon.describe(name)["hand_overs"]["pause_ms"])
 
@@ -124,7 +129,7 @@ def test_a_guest_s_disk_is_whole_though_its_worker_was_killed_again_and_again(
     over, killed = threading.Event(), []
 
     def go_on() -> None:
-        while not over.wait(BETWEEN):
+        while not over.wait(LONG_ENOUGH[1]):
             kill(daemon, name)
             killed.append(name)
 

@@ -27,19 +27,24 @@ class Reloading:
         self._serving = serving
         self._used = self._last = sources.loaded()
 
-    def begin(self) -> None:
-        """Look from now on."""
+    def begin(self, *, seen: bool = False) -> None:
+        """Look from now on. ``seen``: the files as they are now have been tried."""
+        if seen:
+            self._used = self._last = self._now()
         self._serving.loop.after(INTERVAL, self._look)
 
     def _look(self) -> None:
-        now = {file: sources.stamp(Path(file)) for file in self._used}
+        now = self._now()
         settled, self._last = now == self._last, now
         if now != self._used and settled:
             self._reload(now)
         self._serving.loop.after(INTERVAL, self._look)
 
+    def _now(self) -> dict[str, Stamp | None]:
+        return {file: sources.stamp(Path(file)) for file in self._used}
+
     def _reload(self, now: dict[str, Stamp | None]) -> None:
-        changed = ", ".join(sorted(Path(file).name for file in now if now[file] != self._used[file]))
+        changed = ", ".join(sorted({Path(file).name for file in now if now[file] != self._used[file]}))
         begun = time.monotonic()
         try:
             self._serving.reload()

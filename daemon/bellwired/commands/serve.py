@@ -69,6 +69,7 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
             hang_timeout=arguments.hang_timeout,
             limit=arguments.restart_limit,
             hidden=not arguments.no_sandbox,
+            edited=arguments.reload,
         )
         ward = parent.run(arguments.ready_fd if part is None else None)
         if isinstance(ward, Ward):
@@ -134,7 +135,7 @@ def _serve(
         if ward is not None:
             ward.join(serving.loop, serving.stop)
         if arguments.reload:
-            Reloading(serving).begin()
+            Reloading(serving).begin(seen=ward is not None and ward.as_started)
         _end_on_signals(serving, quiet=ward is not None)
 
         def ready() -> None:
@@ -185,7 +186,9 @@ def _restarts(arguments: argparse.Namespace) -> bool:
 
 def _make(arguments: argparse.Namespace, device: type[PciDevice], ward: Ward | None) -> PciDevice:
     """The device, as its class was when the command was started. With --reload, a successor has the newest code."""
-    if arguments.reload and ward is not None and ward.number:
+    if ward is not None and ward.as_started:
+        log.error("the newest code does not go on. That of the command's start does")
+    elif arguments.reload and ward is not None and ward.number:
         try:
             return _again(arguments)({})
         except Exception as error:  # noqa: BLE001 of the user's file

@@ -207,9 +207,9 @@ class Departure:
     def _report(self, figures: dict[str, object], text: str) -> None:
         self.left = text
         self._problem = ""
-        if self._arguments.json:
+        if self._arguments.figures:
             try:
-                write_json(self._arguments.json, figures)
+                write_json(self._arguments.figures, figures)
             except CommandError as error:
                 self._problem = f"the guest was {text}; {error}"
 

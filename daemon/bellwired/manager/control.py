@@ -121,7 +121,7 @@ class Control(VarlinkInterface, name=INTERFACE):
     async def Move(self, *, name: str) -> None:
         """Give a device a new worker, which goes on with its client and its state. The guest sees a pause."""
         with self._changing():
-            await self._manager.unit(name).move()
+            await self._manager.move(name)
 
     @varlinkmethod
     async def Reset(self, *, name: str) -> None:

@@ -19,7 +19,7 @@ from bellwired import messages, settings, toml_file
 from bellwired.box.groups import Groups
 from bellwired.errors import CommandError, SettingsError
 from bellwired.find import files_for
-from bellwired.manager import trial
+from bellwired.manager import edits
 from bellwired.manager.events import LOG, Broadcaster
 from bellwired.manager.fd_store import FdStore
 from bellwired.manager.life import State
@@ -27,11 +27,9 @@ from bellwired.manager.tasks import a_few_at_once, alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Daemon, Device, Settings
-from bellwired.sources import open_trusted, stamp
-from bellwired.workers import wire
+from bellwired.sources import stamp
 from bellwired.workers.launch import ForkServer
 from bellwired.workers.spawner import Spawner
-from bellwired.workers.wire import Spawn
 
 log = logging.getLogger("bellwired")
 COUNTING = 1.0  # seconds between two statistics events, while there is a listener
@@ -175,6 +173,10 @@ class Manager:
             self.broadcaster.publish("", "reloaded", {"text": summary})
             return done
 
+    async def move(self, name: str) -> None:
+        """Have another worker of a device go on with its client and state. Raises a CommandError."""
+        await edits.move(self.unit(name), self.spawner)
+
     @property
     def summary(self) -> str:
         """For the service manager's status line."""
@@ -269,12 +271,11 @@ class Manager:
                     done.started.append(name)
                     await unit.start()
             elif (fresh := self._print(name)) != self._prints[name] or unit.edited():
-                folder = self._folder(name)
+                folder, unit.kept = self._folder(name), ""
                 if unit.state is State.RUNNING and device.enabled:
-                    order = unit.order(device, folder, trial=True)
-                    await self._try_out(unit, order)
+                    await edits.try_out(unit, self.spawner, device, folder)
                 if unit.client is not None and (device, folder) == (unit.settings, unit.folder):
-                    await self._exchange_code(unit)
+                    await edits.exchange(unit)
                     self._prints[name] = fresh
                     done.restarted.append(name)
                     return
@@ -291,32 +292,6 @@ class Manager:
             for names in (done.started, done.restarted, done.stopped):
                 if name in names:
                     names.remove(name)
-
-    async def _try_out(self, unit: Unit, order: Spawn) -> None:
-        unit.kept = ""
-        try:
-            await trial.attempt(self.spawner, order, self.settings.daemon.start_timeout)
-        except CommandError as error:
-            unit.kept = str(error)
-            raise
-
-    async def _exchange_code(self, unit: Unit) -> None:
-        """Have a worker go on with its device's code as it is now, with the state and the client that it has.
-
-        Files that have been exchanged are opened here: its box has only those of its start.
-        """
-        fds: list[int] = []
-        try:
-            files = unit.edited()
-            for file in files:
-                fds += [open_trusted(Path(file))]
-            timeout = self.settings.daemon.start_timeout
-            unit.exchanged(await unit.ask("reload", timeout, fds, files="\n".join(files)))
-        except CommandError as error:
-            unit.kept = str(error)
-            raise CommandError(f"{unit.name}: {error}", error.hint) from None
-        finally:
-            wire.close(fds)
 
     def _add(self, name: str) -> Unit:
         if self._closing:

@@ -27,7 +27,7 @@ from bellwired.box import privileges
 from bellwired.errors import CommandError
 from bellwired.logs import stderr_is_the_journal
 from bellwired.manager.holder import Holder
-from bellwired.manager.life import Restarts, how_it_ended
+from bellwired.manager.life import MOST_SHORT, Restarts, how_it_ended
 from bellwired.manager.watch import LOOKS, Watch
 from bellwired.settings import Daemon
 from bellwired.workers import process, wire
@@ -48,14 +48,20 @@ class Parent:
     One that gets on with nothing of what its client wants for ``hang_timeout`` seconds is killed; 0 turns that off.
     After more than ``limit`` deaths within some minutes, as the daemon counts them, the device is given up. The memory
     of all is ``hidden`` from other processes of the user, or can be looked at by debuggers.
+
+    If the device's file may be ``edited``, and several processes in a row do not become ready, the next one is told to
+    have the code of the command's start.
     """
 
-    def __init__(self, name: str, *, hang_timeout: float, limit: int, hidden: bool) -> None:
+    def __init__(self, name: str, *, hang_timeout: float, limit: int, hidden: bool, edited: bool = False) -> None:
         self._hand_overs = HandOvers()  # a forked process has a copy, as it was at the fork
         self._name = name
         self._limit = hang_timeout
         self._daemon = Daemon(restart_limit=limit)
         self._hidden = hidden
+        self._edited = edited
+        self._unready = 0
+        """The processes in a row that have died before they were ready."""
         self._holder = Holder(name)
         self._watch = Watch(self._holder)
         self._restarts = Restarts()
@@ -125,7 +131,8 @@ class Parent:
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
         try:
-            return Ward(theirs, number, self._estate(), self._hand_overs)
+            as_started = self._edited and self._unready > MOST_SHORT
+            return Ward(theirs, number, self._estate(), self._hand_overs, as_started=as_started)
         except (ValueError, TypeError):  # device code has told nonsense: nothing can be taken over
             log.exception("%s: its ledger is spoilt", self._name)
             os._exit(1)
@@ -253,6 +260,7 @@ class Parent:
             self._hand_overs.begin("it was moved by hand")
             return True
         why = self._how(status)
+        self._unready = 0 if self._ready else self._unready + 1
         log.error("%s", why, extra={"MESSAGE_ID": messages.DIED})
         served: float | None = None
         if self._holder.holds:

@@ -23,14 +23,24 @@ class Ward:
     """The process's end of the ``channel`` to its parent. It is process ``number`` of the device, from 0 on.
 
     ``estate`` is what the process before it has left, if that has left a client. ``hand_overs`` counts, up to this one.
+    ``as_started``: with code that was edited since the command's start, the processes before it have not become ready.
     """
 
-    def __init__(self, channel: socket.socket, number: int, estate: Estate | None, hand_overs: HandOvers) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        number: int,
+        estate: Estate | None,
+        hand_overs: HandOvers,
+        *,
+        as_started: bool = False,
+    ) -> None:
         channel.setblocking(False)
         self._channel = channel
         self.number = number
         self.estate = estate
         self.hand_overs = hand_overs
+        self.as_started = as_started
         self.ledger = ManagersLedger(channel)
         """Tells the parent."""
 

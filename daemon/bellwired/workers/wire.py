@@ -167,8 +167,8 @@ def received(
     how = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
     try:
         data, beside, flags, _ = sock.recvmsg(LARGEST_DATAGRAM, _ROOM, how)
-    except ConnectionResetError:
-        return None
+    except ConnectionResetError:  # told once, if the far end has closed with something unread: its messages come next
+        return received(sock, decoder, peek=peek)
     if not data:
         return None
     fds = array.array("i")

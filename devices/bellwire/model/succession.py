@@ -55,15 +55,15 @@ def take_over(
     core.follow_state()
     try:
         core.device.check_state()
-        core.state.inherit(files)
-        moved()
-    except StateError as error:
+    except (Exception, SystemExit) as error:
         if not died:
             raise
         core.state.inherit(files)
         moved()
-        fail(core, str(error))
+        _give_up(core, error)
         return
+    core.state.inherit(files)
+    moved()
     how = partial(_recover, core, torn) if died and not loaded else partial(_go_on, core)
     if core.still:
         core.waiting = how
@@ -82,8 +82,17 @@ def _recover(core: Core, torn: bool) -> None:
     core.signals.resend()
     try:
         core.call(core.device.recovered, torn)
-    except StateError as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a successor of this process would get no further
+        _give_up(core, error)
+
+
+def _give_up(core: Core, error: Exception | SystemExit) -> None:
+    """Device code cannot go on with the state that a dead process has left."""
+    if isinstance(error, StateError):
         fail(core, str(error))
+    else:
+        core.log.failure("crash", error, "%s cannot go on after a crash", type(core.device).__name__)
+        fail(core, f"{type(error).__name__}: {error}")
 
 
 def fail(core: Core, why: str) -> None:

@@ -139,8 +139,10 @@ class Served:
         finally:
             self._host.estate = Estate()
         repeats, poisoned = self.core.device.repeats, estate.poisoned
+        # Rings first: a reply to the command that was begun flushes them, and takes new ones into their slots.
+        rung = not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned)
         session.finish(estate, again=repeats and not poisoned)
-        if not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned):
+        if rung:
             session.service(DRAIN)  # a ring sees the writes that came before it
             doorbell_fds.run()
 

@@ -14,12 +14,13 @@ from typing import Generic, Protocol, TypeVar
 from bellwire.declare.doorbell import Doorbell, IoRegion
 from bellwire.model.core import Core
 from bellwire.model.tally import Count
-from bellwire.serve.noted import LINE
+from bellwire.serve.noted import LINE, EventSlot, new_slot
 from vfio_user import IoCommand, IoRegionServer, VfioUserError
-from vfio_user.eventfds import SIZE, take
+from vfio_user.eventfds import take
 from vfio_user.ioregionfd import SIZE as COMMAND_SIZE
 from vfio_user.ioregionfd import decode_command
 
+_MOST = (1 << 64) - 1  # who has the fd may add any number, again and again
 BEGUN = 2  # a byte of a command that means nothing: it is set while the command is in work
 clear_command = struct.Struct(f"{COMMAND_SIZE}x").pack_into
 
@@ -64,11 +65,55 @@ class Source(Protocol):
     """By what the rings come."""
 
 
-class EventSource(Generic[Bell]):
-    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum.
+class CountingSource(Generic[Bell]):
+    """What the two kinds of sources with an eventfd have in common: the count of rings that were gathered.
 
     A source owns its descriptors: those that it is given, as ``fds``, or those that it makes.
     """
+
+    mechanism: str
+
+    def __init__(self, core: Core, bell: Bell, guard: Guard, fds: tuple[int, ...], slot: EventSlot | None) -> None:
+        self.fds = fds or (_eventfd(),)
+        (self.fd,) = self.fds
+        self._bell = bell
+        self.guard = guard
+        self._counter, self._older = slot or new_slot()
+        self._noted = self._counter.cast("Q")
+        self._aside = False
+        self._count = 0
+        self._rings = core.tally.ring(self.mechanism, name_of(bell))
+
+    def _put_aside(self) -> None:
+        """Note the rings that were gathered as older ones: the next read of the eventfd replaces the other count."""
+        self._older[0] = self._count & _MOST
+        self._noted[0] = 0
+        self._aside = True
+
+    def _clear(self) -> None:
+        self._noted[0] = self._older[0] = 0
+        self._aside = False
+
+    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+        """A ring means "look", so it does no harm to look again."""
+        if poisoned:
+            self._clear()
+        self._count = self._older[0] + self._noted[0]
+        self._aside = True
+        return bool(self._count)
+
+    def discard(self) -> None:
+        """Drop the rings that were gathered."""
+        self._count = 0
+        self._clear()
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        os.close(self.fd)
+
+
+class EventSource(CountingSource[Bell]):
+    """A doorbell by ioeventfd: KVM adds rings to an eventfd, and the worker reads the sum."""
 
     mechanism = "ioeventfd"
 
@@ -79,23 +124,16 @@ class EventSource(Generic[Bell]):
         ring: Callable[[Bell, int], None],
         guard: Guard,
         fds: tuple[int, ...] = (),
-        slot: memoryview | None = None,
+        slot: EventSlot | None = None,
     ) -> None:
-        self.fds = fds or (_eventfd(),)
-        (self.fd,) = self.fds
-        self._bell = bell
+        super().__init__(core, bell, guard, fds, slot)
         self.ring = ring
-        self.guard = guard
-        self._counter = memoryview(bytearray(SIZE)) if slot is None else slot
-        self._noted = self._counter.cast("Q")
-        self._count = 0
-        self._rings = core.tally.ring(self.mechanism, name_of(bell))
 
     def gather(self) -> int:
         """Read the eventfd, and add its count."""
+        if self._count:
+            self._put_aside()
         count = take(self.fd, self._counter)  # 0 if a client, which has the fd too, has read it
-        if self._count and count:
-            self._noted[0] += self._count
         self._count += count
         return count
 
@@ -106,22 +144,11 @@ class EventSource(Generic[Bell]):
             self._rings[0] += count
             self.guard(self.ring, self._bell, count)
             self._noted[0] = 0
-
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
-        """A ring means "look", so it does no harm to look again."""
-        self._count = self._noted[0] = 0 if poisoned else self._noted[0]
-        return bool(self._count)
-
-    def discard(self) -> None:
-        """Drop the rings that were gathered."""
-        self._count = self._noted[0] = 0
-
-    def close(self) -> None:
-        """Close the eventfd."""
-        os.close(self.fd)
+            if self._aside:
+                self._clear()
 
 
-class ShadowSource(Generic[Bell]):
+class ShadowSource(CountingSource[Bell]):
     """A doorbell by shadow ioeventfd: an eventfd that counts the rings, and a cell with the value of the last one.
 
     The cell is read when the rings are gathered. The worker then drains its socket, and runs the hook last. So the hook
@@ -138,25 +165,18 @@ class ShadowSource(Generic[Bell]):
         ring: Callable[[Bell, int, int], None],
         guard: Guard,
         fds: tuple[int, ...] = (),
-        slot: memoryview | None = None,
+        slot: EventSlot | None = None,
     ) -> None:
-        self.fds = fds or (_eventfd(),)
-        (self.fd,) = self.fds
-        self._bell = bell
+        super().__init__(core, bell, guard, fds, slot)
         self._cell = cell
         self._ring = ring
-        self.guard = guard
-        self._counter = memoryview(bytearray(SIZE)) if slot is None else slot
-        self._noted = self._counter.cast("Q")
-        self._count = self._value = 0
-        self._rings = core.tally.ring(self.mechanism, name_of(bell))
+        self._value = 0
 
     def gather(self) -> int:
         """Read the eventfd, and add its count. Then read the value: who rings stores it first."""
-        count = take(self.fd, self._counter)
-        if self._count and count:
-            self._noted[0] += self._count
-        self._count += count
+        if self._count:
+            self._put_aside()
+        self._count += take(self.fd, self._counter)
         self._value = self._cell[0]
         return self._count + 1  # the value may be that of a ring that is still to come
 
@@ -167,20 +187,13 @@ class ShadowSource(Generic[Bell]):
             self._rings[0] += count
             self.guard(self._ring, self._bell, count, self._value)
             self._noted[0] = 0
+            if self._aside:
+                self._clear()
 
     def again(self, *, repeats: bool, poisoned: bool) -> bool:
         """Ring with the value that the cell has now."""
-        self._count = self._noted[0] = 0 if poisoned else self._noted[0]
         self._value = self._cell[0]
-        return bool(self._count)
-
-    def discard(self) -> None:
-        """Drop the rings that were gathered."""
-        self._count = self._noted[0] = 0
-
-    def close(self) -> None:
-        """Close the eventfd."""
-        os.close(self.fd)
+        return super().again(repeats=repeats, poisoned=poisoned)
 
 
 class CommandSource:

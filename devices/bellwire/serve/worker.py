@@ -218,11 +218,13 @@ class Worker:
                 new.take_over(estate, self._dialect, died=False)
             else:
                 device.core.take_over(self.device.core.state.files, client=False, died=False)
-        except BaseException:
+        except BaseException as error:
             new.leave()
             if connected:
                 old.keep_state()
             self._close(device)
+            if isinstance(error, SystemExit):  # of device code: the process serves on
+                raise StateError(f"{type(device).__name__} raises SystemExit: {error}") from error
             raise
         finally:
             estate.close()

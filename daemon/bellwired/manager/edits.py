@@ -1,0 +1,56 @@
+"""Edited code of a device: it is tried in a process of its own, and then goes on in the worker that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bellwired.errors import CommandError
+from bellwired.manager import trial
+from bellwired.manager.life import State
+from bellwired.manager.unit import Unit
+from bellwired.settings import Device
+from bellwired.sources import open_trusted, stamp
+from bellwired.workers import wire
+from bellwired.workers.spawner import Spawner
+
+
+async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path) -> None:
+    """Make the device from its files as they are now. A CommandError says what is wrong with them."""
+    try:
+        order = unit.order(device, folder, trial=True)
+        await trial.attempt(spawner, order, unit.daemon.start_timeout)
+    except CommandError as error:
+        unit.kept = str(error)
+        raise
+
+
+async def exchange(unit: Unit) -> None:
+    """Have a worker go on with its device's code as it is now, with the state and the client that it has.
+
+    Files that have been exchanged are opened here: its box has only those of its start. A CommandError says why the
+    code of before goes on.
+    """
+    fds: list[int] = []
+    try:
+        files = [file for file in unit.edited() if stamp(Path(file))]  # the others are gone
+        for file in files:
+            fds += [open_trusted(Path(file))]
+        pause = await unit.ask("reload", unit.daemon.start_timeout, fds, files="\n".join(files))
+        unit.kept = ""
+        unit.exchanged(pause)
+    except CommandError as error:
+        unit.kept = str(error)
+        raise
+    finally:
+        wire.close(fds)
+
+
+async def move(unit: Unit, spawner: Spawner) -> None:
+    """Have another worker go on with client and state. A CommandError, before the one that is there ends, if its
+    device's files have changed and cannot go on.
+    """
+    if unit.state is State.RUNNING and unit.edited():
+        await try_out(unit, spawner, unit.settings, unit.folder)
+        if unit.client is not None:
+            await exchange(unit)
+    await unit.move()
