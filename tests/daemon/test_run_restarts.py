@@ -254,7 +254,9 @@ def test_edited_code_that_cannot_go_on_leaves_the_client_to_the_first_code(
         assert "the newest code does not go on" in running.said()
         running.file.write_text(DEVICE)
         wait_for(running, "the new code goes on")
+        bellwire("move", "dut", *running.places)
         assert read(client, PLAIN) == 42
+        assert running.said().count("the newest code does not go on") == 1
 
 
 def wait_for(running: Running, words: str, times: int = 1) -> None:
