@@ -55,7 +55,7 @@ MISTAKES = [  # status 2: the usage, and then this
     ("export edu --as c-heder", "there is no 'c-heder'; did you mean c-header?"),
     ("import", "the following arguments are required: FILE"),
     ("import x --diff --check", "--check: not allowed with argument --diff"),
-    ("vmm", "one of the arguments --guest --kernel is required"),
+    ("vmm", "one of the arguments --guest --kernel --restore --listen is required"),
     ("vmm --guest bell --kernel x", "--kernel: not allowed with argument --guest"),
     ("vmm --guest bell --memory 1Q", "'1Q': expected a number of MiB, or one that ends in M or G"),
     ("vmm --guest bell --timeout 0", "--timeout: 0: expected more than 0"),

@@ -40,7 +40,9 @@ PATHS = {
     "ioregionfd": ring(
         bar=1, offset=Bell.value.offset, value=None, counter=Bell.value_count.offset, errors=Bell.value_errors.offset
     ),
-    "shadow": ring(bar=1, offset=Bell.latest.offset, value=None, errors=Bell.latest_errors.offset),
+    "shadow": ring(
+        bar=1, offset=Bell.latest.offset, value=None, counter=Bell.latest_count.offset, errors=Bell.latest_errors.offset
+    ),
     "region": ring(
         bar=1, offset=Bell.region.offset, value=None, counter=Bell.acked_count.offset, errors=Bell.acked_errors.offset
     ),

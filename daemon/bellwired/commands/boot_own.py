@@ -77,6 +77,7 @@ def words(
         console=arguments.console,
         timeout=arguments.timeout,
         no_reboot=True,
+        **dict.fromkeys(("save", "migrate_to", "at", "when")),
     )
 
 

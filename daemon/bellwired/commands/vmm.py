@@ -160,11 +160,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--json",
+        dest="figures",
         type=Path,
         metavar="FILE",
         help="with --save or --migrate-to: write the figures to FILE (- for stdout)",
     )
-    parser.set_defaults(command=vmm, takes=("timeout", "json"))
+    parser.set_defaults(command=vmm, takes=("timeout",))
 
 
 def vmm(arguments: argparse.Namespace) -> int:
@@ -249,8 +250,8 @@ def _refuse(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) and what not in others:
             raise CommandError(f"--{option.replace('_', '-')} is for {' and '.join(others)}")
     leaves = arguments.save or arguments.migrate_to
-    for option in ("at", "when", "json"):
-        if getattr(arguments, option) is not None and not leaves:
+    for option, value in (("at", arguments.at), ("when", arguments.when), ("json", arguments.figures)):
+        if value is not None and not leaves:
             raise CommandError(f"--{option} needs --save or --migrate-to")
     for option in ("pause", "rounds"):
         if getattr(arguments, option) != DEFAULTS[option] and not arguments.migrate_to:

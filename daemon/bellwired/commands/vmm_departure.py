@@ -205,8 +205,8 @@ class Departure:
     def _report(self, figures: dict[str, object], text: str) -> None:
         self.left = text
         self._problem = ""
-        if self._arguments.json:
-            write_json(self._arguments.json, figures)
+        if self._arguments.figures:
+            write_json(self._arguments.figures, figures)
 
     def _failed(self, why: str) -> None:
         """Tell at once that the guest could not leave, and goes on."""

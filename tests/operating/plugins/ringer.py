@@ -12,6 +12,13 @@ class Ringer(Bell, name="ringer", repeats=True):
         if value != self.value_count or not value:
             super().value_rang(value)
 
+    def latest_rang(self, value: int) -> None:
+        """A ring that comes again counts again, so the count may be ahead of the value."""
+        self.latest_count = self.latest.rung - self.latest_base
+        self.latest_errors += value < self.latest_value
+        self.latest_value = value
+        self.arrived()
+
     def plain_written(self, value: int) -> None:
         if value != self.plain_count or not value:
             super().plain_written(value)
