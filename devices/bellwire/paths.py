@@ -25,7 +25,6 @@ _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = frozenset({stat.S_IFREG})
 WRITABLE = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
 """The kinds of files that a user may name for output."""
-_REPLACEABLE = (stat.S_IFREG, stat.S_IFLNK)
 _TRIES = 8  # for a name that others make and remove
 
 
@@ -182,11 +181,9 @@ class Place:
 
         Nothing is replaced, and nothing left behind, if the context raises. Without ``mode`` the file has the
         permissions that the umask leaves. It is first written under another name; ``aside`` is for a folder with one
-        writer, who may have died before. Only a regular file is replaced, or a link that was not followed: a PathError
-        for a device node, a socket, a folder.
+        writer, who may have died before. A PathError if there is anything but a file, or a link that was not followed.
         """
-        status = self.status()
-        if status is not None and stat.S_IFMT(status.st_mode) not in _REPLACEABLE:
+        if (status := self.status()) and stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
             raise PathError(f"it is {_kind(status)}, expected a file", os.fspath(self.path))
         if aside:
             with contextlib.suppress(FileNotFoundError):
