@@ -181,8 +181,10 @@ class Place:
 
         Nothing is replaced, and nothing left behind, if the context raises. Without ``mode`` the file has the
         permissions that the umask leaves. It is first written under another name; ``aside`` is for a folder with one
-        writer, who may have died before.
+        writer, who may have died before. A PathError if there is anything but a file, or a link that was not followed.
         """
+        if (status := self.status()) and stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
+            raise PathError(f"it is {_kind(status)}, expected a file", os.fspath(self.path))
         if aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=self.folder)

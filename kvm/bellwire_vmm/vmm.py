@@ -194,8 +194,8 @@ class Machine:
         result.seconds = time.monotonic() - begin
         for thread in threads:
             thread.result()
-        if not in_time:
-            result.failure = f"the guest was still running after {timeout:g} s"
+        if timeout is not None and not in_time:
+            result.failure = f"the guest was still running after {round(timeout, 2):g} s"
         return result
 
     def stop(self) -> None:

@@ -27,6 +27,8 @@ class ServerMigration:
         self._incoming = bytearray()
         self.loaded = False
         """Whether the device stands still with a state that was loaded, and has not run yet."""
+        self._awaiting = False
+        """Whether another device has had the files of this one since its client came."""
         self._lost = ""
         """Why data is lost: the process that had it has died."""
 
@@ -98,9 +100,11 @@ class ServerMigration:
     def _enter(self, state: DeviceState) -> None:
         self.state, self._lost = state, ""
         if state is _RUNNING:
+            self._awaiting = False
             self._ledger.drop(_KEY)
         else:
-            self._ledger.keep(Kept(_KEY, {"state": state.name, "loaded": self.loaded}))
+            note = {"state": state.name, "loaded": self.loaded, "awaiting": self._awaiting}
+            self._ledger.keep(Kept(_KEY, note))
 
     def read(self, size: int) -> memoryview:
         """The next ``size`` bytes of the state; fewer at the end. Raises VfioUserError if there is nothing to read."""
@@ -122,7 +126,11 @@ class ServerMigration:
         self._incoming += data
 
     def reset(self, reset: Callable[[], None]) -> None:
-        """Have the device ``reset``. It runs afterwards, whatever state it was in."""
+        """Have the device ``reset``. It runs afterwards; if another device has its files, it stands still in STOP."""
+        self._clear(reset)
+        self.begin()
+
+    def _clear(self, reset: Callable[[], None]) -> None:
         reset()
         self._outgoing, self.loaded = memoryview(b""), False
         self._incoming.clear()
@@ -136,21 +144,22 @@ class ServerMigration:
     def leave(self, reset: Callable[[], None]) -> None:
         """The client leaves: the device runs with the state that it has. What is in ERROR is ``reset``.
 
-        An exception is the device's own: it is reset then, too.
+        So is a device that has not run since another one had its files: it takes none, because that one may want them
+        back. An exception is the device's own: it is reset then, too.
         """
         if self._movable is None or self.state is _RUNNING:
             return
         if self.state is _PRE_COPY:
             self._movable.forget()
-        elif self.state is _ERROR:
-            self.reset(reset)
+        elif self.state is _ERROR or self._awaiting:
+            self._clear(reset)
         else:
             try:
                 self._movable.go()
             except VfioUserError:  # the device goes on elsewhere, with its files
-                self.reset(reset)
+                self._clear(reset)
             except BaseException:
-                self.reset(reset)
+                self._clear(reset)
                 raise
             self._movable.forget()
         self._enter(_RUNNING)
@@ -159,6 +168,7 @@ class ServerMigration:
         """A client has come: a device that awaits its state begins in STOP."""
         if self._movable is not None and not self.still and self._movable.awaits():
             self._movable.inherit(loaded=False)
+            self._awaiting = True
             self._enter(_STOP)
 
     def inherited(self, estate: Estate) -> None:
@@ -167,7 +177,7 @@ class ServerMigration:
         if not note or self._movable is None:
             return
         state = DeviceState[note["state"]]
-        self.loaded = bool(note["loaded"])
+        self.loaded, self._awaiting = bool(note["loaded"]), bool(note["awaiting"])
         if state in (_STOP_COPY, _PRE_COPY):
             self._lost = "the process that gave the data has died, so the data has no end"
         elif state is _RESUMING:

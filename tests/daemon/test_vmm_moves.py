@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ def guest(tmp_path: Path) -> list[str]:
     path = tmp_path / "count.bin"
     path.write_bytes(counting(400_000))
     return ["--guest", str(path), "--memory", "4"]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """What a command in this process does with SIGUSR1 ends with the test."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.fixture
@@ -137,6 +145,31 @@ def test_where_there_is_no_room_nothing_is_left_and_the_guest_goes_on(
     assert f"bellwire: {tmp_path / 'saved'}: File too large; the guest goes on" in said.err
     assert "The guest ended well after" in said.out
     assert [path.name for path in tmp_path.iterdir()] == ["count.bin"]
+
+
+def test_a_guest_is_told_to_have_left_even_if_the_figures_cannot_be_written(
+    guest: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, figures = tmp_path / "saved", tmp_path / "nowhere/figures"
+    assert main(["vmm", *guest, "--save", str(path), "--at", "0.1", "--json", str(figures)]) == 1
+    said = capsys.readouterr().err
+    assert f"the guest was saved to {path}: " in said
+    assert f"{figures}: cannot write: No such file or directory" in said
+
+
+def test_a_fatal_signal_in_the_middle_of_a_save_leaves_nothing(
+    guest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main(["vmm", *guest, "--save", str(tmp_path / "saved"), "--at", "0.1"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["count.bin"]
+
+
+def test_a_signal_that_comes_when_the_guest_has_left_changes_nothing(guest: list[str], tmp_path: Path) -> None:
+    assert main(["vmm", *guest, "--save", str(tmp_path / "saved"), "--at", "0.1"]) == 0
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest: list[str], tmp_path: Path) -> None:

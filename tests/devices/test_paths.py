@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -98,10 +99,23 @@ def test_a_name_that_comes_and_goes_all_the_time_is_given_up(tmp_path: Path, mon
             place.open(os.O_WRONLY | os.O_CREAT)
 
 
-def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "f").mkdir()
-    with Place(tmp_path / "f") as place, pytest.raises(IsADirectoryError):
+@pytest.mark.parametrize(
+    "make",
+    [os.mkdir, os.mkfifo, pytest.param(lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, 0x103), marks=as_root)],
+    ids=["folder", "fifo", "device"],
+)
+def test_what_is_no_regular_file_stays_where_it_is(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "there")
+    before = (tmp_path / "there").stat()
+    with Place(tmp_path / "there") as place, pytest.raises(PathError, match=r"it is a .*, expected a file"):
         place.replace(b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").stat() == before
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Place(tmp_path / "f") as place, pytest.raises(IsADirectoryError), place.replacing():
+        (tmp_path / "f").mkdir()
     assert os.listdir(tmp_path) == ["f"]
 
 

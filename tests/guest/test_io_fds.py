@@ -145,7 +145,7 @@ def test_unplugging_lets_all_descriptors_go(drive: Callable[..., Machine], serve
         assert descriptors(machine) > before
         machine.unplug()
         until(functools.partial(gone, served, times))
-    assert descriptors(machine) == before
+    until(lambda: descriptors(machine) == before)  # QEMU frees some of it a moment later
 
 
 def descriptors(machine: Machine) -> int:

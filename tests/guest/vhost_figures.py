@@ -28,7 +28,7 @@ from patched import BuildError, built
 from provision import provision
 
 LOADS = ALL_LOADS[:3]
-SECONDS = 3
+SECONDS = 2
 
 
 def script() -> str:

@@ -23,6 +23,7 @@ from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
 from bellwire.storage.disk import StorageError
 from bellwire.virtio import Feature
+from devices.serving import wait_until
 from migration.moving import Machine, MovingDriver, NvmeMachine
 from nvme.driver import Driver as NvmeDriver
 from nvme.driver import transfer
@@ -209,6 +210,31 @@ def test_an_image_goes_along(image: Path, kind: type[PciDevice]) -> None:
             client.migration.set_state(DeviceState.RUNNING)
         client.close()
         with Client.connect(source.path) as late:
+            assert late.migration.state is DeviceState.STOP
+
+
+@pytest.mark.parametrize("kind", DISKS, ids=DISKS.values())
+def test_a_reset_gives_no_device_the_image_of_another(image: Path, kind: type[PciDevice]) -> None:
+    with Machine(kind, image=str(image)) as machine, Machine(kind, image=str(image), incoming=True) as waiting:
+        waiting.client.reset()
+        states = [waiting.client.migration.state]
+        machine.save()
+        waiting.client.reset()
+        assert [*states, waiting.client.migration.state] == [DeviceState.STOP, DeviceState.RUNNING]
+        with pytest.raises(RemoteError, match="busy"):
+            machine.client.migration.set_state(DeviceState.RUNNING)
+
+
+@pytest.mark.parametrize("reached", [DeviceState.STOP, DeviceState.RESUMING], ids=["state loaded", "resuming"])
+def test_a_target_that_dies_leaves_the_image_to_the_source(image: Path, reached: DeviceState) -> None:
+    with Machine(Nvme, image=str(image)) as machine, Machine(Nvme, image=str(image), incoming=True) as target:
+        target.client.migration.set_state(DeviceState.RESUMING)
+        target.client.migration.write(machine.save())
+        target.client.migration.set_state(reached)
+        target.client.close()
+        wait_until(lambda: not target.serving.device.core.connected)
+        machine.client.migration.set_state(DeviceState.RUNNING)
+        with Client.connect(target.serving.path) as late:
             assert late.migration.state is DeviceState.STOP
 
 

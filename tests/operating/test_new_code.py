@@ -122,6 +122,22 @@ def test_an_edit_that_cannot_go_on_leaves_the_old_code_with_the_client(
 
 
 @pytest.mark.daemon
+def test_a_client_whose_worker_dies_while_its_file_is_broken_waits_until_that_is_mended(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        mend = plugin(daemon, "class Probe", "class Probe(")
+        try:
+            os.kill(daemon.pid(name), signal.SIGKILL)
+            events.until("died", name)
+            assert "SyntaxError" in events.until("died", name)["fields"]["text"]
+        finally:
+            mend()
+        assert name in daemon.reload()["restarted"]
+        assert read(client, PLAIN) == 42
+
+
+@pytest.mark.daemon
 def test_bellwire_run_goes_on_with_the_file_as_it_is_saved(tmp_path: Path) -> None:
     file, part, socket = tmp_path / "dut.py", tmp_path / "part.py", tmp_path / "s"
     file.write_text(DEVICE)

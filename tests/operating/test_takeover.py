@@ -67,6 +67,19 @@ def test_a_daemon_that_cannot_serve_all_clients_takes_nothing_over(instance: Ins
             assert read(fresh, PLAIN) == 0
 
 
+def test_a_daemon_without_a_usable_file_of_a_device_with_a_client_takes_nothing_over(instance: Instance) -> None:
+    path = instance.configure("dev")
+    with instance, connect(path) as client:
+        write(client, PLAIN, 42)
+        instance.configure("dev", "device = 3")
+        other = takes_over(instance)
+        other.start()
+        assert other.process.wait(PATIENCE) == 1
+        other.said("there is no usable file for dev, which has a client")
+        other.__exit__(None, None, None)
+        assert read(client, PLAIN) == 42
+
+
 def test_a_daemon_that_is_killed_while_it_takes_over_changes_nothing(instance: Instance) -> None:
     path, slow = instance.configure("dev"), instance.configure("slow")
     with instance, connect(path) as client, connect(slow) as other_client:

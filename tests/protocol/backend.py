@@ -403,6 +403,7 @@ class FakeMovable:
         self.state = state
         self.loaded: bytes | None = None
         self.still = False
+        self.files_elsewhere = False
         self.calls: list[str] = []
         self.fails: dict[str, Exception] = {}
 
@@ -412,7 +413,7 @@ class FakeMovable:
             raise self.fails.pop(name)
 
     def awaits(self) -> bool:
-        return False
+        return self.files_elsewhere
 
     def hold(self) -> None:
         self._called("hold")

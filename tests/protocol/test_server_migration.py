@@ -188,6 +188,15 @@ def test_a_reset_leads_to_running(client: Client, movable: FakeMovable, state: D
     assert ("reset" in movable.calls) is (state in STILL)
 
 
+def test_a_reset_leads_to_stop_while_another_device_has_the_files(client: Client, movable: FakeMovable) -> None:
+    movable.files_elsewhere = True
+    client.reset()
+    assert (client.migration.state, movable.still) == (STOP, True)
+    movable.files_elsewhere = False
+    client.reset()
+    assert (client.migration.state, movable.still) == (RUNNING, False)
+
+
 BAD = {
     "no such feature": (DeviceFeature(GET, 3), errno.ENOTSUP),
     "no way to set": (DeviceFeature(SET, Feature.MIGRATION), errno.ENOTSUP),
@@ -274,11 +283,21 @@ def test_whatever_a_client_asks_the_device_stands_still_in_the_states_that_say_s
 # -- the process of the device dies
 
 
-def inherited(state: DeviceState, *, loaded: bool = False) -> tuple[ServerMigration, FakeMovable]:
+def inherited(
+    state: DeviceState, *, loaded: bool = False, awaiting: bool = False
+) -> tuple[ServerMigration, FakeMovable]:
     movable = FakeMovable()
     migration = ServerMigration(movable, Ledger())
-    migration.inherited(Estate({"migration": Kept("migration", {"state": state.name, "loaded": loaded})}))
+    note = {"state": state.name, "loaded": loaded, "awaiting": awaiting}
+    migration.inherited(Estate({"migration": Kept("migration", note)}))
     return migration, movable
+
+
+@pytest.mark.parametrize("awaiting", [False, True])
+def test_a_device_that_waited_for_its_files_and_never_ran_takes_none_when_its_client_leaves(awaiting: bool) -> None:
+    migration, movable = inherited(STOP, loaded=True, awaiting=awaiting)
+    migration.leave(lambda: None)
+    assert (("go" in movable.calls), movable.still) == (not awaiting, False)
 
 
 @pytest.mark.parametrize("state", [STOP_COPY, PRE_COPY])

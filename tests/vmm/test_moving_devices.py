@@ -19,7 +19,7 @@ from bellwire_vmm.moving import HandedOverError, Policy, Source, Target
 from bellwire_vmm.moving.wire import Kind, Wire
 from bellwire_vmm.saved import devices
 from bellwire_vmm.vmm import Machine
-from vfio_user import Client, DeviceState, RemoteError
+from vfio_user import Client, DeviceState, RemoteError, VfioUserError
 from vmm import toy
 from vmm.program import Program
 from vmm.test_guests import PATHS
@@ -125,6 +125,53 @@ def test_a_target_that_cannot_take_the_state_leaves_guest_and_devices_at_work_he
         result = machine.resume(60)
         assert result.ok, result
         check_bell(machine.memory)
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_target_that_cannot_start_gives_the_image_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind, options, parameters, check = GUESTS["nvme"]
+    (tmp_path / "numbers").write_bytes(NUMBERS)
+    options = options | {"image": str(tmp_path / "numbers")}
+    with (
+        plugged(kind, **options) as here,
+        Machine(16 * MIB) as machine,
+        plugged(kind, **options, incoming=True) as there,
+        Machine(16 * MIB) as other,
+    ):
+        here(machine)
+        there(other)
+        machine.load("nvme", parameters)
+        start = devices.start
+
+        def refuse(started: Machine) -> None:
+            start(started)
+            if started is other:
+                raise StateError("slot 2 does not start")
+
+        monkeypatch.setattr(devices, "start", refuse)
+        ends = move(machine, lambda _: other)
+        assert str(ends.here_error) == "the target gives up: slot 2 does not start"
+        result = machine.resume(60)
+        assert result.ok, result
+        check(machine.memory)
+
+
+def test_a_device_that_does_not_run_again_is_told_with_what_went_wrong_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise VfioUserError("another device has the image")
+
+    with plugged(Edu) as edu, Machine(16 * MIB) as machine:
+        edu(machine)
+        migration = type(machine.devices[0].peer.client.migration)
+
+        def fail() -> None:
+            with devices.stopped(machine):
+                monkeypatch.setattr(migration, "set_state", refuse)
+                raise StateError("no room")
+
+        both = r"^no room; and a device does not run again: slot 1, 1234:11e8: another device has the image$"
+        with pytest.raises(StateError, match=both):
+            fail()
 
 
 def test_a_device_that_refuses_to_stop_is_named_and_the_others_go_on() -> None:

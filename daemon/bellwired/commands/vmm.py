@@ -20,6 +20,7 @@ from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_arrival import LINUX, arrival
 from bellwired.commands.vmm_departure import Departure
 from bellwired.commands.vmm_guests import parameters, report
+from bellwired.commands.vmm_signals import signals_end_it
 from bellwired.commands.vmm_sockets import ANSWER, connected
 from bellwired.errors import CommandError
 from bellwired.guest.progress import shown
@@ -208,7 +209,7 @@ def _micro(
     if came := begin(machine):
         print(f"The guest {came}.")
     sys.stdout.flush()
-    with shown() as progress:
+    with signals_end_it(), shown() as progress:
         departure = Departure(arguments, name, progress)
         result = departure.run(machine, arguments.timeout or PATIENCE)
     if result.text:

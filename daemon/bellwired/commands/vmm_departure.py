@@ -111,7 +111,8 @@ class Departure:
             if source := self._source:
                 source.abort()
             thread.join()
-            signal.signal(signal.SIGUSR1, before)
+            # One more signal than it takes does not end the command.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.left else before)
             if self._source is not None:
                 self._source.close()
             for fd in (self._wake, stop):
@@ -169,6 +170,7 @@ class Departure:
         try:
             if self._source is not None:
                 moved = self._source.finish()
+                copies = len(moved.rounds)
                 self._report(
                     {
                         "rounds": [each._asdict() for each in moved.rounds],
@@ -177,7 +179,7 @@ class Departure:
                         "bytes": moved.bytes,
                         "pause": moved.pause,
                     },
-                    f"moved to {self._arguments.migrate_to}: {len(moved.rounds)} rounds, "
+                    f"moved to {self._arguments.migrate_to}: {copies} round{'s' * (copies > 1)}, "
                     f"{moved.bytes / _MIB:.1f} MiB in all, paused for {moved.pause:.3f} s",
                 )
             else:
@@ -206,7 +208,10 @@ class Departure:
         self.left = text
         self._problem = ""
         if self._arguments.figures:
-            write_json(self._arguments.figures, figures)
+            try:
+                write_json(self._arguments.figures, figures)
+            except CommandError as error:
+                self._problem = f"the guest was {text}; {error}"
 
     def _failed(self, why: str) -> None:
         """Tell at once that the guest could not leave, and goes on."""

@@ -27,9 +27,12 @@ async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path) ->
 async def exchange(unit: Unit) -> None:
     """Have a worker go on with its device's code as it is now, with the state and the client that it has.
 
-    Files that have been exchanged are opened here: its box has only those of its start. A CommandError says why the
-    code of before goes on.
+    Files that have been exchanged are opened here: its box has only those of its start. If its worker has died, and no
+    successor could go on, another one tries at once. A CommandError says why the new code does not go on.
     """
+    if unit.state is not State.RUNNING:
+        await unit.start()
+        return
     fds: list[int] = []
     try:
         files = [file for file in unit.edited() if stamp(Path(file))]  # the others are gone

@@ -126,6 +126,10 @@ class Alone(Manager):
         """It can not."""
         return "it serves a device in the foreground"
 
+    async def move(self, name: str) -> None:
+        """Let another process go on, whatever the files have become: the parent falls back on the first code."""
+        await self.unit(name).move()
+
     async def reload(self) -> Reloaded:
         """There is nothing to read."""
         raise CommandError("a device in the foreground has no configuration to read again")

@@ -37,6 +37,11 @@ class Kept(Reported):
         """Whether a client of the daemon before waits for it."""
         return self.holder.holds or bool(self._deposit.refusal)
 
+    @property
+    def patient(self) -> bool:
+        """Whether a client waits for it that no other daemon would go on with."""
+        return self.holder.holds and not self._deposit.shared
+
     def take_up(self, store: FdStore) -> None:
         """Take up the client that the daemon before has left in ``store``. The next start goes on with it.
 

@@ -204,6 +204,7 @@ class Parent:
                 self._watched = True
             case "ready":
                 self._ready = self._watched = True
+                self._unready = 0
                 self._restarts.hung = False
                 self._since = time.monotonic()
                 if self._hand_overs.under_way:
@@ -260,7 +261,7 @@ class Parent:
             self._hand_overs.begin("it was moved by hand")
             return True
         why = self._how(status)
-        self._unready = 0 if self._ready else self._unready + 1
+        self._unready += not self._ready
         log.error("%s", why, extra={"MESSAGE_ID": messages.DIED})
         served: float | None = None
         if self._holder.holds:

@@ -68,10 +68,18 @@ class Takeover:
         """What was given, by name, with what identifies the path of a listening socket."""
         self._awaited: set[str] = set()
 
-    def note(self) -> None:
-        """Note of which devices there is a client: all of these are to run in the end."""
+    def note(self, manager: Manager) -> None:
+        """Note of which devices there is a client: all of these are to run in the end.
+
+        A CommandError if there is no usable file for one.
+        """
         parts = (NAME.fullmatch(name) for name in self.given)
         self._awaited = {part[3] for part in parts if part is not None and part[2] == EXIT}
+        if unknown := sorted(self._awaited - manager.settings.devices.keys()):
+            raise CommandError(
+                f"there is no usable file for {', '.join(unknown)}, which has a client",
+                "give the flags of the daemon that runs, or stop the device there; that daemon goes on",
+            )
 
     async def finish(self, manager: Manager, store: FdStore) -> None:
         """Tell the old daemon that it can end, and wait for its end. A CommandError if a client is not served."""
@@ -115,7 +123,7 @@ async def take(manager: Manager, server: int) -> Takeover:
             found = await _next(sock)
             message, fds = found or (Taken(), [])
             if isinstance(message, Taken | Here):
-                raise CommandError("the running daemon has ended without handing over")
+                raise CommandError("the running daemon has ended, and has handed nothing over to this one")
             if isinstance(message, Refused):
                 raise CommandError(f"the running daemon does not hand over: {message.why}")
             if len(fds) != len(message.names):
@@ -124,7 +132,7 @@ async def take(manager: Manager, server: int) -> Takeover:
             for (name, *ids), fd in zip(message.names, fds, strict=True):
                 takeover.given[name] = socket.socket(fileno=fd), (ids[0], ids[1])
             if message.last:
-                takeover.note()
+                takeover.note(manager)
                 return takeover
     except WireError as error:
         sock.close()

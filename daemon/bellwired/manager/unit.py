@@ -286,7 +286,8 @@ class Unit(Filtered, Kept):
         self.box.left()
         self._child = self._channel = None
         self.rings.worker_ended()
-        if self.state is State.STOPPING or status in (0, REFUSED):
+        refused = status == REFUSED and not self.patient  # its files may be mended while a client waits
+        if self.state is State.STOPPING or status == 0 or refused:
             self._leave_client()
         if self.state is State.STOPPING:
             self._settle("it was stopped")
@@ -296,7 +297,7 @@ class Unit(Filtered, Kept):
             self.hand_overs.begin("it was moved by hand")
             self._set(State.WAITING)
             self._relaunch()
-        elif status == REFUSED:
+        elif refused:
             self._give_up(self.error or "it was refused")
         elif status == 0 and self.settings.restart != "always":
             self._settle(why)

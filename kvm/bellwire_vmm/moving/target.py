@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from bellwire_vmm.errors import MigrationError, StateError, VmmError
@@ -47,7 +48,7 @@ class Target:
             saved.give(machine, sections.unpack(self._receive(machine)))
             self._wire.send(Kind.GOOD)
             self._wire.receive({Kind.GO: 0})
-            devices.start(machine)
+            self._start(machine)
             self._wire.send(Kind.GOOD)
         except (VmmError, KvmError) as error:
             self.refuse(str(error))
@@ -60,6 +61,14 @@ class Target:
     def close(self) -> None:
         """Close the connection."""
         self._wire.close()
+
+    def _start(self, machine: Machine) -> None:
+        try:
+            devices.start(machine)
+        except StateError:
+            with contextlib.suppress(StateError):
+                devices.stop(machine)  # those of the source go on, and need their files
+            raise
 
     def _receive(self, machine: Machine) -> bytearray:
         """Fill RAM with the pages that come. Returns the state, which comes after the last of them."""

@@ -49,13 +49,19 @@ def start(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def stopped(machine: Machine) -> Iterator[None]:
-    """A context in which the devices of a stopped machine stand still. They start again if it raises."""
+    """A context in which the devices of a stopped machine stand still. They start again if it raises.
+
+    Raises StateError, with both reasons, if one then does not start.
+    """
     try:
         stop(machine)
         yield
-    except BaseException:
-        with contextlib.suppress(StateError):  # what went wrong first says more
+    except BaseException as error:
+        try:
             start(machine)
+        except StateError as second:
+            if isinstance(error, Exception):
+                raise StateError(f"{error}; and a device does not run again: {second}") from error
         raise
 
 
