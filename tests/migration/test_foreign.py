@@ -52,6 +52,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.mark.parametrize("pre_copy", [False, True])
 def test_its_server_moves_with_our_client(start: Start, pre_copy: bool) -> None:
     source, target = start("source"), start("target")
+    if not source.migration.flags():
+        pytest.skip(f"the checkout that {CHECKOUT} names has no DEVICE_FEATURE: it is older than migration v2")
     assert MigrationFlags.STOP_COPY in source.migration.flags()
     content = os.urandom(4096)
     source.write(1, 4096, content)
