@@ -69,6 +69,13 @@ class Varlink:
     def until(self, kind: str, device: str | None = None) -> dict[str, Any]:
         """The next event of that kind in a Monitor stream; those before it are skipped."""
         while True:
+            event = self.until_any(kind)
+            if device in (None, event["device"]):
+                return event
+
+    def until_any(self, *kinds: str) -> dict[str, Any]:
+        """The next event of one of these kinds in a Monitor stream."""
+        while True:
             event: dict[str, Any] = self.receive()["event"]
-            if event["kind"] == kind and device in (None, event["device"]):
+            if event["kind"] in kinds:
                 return event
