@@ -74,7 +74,7 @@ test-chaos: $(VENV)/.dev $(VENV)/.systemd provision ## disturb what serves a bus
 	$(PYTEST) -q -s -m long tests/guest/test_chaos.py tests/guest/test_hand_over.py tests/vmm/test_handed_over_guest.py
 
 # A part of the rows goes to build/interop.md.
-interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels, QEMUs and other servers: writes docs/interop.md (10 minutes; INTEROP="-k seabios" for some)
+interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels, QEMUs and other servers: writes docs/interop.md (3 to 10 minutes; INTEROP="-k seabios" for some)
 	INTEROP_PAGE=docs/interop.md $(PYTEST) -q -m long tests/guest/interop $(INTEROP)
 
 # As `make qemu`, for the tests: they skip where there is no such QEMU, and say why.
