@@ -113,7 +113,7 @@ coverage: $(VENV)/.dev $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision
 	$(BIN)/coverage run -m pytest -q -m "not fresh"
 	$(BIN)/coverage report
 
-bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (under 10 minutes)
+bench: $(VENV)/.dev $(VENV)/.tools provision ## measure, side by side: tables, build/bench/results.json and plots (about 12 minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
 
 mutants: $(VENV)/.dev ## see whether tests notice small mistakes: within an hour, 95 % of each area (MUTANTS="--seed 2 nvme")
