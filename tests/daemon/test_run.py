@@ -135,32 +135,6 @@ def test_a_second_signal_ends_a_device_whose_hook_hangs(tmp_path: Path) -> None:
             assert ended(process, signal.SIGTERM) == -signal.SIGTERM
 
 
-REPORTS = (
-    """
-from bellwire.filters import Filter
-
-class Reporting(Filter):
-    "Hangs at the end."
-    def report(self):
-        print("in the report", flush=True)
-        while True:
-            pass
-"""
-    + MINE
-)
-
-
-def test_a_second_signal_ends_a_device_whose_report_hangs(tmp_path: Path) -> None:
-    file, path = tmp_path / "hangs.py", tmp_path / "hangs.sock"
-    file.write_text(REPORTS)
-    with started("run", str(file), "--filter", "reporting", "--socket-path", str(path)) as process:
-        line(process)
-        process.send_signal(signal.SIGTERM)
-        while line(process) != "in the report\n":
-            pass
-        assert ended(process, signal.SIGTERM) == -signal.SIGTERM
-
-
 def test_a_live_socket_is_refused_and_a_stale_one_replaced(tmp_path: Path) -> None:
     path = tmp_path / "bell.sock"
     # In a box, a process of its own removes the socket, however the device ends.
