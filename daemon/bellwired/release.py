@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 
 
 @cache
 def release() -> str:
     """The version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version  # only now: few commands ask for it
+
     try:
         return version("bellwire")
     except PackageNotFoundError:
         return "(not installed)"
+
+
+class Version(argparse.Action):
+    """The flag that prints the version of the parser's program, and ends it."""
+
+    def __init__(self, *flags: Any, **given: Any) -> None:
+        super().__init__(*flags, nargs=0, help="show program's version number and exit", **given)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print the version."""
+        print(f"{parser.prog} {release()}")
+        parser.exit()
