@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -21,8 +22,9 @@ def release() -> str:
 class Version(argparse.Action):
     """The flag that prints the version of the parser's program, and ends it."""
 
-    def __init__(self, *flags: Any, **given: Any) -> None:
-        super().__init__(*flags, nargs=0, help="show program's version number and exit", **given)
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        about = "show program's version number and exit"
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=about)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         """Print the version."""

@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
 
 
 @functools.cache
-def parser(word: str = "") -> argparse.ArgumentParser:
+def parser(word: str = "") -> Parser:
     """All commands and their flags. With the name of a command as ``word``, that one: others take time to load."""
     top = Parser(
         prog="bellwire",
