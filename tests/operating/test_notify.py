@@ -14,6 +14,7 @@ import pytest
 from bellwired import notify
 from bellwired.errors import CommandError
 from bellwired.manager.main import STATUS_INTERVAL
+from bellwired.passed import listeners
 from operating.heard import Heard
 from operating.instance import QUICK, Instance, connect
 
@@ -153,4 +154,4 @@ def test_a_descriptor_that_is_no_socket_is_refused_by_its_name(tmp_path: Path, m
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setattr(notify, "passed", lambda: {file.fileno(): "control"})
         with pytest.raises(CommandError, match=f"descriptor {file.fileno()}, control by LISTEN_FDNAMES"):
-            notify.listeners()
+            listeners()

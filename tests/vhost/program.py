@@ -231,6 +231,8 @@ class Program:
         return struct.pack("<Q", 32)
 
     def _set_backend_req_fd(self, _: bytes, fds: list[int]) -> None:
+        if self.channel is not None:
+            self.channel.close()
         self.channel = socket.socket(fileno=fds[0])
 
     def _get_config(self, payload: bytes, _: list[int]) -> Answer:

@@ -82,6 +82,8 @@ class Worker:
         ``taking_over`` is called when the device is set up and about to go on with a client of another process.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
+        if self._estate is not None:
+            self.served.bequeathed(self._estate)
         try:
             with told(f"{type(self.device).__name__}.setup"):
                 self.device.setup()
