@@ -14,9 +14,11 @@ from bellwire.virtio.inflight import MOST_SLOTS, Inflight, size_of
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
+from vfio_user import IrqIndex
 
 VENDOR = 0x1AF4
 FIRST_ID = 0x1040
+MSIX = IrqIndex.MSIX
 _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
 
 
@@ -145,11 +147,13 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
 
     def interrupt(self, vector: int, cause: Cause = Cause.QUEUE) -> None:
         """Interrupt the driver by MSI-X, or by INTx and the ISR status (§4.1.5.3, §4.1.5.4)."""
-        if not self.bus_master:
+        signals = self.core.signals  # properties would cost as much here as the system call
+        config = signals.config
+        if not config.bus_master:
             return
-        if self.irq.enabled:
+        if config.msix_enabled:
             if vector != NO_VECTOR:
-                self.irq[vector].trigger()
+                signals.trigger(MSIX, vector)
         else:
             self.isr |= cause
             self.line.high()
