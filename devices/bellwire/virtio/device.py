@@ -14,11 +14,9 @@ from bellwire.virtio.inflight import MOST_SLOTS, Inflight, size_of
 from bellwire.virtio.status import Cause, Feature, Status
 from bellwire.virtio.transport import BAR, BELL, MOST_QUEUES, PCI_CFG, PCI_CFG_DATA, Transport
 from bellwire.virtio.virtqueue import NO_VECTOR, Virtqueue
-from vfio_user import IrqIndex
 
 VENDOR = 0x1AF4
 FIRST_ID = 0x1040
-MSIX = IrqIndex.MSIX
 _TRANSPORT: set[int] = {Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1, Feature.ACCESS_PLATFORM}
 
 
@@ -65,6 +63,8 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._vectors = self.irq  # at hand: each request ends with an interrupt
+        self._triggers = [vector.trigger for vector in self.irq]
         each, slots = size_of(self.largest_queue), self.largest_queue
         self.virtqueues = [
             Virtqueue.at(
@@ -147,13 +147,11 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
 
     def interrupt(self, vector: int, cause: Cause = Cause.QUEUE) -> None:
         """Interrupt the driver by MSI-X, or by INTx and the ISR status (§4.1.5.3, §4.1.5.4)."""
-        signals = self.core.signals  # properties would cost as much here as the system call
-        config = signals.config
-        if not config.bus_master:
+        if not self.bus_master:
             return
-        if config.msix_enabled:
+        if self._vectors.enabled:
             if vector != NO_VECTOR:
-                signals.trigger(MSIX, vector)
+                self._triggers[vector]()
         else:
             self.isr |= cause
             self.line.high()
