@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import Chain
+from bellwire.virtio.chain import Chain, Row, Window
 from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
+from bellwire.virtio.fence import fence
 from bellwire.virtio.handover import Handover, Take
 from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
@@ -28,6 +29,10 @@ _FIELDS = (
     + [(name, ctypes.c_uint16) for name in ("size", "vector", "next", "used", "out")]
     + [(name, ctypes.c_uint8) for name in ("enabled", "next_wrap", "used_wrap")]
 )
+
+
+AtOnce = Callable[["Virtqueue", int], int]
+"""Does buffers at once, at most so many, and returns how many it has done."""
 
 
 class Virtqueue(ctypes.LittleEndianStructure):
@@ -96,6 +101,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
+        self._untold = 0
         self._waits_for_turn = False
         self._resumes = False
         self._again: list[Out] = []
@@ -139,17 +145,24 @@ class Virtqueue(ctypes.LittleEndianStructure):
         inside = max(self.next, self.used) < size if packed else not size & size - 1
         return 1 <= size <= device.largest_queue and inside and self.out <= size
 
-    def batches(self) -> Iterator[list[Chain]]:
+    def batches(self, at_once: AtOnce | None = None) -> Iterator[list[Chain]]:
         """All available buffers, in lists. After as many as the ring has slots, the queue waits for its next turn.
 
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
+
+        ``at_once(queue, most)``, if given, may do the next buffers by :meth:`rows` and :meth:`put_rows`, and returns
+        how many it has done. The list is empty after that. It is not called while somebody looks at buffers.
         """
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
             left = self.size
             while left:
+                if at_once is not None and self._has_rows and (done := at_once(self, min(left, BATCH))):
+                    left -= done
+                    yield []
+                    continue
                 chains = self.take(min(left, BATCH))
                 if chains:
                     left -= len(chains)
@@ -179,8 +192,25 @@ class Virtqueue(ctypes.LittleEndianStructure):
                 return self._take_again(ring, most)
             chains = ring.take(most)
         except GuestError as error:
+            self.flush()
             raise self.device.broken(f"{self}: {error}") from error
         return chains
+
+    def rows(self, most: int, head: int, tail: int) -> tuple[list[Row], Window]:
+        """As :meth:`SplitRing.rows`, and the window in which their addresses lie. For use in :meth:`batches`."""
+        assert self._ring is not None
+        return self._ring.rows(most, head, tail), self._ring.window
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
+        """Publish the first ``len(written)`` of these rows, at least one, with so many bytes in each.
+
+        The driver is told by :meth:`flush`. ``size`` is the number of bytes that the device has used in them.
+        """
+        ring = self._ring
+        assert ring is not None
+        self._publish(ring)
+        self._untold += ring.put_rows(rows[: len(written)], written)
+        self.device.dma.touched(size)
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again, as if they had not been taken."""
@@ -200,12 +230,19 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def flush(self) -> None:
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
-        finished = self._finished
-        if finished and (ring := self._live()) is not None:
-            if ring.put(finished):
+        if (self._finished or self._untold) and (ring := self._live()) is not None:
+            self._publish(ring)
+            fence()
+            if ring.wanted(self._untold):
                 self.device.interrupt(self.vector)
-            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
         self._finished = []
+        self._untold = 0
+
+    def _publish(self, ring: SplitRing | PackedRing) -> None:
+        if finished := self._finished:
+            self._finished = []
+            self._untold += ring.put(finished)
+            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -256,6 +293,12 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Look for the ring again, when all its copied buffers are returned and no filter looks at DMA any more."""
         if not self.out and not self.device.dma.copied:
             self._changes = -1
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether buffers may be done as rows: the ring is no copy, nothing is to be done again, and no fault looks."""
+        ring = self._live()
+        return not (ring is None or ring.is_copied or self._again or "finish" in vars(self))
 
     def _copies(self) -> bool:
         """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
