@@ -64,7 +64,7 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._vectors = self.irq  # at hand: each request ends with an interrupt
-        self._triggers = [vector.trigger for vector in self.irq]
+        self._triggers = [self.irq[number].trigger for number in range(len(self.irq))]
         each, slots = size_of(self.largest_queue), self.largest_queue
         self.virtqueues = [
             Virtqueue.at(
