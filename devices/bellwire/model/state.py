@@ -37,6 +37,7 @@ from bellwire.model.seen import Facts
 from bellwire.model.source import HEADER, Header, Source, StateFiles
 
 BUSY = 1  # the word of the header that counts hooks
+TABLE_WORD = 2  # not 0 if the guest has written the MSI-X table here
 TABLE_USED = 0
 LARGE = 1 << 16
 """Saved bytes of this size take memory only where they are written: a reset gives it back."""
@@ -159,11 +160,11 @@ class State:
     @property
     def table_used(self) -> bool:
         """Whether the guest has written the MSI-X table here, rather than one that the client keeps."""
-        return bool(self.words[2] >> TABLE_USED & 1)
+        return bool(self.words[TABLE_WORD] >> TABLE_USED & 1)
 
     @table_used.setter
     def table_used(self, used: bool) -> None:
-        self.words[2] = int(used) << TABLE_USED
+        self.words[TABLE_WORD] = int(used) << TABLE_USED
 
     def reset(self) -> None:
         """Give registers, counts, MSI-X and saved fields their values after power-on, and fill areas with zeros."""
