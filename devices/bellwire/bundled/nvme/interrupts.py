@@ -19,7 +19,7 @@ class Interrupts:
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
         self._irq = device.irq
-        self._triggers = [vector.trigger for vector in device.irq]
+        self._triggers = [device.irq[number].trigger for number in range(len(device.irq))]
         self._features, self._words = features, features.words
         self._queues = queues
         self._held: dict[int, int] = {}
