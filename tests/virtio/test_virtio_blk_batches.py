@@ -17,6 +17,7 @@ from bellwire.storage import MemoryDisk
 from bellwire.storage.aio import Transfer
 from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status, Virtqueue
+from bellwire.virtio.split import SplitRing
 from vfio_user import IrqIndex
 from virtio.driver import DEVICE, Driver
 from virtio.rings import Part
@@ -332,7 +333,7 @@ def test_a_disk_takes_no_more_buffers_once_its_turn_is_over(disk: Disk, fast: bo
         add(disk, IN, number, room=EIGHTH)
     with (
         mock.patch.object(Virtqueue, "take", autospec=True, side_effect=Virtqueue.take) as take,
-        mock.patch.object(Virtqueue, "rows", autospec=True, side_effect=Virtqueue.rows) as rows,
+        mock.patch.object(SplitRing, "rows", autospec=True, side_effect=SplitRing.rows) as rows,
     ):
         disk.driver.queues[0].kick()
     assert {"rows": rows.call_count, "take": take.call_count} == looks

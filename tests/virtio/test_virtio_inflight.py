@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.virtio import Chain, Feature, VirtioDevice, Virtqueue
+from bellwire.virtio.virtqueue import Ring
 from killing import Remains, killed, succeed
 from virtio.driver import Driver
 from virtio.rings import Queue
@@ -50,13 +51,13 @@ class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0
             queue.finish(done)
         self.after(1, self.drop)
 
-    def at_once(self, queue: Virtqueue, most: int) -> int:
-        rows, _ = queue.rows(min(most, 2), len(b"now"), len(b"now") + 6)
+    def at_once(self, queue: Virtqueue, ring: Ring, most: int) -> int:
+        rows = ring.rows(min(most, 2), len(b"now"), len(b"now") + 6)
         for _, _, head, data, size, writes, tail in rows:
             assert (size, writes) == (6, False)
             self.dma.write(tail, (self.dma.read(head, 3) + self.dma.read(data, size))[::-1])
         if rows:
-            queue.put_rows(rows, [9] * len(rows), 18 * len(rows))
+            queue.put_rows(ring, rows, [9] * len(rows), 18 * len(rows))
             self.rows += len(rows)
         return len(rows)
 

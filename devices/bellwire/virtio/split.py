@@ -192,6 +192,10 @@ class SplitRing:
         else:
             self._used_words[FLAGS] = 0
         fence()
+        return self.available()
+
+    def available(self) -> bool:
+        """Whether the driver has made the next buffer available."""
         return self._avail[INDEX] != self._queue.next
 
     # -- bellwire.virtio.inflight.Ring

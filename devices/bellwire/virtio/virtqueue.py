@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import Chain, Row, Window
+from bellwire.virtio.chain import Chain, Row
 from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
 from bellwire.virtio.fence import fence
 from bellwire.virtio.handover import Handover, Take
@@ -31,7 +31,8 @@ _FIELDS = (
 )
 
 
-AtOnce = Callable[["Virtqueue", int], int]
+Ring = SplitRing | PackedRing
+AtOnce = Callable[["Virtqueue", Ring, int], int]
 """Does buffers at once, at most so many, and returns how many it has done."""
 
 
@@ -98,7 +99,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Drop what is not in the state: views of the ring, chains of a ring that is gone, other hands."""
         self.take_back()
         self.generation += 1
-        self._ring: SplitRing | PackedRing | None = None
+        self._ring: Ring | None = None
         self._changes = -1
         self._finished: list[Chain] = []
         self._untold = 0
@@ -151,22 +152,24 @@ class Virtqueue(ctypes.LittleEndianStructure):
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
 
-        ``at_once(queue, most)``, if given, may do the next buffers by :meth:`rows` and :meth:`put_rows`, and returns
-        how many it has done. The list is empty after that. It is not called while somebody looks at buffers.
+        ``at_once(queue, ring, most)``, if given, may do the next buffers by the ring's ``rows`` and :meth:`put_rows`,
+        and returns how many it has done. The list is empty after that. It is not called while a fault looks at buffers.
         """
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
             left = self.size
             while left:
-                if at_once is not None and self._has_rows and (done := at_once(self, min(left, BATCH))):
+                if at_once and ring and self._has_rows(ring) and (done := at_once(self, ring, min(left, BATCH))):
                     left -= done
                     yield []
-                    continue
-                chains = self.take(min(left, BATCH))
-                if chains:
+                    ring = self._live()
+                    if ring is not None and not ring.available() and not ring.listen():
+                        return
+                elif chains := self.take(min(left, BATCH)):
                     left -= len(chains)
                     yield chains
+                    ring = self._live()
                 elif not self.listen():
                     return
             self.ask_for_turn()
@@ -196,19 +199,13 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(f"{self}: {error}") from error
         return chains
 
-    def rows(self, most: int, head: int, tail: int) -> tuple[list[Row], Window]:
-        """As :meth:`SplitRing.rows`, and the window in which their addresses lie. For use in :meth:`batches`."""
-        assert self._ring is not None
-        return self._ring.rows(most, head, tail), self._ring.window
-
-    def put_rows(self, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
+    def put_rows(self, ring: Ring, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
         """Publish the first ``len(written)`` of these rows, at least one, with so many bytes in each.
 
         The driver is told by :meth:`flush`. ``size`` is the number of bytes that the device has used in them.
         """
-        ring = self._ring
-        assert ring is not None
-        self._publish(ring)
+        if self._finished:
+            self._publish(ring)
         self._untold += ring.put_rows(rows[: len(written)], written)
         self.device.dma.touched(size)
 
@@ -231,18 +228,18 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def flush(self) -> None:
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
         if (self._finished or self._untold) and (ring := self._live()) is not None:
-            self._publish(ring)
+            if self._finished:
+                self._publish(ring)
             fence()
             if ring.wanted(self._untold):
                 self.device.interrupt(self.vector)
         self._finished = []
         self._untold = 0
 
-    def _publish(self, ring: SplitRing | PackedRing) -> None:
-        if finished := self._finished:
-            self._finished = []
-            self._untold += ring.put(finished)
-            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
+    def _publish(self, ring: Ring) -> None:
+        finished, self._finished = self._finished, []
+        self._untold += ring.put(finished)
+        self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -276,7 +273,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
 
-    def _take_again(self, ring: SplitRing | PackedRing, most: int) -> list[Chain]:
+    def _take_again(self, ring: Ring, most: int) -> list[Chain]:
         """The next buffers that were out when the state was restored. A GuestError if the first one is wrong."""
         chains = []
         for out in self._again[:most]:
@@ -294,11 +291,9 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if not self.out and not self.device.dma.copied:
             self._changes = -1
 
-    @property
-    def _has_rows(self) -> bool:
+    def _has_rows(self, ring: Ring) -> bool:
         """Whether buffers may be done as rows: the ring is no copy, nothing is to be done again, and no fault looks."""
-        ring = self._live()
-        return not (ring is None or ring.is_copied or self._again or "finish" in vars(self))
+        return not (ring.is_copied or self._again or "finish" in self.__dict__)
 
     def _copies(self) -> bool:
         """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
@@ -309,7 +304,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._waits_for_turn = False
         self.device.attend(self)
 
-    def _live(self) -> SplitRing | PackedRing | None:
+    def _live(self) -> Ring | None:
         """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
         device = self.device
         if not (self.enabled and device.running) or self.handover is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.bundled.virtio_blk.request import HEADER, HEADER_SIZE, SECTOR, Result, Type
 from bellwire.virtio import Virtqueue
+from bellwire.virtio.virtqueue import Ring
 
 if TYPE_CHECKING:
     from bellwire.bundled.virtio_blk.device import VirtioBlk
@@ -27,7 +28,7 @@ STATUS_SIZE = 1
 IN, OUT, DONE = int(Type.IN), int(Type.OUT), int(Result.OK)
 
 
-def at_once(device: VirtioBlk, queue: Virtqueue, most: int) -> int:
+def at_once(device: VirtioBlk, queue: Virtqueue, ring: Ring, most: int) -> int:
     """Do the next requests of ``queue``, at most ``most``, within the budget of ``device``. Returns how many are done.
 
     Nothing of a request is touched before all of its addresses are found.
@@ -39,7 +40,7 @@ def at_once(device: VirtioBlk, queue: Virtqueue, most: int) -> int:
         if not in_memory:
             return 0
         flags = 0
-    rows, window = queue.rows(min(most, MOST), HEADER_SIZE, STATUS_SIZE)
+    rows, window = ring.rows(min(most, MOST), HEADER_SIZE, STATUS_SIZE), ring.window
     if not rows:
         return 0
     begun = perf_counter_ns()
@@ -94,7 +95,7 @@ def at_once(device: VirtioBlk, queue: Virtqueue, most: int) -> int:
     if not used:
         return 0
     count, total = len(used), budget - left
-    queue.put_rows(rows, used, total + count * (HEADER_SIZE + STATUS_SIZE))
+    queue.put_rows(ring, rows, used, total + count * (HEADER_SIZE + STATUS_SIZE))
     device.budget = left
     writes = used.count(STATUS_SIZE) if bytes_written else 0
     moved = device.moved
