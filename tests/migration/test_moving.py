@@ -210,7 +210,7 @@ def test_a_disk_in_memory_moves_only_without_content(kind: type[PciDevice], capl
         migration, disk = machine.client.migration, memory(machine)
         machine.save()
         migration.set_state(DeviceState.RUNNING)
-        machine.serving.call(lambda: disk.write([b"content"], (1 << 20) + 512))
+        machine.serving.call(lambda: disk.write([bytearray(b"content")], (1 << 20) + 512))
         for state in (DeviceState.PRE_COPY, DeviceState.STOP_COPY):
             with pytest.raises(RemoteError):
                 migration.set_state(state)
