@@ -73,19 +73,19 @@ def test_a_status_other_than_0_is_told_and_the_worker_started_again(daemon: Inst
         events.until("taken-over", name)
 
 
-def test_after_status_0_a_device_is_stopped_and_its_socket_gone(daemon: Instance) -> None:
+def test_a_device_whose_worker_is_told_to_end_is_stopped_and_its_socket_gone(daemon: Instance) -> None:
     name = daemon.add()
-    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
-        write(client, LEAVE, 0, posted=True)
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGTERM)
         events.until("stopped", name)
     assert daemon.describe(name)["state"] == "stopped"
     assert not daemon.socket(name).exists()
 
 
-def test_restart_always_starts_it_again_even_after_status_0(daemon: Instance) -> None:
+def test_restart_always_starts_it_again_even_then(daemon: Instance) -> None:
     name = daemon.add('device = "probe"\nrestart = "always"')
-    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
-        write(client, LEAVE, 0, posted=True)
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGTERM)
         events.until("started", name)
 
 
