@@ -167,12 +167,12 @@ def test_an_option_that_is_found_wrong_at_the_start_is_refused_and_not_tried_aga
 
 
 def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance: Instance) -> None:
-    instance.settings("start-timeout = 1\nrestart-limit = 0")
+    instance.settings("start-timeout = 3\nrestart-limit = 0")
     instance.configure("sleepy", 'device = "probe"\noptions.mood = "sleeps"')
     path = instance.configure("lively")
     with instance:
-        instance.said("sleepy: not ready after 1 s: killing it")
-        assert instance.describe("sleepy")["state"] == "failed"
+        instance.said("sleepy: not ready after 3 s: killing it")
+        assert eventually(lambda: instance.describe("sleepy")["state"] == "failed")
         connect(path).close()
 
 
