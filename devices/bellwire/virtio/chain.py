@@ -94,6 +94,10 @@ class Window:
         self._dma = dma
         self._read = self._write = NOWHERE
 
+    def kept(self, *, write: bool) -> SharedMap:
+        """The map that the last buffers to write, or to read, were in. It is empty if there is none."""
+        return self._write if write else self._read
+
     def chain(self, number: int, span: int, parts: Iterable[Descriptor]) -> Chain:
         """The chain of these descriptors. A GuestError if one lies outside guest memory, or has a wrong place."""
         readable: list[memoryview] = []

@@ -199,14 +199,14 @@ class CopiedPackedRing(PackedRing):
         queue = self._queue
         return self.wanted(queue.used, queue.used_wrap, sum(chain.span for chain in chains))
 
-    def publish(self, chains: Sequence[Chain]) -> None:
+    def publish(self, spans: Sequence[int]) -> None:
         """Write the descriptors to guest memory, the flags of the first one last."""
         at, wrap = self._queue.used, self._queue.used_wrap
         slots = []
-        for chain in chains:
+        for span in spans:
             self._write(DESCRIPTOR_SIZE * at + 8, 6)
             slots.append(at)
-            at, wrap = self._step(at, wrap, chain.span)
+            at, wrap = self._step(at, wrap, span)
         for slot in reversed(slots):
             self._write(DESCRIPTOR_SIZE * slot + 14, 2)
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, MOST_BYTES, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import FROM, LOGGED, Out
 from bellwire.virtio.split import crossed
+from bellwire.virtio.whole import Whole
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -79,10 +80,40 @@ class PackedRing:
         queue.next, queue.next_wrap, queue.out = at, wrap, out
         return chains
 
+    def take_whole(self, most: int, *, write: bool) -> Whole | None:
+        """As :meth:`SplitRing.take_whole`. It ends where the ring does."""
+        queue, size, halves = self._queue, self._size, self._halves
+        at, wrap, out = queue.next, queue.next_wrap, queue.out
+        wanted = (AVAILABLE if wrap else USED) | (WRITE if write else 0)
+        low, high, memory = self._window.kept(write=write)
+        ids: list[int] = []
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for place in range(2 * at, 2 * min(at + min(most, size - out), size), 2):
+            half = halves[place + 1]  # before the address, which is valid only if the flags say so
+            if half >> 48 != wanted:
+                break
+            address, length = halves[place], half & 0xFFFF_FFFF
+            end = address + length
+            if address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            ids.append(half >> 32 & 0xFFFF)
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        count = len(ids)
+        if not count:
+            return None
+        queue.next, queue.next_wrap = self._step(at, wrap, count)
+        queue.out = out + count
+        return Whole(ids, views, sizes, write)
+
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
+        self.back_whole(sum(chain.span for chain in chains))
+
+    def back_whole(self, total: int) -> None:
+        """Make the buffers in the ``total`` slots that were taken last available again."""
         queue = self._queue
-        total = sum(chain.span for chain in chains)
         queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, -total)
         queue.out -= total
         queue.journal.shrink(queue.out)
@@ -93,13 +124,22 @@ class PackedRing:
         Of each descriptor, length, id and flags are written together. The first one is written last: until then the
         driver sees none of the buffers (§2.8.21.2).
         """
+        return self._put(
+            [chain.id for chain in chains], [chain.written for chain in chains], [chain.span for chain in chains]
+        )
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> bool:
+        """:meth:`put` of the buffers of one slot with these ids, each with so many bytes ``written`` in it."""
+        return self._put(ids, written, [1] * len(ids))
+
+    def _put(self, ids: Sequence[int], written: Sequence[int], spans: Sequence[int]) -> bool:
         queue, size, halves, journal = self._queue, self._size, self._halves, self._journal
         at, wrap = queue.used, queue.used_wrap
-        total = sum([chain.span for chain in chains])
+        total = sum(spans)
         left = queue.out - total
         if left:
-            journal.prepare(self, self.taken_to, queue.out, [chain.id for chain in chains])
-        elif len(chains) > 1:  # else the one descriptor that is written over is the buffer's own
+            journal.prepare(self, self.taken_to, queue.out, ids)
+        elif len(ids) > 1:  # else the one descriptor that is written over is the buffer's own
             start, stop = DESCRIPTOR_SIZE * (queue.next - queue.out), DESCRIPTOR_SIZE * queue.next
             if start < 0 or journal.logged:
                 journal.note(self, self.taken_to, queue.out)
@@ -107,23 +147,23 @@ class PackedRing:
                 journal.first_takes[: stop - start] = self._ring[start:stop]
                 journal.words[0] |= queue.out << LOGGED
         first, head = -1, 0
-        for chain in chains:
-            flags = (AVAILABLE | USED if wrap else 0) | (WRITE if chain.written else 0)
-            half = chain.written | chain.id << 32 | flags << 48
+        for number, length, span in zip(ids, written, spans, strict=True):
+            flags = (AVAILABLE | USED if wrap else 0) | (WRITE if length else 0)
+            half = length | number << 32 | flags << 48
             if first < 0:
                 first, head = 2 * at + 1, half
             else:
                 halves[2 * at + 1] = half
-            at += chain.span
+            at += span
             if at >= size:
                 at, wrap = at - size, wrap ^ 1
         halves[first] = head
         if self.is_copied:
-            self.publish(chains)
+            self.publish(spans)
         queue.used, queue.used_wrap = at, wrap
         queue.out = left
         if left:
-            journal.commit(len(chains), left)
+            journal.commit(len(ids), left)
         elif journal.logged:
             journal.settle(at | WRAP if wrap else at)
         else:
@@ -131,7 +171,7 @@ class PackedRing:
         fence()
         return self.wanted(at, wrap, total)
 
-    def publish(self, chains: Sequence[Chain]) -> None:
+    def publish(self, spans: Sequence[int]) -> None:
         """Write what :meth:`put` has changed to guest memory, if the views are of a copy."""
 
     def wanted(self, at: int, wrap: int, total: int) -> bool:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
+from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, MOST_BYTES, NEXT, WRITE, Chain, Descriptor, Window
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import Out
+from bellwire.virtio.whole import Whole
 
 if TYPE_CHECKING:
     from bellwire.virtio.virtqueue import Virtqueue
@@ -87,32 +88,73 @@ class SplitRing:
         queue.out += len(chains)
         return chains
 
+    def take_whole(self, most: int, *, write: bool) -> Whole | None:
+        """The next buffers, at most ``most``, as long as each is one piece in the map that the last ones were in.
+
+        None if the next buffer is another one, or wrong, or if there is none: :meth:`take` finds out.
+        """
+        queue, size, avail, table, unpack = self._queue, self._size, self._avail, self._table, DESCRIPTOR.unpack_from
+        first, out = queue.next, queue.out
+        waiting = avail[INDEX] - first & 0xFFFF
+        if not waiting or waiting > size:
+            return None
+        start = first % size
+        heads = avail[RING + start : RING + min(start + min(waiting, most, size - out), size)].tolist()
+        wanted = WRITE if write else 0
+        low, high, memory = self._window.kept(write=write)
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for head in heads:
+            if head >= size:
+                break
+            address, length, flags, _ = unpack(table, DESCRIPTOR_SIZE * head)
+            end = address + length
+            if flags != wanted or address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        count = len(views)
+        if not count:
+            return None
+        queue.next = first + count & 0xFFFF
+        queue.out = out + count
+        return Whole(heads[:count], views, sizes, write)
+
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
+        self.back_whole(len(chains))
+
+    def back_whole(self, count: int) -> None:
+        """Make the ``count`` buffers that were taken last available again."""
         queue = self._queue
-        queue.next = queue.next - len(chains) & 0xFFFF
-        queue.out -= len(chains)
+        queue.next = queue.next - count & 0xFFFF
+        queue.out -= count
         queue.journal.shrink(queue.out)
 
     def put(self, chains: Sequence[Chain]) -> bool:
         """Publish used buffers, all at once. True if the driver wants an interrupt."""
-        queue, size, elements, journal = self._queue, self._size, self._elements, self._journal
-        before = used = queue.used
-        left = queue.out - len(chains)
+        return self.put_whole([chain.id for chain in chains], [chain.written for chain in chains])
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> bool:
+        """:meth:`put` of the buffers with these ids, each with so many bytes ``written`` in it."""
+        queue, size, journal = self._queue, self._size, self._journal
+        before, count = queue.used, len(ids)
+        left = queue.out - count
         if left:
-            journal.prepare(self, queue.next, queue.out, [chain.id for chain in chains])
-        for chain in chains:
-            place = used % size * 2
-            elements[place] = chain.id
-            elements[place + 1] = chain.written
-            used += 1
-        used &= 0xFFFF
-        self._used_words[INDEX] = queue.used = used
+            journal.prepare(self, queue.next, queue.out, ids)
+        pairs = array("I", bytes(ELEMENT_SIZE * count))
+        pairs[::2], pairs[1::2] = array("I", ids), array("I", written)
+        start = before % size
+        straight = min(count, size - start)
+        self._elements[2 * start : 2 * (start + straight)] = pairs[: 2 * straight]
+        if straight < count:
+            self._elements[: 2 * (count - straight)] = pairs[2 * straight :]
+        self._used_words[INDEX] = queue.used = used = before + count & 0xFFFF
         if self.is_copied:
-            self.publish(before, len(chains))
+            self.publish(before, count)
         queue.out = left
         if left:
-            journal.commit(len(chains), left)
+            journal.commit(count, left)
         elif journal.logged:
             journal.settle(0)
         fence()

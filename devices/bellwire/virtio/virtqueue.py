@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from bellwire.errors import GuestError
 from bellwire.virtio.chain import Chain
@@ -14,6 +14,7 @@ from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
 from bellwire.virtio.split import SplitRing
 from bellwire.virtio.status import Feature
+from bellwire.virtio.whole import Whole
 
 if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
@@ -23,6 +24,7 @@ FIRST = 1 << 15
 """The first position of a packed ring: slot 0, with the wrap counter set."""
 BATCH = 64
 """The most buffers that are taken at once."""
+Taken = TypeVar("Taken", "list[Chain]", "Whole | list[Chain]")
 _FIELDS = (
     [(name, ctypes.c_uint64) for name in ("desc", "driver", "device_area")]
     + [(name, ctypes.c_uint16) for name in ("size", "vector", "next", "used", "out")]
@@ -96,6 +98,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._ring: SplitRing | PackedRing | None = None
         self._changes = -1
         self._finished: list[Chain] = []
+        self._interrupts = False
         self._waits_for_turn = False
         self._resumes = False
         self._again: list[Out] = []
@@ -145,20 +148,11 @@ class Virtqueue(ctypes.LittleEndianStructure):
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
         """
-        try:
-            if (ring := self._live()) is not None:
-                ring.silence()
-            left = self.size
-            while left:
-                chains = self.take(min(left, BATCH))
-                if chains:
-                    left -= len(chains)
-                    yield chains
-                elif not self.listen():
-                    return
-            self.ask_for_turn()
-        finally:
-            self.flush()
+        return self._each(self.take)
+
+    def mixed_batches(self, *, write: bool) -> Iterator[Whole | list[Chain]]:
+        """As :meth:`batches`, but buffers come as a :class:`Whole` where they can. Return that by :meth:`put_whole`."""
+        return self._each(lambda most: self.take_whole(most, write=write) or self.take(most))
 
     def __iter__(self) -> Iterator[Chain]:
         """All available buffers, one by one. Those that a loop does not get to stay available."""
@@ -171,16 +165,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def take(self, most: int = 1) -> list[Chain]:
         """Take the next buffers, at most ``most``; an empty list if there is none. Return them by :meth:`finish`."""
+        ring = self._open()
+        if ring is None:
+            return []
         try:
-            ring = self._live()
-            if ring is None:
-                return []
-            if self._again:
-                return self._take_again(ring, most)
-            chains = ring.take(most)
+            return self._take_again(ring, most) if self._again else ring.take(most)
         except GuestError as error:
+            self._publish()  # a broken device publishes nothing
             raise self.device.broken(f"{self}: {error}") from error
-        return chains
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again, as if they had not been taken."""
@@ -198,14 +190,39 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Return chains to the driver, each with :attr:`Chain.written` bytes in it. :meth:`flush` publishes them."""
         self._finished += chains
 
+    def take_whole(self, most: int, *, write: bool) -> Whole | None:
+        """Take the next buffers, at most ``most``, that are one piece each to write, or to read.
+
+        None if :meth:`take` is to be asked: there is no buffer, or the next one is unusual or wrong.
+        """
+        ring = self._open()
+        if ring is None or ring.is_copied or self._again:
+            return None
+        return ring.take_whole(most, write=write)
+
+    def put_whole(self, whole: Whole, written: Sequence[int]) -> None:
+        """Publish the first of these buffers, with so many bytes ``written`` in each. The others stay available.
+
+        No buffer may have been taken since. :meth:`flush` interrupts the driver.
+        """
+        ring = self._live()
+        if ring is None:
+            return
+        count = len(written)
+        if count < len(whole):
+            ring.back_whole(len(whole) - count)
+        if count:
+            self._publish()  # the order of packets is that of their buffers
+            if ring.put_whole(whole.ids[:count], written):
+                self._interrupts = True
+            self.device.dma.touched(sum(written if whole.to_write else whole.sizes[:count]))
+
     def flush(self) -> None:
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
-        finished = self._finished
-        if finished and (ring := self._live()) is not None:
-            if ring.put(finished):
-                self.device.interrupt(self.vector)
-            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
-        self._finished = []
+        self._publish()
+        if self._interrupts:
+            self._interrupts = False
+            self.device.interrupt(self.vector)
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -239,6 +256,30 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
 
+    def _publish(self) -> None:
+        finished = self._finished
+        if finished and (ring := self._live()) is not None:
+            if ring.put(finished):
+                self._interrupts = True
+            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
+        self._finished = []
+
+    def _each(self, take: Callable[[int], Taken]) -> Iterator[Taken]:
+        try:
+            if (ring := self._live()) is not None:
+                ring.silence()
+            left = self.size
+            while left:
+                taken = take(min(left, BATCH))
+                if taken:
+                    left -= len(taken)
+                    yield taken
+                elif not self.listen():
+                    return
+            self.ask_for_turn()
+        finally:
+            self.flush()
+
     def _take_again(self, ring: SplitRing | PackedRing, most: int) -> list[Chain]:
         """The next buffers that were out when the state was restored. A GuestError if the first one is wrong."""
         chains = []
@@ -265,6 +306,13 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def _take_turn(self) -> None:
         self._waits_for_turn = False
         self.device.attend(self)
+
+    def _open(self) -> SplitRing | PackedRing | None:
+        """:meth:`_live`, for one who takes buffers. A ring that does not lie in guest memory breaks the device."""
+        try:
+            return self._live()
+        except GuestError as error:
+            raise self.device.broken(f"{self}: {error}") from error
 
     def _live(self) -> SplitRing | PackedRing | None:
         """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
