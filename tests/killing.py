@@ -7,6 +7,7 @@ that the code does after that is lost. What has left the process by then has lef
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import bellwire
 from bellwire.model.source import StateFiles
 from bellwire.testing import Guest
+from vfio_user import DmaFlags, DmaMap
 
 CODE = str(Path(bellwire.__file__).parent)
 NOT_THE_DEVICES = tuple(f"{CODE}/{part}" for part in ("testing", "declare", "serve"))
@@ -29,13 +31,15 @@ class Killed(BaseException):
 class Remains(NamedTuple):
     """What a process leaves: the bytes of its state file and of its areas' files, and the guest's memory.
 
-    ``files`` are those that device code has kept for a successor, by name, each with its note.
+    ``files`` are those that device code has kept for a successor, by name, each with its note. A socket stays what it
+    is, and then ``file`` is the guest's memory, which its other end may have too. The successor owns both.
     """
 
     state: bytes
     areas: dict[int, bytes]
     memory: bytes
-    files: dict[str, tuple[bytes, Mapping[str, Any]]]
+    files: dict[str, tuple[bytes | int, Mapping[str, Any]]]
+    file: int | None
 
 
 def killed(
@@ -76,20 +80,54 @@ def killed(
 def remains(guest: Guest[Any]) -> Remains:
     """What the device of ``guest`` would leave now."""
     state, areas = guest.device.core.state.files
-    files = {name: (_content(fd), note) for name, (fd, note) in guest.kept.items()}
-    return Remains(_content(state), {bar: _content(fd) for bar, fd in areas.items()}, bytes(guest.memory), files)
+    files = {name: (_kept(fd), note) for name, (fd, note) in guest.kept.items()}
+    file = os.dup(guest._memory_fd) if any(isinstance(data, int) for data, _ in files.values()) else None
+    return Remains(_content(state), {bar: _content(fd) for bar, fd in areas.items()}, bytes(guest.memory), files, file)
 
 
-def succeed(left: Remains, kind: type[Any], **options: Any) -> Guest[Any]:
+class Heir(Guest[Any]):
+    """A guest whose device finds files that another process has kept, while it is set up, too."""
+
+    def __init__(self, kind: type[Any], found: dict[str, tuple[int, Mapping[str, Any]]], **options: Any) -> None:
+        self.found = found
+        """Those that it has not taken."""
+        super().__init__(kind, **options)
+
+    def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
+        return self.found.pop(name, None)
+
+    def use(self, file: int) -> None:
+        """Have this file as memory."""
+        self._dma.clear()
+        os.close(self._memory_fd)
+        self._memory_fd = file
+        flags = DmaFlags.READ | DmaFlags.WRITE
+        self._dma.map(DmaMap(flags=flags, offset=0, address=0, size=os.fstat(file).st_size), os.dup(file))
+        shared = self._dma.shared_map(0, True)
+        assert shared is not None
+        self.memory = shared.view
+
+
+def succeed(left: Remains, kind: type[Any], **options: Any) -> Heir:
     """A guest whose device goes on with what a killed process has left."""
-    guest = Guest(kind, memory=len(left.memory), **options)
-    guest.memory[:] = left.memory
-    guest.device.core.reset()
     with ExitStack() as stack:
-        guest.left = {name: (os.dup(_file(data, stack)), note) for name, (data, note) in left.files.items()}
+        found = {
+            name: (os.dup(_file(data, stack)) if isinstance(data, bytes) else data, note)
+            for name, (data, note) in left.files.items()
+        }
+        guest = Heir(kind, found, memory=len(left.memory), **options)
+        if left.file is None:
+            guest.memory[:] = left.memory
+        else:
+            guest.use(left.file)
+        guest.device.core.reset()
         files = StateFiles(_file(left.state, stack), {bar: _file(data, stack) for bar, data in left.areas.items()})
         guest.device.core.take_over(files, client=True, died=True)
     return guest
+
+
+def _kept(fd: int) -> bytes | int:
+    return os.dup(fd) if stat.S_ISSOCK(os.fstat(fd).st_mode) else _content(fd)
 
 
 def _content(fd: int) -> bytes:

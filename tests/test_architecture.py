@@ -44,7 +44,7 @@ FLOORS: dict[str, list[str]] = {
     "daemon/bellwired": [
         "__init__ errors release messages sinks terminal",
         "unblocked",
-        "logs notify places sources toml_file",
+        "logs notify passed places sources toml_file",
         "box",
         "listen settings find filtering",
         "workers",

@@ -14,7 +14,7 @@ from pathlib import Path
 from bellwire.paths import PathError
 from bellwire.unix_sockets import Bound
 from bellwired.errors import CommandError
-from bellwired.notify import passed
+from bellwired.passed import passed
 
 BACKLOG = 128  # if the backlog is full, a non-blocking client is refused at once
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,14 @@ SYSTEM = (Path("/etc/bellwire"), SYSTEM_RUNTIME, Path("/usr/local/lib/bellwire")
 FOREGROUND = ".control"
 log = logging.getLogger("bellwired")
 Result = TypeVar("Result")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The flags that name an instance, which the daemon and the commands share."""
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
+    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
+    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
+        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import re
 import sys
@@ -36,6 +37,11 @@ def lines(text: object) -> str:
 def paragraph(text: object) -> str:
     """``text`` of several lines, all indented except the first: none of them looks like the start of another text."""
     return lines(text).replace("\n", f"\n{INDENT}")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON in ASCII. No control character is left as it is, DEL included."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def _escape(found: re.Match[str]) -> str:

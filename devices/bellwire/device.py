@@ -23,7 +23,6 @@ from bellwire.model.dma import Dma
 from bellwire.model.host import Timer
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.outside import Chancy, Outside
-from bellwire.model.traced import TracedCore
 from bellwire.model.wired import Wired
 from bellwire.pci.error_reporting import Aer, UncorrectableError
 
@@ -117,8 +116,7 @@ class PciDevice(Wired, Chancy):
         values = parse_options(self.layout.options, options, self.name)
         self.log = logging.getLogger(f"bellwire.device.{self.name}")
         self.outside = Outside()
-        kind = TracedCore if self.log.isEnabledFor(logging.DEBUG) else Core
-        self.core = kind(self, self.identified(values), self.layout, values)
+        self.core = Core(self, self.identified(values), self.layout, values)
         self.dma = self.core.dma
         self.core.state.reset()
         self.core.power_on()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bellwired.commands import boot, boot_devices, boot_prepare, show
+from bellwired.commands import boot, boot_devices, boot_prepare, complaints
 from bellwired.commands.boot_devices import call, share_filters, share_out
 from bellwired.commands.cli import main, parser
 from bellwired.errors import CommandError
@@ -207,5 +207,5 @@ def test_a_console_that_cannot_be_written_is_a_failure_too(capsys: pytest.Captur
 
 
 def test_the_log_of_a_device_that_fails_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    show.error_with_log(MachineError("the device x has ended:\nfirst\x1b\nsecond", "look there"))
+    complaints.error_with_log(MachineError("the device x has ended:\nfirst\x1b\nsecond", "look there"))
     assert capsys.readouterr().err == ("bellwire: the device x has ended:\n  first\\x1b\n  second\n  look there\n")

@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.commands import control_client
 from bellwired.commands.cli import main
+from bellwired.commands.control_client import Instance
+from bellwired.errors import CommandError
 from bellwired.manager.life import SHORT
+from bellwired.places import Places
 from daemon.commands import COMMAND, PATIENCE, bellwire, children, gone
 from operating.instance import COMMAND as CONFIG_COMMAND
 from vfio_user import Client, Disconnected, RegionIndex, RemoteError
@@ -186,6 +190,23 @@ def test_ctrl_c_ends_parent_and_child_once(tmp_path: Path) -> None:
         assert running.process.wait(PATIENCE) == 0
         assert gone(child)
         assert running.said().count("SIGINT: stopping") == 1
+
+
+def test_stop_returns_once_the_parent_has_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run(tmp_path) as running:
+        daemon = Instance(Places.of(runtime_dir=tmp_path / "run"))
+        child = running.pid
+        running.process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(control_client, "ENDS", 0.1)
+        with pytest.raises(CommandError, match="dut stops, and has not ended"):
+            control_client.stop(daemon, "dut")
+        assert gone(child)
+        running.process.send_signal(signal.SIGCONT)
+        assert running.process.wait(PATIENCE) == 0
+    with run(tmp_path) as running:
+        assert bellwire("stop", "dut", *running.places).returncode == 0
+        assert not running.socket.exists()
+        assert running.process.poll() == 0
 
 
 def test_the_child_and_the_sockets_go_with_a_parent_that_was_killed(tmp_path: Path) -> None:

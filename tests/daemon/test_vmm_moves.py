@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,14 @@ def test_a_saved_guest_goes_on_as_often_as_you_like(saved: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert f"The guest was restored from {saved}: " in done.stdout
         assert "The guest ended well after" in done.stdout
+
+
+def test_a_restore_loads_nothing_that_only_other_commands_need(saved: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "bellwired", "vmm", "--restore", str(saved)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "bellwire_vmm.saved.file" in loaded
+    assert not loaded & {"asyncio", "asyncvarlink", "rich", "shtab", "importlib.metadata", "bellwired.manager.main"}
 
 
 def test_a_file_is_for_its_owner_alone(saved: Path) -> None:

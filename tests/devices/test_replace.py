@@ -100,6 +100,17 @@ def test_a_client_goes_on_with_newer_code(open_fds: set[int]) -> None:
     assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds | {max(open_fds) + 1}
 
 
+def test_a_device_at_debug_level_is_replaced_and_tells_on(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "bellwire.device"), served(code(1)) as (worker, client):
+        assert on_loop(worker, lambda: worker.replace(code(10)())) is None
+        assert on_loop(worker, lambda: worker.replace(code(10, irq=MsiX(3))())) is not None
+        caplog.clear()
+        write(client, 0x14, 0x77)
+        assert read(client, 0x14) == 0x77
+        assert sum(each.startswith("read    note = 0x00000077") for each in caplog.messages) == 1
+        assert [label for label, _ in worker.served.filters] == ["trace"]
+
+
 def test_it_can_be_replaced_again_and_again() -> None:
     with served(code(1)) as (worker, client), sub_regions(client) as subs:
         for step in (10, 100, 1000):

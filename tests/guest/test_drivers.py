@@ -97,7 +97,7 @@ def test_junits_xml_has_commands_console_registers_counters_and_trace(results: d
     assert "status = 0x1 (DONE)" in failure
     assert "count = 0x2000" in failure
     assert re.search(r"counters -+\n.*interrupts 1", failure)
-    assert re.search(r"copy\(\) begins\n.*DMA read of 8192 bytes", failure)
+    assert re.search(r"dma     read 8192 bytes: .*\n(.*\n)*.*hook    copy\(\)", failure)
 
 
 def test_an_oops_fails_a_test_that_says_nothing_of_it(results: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import vhost_backends
 from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
 from figures import FIO
@@ -26,7 +27,7 @@ from operating.instance import QUICK, Instance
 
 pytestmark = [pytest.mark.guest, pytest.mark.daemon]
 
-DISKS = {"disk": "/dev/nvme0n1", "block": "/dev/vda"}
+DISKS = {"disk": "/dev/nvme0n1", "block": "/dev/vda", "vhost": "/dev/vdb"}
 SETTINGS = QUICK.replace("ping-timeout = 10", "ping-timeout = 1") + "restart-limit = 1000\n"
 KINDS = ["kill", "edit", "kill", "stop"]
 EDITING = threading.Lock()  # a reload takes up all that was edited
@@ -53,7 +54,7 @@ def disturb(daemon: Instance, name: str, disk: str, over: threading.Event, most:
         events.until("introduced", name)
         over.wait(BEGIN)
         while len(pauses) < most and not over.wait(moments.uniform(*BETWEEN)):
-            kind = KINDS[len(pauses) % len(KINDS)]
+            kind = KINDS[len(pauses) % len(KINDS)] if disk in PLUGINS else "kill"
             if kind == "edit":
                 with EDITING:
                     edit(daemon.plugins / f"{disk}.py", f"{PLUGINS[disk]}\n\nEDITION = {len(pauses)}\n")
@@ -79,17 +80,20 @@ def test_disks_under_fio_survive_what_happens_to_their_workers(
 ) -> None:
     guest, over = Guest(tools, tmp_path), threading.Event()
     script = SCRIPT.format(paths=" ".join(DISKS.values()), job=JOB, mib=mib)
+    socket, image = tmp_path / "back-end", tmp_path / "vhost"
     for disk in DISKS:
         with (tmp_path / disk).open("wb") as file:
             file.truncate(4 << 20)
     with (
+        vhost_backends.running(vhost_backends.storage_daemon(tools, image, socket), socket),
         Instance(tmp_path / "daemon", SETTINGS) as daemon,
         ThreadPoolExecutor() as host,
     ):
         tell(lambda: {**guest.report(), "daemon": daemon.log})
-        for disk in DISKS:
+        for disk in DISKS.keys() & PLUGINS.keys():
             edit(daemon.plugins / f"{disk}.py", PLUGINS[disk])
         options = {disk: f'image = "{tmp_path}/{disk}"\n' for disk in DISKS}
+        options["vhost"] = f'type = "blk"\nbackend = "unix:{socket}"\n'
         names = [daemon.add(f'device = "{disk}"\n[options]\n{options[disk]}') for disk in DISKS]
         work = zip(names, DISKS, strict=True)
         disturbed = [host.submit(disturb, daemon, name, disk, over, times) for name, disk in work]

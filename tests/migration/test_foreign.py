@@ -20,7 +20,7 @@ from vfio_user import Client, DeviceState, MigrationFlags
 pytestmark = pytest.mark.slow
 
 CHECKOUT = "LIBVFIO_USER"
-PATIENCE = 10.0
+PATIENCE = 30.0
 Start = Callable[[str], Client]
 
 

@@ -65,9 +65,7 @@ def run(words: list[str]) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
         while not Path("move.sock").exists() and target.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        # The bed's kernel does not tell servers which pages their devices write (Linux does since 6.7), so that all of
-        # RAM is copied in the pause.
-        leave = ("--migrate-to", "move.sock", "--when", MOVE, "--pause", "300", "--json", "figures")
+        leave = ("--migrate-to", "move.sock", "--when", MOVE, "--pause", "1", "--json", "figures")
         found["move"] = told(begun("--restore", "saved", *plugged(here), "--console", "second", *leave))
         print(found["move"], flush=True)
         found["end"] = told(target)

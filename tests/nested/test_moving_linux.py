@@ -55,10 +55,10 @@ def tools() -> Toolbox:
 
 @pytest.fixture(scope="module")
 def moved(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What came of it, on a kernel that has ioregionfds."""
+    """What came of it, on a kernel that tells which pages a process has written (6.7 and newer)."""
     folder = tmp_path_factory.mktemp("moved")
     try:
-        bed = image(tools, "patched", lambda _: None)
+        bed = image(tools, "debian", lambda _: None)
     except LackError as error:
         pytest.skip(f"no kernel could be built: {error} {error.hint}")
     modules = tools.kernel.load_order(("virtio_blk",))
@@ -95,6 +95,12 @@ def test_it_moves_and_powers_off_where_it_has_come(moved: dict[str, Any]) -> Non
     assert moved["end"]["status"] == 0, moved
     assert "The guest powered off after" in moved["end"]["output"]
     assert moved["figures"]["pause"] > 0
+
+
+def test_only_what_was_written_meanwhile_is_copied_again(moved: dict[str, Any]) -> None:
+    first, *more = (each["bytes"] for each in moved["figures"]["rounds"])
+    assert moved["figures"]["rest"] < first / 4
+    assert sum(more) < first
 
 
 def test_every_byte_is_as_it_was_written_and_the_kernel_has_nothing_to_say(moved: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bellwired.commands import control_client
-from bellwired.commands.cli import main, parser
+from bellwired.commands.cli import MODULES, main, parser
 from bellwired.manager.main import main as bellwired
 from bellwired.release import release
 from operating.conftest import Run
@@ -291,6 +291,12 @@ def test_both_commands_tell_their_version(
     with pytest.raises(SystemExit, match="0"):
         command(["--version"])
     assert capsys.readouterr().out == f"{name} {release()}\n"
+
+
+def test_every_command_is_declared_by_the_module_that_is_loaded_for_it_alone() -> None:
+    assert list(parser().commands) == list(MODULES)
+    for name, module in MODULES.items():
+        assert list(parser(name).commands) == [other for other in MODULES if MODULES[other] == module]
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_at_debug_level_a_worker_tells_what_its_device_does(daemon: Instance) ->
         with connect(daemon.socket(name)) as client:
             write(client, PLAIN, 7)
             read(client, PLAIN)
-    written = daemon.said(f"[{loud}] DEBUG bellwire.device.probe: guest writes plain", since)
-    assert "plain (BAR0+0x0): 0x00000007" in written
-    assert f" [{loud}] " in daemon.said("guest reads plain (BAR0+0x0): 0x00000007", since)
+    written = daemon.said(f"[{loud}] DEBUG bellwire.device.probe: write   plain", since)
+    assert "plain = 0x00000007  BAR0+0x0" in written
+    assert f" [{loud}] " in daemon.said("read    plain = 0x00000007  BAR0+0x0", since)
     assert f"[{quiet}] DEBUG" not in daemon.log

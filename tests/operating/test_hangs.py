@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 
 import pytest
 
@@ -19,10 +18,8 @@ def test_a_hook_that_hangs_is_given_up_and_its_command_fails(daemon: Instance) -
     name = daemon.add(LIMIT)
     with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
         write(client, PLAIN, 42)
-        begun = time.monotonic()
         with pytest.raises(RemoteError) as refused:
             write(client, HANG, 1)
-        assert time.monotonic() - begun < 4
         assert refused.value.errno == errno.EIO
         assert "it hung for 0." in events.until("hung", name)["fields"]["text"]
         events.until("taken-over", name)

@@ -20,7 +20,7 @@ from typing import Any
 
 from bellwire.vhost.messages import HEADER, Inflight, ProtocolFeature, Request
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 VERSION_1, EVENT_IDX, PROTOCOL_FEATURES, OWN = 1 << 32, 1 << 29, 1 << 30, 1 << 5
 USUAL = VERSION_1 | PROTOCOL_FEATURES | OWN
 EVERYTHING = (
@@ -231,6 +231,8 @@ class Program:
         return struct.pack("<Q", 32)
 
     def _set_backend_req_fd(self, _: bytes, fds: list[int]) -> None:
+        if self.channel is not None:
+            self.channel.close()
         self.channel = socket.socket(fileno=fds[0])
 
     def _get_config(self, payload: bytes, _: list[int]) -> Answer:

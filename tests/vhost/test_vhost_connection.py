@@ -134,6 +134,38 @@ def test_a_send_to_a_closed_connection_is_an_end(far: socket.socket, wire: Conne
         wire.number(Request.GET_FEATURES)
 
 
+def marks(count: int) -> bytes:
+    """The replies to what a process sends that takes a connection over."""
+    protocol = struct.pack("<IIIQ", Request.GET_PROTOCOL_FEATURES, 5, 8, 0)
+    return protocol + count * FEATURES + protocol
+
+
+@pytest.mark.parametrize("left", [b"", OK, FEATURES, marks(3), marks(3)[20:], marks(3)[-20:], marks(5)[-40:] + OK])
+def test_replies_that_a_dead_process_has_left_are_thrown_away(
+    far: socket.socket, wire: Connection, monkeypatch: pytest.MonkeyPatch, left: bytes
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    far.send(left + marks(2) + FEATURES)
+    wire.resume()
+    assert wire.number(Request.GET_FEATURES) == 1 << 32
+    asked = far.recv(1000)
+    assert [asked[at] for at in range(0, len(asked), 12)] == [15, 1, 1, 15, 1]
+
+
+def test_a_back_end_that_answers_what_nobody_has_asked_for_is_given_up(far: socket.socket, wire: Connection) -> None:
+    far.send(40 * OK)
+    with pytest.raises(BackendLost, match="32 replies that nobody has asked for"):
+        wire.resume()
+
+
+def test_a_part_of_a_reply_stays_in_the_socket(far: socket.socket, wire: Connection) -> None:
+    far.send(FEATURES[:15])
+    with wire.limited(0.01), pytest.raises(BackendLost, match="in time"):
+        wire.number(Request.GET_FEATURES)
+    far.send(FEATURES[15:])
+    assert wire.number(Request.GET_FEATURES) == 1 << 32
+
+
 def test_the_back_ends_own_request_is_heard_during_a_wait(far: socket.socket, wire: Connection) -> None:
     bell = os.eventfd(1)
     try:

@@ -91,7 +91,7 @@ def test_a_card_sends_and_receives_all_packets(tmp_path: Path, ring: set[int], s
     near, far = tmp_path / "near", tmp_path / "far"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
         peer.bind(str(far))
-        peer.settimeout(5)
+        peer.settimeout(30)
         options = {"local": near, "dgram": far, "mac": "02:00:00:00:00:01"}
         driver = Driver(VirtioNet, memory=MEMORY, **options)
         driver.start(ring, range(3), size=16)
@@ -114,7 +114,7 @@ def test_a_card_sends_and_receives_all_packets(tmp_path: Path, ring: set[int], s
         assert list(dict.fromkeys(sent)) == packets, "a packet is lost, or out of order"
         assert len(transmit.used()) == 5
         peer.sendto(packets[0], str(near))
-        assert driver.guest.poll(5)
+        assert driver.guest.poll(30)
         (packet,) = receive.answers()
         assert packet[len(PLAIN) :] == packets[0]
         driver.close()
@@ -195,7 +195,7 @@ def test_a_console_takes_each_line_once_and_goes_on_in_both_directions(
     assert kept == lines[: len(kept)], "a line is lost, or out of order"
     with terminal(driver, tmp_path / "port") as second:
         second.send(b"hello")
-        assert driver.guest.poll(5)
+        assert driver.guest.poll(30)
         assert receive.answers() == [b"hello"]
     driver.close()
 
@@ -215,7 +215,7 @@ def terminal(driver: Driver, path: Path) -> Iterator[socket.socket]:
     """The far end of a port."""
     with socket.socket(socket.AF_UNIX) as far:
         far.connect(str(path))
-        assert driver.guest.poll(5)
+        assert driver.guest.poll(30)
         yield far
 
 

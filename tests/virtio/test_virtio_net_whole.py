@@ -67,15 +67,15 @@ class Outcome:
     def __init__(self, far: socket.socket, near: Path, kind: set[int], merged: bool, *, chains: bool) -> None:
         self.far = far
         self.batches = 0
-        usual = Virtqueue.take_whole
+        usual = Virtqueue.whole
 
-        def take_whole(queue: Virtqueue, most: int, *, write: bool) -> object:
+        def whole_or_none(queue: Virtqueue, most: int, *, write: bool) -> object:
             whole = None if chains else usual(queue, most, write=write)
             self.batches += whole is not None
             return whole
 
         self.stack = contextlib.ExitStack()
-        self.stack.enter_context(mock.patch.object(Virtqueue, "take_whole", take_whole))
+        self.stack.enter_context(mock.patch.object(Virtqueue, "whole", whole_or_none))
         self.driver = self.stack.enter_context(
             Driver(VirtioNet, memory=MEMORY, local=near, dgram=Path(far.getsockname()), mac="52:54:00:12:34:56")
         )
@@ -216,17 +216,18 @@ def test_a_batch_ends_before_a_buffer_that_is_not_of_its_kind(
             queue.add(write=100)
         raw(queue, address, length, flags)
         queue.add(write=100)
-        whole = ours.take_whole(64, write=True)
+        whole = ours.whole(64, write=True)
         assert whole is not None
-        assert (len(whole), whole.sizes, ours.out) == (3, [100] * 3, 3)
-        assert ours.take_whole(64, write=True) is None
-        assert ours.out == 3
-        ours.put_whole(whole, [7])
+        assert whole.sizes == [len(view) for view in whole.views] == [100] * 3
+        ours.put_whole(whole, [7], 7)
         assert [used.written for used in queue.used()] == [7]
         assert ours.out == 0
-        again = ours.take_whole(1, write=True)
+        again = ours.whole(64, write=True)
         assert again is not None
-        assert again.ids == whole.ids[1:2]
+        assert (again.ids[:2], again.sizes) == (whole.ids[1:3], [100] * 2)
+        ours.put_whole(again, [8, 9], 17)
+        assert [used.written for used in queue.used()] == [8, 9]
+        assert ours.whole(64, write=True) is None
 
 
 def test_a_head_outside_the_table_ends_a_batch(tmp_path: Path) -> None:
@@ -235,10 +236,11 @@ def test_a_head_outside_the_table_ends_a_batch(tmp_path: Path) -> None:
         assert isinstance(queue, SplitQueue)
         queue.add(write=100)
         queue.offer(SIZE)
-        whole = ours.take_whole(64, write=True)
+        whole = ours.whole(64, write=True)
         assert whole is not None
-        assert len(whole) == 1
-        assert ours.take_whole(64, write=True) is None
+        assert len(whole.views) == 1
+        ours.put_whole(whole, [1], 1)
+        assert ours.whole(64, write=True) is None
         with pytest.raises(GuestError, match=f"descriptor {SIZE} of {SIZE}"):
             ours.take(64)
 
@@ -248,7 +250,7 @@ def test_more_buffers_than_the_ring_has_are_no_batch(tmp_path: Path) -> None:
         queue, ours = queue_that_knows_its_map(driver, set())
         assert isinstance(queue, SplitQueue)
         queue.set_word(queue.avail + 2, ours.next + SIZE + 1)
-        assert ours.take_whole(64, write=True) is None
+        assert ours.whole(64, write=True) is None
         with pytest.raises(GuestError, match="17 buffers available in a ring of 16"):
             ours.take(64)
 
@@ -257,15 +259,22 @@ def test_no_more_buffers_are_taken_than_the_ring_has(tmp_path: Path, ring: set[i
     """The driver may offer buffers anew that are still out."""
     with Driver(VirtioNet, memory=MEMORY, local=tmp_path / "near") as driver:
         queue, ours = queue_that_knows_its_map(driver, ring)
-        taken = 0
-        for _ in range(2 * SIZE):
+
+        def offer() -> None:
             if isinstance(queue, SplitQueue):
                 queue.describe(0, 4096, 100, WRITE, 0)
                 queue.offer(0)
             else:
                 raw(queue, 4096, 100, WRITE)
-            taken += len(ours.take_whole(64, write=True) or ())
-        assert (taken, ours.out) == (SIZE, SIZE)
+
+        for _ in range(SIZE - 2):
+            offer()
+            assert len(ours.take()) == 1
+        for _ in range(4):
+            offer()
+        whole = ours.whole(64, write=True)
+        assert whole is not None
+        assert len(whole.views) == 2
 
 
 def test_the_positions_go_round(tmp_path: Path, ring: set[int]) -> None:
@@ -282,10 +291,10 @@ def test_the_positions_go_round(tmp_path: Path, ring: set[int]) -> None:
                 raw(queue, place, 100, WRITE)
             left = 5
             while left:
-                whole = ours.take_whole(64, write=True)
+                whole = ours.whole(64, write=True)
                 assert whole is not None
-                left -= len(whole)
-                ours.put_whole(whole, [turn + 1] * len(whole))
+                left -= len(whole.views)
+                ours.put_whole(whole, [turn + 1] * len(whole.views), 0)
             assert [used.written for used in queue.used()] == [turn + 1] * 5
 
 
@@ -306,16 +315,16 @@ def test_one_packet_takes_two_buffers_and_puts_one_back(make: Make, ring: set[in
     """Not all 64 that the driver has made available: that would cost more than the packet."""
     card = make(ring, buffers=60)
     taken = []
-    usual = Virtqueue.take_whole
+    usual = Virtqueue.whole
 
-    def take_whole(queue: Virtqueue, most: int, *, write: bool) -> object:
+    def whole_or_none(queue: Virtqueue, most: int, *, write: bool) -> object:
         whole = usual(queue, most, write=write)
-        taken.append(len(whole or ()))
+        taken.append(len(whole.views) if whole else 0)
         return whole
 
     far.send(frame())
     assert len(card.await_packets()) == 1
-    with mock.patch.object(Virtqueue, "take_whole", take_whole):
+    with mock.patch.object(Virtqueue, "whole", whole_or_none):
         for _ in range(3):
             far.send(frame())
             assert len(card.await_packets()) == 1
@@ -393,8 +402,8 @@ def test_chains_that_were_finished_before_go_back_before(make: Make, ring: set[i
     for size in (51, 52):
         queue.add(write=size)
     ours.take()[0].done(2)
-    whole = ours.take_whole(8, write=True)
+    whole = ours.whole(8, write=True)
     assert whole is not None
-    ours.put_whole(whole, [3])
+    ours.put_whole(whole, [3], 3)
     ours.flush()
     assert [(used.parts[0].length, used.written) for used in queue.used()] == [(51, 2), (52, 3)]

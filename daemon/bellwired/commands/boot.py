@@ -15,7 +15,7 @@ from typing import Any
 
 from bellwire import BellwireError
 from bellwired import terminal
-from bellwired.commands import boot_devices, boot_own, boot_prepare, show
+from bellwired.commands import boot_devices, boot_own, boot_prepare, complaints
 from bellwired.commands.boot_reports import Reported
 from bellwired.commands.boot_terminal import Screen, converse
 from bellwired.commands.completion import FILTERS, KINDS, SCENARIOS, completed
@@ -161,7 +161,7 @@ def boot(arguments: argparse.Namespace) -> int:
             boot_prepare.show_output(error)
         if isinstance(error, MachineError) and error.console:
             print(f"The end of the guest's console:\n{terminal.lines(error.console)}", file=sys.stderr)
-        show.error_with_log(error)
+        complaints.error_with_log(error)
         return TIMED_OUT if isinstance(error, CommandTimeout) else FAILED
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwired import settings, terminal, toml_file
-from bellwired.commands import show
+from bellwired.commands import complaints, show
 from bellwired.commands.check import examine
 from bellwired.commands.completion import DEVICES, completed
 from bellwired.commands.drop_in import configuration, source
@@ -64,7 +64,7 @@ def cat_config(arguments: argparse.Namespace) -> int:
         _cat(files)
         if not files:
             print(terminal.line(f"# no files in {', '.join(map(str, places.config))}"))
-    show.errors(errors.values(), in_json=arguments.json)
+    complaints.errors(errors.values(), in_json=arguments.json)
     return 1 if errors else 0
 
 
@@ -83,14 +83,14 @@ def _of_one(places: Places, name: str, in_json: bool) -> int:
     else:
         _cat(files)
         lines = [
-            (terminal.line(f"{key} = {show.json_text(value)}"), f"# {terminal.line(file)}:{line}")
+            (terminal.line(f"{key} = {terminal.json_text(value)}"), f"# {terminal.line(file)}:{line}")
             for key, (value, file, line) in found.items()
         ]
         width = max((len(said) for said, _ in lines), default=0)
         print(
             "# what counts, and where it comes from", *(f"{said:{width}}  {where}" for said, where in lines), sep="\n"
         )
-    show.errors([error] if error else [], in_json=in_json)
+    complaints.errors([error] if error else [], in_json=in_json)
     return 1 if error else 0
 
 

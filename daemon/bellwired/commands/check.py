@@ -10,7 +10,7 @@ from typing import Any
 from bellwire import BellwireError
 from bellwire.declare.option import parse_options
 from bellwired import settings
-from bellwired.commands import show
+from bellwired.commands import complaints, show
 from bellwired.errors import CommandError
 from bellwired.filtering import all_made
 from bellwired.find import find_trusted
@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace) -> int:
     errors = [error for found in failed.values() for error in found]
     if arguments.json:
         show.as_json({file: "; ".join(map(str, found)) for file, found in failed.items()})
-    show.errors(errors, in_json=arguments.json)
+    complaints.errors(errors, in_json=arguments.json)
     return 1 if errors else 0
 
 

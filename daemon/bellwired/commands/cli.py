@@ -8,42 +8,51 @@ import functools
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
-import shtab
-
 from bellwired import terminal
-from bellwired.commands import (
-    boot,
-    capture,
-    cat_config,
-    check,
-    demo,
-    edit,
-    enable,
-    export,
-    fault,
-    filters,
-    fuzz_driver,
-    import_map,
-    inspect_files,
-    install,
-    operate,
-    poke,
-    replay,
-    run,
-    sandbox,
-    show,
-    trace,
-    vmm,
-)
+from bellwired.commands import complaints
 from bellwired.commands.ends import status_of
-from bellwired.commands.view import command as view
 from bellwired.errors import CommandError
 from bellwired.logs import to_stderr_or_journal
-from bellwired.manager.main import add_places
-from bellwired.release import release
+from bellwired.places import add_places
+from bellwired.release import Version
 
+MODULES = {
+    "run": "run",
+    "boot": "boot",
+    "fuzz-driver": "fuzz_driver",
+    "vmm": "vmm",
+    "demo": "demo",
+    **dict.fromkeys(("list", "status", "start", "stop", "restart", "move", "reset", "disconnect"), "operate"),
+    **dict.fromkeys(("set", "reload", "regs", "monitor", "logs", "qemu-args"), "operate"),
+    "poke": "poke",
+    "trace": "trace",
+    "filter": "filters",
+    "filters": "filters",
+    "fault": "fault",
+    "capture": "capture",
+    "view": "view.command",
+    "sandbox": "sandbox",
+    "enable": "enable",
+    "disable": "enable",
+    "edit": "edit",
+    "cat-config": "cat_config",
+    "check": "check",
+    "export": "export",
+    "import": "import_map",
+    "plugins": "inspect_files",
+    "new": "inspect_files",
+    "replay": "replay",
+    "install": "install",
+    "uninstall": "install",
+}
+"""The commands, in the order of the help, and the module of `bellwired.commands` that declares each."""
+ALONE = ("run", "boot", "fuzz_driver", "vmm", "demo", "install")
+"""Modules whose commands have nothing to do with a daemon or its configuration."""
+READING = ("check", "export", "import_map", "inspect_files", "replay")
+"""Modules whose commands read files of an instance, and ask no daemon."""
 LONGEST = 1_000_000  # seconds: twelve days
 SHARED = ("config_dir", "runtime_dir", "whose", "json", "wait", "timeout")
 """Flags of several commands. They may stand before the command too."""
@@ -94,43 +103,49 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
         if "--json" in sys.argv[1:]:
-            show.errors([CommandError(message, self.format_usage().strip())], in_json=True)
+            complaints.errors([CommandError(message, self.format_usage().strip())], in_json=True)
             self.exit(2)
         super().error(message)
 
 
 @functools.cache
-def parser() -> argparse.ArgumentParser:
-    """All commands and their flags."""
+def parser(word: str = "") -> Parser:
+    """All commands and their flags. With the name of a command as ``word``, that one: others take time to load."""
     top = Parser(
         prog="bellwire",
         description="Write a PCI device in Python, plug it into any VM, and let its doorbells ring straight from KVM. "
         "A command's flags for the daemon (--runtime-dir and the like, --json) may stand before it, too.",
     )
-    top.add_argument("--version", action="version", version=f"bellwire {release()}")
+    top.add_argument("--version", action=Version)
     for add in (_add_level, _add_shared, _add_asking):
         add(top)
     for action in top._actions:  # characters that shells would remove from words
         if action.dest in SHARED:
             action.help = argparse.SUPPRESS
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, boot, fuzz_driver, vmm, demo):
-        module.add_parser(commands)
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    _add_shared(shared)
-    shared.set_defaults(takes=SHARED[:4])
-    asking = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
-    _add_asking(asking)
-    asking.set_defaults(takes=SHARED)
-    for group in (operate, poke, trace, filters, fault, capture, view, sandbox, enable, edit, cat_config):
-        group.add_parsers(commands, asking)
-    for group in (check, export, import_map, inspect_files, replay):
-        group.add_parsers(commands, shared)
-    install.add_parsers(commands)
+    for name in [MODULES[word]] if word in MODULES else dict.fromkeys(MODULES.values()):
+        _add_commands(name, commands)
     for command in set(commands.choices.values()):
         _add_level(command, default=argparse.SUPPRESS)
-    shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
+    if word not in MODULES:
+        import shtab  # only now: it takes longer to load than many a command
+
+        shtab.add_argument_to(top, "--print-completion", help="print a completion script for a shell")
     return top
+
+
+def _add_commands(name: str, commands: Any) -> None:
+    """Let a module declare its commands."""
+    module = import_module(f"bellwired.commands.{name}")
+    if name in ALONE:
+        module.add_parser(commands)
+        return
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    _add_shared(shared)
+    if name not in READING:
+        _add_asking(shared)
+    shared.set_defaults(takes=SHARED[:4] if name in READING else SHARED)
+    module.add_parsers(commands, shared)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -140,11 +155,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    top = parser()
-    arguments = top.parse_args(words)
-    for given in SHARED:
-        if getattr(arguments, given) and given not in getattr(arguments, "takes", ()):
-            flag = arguments.whose if given == "whose" else given.replace("_", "-")
+    given = sys.argv[1:] if words is None else words
+    top = parser(given[0] if given and given[0] in MODULES else "")
+    arguments = top.parse_args(given)
+    for name in SHARED:
+        if getattr(arguments, name) and name not in getattr(arguments, "takes", ()):
+            flag = arguments.whose if name == "whose" else name.replace("_", "-")
             top.error(f"--{flag} is for other commands than this")
     if not logging.root.handlers:
         to_stderr_or_journal(arguments.log_level)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from bellwire import BellwireError
 from bellwire_vmm.errors import VmmError
-from bellwired.commands import show
+from bellwired.commands import complaints
 from bellwired.errors import CommandError
 from kvm_ioctls import KvmError
 from vfio_user import VfioUserError
@@ -25,11 +25,11 @@ def status_of(work: Callable[[], int], *, in_json: bool = False, failed: int = 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has left
         return 1
     except (BellwireError, VfioUserError, VmmError, KvmError) as error:
-        show.errors([error], in_json=in_json)
+        complaints.errors([error], in_json=in_json)
         return failed
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        show.errors([CommandError(f"{where}{error.strerror or error}")], in_json=in_json)
+        complaints.errors([CommandError(f"{where}{error.strerror or error}")], in_json=in_json)
         return failed
     except KeyboardInterrupt:
         return 130

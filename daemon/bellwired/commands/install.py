@@ -23,7 +23,7 @@ To run a daemon of your own: systemctl --user daemon-reload
                              systemctl --user enable --now bellwired.socket bellwired.service"""
 
 
-def add_parsers(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the commands."""
     shared = argparse.ArgumentParser(add_help=False)
     whose = shared.add_mutually_exclusive_group()

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bellwired import terminal
-from bellwired.commands import attach, show
+from bellwired.commands import attach, complaints, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
-from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
+from bellwired.commands.control_client import (
+    LONGEST,
+    Instance,
+    NoDaemonError,
+    all_devices,
+    method,
+    speaker,
+    stop,
+    stream,
+)
 from bellwired.commands.show import Column
 from bellwired.commands.verbs import VERBS
 from bellwired.errors import CommandError
@@ -107,7 +116,7 @@ def try_each(names: Sequence[str], work: Callable[[str], object], in_json: bool)
             failed[name] = error
     if in_json:
         show.as_json({name: str(failed.get(name, "")) for name in names})
-    show.errors(failed.values(), in_json=in_json)
+    complaints.errors(failed.values(), in_json=in_json)
     return 1 if failed else 0
 
 
@@ -156,13 +165,13 @@ def status(arguments: argparse.Namespace) -> int:
         except CommandError as error:
             errors.append(error)
     if errors and not devices:
-        show.errors(errors, in_json=arguments.json)
+        complaints.errors(errors, in_json=arguments.json)
         return 1
     if arguments.json:
         show.as_json(devices[0] if arguments.name == names and len(names) == 1 else devices)
     else:
         _print(devices)
-    show.errors([*troubles, *errors], in_json=arguments.json)
+    complaints.errors([*troubles, *errors], in_json=arguments.json)
     if errors:
         return 1
     return 0 if all(device["state"] == "running" for device in devices) else INACTIVE
@@ -216,7 +225,14 @@ def do(arguments: argparse.Namespace) -> int:
         ]
     else:
         names = chosen(daemon, arguments.name)
-    return try_each(names, lambda name: method(daemon, verb.method, name=name), arguments.json)
+
+    def work(name: str) -> None:
+        if verb.method == "Stop":
+            stop(daemon, name)
+        else:
+            method(daemon, verb.method, name=name)
+
+    return try_each(names, work, arguments.json)
 
 
 def set_options(arguments: argparse.Namespace) -> int:
@@ -242,7 +258,7 @@ def reload(arguments: argparse.Namespace) -> int:
                 print(terminal.line(f"{word}: {', '.join(outcome[word])}"))
         if not any(outcome[word] for word in ("started", "restarted", "stopped", "failed")):
             print("nothing has changed")
-    show.errors(map(CommandError, outcome["failed"].values()), in_json=arguments.json)
+    complaints.errors(map(CommandError, outcome["failed"].values()), in_json=arguments.json)
     return 1 if outcome["failed"] else 0
 
 
@@ -280,7 +296,7 @@ def monitor(arguments: argparse.Namespace) -> int:
     def print_it(reply: dict[str, Any]) -> None:
         event = reply["event"]
         if arguments.json:
-            print(show.json_text(event), flush=True)
+            print(terminal.json_text(event), flush=True)
             return
         said = event["fields"].get("text") or ", ".join(f"{key} {value}" for key, value in event["fields"].items())
         what = f"{event['device'] or '-'} {event['kind']}: {said}"
@@ -301,7 +317,7 @@ def logs(arguments: argparse.Namespace) -> int:
         most = None  # it counts for what there was
         for line in lines:
             if arguments.json:
-                print(show.json_text(line), flush=True)
+                print(terminal.json_text(line), flush=True)
                 continue
             words = show.paragraph(line["text"])
             colour = show.LEVELS.get(line["level"])

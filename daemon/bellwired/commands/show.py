@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bellwired import terminal
-from bellwired.errors import CommandError
 
 COLOURS = {"running": "green", "failed": "red", "waiting": "yellow", "starting": "yellow", "stopping": "yellow"}
 LEVELS = {"warning": "yellow", "error": "red", "critical": "red"}
@@ -46,33 +44,9 @@ def console(*, to_stderr: bool = False) -> Plain:
     return Plain(file=terminal.raw(stream), highlight=False, emoji=False, soft_wrap=not stream.isatty())
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON in ASCII. No control character is left as it is, DEL included."""
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
-
-
 def as_json(value: Any) -> None:
     """Print a value as JSON."""
-    print(json_text(value, indent=2))
-
-
-def errors(found: Iterable[Exception], *, in_json: bool = False) -> None:
-    """Print errors to standard error: one line each, with the hint. For programs, one JSON object a line."""
-    for error in found:
-        hint = error.hint if isinstance(error, CommandError) else ""
-        if in_json:
-            print(json_text({"error": str(error), "hint": hint}), file=sys.stderr)
-            continue
-        print(f"bellwire: {terminal.line(error)}", file=sys.stderr)
-        if hint:
-            print(f"  {terminal.line(hint)}", file=sys.stderr)
-
-
-def error_with_log(error: Exception) -> None:
-    """Print an error to standard error. Its text may have several lines, such as the end of a log."""
-    print(f"bellwire: {terminal.paragraph(error)}", file=sys.stderr)
-    if isinstance(error, CommandError) and error.hint:
-        print(f"  {terminal.line(error.hint)}", file=sys.stderr)
+    print(terminal.json_text(value, indent=2))
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:

@@ -142,7 +142,7 @@ class Printer:
                 self._out.print(Text(f"({number - after - 1} events came too fast to be read)", "red"))
             after = number
             if self._json:
-                print(show.json_text({"number": number} | as_dict(record)))
+                print(terminal.json_text({"number": number} | as_dict(record)))
             else:
                 self._out.print(as_text(record))
         sys.stdout.flush()

@@ -7,10 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-
 from bellwired import terminal
 
 
@@ -48,29 +44,6 @@ class Lines:
         """A line cannot grow, so nothing is shown."""
 
 
-class Bar:
-    """A line with a bar, which changes, for terminals."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._task: TaskID | None = None
-
-    def step(self, text: str) -> None:
-        """Begin a new bar below the finished ones."""
-        self._end()
-        self._task = self._bars.add_task(terminal.line(text), total=None)
-
-    def share(self, done: float) -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, total=1.0)
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=1.0, total=1.0)
-            self._bars.stop_task(self._task)
-
-
 silent = Silent()
 
 
@@ -80,7 +53,7 @@ def shown() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield Lines(sys.stderr)
         return
-    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}", markup=False))
-    console = Console(file=terminal.raw(sys.stderr))
-    with Bars(*columns, BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bars:
-        yield Bar(bars)
+    from bellwired.guest.bars import bars  # only now: loading them takes as long as the rest of a short command
+
+    with bars(sys.stderr) as found:
+        yield found

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from bellwired import notify, terminal
 from bellwired.box import groups, privileges
@@ -21,8 +20,9 @@ from bellwired.manager import takeover as takeovers
 from bellwired.manager.fd_store import FdStore
 from bellwired.manager.manager import Manager, prepare
 from bellwired.manager.tasks import alongside
-from bellwired.places import Places
-from bellwired.release import release
+from bellwired.passed import listeners
+from bellwired.places import Places, add_places
+from bellwired.release import Version
 from bellwired.settings import Daemon
 from bellwired.workers import process
 from bellwired.workers.launch import ForkServer, fork_server
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Hosts PCI devices over vfio-user, each in a process of its own, as devices.d/*.toml say. "
         "SIGHUP reads the configuration again; SIGTERM stops all devices and ends.",
     )
-    top.add_argument("--version", action="version", version=f"bellwired {release()}")
+    top.add_argument("--version", action=Version)
     add_places(top)
     top.add_argument(
         "--takeover",
@@ -50,14 +50,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="overrides bellwired.toml")
     return top
-
-
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags that name an instance, which the daemon and the commands share."""
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="read configuration and plugins only from DIR")
-    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="keep the sockets in DIR")
-    for word, about in (("user", "your own instance"), ("system", "the system's instance")):
-        parser.add_argument(f"--{word}", dest="whose", action="store_const", const=word, help=about)
 
 
 def main(words: Sequence[str] | None = None, *, early: ForkServer | None = None) -> int:
@@ -114,7 +106,7 @@ class Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        given = notify.listeners()
+        given = listeners()
         listener = given.pop("control", None)
         async with contextlib.AsyncExitStack() as stack:
             if self._takes_over:

@@ -249,10 +249,12 @@ class Parent:
 
     def _status(self, status: int) -> int:
         """The exit status at the end, by that of the last process."""
-        if status >= 0 or self._over:
+        if status >= 0:
             return status
         if len(self._signals) > 1 or -status in self._signals:
             return -self._signals[-1]
+        if self._over:
+            return status
         raise CommandError(f"{self._name}: {self._how(status)}")
 
     def _goes_on(self, status: int) -> bool:

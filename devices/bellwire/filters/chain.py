@@ -27,6 +27,10 @@ class Chain:
     def __bool__(self) -> bool:
         return bool(self._links)
 
+    def filters(self) -> Iterator[Filter]:
+        """The filters that take part."""
+        return (each for each, _, _ in self._links)
+
     def steps(self, event: Event, act: Callable[[], object]) -> Iterator[float]:
         """Take ``event`` through the filters, to ``act``, and back. Yields the seconds to wait before it goes on.
 

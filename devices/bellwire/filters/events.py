@@ -258,6 +258,19 @@ class DmaRange(Event):
         self.writable = writable
 
 
+class DmaView(Event):
+    """Device code gets a view of guest memory, to use it in place. No event tells what it reads or writes there."""
+
+    __slots__ = ("address", "size", "writable")
+
+    def __init__(self, address: int, size: int, *, writable: bool) -> None:
+        super().__init__()
+        self.address = address
+        self.size = size
+        """At least what device code has asked for: it may get all that the client has mapped around it."""
+        self.writable = writable
+
+
 class Client(Event):
     """A client has connected, or has left."""
 

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bellwire.declare.option import Option, parse_options
 from bellwire.errors import DeclarationError
 from bellwire.filters.argument import Argument
-from bellwire.filters.events import Client, DmaRange, DmaRead, DmaWrite, Hook, Interrupt, Read, Reset, Ring, Write
+from bellwire.filters.events import (
+    Client,
+    DmaRange,
+    DmaRead,
+    DmaView,
+    DmaWrite,
+    Hook,
+    Interrupt,
+    Read,
+    Reset,
+    Ring,
+    Write,
+)
 from bellwire.model.host import Timer
 
 if TYPE_CHECKING:
@@ -32,7 +44,7 @@ KINDS = (
     "hook",
 )
 """The events that have a ``before_`` and an ``after_`` method."""
-NEWS = ("dma_map", "client")
+NEWS = ("dma_map", "dma_view", "client")
 """The events that a filter can only look at."""
 
 
@@ -75,6 +87,13 @@ class Filter:
 
     delays: ClassVar[bool] = False
     """Whether the filter delays events of the guest: then all of them go by way of one queue, to stay in order."""
+
+    in_place: bool = False
+    """Whether device code may use guest memory in place while the filter looks at DMA: for filters that only look.
+
+    Such a filter gets the DMA that device code copies, and :meth:`dma_view` for the rest. Without it, as soon as one
+    filter has a method for DMA, device code gets no views of guest memory: it must copy, and filters see all bytes.
+    """
 
     kept: ClassVar[str] = ""
     """Why it stays in as long as the device runs, so that users cannot take it out. Empty: they can."""
@@ -227,6 +246,9 @@ class Filter:
 
     def dma_map(self, range: DmaRange) -> None:
         """The client has mapped or unmapped guest memory."""
+
+    def dma_view(self, view: DmaView) -> None:
+        """Device code gets a view of guest memory. It happens only while all filters of DMA are :attr:`in_place`."""
 
     def client(self, client: Client) -> None:
         """A client has connected, or has left."""

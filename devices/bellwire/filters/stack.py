@@ -10,7 +10,7 @@ from bellwire.errors import BellwireError
 from bellwire.filters.accesses import Accesses
 from bellwire.filters.arrivals import Arrivals, Departures, Dropped
 from bellwire.filters.chain import Chain, Method, listeners, tell
-from bellwire.filters.events import Client, DmaRange, Event
+from bellwire.filters.events import Client, DmaRange, DmaView, Event
 from bellwire.filters.filter import Filter
 from bellwire.filters.outgoing import Interrupts, Methods, in_front
 from bellwire.model.core import Core
@@ -51,6 +51,8 @@ class Stack:
         self._remapped, self._join = core.remapped, core.join
         self._mapping: list[tuple[Filter, Method]] = []
         self._clients: list[tuple[Filter, Method]] = []
+        self.viewing: list[tuple[Filter, Method]] = []
+        """The filters that are told of views of guest memory."""
 
     def __iter__(self) -> Iterator[tuple[str, Filter]]:
         """The filters from the guest's side to the model's, each with its label: its name, or name-2."""
@@ -200,6 +202,7 @@ class Stack:
 
     def _news(self, filters: list[Filter]) -> dict[str, Callable[..., Any]]:
         self._mapping, self._clients = listeners(filters, "dma_map"), listeners(filters, "client")
+        self.viewing = listeners(filters, "dma_view")
         return {"join": self.join} | ({"remapped": self.remapped} if self._mapping else {})
 
     def remapped(self, change: DmaMap | DmaUnmap) -> None:
@@ -209,6 +212,10 @@ class Stack:
         writable = isinstance(change, DmaMap) and bool(change.flags & 2)
         event = DmaRange(change.address, change.size, mapped=mapped, writable=writable)
         self._tell(self._mapping, event)
+
+    def viewed(self, view: DmaView) -> None:
+        """Device code gets a view of guest memory."""
+        self._tell(self.viewing, view)
 
     def join(self, connected: bool) -> None:
         """As :meth:`Core.join`. What waits is dropped when a client leaves."""

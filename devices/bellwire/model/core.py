@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from bellwire.declare.bar import Bar
@@ -46,9 +46,6 @@ _ALL_ONES = (1 << 64) - 1
 class Core:
     """What the SDK keeps about one device. Device code uses the methods of PciDevice, never this class."""
 
-    signals_kind: ClassVar[type[Signals]] = Signals
-    dma_kind: ClassVar[type[Dma]] = Dma
-
     def __init__(self, device: PciDevice, identity: Identity, layout: Layout, options: Mapping[str, Any]) -> None:
         self.device = device
         self.identity = identity
@@ -65,7 +62,7 @@ class Core:
         space = template(identity, layout, len(self.rom), multifunction=len(functions_of(type(device))) > 1)
         self.state = State(type(device).name, layout, space, seen(identity, layout, space, len(self.rom)))
         self.config = ConfigSpace(space, self.state.config, self._react)
-        self.signals = self.signals_kind(self)
+        self.signals = Signals(self)
         self._own_hooks: dict[Tie, Callable[..., Any]] = {}
         self._parts: dict[Any, Any] = {each.capability: each.capability.part(self) for each in layout.extended}
         self.spaces = {index: of_bar(self, plan) for index, plan in layout.bars.items()}
@@ -87,7 +84,7 @@ class Core:
         """Whether nothing may run: the device migrates."""
         self.waiting: Callable[[], None] | None = None
         """What the device goes on with, after a state was put in place while it stands still."""
-        self.dma = self.dma_kind(self)
+        self.dma = Dma(self)
         self.news = News(self)
         self.generation = 0
         """Counts resets and restores: a background result from before the last one is dropped."""

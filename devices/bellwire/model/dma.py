@@ -41,7 +41,7 @@ class Dma:
             self._read += size
             return view[address - start : address - start + size].tobytes()
         self._check(address, size)
-        host = self._host()
+        host = self._host().copier
         found = host.shared_map(address, False)
         if found is not None and address + size <= found.end:
             self._source = found
@@ -67,7 +67,7 @@ class Dma:
             self._written += size
             return
         self._check(address, size)
-        host = self._host()
+        host = self._host().copier
         found = host.shared_map(address, True)
         if found is not None and address + size <= found.end:
             self._target = found
@@ -137,7 +137,7 @@ class Dma:
 
     @property
     def copied(self) -> bool:
-        """Whether filters look at all DMA: :meth:`map` and :meth:`whole` then find no memory that is shared."""
+        """Whether filters must see all DMA: :meth:`map` and :meth:`whole` then find no memory that is shared."""
         host = self._core.host
         return host is not None and host.copied
 

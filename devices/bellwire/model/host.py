@@ -23,6 +23,10 @@ class Host(Protocol):
     copied: bool
     """Whether device code must copy all guest memory that it reads or writes: filters look at the copies."""
 
+    @property
+    def copier(self) -> Host:
+        """The host by which :meth:`bellwire.model.dma.Dma.read` and its like copy: itself, unless filters look."""
+
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold ``[address, address + size)``. A vfio_user.DmaFault outside it."""
 

@@ -73,7 +73,7 @@ class Wired:
             self.core.host.drop_file(name)
 
     def kept_file(self, name: str) -> tuple[int, Mapping[str, Any]] | None:
-        """The file of this name that a process before this one has kept, with its note: for ``recovered``.
+        """The file that a process before has kept by this name, with its note: for ``setup`` and ``recovered``.
 
         The caller owns the descriptor. A second call returns None, and so does any call after ``recovered``.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from bellwire.model.jobs import Done, Job
 from vfio_user import DmaFault, DmaFlags, DmaMap, DmaTable, DmaUnmap, IrqIndex, Segment, SharedMap, VfioUserError
@@ -75,6 +75,11 @@ class ReplayHost:
         self._maps.clear()
 
     # -- bellwire.model.host.Host
+
+    @property
+    def copier(self) -> Self:
+        """Itself: no filter looks."""
+        return self
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory; none of them is shared."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, Self
 
 from bellwire.declare.doorbell import IoRegion
 from bellwire.model.jobs import Done
@@ -29,6 +29,11 @@ class ClientHost:
         self._ledger = ledger
         self.estate = Estate()
         """What a process before this one has kept, while its successor takes over."""
+
+    @property
+    def copier(self) -> Self:
+        """Itself: no filter looks."""
+        return self
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory, as the client has mapped them."""

@@ -114,6 +114,10 @@ class Served:
         self.core.signals.resend()
         session.migration.begin()
 
+    def bequeathed(self, estate: Estate) -> None:
+        """The device is set up to go on with this: it may have files that were kept before :meth:`take_over`."""
+        self._host.estate = estate
+
     def take_over(self, estate: Estate, dialect: Dialect = RATIFIED, *, died: bool = True) -> None:
         """Go on with the client and the state of a process that has ended. The device has been reset.
 
@@ -123,6 +127,7 @@ class Served:
         areas = {note["bar"]: estate.fds(key)[0] for key, note in estate.below("area")}
         files = StateFiles(estate.fds("state")[0], areas)
         if "client" not in estate:
+            self._host.estate = Estate()
             self.core.take_over(files, client=False, died=True)
             self._ledger.clear()
             return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from bellwire.device import PciDevice
 from bellwire.errors import BellwireError, StateError
 from bellwire.filters import Filter
+from bellwire.filters.told import tell_at_debug, tell_no_more
 from bellwire.serve.blame import put_in, told
 from bellwire.serve.busy_poll import BusyPoll
 from bellwire.serve.loop import Loop
@@ -82,6 +83,8 @@ class Worker:
         ``taking_over`` is called when the device is set up and about to go on with a client of another process.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
+        if self._estate is not None:
+            self.served.bequeathed(self._estate)
         try:
             with told(f"{type(self.device).__name__}.setup"):
                 self.device.setup()
@@ -92,6 +95,7 @@ class Worker:
         try:
             with told(f"{type(self.device).__name__}.reset"):
                 self.device.core.reset()
+            tell_at_debug(self.served.filters)
             for each in self._filters:
                 put_in(each, self.served.filters)
             if self._estate is not None:
@@ -153,6 +157,13 @@ class Worker:
         fit. The new device is closed then, and the present one goes on as if nothing had been tried; if its files were
         closed, another instance of its class does.
         """
+        tell_no_more(self.served.filters)
+        try:
+            self._replace(device)
+        finally:
+            tell_at_debug(self.served.filters)
+
+    def _replace(self, device: PciDevice) -> None:
         if self._remembered is None or len(self.served.filters):
             device.core.close()
             raise StateError("its code cannot be exchanged while filters look at the device: take them out first")

@@ -18,6 +18,7 @@ from bellwire.declare.register import Register
 from bellwire.declare.vendor import VendorCapability
 from bellwire.device import PciDevice
 from bellwire.filters import Filter, Stack
+from bellwire.filters.told import tell_at_debug
 from bellwire.model import capabilities as pci
 from bellwire.model.jobs import Done
 from bellwire.serve.loop import Deadline
@@ -89,6 +90,7 @@ class Guest(Generic[Device]):
         core.join(True)
         self.filters = Stack(core)
         """The filters between this guest and the device."""
+        tell_at_debug(self.filters)
         with ExitStack() as stack:
             stack.callback(self._let_go)
             stack.callback(self.filters.clear)
@@ -272,6 +274,11 @@ class Guest(Generic[Device]):
             raise IndexError(f"{count} bytes at {offset:#x} of region {index}, which has {size:#x}")
 
     # -- bellwire.model.host.Host
+
+    @property
+    def copier(self) -> Self:
+        """Itself: no filter looks."""
+        return self
 
     def segments(self, address: int, size: int, write: bool) -> Iterable[Segment]:
         """The pieces of guest memory that hold these bytes."""

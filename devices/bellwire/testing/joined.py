@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from bellwire.device import PciDevice
+from bellwire.filters.told import tell_at_debug
 from bellwire.serve.loop import Loop
 from bellwire.serve.served import Served
 from vfio_user import Client
@@ -39,12 +40,14 @@ def joined(device: PciDevice, **options: Any) -> Iterator[Client]:
     try:
         device.setup()
         device.core.reset()
+        tell_at_debug(served.filters)
         served.attach(cast("socket.socket", theirs))
         ours.work = work
         with client_of(ours, **options) as client:
             yield client
     finally:
         served.detach()
+        served.filters.clear()
         loop.close()
         device.close()
         device.core.close()

@@ -24,6 +24,17 @@ class Ring(NamedTuple):
     base: int
 
 
+class Connected(NamedTuple):
+    """A connection that another process can go on with: the socket, that of the back end's requests, and a note.
+
+    The descriptors stay the back end's. The second one is -1 if there is none.
+    """
+
+    fd: int
+    channel: int
+    note: Mapping[str, Any]
+
+
 class Listener(NamedTuple):
     """What the back end reports between requests. The calls come on the device's thread."""
 
@@ -49,6 +60,13 @@ class Backend(Protocol):
 
     needs_addresses: bool
     """Whether it finds guest memory by addresses of this process, not by files."""
+
+    @property
+    def connection(self) -> Connected | None:
+        """What another process needs to go on with it; None if none can."""
+
+    def known(self, table: Sequence[Piece]) -> None:
+        """The process before, whose connection this was, has told it of this memory, and no other."""
 
     def limited(self) -> AbstractContextManager[None]:
         """A limit to the time that all calls in a block take together."""
@@ -101,6 +119,9 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the connection. What it has written down of what is in flight stays, for the next one."""
+
+    def hang_up(self) -> None:
+        """Close it, and end the connection even if a ledger holds it open."""
 
     def forget(self) -> None:
         """Drop that as well."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from bellwire.vhost.errors import BackendError, BackendLost
@@ -14,6 +16,9 @@ from bellwire.vhost.messages import HEADER, NEED_REPLY, REPLY, Header, Request, 
 PATIENCE = 3.0
 """Seconds that a back end has for all that one access of the guest asks of it. QEMU gives up after 5."""
 MOST_FDS = 8
+MOST_LEFT = 32
+"""Replies that a process which has died may have left unread: one, and those of successors that died soon."""
+_PIECES = 1.0  # ms until another look at a message of which only a part has come
 
 
 class Reply:
@@ -28,6 +33,9 @@ class Connection:
     """The front end's end of ``sock``, which it owns. ``meanwhile`` runs when its descriptor can be read during a wait.
 
     Any breach of the protocol, and any wait that is too long, raises BackendLost: the caller closes the connection.
+
+    A request is sent, and a reply without descriptors is taken, in one system call. So a process that is killed leaves
+    whole messages in the socket, and another one can go on with it (:meth:`resume`).
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -35,6 +43,8 @@ class Connection:
         sock.setblocking(False)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._ended = select.poll()
+        self._ended.register(sock, select.POLLRDHUP)
         self._meanwhile: tuple[int, Callable[[], None]] | None = None
         self._until: float | None = None
         self.acknowledges = False
@@ -45,8 +55,33 @@ class Connection:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket. The connection ends unless somebody else has it open, too."""
         self._sock.close()
+
+    def hang_up(self) -> None:
+        """End the connection, whoever has it open."""
+        with contextlib.suppress(OSError):  # the back end has ended it
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def resume(self) -> None:
+        """Go on where a process has died: throw away the replies that it has not read.
+
+        The back end answers in order. So the last replies are those to the requests that are sent here. Their pattern
+        is this process's own: a successor that died at this, too, has sent another one.
+        """
+        marks = [Request.GET_PROTOCOL_FEATURES, *[Request.GET_FEATURES] * (1 + os.getpid() % 8)]
+        marks.append(Request.GET_PROTOCOL_FEATURES)
+        with self.limited():
+            self._send_all(marks[0], b"".join(header(each, 0) for each in marks))
+            seen: deque[int] = deque(maxlen=len(marks))
+            for _ in range(MOST_LEFT):
+                found, _, fds = self._message(marks[0])
+                for fd in fds:
+                    socket.close(fd)
+                seen.append(found.request)
+                if list(seen) == marks:
+                    return
+        raise BackendLost(f"the back end has sent {MOST_LEFT} replies that nobody has asked for")
 
     @contextlib.contextmanager
     def limited(self, seconds: float | None = None) -> Iterator[None]:
@@ -104,7 +139,10 @@ class Connection:
             return self._answer(request, most_fds)
 
     def _send(self, request: Request, payload: bytes, fds: Sequence[int], *, need_reply: bool) -> None:
-        data = memoryview(header(request, len(payload), need_reply=need_reply) + payload)
+        self._send_all(request, header(request, len(payload), need_reply=need_reply) + payload, fds)
+
+    def _send_all(self, request: Request, message: bytes, fds: Sequence[int] = ()) -> None:
+        data = memoryview(message)
         while data:
             try:
                 sent = socket.send_fds(self._sock, [data], fds) if fds else self._sock.send(data, socket.MSG_NOSIGNAL)
@@ -116,12 +154,10 @@ class Connection:
             data, fds = data[sent:], ()
 
     def _answer(self, request: Request, most_fds: int) -> Reply:
-        fds: list[int] = []
+        found, payload, fds = self._message(request)
         try:
-            found = Header.unpack(self._receive(request, HEADER.size, fds))
             if found.request != request or found.flags & ~(NEED_REPLY | REPLY | 3) or not found.flags & REPLY:
                 raise BackendLost(f"{found.name} (flags {found.flags:#x}) came as the reply to {request.name}")
-            payload = self._receive(request, found.size, fds)
             if len(fds) > most_fds:
                 raise BackendLost(f"{request.name}: the reply has {len(fds)} descriptors, at most {most_fds} expected")
         except BaseException:
@@ -130,7 +166,42 @@ class Connection:
             raise
         return Reply(payload, fds)
 
+    def _message(self, request: Request) -> tuple[Header, bytes, list[int]]:
+        """The next message, and its descriptors, which are the caller's."""
+        fds: list[int] = []
+        try:
+            found = Header.unpack(self._look(request, HEADER.size))
+            if request is Request.GET_INFLIGHT_FD:  # descriptors may come with the header, and end a look
+                self._receive(request, HEADER.size, fds)
+                return found, self._receive(request, found.size, fds), fds
+            whole = HEADER.size + found.size
+            self._look(request, whole)
+            return found, self._receive(request, whole, fds)[HEADER.size :], fds
+        except BaseException:
+            for fd in fds:
+                socket.close(fd)
+            raise
+
+    def _look(self, request: Request, size: int) -> bytes:
+        """The next bytes, which stay in the socket."""
+        ended: list[tuple[int, int]] = []
+        while True:
+            try:
+                data = self._sock.recv(size, socket.MSG_PEEK)
+            except BlockingIOError:
+                self._wait(request, select.POLLIN)
+                continue
+            except OSError as error:
+                raise BackendLost(f"the reply to {request.name} cannot be received: {error.strerror}") from None
+            if len(data) == size:
+                return data
+            if not data or ended:
+                raise BackendLost(f"the back end has closed the connection at {request.name}")
+            ended = self._ended.poll(_PIECES)
+            self._wait(request, select.POLLIN)  # it can be read: this looks at the time only
+
     def _receive(self, request: Request, size: int, fds: list[int]) -> bytes:
+        """The next bytes, and add the descriptors beside them."""
         data = b""
         while len(data) < size:
             try:

@@ -68,6 +68,14 @@ class VhostDevice(VirtioDevice):
             self.placed = 0
             self.plane.inherit()
         super().recovered(torn)
+        if self.plane is not None:
+            self.plane.settle()
+
+    def failed(self) -> None:
+        """The rings are lost."""
+        if self.plane is not None:
+            self.plane.failed()
+        super().failed()
 
     def memory_changed(self) -> None:
         """The back end hears of memory that has come or gone."""

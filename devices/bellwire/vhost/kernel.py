@@ -31,6 +31,7 @@ class KernelBackend:
     """The common base: a :class:`~bellwire.vhost.backend.Backend` of ``count`` nodes, each with two rings."""
 
     tracks = False
+    connection = None
     needs_addresses = True
 
     def __init__(self, path: Path, count: int = 1) -> None:
@@ -136,6 +137,13 @@ class KernelBackend:
             os.close(self._error)
         while self.nodes:
             self.nodes.pop().close()
+
+    def known(self, table: Sequence[Piece]) -> None:
+        """Never called: a node is of one process."""
+
+    def hang_up(self) -> None:
+        """Close the nodes: nobody else has them."""
+        self.close()
 
     def forget(self) -> None:
         """Nothing: there is no record."""

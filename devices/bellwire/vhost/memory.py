@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bellwire.vhost.messages import MemoryRegion
@@ -27,6 +28,22 @@ class Piece(NamedTuple):
     def region(self) -> MemoryRegion:
         """The piece in a message. Rings are named by guest addresses, so these are the user addresses too."""
         return MemoryRegion(self.address, self.size, self.address, self.offset)
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What another process knows the same piece by."""
+        place = self.address, self.size, self.offset
+        if self.fd < 0:
+            return *place, 0, 0
+        file = os.fstat(self.fd)
+        return *place, file.st_dev, file.st_ino
+
+
+def told(table: Iterable[Piece], identities: Iterable[Sequence[int]]) -> list[Piece]:
+    """The pieces that another process has told a back end of. One that is not in ``table`` has no file."""
+    here = {piece.identity: piece for piece in table}
+    gone = (Piece(address, size, -1, offset, 0) for address, size, offset, _, _ in identities)
+    return [here.get(tuple(identity), other) for identity, other in zip(identities, gone, strict=True)]
 
 
 def pieces(files: Iterable[SharedFile], *, mapped: bool = False) -> list[Piece]:

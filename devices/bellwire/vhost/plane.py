@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, StateError
 from bellwire.vhost.backend import Backend, Listener, Ring
+from bellwire.vhost.bequest import Adopt, Bequest
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece, inside, overlap, pieces
 from bellwire.vhost.resume import base_of, resume, set_base
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 RETRY = 0.1
 """Seconds between two tries to find a back end that has gone."""
-RECORD = "vhost in flight"
-"""The name of the file in which the back end writes down what is in flight, for a process that takes over."""
 OURS = 1 << Feature.ACCESS_PLATFORM
 """Features that the back end never hears of: its memory table has the addresses that the driver uses."""
 
@@ -37,6 +35,7 @@ class Plane:
 
     ``size`` is the number of bytes of the device type's configuration, ``needs`` the number of queues (or of pairs) in
     the back end's own count. ``guess`` lets rings go on after a crash even if it is uncertain what was in flight.
+    ``adopt`` goes on with a connection that a process before has left: without it, none is kept.
 
     The device calls :meth:`open`, :meth:`started`, :meth:`stopped`, :meth:`park` and :meth:`close` where its own
     methods of such names run, and :meth:`settle` when memory or wires have changed. Rings run while the driver is
@@ -53,6 +52,7 @@ class Plane:
         needs: int,
         size: int,
         guess: bool = False,
+        adopt: Adopt | None = None,
     ) -> None:
         self.backend: Backend | None = None
         self.features = 0
@@ -72,6 +72,7 @@ class Plane:
         self._needs = needs
         self._size = size
         self._guess = guess
+        self._bequest = Bequest(device, adopt)
         self._shared: list[Piece] = []
         self._started: list[Virtqueue] = []
         self._fresh = True
@@ -93,7 +94,7 @@ class Plane:
 
     def open(self) -> None:
         """Connect. Raises BackendError if there is no back end, or if it cannot be used."""
-        self._take(self._open(None))
+        self._take(self._bequest.adopted() or self._open(None))
 
     def started(self, *, sure: bool = True) -> None:
         """The driver is ready. ``sure`` is false for a restored device if its positions may be old."""
@@ -102,14 +103,17 @@ class Plane:
         self.settle()
 
     def inherit(self) -> None:
-        """Another process had the rings, and has died: what its back end has written down is the next one's."""
-        kept = self._device.kept_file(RECORD)
-        if kept is None:
-            return
-        if self.backend is None:
-            os.close(kept[0])
-        else:
-            self.backend.inherit(*kept)
+        """Another process had the rings, and has died: what its back end has written down is the next one's.
+
+        If the back end itself is still there, it is known what it was told.
+        """
+        if self.backend is not None:
+            self._shared = self._bequest.inherited(self.backend)
+
+    def failed(self) -> None:
+        """The state of the process before cannot be used. A back end that still has its rings is let go."""
+        if self._bequest.runs:
+            self._go("the rings of the back end are lost")
 
     def stopped(self) -> None:
         """The driver has reset the device, or another state has been restored."""
@@ -171,6 +175,8 @@ class Plane:
 
     def _settle(self, backend: Backend) -> None:
         device = self._device
+        if self._bequest.due:
+            self._recall(backend)
         table = pieces(device.dma.files(), mapped=backend.needs_addresses) if device.connected else []
         wanted = device.running and device.connected and device.bus_master
         wanted = wanted and self.allowed and self._lies_in(table)
@@ -202,11 +208,11 @@ class Plane:
                 resume(queue, self._device.dma, packed=self._packed, sure=backend.tracks or self._guess)
         backend.accept(self._device.accepted & ~OURS)
         backend.track(len(self.queues), max(queue.size for queue in queues), fresh=self._fresh)
-        if backend.record is not None:
-            self._device.keep_file(RECORD, *backend.record)
-        self._fresh, self._lost_place, self.running = False, True, True
         for queue in queues:
             backend.start(self._ring(queue))
+        self._fresh, self._lost_place, self.running = False, True, True
+        self._bequest.keep(backend, [queue.index for queue in queues])
+        for queue in queues:
             self._started.append(queue)
             queue.hand_over(self._wire(queue, kick=True), self._wire(queue, kick=False))
             if self.backend is not backend:  # it has gone meanwhile
@@ -232,6 +238,8 @@ class Plane:
         self._started, self.running = [], False
         if not self._fresh:
             backend.reset()
+        if not self._bequest.runs:
+            self._bequest.drop()
 
     def _end(self, backend: Backend, queue: Virtqueue) -> int:
         base = backend.stop(queue.index)
@@ -255,8 +263,26 @@ class Plane:
         return Feature.RING_PACKED in self._device.negotiated
 
     def _share(self, backend: Backend, table: Sequence[Piece]) -> None:
-        backend.share(table)
-        self._shared = list(table)
+        with self._bequest.changed(backend) if list(table) != self._shared else contextlib.nullcontext():
+            backend.share(table)
+            self._shared = list(table)
+
+    def _recall(self, backend: Backend) -> None:
+        """Have the rings back that run since a process has died, at the positions where they are.
+
+        Raises BackendLost if it is not known what memory the back end has: another connection goes on from there.
+        """
+        running, rings = self._device.running, self._bequest.recall()
+        for queue in self.queues:
+            if queue.index in rings:
+                base = self._end(backend, queue)
+                if running:
+                    set_base(queue, base, packed=self._packed)
+        self._lost_place = self._lost_place and not running
+        if not running:
+            self._bequest.drop()
+        if not self._bequest.steady:
+            raise BackendLost("its worker died while guest memory changed")
 
     # -- the back end comes and goes
 
@@ -279,7 +305,7 @@ class Plane:
             self._check(backend)
             self.config = backend.config(self._size)
         except BackendError:
-            backend.close()
+            backend.hang_up()
             raise
         self.backend, self.features, self._shared = backend, backend.features, []
         device = self._device
@@ -299,7 +325,8 @@ class Plane:
         backend, self.backend = self.backend, None
         if backend is None:
             return
-        backend.close()
+        backend.hang_up()
+        self._bequest.drop()
         self.gone += 1
         for queue in self._started:
             queue.take_back()

@@ -12,7 +12,7 @@ from typing import Any
 
 from bellwire.unix_sockets import connect
 from bellwire.vhost.back_channel import BackChannel
-from bellwire.vhost.backend import Listener, Ring
+from bellwire.vhost.backend import Connected, Listener, Ring
 from bellwire.vhost.connection import PATIENCE, Connection
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece
@@ -58,19 +58,14 @@ class Track:
 
 
 class VhostUser:
-    """A :class:`~bellwire.vhost.backend.Backend` that listens at ``path``. Making one connects, and negotiates.
+    """A :class:`~bellwire.vhost.backend.Backend` at the other end of ``sock``, which it owns. Making one negotiates.
 
-    ``before`` is the one whose place it takes, if that has gone: what was in flight then is taken over.
+    ``kept`` is the note of the :attr:`connection` of a process that has died: this one goes on with it.
     """
 
-    def __init__(self, path: Path, before: VhostUser | None = None) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        sock.settimeout(PATIENCE)
-        try:
-            connect(sock, path)
-        except OSError as error:
-            sock.close()
-            raise BackendLost(f"no back end at {path}: {error.strerror or error}") from None
+    needs_addresses = False
+
+    def __init__(self, sock: socket.socket, kept: Mapping[str, Any] | None = None) -> None:
         self.track_memory: Track | None = None
         self._wire = Connection(sock)
         self._channel: BackChannel | None = None
@@ -78,24 +73,36 @@ class VhostUser:
         self._error = -1
         self._table: list[Piece] = []
         try:
-            self._negotiate()
+            self._negotiate(kept)
         except BaseException:
-            self.close()
+            self.hang_up()
             raise
-        if before is not None and ProtocolFeature.INFLIGHT_SHMFD in self._protocol:
-            self.track_memory, before.track_memory = before.track_memory, None
 
-    def _negotiate(self) -> None:
+    @classmethod
+    def to(cls, path: Path, before: VhostUser | None = None) -> VhostUser:
+        """Connect to the one that listens at ``path``.
+
+        ``before`` is the one whose place it takes, if that has gone: what was in flight then is taken over.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(PATIENCE)
+        try:
+            connect(sock, path)
+        except OSError as error:
+            sock.close()
+            raise BackendLost(f"no back end at {path}: {error.strerror or error}") from None
+        backend = cls(sock)
+        if before is not None and ProtocolFeature.INFLIGHT_SHMFD in backend._protocol:
+            backend.track_memory, before.track_memory = before.track_memory, None
+        return backend
+
+    def _negotiate(self, kept: Mapping[str, Any] | None) -> None:
         wire = self._wire
         with wire.limited():
+            if kept is not None:
+                wire.resume()
             self.features = wire.number(Request.GET_FEATURES)
-            wire.tell(Request.SET_OWNER)
-            self._protocol = ProtocolFeature(0)
-            if self.features & PROTOCOL_FEATURES:
-                self._protocol = ProtocolFeature(wire.number(Request.GET_PROTOCOL_FEATURES) & int(_WANTED))
-                if ProtocolFeature.BACKEND_REQ not in self._protocol:
-                    self._protocol &= ~ProtocolFeature.CONFIG  # without its channel, nobody would hear of changes
-                wire.tell(Request.SET_PROTOCOL_FEATURES, U64.pack(self._protocol))
+            self._protocol = self._agree() if kept is None else ProtocolFeature(kept["protocol"])
             wire.acknowledges = ProtocolFeature.REPLY_ACK in self._protocol
             self.most_queues = 2
             if ProtocolFeature.MQ in self._protocol:
@@ -108,7 +115,28 @@ class VhostUser:
                 self._wire.listen_to(self._channel.fileno(), self._channel.serve)
                 wire.tell(Request.SET_BACKEND_REQ_FD, fds=[self._channel.theirs])
                 self._channel.hand_over()
-        self.needs_addresses = False
+
+    def _agree(self) -> ProtocolFeature:
+        """Become the front end. Returns what both ends know of the protocol."""
+        wire = self._wire
+        wire.tell(Request.SET_OWNER)
+        if not self.features & PROTOCOL_FEATURES:
+            return ProtocolFeature(0)
+        known = ProtocolFeature(wire.number(Request.GET_PROTOCOL_FEATURES) & int(_WANTED))
+        if ProtocolFeature.BACKEND_REQ not in known:
+            known &= ~ProtocolFeature.CONFIG  # without its channel, nobody would hear of changes
+        wire.tell(Request.SET_PROTOCOL_FEATURES, U64.pack(known))
+        return known
+
+    @property
+    def connection(self) -> Connected:
+        """The socket, and what another process needs to know of it."""
+        note = {"protocol": int(self._protocol), "table": [piece.identity for piece in self._table]}
+        return Connected(self._wire.fileno(), -1 if self._channel is None else self._channel.fileno(), note)
+
+    def known(self, table: Sequence[Piece]) -> None:
+        """The process before has told it of this memory."""
+        self._table = list(table)
 
     @property
     def tracks(self) -> bool:
@@ -254,6 +282,11 @@ class VhostUser:
             self._channel = None
         self._listener = None
         self._wire.close()
+
+    def hang_up(self) -> None:
+        """End the connection, which the ledger may hold open."""
+        self._wire.hang_up()
+        self.close()
 
     def forget(self) -> None:
         """Close the memory of what was in flight."""

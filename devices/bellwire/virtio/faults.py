@@ -65,7 +65,6 @@ class UsedFault(VirtioFault):
             finish([chain for chain in chains if self.returned(chain, finish)])
 
         self.place(queue, "finish", finished)
-        self.place(queue, "take_whole", lambda _most, *, write: None)  # each buffer is a chain, which the fault sees
 
     def returned(self, chain: Chain, finish: Finish) -> bool:
         """The device returns a buffer: False if it does not go back to the driver now."""

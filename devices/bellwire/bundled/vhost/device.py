@@ -106,7 +106,7 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
         super().__init__(**options)
         handed = [queue for queue in self.virtqueues if queue.index not in self.kind.own]
         needs, size = self.needs(len(handed)), self.kind.config
-        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess)
+        self.plane = Plane(self, self.connect, handed, needs=needs, size=size, guess=self.guess, adopt=VhostUser)
         self.own_config = self.make_config()
 
     @property
@@ -144,7 +144,7 @@ class Vhost(VhostDevice, kind=26, queues=MOST_QUEUES, class_code=0x018000, name=
         if kind == VHOST_VSOCK:
             return VhostVsock(int(place))
         assert before is None or isinstance(before, VhostUser)
-        return VhostUser(Path(place), before)
+        return VhostUser.to(Path(place), before)
 
     def needs(self, rings: int) -> int:
         """The number of queues in the back end's own count: for a card, some count pairs."""

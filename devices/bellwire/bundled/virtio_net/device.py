@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -28,7 +29,6 @@ from bellwire.vhost.device import VhostDevice
 from bellwire.vhost.kernel import VhostNet
 from bellwire.vhost.plane import Plane
 from bellwire.virtio import Chain, Virtqueue, field
-from bellwire.virtio.whole import Whole
 
 MOST_PAIRS = 8
 BATCH = 64  # packets from one end, before the others get their turn
@@ -243,15 +243,12 @@ class VirtioNet(
 
     def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
         """Send packets from guest memory to the link, without a copy (§5.1.6.2)."""
-        for batch in queue.mixed_batches(write=False):
-            begun = perf_counter_ns()
-            if isinstance(batch, Whole):
-                packets.send_whole(self, end, batch)
-                queue.put_whole(batch, [0] * len(batch))
-            else:
-                packets.send(self, end, batch)
-                queue.finish(batch)
-            self.meter.took(perf_counter_ns() - begun, len(batch))
+        for chains in queue.batches(partial(packets.send_whole, self, end)):
+            if chains:
+                begun = perf_counter_ns()
+                packets.send(self, end, chains)
+                queue.finish(chains)
+                self.meter.took(perf_counter_ns() - begun, len(chains))
 
     def receive(self, lane: Lane) -> None:
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import HEADER_SIZE, LARGEST_PACKET, LinkEnd
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, Virtqueue
-from bellwire.virtio.whole import Whole
 
 if TYPE_CHECKING:
     from bellwire.bundled.virtio_net import VirtioNet
@@ -26,18 +26,26 @@ def send(card: VirtioNet, end: LinkEnd, chains: Sequence[Chain]) -> None:
             card.dropped += 1
 
 
-def send_whole(card: VirtioNet, end: LinkEnd, whole: Whole) -> None:
-    """Send a packet from each buffer."""
-    packets, sizes = whole.views, whole.sizes
+def send_whole(card: VirtioNet, end: LinkEnd, queue: Virtqueue, _: object, most: int) -> int:
+    """Send a packet from each of up to ``most`` buffers, and return the buffers. Returns how many."""
+    begun = perf_counter_ns()
+    whole = queue.whole(most, write=False)
+    if whole is None:
+        return 0
+    _, packets, sizes = whole
+    count, size = len(packets), sum(sizes)
     if not card.link_up:
         packets = []
     elif min(sizes) < SMALLEST_PACKET or max(sizes) > LARGEST_PACKET:
         packets = [view for view in packets if SMALLEST_PACKET <= len(view) <= LARGEST_PACKET]
     dropped = end.send_each(packets)
     sent = len(packets) - len(dropped)
-    card.dropped += len(whole) - sent
+    card.dropped += count - sent
     card.moved[2] += sent
-    card.moved[3] += sum(sizes) if sent == len(whole) else sum(map(len, packets)) - sum(map(len, dropped))
+    card.moved[3] += size if sent == count else sum(map(len, packets)) - sum(map(len, dropped))
+    queue.put_whole(whole, [0] * count, size)
+    card.meter.took(perf_counter_ns() - begun, count)
+    return count
 
 
 def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
@@ -55,16 +63,14 @@ def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
 
 def _receive_whole(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int | None:
     """Receive packets, each right into one buffer, and return the buffers. None if there is no buffer of that kind."""
-    whole = queue.take_whole(most, write=True)
-    if whole is None:
+    whole = queue.whole(most, write=True)
+    if whole is None or whole.sizes[0] < HEADER_SIZE:
         return None
-    room, views, sizes = whole.sizes[0], whole.views, whole.sizes
+    _, views, sizes = whole
+    room = sizes[0]
     if sizes.count(room) < len(sizes):
         views = views[: next(number for number, size in enumerate(sizes) if size != room)]
     came: list[int] = []
-    if room < HEADER_SIZE:
-        queue.put_whole(whole, came)
-        return None
     try:
         lane.end.receive_each(views, lane.after(room), came)
     finally:
@@ -76,5 +82,5 @@ def _receive_whole(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> 
             lane.buffer[:room] = views[len(came)]
         for view in views[: len(came)]:
             view[10], view[11] = 1, 0  # num_buffers (§5.1.6)
-        queue.put_whole(whole, came)
+        queue.put_whole(whole, came, sum(came))
     return len(came) + (lane.size > 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from bellwire.errors import GuestError
 from bellwire.filters import (
     Argument,
     Client,
     DmaRange,
     DmaRead,
+    DmaView,
     DmaWrite,
     Filter,
     Hook,
@@ -29,7 +32,7 @@ _METHODS = {
     "write": ("before_write",),
     "config": ("after_config_read", "before_config_write"),
     "ring": ("before_ring",),
-    "dma": ("after_dma_read", "after_dma_write"),
+    "dma": ("after_dma_read", "after_dma_write", "dma_view"),
     "irq": ("after_interrupt",),
     "hook": ("after_hook",),
     "reset": ("before_reset",),
@@ -50,9 +53,13 @@ class Trace(Filter):
     rate = Argument(0, least=0, help="the most records a second; 0: all. What is too much is counted")
     keep = Argument(4096, least=16, most=MOST_SLOTS, help="records in the ring, 512 bytes each")
     log = Argument(True, help="log each record as a line")
+    copy = Argument(False, help="let the device copy guest memory, so that each DMA is seen; it is slower")
+    level = logging.INFO
+    """The level of these lines."""
 
     def start(self) -> None:
         """Make the ring."""
+        self.in_place = not self.copy
         layout = self.device.layout
         self._recorder = Recorder(layout)
         self._selection = Selection(self.only, self.without, self._recorder.names())
@@ -103,6 +110,10 @@ class Trace(Filter):
         """The device has written guest memory."""
         self._add(self._recorder.dma(write, "write"))
 
+    def dma_view(self, view: DmaView) -> None:
+        """The device gets guest memory to use it in place. What it does there is not seen."""
+        self._add(self._recorder.view(view))
+
     def after_interrupt(self, interrupt: Interrupt) -> None:
         """The device has interrupted."""
         self._add(self._recorder.interrupt(interrupt))
@@ -143,7 +154,7 @@ class Trace(Filter):
     def _keep(self, record: Record) -> None:
         self.ring.add(record)
         if self.log:
-            self.device.log.info("%s", record.line())
+            self.device.log.log(self.level, "%s", record.untimed())
 
     def _may(self, now: float) -> bool:
         """Whether the rate allows one more record in this second."""

@@ -12,7 +12,7 @@ KINDS = {
     "write": "a guest's write of a BAR",
     "config": "a guest's read or write of config space",
     "ring": "a doorbell, by any mechanism",
-    "dma": "the device's read or write of guest memory",
+    "dma": "the device's read or write of guest memory, or a view of it",
     "irq": "an interrupt, or a change of the INTx line",
     "hook": "a method of the device: a hook, or a callback of a timer, a descriptor or a thread",
     "reset": "a reset of the device",
@@ -23,7 +23,7 @@ KINDS = {
 """The kinds of records, and what each is of."""
 VERBS = {
     "config": ("read", "write"),
-    "dma": ("read", "write"),
+    "dma": ("read", "write", "view"),
     "ring": ("message", "ioeventfd", "shadow", "ioregionfd"),
     "irq": ("sent", "pending", "lost", "high", "low"),
     "map": ("in", "out"),
@@ -79,6 +79,10 @@ class Record(Struct, array_like=True, omit_defaults=True):
     def line(self) -> str:
         """The record as one line of text."""
         return "".join(text for _, text in self.pieces()).rstrip()
+
+    def untimed(self) -> str:
+        """The line without its time, for a log that has times itself."""
+        return "".join(text for part, text in self.pieces() if part != "time").rstrip()
 
 
 def short(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bellwire.declare.doorbell import IoRegion
 from bellwire.declare.layout import Layout
 from bellwire.errors import GuestError
-from bellwire.filters import Client, DmaRange, DmaRead, DmaWrite, Hook, Interrupt, Read, Reset, Ring, Write
+from bellwire.filters import Client, DmaRange, DmaRead, DmaView, DmaWrite, Hook, Interrupt, Read, Reset, Ring, Write
 from bellwire.filters.events import Event
 from bellwire.filters.observing.record import Record, short
 from vfio_user import IrqIndex, RegionIndex
@@ -79,6 +79,11 @@ class Recorder:
         more = " ..." if len(data) > BYTES else ""
         detail = failed or f"{len(data)} bytes: {data[:BYTES].hex(' ', -4)}{more}"
         return Record(time.time(), "dma", verb=verb, where=f"{event.address:#x}", size=event.size, detail=short(detail))
+
+    def view(self, event: DmaView) -> Record:
+        """A view of guest memory."""
+        detail = f"{event.size} bytes to {'read and write' if event.writable else 'read'} in place"
+        return Record(time.time(), "dma", verb="view", where=f"{event.address:#x}", size=event.size, detail=detail)
 
     def interrupt(self, event: Interrupt) -> Record:
         """An interrupt, with what became of it."""

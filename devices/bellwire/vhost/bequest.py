@@ -1,0 +1,120 @@
+"""What a process that takes over gets of a back end: the connection, whose rings run on, and the record of them.
+
+The process that has died may have been at anything. So its successor trusts little of what it finds: it asks the back
+end where the rings are, which stops them, and starts them anew. Rings are named in the ledger only once they have a
+base, so that answer is right. It counts on the memory that the back end has if none was changing at the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bellwire.vhost.backend import Backend
+from bellwire.vhost.errors import BackendError
+from bellwire.vhost.memory import Piece, pieces, told
+
+if TYPE_CHECKING:
+    from bellwire.virtio import VirtioDevice
+
+RECORD = "vhost in flight"
+"""The name of the file in which the back end writes down what is in flight."""
+CONNECTION, CHANNEL = "vhost connection", "vhost channel"
+"""The names of the sockets to the back end: of the front end's requests, and of the back end's."""
+Adopt = Callable[[socket.socket, Mapping[str, Any]], Backend]
+"""Goes on with a connection, by its note. Raises BackendError."""
+
+
+class Bequest:
+    """Of the back end of ``device``. Without ``adopt``, the record alone is kept."""
+
+    def __init__(self, device: VirtioDevice, adopt: Adopt | None) -> None:
+        self._device = device
+        self._adopt = adopt
+        self._note: Mapping[str, Any] = {}
+        self._kept = False
+        self.runs = False
+        """Whether the back end still has the rings of a process that has died."""
+        self.steady = True
+        """Whether it has the memory that the note says."""
+
+    @property
+    def due(self) -> bool:
+        """Whether these rings can be asked back: the device has the state of that process by now."""
+        return self.runs and self._kept
+
+    # -- for a successor
+
+    def keep(self, backend: Backend, rings: Sequence[int]) -> None:
+        """The back end is about to get these rings. It has their bases."""
+        if backend.record is not None:
+            self._device.keep_file(RECORD, *backend.record)
+        found = backend.connection if self._adopt is not None else None
+        if found is not None:
+            if found.channel >= 0:
+                self._device.keep_file(CHANNEL, found.channel)
+            self._kept = True
+            self._tell(backend, rings, steady=True)
+
+    @contextlib.contextmanager
+    def changed(self, backend: Backend) -> Iterator[None]:
+        """What the back end has of guest memory changes in the block."""
+        rings = self._note.get("rings", [])
+        self._tell(backend, rings, steady=False)
+        yield
+        self._tell(backend, rings, steady=True)
+
+    def drop(self) -> None:
+        """The back end has no rings, or has gone."""
+        self.runs = False
+        if self._kept:
+            self._kept = False
+            for name in (CONNECTION, CHANNEL):
+                self._device.drop_file(name)
+
+    def _tell(self, backend: Backend, rings: Sequence[int], *, steady: bool) -> None:
+        found = backend.connection
+        if self._kept and found is not None:
+            self._note = {**found.note, "rings": rings, "steady": steady}
+            self._device.keep_file(CONNECTION, found.fd, self._note)
+
+    # -- in a successor
+
+    def adopted(self) -> Backend | None:
+        """The back end of a process that has died, if its connection is in order."""
+        kept, channel = (self._device.kept_file(name) for name in (CONNECTION, CHANNEL))
+        if kept is None or self._adopt is None:
+            return None
+        with contextlib.ExitStack() as stack:
+            if channel is not None:  # the back end gets another one first
+                stack.callback(os.close, channel[0])
+            sock = stack.enter_context(socket.socket(fileno=kept[0]))
+            try:
+                backend = self._adopt(sock.dup(), kept[1])
+            except (BackendError, KeyError, TypeError, ValueError) as error:
+                self._device.warn("the connection to the back end is given up: %s", error)
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                return None
+        self._note, self.runs = kept[1], True
+        return backend
+
+    def inherited(self, backend: Backend) -> list[Piece]:
+        """What the back end has of guest memory. It gets the record."""
+        if (record := self._device.kept_file(RECORD)) is not None:
+            backend.inherit(*record)
+        self._kept = True  # if it is not this back end's, a new one is kept, or dropped, in its place
+        if not self.runs:
+            return []
+        table = told(pieces(self._device.dma.files()), self._note["table"])
+        backend.known(table)
+        return table
+
+    def recall(self) -> Sequence[int]:
+        """The rings that the back end has: they are asked back now."""
+        self.runs, self.steady = False, bool(self._note["steady"])
+        rings: Sequence[int] = self._note["rings"]
+        return rings
