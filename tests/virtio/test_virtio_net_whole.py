@@ -21,11 +21,12 @@ from bellwire.virtio import Feature, Virtqueue, faults
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PLAIN
-from virtio.conftest import KINDS
+from virtio.conftest import FORMATS, KINDS
 from virtio.driver import Driver
 from virtio.frames import MANY, Make, frame
 from virtio.rings import NEXT, WRITE, PackedQueue, Queue, SplitQueue
 
+RINGS = FORMATS
 MEMORY = 8 << 20
 FAR = 1 << 40
 SIZE = 16
