@@ -19,7 +19,7 @@ from daemon.commands import children
 
 pytestmark = pytest.mark.daemon
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 CARD = """
 from bellwire import PciDevice
 
