@@ -118,6 +118,11 @@ class VirtioBlk(
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
         self.fast = None if self.direct else partial(at_once, self)
 
+    def saving(self) -> None:
+        """Refuse a snapshot that would lack the content of a disk in memory."""
+        if isinstance(self.disk, MemoryDisk):
+            self.disk.check_snapshot()
+
     def halted(self) -> None:
         """Let the device that goes on elsewhere have the image."""
         self.disk.unlock()
