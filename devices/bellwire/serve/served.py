@@ -238,7 +238,7 @@ class Served:
         write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the client has gone.
         """
         session, doorbell_fds = self.session, self._doorbell_fds
-        if session is None or doorbell_fds is None:
+        if not ready or session is None or doorbell_fds is None:
             return
         rings, written = doorbell_fds.gather(ready), self._session_fd in ready
         if rings:
