@@ -29,7 +29,7 @@ class Lane:
         self.drained = False
         """Whether the link had no more packets."""
         self.starved = False
-        """Whether there is no use for packets now: the guest has no buffers, and tells when it has; or the link ends."""
+        """Whether there is no use for packets now: the guest has no buffers, and tells of more; or the link is gone."""
         self._rest = self.buffer
 
     def after(self, room: int) -> memoryview:
