@@ -283,10 +283,11 @@ class VirtioNet(
 
     def put_back(self, lane: Lane, queue: Virtqueue) -> None:
         """Return the buffers of the lane that packets were received into, and make the others available again."""
-        queue.finish(lane.filled)
-        queue.back(lane.ready)
-        lane.filled.clear()
-        lane.ready.clear()
+        if lane.filled or lane.ready:
+            queue.finish(lane.filled)
+            queue.back(lane.ready)
+            lane.filled.clear()
+            lane.ready.clear()
 
     def take_packet(self, lane: Lane, queue: Virtqueue, most: int) -> bool:
         """Receive one packet right into the guest's buffers. False if there is none, or no buffer for it.
