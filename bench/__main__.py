@@ -24,6 +24,8 @@ PARTS: dict[str, Part] = {
     "storage": lambda results, rounds: storage.measure(results, rounds=rounds, count=8000),
     "network": lambda results, rounds: network.measure(results, rounds=rounds, count=8000),
     "guest": lambda results, rounds: guest.measure(results, rounds=max(2, rounds // 2)),
+    "patched": lambda results, rounds: guest.measure_patched(results, rounds=max(2, rounds // 2)),
+    "vhost": lambda results, rounds: guest.measure_vhost(results, rounds=max(2, rounds // 2)),
     "scale": lambda results, rounds: scale.measure(results, rounds=max(1, rounds // 2), count=1000),
 }
 ROUNDS = 3
@@ -54,6 +56,7 @@ def main() -> int:
     verdicts = judge(results)
     tables.show(out, results, verdicts)
     seconds = time.monotonic() - begin
+    about["the run"] = f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     report = {
         "machine": about,
         "seconds": round(seconds),

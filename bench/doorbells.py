@@ -116,7 +116,7 @@ def under_c(sock: socket.socket, vcpu: int, ways: Rings) -> Iterator[Figures]:
         state = os.memfd_create("state", os.MFD_CLOEXEC)
         try:
             os.write(state, bytes(cpu.get_sregs()) + bytes(cpu.get_regs()) + cpu.get_cpuid2().pack())
-            fds = sock.fileno(), machine.memory.fd, state
+            fds = sock.fileno(), machine.memory.share(), state
             output("vmm", vcpu, *map(str, fds), fds=fds)
         finally:
             os.close(state)

@@ -26,15 +26,20 @@ def usable() -> bool:
 
 
 def measure(results: Results, *, rounds: int) -> None:
-    """Run every load of :mod:`figures`, :mod:`ring_figures` and :mod:`vhost_figures`, ``rounds`` times.
-
-    Without QEMU or namespaces, print why and measure nothing. The patched QEMU is used if it has been built.
-    """
+    """Disks and cards in stock QEMU (:mod:`figures`). Without QEMU or namespaces, print why and measure nothing."""
     if not usable():
         print("no figures from a Linux guest: this user may not make namespaces (unshare)", file=sys.stderr)
         return
     _add(results, PART, [*ALONE, sys.executable, "-m", "figures", "--rounds", str(rounds)])
+
+
+def measure_patched(results: Results, *, rounds: int) -> None:
+    """Disks by descriptor and by message (:mod:`ring_figures`), if the patched QEMU has been built."""
     _add(results, PATCHED, [sys.executable, "-m", "ring_figures", "--json", "--rounds", str(rounds)])
+
+
+def measure_vhost(results: Results, *, rounds: int) -> None:
+    """A disk in a back end's hands (:mod:`vhost_figures`), if the patched QEMU has been built."""
     _add(results, VHOST, [sys.executable, "-m", "vhost_figures", "--rounds", str(rounds)])
 
 

@@ -47,6 +47,7 @@ class NvmeDisk:
 
     def __init__(self, device: Plugged, length: int, *, write: bool) -> None:
         driver = Driver(device)
+        driver.disable()  # another load may have been before
         driver.enable()
         queues = driver.create_queues(1, SIZE, vector=1)
         self._memory = device.memory

@@ -6,12 +6,14 @@ import mmap
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.build import TARGET
-from bench.initiator import Disk, plugged
+from bench.initiator import Disk, Plugged, plugged
 from bench.nvme_disk import NvmeDisk
 from bench.processes import cpus, pinned
 from bench.samples import Results
@@ -25,6 +27,10 @@ DRIVERS: dict[str, tuple[type[NvmeDisk | VirtioDisk], tuple[str, ...]]] = {
     NVME: (NvmeDisk, ("block_size=4096", "doorbells=shadow")),
     VIRTIO: (VirtioDisk, ()),
 }
+
+
+Ours = Mapping[str, tuple[Plugged, Callable[[], float]]]
+"""By subject: a device, and the clock of the CPU time that its process has used."""
 
 
 class Load(NamedTuple):
@@ -43,6 +49,11 @@ class Load(NamedTuple):
         kind = "4 KiB random" if self.length == SMALL else "128 KiB sequential"
         verb, how = "write" if self.write else "read", "O_DIRECT" if self.direct else "page cache"
         return f"{kind} {verb}, depth {self.depth}, {'memory' if self.memory else how}"
+
+    @property
+    def medium(self) -> str:
+        """The option of a device that serves this load."""
+        return f"size={SIZE}" if self.memory else f"direct={'yes' if self.direct else 'no'}"
 
     def offsets(self, count: int, seed: int) -> list[int]:
         """Where."""
@@ -64,29 +75,42 @@ def measure(results: Results, *, rounds: int, count: int, loads: Sequence[Load] 
     """Measure every load: ``count`` requests from the page cache, and fewer if they wait for the medium."""
     available = cpus()
     driver, device = available[0], available[-1]
-    image = TARGET / "disk.img"
+    images = {subject: TARGET / f"{subject}.img" for subject in (*DRIVERS, BARE)}  # a device locks its own
     TARGET.mkdir(parents=True, exist_ok=True)
     try:
-        image.write_bytes(random.Random(1).randbytes(1 << 20) * (SIZE >> 20))
+        for image in images.values():
+            image.write_bytes(random.Random(1).randbytes(1 << 20) * (SIZE >> 20))
         os.sync()
         for number in range(rounds):
-            for load in loads:
-                offsets = load.offsets(_requests(load, count), number)
-                settle(image, load)
-                for subject in (BARE, *DRIVERS) if number % 2 else (*DRIVERS, BARE):
-                    if subject == BARE:
-                        with pinned(device):
-                            seconds = bare(image, load, offsets)
-                    else:
-                        seconds, busy = by_device(subject, image, load, offsets, driver, device)
-                        results.add(COST, load.name, subject, "µs", [busy / len(offsets) * 1e6])
-                    rate = len(offsets) / seconds
-                    if load.length == SMALL:
-                        results.add(PART, load.name, subject, "/s", [rate])
-                    else:
-                        results.add(PART, load.name, subject, "MB/s", [rate * LARGE / 1e6])
+            for medium, some in groupby(loads, lambda load: load.medium):
+                with devices(images, medium, device) as ours:
+                    for load in some:
+                        for image in images.values():
+                            settle(image, load)
+                        _measure(results, images[BARE], load, ours, driver, device, number, count)
     finally:
-        image.unlink(missing_ok=True)
+        for image in images.values():
+            image.unlink(missing_ok=True)
+
+
+def _measure(
+    results: Results, image: Path, load: Load, ours: Ours, driver: int, device: int, number: int, count: int
+) -> None:
+    """One round of one load."""
+    offsets = load.offsets(_requests(load, count), number)
+    for subject in (BARE, *DRIVERS) if number % 2 else (*DRIVERS, BARE):
+        if subject == BARE:
+            with pinned(device):
+                seconds = bare(image, load, offsets)
+        else:
+            with pinned(driver):
+                seconds, busy = by_device(subject, load, offsets, *ours[subject])
+            results.add(COST, load.name, subject, "µs", [busy / len(offsets) * 1e6])
+        rate = len(offsets) / seconds
+        if load.length == SMALL:
+            results.add(PART, load.name, subject, "/s", [rate])
+        else:
+            results.add(PART, load.name, subject, "MB/s", [rate * LARGE / 1e6])
 
 
 def _requests(load: Load, count: int) -> int:
@@ -120,18 +144,24 @@ def bare(image: Path, load: Load, offsets: Sequence[int]) -> float:
     return seconds
 
 
+@contextmanager
+def devices(images: Mapping[str, Path], medium: str, cpu: int) -> Iterator[Ours]:
+    """A device of each kind, for all loads of that medium: it takes longer to start one than to measure it."""
+    with ExitStack() as stack:
+        found = {}
+        for subject, (_, options) in DRIVERS.items():
+            place = () if medium.startswith("size") else (f"image={images[subject]}",)
+            found[subject] = stack.enter_context(plugged(subject, cpu, *options, medium, *place))
+        yield found
+
+
 def by_device(
-    subject: str, image: Path, load: Load, offsets: Sequence[int], driver_cpu: int, device_cpu: int
+    subject: str, load: Load, offsets: Sequence[int], device: Plugged, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Seconds that the device takes, and the CPU seconds among them."""
-    kind, options = DRIVERS[subject]
-    if load.memory:
-        options = (*options, f"size={SIZE}")
-    else:
-        options = (*options, f"image={image}", f"direct={'yes' if load.direct else 'no'}")
-    with plugged(subject, device_cpu, *options) as (device, clock), pinned(driver_cpu):
-        disk: Disk = kind(device, load.length, write=load.write)
-        disk.run(offsets[: 4 * load.depth], load.depth)
-        before, begin = clock(), time.perf_counter()
-        disk.run(offsets, load.depth)
-        return time.perf_counter() - begin, clock() - before
+    kind, _ = DRIVERS[subject]
+    disk: Disk = kind(device, load.length, write=load.write)
+    disk.run(offsets[: 4 * load.depth], load.depth)
+    before, begin = clock(), time.perf_counter()
+    disk.run(offsets, load.depth)
+    return time.perf_counter() - begin, clock() - before

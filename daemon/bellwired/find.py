@@ -18,7 +18,7 @@ import bellwire.bundled
 from bellwire import PciDevice
 from bellwire.declare import functions
 from bellwired.errors import CommandError
-from bellwired.sources import INIT, Open, first_file, is_path, load, open_named, open_trusted
+from bellwired.sources import INIT, Open, Sources, first_file, is_path, load, load_again, open_named, open_trusted
 
 GROUP = "bellwire.devices"
 Found = dict[str, type[PciDevice]]
@@ -93,11 +93,22 @@ def find_trusted(wanted: str, plugins: Sequence[Path], opened: Open = open_trust
     return _find(wanted, plugins, opened, opened)
 
 
+def find_again(wanted: str, sources: Sources, opened: Open = open_trusted) -> type[PciDevice]:
+    """The class for ``wanted`` in its files as they were: what :func:`find_device` has found then."""
+    return _chosen(load_again(sources, opened), wanted, sources.path)
+
+
+def _chosen(module: ModuleType, wanted: str, path: str) -> type[PciDevice]:
+    """The class that ``wanted`` names in a device's file or package."""
+    plugin, _, name = wanted.partition(":")
+    found = devices_in(module)
+    return found[plugin] if plugin in found and not name else _one_of(found, module, name, path)
+
+
 def _find(wanted: str, plugins: Sequence[Path], opened: Open, trusted: Open = open_trusted) -> type[PciDevice]:
     path, _, name = wanted.partition(":")
     if is_path(path):
-        module = _load(path, opened)
-        return _one_of(devices_in(module), module, name, path)
+        return _chosen(_load(path, opened), wanted, path)
     known = bundled()
     if wanted in known:
         return known[wanted]
@@ -106,9 +117,7 @@ def _find(wanted: str, plugins: Sequence[Path], opened: Open, trusted: Open = op
             return _from_entry(entry)
     files = {file.stem: file for file in reversed(list(_files(plugins)))}
     if path in files:
-        module = load(files[path], trusted)
-        found = devices_in(module)
-        return found[path] if path in found and not name else _one_of(found, module, name, str(files[path]))
+        return _chosen(load(files[path], trusted), wanted, str(files[path]))
     names = [*known, *_names(files)]
     if name and path in names:
         raise CommandError(f"{path} is one device: there is no {name!r} in it", f"ask for {path}")

@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -27,6 +27,8 @@ from importlib.machinery import (
 from pathlib import Path
 from types import CodeType, ModuleType
 
+import msgspec
+
 from bellwire import DeclarationError
 from bellwire.paths import PathError, open_any_file, open_file
 from bellwire.trust import asking_users
@@ -37,6 +39,17 @@ Stamp = tuple[int, int, int]
 """Inode number, time of the last change in ns, and size of a file."""
 Open = Callable[[Path], int]
 """A function that opens a file to be run; the caller owns the descriptor. A CommandError if it must not be run."""
+
+
+class Sources(msgspec.Struct):
+    """The files of a device as they were run: what each had, and its state then.
+
+    ``path`` is the device's: its file, or the ``package``'s folder.
+    """
+
+    path: str
+    package: bool
+    files: dict[str, tuple[Stamp | None, bytes]]
 
 
 def is_path(text: str) -> bool:
@@ -59,14 +72,28 @@ def load(path: Path, opened: Open) -> ModuleType:
         if path.is_dir():
             raise CommandError(f"{path}: no device: the folder has no {INIT}", "give a Python file, or a package")
         raise CommandError(f"{path}: no such file")
+    return _run(Folder(path, opened, package=path.is_dir()))
+
+
+def load_again(sources: Sources, opened: Open) -> ModuleType:
+    """Run a device's files as they were. What these import for the first time is read as it is now."""
+    return _run(Folder(Path(sources.path), opened, package=sources.package, was=sources.files))
+
+
+def _run(folder: Folder) -> ModuleType:
     _last[0].leave()
-    _last.append(Folder(path, opened))
-    return _last[0].run(file)
+    _last.append(folder)
+    return folder.run()
 
 
 def loaded() -> dict[str, Stamp | None]:
     """The files that the last :func:`load` has run or tried to run, with their states."""
     return dict(_last[0].files)
+
+
+def as_run() -> Sources:
+    """The Python files that the last :func:`load` has run."""
+    return _last[0].sources()
 
 
 def stamp(file: Path) -> Stamp | None:
@@ -120,8 +147,7 @@ class AsWritten(SourceFileLoader):
 
     def get_data(self, path: str) -> bytes:
         """The content of the file that was checked."""
-        with open(self._folder.open(path), "rb") as file:
-            return file.read()
+        return self._folder.read(path)
 
 
 class AsCompiled(ExtensionFileLoader):
@@ -142,24 +168,38 @@ class AsCompiled(ExtensionFileLoader):
 
 
 class Folder:
-    """The device ``path`` and its folder. While in use, it answers the imports of the device's own files."""
+    """The device ``path`` and its folder. While in use, it answers the imports of the device's own files.
 
-    def __init__(self, path: Path, opened: Open = open_named) -> None:
+    Files in ``was`` are as they are there, whatever is on the disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        opened: Open = open_named,
+        *,
+        package: bool = False,
+        was: Mapping[str, tuple[Stamp | None, bytes]] = {},
+    ) -> None:
         self.files: dict[str, Stamp | None] = {}
         self._path = path.absolute()
+        self._package = package
         self._open = opened
+        self._was = was
+        self._texts: dict[str, bytes] = {}
         self._modules: list[str] = []
         self._packages: set[str] = set()
         self._finders = (_Parts(self), _Siblings(self))
 
-    def run(self, file: Path) -> ModuleType:
+    def run(self) -> ModuleType:
         """Run its first file."""
-        name = self._path.name if self._path.is_dir() else self._path.stem
+        file = self._path / INIT if self._package else self._path
+        name = self._path.name if self._package else self._path.stem
         if not name.isidentifier() or _taken(name):
             name = f"bellwire_file_{name.replace('.', '_')}"
         sys.meta_path.insert(0, self._finders[0])
         sys.meta_path.append(self._finders[1])
-        inside = [str(self._path)] if self._path.is_dir() else None
+        inside = [str(self._path)] if self._package else None
         loader = AsWritten(name, str(file), self)
         spec = importlib.util.spec_from_file_location(name, file, loader=loader, submodule_search_locations=inside)
         assert spec is not None  # there is a loader
@@ -189,7 +229,8 @@ class Folder:
         """A module of the device's own in ``places``, or beside its first file; None if there is none."""
         for place in [str(self._path.parent)] if places is None else places:
             loaders = (self._written, SOURCE_SUFFIXES), (self._compiled, EXTENSION_SUFFIXES)
-            spec = FileFinder(place, *loaders).find_spec(name)  # type: ignore[arg-type] # any callable will do
+            finder = FileFinder(place, *loaders)  # type: ignore[arg-type] # any callable will do
+            spec = self._as_it_was(name, place) or finder.find_spec(name)
             if spec is not None:
                 self.admit(spec)
                 return spec
@@ -211,6 +252,32 @@ class Folder:
         fd = self._open(Path(path))
         self.files[path] = _stamp(os.fstat(fd))
         return fd
+
+    def read(self, path: str) -> bytes:
+        """The content of a file that is to be run; its state is recorded."""
+        if path in self._was:
+            self.files[path], text = self._was[path]
+        else:
+            with open(self.open(path), "rb") as file:
+                text = file.read()
+        self._texts[path] = text
+        return text
+
+    def sources(self) -> Sources:
+        """The files that were run."""
+        files = {path: (self.files[path], text) for path, text in self._texts.items()}
+        return Sources(str(self._path), self._package, files)
+
+    def _as_it_was(self, name: str, place: str) -> ModuleSpec | None:
+        """A module of those that are as they were."""
+        base = os.path.join(place, name.rpartition(".")[2])
+        for file, inside in ((os.path.join(base, INIT), [base]), (f"{base}.py", None)):
+            if file in self._was:
+                loader = AsWritten(name, file, self)
+                return importlib.util.spec_from_file_location(
+                    name, file, loader=loader, submodule_search_locations=inside
+                )
+        return None
 
     def _written(self, name: str, path: str) -> AsWritten:
         return AsWritten(name, path, self)

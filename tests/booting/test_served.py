@@ -19,7 +19,7 @@ from daemon.commands import children
 
 pytestmark = pytest.mark.daemon
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 CARD = """
 from bellwire import PciDevice
 
@@ -30,6 +30,21 @@ class Two(PciDevice, vendor=0x1234, device=0x0102, class_code=0x088000):
     "Function 1."
 
 functions = [One, Two]
+"""
+
+SLOW = """
+import time
+from bellwire import PciDevice
+from bellwire.filters import Filter
+
+class Counting(Filter):
+    "Takes its time to report what it has found."
+    def report(self):
+        time.sleep(1)
+        return {"end": 1}
+
+class Slow(PciDevice, vendor=0x1234, device=0x0103, class_code=0x088000):
+    "A device."
 """
 
 
@@ -83,6 +98,16 @@ def test_a_device_that_cannot_start_is_told_and_its_log_says_why(tmp_path: Path)
         with pytest.raises(MachineError, match="the device broken has ended with status 1"):
             served.wait()
     assert any("No module named 'nothing_like_it'" in text for _, text in log.lines)
+
+
+def test_one_that_takes_longer_to_end_than_another_ends_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    log = Log()
+    with Served(log) as served:
+        served.add(Wanted("edu", "edu"))
+        served.add(Wanted("slow", str(tmp_path / "slow.py"), ["--filter", "counting"]))
+        served.wait()
+    assert ("slow", "            1 end") in log.lines
 
 
 def test_a_device_that_is_killed_is_told_at_once_and_when_it_is_asked_for() -> None:

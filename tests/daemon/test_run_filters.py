@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands.cli import main
-from daemon.commands import PATIENCE, bellwire, started
+from daemon.commands import PATIENCE, bellwire, ended, line, started
 from daemon.test_foreground import Running, made, words
 
 pytestmark = pytest.mark.daemon
@@ -50,7 +50,34 @@ def test_at_the_end_it_prints_what_filters_have_found(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_cannot_start_is_an_error_of_one_line(tmp_path: Path) -> None:
-    ended = bellwire(*words(made(tmp_path), "--name", "dut", "--filter", "trace:only=nosuch"))
-    assert ended.returncode == 1
-    assert "nosuch" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    done = bellwire(*words(made(tmp_path), "--name", "dut", "--filter", "trace:only=nosuch"))
+    assert done.returncode == 1
+    assert "nosuch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+REPORTS = """
+from bellwire import PciDevice
+from bellwire.filters import Filter
+
+class Reporting(Filter):
+    "Hangs at the end."
+    def report(self):
+        print("in the report", flush=True)
+        while True:
+            pass
+
+class Mine(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
+    "A device."
+"""
+
+
+def test_a_second_signal_ends_a_device_whose_filter_hangs_in_its_report(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(REPORTS)
+    with started("run", str(file), "--filter", "reporting", "--socket-path", str(tmp_path / "socket")) as process:
+        line(process)
+        process.send_signal(signal.SIGTERM)
+        while line(process) != "in the report\n":
+            pass
+        assert ended(process, signal.SIGTERM) == -signal.SIGTERM

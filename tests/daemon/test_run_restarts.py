@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.commands import control_client
 from bellwired.commands.cli import main
+from bellwired.commands.control_client import Instance
+from bellwired.errors import CommandError
 from bellwired.manager.life import SHORT
+from bellwired.places import Places
 from daemon.commands import COMMAND, PATIENCE, bellwire, children, gone
 from operating.instance import COMMAND as CONFIG_COMMAND
 from vfio_user import Client, Disconnected, RegionIndex, RemoteError
@@ -144,15 +148,15 @@ def test_the_client_is_served_on_however_the_process_ends(tmp_path: Path, capsys
 
 
 def test_a_process_that_hangs_or_is_stopped_is_replaced(tmp_path: Path) -> None:
-    with run(tmp_path, "--hang-timeout", "0.4") as running, connected(running) as client:
+    with run(tmp_path, "--hang-timeout", "1") as running, connected(running) as client:
         write(client, PLAIN, 42)
         with pytest.raises(RemoteError) as refused:
             write(client, HANG, 1)
         assert refused.value.errno == errno.EIO
         os.kill(running.pid, signal.SIGSTOP)
         assert read(client, PLAIN) == 42
-        assert "it hung for 0." in running.said()
-        assert "a signal had stopped it for 0." in running.said()
+        assert "it hung for 1." in running.said()
+        assert "a signal had stopped it for 1." in running.said()
 
 
 def test_a_command_that_kills_every_process_fails_and_a_device_that_dies_too_often_is_given_up(tmp_path: Path) -> None:
@@ -186,6 +190,23 @@ def test_ctrl_c_ends_parent_and_child_once(tmp_path: Path) -> None:
         assert running.process.wait(PATIENCE) == 0
         assert gone(child)
         assert running.said().count("SIGINT: stopping") == 1
+
+
+def test_stop_returns_once_the_parent_has_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run(tmp_path) as running:
+        daemon = Instance(Places.of(runtime_dir=tmp_path / "run"))
+        child = running.pid
+        running.process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(control_client, "ENDS", 0.1)
+        with pytest.raises(CommandError, match="dut stops, and has not ended"):
+            control_client.stop(daemon, "dut")
+        assert gone(child)
+        running.process.send_signal(signal.SIGCONT)
+        assert running.process.wait(PATIENCE) == 0
+    with run(tmp_path) as running:
+        assert bellwire("stop", "dut", *running.places).returncode == 0
+        assert not running.socket.exists()
+        assert running.process.poll() == 0
 
 
 def test_the_child_and_the_sockets_go_with_a_parent_that_was_killed(tmp_path: Path) -> None:
@@ -231,7 +252,7 @@ def test_edited_code_that_dies_can_be_edited_again(tmp_path: Path) -> None:
         wait_for(running, "The code of before goes on")
         os.kill(running.pid, signal.SIGKILL)
         assert read(client, PLAIN) == 42
-        assert "the newest code does not run" in running.said()
+        assert "its files cannot be run, so it has those of" in running.said()
 
 
 @pytest.mark.parametrize(
@@ -251,12 +272,12 @@ def test_edited_code_that_cannot_go_on_leaves_the_client_to_the_first_code(
         if said != "status 5":
             assert bellwire("move", "dut", *running.places).returncode == 0
         assert read(client, PLAIN) == 42
-        assert "the newest code does not go on" in running.said()
+        assert "not got further than its start" in running.said()
         running.file.write_text(DEVICE)
         wait_for(running, "the new code goes on")
         bellwire("move", "dut", *running.places)
         assert read(client, PLAIN) == 42
-        assert running.said().count("the newest code does not go on") == 1
+        assert running.said().count("not got further than its start") == 1
 
 
 def wait_for(running: Running, words: str, times: int = 1) -> None:

@@ -18,7 +18,7 @@ from vfio_user import PROPOSAL, Capabilities, Client, IrqIndex, Memory, RegionIn
 from vfio_user.io_fds import descriptors
 
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 class Probe(PciDevice, vendor=0x1234, device=0xCAFE, class_code=0x088000):

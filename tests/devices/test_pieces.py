@@ -25,7 +25,7 @@ from vfio_user.received_fds import KERNEL_MAX_FDS
 
 MANY = 3 * MOST_PIECES + 7
 DATA = bytes(number * 5 % 251 for number in range(MANY))
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 def single(data: bytes) -> list[memoryview]:

@@ -13,7 +13,7 @@ from bellwire.model.jobs import Job
 from bellwire.serve.loop import Loop
 from bellwire.serve.threads import Threads
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 @pytest.fixture

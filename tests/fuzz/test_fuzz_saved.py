@@ -23,14 +23,16 @@ from fuzz.fuzzing import fuzz, mutated
 MEMORY = 4 * PAGE
 SHAPE = to_json({"memory": MEMORY, "cpus": 1, "guest": "bell", "devices": {"1": {"id": "1234:be11"}}})
 STATE = sections.pack({"cpu0.regs": bytes(144), "slot 1 data": b"data", "empty": b""})
+PAGES = bytes(2 * PAGE)
+SUMS = file._SUM.pack(zlib.crc32(PAGES))
 RUNS = b"".join(file._RUN.pack(*run) for run in ((0, PAGE), (2 * PAGE, PAGE)))
 
 
-def sealed(blocks: tuple[bytes, bytes, bytes]) -> bytes:
+def sealed(blocks: tuple[bytes, ...]) -> bytes:
     """A file with two pages and these blocks, whose checksums are right."""
     lengths = map(len, blocks)
     header = file._HEADER.pack(file.MAGIC, file.FORMAT, PAGE, MEMORY, *lengths, zlib.crc32(b"".join(blocks)))
-    return (header + file._CHECK.pack(zlib.crc32(header))).ljust(PAGE, b"\0") + bytes(2 * PAGE) + b"".join(blocks)
+    return (header + file._CHECK.pack(zlib.crc32(header))).ljust(PAGE, b"\0") + PAGES + b"".join(blocks)
 
 
 def frame(kind: Kind, content: bytes) -> bytes:
@@ -62,17 +64,17 @@ def attack_target(data: bytes) -> None:
         with contextlib.suppress(VmmError):
             target = Target(ours)
             sections.unpack(target._receive(cast("Any", SimpleNamespace(memory=memory))))
-        assert os.fstat(memory.fd).st_size == MEMORY
+        assert os.fstat(memory.share()).st_size == MEMORY
     finally:
         memory.close()
         source.close()
         ours.close()
 
 
-BLOCKS = st.tuples(mutated([RUNS]), mutated([SHAPE]), mutated([STATE]))
+BLOCKS = st.tuples(mutated([RUNS]), mutated([SUMS]), mutated([SHAPE]), mutated([STATE]))
 MOVE = frame(Kind.HELLO, SHAPE) + frame(Kind.PAGES, ADDRESS.pack(PAGE) + bytes(PAGE)) + frame(Kind.STATE, STATE)
 
 test_file_corpus, test_file_briefly, test_file_long = fuzz(
-    attack_file, BLOCKS.map(sealed) | mutated([sealed((RUNS, SHAPE, STATE))])
+    attack_file, BLOCKS.map(sealed) | mutated([sealed((RUNS, SUMS, SHAPE, STATE))])
 )
 test_move_corpus, test_move_briefly, test_move_long = fuzz(attack_target, mutated([MOVE]))

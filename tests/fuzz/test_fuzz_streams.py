@@ -16,7 +16,7 @@ from bellwire.stream.backends import Pty
 from bellwire.testing import Guest
 from fuzz.fuzzing import fuzz, mutated
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 FRAMES = [(60).to_bytes(4, "big") + bytes(60), (14).to_bytes(4, "big") + b"x" * 14, (1514).to_bytes(4, "big")]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from bellwired.guest.plan import Plugged
 from tap import Tap
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True)

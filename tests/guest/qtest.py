@@ -13,7 +13,7 @@ from pathlib import Path
 from bellwired.guest.qmp import Qmp
 from rendezvous import joined
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 _LETTERS = {1: "b", 2: "w", 4: "l", 8: "q"}
 

@@ -34,7 +34,7 @@ RAM = 0x10_0000
 ALL_ONES = 0xFFFF_FFFF
 HOST_BRIDGE, SHADOWS = 0, 0x90  # q35's PAM registers: what the firmware's addresses lead to
 DECODE, MASTER = 0x3, 0x4
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:

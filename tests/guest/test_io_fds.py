@@ -36,7 +36,7 @@ FEW_COUNT, FEW_SEEN = 0xD0, 0xD8
 HERE = Path(__file__).parent
 DATAMATCH, PIO, CCW = 1, 2, 8
 AT = 0x40
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 Answer = Callable[[int, int], Reply]
 

@@ -16,7 +16,7 @@ from virtio.driver import PAGE, Driver
 from virtio.rings import Queue
 
 Found = TypeVar("Found")
-PATIENCE = 5.0
+PATIENCE = 30.0
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwired.workers.worker import MOVED, REFUSED
 from operating.conftest import Run
 from operating.instance import EDITION, FALL, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
 from operating.varlink import Varlink
@@ -62,6 +63,16 @@ def test_it_does_not_matter_how_the_worker_ends(daemon: Instance) -> None:
         for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
             kill(daemon, name, events, number)
             assert read(client, PLAIN) == 42
+
+
+@pytest.mark.parametrize("status", [0, MOVED, REFUSED])
+def test_a_device_that_ends_its_process_has_not_stopped_whatever_its_status(daemon: Instance, status: int) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, LEAVE, status, posted=True)
+        assert f"status {status}" in events.until("died", name)["fields"]["text"]
+        events.until("taken-over", name)
+        assert read(client, EDITION) == 1
 
 
 def test_a_device_whose_hook_was_cut_short_is_reset_unless_its_author_says_how_it_goes_on(daemon: Instance) -> None:

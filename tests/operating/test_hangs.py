@@ -5,28 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 
 import pytest
 
 from operating.instance import HANG, PLAIN, Instance, connect, read, write
 from vfio_user import RemoteError
 
-LIMIT = 'device = "probe"\nhang-timeout = 0.4\n'
+LIMIT = 'device = "probe"\nhang-timeout = 1\n'
 
 
 def test_a_hook_that_hangs_is_given_up_and_its_command_fails(daemon: Instance) -> None:
     name = daemon.add(LIMIT)
     with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
         write(client, PLAIN, 42)
-        begun = time.monotonic()
         with pytest.raises(RemoteError) as refused:
             write(client, HANG, 1)
-        assert time.monotonic() - begun < 4
         assert refused.value.errno == errno.EIO
-        assert "it hung for 0." in events.until("hung", name)["fields"]["text"]
+        assert "it hung for 1." in events.until("hung", name)["fields"]["text"]
         events.until("taken-over", name)
-        assert "it hung for 0." in daemon.describe(name)["hand_overs"]["reason"]
+        assert "it hung for 1." in daemon.describe(name)["hand_overs"]["reason"]
 
 
 def test_a_posted_write_whose_hook_hangs_is_not_done_again(daemon: Instance) -> None:
@@ -44,4 +41,4 @@ def test_a_stopped_worker_is_replaced_once_its_client_wants_something(daemon: In
         write(client, PLAIN, 42)
         os.kill(daemon.pid(name), signal.SIGSTOP)
         assert read(client, PLAIN) == 42
-        assert "a signal had stopped it for 0." in events.until("hung", name)["fields"]["text"]
+        assert "a signal had stopped it for 1." in events.until("hung", name)["fields"]["text"]

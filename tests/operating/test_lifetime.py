@@ -180,8 +180,7 @@ def test_a_fork_server_that_cannot_live_is_not_tried_in_a_tight_circle(instance:
             assert eventually(lambda: bool(children(instance.process.pid)))
             os.kill(instance.fork_server, signal.SIGKILL)
             events.until("started")
-        lines = instance.log.splitlines()
-    assert sum("the fork server has died" in line for line in lines) == 3
+    assert sum("the fork server has died" in line for line in instance.log.splitlines()) == 3
 
 
 def test_a_stop_with_a_fork_server_that_is_stuck_ends_all_the_same(instance: Instance) -> None:

@@ -24,7 +24,7 @@ from bellwired.unblocked import LONGEST, MOST, Flood, Unblocked
 from operating.instance import EDITION, PATIENCE, Instance, connect, eventually, read
 
 numbers = itertools.count()
-SOON = 0.5  # seconds: a log call that waits takes for ever
+SOON = 10.0  # seconds: a log call that waits takes for ever
 
 
 def logger_to(sink: Stream | Journal, *, threaded: bool = True) -> tuple[logging.Logger, Unblocked]:

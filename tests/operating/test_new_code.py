@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from bellwired import sources
 from bellwired.commands.reloading import INTERVAL, Reloading
 from bellwired.errors import CommandError
+from bellwired.workers.code import KEY, MOST_BYTES, MOST_FILES, Code, find_left, left
 from daemon.commands import PATIENCE, line, started
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
-from vfio_user import Client
+from vfio_user import Client, Estate, Kept
 
 DEVICE = """
 from bellwire import Bar, PciDevice, Saved
@@ -122,19 +124,83 @@ def test_an_edit_that_cannot_go_on_leaves_the_old_code_with_the_client(
 
 
 @pytest.mark.daemon
-def test_a_client_whose_worker_dies_while_its_file_is_broken_waits_until_that_is_mended(daemon: Instance) -> None:
+def test_a_client_whose_worker_dies_while_its_file_is_broken_keeps_the_code_of_before(daemon: Instance) -> None:
     name = daemon.add()
     with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
         write(client, PLAIN, 42)
-        mend = plugin(daemon, "class Probe", "class Probe(")
+        for broken in ("class Probe(", "import nothing_like_this\n\n\nclass Probe"):
+            mend = plugin(daemon, "class Probe", broken)
+            try:
+                for _ in range(2):
+                    os.kill(daemon.pid(name), signal.SIGKILL)
+                    told = events.until("old-code", name)["fields"]["text"]
+                    events.until("taken-over", name)
+                    assert (read(client, PLAIN), read(client, EDITION)) == (42, 1)
+                assert re.search(r"it has those of [-0-9]{10} [:0-9]{8}: .*probe.py:[0-9]+: \w+Error", told)
+                assert told in daemon.describe(name)["troubles"]["code"]
+            finally:
+                mend()
+            assert name in daemon.reload()["restarted"]
+            assert "code" not in daemon.describe(name)["troubles"]
+            assert read(client, PLAIN) == 42
+
+
+@pytest.mark.daemon
+def test_a_package_whose_files_have_gone_goes_on_as_it_was_until_its_client_leaves(daemon: Instance) -> None:
+    package = daemon.plugins / "duo"
+    package.mkdir()
+    (package / "part.py").write_text("FACTOR = 3\n")
+    (package / "__init__.py").write_text(DEVICE.replace("from part", "from .part").replace("dut", "duo"))
+    name = daemon.add('device = "duo"')
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, 0, 1)
+        (package / "part.py").unlink()
+        (package / "__init__.py").unlink()
+        package.rmdir()
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        events.until("taken-over", name)
+        write(client, 0, 1)
+        assert read(client, 4) == 6
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGKILL)
+        assert "no device 'duo'" in events.until("failed", name)["fields"]["text"]
+
+
+@pytest.mark.daemon
+def test_code_that_gets_no_further_than_its_start_is_exchanged_for_that_of_before(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, daemon.monitor(name) as events:
+        write(client, PLAIN, 42)
+        fatal = "    def recovered(self, torn): os._exit(3)\n\n    def close(self)"
+        mend = plugin(daemon, "    def close(self)", fatal)
         try:
             os.kill(daemon.pid(name), signal.SIGKILL)
-            events.until("died", name)
-            assert "SyntaxError" in events.until("died", name)["fields"]["text"]
+            assert "not got further than its start" in events.until("old-code", name)["fields"]["text"]
+            events.until("taken-over", name)
+            assert read(client, EDITION) == 1
         finally:
             mend()
-        assert name in daemon.reload()["restarted"]
-        assert read(client, PLAIN) == 42
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"nonsense", b"\0" * (2 * MOST_BYTES + 1)])
+def test_code_that_was_left_and_cannot_be_used_is_none(spoilt: bytes) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(spoilt)
+        file.flush()
+        estate = Estate({KEY: Kept(KEY, {}, (file.fileno(),))})
+        assert left(estate) is None
+        with pytest.raises(CommandError, match="as it is"):
+            find_left("dut", estate, CommandError("as it is"))
+
+
+@pytest.mark.parametrize(("files", "size"), [(1, MOST_BYTES + 1), (MOST_FILES + 1, 0)])
+def test_too_much_code_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: int, size: int
+) -> None:
+    texts: dict[str, tuple[sources.Stamp | None, bytes]] = {str(number): (None, bytes(size)) for number in range(files)}
+    monkeypatch.setattr(sources, "as_run", lambda: sources.Sources("dut.py", False, texts))
+    assert Code().kept == ()
+    assert "not kept for a successor: too much" in caplog.text
 
 
 @pytest.mark.daemon

@@ -73,19 +73,19 @@ def test_a_status_other_than_0_is_told_and_the_worker_started_again(daemon: Inst
         events.until("taken-over", name)
 
 
-def test_after_status_0_a_device_is_stopped_and_its_socket_gone(daemon: Instance) -> None:
+def test_a_device_whose_worker_is_told_to_end_is_stopped_and_its_socket_gone(daemon: Instance) -> None:
     name = daemon.add()
-    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
-        write(client, LEAVE, 0, posted=True)
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGTERM)
         events.until("stopped", name)
     assert daemon.describe(name)["state"] == "stopped"
     assert not daemon.socket(name).exists()
 
 
-def test_restart_always_starts_it_again_even_after_status_0(daemon: Instance) -> None:
+def test_restart_always_starts_it_again_even_then(daemon: Instance) -> None:
     name = daemon.add('device = "probe"\nrestart = "always"')
-    with daemon.monitor(name) as events, connect(daemon.socket(name)) as client:
-        write(client, LEAVE, 0, posted=True)
+    with daemon.monitor(name) as events:
+        os.kill(daemon.pid(name), signal.SIGTERM)
         events.until("started", name)
 
 
@@ -167,12 +167,12 @@ def test_an_option_that_is_found_wrong_at_the_start_is_refused_and_not_tried_aga
 
 
 def test_a_device_that_hangs_at_its_start_is_killed_and_holds_nobody_up(instance: Instance) -> None:
-    instance.settings("start-timeout = 1\nrestart-limit = 0")
+    instance.settings("start-timeout = 3\nrestart-limit = 0")
     instance.configure("sleepy", 'device = "probe"\noptions.mood = "sleeps"')
     path = instance.configure("lively")
     with instance:
-        instance.said("sleepy: not ready after 1 s: killing it")
-        assert instance.describe("sleepy")["state"] == "failed"
+        instance.said("sleepy: not ready after 3 s: killing it")
+        assert eventually(lambda: instance.describe("sleepy")["state"] == "failed")
         connect(path).close()
 
 

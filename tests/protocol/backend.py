@@ -38,7 +38,7 @@ from vfio_user import (
 )
 from vfio_user.message import close_fds
 
-DEADLINE = 5.0
+DEADLINE = 30.0
 HEADER = struct.Struct("<HHIII")
 REPLY, NO_REPLY, ERROR = 0x1, 0x10, 0x20
 QEMU_PROPOSAL = (

@@ -70,7 +70,7 @@ def test_a_wait_for_nothing_ends_at_once(device: FakeDevice) -> None:
         deaf(client._channel)
         with pytest.raises(TimedOut):
             client.reset()
-        assert time.monotonic() - before < 1
+        assert time.monotonic() - before < 4  # each would wait for 5 s
 
 
 def deaf(channel: Channel) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from bellwire.vhost.messages import HEADER, Inflight, ProtocolFeature, Request
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 VERSION_1, EVENT_IDX, PROTOCOL_FEATURES, OWN = 1 << 32, 1 << 29, 1 << 30, 1 << 5
 USUAL = VERSION_1 | PROTOCOL_FEATURES | OWN
 EVERYTHING = (

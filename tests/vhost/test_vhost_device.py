@@ -20,7 +20,7 @@ from vhost.program import EVENT_IDX, EVERYTHING, OWN, PROTOCOL_FEATURES, USUAL, 
 from virtio.driver import Driver
 from virtio.rings import Queue, SplitQueue
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 VECTOR = IrqIndex.MSIX, 1
 Start = Callable[..., Program]
 Attach = Callable[..., Driver]

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 PAGE, MEMORY, ELSEWHERE = 4096, 1 << 16, 1 << 20
 DESC, AVAIL, USED, DATA = 0x1000, 0x2000, 0x3000, 0x4000  # as RUN has them
 REQUESTS = 6
-PATIENCE = 2.0
+PATIENCE = 30.0
 
 
 class Backwards(Program):

@@ -20,7 +20,7 @@ from virtio.driver import Driver
 from virtio.echo import Echo
 
 PAGE = 4096
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 class Lender(PciDevice, vendor=0x1234, device=0xF00D, class_code=0xFF0000):

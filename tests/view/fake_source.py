@@ -17,7 +17,7 @@ from bellwired.commands.trace import Prints
 from bellwired.commands.view.app import View
 from bellwired.commands.view.source import Reading, Source
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def device(name: str, **facts: Any) -> dict[str, Any]:

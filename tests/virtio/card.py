@@ -12,7 +12,7 @@ from virtio.driver import Driver
 
 HEADER = struct.Struct("<BBHHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers
 PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
-PATIENCE = 5.0
+PATIENCE = 30.0
 ALL = {Net.MAC, Net.STATUS, Net.MRG_RXBUF, Net.CTRL_VQ, Net.CTRL_RX, Net.CTRL_RX_EXTRA, Net.CTRL_MAC_ADDR}
 
 

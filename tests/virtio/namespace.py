@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 Result = TypeVar("Result")
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Namespace:

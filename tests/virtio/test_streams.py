@@ -18,7 +18,7 @@ from bellwire.stream.backends import Pty
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 def readable(stream: Stream, timeout: float = PATIENCE) -> bool:

@@ -409,11 +409,11 @@ def test_an_image_that_was_cut_short_is_an_error_that_is_logged(
 def test_an_image_that_fails_at_once_is_logged_too(
     make: Callable[..., Disk], image: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bool:
+    def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     disk = make(image=image)
-    monkeypatch.setattr(disk.device.disk, "try_read", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     assert disk.request(IN, 0, room=512)[0] == IO_ERROR
     assert "Input/output error" in caplog.text
 

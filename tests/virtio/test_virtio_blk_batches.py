@@ -17,6 +17,7 @@ from bellwire.storage import MemoryDisk
 from bellwire.storage.aio import Transfer
 from bellwire.testing import Guest
 from bellwire.virtio import Feature, Status, Virtqueue
+from bellwire.virtio.split import SplitRing
 from vfio_user import IrqIndex
 from virtio.driver import DEVICE, Driver
 from virtio.rings import Part
@@ -49,20 +50,34 @@ def add(disk: Disk, kind: int, sector: int = 0, data: bytes = b"", room: int = 0
     )
 
 
+class Watched:
+    """The content of a disk in memory. ``look`` is called whenever some of it is read."""
+
+    def __init__(self, content: memoryview, look: Callable[[], object]) -> None:
+        self._content = content
+        self._look = look
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __getitem__(self, where: slice) -> memoryview:
+        self._look()
+        return self._content[where]
+
+
+@pytest.mark.parametrize("fast", [True, False])
 def test_a_driver_is_told_of_half_a_mebibyte_while_the_rest_is_read(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue, seen = disk.driver.queues[0], []
-    usual = disk.device.disk.try_read
-
-    def try_read(*arguments: Any) -> bool:
-        seen.append(queue.word(queue.parts[2] + 2))  # the index of the used ring
-        return usual(*arguments)
-
-    monkeypatch.setattr(disk.device.disk, "try_read", try_read)
+    queue, seen, content = disk.driver.queues[0], [], disk.device.disk
+    watched = Watched(content.view, lambda: seen.append(queue.word(queue.parts[2] + 2)))  # the index of the used ring
+    if not fast:
+        disk.device.fast = None
     for number in range(8):
         add(disk, IN, number * 256, room=EIGHTH)
-    queue.kick()
+    with monkeypatch.context() as patch:
+        patch.setattr(content, "view", watched)
+        queue.kick()
     assert seen == [0, 0, 0, 0, 4, 4, 4, 4]
     assert len(queue.used()) == 8
     assert disk.driver.guest.interrupts == {(IrqIndex.MSIX, 1): 2}
@@ -310,10 +325,16 @@ def test_the_last_sector_is_read_into_room_of_any_shape(on: str, rooms: list[int
         assert queue.answers() == [bytes(range(256)) * 2 + b"\0"]
 
 
-def test_a_disk_takes_no_more_buffers_once_its_turn_is_over(disk: Disk) -> None:
+@pytest.mark.parametrize(("fast", "looks"), [(True, {"rows": 2, "take": 0}), (False, {"rows": 0, "take": 1})])
+def test_a_disk_takes_no_more_buffers_once_its_turn_is_over(disk: Disk, fast: bool, looks: dict[str, int]) -> None:
+    if not fast:
+        disk.device.fast = None
     for number in range(10):
         add(disk, IN, number, room=EIGHTH)
-    with mock.patch.object(Virtqueue, "take", autospec=True, side_effect=Virtqueue.take) as take:
+    with (
+        mock.patch.object(Virtqueue, "take", autospec=True, side_effect=Virtqueue.take) as take,
+        mock.patch.object(SplitRing, "rows", autospec=True, side_effect=SplitRing.rows) as rows,
+    ):
         disk.driver.queues[0].kick()
-    assert take.call_count == 1
+    assert {"rows": rows.call_count, "take": take.call_count} == looks
     assert len(disk.driver.queues[0].used()) == 8

@@ -24,7 +24,7 @@ from virtio.driver import DEVICE, Driver
 from virtio.rings import DESCRIPTOR, INDIRECT, NEXT, Part, SplitQueue
 
 RINGS = FORMATS
-PATIENCE = 5.0
+PATIENCE = 30.0
 MULTIPORT: set[int] = {Console.MULTIPORT}
 
 TestVirtioConsole = conformance(VirtioConsole, ports="console=null,log=null")

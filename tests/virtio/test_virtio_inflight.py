@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.virtio import Chain, Feature, VirtioDevice, Virtqueue
+from bellwire.virtio.virtqueue import Ring
 from killing import Remains, killed, succeed
 from virtio.driver import Driver
 from virtio.rings import Queue
@@ -22,16 +23,20 @@ KINDS = [set(), {Feature.EVENT_IDX}, {Feature.RING_PACKED}, {Feature.RING_PACKED
 
 
 class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0000):
-    """Returns what it gets, backwards. What begins with ``later`` it keeps; ``drop`` returns the youngest one first."""
+    """Returns what it gets, backwards. What begins with ``later`` it keeps; ``drop`` returns the youngest one first.
+
+    What begins with ``now`` and has a number in a piece of its own is a row.
+    """
 
     def setup(self) -> None:
         self.kept: list[Chain] = []
+        self.rows = 0
 
     def stopped(self) -> None:
         self.kept.clear()
 
     def notified(self, queue: Virtqueue) -> None:
-        for chains in queue.batches():
+        for chains in queue.batches(self.at_once):
             if len(chains) > 5:
                 queue.back(chains[5:])
                 del chains[5:]
@@ -45,6 +50,16 @@ class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0
                     done.append(chain)
             queue.finish(done)
         self.after(1, self.drop)
+
+    def at_once(self, queue: Virtqueue, ring: Ring, most: int) -> int:
+        rows = ring.rows(min(most, 2), len(b"now"), len(b"now") + 6)
+        for _, _, head, data, size, writes, tail in rows:
+            assert (size, writes) == (6, False)
+            self.dma.write(tail, (self.dma.read(head, 3) + self.dma.read(data, size))[::-1])
+        if rows:
+            queue.put_rows(ring, rows, [9] * len(rows), 18 * len(rows))
+            self.rows += len(rows)
+        return len(rows)
 
     def drop(self, most: int = 2) -> None:
         for _ in range(min(most, len(self.kept))):
@@ -153,13 +168,27 @@ def test_each_buffer_comes_back_once_wherever_the_device_is_killed(
 @pytest.mark.parametrize("features", [KINDS[1], KINDS[3]])
 def test_each_buffer_comes_back_once_at_every_step(features: set[int]) -> None:
     """A session with buffers that stay out while others come and go, killed at each step that stores something."""
-    later, now = (True, 2, False), (False, 1, False)
-    ops: list[Any] = [[later, now, now], "collect", [now, (True, 1, True), now], "time", "collect", [now] * 6]
+    later, now, row = (True, 2, False), (False, 1, False), (False, 2, True)
+    ops: list[Any] = [[later, row, now], "collect", [row, row, (True, 1, True), now], "time", "collect", [now, row] * 3]
     for number in (0, 2, 3, 5):
         steps = 0
         while play(features, ops, [(number, steps)]):
             steps += 1
         assert steps > 10, "nothing was done there"
+
+
+@pytest.mark.parametrize("features", KINDS)
+def test_rows_are_done_while_other_buffers_stay_out(features: set[int]) -> None:
+    session = Session(features)
+    for later, parts, indirect in [(True, 1, True), (False, 2, True), (False, 2, False)]:
+        session.add(later, parts, indirect)
+        session.queue.kick()
+    juggler = session.driver.device
+    assert isinstance(juggler, Juggler)
+    assert juggler.rows == 2
+    session.collect()
+    assert len(session.waits) == 1
+    session.end()
 
 
 @settings(max_examples=10)

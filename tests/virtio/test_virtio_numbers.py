@@ -10,6 +10,7 @@ from bellwire import GuestError
 from bellwire.bundled import virtio_rng
 from bellwire.bundled.virtio_blk import device as blk
 from bellwire.bundled.virtio_blk import request
+from bellwire.bundled.virtio_blk.at_once import AT_ONCE, ENOUGH
 from bellwire.bundled.virtio_console import control as console_control
 from bellwire.bundled.virtio_console import device as console
 from bellwire.bundled.virtio_net import control, filter
@@ -61,7 +62,7 @@ def test_structures_lie_in_the_bar_where_the_documentation_has_them() -> None:
 def test_what_a_driver_may_cause_is_bounded() -> None:
     assert (chain.MOST_DESCRIPTORS, chain.MOST_BYTES) == (1024, 64 << 20)
     assert (blk.MOST_QUEUES, blk.QUEUE_SIZE, blk.LARGEST_PIECE, blk.MOST_SECTORS) == (16, 256, 256 << 10, 1 << 22)
-    assert (blk.ID_SIZE, blk.AT_ONCE, blk.ENOUGH, blk.TOGETHER) == (20, 1 << 20, 512 << 10, 16)
+    assert (blk.ID_SIZE, AT_ONCE, ENOUGH, blk.TOGETHER) == (20, 1 << 20, 512 << 10, 16)
     assert (request.SECTOR, request.MOST_SEGMENTS, request.UNMAP) == (512, 256, 1)
     assert (request.HEADER.size, request.SEGMENT.size) == (16, 16)
     assert (console.MOST_PORTS, console.MOST_MESSAGES, console_control.LARGEST_NAME) == (16, 64, 64)

@@ -18,7 +18,7 @@ from virtio.driver import Driver
 from virtio.echo import Echo
 from virtio.frames import Make, frame
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 @pytest.fixture

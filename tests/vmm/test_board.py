@@ -20,7 +20,7 @@ from bellwire_vmm.linux import PanicWatch
 from bellwire_vmm.machine.pci import PciBus
 from bellwire_vmm.vmm import Request
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 KEY = b"\x1d"
 SLEEP, OFF = 1 << 13, 5 << 10
 

@@ -85,7 +85,7 @@ def test_a_guest_that_never_ends_is_ended(machine: Machine, tmp_path: Path) -> N
     result = execute(machine, Program().spin(), tmp_path, timeout=0.05).run
     assert not result.ok
     assert result.failure == "the guest was still running after 0.05 s"
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_a_run_can_be_stopped_from_another_thread(machine: Machine, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bellwire
 from bellwire import PciDevice
 from bellwire.bundled.bell import Bell
 from bellwire.bundled.edu import Edu
@@ -33,7 +34,7 @@ from bellwire_vmm.guests.layout import (
 from bellwire_vmm.saved import devices, file
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.vmm import Machine
-from vfio_user import Client
+from vfio_user import Client, DeviceState
 from vmm.sdk import working
 from vmm.test_guests import COUNT, PATHS, TRIPS
 
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 NUMBERS = struct.pack("<131072Q", *range(131072))
-Plug = Callable[[Machine], None]
+Plug = Callable[..., None]
 
 
 @contextmanager
@@ -49,8 +50,8 @@ def plugged(kind: type[PciDevice], **options: Any) -> Iterator[Plug]:
     """Plugs a new device into a machine. It is closed with the block, after the machine."""
     with ExitStack() as stack:
 
-        def plug(machine: Machine) -> None:
-            machine.plug(Client(stack.enter_context(working(kind, **options)), timeout=30))
+        def plug(machine: Machine, *, share_memory: bool = True) -> None:
+            machine.plug(Client(stack.enter_context(working(kind, **options)), timeout=30), share_memory=share_memory)
 
         yield plug
 
@@ -90,9 +91,9 @@ GUESTS: dict[str, tuple[type[PciDevice], dict[str, Any], bytes, Callable[[Memory
 @pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("name", GUESTS)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(moment=st.floats(0.0, 0.25))
+@given(moment=st.floats(0.0, 0.25), copied=st.booleans())
 def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_run(
-    name: str, moment: float, tmp_path: Path
+    name: str, moment: float, copied: bool, tmp_path: Path
 ) -> None:
     kind, options, parameters, check = GUESTS[name]
     if "image" in options:
@@ -114,7 +115,8 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
         if first.code is not None:
             return
         with plugged(kind, **options) as plug, Machine(16 * MIB) as machine:
-            plug(machine)
+            # Without shared memory RAM is the file's, copy-on-write; virtio's queues lie in shared memory.
+            plug(machine, share_memory=copied or name == "blk")
             found = file.SavedFile(kept.fileno())
             saved.check(machine, found.shape)
             found.load(machine.memory)
@@ -123,6 +125,23 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
             result = machine.resume(60)
             assert result.ok, result
             check(machine.memory)
+
+
+class Refusing(Edu):
+    """A device whose state cannot be taken."""
+
+    def saving(self) -> None:
+        """Refuse."""
+        raise bellwire.StateError("not now")
+
+
+def test_a_device_that_refuses_is_named_and_goes_on() -> None:
+    with plugged(Refusing) as plug, Machine(16 * MIB) as machine:
+        plug(machine)
+        said = r"^slot 1, 1234:11e8: DEVICE_FEATURE failed at the other end: .*; its server's log says why$"
+        with pytest.raises(StateError, match=said), devices.stopped(machine):
+            pass
+        assert machine.devices[0].peer.client.migration.state is DeviceState.RUNNING
 
 
 def test_a_device_of_another_kind_is_refused_by_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from bellwire_vmm.device.bars import Bar
 from bellwire_vmm.device.setup import Setup
-from bellwire_vmm.errors import StateError
+from bellwire_vmm.errors import StateError, VmmError
 from bellwire_vmm.machine.memory import PAGE, GuestMemory
 from bellwire_vmm.saved import file, sections
 
@@ -22,7 +23,7 @@ MIB = 1 << 20
 SIZE = 2 * MIB
 SHAPE = {"memory": SIZE, "cpus": 1, "guest": "bell"}
 STATE = {"cpu0.regs": b"registers", "slot 1 data": bytes(100), "empty": b""}
-HEADER = 56  # bytes; zeros follow
+HEADER = 64  # bytes; zeros follow
 PLACES = (0, 5 * PAGE, 6 * PAGE, MIB, SIZE - PAGE)
 
 contents = st.dictionaries(st.text("abc .0", max_size=9), st.binary(max_size=40), max_size=6)
@@ -73,6 +74,70 @@ def test_what_was_written_is_read_and_all_other_memory_is_zeros(
     other.close()
 
 
+@contextmanager
+def restored(found: file.SavedFile, *, shared: bool = False) -> Iterator[GuestMemory]:
+    """New memory with the RAM of a file; a device maps it if it is ``shared``."""
+    memory = GuestMemory(SIZE)
+    try:
+        if shared:
+            memory.share()
+        found.load(memory)
+        yield memory
+    finally:
+        memory.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_was_never_used_takes_no_room(memory: GuestMemory, tmp_path: Path, shared: bool) -> None:
+    with open(tmp_path / "empty", "w+b") as made:
+        assert file.write(made.fileno(), memory, SHAPE, STATE).memory == 0
+        with restored(file.SavedFile(made.fileno()), shared=shared) as other:
+            assert list(other.stretches()) == []
+
+
+def test_memory_that_a_device_maps_has_a_copy(saved: bytes, opened: Opened, memory: GuestMemory) -> None:
+    with restored(opened(saved), shared=True) as copy:
+        assert os.pread(copy.share(), SIZE, 0) == memory.read(0, SIZE)
+
+
+def test_clones_write_to_pages_of_their_own(saved: bytes, opened: Opened, memory: GuestMemory) -> None:
+    found = opened(saved)
+    with restored(found) as one, restored(found) as other:
+        for place in (5 * PAGE, 9 * PAGE):  # in the file, and not in it
+            one.write(place, b"its own")
+        assert one.read(5 * PAGE, 7) == one.read(9 * PAGE, 7) == b"its own"
+        assert other.read(0, SIZE) == memory.read(0, SIZE)
+    with restored(found) as later:
+        assert later.read(0, SIZE) == memory.read(0, SIZE)
+
+
+def test_a_clone_is_saved_as_any_machine(saved: bytes, opened: Opened, tmp_path: Path) -> None:
+    with restored(opened(saved)) as clone, open(tmp_path / "again", "w+b") as made:
+        clone.write(9 * PAGE, b"new")
+        assert file.write(made.fileno(), clone, SHAPE, STATE).memory == (len(PLACES) + 1) * PAGE
+        expected = clone.read(0, SIZE)
+        with restored(file.SavedFile(made.fileno())) as second:
+            assert second.read(0, SIZE) == expected
+
+
+def test_memory_that_is_mapped_copy_on_write_goes_to_no_device(
+    saved: bytes, opened: Opened, memory: GuestMemory
+) -> None:
+    with restored(opened(saved)) as clone, pytest.raises(VmmError, match="cannot be shared with a device"):
+        clone.share()
+    memory.share()
+    with pytest.raises(VmmError, match="a device maps"):
+        memory.lay(0, 0, 0, PAGE)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_damaged_page_is_refused(saved: bytes, opened: Opened, shared: bool) -> None:
+    changed = bytearray(saved)
+    changed[PAGE + 2 * PAGE + 17] ^= 1
+    with pytest.raises(StateError, match="the RAM is damaged: a checksum is wrong, that of the bytes from 0x0 on"):
+        restored(opened(bytes(changed)), shared=shared).__enter__()
+
+
 def test_only_pages_that_are_not_all_zeros_are_in_the_file(saved: bytes, opened: Opened) -> None:
     assert opened(saved).used == len(PLACES) * PAGE
     assert len(saved) < (len(PLACES) + 2) * PAGE
@@ -89,7 +154,7 @@ def test_pages_lie_at_whole_pages_so_that_they_can_be_mapped(saved: bytes) -> No
         (b"", "this is no saved machine: it does not begin as one"),
         (b"\x7fELF" + bytes(5000), "this is no saved machine: it does not begin as one"),
         (file.MAGIC, "the file ends in its header"),
-        (file.MAGIC + bytes(100), "the file has format 0, and this program knows 1: another version wrote it"),
+        (file.MAGIC + bytes(100), "the file has format 0, and this program knows 2: another version wrote it"),
     ],
 )
 def test_a_foreign_file_is_refused_by_name(content: bytes, why: str, opened: Opened) -> None:

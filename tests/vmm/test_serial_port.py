@@ -15,7 +15,7 @@ from bellwire_vmm.board.uart import FIFO, Uart
 
 DATA, ENABLE, IDENTITY, LINE_CONTROL, MODEM_CONTROL, LINE_STATUS, MODEM_STATUS, SCRATCH = range(8)
 NONE, SENT, RECEIVED = 0x01, 0x02, 0x04
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @dataclass

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +20,7 @@ from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from bellwire.paths import PathError
-from bellwire.unix_sockets import check_peer, reached
+from bellwire.unix_sockets import check_peer, peer, reached
 from bellwired.errors import CommandError
 from bellwired.manager.answers import Failed
 from bellwired.manager.control import Control
@@ -30,6 +32,7 @@ log = logging.getLogger("bellwired")
 PATIENCE = 5.0  # seconds for a healthy daemon to introduce itself
 LONGEST = 300.0  # for long calls: starting a device, reading the configuration again
 AGAIN = 0.05  # between two attempts to reach a daemon
+ENDS = 60.0  # for ``bellwire run`` to end, once it has promised that
 NOT_RUNNING = "systemctl start bellwired, or run bellwired yourself"
 NOT_YOURS = "systemctl --user start bellwired, or run bellwired yourself"
 ELSEWHERE = "the system's daemon runs: --system asks it"
@@ -107,6 +110,23 @@ def method(instance: Instance, method_name: str, /, **arguments: Any) -> dict[st
     return call(instance, work, arguments.get("name"))
 
 
+def stop(instance: Instance, name: str) -> None:
+    """Stop a device, and remove its socket. What serves it in the foreground has ended then, its parent too."""
+    pid = _listener(instance.places.control_of(name)) if NAME.fullmatch(name) else 0
+    try:
+        handle = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:  # it has ended just now
+        handle = -1
+    try:
+        method(instance, "Stop", name=name)
+        patience = min(ENDS, instance.timeout)
+        if handle >= 0 and not select.select([handle], [], [], patience)[0]:
+            raise CommandError(f"{name} stops, and has not ended within {patience:g} s", f"look at process {pid}")
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
 def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
     """The daemon's, and those that run in the foreground. One of these that cannot be asked hides no other."""
 
@@ -167,6 +187,15 @@ def _listens(path: Path) -> bool:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
     return False
+
+
+def _listener(path: Path) -> int:
+    """The process that has begun to listen, before all that it has forked; 0 if there is none to be seen."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)
+        probe.connect(str(path))
+        return peer(probe).pid
+    return 0
 
 
 async def _connect(path: Path, instance: Instance) -> Any:

@@ -12,7 +12,16 @@ from typing import Any
 from bellwired import terminal
 from bellwired.commands import attach, complaints, show
 from bellwired.commands.completion import DEVICES, LIVE_OPTIONS, completed
-from bellwired.commands.control_client import LONGEST, Instance, NoDaemonError, all_devices, method, speaker, stream
+from bellwired.commands.control_client import (
+    LONGEST,
+    Instance,
+    NoDaemonError,
+    all_devices,
+    method,
+    speaker,
+    stop,
+    stream,
+)
 from bellwired.commands.show import Column
 from bellwired.commands.verbs import VERBS
 from bellwired.errors import CommandError
@@ -216,7 +225,14 @@ def do(arguments: argparse.Namespace) -> int:
         ]
     else:
         names = chosen(daemon, arguments.name)
-    return try_each(names, lambda name: method(daemon, verb.method, name=name), arguments.json)
+
+    def work(name: str) -> None:
+        if verb.method == "Stop":
+            stop(daemon, name)
+        else:
+            method(daemon, verb.method, name=name)
+
+    return try_each(names, work, arguments.json)
 
 
 def set_options(arguments: argparse.Namespace) -> int:

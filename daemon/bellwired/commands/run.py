@@ -198,7 +198,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _status(status: int) -> int:
     """The exit status. If a signal has ended the process that served, the same one ends this process."""
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:  # which has no handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 

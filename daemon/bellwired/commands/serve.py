@@ -30,8 +30,9 @@ from bellwired.logs import TIME, stderr_is_the_journal, to_stderr_or_journal
 from bellwired.manager.foreground import Desk, open_control
 from bellwired.manager.parent import Parent
 from bellwired.places import Places
-from bellwired.sources import is_path
+from bellwired.sources import is_path, open_named
 from bellwired.workers.captures import TIMELINE
+from bellwired.workers.code import find_left
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.ward import Ward
@@ -185,14 +186,22 @@ def _restarts(arguments: argparse.Namespace) -> bool:
 
 
 def _make(arguments: argparse.Namespace, device: type[PciDevice], ward: Ward | None) -> PciDevice:
-    """The device, as its class was when the command was started. With --reload, a successor has the newest code."""
-    if ward is not None and ward.as_started:
-        log.error("the newest code does not go on. That of the command's start does")
-    elif arguments.reload and ward is not None and ward.number:
+    """The device, as its class was when the command was started.
+
+    With --reload, a successor has the newest code, or else that of the process before it.
+    """
+    if ward is not None and arguments.reload and ward.number:
         try:
+            if ward.as_started:
+                raise CommandError("it has not got further than its start")
             return _again(arguments)({})
         except Exception as error:  # noqa: BLE001 of the user's file
-            log.error("the newest code does not run: %s: %s. The first one goes on", type(error).__name__, error)
+            try:
+                find, words = find_left(arguments.device, ward.estate, error, open_named)
+                device = find()
+            except Exception:  # noqa: BLE001 of the user's file, as it was
+                words = f"its newest code cannot be run, so it has that of the command's start: {error}"
+            log.error("%s", words)
     return make(device, arguments.options, arguments.device)
 
 

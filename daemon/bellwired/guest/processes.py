@@ -47,9 +47,14 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, patience
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    return wait(process, patience)
+
+
+def wait(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
+    """Wait for a process that has got its signal: a second one may end it at once. Its exit status."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
     return process.returncode

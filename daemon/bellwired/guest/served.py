@@ -116,7 +116,7 @@ class Served:
         for device in self._devices:
             device.process.terminate()
         for device in self._devices:
-            processes.end(device.process)
+            processes.wait(device.process)
             device.log.join(processes.PATIENCE)
         self._stack.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bellwired.errors import CommandError
 from bellwired.manager.life import State
+from bellwired.workers import process
 from bellwired.workers.worker_channel import ANSWER_TIMEOUT, WorkerChannel
 
 
@@ -21,6 +22,16 @@ class Asked:
         self.changed: dict[str, str] = {}
         """Options whose present values differ from the file's. The next start uses the file's again."""
         self._channel: WorkerChannel | None = None
+
+    @property
+    def pid(self) -> int:
+        """The worker's process ID; 0 without a worker."""
+        raise NotImplementedError
+
+    @property
+    def memory(self) -> int:
+        """The worker's proportional share (PSS) in bytes; 0 without a worker."""
+        return process.memory(self.pid, self._channel.memory_count) if self._channel is not None and self.pid else 0
 
     async def set(self, option: str, value: str) -> None:
         """Change an option, until the worker is started again."""

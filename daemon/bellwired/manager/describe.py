@@ -171,7 +171,9 @@ def _troubles(unit: Unit, bad: SettingsError | None) -> dict[str, str]:
     if unit.socket.is_lost(unit.path):
         mend = "restart its socket unit" if unit.socket.given is not None else f"bellwire restart {unit.name}"
         found["socket"] = f"{unit.address} was removed or replaced, so no client finds it: {mend}"
-    if edited := unit.edited():
+    if unit.old_code:
+        found["code"] = f"{unit.old_code}: mend that, and then bellwire reload"
+    elif edited := unit.edited():
         found["code"] = f"changed since its worker started: {', '.join(edited)}: bellwire restart {unit.name}"
     return found
 

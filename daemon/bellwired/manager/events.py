@@ -2,7 +2,7 @@
 
 The kinds of events:
 
-* the device: started, stopped, died, restarted, taken-over, hung, killed, failed;
+* the device: started, stopped, died, restarted, taken-over, old-code, hung, killed, failed;
 * its client: connected, introduced (with the client's capabilities), mapped (its memory), left;
 * mistakes: trouble (of the guest, or of the device's code), crashed (an exception that ended the worker);
 * statistics (the counts since the last such event, a second ago);

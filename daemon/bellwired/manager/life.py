@@ -34,11 +34,23 @@ class Restarts:
         self._short = 0  # lives in a row that were short
         self.hung = False
         """Whether the last worker was killed because it hung, in what is not to be done again then."""
+        self.unready = 0
+        """The workers in a row that have died before they were ready."""
 
     @property
     def deaths(self) -> int:
         """The number of deaths within the restart window."""
         return len(self._deaths)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether several workers in a row have not got further than their start."""
+        return self.unready > MOST_SHORT
+
+    def served(self) -> None:
+        """The worker that was started last is ready."""
+        self.hung = False
+        self.unready = 0
 
     @property
     def poisoned(self) -> bool:

@@ -16,9 +16,10 @@ def order(
     folder: Path,
     box: Wanted,
     filters: Filters,
-    *,
     trial: bool,
+    *,
     succeeds: bool,
+    as_left: bool,
 ) -> Spawn:
     """The order to the fork server for the device ``name``."""
     return Spawn(
@@ -37,6 +38,7 @@ def order(
         filters=filters,
         box=box,
         succeeds=succeeds,
+        as_left=as_left,
     )
 
 

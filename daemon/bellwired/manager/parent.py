@@ -27,7 +27,7 @@ from bellwired.box import privileges
 from bellwired.errors import CommandError
 from bellwired.logs import stderr_is_the_journal
 from bellwired.manager.holder import Holder
-from bellwired.manager.life import MOST_SHORT, Restarts, how_it_ended
+from bellwired.manager.life import Restarts, how_it_ended
 from bellwired.manager.watch import LOOKS, Watch
 from bellwired.settings import Daemon
 from bellwired.workers import process, wire
@@ -60,8 +60,6 @@ class Parent:
         self._daemon = Daemon(restart_limit=limit)
         self._hidden = hidden
         self._edited = edited
-        self._unready = 0
-        """The processes in a row that have died before they were ready."""
         self._holder = Holder(name)
         self._watch = Watch(self._holder)
         self._restarts = Restarts()
@@ -131,7 +129,7 @@ class Parent:
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
         try:
-            as_started = self._edited and self._unready > MOST_SHORT
+            as_started = self._edited and self._restarts.stuck
             return Ward(theirs, number, self._estate(), self._hand_overs, as_started=as_started)
         except (ValueError, TypeError):  # device code has told nonsense: nothing can be taken over
             log.exception("%s: its ledger is spoilt", self._name)
@@ -204,8 +202,7 @@ class Parent:
                 self._watched = True
             case "ready":
                 self._ready = self._watched = True
-                self._unready = 0
-                self._restarts.hung = False
+                self._restarts.served()
                 self._since = time.monotonic()
                 if self._hand_overs.under_way:
                     said = self._hand_overs.done()
@@ -249,10 +246,12 @@ class Parent:
 
     def _status(self, status: int) -> int:
         """The exit status at the end, by that of the last process."""
-        if status >= 0 or self._over:
+        if status >= 0:
             return status
         if len(self._signals) > 1 or -status in self._signals:
             return -self._signals[-1]
+        if self._over:
+            return status
         raise CommandError(f"{self._name}: {self._how(status)}")
 
     def _goes_on(self, status: int) -> bool:
@@ -261,7 +260,7 @@ class Parent:
             self._hand_overs.begin("it was moved by hand")
             return True
         why = self._how(status)
-        self._unready += not self._ready
+        self._restarts.unready += not self._ready
         log.error("%s", why, extra={"MESSAGE_ID": messages.DIED})
         served: float | None = None
         if self._holder.holds:

@@ -28,6 +28,10 @@ class Reported(Noted):
         self.error = ""
         self.files: dict[str, Stamp | None] = {}
         """The Python files that its last worker has loaded, and their states."""
+        self.old_code = ""
+        """Why its worker runs older code than that on disk."""
+        self.over = False
+        """Whether its worker has said that it ends because it shall: any other end is a death."""
         self.box = box
         self.hand_overs = HandOvers()
         self._attempt: asyncio.Future[str] | None = None
@@ -55,11 +59,19 @@ class Reported(Noted):
             case "taking-over":
                 self._taking_over()
                 return
+            case "over":
+                self.over = True
+                return
             case "log":
                 self._keep(Line(fields["time"], fields["level"], fields["text"]))
                 return
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
+                self.old_code = ""
+                return
+            case "old-code":
+                self.old_code = fields["text"]
+                self._note(kind, messages.OLD_CODE, fields["text"], logging.ERROR)
                 return
             case "boxed":
                 self.box.entered(fields)

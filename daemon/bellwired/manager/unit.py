@@ -20,7 +20,6 @@ from bellwired.manager.order import listens, order
 from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
-from bellwired.workers import process
 from bellwired.workers.spawner import Child, Spawner
 from bellwired.workers.wire import Spawn
 from bellwired.workers.worker import MOVED, REFUSED
@@ -74,11 +73,6 @@ class Unit(Filtered, Kept):
     def pid(self) -> int:
         """The worker's process ID; 0 without a worker."""
         return self._child.pid if self._child is not None else 0
-
-    @property
-    def memory(self) -> int:
-        """The worker's proportional share (PSS) in bytes; 0 without a worker."""
-        return process.memory(self.pid, self._channel.memory_count) if self._channel is not None and self.pid else 0
 
     @property
     def address(self) -> str:
@@ -183,7 +177,8 @@ class Unit(Filtered, Kept):
         """The order to the fork server for this device."""
         box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
         filters = self.filters(settings)
-        return order(self.name, settings, self._plugins, folder, box, filters, trial=trial, succeeds=succeeds)
+        left = succeeds and self._restarts.stuck
+        return order(self.name, settings, self._plugins, folder, box, filters, trial, succeeds=succeeds, as_left=left)
 
     def _check_enabled(self) -> None:
         if not self.settings.enabled:
@@ -196,7 +191,7 @@ class Unit(Filtered, Kept):
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
-        self.changed = {}
+        self.changed, self.over = {}, False
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
@@ -261,7 +256,7 @@ class Unit(Filtered, Kept):
 
     def _tell_ready(self) -> None:
         super()._tell_ready()
-        self._restarts.hung = False
+        self._restarts.served()
         self._taking_over()
         self._keeping = asyncio.create_task(self.keep_ring())
 
@@ -287,19 +282,19 @@ class Unit(Filtered, Kept):
         self._child = self._channel = None
         self.rings.worker_ended()
         refused = status == REFUSED and not self.patient  # its files may be mended while a client waits
-        if self.state is State.STOPPING or status == 0 or refused:
+        if self.state is State.STOPPING or (self.over and status == 0) or refused:
             self._leave_client()
         if self.state is State.STOPPING:
             self._settle("it was stopped")
             return
         why = fate or how_it_ended(status)
-        if status == MOVED and self.holder.holds:
+        if self.over and status == MOVED and self.holder.holds:
             self.hand_overs.begin("it was moved by hand")
             self._set(State.WAITING)
             self._relaunch()
         elif refused:
             self._give_up(self.error or "it was refused")
-        elif status == 0 and self.settings.restart != "always":
+        elif self.over and status == 0 and self.settings.restart != "always":
             self._settle(why)
             self.socket.close()
             self._deposit.close(self.holder)
@@ -311,6 +306,7 @@ class Unit(Filtered, Kept):
     def _fell(self, why: str) -> None:
         """The worker has died: restart it after a delay, up to the limit."""
         self._note("died", messages.DIED, why, logging.ERROR)
+        self._restarts.unready += self.state is State.STARTING
         if self.settings.restart == "no":
             self._give_up(why)
             return

@@ -51,6 +51,8 @@ class Spawn(Struct, tag=True):
     box: Wanted = Wanted()
     succeeds: bool = False
     """It takes over the client of a worker that has died. An :class:`Inherit` comes on the control socket."""
+    as_left: bool = False
+    """Several before it have not got further than their start: it has the code that is in what it inherits."""
 
 
 class Spawned(Struct, tag=True):

@@ -19,7 +19,7 @@ from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.serve.blame import DeviceFailed, told
 from bellwire.serve.worker import Worker
-from bellwired import filtering, messages, sources
+from bellwired import messages, sources
 from bellwired.box import enter
 from bellwired.errors import CommandError
 from bellwired.filtering import Switches
@@ -30,7 +30,9 @@ from bellwired.workers import process, wire
 from bellwired.workers.boxed import BoxError, enter_box
 from bellwired.workers.breakpoints import refuse_breakpoints
 from bellwired.workers.captures import WHOLE, Captures
-from bellwired.workers.ledger import ManagersLedger, inherit
+from bellwired.workers.code import Code
+from bellwired.workers.ledger import ManagersLedger
+from bellwired.workers.made import made
 from bellwired.workers.outbox import Outbox
 from bellwired.workers.pokes import Pokes
 from bellwired.workers.printed import Printed
@@ -88,13 +90,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
     except OSError as error:
         return _failed(channel, BoxError(f"it cannot be run in its box: {error}"))
     try:
-        try:
-            kind = find_trusted(spawn.device, [Path(folder) for folder in spawn.plugins])
-        finally:
-            say(channel, Report("made", {"files": sources.loaded()}))
-        with told(f"{kind.__name__}.__init__"):
-            device = kind(**spawn.options)
-        filters = filtering.all_made(spawn.filters, kind)
+        device, filters, estate = made(spawn, channel)
     except DeviceFailed as error:
         return _failed(channel, error)
     except BellwireError as error:
@@ -118,7 +114,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
             channel,
             again=again if sources.loaded() else None,
             ledger=ManagersLedger(channel),
-            estate=inherit(channel) if spawn.succeeds else None,
+            estate=estate,
             listener=listeners[0],
             dialect=dialect(spawn.dialect, spawn.io_fd_entry),
             busy_poll=spawn.busy_poll,
@@ -136,6 +132,7 @@ def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[soc
         return _failed(channel, error)
     except Exception as error:  # noqa: BLE001
         return _crashed(channel, error)
+    say(channel, Report("over", {}))
     return MOVED if serving.left else 0
 
 
@@ -212,6 +209,7 @@ class Serving:
             replaceable=again is not None,
         )
         self._again = again
+        self._code = Code() if again is not None else None
         self.loop = self._worker.loop
         """The device's loop, for its own thread."""
         self.written: dict[str, Capture | Timeline] = {}
@@ -265,6 +263,7 @@ class Serving:
         """
 
         def accepting() -> None:
+            self._keep_code()
             for form, fd in captures.items():
                 number = self.captures.start([os.dup(fd)], form=form, limit=str(WHOLE), alone=True)
                 self.written[form] = self.captures[number]
@@ -280,6 +279,12 @@ class Serving:
             self._worker.run(accepting, about_to_take_over)
         finally:
             self.captures.close()
+            if self._code is not None:
+                self._code.close()
+
+    def _keep_code(self) -> None:
+        """A successor has the code that runs now, if that of its own cannot be run."""
+        self._worker.keep(*(self._code.kept if self._code is not None else ()))
 
     @property
     def stopping(self) -> bool:
@@ -303,6 +308,9 @@ class Serving:
                 raise CommandError("it is not in a file of its own")
             device = self._again(dict(zip(files.splitlines(), fds, strict=True)))
             self._worker.replace(device)
+            if self._code is not None:
+                self._code.close()
+            self._code = Code()
         except BellwireError as error:
             raise CommandError(f"its new code is not used: {error}") from error
         except Exception as error:
@@ -313,6 +321,7 @@ class Serving:
             if self._worker.device is not self.device:  # the new code's, or one more of the present code's
                 self.captures.close()
                 self._learn(self._worker.device)
+                self._keep_code()
         self._outbox.tell("made", files=sources.loaded())
         return time.monotonic() - begun
 

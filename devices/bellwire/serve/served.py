@@ -92,6 +92,8 @@ class Served:
         """What stands between client and device."""
         self.channel: type[Channel] = Channel
         """What talks to clients."""
+        self.also: tuple[Kept, ...] = ()
+        """What else the ledger has of each client."""
         self._introduced = False
         self._limits = limits
         self.overdue: Deadline | None = None
@@ -105,7 +107,7 @@ class Served:
 
     def attach(self, connection: socket.socket, dialect: Dialect = RATIFIED) -> None:
         """Serve the client at the other end of ``connection``. The session owns the socket from now on."""
-        self._ledger.keep(Kept("client", {}, (connection.fileno(),)))
+        self._ledger.keep(Kept("client", {}, (connection.fileno(),)), *self.also)
         self.keep_state()
         session, _ = self._connect(connection, dialect, Estate())
         self.core.tally.clients += 1
@@ -236,7 +238,7 @@ class Served:
         write that was posted before it. Raises what :meth:`vfio_user.Session.service` raises when the client has gone.
         """
         session, doorbell_fds = self.session, self._doorbell_fds
-        if session is None or doorbell_fds is None:
+        if not ready or session is None or doorbell_fds is None:
             return
         rings, written = doorbell_fds.gather(ready), self._session_fd in ready
         if rings:

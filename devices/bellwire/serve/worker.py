@@ -19,7 +19,7 @@ from bellwire.serve.loop import Loop
 from bellwire.serve.observer import Observer
 from bellwire.serve.remembered import Remembered
 from bellwire.serve.served import Served
-from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Ledger, VfioUserError
+from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Kept, Ledger, VfioUserError
 
 TAKEN = {errno.EAGAIN, errno.EBUSY, errno.EADDRINUSE}
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
@@ -136,6 +136,12 @@ class Worker:
                 self.loop.watch(self._listener.fileno(), self._accept)
         finally:
             estate.close()
+
+    def keep(self, *entries: Kept) -> None:
+        """Let the ledger of each client have these, too."""
+        self.served.also = entries
+        if self.served.session is not None:
+            (self._ledger or Ledger()).keep(*entries)
 
     def disconnect(self, reason: str = "it was disconnected by hand") -> bool:
         """Disconnect the client, so that the next one is served. False without a client. For the loop's thread only."""
@@ -274,7 +280,8 @@ class Worker:
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
             self.disconnect(str(error))
-        self.loop.run(ready)
+        if ready:
+            self.loop.run(ready)
         self.loop.run_timers()
 
     def _accept(self) -> None:

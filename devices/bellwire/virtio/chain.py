@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
@@ -20,10 +20,30 @@ NEXT, WRITE, INDIRECT = 0x1, 0x2, 0x4
 Descriptor = tuple[int, int, int, int]
 """A piece of a buffer: its address, its length in bytes, flags, of which only WRITE counts, and what does not count."""
 
+Row = tuple[int, int, int, int, int, bool, int]
+"""A buffer of three descriptors that lie side by side, as a disk's driver makes most of them: something to read, data,
+and something to write. Its id and the ring slots that it takes; the address of the first; address and length of the
+data, and whether the device may write it; the address of the last.
+"""
+ROW = struct.Struct("<6Q")
+"""Three descriptors: of each the address, and the other fields as one number."""
+LENGTH = 0xFFFF_FFFF
+"""The bits of that number that are the length."""
+
 MOST_DESCRIPTORS = 1024
 """The limit of one indirect table: more than disk drivers use."""
 MOST_BYTES = 64 << 20
 NOWHERE = SharedMap(1, 0, memoryview(b""))
+
+
+class Whole(NamedTuple):
+    """Buffers of one descriptor each, in one map of guest memory, all to read or all to write."""
+
+    ids: list[int]
+    """There may be more of them than views."""
+    views: list[memoryview]
+    sizes: list[int]
+    """The number of bytes of each view."""
 
 
 class Chain:
@@ -87,19 +107,19 @@ class Window:
     one to write, and a view is a slice of theirs. They are valid as long as ``dma.changes`` stays the same.
     """
 
-    __slots__ = ("_dma", "_queue", "_read", "_write")
+    __slots__ = ("_dma", "_queue", "read", "write")
 
     def __init__(self, queue: Virtqueue, dma: Dma) -> None:
         self._queue = queue
         self._dma = dma
-        self._read = self._write = NOWHERE
+        self.read = self.write = NOWHERE
 
     def chain(self, number: int, span: int, parts: Iterable[Descriptor]) -> Chain:
         """The chain of these descriptors. A GuestError if one lies outside guest memory, or has a wrong place."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         size = room = 0
-        (read_start, read_end, read), (write_start, write_end, write) = self._read, self._write
+        (read_start, read_end, read), (write_start, write_end, write) = self.read, self.write
         for address, length, flags, _ in parts:
             end = address + length
             if flags & WRITE:
@@ -108,7 +128,7 @@ class Window:
                     writable.append(write[address - write_start : end - write_start])
                 elif length:
                     writable += self._find(address, length, write=True)
-                    write_start, write_end, write = self._write
+                    write_start, write_end, write = self.write
             elif room:
                 raise GuestError("a descriptor to read comes after one to write")
             else:
@@ -117,7 +137,7 @@ class Window:
                     readable.append(read[address - read_start : end - read_start])
                 elif length:
                     readable += self._find(address, length, write=False)
-                    read_start, read_end, read = self._read
+                    read_start, read_end, read = self.read
         if size + room > MOST_BYTES:
             raise GuestError(f"a buffer of more than {MOST_BYTES} bytes")
         return Chain(self._queue, number, span, readable, writable, size, room)
@@ -129,11 +149,20 @@ class Window:
         """
         if length % DESCRIPTOR.size or not DESCRIPTOR.size <= length <= DESCRIPTOR.size * MOST_DESCRIPTORS:
             raise GuestError(f"an indirect table of {length} bytes: 1 to {MOST_DESCRIPTORS} descriptors of 16 expected")
-        start, end, view = self._read
+        start, end, view = self.read
         if start <= address and address + length <= end:
             return view[address - start : address - start + length]
         views = self._find(address, length, write=False)
         return views[0] if len(views) == 1 else b"".join(views)
+
+    def reach(self, address: int, length: int, *, write: bool) -> SharedMap:
+        """The map that holds all of this memory. It is kept; NOWHERE, and none is kept, if no map does."""
+        try:
+            self._find(address, length, write=write)
+        except GuestError:
+            return NOWHERE
+        found = self.write if write else self.read
+        return found if found.start <= address and address + length <= found.end else NOWHERE
 
     def _find(self, address: int, length: int, *, write: bool) -> list[memoryview]:
         """Views of memory outside the maps that are kept. If one map holds all of it, that map is kept."""
@@ -143,9 +172,9 @@ class Window:
             self._dma.touched(-length)  # map() counts them, and so does the queue when it publishes the buffer
             return views
         if write:
-            self._write = found
+            self.write = found
         else:
-            self._read = found
+            self.read = found
         return [found.view[address - found.start : address - found.start + length]]
 
 

@@ -85,7 +85,7 @@ class CopiedSplitRing(SplitRing):
 
     window_kind = CopiedWindow
     is_copied = True
-    _window: CopiedWindow
+    window: CopiedWindow
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         self._dma = dma
@@ -113,18 +113,19 @@ class CopiedSplitRing(SplitRing):
     def back(self, chains: Sequence[Chain]) -> None:
         """As :meth:`SplitRing.back`."""
         super().back(chains)
-        self._window.release(chains)
+        self.window.release(chains)
 
-    def put(self, chains: Sequence[Chain]) -> bool:
+    def put(self, chains: Sequence[Chain]) -> int:
         """As :meth:`SplitRing.put`: first the buffers, then their elements, then the index."""
         store(chains, self._dma)
-        self._window.release(chains)
-        before = self._queue.used
-        super().put(chains)
-        fence()
+        self.window.release(chains)
+        return super().put(chains)
+
+    def wanted(self, count: int) -> bool:
+        """As :meth:`SplitRing.wanted`."""
         self._look()
         self._queue.copied_until_empty()
-        return self.wanted(before, self._queue.used)
+        return super().wanted(count)
 
     def publish(self, before: int, count: int) -> None:
         """Write the elements, then the index, to guest memory."""
@@ -161,7 +162,7 @@ class CopiedPackedRing(PackedRing):
 
     window_kind = CopiedWindow
     is_copied = True
-    _window: CopiedWindow
+    window: CopiedWindow
 
     def __init__(self, queue: Virtqueue, dma: Dma, *, event_idx: bool) -> None:
         self._dma = dma
@@ -186,27 +187,28 @@ class CopiedPackedRing(PackedRing):
     def back(self, chains: Sequence[Chain]) -> None:
         """As :meth:`PackedRing.back`."""
         super().back(chains)
-        self._window.release(chains)
+        self.window.release(chains)
 
-    def put(self, chains: Sequence[Chain]) -> bool:
+    def put(self, chains: Sequence[Chain]) -> int:
         """As :meth:`PackedRing.put`: the flags of the first buffer are written last."""
         store(chains, self._dma)
-        self._window.release(chains)
-        super().put(chains)
-        fence()
+        self.window.release(chains)
+        return super().put(chains)
+
+    def wanted(self, total: int) -> bool:
+        """As :meth:`PackedRing.wanted`."""
         self._driver_bytes[:] = self._dma.read(self._places[1], 4)
         self._queue.copied_until_empty()
-        queue = self._queue
-        return self.wanted(queue.used, queue.used_wrap, sum(chain.span for chain in chains))
+        return super().wanted(total)
 
-    def publish(self, chains: Sequence[Chain]) -> None:
+    def publish(self, spans: Sequence[int]) -> None:
         """Write the descriptors to guest memory, the flags of the first one last."""
         at, wrap = self._queue.used, self._queue.used_wrap
         slots = []
-        for chain in chains:
+        for span in spans:
             self._write(DESCRIPTOR_SIZE * at + 8, 6)
             slots.append(at)
-            at, wrap = self._step(at, wrap, chain.span)
+            at, wrap = self._step(at, wrap, span)
         for slot in reversed(slots):
             self._write(DESCRIPTOR_SIZE * slot + 14, 2)
 

@@ -63,6 +63,8 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._vectors = self.irq  # at hand: each request ends with an interrupt
+        self._triggers = [self.irq[number].trigger for number in range(len(self.irq))]
         each, slots = size_of(self.largest_queue), self.largest_queue
         self.virtqueues = [
             Virtqueue.at(
@@ -147,9 +149,9 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
         """Interrupt the driver by MSI-X, or by INTx and the ISR status (§4.1.5.3, §4.1.5.4)."""
         if not self.bus_master:
             return
-        if self.irq.enabled:
+        if self._vectors.enabled:
             if vector != NO_VECTOR:
-                self.irq[vector].trigger()
+                self._triggers[vector]()
         else:
             self.isr |= cause
             self.line.high()

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE, Chain, Descriptor, Window
+from bellwire.virtio.chain import (
+    DESCRIPTOR,
+    INDIRECT,
+    LENGTH,
+    MOST_BYTES,
+    NEXT,
+    ROW,
+    WRITE,
+    Chain,
+    Descriptor,
+    Row,
+    Whole,
+    Window,
+)
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import FROM, LOGGED, Out
 from bellwire.virtio.split import crossed
@@ -22,6 +35,8 @@ _MARKS = AVAILABLE | USED
 OFFSET, FLAGS = 0, 1  # of an event suppression structure, in words (§2.8.14)
 ENABLE, DISABLE, AT_DESCRIPTOR = 0, 1, 2
 WRAP = 1 << 15
+_ID, _FLAGS = 32, 48  # where these begin in the second half of a descriptor
+_BUT_ID = ~(0xFFFF << _ID)
 
 
 class PackedRing:
@@ -38,7 +53,7 @@ class PackedRing:
         size = queue.size
         self._queue = queue
         self._journal = queue.journal
-        self._window = self.window_kind(queue, dma)
+        self.window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
         self._ring, driver, device = self.parts(queue, dma)
@@ -67,7 +82,7 @@ class PackedRing:
                 number, span, parts = self._walk(at)
                 if out + span > size:
                     raise GuestError(f"more than {size} descriptors in our hands")
-                chains.append(self._window.chain(number, span, parts))
+                chains.append(self.window.chain(number, span, parts))
             except GuestError:
                 if not chains:
                     raise
@@ -79,6 +94,84 @@ class PackedRing:
         queue.next, queue.next_wrap, queue.out = at, wrap, out
         return chains
 
+    def rows(self, most: int, head: int, tail: int) -> list[Row]:
+        """The next buffers, at most ``most``, up to one that is no row with ``head`` bytes to read at the start, and
+        ``tail`` bytes to write at the end. None is taken: :meth:`take` finds out what is wrong with one.
+        """
+        queue, size, ring, halves = self._queue, self._size, self._ring, self._halves
+        at, wrap, left = queue.next, queue.next_wrap, size - queue.out
+        (start, end, memory), unpack = self.window.read, ROW.unpack_from
+        found: list[Row] = []
+        while len(found) < most:
+            half, marks = halves[2 * at + 1], AVAILABLE if wrap else USED
+            flags, span = half >> _FLAGS, 1
+            if flags == INDIRECT | marks and half & LENGTH == ROW.size:
+                place, marks = halves[2 * at], 0
+                if not start <= place <= end - ROW.size:
+                    start, end, memory = self.window.reach(place, ROW.size, write=False)
+                    if not end:
+                        break
+                one, of_one, two, of_two, three, of_three = unpack(memory, place - start)
+                number = half >> _ID & 0xFFFF
+                # Every descriptor of a table counts, whether or not it has NEXT (§2.8.7).
+                of_one, of_two = of_one | NEXT << _FLAGS, of_two | NEXT << _FLAGS
+            elif flags == NEXT | marks and at <= size - 3:
+                one, of_one, two, of_two, three, of_three = unpack(ring, DESCRIPTOR_SIZE * at)
+                number, span = of_three >> _ID & 0xFFFF, 3
+            else:
+                break
+            left -= span
+            of_data = of_two >> _FLAGS ^ marks
+            if (
+                of_one & _BUT_ID != head | (NEXT | marks) << _FLAGS
+                or of_three & _BUT_ID != tail | (WRITE | marks) << _FLAGS
+                or (of_data != NEXT and of_data != NEXT | WRITE)
+                or left < 0
+            ):
+                break
+            found.append((number, span, one, two, of_two & LENGTH, of_data != NEXT, three))
+            at += span
+            if at >= size:
+                at, wrap = at - size, wrap ^ 1
+        return found
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
+        queue, spans = self._queue, [row[1] for row in rows]
+        total = sum(spans)
+        queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, total)
+        queue.out += total
+        return self._put([row[0] for row in rows], written, spans)
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """As :meth:`SplitRing.whole`. It ends where the ring does."""
+        queue, size, halves = self._queue, self._size, self._halves
+        at = queue.next
+        wanted = (AVAILABLE if queue.next_wrap else USED) | (WRITE if write else 0)
+        low, high, memory = self.window.write if write else self.window.read
+        ids: list[int] = []
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for place in range(2 * at, 2 * min(at + min(most, size - queue.out), size), 2):
+            half = halves[place + 1]  # before the address, which is valid only if the flags say so
+            if half >> _FLAGS != wanted:
+                break
+            address, length = halves[place], half & LENGTH
+            end = address + length
+            if address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            ids.append(half >> _ID & 0xFFFF)
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        return Whole(ids, views, sizes) if ids else None
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
+        """As :meth:`SplitRing.put_whole`."""
+        queue, count = self._queue, len(ids)
+        queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, count)
+        queue.out += count
+        return self._put(ids, written, [1] * count)
+
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
         queue = self._queue
@@ -87,19 +180,24 @@ class PackedRing:
         queue.out -= total
         queue.journal.shrink(queue.out)
 
-    def put(self, chains: Sequence[Chain]) -> bool:
-        """Publish used buffers, all at once. True if the driver wants an interrupt.
+    def put(self, chains: Sequence[Chain]) -> int:
+        """Publish used buffers, all at once. Returns what :meth:`wanted` is asked with: the slots that they took.
 
         Of each descriptor, length, id and flags are written together. The first one is written last: until then the
         driver sees none of the buffers (§2.8.21.2).
         """
+        return self._put(
+            [chain.id for chain in chains], [chain.written for chain in chains], [chain.span for chain in chains]
+        )
+
+    def _put(self, ids: Sequence[int], written: Sequence[int], spans: Sequence[int]) -> int:
         queue, size, halves, journal = self._queue, self._size, self._halves, self._journal
         at, wrap = queue.used, queue.used_wrap
-        total = sum([chain.span for chain in chains])
+        total = sum(spans)
         left = queue.out - total
         if left:
-            journal.prepare(self, self.taken_to, queue.out, [chain.id for chain in chains])
-        elif len(chains) > 1:  # else the one descriptor that is written over is the buffer's own
+            journal.prepare(self, self.taken_to, queue.out, ids)
+        elif len(ids) > 1:  # else the one descriptor that is written over is the buffer's own
             start, stop = DESCRIPTOR_SIZE * (queue.next - queue.out), DESCRIPTOR_SIZE * queue.next
             if start < 0 or journal.logged:
                 journal.note(self, self.taken_to, queue.out)
@@ -107,43 +205,43 @@ class PackedRing:
                 journal.first_takes[: stop - start] = self._ring[start:stop]
                 journal.words[0] |= queue.out << LOGGED
         first, head = -1, 0
-        for chain in chains:
-            flags = (AVAILABLE | USED if wrap else 0) | (WRITE if chain.written else 0)
-            half = chain.written | chain.id << 32 | flags << 48
+        for number, length, span in zip(ids, written, spans, strict=True):
+            flags = (AVAILABLE | USED if wrap else 0) | (WRITE if length else 0)
+            half = length | number << _ID | flags << _FLAGS
             if first < 0:
                 first, head = 2 * at + 1, half
             else:
                 halves[2 * at + 1] = half
-            at += chain.span
+            at += span
             if at >= size:
                 at, wrap = at - size, wrap ^ 1
         halves[first] = head
         if self.is_copied:
-            self.publish(chains)
+            self.publish(spans)
         queue.used, queue.used_wrap = at, wrap
         queue.out = left
         if left:
-            journal.commit(len(chains), left)
+            journal.commit(len(ids), left)
         elif journal.logged:
             journal.settle(at | WRAP if wrap else at)
         else:
             journal.words[0] = (at | WRAP if wrap else at) << FROM
-        fence()
-        return self.wanted(at, wrap, total)
+        return total
 
-    def publish(self, chains: Sequence[Chain]) -> None:
+    def publish(self, spans: Sequence[int]) -> None:
         """Write what :meth:`put` has changed to guest memory, if the views are of a copy."""
 
-    def wanted(self, at: int, wrap: int, total: int) -> bool:
-        """Whether the driver wants an interrupt, now that ``total`` slots before ``at`` were used."""
+    def wanted(self, total: int) -> bool:
+        """Whether the driver wants an interrupt, now that ``total`` slots were used since it was told last."""
         flags = self._driver[FLAGS] & 3
         if flags != AT_DESCRIPTOR or not self._event_idx:
             return flags != DISABLE
         event = self._driver[OFFSET]
         place = event & ~WRAP
-        if event >> 15 != wrap:
+        at = self._queue.used
+        if event >> 15 != self._queue.used_wrap:
             place -= self._size
-        return crossed(place, at - total, at)
+        return crossed(place, at - min(total, self._size), at)  # an event of the next round is none of this one
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -230,7 +328,7 @@ class PackedRing:
                 found += self._indirect(address, length)
             else:
                 found.append((address, length, flags, 0))
-        chain = self._window.chain(out.id, out.span, found)
+        chain = self.window.chain(out.id, out.span, found)
         chain.again = out
         return chain
 
@@ -265,7 +363,7 @@ class PackedRing:
     def _indirect(self, address: int, length: int) -> list[Descriptor]:
         """Every descriptor of an indirect table, in order. Of their flags only WRITE counts (§2.8.7)."""
         found = []
-        for place, size, _, flags in DESCRIPTOR.iter_unpack(self._window.table(address, length)):
+        for place, size, _, flags in DESCRIPTOR.iter_unpack(self.window.table(address, length)):
             if flags & INDIRECT:
                 raise GuestError("an indirect table within another")
             found.append((place, size, flags, 0))

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, Chain, Descriptor, Window
+from bellwire.virtio.chain import (
+    DESCRIPTOR,
+    INDIRECT,
+    LENGTH,
+    MOST_BYTES,
+    NEXT,
+    ROW,
+    WRITE,
+    Chain,
+    Descriptor,
+    Row,
+    Whole,
+    Window,
+)
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import Out
 
@@ -21,6 +34,9 @@ NOTHING = (0, 0, NEXT, 0)
 """A descriptor outside the table: the walk refuses it."""
 FLAGS, INDEX, RING = 0, 1, 2  # of either ring, in words of 16 bits
 NO_INTERRUPT = NO_NOTIFY = 1
+_FLAGS, _NEXT = 32, 48  # where these begin in the second half of a descriptor
+_BEFORE_NEXT = (1 << _NEXT) - 1
+_TABLE_OF_ROW = ROW.size | INDIRECT << _FLAGS
 
 
 class SplitRing:
@@ -37,10 +53,11 @@ class SplitRing:
         size = queue.size
         self._queue = queue
         self._journal = queue.journal
-        self._window = self.window_kind(queue, dma)
+        self.window = self.window_kind(queue, dma)
         self._size = size
         self._event_idx = event_idx
         self._table, avail, self._used = self.parts(queue, dma)
+        self._halves = self._table.cast("Q")  # of descriptors: the address; length, flags and next
         self._avail = avail.cast("H")
         self._used_words = self._used.cast("H")
         self._elements = self._used[4 : 4 + ELEMENT_SIZE * size].cast("I")  # pairs of id and length (§2.7.8)
@@ -72,7 +89,7 @@ class SplitRing:
         if free <= 0:
             raise GuestError(f"more than {size} buffers in our hands")
         chains: list[Chain] = []
-        window, table, unpack = self._window, self._table, DESCRIPTOR.unpack_from
+        window, table, unpack = self.window, self._table, DESCRIPTOR.unpack_from
         for position in range(first, first + min(waiting, most, free)):
             head = avail[RING + position % size]
             try:
@@ -87,6 +104,86 @@ class SplitRing:
         queue.out += len(chains)
         return chains
 
+    def rows(self, most: int, head: int, tail: int) -> list[Row]:
+        """The next buffers, at most ``most``, up to one that is no row with ``head`` bytes to read at the start, and
+        ``tail`` bytes to write at the end. None is taken: :meth:`take` finds out what is wrong with one.
+        """
+        queue, size, avail, table, halves = self._queue, self._size, self._avail, self._table, self._halves
+        first = queue.next
+        waiting = avail[INDEX] - first & 0xFFFF
+        if waiting > size:
+            return []
+        (start, end, memory), unpack, last = self.window.read, ROW.unpack_from, size - 3
+        head |= NEXT << _FLAGS
+        tail |= WRITE << _FLAGS
+        found: list[Row] = []
+        for position in range(first, first + min(waiting, most, size - queue.out)):
+            number = at = avail[RING + position % size]
+            if at <= last:
+                one, of_one, two, of_two, three, of_three = unpack(table, DESCRIPTOR_SIZE * at)
+            elif at < size:
+                one, of_one = halves[2 * at], halves[2 * at + 1]
+                two = of_two = three = of_three = 0
+            else:
+                break
+            if of_one & _BEFORE_NEXT == _TABLE_OF_ROW:
+                if not start <= one <= end - ROW.size:
+                    start, end, memory = self.window.reach(one, ROW.size, write=False)
+                    if not end:
+                        break
+                one, of_one, two, of_two, three, of_three = unpack(memory, one - start)
+                at = 0
+            of_data = (of_two >> _FLAGS) - (at + 2 << 16)
+            if (
+                of_one != head | at + 1 << _NEXT
+                or of_three & _BEFORE_NEXT != tail
+                or (of_data != NEXT and of_data != NEXT | WRITE)
+            ):
+                break
+            found.append((number, 1, one, two, of_two & LENGTH, of_data != NEXT, three))
+        return found
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
+        queue = self._queue
+        queue.next = queue.next + len(rows) & 0xFFFF
+        queue.out += len(rows)
+        return self._put([row[0] for row in rows], written)
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """The next buffers, at most ``most``, as long as each is one piece in the map that the last ones were in.
+
+        None if the next buffer is no such one, or if there is none: :meth:`take` finds out. None of them is taken.
+        """
+        queue, size, avail, table, unpack = self._queue, self._size, self._avail, self._table, DESCRIPTOR.unpack_from
+        first = queue.next
+        waiting = avail[INDEX] - first & 0xFFFF
+        if not waiting or waiting > size:
+            return None
+        start = first % size
+        heads = avail[RING + start : RING + min(start + min(waiting, most, size - queue.out), size)].tolist()
+        wanted = WRITE if write else 0
+        low, high, memory = self.window.write if write else self.window.read
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for head in heads:
+            if head >= size:
+                break
+            address, length, flags, _ = unpack(table, DESCRIPTOR_SIZE * head)
+            end = address + length
+            if flags != wanted or address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        return Whole(heads, views, sizes) if views else None
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
+        """Take the buffers with these ids, which are the next, and :meth:`put` them, with so many bytes in each."""
+        queue, count = self._queue, len(ids)
+        queue.next = queue.next + count & 0xFFFF
+        queue.out += count
+        return self._put(ids, written)
+
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
         queue = self._queue
@@ -94,37 +191,43 @@ class SplitRing:
         queue.out -= len(chains)
         queue.journal.shrink(queue.out)
 
-    def put(self, chains: Sequence[Chain]) -> bool:
-        """Publish used buffers, all at once. True if the driver wants an interrupt."""
+    def put(self, chains: Sequence[Chain]) -> int:
+        """Publish used buffers, all at once. Returns what :meth:`wanted` is asked with: the number of them."""
+        return self._put([chain.id for chain in chains], [chain.written for chain in chains])
+
+    def _put(self, ids: Sequence[int], written: Sequence[int]) -> int:
         queue, size, elements, journal = self._queue, self._size, self._elements, self._journal
-        before = used = queue.used
-        left = queue.out - len(chains)
+        before, count = queue.used, len(ids)
+        left = queue.out - count
         if left:
-            journal.prepare(self, queue.next, queue.out, [chain.id for chain in chains])
-        for chain in chains:
-            place = used % size * 2
-            elements[place] = chain.id
-            elements[place + 1] = chain.written
-            used += 1
-        used &= 0xFFFF
-        self._used_words[INDEX] = queue.used = used
+            journal.prepare(self, queue.next, queue.out, ids)
+        start = before % size
+        if count == 1:
+            elements[2 * start], elements[2 * start + 1] = ids[0], written[0]
+        else:
+            pairs = array("I", bytes(ELEMENT_SIZE * count))
+            pairs[::2], pairs[1::2] = array("I", ids), array("I", written)
+            straight = 2 * min(count, size - start)
+            elements[2 * start : 2 * start + straight] = pairs[:straight]
+            elements[: 2 * count - straight] = pairs[straight:]
+        self._used_words[INDEX] = queue.used = before + count & 0xFFFF
         if self.is_copied:
-            self.publish(before, len(chains))
+            self.publish(before, count)
         queue.out = left
         if left:
-            journal.commit(len(chains), left)
+            journal.commit(count, left)
         elif journal.logged:
             journal.settle(0)
-        fence()
-        return self.wanted(before, used)
+        return count
 
     def publish(self, before: int, count: int) -> None:
         """Write what :meth:`put` has changed to guest memory, if the views are of a copy."""
 
-    def wanted(self, before: int, used: int) -> bool:
-        """Whether the driver wants an interrupt, now that the used index has gone from ``before`` to ``used``."""
+    def wanted(self, count: int) -> bool:
+        """Whether the driver wants an interrupt, now that ``count`` buffers were put since it was told last."""
         if self._event_idx:
-            return crossed(self._avail[self._used_event], before, used)
+            used = self._queue.used
+            return crossed(self._avail[self._used_event], used - count, used)
         return not self._avail[FLAGS] & NO_INTERRUPT
 
     def silence(self) -> None:
@@ -139,6 +242,10 @@ class SplitRing:
         else:
             self._used_words[FLAGS] = 0
         fence()
+        return self.available()
+
+    def available(self) -> bool:
+        """Whether the driver has made the next buffer available."""
         return self._avail[INDEX] != self._queue.next
 
     # -- bellwire.virtio.inflight.Ring
@@ -187,7 +294,7 @@ class SplitRing:
 
     def again(self, out: Out) -> Chain:
         """The chain of a buffer that is out. A GuestError if it is wrong."""
-        chain = self._window.chain(out.id, 1, self._walk(out.id))
+        chain = self.window.chain(out.id, 1, self._walk(out.id))
         chain.again = out
         return chain
 
@@ -208,7 +315,7 @@ class SplitRing:
             if flags & INDIRECT:
                 if table is not self._table or flags & NEXT:
                     raise GuestError("an indirect table within another, or one that goes on")
-                table, at = self._window.table(address, length), 0
+                table, at = self.window.table(address, length), 0
                 left = count = length // DESCRIPTOR_SIZE
                 continue
             found.append(descriptor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import Chain
+from bellwire.virtio.chain import Chain, Row, Whole
 from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
+from bellwire.virtio.fence import fence
 from bellwire.virtio.handover import Handover, Take
 from bellwire.virtio.inflight import Inflight, Out
 from bellwire.virtio.packed import PackedRing
@@ -28,6 +29,11 @@ _FIELDS = (
     + [(name, ctypes.c_uint16) for name in ("size", "vector", "next", "used", "out")]
     + [(name, ctypes.c_uint8) for name in ("enabled", "next_wrap", "used_wrap")]
 )
+
+
+Ring = SplitRing | PackedRing
+AtOnce = Callable[["Virtqueue", Ring, int], int]
+"""Does buffers at once, at most so many, and returns how many it has done."""
 
 
 class Virtqueue(ctypes.LittleEndianStructure):
@@ -93,9 +99,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
         """Drop what is not in the state: views of the ring, chains of a ring that is gone, other hands."""
         self.take_back()
         self.generation += 1
-        self._ring: SplitRing | PackedRing | None = None
+        self._ring: Ring | None = None
         self._changes = -1
         self._finished: list[Chain] = []
+        self._untold = 0
         self._waits_for_turn = False
         self._resumes = False
         self._again: list[Out] = []
@@ -139,21 +146,31 @@ class Virtqueue(ctypes.LittleEndianStructure):
         inside = max(self.next, self.used) < size if packed else not size & size - 1
         return 1 <= size <= device.largest_queue and inside and self.out <= size
 
-    def batches(self) -> Iterator[list[Chain]]:
+    def batches(self, at_once: AtOnce | None = None) -> Iterator[list[Chain]]:
         """All available buffers, in lists. After as many as the ring has slots, the queue waits for its next turn.
 
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
+
+        ``at_once(queue, ring, most)``, if given, may do the next buffers by the ring's ``rows`` and :meth:`put_rows`,
+        or by :meth:`whole` and :meth:`put_whole`, and returns how many it has done. The list is empty after that. It is
+        not called while a fault looks at buffers.
         """
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
             left = self.size
             while left:
-                chains = self.take(min(left, BATCH))
-                if chains:
+                if at_once and ring and self._has_rows(ring) and (done := at_once(self, ring, min(left, BATCH))):
+                    left -= done
+                    yield []
+                    ring = self._live()
+                    if ring is not None and not ring.available() and not ring.listen():
+                        return
+                elif chains := self.take(min(left, BATCH)):
                     left -= len(chains)
                     yield chains
+                    ring = self._live()
                 elif not self.listen():
                     return
             self.ask_for_turn()
@@ -179,8 +196,38 @@ class Virtqueue(ctypes.LittleEndianStructure):
                 return self._take_again(ring, most)
             chains = ring.take(most)
         except GuestError as error:
+            self.flush()
             raise self.device.broken(f"{self}: {error}") from error
         return chains
+
+    def put_rows(self, ring: Ring, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
+        """Publish the first ``len(written)`` of these rows, at least one, with so many bytes in each.
+
+        The driver is told by :meth:`flush`. ``size`` is the number of bytes that the device has used in them.
+        """
+        if self._finished:
+            self._publish(ring)
+        self._untold += ring.put_rows(rows[: len(written)], written)
+        self.device.dma.touched(size)
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """The next buffers, at most ``most``, that are one piece each, to write or to read: for :meth:`put_whole`.
+
+        None if :meth:`take` is to be asked: there is no buffer, or the next one is unusual or wrong, or a fault looks.
+        """
+        try:
+            ring = self._live()
+        except GuestError as error:
+            raise self.device.broken(f"{self}: {error}") from error
+        return ring.whole(most, write=write) if ring and self._has_rows(ring) else None
+
+    def put_whole(self, whole: Whole, written: Sequence[int], size: int) -> None:
+        """Publish the first ``len(written)`` of these buffers, as :meth:`put_rows` does. The others stay available."""
+        if written and (ring := self._live()) is not None:
+            if self._finished:
+                self._publish(ring)
+            self._untold += ring.put_whole(whole.ids[: len(written)], written)
+            self.device.dma.touched(size)
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again, as if they had not been taken."""
@@ -200,12 +247,19 @@ class Virtqueue(ctypes.LittleEndianStructure):
 
     def flush(self) -> None:
         """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
-        finished = self._finished
-        if finished and (ring := self._live()) is not None:
-            if ring.put(finished):
+        if (self._finished or self._untold) and (ring := self._live()) is not None:
+            if self._finished:
+                self._publish(ring)
+            fence()
+            if ring.wanted(self._untold):
                 self.device.interrupt(self.vector)
-            self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
         self._finished = []
+        self._untold = 0
+
+    def _publish(self, ring: Ring) -> None:
+        finished, self._finished = self._finished, []
+        self._untold += ring.put(finished)
+        self.device.dma.touched(sum([chain.size + chain.written for chain in finished]))
 
     def silence(self) -> None:
         """Ask the driver for no notifications."""
@@ -239,7 +293,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
             self._waits_for_turn = True
             self.device.after(0, self._take_turn)
 
-    def _take_again(self, ring: SplitRing | PackedRing, most: int) -> list[Chain]:
+    def _take_again(self, ring: Ring, most: int) -> list[Chain]:
         """The next buffers that were out when the state was restored. A GuestError if the first one is wrong."""
         chains = []
         for out in self._again[:most]:
@@ -257,6 +311,10 @@ class Virtqueue(ctypes.LittleEndianStructure):
         if not self.out and not self.device.dma.copied:
             self._changes = -1
 
+    def _has_rows(self, ring: Ring) -> bool:
+        """Whether buffers may be done as rows: the ring is no copy, nothing is to be done again, and no fault looks."""
+        return not (ring.is_copied or self._again or "finish" in self.__dict__)
+
     def _copies(self) -> bool:
         """Whether the ring must be a copy: filters look at DMA, or the device still has buffers that are copies."""
         self._copied = self.device.dma.copied or (self._copied and self.out > 0)
@@ -266,7 +324,7 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._waits_for_turn = False
         self.device.attend(self)
 
-    def _live(self) -> SplitRing | PackedRing | None:
+    def _live(self) -> Ring | None:
         """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
         device = self.device
         if not (self.enabled and device.running) or self.handover is not None:

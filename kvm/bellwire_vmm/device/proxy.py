@@ -70,7 +70,7 @@ class ProxyDevice:
             stack.callback(self._registrations.close)
             self._zones = Zones(platform.coalescing, about, client, coalesced)
             client.memory = DmaMemory(platform.memory)
-            client.dma_map(0, platform.memory.size, fd=platform.memory.fd if share_memory else None)
+            client.dma_map(0, platform.memory.size, fd=platform.memory.share() if share_memory else None)
             if not share_memory:
                 stack.callback(DmaThread(self.peer).close)
             self._interrupts = Interrupts(platform, client, slot, about.pin, about.msix)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 
 from bellwire import Job, Meter, Option, Pool, StateError
+from bellwire.bundled.virtio_blk.at_once import AT_ONCE, ENOUGH, at_once
 from bellwire.bundled.virtio_blk.request import (
     IN,
     MOST_SEGMENTS,
@@ -23,16 +26,13 @@ from bellwire.bundled.virtio_blk.request import (
 from bellwire.storage import LARGEST, Disk, MemoryDisk, check_blocks
 from bellwire.storage.aio import Transfer, direct_pool
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
+from bellwire.virtio.virtqueue import AtOnce
 
 MOST_QUEUES = 16
 QUEUE_SIZE = 256
 LARGEST_PIECE = 256 << 10  # bytes: a queue full of pieces, with header and status, is within the limit of a chain
 MOST_SECTORS = 1 << 22  # in one segment to discard or zero: 2 GiB
 ID_SIZE = 20
-AT_ONCE = 1 << 20
-"""Bytes moved in memory before the worker looks at the next doorbell. A larger request is left to a thread."""
-ENOUGH = 512 << 10
-"""Bytes after which the driver is told of completions."""
 TOGETHER = 16
 """Writes to the page cache that one thread does, one after the other: each takes about as long as a wake-up."""
 
@@ -84,6 +84,10 @@ class VirtioBlk(
 
     disk: Disk
     budget: int
+    """Bytes that may still be moved at once in this turn."""
+    told: int
+    """The budget at which the driver is told of completions."""
+    fast: AtOnce | None
     moved: list[int]
     """Reads, bytes read, writes, bytes written at once and by threads. Reads at once are added batch by batch."""
     meter: Meter
@@ -112,6 +116,12 @@ class VirtioBlk(
         self.meter = Meter(self, self.totals)
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
+        self.fast = None if self.direct else partial(at_once, self)
+
+    def saving(self) -> None:
+        """Refuse a snapshot that would lack the content of a disk in memory."""
+        if isinstance(self.disk, MemoryDisk):
+            self.disk.check_snapshot()
 
     def halted(self) -> None:
         """Let the device that goes on elsewhere have the image."""
@@ -203,54 +213,58 @@ class VirtioBlk(
 
     def notified(self, queue: Virtqueue) -> None:
         """Do requests that need no waiting at once, up to AT_ONCE bytes, and give the others to threads."""
-        self.budget = AT_ONCE
-        told = AT_ONCE - ENOUGH
-        for chains in queue.batches():
-            begun, ended, budget, moved = perf_counter_ns(), 0, self.budget, self.moved
-            written, others = moved[3], 0
-            done: list[Chain] = []
-            writes: list[Job] = []
-            for number, chain in enumerate(chains):
-                if self.budget <= 0:  # another turn of the loop costs less than a thread
-                    queue.back(chains[number:])
-                    break
-                request = Request(chain)
-                try:
-                    if request.type == IN:
-                        job = self.read(request)
-                    else:
-                        job = self.begin(request)
-                        others += job is None
-                except (Failure, OSError) as error:
-                    others += 1
-                    done.append(request.end(self.blame(error)))
-                    continue
-                if job is None:
-                    done.append(request.end(OK))
-                    if self.budget <= told:  # the driver handles these while the next data is copied
-                        told -= ENOUGH
-                        queue.finish(done)
-                        queue.flush()
-                        ended += len(done)
-                        done = []
-                else:
-                    job.tag = request
-                    request.begun = begun
-                    if isinstance(job, Transfer) and job.write:
-                        writes.append(job)
-                    else:
-                        self.workers.submit(job)
-            queue.finish(done)
-            ended += len(done)
-            if ended:
-                moved[0] += ended - others  # the rest are reads
-                moved[1] += budget - self.budget - (moved[3] - written)
-                self.meter.took(perf_counter_ns() - begun, ended)
-            for first in range(0, len(writes), TOGETHER):
-                self.workers.submit(*writes[first : first + TOGETHER])
+        self.budget, self.told = AT_ONCE, AT_ONCE - ENOUGH
+        for chains in queue.batches(self.fast):
+            if chains:
+                self.work(queue, chains)
             if self.budget <= 0:
                 queue.ask_for_turn()
                 break
+
+    def work(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
+        """Do or begin the requests in these buffers. Those that the budget does not allow are put back."""
+        begun, ended, budget, moved = perf_counter_ns(), 0, self.budget, self.moved
+        written, others = moved[3], 0
+        done: list[Chain] = []
+        writes: list[Job] = []
+        for number, chain in enumerate(chains):
+            if self.budget <= 0:  # another turn of the loop costs less than a thread
+                queue.back(chains[number:])
+                break
+            request = Request(chain)
+            try:
+                if request.type == IN:
+                    job = self.read(request)
+                else:
+                    job = self.begin(request)
+                    others += job is None
+            except (Failure, OSError) as error:
+                others += 1
+                done.append(request.end(self.blame(error)))
+                continue
+            if job is None:
+                done.append(request.end(OK))
+                if self.budget <= self.told:  # the driver handles these while the next data is copied
+                    self.told -= ENOUGH
+                    queue.finish(done)
+                    queue.flush()
+                    ended += len(done)
+                    done = []
+            else:
+                job.tag = request
+                request.begun = begun
+                if isinstance(job, Transfer) and job.write:
+                    writes.append(job)
+                else:
+                    self.workers.submit(job)
+        queue.finish(done)
+        ended += len(done)
+        if ended:
+            moved[0] += ended - others  # the rest are reads
+            moved[1] += budget - self.budget - (moved[3] - written)
+            self.meter.took(perf_counter_ns() - begun, ended)
+        for first in range(0, len(writes), TOGETHER):
+            self.workers.submit(*writes[first : first + TOGETHER])
 
     def finished(self, jobs: list[Job]) -> None:
         """Complete the requests that threads have done, with one interrupt for each queue."""
