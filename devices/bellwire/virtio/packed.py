@@ -135,13 +135,15 @@ class PackedRing:
                 at, wrap = at - size, wrap ^ 1
         return found
 
-    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
-        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
-        queue, spans = self._queue, [row[1] for row in rows]
-        total = sum(spans)
+    def take_rows(self, rows: Sequence[Row]) -> None:
+        """Take these rows, which are the next buffers."""
+        queue, total = self._queue, sum([row[1] for row in rows])
         queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, total)
         queue.out += total
-        return self._put([row[0] for row in rows], written, spans)
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """:meth:`put` for rows, with so many bytes in each."""
+        return self._put([row[0] for row in rows], written, [row[1] for row in rows])
 
     def whole(self, most: int, *, write: bool) -> Whole | None:
         """As :meth:`SplitRing.whole`. It ends where the ring does."""
