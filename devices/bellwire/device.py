@@ -144,7 +144,10 @@ class PciDevice(Wired, Chancy):
         """
 
     def saving(self) -> None:
-        """Called before a snapshot is taken. Override it to store in saved fields what is kept elsewhere."""
+        """Called before a snapshot is taken. Override it to store in saved fields what is kept elsewhere.
+
+        Raise a StateError to refuse the snapshot. A VM that was to be saved or moved then stays where it is.
+        """
 
     def check_state(self) -> None:
         """Called when a snapshot has been restored, before :meth:`restored`. Raise a StateError if it cannot be right.

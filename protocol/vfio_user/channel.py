@@ -19,7 +19,6 @@ from typing import Protocol, TypeVar
 from vfio_user.constants import HEADER_SIZE, MessageFlags
 from vfio_user.errors import Disconnected, FramingError, TimedOut, VfioUserError
 from vfio_user.journal import (
-    BUSY,
     GIVEN_UP,
     HEAD,
     SHORT,
@@ -82,6 +81,7 @@ class Channel:
         self._journaled = journal is not None
         self._buffer: bytearray | memoryview = bytearray(2 * _CHUNK) if journal is None else journal.buffer
         self._view = memoryview(self._buffer)
+        self._loan: Loan | None = None  # the last one, for as long as the buffer is the same
         self.marks = no_marks() if journal is None else journal.marks
         """How far the received bytes are handled: see :mod:`vfio_user.journal`."""
         self._shown = self.marks
@@ -121,10 +121,6 @@ class Channel:
         fresh[:kept] = self._view[self.start : self._end]
         self._buffer, self._view = fresh, memoryview(fresh)
         self.start, self._end = 0, kept
-
-    def begun(self) -> None:
-        """The message that was given out last is begun: device code may run now."""
-        self.marks[BUSY] = self.start
 
     def done(self) -> None:
         """The message that was given out last, which wants no reply, is done with. A send says the same of others."""
@@ -170,6 +166,12 @@ class Channel:
         self.position += found.size
         return message_id, found, self._view[start + PREFIX_SIZE : end]
 
+    def lent(self, size: int) -> memoryview:
+        """A borrower has received a message of ``size`` bytes, and hands it on: it is given out. Returns its data."""
+        self.start = self._end = size
+        self.position += size
+        return self._view[PREFIX_SIZE:size]
+
     def lend(self) -> Loan | None:
         """What a caller needs to receive and send without this class; None if bytes are buffered here.
 
@@ -178,8 +180,11 @@ class Channel:
         """
         if self.start != self._end or self._broken:
             return None
-        self._clean()
-        return Loan(self._buffer, (self._view,), self._sock.recvmsg_into, self._sock.send)
+        if self._end:
+            self._clean()
+        if self._loan is None or self._loan.buffer is not self._buffer:
+            self._loan = Loan(self._buffer, (self._view,), self._sock.recvmsg_into, self._sock.send)
+        return self._loan
 
     def receive_by(self, deadline: float) -> Message:
         """Wait for the next message. Raises TimedOut if it has not arrived by ``deadline`` (of time.monotonic)."""
@@ -249,7 +254,7 @@ class Channel:
         """Close the socket and all descriptors that were not given out, and free the buffer."""
         self._fds.close()
         self._sock.close()
-        self._buffer = bytearray()
+        self._loan, self._buffer = None, bytearray()
         self._view = memoryview(self._buffer)
         self.start = self._end = 0
 

@@ -191,7 +191,7 @@ class DmaTable:
         """
         try:
             self._insert(request, fd)
-            if self._kept is not None:
+            if self._kept is not None and not self._kept.deaf:
                 self._kept.keep(request, fd)
         finally:
             if fd is not None:
@@ -221,7 +221,7 @@ class DmaTable:
 
     def unmap(self, ranges: slice) -> None:
         """Drop the maps that :meth:`inside` has found. Their files are released before this returns."""
-        for (start, end), pages in list(self._joined.items()):
+        for (start, end), pages in self.joined() if self._joined else ():
             touched = self._touched(start, end)
             if touched.start < ranges.stop and ranges.start < touched.stop:
                 del self._joined[start, end]
@@ -230,7 +230,7 @@ class DmaTable:
                 blank(pages)
         dropped = self._ranges[ranges]
         del self._starts[ranges], self._ranges[ranges]
-        if self._kept is not None:
+        if self._kept is not None and not self._kept.deaf:
             self._kept.drop([mapped.start for mapped in dropped])
         for mapped in dropped:
             if self.log is not None:

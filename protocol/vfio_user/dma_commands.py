@@ -5,7 +5,7 @@ from __future__ import annotations
 from vfio_user.backend import Backend
 from vfio_user.dma import DmaMap, DmaTable, DmaUnmap
 from vfio_user.errors import ProtocolError
-from vfio_user.getters import Reply
+from vfio_user.getters import DONE, Reply
 from vfio_user.message import Message
 
 
@@ -16,7 +16,7 @@ def answer_map(message: Message, table: DmaTable, backend: Backend) -> Reply:
         raise ProtocolError(f"DMA_MAP: {len(message.fds)} fds, expected at most 1")
     table.map(request, message.fds.pop() if message.fds else None)
     backend.dma_changed(request)
-    return Reply()
+    return DONE
 
 
 def answer_unmap(message: Message, table: DmaTable, backend: Backend) -> Reply:

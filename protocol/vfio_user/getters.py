@@ -42,6 +42,10 @@ class Reply(NamedTuple):
     given: Sequence[int] = ()
 
 
+DONE = Reply()
+"""The answer without a payload."""
+
+
 class Getters:
     """Answers DEVICE_GET_* for ``backend``, once :meth:`agree` was called."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vfio_user.backend import Backend
-from vfio_user.getters import Reply
+from vfio_user.getters import DONE, Reply
 from vfio_user.irqs import IrqTable, SetIrqs
 from vfio_user.message import Message
 
@@ -13,4 +13,4 @@ def answer_set_irqs(message: Message, irqs: IrqTable, backend: Backend) -> Reply
     request = SetIrqs.unpack(message.payload)
     irqs.apply(request, message.fds)
     backend.irqs_changed(request.index)
-    return Reply()
+    return DONE

@@ -16,14 +16,13 @@ class MapLedger:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._deaf = type(ledger) is Ledger
+        self.deaf = type(ledger) is Ledger
+        """Whether nothing is kept, so that the ledger need not be told."""
         self._files: dict[int, str] = {}  # the file of each map, by the map's address
         self._maps: Counter[str] = Counter()  # maps of each file
 
     def keep(self, request: tuple[int, int, int, int], fd: int | None) -> None:
         """Memory was mapped; ``fd`` has it, if it is shared."""
-        if self._deaf:
-            return
         flags, offset, address, size = request
         note: dict[str, int | str] = {"flags": flags, "offset": offset, "address": address, "size": size}
         entries = []
@@ -36,8 +35,6 @@ class MapLedger:
 
     def drop(self, addresses: list[int]) -> None:
         """Maps have gone."""
-        if self._deaf:
-            return
         keys = []
         for address in addresses:
             keys.append(f"map {address}")

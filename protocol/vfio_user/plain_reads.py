@@ -22,6 +22,10 @@ The read is taken out of the buffer before the reply is sent, as :mod:`vfio_user
 
 If one of these does not hold, the loop ends. The received bytes stay in the channel, and take the way of any message.
 
+A write, or a read with a hook, is taken from the receive too if it has passed its checks before and has come alone.
+The session does it as any other. Device code may change everything that this loop relies on, so the loop ends then,
+with nothing left to do.
+
 What was tried: the first wait was once inside this loop, which put every ring through it too. Replies once went
 through the channel's own method to send. Now a turn that begins with anything else does not enter this loop. The loop
 calls methods of the socket, of epolls and of a dict, and none of this package: the channel lends its buffer and its
@@ -30,9 +34,9 @@ socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from vfio_user.accesses import CheckedAccess
+from vfio_user.accesses import CheckedAccess, CheckedAccesses
 from vfio_user.channel import ANCILLARY, CUT, PREFIX_SIZE, RECEIVE, SEND, Channel, unpack_prefix
 from vfio_user.journal import clear_read
 from vfio_user.loan import Ready
@@ -40,30 +44,35 @@ from vfio_user.loan import Ready
 
 def answer_plain_reads(
     channel: Channel,
-    plain: Mapping[bytes, CheckedAccess],
+    accesses: CheckedAccesses,
     wait: Callable[[], Ready],
     alone: Ready,
     rung: Callable[[int], object],
+    perform: Callable[[bytes, CheckedAccess, memoryview], None],
 ) -> Ready:
-    """Answer reads in ``plain`` as long as they come one at a time. Returns what ``wait`` returned last.
+    """Answer plain reads as long as they come one at a time. Returns what ``wait`` returned last.
 
     The caller has waited, and got ``alone``: a message has come, and nothing else has happened. ``rung(0)`` tells
-    whether a doorbell has rung since. A message that is not answered here stays in the channel.
+    whether a doorbell has rung since. ``perform`` does another known access, and then the result is empty. A message
+    that is not answered here stays in the channel.
     """
     loan = channel.lend()
     if loan is None:
         return alone
     buffer, room, receive, send = loan
-    known, blank = plain.get, clear_read
+    plain, blank = accesses.plain.get, clear_read
     while True:
         try:
             count, ancillary, flags, _ = receive(room, ANCILLARY, RECEIVE)
         except OSError:
             return alone
         access = None
-        if count == PREFIX_SIZE and not ancillary and not flags & CUT:
+        if count >= PREFIX_SIZE and not ancillary and not flags & CUT:
             message_id, key = unpack_prefix(buffer)
-            access = known(key)
+            access = plain(key) if count == PREFIX_SIZE else None
+            if access is None and (other := accesses.known.get(key)) is not None and other.size == count:
+                perform(message_id, other, channel.lent(count))
+                return []
         if access is None or rung(0):
             channel.received(count, ancillary, flags)
             return alone

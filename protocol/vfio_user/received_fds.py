@@ -26,7 +26,7 @@ class ReceivedFds:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 usable = len(data) - len(data) % FD.size
                 self.held.append((position, [fd for (fd,) in FD.iter_unpack(data[:usable])]))
-        if sum(len(fds) for _, fds in self.held) > MOST_FDS_HELD:
+        if len(self.held) > 1 and sum(len(fds) for _, fds in self.held) > MOST_FDS_HELD:
             raise FramingError(f"more than {MOST_FDS_HELD} file descriptors came with pieces of one message")
 
     def take(self, position: int) -> list[int]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from vfio_user.accesses import CheckedAccess, CheckedAccesses, refusal, short
 from vfio_user.backend import Backend, Late
 from vfio_user.begun import ACCESSES, BEGUN, begun, died, lacks_fds, prepare
-from vfio_user.channel import Channel
-from vfio_user.constants import IO_FDS, PCI_IRQS, Command, MessageFlags
+from vfio_user.channel import HEADER, Channel
+from vfio_user.constants import HEADER_SIZE, IO_FDS, PCI_IRQS, Command, MessageFlags
 from vfio_user.device_code import DeviceCode, HookFailedError
 from vfio_user.dialects import RATIFIED, Dialect
 from vfio_user.dirty_pages import DirtyPages
@@ -21,7 +21,7 @@ from vfio_user.dma_requests import DmaRequests
 from vfio_user.draft_dirty import answer_dirty_pages
 from vfio_user.errors import Disconnected, FramingError, ProtocolError, VfioUserError
 from vfio_user.feature_answers import FeatureAnswers
-from vfio_user.getters import Getters, Reply
+from vfio_user.getters import DONE, Getters, Reply
 from vfio_user.irq_commands import answer_set_irqs
 from vfio_user.irqs import IrqTable
 from vfio_user.journal import BUSY, HEAD, Journal
@@ -45,7 +45,6 @@ SERVER = Capabilities(max_msg_fds=16, write_multiple=True, twin_socket=True, io_
 _REPLY, _NO_REPLY = int(MessageFlags.REPLY), int(MessageFlags.NO_REPLY)
 _ALL_REPLY_FLAGS = _REPLY | int(MessageFlags.ERROR)
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
-_DONE = Reply()
 
 
 class Session:
@@ -164,19 +163,20 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether a received command waits for :meth:`service`. A poll of the socket may not show it."""
-        return bool(self._dma_requests.kept) or self._channel.ready
+        channel = self._channel
+        return (not channel.empty and channel.ready) or bool(self._dma_requests.kept)
 
     def look(self) -> bool:
         """Whether a command has arrived, in the buffer or the socket. A receive in vain costs four times as much."""
         return self.waiting or bool(self._socket.poll(0))
 
     def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
-        """Call ``wait`` until there is more to do than reads that only look at memory; returns what it returned last.
+        """Call ``wait`` until there is more to do than known accesses (:mod:`vfio_user.plain_reads`).
 
-        Those reads are answered within this call (see :mod:`vfio_user.plain_reads`).
+        Returns what it returned last; nothing, if an access that may have run device code was the last.
         """
-        ready = wait()
-        return answer_plain_reads(self._channel, self._accesses.plain, wait, alone, rung) if ready == alone else ready
+        ready, do = wait(), self._perform
+        return answer_plain_reads(self._channel, self._accesses, wait, alone, rung, do) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle the commands that have arrived, at most ``budget``. Returns True if there may be more.
@@ -244,7 +244,8 @@ class Session:
         try:
             if reply:
                 dma_requests.answering = access.command
-                self._flush()
+                if not dma_requests.outstanding:  # else device code waits for a DMA message in the middle of a hook
+                    self._backend.before_reply()
             marks[BUSY] = end
             try:
                 if writer is not None:
@@ -272,11 +273,6 @@ class Session:
         finally:
             dma_requests.answering = before
 
-    def _flush(self) -> None:
-        """Run the rings before a reply, unless device code waits for a DMA message in the middle of a hook."""
-        if not self._dma_requests.outstanding:
-            self._backend.before_reply()
-
     def _next(self) -> bool:
         """Handle the next message. Returns whether there was one."""
         try:
@@ -291,7 +287,7 @@ class Session:
 
     def _handle(self, message: Message) -> None:
         """Handle a message, and close the descriptors that nobody has taken."""
-        kept = bool(message.fds)
+        kept = bool(message.fds) and type(self._ledger) is not Ledger
         if kept:
             self._ledger.keep(Kept(BEGUN, {"id": message.id, "command": message.command}, tuple(message.fds)))
         try:
@@ -300,8 +296,9 @@ class Session:
             else:
                 self._act(message)
         finally:
-            if kept:
+            if message.fds:
                 close_fds(message.fds)
+            if kept:
                 self._ledger.drop(BEGUN)
 
     def _access(self, message: Message) -> None:
@@ -324,24 +321,27 @@ class Session:
         dma_requests = self._dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
-            if message.command != self._reset_number:  # a reset discards rings
-                self._flush()
+            if message.command != self._reset_number and not dma_requests.outstanding:
+                self._backend.before_reply()  # a reset discards rings, and a hook that waits for its DMA has not ended
             self._answer_or_refuse(message, wants_reply=True)
         finally:
             dma_requests.answering = before
 
     def _answer_or_refuse(self, message: Message, *, wants_reply: bool) -> None:
-        self._channel.begun()
+        channel = self._channel
+        channel.marks[BUSY] = channel.start
         try:
             reply = self._answer(message)
         except VfioUserError as error:
             self._refuse(message.id, message.command, error, wants_reply)
             return
         if not wants_reply:
-            self._channel.done()
+            channel.done()
+        elif reply is DONE:
+            channel.send_whole(HEADER.pack(message.id, message.command, HEADER_SIZE, _REPLY, 0))
         else:
             try:
-                self._channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
+                channel.send(message.id, message.command, _REPLY, 0, reply.parts, reply.fds)
             finally:
                 close_fds(list(reply.given))
 
@@ -391,7 +391,7 @@ class Session:
 
     def _reset(self, _message: Message) -> Reply:
         self._call(Command.DEVICE_RESET, self.migration.reset, self._backend.reset)
-        return _DONE
+        return DONE
 
     def _most(self) -> int:
         """The most bytes that a DMA message may move."""

@@ -21,7 +21,7 @@ from bellwire.bundled.virtio_blk import VirtioBlk
 from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.bundled.virtio_rng import VirtioRng
-from bellwire.storage.disk import StorageError
+from bellwire.storage.disk import Disk, StorageError
 from bellwire.virtio import Feature
 from devices.serving import wait_until
 from migration.moving import Machine, MovingDriver, NvmeMachine
@@ -190,9 +190,35 @@ def test_a_virtio_card_sends_and_keeps_its_buffers_over_a_move() -> None:
         assert not receive.used()
 
 
-# -- two devices and one image
+# -- disks in memory
 
 DISKS = {VirtioBlk: "virtio-blk", Nvme: "nvme"}
+
+
+def memory(machine: Machine) -> Disk:
+    """The disk of a device without an image."""
+    device = machine.serving.device
+    if isinstance(device, VirtioBlk):
+        return device.disk
+    assert isinstance(device, Nvme)
+    return device.controller.namespaces.disks[0]
+
+
+@pytest.mark.parametrize("kind", DISKS, ids=DISKS.values())
+def test_a_disk_in_memory_moves_only_without_content(kind: type[PciDevice], caplog: pytest.LogCaptureFixture) -> None:
+    with Machine(kind) as machine:
+        migration, disk = machine.client.migration, memory(machine)
+        machine.save()
+        migration.set_state(DeviceState.RUNNING)
+        machine.serving.call(lambda: disk.write([bytearray(b"content")], (1 << 20) + 512))
+        for state in (DeviceState.PRE_COPY, DeviceState.STOP_COPY):
+            with pytest.raises(RemoteError):
+                migration.set_state(state)
+        assert "the content of a disk in memory is not saved, and does not move: use an image (image=)" in caplog.text
+        migration.set_state(DeviceState.RUNNING)
+
+
+# -- two devices and one image
 
 
 @pytest.mark.parametrize("kind", DISKS, ids=DISKS.values())

@@ -174,9 +174,9 @@ def test_commands_that_come_meanwhile_wait_and_keep_their_order(
 
 
 def test_a_reply_that_never_comes_times_out_and_one_that_comes_late_is_passed_over(
-    conversation: tuple[Server, Wire],
+    short_conversation: tuple[Server, Wire],
 ) -> None:
-    server, wire = conversation
+    server, wire = short_conversation
     future = server.call(lambda: server.session.dma_read(0, 4))
     asked = wire.receive()
     with pytest.raises(TimedOut):
@@ -249,8 +249,8 @@ def test_a_client_that_leaves_meanwhile_is_disconnected(conversation: tuple[Serv
     assert isinstance(server.join(), Disconnected)
 
 
-def test_commands_without_end_instead_of_a_reply_are_given_up_on(conversation: tuple[Server, Wire]) -> None:
-    server, wire = conversation
+def test_commands_without_end_instead_of_a_reply_are_given_up_on(short_conversation: tuple[Server, Wire]) -> None:
+    server, wire = short_conversation
     future = server.call(lambda: server.session.dma_read(0, 4))
     wire.receive()
     flood = message(Command.DEVICE_RESET, flags=NO_REPLY) * (MOST_QUEUED + 1)

@@ -154,8 +154,15 @@ READ = b"\x07\x00" + bytes(range(2, PREFIX_SIZE))
 def answered(loan: Loan, waits: list[Any], rung: bool = False) -> tuple[Any, int]:
     """What is returned for the waits, and how often the register was read."""
     access = SimpleNamespace(times=0, reply=b"reply", reader=lambda: b"value")
-    plain: Any = {READ[2:]: access}
-    ready = answer_plain_reads(loan, plain, lambda: waits.pop(0), [(3, 1)], lambda _: rung)  # type: ignore[arg-type]
+    accesses: Any = SimpleNamespace(plain={READ[2:]: access}, known={})
+    ready = answer_plain_reads(
+        loan,  # type: ignore[arg-type]
+        accesses,
+        lambda: waits.pop(0),
+        [(3, 1)],
+        lambda _: rung,
+        lambda *_: None,
+    )
     return ready, access.times
 
 

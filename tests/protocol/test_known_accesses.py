@@ -217,6 +217,80 @@ def test_whatever_else_comes_during_the_wait_is_left_for_service(plain: Link, se
     assert plain.receive().flags == REPLY
 
 
+# -- other known accesses during the wait
+
+
+@pytest.fixture
+def known(link: Link) -> Link:
+    """A client that has read, written and posted four bytes at 8, each of which runs device code."""
+    link.ok(READ, access(8, 4))
+    link.ok(WRITE, write(8, b"once"))
+    link.send(WRITE, write(8, b"ring"), flags=NO_REPLY)
+    link.session.service()
+    link.device.calls.clear()
+    return link
+
+
+def test_a_known_write_alone_is_done_during_the_wait_after_the_rings(known: Link) -> None:
+    known.send(WRITE, write(8, b"more"))
+    assert waited(known, ALONE, rung=True) == []
+    assert known.receive().flags == REPLY
+    assert known.device.memory[PLAIN][8:12] == b"more"
+    assert known.device.calls == ["before_reply", "write"]
+
+
+def test_a_known_read_with_device_code_is_done_during_the_wait_after_the_rings(known: Link) -> None:
+    known.send(READ, access(8, 4))
+    assert waited(known, ALONE, rung=True) == []
+    assert known.receive().payload[16:] == b"ring"
+    assert known.device.calls == ["before_reply", "read"]
+
+
+def test_a_known_posted_write_is_done_during_the_wait_and_not_answered(known: Link) -> None:
+    known.send(WRITE, write(8, b"more"), flags=NO_REPLY)
+    assert waited(known, ALONE) == []
+    assert known.silent
+    assert known.device.calls == ["write"]
+
+
+@pytest.mark.parametrize("at", [1, 31, 32, 35])
+def test_a_known_write_that_comes_in_pieces_during_the_wait_is_done_once(known: Link, at: int) -> None:
+    whole = message(WRITE, write(8, b"more"))
+    known.raw(whole[:at])
+    assert waited(known, ALONE) == ALONE
+    known.session.service()
+    known.raw(whole[at:])
+    assert waited(known, ALONE) == ALONE
+    known.session.service()
+    assert known.receive().flags == REPLY
+    assert known.device.calls == ["before_reply", "write"]
+
+
+@pytest.mark.parametrize("fds", [0, 1])
+def test_known_writes_that_come_together_or_with_descriptors_are_left_for_service(known: Link, fds: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    known.send(WRITE, write(8, b"more"), fds=[1] * fds)
+    known.send(WRITE, write(8, b"last"))
+    assert waited(known, ALONE) == ALONE
+    assert known.silent
+    known.session.service()
+    assert [known.receive().flags for _ in range(2)] == [REPLY] * 2
+    assert known.device.memory[PLAIN][8:12] == b"last"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_known_write_during_the_wait_that_fails_is_answered_and_the_next_one_comes(known: Link) -> None:
+    known.device.on_write = lambda *_: 1 // 0  # type: ignore[assignment]
+    known.send(WRITE, write(8, b"more"))
+    assert waited(known, ALONE) == []
+    assert known.receive().error == errno.EIO
+    known.device.on_write = known.device.store
+    known.send(WRITE, write(8, b"last"))
+    assert waited(known, ALONE) == []
+    assert known.receive().flags == REPLY
+    assert known.device.memory[PLAIN][8:12] == b"last"
+
+
 @pytest.mark.parametrize("at", [1, 16, 31])
 def test_a_read_that_comes_in_pieces_during_the_wait_is_answered_once(plain: Link, at: int) -> None:
     whole = message(READ, access(8, 4))

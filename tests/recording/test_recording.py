@@ -27,6 +27,8 @@ from bellwire.recording.format import (
     read_head,
 )
 from bellwire.testing import Guest
+from vfio_user import Client, DeviceState
+from vmm.sdk import working
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +204,44 @@ def test_a_replay_gives_the_same_answers_twice(path: Path) -> None:
     assert (first.inputs, first.outputs) == (sum(kinds(path).count(kind) for kind in "RWGXH"), first.outputs)
     assert first.outputs == sum(kinds(path).count(kind) for kind in "rdDI")
     assert replay(path, Thing) == first
+
+
+def test_a_state_that_the_client_gives_is_recorded(tmp_path: Path) -> None:
+    with Guest(Thing()) as before:
+        before.write(Thing.level, 1)
+        before.ring(Thing.bell)
+        snapshot = before.snapshot()
+
+    def resumed(guest: Guest[Thing]) -> None:
+        guest.ring(Thing.value_bell, 9)
+        guest.restore(snapshot)
+        guest.ring(Thing.bell)
+        assert guest.read(Thing.total) == 3  # rung is in the state
+        guest.restore(guest.snapshot())
+
+    recorded(tmp_path / "a", more=resumed)
+    assert kinds(tmp_path / "a").count("S") == 2
+    outcome = replay(tmp_path / "a", Thing)
+    assert (outcome.differences, outcome.complete) == ([], True)
+
+
+def test_a_device_that_has_moved_is_replayed_from_its_state_on(tmp_path: Path) -> None:
+    total, bell = (0, Thing.total.offset), (0, Thing.value_bell.offset)
+    with working(Thing) as sock, Client(sock) as client:
+        client.write(*total, bytes([5, 0, 0, 0]))
+        client.migration.set_state(DeviceState.STOP_COPY)
+        state = b"".join(iter(lambda: client.migration.read(1 << 16), b""))
+    device = Thing()
+    taken = Record(device, os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 1 << 24)
+    with working(lambda: device, filters=[taken]) as sock, Client(sock) as client:
+        client.migration.set_state(DeviceState.RESUMING)
+        client.migration.write(state)
+        client.migration.set_state(DeviceState.RUNNING)
+        assert client.read(*total, 4) == bytes([5, 0, 0, 0])
+        client.write(*bell, bytes([9, 0, 0, 0]))
+        assert client.read(*total, 4) == bytes([9, 0, 0, 0])
+    outcome = replay(tmp_path / "a", Thing)
+    assert (outcome.differences, outcome.complete) == ([], True)
 
 
 def test_every_kind_of_record_is_in_this_recording(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -100,6 +101,43 @@ def test_how_many_buffers_are_taken_at_once_makes_no_difference(
     assert outcome(kind, script, seed, 64, fast=False) == slowly
     assert outcome(kind, script, seed, 64, fast=True) == slowly
     assert outcome(kind, script, seed, 3, fast=True) == slowly
+
+
+def on_image(kind: set[int], counts: list[int], seed: int, image: Path, *, fast: bool) -> list[object]:
+    """What the buffers have after each notification, in any order, and the image at the end."""
+    chance = random.Random(seed)
+    image.write_bytes(random.Random(0).randbytes(64 << 10))
+    seen: list[object] = []
+    with Driver(VirtioBlk, memory=MEMORY, image=image) as driver:
+        driver.start(kind | {Feature.INDIRECT_DESC, 9, 13}, size=64)
+        queue = driver.queues[0]
+        assert isinstance(driver.device, VirtioBlk)
+        if not fast:
+            driver.device.fast = None
+        for count in counts:
+            for _ in range(count):
+                request(queue, chance)
+            try:
+                queue.kick()
+                driver.guest.advance()
+            except GuestError as error:
+                seen.append(str(error))
+                break
+            used = queue.used()
+            assert len(used) == count
+            seen.append(sorted((each.written, queue.whole(each)) for each in used))
+        totals = driver.device.meter.to_dict()["totals"]
+    return [*seen, totals, image.read_bytes()]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@settings(max_examples=15, deadline=None)
+@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 1 << 32))
+def test_a_disk_on_an_image_does_the_same_on_both_paths(
+    tmp_path_factory: pytest.TempPathFactory, kind: set[int], counts: list[int], seed: int
+) -> None:
+    image = tmp_path_factory.mktemp("disk") / "image"
+    assert on_image(kind, counts, seed, image, fast=True) == on_image(kind, counts, seed, image, fast=False)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

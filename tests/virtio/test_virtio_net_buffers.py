@@ -171,14 +171,15 @@ def test_the_next_driver_of_a_selective_card_receives_everything(make: Make, far
 
 def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make(buffers=60)
-    monkeypatch.setattr(card.device.filter, "admits", lambda _: False)
+    assert card.command(0, 4, b"\1")  # no unicast: it drops every packet
     wire, timers = Wire(card, monkeypatch, 1000), card.driver.guest._timers
     for _ in range(2):
         card.driver.queues[0].kick()
     assert (len(wire.calls), len(timers)) == (128, 1)
     card.driver.start(card.driver.features, range(3), size=64)
     assert not wire.lane.waits_for_turn
-    monkeypatch.setattr(card.device.filter, "admits", lambda _: False)
+    card.control = card.driver.queues[2]
+    assert card.command(0, 4, b"\1")
     card.refill(1)
     card.driver.queues[0].kick()
     assert wire.lane.waits_for_turn

@@ -17,7 +17,7 @@ from bellwire.network import LinkError, TapLink
 from bellwire.network.features import Net
 from bellwire.network.interface import Settings
 from bellwire.testing import Guest
-from virtio.card import ALL, HEADER, PATIENCE, Card, Packet
+from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card, Packet
 from virtio.driver import READY
 from virtio.namespace import Namespace, own_namespace
 from virtio.stack import IPV4, UDP, Stack, checksum, ethernet, ipv4, udp
@@ -45,7 +45,7 @@ def make(namespace: Namespace) -> Iterator[Make]:
 
         def make(features: set[int] | frozenset[int] = frozenset(), **options: Any) -> Card:
             options = {"mac": "52:54:00:12:34:56", "tap": TAP, "namespace": namespace.name} | options
-            card = Card((), ALL | features, buffers=16, **options)
+            card = Card((), ALL | features, **{"buffers": 16} | options)
             stack.callback(card.close)
             namespace.address(TAP, THEIRS)
             return card
@@ -137,6 +137,37 @@ def test_a_datagram_of_the_guests_arrives(make: Make, host: Host, namespace: Nam
     header = HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, 34, 6, 0) if partial else HEADER.pack(0, 0, 0, 0, 0, 0, 0)
     card.send(ethernet(to, MAC, IPV4, ipv4(ours, theirs, UDP, payload)), header)
     assert receiver.recv(100) == b"from the guest"
+
+
+def test_a_burst_arrives_in_order_in_buffers_of_any_size(make: Make, namespace: Namespace) -> None:
+    """Small packets into a buffer each; large ones exceed theirs, and take several."""
+    card = make(room=300, buffers=48)
+    sent = [
+        bytes.fromhex("ffffffffffff02000000000188b5").ljust(size, bytes([n]))
+        for n, size in enumerate([60, 60, 1514, 60, 288, 289, 60, 1000, 60, 60])
+    ]
+    with namespace.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as host:
+        host.bind((TAP, 0))
+        for one in sent:
+            host.send(one)
+    came: list[bytes] = []
+    while len(came) < len(sent):
+        came += [packet.frame for packet in card.await_packets() if packet.frame[12:14] == b"\x88\xb5"]
+    assert came == sent
+
+
+def test_a_burst_is_sent_in_order(make: Make, namespace: Namespace) -> None:
+    card = make()
+    queue = card.driver.queues[1]
+    sent = [bytes.fromhex("ffffffffffff02000000000188b5").ljust(60, bytes([n])) for n in range(20)]
+    with namespace.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0xB588)) as host:
+        host.settimeout(PATIENCE)
+        queue.send(PLAIN + sent[0])
+        for one in sent[1:]:
+            queue.add(PLAIN + one)
+        queue.kick()
+        assert len(queue.used()) == 20
+        assert [host.recv(2000) for _ in sent] == sent
 
 
 def test_a_header_that_makes_no_sense_is_dropped(make: Make) -> None:

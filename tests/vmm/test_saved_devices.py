@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bellwire
 from bellwire import PciDevice
 from bellwire.bundled.bell import Bell
 from bellwire.bundled.edu import Edu
@@ -33,7 +34,7 @@ from bellwire_vmm.guests.layout import (
 from bellwire_vmm.saved import devices, file
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.vmm import Machine
-from vfio_user import Client
+from vfio_user import Client, DeviceState
 from vmm.sdk import working
 from vmm.test_guests import COUNT, PATHS, TRIPS
 
@@ -124,6 +125,23 @@ def test_a_guest_that_is_saved_and_restored_gives_the_results_of_an_undisturbed_
             result = machine.resume(60)
             assert result.ok, result
             check(machine.memory)
+
+
+class Refusing(Edu):
+    """A device whose state cannot be taken."""
+
+    def saving(self) -> None:
+        """Refuse."""
+        raise bellwire.StateError("not now")
+
+
+def test_a_device_that_refuses_is_named_and_goes_on() -> None:
+    with plugged(Refusing) as plug, Machine(16 * MIB) as machine:
+        plug(machine)
+        said = r"^slot 1, 1234:11e8: DEVICE_FEATURE failed at the other end: .*; its server's log says why$"
+        with pytest.raises(StateError, match=said), devices.stopped(machine):
+            pass
+        assert machine.devices[0].peer.client.migration.state is DeviceState.RUNNING
 
 
 def test_a_device_of_another_kind_is_refused_by_name() -> None:

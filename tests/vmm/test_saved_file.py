@@ -87,6 +87,14 @@ def restored(found: file.SavedFile, *, shared: bool = False) -> Iterator[GuestMe
         memory.close()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_was_never_used_takes_no_room(memory: GuestMemory, tmp_path: Path, shared: bool) -> None:
+    with open(tmp_path / "empty", "w+b") as made:
+        assert file.write(made.fileno(), memory, SHAPE, STATE).memory == 0
+        with restored(file.SavedFile(made.fileno()), shared=shared) as other:
+            assert list(other.stretches()) == []
+
+
 def test_memory_that_a_device_maps_has_a_copy(saved: bytes, opened: Opened, memory: GuestMemory) -> None:
     with restored(opened(saved), shared=True) as copy:
         assert os.pread(copy.share(), SIZE, 0) == memory.read(0, SIZE)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from bellwire.declare.access import Access
 from bellwire.declare.declared import Declared, is_power_of_two
+from bellwire.declare.flags import Parts
 from bellwire.declare.hooks import mark
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ ReadHook = TypeVar("ReadHook", bound=Callable[[Any], int])
 LARGEST = 8
 MOST_VALUES = 4096
 _FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
+CELLS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""How :meth:`memoryview.cast` calls numbers of so many bytes. x86 stores them as PCI has them: little-endian."""
 
 
 class Register(Declared, Generic[Value]):
@@ -60,6 +64,10 @@ class Register(Declared, Generic[Value]):
         self._mask = (1 << 8 * max(size, 0)) - 1
         self.writable = self._mask if writable is None else writable
         self._struct = struct.Struct(_FORMATS[size]) if size in _FORMATS else None
+        self.cell: tuple[int, int] | None = None
+        """The key of its numbers in :attr:`State.cells`, and its place there. Not every register has one."""
+        if size in CELLS and offset % size == 0 and isinstance(bar.index, int):
+            self.cell = bar.index << 4 | size, offset // size
 
     def check(self, where: str) -> None:
         """Refuse an access word, a size, an offset or a reset value that no register can have."""
@@ -92,18 +100,23 @@ class Register(Declared, Generic[Value]):
     def __get__(self, device: PciDevice | None, owner: type[PciDevice]) -> Any:
         if device is None:
             return self
-        file = device.core.state.registers[self.bar.index]
-        value = self.load(file) if self._struct is None else self._struct.unpack_from(file, self.offset)[0]
+        state = device.core.state
+        if self.cell is None:
+            value = self.load(state.registers[self.bar.index])
+        else:
+            cells, at = self.cell
+            value = state.cells[cells][at]
         return value if self.kind is None else self.typed(value)
 
     def __set__(self, device: PciDevice, value: int) -> None:
         if self._constant:
             raise AttributeError(f"{self} is constant: it keeps its reset value")
-        file = device.core.state.registers[self.bar.index]
-        if self._struct is None:
-            self.store(file, value)
+        state = device.core.state
+        if self.cell is None:
+            self.store(state.registers[self.bar.index], value)
         else:
-            self._struct.pack_into(file, self.offset, value & self._mask)
+            cells, at = self.cell
+            state.cells[cells][at] = value & self._mask
 
     def typed(self, value: int) -> Any:
         """``value`` as the register's ``kind``. A ValueError if the enum has no such value.
@@ -122,16 +135,20 @@ class Register(Declared, Generic[Value]):
         return kind(value)
 
     def meaning(self, value: int) -> str:
-        """The name of ``value``, or of its flags. Empty for a register without a kind, ``?`` for an unknown value."""
+        """The name of ``value``, or its flags and fields. Empty without a kind, ``?`` for an unknown value."""
         if self.kind is None:
             return ""
+        if issubclass(self.kind, IntFlag):
+            return self._parts.text(value)
         try:
-            member = self.typed(value)
+            return str(self.typed(value).name)
         except ValueError:
             return "?"
-        if isinstance(member, IntFlag):
-            return "|".join(flag.name or hex(flag) for flag in member) or "0"
-        return str(member.name)
+
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        assert self.kind is not None
+        return Parts(self.kind)
 
     def load(self, file: memoryview) -> int:
         """Read the value from ``file``, the register file of its BAR."""

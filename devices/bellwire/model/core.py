@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -117,14 +117,14 @@ class Core:
 
     def call(self, hook: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook. The state is marked busy meanwhile, and a slow hook is logged."""
-        words, start = self.state.words, time.monotonic()
+        words, start = self.state.words, monotonic()
         words[BUSY] += 1
         try:
             return hook(*arguments)
         finally:
             words[BUSY] -= 1
-            if time.monotonic() - start > SLOW_HOOK:
-                self._slow(hook, time.monotonic() - start)
+            if monotonic() - start > SLOW_HOOK:
+                self._slow(hook, monotonic() - start)
 
     def read(self, index: int, offset: int, count: int) -> bytes:
         """A guest's read of ``count`` bytes of region ``index``. The caller has checked the bounds."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.declare.interrupts import ENTRY
 from bellwire.errors import GuestError
+from bellwire.model.state import TABLE_WORD
 from vfio_user import IrqIndex
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Signals:
         declared = core.layout.msix
         self._table = core.state.msix
         self._pending = core.state.pba
+        self._words = core.state.words
         self._count = declared.count if declared else 0
         self.msix = Vectors(self, IrqIndex.MSIX, self._count)
         msi = core.layout.msi
@@ -117,12 +119,13 @@ class Signals:
 
     def trigger(self, index: IrqIndex, vector: int) -> None:
         """Send a message-signalled interrupt, or leave it pending. A GuestError if bus mastering is off."""
-        core = self._core
-        if not self.config.bus_master:
+        core, config = self._core, self.config
+        if not config.bus_master:
             raise GuestError(f"{index.name} vector {vector} dropped: the guest has bus mastering off")
         if index is _MSIX:
             self._sent[vector] += 1
-            if self._masked(vector) or (host := core.host) is None or not host.signal(index, vector):
+            masked = config.msix_function_masked or (self._words[TABLE_WORD] and self._masked(vector))
+            if masked or (host := core.host) is None or not host.signal(index, vector):
                 self._pending[vector >> 3] |= 1 << (vector & 7)
         else:
             self._sent_msi[vector] += 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bellwire.model.core import Core
 
 WIDEST = 8
+_NO_CELLS = memoryview(b"")
 _STORED = frozenset({Access.RW, Access.RO, Access.W1C, Access.W1S})  # a read gives what the register file holds
 
 
@@ -78,7 +79,10 @@ class Space:
     def writer(self, offset: int, count: int) -> Writer:
         """A callable that does what :meth:`write` does at this place, without a search for the cell."""
         cell = self._exact.get(offset << 4 | count) if count <= WIDEST else None
-        return functools.partial(self.write, offset) if cell is None else functools.partial(cell.write, 0)
+        if cell is None:
+            return functools.partial(self.write, offset)
+        whole = cell.replaced if isinstance(cell, RegisterCell) else None
+        return functools.partial(cell.write, 0) if whole is None else whole
 
     def write(self, offset: int, data: memoryview) -> None:
         """A guest's write of ``data``. The caller has checked the bounds."""
@@ -166,6 +170,11 @@ class RegisterCell:
         span = slice(register.offset, register.offset + self.size)
         self.stored: Callable[[], memoryview] | None = functools.partial(look, span) if plain else None
         """Gives the register's bytes, if a guest's read gives exactly those; else None."""
+        simple = self._overwrites and register.kind is None and register.cell is not None
+        self.replaced: Callable[[memoryview], None] | None = self._replace if simple else None
+        """Takes a guest's write of the whole register, if it is stored as it is; else None."""
+        key, self._at = register.cell or (-1, 0)
+        self._cells = core.state.cells.get(key, _NO_CELLS)
 
     def read(self, first: int, count: int) -> bytes:
         """A guest's read: the hook or the access word decides what it gives."""
@@ -221,6 +230,16 @@ class RegisterCell:
                 self._core.call(self._write_hook, value)
             except Exception as error:
                 note(error, f"write of {int(value):#x} to {register}")
+                raise
+
+    def _replace(self, data: memoryview) -> None:
+        value = int.from_bytes(data, "little")
+        self._cells[self._at] = value
+        if self._write_hook is not None:
+            try:
+                self._core.call(self._write_hook, value)
+            except Exception as error:
+                note(error, f"write of {value:#x} to {self._register}")
                 raise
 
     def _combined(self, first: int, count: int, value: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from bellwire.declare.capability import ExtendedCapability
 from bellwire.declare.declared import Declared
 from bellwire.declare.doorbell import Doorbell, Rings
 from bellwire.declare.layout import Layout
-from bellwire.declare.register import Register
+from bellwire.declare.register import CELLS, Register
 from bellwire.declare.saved import Saved, SavedBytes
 from bellwire.linux import KEEP_SIZE, PUNCH_HOLE, fallocate, map_over
 from bellwire.model.capabilities import Template
@@ -37,6 +37,7 @@ from bellwire.model.seen import Facts
 from bellwire.model.source import HEADER, Header, Source, StateFiles
 
 BUSY = 1  # the word of the header that counts hooks
+TABLE_WORD = 2  # not 0 if the guest has written the MSI-X table here
 TABLE_USED = 0
 LARGE = 1 << 16
 """Saved bytes of this size take memory only where they are written: a reset gives it back."""
@@ -106,6 +107,13 @@ class State:
             index: self._view[files[index]] if index in files else empty for index in range(BARS)
         }
         """The register file of each BAR, by its index, and the bytes of each extended capability."""
+        self.cells: dict[int, memoryview[int]] = {
+            index << 4 | size: file[: len(file) // size * size].cast(code)
+            for index, file in self.registers.items()
+            if isinstance(index, int)
+            for size, code in CELLS.items()
+        }
+        """The register file of each BAR as numbers of 1, 2, 4 and 8 bytes, by the BAR's index << 4 | that size."""
         for extended in layout.extended:
             self.registers[extended.capability] = self.config[extended.at : extended.end]
         self._counts = self._view[counts].cast("Q")
@@ -159,11 +167,11 @@ class State:
     @property
     def table_used(self) -> bool:
         """Whether the guest has written the MSI-X table here, rather than one that the client keeps."""
-        return bool(self.words[2] >> TABLE_USED & 1)
+        return bool(self.words[TABLE_WORD] >> TABLE_USED & 1)
 
     @table_used.setter
     def table_used(self, used: bool) -> None:
-        self.words[2] = int(used) << TABLE_USED
+        self.words[TABLE_WORD] = int(used) << TABLE_USED
 
     def reset(self) -> None:
         """Give registers, counts, MSI-X and saved fields their values after power-on, and fill areas with zeros."""
@@ -290,7 +298,8 @@ class State:
 
     def close(self) -> None:
         """Close the files. Memory that device code still has views of is freed with the last view."""
-        views = [self.words, self._counts, self.msix, self.pba, *self.registers.values(), self.config]
+        views = [self.words, self._counts, self.msix, self.pba]
+        views += [*self.cells.values(), *self.registers.values(), self.config]
         views += [
             *self.saved.values(),
             *self.areas.values(),

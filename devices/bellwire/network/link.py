@@ -45,8 +45,18 @@ class LinkEnd(Protocol):
         A LinkError if the link can deliver no packet any more.
         """
 
+    def receive_each(self, buffers: Buffers, rest: memoryview, sizes: list[int]) -> None:
+        """Receive packets, each into the next of ``buffers``, which are of one size. Append their sizes to ``sizes``.
+
+        It ends when there is no packet now. It also ends when a packet does not fit: what exceeds the buffer is in
+        ``rest`` then. For each packet the rules are those of :meth:`receive`.
+        """
+
     def send(self, packet: Buffers) -> bool:
         """Send a packet, header first, in any number of pieces. False if it was dropped."""
+
+    def send_each(self, packets: Buffers) -> list[memoryview]:
+        """Send packets of one piece each. Returns those that were dropped."""
 
 
 class Link(Protocol):

@@ -26,7 +26,7 @@ _BUFFER = 1 << 20  # bytes of frames that the kernel may queue
 
 
 class SocketLink:
-    """The common base of both links: one end, no offloads."""
+    """The common base of both links: one end, no offloads. A packet is a system call or several."""
 
     offloads = False
     ends: Sequence[LinkEnd]
@@ -39,6 +39,22 @@ class SocketLink:
 
     def carrier(self, up: bool) -> None:
         """Do nothing: these formats cannot express the state of the cable."""
+
+    def receive_each(self, buffers: Buffers, rest: memoryview, sizes: list[int]) -> None:
+        """Receive a packet into each of ``buffers``, while there is one."""
+        (end,) = self.ends
+        room = len(buffers[0])
+        for buffer in buffers:
+            if not (size := end.receive([buffer, rest])):
+                return
+            sizes.append(size)
+            if size > room:
+                return
+
+    def send_each(self, packets: Buffers) -> list[memoryview]:
+        """Send packets of one piece each. Returns those that were dropped."""
+        (end,) = self.ends
+        return [packet for packet in packets if not end.send([packet])]
 
 
 class DatagramLink(SocketLink):

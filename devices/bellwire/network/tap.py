@@ -54,7 +54,21 @@ class TapEnd:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise LinkError(f"tap: {error.strerror}: it is gone") from error
+            raise _gone(error) from error
+
+    def receive_each(self, buffers: Buffers, rest: memoryview, sizes: list[int]) -> None:
+        """Receive a packet into each of ``buffers``, while there is one. A LinkError as from :meth:`receive`."""
+        fd, readv, room = self._fd, os.readv, len(buffers[0])
+        try:
+            for buffer in buffers:
+                size = readv(fd, (buffer, rest))
+                sizes.append(size)
+                if size > room:
+                    return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise _gone(error) from error
 
     def send(self, packet: Buffers) -> bool:
         """Send one packet. False if the kernel refuses it: its header is invalid, or the interface is down."""
@@ -63,6 +77,16 @@ class TapEnd:
         except OSError:
             return False
         return True
+
+    def send_each(self, packets: Buffers) -> list[memoryview]:
+        """Send packets of one piece each. Returns those that the kernel refuses."""
+        fd, write, dropped = self._fd, os.write, []
+        for packet in packets:
+            try:
+                write(fd, packet)
+            except OSError:
+                dropped.append(packet)
+        return dropped
 
 
 class TapLink:
@@ -137,6 +161,10 @@ def apart(work: Callable[[], Result]) -> Result:
     """Run ``work`` on a new thread. A thread that enters a network namespace leaves it by ending."""
     with ThreadPoolExecutor(1, thread_name_prefix="network") as thread:
         return thread.submit(work).result()
+
+
+def _gone(error: OSError) -> LinkError:
+    return LinkError(f"tap: {error.strerror}: it is gone")
 
 
 def _why(error: OSError) -> str:

@@ -20,6 +20,7 @@ An *input* came from the guest, or from the loop. What the device did because of
 | f | end of an input that has raised | the error's class |
 | N | a client has come or gone | µs, whether it is connected |
 | M | a range of guest memory | µs, whether it is mapped, whether it may be written, address, size |
+| S | the client has given a state, of another device of this kind | µs, bytes that follow, size, its bytes |
 | K | the client has taken interrupts | µs, the pending bits that are left |
 | d | the device has read guest memory | address, size, why it failed, bytes |
 | D | the device has written guest memory | address, size, why it failed, CRC-32, the first bytes |
@@ -28,8 +29,9 @@ An *input* came from the guest, or from the loop. What the device did because of
 | E | the device has got random bytes | bytes |
 | Z | the recording was ended in order | |
 
-µs are the microseconds since the input before. The bytes of ``d`` are deflated (RFC 1951) where that makes them
-shorter; a number before them says so.
+µs are the microseconds since the input before. The bytes of ``d`` and ``S`` are deflated (RFC 1951) where that makes
+them shorter; a number before them says so. A large state has several records ``S``, of which the last says that no
+bytes follow.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ INPUTS = "RWGXH"
 ENDS = "ref"
 FIRST = 16
 """The bytes of a DMA write that are kept, for reports. All of them count for the CRC."""
+PIECE = 16 << 20
+"""The most bytes of a state in a record."""
 _SHORTEST = 64  # bytes that are worth deflating
 _NUMBER = 10  # bytes of the longest number: 64 bits
 
@@ -115,7 +119,7 @@ def inflated(packed: int, data: bytes, size: int) -> bytes:
         except zlib.error as error:
             raise BadRecording(f"a recording is damaged: {error}") from None
     if len(data) != size:
-        raise BadRecording(f"a recording is damaged: {len(data)} bytes of a DMA of {size}")
+        raise BadRecording(f"a recording is damaged: {len(data)} bytes where {size} were recorded")
     return data
 
 

@@ -14,7 +14,7 @@ from bellwire.recording.host import ReplayHost
 
 _LARGEST_ACCESS = 1 << 20
 _MOST_TIMES = 64
-_NEWS = ("memory_changed", "wires_changed")
+_NEWS = ("memory_changed", "wires_changed", "saving", "halted", "resumed", "restored")
 """Methods of a device that the loop calls without being asked."""
 
 Act = Callable[[], object]
@@ -89,7 +89,9 @@ class Inputs:
         if with_jobs:
             return f"end of jobs, {name}", lambda: self._end_jobs(name, wanted)
         callback = self._host.take(name)
-        if name in _NEWS:  # the recorded client has changed something
+        if name == "restored" and self._core.waiting is not None:
+            callback, self._core.waiting = self._core.waiting, None
+        elif name in _NEWS:  # the recorded client has changed something
             callback = partial(self._core.call, getattr(self._core.device, name))
         if callback is None:
             self._differ(f"callback {name}", "it was asked for", "nobody has asked for it")

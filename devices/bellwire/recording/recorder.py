@@ -27,7 +27,7 @@ from bellwire.filters import (
 )
 from bellwire.model.jobs import Job, Pool
 from bellwire.model.outside import Outside
-from bellwire.recording.format import FIRST, Recorded, deflated, head, record
+from bellwire.recording.format import FIRST, PIECE, Recorded, deflated, head, record
 
 NO_LEVEL = 2
 """The level of an interrupt that has none."""
@@ -74,8 +74,15 @@ class Record(Filter, name="record"):
             taken()
             self._write("K", self._passed(), bytes(core.state.pba))
 
+        restore = core.state.restore
+
+        def restored(snapshot: bytes, *, client: bool = True) -> None:
+            restore(snapshot, client=client)
+            self._loaded(snapshot)
+
         core.signals.taken = took  # type: ignore[method-assign] # as a filter is put in
-        self._undo.append(lambda: delattr(core.signals, "taken"))
+        core.state.restore = restored  # type: ignore[method-assign]
+        self._undo += [lambda: delattr(core.signals, "taken"), lambda: delattr(core.state, "restore")]
         self._count_jobs()
 
     def stop(self) -> None:
@@ -153,6 +160,12 @@ class Record(Filter, name="record"):
     def dma_map(self, range: DmaRange) -> None:
         """The client has mapped or unmapped guest memory."""
         self._write("M", self._passed(), int(range.mapped), int(range.writable), range.address, range.size)
+
+    def _loaded(self, snapshot: bytes) -> None:
+        """The client has given the device a state."""
+        for at in range(0, len(snapshot), PIECE):
+            piece = snapshot[at : at + PIECE]
+            self._write("S", self._passed(), len(snapshot) - at - len(piece), len(piece), *deflated(piece))
 
     # -- what the device does
 

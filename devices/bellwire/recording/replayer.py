@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from bellwire.device import PciDevice
+from bellwire.errors import StateError
 from bellwire.filters import DmaRead, DmaWrite, Filter, Interrupt, Stack
+from bellwire.model import succession
 from bellwire.model.host import Host
 from bellwire.model.outside import Outside
-from bellwire.recording.format import ENDS, INPUTS, BadRecording, Body, Entry, entries, inflated
+from bellwire.recording.format import ENDS, INPUTS, PIECE, BadRecording, Body, Entry, entries, inflated
 from bellwire.recording.host import ReplayHost
 from bellwire.recording.inputs import Inputs, value
 from bellwire.recording.recorder import NO_LEVEL
@@ -59,6 +61,7 @@ class _Replay:
         self.cut = False
         """Whether the file ends in the middle of what the recorded device did."""
         self._number = 0
+        self._loading = bytearray()
         self._inputs = self._checked = 0
         self._differences: list[Difference] = []
         self._host = ReplayHost(self._was_signalled)
@@ -102,7 +105,7 @@ class _Replay:
                 self._input(entry)
             elif entry.kind == "I":
                 self._outputs.append(entry)  # sent again since a client has come
-            elif entry.kind in "NMK":
+            elif entry.kind in "NMSK":
                 self._news(entry)
             elif entry.kind not in "TE":
                 raise BadRecording(f"record {entry.number} of the recording is of an unknown kind, or out of place")
@@ -211,10 +214,25 @@ class _Replay:
             mapped, writable, address, size = (body.number() for _ in range(4))
             self._host.mapped(address, size, mapped=bool(mapped), writable=bool(writable))
             core.dma.changed()
+        elif entry.kind == "S":
+            self._state(body)
         else:
             pending = body.bytes()
             if len(pending) == len(core.state.pba):
                 core.state.pba[:] = pending
+
+    def _state(self, body: Body) -> None:
+        """Give the device a state, as the client did. It goes on with it at the callback ``restored``."""
+        rest, size = body.number(), body.number()
+        if size > PIECE:
+            raise BadRecording(f"a recording is damaged: {size} bytes of a state in a record, at most {PIECE} can be")
+        self._loading += inflated(body.number(), body.bytes(), size)
+        if not rest:
+            snapshot, self._loading = bytes(self._loading), bytearray()
+            try:
+                succession.load(self._core, snapshot)
+            except StateError as error:
+                self.differ("state", "it is taken", str(error))
 
 
 class _Ahead:

@@ -108,9 +108,12 @@ class MigratingDevice:
         return False
 
     def save(self, *, last: bool) -> bytes:
-        """A snapshot, or what has changed since the one before."""
+        """A snapshot, or what has changed since the one before. Raises VfioUserError if the device refuses it."""
         core = self._core
-        snapshot = core.snapshot() if core.waiting is None else core.state.snapshot()
+        try:
+            snapshot = core.snapshot() if core.waiting is None else core.state.snapshot()
+        except StateError as error:
+            raise VfioUserError(f"STOP_COPY: {error}") from error
         return self._parcel.pack(snapshot, last=last)
 
     def forget(self) -> None:

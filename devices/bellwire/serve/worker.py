@@ -280,7 +280,8 @@ class Worker:
         except VfioUserError as error:
             log.log(logging.WARNING if isinstance(error, FramingError) else logging.INFO, "client gone: %s", error)
             self.disconnect(str(error))
-        self.loop.run(ready)
+        if ready:
+            self.loop.run(ready)
         self.loop.run_timers()
 
     def _accept(self) -> None:

@@ -7,12 +7,16 @@ import errno
 import mmap
 import os
 
+from bellwire.errors import StateError
 from bellwire.storage.disk import Buffers, Disk, StorageError, check_blocks
 
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 """0x4000 is MAP_NORESERVE: the kernel promises no memory for what is never written."""
 _STEP = 16 << 20
 """Bytes that are freed at once: the interpreter's lock is held meanwhile."""
+_LOOK = 1 << 20
+_MOST_LOOKED = 1 << 30
+"""A larger disk counts as written: to look for its content would take too long."""
 
 
 class MemoryDisk(Disk):
@@ -91,6 +95,13 @@ class MemoryDisk(Disk):
         self.view[last:end] = bytes(end - last)
         for at in range(first, last, _STEP):
             self._pages.madvise(mmap.MADV_DONTNEED, at, min(_STEP, last - at))
+
+    def check_snapshot(self) -> None:
+        """Raise StateError unless all is zeros: a snapshot of the device has no memory of its disks."""
+        zeros = bytes(_LOOK)
+        looked = range(0, self.size, _LOOK)
+        if self.size > _MOST_LOOKED or any(self._pages[at : at + _LOOK] != zeros[: self.size - at] for at in looked):
+            raise StateError("the content of a disk in memory is not saved, and does not move: use an image (image=)")
 
     def lock(self) -> None:
         """Do nothing: no other device has the memory."""

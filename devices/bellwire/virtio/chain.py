@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
@@ -34,6 +34,16 @@ MOST_DESCRIPTORS = 1024
 """The limit of one indirect table: more than disk drivers use."""
 MOST_BYTES = 64 << 20
 NOWHERE = SharedMap(1, 0, memoryview(b""))
+
+
+class Whole(NamedTuple):
+    """Buffers of one descriptor each, in one map of guest memory, all to read or all to write."""
+
+    ids: list[int]
+    """There may be more of them than views."""
+    views: list[memoryview]
+    sizes: list[int]
+    """The number of bytes of each view."""
 
 
 class Chain:

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, LENGTH, NEXT, ROW, WRITE, Chain, Descriptor, Row, Window
+from bellwire.virtio.chain import (
+    DESCRIPTOR,
+    INDIRECT,
+    LENGTH,
+    MOST_BYTES,
+    NEXT,
+    ROW,
+    WRITE,
+    Chain,
+    Descriptor,
+    Row,
+    Whole,
+    Window,
+)
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import FROM, LOGGED, Out
 from bellwire.virtio.split import crossed
@@ -122,13 +135,44 @@ class PackedRing:
                 at, wrap = at - size, wrap ^ 1
         return found
 
-    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
-        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
-        queue, spans = self._queue, [row[1] for row in rows]
-        total = sum(spans)
+    def take_rows(self, rows: Sequence[Row]) -> None:
+        """Take these rows, which are the next buffers."""
+        queue, total = self._queue, sum([row[1] for row in rows])
         queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, total)
         queue.out += total
-        return self._put([row[0] for row in rows], written, spans)
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """:meth:`put` for rows, with so many bytes in each."""
+        return self._put([row[0] for row in rows], written, [row[1] for row in rows])
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """As :meth:`SplitRing.whole`. It ends where the ring does."""
+        queue, size, halves = self._queue, self._size, self._halves
+        at = queue.next
+        wanted = (AVAILABLE if queue.next_wrap else USED) | (WRITE if write else 0)
+        low, high, memory = self.window.write if write else self.window.read
+        ids: list[int] = []
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for place in range(2 * at, 2 * min(at + min(most, size - queue.out), size), 2):
+            half = halves[place + 1]  # before the address, which is valid only if the flags say so
+            if half >> _FLAGS != wanted:
+                break
+            address, length = halves[place], half & LENGTH
+            end = address + length
+            if address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            ids.append(half >> _ID & 0xFFFF)
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        return Whole(ids, views, sizes) if ids else None
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
+        """As :meth:`SplitRing.put_whole`."""
+        queue, count = self._queue, len(ids)
+        queue.next, queue.next_wrap = self._step(queue.next, queue.next_wrap, count)
+        queue.out += count
+        return self._put(ids, written, [1] * count)
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""

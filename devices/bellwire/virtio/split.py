@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
-from bellwire.virtio.chain import DESCRIPTOR, INDIRECT, LENGTH, NEXT, ROW, WRITE, Chain, Descriptor, Row, Window
+from bellwire.virtio.chain import (
+    DESCRIPTOR,
+    INDIRECT,
+    LENGTH,
+    MOST_BYTES,
+    NEXT,
+    ROW,
+    WRITE,
+    Chain,
+    Descriptor,
+    Row,
+    Whole,
+    Window,
+)
 from bellwire.virtio.fence import fence
 from bellwire.virtio.inflight import Out
 
@@ -130,12 +143,49 @@ class SplitRing:
             found.append((number, 1, one, two, of_two & LENGTH, of_data != NEXT, three))
         return found
 
-    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
-        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
+    def take_rows(self, rows: Sequence[Row]) -> None:
+        """Take these rows, which are the next buffers."""
         queue = self._queue
         queue.next = queue.next + len(rows) & 0xFFFF
         queue.out += len(rows)
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """:meth:`put` for rows, with so many bytes in each."""
         return self._put([row[0] for row in rows], written)
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """The next buffers, at most ``most``, as long as each is one piece in the map that the last ones were in.
+
+        None if the next buffer is no such one, or if there is none: :meth:`take` finds out. None of them is taken.
+        """
+        queue, size, avail, table, unpack = self._queue, self._size, self._avail, self._table, DESCRIPTOR.unpack_from
+        first = queue.next
+        waiting = avail[INDEX] - first & 0xFFFF
+        if not waiting or waiting > size:
+            return None
+        start = first % size
+        heads = avail[RING + start : RING + min(start + min(waiting, most, size - queue.out), size)].tolist()
+        wanted = WRITE if write else 0
+        low, high, memory = self.window.write if write else self.window.read
+        views: list[memoryview] = []
+        sizes: list[int] = []
+        for head in heads:
+            if head >= size:
+                break
+            address, length, flags, _ = unpack(table, DESCRIPTOR_SIZE * head)
+            end = address + length
+            if flags != wanted or address < low or end > high or not 0 < length <= MOST_BYTES:
+                break
+            views.append(memory[address - low : end - low])
+            sizes.append(length)
+        return Whole(heads, views, sizes) if views else None
+
+    def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
+        """Take the buffers with these ids, which are the next, and :meth:`put` them, with so many bytes in each."""
+        queue, count = self._queue, len(ids)
+        queue.next = queue.next + count & 0xFFFF
+        queue.out += count
+        return self._put(ids, written)
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again."""
@@ -150,17 +200,20 @@ class SplitRing:
 
     def _put(self, ids: Sequence[int], written: Sequence[int]) -> int:
         queue, size, elements, journal = self._queue, self._size, self._elements, self._journal
-        before = used = queue.used
-        count = len(ids)
+        before, count = queue.used, len(ids)
         left = queue.out - count
         if left:
             journal.prepare(self, queue.next, queue.out, ids)
-        for number, length in zip(ids, written, strict=True):
-            place = used % size * 2
-            elements[place] = number
-            elements[place + 1] = length
-            used += 1
-        self._used_words[INDEX] = queue.used = used & 0xFFFF
+        start = before % size
+        if count == 1:
+            elements[2 * start], elements[2 * start + 1] = ids[0], written[0]
+        else:
+            pairs = array("I", bytes(ELEMENT_SIZE * count))
+            pairs[::2], pairs[1::2] = array("I", ids), array("I", written)
+            straight = 2 * min(count, size - start)
+            elements[2 * start : 2 * start + straight] = pairs[:straight]
+            elements[: 2 * count - straight] = pairs[straight:]
+        self._used_words[INDEX] = queue.used = before + count & 0xFFFF
         if self.is_copied:
             self.publish(before, count)
         queue.out = left

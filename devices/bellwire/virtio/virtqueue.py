@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError
-from bellwire.virtio.chain import Chain, Row
+from bellwire.virtio.chain import Chain, Row, Whole
 from bellwire.virtio.copied import CopiedPackedRing, CopiedSplitRing
 from bellwire.virtio.fence import fence
 from bellwire.virtio.handover import Handover, Take
@@ -33,7 +33,7 @@ _FIELDS = (
 
 Ring = SplitRing | PackedRing
 AtOnce = Callable[["Virtqueue", Ring, int], int]
-"""Does buffers at once, at most so many, and returns how many it has done."""
+"""Does buffers at once, at most so many, and returns how many it has taken."""
 
 
 class Virtqueue(ctypes.LittleEndianStructure):
@@ -152,8 +152,9 @@ class Virtqueue(ctypes.LittleEndianStructure):
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
 
-        ``at_once(queue, ring, most)``, if given, may do the next buffers by the ring's ``rows`` and :meth:`put_rows`,
-        and returns how many it has done. The list is empty after that. It is not called while a fault looks at buffers.
+        ``at_once(queue, ring, most)``, if given, may do the next buffers: it takes some of the ring's ``rows``, and
+        returns them by :meth:`put_rows`, now or later, or it does those of :meth:`whole` by :meth:`put_whole`. It
+        returns how many it has taken. The list is empty after that. It is not called while a fault looks at buffers.
         """
         try:
             if (ring := self._live()) is not None:
@@ -199,15 +200,35 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(f"{self}: {error}") from error
         return chains
 
-    def put_rows(self, ring: Ring, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
-        """Publish the first ``len(written)`` of these rows, at least one, with so many bytes in each.
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
+        """Publish these rows, at least one, with so many bytes ``written`` in each. :meth:`flush` tells the driver.
 
-        The driver is told by :meth:`flush`. ``size`` is the number of bytes that the device has used in them.
+        ``size`` is the number of bytes that the device has used in them.
         """
-        if self._finished:
-            self._publish(ring)
-        self._untold += ring.put_rows(rows[: len(written)], written)
-        self.device.dma.touched(size)
+        if (ring := self._live()) is not None:
+            if self._finished:
+                self._publish(ring)
+            self._untold += ring.put_rows(rows, written)
+            self.device.dma.touched(size)
+
+    def whole(self, most: int, *, write: bool) -> Whole | None:
+        """The next buffers, at most ``most``, that are one piece each, to write or to read: for :meth:`put_whole`.
+
+        None if :meth:`take` is to be asked: there is no buffer, or the next one is unusual or wrong, or a fault looks.
+        """
+        try:
+            ring = self._live()
+        except GuestError as error:
+            raise self.device.broken(f"{self}: {error}") from error
+        return ring.whole(most, write=write) if ring and self._has_rows(ring) else None
+
+    def put_whole(self, whole: Whole, written: Sequence[int], size: int) -> None:
+        """Publish the first ``len(written)`` of these buffers, as :meth:`put_rows` does. The others stay available."""
+        if written and (ring := self._live()) is not None:
+            if self._finished:
+                self._publish(ring)
+            self._untold += ring.put_whole(whole.ids[: len(written)], written)
+            self.device.dma.touched(size)
 
     def back(self, chains: Sequence[Chain]) -> None:
         """Make the buffers that were taken last available again, as if they had not been taken."""

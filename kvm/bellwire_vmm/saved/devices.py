@@ -9,7 +9,7 @@ from bellwire_vmm.device.proxy import ProxyDevice
 from bellwire_vmm.errors import StateError
 from bellwire_vmm.saved.sections import LARGEST
 from bellwire_vmm.vmm import Machine
-from vfio_user import DeviceState, MigrationFlags, VfioUserError
+from vfio_user import DeviceState, MigrationFlags, RemoteError, VfioUserError
 
 _CHUNK = 1 << 20
 
@@ -91,4 +91,5 @@ def _named(device: ProxyDevice) -> Iterator[None]:
     try:
         yield
     except VfioUserError as error:
-        raise StateError(f"slot {device.slot}, {device.identity['id']}: {error}") from None
+        why = "; its server's log says why" if isinstance(error, RemoteError) else ""
+        raise StateError(f"slot {device.slot}, {device.identity['id']}: {error}{why}") from None

@@ -11,8 +11,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from bellwire_vmm.errors import StateError
@@ -111,6 +114,7 @@ class SavedFile:
         if _checksum(*blocks) != checksum:
             raise StateError("the file is damaged or cut short: its checksum is wrong")
         self._runs = _checked(runs, self.memory, start - PAGE)
+        self._starts = list(accumulate(map(len, self._runs), initial=0))  # where each lies among the pages
         if len(self._sums) != -(-self.used // _CHUNK) * _SUM.size:
             raise StateError(f"the list of checksums has {len(self._sums)} bytes, which is wrong for so many pages")
         self.shape: dict[str, Any] = from_json(described)
@@ -129,30 +133,26 @@ class SavedFile:
         It is mapped copy-on-write, or copied if a device maps that memory too: that device must see what the guest
         writes. Raises StateError if the RAM is damaged.
         """
-        with ThreadPoolExecutor(1) as beside:
-            found = beside.submit(_checksums, self._fd, self.used)
-            if memory.shared or len(self._runs) > _MOST_MAPPED:
-                self._copy(memory)
-            else:
-                at = PAGE
-                for run in self._runs:
-                    memory.lay(run.start, self._fd, at, len(run))
-                    at += len(run)
-        if found.result() != self._sums:
-            pairs = zip(_SUM.iter_unpack(found.result()), _SUM.iter_unpack(self._sums), strict=True)
+        if memory.shared or len(self._runs) > _MOST_MAPPED:
+            found = _checksums(self._fd, self.used, partial(self._copy, memory))
+        else:
+            for run, start in zip(self._runs, self._starts, strict=False):  # the last start is the end
+                memory.lay(run.start, self._fd, PAGE + start, len(run))
+            found = _checksums(self._fd, self.used)
+        if found != self._sums:
+            pairs = zip(_SUM.iter_unpack(found), _SUM.iter_unpack(self._sums), strict=True)
             part = next(number for number, (one, other) in enumerate(pairs) if one != other)
             raise StateError(f"the RAM is damaged: a checksum is wrong, that of the bytes from {part * _CHUNK:#x} on")
 
-    def _copy(self, memory: GuestMemory) -> None:
-        at, buffer = PAGE, bytearray(_CHUNK)
-        view = memoryview(buffer)
-        for run in self._runs:
-            for address in range(run.start, run.stop, _CHUNK):
-                part = view[: min(_CHUNK, run.stop - address)]
-                if os.preadv(self._fd, [part], at) != len(part):
-                    raise StateError(f"the file has no page for {address:#x}: somebody has cut it short meanwhile")
-                memory.fill(address, part)
-                at += len(part)
+    def _copy(self, memory: GuestMemory, at: int, data: bytes) -> None:
+        """Copy what the file has from byte ``at`` of its RAM on to where it belongs."""
+        rest, number = memoryview(data), bisect_right(self._starts, at) - 1
+        while rest:
+            run, start = self._runs[number], self._starts[number]
+            address = run.start + at - start
+            part = rest[: run.stop - address]
+            memory.fill(address, part)
+            at, rest, number = at + len(part), rest[len(part) :], number + 1
 
     def _blocks(self, start: int, lengths: list[int]) -> list[bytes]:
         blocks = []
@@ -189,11 +189,16 @@ def _checked(packed: bytes, memory: int, stored: int) -> list[range]:
     return runs
 
 
-def _checksums(fd: int, stored: int) -> bytes:
-    """The CRC-32 of each part of the RAM in a file, which has ``stored`` bytes. Several threads compute them."""
+def _checksums(fd: int, stored: int, use: Callable[[int, bytes], None] = lambda at, data: None) -> bytes:
+    """The CRC-32 of each part of the RAM in a file, which has ``stored`` bytes. Several threads compute them.
+
+    They also call ``use`` with the place and the bytes of each part.
+    """
 
     def one(at: int) -> bytes:
-        return _SUM.pack(zlib.crc32(_read(fd, PAGE + at, min(_CHUNK, stored - at))))
+        data = _read(fd, PAGE + at, min(_CHUNK, stored - at))
+        use(at, data)
+        return _SUM.pack(zlib.crc32(data))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return b"".join(pool.map(one, range(0, stored, _CHUNK)))

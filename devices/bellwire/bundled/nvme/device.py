@@ -191,6 +191,12 @@ class Nvme(Registers, vendor=0x1234, device=0xBE5D, class_code=0x010802, faults=
         self.device_serial = self.controller.identity.eui64
         self.controller.power_on()
 
+    def saving(self) -> None:
+        """Refuse a snapshot that would lack the content of a namespace in memory."""
+        for disk in self.controller.namespaces.disks:
+            if isinstance(disk, MemoryDisk):
+                disk.check_snapshot()
+
     def halted(self) -> None:
         """Let the device that goes on elsewhere have the images."""
         for disk in self.controller.namespaces.disks:

@@ -213,22 +213,31 @@ class Engine:
 
     def _execute(self, sq: SubmissionQueue, cq: CompletionQueue, block: bytes) -> None:
         """Execute a batch, and post the completions of the commands that are done together."""
-        begun, qid, done = perf_counter_ns(), sq.qid, list[int]()
-        if qid:
-            done, entries, rest = self._at_once.transfer(block)
-            if rest:
-                sq.give_back(rest)
-        else:
+        if not sq.qid:
             entries = [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)]
-        completions: list[Completion] = []
-        if entries:
-            count = len(done) + len(entries)
-            cq.running += count
-            completions = self._one_by_one(self._execute_io if qid else self._execute_admin, sq, entries)
-            cq.running -= count
-            if not self._controller.live:
-                return
-        if qid and (ended := len(done) + len(completions)):
+            self._finish_batch(sq, cq, [], entries, 0)
+            return
+        begun = perf_counter_ns()
+        done, left, rest = self._at_once.transfer(block)
+        if rest:
+            sq.give_back(rest)
+        if left:
+            self._finish_batch(sq, cq, done, left, begun)
+        else:
+            self._meter.took(perf_counter_ns() - begun, len(done))
+            self._queues.post_successes(cq, sq, done)
+
+    def _finish_batch(
+        self, sq: SubmissionQueue, cq: CompletionQueue, done: list[int], left: list[bytes], begun: int
+    ) -> None:
+        """Execute the commands that are ``left`` of a batch, and post their completions with those of what is done."""
+        count = len(done) + len(left)
+        cq.running += count
+        completions = self._one_by_one(self._execute_io if sq.qid else self._execute_admin, sq, left)
+        cq.running -= count
+        if not self._controller.live:
+            return
+        if sq.qid and (ended := len(done) + len(completions)):
             self._meter.took(perf_counter_ns() - begun, ended)
         if done:
             self._queues.post_successes(cq, sq, done)

@@ -10,7 +10,7 @@ from bellwire.bundled.nvme.queues import CompletionQueue
 from bellwire.bundled.nvme.registers import Registers
 
 COALESCING_UNIT = 100e-6  # seconds
-_COALESCING = FeatureId.COALESCING
+_COALESCING = int(FeatureId.COALESCING)
 
 
 class Interrupts:
@@ -19,7 +19,8 @@ class Interrupts:
     def __init__(self, device: Registers, features: Features, queues: Sequence[CompletionQueue]) -> None:
         self._device = device
         self._irq = device.irq
-        self._features = features
+        self._triggers = [device.irq[number].trigger for number in range(len(device.irq))]
+        self._features, self._words = features, features.words
         self._queues = queues
         self._held: dict[int, int] = {}
         self._timers: dict[int, Timer] = {}
@@ -41,11 +42,11 @@ class Interrupts:
         """``queue`` has ``count`` new completions."""
         if not queue.interrupts:
             return
-        vector, setting = queue.vector, self._features.words[_COALESCING]
+        vector, setting = queue.vector, self._words[_COALESCING]
         if setting >> 8 and queue.qid and self._features.coalesces(vector):
             self._coalesce(vector, count, setting)
         elif self._irq.enabled:
-            self._irq[vector].trigger()
+            self._triggers[vector]()
         else:
             self._raise(vector)
 

@@ -117,7 +117,9 @@ class QueueSet:
         """
         if sq.head == sq.tail and not (sq.qid and self.shadow.active and self._more_in_shadow(sq)):
             return b""
-        return sq.fetch(self._dma, min(self.room(sq, cq), most))
+        if (room := cq.room) < most:
+            room = self.room(sq, cq)
+        return sq.fetch(self._dma, min(room, most))
 
     def _more_in_shadow(self, sq: SubmissionQueue) -> bool:
         """Whether an empty queue has new commands."""
@@ -156,7 +158,7 @@ class QueueSet:
         self._posted(cq, len(cids))
 
     def _posted(self, cq: CompletionQueue, count: int) -> None:
-        if cq.qid and self.shadow.active and self.interrupts.level_matters:
+        if self.shadow.active and cq.qid and self.interrupts.level_matters:
             self.look_at_head(cq)
         self.interrupts.posted(cq, count)
 

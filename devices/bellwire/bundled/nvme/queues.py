@@ -6,6 +6,7 @@ What is known of a queue lies in the device's state, as a structure there, so th
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import TYPE_CHECKING, TypeVar
 
 from bellwire.bundled.nvme.command import COMMAND_SIZE, COMPLETION, COMPLETION_SIZE
@@ -89,6 +90,8 @@ class SubmissionQueue(ctypes.Structure):
         return [bytes(self.batch[at : at + COMMAND_SIZE]) for at in range(0, count * COMMAND_SIZE, COMMAND_SIZE)]
 
 
+_SUCCESSES = [struct.Struct("<" + "8xQ" * count).pack for count in range(BATCH + 1)]
+"""Packs completions without a result, by their number (§4.6)."""
 Completion = tuple[int, SubmissionQueue, int, int]
 """A completion: the result, the submission queue, the command id and the status."""
 
@@ -162,12 +165,28 @@ class CompletionQueue(ctypes.Structure):
 
     def post(self, dma: Dma, completions: list[Completion]) -> None:
         """Write ``completions``, for which there is room. GuestError if it cannot."""
-        self._write(dma, [_origin(sq) | result | cid << 96 | status << 113 for result, sq, cid, status in completions])
+        self._write(
+            dma,
+            [
+                result | (sq.head | sq.qid << 16 | cid << 32 | status << 49) << 64
+                for result, sq, cid, status in completions
+            ],
+        )
 
     def post_successes(self, dma: Dma, sq: SubmissionQueue, cids: list[int]) -> None:
         """Write completions of commands of ``sq`` that have succeeded, with no result; otherwise as :meth:`post`."""
-        origin = _origin(sq)
-        self._write(dma, [origin | cid << 96 for cid in cids])
+        tail, count = self.tail, len(cids)
+        behind, size = tail + count, self.size
+        if count > BATCH or behind > size:
+            self.post(dma, [(0, sq, cid, 0) for cid in cids])
+            return
+        common = sq.head | sq.qid << 16 | self.phase << 48
+        successes = _SUCCESSES[count](*[common | cid << 32 for cid in cids])
+        dma.write(self.base + tail * COMPLETION_SIZE, successes)
+        if behind == size:
+            behind = 0
+            self.phase ^= 1
+        self.tail = behind
 
     def _write(self, dma: Dma, entries: list[int]) -> None:
         """Write ``entries``, as numbers of 128 bits that lack the phase (§4.6)."""
@@ -183,11 +202,6 @@ class CompletionQueue(ctypes.Structure):
                 tail = 0
                 self.phase ^= 1
             self.tail = tail
-
-
-def _origin(sq: SubmissionQueue) -> int:
-    """What all completions of ``sq`` have in common now: its head and its number."""
-    return (sq.head | sq.qid << 16) << 64
 
 
 BATCH_STATE = 8 + BATCH * COMMAND_SIZE

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 from bellwire import Meter, Option, OptionError, Saved, SavedBytes
+from bellwire.bundled.virtio_net import packets
 from bellwire.bundled.virtio_net.control import answer
 from bellwire.bundled.virtio_net.filter import Filter
 from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.bundled.virtio_net.wire import NO_OFFLOAD, VHOST_NET, made_up_mac, open_wire, wire_fault
 from bellwire.network import (
-    LARGEST_PACKET,
     Link,
     LinkEnd,
     LinkError,
@@ -22,7 +23,7 @@ from bellwire.network import (
 )
 from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.features import OFFLOADS, Net, taken_over
-from bellwire.network.link import HEADER_SIZE, SMALLEST_PACKET
+from bellwire.network.link import HEADER_SIZE
 from bellwire.pieces import MOST_PIECES
 from bellwire.vhost.device import VhostDevice
 from bellwire.vhost.kernel import VhostNet
@@ -242,35 +243,31 @@ class VirtioNet(
 
     def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
         """Send packets from guest memory to the link, without a copy (§5.1.6.2)."""
-        send, up = end.send, self.link_up
-        for chains in queue.batches():
-            begun, sent, size = perf_counter_ns(), len(chains), 0
-            for chain in chains:
-                if SMALLEST_PACKET <= chain.size <= LARGEST_PACKET and up and send(chain.readable):
-                    size += chain.size
-                else:
-                    self.dropped += 1
-                    sent -= 1
-            queue.finish(chains)
-            self.moved[2] += sent
-            self.moved[3] += size
-            self.meter.took(perf_counter_ns() - begun, len(chains))
+        for chains in queue.batches(partial(packets.send_whole, self, end)):
+            if chains:
+                begun = perf_counter_ns()
+                packets.send(self, end, chains)
+                queue.finish(chains)
+                self.meter.took(perf_counter_ns() - begun, len(chains))
 
     def receive(self, lane: Lane) -> None:
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
+        left, lane.drained = BATCH, False
         try:
-            for left in range(BATCH, 0, -1):
-                if not lane.size and not self.take_packet(lane, queue, left):
+            while left > 0 and not lane.drained:
+                came = 1 if lane.size else packets.receive(self, lane, queue, left)
+                if not came:
                     break
+                left -= came
                 if lane.size:
                     self.put_back(lane, queue)
                     if not self.deliver(queue, lane):
                         self.watch_lane(lane, False)  # until the driver offers more buffers
                         break
             else:
-                if not lane.waits_for_turn:
+                if not lane.drained and not lane.waits_for_turn:
                     lane.waits_for_turn = True
                     self.after(0, self.go_on, lane)
         except LinkError as error:
@@ -279,7 +276,8 @@ class VirtioNet(
             self.set_link(False)
         finally:
             self.put_back(lane, queue)
-        queue.flush()
+            queue.flush()
+        lane.likely = BATCH - left
 
     def put_back(self, lane: Lane, queue: Virtqueue) -> None:
         """Return the buffers of the lane that packets were received into, and make the others available again."""
@@ -296,6 +294,8 @@ class VirtioNet(
         """
         ready, wanted = lane.ready, lane.buffers
         while len(ready) < wanted:
+            queue.finish(lane.filled)  # these are published even if the next buffer is wrong
+            lane.filled.clear()
             taken = queue.take(most)
             if taken:
                 ready += taken
@@ -310,9 +310,7 @@ class VirtioNet(
             room = sum([chain.room for chain in ready[:wanted]])
         if not (self.link_up and views and len(views[0]) >= HEAD and len(views) < MOST_PIECES):
             views, room = [], 0
-        if len(lane.rest) != LARGEST_PACKET - room:
-            lane.rest = lane.buffer[room:]
-        size = lane.end.receive([*views, lane.rest])
+        size = lane.end.receive([*views, lane.after(room)])
         if not size:
             return False
         packet = views[0] if views else lane.buffer

@@ -90,6 +90,11 @@ class Filter(ctypes.LittleEndianStructure):
         self._known = {self.mac, *(bytes(address) for table in tables for address in table)}
         self._all = not self._modes & (Mode.SELECTIVE | Mode.NO_MULTICAST | Mode.NO_UNICAST | Mode.NO_BROADCAST)
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether all frames are for this card, so that none need be looked at."""
+        return self._all and not self.by_vlan
+
     def admits(self, packet: memoryview) -> bool:
         """Whether a packet, header first, is for this card."""
         if self.by_vlan and packet[_TYPE : _TYPE + 2] == _TAGGED:

@@ -24,5 +24,14 @@ class Lane:
         """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
         self.filled: list[Chain] = []
         """Buffers with packets, not returned yet."""
-        self.rest = self.buffer
-        """The end of ``buffer``, for what exceeds the guest's buffers."""
+        self.likely = 1
+        """The number of packets of the last turn. In the next, so many buffers and one more are taken first."""
+        self.drained = False
+        """Whether the link had no more packets."""
+        self._rest = self.buffer
+
+    def after(self, room: int) -> memoryview:
+        """The end of ``buffer``, for what exceeds ``room`` bytes in the guest's buffers."""
+        if len(self._rest) != LARGEST_PACKET - room:
+            self._rest = self.buffer[room:]
+        return self._rest

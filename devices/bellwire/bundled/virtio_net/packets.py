@@ -1,0 +1,86 @@
+"""Packets to and from the link: many at a time if each has a buffer of one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from bellwire.bundled.virtio_net.lane import Lane
+from bellwire.network import HEADER_SIZE, LARGEST_PACKET, LinkEnd
+from bellwire.network.link import SMALLEST_PACKET
+from bellwire.virtio import Chain, Virtqueue
+
+if TYPE_CHECKING:
+    from bellwire.bundled.virtio_net import VirtioNet
+
+
+def send(card: VirtioNet, end: LinkEnd, chains: Sequence[Chain]) -> None:
+    """Send a packet from each buffer."""
+    for chain in chains:
+        fits = SMALLEST_PACKET <= chain.size <= LARGEST_PACKET
+        if fits and card.link_up and end.send(chain.readable):
+            card.moved[2] += 1
+            card.moved[3] += chain.size
+        else:
+            card.dropped += 1
+
+
+def send_whole(card: VirtioNet, end: LinkEnd, queue: Virtqueue, _: object, most: int) -> int:
+    """Send a packet from each of up to ``most`` buffers, and return the buffers. Returns how many."""
+    begun = perf_counter_ns()
+    whole = queue.whole(most, write=False)
+    if whole is None:
+        return 0
+    _, packets, sizes = whole
+    count, size = len(packets), sum(sizes)
+    if not card.link_up:
+        packets = []
+    elif min(sizes) < SMALLEST_PACKET or max(sizes) > LARGEST_PACKET:
+        packets = [view for view in packets if SMALLEST_PACKET <= len(view) <= LARGEST_PACKET]
+    dropped = end.send_each(packets)
+    sent = len(packets) - len(dropped)
+    card.dropped += count - sent
+    card.moved[2] += sent
+    card.moved[3] += size if sent == count else sum(map(len, packets)) - sum(map(len, dropped))
+    queue.put_whole(whole, [0] * count, size)
+    card.meter.took(perf_counter_ns() - begun, count)
+    return count
+
+
+def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
+    """Receive up to ``most`` packets. Returns how many; 0 if there is none, or no buffer for it.
+
+    ``lane.drained`` tells whether there is none. A packet that does not fit is the last one, and waits in the lane.
+    """
+    if card.link_up and lane.buffers == 1 and card.filter.takes_all and not (lane.ready or lane.filled):
+        came = _receive_whole(card, lane, queue, min(most, lane.likely + 1))
+        lane.likely = most
+        if came is not None:
+            return came
+    return int(card.take_packet(lane, queue, most))
+
+
+def _receive_whole(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int | None:
+    """Receive packets, each right into one buffer, and return the buffers. None if there is no buffer of that kind."""
+    whole = queue.whole(most, write=True)
+    if whole is None or whole.sizes[0] < HEADER_SIZE:
+        return None
+    _, views, sizes = whole
+    room = sizes[0]
+    if sizes.count(room) < len(sizes):
+        views = views[: next(number for number, size in enumerate(sizes) if size != room)]
+    came: list[int] = []
+    try:
+        lane.end.receive_each(views, lane.after(room), came)
+    finally:
+        card.moved[0] += len(came)
+        card.moved[1] += sum(came)
+        lane.drained = len(came) < len(views)
+        if came and came[-1] > room:
+            lane.size, lane.drained = came.pop(), False
+            lane.buffer[:room] = views[len(came)]
+        for view in views[: len(came)]:
+            view[10], view[11] = 1, 0  # num_buffers (§5.1.6)
+        queue.put_whole(whole, came, sum(came))
+    return len(came) + (lane.size > 0)
