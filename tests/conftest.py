@@ -56,13 +56,13 @@ def no_garbage_of_others() -> None:
 
 @pytest.fixture
 def impatient() -> Iterator[None]:
-    """A system call that blocks the test's own thread for 5 seconds is interrupted, and the test fails."""
+    """A system call that blocks the test's own thread for 30 seconds is interrupted, and the test fails."""
 
     def ring(*_: object) -> None:
-        raise AssertionError("this has blocked for 5 seconds")
+        raise AssertionError("this has blocked for 30 seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 5)
+    signal.setitimer(signal.ITIMER_REAL, 30)
     try:
         yield
     finally:

@@ -39,12 +39,12 @@ class Ledger:
 class Estate:
     """What a ledger has kept of a process that has ended, in the order of its entries. It owns the descriptors.
 
-    ``poisoned``: several processes have died soon, so what the last one was at is not to be done again.
+    ``hung``: the process hung, so what it was at is not to be done again.
     """
 
-    def __init__(self, entries: Mapping[str, Kept] | None = None, *, poisoned: bool = False) -> None:
+    def __init__(self, entries: Mapping[str, Kept] | None = None, *, hung: bool = False) -> None:
         self._entries = dict(entries or {})
-        self.poisoned = poisoned
+        self.hung = hung
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries

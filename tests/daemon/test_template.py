@@ -52,6 +52,15 @@ def test_names_that_the_files_of_new_use_themselves_do_no_harm(name: str, kind: 
     compile(test.read_text(), str(test), "exec")
 
 
+@pytest.mark.parametrize("name", ["device", "page"])
+def test_a_driver_has_no_structure_that_linux_has(name: str, tmp_path: Path) -> None:
+    write(name, tmp_path, "dma-ring")
+    driver = (tmp_path / "driver" / f"{name}.c").read_text()
+    own = re.findall(rf"struct {name}(?!_\w)", driver)
+    assert own == ["struct device"] * len(own)  # Linux's own, of which the driver has pointers
+    assert f"struct {name}_card {{" in driver
+
+
 @pytest.mark.parametrize("name", ["struct", "sys", "pytest", "bellwire", "pathlib", "int", "static"])
 def test_new_takes_no_name_that_its_files_need(name: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="no name for a device"):

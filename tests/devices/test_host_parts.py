@@ -35,11 +35,23 @@ class Kind(IntEnum):
     LOW = 1
 
 
+class Fields(IntFlag):
+    ENABLE = 0x1
+    MODE = 0x6
+    BOTH = 0x7
+    DONE = 0x8
+    APART = 0x50
+    ON = 0x1
+    LEVEL = 0xFF00
+    NONE = 0
+
+
 class Dut(PciDevice, vendor=0x1234, device=0x5678, class_code=0xFF0000):
     mmio = Bar(0, size=4096)
     plain = mmio.reg(0)
     flags = mmio.reg(4, Flags)
     kind = mmio.reg(8, Kind, reset=1)
+    fields = mmio.reg(12, Fields)
     row = mmio.ioregion(0x100, 16, bell=4, posted=True)
     cap = VendorCapability(b"abcd")
     queues = mmio.block(0x200, count=3, stride=8, word=reg(0))
@@ -60,6 +72,10 @@ class Dut(PciDevice, vendor=0x1234, device=0x5678, class_code=0xFF0000):
         (Dut.plain, 1, ""),
         (Dut.flags, 5, "ONE|FOUR"),
         (Dut.flags, 0, "0"),
+        (Dut.flags, 0x15, "ONE|FOUR|0x10"),
+        (Dut.fields, 0x4, "MODE=0x2"),
+        (Dut.fields, 0xFF0D, "ENABLE|MODE=0x2|DONE|LEVEL=0xff"),
+        (Dut.fields, 0x8000_0151, "ENABLE|LEVEL=0x1|0x80000050"),
         (Dut.kind, 1, "LOW"),
         (Dut.kind, 2, "?"),
     ],

@@ -80,11 +80,9 @@ def test_a_guest_that_waits_while_its_command_is_dropped_gets_all_ones() -> None
         source.close()
 
 
-@pytest.mark.parametrize(
-    ("repeats", "poisoned", "values"), [(True, False, [7, 8]), (False, False, [8]), (True, True, [8])]
-)
+@pytest.mark.parametrize(("repeats", "drop", "values"), [(True, False, [7, 8]), (False, False, [8]), (True, True, [8])])
 def test_commands_that_a_dead_process_had_gathered_are_done_and_the_one_in_its_hook_if_that_may_be(
-    repeats: bool, poisoned: bool, values: list[int]
+    repeats: bool, drop: bool, values: list[int]
 ) -> None:
     line = memoryview(bytearray(LINE))
     for at, value in ((1, 7), (2, 8)):  # the first of three is done
@@ -95,25 +93,25 @@ def test_commands_that_a_dead_process_had_gathered_are_done_and_the_one_in_its_h
         core = guest.device.core
         source = CommandSource(core, lambda _, __, command: done.append(command.data), print, (), line)
         source.user_data(Dut.row)
-        assert source.again(repeats=repeats, poisoned=poisoned)
+        assert source.again(repeats=repeats, drop=drop)
         source.run()
         assert done == values
         assert not any(line)
-        assert not source.again(repeats=repeats, poisoned=False)
+        assert not source.again(repeats=repeats, drop=False)
         source.close()
 
 
-@pytest.mark.parametrize("poisoned", [False, True])
-def test_rings_that_a_dead_process_had_gathered_ring_again_unless_they_kill(poisoned: bool) -> None:
+@pytest.mark.parametrize("drop", [False, True])
+def test_rings_that_a_dead_process_had_gathered_ring_again_unless_they_kill(drop: bool) -> None:
     slot = new_slot()
     slot.counter.cast("Q")[0] = 3
     rung: list[int] = []
     with Guest(Dut) as guest:
         ring = lambda _, __, count: rung.append(count)  # noqa: E731
         source = EventSource(guest.device.core, (Dut.row, 8), print, ring, (), slot)
-        assert source.again(repeats=False, poisoned=poisoned) is not poisoned
+        assert source.again(repeats=False, drop=drop) is not drop
         source.run()
-        assert rung == ([] if poisoned else [3])
+        assert rung == ([] if drop else [3])
         assert not any(slot.counter)
         source.close()
 
@@ -150,13 +148,13 @@ def test_rings_that_wait_for_their_hook_outlive_a_process_that_is_killed_as_it_h
             source.gather()
         monkeypatch.undo()
         successor = make(guest, rung, source.fds, slot)
-        assert successor.again(repeats=True, poisoned=False)
+        assert successor.again(repeats=True, drop=False)
         os.eventfd_write(source.fd, 4)
         successor.gather()
         assert (slot.older[0], slot.counter.cast("Q")[0]) == (5, 4)
         successor.run()
         assert rung == [9]
-        assert not successor.again(repeats=True, poisoned=False)
+        assert not successor.again(repeats=True, drop=False)
         source.close()
 
 

@@ -52,11 +52,11 @@ def recorded(dialect: Dialect = RATIFIED) -> bytes:
             far.sendall(data)
         far.shutdown(socket.SHUT_WR)
 
-    with contextlib.closing(device), served(device, timeout=1.0, dialect=dialect) as (_, far):
+    with contextlib.closing(device), served(device, timeout=10.0, dialect=dialect) as (_, far):
         threads = [threading.Thread(target=work, daemon=True) for work in (pass_on, pass_back)]
         for thread in threads:
             thread.start()
-        with Client(ours, timeout=1.0, dialect=dialect) as client:
+        with Client(ours, timeout=10.0, dialect=dialect) as client:
             talk(client)
         for thread in threads:
             thread.join(5)

@@ -50,9 +50,9 @@ def test_a_client_that_says_nothing_loses_its_place_to_the_next_one(daemon: Inst
 
 
 def test_a_client_that_has_said_hello_keeps_its_place(daemon: Instance) -> None:
-    name = daemon.add('device = "probe"\nhello-timeout = 0.05')
+    name = daemon.add('device = "probe"\nhello-timeout = 1')
     with Client.connect(daemon.socket(name), timeout=PATIENCE) as client, silent(daemon.socket(name)) as next_one:
-        next_one.settimeout(0.3)
+        next_one.settimeout(1.5)
         with pytest.raises(TimeoutError):
             next_one.recv(1)
         assert client.read(0, PLAIN, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -28,6 +29,7 @@ from vfio_user import (
     ShadowBell,
     ShadowIoEventFd,
 )
+from vfio_user.io_fds import descriptors
 
 IRQ_NOW, WILDCARD_COUNT, VALUE_COUNT, LATEST_VALUE, ACKED_COUNT = 0x08, 0x40, 0x50, 0xDC, 0x60
 WILDCARD, VALUE, LATEST, REGION = 0x000, 0x020, 0x040, 0x100
@@ -131,6 +133,72 @@ def test_a_command_that_kills_each_worker_fails_before_the_device_is_given_up(da
         about = daemon.describe(name)
         assert (about["state"], about["hand_overs"]["count"]) == ("running", 1)
         assert about["restarts"] in (2, 3), "a first worker that has lived for a moment only is one of the two"
+
+
+GRUDGE = """
+import os
+import signal
+import time
+
+from bellwire import Bar, PciDevice
+
+
+class Grudge(PciDevice, vendor=0x1234, device=0x0002, class_code=0x088000):
+    "Dies or hangs of a ring."
+
+    mmio = Bar(0, size=4096)
+    count = mmio.reg(0x00, access="ro")
+    deadly = mmio.doorbell(0x10)
+    endless = mmio.doorbell(0x14)
+    good = mmio.doorbell(0x18)
+
+    def recovered(self, torn: bool) -> None:
+        "Goes on."
+
+    @deadly.ring
+    def deadly_rung(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @endless.ring
+    def endless_rung(self) -> None:
+        time.sleep(60)
+
+    @good.ring
+    def good_rung(self) -> None:
+        self.count += 1
+"""
+
+
+@pytest.mark.parametrize(("bell", "deaths"), [(0x10, 2), (0x14, 1)], ids=["dies", "hangs"])
+def test_a_ring_that_no_worker_survives_is_dropped_alone(daemon: Instance, bell: int, deaths: int) -> None:
+    (daemon.plugins / "grudge.py").write_text(GRUDGE)
+    name = daemon.add('device = "grudge"\nhang-timeout = 0.5')
+    with (
+        connect(daemon.socket(name)) as client,
+        daemon.monitor(name) as events,
+        rings(client, bell, 0x18) as (bad, good),
+    ):
+        pid = daemon.pid(name)
+        os.kill(pid, signal.SIGSTOP)
+        os.eventfd_write(bad, 1)  # the worker takes both, and runs the hook of this one first
+        os.eventfd_write(good, 1)
+        os.kill(pid, signal.SIGCONT)
+        events.until("taken-over", name)
+        assert eventually(lambda: read(client, 0x00) == 1)
+        assert daemon.describe(name)["restarts"] == deaths
+        os.eventfd_write(good, 1)
+        assert eventually(lambda: read(client, 0x00) == 2)
+
+
+@contextlib.contextmanager
+def rings(client: Client, *offsets: int) -> Iterator[list[int]]:
+    """The eventfds of doorbells in BAR 0."""
+    found = {sub.offset: sub for sub in client.io_fds(0)}
+    try:
+        yield [found[offset].fd for offset in offsets]
+    finally:
+        for fd in set().union(*map(descriptors, found.values())):
+            os.close(fd)
 
 
 def test_a_worker_that_hangs_is_killed_and_succeeded(daemon: Instance) -> None:

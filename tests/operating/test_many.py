@@ -18,7 +18,7 @@ from bellwired.commands.cli import main
 from bellwired.workers import wire
 from bellwired.workers.relay import MOST_LINES, Relay
 from operating.conftest import Run
-from operating.instance import Instance, connect, read
+from operating.instance import Instance, connect, eventually, read
 from vfio_user import VfioUserError
 
 STOPPED = 'device = "probe"\nautostart = false'
@@ -170,8 +170,9 @@ def test_timeout_says_how_long_to_wait_for_a_daemon(tmp_path: Path, capsys: pyte
 def test_timeout_says_how_long_to_wait_for_an_answer(daemon: Instance, run: Run) -> None:
     daemon.configure("sleepy", 'device = "probe"\nautostart = false\nrestart = "no"\noptions.mood = "sleeps"')
     daemon.reload()
-    status, _, err = run("start", "sleepy", "--timeout", "0.3")
+    status, _, err = run("start", "sleepy", "--timeout", "1")
     assert (status, "the daemon does not answer" in err) == (1, True)
+    assert eventually(lambda: daemon.pid("sleepy") > 0)
     os.kill(daemon.pid("sleepy"), signal.SIGKILL)
 
 

@@ -97,8 +97,17 @@ def table() -> Iterator[DmaTable]:
 
 @pytest.fixture
 def conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
-    """A server that waits 0.2 s at most, and a raw client which has introduced itself."""
-    with served(device, timeout=0.2) as (server, sock), closing(Wire(sock)) as wire:
+    """A server, and a raw client which has introduced itself."""
+    with served(device) as (server, sock), closing(Wire(sock)) as wire:
+        wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
+        assert wire.receive().flags == REPLY
+        yield server, wire
+
+
+@pytest.fixture
+def short_conversation(device: FakeDevice) -> Iterator[tuple[Server, Wire]]:
+    """The same with a server that waits half a second."""
+    with served(device, timeout=0.5) as (server, sock), closing(Wire(sock)) as wire:
         wire.send(Command.VERSION, bytes(4) + QEMU_PROPOSAL)
         assert wire.receive().flags == REPLY
         yield server, wire

@@ -49,7 +49,7 @@ PROPOSAL = b'{"capabilities":{"max_msg_fds":16,"twin_socket":{"supported":true}}
 @contextmanager
 def twins(device: FakeDevice) -> Iterator[tuple[Link, Wire]]:
     """A session with a raw client, and the client's end of their twin socket."""
-    with closing(Link(device, timeout=0.2)) as link:
+    with closing(Link(device)) as link:
         answer = link.greet(PROPOSAL)
         assert json.loads(answer.payload[4:-1])["capabilities"]["twin_socket"] == {"supported": True, "fd_index": 0}
         with closing(Wire(socket.socket(fileno=os.dup(*answer.fds)))) as twin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -40,14 +41,15 @@ def wrong(queue: Queue) -> None:
         queue.offer(slot)
 
 
-def request(queue: Queue, chance: random.Random) -> None:
-    """A request of any kind to a disk, well made or not."""
+def request(queue: Queue, chance: random.Random, sector: int | None = None) -> None:
+    """A request of any kind to a disk, well made or not. At this sector, it keeps to eight of them."""
     kind = chance.choice([IN, IN, IN, OUT, OUT, FLUSH, GET_ID, DISCARD, NONE])
-    header = struct.pack("<IIQ", kind, 0, chance.randrange(130))
+    header = struct.pack("<IIQ", kind, 0, chance.randrange(130) if sector is None else sector)
     size = chance.choice([0, 511, 512, 1024, 4096])
     data = chance.randbytes(size) if kind == OUT else b""
     if kind == DISCARD:
-        data = struct.pack("<QII", chance.randrange(120), chance.randrange(20), chance.choice([0, 0, 1]))
+        first, count = (chance.randrange(120), chance.randrange(20)) if sector is None else (sector, 8)
+        data = struct.pack("<QII", first, count, chance.choice([0, 0, 1]))
     cut = chance.choice([16, 16, 16, 3, 16 + len(data)])
     rooms = [size, 1] if kind == IN else [1]
     queue.add(
@@ -100,6 +102,46 @@ def test_how_many_buffers_are_taken_at_once_makes_no_difference(
     assert outcome(kind, script, seed, 64, fast=False) == slowly
     assert outcome(kind, script, seed, 64, fast=True) == slowly
     assert outcome(kind, script, seed, 3, fast=True) == slowly
+
+
+def on_image(kind: set[int], counts: list[int], seed: int, image: Path, *, fast: bool) -> list[object]:
+    """What the buffers have after each notification, in any order, and the image at the end.
+
+    Requests that are under way at the same time lie apart: those that overlap have no order.
+    """
+    chance = random.Random(seed)
+    image.write_bytes(random.Random(0).randbytes(64 << 10))
+    seen: list[object] = []
+    with Driver(VirtioBlk, memory=MEMORY, image=image) as driver:
+        driver.start(kind | {Feature.INDIRECT_DESC, 9, 13}, size=64)
+        queue = driver.queues[0]
+        assert isinstance(driver.device, VirtioBlk)
+        if not fast:
+            driver.device.fast = None
+        for count in counts:
+            for number in range(count):
+                request(queue, chance, 8 * number)
+            try:
+                queue.kick()
+                driver.guest.advance()
+            except GuestError as error:
+                seen.append(str(error))
+                break
+            used = queue.used()
+            assert len(used) == count
+            seen.append(sorted((each.written, queue.whole(each)) for each in used))
+        totals = driver.device.meter.to_dict()["totals"]
+    return [*seen, totals, image.read_bytes()]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@settings(max_examples=15, deadline=None)
+@given(counts=st.lists(st.integers(1, 17), min_size=1, max_size=4), seed=st.integers(0, 1 << 32))
+def test_a_disk_on_an_image_does_the_same_on_both_paths(
+    tmp_path_factory: pytest.TempPathFactory, kind: set[int], counts: list[int], seed: int
+) -> None:
+    image = tmp_path_factory.mktemp("disk") / "image"
+    assert on_image(kind, counts, seed, image, fast=True) == on_image(kind, counts, seed, image, fast=False)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

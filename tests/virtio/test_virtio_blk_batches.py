@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from bellwire import Job, OptionError
 from bellwire.bundled.virtio_blk import VirtioBlk
+from bellwire.bundled.virtio_blk.at_once import Writes
 from bellwire.bundled.virtio_blk.request import Blk, Failure, Result
 from bellwire.storage import MemoryDisk
 from bellwire.storage.aio import Transfer
@@ -116,8 +119,22 @@ def groups(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, ...]]
     return found
 
 
-def test_a_thread_gets_16_writes_and_each_other_job_by_itself(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def shape(job: Job) -> object:
+    """How many writes it has, or whether it writes."""
+    if isinstance(job, Writes):
+        return len(job.rows)
+    return job.write if isinstance(job, Transfer) else None
+
+
+@pytest.mark.parametrize(
+    ("fast", "shapes"), [(True, [[None], [16], [5]]), (False, [[False], [False], [None], [True] * 16, [True] * 5])]
+)
+def test_a_thread_gets_16_writes_and_each_other_job_by_itself(
+    image: Path, fast: bool, shapes: list[list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = Disk(FEATURES, image=image)
+    if not fast:
+        disk.device.fast = None
     with disk.driver:
         given = groups(disk, monkeypatch)
         monkeypatch.setattr(disk.device.disk, "try_read", lambda *_: False)
@@ -129,13 +146,35 @@ def test_a_thread_gets_16_writes_and_each_other_job_by_itself(image: Path, monke
         disk.driver.queues[0].kick()
         disk.driver.guest.advance()
         assert [used.written for used in disk.driver.queues[0].used()] == [513, 513, *[1] * 22]
-        shape = [[job.write if isinstance(job, Transfer) else None for job in jobs] for jobs in given]
-        assert shape == [[False], [False], [None], [True] * 16, [True] * 5]
+        assert [[*map(shape, jobs)] for jobs in given] == shapes
         meter = disk.device.meter.to_dict()
         assert meter["totals"] == {"read": (2, 1024), "write": (21, 21 * 512)}
         assert sum(meter["latency"]) == 24
         assert 0 < meter["nanoseconds"] < 24 * 60e9
     assert image.read_bytes()[: 21 * 512] == b"".join(bytes([number]) * 512 for number in range(21))
+
+
+def test_of_writes_that_a_thread_does_together_each_has_its_own_result(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = os.pwritev
+
+    def pwritev(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if offset == 512:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(fd, [buffers[0][:100]], offset, flags)  # a short write is not the end
+
+    disk = Disk(FEATURES, image=image)
+    with disk.driver as driver:
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        for number in range(3):
+            add(disk, OUT, number, bytes([number + 1]) * 512)
+        driver.queues[0].kick()
+        driver.guest.advance()
+        answers = driver.queues[0].answers()
+    assert answers == [b"\0", bytes([Result.IO_ERROR]), b"\0"]
+    assert "No space left on device" in caplog.text
+    assert image.read_bytes()[:1536] == b"\1" * 512 + bytes(512) + b"\3" * 512
 
 
 def test_threads_complete_requests_of_each_queue(image: Path) -> None:

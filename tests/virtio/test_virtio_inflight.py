@@ -57,7 +57,8 @@ class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0
             assert (size, writes) == (6, False)
             self.dma.write(tail, (self.dma.read(head, 3) + self.dma.read(data, size))[::-1])
         if rows:
-            queue.put_rows(ring, rows, [9] * len(rows), 18 * len(rows))
+            ring.take_rows(rows)
+            queue.put_rows(rows, [9] * len(rows), 18 * len(rows))
             self.rows += len(rows)
         return len(rows)
 

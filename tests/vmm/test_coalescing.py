@@ -177,7 +177,7 @@ def test_a_server_that_takes_little_gets_several_messages(machine: Machine, serv
 
 def test_what_a_run_leaves_in_the_ring_arrives_at_its_end(machine: Machine, serve: Serve, tmp_path: Path) -> None:
     device = machine.plug(serve(served := Toy()), coalesced=[PLAIN])
-    result = execute(machine, Program().store(bar(device, 0) + toy.PLAIN, 1).spin(), tmp_path, timeout=0.2).run
+    result = execute(machine, Program().store(bar(device, 0) + toy.PLAIN, 1).spin(), tmp_path, timeout=1.0).run
     assert "still running" in result.failure
     assert device.accesses == (0, 1)
     device.peer.read(0, 0, 4)

@@ -42,6 +42,13 @@ _OF_C = frozenset(
     current""".split()  # noqa: SIM905
 )
 """Words that a driver in C has for itself."""
+_OF_LINUX = frozenset(
+    """alarm attribute bio cdev cgroup completion console cred dentry device file filename flock folio fpu hrtimer ida
+    idr inode iocb key kfifo kobject kref kset module msr mutex node page path property resource rseq rusage scatterlist
+    seccomp semaphore siginfo spinlock stat statx sysinfo termio termios timezone tm tracepoint user virtqueue winsize
+    xarray zone""".split()  # noqa: SIM905
+)
+"""Structures of Linux that drivers include: the driver's own gets a longer name."""
 
 
 def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
@@ -105,7 +112,10 @@ def _read(template: Traversable, name: str) -> str:
     kind = "".join(word.capitalize() for word in name.split("_") if word)
     if kind in _TAKEN or keyword.iskeyword(kind):
         kind += "Device"
-    return template.read_text().replace("@name@", name).replace("@NAME@", name.upper()).replace("@Kind@", kind)
+    text = template.read_text()
+    if name in _OF_LINUX:
+        text = text.replace("struct @name@ ", "struct @name@_card ")
+    return text.replace("@name@", name).replace("@NAME@", name.upper()).replace("@Kind@", kind)
 
 
 def _header(device: Path) -> str:

@@ -182,12 +182,12 @@ class Holder:
 
     # -- what is held
 
-    def bequest(self, *, poisoned: bool = False) -> list[tuple[Inherit, list[int]]]:
+    def bequest(self, *, hung: bool = False) -> list[tuple[Inherit, list[int]]]:
         """The messages that give a successor everything, with their descriptors. These stay the holder's."""
         messages = [(Inherit(named, last=False), fds) for named, fds in self._batches()]
         if not messages:
             messages = [(Inherit([], last=True), [])]
-        messages[-1][0].last, messages[-1][0].poisoned = True, poisoned
+        messages[-1][0].last, messages[-1][0].hung = True, hung
         return messages
 
     def close(self) -> None:

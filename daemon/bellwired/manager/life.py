@@ -11,7 +11,7 @@ from bellwired.settings import Daemon
 
 SHORT = 0.2
 """The seconds below which a worker's life was short."""
-MOST_SHORT = 2  # short lives in a row: what they all died of is not done again
+MOST_SHORT = 2  # short lives in a row, after which the next worker has to wait
 
 
 class State(StrEnum):
@@ -51,11 +51,6 @@ class Restarts:
         """The worker that was started last is ready."""
         self.hung = False
         self.unready = 0
-
-    @property
-    def poisoned(self) -> bool:
-        """Whether what the last worker was at is not to be done again: it hung, or several have died soon."""
-        return self.hung or self._short >= MOST_SHORT
 
     def delay(self, daemon: Daemon, *, served: float | None = None) -> float | None:
         """Record a death. The seconds to wait before the restart; None if the device has died too often.

@@ -141,7 +141,7 @@ class Parent:
             return None
         entries = self._holder.entries()
         found = {key: Kept(key, json.loads(note), tuple(fds)) for key, (note, fds) in entries.items()}
-        return Estate(found, poisoned=self._restarts.poisoned)
+        return Estate(found, hung=self._restarts.hung)
 
     # -- one process
 

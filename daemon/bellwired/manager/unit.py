@@ -191,7 +191,7 @@ class Unit(Filtered, Kept):
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
-        self.changed, self.over = {}, False
+        self.changed, self.over, self.old_code = {}, False, ""
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:
@@ -227,7 +227,7 @@ class Unit(Filtered, Kept):
             raise
         channel.handed_over()
         if succeeds:
-            channel.bequeath(self.holder.bequest(poisoned=self._restarts.poisoned))
+            channel.bequeath(self.holder.bequest(hung=self._restarts.hung))
         self._child = child
         if not self._attempt.done():  # counted from here: the fork server may have been slow
             self._overdue = loop.call_later(self.daemon.start_timeout, self._too_slow)

@@ -6,6 +6,7 @@ What a device file cannot say is reported, by the name that it has in the file; 
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -39,7 +40,7 @@ class Read(NamedTuple):
 def read(path: Path, *, top: str = "", include: Sequence[Path] = ()) -> Read:
     """Read the address map ``top``, or the last one in the file. A CommandError has the compiler's own words."""
     if not path.is_file():
-        raise CommandError(f"{path}: no such file")
+        raise CommandError(f"{path}: {'this is a folder' if path.is_dir() else 'no such file'}")
     try:
         from systemrdl.compiler import RDLCompiler
         from systemrdl.messages import RDLCompileError
@@ -56,9 +57,18 @@ def read(path: Path, *, top: str = "", include: Sequence[Path] = ()) -> Read:
         root = compiler.elaborate(top_def_name=top or None)
     except RDLCompileError as error:
         raise CommandError(f"{path}: {printer.first or error}") from None
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: the XML parser's is derived from it
-        raise CommandError(f"{path}: {error}") from None
+    except subprocess.TimeoutExpired:
+        raise CommandError(f"{path}: its embedded Perl does not end") from None
+    except (OSError, ValueError, LookupError, SyntaxError) as error:  # SyntaxError: the XML parser's is derived from it
+        raise CommandError(f"{path}: {printer.first or _said(error)}") from None
     return _Reader(root.top).read()
+
+
+def _said(error: Exception) -> str:
+    """The words of an error; those of peakrdl-ipxact for XML without a namespace, and for bad numbers, say nothing."""
+    if isinstance(error, LookupError):
+        return "this is no IP-XACT: its root has no namespace, as that of IEEE 1685-2014"
+    return str(error) or "it has a number that cannot be read: digits or 'h and digits expected, no expression"
 
 
 def _ipxact(compiler: Any) -> Any:

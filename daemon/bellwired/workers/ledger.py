@@ -89,7 +89,7 @@ def inherit(channel: socket.socket) -> Estate:
             continue
         entries |= {entry.key: entry for entry in unpacked(message.entries, fds)}
         if message.last:
-            return Estate(entries, poisoned=message.poisoned)
+            return Estate(entries, hung=message.hung)
 
 
 def unpacked(named: list[Named], fds: list[int]) -> list[Kept]:

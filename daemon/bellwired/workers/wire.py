@@ -118,8 +118,8 @@ class Inherit(Struct, tag=True):
 
     entries: list[Named]
     last: bool
-    poisoned: bool = False
-    """Several workers have died soon: what the last one was at is not to be done again."""
+    hung: bool = False
+    """The last worker hung: what it was at is not to be done again."""
 
 
 Kind = TypeVar("Kind")

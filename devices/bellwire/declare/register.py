@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from bellwire.declare.access import Access
 from bellwire.declare.declared import Declared, is_power_of_two
+from bellwire.declare.flags import Parts
 from bellwire.declare.hooks import mark
 
 if TYPE_CHECKING:
@@ -133,16 +135,20 @@ class Register(Declared, Generic[Value]):
         return kind(value)
 
     def meaning(self, value: int) -> str:
-        """The name of ``value``, or of its flags. Empty for a register without a kind, ``?`` for an unknown value."""
+        """The name of ``value``, or its flags and fields. Empty without a kind, ``?`` for an unknown value."""
         if self.kind is None:
             return ""
+        if issubclass(self.kind, IntFlag):
+            return self._parts.text(value)
         try:
-            member = self.typed(value)
+            return str(self.typed(value).name)
         except ValueError:
             return "?"
-        if isinstance(member, IntFlag):
-            return "|".join(flag.name or hex(flag) for flag in member) or "0"
-        return str(member.name)
+
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        assert self.kind is not None
+        return Parts(self.kind)
 
     def load(self, file: memoryview) -> int:
         """Read the value from ``file``, the register file of its BAR."""

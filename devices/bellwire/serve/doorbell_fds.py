@@ -51,6 +51,9 @@ from vfio_user import (
     VfioUserError,
 )
 
+COMMAND = (1 << 64) - 1
+"""In the place of a source's number: a command of the client."""
+
 
 class DoorbellFds:
     """All doorbell fds of one device for one client. They are made when the client asks, and closed when it leaves.
@@ -85,6 +88,7 @@ class DoorbellFds:
         self.poll = self._epoll.poll
         """``poll(0)`` gives the fds that have rung and are not gathered yet."""
         self._sources: dict[int, Source] = {}
+        self._numbers: dict[int, int] = {}  # of the sources, the same in each successor
         self._events: dict[Doorbell | tuple[Doorbell | IoRegion, int], EventSource[Any]] = {}
         self._shadows: dict[Doorbell | tuple[Doorbell | IoRegion, int], ShadowIoEventFd] = {}
         self._cells: Cells | None = None
@@ -191,12 +195,29 @@ class DoorbellFds:
             self.gather(fd for fd, _ in ready)
         return bool(self._rung)
 
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+    def culprit(self, *, command: bool, hung: bool) -> int:
+        """What that process was at, if it is not to be done again: 0, COMMAND, or a number for :meth:`again`.
+
+        So it is if the process ``hung`` in it, or if it died when it did it again for another one that had died of it.
+        ``command``: if it was in no hook of a ring, it was at a command of the client.
+        """
+        sources = ((number, self._sources.get(fd)) for fd, number in self._numbers.items() if fd not in self._lent)
+        rings = (number for number, source in sources if source is not None and source.begun)
+        at = next(rings, COMMAND if command else 0)
+        before, self._noted.suspect[0] = self._noted.suspect[0], at
+        return at if hung or at == before else 0
+
+    def again(self, *, repeats: bool, culprit: int) -> bool:
         """Gather what that process had gathered, and had not run: see :meth:`Source.again`."""
         for fd, source in self._sources.items():
-            if fd not in self._lent and source.again(repeats=repeats, poisoned=poisoned):
+            drop = self._numbers[fd] == culprit
+            if fd not in self._lent and source.again(repeats=repeats, drop=drop):
                 self._rung.append(source)
         return bool(self._rung)
+
+    def survived(self) -> None:
+        """All of that is done."""
+        self._noted.suspect[0] = 0
 
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
@@ -305,7 +326,7 @@ class DoorbellFds:
 
     def _add(self, key: str, source: Source, slot: int) -> None:
         fd = source.fds[0]
-        self._sources[fd] = source
+        self._sources[fd], self._numbers[fd] = source, slot + 1
         source.guard = self._by(source.mechanism, self._guard)
         self._epoll.register(fd, select.EPOLLIN)
         self._watch(fd)

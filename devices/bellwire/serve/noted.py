@@ -8,8 +8,11 @@ The kernel does not add to the count in a slot, it replaces it. So each slot of 
 rings: what was taken before and has not run yet is put there first. A process that is killed between the two steps
 leaves a ring in both counts. It then rings once more than the guest has rung, which does no harm.
 
-Another version of Bellwire may take the file over. The older counts lie at its end, so that a version without them
-finds the rest in its place. A file of such a version is made longer.
+A successor also notes what the process before was at, until it has done that again itself. If it dies before, the next
+one finds the same *suspect*, and does not do it a third time.
+
+Another version of Bellwire may take the file over. The older counts and the suspect lie at its end, so that a version
+without them finds the rest in its place. A file of such a version is made longer.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ LINE = (MOST_COMMANDS + 1) * SIZE
 """The bytes of the commands of a socket, and of one that is zero."""
 _START = 8 * EVENTS
 _OLDER = _START + LINES * LINE
-_SIZE = _OLDER + 8 * EVENTS
+_SUSPECT = _OLDER + 8 * EVENTS
+_SIZE = _SUSPECT + 8
 
 
 class EventSlot(NamedTuple):
@@ -55,6 +59,8 @@ class NotedRings:
         if os.fstat(self.fd).st_size < _SIZE:
             os.ftruncate(self.fd, _SIZE)
         self._view = Mapping(self.fd, 0, _SIZE, write=True).view()
+        self.suspect = self._view[_SUSPECT:].cast("Q")
+        """One number: what is being done again, 0 for nothing."""
 
     def event(self, slot: int) -> EventSlot:
         """The slot of an eventfd."""

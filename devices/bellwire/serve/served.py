@@ -41,7 +41,7 @@ from bellwire.model.core import Core
 from bellwire.model.source import StateFiles
 from bellwire.serve.backend import DeviceBackend
 from bellwire.serve.boundary import Boundary
-from bellwire.serve.doorbell_fds import DoorbellFds
+from bellwire.serve.doorbell_fds import COMMAND, DoorbellFds
 from bellwire.serve.host import ClientHost
 from bellwire.serve.loop import Deadline, Loop
 from bellwire.serve.migration import MigratingDevice
@@ -62,6 +62,7 @@ from vfio_user import (
     Session,
     Tap,
 )
+from vfio_user.journal import BUSY, HEAD
 
 _UCRED = struct.Struct("3i")
 DRAIN = 8192  # messages in a turn: more than a socket holds, so a ring never waits for ever behind a flood
@@ -92,6 +93,7 @@ class Served:
         """What stands between client and device."""
         self.channel: type[Channel] = Channel
         """What talks to clients."""
+        self._busy = False  # whether the process before was at a command
         self.also: tuple[Kept, ...] = ()
         """What else the ledger has of each client."""
         self._introduced = False
@@ -145,13 +147,15 @@ class Served:
             self.core.take_over(files, client=True, died=died, moved=self.keep_state, loaded=loaded)
         finally:
             self._host.estate = Estate()
-        repeats, poisoned = self.core.device.repeats, estate.poisoned
+        repeats = self.core.device.repeats
+        culprit = doorbell_fds.culprit(command=self._busy, hung=estate.hung)
         # Rings first: a reply to the command that was begun flushes them, and takes new ones into their slots.
-        rung = not session.migration.still and doorbell_fds.again(repeats=repeats, poisoned=poisoned)
-        session.finish(estate, again=repeats and not poisoned)
+        rung = not session.migration.still and doorbell_fds.again(repeats=repeats, culprit=culprit)
+        session.finish(estate, again=repeats and culprit != COMMAND)
         if rung:
             session.service(DRAIN)  # a ring sees the writes that came before it
             doorbell_fds.run()
+        doorbell_fds.survived()
 
     def keep_state(self) -> None:
         """Tell the ledger where the state is."""
@@ -166,6 +170,7 @@ class Served:
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, own, self._boundary, self._observer)
         journal = Journal.of(self._limits, estate, self._ledger)
+        self._busy = journal.marks[BUSY] > journal.marks[HEAD]
         self.session = self._host.session = Session(
             connection,
             backend,

@@ -21,6 +21,7 @@ from vfio_user.ioregionfd import SIZE as COMMAND_SIZE
 from vfio_user.ioregionfd import decode_command
 
 _MOST = (1 << 64) - 1  # who has the fd may add any number, again and again
+IN_HOOK = 0x80  # in the last byte of a count in a slot: the hook of these rings runs. No honest client rings so often
 BEGUN = 2  # a byte of a command that means nothing: it is set while the command is in work
 clear_command = struct.Struct(f"{COMMAND_SIZE}x").pack_into
 
@@ -46,11 +47,14 @@ class Source(Protocol):
     def run(self) -> None:
         """Run the hooks for the rings that were gathered."""
 
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether a process has died in the hook of what it had gathered here."""
+
+    def again(self, *, repeats: bool, drop: bool) -> bool:
         """Gather the rings that a process which has died had gathered. True if there are any.
 
-        ``repeats``: the value that its hook was at is delivered again. ``poisoned``: it died of its rings, again and
-        again, so the one that it was at is dropped.
+        ``repeats``: the value that its hook was at is delivered again. ``drop``: not the one that it was at.
         """
 
     def discard(self) -> None:
@@ -80,6 +84,7 @@ class CountingSource(Generic[Bell]):
         self.guard = guard
         self._counter, self._older = slot or new_slot()
         self._noted = self._counter.cast("Q")
+        self._hook = self._counter[7:]
         self._aside = False
         self._count = 0
         self._rings = core.tally.ring(self.mechanism, name_of(bell))
@@ -94,12 +99,18 @@ class CountingSource(Generic[Bell]):
         self._noted[0] = self._older[0] = 0
         self._aside = False
 
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether a process has died in the hook."""
+        return bool(self._hook[0] & IN_HOOK)
+
+    def again(self, *, repeats: bool, drop: bool) -> bool:
         """A ring means "look", so it does no harm to look again."""
-        if poisoned:
+        if drop:
             self._clear()
+        self._hook[0] &= ~IN_HOOK
         self._count = self._older[0] + self._noted[0]
-        self._aside = True
+        self._put_aside()
         return bool(self._count)
 
     def discard(self) -> None:
@@ -142,6 +153,7 @@ class EventSource(CountingSource[Bell]):
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
+            self._hook[0] = IN_HOOK
             self.guard(self.ring, self._bell, count)
             self._noted[0] = 0
             if self._aside:
@@ -185,15 +197,16 @@ class ShadowSource(CountingSource[Bell]):
         count, self._count = self._count, 0
         if count:
             self._rings[0] += count
+            self._hook[0] = IN_HOOK
             self.guard(self._ring, self._bell, count, self._value)
             self._noted[0] = 0
             if self._aside:
                 self._clear()
 
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+    def again(self, *, repeats: bool, drop: bool) -> bool:
         """Ring with the value that the cell has now."""
         self._value = self._cell[0]
-        return super().again(repeats=repeats, poisoned=poisoned)
+        return super().again(repeats=repeats, drop=drop)
 
 
 class CommandSource:
@@ -269,19 +282,30 @@ class CommandSource:
                 clear_command(line, at)
         self._end = 0
 
-    def again(self, *, repeats: bool, poisoned: bool) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether a process has died in the hook of a command."""
+        return bool(self._line[self._first(bytes(self._line)) + BEGUN])
+
+    @staticmethod
+    def _first(content: bytes) -> int:
+        """Where the first command is that is not done."""
+        left = content.lstrip(b"\0")
+        return (LINE - len(left)) // COMMAND_SIZE * COMMAND_SIZE if left else 0
+
+    def again(self, *, repeats: bool, drop: bool) -> bool:
         """Find the commands that were gathered, and are not done."""
         content = bytes(self._line)
-        left = content.lstrip(b"\0")
-        at = (LINE - len(left)) // COMMAND_SIZE * COMMAND_SIZE if left else 0
-        self._end = at
+        self._end = at = self._first(content)
         while any(data := content[self._end : self._end + COMMAND_SIZE]):
             self._commands.append(decode_command(data))
             self._end += COMMAND_SIZE
-        if self._commands and content[at + BEGUN] and (poisoned or not repeats):
+        if self._commands and content[at + BEGUN] and (drop or not repeats):
             if self._commands.popleft().respond:
                 self._respond(None, at)
             clear_command(self._line, at)
+        elif self._commands:
+            self._line[at + BEGUN] = 0
         return bool(self._commands)
 
     def discard(self) -> None:

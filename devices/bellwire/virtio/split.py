@@ -143,11 +143,14 @@ class SplitRing:
             found.append((number, 1, one, two, of_two & LENGTH, of_data != NEXT, three))
         return found
 
-    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
-        """Take these rows, which are the next buffers, and :meth:`put` them, with so many bytes in each."""
+    def take_rows(self, rows: Sequence[Row]) -> None:
+        """Take these rows, which are the next buffers."""
         queue = self._queue
         queue.next = queue.next + len(rows) & 0xFFFF
         queue.out += len(rows)
+
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int]) -> int:
+        """:meth:`put` for rows, with so many bytes in each."""
         return self._put([row[0] for row in rows], written)
 
     def whole(self, most: int, *, write: bool) -> Whole | None:

@@ -33,7 +33,7 @@ _FIELDS = (
 
 Ring = SplitRing | PackedRing
 AtOnce = Callable[["Virtqueue", Ring, int], int]
-"""Does buffers at once, at most so many, and returns how many it has done."""
+"""Does buffers at once, at most so many, and returns how many it has taken."""
 
 
 class Virtqueue(ctypes.LittleEndianStructure):
@@ -152,22 +152,25 @@ class Virtqueue(ctypes.LittleEndianStructure):
         At the end, the buffers that device code has returned are published. A buffer that has been taken, and that
         device code neither keeps nor returns, is put back by :meth:`back`.
 
-        ``at_once(queue, ring, most)``, if given, may do the next buffers by the ring's ``rows`` and :meth:`put_rows`,
-        or by :meth:`whole` and :meth:`put_whole`, and returns how many it has done. The list is empty after that. It is
-        not called while a fault looks at buffers.
+        ``at_once(queue, ring, most)``, if given, may do the next buffers: it takes some of the ring's ``rows``, and
+        returns them by :meth:`put_rows`, now or later, or it does those of :meth:`whole` by :meth:`put_whole`. It
+        returns how many it has taken. The list is empty after that. It is not called while a fault looks at buffers.
         """
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
-            left = self.size
+            left, most = self.size, BATCH
             while left:
                 if at_once and ring and self._has_rows(ring) and (done := at_once(self, ring, min(left, BATCH))):
                     left -= done
+                    most = 1  # of others: the next but one may be done at once again
                     yield []
                     ring = self._live()
-                    if ring is not None and not ring.available() and not ring.listen():
-                        return
-                elif chains := self.take(min(left, BATCH)):
+                    if ring is not None and not ring.available():
+                        self.flush()  # before it looks again: the driver may answer meanwhile
+                        if not ring.available() and not ring.listen():
+                            return
+                elif chains := self.take(min(left, most)):
                     left -= len(chains)
                     yield chains
                     ring = self._live()
@@ -200,15 +203,16 @@ class Virtqueue(ctypes.LittleEndianStructure):
             raise self.device.broken(f"{self}: {error}") from error
         return chains
 
-    def put_rows(self, ring: Ring, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
-        """Publish the first ``len(written)`` of these rows, at least one, with so many bytes in each.
+    def put_rows(self, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
+        """Publish these rows, at least one, with so many bytes ``written`` in each. :meth:`flush` tells the driver.
 
-        The driver is told by :meth:`flush`. ``size`` is the number of bytes that the device has used in them.
+        ``size`` is the number of bytes that the device has used in them.
         """
-        if self._finished:
-            self._publish(ring)
-        self._untold += ring.put_rows(rows[: len(written)], written)
-        self.device.dma.touched(size)
+        if (ring := self._live()) is not None:
+            if self._finished:
+                self._publish(ring)
+            self._untold += ring.put_rows(rows, written)
+            self.device.dma.touched(size)
 
     def whole(self, most: int, *, write: bool) -> Whole | None:
         """The next buffers, at most ``most``, that are one piece each, to write or to read: for :meth:`put_whole`.

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from bellwire import Job, Meter, Option, Pool, StateError
-from bellwire.bundled.virtio_blk.at_once import AT_ONCE, ENOUGH, at_once
+from bellwire.bundled.virtio_blk.at_once import AT_ONCE, ENOUGH, Writes, at_once
 from bellwire.bundled.virtio_blk.request import (
     IN,
     MOST_SEGMENTS,
@@ -88,6 +88,8 @@ class VirtioBlk(
     told: int
     """The budget at which the driver is told of completions."""
     fast: AtOnce | None
+    writes: list[Writes]
+    """Those that the threads get at the end of the turn."""
     moved: list[int]
     """Reads, bytes read, writes, bytes written at once and by threads. Reads at once are added batch by batch."""
     meter: Meter
@@ -116,6 +118,7 @@ class VirtioBlk(
         self.meter = Meter(self, self.totals)
         threads = self.pool(self.threads, self.finished)
         self.workers = direct_pool(self, threads, self.finished) if self.direct else threads
+        self.writes = []
         self.fast = None if self.direct else partial(at_once, self)
 
     def saving(self) -> None:
@@ -214,12 +217,17 @@ class VirtioBlk(
     def notified(self, queue: Virtqueue) -> None:
         """Do requests that need no waiting at once, up to AT_ONCE bytes, and give the others to threads."""
         self.budget, self.told = AT_ONCE, AT_ONCE - ENOUGH
-        for chains in queue.batches(self.fast):
-            if chains:
-                self.work(queue, chains)
-            if self.budget <= 0:
-                queue.ask_for_turn()
-                break
+        try:
+            for chains in queue.batches(self.fast):
+                if chains:
+                    self.work(queue, chains)
+                if self.budget <= 0:
+                    queue.ask_for_turn()
+                    break
+        finally:
+            for writes in self.writes:
+                self.workers.submit(writes)
+            self.writes.clear()
 
     def work(self, queue: Virtqueue, chains: Sequence[Chain]) -> None:
         """Do or begin the requests in these buffers. Those that the budget does not allow are put back."""
@@ -269,11 +277,19 @@ class VirtioBlk(
     def finished(self, jobs: list[Job]) -> None:
         """Complete the requests that threads have done, with one interrupt for each queue."""
         now, took = perf_counter_ns(), self.meter.took
+        queues: dict[int, Virtqueue] = {}
         for job in jobs:
-            request: Request = job.tag
-            took(now - request.begun)
-            request.chain.queue.finish([request.end(OK if job.error is None else self.blame(job.error))])
-        for queue in {job.tag.chain.queue.index: job.tag.chain.queue for job in jobs}.values():
+            if isinstance(job, Writes):
+                queue = job.queue
+                took(now - job.begun, len(job.rows))
+                job.end(self)
+            else:
+                request: Request = job.tag
+                queue = request.chain.queue
+                took(now - request.begun)
+                queue.finish([request.end(OK if job.error is None else self.blame(job.error))])
+            queues[queue.index] = queue
+        for queue in queues.values():
             queue.flush()
 
     def blame(self, error: Exception) -> Result:
