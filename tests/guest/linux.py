@@ -54,7 +54,7 @@ class Guest:
         accel: str = "tcg",
         shared: bool = True,
         reboots: int = 0,
-        timeout: float = 60.0,
+        timeout: float = 240.0,
     ) -> Outcome:
         """Boot, run ``script``, and switch off. An AssertionError when that takes longer than ``timeout``.
 

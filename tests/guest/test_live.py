@@ -68,7 +68,7 @@ def talk(linux: Callable[..., Outcome], tmp_path: Path) -> Callable[..., None]:
         line = ["-serial", f"unix:{path},server=on,wait=off"]
         with ThreadPoolExecutor(1) as visitor:
             visited = visitor.submit(sit_there)
-            outcome = linux(WATCH + script, device, arguments=line, timeout=120, **options)
+            outcome = linux(WATCH + script, device, arguments=line, timeout=240, **options)
             visited.result()
         assert outcome.status == 0, outcome.output
 
