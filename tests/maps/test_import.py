@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from enum import IntEnum, IntFlag
@@ -380,6 +381,26 @@ def test_the_error_says_what_is_wrong_with_xml(
     (here / "it.xml").write_text(inside)
     assert main(["import", "it.xml"]) == 1
     assert f"bellwire: it.xml: {said}" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_compiler_which_would_go_on(here: Path) -> None:
+    (here / "it.rdl").write_text("addrmap it {};")
+    program = """
+import os, signal
+from systemrdl.compiler import RDLCompiler
+from bellwired.commands.cli import main
+
+def interrupted(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+
+RDLCompiler.compile_file = interrupted
+main(["import", "it.rdl"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_embedded_perl_that_does_not_end_is_an_error(
