@@ -255,6 +255,34 @@ def test_edited_code_that_dies_can_be_edited_again(tmp_path: Path) -> None:
         assert "its files cannot be run, so it has those of" in running.said()
 
 
+CURIOUS = """
+try:
+    open("{secret}").close()
+    SEES = True
+except OSError:
+    SEES = False
+"""
+
+
+def test_code_that_a_process_has_left_runs_in_the_box_alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.touch()
+    curious = (
+        CURIOUS.format(secret=secret) + DEVICE + "\n    sees = mmio.reg(0x20, access='constant', reset=1 + SEES)\n"
+    )
+    with run(tmp_path, "--reload") as running, connected(running) as client:
+        running.file.write_text(curious)
+        wait_for(running, "the new code goes on")
+        assert read(client, 0x20) == 1, "it was imported in the box"
+        running.file.write_text("this is no Python")
+        wait_for(running, "The code of before goes on")
+        os.kill(running.pid, signal.SIGKILL)
+        assert read(client, 0x20) == 1
+        assert "its files cannot be run, so it has those of" in running.said()
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [

@@ -99,7 +99,7 @@ def _serve(
     """Serve in this process. ``sockets`` has what closes them, unless a parent does."""
     if ward is not None:
         _log_to(arguments, name, part)
-    instance = _make(arguments, device, ward)
+    instance, failed = _make(arguments, device, ward)
     filters = all_made(wanted, device)
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:
@@ -113,6 +113,8 @@ def _serve(
         recording = [] if arguments.record is None else [replay.recorder(arguments, instance, stack)]
         filters += recording
         box = _box(arguments, instance, name, place.control, ward, last)
+        if failed is not None and ward is not None:
+            instance = _as_left(arguments, ward, instance, failed)
         desk = stack.enter_context(Desk(name, about, place.address, place.control, box, ward))
         relay = Relay(desk.channel)
         log.root.addHandler(relay)
@@ -185,24 +187,38 @@ def _restarts(arguments: argparse.Namespace) -> bool:
     return True
 
 
-def _make(arguments: argparse.Namespace, device: type[PciDevice], ward: Ward | None) -> PciDevice:
-    """The device, as its class was when the command was started.
+def _make(
+    arguments: argparse.Namespace, device: type[PciDevice], ward: Ward | None
+) -> tuple[PciDevice, Exception | None]:
+    """The device, as its class was when the command was started. With --reload, a successor has the newest code.
 
-    With --reload, a successor has the newest code, or else that of the process before it.
+    If that cannot be run, the error comes, too.
     """
+    failed: Exception | None = None
     if ward is not None and arguments.reload and ward.number:
         try:
             if ward.as_started:
                 raise CommandError("it has not got further than its start")
-            return _again(arguments)({})
+            return _again(arguments)({}), None
         except Exception as error:  # noqa: BLE001 of the user's file
-            try:
-                find, words = find_left(arguments.device, ward.estate, error, open_named)
-                device = find()
-            except Exception:  # noqa: BLE001 of the user's file, as it was
-                words = f"its newest code cannot be run, so it has that of the command's start: {error}"
-            log.error("%s", words)
-    return make(device, arguments.options, arguments.device)
+            failed = error
+    return make(device, arguments.options, arguments.device), failed
+
+
+def _as_left(arguments: argparse.Namespace, ward: Ward, first: PciDevice, error: Exception) -> PciDevice:
+    """The device of the code that the process before has left, or else the ``first`` one.
+
+    Call it in the box: that process was in one, and a guest may have taken it over.
+    """
+    try:
+        find, words = find_left(arguments.device, ward.estate, error, open_named)
+        found = make(find(), arguments.options, arguments.device)
+    except Exception:  # noqa: BLE001 of the user's file, as it was
+        log.error("its newest code cannot be run, so it has that of the command's start: %s", error)
+        return first
+    log.error("%s", words)
+    first.core.close()
+    return found
 
 
 def _again(arguments: argparse.Namespace) -> Again:

@@ -159,15 +159,18 @@ class Virtqueue(ctypes.LittleEndianStructure):
         try:
             if (ring := self._live()) is not None:
                 ring.silence()
-            left = self.size
+            left, most = self.size, BATCH
             while left:
                 if at_once and ring and self._has_rows(ring) and (done := at_once(self, ring, min(left, BATCH))):
                     left -= done
+                    most = 1  # of others: the next but one may be done at once again
                     yield []
                     ring = self._live()
-                    if ring is not None and not ring.available() and not ring.listen():
-                        return
-                elif chains := self.take(min(left, BATCH)):
+                    if ring is not None and not ring.available():
+                        self.flush()  # before it looks again: the driver may answer meanwhile
+                        if not ring.available() and not ring.listen():
+                            return
+                elif chains := self.take(min(left, most)):
                     left -= len(chains)
                     yield chains
                     ring = self._live()
