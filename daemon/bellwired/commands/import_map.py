@@ -74,7 +74,7 @@ def import_map(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: the parser that the compiler uses catches a KeyboardInterrupt, and goes on."""
+    """Let Ctrl-C end the process at once: the compiler's parser catches a KeyboardInterrupt, and goes on."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
