@@ -31,7 +31,7 @@ SPACES = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--pro
 LOG = "log"
 PYTHON = "/srv/bellwire/venv/bin/python"  # inside
 PREFIX = "bellwire-bed-"
-PATIENCE = 30.0  # seconds
+PATIENCE = 60.0  # seconds
 Entry = dict[str, Any]
 
 

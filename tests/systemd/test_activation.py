@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bed import PYTHON, Bed
+from bed import PATIENCE, PYTHON, Bed
 from bellwired import messages
 from vfio_user import Client, RegionIndex
 
@@ -17,7 +17,7 @@ BELL = bytes.fromhex("341211be")
 SOCKET = "/run/bellwire/bell.sock"
 CLIENT = f"""
 from vfio_user import Client, RegionIndex
-with Client.connect("{SOCKET}") as client:
+with Client.connect("{SOCKET}", timeout={PATIENCE}) as client:
     print(client.read(RegionIndex.CONFIG, 0, 4).hex())
 """
 
@@ -33,29 +33,29 @@ def bell(systemd: Bed) -> Iterator[Path]:
 
 def test_the_first_client_starts_the_device(systemd: Bed, bell: Path) -> None:
     assert systemd.show("bellwire@bell.service", "ActiveState") == "inactive"
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
         assert systemd.show("bellwire@bell.service", "ActiveState") == "active"
 
 
 def test_the_next_client_finds_it_running(systemd: Bed, bell: Path) -> None:
     for _ in range(2):
-        with Client.connect(bell) as client:
+        with Client.connect(bell, timeout=PATIENCE) as client:
             assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
     assert systemd.show("bellwire@bell.service", "NRestarts") == "0"
 
 
 def test_a_device_that_has_crashed_starts_again_for_the_client_that_waits(systemd: Bed, bell: Path) -> None:
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         client.device_info()
         systemd.systemctl("kill", "--signal=SIGSEGV", "bellwire@bell.service")
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
 
 
 def test_the_journal_names_the_device_its_client_and_the_message(systemd: Bed, bell: Path) -> None:
     systemd.forget()
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         client.device_info()
     came = systemd.heard(_SYSTEMD_UNIT="bellwire@bell.service", MESSAGE_ID=messages.CLIENT, BELLWIRE_DEVICE="bell")
     left = systemd.heard(_SYSTEMD_UNIT="bellwire@bell.service", MESSAGE_ID=messages.CLIENT_LEFT)
@@ -67,7 +67,7 @@ def test_the_journal_names_the_device_its_client_and_the_message(systemd: Bed, b
 
 
 def test_the_device_runs_as_a_user_of_its_own(systemd: Bed, bell: Path) -> None:
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         client.device_info()
         process = systemd.path(f"/proc/{systemd.show('bellwire@bell.service', 'MainPID')}")
         assert process.stat().st_uid >= 61184  # DynamicUser=
@@ -92,7 +92,7 @@ def test_others_may_not(systemd: Bed, bell: Path) -> None:
 
 
 def test_stop_ends_it_cleanly_with_a_client(systemd: Bed, bell: Path) -> None:
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         client.device_info()
         systemd.stop("bellwire@bell.service", "bellwire@bell.socket")
     assert systemd.show("bellwire@bell.service", "Result") == "success"
@@ -116,7 +116,7 @@ def test_it_does_not_take_the_socket_of_a_daemons_device(systemd: Bed) -> None:
         for entry in systemd.journal(UNIT="bellwire@bell.socket", _PID="1")
         + systemd.journal(_SYSTEMD_UNIT="bellwire@bell.socket")
     )
-    with Client.connect(systemd.path(SOCKET)) as client:
+    with Client.connect(systemd.path(SOCKET), timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
     systemd.stop("bellwired.service", "bellwired.socket")
     systemd.systemctl("reset-failed")
@@ -127,7 +127,7 @@ def test_the_daemon_does_not_take_its_socket(systemd: Bed, bell: Path) -> None:
     systemd.path("/etc/bellwire/devices.d/bell.toml").write_text('device = "bell"\n')
     systemd.start("bellwired.service")
     assert systemd.show("bellwired.service", "StatusText").endswith("failed: bell")
-    with Client.connect(bell) as client:
+    with Client.connect(bell, timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == BELL
         assert systemd.show("bellwire@bell.service", "ActiveState") == "active"
     systemd.stop("bellwired.service", "bellwired.socket")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bed import CHECKOUT, Bed
+from bed import CHECKOUT, PATIENCE, Bed
 from bellwire.bundled.edu import Edu
 from bellwired import messages
 from docs.documents import blocks
@@ -46,7 +46,7 @@ def identity(client: Client) -> bytes:
 
 
 def identity_of(systemd: Bed, name: str) -> bytes:
-    with Client.connect(socket_of(systemd, name)) as client:
+    with Client.connect(socket_of(systemd, name), timeout=PATIENCE) as client:
         return identity(client)
 
 
@@ -104,8 +104,10 @@ def test_a_devices_socket_may_be_systemds(configured: Bed) -> None:
     names = "FileDescriptorName=bell\nService=bellwired.service\n"
     configured.unit("bell.socket", f"[Socket]\nListenStream=/run/bellwire/bell.sock\n{names}")
     configured.start("bell.socket")
-    assert identity_of(configured, "bell") == BELL
-    configured.stop(SERVICE, "bell.socket")
+    try:
+        assert identity_of(configured, "bell") == BELL
+    finally:
+        configured.stop(SERVICE, "bell.socket")
 
 
 def test_nothing_in_it_has_a_privilege(bellwired: Bed) -> None:
@@ -141,7 +143,7 @@ def test_a_client_is_noted_as_it_comes_and_goes(bellwired: Bed) -> None:
 
 
 def test_what_a_guest_does_wrong_is_noted(bellwired: Bed) -> None:
-    with Client.connect(socket_of(bellwired, "edu")) as client:
+    with Client.connect(socket_of(bellwired, "edu"), timeout=PATIENCE) as client:
         client.write(0, Edu.dma_command.offset, (1).to_bytes(8, "little"))  # with bus mastering off
         entry = bellwired.heard(MESSAGE_ID=messages.TROUBLE, BELLWIRE_DEVICE="edu")
     assert (entry["PRIORITY"], "bus mastering off" in entry["MESSAGE"] or "DMA" in entry["MESSAGE"]) == ("4", True)
@@ -150,7 +152,7 @@ def test_what_a_guest_does_wrong_is_noted(bellwired: Bed) -> None:
 
 def test_reload_touches_only_what_has_changed(bellwired: Bed) -> None:
     configure(bellwired, "devices.d/late", 'device = "edu"\n')
-    with Client.connect(socket_of(bellwired, "bell")) as client:
+    with Client.connect(socket_of(bellwired, "bell"), timeout=PATIENCE) as client:
         bellwired.systemctl("reload", SERVICE)
         assert identity_of(bellwired, "late") == EDU, "the reload is done when systemctl returns"
         bellwired.heard(MESSAGE_ID=messages.RELOADED)
@@ -210,7 +212,7 @@ def test_the_drop_ins_of_the_documentation_are_enough_for_sockets_images_and_tap
 
 
 def test_a_worker_that_crashes_is_started_again_while_the_others_serve(bellwired: Bed) -> None:
-    with Client.connect(socket_of(bellwired, "edu")) as client:
+    with Client.connect(socket_of(bellwired, "edu"), timeout=PATIENCE) as client:
         bellwired.run("kill", "-SEGV", str(status(bellwired, "bell")["pid"]))
         assert "SIGSEGV" in bellwired.heard(MESSAGE_ID=messages.DIED, BELLWIRE_DEVICE="bell")["MESSAGE"]
         assert identity(client) == EDU
@@ -247,7 +249,7 @@ def test_the_watchdog_is_missed_when_the_fork_server_hangs(configured: Bed) -> N
 
 
 def test_stop_leaves_no_process_and_no_socket(bellwired: Bed) -> None:
-    with Client.connect(socket_of(bellwired, "bell")) as client:
+    with Client.connect(socket_of(bellwired, "bell"), timeout=PATIENCE) as client:
         assert identity(client) == BELL
         bellwired.stop(SERVICE)
     assert bellwired.show(SERVICE, "Result") == "success"
@@ -266,7 +268,7 @@ def test_a_client_gets_each_reply_whole_until_the_daemon_stops(bellwired: Bed) -
         except VfioUserError as error:
             ends.append(error)
 
-    with Client.connect(socket_of(bellwired, "bell")) as client:
+    with Client.connect(socket_of(bellwired, "bell"), timeout=PATIENCE) as client:
         reader = threading.Thread(target=read_on, args=(client,))
         reader.start()
         busy.wait()

@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from bed import PYTHON, Bed
+from bed import PATIENCE, PYTHON, Bed
 from vfio_user import Client, RegionIndex
 
 pytestmark = pytest.mark.systemd
@@ -67,9 +67,9 @@ def test_a_user_runs_a_daemon_beside_the_systems_and_each_has_its_own_world(syst
     unit = as_ada(systemd, "systemctl", "--user", "show", "--value", "--property=FragmentPath", UNITS[1]).stdout
     assert unit == f"{HOME}/.local/share/systemd/user/{UNITS[1]}\n"
     assert json.loads(as_ada(systemd, "bellwire", "status", "mine", "--json").stdout)["state"] == "running"
-    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/mine.sock")) as client:
+    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/mine.sock"), timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == EDU
-    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/made.sock")) as client:
+    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/made.sock"), timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("34127856")
     assert names(systemd) == ["made", "mine"]
     assert "Daemon: your own daemon" in as_ada(systemd, "bellwire", "status").stdout
@@ -86,7 +86,7 @@ def test_a_user_runs_a_daemon_beside_the_systems_and_each_has_its_own_world(syst
     assert names(systemd) == ["made", "mine"], "the first command starts their own"
 
     as_ada(systemd, "systemctl", "--user", "start", "bellwire@bell.socket")
-    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/bell.sock")) as client:
+    with Client.connect(systemd.path(f"{RUNTIME}/bellwire/bell.sock"), timeout=PATIENCE) as client:
         assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
     as_ada(systemd, "systemctl", "--user", "stop", "bellwire@bell.socket", "bellwire@bell.service")
 

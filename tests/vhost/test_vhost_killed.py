@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.bundled.vhost import Vhost
+from bellwire.serve.remembered import Remembered
+from bellwire.serve.worker import Worker
+from bellwire.vhost.bequest import CONNECTION
 from bellwire.virtio.transport import NOTIFY
-from devices.serving import COMMAND, MEMORY_AND_MASTER, sub_regions
+from devices.serving import COMMAND, MEMORY_AND_MASTER, running, sub_regions
 from devices.test_fault_points import GAP
 from dying import Outcome, play
 from vfio_user import Client, RegionIndex, RemoteError
 from vhost.program import DESCRIPTOR, NEXT, WRITE, Program, Ring
 from vhost.test_vhost_crash import UNTRACKED
+from vhost.test_vhost_device import Start
 from vhost.test_wires import RUN
 
 pytestmark = pytest.mark.slow
@@ -48,7 +54,7 @@ class Backwards(Program):
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
+def socket_path() -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         yield Path(folder) / "sock"
 
@@ -121,9 +127,29 @@ def undisturbed(place: Path) -> Outcome:
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_each_request_is_answered_once_in_spite_of_a_death_between_any_two_lines(
-    place: Path, data: st.DataObject
+    socket_path: Path, data: st.DataObject
 ) -> None:
-    before = undisturbed(place)
-    outcome = played(place, data.draw(st.integers(1, before.lines)))
+    before = undisturbed(socket_path)
+    outcome = played(socket_path, data.draw(st.integers(1, before.lines)))
     if not outcome.killed.startswith(GAP):
         assert outcome.seen == before.seen == 15
+
+
+def test_the_ledger_has_the_connection_while_a_client_is_there(
+    start: Start, place: Path, memfd: Callable[[int], int]
+) -> None:
+    start(protocol=UNTRACKED)
+    ours, theirs = socket.socketpair()
+    ledger = Remembered()
+    device = Vhost(backend=f"unix:{place}", type="rng")
+    with running(Worker(device, connection=theirs, ledger=ledger)), Client(ours) as client:
+        client.write(RegionIndex.CONFIG, COMMAND, MEMORY_AND_MASTER.to_bytes(2, "little"))
+        client.dma_map(0, MEMORY, memfd(MEMORY))
+        for register, value, size in RUN:
+            client.write(0, register, value.to_bytes(size, "little"))
+        client.dma_map(ELSEWHERE, PAGE, memfd(PAGE))
+        with contextlib.closing(ledger.estate()) as estate:
+            note = estate.note(f"file {CONNECTION}")
+            assert [(*place[:3],) for place in note["table"]] == [(0, MEMORY, 0), (ELSEWHERE, PAGE, 0)]
+            assert (note["rings"], note["steady"]) == ([0], True)
+    assert list(ledger.estate()) == []

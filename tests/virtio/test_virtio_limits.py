@@ -116,8 +116,8 @@ def test_dropped_frames_are_counted_one_by_one(make: Make, far: socket.socket) -
     assert card.device.dropped == 4
 
 
-def test_a_batch_is_64_packets_then_others_have_their_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert BATCH == 64
+def test_a_batch_is_256_packets_then_others_have_their_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BATCH == 256
     card = make(buffers=16)
     assert card.command(0, 4, b"\1")  # no unicast: it drops every one of these
     lane: Lane = card.device.lanes[0]
@@ -127,13 +127,13 @@ def test_a_batch_is_64_packets_then_others_have_their_turn(make: Make, monkeypat
         received.append(1)
         packet = PLAIN + frame()
         buffer[: len(packet)] = packet
-        return len(packet) if len(received) <= 100 else 0
+        return len(packet) if len(received) <= 300 else 0
 
     monkeypatch.setattr(lane.end, "receive", receive)
     card.device.receive(lane)
-    assert (len(received), lane.waits_for_turn) == (64, True)
+    assert (len(received), lane.waits_for_turn) == (256, True)
     card.driver.guest.advance()
-    assert (len(received), lane.waits_for_turn) == (101, False)
+    assert (len(received), lane.waits_for_turn) == (301, False)
 
 
 COMMANDS = [

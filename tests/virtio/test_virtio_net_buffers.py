@@ -175,7 +175,7 @@ def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch
     wire, timers = Wire(card, monkeypatch, 1000), card.driver.guest._timers
     for _ in range(2):
         card.driver.queues[0].kick()
-    assert (len(wire.calls), len(timers)) == (128, 1)
+    assert (len(wire.calls), len(timers)) == (512, 1)
     card.driver.start(card.driver.features, range(3), size=64)
     assert not wire.lane.waits_for_turn
     card.control = card.driver.queues[2]
@@ -190,6 +190,7 @@ def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch
 
 
 def test_a_card_that_has_lost_its_buffers_takes_no_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellwire.bundled.virtio_net.device.BATCH", 64)
     card = make(buffers=64)
     wire = Wire(card, monkeypatch, 65)
     card.driver.queues[0].kick()

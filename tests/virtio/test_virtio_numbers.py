@@ -68,7 +68,7 @@ def test_what_a_driver_may_cause_is_bounded() -> None:
     assert (console.MOST_PORTS, console.MOST_MESSAGES, console_control.LARGEST_NAME) == (16, 64, 64)
     assert (control.LARGEST, filter.MOST_ADDRESSES, filter.VLANS) == (1 << 16, 64, 4096)
     assert virtio_rng.LARGEST == 4096
-    assert (net.MOST_PAIRS, net.BATCH, net.VirtioNet.largest_queue) == (8, 64, 1024)
+    assert (net.MOST_PAIRS, net.BATCH, net.VirtioNet.largest_queue) == (8, 256, 1024)
 
 
 def test_a_card_looks_at_the_header_both_addresses_and_a_tag() -> None:

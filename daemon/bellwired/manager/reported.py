@@ -67,9 +67,10 @@ class Reported(Noted):
                 return
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
-                self.old_code = ""
+                if self.state is State.RUNNING:  # else a worker that has failed with these files tells more
+                    self.old_code = ""
                 return
-            case "old-code":
+            case "old-code" if self.state is State.STARTING and not self.old_code:
                 self.old_code = fields["text"]
                 self._note(kind, messages.OLD_CODE, fields["text"], logging.ERROR)
                 return

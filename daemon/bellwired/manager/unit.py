@@ -191,7 +191,7 @@ class Unit(Filtered, Kept):
             raise CommandError(f"{self.name} is gone for good")
         loop = asyncio.get_running_loop()
         self._attempt = loop.create_future()
-        self.changed, self.over = {}, False
+        self.changed, self.over, self.old_code = {}, False, ""
         self._set(State.STARTING)
         self.error = ""  # the last worker's
         try:

@@ -29,9 +29,10 @@ from bellwire.vhost.device import VhostDevice
 from bellwire.vhost.kernel import VhostNet
 from bellwire.vhost.plane import Plane
 from bellwire.virtio import Chain, Virtqueue, field
+from bellwire.virtio.virtqueue import BATCH as MOST_BUFFERS
 
 MOST_PAIRS = 8
-BATCH = 64  # packets from one end, before the others get their turn
+BATCH = 256  # packets from one end, before the others get their turn
 NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
@@ -238,7 +239,6 @@ class VirtioNet(
             if queue.index % 2:
                 self.transmit(queue, lane.end)
             elif lane.number < self.used_pairs:
-                self.watch_lane(lane, True)
                 self.receive(lane)
 
     def transmit(self, queue: Virtqueue, end: LinkEnd) -> None:
@@ -254,7 +254,8 @@ class VirtioNet(
         """Receive packets while the guest has buffers (§5.1.6.4), with one interrupt for all."""
         queue = self.virtqueues[2 * lane.number]
         queue.silence()
-        left, lane.drained = BATCH, False
+        left = BATCH
+        lane.drained = lane.starved = False
         try:
             while left > 0 and not lane.drained:
                 came = 1 if lane.size else packets.receive(self, lane, queue, left)
@@ -264,7 +265,7 @@ class VirtioNet(
                 if lane.size:
                     self.put_back(lane, queue)
                     if not self.deliver(queue, lane):
-                        self.watch_lane(lane, False)  # until the driver offers more buffers
+                        lane.starved = True
                         break
             else:
                 if not lane.drained and not lane.waits_for_turn:
@@ -272,19 +273,21 @@ class VirtioNet(
                     self.after(0, self.go_on, lane)
         except LinkError as error:
             self.log.warning("%s", error)
-            self.watch_lane(lane, False)
+            lane.starved = True
             self.set_link(False)
         finally:
             self.put_back(lane, queue)
             queue.flush()
         lane.likely = BATCH - left
+        self.watch_lane(lane, not lane.starved)
 
     def put_back(self, lane: Lane, queue: Virtqueue) -> None:
         """Return the buffers of the lane that packets were received into, and make the others available again."""
-        queue.finish(lane.filled)
-        queue.back(lane.ready)
-        lane.filled.clear()
-        lane.ready.clear()
+        if lane.filled or lane.ready:
+            queue.finish(lane.filled)
+            queue.back(lane.ready)
+            lane.filled.clear()
+            lane.ready.clear()
 
     def take_packet(self, lane: Lane, queue: Virtqueue, most: int) -> bool:
         """Receive one packet right into the guest's buffers. False if there is none, or no buffer for it.
@@ -296,13 +299,13 @@ class VirtioNet(
         while len(ready) < wanted:
             queue.finish(lane.filled)  # these are published even if the next buffer is wrong
             lane.filled.clear()
-            taken = queue.take(most)
+            taken = queue.take(min(most, MOST_BUFFERS))
             if taken:
                 ready += taken
             elif not queue.listen():
                 break
         if not ready:
-            self.watch_lane(lane, False)
+            lane.starved = True
             return False
         views, room = ready[0].writable, ready[0].room
         if wanted > 1:

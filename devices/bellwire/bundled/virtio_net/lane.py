@@ -28,6 +28,8 @@ class Lane:
         """The number of packets of the last turn. In the next, so many buffers and one more are taken first."""
         self.drained = False
         """Whether the link had no more packets."""
+        self.starved = False
+        """Whether there is no use for packets now: the guest has no buffers, and tells of more; or the link is gone."""
         self._rest = self.buffer
 
     def after(self, room: int) -> memoryview:

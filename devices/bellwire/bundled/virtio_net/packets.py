@@ -10,6 +10,7 @@ from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import HEADER_SIZE, LARGEST_PACKET, LinkEnd
 from bellwire.network.link import SMALLEST_PACKET
 from bellwire.virtio import Chain, Virtqueue
+from bellwire.virtio.virtqueue import BATCH as MOST_BUFFERS
 
 if TYPE_CHECKING:
     from bellwire.bundled.virtio_net import VirtioNet
@@ -54,7 +55,7 @@ def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
     ``lane.drained`` tells whether there is none. A packet that does not fit is the last one, and waits in the lane.
     """
     if card.link_up and lane.buffers == 1 and card.filter.takes_all and not (lane.ready or lane.filled):
-        came = _receive_whole(card, lane, queue, min(most, lane.likely + 1))
+        came = _receive_whole(card, lane, queue, min(most, lane.likely + 1, MOST_BUFFERS))
         lane.likely = most
         if came is not None:
             return came
