@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos interop provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos test-vhost interop provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,9 @@ test-guest: $(VENV)/.dev provision patched ## the tests in stock QEMU, with Linu
 
 test-chaos: $(VENV)/.dev $(VENV)/.systemd provision ## disturb what serves a busy guest 200 times (as root; 20 minutes)
 	$(PYTEST) -q -s -m long tests/guest/test_chaos.py tests/guest/test_hand_over.py tests/vmm/test_handed_over_guest.py
+
+test-vhost: $(VENV)/.dev $(VENV)/.kernel provision patched ## real back ends under much work, without root, and the kernel's own (half an hour)
+	$(PYTEST) -q -s -m "guest or nested" tests/guest/test_vhost*.py tests/nested/test_vhost.py
 
 # A part of the rows goes to build/interop.md.
 interop: $(VENV)/.dev $(VENV)/.tools provision patched ## firmware, kernels, QEMUs and other servers: writes docs/interop.md (3 to 10 minutes; INTEROP="-k seabios" for some)

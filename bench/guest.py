@@ -16,6 +16,7 @@ VHOST = "a disk in a vhost-user back end's hands"
 QEMU = "QEMU"
 OURS = "bellwire"
 BY_DESCRIPTOR, OWN = "by descriptor", "QEMU's own"  # as :mod:`ring_figures` has them
+IN_STOCK, IN_PATCHED = "virtio-blk, stock", "virtio-blk, patched"  # as :mod:`vhost_figures` has them
 TESTS = Path(__file__).parents[1] / "tests"
 ALONE = ("unshare", "--user", "--map-root-user", "--net")
 

@@ -89,6 +89,16 @@ def test_each_load_in_the_patched_qemu_is_judged_beside_its_own_device() -> None
     assert found == [("reads", 1.5, True), ("writes", 0.5, False)]
 
 
+def test_what_two_builds_of_qemu_make_of_a_figure_goes_out_of_a_ratio() -> None:
+    made, what = Results(), "reads"
+    for subject, value in ((guest.OURS, 80.0), (guest.IN_PATCHED, 40.0), (guest.QEMU, 100.0)):
+        made.add(guest.VHOST, what, subject, "/s", [value])
+    assert judge(made) == []
+    made.add(guest.VHOST, what, guest.IN_STOCK, "/s", [50.0])
+    (verdict,) = judge(made)
+    assert (verdict.ratio, verdict.met) == (Ratio(1.0, 1.0, 1.0), True)
+
+
 def test_figures_go_into_their_places_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "performance.md"
     marks = [document.BEGIN.format(name) for name in ("targets", "machine", storage.PART, scale.PART)]
