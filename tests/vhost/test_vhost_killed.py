@@ -153,3 +153,32 @@ def test_the_ledger_has_the_connection_while_a_client_is_there(
             assert [(*place[:3],) for place in note["table"]] == [(0, MEMORY, 0), (ELSEWHERE, PAGE, 0)]
             assert (note["rings"], note["steady"]) == ([0], True)
     assert list(ledger.estate()) == []
+
+
+def test_a_worker_that_makes_room_for_another_one_lets_the_rings_run(
+    start: Start, place: Path, memfd: Callable[[int], int]
+) -> None:
+    program = start(protocol=UNTRACKED)
+    ours, theirs = socket.socketpair()
+    ledger, fd = Remembered(), memfd(MEMORY)
+    memory = mmap.mmap(fd, MEMORY)
+    worker = Worker(Vhost(backend=f"unix:{place}", type="rng"), connection=theirs, ledger=ledger)
+    with contextlib.ExitStack() as stack:
+        with running(worker):
+            client = stack.enter_context(Client(ours))
+            client.write(RegionIndex.CONFIG, COMMAND, MEMORY_AND_MASTER.to_bytes(2, "little"))
+            client.dma_map(0, MEMORY, fd)
+            for register, value, size in RUN:
+                client.write(0, register, value.to_bytes(size, "little"))
+            worker.leave()
+        assert program.said[-1] == "SET_VRING_ENABLE"
+        put(memory, 0)
+        os.eventfd_write(program.rings[0].kick, 1)
+        returned(memory, 1)
+        put(memory, 1)
+        os.eventfd_write(program.rings[0].kick, 1)
+        successor = Vhost(backend=f"unix:{place}", type="rng")
+        with running(Worker(successor, ledger=ledger, estate=ledger.estate())):
+            returned(memory, 2)
+            assert client.read(0, 0x14, 1)[0] == 15
+    assert program.said.count("SET_OWNER") == 1

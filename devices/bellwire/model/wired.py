@@ -32,6 +32,13 @@ class Wired:
         Override it if descriptors have been handed on: :meth:`lend` and ``self.irq[n].fd`` may give others now.
         """
 
+    def leaving(self) -> None:
+        """Called when this process is about to end, and another one goes on with the client.
+
+        Override it if somebody else works with what was handed to them meanwhile: close what is open here, and undo
+        nothing. ``memory_changed`` runs afterwards, as when a client leaves.
+        """
+
     def halted(self) -> None:
         """Called when the device is to stand still for a migration: nothing of it runs from then on.
 

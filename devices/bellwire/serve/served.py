@@ -210,6 +210,7 @@ class Served:
         """Stop serving the client without telling it or the ledger, so that a successor can go on with it."""
         if self.session is not None and self._doorbell_fds is not None:
             self.core.finish_jobs()
+            self._boundary.call(self.core.device.leaving)
             self.core.news.parting()
             self._release(self.session, self._doorbell_fds)
 

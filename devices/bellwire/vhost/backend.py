@@ -23,6 +23,11 @@ class Ring(NamedTuple):
     used: int
     base: int
 
+    def parts(self, *, packed: bool) -> list[tuple[int, int]]:
+        """Its parts: their addresses and sizes (§2.7, §2.8)."""
+        avail, used = (4, 4) if packed else (6 + 2 * self.size, 6 + 8 * self.size)
+        return [(self.desc, 16 * self.size), (self.avail, avail), (self.used, used)]
+
 
 class Connected(NamedTuple):
     """A connection that another process can go on with: the socket, that of the back end's requests, and a note.

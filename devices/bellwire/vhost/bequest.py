@@ -35,7 +35,8 @@ class Bequest:
         self._device = device
         self._adopt = adopt
         self._note: Mapping[str, Any] = {}
-        self._kept = False
+        self.kept = False
+        """Whether the ledger has the connection."""
         self.runs = False
         """Whether the back end still has the rings of a process that has died."""
         self.steady = True
@@ -44,7 +45,7 @@ class Bequest:
     @property
     def due(self) -> bool:
         """Whether these rings can be asked back: the device has the state of that process by now."""
-        return self.runs and self._kept
+        return self.runs and self.kept
 
     # -- for a successor
 
@@ -56,7 +57,7 @@ class Bequest:
         if found is not None:
             if found.channel >= 0:
                 self._device.keep_file(CHANNEL, found.channel)
-            self._kept = True
+            self.kept = True
             self._tell(backend, rings, steady=True)
 
     @contextlib.contextmanager
@@ -70,14 +71,14 @@ class Bequest:
     def drop(self) -> None:
         """The back end has no rings, or has gone."""
         self.runs = False
-        if self._kept:
-            self._kept = False
+        if self.kept:
+            self.kept = False
             for name in (CONNECTION, CHANNEL):
                 self._device.drop_file(name)
 
     def _tell(self, backend: Backend, rings: Sequence[int], *, steady: bool) -> None:
         found = backend.connection
-        if self._kept and found is not None:
+        if self.kept and found is not None:
             self._note = {**found.note, "rings": rings, "steady": steady}
             self._device.keep_file(CONNECTION, found.fd, self._note)
 
@@ -106,7 +107,7 @@ class Bequest:
         """What the back end has of guest memory. It gets the record."""
         if (record := self._device.kept_file(RECORD)) is not None:
             backend.inherit(*record)
-        self._kept = True  # if it is not this back end's, a new one is kept, or dropped, in its place
+        self.kept = True  # if it is not this back end's, a new one is kept, or dropped, in its place
         if not self.runs:
             return []
         table = told(pieces(self._device.dma.files()), self._note["table"])

@@ -89,6 +89,11 @@ class VhostDevice(VirtioDevice):
         else:
             self.plane.rewire(super().wires_changed)
 
+    def leaving(self) -> None:
+        """The back end goes on with the rings until a successor comes."""
+        if self.plane is not None:
+            self.plane.leave()
+
     def close(self) -> None:
         """Let go of the back end."""
         if self.plane is not None:

@@ -103,10 +103,7 @@ class Plane:
         self.settle()
 
     def inherit(self) -> None:
-        """Another process had the rings, and has died: what its back end has written down is the next one's.
-
-        If the back end itself is still there, it is known what it was told.
-        """
+        """Another process had the rings, and has died: what it knew of its back end is known here."""
         if self.backend is not None:
             self._shared = self._bequest.inherited(self.backend)
 
@@ -153,6 +150,15 @@ class Plane:
         if not self.placed:
             raise StateError("the back end has gone with the rings: wait until it is there again")
 
+    def leave(self) -> None:
+        """Another process goes on with the connection, if the ledger has it: let go of it, and let the rings run."""
+        backend = self.backend
+        if backend is not None and self._bequest.kept:
+            self.backend, self._closed = None, True
+            backend.close()
+            backend.forget()
+            self._take_back()
+
     def close(self) -> None:
         """End the connection, and the search for one."""
         self._closed = True
@@ -193,12 +199,7 @@ class Plane:
     def _lies_in(self, table: Sequence[Piece]) -> bool:
         """Whether the driver has enabled rings, and all their parts lie in shared memory."""
         rings = [self._ring(queue) for queue in self.queues if queue.enabled]
-        return bool(rings) and all(inside(table, *part) for ring in rings for part in self._parts(ring))
-
-    def _parts(self, ring: Ring) -> list[tuple[int, int]]:
-        """The parts of a ring: their addresses and sizes (§2.7, §2.8)."""
-        avail, used = (4, 4) if self._packed else (6 + 2 * ring.size, 6 + 8 * ring.size)
-        return [(ring.desc, 16 * ring.size), (ring.avail, avail), (ring.used, used)]
+        return bool(rings) and all(inside(table, *part) for ring in rings for part in ring.parts(packed=self._packed))
 
     def _start(self, backend: Backend) -> None:
         queues = [queue for queue in self.queues if queue.enabled]
@@ -228,8 +229,13 @@ class Plane:
         """Have all rings back, at the positions where they have been stopped."""
         for queue in self._started:
             set_base(queue, self._end(backend, queue), packed=self._packed)
+        self._take_back()
+        self._lost_place = False
+
+    def _take_back(self) -> None:
+        for queue in self._started:
             queue.take_back()
-        self._started, self.running, self._lost_place = [], False, False
+        self._started, self.running = [], False
 
     def _reset(self, backend: Backend) -> None:
         """Have all rings back. The queues have been reset already."""
@@ -328,9 +334,8 @@ class Plane:
         backend.hang_up()
         self._bequest.drop()
         self.gone += 1
-        for queue in self._started:
-            queue.take_back()
-        self._before, self._shared, self._started, self.running = backend, [], [], False
+        self._take_back()
+        self._before, self._shared = backend, []
         self._device.warn("%s; waiting for a back end to come back", why)
         self._look_again()
 

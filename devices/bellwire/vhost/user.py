@@ -129,8 +129,13 @@ class VhostUser:
         return known
 
     @property
-    def connection(self) -> Connected:
-        """The socket, and what another process needs to know of it."""
+    def connection(self) -> Connected | None:
+        """The socket, and what another process needs to know of it.
+
+        None if the back end lacks protocol features: it may not know what :meth:`Connection.resume` asks.
+        """
+        if not self.features & PROTOCOL_FEATURES:
+            return None
         note = {"protocol": int(self._protocol), "table": [piece.identity for piece in self._table]}
         return Connected(self._wire.fileno(), -1 if self._channel is None else self._channel.fileno(), note)
 
