@@ -55,7 +55,7 @@ def lane_of(card: Card) -> Lane:
 def test_a_packet_is_received_into_as_many_buffers_as_the_last_one_took(
     make: Make, ring: set[int], far: socket.socket, size: int, buffers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Right into them: only the first of its size is copied."""
+    """Several are received right into: only the first of its size is copied. To one buffer, the link copies it."""
     card = make(ring, room=200)
     sent = [frame(size=size, fill=number) for number in range(2)]
     far.send(sent[0])
@@ -72,7 +72,8 @@ def test_a_packet_is_received_into_as_many_buffers_as_the_last_one_took(
         far.send(sent[1])
         second = card.await_packets()
     assert [(packet.frame, packet.header[-1]) for packet in first + second] == [(one, buffers) for one in sent]
-    assert given[0] == [200] * buffers + [LARGEST_PACKET - 200 * buffers]
+    several = [200] * buffers + [LARGEST_PACKET - 200 * buffers]
+    assert given[0] == (several if buffers > 1 else [LARGEST_PACKET])
 
 
 @pytest.mark.parametrize("room", [12, 13, 29, 30, 31, 66, 67, 71, 72])

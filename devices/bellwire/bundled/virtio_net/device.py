@@ -23,7 +23,7 @@ from bellwire.network import (
 )
 from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.features import OFFLOADS, Net, taken_over
-from bellwire.network.link import HEADER_SIZE
+from bellwire.network.link import HEADER_SIZE, NUM_BUFFERS, ONE_BUFFER
 from bellwire.pieces import MOST_PIECES
 from bellwire.vhost.device import VhostDevice
 from bellwire.vhost.kernel import VhostNet
@@ -33,10 +33,8 @@ from bellwire.virtio.virtqueue import BATCH as MOST_BUFFERS
 
 MOST_PAIRS = 8
 BATCH = 256  # packets from one end, before the others get their turn
-NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
-ONE = b"\1\0"
 LINK_UP = 1
 FILTERING = {Net.CTRL_RX, Net.CTRL_RX_EXTRA, Net.CTRL_VLAN}
 """What the kernel does not do with packets: a tap passes all of them on."""
@@ -337,7 +335,7 @@ class VirtioNet(
                 break
             chain.written = chain.room
             size -= chain.room
-        packet[NUM_BUFFERS] = ONE if used == 1 else used.to_bytes(2, "little")
+        packet[NUM_BUFFERS] = ONE_BUFFER if used == 1 else used.to_bytes(2, "little")
         lane.filled += ready[:used]
         del ready[:used]
         return True
