@@ -99,6 +99,25 @@ def test_a_buffer_that_is_just_large_enough_for_the_filter_is_received_into(make
         assert [packet.frame for packet in card.await_packets()] == [frame(size=18)]
 
 
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_header_with_a_piece_of_its_own_is_received_into(
+    make: Make, ring: set[int], far: socket.socket, indirect: bool
+) -> None:
+    """As many drivers lay buffers down: 12 bytes, then the frame's. Only a filter needs more in one piece."""
+    card = make(ring, buffers=0)
+    queue = card.driver.queues[0]
+    for _ in range(4):
+        queue.add(write=[12, 1514], indirect=indirect)
+    queue.kick()
+    with mock.patch.object(VirtioNet, "deliver", side_effect=AssertionError("copied")):
+        for number in range(4):
+            far.send(frame(fill=number))
+        while card.driver.guest.poll():
+            pass
+    one = HEADER.pack(0, 0, 0, 0, 0, 0, 1)
+    assert queue.answers() == [one + frame(fill=number) for number in range(4)]
+
+
 @pytest.mark.parametrize("pieces", [MOST_PIECES - 1, MOST_PIECES])
 def test_a_buffer_may_have_more_pieces_than_a_system_call_takes(make: Make, far: socket.socket, pieces: int) -> None:
     card = make({Feature.INDIRECT_DESC}, buffers=0)

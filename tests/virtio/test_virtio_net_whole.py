@@ -17,7 +17,7 @@ from bellwire import GuestError
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.network.features import Net
 from bellwire.network.sockets import DatagramLink
-from bellwire.virtio import Feature, Virtqueue, faults
+from bellwire.virtio import Chain, Feature, Virtqueue, faults
 from bellwire.virtio.chain import MOST_BYTES
 from vfio_user import IrqIndex
 from virtio.card import ALL, HEADER, PLAIN
@@ -338,6 +338,28 @@ def test_one_packet_takes_two_buffers_and_puts_one_back(make: Make, ring: set[in
             far.send(frame())
             assert len(card.await_packets()) == 1
     assert taken == [2, 2, 2]
+
+
+def test_one_packet_makes_two_chains_if_its_buffer_has_pieces(make: Make, ring: set[int], far: socket.socket) -> None:
+    card = make(ring, buffers=0)
+    queue, usual, taken = card.driver.queues[0], Virtqueue.take, []
+    for _ in range(20):
+        queue.add(write=[12, 1514])
+    queue.kick()
+
+    def take(queue: Virtqueue, most: int = 1) -> list[Chain]:
+        chains = usual(queue, most)
+        taken.append(len(chains))
+        return chains
+
+    far.send(frame())
+    assert card.driver.guest.poll(5)
+    with mock.patch.object(Virtqueue, "take", take):
+        for _ in range(3):
+            far.send(frame())
+            assert card.driver.guest.poll(5)
+    assert taken == [2, 2, 2]
+    assert len(queue.used()) == 4
 
 
 def test_a_card_that_chooses_its_packets_looks_at_each(make: Make, ring: set[int], far: socket.socket) -> None:

@@ -297,7 +297,8 @@ class VirtioNet(
         while len(ready) < wanted:
             queue.finish(lane.filled)  # these are published even if the next buffer is wrong
             lane.filled.clear()
-            taken = queue.take(min(most, MOST_BUFFERS))
+            taken = queue.take(min(most, lane.likely + wanted, MOST_BUFFERS))
+            lane.likely = most
             if taken:
                 ready += taken
             elif not queue.listen():
@@ -309,7 +310,8 @@ class VirtioNet(
         if wanted > 1:
             views = [view for chain in ready[:wanted] for view in chain.writable]
             room = sum([chain.room for chain in ready[:wanted]])
-        if not (self.link_up and views and len(views[0]) >= HEAD and len(views) < MOST_PIECES):
+        least = HEADER_SIZE if self.filter.takes_all else HEAD
+        if not (self.link_up and views and len(views[0]) >= least and len(views) < MOST_PIECES):
             views, room = [], 0
         size = lane.end.receive([*views, lane.after(room)])
         if not size:

@@ -57,8 +57,8 @@ def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
     """
     if card.link_up and lane.buffers == 1 and card.filter.takes_all and not (lane.ready or lane.filled):
         came = _receive_whole(card, lane, queue, min(most, lane.likely + 1, MOST_BUFFERS))
-        lane.likely = most
         if came is not None:
+            lane.likely = most
             return came
     return int(card.take_packet(lane, queue, most))
 
