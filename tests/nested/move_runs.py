@@ -65,7 +65,7 @@ def run(words: list[str]) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
         while not Path("move.sock").exists() and target.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        leave = ("--migrate-to", "move.sock", "--when", MOVE, "--pause", "1", "--json", "figures")
+        leave = ("--migrate-to", "move.sock", "--when", MOVE, "--pause", "2", "--json", "figures")
         found["move"] = told(begun("--restore", "saved", *plugged(here), "--console", "second", *leave))
         print(found["move"], flush=True)
         found["end"] = told(target)

@@ -19,7 +19,8 @@ from bellwired.box.needs import remove_made
 from bellwired.box.refusals import Refusals
 
 END = 2.0  # seconds: it only removes sockets
-BOTH = 0.2  # seconds: the kernel ends a process with its parent, and closes what it has open
+BOTH = 0.2  # seconds: the kernel ends a process with its parent
+CLOSED = 1.0  # seconds, on a busy machine: the kernel closes what a process that has been killed had open
 
 
 class Keeper:
@@ -79,7 +80,7 @@ def _keep(sock: socket.socket) -> None:
         try:
             remove_made(path)
         except OSError:  # a process that was killed closes its sockets one after the other
-            select.select([served], [], [], BOTH)
+            select.select([served], [], [], CLOSED)
             with contextlib.suppress(OSError):
                 remove_made(path)
 
