@@ -40,10 +40,13 @@ class Whole(NamedTuple):
     """Buffers of one descriptor each, in one map of guest memory, all to read or all to write."""
 
     ids: list[int]
-    """There may be more of them than views."""
-    views: list[memoryview]
+    """There may be more of them than of what follows."""
+    memory: memoryview
+    """The map."""
+    starts: list[int]
+    """Where each begins in ``memory``."""
     sizes: list[int]
-    """The number of bytes of each view."""
+    """The number of bytes of each."""
 
 
 class Chain:
