@@ -39,6 +39,7 @@ def test_the_error_says_what_is_wrong_with_xml(
     assert f"bellwire: it.xml: {said}" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a process of its own loads the compiler
 def test_ctrl_c_ends_the_compiler_which_would_go_on(here: Path) -> None:
     (here / "it.rdl").write_text("addrmap it {};")
     program = """
