@@ -236,6 +236,20 @@ def test_the_meter_counts_each_packet_of_a_batch(make: Make, ring: set[int], far
     assert card.device.dropped == 1
 
 
+def test_each_header_says_one_buffer(make: Make, ring: set[int], far: socket.socket) -> None:
+    """§5.1.6.4.1: whatever was in the buffer before."""
+    card = make(ring, buffers=0)
+    queue = card.driver.queues[0]
+    for _ in range(6):
+        (part,) = queue.add(write=100)
+        card.driver.memory[part.address : part.address + 100] = b"\xff" * 100
+    queue.kick()
+    for _ in range(6):
+        far.send(frame())
+        assert card.driver.guest.poll(5)
+    assert [HEADER.unpack_from(answer)[-1] for answer in queue.answers()] == [1] * 6
+
+
 def test_a_cable_that_stays_as_it_is_changes_nothing(make: Make) -> None:
     card = make()
     card.driver.set_common(0x10, 0, 2)

@@ -276,7 +276,7 @@ class VirtioNet(
         finally:
             self.put_back(lane, queue)
             queue.flush()
-        lane.likely = BATCH - left
+        lane.end_turn(BATCH - left)
         self.watch_lane(lane, not lane.starved)
 
     def put_back(self, lane: Lane, queue: Virtqueue) -> None:
@@ -338,6 +338,7 @@ class VirtioNet(
             chain.written = chain.room
             size -= chain.room
         packet[NUM_BUFFERS] = ONE_BUFFER if used == 1 else used.to_bytes(2, "little")
+        lane.most = max(lane.most, used)
         lane.filled += ready[:used]
         del ready[:used]
         return True
@@ -377,7 +378,7 @@ class VirtioNet(
             chain.write(packet[: chain.room])
             packet = packet[chain.room :]
         queue.finish(chains)
-        lane.buffers = len(chains)
+        lane.buffers = lane.most = len(chains)
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:
