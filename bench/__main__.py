@@ -22,7 +22,7 @@ PARTS: dict[str, Part] = {
     "protocol": lambda results, rounds: protocol.measure(results, rounds=rounds, count=4000),
     "filters": lambda results, rounds: filters.measure(results, rounds=rounds, count=4000),
     "storage": lambda results, rounds: storage.measure(results, rounds=rounds, count=8000),
-    "network": lambda results, rounds: network.measure(results, rounds=rounds, count=8000),
+    "network": lambda results, rounds: network.measure(results, rounds=rounds, count=16 * network.WAITING),
     "guest": lambda results, rounds: guest.measure(results, rounds=max(2, rounds // 2)),
     "patched": lambda results, rounds: guest.measure_patched(results, rounds=max(2, rounds // 2)),
     "vhost": lambda results, rounds: guest.measure_vhost(results, rounds=max(2, rounds // 2)),

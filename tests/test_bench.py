@@ -210,7 +210,7 @@ def test_disks_are_measured_beside_a_bare_loop() -> None:
 @pytest.mark.slow
 def test_frames_are_sent_into_a_tap_where_one_may_be_made() -> None:
     made = Results()
-    network.measure(made, rounds=1, count=2 * network.BURST)
+    network.measure(made, rounds=1, count=2 * network.WAITING)
     assert made.subjects(network.PART) == ([network.BARE, PYTHON] if network.usable() else [])
 
 

@@ -344,6 +344,8 @@ def _identity(
     base = cls.identity
     given = {"vendor": vendor, "device": device, "class_code": class_code, "revision": revision}
     for key, value in given.items():
+        if not isinstance(value, int | None):
+            raise DeclarationError(f"{cls.__qualname__}: {key}={value!r} is no number")
         if value is not None and not 0 <= value < 1 << _WIDTHS[key]:
             raise DeclarationError(
                 f"{cls.__qualname__}: {key}={hexadecimal(value)} does not fit in {_WIDTHS[key]} bits"

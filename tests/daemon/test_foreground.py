@@ -258,6 +258,10 @@ def test_one_that_was_killed_is_not_taken_for_running(mine: Path, capsys: pytest
         assert ended(process, signal.SIGTERM) == 0
 
 
+def test_a_wrong_name_is_answered_with_those_that_run(shared: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no daemon is running there\n  bellwire run serves dut\n" in asked(shared, capsys, "regs", "dot")[2]
+
+
 def test_a_control_socket_is_open_to_its_owner_alone(shared: Running) -> None:
     mode = (shared.socket.parent / "run" / "dut.control").stat().st_mode
     assert mode & 0o777 == 0o600

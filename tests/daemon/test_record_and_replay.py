@@ -108,6 +108,26 @@ def test_to_test_writes_a_test_that_passes_until_the_device_changes(mine: Path, 
     assert "expected 0x0000002a, got 0xffffffed" in tested().stdout
 
 
+def test_to_test_refuses_a_device_that_the_test_could_not_import(mine: Path, tmp_path: Path) -> None:
+    path = recorded(tmp_path, str(mine))
+    for file, said in (("apart/mine.py", "must lie beside it"), ("my one.py", "cannot import")):
+        elsewhere = tmp_path / file
+        elsewhere.parent.mkdir(exist_ok=True)
+        elsewhere.write_text(MINE)
+        done = bellwire("replay", str(path), str(elsewhere), "--to-test", str(tmp_path / "test_it.py"))
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert not (tmp_path / "test_it.py").exists()
+
+
+def test_to_test_takes_a_recording_of_any_name(mine: Path, tmp_path: Path) -> None:
+    path = recorded(tmp_path, str(mine)).rename(tmp_path / 'a "b\\c ü.bwrec')
+    test = tmp_path / "test_it.py"
+    assert bellwire("replay", str(path), str(mine), "--to-test", str(test)).returncode == 0
+    assert f"with_name({path.name!r})" in test.read_text()
+    compile(test.read_text(), str(test), "exec")
+
+
 def test_a_recorded_path_is_not_used_again(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))

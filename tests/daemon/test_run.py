@@ -411,19 +411,23 @@ import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, path, target=None):
-        if name == "bellwired.commands.cli":
+        if name == sys.argv[1]:
+            del sys.argv[1]
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
 from bellwired.start import main
-main()
+sys.exit(main())
 """
 
 
-def test_ctrl_c_while_modules_load_leaves_no_traceback() -> None:
-    words = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING]
+@pytest.mark.parametrize(
+    ("module", "status"), [("bellwired.commands.cli", -signal.SIGINT), ("bellwired.commands.boot", 130)]
+)
+def test_ctrl_c_while_modules_load_leaves_no_traceback(module: str, status: int) -> None:
+    words = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING, module, "boot", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_help_names_every_command() -> None:

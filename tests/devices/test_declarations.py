@@ -234,6 +234,7 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
     ("line", "words"),
     [
         ({"vendor": 0x12345, "device": 1, "class_code": 1}, r"vendor=0x12345 does not fit in 16 bits"),
+        ({"vendor": "0x1234", "device": 1, "class_code": 1}, r"vendor='0x1234' is no number"),
         ({**IDS, "name": "../up"}, r"name='\.\./up': a name has letters"),
         ({"vendor": 0xFFFF, "device": 1, "class_code": 1}, "vendor=0xffff is what an empty slot reads as"),
         ({"vendor": 1, "device": 1}, "class_code missing"),

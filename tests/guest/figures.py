@@ -28,7 +28,8 @@ from provision import provision
 
 OURS, THEIRS = "bellwire", "QEMU"
 WHOSE = (OURS, THEIRS)
-SECONDS = 2  # for each figure of a round
+SECONDS = 2  # of iperf3, for each figure of a round
+RUNTIME = "1500ms"  # of fio
 MIB = 128  # of each disk
 FIO = "usr/bin/fio"
 DISKS = ("nvme", "virtio-blk")
@@ -86,7 +87,7 @@ def script(rounds: int) -> str:
         lines += [
             f"n=0; until ping -c 1 -W 1 {NETWORKS[whose]}.1 >/dev/null; do n=$((n+1)); [ $n -lt 20 ] || exit 9; done"
         ]
-    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal"
+    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={RUNTIME} --minimal"
     for number in range(rounds):
         for whose in WHOSE if number % 2 else WHOSE[::-1]:
             for disk in DISKS:

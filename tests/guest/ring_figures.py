@@ -21,7 +21,7 @@ from pathlib import Path
 from attached import Device, end, running
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.plan import Plugged
-from figures import DISKS, FIO, LOADS, MIB, Figure, parse
+from figures import DISKS, FIO, LOADS, MIB, RUNTIME, Figure, parse
 from linux import Guest
 from patched import BuildError, PatchedToolbox, built, patched, report
 from provision import provision
@@ -30,7 +30,6 @@ PATCHED, POLLED, STOCK, OWN = "by descriptor", "by descriptor, busy poll", "by m
 WHOSE = (PATCHED, POLLED, STOCK, OWN)
 SERIALS = {PATCHED: "PATCHED", POLLED: "POLLED", STOCK: "STOCK", OWN: "OWN"}
 BUSY_POLL = 200  # µs
-SECONDS = 2
 FIND = """
 nvme() { for d in /sys/block/nvme*; do grep -q $1 $d/device/serial && echo /dev/${d##*/}; done; }
 virtio_blk() { for d in /sys/block/vd*; do grep -q $1 $d/serial && echo /dev/${d##*/}; done; }
@@ -40,7 +39,7 @@ virtio_blk() { for d in /sys/block/vd*; do grep -q $1 $d/serial && echo /dev/${d
 def script(rounds: int) -> str:
     """What the guest does: a line for each figure. The order changes from round to round."""
     lines = [FIND]
-    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal"
+    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={RUNTIME} --minimal"
     for number in range(rounds):
         turn = number % len(WHOSE)
         for disk in DISKS:

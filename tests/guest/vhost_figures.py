@@ -26,7 +26,7 @@ from attached import Device, running
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.plan import Plugged
 from bellwired.guest.toolbox import Toolbox
-from figures import FIO, MIB, OURS, THEIRS, Figure, parse
+from figures import FIO, MIB, OURS, RUNTIME, THEIRS, Figure, parse
 from figures import LOADS as ALL_LOADS
 from linux import Guest
 from patched import BuildError, built
@@ -36,7 +36,6 @@ MESSAGE = f"{OURS}, by message"
 STOCK, PATCHED = "virtio-blk, stock", "virtio-blk, patched"
 IN_STOCK, IN_PATCHED = (THEIRS, MESSAGE, STOCK), (OURS, PATCHED)
 LOADS = ALL_LOADS[:3]
-SECONDS = 2
 FIND = "disk() { for d in /sys/block/vd*; do [ $(cat $d/size) = $1 ] && echo /dev/${d##*/}; done; }"
 QUEUE = 256  # entries, as of our device
 
@@ -47,7 +46,7 @@ def script(disks: Sequence[str], rounds: int) -> str:
     for number in range(len(disks)):
         sectors = _mib(number) << 11
         lines += [f"n=0; until [ $(disk {sectors}) ]; do n=$((n + 1)); [ $n -lt 500 ] || exit 9; sleep 0.02; done"]
-    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --minimal"
+    fio = f"fio --name=x --ioengine=libaio --direct=1 --time_based --runtime={RUNTIME} --minimal"
     numbers = [*range(len(disks))]
     for _ in range(rounds):
         numbers = numbers[1:] + numbers[:1]

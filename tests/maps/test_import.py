@@ -362,36 +362,6 @@ def test_the_error_names_the_extra_where_a_library_is_missing(
 # -- IP-XACT
 
 
-@pytest.mark.parametrize(
-    ("inside", "said"),
-    [
-        ("<component/>", "this is no IP-XACT: its root has no namespace"),
-        (
-            '<component xmlns="http://www.accellera.org/XMLSchema/IPXACT/1685-2014"><memoryMaps><memoryMap><name>m</name>'
-            "<addressBlock><name>b</name><baseAddress>BASE</baseAddress></addressBlock></memoryMap></memoryMaps>"
-            "</component>",
-            "it has a number that cannot be read",
-        ),
-    ],
-)
-def test_the_error_says_what_is_wrong_with_xml(
-    inside: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (here / "it.xml").write_text(inside)
-    assert main(["import", "it.xml"]) == 1
-    assert f"bellwire: it.xml: {said}" in capsys.readouterr().err
-
-
-def test_embedded_perl_that_does_not_end_is_an_error(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *words, **options: run(*words, **{**options, "timeout": 0.2}))
-    (here / "it.rdl").write_text("<% while (1) {} %> addrmap it {};")
-    assert main(["import", "it.rdl"]) == 1
-    assert "bellwire: it.rdl: its embedded Perl does not end" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_ip_xact_gives_the_same_registers(tmp_path: Path) -> None:
     """peakrdl-ipxact writes the example, and what is read back has the same registers at the same places."""

@@ -158,6 +158,46 @@ def test_pages_that_are_not_in_a_row_are_left(fast: AtOnce, pages: Any, stray: i
     assert fast.transfer(other) == ([], [other], 0)
 
 
+def scattered(count: int) -> list[int]:
+    """Every other page behind AT, from the last to the first."""
+    return [AT + 2 * PAGE * number for number in range(count, 0, -1)]
+
+
+@pytest.mark.parametrize("into", [0, 512, PAGE - 512])
+@pytest.mark.parametrize("sectors", [80, 81, 87, 88])
+def test_a_large_read_from_a_file_goes_to_pages_wherever_they_lie(
+    by_fd: AtOnce, guest: Guest[Nvme], pages: Any, into: int, sectors: int
+) -> None:
+    spread = scattered(-(-((sectors << 9) + into) // PAGE) - 1)
+    where = pages(LIST + PAGE - 8 * len(spread), *spread)
+    assert by_fd.transfer(command(AT + into, where, first=7, count=sectors)) == ([7], [], 0)
+    places = [*range(AT + into, AT + PAGE, 512), *(at for page in spread for at in range(page, page + PAGE, 512))]
+    found = [int.from_bytes(guest.memory[at : at + 512], "little") for at in places]
+    assert found[:sectors] == list(range(7, 7 + sectors))
+    assert not any(found[sectors:])
+
+
+@pytest.mark.parametrize("stray", [0, 4, 9])
+@pytest.mark.parametrize("page", [AT + 4, AT + 1, MEMORY, MEMORY - 512, 1 << 63, (1 << 64) - PAGE])
+def test_a_large_read_with_a_wrong_page_is_left(by_fd: AtOnce, pages: Any, stray: int, page: int) -> None:
+    spread = scattered(10)
+    spread[stray] = page
+    other = command(AT, pages(LIST, *spread), count=88)
+    assert by_fd.transfer(other) == ([], [other], 0)
+
+
+@pytest.mark.parametrize("where", [LIST + 4, LIST + PAGE - 72, MEMORY, 1 << 63])
+def test_a_large_read_whose_list_is_wrong_or_has_two_pages_is_left(by_fd: AtOnce, pages: Any, where: int) -> None:
+    pages(LIST, *scattered(10))
+    other = command(AT, where, count=88)
+    assert by_fd.transfer(other) == ([], [other], 0)
+
+
+def test_scattered_pages_for_a_disk_in_memory_are_left(writing: AtOnce, pages: Any) -> None:
+    other = command(AT, pages(LIST, *scattered(10)), count=88)
+    assert writing.transfer(other) == ([], [other], 0)
+
+
 def test_what_is_done_and_what_is_left_keeps_its_order(fast: AtOnce) -> None:
     block = [command(first=1), command(first=2, opcode=5), command(first=3, nsid=9), command(first=4)]
     assert fast.transfer(b"".join(block)) == ([1, 4], block[1:3], 0)

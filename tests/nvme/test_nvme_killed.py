@@ -32,7 +32,7 @@ class Host:
 
     def through_a_kill(self, step: int, action: Callable[[], object]) -> bool:
         """Do ``action``, with a kill at ``step``; whether it came to that."""
-        left = killed(self.guest, step, action, lambda code: "/nvme/" in code.co_filename)
+        left = killed(self.guest, step, action, lambda code: "/bundled/nvme/" in code.co_filename)
         if left is not None:
             self.guest.close()
             self.guest = succeed(left, Nvme, **self.options)

@@ -15,7 +15,7 @@ from bellwire.bundled.virtio_console import control as console_control
 from bellwire.bundled.virtio_console import device as console
 from bellwire.bundled.virtio_net import control, filter
 from bellwire.bundled.virtio_net import device as net
-from bellwire.network import features
+from bellwire.network import features, link
 from bellwire.network.link import HEADER_SIZE, Offload
 from bellwire.virtio import chain, device, packed, split, status, transport, virtqueue
 from pieces import cut
@@ -73,7 +73,7 @@ def test_what_a_driver_may_cause_is_bounded() -> None:
 
 def test_a_card_looks_at_the_header_both_addresses_and_a_tag() -> None:
     assert net.HEAD == HEADER_SIZE + 6 + 6 + 2 + 2 + 2
-    numbers = net.NUM_BUFFERS
+    numbers = link.NUM_BUFFERS
     assert (numbers.start, numbers.stop, net.LINK_UP) == (10, 12, 1)
 
 

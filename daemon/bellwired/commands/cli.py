@@ -151,7 +151,10 @@ def _add_commands(name: str, commands: Any) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. An error becomes one line, with its hint."""
     with terminal.guarded():
-        return _run(words)
+        try:
+            return _run(words)
+        except KeyboardInterrupt:  # while the modules load that the command's arguments need
+            return 130
 
 
 def _run(words: Sequence[str] | None) -> int:

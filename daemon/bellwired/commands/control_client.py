@@ -134,12 +134,11 @@ def all_devices(instance: Instance, **arguments: Any) -> list[dict[str, Any]]:
         return list((await daemon.List(**arguments))["devices"])
 
     found = []
-    for name in instance.places.foreground():
-        if NAME.fullmatch(name) and _listens(instance.places.control_of(name)):
-            try:
-                found += call(instance, work, name)
-            except CommandError as error:  # it hangs, is another user's, or has just ended
-                log.warning("%s is left out: %s", name, error)
+    for name in _by_hand(instance):
+        try:
+            found += call(instance, work, name)
+        except CommandError as error:  # it hangs, is another user's, or has just ended
+            log.warning("%s is left out: %s", name, error)
     try:
         found += call(instance, work)
     except NoDaemonError:
@@ -236,7 +235,15 @@ async def _open(path: Path) -> tuple[VarlinkTransport, VarlinkClientProtocol]:
     return transport, protocol
 
 
+def _by_hand(instance: Instance) -> list[str]:
+    """The names of the devices that run in the foreground."""
+    places = instance.places
+    return [name for name in places.foreground() if NAME.fullmatch(name) and _listens(places.control_of(name))]
+
+
 def _absent(path: Path, error: OSError, instance: Instance) -> NoDaemonError:
+    if there := _by_hand(instance):
+        return NoDaemonError(f"{path}: no daemon is running there", f"bellwire run serves {', '.join(there)}")
     if isinstance(error, ConnectionRefusedError):
         return NoDaemonError(f"{path}: the daemon that made this socket is gone", NOT_RUNNING)
     if instance.other is not None:

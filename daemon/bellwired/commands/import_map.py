@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def import_map(arguments: argparse.Namespace) -> int:
     from bellwired.maps import device_file, from_rdl
     from bellwired.maps.names import plain
 
-    found = from_rdl.read(arguments.map, top=arguments.top, include=arguments.include)
+    with _ended_by_ctrl_c():
+        found = from_rdl.read(arguments.map, top=arguments.top, include=arguments.include)
     path: Path = arguments.output or Path(f"{plain(found.device.name)}.py")
     old = path.read_text() if path.exists() else None
     force = arguments.force or arguments.diff
@@ -66,6 +70,18 @@ def import_map(arguments: argparse.Namespace) -> int:
     else:
         print(f"{path}  {'written' if old is None else 'up to date' if new == old else 'updated'}")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: the compiler's parser catches a KeyboardInterrupt, and goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def tell(lost: tuple[tuple[str, str], ...], *, in_json: bool) -> None:

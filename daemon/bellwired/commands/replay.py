@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,14 +25,14 @@ from bellwired.sources import is_path
 from bellwired.workers.captures import WHOLE
 
 TEST = '''\
-"""{name} answers as it did when {recording} was recorded."""
+"""{name} answers as it did when it was recorded."""
 
 from pathlib import Path
 
 {load}
 from bellwire.recording import replay
 
-RECORDING = Path(__file__).with_name("{recording}")
+RECORDING = Path(__file__).with_name({recording!r})
 
 
 def test_{name}_answers_as_recorded() -> None:
@@ -89,6 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(recorded, kind, arguments.options)
     if arguments.to_test is not None:
         _check_place(arguments.to_test, arguments.file)
+        _check_module(arguments.device or "", arguments.file)
     if not arguments.json:
         print(terminal.line(f"{arguments.file}: recorded of {recorded.device}, replayed with {kind.name}"))
     try:
@@ -158,6 +160,18 @@ def _check_place(test: Path, recording: Path) -> None:
         raise CommandError(f"--to-test {test}: the test lies beside its recording, in {folder}", "move one of them")
     if os.path.lexists(test):
         raise CommandError(f"--to-test: {test} exists already", "choose another name, or move it away")
+
+
+def _check_module(device: str, recording: Path) -> None:
+    """A test imports the device's module, so the file lies beside it, and its name is one of a module."""
+    named = Path(device.partition(":")[0])
+    if not is_path(device):
+        return
+    if not named.stem.isidentifier() or keyword.iskeyword(named.stem):
+        raise CommandError(f"--to-test: the test cannot import {named}", "rename it: letters, digits and _")
+    if named.resolve().parent != recording.resolve().parent:
+        hint = f"copy the recording to {named.resolve().parent}"
+        raise CommandError(f"--to-test: the test imports {named}, so the recording must lie beside it", hint)
 
 
 def _test(arguments: argparse.Namespace, kind: type[PciDevice], options: dict[str, str], outcome: Outcome) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntFlag
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from bellwire.errors import BellwireError
 
@@ -15,6 +15,16 @@ LARGEST_PACKET = HEADER_SIZE + 14 + 65536
 SMALLEST_PACKET = HEADER_SIZE + 14
 
 Buffers = Sequence[memoryview]
+NUM_BUFFERS = slice(10, 12)
+"""Where the header has the number of buffers that the packet takes (§5.1.6)."""
+ONE_BUFFER = b"\1\0"
+
+
+class Places(NamedTuple):
+    """Where packets lie or are to lie in guest memory, one after the other."""
+
+    memory: memoryview
+    starts: Sequence[int]
 
 
 class LinkError(BellwireError):
@@ -45,18 +55,18 @@ class LinkEnd(Protocol):
         A LinkError if the link can deliver no packet any more.
         """
 
-    def receive_each(self, buffers: Buffers, rest: memoryview, sizes: list[int]) -> None:
-        """Receive packets, each into the next of ``buffers``, which are of one size. Append their sizes to ``sizes``.
+    def receive_each(self, into: Places, room: int, packet: memoryview, sizes: list[int]) -> None:
+        """Receive packets by way of ``packet``, each to the next of ``into``, which all have ``room`` bytes.
 
-        It ends when there is no packet now. It also ends when a packet does not fit: what exceeds the buffer is in
-        ``rest`` then. For each packet the rules are those of :meth:`receive`.
+        The size of each is appended to ``sizes``. It ends when there is no packet now; and when one does not fit, which
+        is in ``packet`` then. The number of buffers in the header is 1. A LinkError as from :meth:`receive`.
         """
 
     def send(self, packet: Buffers) -> bool:
         """Send a packet, header first, in any number of pieces. False if it was dropped."""
 
-    def send_each(self, packets: Buffers) -> list[memoryview]:
-        """Send packets of one piece each. Returns those that were dropped."""
+    def send_each(self, places: Places, sizes: Sequence[int]) -> list[int]:
+        """Send packets of one piece each. Returns the sizes of those that were dropped."""
 
 
 class Link(Protocol):

@@ -14,7 +14,17 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwire.network.link import HEADER_SIZE, LARGEST_PACKET, Buffers, LinkEnd, LinkError, Offload
+from bellwire.network.link import (
+    HEADER_SIZE,
+    LARGEST_PACKET,
+    NUM_BUFFERS,
+    ONE_BUFFER,
+    Buffers,
+    LinkEnd,
+    LinkError,
+    Offload,
+    Places,
+)
 from bellwire.paths import Place, why
 from bellwire.pieces import MOST_PIECES, one_call
 from bellwire.unix_sockets import Bound, connect
@@ -40,21 +50,24 @@ class SocketLink:
     def carrier(self, up: bool) -> None:
         """Do nothing: these formats cannot express the state of the cable."""
 
-    def receive_each(self, buffers: Buffers, rest: memoryview, sizes: list[int]) -> None:
-        """Receive a packet into each of ``buffers``, while there is one."""
-        (end,) = self.ends
-        room = len(buffers[0])
-        for buffer in buffers:
-            if not (size := end.receive([buffer, rest])):
+    def receive_each(self, into: Places, room: int, packet: memoryview, sizes: list[int]) -> None:
+        """Receive packets to these places, while there are any."""
+        (end,), whole = self.ends, [packet]
+        memory, starts = into
+        for start in starts:
+            if not (size := end.receive(whole)):
                 return
             sizes.append(size)
             if size > room:
                 return
+            packet[NUM_BUFFERS] = ONE_BUFFER
+            memory[start : start + size] = packet[:size]
 
-    def send_each(self, packets: Buffers) -> list[memoryview]:
-        """Send packets of one piece each. Returns those that were dropped."""
-        (end,) = self.ends
-        return [packet for packet in packets if not end.send([packet])]
+    def send_each(self, places: Places, sizes: Sequence[int]) -> list[int]:
+        """Send packets of one piece each. Returns the sizes of those that were dropped."""
+        (end,), (memory, starts) = self.ends, places
+        pairs = zip(starts, sizes, strict=True)
+        return [size for start, size in pairs if not end.send([memory[start : start + size]])]
 
 
 class DatagramLink(SocketLink):

@@ -79,7 +79,9 @@ class VhostDevice(VirtioDevice):
 
     def memory_changed(self) -> None:
         """The back end hears of memory that has come or gone."""
-        if self.plane is not None:
+        if self.plane is None:
+            super().memory_changed()
+        else:
             self.plane.settle()
 
     def wires_changed(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from bellwire.errors import GuestError
 from bellwire.model.dma import Dma
@@ -40,10 +40,13 @@ class Whole(NamedTuple):
     """Buffers of one descriptor each, in one map of guest memory, all to read or all to write."""
 
     ids: list[int]
-    """There may be more of them than views."""
-    views: list[memoryview]
+    """There may be more of them than of what follows."""
+    memory: memoryview
+    """The map."""
+    starts: list[int]
+    """Where each begins in ``memory``."""
     sizes: list[int]
-    """The number of bytes of each view."""
+    """The number of bytes of each."""
 
 
 class Chain:
@@ -78,6 +81,13 @@ class Chain:
         """The number of bytes written so far, from the start of ``writable``."""
         self.again: Out
         """What the journal has of it. Set only if it was out when the state was restored."""
+
+    @classmethod
+    def of_row(cls, queue: Virtqueue, row: Row, written: int) -> Self:
+        """A buffer that was done as a row, with ``written`` bytes in it. It has no views: it can only be returned."""
+        chain = cls(queue, row[0], row[1], [], [], 0, 0)
+        chain.written = written
+        return chain
 
     def read(self) -> bytes:
         """A copy of all bytes that the device may read."""

@@ -98,6 +98,11 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
         is also called once before the first driver.
         """
 
+    def memory_changed(self) -> None:
+        """Return the buffers that were finished while their ring was not mapped."""
+        for queue in self.virtqueues:
+            queue.flush()
+
     def close(self) -> None:
         """Release the device's state. A subclass that overrides it calls it at its end."""
         for queue in self.virtqueues:

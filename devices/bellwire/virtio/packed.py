@@ -153,20 +153,19 @@ class PackedRing:
         wanted = (AVAILABLE if queue.next_wrap else USED) | (WRITE if write else 0)
         low, high, memory = self.window.write if write else self.window.read
         ids: list[int] = []
-        views: list[memoryview] = []
+        starts: list[int] = []
         sizes: list[int] = []
         for place in range(2 * at, 2 * min(at + min(most, size - queue.out), size), 2):
             half = halves[place + 1]  # before the address, which is valid only if the flags say so
             if half >> _FLAGS != wanted:
                 break
             address, length = halves[place], half & LENGTH
-            end = address + length
-            if address < low or end > high or not 0 < length <= MOST_BYTES:
+            if address < low or address + length > high or not 0 < length <= MOST_BYTES:
                 break
             ids.append(half >> _ID & 0xFFFF)
-            views.append(memory[address - low : end - low])
+            starts.append(address - low)
             sizes.append(length)
-        return Whole(ids, views, sizes) if ids else None
+        return Whole(ids, memory, starts, sizes) if ids else None
 
     def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
         """As :meth:`SplitRing.put_whole`."""

@@ -167,18 +167,17 @@ class SplitRing:
         heads = avail[RING + start : RING + min(start + min(waiting, most, size - queue.out), size)].tolist()
         wanted = WRITE if write else 0
         low, high, memory = self.window.write if write else self.window.read
-        views: list[memoryview] = []
+        starts: list[int] = []
         sizes: list[int] = []
         for head in heads:
             if head >= size:
                 break
             address, length, flags, _ = unpack(table, DESCRIPTOR_SIZE * head)
-            end = address + length
-            if flags != wanted or address < low or end > high or not 0 < length <= MOST_BYTES:
+            if flags != wanted or address < low or address + length > high or not 0 < length <= MOST_BYTES:
                 break
-            views.append(memory[address - low : end - low])
+            starts.append(address - low)
             sizes.append(length)
-        return Whole(heads, views, sizes) if views else None
+        return Whole(heads, memory, starts, sizes) if starts else None
 
     def put_whole(self, ids: Sequence[int], written: Sequence[int]) -> int:
         """Take the buffers with these ids, which are the next, and :meth:`put` them, with so many bytes in each."""

@@ -206,9 +206,16 @@ class Virtqueue(ctypes.LittleEndianStructure):
     def put_rows(self, rows: Sequence[Row], written: Sequence[int], size: int) -> None:
         """Publish these rows, at least one, with so many bytes ``written`` in each. :meth:`flush` tells the driver.
 
-        ``size`` is the number of bytes that the device has used in them.
+        ``size`` is the number of bytes that the device has used in them. If the ring is not mapped now, :meth:`flush`
+        publishes them when it is.
         """
-        if (ring := self._live()) is not None:
+        try:
+            ring = self._live()
+        except GuestError:
+            self.finish([Chain.of_row(self, row, count) for row, count in zip(rows, written, strict=True)])
+            self.device.dma.touched(size - sum(written))
+            return
+        if ring is not None:
             if self._finished:
                 self._publish(ring)
             self._untold += ring.put_rows(rows, written)
@@ -250,15 +257,24 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._finished += chains
 
     def flush(self) -> None:
-        """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that."""
-        if (self._finished or self._untold) and (ring := self._live()) is not None:
-            if self._finished:
-                self._publish(ring)
-            fence()
-            if ring.wanted(self._untold):
-                self.device.interrupt(self.vector)
-        self._finished = []
-        self._untold = 0
+        """Publish the buffers that were returned since the last call, and interrupt the driver if it wants that.
+
+        If the ring is not mapped now, they wait until it is: a client may unmap memory and map it again.
+        """
+        if self._finished or self._untold:
+            try:
+                ring = self._live()
+            except GuestError as error:
+                self.device.warn("%s: buffers cannot be returned yet: %s", self, error)
+                return
+            if ring is not None:
+                if self._finished:
+                    self._publish(ring)
+                fence()
+                if ring.wanted(self._untold):
+                    self.device.interrupt(self.vector)
+            self._finished = []
+            self._untold = 0
 
     def _publish(self, ring: Ring) -> None:
         finished, self._finished = self._finished, []

@@ -8,6 +8,7 @@ path, and also one whose data is not in memory, or that is wrong.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from bellwire.bundled.nvme.command import COMMAND_SIZE, IoOpcode
 from bellwire.bundled.nvme.guest_pages import SCATTERED
 from bellwire.bundled.nvme.io import SECTOR_SHIFT, Io
 from bellwire.bundled.nvme.namespaces import Namespaces
-from bellwire.bundled.nvme.prp import ENTRY, PAGE
+from bellwire.bundled.nvme.prp import ENTRY, PAGE, PAGE_SHIFT
 from bellwire.errors import GuestError
 from vfio_user import SharedMap
 
@@ -44,40 +45,41 @@ def _row(page: int, count: int) -> bytes:
 class Stretch:
     """Large reads that follow one another on the disk behind ``fd``, from ``start`` to ``end``."""
 
-    __slots__ = ("_commands", "_flags", "_views", "end", "fd", "start")
+    __slots__ = ("cids", "end", "ends", "fd", "flags", "lengths", "start", "views")
 
     def __init__(self, fd: int, flags: int, start: int) -> None:
         self.fd = fd
         self.start = self.end = start
-        self._flags = flags
-        self._views: list[memoryview] = []
-        self._commands: list[tuple[int, bytes]] = []
+        self.flags = flags
+        self.views: list[memoryview] = []
+        """Where the bytes of the reads go, in order."""
+        self.cids: list[int] = []
+        self.lengths: list[int] = []
+        self.ends: list[int] = []
+        """Where the command of each read ends in its batch."""
 
-    def add(self, cid: int, command: bytes, view: memoryview) -> None:
-        """Add a read of the bytes at the end."""
-        self._commands.append((cid, command))
-        self._views.append(view)
-        self.end += len(view)
-
-    def read(self, done: list[int], left: list[bytes]) -> int:
+    def read(self, done: list[int], left: list[bytes], block: bytes) -> int:
         """Do all of them. Those whose bytes did not come at once are ``left``. Returns the number of their bytes."""
         try:
-            got = os.preadv(self.fd, self._views, self.start, self._flags)
+            got = os.preadv(self.fd, self.views, self.start, self.flags)
         except OSError:  # it would wait or fails: left to the slow path
             got = 0
+        if got == self.end - self.start:
+            done += self.cids
+            return 0
         here = self.start
-        for (cid, command), view in zip(self._commands, self._views, strict=True):
-            here += len(view)
+        for cid, length, at in zip(self.cids, self.lengths, self.ends, strict=True):
+            here += length
             if here <= self.start + got:
                 done.append(cid)
             else:
-                left.append(command)
-                self.end -= len(view)
+                left.append(block[at - COMMAND_SIZE : at])
+                self.end -= length
         return here - self.end
 
 
 class AtOnce:
-    """Transfers between disks and consecutive pages of guest memory, within the budget of ``io``."""
+    """Transfers between disks and guest memory, within the budget of ``io``: of pages in a row, or read from a file."""
 
     def __init__(self, dma: Dma, namespaces: Namespaces, io: Io, counters: Counters) -> None:
         self._dma = dma
@@ -107,7 +109,7 @@ class AtOnce:
             at += COMMAND_SIZE
             if wanted != nsid and wanted in spaces:
                 nsid, namespace = wanted, spaces[wanted]
-                shift, blocks = namespace.shift, 0 if namespace.lost else namespace.blocks
+                shift, blocks = namespace.shift, 0 if namespace.lost.starts else namespace.blocks
                 fd, now, disk = namespace.disk.fd, namespace.disk.at_once, namespace.disk.view
                 writable = len(disk) > 0 and not namespace.disk.readonly
             if wanted == nsid and (opcode == READ or (opcode == WRITE and writable)) and not flags & SCATTERED:
@@ -117,12 +119,15 @@ class AtOnce:
                 if not prp1 & 3 and first + count <= blocks and moved + length <= budget:
                     if not start <= prp1 <= end - length:
                         start, end, memory = self._find(prp1)
-                    if prp1 + length <= end and (
-                        length <= inside
-                        or (length <= inside + PAGE and prp2 == prp1 + inside)
-                        or self._in_a_row(prp2, prp1 + inside, -(-(length - inside) // PAGE))
-                    ):
-                        where, offset, got = prp1 - start, first << shift, length
+                    where, offset, got = prp1 - start, first << shift, length
+                    views, row = None, prp1 + length <= end
+                    if length > inside and (length > inside + PAGE or prp2 != prp1 + inside):
+                        pages = length - inside + PAGE - 1 >> PAGE_SHIFT
+                        listed = self._list(prp2, pages)
+                        row = row and listed == _row(prp1 + inside, pages)
+                        if not row and listed and length >= LARGE and opcode == READ and now is not None and not disk:
+                            views = self._scattered(prp1, inside, listed, length)
+                    if row or views:
                         if opcode == WRITE:
                             disk[offset : offset + length] = memory[where : where + length]
                             written += length
@@ -131,16 +136,20 @@ class AtOnce:
                             memory[where : where + length] = disk[offset : offset + length]
                         elif now is None:
                             got = 0
-                        elif length < LARGE:
+                        elif length < LARGE and row:
                             try:
                                 got = preadv(fd, [memory[where : where + length]], offset, now)
                             except OSError:  # it would wait or fails: left to the slow path
                                 got = 0
                         else:
                             if stretch is None or stretch.end != offset or stretch.fd != fd:
-                                moved -= stretch.read(done, left) if stretch else 0
+                                moved -= stretch.read(done, left, block) if stretch else 0
                                 stretch = Stretch(fd, now, offset)
-                            stretch.add(cid, block[at - COMMAND_SIZE : at], memory[where : where + length])
+                            stretch.views += views or (memory[where : where + length],)
+                            stretch.lengths.append(length)
+                            stretch.cids.append(cid)
+                            stretch.ends.append(at)
+                            stretch.end += length
                             moved += length
                             if moved < ENOUGH:
                                 continue
@@ -153,7 +162,7 @@ class AtOnce:
                             break
             left.append(block[at - COMMAND_SIZE : at])
         if stretch:
-            moved -= stretch.read(done, left)
+            moved -= stretch.read(done, left, block)
         self._io.budget = budget - moved
         self._dma.touched(moved)
         self._counters.reads += len(done) - writes
@@ -163,18 +172,30 @@ class AtOnce:
             self._counters.sectors_written += written >> SECTOR_SHIFT
         return done, left, (len(block) - at) // COMMAND_SIZE
 
-    def _in_a_row(self, address: int, page: int, count: int) -> bool:
-        """Whether the PRP list at ``address`` has ``count`` consecutive pages, from ``page`` on."""
+    def _list(self, address: int, count: int) -> bytes:
+        """The PRP list of ``count`` pages at ``address``; empty if it is none, is wrong or has several pages itself."""
         size = count * ENTRY
         if count < 2 or address & 7 or address % PAGE + size > PAGE:
-            return False
+            return b""
         start, end, memory = self._window
         if start <= address <= end - size:
-            return memory[address - start : address - start + size].tobytes() == _row(page, count)
+            return memory[address - start : address - start + size].tobytes()
         try:
-            return self._dma.read(address, size) == _row(page, count)
+            return self._dma.read(address, size)
         except GuestError:
-            return False
+            return b""
+
+    def _scattered(self, prp1: int, inside: int, listed: bytes, length: int) -> list[memoryview] | None:
+        """Views of the ``inside`` bytes at ``prp1`` and of the pages ``listed``; None if the window has not all."""
+        start, end, memory = self._window
+        pages = memoryview(listed).cast("Q").tolist()
+        misaligned = functools.reduce(operator.or_, pages) % PAGE
+        if misaligned or min(pages) < start or max(pages) > end - PAGE or prp1 > end - inside:
+            return None
+        views = [memory[prp1 - start : prp1 - start + inside]]
+        views += [memory[page - start : page - start + PAGE] for page in pages]
+        views[-1] = views[-1][: (length - inside - 1) % PAGE + 1]
+        return views
 
     def _find(self, address: int) -> SharedMap:
         """The map of guest memory around ``address``, if it can be read and written; else one without any byte."""

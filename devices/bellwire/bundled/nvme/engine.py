@@ -145,7 +145,10 @@ class Engine:
     def ring_tail(self, qid: int, tail: int | None) -> None:
         """Submission queue ``qid`` has a new tail (§3.1.24); None: only shadow doorbells know it."""
         if self._controller.live and (sq := self._queues.rung_tail(qid, tail)) is not None:
-            self._work_off(sq)
+            try:
+                self.drain(sq)
+            except GuestError as error:
+                self._controller.break_down(str(error))
 
     def ring_head(self, qid: int, head: int | None) -> None:
         """Completion queue ``qid`` has a new head (§3.1.25): entries are free again."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from bellwire.bundled.nvme.command import Byte
 from bellwire.bundled.nvme.status import CommandError, Status
 
-PAGE = 4096
+PAGE_SHIFT = 12
+PAGE = 1 << PAGE_SHIFT
 ENTRY = 8
 
 Extent = tuple[int, int]

@@ -36,7 +36,7 @@ class QueueSet:
         self.shadow = shadow
         self.most = most
         self.interrupts = Interrupts(device, features, completions)
-        self._dma = device.dma
+        self._dma, self._irq = device.dma, device.irq
         self._bad = bad
         self._warn = device.warn
 
@@ -158,7 +158,7 @@ class QueueSet:
         self._posted(cq, len(cids))
 
     def _posted(self, cq: CompletionQueue, count: int) -> None:
-        if self.shadow.active and cq.qid and self.interrupts.level_matters:
+        if not self._irq.enabled and self.shadow.active and cq.qid and self.interrupts.level_matters:
             self.look_at_head(cq)
         self.interrupts.posted(cq, count)
 

@@ -23,7 +23,7 @@ from bellwire.network import (
 )
 from bellwire.network.checks import interface_fault, mac_fault, mtu_fault, parse_mac, socket_fault, vxlan_fault
 from bellwire.network.features import OFFLOADS, Net, taken_over
-from bellwire.network.link import HEADER_SIZE
+from bellwire.network.link import HEADER_SIZE, NUM_BUFFERS, ONE_BUFFER
 from bellwire.pieces import MOST_PIECES
 from bellwire.vhost.device import VhostDevice
 from bellwire.vhost.kernel import VhostNet
@@ -33,10 +33,8 @@ from bellwire.virtio.virtqueue import BATCH as MOST_BUFFERS
 
 MOST_PAIRS = 8
 BATCH = 256  # packets from one end, before the others get their turn
-NUM_BUFFERS = slice(10, 12)  # of a packet's header (§5.1.6)
 HEAD = HEADER_SIZE + 18
 """Bytes of a packet that the filter looks at: the header, both addresses, and a VLAN tag."""
-ONE = b"\1\0"
 LINK_UP = 1
 FILTERING = {Net.CTRL_RX, Net.CTRL_RX_EXTRA, Net.CTRL_VLAN}
 """What the kernel does not do with packets: a tap passes all of them on."""
@@ -278,7 +276,7 @@ class VirtioNet(
         finally:
             self.put_back(lane, queue)
             queue.flush()
-        lane.likely = BATCH - left
+        lane.end_turn(BATCH - left)
         self.watch_lane(lane, not lane.starved)
 
     def put_back(self, lane: Lane, queue: Virtqueue) -> None:
@@ -299,7 +297,8 @@ class VirtioNet(
         while len(ready) < wanted:
             queue.finish(lane.filled)  # these are published even if the next buffer is wrong
             lane.filled.clear()
-            taken = queue.take(min(most, MOST_BUFFERS))
+            taken = queue.take(min(most, lane.likely + wanted, MOST_BUFFERS))
+            lane.likely = most
             if taken:
                 ready += taken
             elif not queue.listen():
@@ -311,7 +310,8 @@ class VirtioNet(
         if wanted > 1:
             views = [view for chain in ready[:wanted] for view in chain.writable]
             room = sum([chain.room for chain in ready[:wanted]])
-        if not (self.link_up and views and len(views[0]) >= HEAD and len(views) < MOST_PIECES):
+        least = HEADER_SIZE if self.filter.takes_all else HEAD
+        if not (self.link_up and views and len(views[0]) >= least and len(views) < MOST_PIECES):
             views, room = [], 0
         size = lane.end.receive([*views, lane.after(room)])
         if not size:
@@ -337,7 +337,8 @@ class VirtioNet(
                 break
             chain.written = chain.room
             size -= chain.room
-        packet[NUM_BUFFERS] = ONE if used == 1 else used.to_bytes(2, "little")
+        packet[NUM_BUFFERS] = ONE_BUFFER if used == 1 else used.to_bytes(2, "little")
+        lane.most = max(lane.most, used)
         lane.filled += ready[:used]
         del ready[:used]
         return True
@@ -377,7 +378,7 @@ class VirtioNet(
             chain.write(packet[: chain.room])
             packet = packet[chain.room :]
         queue.finish(chains)
-        lane.buffers = len(chains)
+        lane.buffers = lane.most = len(chains)
         return True
 
     def watch_lane(self, lane: Lane, wanted: bool) -> None:

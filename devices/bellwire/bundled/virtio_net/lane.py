@@ -19,7 +19,9 @@ class Lane:
         """The descriptor that is watched, if one is."""
         self.waits_for_turn = False
         self.buffers = 1
-        """The number of buffers that the last packet took: the next is received into as many."""
+        """The number of buffers that the next packet is received into: as many as one of this turn or the last took."""
+        self.most = 0
+        """The most buffers that a packet of this turn took, of those that were not received as a batch."""
         self.ready: list[Chain] = []
         """Buffers that were taken, and are not used yet; only within :meth:`VirtioNet.receive`."""
         self.filled: list[Chain] = []
@@ -31,6 +33,12 @@ class Lane:
         self.starved = False
         """Whether there is no use for packets now: the guest has no buffers, and tells of more; or the link is gone."""
         self._rest = self.buffer
+
+    def end_turn(self, packets: int) -> None:
+        """So many packets came. If none of them was large, the next ones are received into one buffer each again."""
+        self.likely = packets
+        if packets:
+            self.buffers, self.most = max(1, self.most), 0
 
     def after(self, room: int) -> memoryview:
         """The end of ``buffer``, for what exceeds ``room`` bytes in the guest's buffers."""

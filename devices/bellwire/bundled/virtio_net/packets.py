@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwire.bundled.virtio_net.lane import Lane
 from bellwire.network import HEADER_SIZE, LARGEST_PACKET, LinkEnd
-from bellwire.network.link import SMALLEST_PACKET
+from bellwire.network.link import SMALLEST_PACKET, Places
 from bellwire.virtio import Chain, Virtqueue
 from bellwire.virtio.virtqueue import BATCH as MOST_BUFFERS
 
@@ -33,17 +33,18 @@ def send_whole(card: VirtioNet, end: LinkEnd, queue: Virtqueue, _: object, most:
     whole = queue.whole(most, write=False)
     if whole is None:
         return 0
-    _, packets, sizes = whole
-    count, size = len(packets), sum(sizes)
+    _, memory, starts, sizes = whole
+    count, size = len(sizes), sum(sizes)
     if not card.link_up:
-        packets = []
+        starts = sizes = []
     elif min(sizes) < SMALLEST_PACKET or max(sizes) > LARGEST_PACKET:
-        packets = [view for view in packets if SMALLEST_PACKET <= len(view) <= LARGEST_PACKET]
-    dropped = end.send_each(packets)
-    sent = len(packets) - len(dropped)
+        fit = [number for number, size in enumerate(sizes) if SMALLEST_PACKET <= size <= LARGEST_PACKET]
+        starts, sizes = [starts[number] for number in fit], [sizes[number] for number in fit]
+    dropped = end.send_each(Places(memory, starts), sizes)
+    sent = len(sizes) - len(dropped)
     card.dropped += count - sent
     card.moved[2] += sent
-    card.moved[3] += size if sent == count else sum(map(len, packets)) - sum(map(len, dropped))
+    card.moved[3] += sum(sizes) - sum(dropped)
     queue.put_whole(whole, [0] * count, size)
     card.meter.took(perf_counter_ns() - begun, count)
     return count
@@ -56,32 +57,29 @@ def receive(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int:
     """
     if card.link_up and lane.buffers == 1 and card.filter.takes_all and not (lane.ready or lane.filled):
         came = _receive_whole(card, lane, queue, min(most, lane.likely + 1, MOST_BUFFERS))
-        lane.likely = most
         if came is not None:
+            lane.likely = most
             return came
     return int(card.take_packet(lane, queue, most))
 
 
 def _receive_whole(card: VirtioNet, lane: Lane, queue: Virtqueue, most: int) -> int | None:
-    """Receive packets, each right into one buffer, and return the buffers. None if there is no buffer of that kind."""
+    """Receive packets, each into one buffer, and return the buffers. None if there is no buffer of that kind."""
     whole = queue.whole(most, write=True)
     if whole is None or whole.sizes[0] < HEADER_SIZE:
         return None
-    _, views, sizes = whole
+    _, memory, starts, sizes = whole
     room = sizes[0]
     if sizes.count(room) < len(sizes):
-        views = views[: next(number for number, size in enumerate(sizes) if size != room)]
+        starts = starts[: next(number for number, size in enumerate(sizes) if size != room)]
     came: list[int] = []
     try:
-        lane.end.receive_each(views, lane.after(room), came)
+        lane.end.receive_each(Places(memory, starts), room, lane.buffer, came)
     finally:
         card.moved[0] += len(came)
         card.moved[1] += sum(came)
-        lane.drained = len(came) < len(views)
+        lane.drained = len(came) < len(starts)
         if came and came[-1] > room:
             lane.size, lane.drained = came.pop(), False
-            lane.buffer[:room] = views[len(came)]
-        for view in views[: len(came)]:
-            view[10], view[11] = 1, 0  # num_buffers (§5.1.6)
         queue.put_whole(whole, came, sum(came))
     return len(came) + (lane.size > 0)
