@@ -164,6 +164,9 @@ class DoorbellFds:
     def lend(self, row: IoRegion, offset: int) -> int:
         """The eventfd of a doorbell of a row. Its rings are gathered no more: somebody else reads the eventfd."""
         fd = self._event((row, offset))
+        if self._fresh:  # whoever reads it goes on if this process dies
+            self._ledger.keep(*self._fresh)
+            self._fresh.clear()
         if fd not in self._lent:
             self._epoll.unregister(fd)
             self._unwatch(fd)

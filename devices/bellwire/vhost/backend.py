@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from bellwire.vhost.errors import BackendError
 from bellwire.vhost.memory import Piece
+from bellwire.virtio import Feature
+
+if TYPE_CHECKING:
+    from bellwire.virtio import VirtioDevice
 
 
 class Ring(NamedTuple):
@@ -70,8 +75,8 @@ class Backend(Protocol):
     def connection(self) -> Connected | None:
         """What another process needs to go on with it; None if none can."""
 
-    def known(self, table: Sequence[Piece]) -> None:
-        """The process before, whose connection this was, has told it of this memory, and no other."""
+    def known(self, table: Sequence[Piece], rings: Sequence[int]) -> None:
+        """The process before, whose connection this was, has told it of this memory, and no other, and of ``rings``."""
 
     def limited(self) -> AbstractContextManager[None]:
         """A limit to the time that all calls in a block take together."""
@@ -130,3 +135,14 @@ class Backend(Protocol):
 
     def forget(self) -> None:
         """Drop that as well."""
+
+
+def check(backend: Backend, device: VirtioDevice, needs: int, used: int) -> None:
+    """Raise a BackendError if ``backend`` lacks queues, or features of those ``used`` that the driver has accepted."""
+    if not backend.features >> Feature.VERSION_1 & 1:
+        raise BackendError("the back end lacks VIRTIO_F_VERSION_1: it knows legacy drivers only")
+    if backend.most_queues < needs:
+        raise BackendError(f"the back end has {backend.most_queues} queues, and {needs} are wanted")
+    lacking = device.accepted & used & ~backend.features
+    if lacking and device.negotiated:
+        raise BackendError(f"the new back end lacks the features {lacking:#x}, which the driver uses")

@@ -1,8 +1,8 @@
 """What a process that takes over gets of a back end: the connection, whose rings run on, and the record of them.
 
-The process that has died may have been at anything. So its successor trusts little of what it finds: it asks the back
-end where the rings are, which stops them, and starts them anew. Rings are named in the ledger only once they have a
-base, so that answer is right. It counts on the memory that the back end has if none was changing at the time.
+The rings run on, and the successor goes on with them: some back ends fail if a ring stops that has requests in flight.
+If the process has died while rings began or memory changed, its successor asks the back end where the rings are, which
+stops them, and starts them anew. Rings are named in the ledger only once they have a base, so that answer is right.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Bequest:
         """Whether the back end still has the rings of a process that has died."""
         self.steady = True
         """Whether it has the memory that the note says."""
+        self.goes_on = False
+        """Whether it has all of its rings, too, so that they need not stop."""
 
     @property
     def due(self) -> bool:
@@ -49,8 +51,8 @@ class Bequest:
 
     # -- for a successor
 
-    def keep(self, backend: Backend, rings: Sequence[int]) -> None:
-        """The back end is about to get these rings. It has their bases."""
+    def keep(self, backend: Backend, rings: Sequence[int], *, begun: bool = False) -> None:
+        """The back end is about to get these rings, and has their bases; or it has ``begun`` with all of them."""
         if backend.record is not None:
             self._device.keep_file(RECORD, *backend.record)
         found = backend.connection if self._adopt is not None else None
@@ -58,15 +60,15 @@ class Bequest:
             if found.channel >= 0:
                 self._device.keep_file(CHANNEL, found.channel)
             self.kept = True
-            self._tell(backend, rings, steady=True)
+            self._note = {"rings": rings, "begun": begun}
+            self._tell(backend, steady=True)
 
     @contextlib.contextmanager
     def changed(self, backend: Backend) -> Iterator[None]:
         """What the back end has of guest memory changes in the block."""
-        rings = self._note.get("rings", [])
-        self._tell(backend, rings, steady=False)
+        self._tell(backend, steady=False)
         yield
-        self._tell(backend, rings, steady=True)
+        self._tell(backend, steady=True)
 
     def drop(self) -> None:
         """The back end has no rings, or has gone."""
@@ -76,10 +78,10 @@ class Bequest:
             for name in (CONNECTION, CHANNEL):
                 self._device.drop_file(name)
 
-    def _tell(self, backend: Backend, rings: Sequence[int], *, steady: bool) -> None:
+    def _tell(self, backend: Backend, *, steady: bool) -> None:
         found = backend.connection
         if self.kept and found is not None:
-            self._note = {**found.note, "rings": rings, "steady": steady}
+            self._note = {**self._note, **found.note, "steady": steady}
             self._device.keep_file(CONNECTION, found.fd, self._note)
 
     # -- in a successor
@@ -111,11 +113,12 @@ class Bequest:
         if not self.runs:
             return []
         table = told(pieces(self._device.dma.files()), self._note["table"])
-        backend.known(table)
+        backend.known(table, self._note["rings"])
         return table
 
     def recall(self) -> Sequence[int]:
         """The rings that the back end has: they are asked back now."""
         self.runs, self.steady = False, bool(self._note["steady"])
+        self.goes_on = self.steady and bool(self._note["begun"])
         rings: Sequence[int] = self._note["rings"]
         return rings

@@ -138,7 +138,7 @@ class KernelBackend:
         while self.nodes:
             self.nodes.pop().close()
 
-    def known(self, table: Sequence[Piece]) -> None:
+    def known(self, table: Sequence[Piece], rings: Sequence[int]) -> None:
         """Never called: a node is of one process."""
 
     def hang_up(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bellwire.errors import GuestError, StateError
-from bellwire.vhost.backend import Backend, Listener, Ring
+from bellwire.vhost.backend import Backend, Listener, Ring, check
 from bellwire.vhost.bequest import Adopt, Bequest
 from bellwire.vhost.errors import BackendError, BackendLost
 from bellwire.vhost.memory import Piece, inside, overlap, pieces
@@ -24,10 +24,8 @@ OURS = 1 << Feature.ACCESS_PLATFORM
 """Features that the back end never hears of: its memory table has the addresses that the driver uses."""
 
 Open = Callable[[Backend | None], Backend]
-"""Connects to the back end, and negotiates. It gets the one before, if that has gone. Raises BackendError.
-
-It runs on another thread when a back end has gone, so it must not touch the device.
-"""
+"""Connects to the back end, and negotiates. It gets the one before, if that has gone. Raises BackendError. It may run
+on another thread, so it must not touch the device."""
 
 
 class Plane:
@@ -75,10 +73,8 @@ class Plane:
         self._bequest = Bequest(device, adopt)
         self._shared: list[Piece] = []
         self._started: list[Virtqueue] = []
-        self._fresh = True
-        """Whether the driver has just begun: nothing is in flight."""
-        self._lost_place = False
-        """Whether the positions of the rings are unknown: the back end has gone with them."""
+        self._fresh = True  # the driver has just begun: nothing is in flight
+        self._lost_place = False  # the positions of the rings are unknown: the back end has gone with them
         self._before: Backend | None = None
         self._found: list[Backend | BackendError] = []
         self._trying = self._closed = False
@@ -104,8 +100,7 @@ class Plane:
 
     def inherit(self) -> None:
         """Another process had the rings, and has died: what it knew of its back end is known here."""
-        if self.backend is not None:
-            self._shared = self._bequest.inherited(self.backend)
+        self._talk(lambda backend: self._shared.extend(self._bequest.inherited(backend)))
 
     def failed(self) -> None:
         """The state of the process before cannot be used. A back end that still has its rings is let go."""
@@ -181,11 +176,11 @@ class Plane:
 
     def _settle(self, backend: Backend) -> None:
         device = self._device
-        if self._bequest.due:
-            self._recall(backend)
         table = pieces(device.dma.files(), mapped=backend.needs_addresses) if device.connected else []
         wanted = device.running and device.connected and device.bus_master
         wanted = wanted and self.allowed and self._lies_in(table)
+        if self._bequest.due:
+            self._recall(backend, wanted=wanted)
         gone, come = set(self._shared) - set(table), set(table) - set(self._shared)
         if self.running and (not wanted or overlap(gone, come)):
             self._stop(backend)
@@ -212,18 +207,27 @@ class Plane:
         for queue in queues:
             backend.start(self._ring(queue))
         self._fresh, self._lost_place, self.running = False, True, True
-        self._bequest.keep(backend, [queue.index for queue in queues])
+        rings = [queue.index for queue in queues]
+        self._bequest.keep(backend, rings)
+        self._hand_over(backend, queues)
+        if self.backend is backend:
+            self._bequest.keep(backend, rings, begun=True)
+        for queue in resumed:
+            self._device.interrupt(queue.vector)  # the last one may have gone before it could
+
+    def _hand_over(self, backend: Backend, queues: Sequence[Virtqueue], *, run: bool = False) -> None:
+        """Give the wires to the back end. If the rings ``run``, it has the kicks: the ledger keeps these eventfds."""
         for queue in queues:
             self._started.append(queue)
-            queue.hand_over(self._wire(queue, kick=True), self._wire(queue, kick=False))
+            kick = self._wire(queue, kick=True, known=run)
+            queue.hand_over(kick, self._wire(queue, kick=False))
             if self.backend is not backend:  # it has gone meanwhile
                 return
-            backend.enable(queue.index, True)
+            if not run:
+                backend.enable(queue.index, True)
         for queue in queues:
             if queue.handover is not None:
                 queue.handover.ring()  # buffers may have come while nobody looked
-        for queue in resumed:
-            self._device.interrupt(queue.vector)  # the last one may have gone before it could
 
     def _stop(self, backend: Backend) -> None:
         """Have all rings back, at the positions where they have been stopped."""
@@ -252,11 +256,13 @@ class Plane:
         backend.enable(queue.index, False)
         return base
 
-    def _wire(self, queue: Virtqueue, *, kick: bool) -> Callable[[int], None]:
-        """What passes a descriptor of ``queue`` on to the back end, now and whenever it is another one."""
+    def _wire(self, queue: Virtqueue, *, kick: bool, known: bool = False) -> Callable[[int], None]:
+        """What passes a descriptor of ``queue`` on to the back end, unless it is ``known``, and each later one."""
+        first = iter([known])
 
         def give(fd: int) -> None:
-            self._talk(lambda backend: (backend.kick if kick else backend.call)(queue.index, fd))
+            if not next(first, False):
+                self._talk(lambda backend: (backend.kick if kick else backend.call)(queue.index, fd))
 
         return give
 
@@ -273,12 +279,15 @@ class Plane:
             backend.share(table)
             self._shared = list(table)
 
-    def _recall(self, backend: Backend) -> None:
-        """Have the rings back that run since a process has died, at the positions where they are.
-
-        Raises BackendLost if it is not known what memory the back end has: another connection goes on from there.
-        """
+    def _recall(self, backend: Backend, *, wanted: bool) -> None:
+        """Go on with the rings that run since a process has died, if they are ``wanted``, or have them back."""
         running, rings = self._device.running, self._bequest.recall()
+        queues = [queue for queue in self.queues if queue.enabled]
+        if wanted and self._bequest.goes_on and [queue.index for queue in queues] == rings:
+            self._fresh, self._lost_place, self.running = False, True, True
+            self._bequest.keep(backend, rings, begun=True)
+            self._hand_over(backend, queues, run=True)
+            return
         for queue in self.queues:
             if queue.index in rings:
                 base = self._end(backend, queue)
@@ -308,7 +317,7 @@ class Plane:
     def _take(self, backend: Backend) -> None:
         """Use a back end that has just been found. Raises BackendError if it cannot be used."""
         try:
-            self._check(backend)
+            check(backend, self._device, self._needs, self.features & ~OURS)
             self.config = backend.config(self._size)
         except BackendError:
             backend.hang_up()
@@ -316,15 +325,6 @@ class Plane:
         self.backend, self.features, self._shared = backend, backend.features, []
         device = self._device
         backend.listen(Listener(device.watch, device.unwatch, self._go, self._failed, self._changed))
-
-    def _check(self, backend: Backend) -> None:
-        if not backend.features >> Feature.VERSION_1 & 1:
-            raise BackendError("the back end lacks VIRTIO_F_VERSION_1: it knows legacy drivers only")
-        if backend.most_queues < self._needs:
-            raise BackendError(f"the back end has {backend.most_queues} queues, and {self._needs} are wanted")
-        lacking = self._device.accepted & self.features & ~OURS & ~backend.features
-        if lacking and self._device.negotiated:
-            raise BackendError(f"the new back end lacks the features {lacking:#x}, which the driver uses")
 
     def _go(self, why: str) -> None:
         """The back end has gone."""

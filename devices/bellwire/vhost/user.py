@@ -139,9 +139,11 @@ class VhostUser:
         note = {"protocol": int(self._protocol), "table": [piece.identity for piece in self._table]}
         return Connected(self._wire.fileno(), -1 if self._channel is None else self._channel.fileno(), note)
 
-    def known(self, table: Sequence[Piece]) -> None:
-        """The process before has told it of this memory."""
+    def known(self, table: Sequence[Piece], rings: Sequence[int]) -> None:
+        """The process before has told it of this memory. It reports errors of these rings here from now on."""
         self._table = list(table)
+        for index in rings:
+            self._wire.tell(Request.SET_VRING_ERR, U64.pack(index), [self._error])
 
     @property
     def tracks(self) -> bool:
