@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.virtio import Chain, Feature, VirtioDevice, Virtqueue
+from bellwire.virtio.chain import Row
 from bellwire.virtio.virtqueue import Ring
 from killing import Remains, killed, succeed
 from virtio.driver import Driver
@@ -72,6 +73,40 @@ class Juggler(VirtioDevice, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0
             self.after(1, self.drop)
 
 
+class Hoarder(Juggler, kind=62, queues=1, queue_size=SIZE, class_code=0xFF0000):
+    """Keeps the rows with an odd number, as a disk keeps writes, and returns them later: the youngest two first."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.hoard: list[Row] = []
+
+    def stopped(self) -> None:
+        super().stopped()
+        self.hoard.clear()
+
+    def at_once(self, queue: Virtqueue, ring: Ring, most: int) -> int:
+        rows = ring.rows(min(most, 4), len(b"now"), len(b"now") + 6)
+        odd = [row for row in rows if int(self.dma.read(row[3], 6)) % 2]
+        ring.take_rows(rows)
+        self.give_back(queue, [row for row in rows if row not in odd])
+        self.hoard += odd
+        return len(rows)
+
+    def give_back(self, queue: Virtqueue, rows: list[Row]) -> None:
+        for _, _, head, data, size, _, tail in rows:
+            self.dma.write(tail, (self.dma.read(head, 3) + self.dma.read(data, size))[::-1])
+        if rows:
+            queue.put_rows(rows, [9] * len(rows), 18 * len(rows))
+            self.rows += len(rows)
+
+    def drop(self, most: int = 2) -> None:
+        self.give_back(self.virtqueues[0], self.hoard[-2:])
+        del self.hoard[-2:]
+        super().drop(most)
+        if self.hoard:
+            self.after(1, self.drop)
+
+
 def returns_buffers(code: CodeType) -> bool:
     """Whether a function stores what is taken and returned. Between these stores, nothing changes."""
     return code.co_filename.endswith(("split.py", "packed.py", "inflight.py")) and not code.co_name.startswith("_walk")
@@ -80,8 +115,9 @@ def returns_buffers(code: CodeType) -> bool:
 class Session:
     """A driver that checks each answer, and goes on with the successor of a device that is killed."""
 
-    def __init__(self, features: set[int]) -> None:
-        self.driver = Driver(Juggler, memory=MEMORY)
+    def __init__(self, features: set[int], kind: type[Juggler] = Juggler) -> None:
+        self.kind = kind
+        self.driver = Driver(kind, memory=MEMORY)
         self.driver.start(features | {Feature.INDIRECT_DESC}, size=SIZE)
         self.queue: Queue = self.driver.queues[0]
         self.numbers = itertools.count()
@@ -113,7 +149,7 @@ class Session:
     def go_on(self, left: Remains) -> None:
         """A successor has taken over, and has the doorbell rung again."""
         self.driver.guest.close()
-        guest = self.driver.guest = succeed(left, Juggler)
+        guest = self.driver.guest = succeed(left, self.kind)
         self.driver.device, self.driver.memory = guest.device, guest.memory
         self.queue.memory = guest.memory
         interrupts = sum(guest.interrupts.values())
@@ -135,9 +171,9 @@ ADD = st.tuples(st.booleans(), st.integers(1, 3), st.booleans())
 OPS = st.lists(st.lists(ADD, max_size=8) | st.just("time") | st.just("collect"), min_size=1, max_size=12)
 
 
-def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]]) -> int:
+def play(features: set[int], ops: list[Any], kills: list[tuple[int, int]], kind: type[Juggler] = Juggler) -> int:
     """Play a session, and kill the device in some of the operations, at some step. How often that has happened."""
-    session, done = Session(features), 0
+    session, done = Session(features, kind), 0
     at = dict(kills)
     for number, op in enumerate(ops):
         if op == "collect":
@@ -166,14 +202,15 @@ def test_each_buffer_comes_back_once_wherever_the_device_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [Juggler, Hoarder])
 @pytest.mark.parametrize("features", [KINDS[1], KINDS[3]])
-def test_each_buffer_comes_back_once_at_every_step(features: set[int]) -> None:
+def test_each_buffer_comes_back_once_at_every_step(features: set[int], kind: type[Juggler]) -> None:
     """A session with buffers that stay out while others come and go, killed at each step that stores something."""
     later, now, row = (True, 2, False), (False, 1, False), (False, 2, True)
     ops: list[Any] = [[later, row, now], "collect", [row, row, (True, 1, True), now], "time", "collect", [now, row] * 3]
     for number in (0, 2, 3, 5):
         steps = 0
-        while play(features, ops, [(number, steps)]):
+        while play(features, ops, [(number, steps)], kind):
             steps += 1
         assert steps > 10, "nothing was done there"
 
