@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -38,8 +39,9 @@ class DiskModel(RuleBasedStateMachine):
     @initialize(block_size=st.sampled_from([512, 4096]))
     def plug(self, block_size: int) -> None:
         self.shift = block_size.bit_length() - 1
+        folder = self.stack.enter_context(TemporaryDirectory())
         self.guest = self.stack.enter_context(
-            Guest(Nvme, memory=MEMORY, size=BLOCKS << self.shift, block_size=block_size)
+            Guest(Nvme, memory=MEMORY, image=f"{folder}/disk", size=BLOCKS << self.shift, block_size=block_size)
         )
         self.model = bytearray(BLOCKS << self.shift)
         self.lost: set[int] = set()
