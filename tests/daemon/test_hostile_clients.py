@@ -82,8 +82,15 @@ def regions(path: str) -> dict[int, int]:
 
 
 def settled(path: str, pid: int) -> int:
-    """The number of descriptors when a good client is being served, and the device has nothing to do."""
+    """The number of descriptors when a good client is being served, and the process has nothing to do.
+
+    The parent is told of a client before the client's first reply leaves, and takes what it is told soon after.
+    """
     with Client.connect(path) as client:
         client.reset()
         assert len(client.read(RegionIndex.CONFIG, 0, 64)) == 64
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline
+            os.sched_yield()
         return len(os.listdir(f"/proc/{pid}/fd"))
