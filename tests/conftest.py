@@ -16,12 +16,20 @@ from folders import folder_that, has_a_medium, limits_sizes
 KVM = Path("/dev/kvm")
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--saved", action="store_true", help="save and restore bundled devices while tests use them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)  # a busy machine takes its time
     hypothesis.settings.load_profile("patient")
     os.umask(0o022)  # a plugin that a group may write is refused, where that group has others in it
+    if config.getoption("--saved"):
+        from saved import Saved
+
+        config.pluginmanager.register(Saved())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -130,6 +130,7 @@ def fail(*_: object, **__: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+@pytest.mark.same_device("holds a part of the controller")
 def test_what_fails_is_recorded_so(on_image: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as failing:
         failing.setattr(Disk, "zero", fail)
@@ -163,6 +164,7 @@ def test_the_self_test_log_has_every_field(roomy: Driver) -> None:
     assert roomy.log(6, 564) == bytes(4) + failed + passed + (b"\x0f" + bytes(27)) * 18
 
 
+@pytest.mark.unsaved("lists what is read, and after a restore a read that was under way is done again")
 def test_a_short_self_test_reads_sixteen_places_from_end_to_end(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_queue_has_its_turn_for_256_commands(driver: Driver) -> None:
     assert len(queues.reap()) == 600 - 256
 
 
+@pytest.mark.unsaved("counts turns, and a restored controller works off its queues at once")
 def test_between_two_turns_of_a_queue_another_has_its_own(driver: Driver) -> None:
     first, second = driver.create_queues(1, 1024), driver.create_queues(2, 4)
     for _ in range(300):
@@ -67,6 +68,7 @@ def test_between_two_turns_of_a_queue_another_has_its_own(driver: Driver) -> Non
     assert (len(second.reap()), len(first.reap())) == (1, 256)
 
 
+@pytest.mark.unsaved("counts turns, and a restored controller works off its queues at once")
 def test_a_turn_that_is_due_when_the_controller_stops_is_none(driver: Driver) -> None:
     queues = driver.create_queues(1, 1024)
     for _ in range(300):
@@ -290,6 +292,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return calls
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 @pytest.mark.parametrize("deallocate", [False, True])
 @pytest.mark.parametrize("unit_access", [False, True])
 def test_write_zeroes_frees_space_only_if_it_is_asked_to(
@@ -300,6 +303,7 @@ def test_write_zeroes_frees_space_only_if_it_is_asked_to(
     assert asked == [("zero", 8192, 4096, deallocate)] + [("flush",)] * unit_access
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 @pytest.mark.parametrize(("dword11", "count"), [(4, 2), (3, 0), (8, 0)])
 def test_only_the_hint_to_deallocate_has_an_effect(on_image: Driver, asked: Calls, dword11: int, count: int) -> None:
     page = on_image.allocate(PAGE)

@@ -83,6 +83,7 @@ def test_a_format_is_of_one_namespace_or_of_all(two: Driver, tmp_path: Path) -> 
     assert [two.identify(0x00, nsid)[26] for nsid in (1, 2)] == [1, 1]
 
 
+@pytest.mark.unsaved("commands of different queues that a restore repeats have no order")
 def test_a_format_begins_when_writes_under_way_have_ended(on_image: Driver, image: Path) -> None:
     queues = on_image.create_queues()
     page = on_image.allocate(PAGE)
@@ -100,6 +101,7 @@ def test_a_format_begins_when_writes_under_way_have_ended(on_image: Driver, imag
     assert transfer(queues, READ, page, 0, 8).status == 0
 
 
+@pytest.mark.unsaved("a snapshot does not have a format whose command a reset has ended")
 def test_a_controller_reset_does_not_stop_a_format(on_image: Driver, image: Path) -> None:
     on_image.admin.put(FORMAT, nsid=1, dwords=(1,))
     on_image.admin.ring()
@@ -165,6 +167,7 @@ def test_a_sanitize_erases_every_image_and_tells_when_it_has(two: Driver, tmp_pa
         assert (tmp_path / name).stat().st_blocks == 0
 
 
+@pytest.mark.unsaved("lists what is emptied, and after a restore what was under way is done again")
 def test_the_log_says_how_far_a_sanitize_is(two: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(two.machine, TestMachine)
     sanitize = two.machine.guest.device.controller.sanitize

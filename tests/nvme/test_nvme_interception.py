@@ -11,6 +11,8 @@ from bellwire.bundled.nvme.status import DO_NOT_RETRY, Status
 from bellwire.testing import Guest
 from nvme.driver import Driver
 
+pytestmark = pytest.mark.same_device("a fault is no part of a snapshot, and the tests hold where it is put in")
+
 READ = IoOpcode.READ
 
 

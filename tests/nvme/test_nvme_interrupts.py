@@ -10,6 +10,8 @@ from bellwire.testing import Guest
 from nvme.driver import MEMORY, Driver, Queues, TestMachine
 from vfio_user import IrqIndex
 
+counts = pytest.mark.unsaved("counts interrupts, and a restore adds one for each queue that was not read")
+
 SET = AdminOpcode.SET_FEATURES
 UNIT = 100e-6
 CREATE_CQ, CREATE_SQ = AdminOpcode.CREATE_COMPLETION_QUEUE, AdminOpcode.CREATE_SUBMISSION_QUEUE
@@ -33,6 +35,7 @@ def coalescing(driver: Driver) -> Queues:
     return driver.create_queues()
 
 
+@counts
 def test_the_fourth_completion_releases_the_interrupt_at_once(guest: Guest[Nvme], coalescing: Queues) -> None:
     complete(coalescing, 3)
     assert count(guest, 1) == 0
@@ -46,6 +49,7 @@ def test_the_fourth_completion_releases_the_interrupt_at_once(guest: Guest[Nvme]
     assert count(guest, 1) == 2
 
 
+@counts
 def test_an_interrupt_comes_a_millisecond_after_the_first_completion(guest: Guest[Nvme], coalescing: Queues) -> None:
     complete(coalescing, 1)
     guest.advance(9 * UNIT)
@@ -61,18 +65,21 @@ def test_an_interrupt_comes_a_millisecond_after_the_first_completion(guest: Gues
     assert count(guest, 1) == 2
 
 
+@counts
 def test_a_threshold_of_one_holds_nothing_back(guest: Guest[Nvme], driver: Driver) -> None:
     driver.admin.do(SET, dwords=(8, 10 << 8))
     complete(driver.create_queues(), 2)
     assert count(guest, 1) == 2
 
 
+@counts
 def test_without_a_time_nothing_is_held_back(guest: Guest[Nvme], driver: Driver) -> None:
     driver.admin.do(SET, dwords=(8, 3))
     complete(driver.create_queues(), 2)
     assert count(guest, 1) == 2
 
 
+@counts
 def test_the_shortest_time_is_one_unit(guest: Guest[Nvme], driver: Driver) -> None:
     """§5.21.1.8: 100 microseconds."""
     driver.admin.do(SET, dwords=(8, 1 << 8 | 3))
@@ -83,6 +90,7 @@ def test_the_shortest_time_is_one_unit(guest: Guest[Nvme], driver: Driver) -> No
     assert count(guest, 1) == 1
 
 
+@counts
 def test_admin_completions_are_never_held_back(guest: Guest[Nvme], driver: Driver) -> None:
     before = count(guest, 0)
     driver.admin.do(SET, dwords=(8, 10 << 8 | 3))
@@ -90,6 +98,7 @@ def test_admin_completions_are_never_held_back(guest: Guest[Nvme], driver: Drive
     assert count(guest, 0) == before + 2
 
 
+@counts
 def test_vectors_are_held_back_one_by_one(guest: Guest[Nvme], driver: Driver, coalescing: Queues) -> None:
     other = driver.create_queues(2)
     complete(coalescing, 3)
@@ -99,6 +108,7 @@ def test_vectors_are_held_back_one_by_one(guest: Guest[Nvme], driver: Driver, co
     assert (count(guest, 1), count(guest, 2)) == (1, 1)
 
 
+@counts
 @pytest.mark.parametrize("how", ["device", "controller"])
 def test_a_reset_forgets_what_is_held_back(guest: Guest[Nvme], driver: Driver, coalescing: Queues, how: str) -> None:
     complete(coalescing, 3)
@@ -117,6 +127,7 @@ def test_a_reset_forgets_what_is_held_back(guest: Guest[Nvme], driver: Driver, c
     assert count(guest, 1) == 1
 
 
+@counts
 def test_a_restore_forgets_what_was_held_back_and_interrupts_for_it(
     guest: Guest[Nvme], driver: Driver, coalescing: Queues
 ) -> None:
@@ -165,6 +176,7 @@ def plain() -> Guest[Nvme]:
     return guest
 
 
+@counts
 def test_a_masked_message_comes_when_it_is_unmasked(plain: Guest[Nvme]) -> None:
     with plain as guest:
         guest.config_write(guest.device.core.config.at[0x05] + 2, 1, 2)
@@ -189,6 +201,7 @@ def test_a_masked_message_comes_when_it_is_unmasked(plain: Guest[Nvme]) -> None:
         assert not guest.line
 
 
+@counts
 def test_a_mask_does_not_concern_msix(guest: Guest[Nvme], driver: Driver) -> None:
     driver.admin.auto_head = False
     guest.write(Nvme.intms, 1)

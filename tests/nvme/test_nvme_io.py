@@ -163,6 +163,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 def test_a_flush_is_an_fdatasync_and_a_write_alone_is_none(on_image: Driver, synced: list[str]) -> None:
     queues = on_image.create_queues()
     assert transfer(queues, WRITE, on_image.allocate(PAGE), 0, 8).status == 0
@@ -171,6 +172,7 @@ def test_a_flush_is_an_fdatasync_and_a_write_alone_is_none(on_image: Driver, syn
     assert synced == ["fdatasync"]
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 @pytest.mark.parametrize("asked", ["by the command", "by the write cache's being off"])
 def test_a_durable_write_is_on_the_medium_before_it_completes(on_image: Driver, synced: list[str], asked: str) -> None:
     queues = on_image.create_queues()
@@ -185,6 +187,7 @@ def test_a_durable_write_is_on_the_medium_before_it_completes(on_image: Driver, 
     assert synced == ["durable write", "fdatasync"]
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 def test_turning_the_write_cache_off_flushes(on_image: Driver, synced: list[str]) -> None:
     assert transfer(on_image.create_queues(), WRITE, on_image.allocate(PAGE), 0, 8).status == 0
     assert on_image.admin.do(AdminOpcode.SET_FEATURES, dwords=(0x06, 1)).status == 0
@@ -215,6 +218,7 @@ def test_once_data_has_been_lost_no_flush_succeeds(
     assert transfer(queues, WRITE, page, 0, 8).status == 0
 
 
+@pytest.mark.unsaved("counts flushes, and a shutdown that is under way in a snapshot flushes again")
 def test_a_shutdown_flushes(on_image: Driver, synced: list[str]) -> None:
     on_image.machine.write(CC, 0x0046_4001, 4)
     on_image.wait_for(0xC, 0x8)

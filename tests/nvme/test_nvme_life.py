@@ -17,6 +17,8 @@ from bellwire.testing import Guest, conformance
 from nvme.driver import CC, ENABLE, MEMORY, PAGE, Driver, Queues, TestMachine
 from vfio_user import IrqIndex
 
+counts = pytest.mark.unsaved("counts interrupts, and a restore adds one for each queue that was not read")
+
 TestNvme = conformance(Nvme, size=1 << 20)
 TestShadowNvme = conformance(Nvme, size=1 << 20, doorbells="shadow")
 
@@ -121,6 +123,7 @@ def test_a_controller_reset_keeps_the_admin_queues_registers(driver: Driver, gue
     assert guest.read(Nvme.asq) == driver.admin.sq
 
 
+@counts
 def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     page = driver.allocate(PAGE)
@@ -131,6 +134,7 @@ def test_one_interrupt_stands_for_a_batch(driver: Driver, guest: Guest[Nvme]) ->
     assert interrupts(guest, 1) == 1
 
 
+@counts
 def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
@@ -146,6 +150,7 @@ def test_coalescing_waits_for_the_threshold_or_the_time(driver: Driver, guest: G
     assert interrupts(guest, 1) == 2
 
 
+@counts
 def test_a_reset_while_an_interrupt_is_held_back_leaves_nothing_behind(driver: Driver, guest: Guest[Nvme]) -> None:
     hold_three_back(driver)
     driver.disable()
@@ -179,6 +184,7 @@ def test_an_interrupt_that_was_held_back_comes_from_another_process(driver: Driv
     assert interrupts(guest, 1) == 1
 
 
+@counts
 def test_a_vector_may_be_left_out_of_coalescing(driver: Driver, guest: Guest[Nvme]) -> None:
     queues = driver.create_queues(1, 64)
     driver.admin.do(AdminOpcode.SET_FEATURES, dwords=(8, 10 << 8 | 3))
@@ -210,6 +216,7 @@ def test_msi_has_one_message_and_msix_a_vector_for_each_queue(guest: Guest[Nvme]
     assert guest.config_read(capabilities[0x11] + 2, 2) & 0x7FF == 65 - 1  # Table Size (§6.8.2.3)
 
 
+@counts
 def test_msi_is_one_message_for_all_queues(guest: Guest[Nvme]) -> None:
     capabilities = guest.device.core.config.at
     assert guest.config_read(capabilities[0x05] + 2, 2) >> 1 & 7 == 0  # two to the power of that many may be asked for

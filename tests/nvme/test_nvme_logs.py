@@ -18,6 +18,8 @@ from bellwire.bundled.nvme.store import Record
 from bellwire.model.outside import Outside
 from nvme.driver import PAGE, Done, Driver, Queues, TestMachine, transfer
 
+pytestmark = pytest.mark.same_device("the tests hold the history, and the log that is read piece by piece")
+
 GET_LOG = AdminOpcode.GET_LOG_PAGE
 EVERY = 0xFFFF_FFFF
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bellwire.bundled.nvme import Nvme
 from bellwire.model.meter import LAST, Meter
 from bellwire.testing import Guest
@@ -17,6 +19,7 @@ def meter_of(driver: Driver) -> Meter:
     return meter
 
 
+@pytest.mark.same_device("reads the meter, which begins anew with a process")
 def test_commands_at_once_and_by_threads_are_in_the_totals_and_the_histogram(on_image: Driver) -> None:
     queue = on_image.create_queues()
     page = on_image.allocate(4096)

@@ -55,6 +55,7 @@ def test_compare_of_scattered_pages(queues: Queues, image: Path) -> None:
     assert queues.do(COMPARE, nsid=1, prp1=prp1, prp2=prp2, dwords=(0, 0, 23)).code == Status.COMPARE_FAILURE
 
 
+@pytest.mark.same_device("has cut the image short behind the controller's back")
 def test_verify_reads_what_is_more_than_a_transfer(queues: Queues, image: Path) -> None:
     assert span(queues, VERIFY, 0, 2048).status == 0
     os.truncate(image, 1024 * 512)
@@ -198,6 +199,7 @@ def test_identify_says_what_a_copy_may_have(on_image: Driver) -> None:
     assert on_image.identify(0x01)[534] == 1
 
 
+@pytest.mark.same_device("has made the disk read-only behind the controller's back")
 def test_commands_that_may_change_a_read_only_namespace_do_not(on_image: Driver, image: Path) -> None:
     assert isinstance(on_image.machine, TestMachine)
     on_image.machine.guest.device.controller.namespaces.existing(1).disk.readonly = True

@@ -202,6 +202,7 @@ def test_a_command_that_comes_while_the_guest_is_asked_is_seen(
     assert sq.tail == 1
 
 
+@pytest.mark.same_device("holds a part of the controller")
 @pytest.mark.parametrize("msix", [True, False])
 def test_a_full_queue_or_one_with_a_line_asks_for_the_next_head(
     guest: Guest[Nvme], shadowed: QueueSet, msix: bool
@@ -239,6 +240,7 @@ def test_a_ring_for_a_head_reads_the_shadow(guest: Guest[Nvme], shadowed: QueueS
     assert (cq.head, bad) == (4, [])
 
 
+@pytest.mark.same_device("holds a part of the controller")
 @pytest.mark.parametrize("msix", [True, False])
 @pytest.mark.parametrize("shadows", [True, False])
 def test_a_head_is_looked_at_after_a_completion_only_for_the_line(

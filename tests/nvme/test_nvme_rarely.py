@@ -79,6 +79,7 @@ def testing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> tuple[SelfTest, 
     return controller.self_test, jobs
 
 
+@pytest.mark.unsaved("lists what is read, and after a restore a read that was under way is done again")
 def test_a_self_test_without_a_read_under_way_goes_on_with_the_next(
     driver: Driver, testing: tuple[SelfTest, list[Job]]
 ) -> None:
@@ -125,6 +126,7 @@ def test_doorbells_that_the_client_does_not_share_are_read_each_time(
     assert shadow._words is None
 
 
+@pytest.mark.unsaved("counts turns, and a restored controller works off its queues at once")
 def test_a_turn_ends_where_half_of_what_may_be_done_at_once_is_done(driver: Driver) -> None:
     guest = guest_of(driver)
     queues = driver.create_queues()

@@ -16,6 +16,8 @@ from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
 from nvme.driver import PAGE, Driver, TestMachine
 
+counts = pytest.mark.unsaved("counts how often the store is written, and a restore writes it too")
+
 RETAIN = 1 << 15
 
 
@@ -45,6 +47,7 @@ def run_out(driver: Driver) -> None:
     raise AssertionError("a background job does not end")
 
 
+@counts
 def test_telemetry_that_was_read_is_saved_as_such(driver: Driver, saves: list[str]) -> None:
     record = controller_of(driver).store.record
     page = driver.allocate(PAGE)
@@ -55,6 +58,7 @@ def test_telemetry_that_was_read_is_saved_as_such(driver: Driver, saves: list[st
         assert (saves, record.telemetry_news) == (saved, news)
 
 
+@counts
 @pytest.mark.parametrize(
     ("status", "failure", "action", "code", "left", "saved"),
     [
@@ -95,6 +99,7 @@ def test_a_failure_mode_that_was_left_does_not_come_back(driver: Driver) -> None
     assert controller.namespaces.closed is None
 
 
+@counts
 @pytest.mark.parametrize(
     ("opcode", "fields", "saved"),
     [
@@ -115,6 +120,7 @@ def test_what_a_command_changes_is_saved(
     assert saves == saved
 
 
+@counts
 def test_an_attachment_is_saved_before_it_completes_or_is_none(driver: Driver, saves: list[str]) -> None:
     page = driver.allocate(PAGE)
     struct.pack_into("<HH", driver.memory, page, 1, 1)
@@ -158,6 +164,7 @@ def test_what_a_guest_breaks_and_what_a_disk_does_is_saved_soon(driver: Driver, 
     assert saves == ["soon", "soon"], "the event, and the telemetry"
 
 
+@counts
 def test_blocks_marked_as_uncorrectable_are_saved_before_that_completes(driver: Driver, saves: list[str]) -> None:
     queues = driver.create_queues()
     assert queues.do(IoOpcode.WRITE_UNCORRECTABLE, nsid=1, dwords=(8,)).status == 0

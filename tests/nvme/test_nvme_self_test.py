@@ -70,6 +70,7 @@ def test_a_short_self_test_reads_the_first_block_and_the_last(on_image: Driver, 
     assert results(on_image) == [(0x17, 2, 0xF, 1, block, 2, 0x81)]
 
 
+@pytest.mark.unsaved("lists what is read, and after a restore a read that was under way is done again")
 def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_extended_self_test_reads_every_byte_and_says_how_far_it_is(
     assert driver.log(6, 564)[:2] == bytes(2)
 
 
+@pytest.mark.unsaved("lists what is read, and after a restore a read that was under way is done again")
 def test_a_self_test_of_a_disk_that_grows_meanwhile_is_never_more_than_done(
     on_image: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_self_test_of_a_disk_that_grows_meanwhile_is_never_more_than_done(
     assert results(on_image) == [(0x20, 0, 1, 1, 0, 0, 0)]
 
 
+@pytest.mark.same_device("has emptied the image, with which no device starts")
 def test_a_short_self_test_of_a_disk_that_somebody_has_emptied_ends(on_image: Driver, image: Path) -> None:
     assert isinstance(on_image.machine, TestMachine)
     os.truncate(image, 0)
@@ -130,6 +133,7 @@ def test_a_self_test_that_there_is_not_is_refused(on_image: Driver, nsid: int, d
     assert results(on_image) == []
 
 
+@pytest.mark.unsaved("a deletion of a namespace that is under way in a snapshot fails, and is not repeated")
 @pytest.mark.parametrize(
     ("opcode", "nsid", "dword10", "result"),
     [(AdminOpcode.FORMAT_NVM, 1, 0, 4), (AdminOpcode.SANITIZE, 0, 2, 9), (AdminOpcode.NAMESPACE_MANAGEMENT, 1, 1, 3)],
@@ -144,6 +148,7 @@ def test_what_erases_ends_a_self_test(on_image: Driver, opcode: int, nsid: int, 
     assert [entry[0] for entry in results(on_image)] == [0x20 | result]
 
 
+@pytest.mark.unsaved("lists what is read, and after a restore a read that was under way is done again")
 def test_a_format_of_another_namespace_does_not_wait_for_the_end_of_a_self_test(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

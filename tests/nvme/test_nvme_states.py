@@ -122,6 +122,7 @@ def test_after_a_reset_that_cancelled_a_turn_the_queue_has_turns_again(driver: D
     assert len(queues.reap()) == 300
 
 
+@pytest.mark.unsaved("looks at what waits inside the engine, which a restore repeats")
 @pytest.mark.parametrize(
     ("opcode", "nsid", "dword"),
     [

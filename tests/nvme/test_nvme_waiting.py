@@ -112,6 +112,7 @@ def test_it_is_busy_while_commands_are_under_way(driver: Driver, begun: Begun) -
     assert [*busy, engine.busy] == [False, True, False]
 
 
+@pytest.mark.unsaved("has put another pool into the controller, which cannot be restored")
 def test_writes_of_a_batch_are_handed_over_together(on_image: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[int] = []
     queues = on_image.create_queues()

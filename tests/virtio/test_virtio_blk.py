@@ -292,6 +292,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 def test_a_driver_that_cannot_flush_has_its_writes_on_the_medium(
     make: Callable[..., Disk], image: Path, synced: list[str]
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_driver_that_cannot_flush_has_its_writes_on_the_medium(
     assert synced == ["write", "flush"]
 
 
+@pytest.mark.same_device("lists what the disk is asked for, and it is flushed when a device closes it")
 def test_a_driver_that_can_flush_has_its_writes_in_the_cache_until_it_does(
     make: Callable[..., Disk], image: Path, synced: list[str]
 ) -> None:

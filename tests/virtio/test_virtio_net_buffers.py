@@ -189,6 +189,7 @@ def test_the_next_driver_of_a_selective_card_receives_everything(make: Make, far
     assert [packet.frame for packet in card.await_packets()] == [frame(MANY)]
 
 
+@pytest.mark.same_device("holds a part of the card")
 def test_a_turn_is_asked_for_once_and_anew_after_a_reset(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make(buffers=60)
     assert card.command(0, 4, b"\1")  # no unicast: it drops every packet

@@ -102,6 +102,7 @@ def test_a_driver_without_version_1_is_refused(driver: Driver, caplog: pytest.Lo
     assert "features refused: 0x20" in caplog.text
 
 
+@pytest.mark.same_device("the limit of the log begins anew with a process")
 def test_refusals_without_end_do_not_fill_the_log(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(100):

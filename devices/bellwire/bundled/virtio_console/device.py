@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from bellwire import Option, Saved
+from bellwire import Option, Saved, SavedBytes, StateError
 from bellwire.bundled.virtio_console.control import CONTROL, LARGEST_NAME, Console, Event, queue_role
 from bellwire.stream import BACKENDS, Stream, open_stream, stream_fault
 from bellwire.virtio import Chain, VirtioDevice, Virtqueue, field
@@ -13,6 +13,8 @@ from bellwire.virtio.chain import part
 MOST_PORTS = 16
 MOST_MESSAGES = 4 * MOST_PORTS
 """The limit of messages that wait for buffers, since a driver may offer none. More are of no use."""
+MESSAGE = 1 + CONTROL.size + LARGEST_NAME
+"""Bytes of a message in a snapshot, behind one that says how long it is: 0 behind the last message."""
 
 
 class Port:
@@ -23,8 +25,6 @@ class Port:
         self.name = name
         self.stream = stream
         self.held: Chain | None = None
-        self.sent: int
-        """The number of bytes of ``held`` that are sent."""
         self.announced: bool
         """Whether the guest has been told that the stream has a peer."""
         self.watched = False
@@ -62,10 +62,15 @@ class VirtioConsole(
     """The ports that the guest has opened, as bits."""
     ready = Saved(False)
     """Whether the driver takes control messages."""
+    waiting = SavedBytes(MOST_MESSAGES * MESSAGE)
+    """The messages that wait for buffers."""
+    sent_bytes = SavedBytes(4 * MOST_PORTS)
 
     def setup(self) -> None:
         """Open the stream of each port."""
         self.lines: list[Port] = []
+        self.sent = self.sent_bytes.cast("I")
+        """For each port, how much of the buffer is sent that the device has, or takes next."""
         self.messages: deque[bytes] = deque(maxlen=MOST_MESSAGES)
         try:
             for number, (name, stream) in enumerate(self.named()):
@@ -117,11 +122,30 @@ class VirtioConsole(
             self.watch_port(port, True)
             port.announced = self.ready and not port.stream.connected
 
+    def saving(self) -> None:
+        """Messages that wait go along."""
+        rows = [(bytes([len(each)]) + each).ljust(MESSAGE, b"\0") for each in self.messages]
+        self.waiting[:] = b"".join(rows).ljust(len(self.waiting), b"\0")
+
+    def check_state(self) -> None:
+        """Refuse a snapshot with messages of a length that none has."""
+        super().check_state()
+        for length in self.waiting[::MESSAGE]:
+            if length and not CONTROL.size <= length < MESSAGE:
+                raise StateError(f"the snapshot has a control message of {length} bytes")
+
+    def restored(self) -> None:
+        """Go on with the messages that wait."""
+        super().restored()
+        rows = (self.waiting[at : at + MESSAGE] for at in range(0, len(self.waiting), MESSAGE))
+        self.messages.extend(bytes(row[1 : 1 + row[0]]) for row in rows if row[0])
+
     def recovered(self, torn: bool) -> None:
         """Go on after a process has died. Messages that waited in it are lost, so all ports are told of again.
 
         A driver ignores what it knows already. Bytes of which it is not known that they were sent are sent again.
         """
+        self.waiting[:] = bytes(len(self.waiting))  # they are of an earlier snapshot
         super().recovered(torn)
         if self.running and self.ready:
             for port in self.lines:
@@ -168,14 +192,15 @@ class VirtioConsole(
         if port.held is not None and not self.push(port, port.held):
             return
         for chain in queue:
-            port.sent = 0
             if not self.push(port, chain):
                 break  # the rest stays in the queue, and the guest notices
 
     def push(self, port: Port, chain: Chain) -> bool:
         """Send one buffer. False if a part of it has to wait."""
-        port.sent += port.stream.send(part(chain.readable, port.sent, chain.size))
-        port.held = chain if port.sent < chain.size else None
+        sent = min(self.sent[port.number], chain.size)
+        sent += port.stream.send(part(chain.readable, sent, chain.size))
+        port.held = chain if sent < chain.size else None
+        self.sent[port.number] = 0 if port.held is None else sent
         if port.held is None:
             chain.done()
         return port.held is None
