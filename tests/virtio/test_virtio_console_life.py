@@ -6,15 +6,18 @@ import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from bellwire import StateError
 from bellwire.bundled.virtio_console import VirtioConsole
 from bellwire.bundled.virtio_console.control import Event
 from bellwire.bundled.virtio_console.device import Port, ports_fault
 from bellwire.stream import Stream, StreamError
 from bellwire.testing import Guest
 from bellwire.virtio import Status
+from saved import move
 from virtio.driver import DEVICE, READY, Driver
 from virtio.test_virtio_console import MULTIPORT, Terminal
 
@@ -145,6 +148,52 @@ def test_a_restored_driver_is_told_which_peers_there_are(terminal: Terminal, sta
     terminal.driver.memory[:] = memory
     terminal.driver.guest.advance()
     assert terminal.told()[-2:] == [(0, Event.PORT_OPEN, 0, b""), (1, Event.PORT_OPEN, stays, b"")]
+
+
+def test_messages_that_wait_for_buffers_go_along(tmp_path: Path) -> None:
+    with Driver(VirtioConsole, ports="a=null,b=null") as driver:
+        driver.start(MULTIPORT, range(6), size=32)
+        driver.queues[3].send(struct.pack("<IHH", 0, Event.DEVICE_READY, 1))
+        move(driver.guest)
+        driver.queues[2].send(write=64)
+        driver.queues[2].send(write=64)
+        added = [struct.pack("<IHH", port, Event.PORT_ADD, 1) for port in range(2)]
+        assert [answer[:6] for answer in driver.queues[2].answers()] == [each[:6] for each in added]
+
+
+@pytest.mark.parametrize("length", [1, 7, 73])
+def test_a_waiting_message_of_a_length_that_none_has_is_refused(length: int) -> None:
+    with Guest(VirtioConsole, ports="a=null") as guest:
+        snapshot = guest.snapshot()
+        guest.device.waiting[73] = length
+        with (
+            mock.patch.object(VirtioConsole, "saving"),
+            pytest.raises(StateError, match=f"a control message of {length} bytes"),
+        ):
+            guest.restore(guest.snapshot())
+        guest.restore(snapshot)
+
+
+def test_what_a_peer_has_taken_of_a_buffer_is_not_sent_again_after_a_move(terminal: Terminal) -> None:
+    far = terminal.join(0)
+    queue = terminal.queues[1]
+    block = bytes(range(256)) * 256
+    sent = 0
+    while len(queue.held) < 2:
+        queue.send(block)
+        queue.used()
+        sent += 1
+    move(terminal.driver.guest)
+    terminal.driver.guest.advance()
+    data = b""
+    while len(data) < sent * len(block):
+        data += far.recv(1 << 20)
+        terminal.driver.guest.poll()
+    assert data == block * sent
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        far.recv(1)
+    assert len(queue.used()) == 2
 
 
 def test_a_buffer_that_was_sent_in_part_is_not_returned_to_the_next_driver(terminal: Terminal) -> None:

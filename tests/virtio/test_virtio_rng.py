@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bellwire import OptionError
+from bellwire import OptionError, StateError
 from bellwire.bundled.virtio_rng import LARGEST, VirtioRng
-from bellwire.testing import conformance
+from bellwire.testing import Guest, conformance
+from saved import move
 from virtio.driver import Driver
 
 TestVirtioRng = conformance(VirtioRng)
@@ -61,6 +62,26 @@ def test_a_reset_does_not_make_bytes_come_sooner(reset: str) -> None:
             counts.append(len(queue.answers()))
             driver.guest.advance(seconds)
         assert [*counts, len(queue.answers())] == [0, 0, 1, 1]
+
+
+def test_a_pause_begins_again_in_the_device_that_goes_on() -> None:
+    with Driver(VirtioRng, rate=10) as driver:
+        driver.start()
+        driver.queues[0].send(write=20)
+        driver.queues[0].send(write=10)
+        move(driver.guest)
+        driver.guest.advance(1.9)
+        assert len(driver.queues[0].answers()) == 1
+        driver.guest.advance(0.2)
+        assert len(driver.queues[0].answers()) == 1
+
+
+@pytest.mark.parametrize("pause", [-1.0, 4097.0, float("nan")])
+def test_a_pause_that_no_bytes_have_caused_is_refused(pause: float) -> None:
+    with Guest(VirtioRng) as guest:
+        guest.device.pause = pause
+        with pytest.raises(StateError, match="a pause of"):
+            guest.restore(guest.snapshot())
 
 
 def test_a_rate_below_zero_is_refused() -> None:
