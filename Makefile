@@ -34,7 +34,7 @@ define need
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$packages >/dev/null; }
 endef
 
-.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-kvm test-slow fuzz test-guest test-chaos test-vhost interop provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
+.PHONY: help qemu patched demo tables lspci picture man wheel install deb uninstall check lint types quick test-saved test-kvm test-slow fuzz test-guest test-chaos test-vhost interop provision test-nested test-systemd test on-this-machine in-machines test-fresh coverage bench bench-docs mutants guests clean python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -53,9 +53,13 @@ types: $(VENV)/.dev
 	$(BIN)/mypy tests/guest/conftest.py
 	$(BIN)/mypy tests/systemd/conftest.py
 
+QUICK := not daemon and not guest and not kvm and not nested and not slow and not systemd
 # These tests share nothing, so each core takes files of its own. Without byte code, each process compiles all of them.
 quick: $(VENV)/.dev
-	env -u PYTHONDONTWRITEBYTECODE $(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "not daemon and not guest and not kvm and not nested and not slow and not systemd"
+	env -u PYTHONDONTWRITEBYTECODE $(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "$(QUICK)"
+
+test-saved: $(VENV)/.dev ## the quick tests of bundled devices, which are saved and restored at each access (5 minutes)
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile --saved -m "$(QUICK)" tests/nvme tests/virtio tests/devices/test_serial.py tests/devices/test_bundled.py
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"
@@ -100,7 +104,10 @@ test-systemd: $(VENV)/.dev $(VENV)/.systemd ## the tests in a systemd booted in 
 test: check $(VENV)/.tools $(VENV)/.systemd $(VENV)/.kernel provision patched ## everything but what takes minutes on end
 	$(MAKE) --no-print-directory -j2 on-this-machine in-machines
 
+# A part of `make test-saved` comes first: some tests of each bundled device.
 on-this-machine:
+	$(PYTEST) -q --saved -m "$(QUICK)" $(addprefix tests/,devices/test_serial.py devices/test_bundled.py nvme/test_nvme_queues.py \
+		$(addprefix virtio/test_virtio_,rng.py races.py net_filter.py console_life.py))
 	$(PYTEST) -q --durations=12 -m "(daemon or kvm or slow or systemd) and not guest and not nested and not long"
 
 # Each takes one processor.
