@@ -215,6 +215,7 @@ def test_each_buffer_comes_back_once_at_every_step(features: set[int], kind: typ
         assert steps > 10, "nothing was done there"
 
 
+@pytest.mark.unsaved("counts how the device works off its buffers, and a restore begins that again")
 @pytest.mark.parametrize("features", KINDS)
 def test_rows_are_done_while_other_buffers_stay_out(features: set[int]) -> None:
     session = Session(features)

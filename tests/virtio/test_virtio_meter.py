@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pathlib import Path
 
 from virtio.test_virtio_blk import ALL, FLUSH, GET_ID, IN, OK, SIZE, Disk
 
 
+@pytest.mark.same_device("reads the meter, which begins anew with a process")
 def test_the_meter_counts_reads_and_writes_that_were_done_and_how_long_they_took() -> None:
     disk = Disk(set(map(int, ALL)), size=SIZE)
     disk.write(1, b"w" * 4096)
