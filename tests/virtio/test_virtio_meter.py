@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pathlib import Path
+
+import pytest
 
 from virtio.test_virtio_blk import ALL, FLUSH, GET_ID, IN, OK, SIZE, Disk
 
