@@ -1,9 +1,8 @@
-"""A driver that maps, unmaps and maps elsewhere while requests are under way: none is lost, and no old page is touched."""
+"""A driver maps, unmaps and maps elsewhere while requests are under way: none is lost, and no old page is touched."""
 
 from __future__ import annotations
 
 import errno
-import os
 import struct
 import tempfile
 from pathlib import Path
