@@ -38,14 +38,14 @@ MOST_BUFFERS = 1024
 """The limit of buffers of one size that are remembered."""
 TRANSFER = struct.Struct("<HHI16xQQQI12x")
 """The fields of a read or a write (§6.9, §6.15): opcode and flags, id, namespace, PRP1, PRP2, first block, dword 12."""
-
-
 Kind = tuple[int, int, int, bool, int, int, memoryview, bool, dict[int, Views]]
-"""What is known of all commands that have opcode, flags, namespace and dword 12 in common.
+"""What is known of all commands that have opcode, flags, namespace and dword 12 in common. It consists of:
 
-It consists of: the bytes of each; the highest first block, or -1 if they are left to the slow path; by what to shift a
-block number to get its place on the disk; descriptor and flags for preadv; the content of a disk in memory, else
-nothing; whether they write; and buffers by PRP1: guest memory of such commands, within one page, whose checks are done.
+* the bytes of each, and the highest first block; -1 if such commands are left to the slow path;
+* by how many bits to shift a block number, to get the block's place on the disk;
+* whether each is a system call of its own, and descriptor and flags for it;
+* the content of a disk in memory, else nothing, and whether the commands write;
+* buffers by PRP1: guest memory of such commands, within one page, whose checks are done.
 """
 NO_BUFFERS: dict[int, Views] = {}
 OTHER: Kind = (0, -1, 0, False, -1, 0, memoryview(b""), False, NO_BUFFERS)
@@ -141,8 +141,8 @@ class AtOnce:
         before = room = self._io.budget
         enough = room - ENOUGH
         writes = written = 0
-        head, nsid, tail, kind = -1, 0, 0, OTHER
-        length, last, shift, small, fd, now, disk, write, buffers = kind
+        head, nsid, tail = -1, 0, 0
+        length, last, shift, small, fd, now, disk, write, buffers = OTHER
         stretch: Stretch | None = None
         for what, cid, space, prp1, prp2, first, dword in TRANSFER.iter_unpack(block):
             at += COMMAND_SIZE
