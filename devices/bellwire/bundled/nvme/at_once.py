@@ -214,18 +214,22 @@ class AtOnce:
 
     def _views(self, prp1: int, prp2: int, length: int) -> Views | None:
         """Views of the ``length`` bytes that PRP1 and PRP2 lead to (§4.3); None if wrong, or not in one map."""
-        start, end, memory = self._window if self._window.start <= prp1 < self._window.end else self._find(prp1)
+        start, end, memory = self._window
+        if not start <= prp1 < end:
+            start, end, memory = self._find(prp1)
         inside = PAGE - prp1 % PAGE
-        if prp1 & 3 or prp1 > end - min(inside, length):
-            return None
         where, rest = prp1 - start, length - inside
+        row, pages = prp1 <= end - length, b""
+        if prp1 & 3:
+            return None
         if rest > PAGE:
             count = rest + PAGE - 1 >> PAGE_SHIFT
-            listed = self._list(prp2, count)
-            if listed != _row(prp1 + inside, count) or prp1 > end - length:
-                return self._scattered(where, inside, memoryview(listed).cast("Q").tolist(), rest)
-        elif rest > 0 and (prp2 != prp1 + inside or prp1 > end - length):
-            return self._scattered(where, inside, [prp2], rest)
+            pages = self._list(prp2, count)
+            row = row and pages == _row(prp1 + inside, count)
+        elif rest > 0 and prp2 != prp1 + inside:
+            row, pages = False, prp2.to_bytes(ENTRY, "little")
+        if not row:
+            return self._scattered(where, inside, pages, rest) if pages and prp1 <= end - inside else None
         views = [memory[where : where + length]]
         if rest <= 0:
             buffers = self._buffers[length]
@@ -247,10 +251,11 @@ class AtOnce:
         except GuestError:
             return b""
 
-    def _scattered(self, where: int, inside: int, pages: list[int], rest: int) -> Views | None:
-        """Views of the ``inside`` bytes at ``where`` in the window, and of ``rest`` bytes in ``pages``."""
+    def _scattered(self, where: int, inside: int, listed: bytes, rest: int) -> Views | None:
+        """Views of the ``inside`` bytes at ``where`` in the window, and of ``rest`` bytes in the pages ``listed``."""
         start, end, memory = self._window
-        if not pages or functools.reduce(operator.or_, pages) % PAGE or min(pages) < start or max(pages) > end - PAGE:
+        pages = memoryview(listed).cast("Q").tolist()
+        if functools.reduce(operator.or_, pages) % PAGE or min(pages) < start or max(pages) > end - PAGE:
             return None
         views = [memory[where : where + inside]]
         views += [memory[page - start : page - start + PAGE] for page in pages]
