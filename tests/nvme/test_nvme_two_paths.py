@@ -122,7 +122,7 @@ def leave(_: AtOnce, block: bytes) -> tuple[list[int], list[bytes], int]:
 @pytest.fixture(scope="module", params=["memory", "image"])
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     path: Path = tmp_path_factory.mktemp("paths") / "disk.img"
-    where = {"image": str(path)} if request.param == "image" else {}
+    where: dict[str, Any] = {"image": str(path)} if request.param == "image" else {}
     with Guest(Nvme, memory=MEMORY, size=BLOCKS << 9, **where) as guest:
         yield Rig(guest)
 

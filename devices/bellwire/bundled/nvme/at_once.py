@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Views = list[memoryview]
 
-PLAIN = READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
+READ, WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 NOWHERE = SharedMap(1, 0, memoryview(b""))
 ENOUGH = 512 << 10
 """Bytes after which the host is told of completions. It handles these while the worker copies the next data."""
@@ -195,17 +195,21 @@ class AtOnce:
 
     def _kind(self, head: int, nsid: int, tail: int) -> Kind:
         """The kind of commands with this opcode and these flags, this namespace and this dword 12."""
-        opcode, space = head & 0xFF, self._namespaces.open.get(nsid)
-        if space is None or space.lost.starts or opcode not in PLAIN or head >> 8 & SCATTERED:
+        space = self._namespaces.open.get(nsid)
+        if space is None or space.lost.starts or head & SCATTERED << 8:
             return OTHER
-        disk, write = space.disk, opcode == WRITE
-        if (disk.readonly or not disk.view) if write else (disk.at_once is None and not disk.view):
+        disk, opcode = space.disk, head & 0xFF
+        memory, now = disk.view, disk.at_once
+        if opcode == READ:
+            if now is None and not memory:
+                return OTHER
+        elif opcode != WRITE or disk.readonly or not memory:
             return OTHER
         count = (tail & 0xFFFF) + 1
         length = count << space.shift
         buffers = self._buffers[length] if length <= PAGE else NO_BUFFERS
-        small = length < LARGE and not disk.view
-        return length, space.blocks - count, space.shift, small, disk.fd, disk.at_once or 0, disk.view, write, buffers
+        small = length < LARGE and not memory
+        return length, space.blocks - count, space.shift, small, disk.fd, now or 0, memory, opcode == WRITE, buffers
 
     def _forget(self) -> None:
         """Guest memory has changed."""
