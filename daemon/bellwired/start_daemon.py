@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 from bellwired.workers import launch, process
 
@@ -10,12 +11,12 @@ STORED = "bellwire"
 """The first letters of the names that the daemon gives to descriptors in the service manager's store."""
 
 
-def main() -> int:
-    """Load and run the daemon."""
+def main() -> NoReturn:
+    """Load and run the daemon. Its end is fast: the next daemon is started after it, and clients wait for that one."""
     early = None
     if any(name.startswith(STORED) for name in os.environ.get("LISTEN_FDNAMES", "").split(":")):
         process.allow_many_files()
         early = launch.fork_server()
     from bellwired.manager.main import main as daemon
 
-    return daemon(early=early)
+    process.end(daemon(early=early))

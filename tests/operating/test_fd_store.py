@@ -64,6 +64,23 @@ def test_the_next_daemon_goes_on_with_a_client(instance: Instance, keeper: FdKee
         assert keeper.names == OF_ONE
 
 
+def test_a_client_that_goes_on_is_served_until_all_other_devices_have_stopped(
+    instance: Instance, keeper: FdKeeper
+) -> None:
+    path = instance.configure("dev")
+    instance.configure("slow", 'device = "probe"\noptions = { mood = "stubborn" }')
+    with instance, connect(path) as client:
+        slow = instance.pid("slow")
+        instance.process.terminate()
+        assert eventually(lambda: instance.describe("slow")["state"] == "stopping")
+        write(client, PLAIN, 42)
+        assert read(client, PLAIN) == 42
+        os.kill(slow, signal.SIGKILL)
+        assert instance.stop() == 0
+        again(instance, keeper)
+        assert read(client, PLAIN) == 42
+
+
 def test_a_client_that_has_left_leaves_nothing(instance: Instance, keeper: FdKeeper) -> None:
     path = instance.configure("dev")
     with instance:

@@ -99,7 +99,7 @@ class Unit(Filtered, Kept):
     async def retire(self, *, keep: bool = False) -> None:
         """Stop it, never to start again. With ``keep``, the next daemon goes on with its client, if it has one."""
         self._retired = True
-        if keep and self.outlives and self.holder.holds:
+        if keep and self.goes_on:
             await self.leave()
             self._leave_behind()
         else:

@@ -79,8 +79,7 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, parent, channel, sockets)
     sys.stdout.close()
-    logging.shutdown()
-    os._exit(status)
+    process.end(status)
 
 
 def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
