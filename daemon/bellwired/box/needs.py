@@ -23,6 +23,7 @@ from bellwire.bundled.nvme.device import images
 from bellwire.bundled.vhost.device import UNIX, VHOST_NET, VHOST_VSOCK
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
+from bellwire.network.interface import Settings, is_set_up
 from bellwire.paths import Place, make_folders
 from bellwire.stream import stream_fault
 from bellwire.unix_sockets import clear
@@ -45,6 +46,8 @@ class Needs:
     """It uses the host's network."""
     mounts: bool = False
     """It mounts file systems, which Landlock forbids."""
+    netlink: bool = False
+    """It sets an interface up."""
     made: list[Path] = field(default_factory=list)
     """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
     files: list[tuple[Path, bool]] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Needs:
                 make_folders(folder.parent)
                 with Place(folder) as place:
                     place.make_folder(0o700)
-        if "tap" in self.calls:
+        if self.netlink:
             import_module("pyroute2")  # it looks into /proc when it is imported
         for path in self.made:
             with contextlib.suppress(FileNotFoundError):
@@ -96,7 +99,7 @@ def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
     elif kind.name == "virtio-net":
         _network(needs, options)
     elif kind.name == "vhost":
-        _back_end(needs, options["backend"])
+        _back_end(needs, options)
     return needs
 
 
@@ -178,14 +181,14 @@ def _stream(needs: Needs, text: str) -> None:
         needs.rules.append((path.parent, SOCKETS if kind == "unix" else LINKS))
 
 
-def _back_end(needs: Needs, text: str) -> None:
+def _back_end(needs: Needs, options: Mapping[str, Any]) -> None:
     """A vhost back end. A program is connected to inside the box, again and again if it must, so its folder stays."""
-    kind, _, place = text.partition(":")
+    kind, _, place = options["backend"].partition(":")
     if kind == UNIX:
         needs.calls.add("connecting")
         needs.rules.append((Path(place).absolute().parent, NAMES))
     elif kind == VHOST_NET:
-        _tap(needs)
+        _tap(needs, place, Settings(mtu=options["mtu"]))
         _kernel(needs, kernel.NET)
     elif kind == VHOST_VSOCK:
         _kernel(needs, kernel.VSOCK)
@@ -197,8 +200,9 @@ def _kernel(needs: Needs, node: Path) -> None:
     needs.rules.append((node, WRITE))
 
 
-def _tap(needs: Needs) -> None:
+def _tap(needs: Needs, name: str, settings: Settings) -> None:
     needs.network = True
+    needs.netlink = settings.any and not is_set_up(name, settings)
     needs.calls.add("tap")
     needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
     needs.capabilities.add(CAP_NET_ADMIN)
@@ -207,9 +211,9 @@ def _tap(needs: Needs) -> None:
 def _network(needs: Needs, options: Mapping[str, Any]) -> None:
     local, stream = options["local"], options["stream"]
     if options["tap"]:
-        _tap(needs)
+        _tap(needs, options["tap"], Settings(options["namespace"], options["bridge"], options["mtu"], options["up"]))
         if options["namespace"] or options["macvtap"]:
-            needs.mounts = True
+            needs.netlink = needs.mounts = True
             needs.calls.add("mounting")
             needs.capabilities |= {CAP_SYS_ADMIN, CAP_MKNOD}
         if options["offload"] == VHOST_NET:

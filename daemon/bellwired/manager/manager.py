@@ -237,7 +237,7 @@ class Manager:
     # -- changes
 
     async def _close(self) -> None:
-        """Stop all units: those with a client that goes on come last, since it waits for the next daemon from then on."""
+        """Stop all units: last those with a client that goes on, since it waits for the next daemon from then on."""
         self._closing = True
         going_on = [unit for unit in self.units.values() if unit.goes_on]
         await self._retire([unit for unit in self.units.values() if unit not in going_on])
