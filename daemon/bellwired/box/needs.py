@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -26,9 +24,9 @@ from bellwire.declare.option import parse_options
 from bellwire.network.interface import Settings, is_set_up
 from bellwire.paths import Place, make_folders
 from bellwire.stream import stream_fault
-from bellwire.unix_sockets import clear
 from bellwire.vhost import kernel
 from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
+from bellwired.box.remains import remove_made
 from bellwired.sources import INIT
 
 TUN = Path("/dev/net/tun")
@@ -143,17 +141,6 @@ def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Ite
     needs.network |= "network" in words
     needs.rules += [(path, RUN if "processes" in words else READ) for path in read]
     needs.rules += [(path, FOLDER | SOCKETS | LINKS) for path in write]
-
-
-def remove_made(path: Path) -> None:
-    """Remove a socket on which nobody listens, or a link to a terminal. Raises an OSError for anything else."""
-    with Place(path, follow=False) as place:
-        found = place.status()
-        if found is not None and stat.S_ISLNK(found.st_mode):
-            if os.readlink(place.name, dir_fd=place.folder).startswith("/dev/pts/"):
-                place.remove()
-        else:
-            clear(place, socket.SOCK_STREAM)
 
 
 def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:

@@ -21,8 +21,7 @@ from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
 from bellwired.workers.spawner import Child, Spawner
-from bellwired.workers.wire import Spawn
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED, Spawn
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -15,7 +14,8 @@ from typing import NamedTuple, NoReturn
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
-_MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""Variables that the service manager sets for the manager only."""
 
 
 def adopt_orphans() -> None:
@@ -35,6 +35,8 @@ def end(status: int) -> NoReturn:
 
     What the standard streams and log handlers have buffered is written.
     """
+    import logging  # here: a daemon that starts launches its fork server first
+
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader has left, or it is closed
@@ -89,8 +91,8 @@ def python() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without variables that the service manager sets for the manager only."""
-    return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
+    """This process's environment, without what is the manager's own."""
+    return {key: value for key, value in os.environ.items() if key not in MANAGERS_OWN}
 
 
 def memory(pid: int, count: int = -1) -> int:

@@ -40,11 +40,9 @@ from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.reporter import Reporter
 from bellwired.workers.tracing import Lent, Tracing
-from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
+from bellwired.workers.wire import MOVED, REFUSED, Answer, Ask, Report, Spawn, WireError
 from vfio_user import RATIFIED, SERVER, Dialect, Estate, Ledger, dialect
 
-REFUSED = 78  # EX_CONFIG: no restart will help
-MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
