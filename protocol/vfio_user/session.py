@@ -151,7 +151,7 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        self._channel = tapped(self._channel, tap)
+        self._channel = self._late.channel = tapped(self._channel, tap)
         if not self._dma_requests.twin:
             self._dma_requests.channel = self._channel
         self._twin.tap(tap)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from bellwired.guest.initramfs import archive
+from bellwired.guest.processes import ending
 from bellwired.guest.toolbox import Toolbox
 from nested.errors import BedError, LateError
 
@@ -104,8 +105,8 @@ def run(
         answer = status.read_text().strip() if status.exists() else ""
         if not answer:
             complaint = (place / "qemu").read_text(errors="replace").strip()
-            ending = f"the bed's kernel ended before the command did (QEMU's status is {qemu.returncode})"
-            raise BedError(f"{ending} {complaint}".strip(), _tail(printed))
+            how = f"the bed's kernel ended before the command did (QEMU {ending(qemu.returncode)})"
+            raise BedError(f"{how} {complaint}".strip(), _tail(printed))
         return Outcome(int(answer), printed, time.monotonic() - start)
 
 
