@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from bellwire import Job
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.model.dma import Dma
 from bellwire.testing import Guest
-from nvme.driver import MEMORY, PAGE, Driver, prps
+from nvme.driver import MEMORY, PAGE
 from pieces import cut
 from vfio_user import DmaFlags, DmaMap
 
@@ -425,30 +424,3 @@ def test_memory_that_cannot_be_read_and_written_is_left(fast: AtOnce, guest: Gue
             guest._dma.map(DmaMap(flags, 0, 0, MEMORY), os.dup(guest._memory_fd))
         guest.device.dma.changed()
     assert fast.transfer(command()) == ([], [command()], 0)
-
-
-@pytest.mark.parametrize("kibibytes", [16, 64])
-def test_data_in_memory_is_left_to_the_next_turn_and_not_to_a_thread(
-    guest: Guest[Nvme], driver: Driver, kibibytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another turn of the loop costs less than a thread."""
-    jobs: list[object] = []
-    pool = guest.device.controller.engine.pool
-    usual = pool.submit
-
-    def submit(*some: Job) -> None:
-        jobs.extend(some)
-        usual(*some)
-
-    monkeypatch.setattr(pool, "submit", submit)
-    queues = driver.create_queues(size=64)
-    count, blocks = 3072 // kibibytes if kibibytes == 64 else 60, 2 * kibibytes
-    page = driver.allocate(kibibytes << 10)
-    pages = range(page, page + (kibibytes << 10), PAGE)
-    cids = []
-    for number in range(count):
-        prp1, prp2 = prps(driver, pages, 0)
-        cids.append(queues.put(IoOpcode.READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(number * blocks, 0, blocks - 1)))
-    queues.ring()
-    assert [done.status for done in queues.wait(*cids)] == [0] * count
-    assert jobs == []
