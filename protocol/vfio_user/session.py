@@ -50,9 +50,9 @@ _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
-    ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
-    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
-    told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
+    ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what it
+    has set up; ``dma_requests`` asks it for DMA. ``timeout`` is in seconds: how long a send, or a DMA message, waits.
+    ``ledger`` is told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Session:
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
-        self._twin = ServerTwin(self._dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
+        self.dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
+        self._twin = ServerTwin(self.dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
         code = DeviceCode(backend)
         self._call, self._failed = code.call, code.failed
         late, flags = (journal.late, journal.irqs) if journal else (None, None)
@@ -151,9 +151,9 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        self._channel = tapped(self._channel, tap)
-        if not self._dma_requests.twin:
-            self._dma_requests.channel = self._channel
+        self._channel = self._late.channel = tapped(self._channel, tap)
+        if not self.dma_requests.twin:
+            self.dma_requests.channel = self._channel
         self._twin.tap(tap)
 
     def settle(self) -> None:
@@ -164,7 +164,7 @@ class Session:
     def waiting(self) -> bool:
         """Whether a received command waits for :meth:`service`. A poll of the socket may not show it."""
         channel = self._channel
-        return (not channel.empty and channel.ready) or bool(self._dma_requests.kept)
+        return (not channel.empty and channel.ready) or bool(self.dma_requests.kept)
 
     def look(self) -> bool:
         """Whether a command has arrived, in the buffer or the socket. A receive in vain costs four times as much."""
@@ -187,7 +187,7 @@ class Session:
         Raises Disconnected when the client has left, and FramingError or TimedOut when the connection cannot go on. The
         caller then closes the session.
         """
-        dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
+        dma_requests, channel, known = self.dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
             if dma_requests.kept:
                 self._handle(dma_requests.pop())
@@ -210,7 +210,7 @@ class Session:
         file_io = self.dma.file_io(address)
         if file_io is not None:
             return file_io.read(address, count)
-        return self._dma_requests.read(address, count, self._most())
+        return self.dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory of one map; otherwise as :meth:`dma_read`."""
@@ -219,7 +219,7 @@ class Session:
         if file_io is not None:
             file_io.write(address, data)
         else:
-            self._dma_requests.write(address, memoryview(data), self._most())
+            self.dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
@@ -227,7 +227,7 @@ class Session:
         self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
-        self._dma_requests.close()
+        self.dma_requests.close()
         self._channel.close()
         self._twin.close()
         if self._journal is not None:
@@ -237,7 +237,7 @@ class Session:
 
     def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview, flushed: bool = False) -> bool:
         """Do an access, after the rings unless ``flushed``, and answer it. Returns whether no command was kept."""
-        reply, writer, dma_requests, channel = access.reply, access.writer, self._dma_requests, self._channel
+        reply, writer, dma_requests, channel = access.reply, access.writer, self.dma_requests, self._channel
         marks, end = channel.marks, channel.start
         access.times += 1
         before = dma_requests.answering
@@ -318,7 +318,7 @@ class Session:
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
-        dma_requests = self._dma_requests
+        dma_requests = self.dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
             if message.command != self._reset_number and not dma_requests.outstanding:

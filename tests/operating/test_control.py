@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from operating.instance import LEAVE, PLAIN, Instance, connect, eventually, write
+from operating.instance import LEAVE, PATIENCE, PLAIN, Instance, connect, eventually, write
 from operating.varlink import INTERFACE, Refused, Varlink
 from vfio_user import Client
 
@@ -299,7 +299,7 @@ def test_a_stream_tells_of_rings_by_mechanism_and_of_interrupts(daemon: Instance
 
 def test_a_stream_tells_of_trouble_with_the_client(daemon: Instance) -> None:
     name = daemon.add()
-    with daemon.monitor(name) as events, Client.connect(daemon.socket(name)) as client:
+    with daemon.monitor(name) as events, Client.connect(daemon.socket(name), timeout=PATIENCE) as client:
         with contextlib.suppress(OSError, Exception):
             client.read(0, 0xFFFF_0000, 4)
         assert events.until("trouble")["fields"]["text"].startswith("refused")

@@ -103,6 +103,7 @@ class Served:
         self.session: Session | None = None
         self._loop = loop
         self._doorbell_fds: DoorbellFds | None = None
+        self._backend: DeviceBackend | None = None
         self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
         self._tap: Tap | None = None
@@ -169,6 +170,7 @@ class Served:
             self.core, self._boundary.call, own.watch, own.unwatch, self.filters.by, self._ledger, estate
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, own, self._boundary, self._observer)
+        self._backend = backend
         journal = Journal.of(self._limits, estate, self._ledger)
         self._busy = journal.marks[BUSY] > journal.marks[HEAD]
         self.session = self._host.session = Session(
@@ -194,12 +196,12 @@ class Served:
 
     def detach(self, reason: str = "the device is being stopped") -> None:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
-        if self.session is None or self._doorbell_fds is None:
+        if self.session is None or self._doorbell_fds is None or self._backend is None:
             return
         self._boundary.call(self.session.migration.leave, self._reset)
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
-        self.core.finish_jobs()
+        self._backend.end_jobs()
         self.core.news.parting()
         self._heard()
         self._ledger.clear()
@@ -219,7 +221,7 @@ class Served:
         doorbell_fds.close()
         session.settle()
         session.close()
-        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
+        self.session = self._host.session = self._doorbell_fds = self._backend = self._host.doorbell_fds = None
         self.core.join(False)
 
     def wait(self) -> dict[int, int]:
