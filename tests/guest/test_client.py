@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attached import Device, Served
+from attached import Device, Served, kill
 from machine import Machine
 from qtest import Function
 from vfio_user import Command, MessageFlags, RegionIndex, Version
@@ -418,8 +418,7 @@ def test_a_device_that_dies_reads_all_ones_and_the_machine_lives(drive: Drive, s
     served = serve(Device("bell"))
     machine = drive(served)
     (bell,) = machine.functions
-    served.process.kill()
-    served.process.wait(PATIENCE)
+    kill(served.process)
     until(lambda: bell.read(0, 0) == ALL_ONES)
     bell.write(0, PLAIN, 1)
     assert bell.config_read(0x04, 2) == 0xFFFF

@@ -62,6 +62,7 @@ from vfio_user import (
     Session,
     Tap,
 )
+from vfio_user.hang_up import hang_up
 from vfio_user.journal import BUSY, HEAD
 
 _UCRED = struct.Struct("3i")
@@ -204,6 +205,7 @@ class Served:
         self._backend.end_jobs()
         self.core.news.parting()
         self._heard()
+        hang_up(self.session.fileno())
         self._ledger.clear()
         self._release(self.session, self._doorbell_fds)
         self._observer.left(reason)
