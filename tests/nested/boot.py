@@ -23,6 +23,7 @@ from bellwired.guest.initramfs import archive
 from bellwired.guest.processes import ending
 from bellwired.guest.toolbox import Toolbox
 from nested.errors import BedError, LateError
+from rendezvous import listens
 
 INIT = Path(__file__).with_name("init.sh")
 PROCESSOR = "qemu64,+svm,+npt"
@@ -135,7 +136,7 @@ def _sharing(tools: Toolbox, place: Path) -> Iterator[None]:
     words += ["--no-announce-submounts"]  # an overlay cannot lie above what mounts itself
     with _running(words, tools, place, "virtiofsd") as server:
         deadline = time.monotonic() + 20
-        while not path.exists():
+        while not listens(path):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise BedError("virtiofsd does not serve", (place / "virtiofsd").read_text(errors="replace").strip())
             time.sleep(0.01)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED
 from operating.conftest import Run
 from operating.instance import EDITION, FALL, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
 from operating.varlink import Varlink

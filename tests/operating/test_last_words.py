@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from bellwired.commands import control_client
+from bellwired.errors import CommandError
 from bellwired.manager.control import Control
 from bellwired.workers import wire
 from bellwired.workers.wire import Ask, Drop, Report
+from bellwired.workers.worker_channel import WorkerChannel
 
 
 @pytest.mark.parametrize("peek", [False, True])
@@ -29,6 +31,18 @@ def test_a_worker_that_ends_with_an_unread_question_is_heard_to_the_end(*, peek:
             if peek:
                 wire.discard(manager)
         assert heard == [Drop, Report]
+
+
+def test_whoever_asks_a_worker_that_ends_hears_that_it_was_the_worker() -> None:
+    async def ask() -> None:
+        channel = WorkerChannel("disk", lambda *_: None)
+        question = asyncio.ensure_future(channel.ask("regs", 30))
+        await asyncio.sleep(0)
+        channel.close()
+        with pytest.raises(CommandError, match=r"^disk: its worker has ended$"):
+            await question
+
+    asyncio.run(ask())
 
 
 def test_a_command_hears_all_that_a_daemon_has_said_before_it_hung_up(tmp_path: Path) -> None:
