@@ -239,6 +239,15 @@ def read(client: Client, offset: int) -> int:
     return int.from_bytes(client.read(0, offset, 4), "little")
 
 
+def open_files(pid: int) -> dict[int, str]:
+    """What a process has open, by descriptor, as links name it; not what it closes meanwhile."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(link.name)] = os.readlink(link)
+    return found
+
+
 def over(pid: int) -> bool:
     """Whether a process has ended, waited for; a zombie has."""
     try:
