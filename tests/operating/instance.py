@@ -200,6 +200,11 @@ class Instance:
         pid: int = self.describe(name)["pid"]
         return pid
 
+    def runs_anew(self, name: str, pid: int) -> bool:
+        """Whether another worker than ``pid`` runs it, and is ready."""
+        device = self.describe(name)
+        return device["state"] == "running" and device["pid"] not in (0, pid)
+
     def add(self, text: str = 'device = "probe"') -> str:
         """Configure another device, and have it taken up; its name."""
         name = next(self._names)
