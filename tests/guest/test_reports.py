@@ -28,7 +28,7 @@ SOURCE = Path(__file__).parent / "broken"
 IMPATIENT = """
 echo 1 >/proc/sys/kernel/hung_task_timeout_secs
 echo 1 >/proc/sys/kernel/watchdog_thresh
-echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
+echo 4 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
 """
 PATIENCE = 60.0  # seconds for a mistake that takes five
 

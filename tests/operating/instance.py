@@ -49,6 +49,8 @@ class Instance:
         shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
+        self.program = ["-m", "bellwired.manager.main"]
+        """What Python runs."""
         self.flags: list[str] = []
         """More flags of the daemon."""
         self.prefix: list[str] = []
@@ -93,7 +95,7 @@ class Instance:
     # -- its life
 
     def start(self) -> Self:
-        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places, *self.flags]
+        words = [*self.prefix, sys.executable, *self.program, *self.places, *self.flags]
         environment = {**os.environ, **self.environment}
         given = [sock.fileno() for sock in self.passed.values()]
         if given:

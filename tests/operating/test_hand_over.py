@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED
 from operating.conftest import Run
 from operating.instance import (
     EDITION,
