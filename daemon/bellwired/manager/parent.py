@@ -33,8 +33,7 @@ from bellwired.settings import Daemon
 from bellwired.workers import process, wire
 from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.ward import Ward
-from bellwired.workers.wire import Answer, Ask, Drop, Keep, Report, WireError
-from bellwired.workers.worker import MOVED
+from bellwired.workers.wire import MOVED, Answer, Ask, Drop, Keep, Report, WireError
 from vfio_user import Estate, Kept
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -21,8 +21,7 @@ from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
 from bellwired.workers.spawner import Child, Spawner
-from bellwired.workers.wire import Spawn
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED, Spawn
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -99,7 +98,7 @@ class Unit(Filtered, Kept):
     async def retire(self, *, keep: bool = False) -> None:
         """Stop it, never to start again. With ``keep``, the next daemon goes on with its client, if it has one."""
         self._retired = True
-        if keep and self.outlives and self.holder.holds:
+        if keep and self.goes_on:
             await self.leave()
             self._leave_behind()
         else:

@@ -40,11 +40,9 @@ from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.reporter import Reporter
 from bellwired.workers.tracing import Lent, Tracing
-from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
+from bellwired.workers.wire import MOVED, REFUSED, Answer, Ask, Report, Spawn, WireError
 from vfio_user import RATIFIED, SERVER, Dialect, Estate, Ledger, dialect
 
-REFUSED = 78  # EX_CONFIG: no restart will help
-MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
@@ -79,8 +77,7 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, parent, channel, sockets)
     sys.stdout.close()
-    logging.shutdown()
-    os._exit(status)
+    process.end(status)
 
 
 def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
