@@ -170,13 +170,13 @@ class Session:
         """Whether a command has arrived, in the buffer or the socket. A receive in vain costs four times as much."""
         return self.waiting or bool(self._socket.poll(0))
 
-    def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
-        """Call ``wait`` until there is more to do than known accesses (:mod:`vfio_user.plain_reads`).
+    def wait(self, sleeper: Callable[[], Callable[[], Ready]], alone: Ready, rung: Callable[[int], object]) -> Ready:
+        """Wait, by what ``sleeper`` gives, until there is more to do than what :mod:`vfio_user.plain_reads` does.
 
-        Returns what it returned last; nothing, if an access that may have run device code was the last.
+        Returns what the last wait returned; nothing, if device code has received other commands meanwhile.
         """
-        ready, do = wait(), self._perform
-        return answer_plain_reads(self._channel, self._accesses, wait, alone, rung, do) if ready == alone else ready
+        ready, do = sleeper()(), self._perform
+        return answer_plain_reads(self._channel, self._accesses, sleeper, alone, rung, do) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle the commands that have arrived, at most ``budget``. Returns True if there may be more.
@@ -235,8 +235,8 @@ class Session:
 
     # -- one command
 
-    def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
-        """Do a read or a write, and answer it. New accesses and known ones both come here."""
+    def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview, flushed: bool = False) -> bool:
+        """Do an access, after the rings unless ``flushed``, and answer it. Returns whether no command was kept."""
         reply, writer, dma_requests, channel = access.reply, access.writer, self.dma_requests, self._channel
         marks, end = channel.marks, channel.start
         access.times += 1
@@ -244,7 +244,7 @@ class Session:
         try:
             if reply:
                 dma_requests.answering = access.command
-                if not dma_requests.outstanding:  # else device code waits for a DMA message in the middle of a hook
+                if not flushed and not dma_requests.outstanding:  # else a hook that waits for its DMA has not ended
                     self._backend.before_reply()
             marks[BUSY] = end
             try:
@@ -259,8 +259,7 @@ class Session:
                 raise
             except Late as late:
                 self._late.expect(late, message_id, access)
-                channel.done()
-                return
+                reply = b""  # none now
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -272,6 +271,7 @@ class Session:
                 marks[HEAD] = end
         finally:
             dma_requests.answering = before
+        return not dma_requests.kept
 
     def _next(self) -> bool:
         """Handle the next message. Returns whether there was one."""

@@ -16,7 +16,7 @@ the client's socket. The worker cannot see which of them arrived first. It still
   has ended the wait, and the wait would have reported a write before it.
 * *A reply flushes rings.* A guest that reads after a ring expects to see the effect of the ring. So the worker gathers
   and runs rings before it handles a message that wants a reply (:meth:`DeviceBackend.before_reply`), and before it
-  answers a read while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
+  answers an access while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
 
 Both promises hold only if a client posts nothing while it waits for a reply. Otherwise a posted write may stand in the
 socket behind the command that wants the reply. The worker runs all rings before it handles that command, so a ring
@@ -229,8 +229,8 @@ class Served:
     def wait(self) -> dict[int, int]:
         """Sleep until there is something to do. Returns the descriptors that can be read, and their events.
 
-        While nothing else happens, reads of registers that run no device code are answered in here. Raises what
-        :meth:`turn` raises.
+        While nothing else happens, the accesses that the session knows are done in here. Raises what :meth:`turn`
+        raises.
         """
         session, doorbell_fds, loop = self.session, self._doorbell_fds, self._loop
         if session is None or doorbell_fds is None:
@@ -238,7 +238,7 @@ class Served:
         elif session.waiting:  # while the session waited for a DMA reply, it may have received other messages
             ready = [*loop.look(), *self._alone]
         else:
-            ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
+            ready = session.wait(loop.sleeper, self._alone, doorbell_fds.poll)
         return dict(ready)
 
     def turn(self, ready: Mapping[int, int]) -> None:
