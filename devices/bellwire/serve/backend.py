@@ -157,10 +157,11 @@ class DeviceBackend:
         other jobs then, and gets those as well; after :data:`FOLLOWING` seconds no more of them. It gets them later,
         from the loop, if device code cannot run now (:attr:`ClientHost.may_call`).
         """
-        core, end = self._core, time.monotonic() + FOLLOWING
-        while True:
-            ended = core.finish_jobs()
-            if core.still or not self._host.may_call or time.monotonic() > end:
+        core, end = self._core, 0.0
+        while (ended := core.finish_jobs()) or self._loop.late:
+            now = time.monotonic()
+            end = end or now + FOLLOWING
+            if core.still or now > end or not self._host.may_call:
                 return
             if not (self._loop.run_ready() if ended else self._loop.run_due()):
                 return

@@ -125,10 +125,14 @@ class Loop:
                 timer.callback = None
                 callback()
 
+    @property
+    def late(self) -> bool:
+        """Whether a timer is due now."""
+        return bool(self._timers) and self._timers[0].when <= self._clock()
+
     def run_due(self, owner: object) -> bool:
         """Run the timers of ``owner`` that are due now, in the middle of a turn. Returns whether there were any."""
-        if not self._timers or self._timers[0].when > (now := self._clock()):
-            return False
+        now = self._clock()
         due = sorted(each for each in self._timers if each.owner is owner and each.when <= now and each.callback)
         for timer in due:
             callback, timer.callback = timer.callback, None

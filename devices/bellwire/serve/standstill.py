@@ -46,6 +46,11 @@ class Standstill:
             self._aside += self._loop.set_aside(self)
         return timer
 
+    @property
+    def late(self) -> bool:
+        """As :attr:`Loop.late`."""
+        return self._loop.late
+
     def run_due(self) -> bool:
         """As :meth:`Loop.run_due`, for the device's timers."""
         return self._loop.run_due(self)
