@@ -19,6 +19,8 @@ from virtio.driver import READY, Driver
 from virtio.rings import Queue
 from virtio.test_virtio_blk_unmapped import FarDriver
 
+pytestmark = pytest.mark.slow
+
 MAC = b"\x02\0\0\0\0\x01"
 FRAMES = [b"\xff" * 6 + MAC + b"\x08\0" + bytes([number]) * 50 for number in range(4)]
 
