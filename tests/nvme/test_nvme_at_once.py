@@ -205,6 +205,12 @@ def test_a_read_whose_list_is_wrong_or_has_two_pages_is_left(fast: AtOnce, pages
     assert fast.transfer(other) == ([], [other], 0)
 
 
+@pytest.mark.parametrize(("count", "is_left"), [(2048, False), (2049, True)])
+def test_a_read_of_more_than_a_mebibyte_is_left(fast: AtOnce, pages: Any, count: int, is_left: bool) -> None:
+    block = command(AT, pages(LIST, *(AT + PAGE * number for number in range(1, 257))), count=count)
+    assert fast.transfer(block) == (([], [block], 0) if is_left else ([0], [], 0))
+
+
 def test_what_is_done_and_what_is_left_keeps_its_order(fast: AtOnce) -> None:
     block = [command(first=1), command(first=2, opcode=5), command(first=3, nsid=9), command(first=4)]
     assert fast.transfer(b"".join(block)) == ([1, 4], block[1:3], 0)

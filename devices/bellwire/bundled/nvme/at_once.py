@@ -15,7 +15,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from bellwire.bundled.nvme.command import COMMAND_SIZE, IoOpcode
-from bellwire.bundled.nvme.guest_pages import SCATTERED
+from bellwire.bundled.nvme.guest_pages import LARGEST, SCATTERED
 from bellwire.bundled.nvme.io import SECTOR_SHIFT, Io
 from bellwire.bundled.nvme.namespaces import Namespaces
 from bellwire.bundled.nvme.prp import ENTRY, PAGE, PAGE_SHIFT
@@ -207,6 +207,8 @@ class AtOnce:
             return OTHER
         count = (tail & 0xFFFF) + 1
         length = count << space.shift
+        if length > LARGEST:
+            return OTHER
         buffers = self._buffers[length] if length <= PAGE else NO_BUFFERS
         small = length < LARGE and not memory
         return length, space.blocks - count, space.shift, small, disk.fd, now or 0, memory, opcode == WRITE, buffers
