@@ -1,4 +1,4 @@
-"""The entry point of ``bellwired``. If clients wait, the fork server loads beside the daemon, which takes as long."""
+"""The entry point of ``bellwired``. If clients wait, it forks the fork server off, and both load beside each other."""
 
 from __future__ import annotations
 

@@ -68,4 +68,4 @@ def test_a_guest_that_takes_no_commands_is_switched_off(tools: Toolbox) -> None:
     before = set(children(os.getpid()))
     with pytest.raises(MachineError, match="the guest takes no commands after 0 s"):
         Machine.start(replace(plan(tools, *STOPPED), boot_time=0.1))
-    assert set(children(os.getpid())) == before
+    assert set(children(os.getpid())) <= before

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.at_once import AtOnce
-from bellwire.bundled.nvme.command import COMMAND_SIZE, IoOpcode
+from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.testing import Guest
 from nvme.driver import MEMORY, PAGE, Driver, Queues, TestMachine
+from nvme.hostile import leave
 
 pytestmark = pytest.mark.slow
 
@@ -112,11 +113,6 @@ class Rig:
         block = (number * SHARE >> 9) + first
         dwords = (block & 0xFFFF_FFFF, block >> 32 & 0xFFFF_FFFF, count - 1)
         return self._queues.put(prp1=base + into, prp2=prp2, dwords=dwords, **head)
-
-
-def leave(_: AtOnce, block: bytes) -> tuple[list[int], list[bytes], int]:
-    """In the place of the fast path: all commands are left to the slow one."""
-    return [], [block[at : at + COMMAND_SIZE] for at in range(0, len(block), COMMAND_SIZE)], 0
 
 
 @pytest.fixture(scope="module", params=["memory", "image"])

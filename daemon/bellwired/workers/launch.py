@@ -1,4 +1,4 @@
-"""Launches the fork server. This module imports little, so that a daemon can do it before it loads itself."""
+"""Launches the fork server: as a new process, or as a fork of a daemon that has not loaded the rest of itself yet."""
 
 from __future__ import annotations
 
