@@ -34,7 +34,7 @@ from bellwired.workers.ledger import ManagersLedger, inherit
 from bellwired.workers.wire import Drop, Keep
 from vfio_user import Client, TimedOut
 
-PATIENCE = 8.0  # seconds for a script
+PATIENCE = 15.0  # seconds for a script, on a busy machine; each line of the worker is counted
 OURS = tuple(str(Path(package.__file__ or "").parent) for package in (vfio_user, bellwire))
 Script = Callable[[Client], Any]
 Make = Callable[[], PciDevice]

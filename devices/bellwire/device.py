@@ -316,8 +316,8 @@ class PciDevice(Wired, Chancy):
 
         ``done(jobs)`` runs on the device's thread, with all jobs that have finished since it last ran. A job must not
         touch registers, saved fields or interrupts. It may use views of guest memory that were made for it: the SDK
-        waits for jobs before it unmaps guest memory. A reset does not cancel jobs: call :meth:`Pool.settle` in
-        :meth:`reset`. The device owns the pool, and closes it in :meth:`close`.
+        waits for jobs, and calls ``done``, before it unmaps guest memory. A reset does not cancel jobs: call
+        :meth:`Pool.settle` in :meth:`reset`. The device owns the pool, and closes it in :meth:`close`.
         """
         pool = self.core.running("have a pool").pool(threads, _named(lambda jobs: self.core.call(done, jobs), done))
         self.join_pool(pool)

@@ -39,6 +39,8 @@ class CheckedAccess:
     """The bytes between the id and the data of the reply; empty if the command wants no reply (No_reply)."""
     reader: Callable[[], bytes | memoryview]
     writer: Writer | None
+    plain: bool = False
+    """Whether it is a read that only looks at memory."""
     times: int = 0
     """How many of these accesses were done since the last :meth:`CheckedAccesses.settle`."""
 
@@ -53,8 +55,6 @@ class CheckedAccesses:
         self.regions: list[Region] = []
         self.known: dict[bytes, CheckedAccess] = {}
         """Keyed by the bytes between a message's id and its data."""
-        self.plain: dict[bytes, CheckedAccess] = {}
-        """The reads of ``known`` that only look at memory."""
         self._among_many: dict[tuple[int, int, int], CheckedAccess] = {}  # writes that came in a REGION_WRITE_MULTI
         self._backend = backend
         self._largest = largest
@@ -63,7 +63,7 @@ class CheckedAccesses:
     def look(self) -> None:
         """Ask the backend for its regions, and forget the accesses that were checked against those from before."""
         self.settle()
-        for table in (self.known, self.plain, self._among_many):
+        for table in (self.known, self._among_many):
             table.clear()
         self.regions[:] = [self._backend.region(index) for index in range(PCI_REGIONS)]
         self._sizes = [region.info.size for region in self.regions]
@@ -84,10 +84,9 @@ class CheckedAccesses:
         reader = self._backend.reader(region, offset, count)
         reply = b"" if message.flags & _NO_REPLY else _head(message, count)
         size = HEADER_SIZE + len(payload)
-        access = CheckedAccess(Command.REGION_READ, region, offset, count, size, reply, reader.read, None)
+        plain = reader.plain and bool(reply) and size == PREFIX_SIZE
+        access = CheckedAccess(Command.REGION_READ, region, offset, count, size, reply, reader.read, None, plain)
         self._know(message, access)
-        if reader.plain and reply and size == PREFIX_SIZE:
-            self.plain[_key(message)] = access
         return access
 
     def write(self, message: Message) -> CheckedAccess:
@@ -150,7 +149,6 @@ class CheckedAccesses:
         if len(self.known) >= MOST_KNOWN:
             self.settle()
             self.known.clear()
-            self.plain.clear()
         self.known[_key(message)] = access
 
 

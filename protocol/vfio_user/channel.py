@@ -320,7 +320,7 @@ class Channel:
     def _parse(self) -> Message | None:
         available = self._end - self.start
         if available < HEADER_SIZE:
-            self.marks[TAIL] = self._end
+            self._shown[TAIL] = self._end
             return None
         message_id, command, size, flags, error = HEADER.unpack_from(self._buffer, self.start)
         if not HEADER_SIZE <= size <= self.max_message:
@@ -329,12 +329,12 @@ class Channel:
                 None if flags & (MessageFlags.REPLY | MessageFlags.NO_REPLY) else (message_id, command),
             )
         if available < size:
-            self.marks[TAIL] = self._end
+            self._shown[TAIL] = self._end
             self._make_room(size)
             return None
         payload = self._view[self.start + HEADER_SIZE : self.start + size]
         self.start += size
-        self.marks[TAIL] = 0
+        self._shown[TAIL] = 0
         self.position += size
         return Message(
             message_id, command, flags, error, payload, self._fds.take(self.position) if self._fds.held else []
@@ -352,7 +352,7 @@ class Channel:
         else:
             self._buffer[:kept] = bytes(self._view[self.start : self._end])
             if self._journaled:
-                moved(self.marks, kept)
+                moved(self._shown, kept)
                 self._buffer[kept : self._end] = bytes(self._end - kept)
         self.start, self._end = 0, kept
 
@@ -363,7 +363,7 @@ class Channel:
                 clear_short(self._buffer, 0)
             else:
                 self._buffer[: self._end] = bytes(self._end)
-            clear_marks(self.marks, 0)
+            clear_marks(self._shown, 0)
         self.start = self._end = 0
 
     def _fill(self) -> bool:

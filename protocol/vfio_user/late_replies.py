@@ -17,34 +17,38 @@ Refuse = Callable[[int, int, VfioUserError, bool], None]
 """Answers a command with an errno: its id, the command, the error, and whether a reply is wanted."""
 Failed = Callable[[Command, BaseException], VfioUserError]
 """Logs an error of device code. Returns the error that the client gets."""
+WAITS = 0xFFFFFFFF
+"""What the error field of a read's message is while the read waits. No position in a journal is so large."""
 
 
 class LateReplies:
     """Sends them for one session, outside its ``service``. If one cannot be sent, the connection ends.
 
-    ``places`` is memory that outlives the process: a read that waits has its message there, for a successor.
+    ``places`` is memory that outlives the process: a read that waits has its message there, for a successor. As with
+    other messages, the channel notes that the read is done with right before the kernel gets the reply. It writes that
+    note over the word WAITS, in one store.
     """
 
     def __init__(self, channel: Channel, refuse: Refuse, failed: Failed, places: memoryview | None) -> None:
-        self._channel = channel
+        self.channel = channel
         self._refuse = refuse
         self._failed = failed
         self._closed = False
         room = memoryview(b"") if places is None else places
         self._places = [room[at : at + READ_SIZE] for at in range(0, len(room), READ_SIZE)]
-        self._free = [place for place in self._places if not any(place)]
+        self._free = [place for place in self._places if not _waits(place)]
 
     def expect(self, late: Late, message_id: bytes, access: CheckedAccess) -> None:
         """Let the backend answer a read by ``late``."""
         number, wanted = int.from_bytes(message_id, "little"), bool(access.reply)
         place = self._free.pop() if wanted and self._free else None
         if place is not None:
-            head = HEADER.pack(number, access.command, READ_SIZE, 0, 0)
+            head = HEADER.pack(number, access.command, READ_SIZE, 0, WAITS)
             place[:] = head + REGION_ACCESS.pack(access.offset, access.region, access.count)
 
         def answer(found: bytes) -> None:
             if wanted:
-                self._say(place, lambda: self._channel.send_whole(message_id + access.reply + found))
+                self._say(place, lambda: self.channel.send_whole(message_id + access.reply + found))
 
         def fail(error: Exception) -> None:
             refused = error if isinstance(error, VfioUserError) else self._failed(access.command, error)
@@ -54,15 +58,15 @@ class LateReplies:
 
     def left(self, handle: Callable[[Message], None], but: Message | None) -> None:
         """Let ``handle`` do the reads that a process before has left waiting. It was still at ``but``, if it is one."""
-        for place in [place for place in self._places if any(place)]:  # a read may wait again, in another place
-            number, command, _, flags, error = HEADER.unpack_from(place)
+        for place in [place for place in self._places if _waits(place)]:  # a read may wait again, in another place
+            number, command, _, flags, _ = HEADER.unpack_from(place)
             payload = memoryview(bytes(place[HEADER_SIZE:]))
             if but is None or (but.id, but.command) != (number, command):
-                marks, self._channel.marks = self._channel.marks, no_marks()  # it is none of the journal's messages
+                marks, self.channel.marks = self.channel.marks, no_marks()  # it is none of the journal's messages
                 try:
-                    handle(Message(number, command, flags, error, payload, []))
+                    handle(Message(number, command, flags, 0, payload, []))
                 finally:
-                    self._channel.marks = marks
+                    self.channel.marks = marks
             self._forget(place)
 
     def close(self) -> None:
@@ -76,9 +80,21 @@ class LateReplies:
     def _say(self, place: memoryview | None, say: Callable[[], None]) -> None:
         if self._closed:
             return
-        if place is not None:
-            self._forget(place)
+        marks = self.channel.marks
+        self.channel.marks = no_marks() if place is None else _word(place)
         try:
             say()
         except VfioUserError:
-            self._channel.break_off()
+            self.channel.break_off()
+        finally:
+            self.channel.marks = marks
+        if place is not None:
+            self._forget(place)
+
+
+def _word(place: memoryview) -> memoryview:
+    return place[HEADER_SIZE - 4 : HEADER_SIZE].cast("I")
+
+
+def _waits(place: memoryview) -> bool:
+    return _word(place)[0] == WAITS

@@ -50,9 +50,9 @@ _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 class Session:
     """Serves ``backend`` to the client behind ``sock``, which the session owns. It never waits for commands.
 
-    ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what the
-    client has set up. ``timeout`` is in seconds: how long a send, or a DMA message, waits for the client. ``ledger`` is
-    told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
+    ``client`` has the capabilities that the client sent in VERSION; None before that. ``dma`` and ``irqs`` are what it
+    has set up; ``dma_requests`` asks it for DMA. ``timeout`` is in seconds: how long a send, or a DMA message, waits.
+    ``ledger`` is told of all that a successor needs. ``movable`` is the device as it migrates; without one it cannot.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Session:
         self._orphans = 0  # stream position up to which another process has received, and descriptors may be lost
         self._socket = select.poll()
         self._socket.register(sock, select.POLLIN)
-        self._dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
-        self._twin = ServerTwin(self._dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
+        self.dma_requests = DmaRequests(self._channel, timeout, self._handle, dialect.dma)
+        self._twin = ServerTwin(self.dma_requests, self._limits, timeout, self._ledger, journal=journal is not None)
         code = DeviceCode(backend)
         self._call, self._failed = code.call, code.failed
         late, flags = (journal.late, journal.irqs) if journal else (None, None)
@@ -151,9 +151,9 @@ class Session:
 
     def tap(self, tap: Tap | None) -> None:
         """Show each message from now on to ``tap``, or to nobody. Not for calls from within :meth:`service`."""
-        self._channel = tapped(self._channel, tap)
-        if not self._dma_requests.twin:
-            self._dma_requests.channel = self._channel
+        self._channel = self._late.channel = tapped(self._channel, tap)
+        if not self.dma_requests.twin:
+            self.dma_requests.channel = self._channel
         self._twin.tap(tap)
 
     def settle(self) -> None:
@@ -164,19 +164,19 @@ class Session:
     def waiting(self) -> bool:
         """Whether a received command waits for :meth:`service`. A poll of the socket may not show it."""
         channel = self._channel
-        return (not channel.empty and channel.ready) or bool(self._dma_requests.kept)
+        return (not channel.empty and channel.ready) or bool(self.dma_requests.kept)
 
     def look(self) -> bool:
         """Whether a command has arrived, in the buffer or the socket. A receive in vain costs four times as much."""
         return self.waiting or bool(self._socket.poll(0))
 
-    def wait(self, wait: Callable[[], Ready], alone: Ready, rung: Callable[[int], object]) -> Ready:
-        """Call ``wait`` until there is more to do than known accesses (:mod:`vfio_user.plain_reads`).
+    def wait(self, sleeper: Callable[[], Callable[[], Ready]], alone: Ready, rung: Callable[[int], object]) -> Ready:
+        """Wait, by what ``sleeper`` gives, until there is more to do than what :mod:`vfio_user.plain_reads` does.
 
-        Returns what it returned last; nothing, if an access that may have run device code was the last.
+        Returns what the last wait returned; nothing, if device code has received other commands meanwhile.
         """
-        ready, do = wait(), self._perform
-        return answer_plain_reads(self._channel, self._accesses, wait, alone, rung, do) if ready == alone else ready
+        ready, do = sleeper()(), self._perform
+        return answer_plain_reads(self._channel, self._accesses, sleeper, alone, rung, do) if ready == alone else ready
 
     def service(self, budget: int = 64, *, probe: bool = True) -> bool:
         """Handle the commands that have arrived, at most ``budget``. Returns True if there may be more.
@@ -187,7 +187,7 @@ class Session:
         Raises Disconnected when the client has left, and FramingError or TimedOut when the connection cannot go on. The
         caller then closes the session.
         """
-        dma_requests, channel, known = self._dma_requests, self._channel, self._accesses.known
+        dma_requests, channel, known = self.dma_requests, self._channel, self._accesses.known
         for _ in range(budget):
             if dma_requests.kept:
                 self._handle(dma_requests.pop())
@@ -210,7 +210,7 @@ class Session:
         file_io = self.dma.file_io(address)
         if file_io is not None:
             return file_io.read(address, count)
-        return self._dma_requests.read(address, count, self._most())
+        return self.dma_requests.read(address, count, self._most())
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory of one map; otherwise as :meth:`dma_read`."""
@@ -219,7 +219,7 @@ class Session:
         if file_io is not None:
             file_io.write(address, data)
         else:
-            self._dma_requests.write(address, memoryview(data), self._most())
+            self.dma_requests.write(address, memoryview(data), self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""
@@ -227,7 +227,7 @@ class Session:
         self.dirty.close()
         self.dma.clear()
         self.irqs.clear()
-        self._dma_requests.close()
+        self.dma_requests.close()
         self._channel.close()
         self._twin.close()
         if self._journal is not None:
@@ -235,16 +235,16 @@ class Session:
 
     # -- one command
 
-    def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview) -> None:
-        """Do a read or a write, and answer it. New accesses and known ones both come here."""
-        reply, writer, dma_requests, channel = access.reply, access.writer, self._dma_requests, self._channel
+    def _perform(self, message_id: bytes, access: CheckedAccess, data: memoryview, flushed: bool = False) -> bool:
+        """Do an access, after the rings unless ``flushed``, and answer it. Returns whether no command was kept."""
+        reply, writer, dma_requests, channel = access.reply, access.writer, self.dma_requests, self._channel
         marks, end = channel.marks, channel.start
         access.times += 1
         before = dma_requests.answering
         try:
             if reply:
                 dma_requests.answering = access.command
-                if not dma_requests.outstanding:  # else device code waits for a DMA message in the middle of a hook
+                if not flushed and not dma_requests.outstanding:  # else a hook that waits for its DMA has not ended
                     self._backend.before_reply()
             marks[BUSY] = end
             try:
@@ -259,8 +259,7 @@ class Session:
                 raise
             except Late as late:
                 self._late.expect(late, message_id, access)
-                channel.done()
-                return
+                reply = b""  # none now
             except (Exception, SystemExit) as error:  # noqa: BLE001 as in _call()
                 raise self._failed(access.command, error) from None
         except VfioUserError as error:
@@ -272,6 +271,7 @@ class Session:
                 marks[HEAD] = end
         finally:
             dma_requests.answering = before
+        return not dma_requests.kept
 
     def _next(self) -> bool:
         """Handle the next message. Returns whether there was one."""
@@ -318,7 +318,7 @@ class Session:
         if flags & _NO_REPLY:
             self._answer_or_refuse(message, wants_reply=False)
             return
-        dma_requests = self._dma_requests
+        dma_requests = self.dma_requests
         before, dma_requests.answering = dma_requests.answering, message.command
         try:
             if message.command != self._reset_number and not dma_requests.outstanding:

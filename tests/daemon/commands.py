@@ -65,6 +65,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def family(pid: int) -> list[int]:
+    """``pid``, the processes that it has started, those that these have started, and so on."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
 def first_child(pid: int) -> int:
     """The first process that ``pid`` starts, waited for."""
     deadline = time.monotonic() + PATIENCE

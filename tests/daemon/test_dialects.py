@@ -12,7 +12,7 @@ import pytest
 from bellwire_vmm.vmm import Machine
 from bellwired.commands.vmm import plug
 from bellwired.errors import CommandError
-from daemon.commands import bellwire, ended, line, started
+from daemon.commands import PATIENCE, bellwire, ended, line, started
 from vfio_user import DRAFT_2021, Client, IoEventFd, IoRegionFd
 
 pytestmark = pytest.mark.daemon
@@ -23,7 +23,7 @@ def test_it_speaks_the_dialect_that_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "bell.sock"
     with started("run", "bell", "--socket-path", str(path), "--dialect", "draft-2021") as process:
         line(process)
-        with Client.connect(path, dialect=DRAFT_2021) as client:
+        with Client.connect(path, dialect=DRAFT_2021, timeout=PATIENCE) as client:
             client.reset()
             subs = [sub for index in range(6) for sub in client.io_fds(index)]
             assert {type(sub) for sub in subs} == {IoEventFd, IoRegionFd}

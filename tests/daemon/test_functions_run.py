@@ -69,7 +69,10 @@ def test_both_are_served_under_names_of_their_own_and_end_together(folder: Path)
         ]
         assert "functions of one slot" in line(process)
         assert '"addr":"10.1","multifunction":true' in line(process)
-        with Client.connect(folder / "s.0") as one, Client.connect(folder / "s.1") as other:
+        with (
+            Client.connect(folder / "s.0", timeout=PATIENCE) as one,
+            Client.connect(folder / "s.1", timeout=PATIENCE) as other,
+        ):
             for number, client in enumerate((one, other)):
                 assert client.read(RegionIndex.CONFIG, 0, 4) == bytes((0x34, 0x12, 0xF0 + number, 0))
                 assert client.read(RegionIndex.CONFIG, 0x0E, 1) == b"\x80"
@@ -81,7 +84,7 @@ def test_both_are_served_under_names_of_their_own_and_end_together(folder: Path)
         assert len(pids) == 2
         assert bellwire("--runtime-dir", str(folder / "run"), "stop", "card.1").returncode == 0
         assert not (folder / "s.1").exists()
-        with Client.connect(folder / "s.0") as client:  # one that is stopped leaves the other alone
+        with Client.connect(folder / "s.0", timeout=PATIENCE) as client:  # one that is stopped leaves the other alone
             assert client.read(RegionIndex.CONFIG, 2, 1) == b"\xf0"
         assert ended(process, signal.SIGINT) == 0
         until_gone(pids)

@@ -71,7 +71,7 @@ def test_a_device_survives_hostile_clients(device: str, tmp_path: Path) -> None:
 def regions(path: str) -> dict[int, int]:
     """The sizes of those that there are."""
     sizes = {}
-    with Client.connect(path) as client:
+    with Client.connect(path, timeout=PATIENCE) as client:
         for index in RegionIndex:
             info, fd = client.region_info(index)
             if fd is not None:
@@ -86,7 +86,7 @@ def settled(path: str, pid: int) -> int:
 
     The parent is told of a client before the client's first reply leaves, and takes what it is told soon after.
     """
-    with Client.connect(path) as client:
+    with Client.connect(path, timeout=PATIENCE) as client:
         client.reset()
         assert len(client.read(RegionIndex.CONFIG, 0, 64)) == 64
         deadline = time.monotonic() + PATIENCE

@@ -19,7 +19,7 @@ from bellwire_vmm.vmm import Machine
 from bellwired.commands.cli import main, parser
 from bellwired.commands.vmm import plug
 from bellwired.errors import CommandError
-from daemon.commands import COMMAND, bellwire, ended, line, started
+from daemon.commands import COMMAND, PATIENCE, bellwire, ended, line, started
 from vfio_user import Client, RegionIndex, TimedOut
 
 pytestmark = pytest.mark.daemon
@@ -61,7 +61,7 @@ def test_it_runs_where_standard_streams_are_closed(tmp_path: Path, closed: str) 
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert "serving" in line(process)
-            Client.connect(tmp_path / "s").close()
+            Client.connect(tmp_path / "s", timeout=PATIENCE).close()
             assert ended(process, signal.SIGTERM) == 0
         finally:
             process.kill()
@@ -99,7 +99,7 @@ def test_a_signal_ends_it_cleanly_in_the_middle_of_a_client(tmp_path: Path, numb
     path = tmp_path / "bell.sock"
     with started("run", "bell", "--socket-path", str(path)) as process:
         line(process)
-        with Client.connect(path) as client:
+        with Client.connect(path, timeout=PATIENCE) as client:
             assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
             assert ended(process, number) == 0
         assert not path.exists()
@@ -124,7 +124,7 @@ def test_a_second_signal_ends_a_device_whose_hook_hangs(tmp_path: Path) -> None:
     file.write_text(HANGS)
     with started("run", str(file), "--socket-path", str(path)) as process:
         line(process)
-        with Client.connect(path) as client:
+        with Client.connect(path, timeout=PATIENCE) as client:
             client.write(0, 0, bytes(4), posted=True)
             while line(process) != "in the hook\n":
                 pass
@@ -157,7 +157,7 @@ def test_an_inherited_listening_socket_serves_one_client_after_the_other(tmp_pat
         listener.listen()
         with started("run", "edu", "--fd", str(listener.fileno()), pass_fds=(listener.fileno(),)) as process:
             for _ in range(3):
-                with Client.connect(tmp_path / "socket") as client:
+                with Client.connect(tmp_path / "socket", timeout=PATIENCE) as client:
                     assert client.read(0, 0, 4) == bytes.fromhex("ed000001")
             assert ended(process, signal.SIGTERM) == 0
 
@@ -166,9 +166,9 @@ def test_an_inherited_connected_socket_ends_it_when_the_client_leaves() -> None:
     ours, theirs = socket.socketpair()
     with theirs, started("run", "edu", "--fd", str(theirs.fileno()), pass_fds=(theirs.fileno(),)) as process:
         theirs.close()
-        with Client(ours) as client:
+        with Client(ours, timeout=PATIENCE) as client:
             assert client.device_info().num_regions == 9
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def activation(listeners: int, pid: str = "$$") -> str:
@@ -200,7 +200,7 @@ def test_a_socket_of_the_service_manager_is_served(tmp_path: Path) -> None:
         listener.bind(os.fspath(tmp_path / "socket"))
         listener.listen()
         with subprocess.Popen(["sh", "-c", activation(1)], stdin=listener.fileno(), text=True) as process:
-            with Client.connect(tmp_path / "socket") as client:
+            with Client.connect(tmp_path / "socket", timeout=PATIENCE) as client:
                 assert client.read(RegionIndex.CONFIG, 0, 4) == bytes.fromhex("341211be")
             assert ended(process, signal.SIGTERM) == 0
 
@@ -219,7 +219,7 @@ def test_a_file_of_ones_own_is_served_with_its_options(mine: Path, tmp_path: Pat
     path = tmp_path / "socket"
     with started("run", str(mine), "-o", "pace=0x11", "--socket-path", str(path)) as process:
         assert line(process).startswith("mine: serving")
-        with Client.connect(path) as client:
+        with Client.connect(path, timeout=PATIENCE) as client:
             assert client.read(0, 0, 4) == b"\x11\0\0\0"
         assert ended(process, signal.SIGTERM) == 0
 

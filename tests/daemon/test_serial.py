@@ -74,7 +74,7 @@ def test_what_is_typed_at_a_pty_is_received_and_what_is_sent_shows_there(tmp_pat
         line(process)
         terminal = os.open(tty, os.O_RDWR | os.O_NOCTTY)
         try:
-            with Client.connect(path) as client, closing(Driver(client)) as driver:
+            with Client.connect(path, timeout=PATIENCE) as client, closing(Driver(client)) as driver:
                 os.write(terminal, b"typed")
                 assert b"".join(driver.read() for _ in range(5)) == b"typed"
                 driver.write(b"shown")
@@ -94,7 +94,7 @@ def test_its_other_end_may_be_standard_input_and_output(ends: tuple[socket.socke
         theirs.close()
         assert process.stdin
         assert process.stdout
-        with Client(ours) as client, closing(Driver(client)) as driver:
+        with Client(ours, timeout=PATIENCE) as client, closing(Driver(client)) as driver:
             os.write(process.stdin.fileno(), b"typed")
             assert b"".join(driver.read() for _ in range(5)) == b"typed"
             driver.write(b"shown")

@@ -74,12 +74,14 @@ class Threads:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.calls: list[str] = []
+        self.left = False
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         self.calls.append("finish")
+        return self.left
 
     def settle(self) -> None:
         self.calls.append("settle")
@@ -180,16 +182,18 @@ def test_what_the_kernel_refuses_goes_to_threads_and_leaves_its_slot(bench: Benc
 def test_finishing_waits_for_the_kernel_then_for_threads_and_tells_later(bench: Bench) -> None:
     job = bench.transfer()
     bench.kernel.end(next(iter(bench.kernel.begun)), 512)
-    bench.pool.finish()
+    assert bench.pool.finish()
     assert (bench.kernel.begun, bench.threads.calls, bench.done) == ({}, ["finish"], [])
     bench.device.run()
     assert bench.done == [[job]]
 
 
 def test_finishing_with_nothing_under_way_wakes_nobody(bench: Bench) -> None:
-    bench.pool.finish()
+    assert not bench.pool.finish()
     with pytest.raises(BlockingIOError):
         os.eventfd_read(next(iter(bench.device.watched)))
+    bench.threads.left = True
+    assert bench.pool.finish()
 
 
 def test_settling_waits_and_forgets_what_has_ended(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 
@@ -30,6 +31,16 @@ def test_a_device_is_read_written_and_rung_in_one_thread() -> None:
         assert client.read(0, 0, 4) == struct.pack("<I", 7)
         assert device.seen == [("scratch", 7)]
         assert threading.active_count() == threads
+
+
+def test_a_request_with_a_descriptor_may_follow_a_posted_write() -> None:
+    device, fd = Probe(), os.memfd_create("memory")
+    os.ftruncate(fd, 4096)
+    with joined(device) as client:
+        client.write(0, 0, struct.pack("<I", 7), posted=True)
+        client.dma_map(0, 4096, fd)
+        assert device.seen == [("scratch", 7)]
+    os.close(fd)
 
 
 def test_a_timer_of_a_device_runs_between_calls() -> None:

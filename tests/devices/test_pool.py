@@ -119,14 +119,18 @@ def test_settling_between_the_wake_up_and_the_call_leaves_nothing_to_do(loop: Lo
 def test_finishing_waits_for_all_and_tells_of_them_later(loop: Loop) -> None:
     done: list[Job] = []
     pool = Threads(loop, 2, done.extend)
+    assert not pool.finish()
     ran: list[int] = []
     for number in range(20):
         pool.submit(Job(ran.append, number))
-    pool.finish()
+    assert pool.finish()
     assert sorted(ran) == list(range(20))
     assert done == []
-    pool.finish()
+    assert pool.finish()
     turn(loop)
+    assert len(done) == 20
+    assert not pool.finish()
+    loop.run(loop.wait(0))
     assert len(done) == 20
     pool.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from bellwire.serve.observer import Observer
 from bellwire.serve.worker import Worker
-from devices.serving import MSIX, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
+from devices.serving import MSIX, PATIENCE, Probe, eventfd, heard, read, running, sub_regions, wait_until, write
 from vfio_user import PROPOSAL, Capabilities, Client, IrqIndex, RegionIndex
 
 PAGE = 4096
@@ -40,6 +41,19 @@ class Listener(Observer):
 
     def trouble(self, text: str) -> None:
         self.heard.append(("trouble", text.partition(" (")[0]))
+
+
+def test_a_client_that_is_disconnected_while_its_messages_lie_unread_reads_an_end_of_file() -> None:
+    device, (ours, theirs) = Probe(), socket.socketpair()
+    worker = Worker(device, connection=theirs)
+    with running(worker), Client(ours) as client:
+        write(client, Probe.blocks.offset, 1, posted=True)
+        assert device.blocked.wait(PATIENCE)
+        write(client, Probe.scratch.offset, 1, posted=True)
+        worker.stop()
+        device.go_on.set()
+        assert select.select([client], [], [], PATIENCE)[0]
+        assert ours.recv(1) == b""
 
 
 def test_clients_are_told_of_one_after_the_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwired.guest.plan import Plugged
+from daemon.commands import family
 from tap import Tap
 
 PATIENCE = 60.0  # seconds
@@ -89,6 +91,19 @@ def serving(device: Device, folder: Path) -> Iterator[Served]:
 def with_us(words: list[str]) -> list[str]:
     """A command that ends when the tests do, even when those are killed."""
     return ["setpriv", "--pdeathsig=KILL", *words]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a device, and wait until all its processes have ended: the last one closes the client's socket.
+
+    Its client may send the next message only then. Stock QEMU aborts if a server ends before it has read a message.
+    """
+    handles = [os.pidfd_open(pid) for pid in family(process.pid)]
+    process.kill()
+    process.wait(PATIENCE)
+    for handle in handles:
+        assert select.select([handle], [], [], PATIENCE)[0], "a process of the device goes on"
+        os.close(handle)
 
 
 def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from attached import kill
 from bellwired.guest.plan import Plugged
 from bellwired.guest.qmp import Qmp
 from qtest import monitor
@@ -82,8 +83,7 @@ def come_and_go(folder: Path, first: Path, process: subprocess.Popen[bytes], sec
         host.plug(first)
         host.answers()
         host.hears("again")
-        process.kill()
-        process.wait()
+        kill(process)
         host.answers()
         host.hears("pulled")
         control.wait("DEVICE_DELETED", device="it")

@@ -149,7 +149,7 @@ def drive(
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed and report.when == "call":
+    if report.failed and report.when != "teardown":
         for told in item.stash.get(_REPORTS, []):
             report.sections += [(title, text) for title, text in told().items() if text]
     return report

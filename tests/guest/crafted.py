@@ -73,6 +73,8 @@ class Crafted:
     answer: Callable[[int, int], Reply]
     """What GET_REGION_IO_FDS gives for argsz and region: payload and descriptors; None ends the connection."""
     knows: bool = True
+    leaves_at: Command | None = None
+    """The command that ends the connection, and of whose message only the header is read."""
     writes: list[tuple[int, int, bytes]] = field(default_factory=list)
     """Region, offset and bytes of each REGION_WRITE to a BAR."""
     asked: list[int] = field(default_factory=list)
@@ -91,6 +93,8 @@ class Crafted:
         with contextlib.suppress(OSError):
             while head := connection.recv(HEADER.size, socket.MSG_WAITALL):
                 number, command, size, flags, _ = HEADER.unpack(head)
+                if command == self.leaves_at:
+                    return
                 body = connection.recv(size - HEADER.size, socket.MSG_WAITALL) if size > HEADER.size else b""
                 reply = self._answer(command, body, config)
                 if reply is None:
@@ -133,9 +137,11 @@ class Crafted:
 
 
 @contextlib.contextmanager
-def crafted(folder: Path, answer: Callable[[int, int], Reply], *, knows: bool = True) -> Iterator[Crafted]:
+def crafted(
+    folder: Path, answer: Callable[[int, int], Reply], *, knows: bool = True, leaves_at: Command | None = None
+) -> Iterator[Crafted]:
     """Serve it at a socket in ``folder`` until the block ends; one client."""
-    server = Crafted(folder / "crafted", answer, knows)
+    server = Crafted(folder / "crafted", answer, knows, leaves_at)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(server.path))
         listener.listen()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attached import end, with_us
 from bellwired.guest.toolbox import Toolbox
+from rendezvous import listens
 
 PATIENCE = 20.0
 
@@ -27,7 +28,7 @@ def started(words: Sequence[str], path: Path, folder: Path) -> Iterator[subproce
     ):
         try:
             deadline = time.monotonic() + PATIENCE
-            while not path.exists():
+            while not listens(path):
                 assert process.poll() is None, log.read_text(errors="replace")
                 assert time.monotonic() < deadline
                 select.select([], [], [], 0.01)

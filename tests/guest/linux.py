@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attached import Served
-from bellwired.guest.errors import MachineGone
+from bellwired.guest.channel import Sink
+from bellwired.guest.errors import MachineError, MachineGone
+from bellwired.guest.hardware import ENDED
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import MIB, Plan, Plugged
 from bellwired.guest.qemus import OLDEST, Qemu
 from bellwired.guest.toolbox import Toolbox
 
 SCRIPT = "script"
+SHOWN = 30
+"""Lines of the output and of the console that an error shows."""
 
 
 class Outcome(NamedTuple):
-    """``status`` of the script (None when the guest ended before it did), what it printed, what the kernel printed."""
+    """``status`` of the script, what it printed, what the kernel printed.
+
+    The status is None when the guest ended before the script did, by itself: its kernel panicked, or powered off.
+    """
 
     status: int | None
     output: str
@@ -56,7 +63,10 @@ class Guest:
         reboots: int = 0,
         timeout: float = 240.0,
     ) -> Outcome:
-        """Boot, run ``script``, and switch off. An AssertionError when that takes longer than ``timeout``.
+        """Boot, run ``script``, and switch off.
+
+        An AssertionError when that takes longer than ``timeout``, or QEMU fails: it tells how QEMU ended and what it
+        said, and has the last lines of the output and of the console.
 
         ``programs`` are paths in Debian's packages; for the rest, see :class:`Plan`. Between ``reboots``, the script is
         run again each time. The folder's files grow meanwhile: ``output``, ``console``.
@@ -84,27 +94,42 @@ class Guest:
                 listeners=(console.write,),
                 boot_time=timeout,
             )
-            with Machine.start(plan) as machine:
-                status = None
-                try:
-                    for boots in range(reboots + 1):
-                        if boots:
-                            machine.reboot()
-                        running = machine.begin(["sh", f"/{SCRIPT}"], output.write, output.write)
-                        running.end_input()
-                        status = running.wait(start + timeout - time.monotonic())
-                        if status is None:
-                            raise AssertionError(f"the guest is not done after {timeout:.0f} s")
-                except MachineGone:
-                    status = None
-                finally:
-                    (self._folder / "qemu").write_text(machine.said)
+            try:
+                with Machine.start(plan) as machine:
+                    status = self._play(machine, reboots, output.write, start + timeout)
+            except (MachineError, TimeoutError) as error:
+                raise AssertionError(self._failure(error)) from error
         return Outcome(status, self._read("output"), self._read("console"), time.monotonic() - start)
+
+    def _play(self, machine: Machine, reboots: int, sink: Sink, deadline: float) -> int | None:
+        """Run the script, and again after each reboot. Its last status."""
+        status = None
+        try:
+            for boots in range(reboots + 1):
+                if boots:
+                    machine.reboot()
+                running = machine.begin(["sh", f"/{SCRIPT}"], sink, sink)
+                running.end_input()
+                status = running.wait(deadline - time.monotonic())
+                if status is None:
+                    raise TimeoutError("the guest's script is not done in time")
+        except MachineGone as error:
+            if str(error) != ENDED:
+                raise
+            return None
+        finally:
+            (self._folder / "qemu").write_text(machine.said)
+        return status
 
     def report(self) -> dict[str, str]:
         """What there is to know of a run that went wrong."""
         names = {"the guest's output": "output", "the guest's console": "console", "QEMU": "qemu"}
         return {title: self._read(name) for title, name in names.items()}
+
+    def _failure(self, error: Exception) -> str:
+        why = error.in_words if isinstance(error, MachineError) else str(error)
+        ends = {title: "\n".join(text.splitlines()[-SHOWN:]) for title, text in self.report().items()}
+        return "\n".join([why, *(f"{title} ends with:\n{text}" for title, text in ends.items() if text)])
 
     def _read(self, name: str) -> str:
         path = self._folder / name

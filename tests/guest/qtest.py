@@ -5,11 +5,13 @@ Commands and answers are lines (QEMU, system/qtest.c).
 
 from __future__ import annotations
 
+import contextlib
 import select
 import subprocess
 import time
 from pathlib import Path
 
+from bellwired.guest.processes import ending
 from bellwired.guest.qmp import Qmp
 from rendezvous import joined
 
@@ -30,7 +32,8 @@ class Qtest:
     def ask(self, *words: object, timeout: float = PATIENCE) -> str:
         """Send a command; what follows OK in its answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # why QEMU has ended is told by what reads its answer
+            self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
         deadline = time.monotonic() + timeout
         while True:
             kind, _, rest = self._line(deadline).partition(" ")
@@ -77,7 +80,7 @@ class Qtest:
                 raise AssertionError("QEMU does not answer")
             more = self.process.stdout.read(4096)
             if not more:
-                raise AssertionError(f"QEMU has ended with status {self.process.wait(PATIENCE)}")
+                raise AssertionError(f"QEMU {ending(self.process.wait(PATIENCE))}")
             self._buffer += more
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()

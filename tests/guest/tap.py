@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vfio_user import Channel, Command, MessageFlags, VfioUserError
+from vfio_user.hang_up import hang_up
 from vfio_user.message import Message, close_fds, command_name
 
 REMEMBERED = 4000  # messages
@@ -126,10 +127,12 @@ class Tap:
             theirs = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             client = Channel(ours, LARGEST)
             server = Channel(theirs, LARGEST)
-            with contextlib.closing(client), contextlib.closing(server), contextlib.suppress(VfioUserError, OSError):
-                theirs.connect(os.fspath(self._server))
-                theirs.setblocking(False)
-                self._pass_on(client, server)
+            with contextlib.closing(client), contextlib.closing(server):
+                with contextlib.suppress(VfioUserError, OSError):
+                    theirs.connect(os.fspath(self._server))
+                    theirs.setblocking(False)
+                    self._pass_on(client, server)
+                hang_up(client.fileno())
 
     def _pass_on(self, client: Channel, server: Channel) -> None:
         ways = {client.fileno(): (client, server, True), server.fileno(): (server, client, False)}

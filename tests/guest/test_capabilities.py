@@ -120,7 +120,6 @@ def said(linux: Callable[..., Outcome], tmp_path: Path) -> dict[str, str]:
             programs=[LSPCI, SETPCI],
             modules=["vfio-pci"],
             append="intel_iommu=on",
-            timeout=100,
         )
         visited.result()
     assert outcome.status == 0, outcome.output

@@ -66,12 +66,13 @@ class Disk:
     machine: Machine
     serving: Serving[Nvme]
     other: Serving[VirtioBlk]
-    said: int = 0
+    marks: int = 0
+    begun: str = ""
 
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[list[Fault]]:
         """Let the disk be under a scenario for the length of the block; the other one under one for virtio."""
-        self.said = len(self.machine.console.text)
+        self.begun = self.mark()
         serving: Serving[Any] = self.other if name.startswith("virtio-") else self.serving
         faults = find_scenario(name).faults(type(serving.device))
         for fault in faults:
@@ -85,12 +86,18 @@ class Disk:
     def run(self, script: str) -> Finished:
         return self.machine.run(script, timeout=PATIENCE)
 
-    @property
+    def mark(self) -> str:
+        """Have the kernel say something of its own. When that is on the console, so is all that it has said before."""
+        self.marks += 1
+        mark = f"mark {self.marks} of the test"
+        assert self.run(f"echo '<2>{mark}' >/dev/kmsg").status == 0
+        assert self.machine.console.wait_for(f"{mark}\r\n".encode(), PATIENCE)
+        return mark
+
     def messages(self) -> str:
         """What the kernel has said since the scenario began."""
-        self.run("echo '<2>so far' >/dev/kmsg")
-        self.machine.console.wait_for(b"so far", PATIENCE)
-        return self.machine.console.text[self.said :]
+        ended = self.mark()
+        return self.machine.console.text.partition(self.begun)[2].partition(ended)[0]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +138,7 @@ def test_linux_notices_nothing(disk: Disk, name: str) -> None:
         assert disk.run(COPY).status == 0
     assert disk.run(LIMIT.format(1000)).status == 0
     assert struck(faults)
-    assert "nvme" not in disk.messages
+    assert "nvme" not in disk.messages()
 
 
 @pytest.mark.parametrize("name", ["virtio-late-used", "virtio-short-used"])
@@ -139,7 +146,7 @@ def test_another_driver_notices_nothing_either(disk: Disk, name: str) -> None:
     with disk.under(name) as faults:
         assert disk.run(COPY_OTHER).status == 0
     assert struck(faults)
-    assert "virtio" not in disk.messages
+    assert "virtio" not in disk.messages()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,7 @@ def test_linux_says_what_was_wrong_and_all_data_is_right(disk: Disk, name: str, 
     with disk.under(name) as faults:
         assert disk.run(COPY).status == 0
     assert struck(faults)
-    assert message in disk.messages
+    assert message in disk.messages()
 
 
 def test_linux_gives_up_a_read_that_the_media_cannot_serve_at_once(disk: Disk) -> None:
@@ -164,7 +171,7 @@ def test_linux_gives_up_a_read_that_the_media_cannot_serve_at_once(disk: Disk) -
         assert disk.run("dd if=/dev/nvme0n1 of=/dev/null bs=4k skip=125 count=1 iflag=direct").status
         assert disk.run("dd if=/dev/nvme0n1 of=/dev/null bs=4k skip=250 count=1 iflag=direct").status == 0
     assert struck(faults) == 1
-    assert "critical medium error, dev nvme0n1, sector 1000" in disk.messages
+    assert "critical medium error, dev nvme0n1, sector 1000" in disk.messages()
 
 
 @slowly
@@ -186,5 +193,5 @@ def test_linux_removes_a_namespace_that_is_gone_and_finds_it_again(disk: Disk) -
 def test_linux_fails_what_is_open_when_the_device_is_gone_and_takes_another_one(disk: Disk) -> None:
     with disk.under("surprise-removal"):
         assert disk.run(FOR_A_WHILE).status == 1
-    assert "nvme nvme0: Disabling device after reset failure" in disk.messages
+    assert "nvme nvme0: Disabling device after reset failure" in disk.messages()
     assert disk.run(ANEW).status == 0

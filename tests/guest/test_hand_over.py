@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -24,6 +25,7 @@ from figures import FIO
 from hosted import PLUGINS
 from linux import Guest
 from operating.instance import QUICK, Instance
+from operating.varlink import Varlink
 
 pytestmark = [pytest.mark.guest, pytest.mark.daemon]
 
@@ -46,24 +48,23 @@ BEGIN = 6.0  # seconds from a client's VERSION until its driver uses the disk
 BETWEEN = 0.05, 0.5  # seconds
 
 
-def disturb(daemon: Instance, name: str, disk: str, over: threading.Event, most: int) -> list[float]:
+def disturb(daemon: Instance, events: Varlink, name: str, disk: str, over: threading.Event, most: int) -> list[float]:
     """Kill, edit and stop what serves the disk, at random moments. Returns the pauses in milliseconds."""
     pauses: list[float] = []
     moments = random.Random(name)
-    with daemon.monitor(name) as events:
-        events.until("introduced", name)
-        over.wait(BEGIN)
-        while len(pauses) < most and not over.wait(moments.uniform(*BETWEEN)):
-            kind = KINDS[len(pauses) % len(KINDS)] if disk in PLUGINS else "kill"
-            if kind == "edit":
-                with EDITING:
-                    edit(daemon.plugins / f"{disk}.py", f"{PLUGINS[disk]}\n\nEDITION = {len(pauses)}\n")
-                    daemon.reload()
-            else:
-                os.kill(daemon.pid(name), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
-            if events.until_any("taken-over", "left")["kind"] == "left":
-                break  # the guest has ended meanwhile
-            pauses.append(daemon.describe(name)["hand_overs"]["pause_ms"])
+    events.until("introduced", name)
+    over.wait(BEGIN)
+    while len(pauses) < most and not over.wait(moments.uniform(*BETWEEN)):
+        kind = KINDS[len(pauses) % len(KINDS)] if disk in PLUGINS else "kill"
+        if kind == "edit":
+            with EDITING:
+                edit(daemon.plugins / f"{disk}.py", f"{PLUGINS[disk]}\n\nEDITION = {len(pauses)}\n")
+                daemon.reload()
+        else:
+            os.kill(daemon.pid(name), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+        if events.until_any("taken-over", "left")["kind"] == "left":
+            break  # the guest has ended meanwhile
+        pauses.append(daemon.describe(name)["hand_overs"]["pause_ms"])
     return pauses
 
 
@@ -88,6 +89,7 @@ def test_disks_under_fio_survive_what_happens_to_their_workers(
         vhost_backends.running(vhost_backends.storage_daemon(tools, image, socket), socket),
         Instance(tmp_path / "daemon", SETTINGS) as daemon,
         ThreadPoolExecutor() as host,
+        contextlib.ExitStack() as streams,
     ):
         tell(lambda: {**guest.report(), "daemon": daemon.log})
         for disk in DISKS.keys() & PLUGINS.keys():
@@ -95,8 +97,9 @@ def test_disks_under_fio_survive_what_happens_to_their_workers(
         options = {disk: f'image = "{tmp_path}/{disk}"\n' for disk in DISKS}
         options["vhost"] = f'type = "blk"\nbackend = "unix:{socket}"\n'
         names = [daemon.add(f'device = "{disk}"\n[options]\n{options[disk]}') for disk in DISKS]
-        work = zip(names, DISKS, strict=True)
-        disturbed = [host.submit(disturb, daemon, name, disk, over, times) for name, disk in work]
+        events = [streams.enter_context(daemon.monitor(name)) for name in names]  # from before the clients come
+        work = zip(events, names, DISKS, strict=True)
+        disturbed = [host.submit(disturb, daemon, *each, over, times) for each in work]
         try:
             devices = [Plugged(daemon.socket(name)) for name in names]
             modules = ["nvme", "virtio_blk"]

@@ -139,6 +139,7 @@ def test_the_property_turns_it_off(drive: Callable[..., Machine], serve: Callabl
 def test_unplugging_lets_all_descriptors_go(drive: Callable[..., Machine], served: Served) -> None:
     machine = drive(arguments=ROOT_PORT)
     machine.power_off()
+    machine.control.ask("query-status")  # QEMU has taken the connection
     before = descriptors(machine)
     for times in range(1, 11):
         machine.plug(served)

@@ -151,7 +151,7 @@ def test_nvme_cli_does_with_the_disk_what_it_can_do_with_others(linux: Callable[
     disk = Device(
         "nvme", {"image": str(image), "serial": "BELL0001", "capacity": "4M", "store": str(tmp_path / "store")}
     )
-    outcome = linux(START + "".join(steps), disk, programs=[NVME], timeout=120)
+    outcome = linux(START + "".join(steps), disk, programs=[NVME])
     found = re.findall(r"^=== (\d+)\n(.*?)^=== ended (\d+)$", outcome.output, re.MULTILINE | re.DOTALL)
     wrong: list[str] = []
     for number, output, status in found:

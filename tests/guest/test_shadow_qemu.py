@@ -94,13 +94,14 @@ def test_unplugging_lets_all_of_it_go(drive: Callable[..., Machine], serve: Call
     served = serve(Device("nvme"))
     machine = drive(arguments=ROOT_PORT)
     machine.power_off()
+    machine.control.ask("query-status")  # QEMU has taken the connection
     before = held(machine)
     for times in range(1, 6):
         machine.plug(served)
         assert held(machine)[0] > before[0]
         machine.unplug()
         until(functools.partial(gone, served, times))
-    assert held(machine) == before
+    until(lambda: held(machine) == before)  # QEMU frees some of it a moment later
 
 
 def held(machine: Machine) -> tuple[int, int]:

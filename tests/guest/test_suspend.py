@@ -18,6 +18,7 @@ from virtio.namespace import Namespace
 
 pytestmark = pytest.mark.guest
 
+PATIENCE = 240.0  # seconds
 TAP, HOST, GUEST = "bwsleep0", "10.97.0.1", "10.97.0.2"
 USE = f"""
 await() {{ n=0; until [ -e "$1" ]; do n=$((n + 1)); [ $n -lt 200 ] || exit 9; usleep 50000; done; }}
@@ -107,13 +108,13 @@ def test_every_device_works_after_suspend_to_ram(
 
     def wake() -> None:
         with contextlib.closing(monitor(control)) as machine:
-            machine.wait("SUSPEND", 60)
+            machine.wait("SUSPEND", PATIENCE)  # the guest has booted and used all devices then
             machine.ask("system_wakeup")
 
     with ThreadPoolExecutor(1) as waker:
         woken = waker.submit(wake)
         qmp = ["-qmp", f"unix:{control},server=on,wait=off"]
-        outcome = linux(RAM, *all_devices, modules=MODULES, arguments=qmp, timeout=180)
+        outcome = linux(RAM, *all_devices, modules=MODULES, arguments=qmp, timeout=PATIENCE)
         woken.result()
     assert outcome.status == 0, outcome.output
     assert outcome.output.splitlines() == [f"{when}:{WORKING}" for when in ("before", "after")] + ["1"]

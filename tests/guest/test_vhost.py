@@ -26,8 +26,7 @@ from vhost_backends import ADDRESS, GATEWAY, BackEnd
 
 pytestmark = pytest.mark.guest
 
-PORT = 8003
-URL = f"http://{GATEWAY}:{PORT}/"
+URL = f"http://{GATEWAY}:$port/"
 CONTENT = os.urandom(1 << 20) * 8
 """What the network's far end gives."""
 
@@ -94,15 +93,14 @@ class Giver(socketserver.BaseRequestHandler):
 
 
 @contextlib.contextmanager
-def giving() -> Iterator[None]:
-    """Somebody on the host's loopback who gives the content to whoever connects."""
-    socketserver.ThreadingTCPServer.allow_reuse_address = True
-    with socketserver.ThreadingTCPServer(("127.0.0.1", PORT), Giver) as server:
+def giving() -> Iterator[int]:
+    """Somebody on the host's loopback who gives the content to each who connects to this port."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Giver) as server:
         thread = threading.Thread(target=server.serve_forever)
-        thread.start()
         Giver.over.clear()
+        thread.start()
         try:
-            yield
+            yield server.server_address[1]
         finally:
             Giver.over.set()
             server.shutdown()
@@ -110,12 +108,13 @@ def giving() -> Iterator[None]:
 
 
 class Farm(NamedTuple):
-    """Three back ends, what they serve, and the devices that hand rings to them."""
+    """Three back ends, what they serve, the devices that hand rings to them, and the port of the network's far end."""
 
     folder: Path
     image: Path
     back_ends: dict[str, BackEnd]
     devices: list[Served]
+    port: int
 
 
 @pytest.fixture
@@ -138,8 +137,7 @@ def farm(tools: Toolbox, tmp_path: Path, serve: Callable[[Device], Served]) -> I
         devices = [
             serve(Device("vhost", {"type": name, "backend": f"unix:{sockets[name]}"} | options[name])) for name in words
         ]
-        stack.enter_context(giving())
-        yield Farm(folder, image, back_ends, devices)
+        yield Farm(folder, image, back_ends, devices, stack.enter_context(giving()))
 
 
 def kill_each(farm: Farm, output: Path, stop: threading.Event) -> None:
@@ -172,7 +170,8 @@ def test_linux_uses_a_folder_a_disk_and_a_network_of_real_back_ends(
     with ThreadPoolExecutor(1) as killer, contextlib.ExitStack() as stack:
         killing = killer.submit(kill_each, farm, tmp_path / "output", stop)
         stack.callback(stop.set)
-        outcome = guest.run(SCRIPT, farm.devices, modules=MODULES, programs=["usr/bin/fio"], timeout=150)
+        script = f"port={farm.port}\n{SCRIPT}"
+        outcome = guest.run(script, farm.devices, modules=MODULES, programs=["usr/bin/fio"])
         killing.result()
     digest = f"{hashlib.sha256(CONTENT).hexdigest()}  -"
     assert outcome.output.splitlines() == [

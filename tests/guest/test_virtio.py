@@ -99,14 +99,18 @@ cut -d';' -f5 /tmp/fio
 @RINGS
 def test_fio_verifies_what_four_jobs_wrote_to_virtio_blk(linux: Callable[..., Outcome], packed: str) -> None:
     device = Device("virtio-blk", {"size": "64M", "packed": packed, "queues": 2})
-    outcome = linux(LOAD, device, modules=["virtio_blk"], programs=["usr/bin/fio"], timeout=120)
+    outcome = linux(LOAD, device, modules=["virtio_blk"], programs=["usr/bin/fio"])
     assert outcome.status == 0, outcome.output
     assert outcome.output.split()[-1] == "0"
 
 
-CONSOLE = """
+# The guest learns of a port, of its name and of its peer one after the other; a port without a peer reads as empty.
+CONSOLE = f"""{AWAIT}
+await /sys/class/virtio-ports/vport0p1/name
 cat /sys/class/virtio-ports/vport0p1/name
-cat </dev/vport0p1 | sha256sum
+exec 3</dev/vport0p1
+n=0; until cat <&3 >/data; [ -s /data ]; do n=$((n + 1)); [ $n -lt 200 ] || exit 8; usleep 50000; done
+sha256sum </data
 sh </dev/hvc0 >/dev/hvc0 2>&1
 """
 

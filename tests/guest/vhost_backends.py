@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attached import end, with_us
 from bellwired.guest.toolbox import VIRTIOFSD, Toolbox
+from rendezvous import listens
 
 PATIENCE = 20.0
 GATEWAY, ADDRESS = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737); passt takes the gateway for the host's loopback
@@ -32,14 +33,10 @@ class BackEnd:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(with_us(self._words), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
-        while not self._listens():
+        while not listens(self.socket):  # virtiofsd removes its socket's name once somebody has connected
             assert self.process.poll() is None, f"it has ended:\n{self.log}"
             assert time.monotonic() < deadline, f"it does not listen:\n{self.log}"
             select.select([], [], [], 0.01)
-
-    def _listens(self) -> bool:
-        """Whether it does. The socket's file may be gone: virtiofsd removes it once somebody has connected."""
-        return f" {self.socket}\n" in Path("/proc/net/unix").read_text()
 
     def kill(self) -> None:
         """Kill it by SIGKILL."""

@@ -15,7 +15,7 @@ import pytest
 from bellwire import Bar, Job, MsiX, PciDevice, Saved, StateError
 from bellwire.filters.builtin.delay import Delay
 from bellwire.testing import serve
-from migration.moving import Machine
+from migration.moving import PATIENCE, Machine
 from vfio_user import Client, DeviceState, IoEventFd, IrqIndex, MigrationFlags, RemoteError
 
 STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = (
@@ -150,7 +150,8 @@ def test_nothing_runs_in_stop_and_all_of_it_goes_on(machine: Machine) -> None:
     os.close(bell.fd)
 
 
-def test_what_threads_work_on_is_finished_before(machine: Machine) -> None:
+def test_what_threads_work_on_is_finished_before(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellwire.serve.migration.SETTLING", PATIENCE)  # of a busy machine
     for _ in range(8):
         put(machine, 8, 0)
     machine.client.migration.set_state(STOP)

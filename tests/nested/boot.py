@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import IO
 
 from bellwired.guest.initramfs import archive
+from bellwired.guest.processes import ending
 from bellwired.guest.toolbox import Toolbox
 from nested.errors import BedError, LateError
+from rendezvous import listens
 
 INIT = Path(__file__).with_name("init.sh")
 PROCESSOR = "qemu64,+svm,+npt"
@@ -104,8 +106,8 @@ def run(
         answer = status.read_text().strip() if status.exists() else ""
         if not answer:
             complaint = (place / "qemu").read_text(errors="replace").strip()
-            ending = f"the bed's kernel ended before the command did (QEMU's status is {qemu.returncode})"
-            raise BedError(f"{ending} {complaint}".strip(), _tail(printed))
+            how = f"the bed's kernel ended before the command did (QEMU {ending(qemu.returncode)})"
+            raise BedError(f"{how} {complaint}".strip(), _tail(printed))
         return Outcome(int(answer), printed, time.monotonic() - start)
 
 
@@ -134,7 +136,7 @@ def _sharing(tools: Toolbox, place: Path) -> Iterator[None]:
     words += ["--no-announce-submounts"]  # an overlay cannot lie above what mounts itself
     with _running(words, tools, place, "virtiofsd") as server:
         deadline = time.monotonic() + 20
-        while not path.exists():
+        while not listens(path):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise BedError("virtiofsd does not serve", (place / "virtiofsd").read_text(errors="replace").strip())
             time.sleep(0.01)

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from bellwire import Job
 from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.model.dma import Dma
 from bellwire.testing import Guest
-from nvme.driver import MEMORY, PAGE, Driver, prps
+from nvme.driver import MEMORY, PAGE
 from pieces import cut
 from vfio_user import DmaFlags, DmaMap
 
@@ -25,6 +24,7 @@ AT = 0x10_0000
 """Where the data goes."""
 LIST = 0x8000
 """A page for lists of pages."""
+WRITE = IoOpcode.WRITE
 CONTENT = bytearray(b"".join(block.to_bytes(512, "little") for block in range(2100)))
 
 
@@ -119,12 +119,15 @@ def test_a_plain_read_is_done(fast: AtOnce, plain: bytes) -> None:
         command(first=16384),
         command(first=16383, count=2),
         command(first=1 << 32),
-        command(MEMORY - 256),
+        command(MEMORY - 256, 4),
+        command(MEMORY - 256, MEMORY),
         command(MEMORY),
         command(1 << 50),
-        command(AT, AT, count=16),
+        command(AT, AT + 4, count=16),
+        command(AT, MEMORY, count=16),
+        command(AT, 1 << 63, count=16),
         command(AT, AT + PAGE + 4, count=9),
-        command(AT + 512, 0, count=8),
+        command(AT + 512, 4, count=8),
         command(AT, LIST + 4, count=24),
         command(AT, MEMORY, count=24),
         command(AT, LIST + PAGE - 8, count=24),
@@ -149,53 +152,63 @@ def test_pages_in_a_row_are_read_into(fast: AtOnce, guest: Guest[Nvme], pages: A
     assert not any(guest.memory[AT + into + size :][:512])
 
 
-@pytest.mark.parametrize("stray", [0, 1, 2])
-@pytest.mark.parametrize("by", [-PAGE, 1, PAGE, 1 << 63])
-def test_pages_that_are_not_in_a_row_are_left(fast: AtOnce, pages: Any, stray: int, by: int) -> None:
-    row = [AT + PAGE * number for number in range(1, 4)]
-    row[stray] = (row[stray] + by) % (1 << 64)
-    other = command(AT, pages(LIST, *row), count=32)
-    assert fast.transfer(other) == ([], [other], 0)
-
-
 def scattered(count: int) -> list[int]:
     """Every other page behind AT, from the last to the first."""
     return [AT + 2 * PAGE * number for number in range(count, 0, -1)]
 
 
+def numbers_in(guest: Guest[Nvme], into: int, spread: list[int]) -> list[int]:
+    """The numbers of the blocks that are in memory, from AT + ``into`` on and then in the pages ``spread``."""
+    places = [*range(AT + into, AT + PAGE, 512), *(at for page in spread for at in range(page, page + PAGE, 512))]
+    return [int.from_bytes(guest.memory[at : at + 512], "little") for at in places]
+
+
 @pytest.mark.parametrize("into", [0, 512, PAGE - 512])
-@pytest.mark.parametrize("sectors", [80, 81, 87, 88])
-def test_a_large_read_from_a_file_goes_to_pages_wherever_they_lie(
-    by_fd: AtOnce, guest: Guest[Nvme], pages: Any, into: int, sectors: int
+@pytest.mark.parametrize("sectors", [9, 16, 23, 24, 63, 64, 80, 81, 88])
+def test_pages_are_read_into_wherever_they_lie(
+    fast: AtOnce, guest: Guest[Nvme], pages: Any, into: int, sectors: int
 ) -> None:
     spread = scattered(-(-((sectors << 9) + into) // PAGE) - 1)
-    where = pages(LIST + PAGE - 8 * len(spread), *spread)
-    assert by_fd.transfer(command(AT + into, where, first=7, count=sectors)) == ([7], [], 0)
-    places = [*range(AT + into, AT + PAGE, 512), *(at for page in spread for at in range(page, page + PAGE, 512))]
-    found = [int.from_bytes(guest.memory[at : at + 512], "little") for at in places]
+    where = pages(LIST + PAGE - 8 * len(spread), *spread) if len(spread) > 1 else spread[0]
+    assert fast.transfer(command(AT + into, where, first=7, count=sectors)) == ([7], [], 0)
+    found = numbers_in(guest, into, spread)
     assert found[:sectors] == list(range(7, 7 + sectors))
     assert not any(found[sectors:])
 
 
+@pytest.mark.parametrize("sectors", [9, 16, 23, 88])
+def test_pages_are_written_from_wherever_they_lie(
+    writing: AtOnce, guest: Guest[Nvme], pages: Any, sectors: int
+) -> None:
+    spread = scattered(-(-(sectors << 9) // PAGE) - 1)
+    where = pages(LIST, *spread) if len(spread) > 1 else spread[0]
+    for number, page in enumerate((AT, *spread)):
+        guest.memory[page : page + PAGE] = bytes([number + 1]) * PAGE
+    assert writing.transfer(command(AT, where, first=7, count=sectors, opcode=WRITE)) == ([7], [], 0)
+    content = guest.device.controller.namespaces[1].disk.view[: 7 + sectors + 1 << 9]
+    assert bytes(content[::512]) == bytes(7) + bytes(1 + n // 8 for n in range(sectors)) + b"\0"
+
+
 @pytest.mark.parametrize("stray", [0, 4, 9])
 @pytest.mark.parametrize("page", [AT + 4, AT + 1, MEMORY, MEMORY - 512, 1 << 63, (1 << 64) - PAGE])
-def test_a_large_read_with_a_wrong_page_is_left(by_fd: AtOnce, pages: Any, stray: int, page: int) -> None:
+def test_a_read_with_a_wrong_page_is_left(fast: AtOnce, pages: Any, stray: int, page: int) -> None:
     spread = scattered(10)
     spread[stray] = page
     other = command(AT, pages(LIST, *spread), count=88)
-    assert by_fd.transfer(other) == ([], [other], 0)
+    assert fast.transfer(other) == ([], [other], 0)
 
 
 @pytest.mark.parametrize("where", [LIST + 4, LIST + PAGE - 72, MEMORY, 1 << 63])
-def test_a_large_read_whose_list_is_wrong_or_has_two_pages_is_left(by_fd: AtOnce, pages: Any, where: int) -> None:
+def test_a_read_whose_list_is_wrong_or_has_two_pages_is_left(fast: AtOnce, pages: Any, where: int) -> None:
     pages(LIST, *scattered(10))
     other = command(AT, where, count=88)
-    assert by_fd.transfer(other) == ([], [other], 0)
+    assert fast.transfer(other) == ([], [other], 0)
 
 
-def test_scattered_pages_for_a_disk_in_memory_are_left(writing: AtOnce, pages: Any) -> None:
-    other = command(AT, pages(LIST, *scattered(10)), count=88)
-    assert writing.transfer(other) == ([], [other], 0)
+@pytest.mark.parametrize(("count", "is_left"), [(2048, False), (2049, True)])
+def test_a_read_of_more_than_a_mebibyte_is_left(fast: AtOnce, pages: Any, count: int, is_left: bool) -> None:
+    block = command(AT, pages(LIST, *(AT + PAGE * number for number in range(1, 257))), count=count)
+    assert fast.transfer(block) == (([], [block], 0) if is_left else ([0], [], 0))
 
 
 def test_what_is_done_and_what_is_left_keeps_its_order(fast: AtOnce) -> None:
@@ -231,9 +244,6 @@ def test_what_was_read_is_counted(fast: AtOnce, guest: Guest[Nvme], monkeypatch:
     fast.transfer(command(count=3) + command(count=5) + command(nsid=9))
     counters = guest.device.controller.logs.counters
     assert (counters.reads, counters.sectors_read, counters.writes, touched) == (2, 8, 0, [8 * 512])
-
-
-WRITE = IoOpcode.WRITE
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 40])
@@ -295,6 +305,39 @@ def test_a_map_is_looked_up_once_until_maps_change(
     guest.device.dma.changed()
     assert writing.transfer(command()) == ([0], [], 0)
     assert looked == [True, False] * 2
+
+
+def test_a_buffer_is_checked_once_until_maps_change(
+    writing: AtOnce, guest: Guest[Nvme], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    usual = writing._views
+
+    def views(prp1: int, prp2: int, length: int) -> Any:
+        checked.append(prp1)
+        return usual(prp1, prp2, length)
+
+    monkeypatch.setattr(writing, "_views", views)
+    block = command(AT) + command(AT + 512) + command(AT, count=2) + command(AT, AT + PAGE, count=9)
+    for _ in range(2):
+        assert writing.transfer(block) == ([0] * 4, [], 0)
+    assert checked == [AT, AT + 512, AT, AT, AT], "one of two pages is checked each time"
+    guest.device.dma.changed()
+    assert writing.transfer(command(AT)) == ([0], [], 0)
+    assert checked[5:] == [AT]
+
+
+def test_a_buffer_in_memory_that_was_unmapped_is_left(fast: AtOnce, guest: Guest[Nvme]) -> None:
+    assert fast.transfer(command()) == ([0], [], 0)
+    guest._dma.clear()
+    guest.device.dma.changed()
+    assert fast.transfer(command()) == ([], [command()], 0)
+
+
+def test_no_more_than_a_thousand_buffers_of_a_size_are_remembered(fast: AtOnce) -> None:
+    for number in range(1100):
+        assert fast.transfer(command(512 * number)) == ([0], [], 0)
+    assert len(fast._buffers[512]) == 1100 - 1024
 
 
 def test_a_namespace_with_lost_blocks_is_left(fast: AtOnce, guest: Guest[Nvme]) -> None:
@@ -372,7 +415,7 @@ def test_memory_in_several_maps_is_found_map_by_map(fast: AtOnce, guest: Guest[N
     block = [command(place, first=number) for number, place in enumerate(places, 1)]
     assert fast.transfer(b"".join(block)) == ([1, 2, 3, 4], [], 0)
     assert [int.from_bytes(memory[place : place + 512], "little") for place in places] == [1, 2, 3, 4]
-    across = command(AT - 256)
+    across = command(AT - 256, AT)
     assert fast.transfer(across) == ([], [across], 0)
 
 
@@ -387,30 +430,3 @@ def test_memory_that_cannot_be_read_and_written_is_left(fast: AtOnce, guest: Gue
             guest._dma.map(DmaMap(flags, 0, 0, MEMORY), os.dup(guest._memory_fd))
         guest.device.dma.changed()
     assert fast.transfer(command()) == ([], [command()], 0)
-
-
-@pytest.mark.parametrize("kibibytes", [16, 64])
-def test_data_in_memory_is_left_to_the_next_turn_and_not_to_a_thread(
-    guest: Guest[Nvme], driver: Driver, kibibytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another turn of the loop costs less than a thread."""
-    jobs: list[object] = []
-    pool = guest.device.controller.engine.pool
-    usual = pool.submit
-
-    def submit(*some: Job) -> None:
-        jobs.extend(some)
-        usual(*some)
-
-    monkeypatch.setattr(pool, "submit", submit)
-    queues = driver.create_queues(size=64)
-    count, blocks = 3072 // kibibytes if kibibytes == 64 else 60, 2 * kibibytes
-    page = driver.allocate(kibibytes << 10)
-    pages = range(page, page + (kibibytes << 10), PAGE)
-    cids = []
-    for number in range(count):
-        prp1, prp2 = prps(driver, pages, 0)
-        cids.append(queues.put(IoOpcode.READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(number * blocks, 0, blocks - 1)))
-    queues.ring()
-    assert [done.status for done in queues.wait(*cids)] == [0] * count
-    assert jobs == []

@@ -128,10 +128,14 @@ class Threads:
     def submit(self, *jobs: Job) -> None:
         self.jobs += jobs
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Nothing is under way."""
+        return False
 
-    settle = close = finish
+    def settle(self) -> None:
+        """As before."""
+
+    close = settle
 
 
 @pytest.mark.parametrize(("pieces", "slow"), [(1, False), (MOST_PIECES, False), (MOST_PIECES + 1, True)])

@@ -80,12 +80,12 @@ def test_a_turn_that_is_due_when_the_controller_stops_is_none(driver: Driver) ->
 
 
 @pytest.mark.parametrize("opcode", [READ, WRITE])
-def test_a_mebibyte_is_moved_at_once_in_each_turn(driver: Driver, opcode: IoOpcode) -> None:
+def test_a_mebibyte_and_a_half_are_moved_at_once_in_each_turn(driver: Driver, opcode: IoOpcode) -> None:
     queues = driver.create_queues()
     for _ in range(2):
-        put_large(queues, opcode, 9)
+        put_large(queues, opcode, 13)
         queues.ring()
-        assert len(queues.reap()) == 8
+        assert len(queues.reap()) == 12
         driver.machine.step()
         assert len(queues.reap()) == 1
 

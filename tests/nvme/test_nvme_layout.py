@@ -116,7 +116,7 @@ def test_what_a_host_may_cause_is_bounded() -> None:
     assert (namespace.LARGEST_COPY, namespace.COPY_RANGES, namespace.FORMATS) == (4 << 20, 128, (9, 12))
     assert (namespaces.LEAST_IDS, namespaces.MOST_IDS, lost_blocks.MOST_RANGES) == (32, 256, 1024)
     assert (journal.SLOTS, journal.JOURNAL_SIZE, queues.BATCH, engine.BURST) == (256, 256 * 72, 16, 256)
-    assert (io.AT_ONCE, io.SECTOR_SHIFT, at_once.ENOUGH, optional.PIECE) == (1 << 20, 9, 512 << 10, 1 << 20)
+    assert (io.AT_ONCE, io.SECTOR_SHIFT, at_once.ENOUGH, optional.PIECE) == (2 << 20, 9, 512 << 10, 1 << 20)
     assert (history.MOST_BYTES, telemetry.MOST, store.LARGEST) == (127 * 512, 512 * 512, 64 << 20)
     assert (self_test.SAMPLES, self_test.PIECE, features.WORDS) == (16, 1 << 20, 16 + 65)
     assert (device.BLOCK_SIZES, device.DEFAULT_SIZE, features.ROOM_TEMPERATURE) == ((512, 4096), 64 << 20, 298)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bellwire.bundled.nvme import Nvme
+from bellwire.bundled.nvme.at_once import AtOnce
 from bellwire.bundled.nvme.command import IoOpcode
 from bellwire.bundled.nvme.prp import PAGE, extents
 from bellwire.bundled.nvme.status import CommandError, Status
 from bellwire.testing import Guest
 from nvme.driver import Driver, TestMachine, transfer
-from nvme.hostile import INPUTS, hostile_guest
+from nvme.hostile import INPUTS, hostile_guest, leave
 from pieces import cut
 
 READ, WRITE = IoOpcode.READ, IoOpcode.WRITE
@@ -195,3 +197,11 @@ def test_whatever_a_list_says_its_walk_ends_and_makes_up_the_length(
 @given(INPUTS)
 def test_a_hostile_guest_gets_statuses_or_breaks_its_own_controller(drawn: tuple[list[Any], str, bool]) -> None:
     hostile_guest(drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(INPUTS)
+def test_so_it_is_on_the_slow_path_alone(drawn: tuple[list[Any], str, bool]) -> None:
+    with mock.patch.object(AtOnce, "transfer", leave):
+        hostile_guest(drawn)

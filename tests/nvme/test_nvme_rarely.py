@@ -144,11 +144,11 @@ def test_a_turn_ends_where_half_of_what_may_be_done_at_once_is_done(driver: Driv
         return more(sq)
 
     engine._queues._more_in_shadow = look  # type: ignore[method-assign]
-    for number in range(5):
+    for number in range(9):
         queues.put(IoOpcode.READ, nsid=1, prp1=page, prp2=listed, dwords=(number, 0, 255))
-    struct.pack_into("<I", guest.memory, 0x4000 + 8, 5)
+    struct.pack_into("<I", guest.memory, 0x4000 + 8, 9)
     queues.ring()
-    assert len(queues.reap()) == 5
-    assert turns == [AT_ONCE], "640 KiB are done: the host's shadow is looked at in the next turn"
+    assert len(queues.reap()) == 9
+    assert turns == [AT_ONCE], "1,152 KiB are done: the host's shadow is looked at in the next turn"
     guest.advance()
     assert turns == [AT_ONCE] * 2

@@ -11,7 +11,7 @@ from bellwire.bundled.nvme import Nvme
 from bellwire.bundled.nvme.command import AdminOpcode, Command, IoOpcode
 from bellwire.bundled.nvme.status import Status
 from bellwire.testing import Guest
-from nvme.driver import PAGE, Driver, TestMachine
+from nvme.driver import PAGE, Driver, TestMachine, prps
 
 WRITE = IoOpcode.WRITE
 CREATE_CQ, CREATE_SQ = AdminOpcode.CREATE_COMPLETION_QUEUE, AdminOpcode.CREATE_SUBMISSION_QUEUE
@@ -145,3 +145,30 @@ def test_a_queue_is_made_only_for_entries_of_the_size_that_there_is(
     assert driver.admin.do(CREATE_CQ, prp1=0x2000, dwords=(1 << 16 | 1, 3)).status == 0
     guest_of(driver).device.cc = configuration
     assert driver.admin.do(opcode, prp1=0x1000, dwords=(1 << 16 | 2, 1 << 16 | 1)).code == code
+
+
+@pytest.mark.parametrize("kibibytes", [16, 64])
+def test_data_in_memory_is_left_to_the_next_turn_and_not_to_a_thread(
+    guest: Guest[Nvme], driver: Driver, kibibytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another turn of the loop costs less than a thread."""
+    jobs: list[object] = []
+    pool = guest.device.controller.engine.pool
+    usual = pool.submit
+
+    def submit(*some: Job) -> None:
+        jobs.extend(some)
+        usual(*some)
+
+    monkeypatch.setattr(pool, "submit", submit)
+    queues = driver.create_queues(size=64)
+    count, blocks = 3072 // kibibytes if kibibytes == 64 else 60, 2 * kibibytes
+    page = driver.allocate(kibibytes << 10)
+    pages = range(page, page + (kibibytes << 10), PAGE)
+    cids = []
+    for number in range(count):
+        prp1, prp2 = prps(driver, pages, 0)
+        cids.append(queues.put(IoOpcode.READ, nsid=1, prp1=prp1, prp2=prp2, dwords=(number * blocks, 0, blocks - 1)))
+    queues.ring()
+    assert [done.status for done in queues.wait(*cids)] == [0] * count
+    assert jobs == []

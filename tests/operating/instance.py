@@ -49,6 +49,8 @@ class Instance:
         shutil.copyfile(PLUGINS / "probe.py", self.plugins / "probe.py")  # not its mode: groups may write a checkout
         self.settings(settings)
         self.environment: dict[str, str] = {}
+        self.program = ["-m", "bellwired.manager.main"]
+        """What Python runs."""
         self.flags: list[str] = []
         """More flags of the daemon."""
         self.prefix: list[str] = []
@@ -93,7 +95,7 @@ class Instance:
     # -- its life
 
     def start(self) -> Self:
-        words = [*self.prefix, sys.executable, "-m", "bellwired.manager.main", *self.places, *self.flags]
+        words = [*self.prefix, sys.executable, *self.program, *self.places, *self.flags]
         environment = {**os.environ, **self.environment}
         given = [sock.fileno() for sock in self.passed.values()]
         if given:
@@ -200,6 +202,11 @@ class Instance:
         pid: int = self.describe(name)["pid"]
         return pid
 
+    def runs_anew(self, name: str, pid: int) -> bool:
+        """Whether another worker than ``pid`` runs it, and is ready."""
+        device = self.describe(name)
+        return device["state"] == "running" and device["pid"] not in (0, pid)
+
     def add(self, text: str = 'device = "probe"') -> str:
         """Configure another device, and have it taken up; its name."""
         name = next(self._names)
@@ -237,6 +244,15 @@ def write(client: Client, offset: int, value: int, *, posted: bool = False) -> N
 
 def read(client: Client, offset: int) -> int:
     return int.from_bytes(client.read(0, offset, 4), "little")
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """What a process has open, by descriptor, as links name it; not what it closes meanwhile."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(link.name)] = os.readlink(link)
+    return found
 
 
 def over(pid: int) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import select
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from bellwire.bundled.vhost import Vhost
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwired.box import calls, landlock, library, needs, privileges, seccomp
 from bellwired.box.calls import GROUPS, SILENT, allowed, remedy, unknown
+from bellwired.box.refusals import Refusals
 from bellwired.box.seccomp import ALLOW, ERRNO, KILL, LISTENER, assemble, run
 from bellwired.box.syscalls import NAMES, NUMBERS
 from bellwired.workers import wire
@@ -139,6 +142,23 @@ def test_the_word_that_allows_a_call_allows_it() -> None:
 
 def test_words_that_no_box_knows_are_found() -> None:
     assert unknown(["sockets", "kcmp", "nonsense", "seccomp", "aio"]) == ["nonsense", "seccomp", "aio"]
+
+
+def test_the_listener_of_a_box_is_closed_when_its_last_process_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+
+    def work() -> None:
+        privileges.no_new_privileges()
+        listener = seccomp.install(FILTER, listener=True)
+        socket.send_fds(theirs, [b"."], [listener])
+
+    with ours, theirs:
+        assert in_a_child(work) == 0
+        _, (listener,), _, _ = socket.recv_fds(ours, 1, 1)
+    refusals = Refusals(listener, lambda *_: None)
+    assert select.select([refusals], [], [], 0)[0], "it stays ready for ever"
+    assert not refusals.answer()
+    assert refusals.fileno() == -1
 
 
 def test_landlock_leaves_what_is_named_and_denies_the_rest(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bellwire.testing import option_rom
-from operating.instance import Instance
+from operating.instance import PATIENCE, Instance
 from vfio_user import Client, RegionIndex
 
 Run = Callable[..., tuple[int, str, str]]
@@ -41,7 +41,7 @@ def test_each_function_has_a_worker_and_the_rom_is_read_in_its_box(
 ) -> None:
     daemon.reload()
     for number, path in enumerate(sockets):
-        with Client.connect(path) as client:
+        with Client.connect(path, timeout=PATIENCE) as client:
             assert client.read(RegionIndex.CONFIG, 0, 4) == bytes((0x34, 0x12, 0xF0 + number, 0))
             assert client.read(RegionIndex.CONFIG, 0x0E, 1) == b"\x80"
             size = client.region_info(RegionIndex.ROM)[0].size
@@ -54,7 +54,7 @@ def test_each_function_has_a_worker_and_the_rom_is_read_in_its_box(
 
 def test_a_rom_that_has_changed_is_told_as_changed_code(daemon: Instance, run: Run, sockets: list[Path]) -> None:
     daemon.reload()
-    Client.connect(sockets[1]).close()
+    Client.connect(sockets[1], timeout=PATIENCE).close()
     assert "changed since" not in run("status", "card.1")[1]
     (daemon.plugins / "card.rom").write_bytes(IMAGE + bytes(512))
     assert "changed since its worker started" in run("status", "card.1")[1]

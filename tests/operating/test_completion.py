@@ -7,6 +7,7 @@ import pty
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def in_zsh(script: Path, line: str) -> str:
         os.write(ours, f"{line}\t\x18f".encode())
         return written(ours, found, 2)
     finally:
-        shell.kill()
+        os.killpg(shell.pid, signal.SIGKILL)  # with what it has forked to complete
         shell.wait()
         os.close(ours)
 

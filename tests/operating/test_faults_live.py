@@ -85,7 +85,7 @@ def test_a_device_keeps_its_faults_when_its_worker_dies(daemon: Instance, run: R
     assert run("fault", name, "nvme-fatal") == (0, "", "")
     pid = daemon.pid(name)
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: daemon.describe(name)["state"] == "running" and daemon.pid(name) != pid)
+    assert eventually(lambda: daemon.runs_anew(name, pid))
     assert labels(run, name) == ["nvme-fatal"]
 
 

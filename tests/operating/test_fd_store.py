@@ -64,6 +64,56 @@ def test_the_next_daemon_goes_on_with_a_client(instance: Instance, keeper: FdKee
         assert keeper.names == OF_ONE
 
 
+def descriptors(pid: int) -> dict[str, str]:
+    folder = f"/proc/{pid}/fd"
+    return {name: os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
+
+
+def test_a_daemon_for_which_clients_wait_forks_its_fork_server_and_the_next_one_is_started(
+    instance: Instance, keeper: FdKeeper
+) -> None:
+    path = instance.configure("dev")
+    instance.program = ["-c", "from bellwired.start_daemon import main; main()"]
+    with instance, connect(path) as client:
+        commands = [Path(f"/proc/{pid}/cmdline") for pid in (instance.process.pid, instance.fork_server)]
+        assert commands[0].read_text() != commands[1].read_text(), "it was started: nobody waited"
+        write(client, PLAIN, 42)
+        assert instance.stop() == 0
+        again(instance, keeper)
+        server, worker = instance.fork_server, instance.pid("dev")
+        commands = [Path(f"/proc/{pid}/cmdline") for pid in (instance.process.pid, server)]
+        assert commands[0].read_text() == commands[1].read_text(), "it was forked"
+        assert os.getsid(server) == server
+        opened = descriptors(server)
+        assert opened.pop("0") == os.devnull
+        known = {opened.pop("1"), opened.pop("2")}
+        assert sorted(place.partition(":")[0] for place in opened.values() if place not in known) == [
+            "anon_inode",
+            "socket",
+        ], "the worker's pidfd, and its end of the manager's socket"
+        os.kill(server, signal.SIGKILL)
+        over(worker)
+        assert read(client, PLAIN) == 42
+        assert instance.fork_server != server
+
+
+def test_a_client_that_goes_on_is_served_until_all_other_devices_have_stopped(
+    instance: Instance, keeper: FdKeeper
+) -> None:
+    path = instance.configure("dev")
+    instance.configure("slow", 'device = "probe"\noptions = { mood = "stubborn" }')
+    with instance, connect(path) as client:
+        slow = instance.pid("slow")
+        instance.process.terminate()
+        assert eventually(lambda: instance.describe("slow")["state"] == "stopping")
+        write(client, PLAIN, 42)
+        assert read(client, PLAIN) == 42
+        os.kill(slow, signal.SIGKILL)
+        assert instance.stop() == 0
+        again(instance, keeper)
+        assert read(client, PLAIN) == 42
+
+
 def test_a_client_that_has_left_leaves_nothing(instance: Instance, keeper: FdKeeper) -> None:
     path = instance.configure("dev")
     with instance:

@@ -18,11 +18,6 @@ def filters(run: Run, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def runs_anew(device: dict[str, Any], pid: int) -> bool:
-    """Whether another worker than ``pid`` runs it."""
-    return device["state"] == "running" and device["pid"] not in (0, pid)
-
-
 def test_the_filters_of_a_device_s_file_are_in_it(daemon: Instance, run: Run) -> None:
     name = daemon.add('device = "edu"\n[[filter]]\nname = "count"\n[[filter]]\nname = "delay"\nread = "1ms"')
     with connect(daemon.socket(name)) as client:
@@ -76,7 +71,7 @@ def test_a_device_keeps_its_filters_when_its_worker_dies_until_its_file_has_othe
     assert run("filter", name, "add", "delay:read=1ms") == (0, "", "")
     pid = daemon.pid(name)
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: runs_anew(daemon.describe(name), pid))
+    assert eventually(lambda: daemon.runs_anew(name, pid))
     assert [(each["label"], each["arguments"].get("read")) for each in filters(run, name)] == [
         ("count", None),
         ("delay", "1ms"),

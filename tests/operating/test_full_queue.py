@@ -112,6 +112,28 @@ def test_a_process_without_a_free_descriptor_still_feeds_the_watchdog(far: socke
     asyncio.run(tell())
 
 
+@contextlib.contextmanager
+def under_way(count: int) -> Iterator[None]:
+    """So many descriptors that are sent and not received: the kernel counts them for all processes of a user."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for _ in range(count):
+            socket.send_fds(ours, [b"x"], [ours.fileno()])
+        yield
+
+
+def test_a_worker_waits_while_too_many_descriptors_are_under_way(instance: Instance) -> None:
+    path = instance.configure("one")
+    instance.limits = (FEW, FEW)
+    with instance, socket.socket(socket.AF_UNIX) as first:
+        with under_way(FEW + 1):
+            first.connect(str(path))
+            instance.said("too many descriptors are under way")
+        first.close()
+        connect(path).close()
+        assert instance.describe("one")["restarts"] == 0
+
+
 @pytest.mark.slow
 def test_with_256_descriptors_and_500_devices_the_service_lives_and_an_operator_is_served(
     instance: Instance, tmp_path: Path

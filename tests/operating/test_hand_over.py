@@ -10,13 +10,25 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import pytest
 
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED
 from operating.conftest import Run
-from operating.instance import EDITION, FALL, HANG, LEAVE, PLAIN, QUICK, Instance, connect, eventually, read, write
+from operating.instance import (
+    EDITION,
+    FALL,
+    HANG,
+    LEAVE,
+    PLAIN,
+    QUICK,
+    Instance,
+    connect,
+    eventually,
+    open_files,
+    read,
+    write,
+)
 from operating.varlink import Varlink
 from vfio_user import (
     Client,
@@ -172,7 +184,7 @@ class Grudge(PciDevice, vendor=0x1234, device=0x0002, class_code=0x088000):
 @pytest.mark.parametrize(("bell", "deaths"), [(0x10, 2), (0x14, 1)], ids=["dies", "hangs"])
 def test_a_ring_that_no_worker_survives_is_dropped_alone(daemon: Instance, bell: int, deaths: int) -> None:
     (daemon.plugins / "grudge.py").write_text(GRUDGE)
-    name = daemon.add('device = "grudge"\nhang-timeout = 0.5')
+    name = daemon.add('device = "grudge"\nhang-timeout = 1')
     with (
         connect(daemon.socket(name)) as client,
         daemon.monitor(name) as events,
@@ -276,8 +288,7 @@ def test_status_and_metrics_tell_of_hand_overs(daemon: Instance, run: Run) -> No
 
 def held(daemon: Instance) -> list[str]:
     """The state files that the daemon has open."""
-    links = [link for link in Path(f"/proc/{daemon.process.pid}/fd").iterdir() if link.is_symlink()]
-    return [what for what in map(os.readlink, links) if "bellwire-state" in what]
+    return [what for what in open_files(daemon.process.pid).values() if "bellwire-state" in what]
 
 
 def test_a_stop_ends_the_client_and_leaves_no_descriptor(daemon: Instance) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_what_is_kept_is_bequeathed_in_its_order(holder: Holder) -> None:
     holder.close()
     assert all(map(closed, (one, two, three)))
     assert not holder.holds
+
+
+def test_a_client_that_nobody_serves_any_more_reads_an_end_of_file(holder: Holder) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"unread")
+    holder.heard(Keep([("client", "{}", 1)]), [ours.detach()])
+    with theirs:
+        holder.close()
+        assert theirs.recv(1) == b""
 
 
 def test_an_entry_replaces_the_one_with_its_key_and_closes_its_descriptors(holder: Holder) -> None:

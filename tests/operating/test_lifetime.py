@@ -16,7 +16,7 @@ import pytest
 from bellwired.errors import CommandError
 from bellwired.manager.manager import prepare
 from daemon.commands import children
-from operating.instance import EDITION, Instance, connect, eventually, over, read
+from operating.instance import EDITION, Instance, connect, eventually, open_files, over, read
 from operating.varlink import Refused
 from vfio_user import Client, Disconnected
 
@@ -39,8 +39,7 @@ def test_a_worker_is_called_by_its_devices_name(daemon: Instance) -> None:
 def test_a_worker_inherits_its_listener_and_its_control_socket_and_nothing_else(daemon: Instance) -> None:
     first, second = daemon.add(), daemon.add()
     with connect(daemon.socket(first)):
-        fds = Path(f"/proc/{daemon.pid(second)}/fd")
-        links = {int(fd): os.readlink(fds / fd) for fd in os.listdir(fds)}
+        links = open_files(daemon.pid(second))
     own = [link for fd, link in links.items() if fd > 2]
     assert not [link for link in own if not WORKERS_OWN.fullmatch(link)]
     assert sum(link.startswith("socket:") for link in own) == 2

@@ -21,6 +21,7 @@ from daemon.commands import PATIENCE, line, started
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Estate, Kept
+from vhost.program import Program
 
 DEVICE = """
 from bellwire import Bar, PciDevice, Saved
@@ -36,6 +37,22 @@ class Dut(PciDevice, vendor=0x1234, device=0x99, class_code=0xFF0000, name="dut"
     def wrote(self, value: int) -> None:
         self.sum += FACTOR * value
         self.total = self.sum
+"""
+BORROWER = """
+from bellwire import Option
+from bellwire.bundled.vhost import Vhost
+
+class Borrower(Vhost, name="borrower"):
+    backend = Option("unix:{}", help="where it listens")
+"""
+LENDER = """
+from bellwire import Bar, PciDevice
+
+class Lender(PciDevice, vendor=0x1234, device=0x98, class_code=0xFF0000, name="lender"):
+    mmio = Bar(0, size=64)
+    plain = mmio.reg(0x00)
+    edition = mmio.reg(0x0C, access="constant", reset=1)
+    moves = True
 """
 
 
@@ -75,6 +92,50 @@ def test_a_plugin_that_was_edited_goes_on_with_state_and_client(daemon: Instance
         daemon.reload()
         assert (read(client, PLAIN), read(client, EDITION)) == (42, 1)
         assert daemon.reload()["restarted"] == []
+
+
+@pytest.mark.daemon
+@pytest.mark.parametrize("command", ["reload", "move"])
+def test_a_device_that_has_handed_wires_on_goes_on_with_new_code_in_another_worker(
+    daemon: Instance, command: str
+) -> None:
+    file = daemon.plugins / "lender.py"
+    edit(file, LENDER)
+    name = daemon.add('device = "lender"')
+    pid = daemon.pid(name)
+    with connect(daemon.socket(name)) as client:
+        write(client, PLAIN, 42)
+        edit(file, LENDER.replace("reset=1", "raises"))
+        assert name in daemon.reload()["failed"]
+        assert (read(client, PLAIN), read(client, EDITION), daemon.pid(name)) == (42, 1, pid)
+        edit(file, LENDER.replace("reset=1", "reset=2"))
+        daemon.reload() if command == "reload" else daemon.call("Move", name=name)
+        assert (read(client, PLAIN), read(client, EDITION)) == (42, 2)
+        assert daemon.pid(name) != pid
+        hand_overs = daemon.describe(name)["hand_overs"]
+        assert (hand_overs["count"], hand_overs["reason"]) == (1, "its code was edited")
+    daemon.remove(name)
+    daemon.reload()
+    file.unlink()
+
+
+@pytest.mark.daemon
+def test_the_one_connection_of_a_vhost_back_end_goes_on_with_new_code(daemon: Instance, tmp_path: Path) -> None:
+    program, file = Program(tmp_path / "sock"), daemon.plugins / "borrower.py"
+    try:
+        edit(file, BORROWER.format(tmp_path / "sock"))
+        name = daemon.add('device = "borrower"\nsandbox = ["sockets"]\noptions = { type = "rng" }')
+        pid = daemon.pid(name)
+        with connect(daemon.socket(name)) as client:
+            edit(file, BORROWER.format(tmp_path / "sock") + "\nEDITION = 2\n")
+            assert name in daemon.reload()["restarted"]
+            assert client.read(0, 0, 4) == bytes(4)
+            assert daemon.pid(name) != pid, "a second connection is waited for three seconds"
+        daemon.remove(name)
+        daemon.reload()
+    finally:
+        file.unlink()
+        program.crash()
 
 
 @pytest.mark.daemon
@@ -255,6 +316,7 @@ class Served:
     def __init__(self) -> None:
         self.reloads = 0
         self.refuses = False
+        self.moves = self.left = False
         self.look: Callable[[], None] = lambda: None
         self.loop = self
 
@@ -262,10 +324,14 @@ class Served:
         assert seconds == INTERVAL
         self.look = callback
 
-    def reload(self) -> None:
+    def reload(self) -> float | None:
         self.reloads += 1
         if self.refuses:
             raise CommandError("no")
+        return None if self.moves else 0.01
+
+    def leave(self) -> None:
+        self.left = True
 
 
 @pytest.fixture
@@ -287,6 +353,18 @@ def test_a_change_counts_once_the_file_stays_as_it_is(watched: tuple[Served, Pat
         serving.look()
         counts.append(serving.reloads)
     assert counts == [0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_device_that_has_to_move_for_new_code_leaves_for_its_successor(
+    watched: tuple[Served, Path], moves: bool
+) -> None:
+    serving, file = watched
+    serving.moves = moves
+    edit(file, "more")
+    for _ in range(2):
+        serving.look()
+    assert (serving.reloads, serving.left) == (1, moves)
 
 
 def test_code_that_was_refused_is_tried_again_only_when_it_changes(

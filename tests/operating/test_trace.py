@@ -119,7 +119,7 @@ def test_the_last_events_of_a_worker_outlive_it(daemon: Instance, run: Run) -> N
         write(client, PLAIN, 7)
         assert read(client, PLAIN) == 7
         os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: daemon.pid(name) not in (0, pid))
+        assert eventually(lambda: daemon.runs_anew(name, pid))
     status, out, _ = run("trace", name, "--last", "1", "--ended")
     assert status == 0
     assert out[16:].rstrip() == "read    plain = 0x00000007  BAR0+0x0"

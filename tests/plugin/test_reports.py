@@ -208,10 +208,11 @@ class Stuck(PciDevice, vendor=0x1234, device=0x11F2, class_code=0x088000):
     word = mmio.reg(0)
     @word.read
     def read_word(self) -> int:
+        BEGUN.set()
         GATE.wait(30)
         return 0
 
-GATE = threading.Event()
+BEGUN, GATE = threading.Event(), threading.Event()
 
 @machine(devices=[Stuck])
 def test_it(vm, request):
@@ -220,10 +221,9 @@ def test_it(vm, request):
     placed = vm._running.devices[0]
     reader = threading.Thread(target=placed.serving.call, args=(placed.serving.device.read_bar, 0, 0, 4))
     reader.start()
-    try:
-        assert False
-    finally:
-        request.addfinalizer(lambda: (GATE.set(), reader.join()))
+    request.addfinalizer(lambda: (GATE.set(), reader.join()))
+    assert BEGUN.wait(30)
+    assert False
 """)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*device stuck0: registers*", "stuck has been busy for 0.05 s, in *wait*"])

@@ -153,15 +153,15 @@ READ = b"\x07\x00" + bytes(range(2, PREFIX_SIZE))
 
 def answered(loan: Loan, waits: list[Any], rung: bool = False) -> tuple[Any, int]:
     """What is returned for the waits, and how often the register was read."""
-    access = SimpleNamespace(times=0, reply=b"reply", reader=lambda: b"value")
-    accesses: Any = SimpleNamespace(plain={READ[2:]: access}, known={})
+    access = SimpleNamespace(times=0, reply=b"reply", reader=lambda: b"value", plain=True, size=PREFIX_SIZE)
+    accesses: Any = SimpleNamespace(known={READ[2:]: access})
     ready = answer_plain_reads(
         loan,  # type: ignore[arg-type]
         accesses,
-        lambda: waits.pop(0),
+        lambda: lambda: waits.pop(0),
         [(3, 1)],
         lambda _: rung,
-        lambda *_: None,
+        lambda *_: True,
     )
     return ready, access.times
 

@@ -76,7 +76,7 @@ def test_a_plain_read_is_not_answered_before_all_of_its_message_has_come(link: L
     link.ok(Command.REGION_READ, head + bytes(32))
     link.raw(whole[:32])
     alone = [(link.session.fileno(), 1)]
-    assert link.session.wait(lambda: alone, alone, lambda _: None) == alone
+    assert link.session.wait(lambda: lambda: alone, alone, lambda _: None) == alone
     link.session.service()
     assert link.silent
     link.raw(whole[32:])

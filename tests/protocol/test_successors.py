@@ -8,13 +8,14 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from types import SimpleNamespace
 
 import pytest
 
 from protocol.backend import DEADLINE, HEADER, PLAIN, FakeDevice
-from vfio_user import Command, Estate, IrqIndex, IrqTable, Journal, Kept, Late, Session, SetIrqs, SetIrqsFlags
+from vfio_user import Channel, Command, Estate, IrqIndex, IrqTable, Journal, Kept, Late, Session, SetIrqs, SetIrqsFlags
 from vfio_user.constants import HEADER_SIZE
-from vfio_user.journal import LATE_READS, SPARE
+from vfio_user.journal import BUSY, HEAD, LATE_READS, SPARE
 from vfio_user.transfer import REGION_ACCESS
 
 LARGEST = HEADER_SIZE + (1 << 20) + SPARE
@@ -110,6 +111,42 @@ def test_a_read_that_waits_for_its_answer_is_done_again(lives: Lives) -> None:
     assert lives.answered() == (7, 0, b"late")
     lives.begin()
     assert (len(lives.late), lives.silent()) == (4, True)
+
+
+class Dead(BaseException):
+    """Stands for the end of the process: nothing that comes after it happens."""
+
+
+def test_a_read_waits_until_right_before_the_kernel_gets_its_late_reply(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Dead
+
+    session = lives.begin()
+    lives.ask(7)
+    session.service()
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "send_whole", die)
+        with pytest.raises(Dead):
+            lives.late[0].answer(b"lost")
+    channel = lives.begin()._channel
+    monkeypatch.setattr(channel, "_sock", SimpleNamespace(send=die, close=channel._sock.close))
+    with pytest.raises(Dead):
+        lives.late[1].answer(b"gone")
+    lives.begin()
+    assert (len(lives.late), lives.silent()) == (2, True)  # a reply might be sent twice
+
+
+def test_a_late_reply_leaves_what_is_in_work_meanwhile_in_work(lives: Lives) -> None:
+    session = lives.begin()
+    lives.ask(7)
+    session.service()
+    marks = session._channel.marks
+    marks[BUSY] = session._channel.start = 64
+    lives.late[0].answer(b"late")
+    assert marks[BUSY] > marks[HEAD]
+    assert lives.answered() == (7, 0, b"late")
 
 
 def test_a_read_that_waits_fails_if_it_must_not_be_done_again(lives: Lives) -> None:

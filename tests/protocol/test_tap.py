@@ -12,7 +12,7 @@ from protocol.guest import GUEST, GuestMemory
 from protocol.test_dma_messages import wait
 from protocol.test_known_accesses import ALONE, waited
 from protocol.test_transfer import READ, WRITE, access, write
-from vfio_user import Client, Command, DmaMap
+from vfio_user import Client, Command, DmaMap, Late
 from vfio_user.tap import Piece
 
 
@@ -97,6 +97,20 @@ def test_a_message_that_comes_in_pieces_is_shown_whole_once(link: Link, kept: Ke
         link.session.service()
     link.receive()
     assert [shown for way, shown, _ in kept.messages if way == "received"] == [whole]
+
+
+def test_a_late_reply_is_shown(link: Link, kept: Kept) -> None:
+    late = Late()
+
+    def read(*_: int) -> bytes:
+        raise late
+
+    link.device.on_read = read
+    link.send(READ, access(8, 4))
+    link.session.service()
+    late.answer(b"late")
+    link.receive()
+    assert kept.messages[-1] == ("sent", reply(READ, access(8, 4) + b"late"), 0)
 
 
 def test_a_tap_comes_and_goes_while_the_client_is_connected(link: Link) -> None:

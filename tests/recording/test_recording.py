@@ -197,6 +197,11 @@ def of_place(path: Path, kind: str, offset: int) -> list[int]:
     return found
 
 
+def test_a_replay_leaves_no_file_open(path: Path, open_fds: set[int]) -> None:
+    replay(path, Thing)
+    assert {int(name) for name in os.listdir("/proc/self/fd")} <= open_fds
+
+
 def test_a_replay_gives_the_same_answers_twice(path: Path) -> None:
     first = replay(path, Thing)
     assert first.differences == []

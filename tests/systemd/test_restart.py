@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -40,6 +41,7 @@ class Busy:
         self.longest = 0.0
         """The seconds of the longest turn since :meth:`after`."""
         self.error: BaseException | None = None
+        self._holds = self._still = False
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
@@ -59,9 +61,27 @@ class Busy:
                 raise self.error
             assert self.turns >= wanted
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """No turn is under way in the block."""
+        with self._turned:
+            self._holds = True
+            assert self._turned.wait_for(lambda: self._still, PATIENCE)
+        try:
+            yield
+        finally:
+            with self._turned:
+                self._holds = False
+                self._turned.notify_all()
+
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
+                with self._turned:
+                    self._still = True
+                    self._turned.notify_all()
+                    self._turned.wait_for(lambda: not self._holds)
+                    self._still = False
                 begun = time.monotonic()
                 self._turn(self.turns + 1)
                 with self._turned:
@@ -124,6 +144,20 @@ def taken_over(systemd: Bed, act: Callable[[], object]) -> str:
     return str(systemd.heard(MESSAGE_ID=messages.TAKEN_OVER, BELLWIRE_DEVICE="bell")["MESSAGE"])
 
 
+def kill(systemd: Bed, busy: Busy, *words: str) -> None:
+    """Run a command that kills what serves, and return when it has ended. The client asks for nothing meanwhile.
+
+    It may otherwise wait for a reply for ever: docs/operating.md says which one a death loses.
+    """
+    worker = systemd.path(f"/proc/{status(systemd, 'bell')['pid']}")
+    with busy.holding():
+        systemd.run(*words)
+        deadline = time.monotonic() + PATIENCE
+        while worker.exists():
+            assert time.monotonic() < deadline
+            os.sched_yield()
+
+
 def test_a_restart_keeps_the_client(bellwired: Bed, busy: Busy, record_property: Callable[[str, object], None]) -> None:
     for turn in (1, 2):
         before = main_pid(bellwired)
@@ -139,13 +173,13 @@ def test_a_restart_keeps_the_client(bellwired: Bed, busy: Busy, record_property:
 
 def test_a_daemon_that_is_killed_is_followed_by_another_that_goes_on(bellwired: Bed, busy: Busy) -> None:
     for _ in range(2):
-        taken_over(bellwired, lambda: bellwired.run("kill", "-KILL", main_pid(bellwired)))
+        taken_over(bellwired, lambda: kill(bellwired, busy, "kill", "-KILL", main_pid(bellwired)))
         busy.goes_on()
     assert status(bellwired, "bell")["hand_overs"]["reason"] == "the daemon has died"
 
 
 def test_a_fork_server_that_is_killed_costs_no_client(bellwired: Bed, busy: Busy) -> None:
-    taken_over(bellwired, lambda: bellwired.run("pkill", "--signal=KILL", "--parent", main_pid(bellwired)))
+    taken_over(bellwired, lambda: kill(bellwired, busy, "pkill", "--signal=KILL", "--parent", main_pid(bellwired)))
     busy.goes_on()
     bellwired.systemctl("restart", SERVICE)
     busy.goes_on()
@@ -166,7 +200,7 @@ def test_an_upgrade_keeps_the_client(bellwired: Bed, busy: Busy) -> None:
 
 def test_a_worker_that_dies_after_a_restart_has_a_successor(bellwired: Bed, busy: Busy) -> None:
     bellwired.systemctl("restart", SERVICE)
-    taken_over(bellwired, lambda: bellwired.run("kill", "-KILL", str(status(bellwired, "bell")["pid"])))
+    taken_over(bellwired, lambda: kill(bellwired, busy, "kill", "-KILL", str(status(bellwired, "bell")["pid"])))
     busy.goes_on()
 
 

@@ -148,7 +148,7 @@ async def _visit(site: Site, profile: Path) -> None:
 
 
 async def _see(site: Site, tools: aiohttp.ClientWebSocketResponse) -> None:
-    """Wait for the websocket's frames, until one has the device's name; the page then shows the terminal."""
+    """Wait for the websocket's frames, until one has the device's name; soon the page shows the terminal."""
     await _ask(tools, "Network.enable")
     await _ask(tools, "Page.navigate", url=site.address)
     async for message in tools:
@@ -157,8 +157,9 @@ async def _see(site: Site, tools: aiohttp.ClientWebSocketResponse) -> None:
             data = heard["params"]["response"]["payloadData"]
             if "bellfry" in data or "bellfry" in _decoded(data):
                 break
-    shown = await _ask(tools, "Runtime.evaluate", expression="document.body.classList.contains('-first-byte')")
-    assert shown["result"]["value"] is True
+    shown = "document.body.classList.contains('-first-byte')"
+    while not (await _ask(tools, "Runtime.evaluate", expression=shown))["result"]["value"]:
+        pass  # the browser tells of a frame before the page has it
 
 
 async def _ask(tools: aiohttp.ClientWebSocketResponse, method: str, **arguments: Any) -> Any:

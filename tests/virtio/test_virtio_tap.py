@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 from bellwire.bundled.virtio_net import VirtioNet
 from bellwire.network import LinkError, TapLink
 from bellwire.network.features import Net
-from bellwire.network.interface import Settings
+from bellwire.network.interface import Settings, configure, is_set_up
 from bellwire.testing import Guest
+from bellwired.box import needs
 from virtio.card import ALL, HEADER, PATIENCE, PLAIN, Card, Packet
 from virtio.driver import READY
 from virtio.namespace import Namespace, own_namespace
@@ -92,6 +94,38 @@ def is_udp(frame: bytes) -> bool:
 
 def is_echo(frame: bytes) -> bool:
     return frame[12:14] == IPV4.to_bytes(2, "big") and frame[23] == 1 and frame[34] == 8
+
+
+def test_an_interface_that_is_as_it_shall_be_is_left_alone_without_netlink(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_is = Settings(mtu=1400)
+
+    def netlink(settings: Settings) -> bool:
+        monkeypatch.setitem(sys.modules, "pyroute2", None)  # an import fails
+        try:
+            configure(TAP, settings)
+        except ImportError:
+            return True
+        finally:
+            monkeypatch.undo()
+        return False
+
+    def work() -> None:
+        assert not is_set_up(TAP, as_it_is), "there is none yet"
+        with contextlib.closing(TapLink(TAP, settings=as_it_is)):
+            for settings in (as_it_is, Settings(), Settings(up=False)):
+                assert not netlink(settings)
+                assert not needs.of_bundled(VirtioNet, {"tap": TAP, "mtu": settings.mtu, "up": settings.up}).netlink
+            for settings in (Settings(mtu=1500), Settings(bridge="br0"), Settings(address="52:54:00:12:34:56")):
+                assert netlink(settings)
+            for options in ({"mtu": 1500}, {"bridge": "br0"}, {"macvtap": "eth0"}, {"namespace": "elsewhere"}):
+                assert needs.of_bundled(VirtioNet, {"tap": TAP, **options}).netlink
+        with contextlib.closing(TapLink(TAP, settings=Settings(up=False))):
+            assert is_set_up(TAP, Settings(up=False))
+            assert not is_set_up(TAP, Settings())
+
+    namespace.inside(work)
 
 
 @pytest.mark.parametrize("features", [set(), CHECKSUMS, SEGMENTS], ids=["plain", "checksums", "segments"])

@@ -19,7 +19,7 @@ from bellwire.bundled.bell import MATCH, Bell
 from bellwire_vmm.guests.layout import Ring, Space, pack_nvme, pack_rings, unpack_nvme, unpack_rings
 from bellwire_vmm.vmm import Machine
 from bellwired.manager.life import SHORT
-from operating.instance import PLUGINS, QUICK, Instance
+from operating.instance import PATIENCE, PLUGINS, QUICK, Instance
 from vfio_user import Client, Mechanism
 from vmm.program import Outcome, Program, bar
 
@@ -65,7 +65,7 @@ def test_doorbells_of_every_kind_ring_the_successor(
     daemon: Instance, machine: Machine, run: Callable[[Program], Outcome]
 ) -> None:
     name = daemon.add('device = "bell"')
-    bell = machine.plug(Client.connect(daemon.socket(name)))
+    bell = machine.plug(Client.connect(daemon.socket(name), timeout=PATIENCE))
     mechanisms = {route.mechanism for route in bell.routes()}
     assert {Mechanism.IOEVENTFD, Mechanism.IOEVENTFD_DATAMATCH} <= mechanisms
     control, bells = bar(bell, 0), bar(bell, 1)
@@ -88,7 +88,7 @@ def test_no_ring_is_lost_though_the_worker_is_killed_at_any_moment(daemon: Insta
     chance, over, pauses = random.Random(seed), threading.Event(), list[float]()
     shutil.copyfile(PLUGINS / "ringer.py", daemon.plugins / "ringer.py")
     name = daemon.add('device = "ringer"')
-    bell = machine.plug(Client.connect(daemon.socket(name)))
+    bell = machine.plug(Client.connect(daemon.socket(name), timeout=PATIENCE))
     used = {route.mechanism.partition(" ")[0] for route in bell.routes()}
     assert used == {"ioeventfd", "ioregionfd", "shadow"}
 
@@ -124,7 +124,7 @@ def test_a_guest_s_disk_is_whole_though_its_worker_was_killed_again_and_again(
     numbers = struct.pack(f"<{SIZE // 8}Q", *range(SIZE // 8))
     image.write_bytes(numbers)
     name = daemon.add(f'device = "nvme"\n[options]\nimage = "{image}"\ndoorbells = "shadow"\nqueues = 2\n')
-    machine.plug(Client.connect(daemon.socket(name)))
+    machine.plug(Client.connect(daemon.socket(name), timeout=PATIENCE))
     machine.load("nvme", pack_nvme(polled=POLLED, waited=WAITED, shadowed=True))
     over, killed = threading.Event(), []
 

@@ -66,6 +66,8 @@ BLOCK = (0x1268, 0x1277, 0x127F, 0x80081272)
 """BLKSSZGET, BLKDISCARD, BLKZEROOUT and BLKGETSIZE64."""
 TUN = (0x400454CA, 0x400454CC, 0x400454D0, 0x400454D8, 0x400454D9, 0x400454DC, 0x400454E2, 0x800454D2)
 """TUNSETIFF, TUNSETOWNER, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNSETQUEUE, TUNSETVNETLE, TUNSETCARRIER, TUNGETIFF."""
+INTERFACE = (0x8913, 0x8921)
+"""SIOCGIFFLAGS and SIOCGIFMTU."""
 
 SHAPE_OF_TYPE = 0xF  # a socket's type, without SOCK_NONBLOCK and SOCK_CLOEXEC
 PRCTL = (3, 15, 16, 23, 39, 0x53564D41)
@@ -111,7 +113,7 @@ GROUPS: dict[str, Rules] = {
     "listening": {"socket": _sockets((UNIX, STREAM)), **_all("bind listen")},
     "connecting": {"socket": _sockets((UNIX, STREAM)), **_all("connect")},
     "datagrams": {"socket": _sockets((UNIX, DATAGRAM)), **_all("bind")},
-    "tap": {"socket": _sockets(*_INTERNET, (UNIX, 0)), **_ioctls(TUN), **_all("bind")},
+    "tap": {"socket": _sockets(*_INTERNET, (UNIX, 0)), **_ioctls(TUN + INTERFACE), **_all("bind")},
     "vhost": _ioctls(Ioctl),
     "mounting": _all("setns unshare mount mknod mknodat"),
 }

@@ -15,8 +15,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwired.box.needs import remove_made
 from bellwired.box.refusals import Refusals
+from bellwired.box.remains import remove_made
 
 END = 2.0  # seconds: it only removes sockets
 BOTH = 0.2  # seconds: the kernel ends a process with its parent

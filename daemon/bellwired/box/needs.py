@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,11 +21,12 @@ from bellwire.bundled.nvme.device import images
 from bellwire.bundled.vhost.device import UNIX, VHOST_NET, VHOST_VSOCK
 from bellwire.bundled.virtio_console.device import named
 from bellwire.declare.option import parse_options
+from bellwire.network.interface import Settings, is_set_up
 from bellwire.paths import Place, make_folders
 from bellwire.stream import stream_fault
-from bellwire.unix_sockets import clear
 from bellwire.vhost import kernel
 from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
+from bellwired.box.remains import remove_made
 from bellwired.sources import INIT
 
 TUN = Path("/dev/net/tun")
@@ -45,6 +44,8 @@ class Needs:
     """It uses the host's network."""
     mounts: bool = False
     """It mounts file systems, which Landlock forbids."""
+    netlink: bool = False
+    """It sets an interface up."""
     made: list[Path] = field(default_factory=list)
     """Sockets and links that it makes. It may not remove them: whatever watches over it does."""
     files: list[tuple[Path, bool]] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Needs:
                 make_folders(folder.parent)
                 with Place(folder) as place:
                     place.make_folder(0o700)
-        if "tap" in self.calls:
+        if self.netlink:
             import_module("pyroute2")  # it looks into /proc when it is imported
         for path in self.made:
             with contextlib.suppress(FileNotFoundError):
@@ -96,7 +97,7 @@ def of_bundled(kind: type[PciDevice], given: Mapping[str, Any]) -> Needs:
     elif kind.name == "virtio-net":
         _network(needs, options)
     elif kind.name == "vhost":
-        _back_end(needs, options["backend"])
+        _back_end(needs, options)
     return needs
 
 
@@ -142,17 +143,6 @@ def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Ite
     needs.rules += [(path, FOLDER | SOCKETS | LINKS) for path in write]
 
 
-def remove_made(path: Path) -> None:
-    """Remove a socket on which nobody listens, or a link to a terminal. Raises an OSError for anything else."""
-    with Place(path, follow=False) as place:
-        found = place.status()
-        if found is not None and stat.S_ISLNK(found.st_mode):
-            if os.readlink(place.name, dir_fd=place.folder).startswith("/dev/pts/"):
-                place.remove()
-        else:
-            clear(place, socket.SOCK_STREAM)
-
-
 def _disks(needs: Needs, paths: Iterable[Path], options: Mapping[str, Any]) -> None:
     needs.calls |= {"aio", "block"} if options["direct"] else {"block"}
     for path in paths:
@@ -178,14 +168,14 @@ def _stream(needs: Needs, text: str) -> None:
         needs.rules.append((path.parent, SOCKETS if kind == "unix" else LINKS))
 
 
-def _back_end(needs: Needs, text: str) -> None:
+def _back_end(needs: Needs, options: Mapping[str, Any]) -> None:
     """A vhost back end. A program is connected to inside the box, again and again if it must, so its folder stays."""
-    kind, _, place = text.partition(":")
+    kind, _, place = options["backend"].partition(":")
     if kind == UNIX:
         needs.calls.add("connecting")
         needs.rules.append((Path(place).absolute().parent, NAMES))
     elif kind == VHOST_NET:
-        _tap(needs)
+        _tap(needs, place, Settings(mtu=options["mtu"]))
         _kernel(needs, kernel.NET)
     elif kind == VHOST_VSOCK:
         _kernel(needs, kernel.VSOCK)
@@ -197,8 +187,9 @@ def _kernel(needs: Needs, node: Path) -> None:
     needs.rules.append((node, WRITE))
 
 
-def _tap(needs: Needs) -> None:
+def _tap(needs: Needs, name: str, settings: Settings) -> None:
     needs.network = True
+    needs.netlink = settings.any and not is_set_up(name, settings)
     needs.calls.add("tap")
     needs.rules += [(TUN, WRITE), (Path("/sys/class/net"), READ), (Path("/sys/devices/virtual/net"), READ)]
     needs.capabilities.add(CAP_NET_ADMIN)
@@ -207,9 +198,9 @@ def _tap(needs: Needs) -> None:
 def _network(needs: Needs, options: Mapping[str, Any]) -> None:
     local, stream = options["local"], options["stream"]
     if options["tap"]:
-        _tap(needs)
+        _tap(needs, options["tap"], Settings(options["namespace"], options["bridge"], options["mtu"], options["up"]))
         if options["namespace"] or options["macvtap"]:
-            needs.mounts = True
+            needs.netlink = needs.mounts = True
             needs.calls.add("mounting")
             needs.capabilities |= {CAP_SYS_ADMIN, CAP_MKNOD}
         if options["offload"] == VHOST_NET:

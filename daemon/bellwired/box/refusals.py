@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Callable
 
@@ -43,7 +44,7 @@ class Refusals:
         try:
             fcntl.ioctl(self._listener, _RECEIVE, notification)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINTR):  # the caller has been killed meanwhile
+            if error.errno in (errno.ENOENT, errno.EINTR) and not self._over():  # the caller has been killed meanwhile
                 return True
             self.close()
             return False
@@ -64,6 +65,12 @@ class Refusals:
         if self._answered >= MOST:
             self.close()
         return self._listener >= 0
+
+    def _over(self) -> bool:
+        """Whether all processes in the box have ended. The listener would stay ready to be read for ever."""
+        poll = select.poll()
+        poll.register(self._listener, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def close(self) -> None:
         """Close the listener. A second call does nothing."""

@@ -38,6 +38,17 @@ NOT_YOURS = "systemctl --user start bellwired, or run bellwired yourself"
 ELSEWHERE = "the system's daemon runs: --system asks it"
 
 
+class Patient(VarlinkClientProtocol):
+    """Hands out all replies that have come, and only then says that the daemon has hung up."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more comes."""
+        if self._consumer_queue:  # asyncvarlink hands out one reply a turn of the loop
+            asyncio.get_running_loop().call_soon(self.connection_lost, exc)
+        else:
+            super().connection_lost(exc)
+
+
 class NoDaemonError(CommandError):
     """No process listens at the control socket."""
 
@@ -229,7 +240,7 @@ async def _open(path: Path) -> tuple[VarlinkTransport, VarlinkClientProtocol]:
     except BaseException:
         sock.close()
         raise
-    protocol = VarlinkClientProtocol()
+    protocol = Patient()
     transport = VarlinkTransport(loop, sock, sock, protocol)
     await asyncio.sleep(0)  # it starts to read
     return transport, protocol

@@ -47,7 +47,10 @@ class Reloading:
         changed = ", ".join(sorted({Path(file).name for file in now if now[file] != self._used[file]}))
         begun = time.monotonic()
         try:
-            self._serving.reload()
+            if self._serving.reload() is None:
+                log.info("%s changed: another process goes on with the new code", changed)
+                self._serving.leave()
+                return
             log.info("%s changed: the new code goes on, after %.0f ms", changed, (time.monotonic() - begun) * 1e3)
         except CommandError as error:
             log.error("%s changed: %s. The code of before goes on", changed, terminal.line(error.in_words))

@@ -36,7 +36,8 @@ from bellwired.workers.code import find_left
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.ward import Ward
-from bellwired.workers.worker import MOVED, Again, Serving, mark_trouble
+from bellwired.workers.wire import MOVED
+from bellwired.workers.worker import Again, Serving, mark_trouble
 from vfio_user import dialect
 
 log = logging.getLogger("bellwire")

@@ -190,6 +190,8 @@ class Channel:
                     self._handle(frame)
         except ChannelError as error:
             why = f"the guest's agent sent {error}"
+        except ConnectionResetError:
+            pass  # QEMU has ended before it read all
         except OSError as error:
             why = f"the channel to the guest failed: {error.strerror}"
         with contextlib.suppress(OSError):

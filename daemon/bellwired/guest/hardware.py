@@ -22,7 +22,8 @@ from bellwired.guest.reports import Watcher
 
 PIECE = 1 << 16
 KEPT_ERRORS = 1 << 14
-ENDING = 2.0  # seconds for QEMU to end once it has closed the channel
+ENDING = 10.0  # seconds for QEMU to end once it has closed the channel, on a busy host
+ENDED = "the guest has ended"
 
 
 class Hardware:
@@ -67,12 +68,12 @@ class Hardware:
         if not reason:
             try:
                 status = self._processes[0].wait(ENDING)
-                said = f": {self.said}" if self.said else ""
-                reason = f"QEMU has ended with status {status}{said}" if status else "the guest has ended"
+                reason = f"QEMU {processes.ending(status)}" if status else ENDED
             except subprocess.TimeoutExpired:
                 reason = "the guest has closed its channel"
-        self.console.wait_for_end(ENDING)
-        return MachineGone(reason, console=self.console.tail())
+        self.console.wait_for_end(ENDING)  # all that QEMU said has come by then, too
+        said = f": {self.said}" if self.said and reason != ENDED else ""
+        return MachineGone(f"{reason}{said}", console=self.console.tail())
 
     def close(self) -> None:
         """Switch it off."""

@@ -31,6 +31,7 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
+from bellwired.guest.processes import signal_name
 from bellwired.guest.reports import Report
 
 MOST_OUTPUT = 64 << 20
@@ -68,8 +69,8 @@ class Machine:
         """Boot a guest. Returns when it takes commands; a MachineError says why it does not."""
         with contextlib.ExitStack() as stack:
             hardware = Hardware(plan)
-            stack.callback(hardware.close)
             channel = stack.enter_context(Channel(hardware.channel, hardware.why_lost))
+            stack.callback(hardware.close)  # first: a channel that closes before QEMU waits for QEMU's end
             machine = cls(plan, hardware, channel)
             machine._wait_until_ready()
             stack.pop_all()
@@ -238,7 +239,8 @@ class Machine:
     def _wait_until_ready(self) -> None:
         """Wait until the guest has booted, and give it its files."""
         if not self._channel.wait_until_ready(self.plan.boot_time):
-            raise self._error(f"the guest takes no commands after {self.plan.boot_time:.0f} s")
+            said = f"QEMU has said: {self.said}" if self.said else ""
+            raise self._error(f"the guest takes no commands after {self.plan.boot_time:.0f} s", said)
         roots.prepare(self, self._hardware.folders)
 
     def _kill(self, running: Running) -> None:
@@ -282,14 +284,6 @@ def _fed(running: Running, data: bytes, timeout: float | None) -> bool:
         return False
     running.end_input()
     return running.wait(None if deadline is None else deadline - time.monotonic()) is not None
-
-
-def signal_name(number: int) -> str:
-    """As ``SIGTERM``."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _shown(command: Command) -> str:

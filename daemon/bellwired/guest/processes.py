@@ -58,3 +58,16 @@ def wait(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
         process.kill()
         process.wait()
     return process.returncode
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words; ``status`` as :mod:`subprocess` has it."""
+    return f"was ended by {signal_name(-status)}" if status < 0 else f"has ended with status {status}"
+
+
+def signal_name(number: int) -> str:
+    """As ``SIGTERM``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -107,8 +107,8 @@ class Served:
         for device in self._devices:
             if device.process.poll():
                 device.log.join(processes.PATIENCE)
-                status = device.process.returncode
-                raise MachineError(f"the device {device.name} has ended with status {status}", "its log says more")
+                ending = processes.ending(device.process.returncode)
+                raise MachineError(f"the device {device.name} {ending}", "its log says more")
 
     def close(self) -> None:
         """End the devices. What they say at their end is passed on."""
@@ -128,7 +128,7 @@ class Served:
                 if text.strip():
                     self._told(name, text)
         if not self._closing:
-            self._told(name, f"the device has ended with status {process.wait()}")
+            self._told(name, f"the device {processes.ending(process.wait())}")
 
 
 def sockets(path: Path) -> list[Path]:

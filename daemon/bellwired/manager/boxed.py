@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from bellwired.box.groups import Groups, Limits
-from bellwired.box.needs import remove_made
+from bellwired.box.remains import remove_made
 from bellwired.box.users import Users
 from bellwired.box.wanted import Part, Wanted
 from bellwired.errors import CommandError

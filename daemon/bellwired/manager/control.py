@@ -45,7 +45,7 @@ from bellwired.workers.captures import MOST_FILES
 LAST = "stopping"
 """The kind of the stream's last event."""
 CAPTURE_NEWS = 0.25  # seconds between two replies about a capture
-STILL_THERE = 5.0  # seconds between two checks whether an idle listener has hung up
+STILL_THERE = 1.0  # seconds between two checks whether an idle listener has hung up
 NOBODY = GenericVarlinkErrorReply(f"{INTERFACE}.HungUp")
 """Ends the stream of a listener who has gone, whom it does not reach."""
 

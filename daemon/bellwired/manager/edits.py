@@ -10,7 +10,7 @@ from bellwired.manager.life import State
 from bellwired.manager.unit import Unit
 from bellwired.settings import Device
 from bellwired.sources import open_trusted, stamp
-from bellwired.workers import wire
+from bellwired.workers import hand_over, wire
 from bellwired.workers.spawner import Spawner
 
 
@@ -24,15 +24,17 @@ async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path) ->
         raise
 
 
-async def exchange(unit: Unit) -> None:
+async def exchange(unit: Unit) -> bool:
     """Have a worker go on with its device's code as it is now, with the state and the client that it has.
+
+    Returns whether that is another worker: it is if others work with what the device has handed on (vhost back ends).
 
     Files that have been exchanged are opened here: its box has only those of its start. If its worker has died, and no
     successor could go on, another one tries at once. A CommandError says why the new code does not go on.
     """
     if unit.state is not State.RUNNING:
         await unit.start()
-        return
+        return True
     fds: list[int] = []
     try:
         files = [file for file in unit.edited() if stamp(Path(file))]  # the others are gone
@@ -40,7 +42,11 @@ async def exchange(unit: Unit) -> None:
             fds += [open_trusted(Path(file))]
         pause = await unit.ask("reload", unit.daemon.start_timeout, fds, files="\n".join(files))
         unit.kept = ""
+        if pause is None:
+            await unit.move(hand_over.EDITED)
+            return True
         unit.exchanged(pause)
+        return False
     except CommandError as error:
         unit.kept = str(error)
         raise
@@ -54,6 +60,6 @@ async def move(unit: Unit, spawner: Spawner) -> None:
     """
     if unit.state is State.RUNNING and unit.edited():
         await try_out(unit, spawner, unit.settings, unit.folder)
-        if unit.client is not None:
-            await exchange(unit)
+        if unit.client is not None and await exchange(unit):
+            return
     await unit.move()

@@ -30,6 +30,7 @@ from bellwired.manager.tasks import alongside
 from bellwired.manager.unit import Unit
 from bellwired.places import Places
 from bellwired.settings import Device
+from bellwired.workers import hand_over
 from bellwired.workers.ward import Ward
 from bellwired.workers.worker_channel import WorkerChannel
 
@@ -88,7 +89,7 @@ class Foreground(Unit):
         """How it was started is not known here."""
         self._refuse()
 
-    async def move(self) -> None:
+    async def move(self, why: str = hand_over.MOVED) -> None:
         """Let another process go on with client and state: the parent starts it."""
         if self._ward is None:
             raise CommandError(f"{self.name} has no parent that could start another process", "it was --no-restart")

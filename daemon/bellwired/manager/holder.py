@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from bellwired.workers import wire
 from bellwired.workers.parcel import FULL, About, Parcel
 from bellwired.workers.wire import Drop, Inherit, Keep, Named, WireError
+from vfio_user.hang_up import hang_up
 
 MOST_FDS = 4096
 """Descriptors that are held for a device: more than 2048 vectors and their doorbells take."""
@@ -191,7 +192,9 @@ class Holder:
         return messages
 
     def close(self) -> None:
-        """Let everything go: the client is disconnected, if its worker has died."""
+        """Let everything go: the worker has ended, and the client is disconnected."""
+        for fd in self.fds("client"):
+            hang_up(fd)
         self._write(Drop([]), [])
         self._drop([])
 

@@ -60,9 +60,9 @@ class Kept(Reported):
             self.hand_overs.begin(RESTARTED if about.left else DIED, about.left)
 
     @property
-    def outlives(self) -> bool:
-        """Whether what is held outlives this daemon."""
-        return self._deposit.outlives
+    def goes_on(self) -> bool:
+        """Whether another daemon goes on with its client when this one ends."""
+        return self._deposit.outlives and self.holder.holds
 
     def lend(self) -> list[tuple[Named, int]]:
         """What another daemon needs to go on: descriptors, which stay the unit's, and their names.

@@ -237,16 +237,21 @@ class Manager:
     # -- changes
 
     async def _close(self) -> None:
-        """Stop all units. A failure of one does not keep the others from being stopped."""
+        """Stop all units: last those with a client that goes on, since it waits for the next daemon from then on."""
         self._closing = True
-        units = list(self.units.values())
+        going_on = [unit for unit in self.units.values() if unit.goes_on]
+        await self._retire([unit for unit in self.units.values() if unit not in going_on])
+        await self._retire(going_on)
+        await self.spawner.close()
+        for listener in self._given.values():
+            listener.close()
+
+    async def _retire(self, units: list[Unit]) -> None:
+        """Stop units for good. A failure of one does not keep the others from being stopped."""
         ends = await asyncio.gather(*(unit.retire(keep=True) for unit in units), return_exceptions=True)
         for unit, end in zip(units, ends, strict=True):
             if isinstance(end, Exception):
                 log.error("%s: not stopped in order", unit.name, exc_info=end)
-        await self.spawner.close()
-        for listener in self._given.values():
-            listener.close()
 
     async def _remove(self, name: str, done: Reloaded) -> None:
         await self.units.pop(name).retire()

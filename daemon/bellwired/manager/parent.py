@@ -30,11 +30,10 @@ from bellwired.manager.holder import Holder
 from bellwired.manager.life import Restarts, how_it_ended
 from bellwired.manager.watch import LOOKS, Watch
 from bellwired.settings import Daemon
-from bellwired.workers import process, wire
+from bellwired.workers import hand_over, process, wire
 from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.ward import Ward
-from bellwired.workers.wire import Answer, Ask, Drop, Keep, Report, WireError
-from bellwired.workers.worker import MOVED
+from bellwired.workers.wire import MOVED, Answer, Ask, Drop, Keep, Report, WireError
 from vfio_user import Estate, Kept
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -257,7 +256,7 @@ class Parent:
     def _goes_on(self, status: int) -> bool:
         """Whether another process follows one that has died: at once, or after a pause. A CommandError at the limit."""
         if status == MOVED and self._holder.holds:
-            self._hand_overs.begin("it was moved by hand")
+            self._hand_overs.begin(hand_over.MOVED)
             return True
         why = self._how(status)
         self._restarts.unready += not self._ready

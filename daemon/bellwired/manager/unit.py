@@ -20,9 +20,9 @@ from bellwired.manager.order import listens, order
 from bellwired.manager.watched import Watched
 from bellwired.settings import Daemon, Device
 from bellwired.sources import stamp
+from bellwired.workers import hand_over
 from bellwired.workers.spawner import Child, Spawner
-from bellwired.workers.wire import Spawn
-from bellwired.workers.worker import MOVED, REFUSED
+from bellwired.workers.wire import MOVED, REFUSED, Spawn
 from bellwired.workers.worker_channel import WorkerChannel
 
 log = logging.getLogger("bellwired")
@@ -66,6 +66,7 @@ class Unit(Filtered, Kept):
         self._child: Child | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._restarts = Restarts()
+        self._moved = hand_over.MOVED
         self._retry: asyncio.TimerHandle | None = None
         self._relaunching: asyncio.Task[None] | None = None
 
@@ -99,7 +100,7 @@ class Unit(Filtered, Kept):
     async def retire(self, *, keep: bool = False) -> None:
         """Stop it, never to start again. With ``keep``, the next daemon goes on with its client, if it has one."""
         self._retired = True
-        if keep and self.outlives and self.holder.holds:
+        if keep and self.goes_on:
             await self.leave()
             self._leave_behind()
         else:
@@ -133,9 +134,10 @@ class Unit(Filtered, Kept):
             attempt = self._attempt
         await self._accepting(attempt)
 
-    async def move(self) -> None:
+    async def move(self, why: str = hand_over.MOVED) -> None:
         """Have another worker go on with client and state. Returns when it serves. A CommandError if it fails."""
         async with self._turn:
+            self._moved = why
             await self.ask("leave")
             if (child := self._child) is not None:
                 await self._await_end(child)
@@ -289,7 +291,7 @@ class Unit(Filtered, Kept):
             return
         why = fate or how_it_ended(status)
         if self.over and status == MOVED and self.holder.holds:
-            self.hand_overs.begin("it was moved by hand")
+            self.hand_overs.begin(self._moved)
             self._set(State.WAITING)
             self._relaunch()
         elif refused:

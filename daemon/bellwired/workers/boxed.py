@@ -10,6 +10,7 @@ from bellwired.box import enter, landlock, privileges
 from bellwired.find import bundled, files_for
 from bellwired.sources import is_path
 from bellwired.workers import wire
+from bellwired.workers.ledger import ManagersLedger
 from bellwired.workers.wire import Report, Spawn
 
 
@@ -30,5 +31,5 @@ def enter_box(spawn: Spawn, parent: int, channel: socket.socket) -> None:
     count = privileges.open_memory_count()
     box = enter.enter(need, spawn.box, parent)
     fds = [fd for fd in (count, box.listener) if fd >= 0]
-    wire.send(channel, Report("boxed", {"parts": box.parts, "made": box.made}), fds)
+    ManagersLedger(channel).send(Report("boxed", {"parts": box.parts, "made": box.made}), fds)
     wire.close(fds)

@@ -1,6 +1,7 @@
 """The fork server: warm, with one thread and no plugin's code, so that forking a worker is cheap and clean.
 
 It is the workers' parent and reaps them. It dies with the manager, and they die with it.
+``python -m bellwired.workers.forkserver FD PARENT`` runs it.
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ class ForkServer:
         wire.send(self._sock, Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
-def main() -> int:
-    """``python -m bellwired.workers.forkserver FD PARENT``."""
-    fd, parent = map(int, sys.argv[1:])
+def serve(fd: int, parent: int) -> int:
+    """Serve the manager ``parent`` at the other end of the socket ``fd``, which it closes. Its status as a process."""
     privileges.die_with_parent(parent)
     process.name("bellwire-fork")
     process.adopt_orphans()
@@ -104,8 +104,8 @@ def main() -> int:
     library.rules()
     bundled()  # these modules change with the daemon only: workers share their pages
     entry_points()
-    gc.collect()
     gc.freeze()  # a collection in a worker must not touch the shared pages
+    gc.enable()
     with socket.socket(fileno=fd) as sock:
         try:
             child = ForkServer(sock).run()
@@ -115,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.end(serve(*map(int, sys.argv[1:])))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+MOVED, EDITED = "it was moved by hand", "its code was edited"
+
 
 class HandOvers:
     """Counts the hand-overs of one device."""
@@ -40,7 +42,7 @@ class HandOvers:
 
     def exchanged(self, pause: float) -> str:
         """The worker has gone on with newer code, after a pause in seconds. Returns what there is to say."""
-        self.reason, self.pause = "its code was edited", pause
+        self.reason, self.pause = EDITED, pause
         self.count += 1
         return f"its new code has taken over after {pause * 1e3:.0f} ms"
 

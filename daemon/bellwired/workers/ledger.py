@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import select
@@ -13,6 +14,7 @@ from bellwired.workers.wire import Drop, Inherit, Keep, Named, Report, WireError
 from vfio_user import Estate, Kept, Ledger
 
 PATIENCE = 5.0  # seconds that a change, or an estate, is waited for
+AGAIN = 0.005  # seconds until descriptors that the kernel did not take are sent again
 BATCH = 64  # entries in a message at most
 
 log = logging.getLogger("bellwire.worker")
@@ -40,8 +42,11 @@ class ManagersLedger(Ledger):
         self.send(Drop([]), [])
 
     def send(self, message: Keep | Drop | Report, fds: list[int]) -> None:
-        """Send, and wait if the socket is full. A change that cannot be told ends the worker: its successor does it."""
-        deadline = time.monotonic() + PATIENCE
+        """Send, and wait if the socket is full, or if too many descriptors of the user's processes are under way.
+
+        A change that cannot be told ends the worker: its successor does it.
+        """
+        deadline, told = time.monotonic() + PATIENCE, False
         while True:
             try:
                 wire.send(self._channel, message, fds)
@@ -51,6 +56,13 @@ class ManagersLedger(Ledger):
                     raise WireError("the manager does not take what a successor of this worker needs") from None
             except ConnectionError:
                 return  # the manager has gone, and this worker ends with it
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    log.warning("waiting: too many descriptors are under way between processes of this user")
+                    told = True
+                time.sleep(AGAIN)
 
     def _room(self, deadline: float) -> bool:
         poll = select.poll()

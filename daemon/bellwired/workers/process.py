@@ -9,12 +9,13 @@ import resource
 import signal
 import sys
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
-_MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+MANAGERS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""Variables that the service manager sets for the manager only."""
 
 
 def adopt_orphans() -> None:
@@ -27,6 +28,20 @@ def end_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it has ended meanwhile
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end(status: int) -> NoReturn:
+    """End this process without the interpreter's cleanup, which touches all of its memory and takes long.
+
+    What the standard streams and log handlers have buffered is written.
+    """
+    import logging  # here: a daemon that starts launches its fork server first
+
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has left, or it is closed
+            stream.flush()
+    os._exit(status)
 
 
 def kill_orphans(others: Collection[int]) -> None:
@@ -76,8 +91,8 @@ def python() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without variables that the service manager sets for the manager only."""
-    return {key: value for key, value in os.environ.items() if key not in _MANAGERS_OWN}
+    """This process's environment, without what is the manager's own."""
+    return {key: value for key, value in os.environ.items() if key not in MANAGERS_OWN}
 
 
 def memory(pid: int, count: int = -1) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 
@@ -46,11 +47,18 @@ class Relay(logging.Handler):
 
 
 def say(channel: socket.socket, message: Answer | Report, fds: list[int] | None = None) -> bool:
-    """Send a message. False if the socket is full. A manager that has gone is no error here: :meth:`run` handles it."""
+    """Send a message. False if the socket is full, or if too many descriptors of the user's processes are under way.
+
+    A manager that has gone is no error here: :meth:`run` handles it.
+    """
     try:
         wire.send(channel, message, fds)
     except BlockingIOError:
         return False
     except (BrokenPipeError, ConnectionError):
         pass
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+        return False
     return True

@@ -19,7 +19,7 @@ from bellwired.box.groups import Groups
 from bellwired.box.users import Users
 from bellwired.errors import CommandError
 from bellwired.workers import wire
-from bellwired.workers.launch import ForkServer, fork_server
+from bellwired.workers.launch import Forked, ForkServer, fork_server
 from bellwired.workers.wire import Answer, Ask, Exited, Spawn, Spawned, WireError
 
 log = logging.getLogger("bellwired")
@@ -54,7 +54,7 @@ class Spawner:
         self.groups = groups or Groups()
         """The control groups of the devices. The fork server is in the manager's."""
         self.users = Users()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._sock: socket.socket | None = None
         self._since = 0.0
         self._delay = FIRST_DELAY

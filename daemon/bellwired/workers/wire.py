@@ -19,6 +19,8 @@ from bellwired.box.wanted import Wanted
 LARGEST_DATAGRAM = 1 << 16  # bytes; a fraction of what a socket queues
 LARGEST = 1 << 24  # bytes of a message in a memfd: a device with a hundred thousand registers fits
 MOST_FDS = 252
+REFUSED, MOVED = 78, 75
+"""The status of a worker that no restart will help (EX_CONFIG), and of one that another goes on for (EX_TEMPFAIL)."""
 _IN_MEMFD = b"@"
 _ROOM = socket.CMSG_LEN((MOST_FDS + 1) * array.array("i").itemsize)
 

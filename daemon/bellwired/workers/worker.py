@@ -40,11 +40,9 @@ from bellwired.workers.registers import maps, registers
 from bellwired.workers.relay import Relay, say
 from bellwired.workers.reporter import Reporter
 from bellwired.workers.tracing import Lent, Tracing
-from bellwired.workers.wire import Answer, Ask, Report, Spawn, WireError
+from bellwired.workers.wire import MOVED, REFUSED, Answer, Ask, Report, Spawn, WireError
 from vfio_user import RATIFIED, SERVER, Dialect, Estate, Ledger, dialect
 
-REFUSED = 78  # EX_CONFIG: no restart will help
-MOVED = 75  # EX_TEMPFAIL: another worker goes on
 CRASHED = 1
 RUN_CODE = frozenset(("set", "poke", "interrupt"))  # not while the device stands still
 FLOOD = 500  # log lines of a device in a second
@@ -79,8 +77,7 @@ def run_device(spawn: Spawn, parent: int, *fds: int) -> int:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in listeners]
         status = _live(spawn, parent, channel, sockets)
     sys.stdout.close()
-    logging.shutdown()
-    os._exit(status)
+    process.end(status)
 
 
 def _live(spawn: Spawn, parent: int, channel: socket.socket, listeners: list[socket.socket]) -> int:
@@ -208,6 +205,7 @@ class Serving:
             filters=filters,
             replaceable=again is not None,
         )
+        self._followed = ledger is not None
         self._again = again
         self._code = Code() if again is not None else None
         self.loop = self._worker.loop
@@ -230,7 +228,7 @@ class Serving:
             "ping": lambda: None,
             "reset": self._worker.served.reset,
             "disconnect": self._disconnect,
-            "leave": self._worker.leave,
+            "leave": self.leave,
             "set": self._set,
             "registers": lambda: registers(device),
             "trace": tracing.begin,
@@ -295,18 +293,27 @@ class Serving:
         """End :meth:`run`, from any thread or signal handler."""
         self._worker.stop()
 
-    def reload(self, fds: Sequence[int] = (), files: str = "") -> float:
+    def leave(self) -> None:
+        """End :meth:`run`, and leave client and state to a successor. For the device's thread."""
+        self._worker.leave()
+
+    def reload(self, fds: Sequence[int] = (), files: str = "") -> float | None:
         """Go on with the device's files as they are now: with its state, and with its client.
 
-        Returns how long the guest has waited for that, in seconds. ``fds`` are the ``files``, separated by line ends,
-        that have changed. They are closed. For the device's thread. Whatever is wrong with the new code is a
-        CommandError: the present code goes on.
+        Returns how long the guest has waited for that, in seconds; None if the device can be made of them, but has to
+        move to another process for that. ``fds`` are the ``files``, separated by line ends, that have changed. They are
+        closed. For the device's thread. Whatever is wrong with the new code is a CommandError: the present code stays.
         """
         begun = time.monotonic()
         try:
             if self._again is None:
                 raise CommandError("it is not in a file of its own")
             device = self._again(dict(zip(files.splitlines(), fds, strict=True)))
+            if self.device.moves:
+                device.core.close()
+                if not self._followed:
+                    raise CommandError("it goes on in another process only, and none follows this one")
+                return None
             self._worker.replace(device)
             if self._code is not None:
                 self._code.close()

@@ -122,11 +122,11 @@ class WorkerChannel:
         self.theirs.close()
         for future in self._answers.values():
             if not future.done():
-                future.set_exception(CommandError(f"{self.name} has ended"))
+                future.set_exception(CommandError(f"{self.name}: its worker has ended"))
 
     def _send(self, message: Ask, fds: Sequence[int] = ()) -> None:
         if not self._open:
-            raise CommandError(f"{self.name} has ended")
+            raise CommandError(f"{self.name}: its worker has ended")
         try:
             wire.send(self._sock, message, list(fds))
         except OSError as error:

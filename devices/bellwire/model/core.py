@@ -302,10 +302,12 @@ class Core:
         """The client has mapped or unmapped memory: views of it are stale."""
         self.dma.changed()
 
-    def finish_jobs(self) -> None:
-        """Wait for all jobs: they may use views of guest memory that is about to be unmapped."""
+    def finish_jobs(self) -> bool:
+        """Wait for all jobs: they may use views of guest memory. Returns whether the device has still to get some."""
+        left = False
         for pool in self.pools:
-            pool.finish()
+            left = pool.finish() or left
+        return left
 
     def unimplemented(self, verb: str, register: Register[Any]) -> None:
         """Log that the guest used a register that the real part has and the model lacks."""

@@ -59,7 +59,7 @@ class Dma:
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` to guest memory. A GuestError if the range is not all there, or not writable."""
-        source = data if isinstance(data, bytes | bytearray) else memoryview(data).cast("B")
+        source = data if type(data) is bytes else memoryview(data).cast("B")
         size = len(source)
         start, end, view = self._target
         if start <= address <= address + size <= end and size <= LARGEST_COPY:

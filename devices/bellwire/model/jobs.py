@@ -46,8 +46,11 @@ class Pool(Protocol):
         Waking a thread up takes about 10 µs, so submit short jobs together, and each long one by itself.
         """
 
-    def finish(self) -> None:
-        """Wait for all jobs. ``done`` still gets them later, from the loop."""
+    def finish(self) -> bool:
+        """Wait for all jobs. Returns whether ``done`` has still to get some, from the loop.
+
+        Their descriptor can be read then: before guest memory goes, the SDK does not wait for the loop's next turn.
+        """
 
     def settle(self) -> None:
         """Drop the jobs that have not begun, wait for the others, and forget their results. No job is left then."""

@@ -19,6 +19,9 @@ class Wired:
     awaits = False
     """Whether the device cannot run for a client before :meth:`resumed` has succeeded: another device has its files."""
 
+    moves = False
+    """Whether newer code of the device goes on in another process only: others work with what it has handed on."""
+
     def memory_changed(self) -> None:
         """Called when the client has mapped memory, before it is answered, and when it comes.
 

@@ -1,14 +1,24 @@
-"""Network interfaces and namespaces, set up by rtnetlink (pyroute2)."""
+"""Network interfaces and namespaces, set up by rtnetlink (pyroute2).
+
+That library takes several times as long to load as a worker takes to start. So it is imported only where something is
+to be set up: a worker that goes on with a client finds its interface as it shall be.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import socket
+import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from bellwire.network.link import LinkError
 
+SIOCGIFFLAGS, SIOCGIFMTU = 0x8913, 0x8921
+IFF_UP = 1
+_REQUEST = struct.Struct("16si20x")  # struct ifreq: name, flags or MTU
 HIGHEST_VNI = (1 << 24) - 1
 VXLAN_PORT = 4789
 """The port of RFC 7348 §5. The kernel's default is an older one."""
@@ -60,10 +70,26 @@ class Settings:
         return bool(self.bridge or self.mtu or self.up or self.address)
 
 
+def is_set_up(name: str, settings: Settings) -> bool:
+    """Whether an interface of this thread's network namespace is as ``settings`` say.
+
+    False if two ioctls (netdevice(7)) cannot tell: they know of its state and its MTU alone.
+    """
+    if settings.namespace or settings.bridge or settings.vxlan or settings.address:
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            is_up = bool(_asked(sock, SIOCGIFFLAGS, name) & IFF_UP)
+            mtu = _asked(sock, SIOCGIFMTU, name) if settings.mtu else 0
+    except OSError:  # there is none yet, or this kernel has no IPv4
+        return False
+    return (is_up or not settings.up) and mtu == settings.mtu
+
+
 def enter(namespace: str) -> None:
     """Move this thread into a network namespace, given by name or path. A LinkError if that fails."""
     if namespace:
-        from pyroute2 import netns  # imported here: it is large, and few devices need it
+        from pyroute2 import netns
 
         try:
             netns.setns(namespace, flags=0)
@@ -73,7 +99,7 @@ def enter(namespace: str) -> None:
 
 def configure(name: str, settings: Settings) -> None:
     """Apply ``settings`` to an interface of this thread's network namespace. Raises a LinkError."""
-    if not settings.any:
+    if not settings.any or is_set_up(name, settings):
         return
     from pyroute2 import IPRoute, NetlinkError
 
@@ -154,3 +180,8 @@ def _has(routes: Any, index: int, key: str, value: object) -> bool:
     (link,) = routes.get_links(index)
     found = link.get("state") if key == "state" else link.get(key)
     return bool(found == value)
+
+
+def _asked(sock: socket.socket, request: int, name: str) -> int:
+    _, value = _REQUEST.unpack(fcntl.ioctl(sock, request, _REQUEST.pack(name.encode(), 0)))
+    return int(value)

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -177,8 +177,8 @@ def read_head(file: BinaryIO) -> Recorded:
         raise BadRecording("the head of the recording is damaged") from None
 
 
-def entries(path: Path) -> Iterator[Entry]:
-    """The records of a file, up to the last one that is whole."""
+def entries(path: Path) -> Generator[Entry, None, None]:
+    """The records of a file, up to the last one that is whole. Close it, or read it to its end: the file is open."""
     with path.open("rb") as file:
         read_head(file)
         at = 0

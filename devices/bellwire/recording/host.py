@@ -164,8 +164,9 @@ class ReplayPool:
             job.run()
             self.finished[self._host.job()] = job
 
-    def finish(self) -> None:
-        """Do nothing: all jobs have run."""
+    def finish(self) -> bool:
+        """All jobs have run. Returns whether the recording has still to say when some have ended."""
+        return bool(self.finished)
 
     def settle(self) -> None:
         """Forget the results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -50,12 +51,13 @@ def replay(path: Path, device: type[PciDevice], **options: Any) -> Outcome:
     The same file and the same device give the same outcome. At :data:`MOST_DIFFERENCES` the replay ends. A BadRecording
     if the file is none, or is damaged.
     """
-    return _Replay(path, device(**options)).run()
+    with contextlib.closing(entries(path)) as found:
+        return _Replay(found, device(**options)).run()
 
 
 class _Replay:
-    def __init__(self, path: Path, device: PciDevice) -> None:
-        self._entries = _Ahead(entries(path))
+    def __init__(self, found: Iterator[Entry], device: PciDevice) -> None:
+        self._entries = _Ahead(found)
         self._device, self._core = device, device.core
         self._outputs: deque[Entry] = deque()
         self.cut = False

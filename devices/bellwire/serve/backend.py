@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from bellwire.model.capabilities import BUS_MASTER, COMMAND
 from bellwire.model.core import Core
 from bellwire.model.labels import Labels
 from bellwire.model.limited import shape
@@ -32,6 +35,9 @@ from vfio_user import (
     VfioUserError,
     Writer,
 )
+
+FOLLOWING = 0.1
+"""Seconds for jobs that a device begins as others end, while a client waits for it to take memory back."""
 
 
 class DeviceBackend:
@@ -91,7 +97,16 @@ class DeviceBackend:
 
     def writer(self, index: int, offset: int, count: int) -> Writer:
         """A callable for guest writes of ``count`` bytes at this place."""
-        return self._core.writer(index, offset, count)
+        writer = self._core.writer(index, offset, count)
+        if index == RegionIndex.CONFIG and offset <= COMMAND < offset + count:
+            return partial(self._write_command, writer, COMMAND - offset)
+        return writer
+
+    def _write_command(self, writer: Writer, at: int, data: memoryview) -> None:
+        """Write the command register, whose first byte is ``data[at]``. No DMA comes after bus mastering is off."""
+        if self._core.config.bus_master and not data[at] & BUS_MASTER:
+            self.end_jobs()
+        writer(data)
 
     def accessed(self, index: int, offset: int, count: int, *, write: bool, times: int) -> None:
         """Count ``times`` accesses to this place in the tally."""
@@ -135,12 +150,29 @@ class DeviceBackend:
         """Wait for the jobs of pools."""
         self._core.finish_jobs()
 
-    def before_unmap(self, request: DmaUnmap) -> None:
-        """Wait for jobs that use the memory: once it is unmapped, a view shows zeros, and a disk must not get them.
+    def end_jobs(self) -> None:
+        """Wait for the jobs of pools, and let the device have them while it still reaches the memory of its guest.
 
-        Others to whom the device has handed memory on let go of it, too.
+        Its timers that are due run, too: it may have put off a part of its work to the next turn. A device may begin
+        other jobs then, and gets those as well; after :data:`FOLLOWING` seconds no more of them. It gets them later,
+        from the loop, if device code cannot run now (:attr:`ClientHost.may_call`).
         """
-        self.settle()
+        core, end = self._core, 0.0
+        while (ended := core.finish_jobs()) or self._loop.late:
+            now = time.monotonic()
+            end = end or now + FOLLOWING
+            if core.still or now > end or not self._host.may_call:
+                return
+            if not (self._loop.run_ready() if ended else self._loop.run_due()):
+                return
+
+    def before_unmap(self, request: DmaUnmap) -> None:
+        """Let jobs that use the memory come to their end: a view of memory that is unmapped shows zeros.
+
+        A disk must not get these, and the guest must not miss what the device says of a request that has ended. Others
+        to whom the device has handed memory on let go of it, too.
+        """
+        self.end_jobs()
         self._core.news.going(request)
 
     def dma_changed(self, change: DmaMap | DmaUnmap) -> None:

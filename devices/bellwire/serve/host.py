@@ -46,6 +46,15 @@ class ClientHost:
         """Whether the client has mapped memory but shares none of it."""
         return self.session is not None and self.session.dma.by_message
 
+    @property
+    def may_call(self) -> bool:
+        """Whether device code can run before a command is answered: it waits for no DMA, and needs none by message.
+
+        A client that waits for the answer may be deaf to messages (:mod:`vfio_user.dma_requests`).
+        """
+        session = self.session
+        return session is not None and not session.dma_requests.outstanding and not session.dma.by_message
+
     def whole(self, address: int, size: int, write: bool) -> memoryview | None:
         """One view of these bytes, even across several maps of the client."""
         if self.session is None:

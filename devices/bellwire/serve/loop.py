@@ -125,6 +125,21 @@ class Loop:
                 timer.callback = None
                 callback()
 
+    @property
+    def late(self) -> bool:
+        """Whether a timer is due now."""
+        return bool(self._timers) and self._timers[0].when <= self._clock()
+
+    def run_due(self, owner: object) -> bool:
+        """Run the timers of ``owner`` that are due now, in the middle of a turn. Returns whether there were any."""
+        now = self._clock()
+        due = sorted(each for each in self._timers if each.owner is owner and each.when <= now and each.callback)
+        for timer in due:
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
+        return bool(due)
+
     def after(self, delay: float, callback: Callback, owner: object = None) -> Deadline:
         """Run ``callback`` in ``delay`` seconds. A negative delay counts as 0. See :meth:`set_aside` for ``owner``."""
         timer = Deadline(self._clock() + max(0.0, delay), next(self._order), callback, owner)

@@ -36,8 +36,8 @@ class MigratingDevice:
         """Finish what threads work on, then stand still."""
         core = self._core
         self._filters.release()
-        self._standstill.settle(SETTLING, core.finish_jobs)
-        core.finish_jobs()
+        self._standstill.settle(SETTLING, self._backend.settle)
+        self._backend.end_jobs()
         self._freeze()
         try:
             core.call(core.device.halted)

@@ -16,7 +16,7 @@ the client's socket. The worker cannot see which of them arrived first. It still
   has ended the wait, and the wait would have reported a write before it.
 * *A reply flushes rings.* A guest that reads after a ring expects to see the effect of the ring. So the worker gathers
   and runs rings before it handles a message that wants a reply (:meth:`DeviceBackend.before_reply`), and before it
-  answers a read while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
+  answers an access while it waits (:mod:`vfio_user.plain_reads`). A reset is the exception: it drops the rings.
 
 Both promises hold only if a client posts nothing while it waits for a reply. Otherwise a posted write may stand in the
 socket behind the command that wants the reply. The worker runs all rings before it handles that command, so a ring
@@ -62,6 +62,7 @@ from vfio_user import (
     Session,
     Tap,
 )
+from vfio_user.hang_up import hang_up
 from vfio_user.journal import BUSY, HEAD
 
 _UCRED = struct.Struct("3i")
@@ -103,6 +104,7 @@ class Served:
         self.session: Session | None = None
         self._loop = loop
         self._doorbell_fds: DoorbellFds | None = None
+        self._backend: DeviceBackend | None = None
         self._session_fd = -1
         self._alone: list[tuple[int, int]] = []
         self._tap: Tap | None = None
@@ -169,6 +171,7 @@ class Served:
             self.core, self._boundary.call, own.watch, own.unwatch, self.filters.by, self._ledger, estate
         )
         backend = DeviceBackend(self.core, self._host, doorbell_fds, own, self._boundary, self._observer)
+        self._backend = backend
         journal = Journal.of(self._limits, estate, self._ledger)
         self._busy = journal.marks[BUSY] > journal.marks[HEAD]
         self.session = self._host.session = Session(
@@ -194,14 +197,15 @@ class Served:
 
     def detach(self, reason: str = "the device is being stopped") -> None:
         """Disconnect the client, and release its memory, its eventfds and the doorbell fds. The state stays."""
-        if self.session is None or self._doorbell_fds is None:
+        if self.session is None or self._doorbell_fds is None or self._backend is None:
             return
         self._boundary.call(self.session.migration.leave, self._reset)
         self._doorbell_fds.gather_all()
         self._doorbell_fds.run()
-        self.core.finish_jobs()
+        self._backend.end_jobs()
         self.core.news.parting()
         self._heard()
+        hang_up(self.session.fileno())
         self._ledger.clear()
         self._release(self.session, self._doorbell_fds)
         self._observer.left(reason)
@@ -219,14 +223,14 @@ class Served:
         doorbell_fds.close()
         session.settle()
         session.close()
-        self.session = self._host.session = self._doorbell_fds = self._host.doorbell_fds = None
+        self.session = self._host.session = self._doorbell_fds = self._backend = self._host.doorbell_fds = None
         self.core.join(False)
 
     def wait(self) -> dict[int, int]:
         """Sleep until there is something to do. Returns the descriptors that can be read, and their events.
 
-        While nothing else happens, reads of registers that run no device code are answered in here. Raises what
-        :meth:`turn` raises.
+        While nothing else happens, the accesses that the session knows are done in here. Raises what :meth:`turn`
+        raises.
         """
         session, doorbell_fds, loop = self.session, self._doorbell_fds, self._loop
         if session is None or doorbell_fds is None:
@@ -234,7 +238,7 @@ class Served:
         elif session.waiting:  # while the session waited for a DMA reply, it may have received other messages
             ready = [*loop.look(), *self._alone]
         else:
-            ready = session.wait(loop.sleeper(), self._alone, doorbell_fds.poll)
+            ready = session.wait(loop.sleeper, self._alone, doorbell_fds.poll)
         return dict(ready)
 
     def turn(self, ready: Mapping[int, int]) -> None:

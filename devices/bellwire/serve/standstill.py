@@ -46,6 +46,15 @@ class Standstill:
             self._aside += self._loop.set_aside(self)
         return timer
 
+    @property
+    def late(self) -> bool:
+        """As :attr:`Loop.late`."""
+        return self._loop.late
+
+    def run_due(self) -> bool:
+        """As :meth:`Loop.run_due`, for the device's timers."""
+        return self._loop.run_due(self)
+
     def background(self, work: Callable[[], Any], done: Callable[[Future[Any]], None]) -> None:
         """As :meth:`Loop.background`."""
 
@@ -68,14 +77,14 @@ class Standstill:
         while True:
             finish()
             self._deliver()
-            if not self._run_ready() and not self._results and not self._working:
+            if not self.run_ready() and not self._results and not self._working:
                 return
             if time.monotonic() >= end:
                 return
             if self._working and not self._results:
                 time.sleep(0.0005)  # background work has no descriptor to wait for, and mostly ends at once
 
-    def _run_ready(self) -> bool:
+    def run_ready(self) -> bool:
         """Run the callbacks of the descriptors that can be read. Returns whether there were any."""
         poll = select.poll()
         for fd, callback in self._watched.items():

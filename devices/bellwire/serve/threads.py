@@ -41,14 +41,16 @@ class Threads:
             thread.start()
         self._jobs.put(jobs)
 
-    def finish(self) -> None:
-        """Wait for all jobs that have been submitted. ``done`` gets them later, from the loop."""
+    def finish(self) -> bool:
+        """Wait for all jobs that have been submitted. Returns whether ``done`` has still to get some, from the loop."""
+        if not self._outstanding:
+            return False
         ended = self._await()
-        if ended:
-            self._outstanding = len(ended)
-            self._finished.extend(ended)
-            self._told = True
-            os.eventfd_write(self._wake, 1)
+        self._outstanding = len(ended)
+        self._finished.extend(ended)
+        self._told = True
+        os.eventfd_write(self._wake, 1)
+        return True
 
     def settle(self) -> None:
         """Drop queued jobs, and wait for those that a thread has begun: at most one for each thread."""

@@ -83,14 +83,14 @@ class DirectPool:
             if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
                 self._threads.submit(job)
 
-    def finish(self) -> None:
-        """Wait for all transfers in the kernel, then for all jobs on threads."""
+    def finish(self) -> bool:
+        """Wait for all transfers in the kernel, then for all jobs on threads. Returns whether there are results."""
         while self._running:
             self._sleep()
             self._take()
-        self._threads.finish()
         if self._finished:
             os.eventfd_write(self._wake, 1)
+        return self._threads.finish() or bool(self._finished)
 
     def settle(self) -> None:
         """Wait for all transfers that have begun, and forget their results."""

@@ -26,8 +26,9 @@ class AtOnce:
             self._guest.after(0, self._tell)
         self._finished += jobs
 
-    def finish(self) -> None:
-        """Do nothing: all jobs have run already."""
+    def finish(self) -> bool:
+        """All jobs have run already. Returns whether some have not been handed over."""
+        return bool(self._finished)
 
     def settle(self) -> None:
         """Forget the jobs that have not been handed over."""

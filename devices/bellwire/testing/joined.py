@@ -21,7 +21,7 @@ def joined(device: PciDevice, **options: Any) -> Iterator[Client]:
     """A client, made with ``options``, of ``device``, which is set up before and closed after.
 
     Whenever the client waits, the device has a turn of its loop: messages, rings, finished threads and timers that are
-    due. A reply that does not come in that turn is a TimedOut at once.
+    due. A reply that does not come then, with all messages handled, is a TimedOut at once.
     """
     loop = Loop()
     served = Served(device, loop)
@@ -29,6 +29,11 @@ def joined(device: PciDevice, **options: Any) -> Iterator[Client]:
     ours, theirs = End.pair()
 
     def work() -> None:
+        turn()
+        if theirs.readable and not ours.readable:  # what comes with descriptors is received by itself
+            turn()
+
+    def turn() -> None:
         ready = dict(loop.look())
         session = served.session
         if session is not None and session.waiting:  # what came while it waited for a DMA reply

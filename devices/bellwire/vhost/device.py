@@ -30,6 +30,7 @@ class VhostDevice(VirtioDevice):
             if link is not None:
                 link.close()
             raise
+        self.moves = True
 
     def offered(self) -> set[int]:
         """All feature bits on offer. With a plane, those of rings are the back end's, so it decides about them."""

@@ -99,9 +99,12 @@ class VirtioDevice(Transport, faults=VIRTIO_FAULTS, repeats=True):
         """
 
     def memory_changed(self) -> None:
-        """Return the buffers that were finished while their ring was not mapped."""
+        """Return the buffers that were finished while their ring was not mapped, and do what was to be done then."""
         for queue in self.virtqueues:
             queue.flush()
+            if queue.missed and queue.find():
+                queue.missed = False
+                self.after(0, self.attend, queue)
 
     def close(self) -> None:
         """Release the device's state. A subclass that overrides it calls it at its end."""

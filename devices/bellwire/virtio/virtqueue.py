@@ -108,11 +108,14 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._again: list[Out] = []
         self._has_resumed = False
         self._copied = False
+        self._was_mapped = False
+        self.missed = False
+        """Whether something was to be done while the ring was not mapped, although it had been mapped before."""
 
     def resume(self) -> None:
         """The state has been restored: :meth:`take` gives what was out in it, before anything new."""
         self.forget()
-        self._resumes = bool(self.enabled)
+        self._resumes = self._was_mapped = bool(self.enabled)
 
     def enable(self) -> None:
         """Start with empty rings, at the addresses that the driver has set (§4.1.4.3)."""
@@ -209,17 +212,15 @@ class Virtqueue(ctypes.LittleEndianStructure):
         ``size`` is the number of bytes that the device has used in them. If the ring is not mapped now, :meth:`flush`
         publishes them when it is.
         """
-        try:
-            ring = self._live()
-        except GuestError:
-            self.finish([Chain.of_row(self, row, count) for row, count in zip(rows, written, strict=True)])
-            self.device.dma.touched(size - sum(written))
-            return
+        ring = self._live()
         if ring is not None:
             if self._finished:
                 self._publish(ring)
             self._untold += ring.put_rows(rows, written)
             self.device.dma.touched(size)
+        elif self._usable:
+            self.finish([Chain.of_row(self, row, count) for row, count in zip(rows, written, strict=True)])
+            self.device.dma.touched(size - sum(written))
 
     def whole(self, most: int, *, write: bool) -> Whole | None:
         """The next buffers, at most ``most``, that are one piece each, to write or to read: for :meth:`put_whole`.
@@ -262,10 +263,8 @@ class Virtqueue(ctypes.LittleEndianStructure):
         If the ring is not mapped now, they wait until it is: a client may unmap memory and map it again.
         """
         if self._finished or self._untold:
-            try:
-                ring = self._live()
-            except GuestError as error:
-                self.device.warn("%s: buffers cannot be returned yet: %s", self, error)
+            ring = self._live()
+            if ring is None and self._usable:
                 return
             if ring is not None:
                 if self._finished:
@@ -344,8 +343,21 @@ class Virtqueue(ctypes.LittleEndianStructure):
         self._waits_for_turn = False
         self.device.attend(self)
 
+    @property
+    def _usable(self) -> bool:
+        """Whether the device may use the queue (§3.1.1), once it finds the ring."""
+        return bool(self.enabled) and self.device.running and self.handover is None
+
+    def find(self) -> bool:
+        """Whether the ring is mapped now, and may be used."""
+        return self._live() is not None
+
     def _live(self) -> Ring | None:
-        """The ring as guest memory is mapped now, or None while the device must not use the queue (§3.1.1)."""
+        """The ring as guest memory is mapped now, or None while the device must not use the queue, or cannot.
+
+        A client may unmap memory and map it again. So a ring that has been mapped before is waited for. A GuestError
+        for one that never was.
+        """
         device = self.device
         if not (self.enabled and device.running) or self.handover is not None:
             return None
@@ -355,7 +367,15 @@ class Virtqueue(ctypes.LittleEndianStructure):
             if device.connected and device.bus_master:
                 packed = Feature.RING_PACKED in device.negotiated
                 kind = (PackedRing, SplitRing, CopiedPackedRing, CopiedSplitRing)[2 * self._copies() + (not packed)]
-                self._ring = ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                try:
+                    self._ring = ring = kind(self, device.dma, event_idx=Feature.EVENT_IDX in device.negotiated)
+                except GuestError as error:
+                    if not self._was_mapped:
+                        raise
+                    device.warn("%s waits for its memory: %s", self, error)
+                    self.missed, self._changes = True, changes
+                    return None
+                self._was_mapped = True
                 if self._resumes:
                     self._again, end = self.journal.recover(ring, self.out)
                     ring.resume(end, self._again)

@@ -33,7 +33,7 @@ static noinline void hang(void)
 /* With interrupts on and without a chance for others. */
 static noinline void loop(void)
 {
-	unsigned long end = jiffies + 5 * HZ;
+	unsigned long end = jiffies + 8 * HZ;
 
 	preempt_disable();
 	while (time_before(jiffies, end))

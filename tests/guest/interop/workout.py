@@ -53,7 +53,7 @@ rm /file
 n=0; until port=$(grep -lx data /sys/class/virtio-ports/*/name); do n=$((n + 1)); [ $n -lt 100 ] || break; usleep 50000
 done
 exec 3<>/dev/$(basename $(dirname $port))
-head -c {CONSOLE} <&3 >/file
+n=0; until head -c {CONSOLE} <&3 >/file; [ -s /file ]; do n=$((n + 1)); [ $n -lt 100 ] || break; usleep 50000; done
 sum </file
 cat /file >&3
 head -n 1 <&3
@@ -86,7 +86,9 @@ echo 1 >enable
 read at _ <resource
 devmem $at 32
 devmem $((at + 4)) 32 0x12345678; devmem $((at + 4)) 32
-devmem $((at + 8)) 32 10; usleep 100000; devmem $((at + 8)) 32
+devmem $((at + 8)) 32 10
+n=0; while [ $(($(devmem $((at + 32)) 32) & 1)) = 1 ]; do n=$((n + 1)); [ $n -lt 100 ] || break; usleep 50000; done
+devmem $((at + 8)) 32
 cd /
 """,
 }

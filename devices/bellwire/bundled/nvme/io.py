@@ -21,7 +21,7 @@ from bellwire.storage import Disk
 from bellwire.storage.aio import Transfer
 
 SECTOR_SHIFT = 9
-AT_ONCE = 1 << 20
+AT_ONCE = 2 << 20
 """Bytes copied from the page cache before the worker looks at the next doorbell. Threads do the rest."""
 FORCE_UNIT_ACCESS = 1 << 30  # in dword 12
 DEALLOCATE = 1 << 25  # in dword 12 of Write Zeroes

@@ -90,8 +90,8 @@ class SubmissionQueue(ctypes.Structure):
         return [bytes(self.batch[at : at + COMMAND_SIZE]) for at in range(0, count * COMMAND_SIZE, COMMAND_SIZE)]
 
 
-_SUCCESSES = [struct.Struct("<" + "8xQ" * count).pack for count in range(BATCH + 1)]
-"""Packs completions without a result, by their number (§4.6)."""
+_SUCCESSES = [struct.Struct("<" + "8xIHH" * count).pack for count in range(BATCH + 1)]
+"""Packs completions without a result, by their number: SQ head and SQ id, command id, phase and status (§4.6)."""
 Completion = tuple[int, SubmissionQueue, int, int]
 """A completion: the result, the submission queue, the command id and the status."""
 
@@ -180,9 +180,9 @@ class CompletionQueue(ctypes.Structure):
         if count > BATCH or behind > size:
             self.post(dma, [(0, sq, cid, 0) for cid in cids])
             return
-        common = sq.head | sq.qid << 16 | self.phase << 48
-        successes = _SUCCESSES[count](*[common | cid << 32 for cid in cids])
-        dma.write(self.base + tail * COMPLETION_SIZE, successes)
+        fields = [sq.head | sq.qid << 16, 0, self.phase] * count
+        fields[1::3] = cids
+        dma.write(self.base + tail * COMPLETION_SIZE, _SUCCESSES[count](*fields))
         if behind == size:
             behind = 0
             self.phase ^= 1
