@@ -93,11 +93,13 @@ class _Still:
 
 
 def _movable(guest: Guest[Any]) -> MigratingDevice:
-    """The device of ``guest``, as a worker would move it: without a session, and without a loop."""
-    session = SimpleNamespace(still_reader=None, still_writer=None)
-    return MigratingDevice(
-        guest.device.core, cast("DeviceBackend", session), cast("Standstill", _Still()), guest.filters
-    )
+    """The device of ``guest``, as a worker would move it: without a session, and without a loop.
+
+    The device does not get the results of its jobs, as if they took longer than the worker waits: they are done again.
+    """
+    core = guest.device.core
+    session = SimpleNamespace(still_reader=None, still_writer=None, settle=core.finish_jobs, end_jobs=core.finish_jobs)
+    return MigratingDevice(core, cast("DeviceBackend", session), cast("Standstill", _Still()), guest.filters)
 
 
 def _is_alone(guest: Guest[Any]) -> bool:
