@@ -58,8 +58,9 @@ QUICK := not daemon and not guest and not kvm and not nested and not slow and no
 quick: $(VENV)/.dev
 	env -u PYTHONDONTWRITEBYTECODE $(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile -m "$(QUICK)"
 
-test-saved: $(VENV)/.dev ## the quick tests of bundled devices, which are saved and restored at each access (5 minutes)
-	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile --saved -m "$(QUICK)" tests/nvme tests/virtio tests/devices/test_serial.py tests/devices/test_bundled.py
+test-saved: $(VENV)/.dev ## the quick tests of bundled devices, which are saved and restored at each access (2 minutes)
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile --saved -m "$(QUICK)" tests/nvme tests/virtio tests/faults tests/filters tests/recording \
+		$(addprefix tests/devices/test_,serial.py serial_model.py bundled.py)
 
 test-kvm: $(VENV)/.dev $(VENV)/.tools ## the tests on real KVM
 	$(PYTEST) -q -m "kvm"

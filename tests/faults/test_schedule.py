@@ -95,6 +95,7 @@ def test_at_with_for_goes_on_from_that_event() -> None:
     assert in_time("at=3 for=1s") == [1.0, 1.5]
 
 
+@pytest.mark.same_device("has bound a condition to the device's registers")
 def test_when_counts_only_events_at_which_it_holds() -> None:
     with Guest(Bell) as guest:
         schedule = parse("when=bar0.plain>=5 at=2")

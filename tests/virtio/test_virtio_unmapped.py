@@ -19,7 +19,6 @@ OUT, SECTOR = 1, 512
 PAGES = 32
 
 
-@pytest.mark.unsaved("a restored device looks at its rings, and one of them is unmapped then")
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("kind", [KINDS["split"], KINDS["packed"]], ids=["split", "packed"])
 def test_writes_that_end_while_their_ring_is_unmapped_come_back_when_it_is_mapped_again(
