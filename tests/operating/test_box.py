@@ -25,6 +25,7 @@ neighbour = {neighbour}
 elsewhere = "{elsewhere}"
 control = "{control}"
 """
+OVER = "attacks are over"  # the plugin's last line
 
 
 WIDER = """
@@ -37,13 +38,15 @@ control = "{control}"
 
 
 def outcomes(instance: Instance, name: str = "taken") -> dict[str, str]:
-    """What came of each attack of the device ``name``."""
-    with connect(instance.socket(name)) as client:
+    """What came of each attack of the device ``name``. Its log comes by a way of its own: wait for the last line."""
+    lines: list[str] = []
+    with instance.control() as control, connect(instance.socket(name)) as client:
+        control.send("Log", more=True, name=name, follow=True)
+        control.receive()  # what was said before
         write(client, 0, 1)
-    with instance.control() as control:
-        control.send("Log", more=True, name=name)
-        lines = control.receive()["lines"]
-    found = [json.loads(line["text"].partition("attacks ")[2]) for line in lines if "attacks {" in line["text"]]
+        while not any(OVER in line for line in lines):
+            lines += [line["text"] for line in control.receive()["lines"]]
+    found = [json.loads(line.partition("attacks ")[2]) for line in lines if "attacks {" in line]
     return {name: said for each in found for name, said in each.items()}
 
 

@@ -74,6 +74,7 @@ class TakenOver(PciDevice, vendor=0x1234, device=0x0666, class_code=0x088000, na
                 found.clear()
             found[name] = outcome(work)
         self.log.info("attacks %s", json.dumps(found))
+        self.log.info("attacks are over")
 
     def attacks(self) -> dict[str, Callable[[], object]]:
         """By name."""
