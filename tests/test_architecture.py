@@ -42,7 +42,7 @@ FLOORS: dict[str, list[str]] = {
         "pytest",
     ],
     "daemon/bellwired": [
-        "__init__ errors release messages sinks terminal",
+        "__init__ errors release messages signals sinks terminal",
         "unblocked",
         "logs notify passed places sources toml_file",
         "box",

@@ -23,6 +23,7 @@ from bellwired.commands import attach
 from bellwired.commands.capture import numbered
 from bellwired.errors import CommandError
 from bellwired.listen import default_path
+from bellwired.signals import signal_name
 from bellwired.workers.process import end_with_parent
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -126,7 +127,7 @@ def _watch(running: dict[int, Part], parts: Sequence[Part], accelerated_by: list
         if part is None or not code or (pid in asked and code == -signal.SIGTERM):
             continue
         if code < 0:
-            log.error("%s was ended by %s", part.name, signal.Signals(-code).name)
+            log.error("%s was ended by %s", part.name, signal_name(-code))
         status = status or max(code, 1)
         end()
     return status

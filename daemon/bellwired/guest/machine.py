@@ -31,8 +31,8 @@ from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
-from bellwired.guest.processes import signal_name
 from bellwired.guest.reports import Report
+from bellwired.signals import signal_name
 
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""

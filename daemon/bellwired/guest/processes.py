@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 from bellwired.guest.errors import MachineError
+from bellwired.signals import signal_name
 
 PATIENCE = 10.0  # seconds for a process to end by itself
 
@@ -63,11 +64,3 @@ def wait(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
 def ending(status: int) -> str:
     """How a process ended, in words; ``status`` as :mod:`subprocess` has it."""
     return f"was ended by {signal_name(-status)}" if status < 0 else f"has ended with status {status}"
-
-
-def signal_name(number: int) -> str:
-    """As ``SIGTERM``."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
 from enum import StrEnum
 
 from bellwired.settings import Daemon
+from bellwired.signals import signal_name
 
 SHORT = 0.2
 """The seconds below which a worker's life was short."""
@@ -77,11 +77,4 @@ class Restarts:
 
 def how_it_ended(status: int, what: str = "its worker") -> str:
     """How a worker has ended, in words. A negative ``status`` is the number of a signal."""
-    return f"{what} was killed by {_signal(-status)}" if status < 0 else f"{what} ended with status {status}"
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return f"{what} was killed by {signal_name(-status)}" if status < 0 else f"{what} ended with status {status}"
