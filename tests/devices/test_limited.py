@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -115,3 +116,17 @@ def test_what_is_logged_is_told_too_and_what_is_not_is_not(limited: LimitedLog) 
     assert told == ["it failed with 5"] * BURST
     limited.warning("other", "beware of %s", "dogs")
     assert told[BURST:] == ["beware of dogs"]
+
+
+def test_who_keeps_a_record_does_not_keep_what_it_names(limited: LimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    class Named:
+        def __str__(self) -> str:
+            return "a queue"
+
+    named = Named()
+    gone = weakref.ref(named)
+    limited.warning("kind", "%s is full", named)
+    limited.error("%s has failed", named)
+    del named
+    assert caplog.messages == ["a queue is full", "a queue has failed"]
+    assert gone() is None

@@ -40,6 +40,7 @@ OPTIONS = (
     "--enable-vfio-user-server",
     "-Dlibvfio-user:default_library=static",
     "--disable-docs",
+    "--disable-fdt",
     "--disable-tools",
     "--disable-werror",
     "--disable-install-blobs",

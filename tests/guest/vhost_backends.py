@@ -28,12 +28,17 @@ class BackEnd:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it. A device that waits for it may connect first, and virtiofsd then removes its socket's name."""
         self.socket.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(with_us(self._words), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def listen(self) -> None:
+        """Start it, and wait until it listens. Nobody may connect before."""
+        self.start()
+        assert self.process is not None
         deadline = time.monotonic() + PATIENCE
-        while not listens(self.socket):  # virtiofsd removes its socket's name once somebody has connected
+        while not listens(self.socket):
             assert self.process.poll() is None, f"it has ended:\n{self.log}"
             assert time.monotonic() < deadline, f"it does not listen:\n{self.log}"
             select.select([], [], [], 0.01)
@@ -60,7 +65,7 @@ def running(words: list[str], socket: Path) -> Iterator[BackEnd]:
     """A back end that ends with the block."""
     back_end = BackEnd(words, socket, socket.with_suffix(".log"))
     try:
-        back_end.start()
+        back_end.listen()
         yield back_end
     finally:
         back_end.close()

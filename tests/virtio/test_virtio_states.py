@@ -337,6 +337,20 @@ def test_what_was_not_published_is_forgotten_by_a_restore(guest: Guest[Echo]) ->
     assert [chain.read() for chain in queue.take(2)] == [bytes(4)]
 
 
+def test_a_restored_journal_that_begins_beyond_a_packed_ring_breaks_the_device(guest: Guest[Echo]) -> None:
+    device = guest.device
+    queue = device.virtqueues[0]
+    queue.size, queue.desc, queue.driver, queue.device_area = 8, 0x1000, 0x2000, 0x3000
+    queue.enable()
+    device.running = True
+    device.device_status, device.accepted = Status.FEATURES_OK | Status.DRIVER_OK, PACKED
+    queue.journal.settle(0x7FFF)
+    guest.restore(guest.snapshot())
+    with pytest.raises(GuestError, match="position 32767 in a ring of 8"):
+        queue.take()
+    assert Status.NEEDS_RESET in device.device_status
+
+
 def test_a_closed_device_has_no_queues() -> None:
     with Guest(Echo) as guest:
         assert len(guest.device.virtqueues) == 3

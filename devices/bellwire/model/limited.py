@@ -13,6 +13,7 @@ BURST = 5
 MOST = 100
 INTERVAL = 10.0  # seconds
 KEYS = 256
+Details = tuple[type[BaseException], BaseException, TracebackType | None] | None
 _ALL = object()
 _NUMBER = re.compile(r"\d[\da-fx]*")
 
@@ -38,23 +39,18 @@ class LimitedLog:
     def warning(self, kind: Hashable, message: str, *arguments: Any) -> None:
         """Log a warning, unless this ``kind`` has reached its limit."""
         if self.admits(kind) and self.admits(_ALL, MOST):
-            self.logger.warning(message, *arguments)
-            self.tell(message % arguments)
+            self._log(logging.WARNING, message % arguments)
 
     def error(self, message: str, *arguments: Any) -> None:
         """Log an error that no guest can cause, and that is rare."""
-        self.logger.error(message, *arguments)
-        self.tell(message % arguments)
+        self._log(logging.ERROR, message % arguments)
 
     def failure(self, kind: Hashable, error: BaseException, message: str, *arguments: Any) -> None:
         """Log an error: with its traceback the first time, and as one line after that."""
         first = kind not in self._kinds
         if self.admits(kind):
-            details: tuple[type[BaseException], BaseException, TracebackType | None] | None = (
-                (type(error), error, error.__traceback__) if first else None
-            )
-            self.logger.error(message, *arguments, exc_info=details)
-            self.tell(message % arguments)
+            details: Details = (type(error), error, error.__traceback__) if first else None
+            self._log(logging.ERROR, message % arguments, details)
 
     def admits(self, kind: Hashable, most: int = BURST) -> bool:
         """Whether one more record of this ``kind`` is within the limit. It is counted in any case."""
@@ -68,3 +64,8 @@ class LimitedLog:
             del self._kinds[next(iter(self._kinds))]
         self._kinds[kind] = (since, count + 1)
         return count < most
+
+    def _log(self, level: int, text: str, details: Details = None) -> None:
+        """Log a text that is made already: whoever keeps the record does not keep the device that an argument names."""
+        self.logger.log(level, "%s", text, exc_info=details)
+        self.tell(text)

@@ -319,7 +319,9 @@ class PackedRing:
         return bool(self._words[8 * (position & ~WRAP) + 7] & USED) is bool(position & WRAP)
 
     def unlogged(self, start: int, out: int) -> tuple[int, int]:
-        """What was out still is, if it has not been returned together."""
+        """What was out still is, if it has not been returned together. A GuestError if no ring has such a ``start``."""
+        if start & ~WRAP >= self._size:
+            raise GuestError(f"position {start & ~WRAP} in a ring of {self._size}")
         if self.has_returned(start):
             return 0, self.taken_to
         return out, self.move(start, out)
