@@ -274,6 +274,20 @@ def test_a_plugin_gets_its_code_and_the_paths_among_its_options(tmp_path: Path) 
     }  # fmt: skip
 
 
+def test_a_plugin_may_connect_to_a_socket_among_its_options_that_listens_and_else_make_it(tmp_path: Path) -> None:
+    place = tmp_path / "sock"
+    absent = needs.of_plugin([], {"backend": f"unix:{place}"})
+    assert absent.made == [place]
+    assert "listening" in absent.calls
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(place))
+        nobody_listens = needs.of_plugin([], {"backend": f"unix:{place}"})
+        assert nobody_listens.made == [place]
+        listener.listen()
+        found = needs.of_plugin([], {"backend": f"unix:{place}"})
+    assert (found.made, found.calls, found.rules) == ([], {"connecting"}, [(tmp_path, landlock.NAMES)])
+
+
 def test_every_listed_call_exists() -> None:
     named = {*calls.HOT.split(), *calls.BASE.split(), *(name for rules in GROUPS.values() for name in rules)}
     assert named <= set(NUMBERS)

@@ -38,13 +38,12 @@ class Dut(PciDevice, vendor=0x1234, device=0x99, class_code=0xFF0000, name="dut"
         self.sum += FACTOR * value
         self.total = self.sum
 """
-BORROWER = """
-from bellwire import Option
+BORROWER = '''
 from bellwire.bundled.vhost import Vhost
 
 class Borrower(Vhost, name="borrower"):
-    backend = Option("unix:{}", help="where it listens")
-"""
+    """A device of its own."""
+'''
 LENDER = """
 from bellwire import Bar, PciDevice
 
@@ -123,11 +122,11 @@ def test_a_device_that_has_handed_wires_on_goes_on_with_new_code_in_another_work
 def test_the_one_connection_of_a_vhost_back_end_goes_on_with_new_code(daemon: Instance, tmp_path: Path) -> None:
     program, file = Program(tmp_path / "sock"), daemon.plugins / "borrower.py"
     try:
-        edit(file, BORROWER.format(tmp_path / "sock"))
-        name = daemon.add('device = "borrower"\nsandbox = ["sockets"]\noptions = { type = "rng" }')
+        edit(file, BORROWER)
+        name = daemon.add(f'device = "borrower"\noptions = {{ type = "rng", backend = "unix:{tmp_path}/sock" }}')
         pid = daemon.pid(name)
         with connect(daemon.socket(name)) as client:
-            edit(file, BORROWER.format(tmp_path / "sock") + "\nEDITION = 2\n")
+            edit(file, BORROWER + "\nEDITION = 2\n")
             assert name in daemon.reload()["restarted"]
             assert client.read(0, 0, 4) == bytes(4)
             assert daemon.pid(name) != pid, "a second connection is waited for three seconds"

@@ -3,7 +3,8 @@
 The options of a bundled device are known before the box closes, and say what it opens. A plugin is imported inside the
 box, so its options are mere texts by then: a text that is the path of an existing file lets the device read and write
 that file, the path of a folder lets it read what is in it, and the name of a stream, such as ``pty:/run/line``, lets it
-open that stream. Everything else is the operator's to add.
+open that stream. ``unix:/run/sock`` may be a stream or a vhost back end: the device may connect if somebody listens
+there already, and may listen itself if not. Everything else is the operator's to add.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bellwire.paths import Place, make_folders
 from bellwire.stream import stream_fault
 from bellwire.vhost import kernel
 from bellwired.box.landlock import FOLDER, LINKS, NAMES, READ, RUN, SOCKETS, WRITE, Fs
-from bellwired.box.remains import remove_made
+from bellwired.box.remains import is_live, remove_made
 from bellwired.sources import INIT
 
 TUN = Path("/dev/net/tun")
@@ -109,6 +110,9 @@ def of_plugin(files: Iterable[Path], given: Mapping[str, Any]) -> Needs:
             needs.rules += _code(file)
     for value in given.values():
         if isinstance(value, str) and value and "\0" not in value:
+            if value.startswith(f"{UNIX}:") and is_live(Path(value.removeprefix(f"{UNIX}:"))):
+                _program(needs, value.removeprefix(f"{UNIX}:"))
+                continue
             if stream_fault(value) is None:
                 _stream(needs, value)
                 continue
@@ -169,16 +173,21 @@ def _stream(needs: Needs, text: str) -> None:
 
 
 def _back_end(needs: Needs, options: Mapping[str, Any]) -> None:
-    """A vhost back end. A program is connected to inside the box, again and again if it must, so its folder stays."""
+    """A vhost back end."""
     kind, _, place = options["backend"].partition(":")
     if kind == UNIX:
-        needs.calls.add("connecting")
-        needs.rules.append((Path(place).absolute().parent, NAMES))
+        _program(needs, place)
     elif kind == VHOST_NET:
         _tap(needs, place, Settings(mtu=options["mtu"]))
         _kernel(needs, kernel.NET)
     elif kind == VHOST_VSOCK:
         _kernel(needs, kernel.VSOCK)
+
+
+def _program(needs: Needs, place: str) -> None:
+    """A back end that is a program. The device connects in the box, again and again if it must: its folder stays."""
+    needs.calls.add("connecting")
+    needs.rules.append((Path(place).absolute().parent, NAMES))
 
 
 def _kernel(needs: Needs, node: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import stat
 from pathlib import Path
 
 from bellwire.paths import Place
-from bellwire.unix_sockets import clear
+from bellwire.unix_sockets import clear, probe
 
 
 def remove_made(path: Path) -> None:
@@ -20,3 +22,14 @@ def remove_made(path: Path) -> None:
                 place.remove()
         else:
             clear(place, socket.SOCK_STREAM)
+
+
+def is_live(path: Path) -> bool:
+    """Whether somebody listens at ``path`` for streams. No, if that cannot be told."""
+    with contextlib.suppress(OSError), Place(path) as place:
+        pinned = place.pin()
+        try:
+            return stat.S_ISSOCK(os.fstat(pinned).st_mode) and probe(pinned) in (0, errno.EAGAIN)
+        finally:
+            os.close(pinned)
+    return False
