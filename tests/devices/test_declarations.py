@@ -219,6 +219,16 @@ def test_a_device_may_be_generic() -> None:
     assert Concrete.layout.bars[0].bar is Base.mmio
 
 
+def test_two_registers_of_one_name_are_refused() -> None:
+    with refused(r"Dut: what is declared at mmio \+ 0x4 has no name: assign it to one"):
+
+        class Dut(PciDevice, **IDS):
+            mmio = Bar(0, size=16)
+            control = mmio.reg(0)
+            status = mmio.reg(4)
+            status = mmio.reg(8)  # noqa: PIE794
+
+
 def test_a_method_that_hides_a_register_is_refused() -> None:
     class Base(PciDevice):
         mmio = Bar(0, size=16)

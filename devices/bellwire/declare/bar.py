@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bellwire.device import PciDevice
 
 Typed = TypeVar("Typed", bound=IntFlag | IntEnum)
+Made = TypeVar("Made", bound="Register[Any] | Doorbell | IoRegion | Area | BlockArray[Any]")
 
 BARS = 6
 SMALLEST_MEMORY = 16
@@ -75,6 +76,8 @@ class Bar(Declared):
         self.bits = bits
         self.prefetchable = prefetchable
         self.fill = fill
+        self.made: list[Register[Any] | Doorbell | IoRegion | Area | BlockArray[Any]] = []
+        """What its methods have declared."""
 
     def check(self, where: str) -> None:
         """Refuse an index, a size or a type that a base address register cannot express."""
@@ -139,7 +142,7 @@ class Bar(Declared):
         words of :class:`~bellwire.declare.access.Access`. ``reset`` is the value after reset. ``writable`` is a mask
         of the bits that a guest can change; by default all of them.
         """
-        return Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable)
+        return self._made(Register(self, offset, kind, size=size, access=access, reset=reset, writable=writable))
 
     def doorbell(
         self,
@@ -152,13 +155,13 @@ class Bar(Declared):
         latest: bool = False,
     ) -> Doorbell:
         """A register that a guest writes to start work: see :class:`~bellwire.declare.doorbell.Doorbell`."""
-        return Doorbell(self, offset, size=size, match=match, value=value, values=values, latest=latest)
+        return self._made(Doorbell(self, offset, size=size, match=match, value=value, values=values, latest=latest))
 
     def ioregion(
         self, offset: int, size: int, *, posted: bool = False, bell: int = 0, latest: bool = False
     ) -> IoRegion:
         """A range whose reads and writes all run two hooks: see :class:`~bellwire.declare.doorbell.IoRegion`."""
-        return IoRegion(self, offset, size, posted=posted, bell=bell, latest=latest)
+        return self._made(IoRegion(self, offset, size, posted=posted, bell=bell, latest=latest))
 
     @overload
     def block(self, offset: int, kind: type[Row], /, *, count: int, stride: int) -> BlockArray[Row]: ...
@@ -172,8 +175,12 @@ class Bar(Declared):
         Keywords declare the members of a row, as ``base=reg(0x00, 8), tail=doorbell(0x10)``. A subclass of
         :class:`~bellwire.declare.block.Block` declares them so that type checkers know their types.
         """
-        return BlockArray(self, offset, kind, count, stride, members)
+        return self._made(BlockArray(self, offset, kind, count, stride, members))
 
     def area(self, offset: int, size: int) -> Area:
         """A range of ``size`` bytes at ``offset`` that the guest maps: see :class:`Area`."""
-        return Area(self, offset, size)
+        return self._made(Area(self, offset, size))
+
+    def _made(self, item: Made) -> Made:
+        self.made.append(item)
+        return item

@@ -134,6 +134,7 @@ def plan(device: type[Any]) -> Layout:
         _check_places(where, each.capability, each.placed)
     own = [register for each in extended for register in each.capability.registers]
     _check_hooks(device, hooks, {id(item) for item in (*declared.values(), *_members(blocks), *own)})
+    _check_names(device, bars)
     for tie, name in hooks.items():
         _check_signature(where, tie, name, inspect.getattr_static(device, name), _place(device, name))
     layout = Layout(
@@ -193,6 +194,19 @@ def _declarations(device: type[Any]) -> dict[str, Declared]:
                     f"{device.__qualname__}.{name} hides the declaration {found[name]}: rename one of them"
                 )
     return found
+
+
+def _check_names(device: type[Any], bars: list[Bar]) -> None:
+    """Refuse what a BAR of this class has declared and no name refers to: mostly, another line has the same name."""
+    for bar in bars:
+        if vars(device).get(bar.name) is bar:
+            for item in bar.made:
+                if item.name == "?":
+                    raise DeclarationError(
+                        f"{device.__qualname__}: what is declared at {bar.name} + {item.offset:#x} has no name: "
+                        "assign it to one, which no other line assigns to",
+                        item.place,
+                    )
 
 
 def _bar_indices(where: str, bars: list[Bar]) -> set[int]:
