@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -10,14 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bellwired.guest.archive import unpack
-from bellwired.guest.caches import caches, making, only_one
-from bellwired.guest.fetch import SUITE, fetch, forget
 from bellwired.guest.progress import Progress, silent
 from bellwired.guest.toolbox import LIBRARIES, LOADER
+from fetched import fetched
 
-LAYOUT = 1  # raise it when what is made of the packages changes
-PACKAGES = ("tshark",)
 SCRIPT = Path(__file__).parents[2] / "daemon/bellwired/install/bellwire.lua"
 PATIENCE = 120  # seconds
 
@@ -57,13 +52,4 @@ class Tshark:
 
 def fetch_tshark(progress: Progress = silent) -> Tshark:
     """Debian's tshark. An ArchiveError says what stands in the way."""
-    folder = caches() / "tshark" / hashlib.sha256(repr((LAYOUT, SUITE, PACKAGES)).encode()).hexdigest()[:16]
-    if not folder.exists():
-        with only_one(folder.parent, progress):
-            if not folder.exists():
-                with making(folder) as made:
-                    fetched = fetch(folder, PACKAGES, progress, lambda apt, told: apt.download(PACKAGES, told))
-                    progress.step(f"unpacking {len(fetched)} packages")
-                    unpack(fetched, made / "root", progress.share)
-                forget(folder)
-    return Tshark(folder / "root")
+    return Tshark(fetched(("tshark",), progress))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from bellwired.guest.archive import ArchiveError
+from bellwired.guest.toolbox import LIBRARIES, LOADER
+from fetched import fetched
 from operating.instance import Instance
 from operating.test_metrics import ask
 
 MONITORING = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
 RULES, BOARD = MONITORING / "alerts.yml", MONITORING / "grafana.json"
 NAME = re.compile(r"\bbellwire_[a-z_]+\b(?!\s*=)")  # not a label: the state's is called as its metric
-PROMTOOL = shutil.which("promtool")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,16 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     with instance:
         body = ask(path)[1]
     return {line.split("{")[0].split(" ")[0] for line in body.splitlines() if not line.startswith("#")}
+
+
+@pytest.fixture(scope="module")
+def promtool() -> list[str]:
+    """The command line of Prometheus' checker begins so."""
+    try:
+        root = fetched(("prometheus",))
+    except (ArchiveError, OSError) as error:
+        pytest.skip(f"no promtool could be provided: {error}")
+    return [str(root / LOADER), "--library-path", str(root / LIBRARIES), str(root / "usr/bin/promtool")]
 
 
 def expressions(found: Any) -> Iterator[str]:
@@ -68,21 +79,19 @@ def test_the_panels_of_the_board_do_not_overlap() -> None:
         taken |= cells
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Debian's package prometheus")
-def test_promtool_accepts_the_alert_rules() -> None:
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
+@pytest.mark.slow
+def test_promtool_accepts_the_alert_rules(promtool: list[str]) -> None:
+    done = subprocess.run([*promtool, "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS: 7 rules found" in done.stdout
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Debian's package prometheus")
-def test_promtool_accepts_every_query_of_the_board(tmp_path: Path) -> None:
-    assert PROMTOOL is not None
+@pytest.mark.slow
+def test_promtool_accepts_every_query_of_the_board(promtool: list[str], tmp_path: Path) -> None:
     queries = [each for each in expressions(json.loads(BOARD.read_text())) if "label_values" not in each]
     plain = [each.replace("$__rate_interval", "5m").replace("$device", ".*") for each in queries if "bellwire" in each]
     rules = [{"record": f"board:{number}", "expr": each} for number, each in enumerate(plain)]
     file = tmp_path / "board.yml"  # JSON is YAML
     file.write_text(json.dumps({"groups": [{"name": "board", "rules": rules}]}))
-    done = subprocess.run([PROMTOOL, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
