@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 
 from folders import folder_that, has_a_medium, limits_sizes
+from huge import huge_page, one_more
 
 KVM = Path("/dev/kvm")
 
@@ -90,6 +92,19 @@ def limited_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder in which no file can be of 4 EiB."""
     with folder_that(limits_sizes, tmp_path) as folder:
         yield folder
+
+
+@pytest.fixture
+def huge_file() -> Iterator[int]:
+    """A file of one huge page, which root has the kernel make if there is none in reserve."""
+    with contextlib.ExitStack() as stack:
+        try:
+            with contextlib.suppress(OSError):
+                stack.enter_context(one_more())
+            fd = stack.enter_context(huge_page())
+        except OSError as error:
+            pytest.skip(f"no huge page is free, and none can be made: {error}")
+        yield fd
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import errno
 import gc
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -72,21 +72,6 @@ def test_the_offset_in_the_file_need_not_be_a_multiple_of_a_page(table: DmaTable
     os.pwrite(fd, b"odd", 0x123)
     add(table, 0, PAGE, fd, offset=0x123)
     assert bytes(view(table, 0, 3)) == b"odd"
-
-
-@pytest.fixture
-def huge_file() -> Iterator[int]:
-    """A file of one huge page."""
-    fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
-    size = os.fstat(fd).st_blksize
-    os.ftruncate(fd, size)
-    try:
-        mmap.mmap(fd, size).close()
-    except OSError:
-        os.close(fd)
-        pytest.skip("no huge page is free")
-    yield fd
-    os.close(fd)
 
 
 def test_parts_of_huge_pages_are_mapped_and_let_go_of(table: DmaTable, huge_file: int) -> None:
