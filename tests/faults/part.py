@@ -6,7 +6,7 @@ from enum import IntFlag
 from typing import Any
 
 from bellwire import Bar, GuestError, IntX, MsiX, PciDevice, Saved
-from bellwire.faults import Fault
+from bellwire.filters import Filter
 from bellwire.testing import Guest
 
 
@@ -52,5 +52,5 @@ class Part(PciDevice, vendor=0x1234, device=0x5679, class_code=0xFF0000):
         self.last = value
 
 
-def guest(*faults: Fault, **options: Any) -> Guest[Part]:
+def guest(*faults: Filter, **options: Any) -> Guest[Part]:
     return Guest(Part, filters=faults, **options)

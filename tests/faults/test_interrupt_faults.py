@@ -7,6 +7,8 @@ import pytest
 from bellwire.errors import OptionError
 from bellwire.faults.fault import Fault
 from bellwire.faults.interrupts import DoubleIrq, IrqStorm, LateIrq, LostIrq, SpuriousIrq, WrongVector
+from bellwire.filters import Filter
+from bellwire.filters.builtin.delay import Delay
 from bellwire.testing import Guest
 from faults.part import Part, guest
 from vfio_user import IrqIndex
@@ -54,6 +56,21 @@ def test_an_interrupt_is_late() -> None:
         assert vectors(it) == {}
         it.advance(0.02)
         assert vectors(it) == {1: 1}
+
+
+@pytest.mark.parametrize(
+    "filters", [[LateIrq(by="20ms")], [Delay(interrupt="5ms"), LateIrq(by="20ms")]], ids=["late", "delayed"]
+)
+def test_the_rise_of_intx_that_is_late_is_lost_if_the_fall_overtakes_it(filters: list[Filter]) -> None:
+    with guest(*filters) as it:
+        it.config_write(it.device.core.config.at[0x11] + 2, 0, 2)  # MSI-X off
+        it.device.line.high()
+        it.device.line.low()
+        it.advance(1)
+        assert (it.line, it.device.line.asserted) == (False, False)
+        it.device.line.high()
+        it.advance(1)
+        assert it.line
 
 
 def test_an_interrupt_comes_twice() -> None:

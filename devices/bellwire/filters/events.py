@@ -210,7 +210,9 @@ class Interrupt(_Droppable, _Delayed):
         self.resent = resent
         """Whether a pending vector is sent now, because the guest has unmasked it."""
         self.outcome = "lost"
-        """``"sent"``, ``"pending"`` (masked) or ``"lost"`` (nobody listens). Valid in ``after_interrupt``."""
+        """``"sent"``, ``"pending"`` (masked) or ``"lost"``: nobody listens, or a later change of the INTx level has
+        overtaken this one. Valid in ``after_interrupt``.
+        """
 
     @property
     def vector(self) -> int:

@@ -26,6 +26,7 @@ class Interrupts:
         self._signals = core.signals
         self._trigger, self._drive, self._resend = core.signals.trigger, core.signals.drive, core.signals.resend
         self._resending = False
+        self._changes = self._newest = 0  # of the INTx level: those that began, and the last one that has come
         self.heard = False
         """Whether the host has sent the last signal."""
 
@@ -48,12 +49,16 @@ class Interrupts:
         self._stack.departures.admit(Passage(self._chain.steps(event, act), 8, self._stack.ended))
 
     def drive(self, asserted: bool) -> None:
-        """As :meth:`Signals.drive`."""
+        """As :meth:`Signals.drive`. A change that comes when a later one has overtaken it is lost."""
         event = Interrupt(IrqIndex.INTX, 0, 1, asserted)
+        self._changes += 1
+        change = self._changes
 
         def act() -> None:
-            self._drive(bool(event.level))
-            event.outcome = "sent"
+            if change >= self._newest:
+                self._newest = change
+                self._drive(bool(event.level))
+                event.outcome = "sent"
 
         self._stack.departures.admit(Passage(self._chain.steps(event, act), 8, self._stack.ended))
 
