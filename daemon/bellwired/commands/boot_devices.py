@@ -58,17 +58,18 @@ def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
 def plug(paths: Mapping[str, Path], *, root_ports: bool = False) -> list[Plugged]:
     """Give each device that serves a slot of bus 0, from 1 on; the functions of one device share its slot.
 
-    With ``root_ports``, each device is behind a port of its own instead.
+    With ``root_ports``, each device is behind a port of its own instead. QEMU is not told their names: it would
+    refuse some, such as 8250.
     """
     plugged = []
-    for place, (name, path) in enumerate(paths.items()):
+    for place, path in enumerate(paths.values()):
         bus, slot = (f"{ROOT_PORT}{place}", 0) if root_ports else ("pcie.0", FIRST_SLOT + place)
         functions = sockets(path)
         for number, socket in enumerate(functions):
             at: dict[str, object] = {"bus": bus, "addr": f"{slot:x}.{number}"}
             if len(functions) > 1:
                 at["multifunction"] = True
-            plugged.append(Plugged(socket, name if len(functions) == 1 else f"{name}.{number}", at))
+            plugged.append(Plugged(socket, properties=at))
     return plugged
 
 

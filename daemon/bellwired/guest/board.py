@@ -17,7 +17,8 @@ A task that waits for 30 seconds and cannot be killed is reported; Linux's defau
 """
 PORT = "bellwire"
 """The name of the virtio-serial port that the agent looks for."""
-ROOT_PORT = "port"
+SERIAL, ROOT_PORT = "bellwire-serial", "bellwire-port"
+"""QEMU's names of the board's own devices: a user's device may be called serial, or port0."""
 SERIAL_SLOT, NETWORK_SLOT, FIRST_ROOT_PORT = 0x1E, 0x1D, 0x18
 MOST_ROOT_PORTS = NETWORK_SLOT - FIRST_ROOT_PORT
 
@@ -65,9 +66,9 @@ def command_line(plan: Plan, ends: Ends, folders: Iterable[str]) -> list[str]:
     words += plan.board
     for device in plan.devices:
         words += ["-device", device.argument]
-    words += ["-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={SERIAL_SLOT:#x},max_ports=2"]
+    words += ["-device", f"virtio-serial-pci,id={SERIAL},bus=pcie.0,addr={SERIAL_SLOT:#x},max_ports=2"]
     words += ["-chardev", f"socket,id=channel,fd={ends.channel}"]
-    words += ["-device", f"virtserialport,bus=serial.0,chardev=channel,name={PORT}"]
+    words += ["-device", f"virtserialport,bus={SERIAL}.0,chardev=channel,name={PORT}"]
     if plan.network:
         words += ["-netdev", "user,id=network"]
         words += ["-device", f"virtio-net-pci,netdev=network,bus=pcie.0,addr={NETWORK_SLOT:#x},romfile="]
