@@ -74,6 +74,18 @@ def test_slow_blocks_complete_behind_others(guest: Guest[Nvme], driver: Driver) 
     assert [done.cid for done in queues.reap()] == [slow]
 
 
+def test_a_slow_command_completes_when_its_fault_is_taken_out(guest: Guest[Nvme], driver: Driver) -> None:
+    queues = driver.create_queues()
+    first = put(guest, faults.SlowCommand, by="60min", last=7)
+    put(guest, faults.SlowCommand, by="60min")
+    freed = queues.put(IoOpcode.READ, nsid=1, prp1=0x2000, dwords=(0, 0, 0))
+    queues.put(IoOpcode.READ, nsid=1, prp1=0x3000, dwords=(8, 0, 0))
+    queues.ring()
+    guest.filters.remove(first)
+    guest.advance(0)
+    assert [done.cid for done in queues.reap()] == [freed]
+
+
 def test_every_third_command_is_lost(guest: Guest[Nvme], driver: Driver) -> None:
     queues = driver.create_queues()
     fault = put(guest, faults.LostCommand, every=3)

@@ -66,6 +66,50 @@ def test_a_late_buffer_of_a_queue_that_was_reset_never_comes_back() -> None:
         assert driver.queues[0].used() == []
 
 
+def test_a_late_buffer_comes_back_when_its_fault_is_taken_out() -> None:
+    with driver_with(faults.LateUsed, by="60min") as driver:
+        echo(driver, b"ab")
+        driver.guest.filters.clear()
+        driver.guest.advance(0)
+        assert driver.queues[0].answers() == [b"ba"]
+
+
+def test_faults_of_one_queue_stack() -> None:
+    with driver_with(faults.LostUsed, at=1) as driver:
+        driver.guest.filters.add(faults.LateUsed(by="50ms", at=1))
+        driver.guest.filters.add(faults.ShortUsed(missing=1, at=1))
+        for data in (b"ab", b"cd", b"ef"):
+            echo(driver, data)
+        assert driver.queues[0].answers() == [b"fe"]
+        driver.guest.advance(0.05)
+        assert driver.queues[0].answers() == [b"b"]
+
+
+def test_a_fault_below_others_can_be_taken_out() -> None:
+    with driver_with(faults.LostUsed) as driver:
+        driver.guest.filters.add(faults.ShortUsed(missing=1))
+        driver.guest.filters.remove("virtio-lost-used")
+        echo(driver, b"ab")
+        assert driver.queues[0].answers() == [b"b"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (faults.LostUsed(queue=3), "queue=3: the device has 0 to 2"),
+        (faults.FewerFeatures(without="999"), r"without=999: the device offers 5\+28\+29\+32\+33\+34"),
+        (faults.FewerFeatures(without="-1"), "without=-1: the device offers"),
+        (faults.FewerFeatures(without="x"), r"without=x: expected feature bits, as 29\+34"),
+    ],
+)
+def test_what_the_device_does_not_have_is_refused(fault: Fault, why: str) -> None:
+    with Driver(Echo) as driver:
+        before = dict(vars(driver.device)), dict(vars(driver.device.virtqueues[0]))
+        with pytest.raises(OptionError, match=why):
+            driver.guest.filters.add(fault)
+        assert (dict(vars(driver.device)), dict(vars(driver.device.virtqueues[0]))) == before
+
+
 def test_a_buffer_is_lost() -> None:
     with driver_with(faults.LostUsed, every=2) as driver:
         for data in (b"ab", b"cd", b"ef"):
@@ -110,8 +154,3 @@ def test_a_fault_that_is_taken_out_leaves_nothing_behind() -> None:
         driver.guest.filters.add(kind(times=1, after="60min"))
         driver.guest.filters.remove(kind.name)
     assert (dict(vars(driver.device)), [dict(vars(queue)) for queue in driver.device.virtqueues]) == before
-
-
-def test_an_error_says_how_features_are_written() -> None:
-    with Driver(Echo) as driver, pytest.raises(OptionError, match=r"without=x: expected feature bits, as 29\+34"):
-        driver.guest.filters.add(faults.FewerFeatures(without="x"))

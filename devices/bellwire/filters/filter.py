@@ -177,7 +177,10 @@ class Filter:
     # -- its life
 
     def start(self) -> None:
-        """It is put in: perhaps before the device's ``setup``. Override it to set up what the filter keeps."""
+        """It is put in: perhaps before the device's ``setup``. Override it to set up what the filter keeps.
+
+        If it raises, the filter is not in, and :meth:`stop` is not called: check first, and change the device then.
+        """
 
     def stop(self) -> None:
         """It is taken out, or the device ends. Override it to close what :meth:`start` opened."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +11,6 @@ from bellwire.errors import OptionError
 from bellwire.faults import Fault, LastingFault
 from bellwire.filters import Argument, Duration, Ring
 from bellwire.virtio.chain import Chain
-from bellwire.virtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
     from bellwire.virtio.device import VirtioDevice
@@ -17,19 +18,38 @@ if TYPE_CHECKING:
 Finish = Callable[[Iterable[Chain]], None]
 
 
+class Layers:
+    """Functions of faults that stand in the place of a method, the one that was put in last first.
+
+    Each gets the method behind it, and then the arguments.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self.functions: list[Callable[..., Any]] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the functions, and behind them the method."""
+        method = self._method
+        for function in self.functions:
+            method = functools.partial(function, method)
+        return method(*arguments)
+
+
 class VirtioFault(Fault):
-    """A fault of a virtio device. It puts its own function in the place of a method, and takes it out at its end."""
+    """A fault of a virtio device. It puts its own function in front of a method, and takes it out at its end."""
 
     def start(self) -> None:
-        """Nothing is in a place of its own yet."""
-        self._placed: list[tuple[dict[str, Any], str, Any]] = []
+        """Nothing is in front of a method yet."""
+        self._placed: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         super().start()
 
     def stop(self) -> None:
         """Put everything back."""
         super().stop()
-        for methods, name, function in reversed(self._placed):
-            if methods.get(name) is function:
+        for methods, name, function in self._placed:
+            methods[name].functions.remove(function)
+            if not methods[name].functions:
                 del methods[name]
 
     @property
@@ -38,11 +58,11 @@ class VirtioFault(Fault):
         return cast("VirtioDevice", self.device)
 
     def place(self, owner: object, name: str, function: Callable[..., Any]) -> None:
-        """Let ``function`` run in the place of the method ``name`` of ``owner``."""
+        """Let ``function`` run in front of the method ``name`` of ``owner``, as :class:`Layers` calls it."""
         methods = vars(owner)
-        if name in methods:
-            raise OptionError(f"filter {self.name}: another fault of this kind is there already")
-        methods[name] = function
+        if name not in methods:
+            methods[name] = Layers(getattr(owner, name))
+        methods[name].functions.append(function)
         self._placed.append((methods, name, function))
 
 
@@ -52,19 +72,17 @@ class UsedFault(VirtioFault):
     queue = Argument(-1, least=-1, most=65535, help="the virtqueue; -1: all")
 
     def start(self) -> None:
-        """See each buffer that is returned."""
+        """See each buffer that is returned. An OptionError if the device has no such queue."""
+        count = len(self.card.virtqueues)
+        if self.queue >= count:
+            raise OptionError(f"filter {self.name}: queue={self.queue}: the device has 0 to {count - 1}")
         super().start()
         for queue in self.card.virtqueues:
             if self.queue in (-1, queue.index):
-                self._watch(queue)
+                self.place(queue, "finish", self._finished)
 
-    def _watch(self, queue: Virtqueue) -> None:
-        finish = queue.finish
-
-        def finished(chains: Iterable[Chain]) -> None:
-            finish([chain for chain in chains if self.returned(chain, finish)])
-
-        self.place(queue, "finish", finished)
+    def _finished(self, finish: Finish, chains: Iterable[Chain]) -> None:
+        finish([chain for chain in chains if self.returned(chain, finish)])
 
     def returned(self, chain: Chain, finish: Finish) -> bool:
         """The device returns a buffer: False if it does not go back to the driver now."""
@@ -92,12 +110,27 @@ class LateUsed(UsedFault, name="virtio-late-used"):
 
     by = Duration(0.05, most=3600.0, help="how late")
 
+    def start(self) -> None:
+        """No buffer waits yet."""
+        self._waiting: deque[tuple[Chain, Finish, int]] = deque()
+        super().start()
+
+    def stop(self) -> None:
+        """Return what waits, with the device's next turn."""
+        super().stop()
+        for each in self._waiting:
+            self.device.after(0, self._return, *each)
+
     def returned(self, chain: Chain, finish: Finish) -> bool:
         """Keep it for a while."""
         if not self.strikes("a buffer of %s is late", chain.queue):
             return True
-        self.after(self.by, self._return, chain, finish, chain.queue.generation)
+        self._waiting.append((chain, finish, chain.queue.generation))
+        self.after(self.by, self._return_first)
         return False
+
+    def _return_first(self) -> None:
+        self._return(*self._waiting.popleft())
 
     def _return(self, chain: Chain, finish: Finish, generation: int) -> None:
         if chain.queue.generation == generation:
@@ -137,8 +170,10 @@ class RefusedFeatures(VirtioFault, name="virtio-refuse-features"):
     def start(self) -> None:
         """Stand before the agreement."""
         super().start()
-        agree = self.card.agree_on_features
-        self.place(self.card, "agree_on_features", lambda: not self.strikes("features are refused") and agree())
+        self.place(self.card, "agree_on_features", self._agree)
+
+    def _agree(self, agree: Callable[[], bool]) -> bool:
+        return not self.strikes("features are refused") and agree()
 
 
 class FewerFeatures(VirtioFault, name="virtio-fewer-features"):
@@ -149,14 +184,19 @@ class FewerFeatures(VirtioFault, name="virtio-fewer-features"):
     without = Argument("29", help="the feature bits, as 29+34")
 
     def start(self) -> None:
-        """Stand before the offer."""
-        super().start()
+        """Stand before the offer. An OptionError for a bit that is not on offer."""
+        where = f"filter {self.name}: without={self.without}"
         try:
-            missing = {int(bit) for bit in self.without.split("+")}
+            self._missing = {int(bit) for bit in self.without.split("+")}
         except ValueError:
-            raise OptionError(f"filter {self.name}: without={self.without}: expected feature bits, as 29+34") from None
-        offered = self.card.offered
-        self.place(self.card, "offered", lambda: offered() - missing if self.trigger.open else offered())
+            raise OptionError(f"{where}: expected feature bits, as 29+34") from None
+        if not self._missing <= (offered := self.card.offered()):
+            raise OptionError(f"{where}: the device offers {'+'.join(map(str, map(int, sorted(offered))))}")
+        super().start()
+        self.place(self.card, "offered", self._offered)
+
+    def _offered(self, offered: Callable[[], set[int]]) -> set[int]:
+        return offered() - self._missing if self.trigger.open else offered()
 
 
 VIRTIO_FAULTS: tuple[type[Fault], ...] = (

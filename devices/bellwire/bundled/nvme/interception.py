@@ -37,6 +37,16 @@ Judge = Callable[[int, Command], Fate | None]
 """Decides on a command of the submission queue with this number; None: it is executed."""
 
 
+class Waiting(NamedTuple):
+    """A command that waits, and the judge that lets it wait."""
+
+    judge: Judge | None
+    timer: Timer
+    sq: SubmissionQueue
+    cq: CompletionQueue
+    entry: bytes
+
+
 class Interception:
     """Stands before the engine of ``controller`` as long as there is a judge, or while the queues are stalled.
 
@@ -49,7 +59,8 @@ class Interception:
         self._plain = engine.execute, engine.drain
         self._judges: list[Judge] = []
         self._stalls = 0
-        self._waiting: dict[int, Timer] = {}
+        self._waiting: dict[int, Waiting] = {}
+        """Commands by their slots in the journal."""
 
     def add(self, judge: Judge) -> None:
         """Ask ``judge`` about each command from now on, after those that were added before."""
@@ -57,8 +68,12 @@ class Interception:
         self._engine.execute = self._execute
 
     def remove(self, judge: Judge) -> None:
-        """Ask ``judge`` no more. Commands that wait go on waiting."""
+        """Ask ``judge`` no more. What it lets wait is executed with the device's next turn."""
         self._judges.remove(judge)
+        for slot, waiting in self._waiting.items():
+            if waiting.judge == judge:
+                waiting.timer.cancel()
+                self._waiting[slot] = waiting._replace(timer=self._controller.device.after(0, self._waited, slot))
         if not self._judges:
             self._engine.execute = self._plain[0]
 
@@ -77,15 +92,15 @@ class Interception:
 
     def forget(self) -> None:
         """The queues have ended: so do the commands that wait."""
-        for slot, timer in self._waiting.items():
-            timer.cancel()
+        for slot, waiting in self._waiting.items():
+            waiting.timer.cancel()
             self._controller.journal.strike(slot)
         self._waiting.clear()
 
     def clear(self) -> None:
         """The journal has been emptied."""
-        for timer in self._waiting.values():
-            timer.cancel()
+        for waiting in self._waiting.values():
+            waiting.timer.cancel()
         self._waiting.clear()
 
     def _drain(self, sq: SubmissionQueue) -> None:
@@ -101,11 +116,21 @@ class Interception:
                 break
             entry = block[at : at + COMMAND_SIZE]
             command = Command.unpack(entry)
-            fates = (judge(sq.qid, command) for judge in list(self._judges))
+            judge, fate = self._decide(sq.qid, command)
             cq.running -= 1
             ahead -= 1
-            self._apply(next((fate for fate in fates if fate is not None), Fate()), sq, cq, entry, command)
+            if fate.wait:
+                self._wait(fate.wait, judge, sq, cq, entry)
+            else:
+                self._apply(fate, sq, cq, entry, command)
         cq.running -= ahead
+
+    def _decide(self, qid: int, command: Command) -> tuple[Judge | None, Fate]:
+        """What becomes of a command, and who has decided it."""
+        for judge in list(self._judges):
+            if (fate := judge(qid, command)) is not None:
+                return judge, fate
+        return None, Fate()
 
     def _apply(self, fate: Fate, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes, command: Command) -> None:
         queues, controller = self._engine.queues, self._controller
@@ -118,18 +143,22 @@ class Interception:
             if fate.retry is not None:
                 field = field & ~DO_NOT_RETRY | (0 if fate.retry else DO_NOT_RETRY)
             queues.post(cq, [(0, sq, command.cid, field | MORE)])
-        elif fate.wait:
-            slot = controller.journal.note(sq.qid, entry)
-            sq.running += 1
-            cq.running += 1
-            self._waiting[slot] = controller.device.after(fate.wait, self._waited, slot, sq, cq, entry)
         else:
             self._plain[0](sq, cq, entry)
             if fate.twice and controller.live and cq.size and cq.room > 0:
                 queues.post(cq, [(0, sq, command.cid, 0)])
 
-    def _waited(self, slot: int, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes) -> None:
-        del self._waiting[slot]
+    def _wait(
+        self, seconds: float, judge: Judge | None, sq: SubmissionQueue, cq: CompletionQueue, entry: bytes
+    ) -> None:
+        slot = self._controller.journal.note(sq.qid, entry)
+        sq.running += 1
+        cq.running += 1
+        timer = self._controller.device.after(seconds, self._waited, slot)
+        self._waiting[slot] = Waiting(judge, timer, sq, cq, entry)
+
+    def _waited(self, slot: int) -> None:
+        _, _, sq, cq, entry = self._waiting.pop(slot)
         self._controller.journal.strike(slot)
         if self._controller.live:
             sq.running -= 1
