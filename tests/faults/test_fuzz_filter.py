@@ -73,6 +73,17 @@ def test_the_changes_of_fuzz_are_a_scenario_that_does_the_same() -> None:
         assert exercise(it) == seen
 
 
+def test_reads_that_span_registers_count_for_each_of_them() -> None:
+    def exercise(*faults: Filter) -> list[int]:
+        with Guest(Part, filters=faults) as it:
+            return [it.read(0, 0, size) for _ in range(20) for size in (4, 8)]
+
+    fuzz = Fuzz(p=0.3, seed=1, times=16)
+    seen = exercise(fuzz)
+    scenario = Scenario(about="a", driver="b", fault=tuple(fuzz.changes), name="x")
+    assert exercise(*scenario.faults(Part)) == seen
+
+
 def test_fuzz_tells_where_it_has_changed_something() -> None:
     fuzz = Fuzz(p=0.1, seed=3)
     under(fuzz)

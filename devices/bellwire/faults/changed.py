@@ -6,6 +6,7 @@ from typing import Any
 
 from bellwire.declare.register import Register
 from bellwire.faults.fault import Fault
+from bellwire.faults.interrupts import repeat
 from bellwire.faults.registers import RegisterFault
 from bellwire.filters import Argument, DmaWrite, Interrupt, Read
 from bellwire.filters.place import Place
@@ -81,12 +82,11 @@ class Fuzz(Fault, name="fuzz"):
     def after_read(self, read: Read) -> None:
         """Invert some bits."""
         names = [item.name for _, item in read.place.items if isinstance(item, Register)]
-        name = names[0] if len(names) == 1 else ""
-        number = self._count("read", name)
-        if self.reads and name and self.strikes("the read of %s is changed", name):
+        numbers = [self._count("read", name) for name in names]
+        if self.reads and len(names) == 1 and self.strikes("the read of %s is changed", names[0]):
             xor = self._bits(8 * read.place.count)
             read.value = changed(read.place, read.value, xor)
-            self._note("changed-read", number, register=name, xor=xor)
+            self._note("changed-read", numbers[0], register=names[0], xor=xor)
 
     def before_dma_write(self, write: DmaWrite) -> None:
         """Invert bits of a byte."""
@@ -98,13 +98,15 @@ class Fuzz(Fault, name="fuzz"):
 
     def before_interrupt(self, interrupt: Interrupt) -> None:
         """Lose it, repeat it, or hold it back."""
+        if interrupt.level is False:
+            return  # it ends an interrupt
         number = self._count("irq", interrupt.vector)
-        if self.irqs and interrupt.level is None and self.strikes("an interrupt is changed"):
+        if self.irqs and self.strikes("an interrupt is changed"):
             what = self.random.choice(("lost-irq", "double-irq", "late-irq"))
             if what == "lost-irq":
                 interrupt.drop()
             elif what == "double-irq":
-                interrupt.again()
+                repeat(self, interrupt)
             else:
                 interrupt.delay(LATE)
             self._note(what, number, vector=interrupt.vector)

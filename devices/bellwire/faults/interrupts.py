@@ -9,8 +9,8 @@ from bellwire.model.host import Timer
 from vfio_user import IrqIndex
 
 BURST = 64
-"""The interrupts of a storm that come at once."""
-PAUSE = 0.001  # seconds between two bursts
+"""The message-signalled interrupts of a storm that come at once. Pulses of INTx would merge: they come one by one."""
+PAUSE = 0.001  # seconds between two bursts, and from a rise of INTx to the pulse that repeats it
 
 
 def named(interrupt: Interrupt) -> str:
@@ -69,7 +69,7 @@ class DoubleIrq(InterruptFault, name="double-irq"):
     def before_interrupt(self, interrupt: Interrupt) -> None:
         """Let it happen once more."""
         if self.concerns(interrupt) and self.strikes("%s comes twice", named(interrupt)):
-            interrupt.again()
+            repeat(self, interrupt)
 
 
 class WrongVector(InterruptFault, name="wrong-vector"):
@@ -79,8 +79,15 @@ class WrongVector(InterruptFault, name="wrong-vector"):
 
     by = Argument(1, least=1, most=2047, help="how many vectors further; behind the last comes the first")
 
+    def start(self) -> None:
+        """Open the schedule's window. An OptionError if the device has no second vector."""
+        signals = self.device.core.signals
+        if max(len(signals.msix), len(signals.msi)) < 2:
+            raise OptionError(f"filter {self.name}: the device has no two vectors of MSI-X or MSI")
+        super().start()
+
     def before_interrupt(self, interrupt: Interrupt) -> None:
-        """Change the vector, if the device has several."""
+        """Change the vector, if its kind has several."""
         vectors = self.device.core.signals.msix if interrupt.kind is IrqIndex.MSIX else self.device.core.signals.msi
         if interrupt.level is None and len(vectors) > 1 and self.concerns(interrupt):
             wrong = (interrupt.vector + self.by) % len(vectors)
@@ -97,16 +104,17 @@ class IrqStorm(InterruptFault, name="irq-storm"):
 
     def before_interrupt(self, interrupt: Interrupt) -> None:
         """Send the first burst with it; timers send the others."""
-        if interrupt.level is None and self.concerns(interrupt) and self.strikes("a storm of %s", named(interrupt)):
+        if self.concerns(interrupt) and self.strikes("a storm of %s", named(interrupt)):
             self._send(interrupt.kind, interrupt.vector, self.count)
 
     def _send(self, kind: IrqIndex, vector: int, count: int) -> None:
         self.after(PAUSE, self._burst, kind, vector, count)
 
     def _burst(self, kind: IrqIndex, vector: int, count: int) -> None:
-        interrupt_again(self, kind, vector, min(count, BURST))
-        if count > BURST:
-            self._send(kind, vector, count - BURST)
+        burst = 1 if kind is IrqIndex.INTX else min(count, BURST)
+        interrupt_again(self, kind, vector, burst)
+        if count > burst:
+            self._send(kind, vector, count - burst)
 
 
 class SpuriousIrq(Fault, name="spurious-irq"):
@@ -114,7 +122,7 @@ class SpuriousIrq(Fault, name="spurious-irq"):
 
     driver = "Checks in the handler whether the device has done anything, and says so to the kernel if not (IRQ_NONE)."
 
-    vector = Argument(0, least=0, most=2047, help="the vector of MSI-X or MSI")
+    vector = Argument(0, least=0, most=2047, help="the vector; INTx is 0")
     interval = Duration(0.01, most=3600.0, help="the time from one to the next; at least 0.1ms")
 
     _timer: Timer | None = None
@@ -137,12 +145,18 @@ class SpuriousIrq(Fault, name="spurious-irq"):
 
     def _fire(self) -> None:
         self._wait()
-        signals, vector = self.device.core.signals, self.vector
+        kind = self._listened_to()
+        if kind is not None and self.strikes("%s %d without a cause", kind.name, self.vector):
+            interrupt_again(self, kind, self.vector, 1)
+
+    def _listened_to(self) -> IrqIndex | None:
+        """By which kind of interrupts the vector reaches the guest now."""
+        signals = self.device.core.signals
         for kind, vectors in ((IrqIndex.MSIX, signals.msix), (IrqIndex.MSI, signals.msi)):
-            if vectors.enabled and vector < len(vectors):
-                if self.strikes("%s %d without a cause", kind.name, vector):
-                    interrupt_again(self, kind, vector, 1)
-                return
+            if vectors.enabled:
+                return kind if self.vector < len(vectors) else None
+        has_line = self.device.layout.intx is not None and signals.config.intx_enabled
+        return IrqIndex.INTX if has_line and self.vector == 0 else None
 
 
 def check_vector(fault: Fault, vector: int) -> None:
@@ -153,10 +167,27 @@ def check_vector(fault: Fault, vector: int) -> None:
         raise OptionError(f"filter {fault.name}: vector={vector}: the device has 0 to {count - 1}")
 
 
+def repeat(fault: Fault, interrupt: Interrupt) -> None:
+    """Let an interrupt come twice: INTx by a pulse, when a handler has had some time to end the first."""
+    if interrupt.level is None:
+        interrupt.again()
+    else:
+        fault.after(PAUSE, interrupt_again, fault, interrupt.kind, interrupt.vector, 1)
+
+
 def interrupt_again(fault: Fault, kind: IrqIndex, vector: int, times: int) -> None:
-    """Send a vector that the device has not triggered, if the guest listens. No filter sees it."""
+    """Send a vector that the device has not triggered, if the guest listens. No filter sees it.
+
+    INTx rises, and has the level again that the device gives it.
+    """
     device = fault.device
-    host = device.core.host
-    if host is not None and device.bus_master:
+    host, signals = device.core.host, device.core.signals
+    if host is None:
+        return
+    if kind is IrqIndex.INTX:
+        if signals.config.intx_enabled:
+            host.level(True)
+            signals.relevel()
+    elif device.bus_master:
         for _ in range(times):
             host.signal(kind, vector)
