@@ -70,19 +70,25 @@ def tables(texts: Sequence[str]) -> list[dict[str, Plain]]:
 
 
 class Switches:
-    """Puts filters in and takes them out while the device runs. All its methods run on the device's thread."""
+    """Puts filters in and takes them out while the device runs. All its methods run on the device's thread.
 
-    def __init__(self, device: PciDevice, stack: Stack) -> None:
+    ``asked`` are those that the device has from its start. The others in the stack are parts of captures and traces.
+    """
+
+    def __init__(self, device: PciDevice, stack: Stack, asked: Iterable[Filter] = ()) -> None:
         self._kind = type(device)
         self._stack = stack
+        self._asked = list(asked)
 
     def do(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
         """``add`` a filter (``named`` as in ``delay:read=2ms``), ``remove`` one by its label, or only ``list`` them.
 
-        Returns the filters from the guest's side to the device's.
+        Returns the filters from the guest's side to the device's, each with whether a user has ``asked`` for it.
         """
         if action == "add":
-            put_in(made(parse(named), self._kind), self._stack, int(place) if place else None)
+            new = made(parse(named), self._kind)
+            put_in(new, self._stack, int(place) if place else None)
+            self._asked = [each for _, each in self._stack if each in self._asked or each is new]
         elif action == "remove":
             for label, each in self._stack:
                 if label == named and each.kept:
@@ -98,7 +104,8 @@ class Switches:
             report = each.report()
         except Exception as error:  # noqa: BLE001 the boundary to the code of a filter
             report = {"error": f"{type(error).__name__}: {error}"}
-        return {"label": label, "name": each.name, "given": given, "arguments": values, "report": report}
+        about = {"label": label, "name": each.name, "given": given, "arguments": values, "report": report}
+        return about | {"asked": each in self._asked}
 
 
 def _of_device(device: type[PciDevice]) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 from bellwired.commands.cli import main
 from daemon.commands import PATIENCE, bellwire, ended, line, started
 from daemon.test_foreground import Running, made, words
+from daemon.test_run_restarts import PLAIN, connected, read, run
 
 pytestmark = pytest.mark.daemon
 
@@ -81,3 +83,31 @@ def test_a_second_signal_ends_a_device_whose_filter_hangs_in_its_report(tmp_path
         while line(process) != "in the report\n":
             pass
         assert ended(process, signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_filters_and_faults_that_were_added_by_command_stay_when_the_process_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run(tmp_path, "--filter", "delay") as running, connected(running) as client:
+        for command in (["fault", "dut", "config-ones"], ["filter", "dut", "add", "count:seed=3", "--place", "0"]):
+            assert main([*command, *running.places]) == 0
+        assert main(["filter", "dut", "remove", "delay", *running.places]) == 0
+        for _ in range(2):
+            os.kill(running.pid, signal.SIGKILL)
+            read(client, PLAIN)
+            capsys.readouterr()
+            assert main(["filter", "dut", "list", "--json", *running.places]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert [each["label"] for each in found] == ["count", "config-ones"]
+            assert found[0]["arguments"]["seed"] == "3"
+
+
+def test_the_last_events_of_a_process_that_has_died_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run(tmp_path, "--filter", "trace:log=no,only=mmio") as running, connected(running) as client:
+        client.write(0, PLAIN, (7).to_bytes(4, "little"))
+        os.kill(running.pid, signal.SIGKILL)
+        assert read(client, PLAIN) == 7
+        assert main(["trace", "dut", "--last", "1", "--ended", *running.places]) == 0
+    assert capsys.readouterr().out[16:].rstrip() == "write   plain = 0x00000007  BAR0+0x0"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from operating.conftest import Run
-from operating.instance import Instance, connect, eventually, read
+from operating.instance import PATIENCE, Instance, connect, eventually, read
+from operating.test_captures import begun
 
 
 def filters(run: Run, name: str) -> list[dict[str, Any]]:
@@ -79,3 +81,18 @@ def test_a_device_keeps_its_filters_when_its_worker_dies_until_its_file_has_othe
     daemon.configure(name, 'device = "edu"\n[[filter]]\nname = "mistakes"')
     daemon.reload()
     assert [each["label"] for each in filters(run, name)] == ["mistakes"]
+
+
+def test_a_worker_that_follows_has_no_filters_of_commands_that_looked_at_the_one_before(
+    daemon: Instance, run: Run, tmp_path: Path
+) -> None:
+    name = daemon.add('device = "edu"')
+    with daemon.control() as stream, begun(daemon, name, tmp_path / "edu.pcapng") as capture:
+        stream.send("Trace", more=True, name=name, begin=True)
+        assert eventually(lambda: len(filters(run, name)) == 2)
+        assert run("filter", name, "add", "count") == (0, "", "")
+        pid = daemon.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: daemon.runs_anew(name, pid))
+        assert [each["label"] for each in filters(run, name)] == ["count"]
+        capture.wait(PATIENCE)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from bellwire import BellwireError, PciDevice
+from bellwire.filters import Filter
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay
@@ -101,21 +102,21 @@ def _serve(
     if ward is not None:
         _log_to(arguments, name, part)
     instance, failed = _make(arguments, device, ward)
-    filters = all_made(wanted, device)
     first = ward is None or not ward.number
     with ExitStack() as last, sockets, ExitStack() as stack:
         debugger.install(debugging=arguments.debug, stopping=ward.debugged if ward else lambda: None)
-        about = settings.Device(
-            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=wanted
-        )
         # It runs a machine of its own, which a boxed process may not.
         accelerated_by = attach.accelerators() if first and part is None and _announces(arguments) else []
         captures = capture.asked(arguments, stack)
         recording = [] if arguments.record is None else [replay.recorder(arguments, instance, stack)]
-        filters += recording
         box = _box(arguments, instance, name, place.control, ward, last)
         if failed is not None and ward is not None:
             instance = _as_left(arguments, ward, instance, failed)
+        wanted, filters = _filters(wanted, ward, type(instance))
+        filters += recording
+        about = settings.Device(
+            device=arguments.device, io_fd_entry=arguments.io_fd_entry, dialect=arguments.dialect, filters=wanted
+        )
         desk = stack.enter_context(Desk(name, about, place.address, place.control, box, ward))
         relay = Relay(desk.channel)
         log.root.addHandler(relay)
@@ -220,6 +221,21 @@ def _as_left(arguments: argparse.Namespace, ward: Ward, first: PciDevice, error:
     log.error("%s", words)
     first.core.close()
     return found
+
+
+def _filters(
+    wanted: settings.Filters, ward: Ward | None, device: type[PciDevice]
+) -> tuple[settings.Filters, list[Filter]]:
+    """The filters that the process before had, as tables and made; if it had no others, those of the command line.
+
+    Call it in the box: that process has told them, and a guest may have taken it over.
+    """
+    if ward is not None and ward.filters is not None:
+        try:
+            return ward.filters, all_made(ward.filters, device)
+        except BellwireError as error:
+            log.error("it has the filters of the command's start again: %s", error)
+    return wanted, all_made(wanted, device)
 
 
 def _again(arguments: argparse.Namespace) -> Again:

@@ -7,8 +7,8 @@ from typing import Any
 
 from bellwired.errors import CommandError
 from bellwired.manager.asked import Asked
-from bellwired.manager.event_rings import EventRings
 from bellwired.settings import Device, Filters
+from bellwired.workers.event_rings import EventRings
 
 
 class Filtered(Asked):
@@ -32,7 +32,8 @@ class Filtered(Asked):
         """Add, remove or list filters: see :class:`bellwired.filtering.Switches`. Returns those that it has then."""
         found = list(await self.ask("filter", action=action, named=named, place=place))
         if action != "list":
-            self._switched = self.settings.filters, [{"name": each["name"], **each["given"]} for each in found]
+            asked = [{"name": each["name"], **each["given"]} for each in found if each["asked"]]
+            self._switched = self.settings.filters, asked
             await self.keep_ring()
         return found
 
@@ -40,4 +41,8 @@ class Filtered(Asked):
         """Keep the event ring of the filter ``trace``, if the device has one: it outlives the worker."""
         if any(each["name"] == "trace" for each in self.filters(self.settings)):
             with contextlib.suppress(CommandError):  # the worker has just ended
-                self.rings.keep((await self.worker.borrow("events"))[1])
+                self._has_ring((await self.worker.borrow("events"))[1])
+
+    def _has_ring(self, ring: int) -> None:
+        """Its worker has this event ring; the descriptor is ours now."""
+        self.rings.keep(ring)

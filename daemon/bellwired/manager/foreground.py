@@ -57,7 +57,7 @@ class Foreground(Unit):
         self._address = address
         self._ward = ward
         if ward is not None:
-            self.hand_overs, self.restarts = ward.hand_overs, ward.number
+            self.hand_overs, self.restarts, self.rings = ward.hand_overs, ward.number, ward.rings
             if (client := ward.client) is not None:
                 self.client = {**client, "since": time.time()}
         self._channel = channel = WorkerChannel(name, self._heard)
@@ -98,6 +98,18 @@ class Foreground(Unit):
     async def change(self, *_: Any) -> None:
         """Nothing: the device has no file."""
         self._refuse()
+
+    async def filter(self, action: str, named: str = "", place: str = "") -> list[dict[str, Any]]:
+        """As of any device. The parent is told, so that the next process has the same filters."""
+        found = await super().filter(action, named, place)
+        if self._ward is not None and action != "list":
+            self._ward.filtered(self.filters(self.settings))
+        return found
+
+    def _has_ring(self, ring: int) -> None:
+        if self._ward is not None:
+            self._ward.has_ring(ring)
+        super()._has_ring(ring)
 
     def end(self) -> None:
         """The device has ended."""

@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import time
+from typing import Any
 
 from bellwired import messages
 from bellwired.box import privileges
@@ -29,8 +30,9 @@ from bellwired.logs import stderr_is_the_journal
 from bellwired.manager.holder import Holder
 from bellwired.manager.life import Restarts, how_it_ended
 from bellwired.manager.watch import LOOKS, Watch
-from bellwired.settings import Daemon
+from bellwired.settings import Daemon, Filters
 from bellwired.workers import hand_over, process, wire
+from bellwired.workers.event_rings import EventRings
 from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.ward import Ward
 from bellwired.workers.wire import MOVED, Answer, Ask, Drop, Keep, Report, WireError
@@ -62,6 +64,9 @@ class Parent:
         self._holder = Holder(name)
         self._watch = Watch(self._holder)
         self._restarts = Restarts()
+        self._filters: Filters | None = None
+        """What the last process has told: it is not read here."""
+        self._rings = EventRings()
         self._channel: socket.socket
         self._pid = 0
         self._since = 0.0
@@ -100,6 +105,7 @@ class Parent:
             if ready_fd is not None and not number:
                 os.close(ready_fd)
             status = self._look_after()
+            self._rings.worker_ended()
             if self._over or self._signals or (not number and not self._ready):
                 self._holder.close()
                 return self._status(status)
@@ -129,7 +135,15 @@ class Parent:
         self._channel.close()
         try:
             as_started = self._edited and self._restarts.stuck
-            return Ward(theirs, number, self._estate(), self._hand_overs, as_started=as_started)
+            return Ward(
+                theirs,
+                number,
+                self._estate(),
+                self._hand_overs,
+                self._rings,
+                filters=self._filters,
+                as_started=as_started,
+            )
         except (ValueError, TypeError):  # device code has told nonsense: nothing can be taken over
             log.exception("%s: its ledger is spoilt", self._name)
             os._exit(1)
@@ -188,14 +202,16 @@ class Parent:
         if isinstance(message, Keep | Drop):
             self._holder.heard(message, fds)
             return True
+        if isinstance(message, Report) and message.kind == "ring" and fds:
+            self._rings.keep(fds.pop(0))
         wire.close(fds)
         if isinstance(message, Answer):
             self._watch.answered()
         elif isinstance(message, Report):
-            self._reported(message.kind)
+            self._reported(message.kind, message.fields)
         return True
 
-    def _reported(self, kind: str) -> None:
+    def _reported(self, kind: str, fields: dict[str, Any]) -> None:
         match kind:
             case "taking-over":
                 self._watched = True
@@ -207,6 +223,8 @@ class Parent:
                     said = self._hand_overs.done()
                     if not stderr_is_the_journal():  # which has it from the process
                         log.warning("%s", said)
+            case "filtered":
+                self._filters = fields.get("filters")
             case "debugged":
                 self._limit = 0.0
             case "over":

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from bellwire.serve.loop import Loop
+from bellwired.settings import Filters
 from bellwired.workers import wire
+from bellwired.workers.event_rings import EventRings
 from bellwired.workers.hand_over import HandOvers
 from bellwired.workers.ledger import ManagersLedger
 from bellwired.workers.relay import say
@@ -24,6 +26,8 @@ class Ward:
 
     ``estate`` is what the process before it has left, if that has left a client. ``hand_overs`` counts, up to this one.
     ``as_started``: with code that was edited since the command's start, the processes before it have not become ready.
+    ``filters`` are those that the process before it has told; None if they are those of the command line. ``rings`` has
+    its event ring.
     """
 
     def __init__(
@@ -32,7 +36,9 @@ class Ward:
         number: int,
         estate: Estate | None,
         hand_overs: HandOvers,
+        rings: EventRings,
         *,
+        filters: Filters | None = None,
         as_started: bool = False,
     ) -> None:
         channel.setblocking(False)
@@ -40,6 +46,8 @@ class Ward:
         self.number = number
         self.estate = estate
         self.hand_overs = hand_overs
+        self.rings = rings
+        self.filters = filters
         self.as_started = as_started
         self.ledger = ManagersLedger(channel)
         """Tells the parent."""
@@ -69,6 +77,14 @@ class Ward:
     def debugged(self) -> None:
         """Tell the parent that a user stops hooks by hand: none counts as hung from now on."""
         self.ledger.send(Report("debugged", {}), [])
+
+    def filtered(self, filters: Filters) -> None:
+        """Tell the parent the filters that the device has now: the next process has them, too."""
+        self.ledger.send(Report("filtered", {"filters": filters}), [])
+
+    def has_ring(self, ring: int) -> None:
+        """Give the parent the event ring of the filter ``trace``: it outlives this process."""
+        self.ledger.send(Report("ring", {}), [ring])
 
     def over(self) -> None:
         """Tell the parent that this process ends because it shall: no other one is started."""

@@ -214,6 +214,7 @@ class Serving:
         """The captures that :meth:`run` was asked for, by form."""
         reporter.outbox = self._outbox = Outbox(channel, self.loop)
         self._name = name
+        self._filters = filters
         self._learn(device)
 
     def _learn(self, device: PciDevice) -> None:
@@ -239,7 +240,7 @@ class Serving:
             "interrupt": pokes.interrupt,
             "statistics": self._worker.served.statistics,
             "measures": self._worker.served.measures,
-            "filter": Switches(device, self._worker.served.filters).do,
+            "filter": Switches(device, self._worker.served.filters, self._filters).do,
             "stop": self._worker.stop,
             "reload": self.reload,
             "capture": self.captures.start,
