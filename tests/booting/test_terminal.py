@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 from typing import Any, cast
 
 import pytest
 
+from bellwired.commands import boot_terminal
 from bellwired.commands.boot_terminal import Screen, _Lines, _status
 from bellwired.guest.console import Console
 from bellwired.guest.errors import CommandTimeout
 from bellwired.guest.machine import Machine
-from booting.on_host import Agent
+from booting.on_host import PATIENCE, Agent
 
 
 class Guest:
@@ -45,3 +47,15 @@ def test_lines_are_whole_however_their_bytes_come() -> None:
 def test_a_devices_line_controls_no_terminal(capfd: Any) -> None:
     Screen().log("copier", "before\x1b[2Jafter")
     assert capfd.readouterr().err == "copier: before\\x1b[2Jafter\n"
+
+
+def test_what_takes_long_is_told_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    screen = Screen()
+    monkeypatch.setattr(screen, "note", told.put)
+    with screen.patience("this is quick"):
+        pass
+    monkeypatch.setattr(boot_terminal, "LONG", 0.01)
+    with screen.patience("the guest still boots"):
+        assert told.get(timeout=PATIENCE) == "the guest still boots"
+    assert told.empty()

@@ -13,7 +13,7 @@ import pytest
 from bellwired.commands.boot import FAILED
 from bellwired.guest.archive import ArchiveError
 from bellwired.guest.build import build_modules
-from bellwired.guest.errors import MachineError
+from bellwired.guest.errors import CommandTimeout, MachineError
 from bellwired.guest.headers import tree_of
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan
@@ -67,6 +67,8 @@ def seen(tools: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     plan = Plan(tools.kernel, qemu, busybox=tools.busybox, cpus=2)
     with Machine.start(plan) as machine:
         assert machine.reports == []
+        with pytest.raises(CommandTimeout, match=r"loading /\S+/broken\.ko has not ended after 2 s$"):
+            machine.insert(module, "waits=1", timeout=2)
         machine.insert(module)
         machine.run(IMPATIENT, check=True)
         for mistake in ("warn", "hang", "loop"):

@@ -53,6 +53,6 @@ def trial(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Trial:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # or hypothesis would be read again for each run
     stand_in(monkeypatch)
     driver = pytester.mkdir("driver")
-    for name in ("copier", "core", "busy", "broken"):
+    for name in ("copier", "core", "busy", "broken", "stuck", "waiting"):
         (driver / f"{name}.ko").touch()
     return Trial(pytester)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from bellwired.guest.console import Console
-from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
+from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError, ModuleInUse
 from bellwired.guest.leaks import OFF
 from bellwired.guest.machine import Finished
 from bellwired.guest.plan import Plan
@@ -35,6 +35,14 @@ OOPS = b"""
 [    5.124300] ---[ end trace 0000000000000000 ]---
 """
 
+HUNG = b"""
+[   31.000001] INFO: task insmod:71 blocked for more than 30 seconds.
+[   31.000002] Call Trace:
+[   31.000003]  <TASK>
+[   31.000004]  wait_for_completion+0x20/0x90
+[   31.000005]  </TASK>
+"""
+
 
 class Near:
     """In the place of a :class:`bellwired.guest.machine.Machine`. What is asked of it is in the file ``log``."""
@@ -47,6 +55,7 @@ class Near:
 
         self.machines.append(self)
         self._number = len(self.machines)
+        self._lost = ""
         self._tell("boot " + " ".join(device.id for device in plan.devices))
 
     @classmethod
@@ -62,6 +71,10 @@ class Near:
         check: bool = False,
     ) -> Finished:
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        if "a driver hangs" in words:
+            self.console.feed(HUNG)
+        if self._lost:
+            raise MachineError(self._lost)
         if "/dev/kmsg" in " ".join(words):
             self.console.feed(words[-1].encode() + b"\n")
             return Finished(0, None, b"", b"")
@@ -81,15 +94,22 @@ class Near:
             raise CommandFailed(f"{words[-1]}: status {done.returncode}: {done.stderr.decode()}")
         return Finished(done.returncode, None, done.stdout, done.stderr)
 
-    def insert(self, module: Path, *parameters: str) -> None:
+    def insert(self, module: Path, *parameters: str, timeout: float) -> None:
+        if module.stem == "stuck":
+            raise CommandTimeout(f"loading stuck.ko has not ended after {timeout:g} s")
         if module.stem == "broken":
             raise MachineError("insmod: broken.ko: Invalid module format")
         self._tell(" ".join(["insmod", module.name, *parameters]))
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, timeout: float) -> None:
         if name == "busy":
-            raise MachineError("rmmod: busy is in use")
+            raise ModuleInUse("rmmod: busy is in use")
+        if name == "waiting":
+            raise CommandTimeout(f"unloading waiting has not ended after {timeout:g} s")
         self._tell(f"rmmod {name}")
+
+    def give_up(self, why: str) -> None:
+        self._lost = why
 
     def reboot(self) -> None:
         self._tell("reboot")

@@ -189,3 +189,34 @@ def test_a_module_that_is_nowhere_is_told_with_the_places(trial: Trial) -> None:
     result = trial('@machine(devices=[Copier], module="elsewhere/x.ko")\ndef test_it(vm): pass')
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*there is no module elsewhere/x.ko, and no Makefile beside it, in *"])
+
+
+def test_a_driver_whose_probe_does_not_end_fails_its_test_after_the_timeout_of_the_machine(trial: Trial) -> None:
+    result = trial("""
+@machine(devices=[Copier], module="driver/stuck.ko", timeout=7)
+def test_it(vm): pass
+""")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E *CommandTimeout: loading stuck.ko has not ended after 7 s"])
+
+
+def test_a_driver_whose_exit_does_not_end_fails_its_test_after_the_timeout_of_the_run(trial: Trial) -> None:
+    text = """
+pytestmark = machine(devices=[Copier], module="driver/waiting.ko")
+def test_one(vm): pass
+def test_two(vm): pass
+"""
+    result = trial(text, "--bellwire-timeout=9")
+    result.assert_outcomes(passed=2, errors=2)
+    result.stdout.fnmatch_lines(["E *CommandTimeout: unloading waiting has not ended after 9 s"])
+    assert trial.log.count("2: end") == 1  # a new machine for the second test
+
+
+def test_a_guest_that_hangs_is_not_waited_for(trial: Trial) -> None:
+    result = trial("""
+@machine(devices=[Copier])
+def test_it(vm):
+    vm.run(["a driver hangs"])
+""")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *MachineError: the guest hangs: INFO: task insmod:71 blocked for more than *"])

@@ -139,7 +139,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--gdb", action="store_true", help="let gdb debug the kernel, and say how")
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help=f"end COMMAND after this time, with status {TIMED_OUT}"
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"end COMMAND, or a module that loads, after this time, with status {TIMED_OUT}",
     )
     parser.add_argument(
         "--runtime-dir",
@@ -213,15 +216,18 @@ def _boot(arguments: argparse.Namespace) -> int:
         decoder = Decoder(kernel.vmlinux, files, [*(file.parent for file in files), Path.cwd()])
         stack.callback(reported.show, decoder)  # when the machine has ended
         try:
-            machine = stack.enter_context(Machine.start(plan))
+            with screen.patience("the guest still boots: --console - shows what its kernel prints"):
+                machine = stack.enter_context(Machine.start(plan))
         except MachineError:
             served.check()
             raise
         served.forget_paths()
-        if arguments.words:
-            reported.watch(machine)
+        reported.watch(machine)
         for words in modules:
-            machine.load(words[0], *words[1:])
+            with screen.patience(f"the guest still loads {words[0]}"):
+                machine.load(words[0], *words[1:], timeout=arguments.timeout)
+        if not arguments.words:
+            reported.watch(None)  # a shell stays
         status = converse(machine, screen, arguments.words, arguments.timeout)
         served.check()
         if modules:

@@ -28,8 +28,8 @@ class Reported:
         """All reports so far."""
         return self._watcher.reports + self.leaks
 
-    def watch(self, machine: Machine) -> None:
-        """Give up on this guest when it hangs."""
+    def watch(self, machine: Machine | None) -> None:
+        """Give up on this guest when it hangs. None: on none."""
         self._machine = machine
 
     def check(self, machine: Machine) -> None:

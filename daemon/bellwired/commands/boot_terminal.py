@@ -24,6 +24,7 @@ SHELLS = "command -v bash >/dev/null && exec bash --norc -i; exec sh -i"
 """The user's own .bashrc is left out: what it starts takes long in a machine that is emulated."""
 PROMPT = {"PS1": r"\h:\w\$ "}
 PIECE = 1 << 14
+LONG = 20.0  # seconds without a word
 ENDING = 5.0  # seconds for a killed command to end
 STANDARD_ERROR = Path("-")
 FINISHED = b"reboot: "
@@ -47,6 +48,17 @@ class Screen:
         ends = ("\r", "\r\n") if self.raw else ("", "\n")
         with self._lock, contextlib.suppress(OSError):
             _write(sys.stderr.fileno(), f"{ends[0]}{terminal.line(text)}{ends[1]}".encode(errors="replace"))
+
+    @contextlib.contextmanager
+    def patience(self, text: str) -> Iterator[None]:
+        """Note ``text`` if the block takes long."""
+        timer = threading.Timer(LONG, self.note, [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @contextlib.contextmanager
     def console(self, path: Path | None) -> Iterator[Listener | None]:

@@ -25,5 +25,9 @@ class CommandTimeout(MachineError):
     """A command in the guest took too long, and was killed."""
 
 
+class ModuleInUse(MachineError):
+    """A kernel module that cannot be unloaded, because something uses it."""
+
+
 class CommandFailed(MachineError):
     """A command in the guest ended with another status than 0, and was to be checked."""

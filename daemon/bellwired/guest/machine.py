@@ -27,7 +27,7 @@ from bellwired.guest import board, roots
 from bellwired.guest.channel import Channel, Running, Sink
 from bellwired.guest.console import Console
 from bellwired.guest.decode import Decoder
-from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError
+from bellwired.guest.errors import CommandFailed, CommandTimeout, MachineError, ModuleInUse
 from bellwired.guest.frames import Kind
 from bellwired.guest.hardware import Hardware
 from bellwired.guest.plan import Plan, Plugged
@@ -37,6 +37,7 @@ from bellwired.signals import signal_name
 MOST_OUTPUT = 64 << 20
 """Bytes of a command's output that :meth:`Machine.run` keeps, of each stream."""
 LAST_WORDS = 5.0  # seconds for a killed command to end, and for the guest to write its files
+OOPS_ENDS = b"---[ end trace "
 SHOWN = 2000  # characters of a command's standard error in an error
 
 Command = str | Sequence[str]
@@ -101,15 +102,11 @@ class Machine:
         words = roots.words(command)
         running = self.begin(words, output.take, errors.take, folder=folder, environment=environment)
         output.full = errors.full = lambda: running.signal(signal.SIGKILL)
-        ended = _fed(running, input, timeout)
-        if not ended:
-            self._kill(running)
-            raise CommandTimeout(f"{_shown(command)} has not ended after {timeout:.0f} s{errors.shown}")
+        status = self._wait_for(running, input, timeout, _shown(command), lambda: errors.shown)
         if output.size > MOST_OUTPUT or errors.size > MOST_OUTPUT:
             raise MachineError(f"{_shown(command)} wrote more than {MOST_OUTPUT >> 20} MiB, and was killed")
-        assert running.status is not None
-        number = -running.status if running.status < 0 else None
-        done = Finished(128 + number if number else running.status, number, output.data, errors.data)
+        number = -status if status < 0 else None
+        done = Finished(128 + number if number else status, number, output.data, errors.data)
         if check and done.status:
             how = f"was ended by {signal_name(number)}" if number else f"ended with status {done.status}"
             raise CommandFailed(f"{_shown(command)} {how}{errors.shown or output.shown}", console=self.console.tail())
@@ -135,29 +132,36 @@ class Machine:
             size=size,
         )
 
-    def load(self, module: str, *parameters: str) -> None:
-        """Load a kernel module: a file of the host's, or by its name one of the kernel's own with all that it needs."""
+    def load(self, module: str, *parameters: str, timeout: float | None = None) -> None:
+        """Load a kernel module: a file of the host's, or by its name one of the kernel's own with all that it needs.
+
+        See :meth:`insert`.
+        """
         if "/" in module or module.endswith(".ko"):
-            self.insert(Path(module), *parameters)
+            self.insert(Path(module), *parameters, timeout=timeout)
             return
         wanted = module.replace("-", "_")
         kernel = self.plan.kernel
         for name, content in kernel.load_order([module]).items():  # none if it is built in
-            self._insert(name, content, parameters if name == wanted else ())
+            self._insert(name, content, parameters if name == wanted else (), timeout)
             if file := kernel.file(name):
                 self._inserted.append(file)
 
-    def insert(self, module: Path, *parameters: str) -> None:
-        """Load a kernel module, a file of the host's. A MachineError has the kernel's reason."""
+    def insert(self, module: Path, *parameters: str, timeout: float | None = None) -> None:
+        """Load a kernel module, a file of the host's. A MachineError has the kernel's reason.
+
+        Its ``init`` and the probes that it leads to may take ``timeout`` seconds, by default as many as a boot may
+        take. Then loading is given up, with a CommandTimeout.
+        """
         try:
             content = module.read_bytes()
         except OSError as error:
             raise MachineError(f"{module}: {error.strerror}") from None
-        self._insert(str(module), content, parameters)
+        self._insert(str(module), content, parameters, timeout)
         self._inserted.append(module)
 
-    def _insert(self, name: str, content: bytes, parameters: Sequence[str]) -> None:
-        number = self.tool(["insmod", *parameters], content)
+    def _insert(self, name: str, content: bytes, parameters: Sequence[str], timeout: float | None) -> None:
+        number = self.tool(["insmod", *parameters], content, timeout=timeout, what=f"loading {name}")
         if number and not (number == errno.EEXIST and not name.endswith(".ko")):
             raise self._error(f"{name}: cannot be loaded: {os.strerror(number)}", "the guest's console may say more")
 
@@ -181,9 +185,11 @@ class Machine:
         """Wait for the guest no longer: a MachineError is raised in all who wait for it, and in all later calls."""
         self._channel.fail(self._error(why))
 
-    def remove(self, name: str) -> None:
-        """Unload a kernel module."""
-        number = self.tool(["rmmod", name.replace("-", "_")])
+    def remove(self, name: str, timeout: float | None = None) -> None:
+        """Unload a kernel module. Raises a ModuleInUse, and a CommandTimeout as :meth:`insert` does."""
+        number = self.tool(["rmmod", name.replace("-", "_")], timeout=timeout, what=f"unloading {name}")
+        if number == errno.EAGAIN:  # delete_module(2)
+            raise ModuleInUse(f"the module {name} cannot be unloaded: it is in use", console=self.console.tail())
         if number:
             raise self._error(f"the module {name} cannot be unloaded: {os.strerror(number)}")
 
@@ -225,11 +231,22 @@ class Machine:
         self._hardware.close()
         self._channel.close()
 
-    def tool(self, words: Sequence[str], input: bytes = b"") -> int:
-        """Run one of the agent's own tools (see agent/tools.c). 0, or an errno."""
+    def tool(self, words: Sequence[str], input: bytes = b"", *, timeout: float | None = None, what: str = "") -> int:
+        """Run one of the agent's own tools (see agent/tools.c). 0, or an errno.
+
+        Raises a CommandTimeout after ``timeout`` seconds, by default after as many as a boot may take, and a
+        MachineError if a signal ends it, as an oops of the kernel does. Both call it ``what``.
+        """
+        what = what or " ".join(words)
+        before = len(self.reports)
         running = self._channel.start(["bellwire-agent", *words], _ignored, _ignored, own_program=True)
-        _fed(running, input, None)
-        return abs(running.status or 0)
+        status = self._wait_for(running, input, self.plan.boot_time if timeout is None else timeout, what)
+        if status >= 0:
+            return status
+        self.console.wait_for(OOPS_ENDS, LAST_WORDS)  # it comes by another way than the status
+        reports = self.reports[before:]
+        why = f"the guest's kernel reports: {reports[0].title}" if reports else "the guest's console may say more"
+        raise self._error(f"{what} was ended by {signal_name(-status)}: {why}")
 
     def switch_root(self, folder: str) -> int:
         """Make a folder of the guest the root of all later commands. 0, or an errno."""
@@ -243,10 +260,19 @@ class Machine:
             raise self._error(f"the guest takes no commands after {self.plan.boot_time:.0f} s", said)
         roots.prepare(self, self._hardware.folders)
 
-    def _kill(self, running: Running) -> None:
+    def _wait_for(
+        self, running: Running, data: bytes, timeout: float | None, what: str, said: Callable[[], str] = str
+    ) -> int:
+        """Give a command its input and wait for its end. Its status; it is killed if that takes too long."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if running.feed(data, timeout):
+            running.end_input()
+            status = running.wait(None if deadline is None else deadline - time.monotonic())
+            if status is not None:
+                return status
         running.kill()
-        if running.wait(LAST_WORDS) is None:
-            raise self._error("the guest does not end a command that was killed: it hangs")
+        hangs = "" if running.wait(LAST_WORDS) is not None else ", and cannot be killed: the guest hangs"
+        raise CommandTimeout(f"{what} has not ended after {timeout:g} s{hangs}{said()}", console=self.console.tail())
 
     def _error(self, message: str, hint: str = "") -> MachineError:
         return MachineError(message, hint, console=self.console.tail())
@@ -275,15 +301,6 @@ class _Kept:
     def shown(self) -> str:
         text = self.data.decode(errors="replace").strip()
         return f":\n{text[-SHOWN:]}" if text else ""
-
-
-def _fed(running: Running, data: bytes, timeout: float | None) -> bool:
-    """Give a command its input and wait for its end. False if that takes too long."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    if not running.feed(data, timeout):
-        return False
-    running.end_input()
-    return running.wait(None if deadline is None else deadline - time.monotonic()) is not None
 
 
 def _shown(command: Command) -> str:

@@ -40,8 +40,7 @@ class Bench:
 
     def vm(self, running: Running) -> Vm:
         """What a test gets of a machine."""
-        timeout: float = self._config.getoption("--bellwire-timeout")
-        return Vm(running, timeout if running.wanted.timeout is None else running.wanted.timeout)
+        return Vm(running, running.timeout)
 
     def take(self, item: pytest.Item, wanted: Wanted) -> Running:
         """The machine that a test wants: one of its scope that runs, or a new one."""
@@ -66,7 +65,10 @@ class Bench:
             for module in kept.modules:
                 self._tools.build(module)
             plan = self._tools.plan(kept.wanted, kept.modules, kept.path)
-            return Running(kept.wanted, kept.modules, kept.path, plan)
+            timeout = kept.wanted.timeout
+            if timeout is None:
+                timeout = self._config.getoption("--bellwire-timeout")
+            return Running(kept.wanted, kept.modules, kept.path, plan, timeout)
         except NotHere as error:
             self._unavailable(str(error))
         except CommandError as error:

@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         type=float,
         default=TIMEOUT,
-        help="how long a command in a guest may take (%(default)g)",
+        help="how long a command in a guest, or loading or removing a driver, may take (%(default)g)",
     )
     group.addoption(
         "--bellwire-trace",

@@ -14,11 +14,11 @@ from bellwire.faults.scenario import Scenario, ScenarioError
 from bellwire.testing import Serving, serve
 from bellwired.find import find_device
 from bellwired.guest.decode import Decoder
-from bellwired.guest.errors import CommandFailed, MachineError
+from bellwired.guest.errors import CommandFailed, MachineError, ModuleInUse
 from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
 from bellwired.guest.plan import Plan, Plugged
-from bellwired.guest.reports import Report, Watcher
+from bellwired.guest.reports import HANGS, Report, Watcher
 from bellwired.guest.roots import environment
 from bellwired.testing.traces import Trace
 from bellwired.testing.wanted import Wanted
@@ -56,17 +56,24 @@ class Placed:
 
 
 class Running:
-    """A machine for tests, one after the other. It ends with :meth:`close`."""
+    """A machine for tests, one after the other. It ends with :meth:`close`.
 
-    def __init__(self, wanted: Wanted, modules: Sequence[Path], path: Sequence[Path], plan: dict[str, Any]) -> None:
+    A command, and loading or removing the driver, may take ``timeout`` seconds.
+    """
+
+    def __init__(
+        self, wanted: Wanted, modules: Sequence[Path], path: Sequence[Path], plan: dict[str, Any], timeout: float
+    ) -> None:
         self.wanted = wanted
+        self.timeout = timeout
         self.spoiled = ""
         """Why no other test can use the machine; empty if one can."""
         self.devices: list[Placed] = []
-        self._watcher = Watcher()
+        self._watcher = Watcher(self._told)
         self._modules = [module for module in modules if module.suffix == ".ko"]
         self._decoder = Decoder(getattr(plan["kernel"], "vmlinux", None), self._modules, path)
         self._loaded: list[str] = []
+        self._booted = False
         self._marks = 0
         self._begun = ""
         self._seen = 0  # reports of tests before
@@ -88,6 +95,7 @@ class Running:
             made = replace(made, environment={"PATH": folders, **made.environment})
             self.machine: Machine = stack.enter_context(Machine.start(made))
             self._stack = stack.pop_all()
+        self._booted = True
 
     @property
     def ended(self) -> bool:
@@ -107,7 +115,7 @@ class Running:
     def check(self) -> None:
         """Raise a GuestReport if the kernel has reported a mistake since the test began; a DeviceMistake for a hook."""
         __tracebackhide__ = True
-        if not self.ended:
+        if not (self.ended or self.spoiled):
             self._mark("the test ends")
         if self._loaded and not self.ended and not self.reports():
             self._leaks = read_leaks(self.machine, self._loaded)
@@ -163,7 +171,7 @@ class Running:
         """Load the modules that are not loaded, in their order."""
         for module in self._modules[len(self._loaded) :]:
             parameters = self.wanted.parameters if module == self._modules[-1] else ()
-            self.machine.insert(module, *parameters)
+            self.machine.insert(module, *parameters, timeout=self.timeout)
             self._loaded.append(module.stem)
 
     def reboot(self) -> None:
@@ -176,10 +184,10 @@ class Running:
         """Remove the modules that are loaded, in the opposite order."""
         while self._loaded:
             try:
-                self.machine.remove(self._loaded[-1])
-            except MachineError:  # a console on a frame buffer has its module in use until the device is taken away
+                self.machine.remove(self._loaded[-1], self.timeout)
+            except ModuleInUse:  # a console on a frame buffer has its module in use until the device is taken away
                 self._let_go()
-                self.machine.remove(self._loaded[-1])
+                self.machine.remove(self._loaded[-1], self.timeout)
             self._loaded.pop()
 
     def reset_devices(self) -> None:
@@ -238,6 +246,12 @@ class Running:
         """Keep the next test from a machine that has died, or in which a driver or a command is stuck."""
         if isinstance(error, MachineError) and not isinstance(error, CommandFailed):
             self.spoiled = self.spoiled or str(error)
+
+    def _told(self, report: Report) -> None:
+        """Wait no longer for a guest that hangs. On the thread that reads the console."""
+        if report.kind in HANGS and self._booted:
+            self.spoiled = self.spoiled or f"of {report.kind} in the test before"
+            self.machine.give_up(f"the guest hangs: {report.title}")
 
     def _let_go(self) -> list[list[str]]:
         """Take the devices from their drivers. The place of each device that had one, and the driver's name."""

@@ -74,9 +74,9 @@ def machine(
     driver is loaded before each test and removed after it, and then the devices are reset, unless ``reset`` is False.
     ``fresh`` (or the scope ``"function"``) boots for the test alone.
 
-    A command of the guest may take ``timeout`` seconds. ``trace`` keeps each access, ring, hook, DMA and interrupt for
-    the report of a failing test; it makes devices slower. The other keywords are those of a guest
-    (:class:`bellwired.guest.plan.Plan`).
+    A command of the guest, or loading or removing the driver, may take ``timeout`` seconds. ``trace`` keeps each
+    access, ring, hook, DMA and interrupt for the report of a failing test; it makes devices slower. The other keywords
+    are those of a guest (:class:`bellwired.guest.plan.Plan`).
     """
     if isinstance(devices, str) or not isinstance(devices, Sequence):
         raise TypeError(f"devices= is a list of devices, not {devices!r}")

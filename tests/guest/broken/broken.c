@@ -5,13 +5,16 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/proc_fs.h>
-#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 static DEFINE_MUTEX(first);
 static DEFINE_MUTEX(second);
 static int *nowhere;
+static bool waits;
+module_param(waits, bool, 0);
+MODULE_PARM_DESC(waits, "init waits until it is killed");
 static void *lost;
 static int bits = 77;
 
@@ -100,6 +103,10 @@ static const struct proc_ops broken_ops = { .proc_write = broken_write };
 
 static int __init broken_init(void)
 {
+	while (waits && !signal_pending(current))
+		schedule_timeout_interruptible(HZ);
+	if (waits)
+		return -EINTR;
 	return proc_create("broken", 0200, NULL, &broken_ops) ? 0 : -ENOMEM;
 }
 
