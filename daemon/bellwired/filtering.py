@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from bellwire import PciDevice
 from bellwire.faults.catalogue import GENERIC
 from bellwire.filters import Filter, FilterError, Stack
@@ -16,6 +18,9 @@ from bellwired.errors import CommandError
 
 GROUP = "bellwire.filters"
 """The group of entry points. What an entry point names is a filter."""
+LARGEST_REPORT = 1 << 17
+"""Bytes of a filter's report. A device has at most 32 filters, and a message to the daemon 16 MiB."""
+LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ def listed(device: type[PciDevice] | None = None) -> list[Listed]:
 def made(wanted: Wanted, device: type[PciDevice]) -> Filter:
     """Make a filter for ``device``. A FilterError or an OptionError says what is wrong with what is wanted.
 
+    One that is ``strict`` is refused: what it raises is for a test, and would pass as an error of the device.
+
     An entry point is imported only if it is asked for.
     """
     known: Found = {**_of_device(device), **{kind.name: kind for kind in GENERIC}, **builtin()}
@@ -53,7 +60,10 @@ def made(wanted: Wanted, device: type[PciDevice]) -> Filter:
         for entry in importlib.metadata.entry_points(group=GROUP):
             if entry.name == wanted.name:
                 known[entry.name] = _loaded(entry)
-    return make(wanted, known)
+    each = make(wanted, known)
+    if each.strict:
+        raise FilterError(f"filter {each.name} is strict, which is for a test's Guest: a worker takes it for a failure")
+    return each
 
 
 def all_made(tables: Iterable[Mapping[str, Plain]], device: type[PciDevice]) -> list[Filter]:
@@ -100,12 +110,19 @@ class Switches:
         present = {name: each.arguments.get(name, option.default) for name, option in each.arguments_of.items()}
         values = {name: each.arguments_of[name].text(value) for name, value in present.items()}
         given = {name: each.arguments_of[name].text(value) for name, value in each.arguments.items()}
-        try:
-            report = each.report()
-        except Exception as error:  # noqa: BLE001 the boundary to the code of a filter
-            report = {"error": f"{type(error).__name__}: {error}"}
-        about = {"label": label, "name": each.name, "given": given, "arguments": values, "report": report}
+        about = {"label": label, "name": each.name, "given": given, "arguments": values, "report": report(each)}
         return about | {"asked": each in self._asked}
+
+
+def report(each: Filter) -> dict[str, Any]:
+    """What a filter has found. In place of a report that fails, or that cannot be sent, it has an ``error``."""
+    try:
+        encoded = msgspec.json.encode(each.report())
+        if len(encoded) > LARGEST_REPORT:
+            raise ValueError(f"a report of {len(encoded):,} bytes, expected at most {LARGEST_REPORT:,}")
+        return msgspec.json.decode(encoded, type=dict[str, Any])
+    except Exception as error:  # noqa: BLE001 the boundary to the code of a filter
+        return {"error": f"{type(error).__name__}: {error}"[:LONGEST_ERROR]}
 
 
 def _of_device(device: type[PciDevice]) -> Found:

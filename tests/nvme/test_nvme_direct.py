@@ -122,6 +122,8 @@ def test_what_ends_while_the_client_takes_other_memory_back_is_told(driver: Driv
 class Threads:
     """A pool that is handed jobs, and does none."""
 
+    busy = False
+
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 

@@ -63,6 +63,8 @@ def test_the_registers_lie_where_the_text_has_them() -> None:
         "aqa": (0x24, 4, "rw", 0x0FFF_0FFF),
         "asq": (0x28, 8, "rw", ADDRESS),
         "acq": (0x30, 8, "rw", ADDRESS),
+        "cmbloc": (0x38, 4, "reserved", 0xFFFF_FFFF),
+        "cmbsz": (0x3C, 4, "reserved", 0xFFFF_FFFF),
     }
     assert (Registers.mmio.index, Registers.mmio.size, Registers.mmio.bits) == (0, 1 << 14, 64)
 

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from operating.conftest import Run
 from operating.instance import PATIENCE, Instance, connect, eventually, read
 from operating.test_captures import begun
@@ -96,3 +98,49 @@ def test_a_worker_that_follows_has_no_filters_of_commands_that_looked_at_the_one
         assert eventually(lambda: daemon.runs_anew(name, pid))
         assert [each["label"] for each in filters(run, name)] == ["count"]
         capture.wait(PATIENCE)
+
+
+def test_a_filter_that_is_strict_is_for_tests_alone(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "edu"')
+    status, _, err = run("filter", name, "add", "mistakes:strict=yes")
+    assert (status, "filter mistakes is strict, which is for a test's Guest" in err) == (1, True), err
+
+
+REPORTS = """
+from bellwire import PciDevice
+from bellwire.filters import Filter
+
+
+class Odd(Filter):
+    "Has a report that nobody can read."
+
+    def report(self):
+        return {"found": object()}
+
+
+class Long(Filter):
+    "Has a report that is too long."
+
+    def report(self):
+        return {"found": "x" * (33 << 20)}
+
+
+class Reports(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000):
+    "A device."
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("odd", "TypeError: Encoding objects of type object is unsupported"),
+        ("long", "ValueError: a report of 34,603,020 bytes, expected at most 131,072"),
+    ],
+)
+def test_a_report_that_cannot_be_sent_is_shown_as_an_error(kind: str, why: str, daemon: Instance, run: Run) -> None:
+    (daemon.plugins / "reports.py").write_text(REPORTS)
+    name = daemon.add('device = "reports"')
+    pid = daemon.pid(name)
+    assert run("filter", name, "add", kind) == (0, "", "")
+    assert [each["report"] for each in filters(run, name)] == [{"error": why}]
+    assert daemon.pid(name) == pid

@@ -15,7 +15,7 @@ from bellwire.capture.timeline import Timeline
 from bellwire.filters import Filter
 from bellwire.model.tally import Tally
 from bellwire.recording import Record
-from bellwired import terminal
+from bellwired import filtering, terminal
 from bellwired.commands import show
 from bellwired.commands.show import Column
 
@@ -46,7 +46,7 @@ def print_reports(filters: Iterable[Filter]) -> None:
     """Print what the filters have found, to standard error: counts, and lines that can be pasted as they are."""
     out = show.console(to_stderr=True)
     for each in filters:
-        found = each.report()
+        found = filtering.report(each)
         if not any(found.values()):
             continue
         out.print(f"\nThe filter {show.text(each)} has found:")

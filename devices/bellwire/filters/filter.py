@@ -182,6 +182,9 @@ class Filter:
         If it raises, the filter is not in, and :meth:`stop` is not called: check first, and change the device then.
         """
 
+    def conclude(self) -> None:
+        """A test's guest ends, and the test has not failed: raise here what it must fail with."""
+
     def stop(self) -> None:
         """It is taken out, or the device ends. Override it to close what :meth:`start` opened."""
 

@@ -16,6 +16,10 @@ class Timer(Protocol):
     def cancel(self) -> None:
         """Cancel the callback. Nothing happens if it has run already."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the callback has still to run."""
+
 
 class Host(Protocol):
     """The other side of a device: guest memory, interrupts, timers, descriptors and threads."""

@@ -46,6 +46,10 @@ class Pool(Protocol):
         Waking a thread up takes about 10 µs, so submit short jobs together, and each long one by itself.
         """
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are jobs that ``done`` has not got yet."""
+
     def finish(self) -> bool:
         """Wait for all jobs. Returns whether ``done`` has still to get some, from the loop.
 

@@ -23,6 +23,11 @@ class Pending:
         """As :meth:`bellwire.model.host.Timer.cancel`."""
         self.cancelled = True
 
+    @property
+    def waits(self) -> bool:
+        """As :attr:`bellwire.model.host.Timer.waits`."""
+        return not self.cancelled
+
 
 class ReplayHost:
     """A :class:`bellwire.model.host.Host`. ``signalled`` tells whether the recorded client took an interrupt."""
@@ -163,6 +168,11 @@ class ReplayPool:
         for job in jobs:
             job.run()
             self.finished[self._host.job()] = job
+
+    @property
+    def busy(self) -> bool:
+        """Whether the recording has still to say when some jobs have ended."""
+        return bool(self.finished)
 
     def finish(self) -> bool:
         """All jobs have run. Returns whether the recording has still to say when some have ended."""

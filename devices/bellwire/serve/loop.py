@@ -38,6 +38,11 @@ class Deadline:
         """Cancel the timer. Its entry stays in the heap until it is due, or until the heap is cleaned up."""
         self.callback = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the callback has still to run."""
+        return self.callback is not None
+
     def __lt__(self, other: Deadline) -> bool:
         return (self.when, self.order) < (other.when, other.order)
 

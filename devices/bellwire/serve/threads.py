@@ -41,6 +41,11 @@ class Threads:
             thread.start()
         self._jobs.put(jobs)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are jobs that ``done`` has not got yet."""
+        return self._outstanding > 0
+
     def finish(self) -> bool:
         """Wait for all jobs that have been submitted. Returns whether ``done`` has still to get some, from the loop."""
         if not self._outstanding:

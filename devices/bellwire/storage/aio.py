@@ -83,6 +83,11 @@ class DirectPool:
             if not (isinstance(job, Transfer) and job.disk.direct and self._begin(job)):
                 self._threads.submit(job)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are jobs that ``done`` has not got yet."""
+        return bool(self._running or self._finished) or self._threads.busy
+
     def finish(self) -> bool:
         """Wait for all transfers in the kernel, then for all jobs on threads. Returns whether there are results."""
         while self._running:

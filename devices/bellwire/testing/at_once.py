@@ -26,6 +26,11 @@ class AtOnce:
             self._guest.after(0, self._tell)
         self._finished += jobs
 
+    @property
+    def busy(self) -> bool:
+        """Whether some jobs have not been handed over."""
+        return bool(self._finished)
+
     def finish(self) -> bool:
         """All jobs have run already. Returns whether some have not been handed over."""
         return bool(self._finished)

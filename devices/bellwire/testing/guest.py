@@ -218,8 +218,10 @@ class Guest(Generic[Device]):
         return bool(ready)
 
     def close(self) -> None:
-        """Run the device's ``close``, and free the guest's memory."""
-        self._stack.close()
+        """Run the device's ``close``, and free the guest's memory. Raises what a filter fails the test with."""
+        with self._stack:
+            for _, each in self.filters:
+                each.conclude()
 
     def __enter__(self) -> Self:
         return self
@@ -227,15 +229,19 @@ class Guest(Generic[Device]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._stack.close()
 
     def _run_timer(self) -> None:
         """Let time pass until the next timer is due, and run it."""
         timer = min(self._timers)
         self._timers.remove(timer)
         self.now = max(self.now, timer.when)
-        if timer.callback is not None:
-            timer.callback()
+        callback, timer.callback = timer.callback, None
+        if callback is not None:
+            callback()
 
     def _await(self, late: Late) -> bytes:
         """Let time pass until a filter lets a read go on. A TimeoutError if no timer is left that could do it."""

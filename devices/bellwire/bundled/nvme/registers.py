@@ -53,6 +53,8 @@ class Registers(PciDevice, repeats=True):
     aqa = mmio.reg(0x24, writable=0x0FFF_0FFF)
     asq = mmio.reg(0x28, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
     acq = mmio.reg(0x30, size=8, writable=~(PAGE - 1) & (1 << 64) - 1)
+    cmbloc = mmio.reg(0x38, access="reserved")  # 0: no controller memory buffer
+    cmbsz = mmio.reg(0x3C, access="reserved")
     admin_bells = mmio.ioregion(0x1000, 8, posted=True, bell=4, latest=True)
     io_bells = mmio.ioregion(0x1008, 8 * QUEUES, posted=True, bell=4, latest=True)
 

@@ -72,6 +72,9 @@ class VirtioBlk(
     capacity = field(0x00, size=8)
     size_max = field(0x08, reset=LARGEST_PIECE)
     seg_max = field(0x0C, reset=QUEUE_SIZE - 2)
+    cylinders = field(0x10, size=2, access="reserved")  # SeaBIOS reads the geometry, though no feature offers it
+    heads = field(0x12, size=1, access="reserved")
+    sectors = field(0x13, size=1, access="reserved")
     blk_size = field(0x14)
     writeback = field(0x20, size=1, access="rw", reset=1)
     num_request_queues = field(0x22, size=2)
