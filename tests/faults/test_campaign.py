@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from bellwire import PciDevice
 from bellwire.faults import Fault
 from bellwire.faults.scenario import parse_scenario
 from bellwire.filters import Filter
 from bellwire.testing import Guest
-from bellwired.guest.campaign import Found, campaign, made, scenario
+from bellwired.guest.campaign import Found, campaign, scenario
 from faults.part import Part
 
 OOPS = Found("oops", "BUG: kernel NULL pointer dereference", "BUG: ...\nRIP: ...")
@@ -69,12 +67,6 @@ def test_a_campaign_that_finds_nothing_says_what_it_has_tried() -> None:
     assert (result.found, result.runs, bed.runs) == (None, 3, [1, 1, 1])
     assert sum(result.changes.values()) > 0
     assert not any(place.startswith("changed-read") for place in result.changes)
-
-
-@pytest.mark.parametrize("count", [1, 16, 17, 32])
-def test_many_changes_are_several_scenarios(count: int) -> None:
-    changes = [{"fault": "changed-read", "at": number, "register": "count", "xor": 1} for number in range(1, count + 1)]
-    assert len(made(Part, changes)) == count
 
 
 def campaign_seed() -> int:

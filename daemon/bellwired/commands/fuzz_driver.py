@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwire.faults.changed import Fuzz
+from bellwire.faults.scenario import MOST_FAULTS, ScenarioError, check_name, name_of
 from bellwired.commands import show
 from bellwired.commands.completion import KINDS, OPTIONS, completed
 from bellwired.commands.made import make, options_of
@@ -48,7 +49,11 @@ def add_parser(commands: Any) -> None:
         "--p", default="0.05", metavar="P", help="the probability that an event is changed (default 0.05)"
     )
     parser.add_argument(
-        "--changes", type=_number, default=16, metavar="N", help="the most changes in a run (default 16)"
+        "--changes",
+        type=_changes,
+        default=MOST_FAULTS,
+        metavar="N",
+        help=f"the most changes in a run (default and at most {MOST_FAULTS}: those of a scenario)",
     )
     parser.add_argument(
         "--without",
@@ -81,6 +86,7 @@ def fuzz(arguments: argparse.Namespace) -> int:
     """``bellwire fuzz-driver``."""
     kind = find_device(arguments.device)
     work = _work(arguments, kind.name)
+    output = _output(arguments.output, kind.name)
     given = {"p": arguments.p, "times": arguments.changes, **dict.fromkeys(arguments.without, False)}
     Fuzz(**given)  # an OptionError comes before the boot
     with shown() as progress:
@@ -100,7 +106,7 @@ def fuzz(arguments: argparse.Namespace) -> int:
         make(kind, words, arguments.device).core.close()
         bed = stack.enter_context(bedded(kind, options, work, plan, float(arguments.patience)))
         result = campaign(bed, runs=arguments.runs, seed=arguments.seed, told=_tell, **given)
-    return _report(result, kind.name, arguments.output)
+    return _report(result, kind.name, output)
 
 
 def _work(arguments: argparse.Namespace, name: str) -> Work:
@@ -116,18 +122,34 @@ def _work(arguments: argparse.Namespace, name: str) -> Work:
     return Work(known.script, (*known.modules, *arguments.modules), known.append)
 
 
-def _report(result: Result, name: str, output: Path | None) -> int:
+def _output(given: Path | None, name: str) -> Path:
+    """Where the scenario goes. A CommandError now, not after the campaign, if it could not be there."""
+    path = given or Path(f"fuzzed-{name}.toml")
+    try:
+        check_name(name_of(str(path)), str(path))
+    except ScenarioError as error:
+        raise CommandError(str(error), "give another one by --output") from None
+    if not path.parent.is_dir():
+        raise CommandError(f"--output {path}: there is no folder {path.parent}")
+    return path
+
+
+def _report(result: Result, name: str, path: Path) -> int:
     _tell(f"{result.runs} runs, {sum(result.changes.values())} changes")
     for place, count in sorted(result.changes.items()):
         _tell(f"  {place}: {count}")
     if result.found is None:
         _tell("nothing found")
         return 0
-    path = output or Path(f"fuzzed-{name}.toml")
-    about = f"What seed {result.seed} has led to: {result.found.kind}: {result.found.title}"[:2000]
-    path.write_text(scenario(result.least, name, about).to_toml())
     _tell(f"found: {result.found.kind}: {result.found.title}")
     _tell(result.found.text)
+    about = f"What seed {result.seed} has led to: {result.found.kind}: {result.found.title}"[:2000]
+    written = scenario(result.least, name, about).to_toml()
+    try:
+        path.write_text(written)
+    except OSError as error:
+        _tell(written)
+        raise CommandError(f"{path}: {error.strerror}", "the scenario is above") from None
     how = f"{len(result.least)} of {len(result.all)} changes lead to it" if result.again else "it did not happen again"
     _tell(f"{how}: {path}")
     return FOUND
@@ -142,3 +164,10 @@ def _number(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
     return int(text)
+
+
+def _changes(text: str) -> int:
+    number = _number(text)
+    if number > MOST_FAULTS:
+        raise argparse.ArgumentTypeError(f"at most {MOST_FAULTS} expected, got {number}")
+    return number

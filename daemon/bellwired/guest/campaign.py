@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from bellwire import PciDevice
 from bellwire.faults import Fault
 from bellwire.faults.changed import Fuzz
-from bellwire.faults.scenario import MOST_FAULTS, Scenario
+from bellwire.faults.scenario import Scenario
 from bellwire.faults.shrink import shrink
 from bellwire.testing import Serving, serve
 from bellwired.guest.errors import CommandTimeout, MachineError
@@ -202,11 +202,7 @@ def _shrink(bed: Runs, result: Result, told: Callable[[str], object]) -> None:
 
 def made(kind: type[PciDevice], changes: Sequence[dict[str, Any]]) -> list[Fault]:
     """New faults that make these changes."""
-    return [
-        fault
-        for start in range(0, len(changes), MOST_FAULTS)
-        for fault in scenario(changes[start : start + MOST_FAULTS], "x", "x").faults(kind)
-    ]
+    return scenario(changes, "x", "x").faults(kind)
 
 
 def scenario(changes: Sequence[dict[str, Any]], device: str, about: str) -> Scenario:

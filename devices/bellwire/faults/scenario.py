@@ -96,10 +96,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def parse_scenario(text: str, name: str, where: str = "") -> Scenario:
     """A scenario from the text of a file. A ScenarioError says where the file is wrong, and how."""
     where = where or name
-    if not _NAME.fullmatch(name):
-        raise ScenarioError(
-            f"{where}: a scenario's name has small letters, digits and -, at most 64: not {name[:80]!r}"
-        )
+    check_name(name, where)
     if len(text) > LONGEST:
         raise ScenarioError(f"{where}: a scenario has at most {LONGEST} bytes")
     if _TOO_DEEP.search(text):
@@ -118,6 +115,14 @@ def parse_scenario(text: str, name: str, where: str = "") -> Scenario:
         if not isinstance(each.get("fault"), str):
             raise ScenarioError(f'{where}: fault {number} has no name: fault = "lost-irq"')
     return made
+
+
+def check_name(name: str, where: str) -> None:
+    """A ScenarioError, which begins with ``where``, if no scenario can have this name."""
+    if not _NAME.fullmatch(name):
+        raise ScenarioError(
+            f"{where}: a scenario's name has small letters, digits and -, at most 64: not {name[:80]!r}"
+        )
 
 
 def load_scenario(path: Path) -> Scenario:
