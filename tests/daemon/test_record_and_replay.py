@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bellwire.recording import BadRecording, Recorded
-from bellwire.recording.format import head
+from bellwire.recording.format import head, record
 from daemon.commands import PATIENCE, bellwire, line, started
 from vfio_user import Client
 
@@ -205,8 +205,8 @@ def test_a_file_that_is_recorded_to_is_refused_and_stays_as_it_is(words: list[st
 
 
 def empty(path: Path, device: str = "edu") -> Path:
-    """A recording in which nothing has happened."""
-    path.write_bytes(head(Recorded(device, {}, "")))
+    """A recording without an end, in which nothing has happened but a reset."""
+    path.write_bytes(head(Recorded(device, {}, "")) + record("B", 1, 0) + record("X", 0, 1) + record("e"))
     return path
 
 
@@ -220,6 +220,24 @@ def test_an_error_names_the_file(tmp_path: Path, content: bytes) -> None:
 def test_a_replay_says_which_device_was_recorded(tmp_path: Path) -> None:
     path = empty(tmp_path / "it.bwrec")
     assert bellwire("replay", str(path), "nvme").stdout.startswith(f"{path}: recorded of edu, replayed with nvme\n")
+
+
+@pytest.mark.parametrize("rest", [b"", record("B", 1, 0) + record("Z")])
+def test_a_recording_in_which_nothing_happens_is_an_error(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / "it.bwrec"
+    path.write_bytes(head(Recorded("edu", {}, "")) + rest)
+    done = bellwire("replay", str(path))
+    assert (done.returncode, f"{path}: " in done.stderr) == (1, True)
+
+
+def test_a_fault_inside_the_device_is_refused_and_leaves_the_file_alone(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    path.write_bytes(b"mine")
+    done = bellwire(
+        *["nvme" if word == "edu" else word for word in words], "--filter", "nvme-status", "--record", str(path)
+    )
+    assert (done.returncode, "filter nvme-status does not go with a recording" in done.stderr) == (1, True)
+    assert path.read_bytes() == b"mine"
 
 
 def test_a_replay_says_why_a_recording_may_have_no_end(tmp_path: Path) -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bellwire import Bar, GuestError, IntX, Job, MsiX, Option, PciDevice
 from bellwire.capture.files import SMALLEST
 from bellwire.filters import Filter, Read
-from bellwire.recording import BadRecording, Difference, Record, replay
+from bellwire.recording import Difference, Record, replay
 from bellwire.recording.format import (
     Body,
-    Entry,
     Recorded,
-    deflated,
     entries,
-    head,
-    inflated,
-    number,
     read_head,
 )
 from bellwire.testing import Guest
@@ -250,7 +242,7 @@ def test_a_device_that_has_moved_is_replayed_from_its_state_on(tmp_path: Path) -
 
 
 def test_every_kind_of_record_is_in_this_recording(path: Path) -> None:
-    assert set(kinds(path)) == set("BMRWGXHrefdDITEZ")
+    assert set(kinds(path)) == set("BMRWGXHrefdDIiTEZ")
 
 
 def test_the_head_names_the_device_and_its_options(tmp_path: Path) -> None:
@@ -340,7 +332,7 @@ def test_an_error_that_is_gone_and_a_timer_that_is_not_set_are_named(path: Path)
 def test_what_a_killed_process_has_left_is_replayed_as_far_as_it_goes(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     begin = whole.index(b"B\x02\x01\x01")
-    for end in range(begin, len(whole), 7):
+    for end in range(begin + 4, len(whole), 7):
         (tmp_path / "cut").write_bytes(whole[:end])
         outcome = replay(tmp_path / "cut", Thing)
         assert not outcome.complete
@@ -402,45 +394,3 @@ def test_a_device_that_leaves_no_filter_behind_pays_nothing(tmp_path: Path) -> N
         assert device.pool_of_two.submit == submit
         assert "taken" not in vars(device.core.signals)
         assert type(device.outside).__name__ == "Outside"
-
-
-# -- the file
-
-
-@given(st.integers(0, (1 << 64) - 1))
-def test_numbers_come_back(value: int) -> None:
-    assert Body(Entry(0, "R", number(value))).number() == value
-
-
-@given(st.binary(max_size=2000) | st.integers(0, 5000).map(bytes))
-def test_bytes_come_back_deflated_or_not(data: bytes) -> None:
-    packed, kept = deflated(data)
-    assert len(kept) <= len(data)
-    assert inflated(packed, kept, len(data)) == data
-
-
-@given(st.data())
-def test_a_damaged_recording_is_refused_or_differs(path: Path, data: st.DataObject) -> None:
-    whole = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    damaged = path.with_name("damaged")
-    damaged.write_bytes(whole)
-    with contextlib.suppress(BadRecording):
-        replay(damaged, Thing)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "no recording"),
-        (b"BWREC\r\n\x1a\x02", "version 2: 1 expected"),
-        (b"BWREC\r\n\x1a\x01" + number(1 << 40), "head of the recording is damaged"),
-        (b"BWREC\r\n\x1a\x01" + number(2) + b"{}", "head of the recording is damaged"),
-        (head(Recorded("thing", {}, "")) + b"R" + number(1 << 40), "at most"),
-    ],
-)
-def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
-    (tmp_path / "a").write_bytes(content)
-    with pytest.raises(BadRecording, match=said):
-        replay(tmp_path / "a", Thing)

@@ -90,7 +90,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--record",
         type=Path,
         metavar="FILE",
-        help="record all that comes from the guest to FILE, at most 1 GiB, for bellwire replay",
+        help="record all that comes from the guest to FILE, from the device's start on, for bellwire replay. At 1 GiB "
+        "the recording ends, and the device goes on",
     )
 
 

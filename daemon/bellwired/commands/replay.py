@@ -99,6 +99,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except OptionError as error:
         raise CommandError(str(error), "-o KEY=VALUE gives an option another value than the recorded one") from None
     _tell(arguments, recorded, outcome)
+    if not outcome.inputs:
+        raise BadRecording("no input is in the recording, so nothing was compared")
     if arguments.to_test is not None:
         write(arguments.to_test, _test(arguments, kind, options, outcome))
         if not arguments.json:

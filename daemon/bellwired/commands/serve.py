@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from bellwire import BellwireError, PciDevice
 from bellwire.filters import Filter
+from bellwire.recording import check_filter
 from bellwired import settings, terminal
 from bellwired.box.enter import Box, why_refused
 from bellwired.commands import attach, capture, debugger, fault, in_a_box, parts, replay
@@ -56,7 +57,9 @@ def serve(arguments: argparse.Namespace, device: type[PciDevice], part: parts.Pa
     restarts = _restarts(arguments)
     make(device, arguments.options, arguments.device).core.close()  # what is wrong with it is said before all else
     wanted = tables(arguments.filters) + fault.wanted_by(arguments.faults, device)
-    all_made(wanted, device)
+    for each in all_made(wanted, device):
+        if arguments.record is not None:
+            check_filter(device, each)
     allow_many_files()  # an eventfd for each of 2048 vectors is more than the usual 1024
     with ExitStack() as stack:
         sockets, address = _sockets(arguments, name, stack)

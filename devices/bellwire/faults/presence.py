@@ -131,7 +131,7 @@ class Hung(LastingFault, name="hung"):
         """Hold the write back."""
         if self.holds():
             place, data = write.place, write.value.to_bytes(write.place.count, "little")
-            self._hold(lambda: self.device.core.write(place.region, place.offset, memoryview(data)))
+            self._hold(lambda: self.device.core.writer(place.region, place.offset, place.count)(memoryview(data)))
             write.drop()
 
     def before_ring(self, ring: Ring) -> None:

@@ -95,6 +95,9 @@ class Filter:
     filter has a method for DMA, device code gets no views of guest memory: it must copy, and filters see all bytes.
     """
 
+    innermost: ClassVar[bool] = False
+    """Whether it stands behind all others, those too that are put in later."""
+
     kept: ClassVar[str] = ""
     """Why it stays in as long as the device runs, so that users cannot take it out. Empty: they can."""
 
@@ -184,6 +187,9 @@ class Filter:
 
     def conclude(self) -> None:
         """A test's guest ends, and the test has not failed: raise here what it must fail with."""
+
+    def beside(self, other: Filter) -> None:
+        """Another filter is about to be put in. Override it to raise a FilterError if the two do not go together."""
 
     def stop(self) -> None:
         """It is taken out, or the device ends. Override it to close what :meth:`start` opened."""

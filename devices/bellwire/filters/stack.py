@@ -64,8 +64,8 @@ class Stack:
     def add(self, each: Filter, place: int | None = None) -> str:
         """Put a filter in, behind the others, or at ``place``: 0 is the guest's side. Returns its label.
 
-        A FilterError if it is in a device already, or if there are too many. What its ``start`` or its ``wants`` raises
-        comes out, and the filter is not in then.
+        A FilterError if it is in a device already, if there are too many, or if another one refuses it. What its
+        ``start`` or its ``wants`` raises comes out, and the filter is not in then.
         """
         if each._stack is not None:
             raise FilterError(f"filter {each.name} is in a device already")
@@ -75,6 +75,8 @@ class Stack:
         while label in self._labels:
             number += 1
             label = f"{each.name}-{number}"
+        for known in self._labels.values():
+            known.beside(each)
         each._stack, each.device = self, self.core.device
         try:
             each.start()
@@ -82,7 +84,8 @@ class Stack:
             each._stack = None
             raise
         entries = list(self._labels.items())
-        entries.insert(len(entries) if place is None else place, (label, each))
+        last = len(entries) - (0 if each.innermost else sum(known.innermost for _, known in entries))
+        entries.insert(last if place is None else min(place, last), (label, each))
         before, self._labels = self._labels, dict(entries)
         self.failures.pop(label, None)
         try:

@@ -5,7 +5,9 @@ of its body, and the body, which is numbers and bytes in the order of the kind. 
 the lowest first. Bytes have their length before them. A record that is not whole ends the recording: the process that
 wrote it was killed.
 
-An *input* came from the guest, or from the loop. What the device did because of it comes next, then its end.
+An *input* came from the guest, or from the loop. What the device did because of it comes next, then its end. What
+the device did is recorded as it did it, before any filter. An interrupt that went on at once has an ``i`` right behind
+its ``I``. One that a filter has lost has none; one that a filter has held back has it later, outside any input.
 
 | kind | what | body |
 |---|---|---|
@@ -21,10 +23,13 @@ An *input* came from the guest, or from the loop. What the device did because of
 | N | a client has come or gone | µs, whether it is connected |
 | M | a range of guest memory | µs, whether it is mapped, whether it may be written, address, size |
 | S | the client has given a state, of another device of this kind | µs, bytes that follow, size, its bytes |
+| P | the device is powered on again | µs |
 | K | the client has taken interrupts | µs, the pending bits that are left |
 | d | the device has read guest memory | address, size, why it failed, bytes |
-| D | the device has written guest memory | address, size, why it failed, CRC-32, the first bytes |
-| I | the device has interrupted | kind, vector, level (2: none), whether it was sent |
+| D | the device writes guest memory | address, size, CRC-32, the first bytes |
+| x | and that has failed | why |
+| I | the device interrupts | kind, vector, level (2: none) |
+| i | an interrupt has passed the filters | kind, vector, level, how often, whether it was sent |
 | T | the device has read the clock | nanoseconds |
 | E | the device has got random bytes | bytes |
 | Z | the recording was ended in order | |
@@ -45,7 +50,7 @@ from typing import Any, BinaryIO, NamedTuple
 from bellwire.errors import BellwireError
 
 MAGIC = b"BWREC\r\n\x1a"
-VERSION = 1
+VERSION = 2
 LARGEST_HEAD = 1 << 20
 LARGEST = (64 << 20) + (1 << 12)
 """The most bytes of a record: those of the largest DMA, and what goes with them."""
@@ -55,6 +60,8 @@ FIRST = 16
 """The bytes of a DMA write that are kept, for reports. All of them count for the CRC."""
 PIECE = 16 << 20
 """The most bytes of a state in a record."""
+LARGEST_STATE = 1 << 30
+"""The most bytes of a state: small records can stand for many zeros."""
 _SHORTEST = 64  # bytes that are worth deflating
 _NUMBER = 10  # bytes of the longest number: 64 bits
 
@@ -173,7 +180,7 @@ def read_head(file: BinaryIO) -> Recorded:
         found: dict[str, Any] = json.loads(file.read(size))
         options = {str(key): str(value) for key, value in found["options"].items()}
         return Recorded(str(found["device"]), options, str(found["release"]))
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise BadRecording("the head of the recording is damaged") from None
 
 

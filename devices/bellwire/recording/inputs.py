@@ -13,7 +13,8 @@ from bellwire.recording.format import BadRecording, Body, Entry
 from bellwire.recording.host import ReplayHost
 
 _LARGEST_ACCESS = 1 << 20
-_MOST_TIMES = 64
+MOST_TIMES = 64
+"""The most times that filters let an event happen."""
 _NEWS = ("memory_changed", "wires_changed", "saving", "halted", "resumed", "restored")
 """Methods of a device that the loop calls without being asked."""
 
@@ -51,7 +52,7 @@ class Inputs:
         place = self._place(region, offset, len(data))
 
         def act() -> None:
-            for _ in range(min(times, _MOST_TIMES)):
+            for _ in range(min(times, MOST_TIMES)):
                 self._core.writer(region, offset, len(data))(memoryview(data))
 
         return f"write of {value(data)} to {place}", act
@@ -75,7 +76,7 @@ class Inputs:
             once = partial(core.ring_value, bell, value, count) if has_value else partial(core.ring, bell, count)
 
         def act() -> None:
-            for _ in range(min(times, _MOST_TIMES)):
+            for _ in range(min(times, MOST_TIMES)):
                 once()
 
         return f"ring of {bell.name}" + (f"+{row:#x}" if row else ""), act

@@ -6,6 +6,7 @@ import errno
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from bellwire.capture.files import Files
@@ -18,6 +19,7 @@ from bellwire.filters import (
     DmaWrite,
     Event,
     Filter,
+    FilterError,
     Hook,
     Interrupt,
     Read,
@@ -36,11 +38,12 @@ NO_LEVEL = 2
 class Record(Filter, name="record"):
     """Records ``device`` to ``fd``, which it owns, up to ``limit`` bytes.
 
-    Make it before the device is set up, so that it has what :meth:`PciDevice.setup` gets from outside, and put it in
-    behind all other filters: it then records what the device gets. ``named`` is what a user calls the device. If the
+    Make it before the device is set up, so that it has what :meth:`PciDevice.setup` gets from outside. It stands behind
+    all other filters, so it records what the device gets. ``named`` is what a user calls the device. If the
     file or the disk is full, the recording ends with a warning in the log, and the device goes on.
     """
 
+    innermost = True
     kept = "it is the recording of --record, and ends with the device"
 
     def __init__(self, device: PciDevice, fd: int, limit: int, *, named: str = "", release: str = "") -> None:
@@ -65,6 +68,8 @@ class Record(Filter, name="record"):
     def start(self) -> None:
         """It is put in: from now on all events count."""
         core = self._core
+        for _, each in self._stack or ():
+            self.beside(each)
         self._write("B", core.tally.resets, int(core.connected))
         if core.connected and core.host is not None and (memory := core.host.shared_map(0, True)) is not None:
             self._write("M", 0, 1, 1, memory.start, memory.end - memory.start)  # of a guest without a VM
@@ -80,10 +85,24 @@ class Record(Filter, name="record"):
             restore(snapshot, client=client)
             self._loaded(snapshot)
 
-        core.signals.taken = took  # type: ignore[method-assign] # as a filter is put in
-        core.state.restore = restored  # type: ignore[method-assign]
-        self._undo += [lambda: delattr(core.signals, "taken"), lambda: delattr(core.state, "restore")]
+        power_on = core.power_on
+
+        def powered_on() -> None:
+            power_on()
+            self._write("P", self._passed())
+
+        for part, name, method in (
+            (core.signals, "taken", took),
+            (core.state, "restore", restored),
+            (core, "power_on", powered_on),
+        ):
+            setattr(part, name, method)  # as a filter is put in
+            self._undo.append(partial(delattr, part, name))
         self._count_jobs()
+
+    def beside(self, other: Filter) -> None:
+        """Refuse what changes the device from inside: see :func:`check_filter`."""
+        check_filter(type(self._core.device), other)
 
     def stop(self) -> None:
         """It is taken out: the recording ends."""
@@ -174,15 +193,25 @@ class Record(Filter, name="record"):
         why = read.why or ("" if read.error is None else str(read.error))
         self._write("d", read.address, read.size, why.encode(), *deflated(b"" if why else read.data))
 
+    def before_dma_write(self, write: DmaWrite) -> None:
+        """The device writes guest memory. The filters in front may hold it back."""
+        data = write.data
+        self._write("D", write.address, write.size, zlib.crc32(data), data[:FIRST])
+
     def after_dma_write(self, write: DmaWrite) -> None:
-        """The device has written guest memory."""
-        why, data = write.why or ("" if write.error is None else str(write.error)), write.data
-        self._write("D", write.address, write.size, why.encode(), zlib.crc32(data), data[:FIRST])
+        """The bytes are there, or are lost, or it has failed."""
+        if write.why or write.error is not None:
+            self._write("x", (write.why or str(write.error)).encode())
+
+    def before_interrupt(self, interrupt: Interrupt) -> None:
+        """The device interrupts. The filters in front may hold it back, or change it."""
+        self._write("I", *_signal(interrupt))
 
     def after_interrupt(self, interrupt: Interrupt) -> None:
-        """The device has interrupted."""
-        level = NO_LEVEL if interrupt.level is None else int(interrupt.level)
-        self._write("I", int(interrupt.kind), interrupt.vector, level, int(interrupt.outcome == "sent"))
+        """The interrupt has passed the filters, or is lost."""
+        sent = interrupt.outcome == "sent"
+        if not interrupt.over and (sent or interrupt.level is None):
+            self._write("i", *_signal(interrupt), interrupt.times, int(sent))
 
     # -- records
 
@@ -248,6 +277,20 @@ class _Outside(Outside):
         found = super().random(count)
         self._tell("E", found)
         return found
+
+
+def check_filter(device: type[PciDevice], each: Filter) -> None:
+    """A FilterError if ``each`` is a fault of the device's own: it strikes inside the device, so a replay lacks it."""
+    if isinstance(each, device.faults):
+        raise FilterError(
+            f"filter {each.name} does not go with a recording: it strikes inside the device, and a replay has no such "
+            "fault. Record the device without it, or with faults of accesses, DMA and interrupts"
+        )
+
+
+def _signal(interrupt: Interrupt) -> tuple[int, int, int]:
+    """The kind, vector and level of an interrupt."""
+    return int(interrupt.kind), interrupt.vector, NO_LEVEL if interrupt.level is None else int(interrupt.level)
 
 
 def _jobs(arguments: Sequence[Any]) -> list[Job] | None:

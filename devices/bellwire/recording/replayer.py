@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from bellwire.device import PciDevice
-from bellwire.errors import StateError
-from bellwire.filters import DmaRead, DmaWrite, Filter, Interrupt, Stack
+from bellwire.errors import GuestError, StateError
+from bellwire.filters import Stack
 from bellwire.model import succession
 from bellwire.model.host import Host
-from bellwire.model.outside import Outside
-from bellwire.recording.format import ENDS, INPUTS, PIECE, BadRecording, Body, Entry, entries, inflated
+from bellwire.recording.checker import Checker, RecordedOutside, interrupt_in_words, told
+from bellwire.recording.format import ENDS, INPUTS, LARGEST_STATE, PIECE, BadRecording, Body, Entry, entries, inflated
 from bellwire.recording.host import ReplayHost
-from bellwire.recording.inputs import Inputs, value
+from bellwire.recording.inputs import MOST_TIMES, Inputs, value
 from bellwire.recording.recorder import NO_LEVEL
 from vfio_user import IrqIndex
 
@@ -64,38 +63,53 @@ class _Replay:
         """Whether the file ends in the middle of what the recorded device did."""
         self._number = 0
         self._loading = bytearray()
+        self._rest: int | None = None  # bytes of a state that are still to come
         self._inputs = self._checked = 0
         self._differences: list[Difference] = []
-        self._host = ReplayHost(self._was_signalled)
+        self.heard = True
+        """Whether the recorded client took the interrupt that passes now."""
+        self._host = ReplayHost(lambda index, vector: self.heard)
+        self._trigger, self._drive = self._core.signals.trigger, self._core.signals.drive
         self._acts = Inputs(device, self._host, self.differ)
 
     def run(self) -> Outcome:
         core, device = self._core, self._device
         core.host = cast("Host", self._host)
-        device.outside = _Outside(self)
+        device.outside = RecordedOutside(self)
         complete = False
         stack = Stack(core)
-        begin = self._gather("B")
-        while (entry := self._entries.ahead()) is not None and entry.kind in "TE":
-            self._outputs.append(next(self._entries))  # what setup() gets
         try:
+            begin = self._begin()
+            while (entry := self._entries.ahead()) is not None and entry.kind in "TE":
+                self._outputs.append(next(self._entries))  # what setup() gets
             device.setup()
             try:
-                if begin is not None:
-                    body = Body(begin)
-                    for _ in range(min(body.number(), 2)):
-                        core.reset()
-                    connected = bool(body.number())
-                    core.connected = self._host.open = connected
-                    self._leftovers()
-                    stack.add(_Checker(self))
-                    complete = self._go_through()
+                for _ in range(min(begin.number(), 2)):
+                    core.reset()
+                connected = bool(begin.number())
+                core.connected = self._host.open = connected
+                self._leftovers()
+                stack.add(Checker(self))
+                complete = self._go_through()
             finally:
                 stack.clear()
                 device.close()
         finally:
             core.close()
         return Outcome(self._inputs, self._checked, self._differences, complete)
+
+    def _begin(self) -> Body:
+        """Read up to the record that begins the recording. A BadRecording if there is none."""
+        for entry in self._entries:
+            if entry.kind == "B":
+                return Body(entry)
+            if entry.kind not in "TE":
+                raise self._out_of_place(entry)
+            self._outputs.append(entry)
+        raise BadRecording("the recording ends before the device has started")
+
+    def _out_of_place(self, entry: Entry) -> BadRecording:
+        return BadRecording(f"record {entry.number} of the recording is of an unknown kind, or out of place")
 
     def _go_through(self) -> bool:
         """Take the device through the inputs. Returns whether the recording has its end."""
@@ -104,13 +118,14 @@ class _Replay:
                 return True
             self._number = entry.number
             if entry.kind in INPUTS:
+                self._pass()
                 self._input(entry)
-            elif entry.kind == "I":
-                self._outputs.append(entry)  # sent again since a client has come
-            elif entry.kind in "NMSK":
+            elif entry.kind in "dDxIi":
+                self._outputs.append(entry)  # by a filter, or since a client has come
+            elif entry.kind in "NMSKP":
                 self._news(entry)
             elif entry.kind not in "TE":
-                raise BadRecording(f"record {entry.number} of the recording is of an unknown kind, or out of place")
+                raise self._out_of_place(entry)
             if len(self._differences) >= MOST_DIFFERENCES:
                 return False
         return False
@@ -153,10 +168,14 @@ class _Replay:
 
     def _leftovers(self) -> None:
         """What the recorded device did, and this one did not."""
+        while self._outputs:
+            self._skip()
+
+    def _pass(self) -> None:
+        """Let the interrupts pass that filters had held back: the device does nothing for them now."""
         for entry in self._outputs:
-            if entry.kind in "dDI":
-                self._checked += 1
-                self._differences.append(Difference(entry.number, _told(entry), "it happens", "it does not"))
+            if entry.kind == "i":
+                self._passes(entry)
         self._outputs.clear()
 
     def differ(self, what: str, expected: str, got: str, event: int | None = None) -> None:
@@ -166,11 +185,11 @@ class _Replay:
 
     def output(self, kind: str, key: tuple[int, ...], what: str) -> Body | None:
         """The record of the next output of this kind that begins with ``key``. What comes before it did not happen."""
-        for at, entry in enumerate(self._outputs):
+        for entry in self._outputs:
             if entry.kind == kind:
                 body = Body(entry)
                 if tuple(body.number() for _ in key) == key:
-                    for _ in range(at):
+                    while self._outputs[0] is not entry:
                         self._skip()
                     self._outputs.popleft()
                     self._checked += 1
@@ -180,10 +199,37 @@ class _Replay:
             self.differ(what, "nothing", "it happens")
         return None
 
+    def outcome(self, number: int | None = None) -> Body | None:
+        """What became at once of the output that was taken last, or of record ``number``; None if nothing is told."""
+        behind = (self._number if number is None else number) + 1
+        if self._outputs and self._outputs[0].kind in "xi" and self._outputs[0].number == behind:
+            return Body(self._outputs.popleft())
+        return None
+
     def _skip(self) -> None:
         entry = self._outputs.popleft()
         if entry.kind in "dDI":
-            self.differ(_told(entry), "it happens", "it does not", entry.number)
+            self._checked += 1
+            self.differ(told(entry), "it happens", "it does not", entry.number)
+            self.outcome(entry.number)
+        elif entry.kind == "i":
+            self._passes(entry)
+
+    def _passes(self, entry: Entry) -> None:
+        """An interrupt that a filter had held back reaches the client."""
+        body = Body(entry)
+        kind, vector, level, times, sent = (body.number() for _ in range(5))
+        self.heard = bool(sent)
+        if level != NO_LEVEL:
+            self._drive(bool(level))
+            return
+        signals = self._core.signals
+        vectors = {int(IrqIndex.MSIX): signals.msix, int(IrqIndex.MSI): signals.msi}.get(kind)
+        if vectors is None or vector >= len(vectors):
+            raise BadRecording(f"record {entry.number}: the device has no {interrupt_in_words(kind, vector, level)}")
+        with contextlib.suppress(GuestError):  # bus mastering is off
+            for _ in range(min(times, MOST_TIMES)):
+                self._trigger(IrqIndex(kind), vector)
 
     def told(self, kind: str) -> Body | None:
         """The next answer of the outside."""
@@ -193,25 +239,21 @@ class _Replay:
                 return Body(entry)
         return None
 
-    def _was_signalled(self, index: IrqIndex, vector: int) -> bool:
-        for entry in self._outputs:
-            if entry.kind == "I":
-                body = Body(entry)
-                if (body.number(), body.number()) == (index, vector):
-                    body.number()
-                    return bool(body.number())
-        return True
-
     def _news(self, entry: Entry) -> None:
         body = Body(entry)
         self._host.now += body.number() / 1e6
         core = self._core
-        if entry.kind == "N":
+        if entry.kind in "KP":
+            self._pass()
+        if entry.kind == "P":
+            core.power_on()
+        elif entry.kind == "N":
             connected = bool(body.number())
             self._host.open = False
             if not connected:
                 self._host.left()
             core.join(connected)
+            self._pass()
         elif entry.kind == "M":
             mapped, writable, address, size = (body.number() for _ in range(4))
             self._host.mapped(address, size, mapped=bool(mapped), writable=bool(writable))
@@ -228,7 +270,10 @@ class _Replay:
         rest, size = body.number(), body.number()
         if size > PIECE:
             raise BadRecording(f"a recording is damaged: {size} bytes of a state in a record, at most {PIECE} can be")
+        if size + rest > LARGEST_STATE or self._rest not in (None, size + rest):
+            raise BadRecording(f"a recording is damaged: {size} bytes of a state in a record, and {rest} behind it")
         self._loading += inflated(body.number(), body.bytes(), size)
+        self._rest = rest or None
         if not rest:
             snapshot, self._loading = bytes(self._loading), bytearray()
             try:
@@ -256,88 +301,3 @@ class _Ahead:
         if self._next is None:
             self._next = next(self._found, None)
         return self._next
-
-
-class _Checker(Filter, name="replay"):
-    """Compares what the device does with what the recorded one did, and answers its reads of guest memory."""
-
-    strict = True
-
-    def __init__(self, replay: _Replay) -> None:
-        super().__init__()
-        self._replay = replay
-
-    def before_dma_read(self, read: DmaRead) -> None:
-        """Answer from the recording."""
-        body = self._replay.output(
-            "d", (read.address, read.size), f"DMA read of {read.size} bytes at {read.address:#x}"
-        )
-        if body is None:
-            read.fail("the recording has no such read")
-            return
-        why = body.text()
-        if why:
-            read.fail(why)
-        else:
-            read.answer(inflated(body.number(), body.bytes(), read.size))
-
-    def before_dma_write(self, write: DmaWrite) -> None:
-        """Compare the bytes."""
-        what = f"DMA write of {write.size} bytes at {write.address:#x}"
-        body = self._replay.output("D", (write.address, write.size), what)
-        if body is None:
-            return
-        why, checksum, first = body.text(), body.number(), body.bytes()
-        if zlib.crc32(write.data) != checksum:
-            got = write.data[: len(first)]
-            self._replay.differ(
-                what,
-                f"{first.hex(' ')}... (CRC {checksum:08x})",
-                f"{got.hex(' ')}... (CRC {zlib.crc32(write.data):08x})",
-            )
-        if why:
-            write.fail(why)
-
-    def after_interrupt(self, interrupt: Interrupt) -> None:
-        """Compare kind, vector and level."""
-        level = NO_LEVEL if interrupt.level is None else int(interrupt.level)
-        key = (int(interrupt.kind), interrupt.vector, level)
-        self._replay.output("I", key, _interrupt(*key))
-
-
-class _Outside(Outside):
-    """The outside of the recording."""
-
-    def __init__(self, replay: _Replay) -> None:
-        self._replay = replay
-        self._last = 0
-
-    def clock(self) -> int:
-        body = self._replay.told("T")
-        if body is not None:
-            self._last = body.number()
-        return self._last
-
-    def random(self, count: int) -> bytes:
-        body = self._replay.told("E")
-        found = b"" if body is None else body.bytes()
-        if len(found) != count:
-            if self._replay.cut and body is None:
-                return bytes(count)
-            self._replay.differ("random bytes", f"{len(found)} of them", f"{count} are asked for")
-            return bytes(count)
-        return found
-
-
-def _told(entry: Entry) -> str:
-    """An output in words."""
-    body = Body(entry)
-    if entry.kind == "I":
-        return _interrupt(body.number(), body.number(), body.number())
-    address, size = body.number(), body.number()
-    return f"DMA {'read' if entry.kind == 'd' else 'write'} of {size} bytes at {address:#x}"
-
-
-def _interrupt(kind: int, vector: int, level: int) -> str:
-    name = IrqIndex(kind).name if kind in IrqIndex._value2member_map_ else f"kind {kind}"
-    return f"interrupt {name} {vector}" if level == NO_LEVEL else f"INTx {'rises' if level else 'falls'}"
