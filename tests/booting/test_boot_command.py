@@ -163,6 +163,24 @@ def test_the_current_folder_is_shared_where_the_guest_would_not_have_it(
     assert boot._shares(parse("nvme", "--share", str(tmp_path), "--snapshot")) == [here]
 
 
+def test_a_link_to_a_folder_is_followed_before_the_guest_could_do_so(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    target = Share(tmp_path / "target", str(tmp_path / "target"), writable=True)
+    assert boot._shares(parse("--share", str(tmp_path / "link"))) == [target]
+
+
+@pytest.mark.parametrize("place", ["/", "/run", "/proc", "/sys/kernel", "/proc/sys/../net", "/dev"])
+def test_what_a_guest_must_have_of_its_own_cannot_be_shared(place: str) -> None:
+    with pytest.raises(MachineError, match=r" cannot be shared at /\S*, which is the guest's own"):
+        boot._shares(parse("--share", place))
+
+
+def test_a_current_folder_that_the_guest_has_of_its_own_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc/sys")
+    assert boot._shares(parse("nvme")) == []
+
+
 def test_a_folder_that_is_not_there_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"--share .*nowhere: no such folder"):
         boot._shares(parse("--share", str(tmp_path / "nowhere")))

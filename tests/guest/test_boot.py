@@ -66,7 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     (folder / "answer.py").write_text(DEVICE)
     (folder / "test.sh").write_text(SCRIPT)
-    (folder / "shared").mkdir()
+    (folder / "target").mkdir()
+    (folder / "shared").symlink_to(folder / "target")
     return folder
 
 
@@ -103,7 +104,7 @@ def test_its_errors_and_the_devices_log_are_on_standard_error(done: subprocess.C
 
 
 def test_only_what_is_shared_is_written(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert (folder / "shared" / "file").read_text() == "written\n"
+    assert (folder / "target" / "file").read_text() == "written\n"
     assert not (folder / "elsewhere").exists()
 
 

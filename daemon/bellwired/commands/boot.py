@@ -28,10 +28,9 @@ from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
 from bellwired.guest.leaks import read_leaks
 from bellwired.guest.machine import Machine
-from bellwired.guest.plan import BOOT_TIME, HOST, MIB, MINIMAL, Plan, Share
+from bellwired.guest.plan import BOOT_TIME, HOST, KERNELS_OWN, MIB, MINIMAL, Plan, Share, guests_own
 from bellwired.guest.progress import shown
 from bellwired.guest.qemus import find_qemu
-from bellwired.guest.roots import KERNELS_OWN
 from bellwired.guest.served import Served
 
 TIMED_OUT, FAILED = 124, 125
@@ -258,13 +257,13 @@ def _needed(arguments: argparse.Namespace, shares: Sequence[Share]) -> list[str]
 
 def _shares(arguments: argparse.Namespace) -> list[Share]:
     """The folders of --share, and the current one if the guest would not have it."""
-    folders = {folder.absolute(): not arguments.snapshot for folder in arguments.shares}
+    folders = {folder.resolve(): not arguments.snapshot for folder in arguments.shares}
     for folder in folders:
         if not folder.is_dir():
             raise CommandError(f"--share {folder}: no such folder")
     here = Path.cwd()
     hidden = arguments.minimal or any(here.is_relative_to(place) for place in KERNELS_OWN)
-    if hidden and here != Path("/") and not any(here.is_relative_to(folder) for folder in folders):
+    if hidden and not guests_own(here) and not any(here.is_relative_to(folder) for folder in folders):
         folders[here] = False
     return [Share(folder, str(folder), writable) for folder, writable in sorted(folders.items())]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwired.guest.console import Listener
+from bellwired.guest.errors import MachineError
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.qemus import Qemu
 
@@ -17,6 +18,14 @@ HOST, MINIMAL = "host", "minimal"
 BOOT_TIME = 300.0  # seconds, for a kernel that checks itself, in a machine that is emulated on a busy host
 MIB = 1 << 20
 ID = "device"
+KERNELS_OWN = ("/dev", "/proc", "/sys", "/run")
+"""What is of the guest's kernel in each root."""
+
+
+def guests_own(place: Path) -> bool:
+    """Whether a guest must have a folder of its own there, and none of the host's."""
+    resolved = place.resolve()
+    return str(resolved) in ("/", *KERNELS_OWN) or any(resolved.is_relative_to(each) for each in ("/proc", "/sys"))
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,19 @@ class Share:
     """A folder of the host's that the guest sees at ``place``.
 
     What is not ``writable`` is read-only, with a layer above it that lasts as long as the guest: it takes what the
-    guest writes.
+    guest writes. Raises a MachineError for a place that is the guest's own.
     """
 
     folder: Path
     place: str
     writable: bool = False
+
+    def __post_init__(self) -> None:
+        if guests_own(Path(self.place)):
+            raise MachineError(
+                f"{self.folder} cannot be shared at {self.place}, which is the guest's own",
+                f"share folders that are none of /, {', '.join(KERNELS_OWN)}, and not below /proc or /sys",
+            )
 
 
 @dataclass(frozen=True)

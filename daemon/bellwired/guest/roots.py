@@ -16,20 +16,20 @@ from bellwired.guest import initramfs as cpio
 from bellwired.guest.errors import MachineError
 from bellwired.guest.folders import OPTIONS, Offered
 from bellwired.guest.kernel import VIRTIO, Kernel
-from bellwired.guest.plan import HOST, Plan, Share
+from bellwired.guest.plan import HOST, KERNELS_OWN, Plan, Share
 
 if TYPE_CHECKING:
     from bellwired.guest.machine import Finished
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEW_ROOT, LAYERS, BASE = "/newroot", "/layers", "/base"
-KERNELS_OWN = ("/dev", "/proc", "/sys", "/run")
 KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "PATH", "TERM", "VIRTUAL_ENV")
 NETWORK = """
-ip link set lo up && ip link set eth0 up && ip address add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2
+ip link set lo up && ip link set eth0 up && ip address add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2 &&
+mkdir -p {root}/etc && rm -f {root}/etc/resolv.conf && echo nameserver 10.0.2.3 >{root}/etc/resolv.conf
 """
-"""The addresses of QEMU's user-mode network (QEMU, docs/system/devices/net.rst)."""
-RESOLVER = b"nameserver 10.0.2.3\n"
+"""The addresses of QEMU's user-mode network (QEMU, docs/system/devices/net.rst). The host's resolv.conf may be a
+link to what the guest does not have."""
 NAME = b"guest\n"
 ALL_MESSAGES = b"7 4 1 7\n"
 """What the console prints once the guest is up: all but debug messages (proc(5), /proc/sys/kernel/printk)."""
@@ -103,7 +103,10 @@ def applets(busybox: Path) -> list[str]:
 
 
 def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
-    """Load modules, mount folders, and make the root, in a guest that has just booted."""
+    """Load modules, mount folders, and make the root, in a guest that has just booted.
+
+    Shares come last: what is written before is in no folder of the host's.
+    """
     plan = guest.plan
     by_place = list(offered)
     needed = [
@@ -116,16 +119,18 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
         if name in loaded:
             continue
         _must(guest.tool(["insmod"], module), f"the kernel's module {name} cannot be loaded")
+    root = NEW_ROOT if plan.root == HOST else ""
+    if root:
+        base, *by_place = by_place
+        _layered(guest, base, root)
+        for place in KERNELS_OWN:  # /dev takes /dev/pts along
+            _mount(guest, "", place, f"{root}{place}", "", "move")
     if plan.network:
-        done = guest.run(["/bin/busybox", "sh", "-c", NETWORK], folder="/")
+        done = guest.run(["/bin/busybox", "sh", "-c", NETWORK.format(root=root)], folder="/")
         if done.status:
             raise MachineError(f"the guest has no network: {done.stderr.decode(errors='replace').strip()}")
-    if plan.root == HOST:
-        base, *by_place = by_place
-        _layered(guest, base, NEW_ROOT)
-        for place in KERNELS_OWN:  # /dev takes /dev/pts along
-            _mount(guest, "", place, f"{NEW_ROOT}{place}", "", "move")
-    root = NEW_ROOT if plan.root == HOST else ""
+    guest.tool(["write", f"{root}/proc/sys/kernel/hostname"], NAME)
+    guest.tool(["write", f"{root}/proc/sys/kernel/printk"], ALL_MESSAGES)
     for each in by_place:
         if each.share.writable:
             _mount(guest, each.kind, each.tag, f"{root}{each.share.place}", OPTIONS[each.kind])
@@ -133,10 +138,6 @@ def prepare(guest: Guest, offered: Iterable[Offered]) -> None:
             _layered(guest, each, f"{root}{each.share.place}")
     if root:
         _must(guest.switch_root(root), "the host's root cannot become the guest's")
-    if plan.network:
-        guest.tool(["write", "/etc/resolv.conf"], RESOLVER)
-    guest.tool(["write", "/proc/sys/kernel/hostname"], NAME)
-    guest.tool(["write", "/proc/sys/kernel/printk"], ALL_MESSAGES)
 
 
 def _layered(guest: Guest, offered: Offered, place: str) -> None:

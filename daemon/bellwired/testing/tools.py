@@ -16,10 +16,9 @@ from bellwired.guest.build import build_modules
 from bellwired.guest.fetch import fetch_guest_tools
 from bellwired.guest.kernel import Kernel
 from bellwired.guest.kernels import DEBIAN, find_kernel
-from bellwired.guest.plan import HOST, Share
+from bellwired.guest.plan import HOST, KERNELS_OWN, Share
 from bellwired.guest.progress import Progress, shown, silent
 from bellwired.guest.qemus import Qemu, find_qemu
-from bellwired.guest.roots import KERNELS_OWN
 from bellwired.guest.toolbox import Toolbox
 from bellwired.testing.wanted import Wanted
 
