@@ -18,6 +18,8 @@ from daemon.commands import family
 from tap import Tap
 
 PATIENCE = 60.0  # seconds
+JUDGING = ("--filter", "mistakes")
+"""Flags of a device that tells of its driver's mistakes: see :attr:`Served.mistakes`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Served:
     def log(self) -> str:
         """What it has printed so far."""
         return self._log.read_text(errors="replace")
+
+    @property
+    def mistakes(self) -> list[str]:
+        """What it has told of its driver: that of a stock Linux makes no mistakes."""
+        return [line for line in self.log.splitlines() if "the driver's " in line]
 
 
 @contextlib.contextmanager

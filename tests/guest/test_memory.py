@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attached import Device, Served
+from attached import JUDGING, Device, Served
 from linux import Outcome
 from qtest import monitor
 from rendezvous import joined
@@ -56,9 +56,9 @@ def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
     linux: Callable[..., Outcome], serve: Callable[[Device], Served], namespace: Namespace, tmp_path: Path
 ) -> None:
     served = [
-        serve(Device("nvme", {"size": "16M"})),
-        serve(Device("virtio-blk", {"size": "16M", "queues": 2})),
-        serve(Device("virtio-net", {"tap": TAP, "namespace": namespace.name})),
+        serve(Device("nvme", {"size": "16M"}, flags=JUDGING)),
+        serve(Device("virtio-blk", {"size": "16M", "queues": 2}, flags=JUDGING)),
+        serve(Device("virtio-net", {"tap": TAP, "namespace": namespace.name}, flags=JUDGING)),
     ]
     namespace.address(TAP, HOST)
     outcome = linux(
@@ -73,6 +73,7 @@ def test_disks_and_a_card_work_behind_a_viommu_through_three_reboots(
     assert outcome.status == 0, outcome.output
     assert outcome.output.splitlines() == [f"boot {n}: net works, 1/sys/class/iommu/dmar0" for n in range(4)]
     assert complaints(served, tmp_path) == []
+    assert [each.mistakes for each in served] == [[], [], []]
 
 
 PLUGGED = f"""{AWAIT}

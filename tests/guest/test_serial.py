@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from attached import Device, Served
+from attached import JUDGING, Device, Served
 from docs.documents import DOCS, blocks
 from linux import Outcome
 from rendezvous import joined
@@ -45,7 +45,7 @@ state
 def test_bytes_go_both_ways_at_the_pace_of_the_slower(
     linux: Callable[..., Outcome], serve: Callable[[Device], Served], tmp_path: Path
 ) -> None:
-    port = serve(Device("serial", {"backend": f"unix:{tmp_path / 'line'}"}))
+    port = serve(Device("serial", {"backend": f"unix:{tmp_path / 'line'}"}, flags=JUDGING))
     data = os.urandom(SIZE)
 
     def talk() -> bytes:
@@ -68,6 +68,7 @@ def test_bytes_go_both_ways_at_the_pace_of_the_slower(
     with_us, without_us = states[:3], states[3:]
     assert with_us == [f"tx:{SIZE + 6}", f"rx:{SIZE}", "RTS|CTS|DTR|DSR|CD"]
     assert without_us == [f"tx:{SIZE + 10}", f"rx:{SIZE}", "RTS|DTR"]
+    assert port.mistakes == []
 
 
 GREET = f"""{FIND.replace("16550A", "16450")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attached import Device, Served
+from attached import JUDGING, Device, Served
 from bellwired.guest.toolbox import Toolbox
 from linux import Outcome
 from rendezvous import joined
@@ -121,7 +121,7 @@ def test_a_shell_runs_on_virtio_console_and_a_port_carries_data(
 ) -> None:
     ends = {name: tmp_path / name for name in ("console", "data")}
     ports = ",".join(f"{name}=unix:{path}" for name, path in ends.items())
-    console = serve(Device("virtio-console", {"ports": ports, "packed": packed}))
+    console = serve(Device("virtio-console", {"ports": ports, "packed": packed}, flags=JUDGING))
     data = os.urandom(1 << 20)
     heard = b""
 
@@ -140,3 +140,4 @@ def test_a_shell_runs_on_virtio_console_and_a_port_carries_data(
         visited.result()
     assert outcome.status == 0
     assert outcome.output.split() == ["data", hashlib.sha256(data).hexdigest(), "-"]
+    assert console.mistakes == []

@@ -42,16 +42,40 @@ def test_each_place_has_a_declaration_with_what_was_seen() -> None:
     ]
 
 
-def test_declarations_that_are_pasted_leave_nothing_to_suggest() -> None:
-    lines = suggested(("read", 0x10, 8), ("write", 0x20, b"ab"))
+def pasted(lines: list[str]) -> type[PciDevice]:
     body = "\n".join(f"    {line}" for line in ["mmio = Bar(0, size=4096)", *lines])
     space: dict[str, Any] = {"Bar": Bar, "PciDevice": PciDevice}
     exec(f"class Whole(PciDevice, vendor=1, device=2, class_code=0x088000):\n{body}\n", space)
+    whole: type[PciDevice] = space["Whole"]
+    return whole
+
+
+def test_declarations_that_are_pasted_leave_nothing_to_suggest() -> None:
     suggest = Suggest()
-    with Guest(space["Whole"], filters=[suggest]) as guest:
+    with Guest(pasted(suggested(("read", 0x10, 8), ("write", 0x20, b"ab"))), filters=[suggest]) as guest:
         guest.read(0, 0x10, 8)
         guest.write(0, 7, offset=0x20, size=2)
         assert suggest.lines() == []
+
+
+def test_accesses_that_overlap_are_one_declaration() -> None:
+    lines = suggested(
+        ("write", 0x40, b"abcd"), ("read", 0x41, 1), ("read", 0x42, 2), ("write", 0x48, bytes(8)), ("read", 0x4C, 4)
+    )
+    assert lines == [
+        "mmio_40 = mmio.reg(0x40)  # 2 reads 1 writes",
+        "mmio_48 = mmio.reg(0x48, size=8)  # 1 reads 1 writes",
+    ]
+    pasted(lines)
+
+
+def test_what_no_register_can_be_is_a_comment() -> None:
+    lines = suggested(("read", 0x10, 8), ("read", 0x14, 8), ("read", 0x22, 4))
+    assert lines == [
+        '# mmio_10 = mmio.reg(0x10, size=12, access="ro")  # 2 reads; accesses that overlap: no register has 12 bytes',
+        '# mmio_22 = mmio.reg(0x22, access="ro")  # 1 reads; misaligned: a register of 4 bytes lies at a multiple of 4',
+    ]
+    pasted(lines)
 
 
 def test_what_is_declared_is_not_suggested() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from bellwire.declare.declared import is_power_of_two
+from bellwire.declare.register import LARGEST
 from bellwire.filters import Filter, Read, Write
 
 MOST_PLACES = 256
@@ -13,7 +16,7 @@ MOST_VALUES = 4
 
 @dataclass(slots=True)
 class Touched:
-    """What a guest has done at a place where nothing is declared. ``size`` is its widest access, in bytes."""
+    """What a guest has done where nothing is declared, in ``size`` bytes at ``offset``."""
 
     offset: int
     size: int
@@ -26,15 +29,29 @@ class Touched:
         """The access word that serves what was seen."""
         return "rw" if self.reads and self.writes else "wo" if self.writes else "ro"
 
+    def joined(self, other: Touched) -> Touched:
+        """Both, which overlap, as one. ``other`` begins later."""
+        size = max(self.size, other.offset + other.size - self.offset)
+        return Touched(self.offset, size, self.reads + other.reads, self.writes + other.writes)
+
+    @property
+    def fault(self) -> str:
+        """Why no register can be declared there. Empty if one can."""
+        if self.size > LARGEST:
+            return f"accesses that overlap: no register has {self.size} bytes"
+        if is_power_of_two(self.size) and self.offset % self.size:
+            return f"misaligned: a register of {self.size} bytes lies at a multiple of {self.size}"
+        return ""
+
     def line(self, bar: str) -> str:
-        """The declaration, and why."""
+        """The declaration, and why; as a comment if it cannot be declared."""
         size = "" if self.size == 4 else f", size={self.size}"
         access = "" if self.access == "rw" else f', access="{self.access}"'
         seen = [f"{count} {word}" for count, word in ((self.reads, "reads"), (self.writes, "writes")) if count]
         if self.values:
             seen.append(f"of {', '.join(map(hex, self.values))}")
-        name = f"{bar}_{self.offset:02x}"
-        return f"{name} = {bar}.reg({self.offset:#04x}{size}{access})  # {' '.join(seen)}"
+        line = f"{bar}_{self.offset:02x} = {bar}.reg({self.offset:#04x}{size}{access})  # {' '.join(seen)}"
+        return f"# {line}; {self.fault}" if self.fault else line
 
 
 class Suggest(Filter):
@@ -62,11 +79,24 @@ class Suggest(Filter):
 
     def lines(self) -> list[str]:
         """The declarations to paste, in order of address."""
-        return [each.line(self._bars[region]) for (region, _), each in sorted(self.touched.items())]
+        return [each.line(self._bars[region]) for region, each in self._apart()]
 
     def report(self) -> dict[str, object]:
         """The declarations, and the number of accesses to more places than are remembered."""
         return {"declarations": self.lines()} | ({"missed": self.missed} if self.missed else {})
+
+    def _apart(self) -> Iterator[tuple[int, Touched]]:
+        """The places with their regions, in order. Those that overlap are one: registers may not."""
+        last: tuple[int, Touched] | None = None
+        for (region, offset), each in sorted(self.touched.items(), key=lambda item: item[0]):
+            if last is not None and last[0] == region and offset < last[1].offset + last[1].size:
+                last = region, last[1].joined(each)
+                continue
+            if last is not None:
+                yield last
+            last = region, each
+        if last is not None:
+            yield last
 
     def _found(self, event: Read | Write) -> Touched | None:
         place = event.place
