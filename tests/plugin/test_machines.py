@@ -177,6 +177,12 @@ def test_a_fixture_without_a_machine_says_what_is_missing(trial: Trial) -> None:
         ("devices='edu'", "TypeError: devices= is a list of devices, not 'edu'"),
         ("devices=Copier", "TypeError: devices= is a list of devices"),
         ("devices=[], scope='class'", "ValueError: scope='class': expected one of function, module, session"),
+        ("devices=[], timeout=-1", "ValueError: timeout=-1: expected seconds, more than 0"),
+        ("devices=[], memory=512", 'ValueError: memory=512: expected bytes or a text such as "512M", and at least *'),
+        ("devices=[], memory='much'", "TypeError: memory='much': expected int or a text such as \"512M\""),
+        ("devices=[], root='host2'", "ValueError: root='host2': expected 'host' or 'minimal'"),
+        ("devices=[], modules='uio'", "TypeError: modules='uio': expected Sequence"),
+        ("devices=[], listeners=()", "TypeError: machine() has no listeners=: a guest has kernel, qemu, root, *"),
     ],
 )
 def test_a_wrong_machine_is_told_when_tests_are_collected(trial: Trial, words: str, error: str) -> None:

@@ -67,6 +67,11 @@ def test_a_plan_has_the_hosts_files_and_begins_in_the_tests_folder(found: list[s
     assert (plan["kernel"], plan["qemu"]) == ("Linux of debian", "QEMU")
 
 
+@pytest.mark.parametrize(("text", "bytes_"), [("512M", 512 << 20), ("2G", 2 << 30)])
+def test_memory_may_be_a_text(found: list[str], tmp_path: Path, text: str, bytes_: int) -> None:
+    assert made().plan(wanted(memory=text), [], [tmp_path])["memory"] == bytes_
+
+
 def test_a_minimal_guest_has_the_tests_folders(found: list[str], tmp_path: Path) -> None:
     plan = made().plan(wanted(root=MINIMAL), [], [tmp_path])
     assert plan["shares"] == [Share(tmp_path, str(tmp_path))]

@@ -98,13 +98,13 @@ class Hardware:
         os.close(reading)
         self.console.end()
 
-    def _start(self, given: Sequence[socket.socket], errors: int) -> MachineError | None:
+    def _start(self, given: Sequence[socket.socket], errors: int) -> Exception | None:
         try:
             self._start_all(given, errors)
-        except MachineError as error:
-            return error
         except OSError as error:
             return MachineError(f"the machine cannot be started: {error.filename or ''} {error.strerror}")
+        except Exception as error:  # noqa: BLE001 __init__ waits for it, and raises it there
+            return error
         return None
 
     def _start_all(self, given: Sequence[socket.socket], errors: int) -> None:

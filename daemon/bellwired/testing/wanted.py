@@ -76,12 +76,19 @@ def machine(
 
     A command of the guest, or loading or removing the driver, may take ``timeout`` seconds. ``trace`` keeps each
     access, ring, hook, DMA and interrupt for the report of a failing test; it makes devices slower. The other keywords
-    are those of a guest (:class:`bellwired.guest.plan.Plan`).
+    are those of a guest (:class:`bellwired.guest.plan.Plan`); ``memory`` may be a text, too: ``"512M"``. A TypeError or
+    a ValueError says which keyword is wrong.
     """
     if isinstance(devices, str) or not isinstance(devices, Sequence):
         raise TypeError(f"devices= is a list of devices, not {devices!r}")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r}: expected one of {', '.join(SCOPES)}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}: expected seconds, more than 0")
+    if guest:
+        from bellwired.testing.guest import checked  # it imports the guest, which other runs of pytest do without
+
+        guest = checked(guest)
     modules = [module] if isinstance(module, str | os.PathLike) else module
     wanted = Wanted(
         devices=tuple(each if isinstance(each, WantedDevice) else WantedDevice(each) for each in devices),
