@@ -31,6 +31,31 @@ def test_a_wrong_name_is_an_error_before_the_screen_changes(tmp_path: Path, caps
     assert "no daemon is running there" in capsys.readouterr().err
 
 
+def test_without_a_terminal_it_says_how_else_to_look(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bellwired", "view", "--runtime-dir", str(tmp_path)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    told, hint = done.stderr.splitlines()
+    assert told == "bellwire: the view needs a terminal"
+    assert "--web shows it in a browser" in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--port", "80"), "--port is for --web"),
+        (("--web", "--port", "65536"), "expected a port, 0 to 65535"),
+        (("--web", "--screenshot", "view.svg"), "argument --screenshot: not allowed with argument --web"),
+    ],
+)
+def test_flags_that_do_nothing_are_refused(
+    words: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["view", *words])
+    assert problem in capsys.readouterr().err
+
+
 def test_without_the_extra_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from bellwired.errors import CommandError
 if TYPE_CHECKING:
     from bellwired.commands.view.app import View
 
-PORT = 8423
+PORT, MOST_PORT = 8423, 0xFFFF
 SERVER = "BELLWIRE_VIEW_SERVER"
 """The environment variable by which a view knows the process that serves its page: it ends with that."""
 SIZE = (120, 36)
@@ -43,16 +43,19 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let keys change the device: p pokes registers and doorbells, i raises an interrupt, r resets",
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--web", action="store_true", help="serve the view to a browser on this machine, and print its address"
     )
-    parser.add_argument("--port", type=int, default=PORT, help="the port of --web (default %(default)s; 0: any)")
-    parser.add_argument("--screenshot", type=Path, metavar="FILE", help="draw the view once, to this SVG file, and end")
-    parser.set_defaults(command=view)
+    where.add_argument("--screenshot", type=Path, metavar="FILE", help="draw the view once, to this SVG file, and end")
+    parser.add_argument("--port", type=_port, help=f"the port of --web (default {PORT}; 0: any)")
+    parser.set_defaults(command=view, mistake=parser.error)
 
 
 def view(arguments: argparse.Namespace) -> int:
     """``bellwire view [NAME]``."""
+    if arguments.port is not None and not arguments.web:
+        arguments.mistake("--port is for --web")
     needed = ["textual", *(["textual_serve"] if arguments.web else [])]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise CommandError(f"{missing[0]} is not installed", "pip install 'bellwire[view]'")
@@ -67,13 +70,15 @@ def view(arguments: argparse.Namespace) -> int:
         from bellwired.commands.view.web import serve
 
         os.environ[SERVER] = str(os.getpid())
-        return serve(_again(arguments), arguments.port)
+        return serve(_again(arguments), PORT if arguments.port is None else arguments.port)
     from bellwired.commands.view.app import View
 
     app = View(source, arguments.name, may_change=arguments.change)
     if arguments.screenshot:
         arguments.screenshot.write_text(asyncio.run(_draw(app)))
         return 0
+    if not (server or (sys.stdin.isatty() and sys.stderr.isatty())):  # Textual draws on standard error
+        raise CommandError("the view needs a terminal", "--web shows it in a browser, and --screenshot draws it once")
     app.run()
     return app.return_code or 0
 
@@ -87,6 +92,12 @@ def _again(arguments: argparse.Namespace) -> list[str]:
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words += ["--change"] if arguments.change else []
     return [*words, *([arguments.name] if arguments.name else [])]
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port, 0 to {MOST_PORT}, got {text!r}")
+    return int(text)
 
 
 async def _draw(app: View) -> str:
