@@ -96,6 +96,16 @@ def test_files_take_turns(daemon: Instance, tmp_path: Path) -> None:
     assert 400 < sum(map(reads, found)) < 1500
 
 
+def test_a_file_whose_turn_has_not_come_is_not_left_behind(daemon: Instance, tmp_path: Path) -> None:
+    name, path = daemon.add(), tmp_path / "a.pcapng"
+    with begun(daemon, name, path, "--files", "2") as process:
+        assert (tmp_path / "a.1.pcapng").exists()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert [each.name for each in tmp_path.glob("*.pcapng")] == ["a.pcapng"]
+
+
 def test_a_full_file_ends_the_capture(daemon: Instance, tmp_path: Path) -> None:
     name, path = daemon.add(), tmp_path / "a.pcapng"
     with connect(daemon.socket(name)) as client, begun(daemon, name, path, "--size", "64K") as process:
@@ -138,7 +148,8 @@ def test_two_captures_of_a_device_have_the_same_messages(daemon: Instance, tmp_p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--size", "0"], "expected a number of bytes"),
+        (["--size", "1"], "expected a number of bytes from 64K to 1024G, got '1'"),
+        (["--size", "1025G"], "expected a number of bytes from 64K"),
         (["--for", "soon"], "as in 500ms, 10s or 5m"),
         (["--for", "0s"], "expected a time of more than 0"),
         (["--files", "5"], "invalid choice"),

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -123,3 +124,31 @@ def test_the_last_events_of_a_worker_outlive_it(daemon: Instance, run: Run) -> N
     status, out, _ = run("trace", name, "--last", "1", "--ended")
     assert status == 0
     assert out[16:].rstrip() == "read    plain = 0x00000007  BAR0+0x0"
+
+
+def test_of_the_last_events_only_some_can_be_printed(daemon: Instance, run: Run) -> None:
+    name = daemon.add('device = "probe"\n[[filter]]\nname = "trace"\nlog = false\nonly = "mmio"')
+    with connect(daemon.socket(name)) as client:
+        for value in (1, 2, 3):
+            write(client, PLAIN, value)
+            read(client, PLAIN)
+    status, out, error = run("trace", name, "--last", "2", "--only", "write")
+    assert (status, error) == (0, "")
+    assert [each[16:].split("  ")[1].strip() for each in out.splitlines()] == [
+        "plain = 0x00000002",
+        "plain = 0x00000003",
+    ]
+    assert run("trace", name, "--last", "2", "--not", "mmio") == (0, "", "no such event among the last 6\n")
+
+
+def test_a_rate_limits_the_events_of_a_second_and_says_that_some_are_missing(daemon: Instance) -> None:
+    name = daemon.add()
+    with connect(daemon.socket(name)) as client, tracing(daemon, name, "--rate", "2", "--json") as command:
+        end = int(time.time()) + 2
+        while time.time() < end:
+            read(client, PLAIN)
+        command.send_signal(signal.SIGINT)
+        out, _ = command.communicate(timeout=PATIENCE)
+    kinds = [json.loads(each)["kind"] for each in out.splitlines()]
+    assert "lost" in kinds
+    assert kinds.count("read") <= 2 * 3, "it ran in three seconds at most"

@@ -17,7 +17,7 @@ from typing import Any
 
 from asyncvarlink import FileDescriptor
 
-from bellwire.capture.files import check_files
+from bellwire.capture.files import SMALLEST, check_files
 from bellwired import terminal
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, completed
@@ -157,8 +157,8 @@ def _stop(daemon: Instance, name: str, number: int) -> None:
 def opened(path: Path, number: int) -> Iterator[list[int]]:
     """``number`` files, open for writing: ``path`` and, beside it, those whose names have a number in them.
 
-    Each is locked as long as a descriptor of it is open, also in another process. If the block raises, files that are
-    new and empty are removed.
+    Each is locked as long as a descriptor of it is open, also in another process. At the end of the block, files that
+    are new and empty are removed.
     """
     fds: list[int] = []
     new: list[tuple[int, Path]] = []
@@ -171,12 +171,10 @@ def opened(path: Path, number: int) -> Iterator[list[int]]:
             if is_new:
                 new.append((fds[-1], name))
         yield fds
-    except BaseException:
+    finally:
         for fd, name in new:
             if not os.fstat(fd).st_size:
                 name.unlink(missing_ok=True)
-        raise
-    finally:
         for fd in fds:
             os.close(fd)
 
@@ -207,8 +205,8 @@ def size(text: str) -> int:
     """A number of bytes, as in 64M."""
     found = re.fullmatch(r"(\d+)([KMG]?)", text)
     value = int(found[1]) * _UNITS[found[2]] if found else 0
-    if not 0 < value <= LARGEST:
-        raise argparse.ArgumentTypeError(f"expected a number of bytes of more than 0, as in 64M or 1G, got {text!r}")
+    if not SMALLEST <= value <= LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a number of bytes from 64K to 1024G, got {text!r}")
     return value
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bellwire.filters.observing.event_ring import RingReader
 from bellwire.filters.observing.record import KINDS, Record
+from bellwire.filters.observing.selection import Selection
 from bellwired import terminal
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, completed
@@ -43,6 +44,9 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--not", dest="without", default="", metavar="TERMS", help="not these (config,hook)")
     parser.add_argument(
+        "--rate", type=_count, metavar="N", help="at most N events a second; what is left out is counted"
+    )
+    parser.add_argument(
         "--last",
         type=_count,
         metavar="N",
@@ -58,17 +62,17 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def trace(arguments: argparse.Namespace) -> int:
     """``bellwire trace NAME``."""
-    if arguments.last is not None and (arguments.only or arguments.without):
-        arguments.mistake("--last prints what the device's own trace has kept: --only and --not are no use there")
+    if arguments.last is not None and arguments.rate is not None:
+        arguments.mistake("--rate is not for --last, which prints what the device's own trace has kept")
     if arguments.ended and arguments.last is None:
         arguments.mistake("--ended is for --last")
-    printer = Printer(in_json=arguments.json)
+    begin = arguments.last is None
+    printer = Printer(in_json=arguments.json, gaps=begin)
     left: BaseException | None = None
 
     async def work(daemon: Any) -> None:
         nonlocal left
-        begin = arguments.last is None
-        terms = {"only": arguments.only, "without": arguments.without}
+        terms = {"only": arguments.only, "without": arguments.without, "rate": arguments.rate}
         replies = daemon.Trace(name=arguments.name, **terms, begin=begin, ended=arguments.ended)
         with opened(await anext(replies)) as reader:
             try:
@@ -77,7 +81,11 @@ def trace(arguments: argparse.Namespace) -> int:
                         print(terminal.line(f"tracing {arguments.name}; Ctrl-C ends it"), file=sys.stderr, flush=True)
                     await follow(reader, printer, replies)
                 else:
-                    printer.print(reader.last(arguments.last))
+                    selection = Selection(arguments.only, arguments.without)
+                    kept = [(number, record) for number, record in reader.after(0) if record in selection]
+                    printer.print(iter(kept[-arguments.last :]))
+                    if not kept:
+                        print(terminal.line(f"no such event among the last {reader.latest}"), file=sys.stderr)
             except (BrokenPipeError, SystemExit) as error:  # from print and rich: nobody reads the output
                 left = error
 
@@ -129,16 +137,17 @@ def opened(reply: Any) -> Iterator[RingReader]:
 
 
 class Printer:
-    """Prints records: lines for people, JSON for programs."""
+    """Prints records: lines for people, JSON for programs. ``gaps``: people are told how many are missing."""
 
-    def __init__(self, *, in_json: bool = False) -> None:
+    def __init__(self, *, in_json: bool = False, gaps: bool = True) -> None:
         self._json = in_json
+        self._gaps = gaps and not in_json
         self._out = show.console()
 
     def print(self, records: Iterator[tuple[int, Record]], after: int = 0) -> int:
         """Print records, and how many are missing between them. Returns the number of the last one."""
         for number, record in records:
-            if after and number > after + 1 and not self._json:
+            if after and number > after + 1 and self._gaps:
                 self._out.print(Text(f"({number - after - 1} events came too fast to be read)", "red"))
             after = number
             if self._json:

@@ -284,14 +284,15 @@ class Control(VarlinkInterface, name=INTERFACE):
         name: str,
         only: str | None = None,
         without: str | None = None,
+        rate: int | None = None,
         begin: bool | None = None,
         ended: bool | None = None,
     ) -> AsyncIterator[FileDescriptor | None]:
         """The event ring of a device's trace: a memory file that the caller reads by itself.
 
-        With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select. It ends
-        when the caller hangs up or the device's process ends. Otherwise the ring is that of the filter ``trace`` which
-        the device has; with ``ended`` that of the last worker which has ended.
+        With ``begin`` a trace of the caller's own begins, of the events that ``only`` and ``without`` select, at most
+        ``rate`` a second. It ends when the caller hangs up or the device's process ends. Otherwise the ring is that of
+        the filter ``trace`` which the device has; with ``ended`` that of the last worker which has ended.
         """
         with self._changing() if begin else self._looking():
             unit = self._manager.unit(name)
@@ -300,7 +301,9 @@ class Control(VarlinkInterface, name=INTERFACE):
                 raise LastResult(FileDescriptor(ring, True))
             pid = unit.pid
             with self._manager.broadcaster.listening(name) as subscription:
-                label, ring = await unit.worker.borrow("trace", only=only or "", without=without or "")
+                label, ring = await unit.worker.borrow(
+                    "trace", only=only or "", without=without or "", rate=str(rate or 0)
+                )
                 try:
                     yield FileDescriptor(ring, True)
                     async for event in self._heard(subscription):

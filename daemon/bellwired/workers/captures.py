@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bellwire.capture.capture import Capture, Piece
-from bellwire.capture.files import STOPPED, check_files
+from bellwire.capture.files import SMALLEST, STOPPED, check_files
 from bellwire.capture.timeline import DmaTimeline, Timeline
 from bellwire.serve.served import Served
 from bellwired.errors import CommandError
@@ -108,8 +108,8 @@ class Captures:
             return f"a capture of the form {form!r}: there are {', '.join(FORMS)}"
         if sum(not each.files.ended for each in self._running.values()) >= MOST_CAPTURES:
             return f"{MOST_CAPTURES} captures run already"
-        if not limit.isdecimal() or not 0 < int(limit) <= LARGEST:
-            return f"a limit of {limit} bytes: 1 to {LARGEST} expected"
+        if not limit.isdecimal() or not SMALLEST <= int(limit) <= LARGEST:
+            return f"a limit of {limit} bytes: {SMALLEST} to {LARGEST} expected"
         return ""
 
 

@@ -26,12 +26,12 @@ class Tracing:
         self._filters = filters
         self._begun: dict[str, Filter] = {}
 
-    def begin(self, only: str, without: str) -> Lent:
+    def begin(self, only: str, without: str, rate: str) -> Lent:
         """Begin a trace: its label, and its event ring. A CommandError if there are too many already."""
         self._begun = {label: each for label, each in self._filters if self._begun.get(label) is each}
         if len(self._begun) >= MOST:
             raise CommandError(f"{MOST} traces of it run already")
-        trace = Trace(only=only, without=without, log=False)
+        trace = Trace(only=only, without=without, rate=int(rate), log=False)
         label = self._filters.add(trace)
         self._begun[label] = trace
         return Lent(label, trace.ring.fd)
