@@ -18,6 +18,7 @@ from bellwired.commands.cli import parser
 from bellwired.commands.describe import describe
 from bellwired.find import find_device
 from bellwired.settings import Device, decode
+from bellwired.testing.tried import Tried
 from docs.documents import DOCS, IDS, PAGES, ROOT, anchors, blocks, commands, links, prose, written_by_hand
 
 LANGUAGES = {"python", "sh", "text", "toml", "json", "ini", "diff", "yaml"}
@@ -46,7 +47,9 @@ def try_out(test: Any) -> None:
         return
     if "scenario" in names:
         for name in test.pytestmark[0].args:
-            test(find_scenario(name))
+            scenario = Tried.of(find_scenario(name))
+            test(scenario)
+            assert scenario.struck, name
         return
     if isinstance(test, type):
         for method in (each for each in dir(test) if each.startswith("test_")):

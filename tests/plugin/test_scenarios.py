@@ -15,6 +15,8 @@ NEAR = """
 from bellwire.pytest import scenarios
 from bellwire.testing import Guest
 """
+LENIENT = ("-W", "default")
+"""A warning is none of this suite's own: some faults do not strike."""
 
 
 def test_a_test_without_a_machine_runs_once_for_each_scenario(trial: Trial) -> None:
@@ -46,11 +48,12 @@ def test_it(vm):
     assert int.from_bytes(read, "little") == SEEN.pop(0)
 
 SEEN = [7, 0xFFFF_FFFF]
-"""
+""",
+        *LENIENT,
     )
     assert result.ret == pytest.ExitCode.INTERRUPTED  # the file is not there
     Path("mine.toml").write_text('about = "a"\ndriver = "b"\n[[fault]]\nfault = "all-ones"\n')
-    result = trial.pytester.runpytest_inprocess("-p", "no:bellwire", "-p", "bellwired.testing.plugin", "-v")
+    result = trial.pytester.runpytest_inprocess("-p", "no:bellwire", "-p", "bellwired.testing.plugin", "-v", *LENIENT)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*test_it?lost-irq?*", "*test_it?mine?*"])
 
@@ -67,8 +70,54 @@ def test_one(vm):
 @machine(devices=[Copier])
 def test_two(vm):
     assert int.from_bytes(vm.device(Copier).core.reader(0, 0x20, 4).read(), "little") == 7
-"""
+""",
+        *LENIENT,
     ).assert_outcomes(passed=2)
+
+
+def test_a_test_in_which_nothing_strikes_is_told(trial: Trial) -> None:
+    result = trial(
+        NEAR
+        + """
+@scenarios("all-ones")
+def test_too_early(scenario):
+    with Guest(Copier, filters=scenario.faults(Copier)) as guest:
+        assert guest.read(Copier.count) == 7
+
+@scenarios("all-ones")
+def test_without(scenario):
+    with Guest(Copier):
+        pass
+""",
+        *LENIENT,
+    )
+    result.assert_outcomes(passed=2, warnings=2)
+    result.stdout.fnmatch_lines(
+        [
+            line
+            for name in ("too_early", "without")
+            for line in (f"test_it.py::test_{name}?all-ones?", "*: no fault of scenario all-ones has struck: *")
+        ]
+    )
+
+
+def test_a_device_that_refuses_a_fault_has_none_of_the_scenario(trial: Trial) -> None:
+    Path("mine.toml").write_text(
+        'about = "a"\ndriver = "b"\n[[fault]]\nfault = "slow"\n[[fault]]\nfault = "wrong-vector"\n'
+    )
+    result = trial(
+        NEAR
+        + """
+from bellwire.bundled.bell import Bell
+
+@machine(devices=[Copier, Bell])
+@scenarios("./mine.toml")
+def test_it(vm):
+    assert False
+"""
+    )
+    result.stdout.fnmatch_lines(["bell1: slow:*", "bell1: wrong-vector:*"])
+    result.stdout.no_fnmatch_line("copier0: slow:*")
 
 
 def test_the_report_of_a_failing_test_counts_what_was_struck(trial: Trial) -> None:

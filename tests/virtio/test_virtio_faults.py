@@ -147,6 +147,15 @@ def test_fewer_features_are_offered() -> None:
         assert Feature.INDIRECT_DESC in driver.offered()
 
 
+def test_features_are_missing_once() -> None:
+    driver = driver_with(faults.FewerFeatures, started=False, at=1, **{"for": "1s"})
+    with driver:
+        assert Feature.EVENT_IDX not in driver.offered()
+        driver.guest.advance(1)
+        assert Feature.EVENT_IDX in driver.offered()
+        assert [each.report()["struck"] for _, each in driver.guest.filters] == [1]
+
+
 def test_a_fault_that_is_taken_out_leaves_nothing_behind() -> None:
     driver = Driver(Echo)
     before = dict(vars(driver.device)), [dict(vars(queue)) for queue in driver.device.virtqueues]

@@ -116,11 +116,15 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test in which the guest's kernel reports a mistake has failed, whatever the test itself says."""
+    """A test in which the guest's kernel reports a mistake has failed, whatever the test itself says.
+
+    One that has passed, and in which no fault of its scenario has struck, is warned of.
+    """
     try:
         result = yield
         if (running := item.stash.get(_RUNNING, None)) is not None:
             running.check()
+        scenarios.check(item)
     except BaseException as error:
         _explain(item, error)
         raise

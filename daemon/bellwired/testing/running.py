@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bellwire import PciDevice
+from bellwire import OptionError, PciDevice
 from bellwire.faults import Fault
 from bellwire.faults.scenario import Scenario, ScenarioError
 from bellwire.testing import Serving, serve
@@ -138,23 +138,26 @@ class Running:
             self.reset_devices()
 
     def put_in(self, scenario: Scenario) -> None:
-        """Put the faults of a scenario into those devices that it is for. A ScenarioError if that is none."""
-        wrong: list[ScenarioError] = []
+        """Put the faults of a scenario into those devices that can have all of them. An error if that is none."""
+        wrong: list[ScenarioError | OptionError] = []
         for placed in self.devices:
+            before = len(self._faults)
             try:
-                faults = scenario.faults(type(placed.serving.device))
-            except ScenarioError as error:
+                for fault in scenario.faults(type(placed.serving.device)):
+                    placed.serving.call(placed.serving.filters.add, fault)
+                    self._faults.append((placed, fault))
+            except (ScenarioError, OptionError) as error:
                 wrong.append(error)
-                continue
-            for fault in faults:
-                placed.serving.call(placed.serving.filters.add, fault)
-                self._faults.append((placed, fault))
+                self._take_out(before)
         if wrong and not self._faults:
             raise wrong[0]
 
     def take_out(self) -> None:
         """Take the faults out: devices work again."""
-        while self._faults:
+        self._take_out(0)
+
+    def _take_out(self, left: int) -> None:
+        while len(self._faults) > left:
             placed, fault = self._faults.pop()
             if fault in dict(placed.serving.filters).values():
                 placed.serving.call(placed.serving.filters.remove, fault)

@@ -8,6 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from bellwire.faults.scenario import Scenario
+    from bellwired.testing.tried import Tried
 
 MARK = "bellwire_scenarios"
 FIXTURE = "scenario"
@@ -66,5 +67,18 @@ def given(request: pytest.FixtureRequest) -> Scenario:
             pytrace=False,
         )
     from bellwire.faults.scenario import find_scenario
+    from bellwired.testing.tried import Tried
 
-    return find_scenario(name)
+    return Tried.of(find_scenario(name))
+
+
+def check(item: pytest.Item) -> None:
+    """Warn of a test that has passed, if no fault of its scenario has struck: it tests nothing."""
+    scenario: Tried | None = getattr(item, "funcargs", {}).get(FIXTURE) if names_of(item) else None
+    if scenario is not None and not scenario.struck:
+        item.warn(
+            pytest.PytestWarning(
+                f"no fault of scenario {scenario.name} has struck: does the test put its faults in, last until they "
+                "begin, and do what they strike?"
+            )
+        )

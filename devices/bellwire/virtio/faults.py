@@ -176,8 +176,8 @@ class RefusedFeatures(VirtioFault, name="virtio-refuse-features"):
         return not self.strikes("features are refused") and agree()
 
 
-class FewerFeatures(VirtioFault, name="virtio-fewer-features"):
-    """The device does not offer some features."""
+class FewerFeatures(VirtioFault, LastingFault, name="virtio-fewer-features"):
+    """The device does not offer some features. Events are looks at the offer."""
 
     driver = "Does without, by another way, or gives the device up if it cannot."
 
@@ -196,7 +196,7 @@ class FewerFeatures(VirtioFault, name="virtio-fewer-features"):
         self.place(self.card, "offered", self._offered)
 
     def _offered(self, offered: Callable[[], set[int]]) -> set[int]:
-        return offered() - self._missing if self.trigger.open else offered()
+        return offered() - self._missing if self.holds() else offered()
 
 
 VIRTIO_FAULTS: tuple[type[Fault], ...] = (
