@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import shtab
 
+from bellwire.paths import Place, why
 from bellwired.commands import show
 from bellwired.commands.export import write
 from bellwired.errors import CommandError
@@ -49,7 +51,7 @@ def import_map(arguments: argparse.Namespace) -> int:
     with _ended_by_ctrl_c():
         found = from_rdl.read(arguments.map, top=arguments.top, include=arguments.include)
     path: Path = arguments.output or Path(f"{plain(found.device.name)}.py")
-    old = path.read_text() if path.exists() else None
+    old = _text(path)
     force = arguments.force or arguments.diff
     new = device_file.make(found.device, arguments.map.name, old, path, force=force)
     if not arguments.check:
@@ -70,6 +72,20 @@ def import_map(arguments: argparse.Namespace) -> int:
     else:
         print(f"{path}  {'written' if old is None else 'up to date' if new == old else 'updated'}")
     return 0
+
+
+def _text(path: Path) -> str | None:
+    """What a device file says; None if there is none. A CommandError if it can be no device file."""
+    try:
+        with Place(path) as place:
+            if place.status() is None:
+                return None
+            with open(place.open(os.O_RDONLY | os.O_CLOEXEC), encoding="utf-8") as file:
+                return file.read()
+    except OSError as error:
+        raise CommandError(f"{path}: {why(error)}") from None
+    except UnicodeDecodeError:
+        raise CommandError(f"{path}: it is not UTF-8, so it is no device file", "choose another name") from None
 
 
 @contextlib.contextmanager

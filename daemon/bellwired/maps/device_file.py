@@ -63,6 +63,9 @@ def _try_out(region: str, source: str) -> None:
         exec(compile(region, source, "exec"), {"__name__": "imported"})
     except DeclarationError as error:
         raise CommandError(f"{source} cannot be a device's map: {error}") from None
+    except (TypeError, ValueError, NameError, AttributeError, SyntaxError) as error:
+        hint = "rename what the error names in the map"
+        raise CommandError(f"{source} cannot be a device's map: its declarations clash: {error}", hint) from None
 
 
 def _region(declared: Declarations, source: str) -> Iterator[str]:

@@ -10,6 +10,9 @@ from bellwire import PciDevice
 from bellwire.declare.block import _OWN, BlockArray
 
 HOOKS = ("read", "write", "ring", "set")
+MAKERS = ("Bar", "IntX", "Msi", "MsiX")
+ROW_MAKERS = ("doorbell", "reg")
+"""What the bodies of a device class, and of a row's class, call: a register of this name would hide it."""
 
 
 def camel(name: str) -> str:
@@ -40,14 +43,29 @@ class Names:
 
     def of_device(self, name: str) -> str:
         """A name in a device class. The SDK's own (``reset``, ``dma``) are taken."""
-        return self._give(plain(name), lambda each: hasattr(PciDevice, each) or each in PciDevice.__annotations__)
+        own = {*PciDevice.__annotations__, *MAKERS}
+        return self._give(plain(name), lambda each: hasattr(PciDevice, each) or each in own)
 
     def of_row(self, name: str) -> str:
         """A name in a row of a block."""
-        return self._give(plain(name), lambda each: each in _OWN or each in HOOKS or hasattr(BlockArray, each))
+        own = {*_OWN, *HOOKS, *ROW_MAKERS}
+        return self._give(plain(name), lambda each: each in own or hasattr(BlockArray, each))
+
+    def of_member(self, name: str) -> str:
+        """A name in an enumeration, with a number at its end if it is taken: ``Y2``. Python's own are taken."""
+        made, number = name, 2
+        while made in self._given or made == "mro" or made.startswith("__") or _is_sunder(made):
+            made, number = f"{name.lstrip('_') or 'MEMBER'}{number}", number + 1
+        self._given.add(made)
+        return made
 
     def _give(self, name: str, taken: Callable[[str], bool]) -> str:
         while name in self._given or taken(name) or name.startswith("__"):
             name = f"{name.lstrip('_') if name.startswith('__') else name}_"
         self._given.add(name)
         return name
+
+
+def _is_sunder(name: str) -> bool:
+    """Whether ``enum`` reserves a name: those with one underscore at either end."""
+    return len(name) > 2 and name.startswith("_") and name.endswith("_")

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bellwire import Access
 from bellwired.errors import CommandError
 from bellwired.maps import register_map as maps
-from bellwired.maps.names import camel, plain
+from bellwired.maps.names import Names, camel, plain
 from bellwired.maps.rdl_access import CONSTANT, RC, RO, RW, W1C, W1S, WO, FieldAccess, combine
 from bellwired.maps.rdl_nodes import folded, prop, words
 
@@ -54,41 +54,54 @@ def read_register(node: Any, name: str, offset: int, lose: Lose) -> Iterator[map
         writable=prop(node, "writable", combined.writable),
         description=words(node),
     )
-    yield _with_content(node, register, fields)
+    yield _with_content(node, register, fields, lose)
 
 
-def _with_content(node: Any, register: maps.Register, fields: list[Any]) -> maps.Register:
+def _with_content(node: Any, register: maps.Register, fields: list[Any], lose: Lose) -> maps.Register:
     kind = prop(node, "kind")
     masks = tuple(maps.Value(name, number) for name, number, _ in _rings(node, prop(node, "masks", ""), 0))
     whole = len(fields) == 1 and fields[0].lsb == 0
-    if kind == "" or (kind is None and whole and not _encoded(fields[0]) and fields[0].msb > 0):
+    if kind == "" or (kind is None and whole and fields[0].get_property("encode") is None and fields[0].msb > 0):
         about = words(fields[0]) if len(fields) == 1 else ""
         return replace(register, description=register.description or about)
     about = prop(node, "kind_desc", "")
     exact = kind is not None  # the file was made from a device, with the names that it has there
     kind = plain(kind) if kind else camel(register.name)
-    if whole and (values := _encoded(fields[0], exact)) and register.reset in {value.number for value in values}:
+    if whole and (values := _encoded(fields[0], lose, exact)) and register.reset in {value.number for value in values}:
         return replace(register, content=maps.VALUES, kind=kind, kind_description=about, values=values)
     if masks and all(field.inst_name.startswith(SPANS) for field in fields):
         fields = []
+    own = Names()
     found = tuple(
-        maps.Field(_member(field.inst_name, exact), field.lsb, field.width, words(field), _encoded(field, exact))
+        maps.Field(
+            _member(field, field.inst_name, own, lose, exact),
+            field.lsb,
+            field.width,
+            words(field),
+            _encoded(field, lose, exact),
+        )
         for field in sorted(fields, key=lambda field: int(field.lsb))
     )
+    masks = tuple(replace(mask, name=_member(node, mask.name, own, lose, exact=True)) for mask in masks)
     return replace(register, content=maps.FLAGS, kind=kind, kind_description=about, fields=found, masks=masks)
 
 
-def _member(name: str, exact: bool) -> str:
+def _member(node: Any, name: str, own: Names, lose: Lose, exact: bool) -> str:
     """The name of a member of an enumeration: in upper case, unless it is to stay as it is."""
-    return plain(name if exact else name.upper())
+    wanted = plain(name if exact else name.upper())
+    given = own.of_member(wanted)
+    if given != wanted:
+        lose(node, f"{name} is called {given}: Python has {wanted} for its own use, or another name is the same here")
+    return given
 
 
-def _encoded(field: Any, exact: bool = False) -> tuple[maps.Value, ...]:
+def _encoded(field: Any, lose: Lose, exact: bool = False) -> tuple[maps.Value, ...]:
     encode = field.get_property("encode")
     if encode is None:
         return ()
+    own = Names()
     return tuple(
-        maps.Value(_member(each.name, exact), int(each.value), folded(each.rdl_desc))
+        maps.Value(_member(field, each.name, own, lose, exact), int(each.value), folded(each.rdl_desc))
         for each in encode.members.values()
     )
 

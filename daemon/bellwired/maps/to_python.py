@@ -20,31 +20,39 @@ class Declarations:
         self._classes: dict[str, tuple[str, ...]] = {}
         self._named: dict[int, str] = {}
         taken = {self.base, camel(device.name), *_IMPORTED}
-        for register in device.registers:
-            if register.content != maps.PLAIN:
-                self._named[id(register)] = self._settle(register, taken)
-        self._rows = {}
-        for bar in device.bars:
-            for item in bar.items:
-                if isinstance(item, maps.Block):
-                    name = camel(item.name)
-                    while name in taken:
-                        name += "Row"
-                    taken.add(name)
-                    self._rows[id(item)] = name
+        self._rows: dict[int, str] = {}
+        items = [item for bar in device.bars for item in bar.items]
+        names = {bar.name for bar in device.bars} | {item.name for item in items}
+        for item in items:
+            members = item.members if isinstance(item, maps.Block) else (item,)
+            body = {member.name for member in members} if isinstance(item, maps.Block) else names
+            for register in members:
+                if isinstance(register, maps.Register) and register.content != maps.PLAIN:
+                    self._named[id(register)] = self._settle(register, taken, body - {register.name})
+        for item in items:
+            if isinstance(item, maps.Block):
+                name = camel(item.name)
+                while name in taken or name in names - {item.name}:
+                    name += "Row"
+                taken.add(name)
+                self._rows[id(item)] = name
 
-    def _settle(self, register: maps.Register, taken: set[str]) -> str:
-        """The class for a register's content: one that is there already if it is the same."""
+    def _settle(self, register: maps.Register, taken: set[str], body: set[str]) -> str:
+        """The class for a register's content: one that is there already if it is the same.
+
+        ``body`` are the names that are declared beside the register: they would hide a class of this name.
+        """
         name = register.kind
         while True:
             lines = tuple(_enumeration(name, register))
-            if self._classes.get(name) == lines:
-                return name
-            if name not in taken:
-                break
+            made = {name} | {class_of_values(name, field.name) for field in register.fields if field.values}
+            if name not in body:
+                if self._classes.get(name) == lines:
+                    return name
+                if not made & taken:
+                    break
             name += "_"
-        taken.add(name)
-        taken |= {class_of_values(name, field.name) for field in register.fields if field.values}
+        taken |= made
         self._classes[name] = lines
         return name
 
