@@ -69,6 +69,8 @@ def test_a_row_of_a_block_has_a_name_too() -> None:
         ("mmio.stats", "there is no register mmio.stats: did you mean mmio.status?"),
         ("status.DOEN", "status has no DOEN: it has DONE, FAILED, BOTH"),
         ("count.DONE", "count has no DONE: it has no named bits"),
+        ("count<0x100000000", "count can never have this value: its bits are 0xffffffff"),
+        ("status.FAILED==1", "status.FAILED can never have this value: its bits are 0x2"),
     ],
 )
 def test_an_error_names_what_there_is(text: str, message: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bellwire import GuestError
+from bellwire import GuestError, OptionError
+from bellwire.faults.changed import ChangedDma
 from bellwire.faults.dma import CorruptDma, FailedDma, LateDma, LostDma, StaleDma, TornDma
+from bellwire.faults.fault import Fault
 from bellwire.testing import Guest
 from faults.part import Part, guest
 
@@ -35,6 +37,18 @@ def test_a_byte_is_wrong() -> None:
 def test_only_sizes_that_are_named_are_struck() -> None:
     with guest(CorruptDma(least=16)) as it:
         assert copied(it, b"ABCDEFGH") == b"ABCDEFGH"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "why"),
+    [
+        (CorruptDma, {"least": 10, "most": 5}, "filter corrupt-dma: least=10,most=5: no DMA has such a size"),
+        (ChangedDma, {"size": 4, "offset": 4}, "filter changed-dma: size=4,offset=4: the byte lies behind the end"),
+    ],
+)
+def test_sizes_that_no_dma_has_are_refused(kind: type[Fault], arguments: dict[str, int], why: str) -> None:
+    with pytest.raises(OptionError, match=why):
+        kind(**arguments)
 
 
 def test_a_stale_read_gives_what_was_there_before() -> None:

@@ -51,6 +51,8 @@ def test_a_part_of_a_stuck_register_is_stuck_too() -> None:
         ({"register": "stat"}, "filter stuck: register=stat: there is no register stat: did you mean mmio.status?"),
         ({"register": "status", "bits": "BUSY"}, "filter stuck: bits=BUSY: status has no BUSY: it has DONE, FAILED"),
         ({"register": "status", "bits": "0xZ"}, "filter stuck: bits=0xZ: expected a number or a name"),
+        ({"register": "count", "bits": "0x100000000"}, "filter stuck: bits=0x100000000: count has 0x1 to 0xffffffff"),
+        ({"register": "count", "value": "0x100000000"}, "filter stuck: value=4294967296: count has 0 to 0xffffffff"),
     ],
 )
 def test_an_error_names_the_register(arguments: dict[str, str], message: str) -> None:

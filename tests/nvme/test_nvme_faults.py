@@ -186,6 +186,19 @@ def test_a_critical_warning_is_told(guest: Guest[Nvme], driver: Driver, kind: st
     assert driver.log(2)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"first": 10, "last": 5}, "first=10,last=5: the last block is before the first"),
+        ({"first": 10, "command": "identify"}, "first=10,last=-1: identify has no blocks: read, write, compare"),
+        ({"nsid": 99}, "nsid=99: the device has 1 to 32"),
+    ],
+)
+def test_what_no_command_has_is_refused(guest: Guest[Nvme], arguments: dict[str, Any], why: str) -> None:
+    with pytest.raises(OptionError, match=why):
+        put(guest, faults.FailedCommand, **arguments)
+
+
 def test_an_error_says_which_commands_there_are() -> None:
     with pytest.raises(OptionError, match="option command=raed: expected any, flush, write, read"):
         faults.FailedCommand(command="raed")

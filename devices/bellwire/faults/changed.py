@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bellwire.declare.register import Register
+from bellwire.errors import OptionError
 from bellwire.faults.fault import Fault
 from bellwire.faults.interrupts import repeat
 from bellwire.faults.registers import RegisterFault
@@ -37,6 +38,13 @@ class ChangedDma(Fault, name="changed-dma"):
     size = Argument(0, least=0, help="of DMA writes of this many bytes only; 0: of all")
     offset = Argument(0, least=0, most=LARGEST, help="the byte that is changed")
     xor = Argument(1, least=0, most=255, help="the bits that are inverted")
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if 0 < self.size <= self.offset:
+            raise OptionError(
+                f"filter {self.name}: size={self.size},offset={self.offset}: the byte lies behind the end"
+            )
 
     def before_dma_write(self, write: DmaWrite) -> None:
         """Invert the bits."""

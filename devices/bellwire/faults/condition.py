@@ -98,11 +98,17 @@ class Condition:
         return hash(self.text)
 
     def bind(self, device: PciDevice) -> Callable[[], bool]:
-        """A function that tells whether the condition holds for ``device`` now. An OptionError for an unknown name."""
+        """A function that tells whether the condition holds for ``device`` now.
+
+        An OptionError for an unknown name, and for a number that the register or its field can never hold.
+        """
         where = f"when={self.text}"
         name, field = split_field(device.layout, self._path)
         register = find_register(device.layout, name, where)
         bits = find_bits(register, field, where) if field else 0
+        most = bits or (1 << 8 * register.size) - 1
+        if self._number > most or (self._compare is operator.eq and self._number & ~most):
+            raise OptionError(f"{where}: {self._path} can never have this value: its bits are {most:#x}")
         file, negated = device.storage(register.bar), self._negated  # type: ignore[arg-type]  # found in a BAR
         compare, number = self._compare, self._number
 

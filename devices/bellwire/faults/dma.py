@@ -6,7 +6,9 @@ Device code that uses guest memory in place, as a view, is not struck: a filter 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
+from bellwire.errors import OptionError
 from bellwire.faults.fault import Fault
 from bellwire.filters import Argument, DmaRead, DmaWrite, Duration
 
@@ -20,6 +22,11 @@ class DmaFault(Fault):
 
     least = Argument(1, least=1, help="the fewest bytes of a DMA that can be struck")
     most = Argument(64 << 20, least=1, help="the most bytes")
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self.least > self.most:
+            raise OptionError(f"filter {self.name}: least={self.least},most={self.most}: no DMA has such a size")
 
     def concerns(self, size: int) -> bool:
         """Whether a DMA of ``size`` bytes can be struck."""

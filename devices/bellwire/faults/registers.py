@@ -54,19 +54,23 @@ class Stuck(RegisterFault, name="stuck"):
     value = Argument(0, least=0, help="what the register reads as; only its chosen bits count")
 
     def start(self) -> None:
-        """Find the bits. An OptionError if the register has none of this name."""
+        """Find the bits. An OptionError if the register does not have them, or cannot hold the value."""
         super().start()
         if not self.chosen:
             raise OptionError(f"filter {self.name}: register= is missing: which register is stuck?")
         text, register = self.bits, self.chosen[0]
+        everything = (1 << 8 * register.size) - 1
         if text[:1].isdigit():
             try:
                 self._mask = int(text, 0)
             except ValueError:
                 raise OptionError(f"filter {self.name}: bits={text}: expected a number or a name") from None
         else:
-            everything = (1 << 8 * register.size) - 1
             self._mask = find_bits(register, text, f"filter {self.name}: bits={text}") if text else everything
+        if not 0 < self._mask <= everything:
+            raise OptionError(f"filter {self.name}: bits={text}: {register.name} has 0x1 to {everything:#x}")
+        if self.value > everything:
+            raise OptionError(f"filter {self.name}: value={self.value}: {register.name} has 0 to {everything:#x}")
 
     def after_read(self, read: Read) -> None:
         """Put the stuck bits in the place of those that the device has given."""

@@ -60,8 +60,19 @@ class CommandFault(Fault):
     verb = "is struck"
     """What happens to the command, for the log."""
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        where, opcode = f"filter {self.name}: first={self.first},last={self.last}", OPCODES.get(self.command)
+        if 0 <= self.last < self.first:
+            raise OptionError(f"{where}: the last block is before the first")
+        if (self.first or self.last >= 0) and opcode is not None and opcode not in [(True, each) for each in SPAN]:
+            raise OptionError(f"{where}: {self.command} has no blocks: {', '.join(map(word, SPAN))} have some")
+
     def start(self) -> None:
-        """Decide on commands from now on."""
+        """Decide on commands from now on. An OptionError for a namespace that the device can never have."""
+        most = controller_of(self).namespaces.most
+        if most < self.nsid < ALL_NAMESPACES:
+            raise OptionError(f"filter {self.name}: nsid={self.nsid}: the device has 1 to {most}")
         super().start()
         self._opcode = OPCODES.get(self.command)
         controller_of(self).engine.interception.add(self._judge)
