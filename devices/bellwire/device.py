@@ -30,7 +30,7 @@ Stand = TypeVar("Stand", bound=Callable[..., None])
 
 Kept = Bar | BlockArray[Any] | Register[Any] | Doorbell | Saved[Any] | SavedBytes
 
-NOBODY = 0xFFFF
+_NO_VENDOR = {0xFFFF: "an empty slot (PCI 3.0 §6.2.1)", 0x0001: "a device that is not ready yet (PCIe 4.0 §2.3.2)"}
 _NAME = re.compile(r"[\w-]+")  # a device's name becomes part of a socket's path
 _WIDTHS = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
 
@@ -357,10 +357,8 @@ def _identity(
         if missing:
             raise DeclarationError(f"{cls.__qualname__}: {' and '.join(missing)} missing in the class line")
         base = Identity(0, 0, 0, 0, 0, 0, express=True, no_soft_reset=True)
-    if vendor == NOBODY:
-        raise DeclarationError(
-            f"{cls.__qualname__}: vendor={NOBODY:#x} is what an empty slot reads as (PCI 3.0 §6.2.1)"
-        )
+    if vendor in _NO_VENDOR:
+        raise DeclarationError(f"{cls.__qualname__}: vendor={vendor:#x} is what a guest reads of {_NO_VENDOR[vendor]}")
     own_vendor, own_device = _first(vendor, base.vendor), _first(device, base.device)
     sub_vendor, sub_device = subsystem or (base.subsystem_vendor or own_vendor, base.subsystem or own_device)
     if not (0 <= sub_vendor < 1 << 16 and 0 <= sub_device < 1 << 16):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bellwire_vmm.errors import VmmError
 from bellwire_vmm.machine.boot import LEAST_MEMORY, MicroGuest
 from bellwire_vmm.vmm import Machine
-from kvm_ioctls import KvmError
+from kvm_ioctls import Kvm, KvmError
 
 ROUNDS = 1000
 PATIENCE = 1.0
@@ -31,3 +31,12 @@ def emulates_kernels() -> bool | None:
     except (VmmError, KvmError, OSError):
         return None
     return None if emulated is None else not result.ok or emulated >= ROUNDS
+
+
+def makes_machines() -> bool:
+    """Whether KVM can be opened and makes a VM: another hypervisor may have the processor's virtualisation."""
+    try:
+        with Kvm.open() as kvm, kvm.create_vm():
+            return True
+    except (KvmError, OSError):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -61,6 +62,16 @@ def test_a_size_that_no_machine_has_is_refused(
     with pytest.raises(SystemExit, match="2"):
         parse(*words)
     assert problem in capsys.readouterr().err
+
+
+def test_more_memory_than_this_machine_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2 << 18}.__getitem__)
+    assert parse("--memory", "2G").memory == 2048
+    with pytest.raises(SystemExit, match="2"):
+        parse("--memory", "3G")
+    assert "'3G': this machine itself has 2048 MiB" in capsys.readouterr().err
 
 
 def test_devices_are_called_by_their_kind_or_file_and_numbered_if_they_are_the_same() -> None:

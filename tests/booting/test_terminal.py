@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -59,3 +60,15 @@ def test_what_takes_long_is_told_and_what_does_not_is_not(monkeypatch: pytest.Mo
     with screen.patience("the guest still boots"):
         assert told.get(timeout=PATIENCE) == "the guest still boots"
     assert told.empty()
+
+
+def test_a_file_that_takes_no_more_of_the_console_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    screen = Screen()
+    monkeypatch.setattr(screen, "note", told.append)
+    with screen.console(Path("/dev/full")) as take:
+        assert take is not None
+        take(b"Linux version 6\n")
+        take(b"Command line\n")
+    (line,) = told
+    assert line.startswith("/dev/full: No space left on device: ")

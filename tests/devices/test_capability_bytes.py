@@ -73,7 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], Words, Words]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_dwords_after_a_reset_and_after_all_ones(case: str) -> None:
     body, fresh, written = CASES[case]
-    kind: Any = type("Card", (PciDevice,), body, vendor=1, device=2, class_code=3, name="card")
+    kind: Any = type("Card", (PciDevice,), body, vendor=2, device=2, class_code=3, name="card")
     with Guest[Any](kind) as guest:
         at = guest.capability(kind.it)
         places = [at + 4 + 4 * number for number in range(len(fresh))]

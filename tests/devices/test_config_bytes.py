@@ -192,7 +192,7 @@ def test_the_bit_that_resets_is_found_in_writes_of_any_width(
 
 
 def test_a_conventional_device_has_no_bit_that_resets() -> None:
-    class Older(PciDevice, vendor=1, device=2, class_code=3, express=False, name="older"):
+    class Older(PciDevice, vendor=2, device=2, class_code=3, express=False, name="older"):
         pass
 
     watched = Watched(Older)
@@ -200,7 +200,7 @@ def test_a_conventional_device_has_no_bit_that_resets() -> None:
 
 
 def test_only_a_device_that_forgets_is_reset_by_waking_up() -> None:
-    class Forgets(PciDevice, vendor=1, device=2, class_code=3, no_soft_reset=False, name="forgets"):
+    class Forgets(PciDevice, vendor=2, device=2, class_code=3, no_soft_reset=False, name="forgets"):
         pass
 
     watched = Watched(Forgets)

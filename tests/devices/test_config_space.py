@@ -28,12 +28,12 @@ class Card(
     one = memory.reg(0, reset=5)
 
 
-class Old(PciDevice, vendor=1, device=1, class_code=1, express=False, name="old-card"):
+class Old(PciDevice, vendor=2, device=1, class_code=1, express=False, name="old-card"):
     msi = Msi(4)
     line = IntX(pin=2)
 
 
-class WithAreas(PciDevice, vendor=1, device=1, class_code=1, name="with-areas"):
+class WithAreas(PciDevice, vendor=2, device=1, class_code=1, name="with-areas"):
     mmio = Bar(0, size=16384)
     one = mmio.reg(0)
     frame = mmio.area(8192, 4096)
@@ -207,7 +207,7 @@ def test_an_area_is_shared_memory() -> None:
 # -- power states (PM 1.2 §3.2.4)
 
 
-class Forgetful(PciDevice, vendor=1, device=2, class_code=1, no_soft_reset=False, name="forgetful"):
+class Forgetful(PciDevice, vendor=2, device=2, class_code=1, no_soft_reset=False, name="forgetful"):
     mmio = Bar(0, size=16)
     one = mmio.reg(0, reset=5)
 

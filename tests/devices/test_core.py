@@ -13,7 +13,7 @@ from bellwire.testing import Guest
 from vfio_user import RegionIndex
 
 
-class Busy(PciDevice, vendor=1, device=1, class_code=1, name="busy"):
+class Busy(PciDevice, vendor=2, device=1, class_code=1, name="busy"):
     mmio = Bar(0, size=4096, fill=0x5A)
     one = mmio.reg(0x00, reset=7)
     bell = mmio.doorbell(0x10, size=2, value=True)
@@ -151,7 +151,7 @@ def test_a_region_that_the_device_lacks_reads_as_zeros(guest: Guest[Busy]) -> No
     core = guest.device.core
     assert (core.region_size(RegionIndex.ROM), core.read(RegionIndex.ROM, 0, 4)) == (0, bytes(4))
     core.write(RegionIndex.ROM, 0, memoryview(b"1234"))
-    assert core.reader(RegionIndex.CONFIG, 0, 4).read() == bytes.fromhex("01000100")
+    assert core.reader(RegionIndex.CONFIG, 0, 4).read() == bytes.fromhex("02000100")
     assert not core.reader(RegionIndex.CONFIG, 0, 4).plain
     core.writer(RegionIndex.CONFIG, 0x3C, 1)(memoryview(b"\x0b"))
     assert guest.config_read(0x3C, 1) == 0x0B

@@ -246,9 +246,13 @@ def test_a_method_that_hides_a_register_is_refused() -> None:
         ({"vendor": 0x12345, "device": 1, "class_code": 1}, r"vendor=0x12345 does not fit in 16 bits"),
         ({"vendor": "0x1234", "device": 1, "class_code": 1}, r"vendor='0x1234' is no number"),
         ({**IDS, "name": "../up"}, r"name='\.\./up': a name has letters"),
-        ({"vendor": 0xFFFF, "device": 1, "class_code": 1}, "vendor=0xffff is what an empty slot reads as"),
-        ({"vendor": 1, "device": 1}, "class_code missing"),
-        ({"vendor": 1, "device": 1, "class_code": 1, "clas": 2}, "no class keyword clas"),
+        ({"vendor": 0xFFFF, "device": 1, "class_code": 1}, "vendor=0xffff is what a guest reads of an empty slot"),
+        (
+            {"vendor": 1, "device": 1, "class_code": 1},
+            "vendor=0x1 is what a guest reads of a device that is not ready yet",
+        ),
+        ({"vendor": 2, "device": 1}, "class_code missing"),
+        ({"vendor": 2, "device": 1, "class_code": 1, "clas": 2}, "no class keyword clas"),
         ({**IDS, "subsystem": (1 << 16, 0)}, "subsystem"),
     ],
 )

@@ -17,7 +17,7 @@ SIZE = 1 << 16
 LIMIT = 64 << 20
 
 
-class Mover(PciDevice, vendor=1, device=1, class_code=1, name="mover"):
+class Mover(PciDevice, vendor=2, device=1, class_code=1, name="mover"):
     pass
 
 

@@ -94,7 +94,7 @@ def test_they_are_chained_in_the_order_of_their_declarations(guest: Guest[Full])
 
 
 def test_a_device_without_any_reads_zeros(guest: Guest[Full]) -> None:
-    class Bare(PciDevice, vendor=1, device=2, class_code=3, name="without-extended"):
+    class Bare(PciDevice, vendor=2, device=2, class_code=3, name="without-extended"):
         pass
 
     with Guest(Bare) as bare:
@@ -237,7 +237,7 @@ def test_mistakes_are_refused_with_the_name_of_the_declaration() -> None:
 def test_a_conventional_device_cannot_have_any() -> None:
     with pytest.raises(DeclarationError, match=r"Old\.serial: only a PCI Express device has it"):
 
-        class Old(PciDevice, vendor=1, device=2, class_code=3, express=False):
+        class Old(PciDevice, vendor=2, device=2, class_code=3, express=False):
             serial = SerialNumber(1)
 
 

@@ -93,5 +93,5 @@ def test_offsets_of_a_client_have_64_bits() -> None:
 def test_a_bar_beyond_the_limit_is_refused(size: int, bits: int, said: str) -> None:
     with pytest.raises(DeclarationError, match=said):
 
-        class TooLarge(PciDevice, vendor=1, device=1, class_code=1):
+        class TooLarge(PciDevice, vendor=2, device=1, class_code=1):
             memory = Bar(0, size=size, bits=bits)

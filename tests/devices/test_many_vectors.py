@@ -105,5 +105,5 @@ def test_a_client_sets_2048_eventfds_and_each_is_signalled(eventfds: list[int]) 
 def test_a_table_that_the_capability_cannot_express_is_refused(count: int) -> None:
     with pytest.raises(DeclarationError, match="MSI-X has 1 to 2048 vectors"):
 
-        class Wrong(PciDevice, vendor=1, device=1, class_code=1):
+        class Wrong(PciDevice, vendor=2, device=1, class_code=1):
             irq = MsiX(count)

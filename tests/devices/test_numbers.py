@@ -51,7 +51,7 @@ def test_config_space_has_its_fields_where_pci_has_them() -> None:
     assert (pci.POWER_MANAGEMENT, pci.MSI, pci.VENDOR, pci.EXPRESS, pci.MSIX) == (1, 5, 9, 0x10, 0x11)
     assert (pci.FUNCTION_LEVEL_RESET, pci.NO_SOFT_RESET) == (0x8000, 8)
     assert (interrupts.ENTRY, interrupts.PBA_WORD, signals.CONTROL, signals.MASKED) == (16, 8, 12, 1)
-    assert device.NOBODY == 0xFFFF
+    assert set(device._NO_VENDOR) == {0xFFFF, 0x0001}
 
 
 def test_declarations_have_the_bounds_of_pci() -> None:

@@ -88,7 +88,7 @@ def test_rw_stores_and_tells_the_hook(guest: Guest[Board]) -> None:
 
 
 def test_the_store_happens_before_the_hook() -> None:
-    class Late(PciDevice, vendor=1, device=1, class_code=1, name="late"):
+    class Late(PciDevice, vendor=2, device=1, class_code=1, name="late"):
         mmio = Bar(0, size=16)
         one = mmio.reg(0)
         two = mmio.reg(4)
@@ -255,7 +255,7 @@ def test_any_access_of_an_rw_register_touches_exactly_its_bytes(first: int, size
 
 
 def test_the_most_derived_hook_wins() -> None:
-    class Base(PciDevice, vendor=1, device=1, class_code=1, name="base-hook"):
+    class Base(PciDevice, vendor=2, device=1, class_code=1, name="base-hook"):
         mmio = Bar(0, size=16)
         one = mmio.reg(0)
         calls: list[str]

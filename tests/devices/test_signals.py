@@ -12,7 +12,7 @@ from bellwire.testing import Guest
 from vfio_user import IrqIndex
 
 
-class Loud(PciDevice, vendor=1, device=1, class_code=1, name="loud"):
+class Loud(PciDevice, vendor=2, device=1, class_code=1, name="loud"):
     irq = MsiX(70)
     msi = Msi(2)
     line = IntX()

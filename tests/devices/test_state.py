@@ -100,7 +100,7 @@ def test_a_saved_number_is_never_a_silent_guess(value: Any) -> None:
 
 
 def test_a_saved_flag_or_enumeration_keeps_its_type() -> None:
-    class Phases(PciDevice, vendor=1, device=1, class_code=1, name="phases"):
+    class Phases(PciDevice, vendor=2, device=1, class_code=1, name="phases"):
         flags = Saved(Phase.FIRST)
 
     with Guest(Phases) as guest:
@@ -160,7 +160,7 @@ def test_another_devices_snapshot_is_refused() -> None:
 
 
 def test_a_hook_that_ends_within_another_does_not_end_that() -> None:
-    class Nested(PciDevice, vendor=1, device=1, class_code=1, name="nested"):
+    class Nested(PciDevice, vendor=2, device=1, class_code=1, name="nested"):
         mmio = Bar(0, size=16)
         outer = mmio.reg(0)
         inner = mmio.reg(4, access="ro")
@@ -194,7 +194,7 @@ def test_state_is_torn_while_it_is_reset_or_restored(monkeypatch: pytest.MonkeyP
 
 
 def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
-    class Selfie(PciDevice, vendor=1, device=1, class_code=1, name="selfie"):
+    class Selfie(PciDevice, vendor=2, device=1, class_code=1, name="selfie"):
         mmio = Bar(0, size=16)
         one = mmio.reg(0)
         picture = b""
@@ -211,7 +211,7 @@ def test_a_snapshot_taken_inside_a_hook_is_torn() -> None:
 
 
 def test_areas_cannot_be_shrunk_by_a_client() -> None:
-    class Framed(PciDevice, vendor=1, device=1, class_code=1, name="framed"):
+    class Framed(PciDevice, vendor=2, device=1, class_code=1, name="framed"):
         mmio = Bar(0, size=4096)
         frame = mmio.area(0, 4096)
 
@@ -225,7 +225,7 @@ def test_areas_cannot_be_shrunk_by_a_client() -> None:
 
 
 def test_a_reset_clears_an_area_and_gives_its_memory_back() -> None:
-    class Screen(PciDevice, vendor=1, device=1, class_code=1, name="screen"):
+    class Screen(PciDevice, vendor=2, device=1, class_code=1, name="screen"):
         mmio = Bar(0, size=1 << 24)
         other = mmio.reg(0)
         frame = mmio.area(1 << 23, 1 << 23)

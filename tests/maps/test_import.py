@@ -335,7 +335,7 @@ def test_no_text_of_a_map_becomes_code(tmp_path: Path) -> None:
     evil = '\\"\\"\\"\nimport os\n\\"\\"\\" \\\\'
     rdl = small(
         tmp_path,
-        f'name = "{evil}"; bellwire_vendor = 1; desc = "{evil}";'
+        f'name = "{evil}"; bellwire_vendor = 2; desc = "{evil}";'
         f'reg {{ desc = "{evil}"; bellwire_kind = "K: import os"; bellwire_kind_desc = "{evil}";'
         f' bellwire_masks = "A;import=3"; bellwire_rings = "b();import=1";'
         f' field {{ desc = "{evil}"; }} f[1:0]; }} it @ 0x0;',

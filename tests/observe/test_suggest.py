@@ -45,7 +45,7 @@ def test_each_place_has_a_declaration_with_what_was_seen() -> None:
 def pasted(lines: list[str]) -> type[PciDevice]:
     body = "\n".join(f"    {line}" for line in ["mmio = Bar(0, size=4096)", *lines])
     space: dict[str, Any] = {"Bar": Bar, "PciDevice": PciDevice}
-    exec(f"class Whole(PciDevice, vendor=1, device=2, class_code=0x088000):\n{body}\n", space)
+    exec(f"class Whole(PciDevice, vendor=2, device=2, class_code=0x088000):\n{body}\n", space)
     whole: type[PciDevice] = space["Whole"]
     return whole
 

@@ -109,3 +109,10 @@ def test_pytest_finds_the_plugin_by_its_entry_point() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"bellwire": "bellwired.testing.plugin"}
     assert any(word.startswith("pytest>=") for word in project["optional-dependencies"]["pytest"])
+
+
+@pytest.mark.parametrize("id", ["2nd", "a,b", "my card"])
+def test_a_name_that_qemu_does_not_take_is_refused_where_it_is_written(trial: Trial, id: str) -> None:
+    result = trial(f"@machine(devices=[device(Copier, id={id!r})])\ndef test_it(vm): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"E *ValueError: id='{id}': expected a letter, then letters, digits, - . or _"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 import signal
@@ -297,6 +298,9 @@ def _memory(text: str) -> int:
     size = int(found[1]) * (1024 if found[2] in ("G", "g") else 1) if found else 0
     if not LEAST_MEMORY <= size <= MOST_MEMORY:
         raise argparse.ArgumentTypeError(f"{text!r}: expected MiB, or a size that ends in M or G; at least 128M")
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    if size > there:
+        raise argparse.ArgumentTypeError(f"{text!r}: this machine itself has {there} MiB")
     return size
 
 

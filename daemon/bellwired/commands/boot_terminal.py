@@ -70,8 +70,29 @@ class Screen:
         else:
             with Place(path) as place:
                 fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, WRITABLE)
-            with open(fd, "wb", buffering=0) as file:
-                yield file.write
+            try:
+                yield _File(fd, path, self.note).take
+            finally:
+                os.close(fd)
+
+
+class _File:
+    """Writes bytes to a file, until it takes no more. That is told, and the rest is dropped."""
+
+    def __init__(self, fd: int, path: Path, note: Callable[[str], None]) -> None:
+        self._fd = fd
+        self._path = path
+        self._note = note
+        self._failed = False
+
+    def take(self, data: bytes) -> None:
+        if self._failed:
+            return
+        try:
+            _write(self._fd, data)
+        except OSError as error:
+            self._failed = True
+            self._note(f"{self._path}: {error.strerror}: it has no more of what the guest's kernel prints")
 
 
 class _Lines:

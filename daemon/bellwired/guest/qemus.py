@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bellwire_vmm.emulation import emulates_kernels
+from bellwire_vmm.emulation import emulates_kernels, makes_machines
 from bellwired.guest.caches import caches
 from bellwired.guest.errors import MachineError
 from bellwired.guest.toolbox import Toolbox
@@ -90,9 +90,9 @@ def inspect(
 
 @functools.cache
 def accelerator() -> str:
-    """``kvm`` where KVM runs a guest's kernel on the processor, else ``tcg``."""
-    usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    return "kvm" if usable and not emulates_kernels() else "tcg"
+    """``kvm`` where KVM runs a guest's kernel on the processor, as far as that can be told, else ``tcg``."""
+    emulates = emulates_kernels()
+    return "kvm" if emulates is False or (emulates is None and makes_machines()) else "tcg"
 
 
 def _said(words: tuple[str, ...], environment: Mapping[str, str], *options: str) -> str:

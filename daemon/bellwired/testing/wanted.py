@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MARK = "bellwire"
 Scope = Literal["function", "module", "session"]
 SCOPES = ("function", "module", "session")
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU's id_wellformed()
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ def device(kind: type[PciDevice] | str, *, id: str = "", **options: Any) -> Want
     """A device for :func:`machine` with options: ``device(Copier, most=4096)``, ``device("nvme", size="64M")``.
 
     ``kind`` is a class, the name of a bundled device or plugin, or a path as ``bellwire run`` takes it. ``id`` is a
-    name for :meth:`Vm.device`, where a machine has several devices of one class.
+    name for :meth:`Vm.device`, where a machine has several devices of one class. Raises a ValueError for one that QEMU
+    does not take.
     """
+    if id and not _ID.fullmatch(id):
+        raise ValueError(f"id={id!r}: expected a letter, then letters, digits, - . or _")
     return WantedDevice(kind, options, id)
 
 
