@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwire.recording import BadRecording, Recorded, replay
+from bellwire.recording import BadRecording, Recorded, replay, replayer
 from bellwire.recording.format import (
     LARGEST_STATE,
     MAGIC,
@@ -81,4 +81,14 @@ BEGUN = head(Recorded("thing", {}, "")) + record("E", bytes(4)) + record("B", 1,
 def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(BadRecording, match=said):
+        replay(tmp_path / "a", Thing)
+
+
+@pytest.mark.parametrize("begin", [b"", record("R", 0, 0, 0, 4)])
+def test_records_of_one_input_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(replayer, "MOST_OUTPUTS", 100)
+    (tmp_path / "a").write_bytes(BEGUN + begin + record("D", 0, 4, 0, b"") * 101)
+    with pytest.raises(BadRecording, match="one of too many because of one input"):
         replay(tmp_path / "a", Thing)

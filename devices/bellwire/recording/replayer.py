@@ -21,6 +21,8 @@ from bellwire.recording.recorder import NO_LEVEL
 from vfio_user import IrqIndex
 
 MOST_DIFFERENCES = 100
+MOST_OUTPUTS = 1 << 20
+"""The most records of what a device did because of one input. They are kept until it has done it again."""
 
 
 class Difference(NamedTuple):
@@ -81,7 +83,7 @@ class _Replay:
         try:
             begin = self._begin()
             while (entry := self._entries.ahead()) is not None and entry.kind in "TE":
-                self._outputs.append(next(self._entries))  # what setup() gets
+                self._keep(next(self._entries))  # what setup() gets
             device.setup()
             try:
                 for _ in range(min(begin.number(), 2)):
@@ -105,7 +107,7 @@ class _Replay:
                 return Body(entry)
             if entry.kind not in "TE":
                 raise self._out_of_place(entry)
-            self._outputs.append(entry)
+            self._keep(entry)
         raise BadRecording("the recording ends before the device has started")
 
     def _out_of_place(self, entry: Entry) -> BadRecording:
@@ -121,7 +123,7 @@ class _Replay:
                 self._pass()
                 self._input(entry)
             elif entry.kind in "dDxIi":
-                self._outputs.append(entry)  # by a filter, or since a client has come
+                self._keep(entry)  # by a filter, or since a client has come
             elif entry.kind in "NMSKP":
                 self._news(entry)
             elif entry.kind not in "TE":
@@ -162,9 +164,14 @@ class _Replay:
         for entry in self._entries:
             if entry.kind in ends:
                 return entry
-            self._outputs.append(entry)
+            self._keep(entry)
         self.cut = True
         return None
+
+    def _keep(self, entry: Entry) -> None:
+        if len(self._outputs) >= MOST_OUTPUTS:
+            raise BadRecording(f"record {entry.number} of the recording is one of too many because of one input")
+        self._outputs.append(entry)
 
     def _leftovers(self) -> None:
         """What the recorded device did, and this one did not."""
