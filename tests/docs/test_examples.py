@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bellwired.find import find_device
+from bellwired.guest import archive
 from bellwired.maps import from_device, to_c
 from docs.documents import CI, DOCS, ROOT, blocks, ci_lines
 
@@ -30,3 +32,10 @@ def test_a_ci_example_installs_what_it_uses_and_runs_what_the_page_says(file: Pa
     assert tests == "pytest -n 2 --bellwire-required --junitxml=report.xml"
     assert "report.xml" in file.read_text().partition(tests)[2]
     assert tests in (DOCS / "testing-drivers.md").read_text()
+
+
+def test_a_runner_that_is_not_debian_has_a_mirror_and_debians_keys() -> None:
+    text = (DOCS.parent / "examples" / "ci" / "github.yml").read_text()
+    assert "runs-on: ubuntu" in text
+    assert re.search(rf"^ +{archive.MIRROR}: http://\S+/debian( |$)", text, re.MULTILINE)
+    assert re.search(r"- run: .*apt-get install -y debian-archive-keyring", text)
