@@ -15,7 +15,7 @@ from bellwired.errors import CommandError
 from bellwired.guest.archive import unpack
 from bellwired.guest.caches import caches, making, only_one
 from bellwired.guest.fetch import SUITE, fetch, forget
-from bellwired.guest.headers import run_with, script
+from bellwired.guest.headers import wrap
 from bellwired.guest.progress import Progress, silent
 
 LAYOUT = 1  # raise it when what is made of the packages changes
@@ -76,18 +76,17 @@ def _fetch(folder: Path, progress: Progress) -> None:
         unpack(fetched, made / "root", progress.share)
         for name in MERGED:
             (made / "root" / name).symlink_to(f"usr/{name}")
-        _adapt(made / "root", folder / "root")
+        adapt(made / "root")
     forget(folder)
 
 
-def _adapt(made: Path, final: Path) -> None:
+def adapt(root: Path) -> None:
     """Have each program run with the loader and libraries that it was built for, and gcc find its parts and headers."""
-    gcc = (made / GCC).resolve()
-    for program in _programs(made):
-        name = program.relative_to(made)
+    gcc = (root / GCC).resolve()
+    for program in _programs(root):
+        name = os.fspath(program.relative_to(root))
         program.rename(program.with_name(f"{program.name}.real"))
-        line = run_with(final, f"{name}.real")
-        script(program, line.replace('"$@"', f'-B{final}/usr/bin --sysroot={final} "$@"') if program == gcc else line)
+        wrap(root, name, f"{name}.real", '-B"$root/usr/bin" --sysroot="$root" ' if program == gcc else "")
     if not gcc.is_file():
         raise CommandError(f"{GCC} is not among the packages {', '.join(PACKAGES)} of Debian {SUITE}")
 

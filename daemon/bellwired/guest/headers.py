@@ -44,18 +44,19 @@ def tree_of(kernel: Kernel, progress: Progress = silent) -> Path:
     return (folder / "build").resolve()
 
 
-def run_with(root: Path, program: str) -> str:
-    """A line of a shell script that runs a program below ``root`` with the loader and libraries that are there.
+def wrap(root: Path, program: str, real: str, words: str = "") -> None:
+    """Put a shell script in the place of ``program``. It runs ``real`` with the loader and libraries below ``root``.
 
-    The program sees the script's path as its name: make starts itself by it, and gcc finds its parts beside it.
+    The script finds them by its own place, so the whole folder can be moved or copied. The program sees the script's
+    path as its name: make starts itself by it, and gcc finds its parts beside it. ``words`` come before the arguments.
     """
-    return f'exec {root / LOADER} --argv0 "$0" --library-path {root / LIBRARIES} {root / program} "$@"'
-
-
-def script(path: Path, text: str) -> None:
-    """Put a shell script in the place of a file."""
+    up = "/".join([".."] * program.count("/"))
+    path = root / program
     path.unlink(missing_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.write_text(
+        f'#!/bin/sh\nroot="${{0%/*}}/{up}"\n'
+        f'exec "$root/{LOADER}" --argv0 "$0" --library-path "$root/{LIBRARIES}" "$root/{real}" {words}"$@"\n'
+    )
     path.chmod(0o755)
 
 
@@ -75,18 +76,18 @@ def _fetch(release: str, folder: Path, progress: Progress) -> None:
             raise ArchiveError(f"Debian's archive has no headers of Linux {release} any more", hint) from None
         progress.step(f"unpacking the headers of Linux {release}")
         unpack(fetched, made / "root", progress.share)
-        _adapt(made, folder, release, found[1])
+        adapt(made, release, found[1])
     forget(folder)
 
 
-def _adapt(made: Path, final: Path, release: str, version: str) -> None:
-    """Have everything find its parts where they will be, in ``final``."""
-    sources = final / "root/usr/src"
-    makefile = made / f"root/usr/src/linux-headers-{release}/Makefile"
-    makefile.write_text(makefile.read_text().replace("/usr/src/", f"{sources}/"))
-    (made / "build").symlink_to(sources / f"linux-headers-{release}")
+def adapt(folder: Path, release: str, version: str) -> None:
+    """Have the headers that were unpacked below ``folder`` find their parts there, wherever it will be."""
+    headers = f"root/usr/src/linux-headers-{release}"
+    makefile = folder / headers / "Makefile"
+    makefile.write_text(makefile.read_text().replace("/usr/src/", "$(dir $(lastword $(MAKEFILE_LIST)))../"))
+    (folder / "build").symlink_to(headers)
     for name, suffix in PROGRAMS.items():
         program = f"usr/lib/linux-kbuild-{version}/{name}"
         if not suffix:
-            os.rename(made / "root" / program, made / "root" / f"{program}.real")
-        script(made / "root" / program, run_with(final / "root", f"{program}{suffix or '.real'}"))
+            os.rename(folder / "root" / program, folder / "root" / f"{program}.real")
+        wrap(folder / "root", program, f"{program}{suffix or '.real'}")
