@@ -27,6 +27,8 @@ from bellwire.faults.scenario import (
     scenarios,
 )
 from bellwire.testing import Guest
+from bellwired.commands.fault import wanted_by
+from bellwired.errors import CommandError
 from faults.part import Part
 
 KINDS: tuple[type[PciDevice], ...] = (Part, Nvme, VirtioBlk, VirtioNet, VirtioConsole, VirtioRng)
@@ -111,6 +113,13 @@ def test_an_error_says_which_fault_is_wrong(change: tuple[str, str], message: st
     with pytest.raises(ScenarioError) as caught:
         parse_scenario(TEXT.replace(*change), "x").faults(Part)
     assert str(caught.value).startswith(message)
+
+
+def test_run_says_which_fault_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT.replace("all-ones", "all-one"))
+    with pytest.raises(CommandError, match="scenario mine, fault 2: there is no filter 'all-one': did you mean all-on"):
+        wanted_by([str(path)], Part)
 
 
 def test_a_scenario_of_another_device_says_so() -> None:

@@ -59,7 +59,7 @@ def test_a_scenario_is_put_in_as_a_whole_or_not_at_all(daemon: Instance, run: Ru
     name = daemon.add('device = "edu"')
     status, _, err = run("fault", name, str(wrong))
     assert status == 1
-    assert "filter stuck: register=nothing: there is no register nothing" in err
+    assert f"scenario wrong, fault 2: {name}: filter stuck: register=nothing: there is no register nothing" in err
     assert labels(run, name) == []
 
 

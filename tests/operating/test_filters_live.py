@@ -57,7 +57,7 @@ def test_a_command_for_no_filter_says_what_there_is(daemon: Instance, run: Run) 
     for words, why in (
         (("add", "dealy"), "there is no filter 'dealy': did you mean delay?"),
         (("add", "delay:read"), "filter delay: 'read': expected KEY=VALUE"),
-        (("remove", "trace"), "no filter trace in edu: it has none"),
+        (("remove", "trace"), f"no filter trace in {name}: it has none"),
     ):
         status, _, err = run("filter", name, *words)
         assert (status, why in err) == (1, True), err
@@ -67,6 +67,14 @@ def test_filters_are_put_in_all_or_none(daemon: Instance, run: Run) -> None:
     name = daemon.add('device = "edu"\n[[filter]]\nname = "count"')
     status, _, err = run("filter", name, "add", "count", "delay:nope=1", "--place", "0")
     assert (status, "filter delay has no option nope" in err) == (1, True)
+    assert [each["label"] for each in filters(run, name)] == ["count"]
+
+
+@pytest.mark.parametrize("words", [("count", "nope"), ("count", "count")])
+def test_none_is_taken_out_if_one_is_not_there(daemon: Instance, run: Run, words: tuple[str, ...]) -> None:
+    name = daemon.add('device = "edu"\n[[filter]]\nname = "count"')
+    status, _, err = run("filter", name, "remove", *words)
+    assert (status, f"no filter {words[1]} in {name}: it has" in err) == (1, True), err
     assert [each["label"] for each in filters(run, name)] == ["count"]
 
 

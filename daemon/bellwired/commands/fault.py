@@ -9,7 +9,7 @@ from typing import Any
 
 from bellwire import PciDevice
 from bellwire.faults.scenario import Scenario, ScenarioError, find_scenario, for_device, name_of, scenarios
-from bellwire.filters.find import Plain, of_table
+from bellwire.filters.find import Plain, Wanted, of_table
 from bellwired.commands import show
 from bellwired.commands.completion import DEVICES, SCENARIOS, completed
 from bellwired.commands.control_client import Instance, method
@@ -17,6 +17,7 @@ from bellwired.commands.filters import put_in
 from bellwired.commands.operate import instance
 from bellwired.commands.show import Column
 from bellwired.errors import CommandError
+from bellwired.filtering import made
 from bellwired.find import find_device
 from bellwired.places import Places
 from bellwired.sources import is_path
@@ -69,11 +70,27 @@ def fault(arguments: argparse.Namespace) -> int:
 
 
 def wanted_by(words: Iterable[str], device: type[PciDevice]) -> list[dict[str, Plain]]:
-    """The filters of scenarios, as a device's file has them: what ``bellwire run --fault`` puts in."""
+    """The filters of scenarios, as a device's file has them: what ``bellwire run --fault`` puts in.
+
+    A CommandError names the fault that is wrong.
+    """
     wanted = list(map(_found, words))
     for scenario in wanted:
         scenario.check(device)
+        for where, each in _each(scenario):
+            try:
+                made(each, device)
+            except ValueError as error:
+                raise CommandError(f"{where}: {error}") from None
     return [each for scenario in wanted for each in scenario.filters()]
+
+
+def _each(scenario: Scenario) -> list[tuple[str, Wanted]]:
+    """The faults of a scenario as filters, each behind its place."""
+    return [
+        (f"scenario {scenario.name}, fault {number}", of_table(table))
+        for number, table in enumerate(scenario.filters(), 1)
+    ]
 
 
 def _found(word: str) -> Scenario:
@@ -86,7 +103,7 @@ def _found(word: str) -> Scenario:
 def _put_in(daemon: Instance, name: str, wanted: Iterable[Scenario]) -> None:
     """Put all faults of these scenarios in, or none."""
     try:
-        put_in(daemon, name, [str(of_table(each)) for scenario in wanted for each in scenario.filters()])
+        put_in(daemon, name, [(f"{where}: ", str(each)) for scenario in wanted for where, each in _each(scenario)])
     except CommandError:
         device = method(daemon, "Describe", name=name)["device"]["device"]
         for scenario in () if is_path(device) else wanted:  # a file may have the faults of another device

@@ -58,7 +58,7 @@ def add_parsers(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def switch(arguments: argparse.Namespace) -> int:
-    """``bellwire filter NAME add|remove|list``: adds all or none, and removes in that order up to one that fails."""
+    """``bellwire filter NAME add|remove|list``: adds all or none, and removes none if one is not there."""
     if (arguments.action == LIST) == bool(arguments.what):
         arguments.mistake("expected no FILTER to list" if arguments.what else f"expected FILTER to {arguments.action}")
     if arguments.place is not None and arguments.action != ADD:
@@ -68,24 +68,38 @@ def switch(arguments: argparse.Namespace) -> int:
         return _show(method(daemon, "Filters", name=arguments.name)["filters"], in_json=arguments.json)
     found: list[dict[str, Any]] = []
     if arguments.action == ADD:
-        found = put_in(daemon, arguments.name, arguments.what, place)
+        found = put_in(daemon, arguments.name, [("", each) for each in arguments.what], place)
     else:
+        _check_present(daemon, arguments.name, arguments.what)
         for each in arguments.what:
             found = method(daemon, "RemoveFilter", name=arguments.name, label=each)["filters"]
     return _show(found, in_json=True) if arguments.json else 0
 
 
-def put_in(daemon: Instance, name: str, texts: Iterable[str], place: int | None = None) -> list[dict[str, Any]]:
+def _check_present(daemon: Instance, name: str, labels: Iterable[str]) -> None:
+    present = [each["label"] for each in method(daemon, "Filters", name=name)["filters"]]
+    for label in labels:
+        if label not in present:
+            raise CommandError(f"no filter {label} in {name}: it has {', '.join(present) or 'none'}")
+        present.remove(label)
+
+
+def put_in(
+    daemon: Instance, name: str, wanted: Iterable[tuple[str, str]], place: int | None = None
+) -> list[dict[str, Any]]:
     """Put all of these filters in, or none: if one is refused, those before it are taken out.
 
-    Returns the filters that the device ``name`` has then.
+    Each comes behind what an error of it begins with. Returns the filters that the device ``name`` has then.
     """
     found: list[dict[str, Any]] = method(daemon, "Filters", name=name)["filters"]
     added: list[str] = []
     try:
-        for text in texts:
+        for where, text in wanted:
             before = {each["label"] for each in found}
-            found = method(daemon, "AddFilter", name=name, filter=text, place=place)["filters"]
+            try:
+                found = method(daemon, "AddFilter", name=name, filter=text, place=place)["filters"]
+            except CommandError as error:
+                raise CommandError(f"{where}{error}", error.hint) from None
             added += [each["label"] for each in found if each["label"] not in before]
             place = None if place is None else place + 1
     except CommandError:
