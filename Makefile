@@ -141,8 +141,9 @@ guests: $(VENV)/.tools ## build the micro guests, and the agent of bellwire boot
 tables: $(VENV)/.dev ## write the tables of options in docs/devices.md anew
 	$(BIN)/python tools/option_tables.py
 
-picture: $(VENV)/.dev ## draw docs/observing/view.svg anew
+picture: $(VENV)/.dev ## draw docs/observing/*.svg and docs/faults/*.svg anew
 	$(BIN)/python tools/view_picture.py
+	$(BIN)/python tools/timeline_pictures.py
 
 lspci: $(VENV)/.dev ## write docs/lspci.md anew
 	$(BIN)/python tools/lspci_page.py
