@@ -76,3 +76,14 @@ def test_a_kernel_runs_until_it_powers_off(tmp_path: Path, busybox: Path, capsys
     assert boot_own.boot(parse("--console", str(console)), Kernel(image, "6.12"), busybox, [], devices) == 0
     assert console.read_bytes() == b"hello\r\n"
     assert "The guest powered off" in capsys.readouterr().out
+
+
+@pytest.mark.kvm
+def test_a_kernel_goes_on_when_the_file_of_its_console_is_full(
+    tmp_path: Path, busybox: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "kernel"
+    image.write_bytes(bzimage(say(b"hello\r\n") + POWER_OFF))
+    devices: list[Plugged] = []
+    assert boot_own.boot(parse("--console", "/dev/full"), Kernel(image, "6.12"), busybox, [], devices) == 0
+    assert capsys.readouterr().err.count("/dev/full: No space left on device") == 1

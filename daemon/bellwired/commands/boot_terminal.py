@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.board.keyboard import Escape, raw
 from bellwired import terminal
+from bellwired.commands.console_file import console_file
 from bellwired.guest.channel import Running
 from bellwired.guest.console import Listener
 from bellwired.guest.errors import CommandTimeout, MachineError, MachineGone
@@ -68,31 +68,8 @@ class Screen:
         elif path == STANDARD_ERROR:
             yield _Lines(self.note).take
         else:
-            with Place(path) as place:
-                fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, WRITABLE)
-            try:
-                yield _File(fd, path, self.note).take
-            finally:
-                os.close(fd)
-
-
-class _File:
-    """Writes bytes to a file, until it takes no more. That is told, and the rest is dropped."""
-
-    def __init__(self, fd: int, path: Path, note: Callable[[str], None]) -> None:
-        self._fd = fd
-        self._path = path
-        self._note = note
-        self._failed = False
-
-    def take(self, data: bytes) -> None:
-        if self._failed:
-            return
-        try:
-            _write(self._fd, data)
-        except OSError as error:
-            self._failed = True
-            self._note(f"{self._path}: {error.strerror}: it has no more of what the guest's kernel prints")
+            with console_file(path, self.note) as take:
+                yield take
 
 
 class _Lines:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from bellwire.paths import WRITABLE, Place
 from bellwire_vmm.board import Board
 from bellwire_vmm.board.keyboard import Keyboard, raw
 from bellwire_vmm.device.proxy import ProxyDevice
@@ -20,6 +20,7 @@ from bellwire_vmm.errors import GuestImageError
 from bellwire_vmm.linux import Linux, PanicWatch, read_kernel
 from bellwire_vmm.machine.trouble import meaning
 from bellwire_vmm.vmm import Machine, Request, RunResult
+from bellwired.commands.console_file import console_file
 from bellwired.commands.vmm_arrival import LINUX, Arrival
 from bellwired.commands.vmm_departure import Departure
 from bellwired.commands.vmm_signals import signals_end_it
@@ -69,7 +70,7 @@ def _use(
     machine: Machine,
     arguments: argparse.Namespace,
     plug: Plug,
-    console: BinaryIO,
+    console: Callable[[bytes], object],
     begin: Callable[[Machine], str],
     *,
     again: bool,
@@ -106,7 +107,9 @@ class Ran(NamedTuple):
     departure: Departure
 
 
-def _run(machine: Machine, console: BinaryIO, arguments: argparse.Namespace, begin: Callable[[Machine], str]) -> Ran:
+def _run(
+    machine: Machine, console: Callable[[bytes], object], arguments: argparse.Namespace, begin: Callable[[Machine], str]
+) -> Ran:
     left, panics = False, PanicWatch()
 
     def leave() -> None:
@@ -115,7 +118,7 @@ def _run(machine: Machine, console: BinaryIO, arguments: argparse.Namespace, beg
         machine.stop()
 
     def send(text: bytes) -> None:
-        console.write(text)
+        console(text)
         panics.hear(text)
         departure.hear(text)
 
@@ -133,13 +136,11 @@ def _run(machine: Machine, console: BinaryIO, arguments: argparse.Namespace, beg
         return Ran(departure.run(machine, arguments.timeout), left, panics.message, departure)
 
 
-def _console(path: Path | None, stack: contextlib.ExitStack) -> BinaryIO:
+def _console(path: Path | None, stack: contextlib.ExitStack) -> Callable[[bytes], object]:
     if path is not None:
-        with Place(path) as place:
-            fd = place.open(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, WRITABLE)
-        return stack.enter_context(os.fdopen(fd, "wb", buffering=0))
+        return stack.enter_context(console_file(path, functools.partial(print, file=sys.stderr, flush=True)))
     sys.stdout.flush()
-    return stack.enter_context(os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0))
+    return stack.enter_context(os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)).write
 
 
 def _hint(machine: Machine) -> str:
