@@ -149,6 +149,8 @@ class Client:
 
     async def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
         """REGION_WRITE. A posted write (No_reply) returns once it is sent, and its failure is not reported."""
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")
         parts = (self._calls.access(Command.REGION_WRITE, region, offset, len(data)), data)
         if posted:
             await self._post(Ask(Command.REGION_WRITE, parts))

@@ -160,6 +160,8 @@ class Client:
 
     def write(self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False) -> None:
         """REGION_WRITE. A posted write (No_reply) returns at once, and its failure is not reported."""
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")
         head = self._access(Command.REGION_WRITE, region, offset, len(data))
         if posted:
             self._post(Command.REGION_WRITE, head, data)

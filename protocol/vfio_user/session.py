@@ -214,12 +214,12 @@ class Session:
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write guest memory of one map; otherwise as :meth:`dma_read`."""
-        self.dirty.wrote(address, len(data))
-        file_io = self.dma.file_io(address)
-        if file_io is not None:
-            file_io.write(address, data)
+        octets = memoryview(data).cast("B")
+        self.dirty.wrote(address, len(octets))
+        if (file_io := self.dma.file_io(address)) is not None:
+            file_io.write(address, octets)
         else:
-            self.dma_requests.write(address, memoryview(data), self._most())
+            self.dma_requests.write(address, octets, self._most())
 
     def close(self) -> None:
         """Release the client's memory, its eventfds and the socket, without a call to the backend."""

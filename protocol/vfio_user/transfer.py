@@ -94,13 +94,13 @@ class RegionWrite(NamedTuple):
 
 def pack_writes(writes: Sequence[RegionWrite]) -> bytes:
     """The payload of a REGION_WRITE_MULTI request. Raises ProtocolError for a write of 0 or more than 8 bytes."""
-    for write in writes:
-        if not 1 <= len(write.data) <= MULTI_LARGEST:
-            raise ProtocolError(
-                f"REGION_WRITE_MULTI: a write of {len(write.data)} bytes, expected 1 to {MULTI_LARGEST}"
-            )
-    entries = (MULTI_ENTRY.pack(at, region, len(data), bytes(data)) for region, at, data in writes)
-    return MULTI.pack(len(writes)) + b"".join(entries)
+    payload = bytearray(MULTI.pack(len(writes)))
+    for region, offset, data in writes:
+        octets = bytes(data)
+        if not 1 <= len(octets) <= MULTI_LARGEST:
+            raise ProtocolError(f"REGION_WRITE_MULTI: a write of {len(octets)} bytes, expected 1 to {MULTI_LARGEST}")
+        payload += MULTI_ENTRY.pack(offset, region, len(octets), octets)
+    return bytes(payload)
 
 
 def unpack_writes(payload: memoryview) -> list[RegionWrite]:
