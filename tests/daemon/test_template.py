@@ -61,6 +61,17 @@ def test_a_driver_has_no_structure_that_linux_has(name: str, tmp_path: Path) -> 
     assert f"struct {name}_card {{" in driver
 
 
+@pytest.mark.parametrize("name", ["test", "tester", "test_card"])
+def test_pytest_takes_no_device_for_a_class_of_tests(name: str, tmp_path: Path) -> None:
+    device, *_ = write(name, tmp_path, "plain")
+    assert not [each for each in names_in(device) if each.startswith("Test")]
+
+
+def test_a_folder_in_which_no_driver_can_be_built_is_told(tmp_path: Path) -> None:
+    written = write("thing", tmp_path / "my dir", "plain")
+    assert "move it first" in written[tmp_path / "my dir/driver/Makefile"]
+
+
 @pytest.mark.parametrize("name", ["struct", "sys", "pytest", "bellwire", "pathlib", "int", "static"])
 def test_new_takes_no_name_that_its_files_need(name: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="no name for a device"):

@@ -81,7 +81,7 @@ def test_without_gpgv_nothing_is_fetched(
     monkeypatch.setattr(archive, "VERIFIERS", ("no-such-verifier",))
     with pytest.raises(ArchiveError, match="no no-such-verifier: Debian's signatures cannot be checked") as caught:
         apt(tmp_path / "apt")
-    assert caught.value.hint == "install gpgv"
+    assert caught.value.hint == "install gpgv, or sqv"
 
 
 def test_without_debians_keys_nothing_is_fetched(

@@ -274,6 +274,14 @@ def test_a_plugin_gets_its_code_and_the_paths_among_its_options(tmp_path: Path) 
     }  # fmt: skip
 
 
+def test_a_link_beside_a_plugin_that_leads_nowhere_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "card.py").touch()
+    for name in ("loop.py", "loop"):
+        (tmp_path / name).symlink_to(name)
+    found = needs.of_plugin([tmp_path / "card.py"], {})
+    assert {path for path, _ in found.rules} == {tmp_path, tmp_path / "card.py"}
+
+
 def test_a_plugin_may_connect_to_a_socket_among_its_options_that_listens_and_else_make_it(tmp_path: Path) -> None:
     place = tmp_path / "sock"
     absent = needs.of_plugin([], {"backend": f"unix:{place}"})

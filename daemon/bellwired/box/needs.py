@@ -133,9 +133,9 @@ def _code(file: Path) -> Iterator[tuple[Path, Fs]]:
     yield folder, NAMES  # an image may lie there too
     with contextlib.suppress(OSError):
         for beside in os.scandir(folder):
-            module = beside.name.endswith((".py", ".so", ".rom"))
-            if module or (beside.is_dir() and Path(beside.path, INIT).exists()):
-                yield Path(beside.path), READ
+            path = Path(beside.path)
+            if path.exists() if path.suffix in (".py", ".so", ".rom") else Path(path, INIT).exists():
+                yield path, READ
 
 
 def granted(needs: Needs, words: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> None:

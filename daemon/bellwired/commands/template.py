@@ -70,7 +70,7 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
         f"driver/{name}_user.py": ("user.py.in", "a driver in user space"),
     }
     common = {
-        "driver/Makefile": ("Makefile.in", f"builds the driver: make -C {folder / 'driver'}"),
+        "driver/Makefile": ("Makefile.in", f"builds the driver: {_make(folder / 'driver')}"),
         "driver/user_pci.py": ("user_pci.py.in", "what drivers in user space need"),
     }
     templates = files("bellwired") / "templates"
@@ -93,6 +93,15 @@ def write(name: str, folder: Path, kind: str = PLAIN) -> Mapping[Path, str]:
     return written | {folder / header: "the numbers that drivers use, made from the device"}
 
 
+def _make(folder: Path) -> str:
+    """The command that builds the driver, or why there is none."""
+    from bellwired.guest.build import can_build_in
+
+    if can_build_in(folder):
+        return f"make -C {folder}"
+    return "move it first, since kbuild cannot build in a path with a space or a colon"
+
+
 def _create(path: Path, text: str) -> None:
     with Place(path, follow=False) as place:
         place.create(text.encode())
@@ -112,6 +121,8 @@ def _read(template: Traversable, name: str) -> str:
     kind = "".join(word.capitalize() for word in name.split("_") if word)
     if kind in _TAKEN or keyword.iskeyword(kind):
         kind += "Device"
+    if kind.startswith("Test"):  # pytest would take it for a class of tests
+        kind = f"Pci{kind}"
     text = template.read_text()
     if name in _OF_LINUX:
         text = text.replace("struct @name@ ", "struct @name@_card ")

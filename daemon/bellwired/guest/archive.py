@@ -122,7 +122,7 @@ class Apt:
 def find_keyring() -> Path:
     """The keys of Debian's archive. An ArchiveError if they, or the program that checks signatures, are missing."""
     if not any(map(shutil.which, VERIFIERS)):
-        hint = "install gpgv"
+        hint = "install gpgv, or sqv"
         raise ArchiveError(f"no {' or '.join(VERIFIERS)}: Debian's signatures cannot be checked", hint)
     for keyring in KEYRINGS:
         if keyring.exists():

@@ -54,6 +54,9 @@ def build_modules(folder: Path, kernel: Kernel, progress: Progress = silent) -> 
     :func:`find_compiler` raise.
     """
     folder = folder.resolve()
+    if not can_build_in(folder):
+        hint = "call the folders of its path otherwise, or move it"
+        raise BuildError(f"{folder}: kbuild cannot build in a path with a space or a colon", hint)
     makefile = next((folder / name for name in MAKEFILES if (folder / name).is_file()), None)
     if makefile is None:
         hint = "it takes a Makefile with a line such as obj-m := NAME.o"
@@ -72,6 +75,11 @@ def build_modules(folder: Path, kernel: Kernel, progress: Progress = silent) -> 
     if not modules:
         raise BuildError(f"{folder}: make has built no module", "name one in the Makefile: obj-m := NAME.o")
     return Built(tuple(modules), warnings)
+
+
+def can_build_in(folder: Path) -> bool:
+    """Whether kbuild can build in a folder. make takes a space or a colon in its path for the end of a name."""
+    return re.search(r"[\s:]", os.fspath(folder.resolve())) is None
 
 
 def release_for(module: Path) -> str:
