@@ -72,7 +72,7 @@ def test_a_folder_in_which_no_driver_can_be_built_is_told(tmp_path: Path) -> Non
     assert "move it first" in written[tmp_path / "my dir/driver/Makefile"]
 
 
-@pytest.mark.parametrize("name", ["struct", "sys", "pytest", "bellwire", "pathlib", "int", "static"])
+@pytest.mark.parametrize("name", ["struct", "sys", "pytest", "bellwire", "pathlib", "int", "static", "pci", "uart"])
 def test_new_takes_no_name_that_its_files_need(name: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="no name for a device"):
         write(name, tmp_path)

@@ -42,11 +42,17 @@ _OF_C = frozenset(
     current""".split()  # noqa: SIM905
 )
 """Words that a driver in C has for itself."""
+_BEGINNINGS = frozenset(
+    """adj apic bitmap chrdev cmsg cpumask devres ei elf f folio gdt guid hlist hrtimer idr idt kernfs klist ldt list
+    llist mod need nice node nodes pci pci_sec pci_x pv readlink rlimit sections seek setattr smp tiocpkt uart va vfs
+    zones""".split()  # noqa: SIM905
+)
+"""With these, a driver's functions or numbers have the names of some in Linux's headers: PCI_STATUS, idr_remove."""
 _OF_LINUX = frozenset(
-    """alarm attribute bio cdev cgroup completion console cred dentry device file filename flock folio fpu hrtimer ida
-    idr inode iocb key kfifo kobject kref kset module msr mutex node page path property resource rseq rusage scatterlist
-    seccomp semaphore siginfo spinlock stat statx sysinfo termio termios timezone tm tracepoint user virtqueue winsize
-    xarray zone""".split()  # noqa: SIM905
+    """alarm attribute bio cdev cgroup completion console cred dentry device file filename flock fpu ida inode iocb key
+    kfifo kobject kref kset module msr mutex page path property resource rseq rusage scatterlist seccomp semaphore
+    siginfo spinlock stat statx sysinfo termio termios timezone tm tracepoint user virtqueue winsize xarray
+    zone""".split()  # noqa: SIM905
 )
 """Structures of Linux that drivers include: the driver's own gets a longer name."""
 
@@ -114,6 +120,9 @@ def _check(name: str) -> None:
         raise CommandError(f"{name!r} is no name for a device", "a module that its test imports has this name")
     if name in _OF_C:
         raise CommandError(f"{name!r} is no name for a device", "its driver is in C, which has this word for itself")
+    if name in _BEGINNINGS:
+        hint = f"its driver's names would be Linux's own: take a longer one, as {name}_card"
+        raise CommandError(f"{name!r} is no name for a device", hint)
 
 
 def _read(template: Traversable, name: str) -> str:
