@@ -43,6 +43,11 @@ def bundled() -> Found:
     return found
 
 
+def is_bundled(kind: type[PciDevice]) -> bool:
+    """Whether a device class comes with Bellwire. It imports nothing, where :func:`bundled` imports all devices."""
+    return kind.__module__.startswith(f"{bellwire.bundled.__name__}.")
+
+
 def entry_points() -> importlib.metadata.EntryPoints:
     """The devices of installed packages. They are read again only if a folder that Python searches has changed.
 

@@ -26,12 +26,15 @@ from vfio_user import Client, Disconnected, RegionIndex, RemoteError
 
 pytestmark = pytest.mark.daemon
 
-PLAIN, HANG, LEAVE, FALL, KILL = 0x00, 0x04, 0x08, 0x10, 0x14
+PLAIN, HANG, LEAVE, LATE, FALL, KILL = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14
 DEVICE = """
 import os
 import signal
+import sys
 
 from bellwire import Bar, PciDevice
+
+early = set(sys.modules)
 
 
 class Mine(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000, repeats=True):
@@ -41,11 +44,16 @@ class Mine(PciDevice, vendor=0x1234, device=0x0001, class_code=0x088000, repeats
     plain = mmio.reg(0x00)
     hang = mmio.reg(0x04)
     leave = mmio.reg(0x08)
+    late = mmio.reg(0x0C, access="ro")
     fall = mmio.reg(0x10)
     kill = mmio.reg(0x14)
 
     def recovered(self, torn: bool) -> None:
         "Goes on."
+
+    @late.read
+    def late_read(self) -> int:
+        return sum(name.startswith("bellwire.bundled.") for name in {*sys.modules} - early)
 
     @hang.write
     def hang_written(self, _: int) -> None:
@@ -145,6 +153,12 @@ def test_the_client_is_served_on_however_the_process_ends(tmp_path: Path, capsys
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(PATIENCE) == 0
         assert not running.socket.exists()
+
+
+def test_a_successor_does_not_import_the_devices_that_it_does_not_run(tmp_path: Path) -> None:
+    with run(tmp_path) as running, connected(running) as client:
+        os.kill(running.pid, signal.SIGKILL)
+        assert read(client, LATE) == 0
 
 
 def test_a_process_that_hangs_or_is_stopped_is_replaced(tmp_path: Path) -> None:

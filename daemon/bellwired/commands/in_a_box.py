@@ -17,7 +17,7 @@ from bellwired.box.enter import Box
 from bellwired.box.keeper import Keeper
 from bellwired.box.wanted import OFF, Part, Wanted
 from bellwired.errors import CommandError
-from bellwired.find import bundled, files_for
+from bellwired.find import files_for, is_bundled
 from bellwired.sources import loaded
 
 log = logging.getLogger("bellwire")
@@ -30,10 +30,10 @@ def close(instance: PciDevice, device: str, sockets: list[Path], stack: ExitStac
 
     Call it before threads are started. What is on the stack already is undone later, in the box's process or beside it.
     """
-    kind = bundled().get(instance.name)
+    kind = type(instance)
     files = [path for path in files_for(device, []) if path.exists()]
     options = {name: str(value) if isinstance(value, Path) else value for name, value in instance.core.options.items()}
-    need = enter.needs_of(kind if kind is type(instance) else None, files, options, Wanted())
+    need = enter.needs_of(kind if is_bundled(kind) else None, files, options, Wanted())
     need.rules += [(path, landlock.READ) for path in {file.parent for file in (*files, *map(Path, loaded()))}]
     if sys.stdin.isatty():
         need.calls.add("pty")  # for breakpoint()
