@@ -6,7 +6,6 @@ on one socket while it waits on the other. VERSION agrees on it, and brings the 
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
@@ -36,25 +35,27 @@ class TwinThread:
     def __init__(self, sock: socket.socket, answers: Answers, timeout: float) -> None:
         self._channel = Channel(sock, answers.most, timeout)
         self._answers = answers
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="twin", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """End the thread, and close the socket. Not for calls from the memory that answers."""
-        os.eventfd_write(self._stop, 1)
+        self._closing = True
+        self._channel.break_off()  # wakes the thread
         self._thread.join()
-        os.close(self._stop)
         self._channel.close()
 
     def _run(self) -> None:
         """Answer until the server has gone, or until the end. If the memory raises, the server is told by a hang-up."""
         waiter = select.poll()
         waiter.register(self._channel, select.POLLIN)
-        waiter.register(self._stop, select.POLLIN)
         try:
-            while not any(fd == self._stop for fd, _ in waiter.poll()):
-                while (message := self._channel.receive()) is not None:
+            while not self._closing:
+                message = self._channel.receive()
+                if message is None:
+                    waiter.poll()
+                else:
                     self._answers.serve(message, self._channel)
         except VfioUserError:
             pass  # the connection has ended, or cannot go on: requests on the other socket find out

@@ -282,6 +282,34 @@ def test_a_socket_of_another_kind_is_refused() -> None:
     assert fd_count() == before
 
 
+def test_a_server_that_sends_without_end_does_not_hold_up_the_end_of_a_client() -> None:
+    command = message(Command.DMA_WRITE, struct.pack("<QQ", GUEST, 8) + bytes(8), flags=NO_REPLY)
+    ours, theirs = socket.socketpair()
+    one, other = socket.socketpair()
+    begun, over = threading.Event(), threading.Event()
+
+    class Flooded(GuestMemory):
+        def write(self, address: int, data: bytes) -> None:
+            begun.set()
+            if not over.is_set():
+                with contextlib.suppress(OSError):
+                    other.send(command)  # so there is always one more
+
+    with closing(Wire(theirs)) as wire, other:
+        with one:
+            wire.raw(message(Command.VERSION, answer(supported=True, fd_index=0), flags=REPLY), [one.fileno()])
+            client = Client(ours, memory=Flooded(8), twin=True)
+        other.send(command)
+        assert begun.wait(DEADLINE)
+        closer = threading.Thread(target=client.close)
+        closer.start()
+        closer.join(DEADLINE)
+        held_up = closer.is_alive()
+        over.set()
+        closer.join()
+        assert not held_up
+
+
 def test_a_twin_socket_that_nobody_asked_for_is_refused(fake_server: Callable[..., tuple[Client, Wire]]) -> None:
     with pytest.raises(ProtocolError, match="twin_socket was not proposed"):
         fake_server(answer(supported=True, fd_index=0))
