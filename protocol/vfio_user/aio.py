@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from vfio_user.calls import Ask, Call, Calls, Told, read_data
-from vfio_user.client import PROPOSAL
+from vfio_user.client import CLOSED, PROPOSAL
 from vfio_user.constants import Command, FeatureFlags, Mechanism, MessageFlags, SetIrqsFlags
 from vfio_user.dialects import RATIFIED, Dialect
 from vfio_user.dma_answers import Memory
@@ -242,7 +242,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. Calls that wait raise Disconnected."""
-        self._end(Disconnected("this client has been closed"))
+        self._end(Disconnected(CLOSED))
 
     async def __aenter__(self) -> Self:
         return self

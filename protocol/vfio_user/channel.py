@@ -91,7 +91,7 @@ class Channel:
         self._fds = ReceivedFds()
         self.position = 0
         """The stream position of the first byte that was not given out yet."""
-        self._broken = ""  # why nothing more can be sent: a message was cut short
+        self._broken = ""  # why nothing more can be sent, if this side knows
         self.drained = False
         """Whether the last receive left room in the buffer: the socket is most likely empty (only a poll is sure)."""
 
@@ -245,8 +245,9 @@ class Channel:
         """Send the rest of a packed message of which ``sent`` bytes are sent; otherwise as :meth:`send`."""
         self._send_rest(message, sent, [], _name(message), listening=True)
 
-    def break_off(self) -> None:
-        """End the connection, so that the next receive raises Disconnected: a message could not be sent."""
+    def break_off(self, why: str = "") -> None:
+        """End the connection: what waits for the socket ends, and all later calls raise Disconnected (``why``)."""
+        self._broken = why or self._broken
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -271,7 +272,7 @@ class Channel:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise Disconnected(f"sending {name}: {error.strerror}") from None
+            raise Disconnected(self._broken or f"sending {name}: {error.strerror}") from None
         if sent < size:
             ancillary = ancillary if sent == 0 else []
             self._send_rest(b"".join(pieces), sent, ancillary, name, listening)
@@ -302,7 +303,7 @@ class Channel:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise Disconnected(f"sending {name}: {error.strerror}") from None
+                raise Disconnected(self._broken or f"sending {name}: {error.strerror}") from None
 
     def _wait(self, events: int, deadline: float, why: str) -> int:
         poll = select.poll()
@@ -380,7 +381,7 @@ class Channel:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise Disconnected(f"receiving: {error.strerror}") from None
+            raise Disconnected(self._broken or f"receiving: {error.strerror}") from None
         self.received(count, ancillary, flags)
         return True
 
@@ -396,4 +397,4 @@ class Channel:
         if flags & CUT:
             raise FramingError(f"more than {KERNEL_MAX_FDS} file descriptors came at once, or none could be taken")
         if count == 0:
-            raise Disconnected
+            raise Disconnected(self._broken)

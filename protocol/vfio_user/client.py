@@ -40,6 +40,7 @@ PROPOSAL = Capabilities.of(
     io_fds=frozenset(IO_FDS),
 )
 """What a client proposes unless told otherwise."""
+CLOSED = "this client has been closed"
 _SERVED_AT_ONCE = 64  # commands of a server: one that never stops sending must not hold up the caller
 
 
@@ -260,10 +261,10 @@ class Client:
 
     def poll(self, timeout: float | None = 0.0) -> None:
         """Answer the server's DMA commands. Waits for the first up to ``timeout`` seconds (None: for ever)."""
-        if self._channel.fileno() < 0:
-            raise Disconnected("this client has been closed")
+        if (fd := self.fileno()) < 0:
+            raise Disconnected(CLOSED)
         waiter = select.poll()
-        waiter.register(self._channel, select.POLLIN)
+        waiter.register(fd, select.POLLIN)
         if not self._channel.ready and not waiter.poll(None if timeout is None else timeout * 1000):
             return
         with self._lock:
@@ -275,11 +276,13 @@ class Client:
             self._serve_received()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. What other threads wait in raises Disconnected. A ``memory`` ends its answer first."""
         twin, self._twin = self._twin, None
         if twin is not None:
             twin.close()
-        self._channel.close()
+        self._channel.break_off(CLOSED)
+        with self._lock:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self

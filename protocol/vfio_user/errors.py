@@ -41,8 +41,8 @@ class RemoteError(VfioUserError):
 class Disconnected(VfioUserError):
     """The peer has closed the connection."""
 
-    def __init__(self, message: str = "the peer has closed the connection") -> None:
-        super().__init__(message, errno.ENOTCONN)
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "the peer has closed the connection", errno.ENOTCONN)
 
 
 class TimedOut(VfioUserError):

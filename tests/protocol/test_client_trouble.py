@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -291,3 +292,48 @@ def test_the_proposal_fits_what_we_can_do() -> None:
     assert PROPOSAL.max_data_xfer_size == 1 << 20
     assert (PROPOSAL.max_dma_maps, PROPOSAL.pgsizes) == (65535, 4096)
     assert (PROPOSAL.write_multiple, PROPOSAL.twin_socket) == (True, False)
+
+
+# -- the end, while other threads wait
+
+
+def poll_for_ever(client: Client) -> None:
+    while True:
+        client.poll(None)
+
+
+@pytest.mark.parametrize("wait", [poll_for_ever, lambda client: client.read(PLAIN, 0, 4)])
+def test_close_ends_what_other_threads_wait_in(fake_server: MakeServer, wait: Callable[[Client], object]) -> None:
+    client, wire = fake_server(timeout=DEADLINE)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait, client)
+        wire.send(Command.DMA_READ, struct.pack("<QQ", GUEST, 4))
+        while wire.receive().command != Command.DMA_READ:
+            pass
+        client.close()
+        with pytest.raises(EOFError):
+            wire.receive()
+        with pytest.raises(Disconnected, match="this client has been closed"):
+            waiting.result(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda client: client.reset(), lambda client: client.write(PLAIN, 0, b"", posted=True), Client.poll]
+)
+def test_a_closed_client_says_so(fake_server: MakeServer, call: Callable[[Client], object]) -> None:
+    client, _ = fake_server()
+    client.close()
+    with pytest.raises(Disconnected, match="this client has been closed"):
+        call(client)
+
+
+def test_a_client_that_its_memory_closes_says_so(device: FakeDevice) -> None:
+    class Closing(GuestMemory):
+        def read(self, address: int, count: int) -> bytes:
+            client.close()
+            return super().read(address, count)
+
+    with served(device) as (server, sock), Client(sock, memory=Closing(4096)) as client:
+        device.on_read = lambda *_: server.session.dma_read(GUEST, 4)
+        with pytest.raises(Disconnected, match="this client has been closed"):
+            client.read(PLAIN, 0, 4)
