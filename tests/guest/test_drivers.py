@@ -133,9 +133,9 @@ def test_a_new_device_of_each_kind_passes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "copier")
-    example, parameters = blocks(DOCS / "testing-drivers.md", "python")
+    example, parameters, under_faults = blocks(DOCS / "testing-drivers.md", "python")
     assert example.text == (EXAMPLE / "test_copier.py").read_text().partition("\n\n")[2]
-    (tmp_path / "copier/test_page.py").write_text(parameters.text)
+    (tmp_path / "copier/test_page.py").write_text(parameters.text + under_faults.text)
     done = run(tmp_path / "copier", "pytest", "-rs")
     skipped_for(done)
     assert done.returncode == 0, done.stdout

@@ -71,6 +71,24 @@ def test_bytes_go_both_ways_at_the_pace_of_the_slower(
     assert port.mistakes == []
 
 
+UNHANDLED = f"""{FIND}
+irq=$(cat /sys/class/tty/$port/irq)
+stty -F /dev/$port 115200 raw -echo clocal
+exec 3<>/dev/$port
+n=0; until [ $(sed -n "s/^unhandled //p" /proc/irq/$irq/spurious) -ge 20 ]; do
+    n=$((n + 1)); [ $n -lt 200 ] || exit 9
+    echo hello >&3; usleep 50000
+done
+"""
+
+
+@pytest.mark.parametrize("fault", ["spurious-irq", "irq-storm:at=3,count=1000"])
+def test_an_interrupt_of_the_line_without_a_cause_is_one_that_linux_does_not_handle(
+    linux: Callable[..., Outcome], fault: str
+) -> None:
+    assert linux(UNHANDLED, Device("serial", {"backend": "null"}, flags=("--filter", fault))).status == 0
+
+
 GREET = f"""{FIND.replace("16550A", "16450")}
 stty -F /dev/$port 115200 raw -echo clocal
 exec 3<>/dev/$port
