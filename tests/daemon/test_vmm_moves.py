@@ -182,6 +182,20 @@ def test_a_signal_that_comes_when_the_guest_has_left_changes_nothing(guest: list
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+@pytest.mark.parametrize("words", [("--console", "log"), ("--save", "x", "--when", "y")])
+def test_what_only_linux_has_is_refused_for_a_micro_guest_that_comes(saved: Path, words: tuple[str, ...]) -> None:
+    done = bellwire("vmm", "--restore", str(saved), *words)
+    assert done.returncode == 1
+    assert f"{words[-2]} is for Linux, and the guest that comes is a micro guest" in done.stderr
+
+
+def test_a_guest_that_ends_before_a_signal_asks_for_it_is_told_not_to_be_saved(
+    guest: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["vmm", *guest, "--save", str(tmp_path / "saved")]) == 0
+    assert "The guest was not saved: no SIGUSR1 came in time.\n" in capsys.readouterr().out
+
+
 def test_a_guest_that_cannot_move_goes_on_and_the_command_fails_at_its_end(guest: list[str], tmp_path: Path) -> None:
     path = tmp_path / "nobody.sock"
     done = bellwire("vmm", *guest, "--migrate-to", str(path), "--at", "0.1")
@@ -227,10 +241,11 @@ def test_a_listening_vmm_leaves_a_live_socket_alone(tmp_path: Path) -> None:
         (["--restore", "/dev/null"], "/dev/null: "),
         (["--restore", "/nonexistent"], "/nonexistent: No such file or directory"),
         (["--restore", "x", "--memory", "8"], "--memory is for --guest and --kernel"),
+        (["--restore", "x", "--vcpus", "2"], "--cpus is for --guest and --kernel"),
         (["--restore", "x", "--append", "y"], "--append is for --kernel"),
         (["--guest", "edu", "--at", "1"], "--at needs --save or --migrate-to"),
         (["--guest", "edu", "--save", "x", "--rounds", "3"], "--rounds needs --migrate-to"),
-        (["--guest", "edu", "--save", "x", "--when", "y"], "--when is for --kernel and --restore and --listen"),
+        (["--guest", "edu", "--save", "x", "--when", "y"], "--when is for --kernel, --restore and --listen"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words: list[str], said: str) -> None:

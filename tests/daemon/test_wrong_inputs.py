@@ -60,6 +60,7 @@ MISTAKES = [  # status 2: the usage, and then this
     ("vmm --guest bell --memory 1Q", "'1Q': expected a number of MiB, or one that ends in M or G"),
     ("vmm --guest bell --timeout 0", "--timeout: 0: expected more than 0"),
     ("vmm --guest bell --vcpus x", "--cpus/--vcpus: expected 1 to 8, got 'x'"),
+    ("vmm --restore x --save y --when=", "--when: expected a text to wait for"),
     ("vmm --guest bell --cpus 0", "--cpus/--vcpus: expected 1 to 8, got '0'"),
     ("vmm --guest bell --cpus 9", "--cpus/--vcpus: expected 1 to 8, got '9'"),
 ]

@@ -20,6 +20,7 @@ from bellwired.commands.completion import GUESTS, completed
 from bellwired.commands.vmm_arrival import LINUX, arrival
 from bellwired.commands.vmm_departure import Departure
 from bellwired.commands.vmm_guests import parameters, report
+from bellwired.commands.vmm_options import DEFAULTS, for_linux_alone, refuse
 from bellwired.commands.vmm_signals import signals_end_it
 from bellwired.commands.vmm_sockets import ANSWER, connected
 from bellwired.errors import CommandError
@@ -30,20 +31,7 @@ from vfio_user import DIALECTS, RATIFIED, Client, Dialect, RemoteError, TimedOut
 MIB = 1 << 20
 LONGEST = 1_000_000  # seconds: twelve days
 PATIENCE = 60.0  # seconds, with a micro guest
-DEFAULTS: dict[str, Any] = {"pause": 0.5, "rounds": 30}
 MOST_ROUNDS = 10_000
-_BOOTED, _COMING = ("--guest", "--kernel"), "--restore and --listen"
-FOR = {
-    "parameters": ("--guest",),
-    "initrd": ("--kernel",),
-    "append": ("--kernel",),
-    "no_reboot": ("--kernel",),
-    "console": ("--kernel", _COMING),
-    "when": ("--kernel", _COMING),
-    "memory": _BOOTED,
-    "vcpus": _BOOTED,
-}
-"""Which options go with which kind of guest. All others go with each."""
 _SIZE = re.compile(r"([1-9]\d{0,8})([MG]?)", re.IGNORECASE)
 
 
@@ -98,7 +86,7 @@ def add_parser(commands: Any) -> None:
         metavar="SIZE",
         help="guest memory, in MiB unless it ends in M or G (default 64, with --kernel 512; at most 3G)",
     )
-    parser.add_argument("--cpus", "--vcpus", dest="vcpus", type=_vcpus, metavar="N", help="number of vCPUs (default 1)")
+    parser.add_argument("--cpus", "--vcpus", dest="cpus", type=_cpus, metavar="N", help="number of vCPUs (default 1)")
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -142,6 +130,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--when",
+        type=_text,
         metavar="TEXT",
         help="with --save or --migrate-to: the moment at which Linux writes TEXT to its console",
     )
@@ -171,7 +160,7 @@ def add_parser(commands: Any) -> None:
 
 def vmm(arguments: argparse.Namespace) -> int:
     """Boot the guest, or go on with one that comes from elsewhere; wait for its end, and report."""
-    _refuse(arguments)
+    refuse(arguments)
     allow_many_files()  # an eventfd for each vector of each device
     plugs = partial(plug, dialect=DIALECTS[arguments.dialect])
     if arguments.kernel:
@@ -187,11 +176,12 @@ def vmm(arguments: argparse.Namespace) -> int:
             machine.load(guest)
             return ""
 
-        with Machine(arguments.memory or 64 * MIB, arguments.vcpus or 1) as machine:
+        with Machine(arguments.memory or 64 * MIB, arguments.cpus or 1) as machine:
             return _micro(machine, arguments, plugs, arguments.guest, load)
     with arrival(arguments) as comes:
         if comes.guest == LINUX:
             return linux.go_on(arguments, plugs, comes)
+        for_linux_alone(arguments)
         with Machine(comes.memory, comes.cpus) as machine:
             return _micro(machine, arguments, plugs, comes.guest, comes.take)
 
@@ -244,21 +234,6 @@ def _connect(path: Path, dialect: Dialect) -> Client:
     return Client(connected(path, "is a device being served there?"), timeout=ANSWER, dialect=dialect)
 
 
-def _refuse(arguments: argparse.Namespace) -> None:
-    """Refuse options for another kind of guest, or for another end of its run, which would have no effect."""
-    what = "--kernel" if arguments.kernel else "--guest" if arguments.guest else _COMING
-    for option, others in FOR.items():
-        if getattr(arguments, option) and what not in others:
-            raise CommandError(f"--{option.replace('_', '-')} is for {' and '.join(others)}")
-    leaves = arguments.save or arguments.migrate_to
-    for option, value in (("at", arguments.at), ("when", arguments.when), ("json", arguments.figures)):
-        if value is not None and not leaves:
-            raise CommandError(f"--{option} needs --save or --migrate-to")
-    for option in ("pause", "rounds"):
-        if getattr(arguments, option) != DEFAULTS[option] and not arguments.migrate_to:
-            raise CommandError(f"--{option} needs --migrate-to")
-
-
 def _memory(text: str) -> int:
     found = _SIZE.fullmatch(text)
     if found is None:
@@ -266,7 +241,7 @@ def _memory(text: str) -> int:
     return int(found[1]) * (1024 if found[2] in ("G", "g") else 1) * MIB
 
 
-def _vcpus(text: str) -> int:
+def _cpus(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -274,6 +249,12 @@ def _vcpus(text: str) -> int:
     if not 1 <= number <= MAX_VCPUS:
         raise argparse.ArgumentTypeError(f"expected 1 to {MAX_VCPUS}, got {text!r}")
     return number
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text to wait for")
+    return text
 
 
 def _rounds(text: str) -> int:

@@ -85,11 +85,14 @@ class Departure:
                 self._decided.set()
 
     def check(self) -> None:
-        """Raise CommandError if the guest was to leave, and has not."""
+        """Raise CommandError if the guest was to leave, and has not. Say so if it was to wait for a signal alone."""
         if self._problem:
             raise CommandError(self._problem)
-        if self.wanted and not self.left and (self._arguments.at is not None or self._arguments.when is not None):
+        if not self.wanted or self.left:
+            return
+        if self._arguments.at is not None or self._arguments.when is not None:
             raise CommandError("the guest has ended before the moment came to leave")
+        print(f"The guest was not {'saved' if self._arguments.save else 'moved'}: no SIGUSR1 came in time.")
 
     @contextlib.contextmanager
     def _watched(self, machine: Machine) -> Iterator[None]:

@@ -51,7 +51,7 @@ def boot(arguments: argparse.Namespace, plug: Plug) -> int:
     with contextlib.ExitStack() as stack:
         console = _console(arguments.console, stack)
         while True:
-            with Machine(arguments.memory or MEMORY, arguments.vcpus or 1) as machine:
+            with Machine(arguments.memory or MEMORY, arguments.cpus or 1) as machine:
                 status = _use(machine, arguments, plug, console, load, again=not arguments.no_reboot)
             if status is not None:
                 return status
