@@ -295,7 +295,7 @@ class Client:
     def _send(self, ask: Ask, flags: MessageFlags) -> int:
         """Send a command, or queue it. Returns its number."""
         if self._gone is not None:
-            raise self._gone
+            raise self._gone.again()
         self._next_id = (self._next_id + 1) & 0xFFFF
         if self._next_id in self._awaited:
             raise VfioUserError(f"{ask.command.name}: {len(self._awaited)} calls wait for their replies")
@@ -328,7 +328,7 @@ class Client:
             self._room.set()
 
     def _receive(self, channel: QueuedChannel) -> None:
-        """Handle the messages that have come."""
+        """Handle the messages that have come. If the memory raises, the client ends, and the loop is told."""
         if self._gone is not None:
             return
         try:
@@ -340,6 +340,9 @@ class Client:
         except VfioUserError as error:
             self._end(error)
             return
+        except Exception:
+            self._end(Disconnected("the memory or interrupt of this client has raised an error"))
+            raise
         if channel.ready:
             self._loop.call_soon(self._receive, channel)
 
@@ -362,5 +365,5 @@ class Client:
             self._room.set()
         for waiting in self._awaited.values():
             if not waiting.done():
-                waiting.set_exception(why)
+                waiting.set_exception(why.again())
         self._awaited.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Self
 
 LARGEST_ERRNO = 4095  # the kernel's MAX_ERRNO
 
@@ -14,6 +15,12 @@ class VfioUserError(Exception):
     def __init__(self, message: str, errno_: int = errno.EINVAL) -> None:
         super().__init__(message)
         self.errno = errno_
+
+    def again(self) -> Self:
+        """The same error for another caller: an exception keeps the frames of all who raise it."""
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class ProtocolError(VfioUserError):

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from inspect import getmembers, isfunction, signature
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -301,3 +302,57 @@ def test_too_many_calls_at_a_time_are_refused() -> None:
         client._awaited.clear()
 
     talk(work)
+
+
+def test_calls_after_the_end_keep_nothing_of_earlier_ones(device: FakeDevice) -> None:
+    async def depth(client: aio.Client) -> int:
+        with pytest.raises(Disconnected, match="this client has been closed") as raised:
+            await client.write(PLAIN, 0, b"data")
+        return len(list(walk_tb(raised.value.__traceback__)))
+
+    async def work(client: aio.Client) -> None:
+        client.close()
+        first = await depth(client)
+        assert [await depth(client) for _ in range(3)] == [first] * 3
+
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        wire.raw(message(Command.VERSION, ANSWER, flags=REPLY))
+        run(ours, work)
+
+
+def test_each_call_that_waits_gets_an_error_of_its_own() -> None:
+    async def work(client: aio.Client) -> None:
+        calls = [asyncio.ensure_future(client.reset()) for _ in range(3)]
+        await asyncio.sleep(0)
+        client.close()
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert [str(error) for error in errors] == ["this client has been closed"] * 3
+        assert len(set(map(id, errors))) == 3
+
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        wire.raw(message(Command.VERSION, ANSWER, flags=REPLY))
+        run(ours, work)
+
+
+def test_a_memory_that_raises_ends_the_client_and_the_loop_is_told() -> None:
+    class Broken(GuestMemory):
+        def read(self, address: int, count: int) -> bytes:
+            raise ZeroDivisionError
+
+    told: list[Any] = []
+
+    async def work(client: aio.Client) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        wire.send(Command.DMA_READ, struct.pack("<QQ", GUEST, 4))
+        with pytest.raises(Disconnected, match="memory or interrupt of this client has raised an error"):
+            await client.read(PLAIN, 0, 4)
+        with pytest.raises(Disconnected, match="memory or interrupt of this client has raised an error"):
+            await client.reset()
+
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        wire.raw(message(Command.VERSION, ANSWER, flags=REPLY))
+        run(ours, work, memory=Broken(4096))
+        assert [type(error) for error in told] == [ZeroDivisionError]
