@@ -39,6 +39,20 @@ def test_that_fails(vm):
 def test_that_says_nothing_of_an_oops(vm):
     vm.run("copier-test 13")
 """
+FUNCTIONS = """
+from bellwire import PciDevice
+class Engine(PciDevice, vendor=0x1234, device=1, class_code=0x088000): pass
+class Console(PciDevice, vendor=0x1234, device=2, class_code=0x070000): pass
+functions = [Engine, Console]
+"""
+PLACES = """
+from bellwire.pytest import machine
+
+@machine(devices=["./card.py", "edu"], root_port={root_port}, root="minimal")
+def test_it(vm):
+    there = vm.run("cd /sys/bus/pci/devices; for i in {places}; do cat $i/device; done", check=True).stdout
+    assert there.split() == [b"0x0001", b"0x0002", b"0x11e8"]
+"""
 pytestmark = pytest.mark.guest
 
 
@@ -138,4 +152,15 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     (tmp_path / "copier/test_page.py").write_text(parameters.text + under_faults.text)
     done = run(tmp_path / "copier", "pytest", "-rs")
     skipped_for(done)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("root_port", "places"),
+    [(False, "0000:00:01.0 0000:00:01.1 0000:00:02.0"), (True, "0000:01:00.0 0000:01:00.1 0000:02:00.0")],
+)
+def test_functions_and_root_ports_are_where_the_test_says(root_port: bool, places: str, tmp_path: Path) -> None:
+    (tmp_path / "card.py").write_text(FUNCTIONS)
+    (tmp_path / "test_card.py").write_text(PLACES.format(root_port=root_port, places=places))
+    done = run(tmp_path, "pytest", "--bellwire-required")
     assert done.returncode == 0, done.stdout

@@ -116,6 +116,54 @@ def test_it(vm):
 """).assert_outcomes(passed=1)
 
 
+def test_devices_have_slots_of_bus_0(trial: Trial) -> None:
+    trial("""
+@machine(devices=[Copier, "edu"])
+def test_it(vm):
+    assert [each.properties["addr"] for each in vm.machine.plan.devices] == ["1.0", "2.0"]
+""").assert_outcomes(passed=1)
+
+
+def test_devices_may_be_behind_root_ports(trial: Trial) -> None:
+    trial("""
+@machine(devices=[Copier, "edu"], root_port=True)
+def test_it(vm):
+    plan = vm.machine.plan
+    assert [each.properties["bus"] for each in plan.devices] == ["bellwire-port0", "bellwire-port1"]
+    assert plan.ports == 2
+""").assert_outcomes(passed=1)
+
+
+FUNCTIONS = """
+from bellwire import PciDevice
+class Engine(PciDevice, vendor=0x1234, device=1, class_code=0x088000): pass
+class Console(PciDevice, vendor=0x1234, device=2, class_code=0x070000): pass
+functions = [Engine, Console]
+"""
+
+
+def test_a_file_with_functions_is_one_device(trial: Trial) -> None:
+    trial.pytester.makepyfile(card=FUNCTIONS)
+    trial("""
+@machine(devices=["./card.py", Copier])
+def test_it(vm):
+    at = [each.properties for each in vm.machine.plan.devices]
+    assert [each["addr"] for each in at] == ["1.0", "1.1", "2.0"]
+    assert [each.get("multifunction", False) for each in at] == [True, True, False]
+    assert [vm.device(which).identity.device for which in (0, "console", Copier)] == [1, 2, 0x11F0]
+""").assert_outcomes(passed=1)
+
+
+def test_options_of_a_file_with_functions_are_refused(trial: Trial) -> None:
+    trial.pytester.makepyfile(card=FUNCTIONS)
+    result = trial("""
+@machine(devices=[device("./card.py", most=1)])
+def test_it(vm): pass
+""")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*card.py: which of its functions has the options?*", "*name one: ./card.py:0, *"])
+
+
 def test_a_device_of_which_there_are_several_must_be_named(trial: Trial) -> None:
     result = trial("""
 import pytest

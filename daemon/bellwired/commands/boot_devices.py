@@ -11,7 +11,8 @@ from pathlib import Path
 from bellwired.commands.control_client import Instance, NoDaemonError, all_devices
 from bellwired.errors import CommandError
 from bellwired.find import find_device, names
-from bellwired.guest.board import MOST_ROOT_PORTS, ROOT_PORT
+from bellwired.guest import board
+from bellwired.guest.board import MOST_DEVICES, MOST_ROOT_PORTS
 from bellwired.guest.plan import Plugged
 from bellwired.guest.served import Served, Wanted, sockets
 from bellwired.places import Places
@@ -21,8 +22,6 @@ from bellwired.sources import is_path
 CHANGES = {"-o": "set", "--filter": "filter", "--fault": "fault"}
 """The commands that change what these flags set."""
 ANSWER = 10.0  # seconds for a daemon to answer
-FIRST_SLOT, MOST = 1, 15
-"""Devices: the slots of the machine's bus that are left for them."""
 
 
 def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
@@ -31,8 +30,8 @@ def start(arguments: argparse.Namespace, served: Served) -> dict[str, Path]:
     places = Places.of(runtime_dir=arguments.runtime_dir)
     flags = ["--log-level", arguments.log_level]
     flags += ["--runtime-dir", str(arguments.runtime_dir)] if arguments.runtime_dir else []
-    if len(words) > MOST:
-        raise CommandError(f"{len(words)} devices: the machine has places for {MOST}")
+    if len(words) > MOST_DEVICES:
+        raise CommandError(f"{len(words)} devices: the machine has places for {MOST_DEVICES}")
     if arguments.root_port and len(words) > MOST_ROOT_PORTS:
         raise CommandError(f"--root-port: {len(words)} devices, and the machine has {MOST_ROOT_PORTS} root ports")
     called = call(words)
@@ -62,14 +61,11 @@ def plug(paths: Mapping[str, Path], *, root_ports: bool = False) -> list[Plugged
     refuse some, such as 8250.
     """
     plugged = []
-    for place, path in enumerate(paths.values()):
-        bus, slot = (f"{ROOT_PORT}{place}", 0) if root_ports else ("pcie.0", FIRST_SLOT + place)
+    for number, path in enumerate(paths.values()):
         functions = sockets(path)
-        for number, socket in enumerate(functions):
-            at: dict[str, object] = {"bus": bus, "addr": f"{slot:x}.{number}"}
-            if len(functions) > 1:
-                at["multifunction"] = True
-            plugged.append(Plugged(socket, properties=at))
+        for function, socket in enumerate(functions):
+            place = board.place(number, function, several=len(functions) > 1, root_port=root_ports)
+            plugged.append(Plugged(socket, properties=place.properties))
     return plugged
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from bellwired.guest.errors import MachineError
 from bellwired.guest.plan import MIB, Plan
 
 CONSOLE, SERIAL_CONSOLE = "console=ttyS0", "console=ttyS"
@@ -21,6 +23,29 @@ SERIAL, ROOT_PORT = "bellwire-serial", "bellwire-port"
 """QEMU's names of the board's own devices: a user's device may be called serial, or port0."""
 SERIAL_SLOT, NETWORK_SLOT, FIRST_ROOT_PORT = 0x1E, 0x1D, 0x18
 MOST_ROOT_PORTS = NETWORK_SLOT - FIRST_ROOT_PORT
+FIRST_SLOT, MOST_DEVICES = 1, 15
+"""The slots of bus 0 that are left for the user's devices."""
+
+
+class Place(NamedTuple):
+    """Where a function of a device is: QEMU's properties for it, and its address in the guest."""
+
+    properties: dict[str, Any]
+    address: str
+
+
+def place(number: int, function: int = 0, *, several: bool = False, root_port: bool = False) -> Place:
+    """The place of a function of the device with this number, from 0 on; its device may have ``several``.
+
+    Devices have slots of bus 0, from 1 on. With ``root_port``, each is behind a port of its own instead, on bus 1 and
+    up. A MachineError if the machine has no such place.
+    """
+    most = MOST_ROOT_PORTS if root_port else MOST_DEVICES
+    if number >= most:
+        raise MachineError(f"the machine has places for {most} devices{' behind root ports' if root_port else ''}")
+    bus, slot = (f"{ROOT_PORT}{number}", 0) if root_port else ("pcie.0", FIRST_SLOT + number)
+    properties = {"bus": bus, "addr": f"{slot:x}.{function}", **({"multifunction": True} if several else {})}
+    return Place(properties, f"0000:{number + 1 if root_port else 0:02x}:{slot:02x}.{function}")
 
 
 @dataclass(frozen=True)

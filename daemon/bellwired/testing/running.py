@@ -12,7 +12,9 @@ from bellwire import OptionError, PciDevice
 from bellwire.faults import Fault
 from bellwire.faults.scenario import Scenario, ScenarioError
 from bellwire.testing import Serving, serve
-from bellwired.find import find_device
+from bellwired.errors import CommandError
+from bellwired.find import find_functions
+from bellwired.guest import board
 from bellwired.guest.decode import Decoder
 from bellwired.guest.errors import CommandFailed, MachineError, ModuleInUse
 from bellwired.guest.leaks import read_leaks
@@ -21,10 +23,9 @@ from bellwired.guest.plan import Plan, Plugged
 from bellwired.guest.reports import HANGS, Report, Watcher
 from bellwired.guest.roots import environment
 from bellwired.testing.traces import Trace
-from bellwired.testing.wanted import Wanted
+from bellwired.testing.wanted import Wanted, WantedDevice
 
 PATIENCE = 20.0  # seconds for a small command of our own
-FIRST_SLOT = 1
 LET_GO = """
 for there in {places}; do
     [ -e /sys/bus/pci/devices/$there/driver ] || continue
@@ -82,15 +83,20 @@ class Running:
         self._faults: list[tuple[Placed, Fault]] = []
         traces: dict[str, Trace] = {}
         with contextlib.ExitStack() as stack:
+            devices = []
             for number, chosen in enumerate(wanted.devices):
-                kind = find_device(chosen.kind) if isinstance(chosen.kind, str) else chosen.kind
-                if kind.name not in traces:
-                    traces[kind.name] = stack.enter_context(Trace(kind.name, detail=wanted.trace))
-                serving = stack.enter_context(serve(kind, **chosen.options))
-                place = f"0000:00:{FIRST_SLOT + number:02x}.0"  # as bellwired.guest.board puts it there
-                self.devices.append(Placed(chosen.id or f"{kind.name}{number}", place, serving, traces[kind.name]))
-            devices = [Plugged(placed.serving.path, placed.id) for placed in self.devices]
+                kinds = _kinds(chosen)
+                for function, kind in enumerate(kinds):
+                    if kind.name not in traces:
+                        traces[kind.name] = stack.enter_context(Trace(kind.name, detail=wanted.trace))
+                    serving = stack.enter_context(serve(kind, **chosen.options))
+                    place = board.place(number, function, several=len(kinds) > 1, root_port=wanted.root_port)
+                    id = (not function and chosen.id) or f"{kind.name}{len(self.devices)}"
+                    devices.append(Plugged(serving.path, id, place.properties))
+                    self.devices.append(Placed(id, place.address, serving, traces[kind.name]))
             made = Plan(**plan, devices=devices, listeners=(self._watcher.feed,))
+            if wanted.root_port:
+                made = replace(made, ports=max(made.ports, len(wanted.devices)))
             folders = ":".join([*map(str, path), environment(made)["PATH"]])
             made = replace(made, environment={"PATH": folders, **made.environment})
             self.machine: Machine = stack.enter_context(Machine.start(made))
@@ -271,6 +277,17 @@ class Running:
 
     def _run(self, command: str | Sequence[str]) -> str:
         return self.machine.run(command, timeout=PATIENCE, check=True).stdout.decode(errors="replace")
+
+
+def _kinds(chosen: WantedDevice) -> tuple[type[PciDevice], ...]:
+    """The functions of a device: one class, or all of a file that has several."""
+    if not isinstance(chosen.kind, str):
+        return (chosen.kind,)
+    found = find_functions(chosen.kind)
+    if chosen.options and len(found) > 1:
+        which = ", ".join(f"{chosen.kind}:{number}" for number in range(len(found)))
+        raise CommandError(f"{chosen.kind}: which of its functions has the options?", f"name one: {which}")
+    return found
 
 
 def _is(placed: Placed, kind: type[PciDevice]) -> bool:

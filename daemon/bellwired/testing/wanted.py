@@ -40,6 +40,7 @@ class Wanted:
     timeout: float | None = None
     trace: bool = True
     reset: bool = True
+    root_port: bool = False
     guest: Mapping[str, Any] = field(default_factory=dict)
     """More for the machine, by the names of :class:`bellwired.guest.plan.Plan`."""
 
@@ -66,6 +67,7 @@ def machine(
     timeout: float | None = None,
     trace: bool = True,
     reset: bool = True,
+    root_port: bool = False,
     **guest: Any,
 ) -> pytest.MarkDecorator:
     """A decorator for tests, classes and ``pytestmark``: the test's ``vm`` is a Linux guest with these devices.
@@ -77,7 +79,8 @@ def machine(
 
     Tests that ask for the same machine share one boot for the length of ``scope``: ``"module"`` or ``"session"``. The
     driver is loaded before each test and removed after it, and then the devices are reset, unless ``reset`` is False.
-    ``fresh`` (or the scope ``"function"``) boots for the test alone.
+    ``fresh`` (or the scope ``"function"``) boots for the test alone. With ``root_port``, each device is behind a PCI
+    Express root port of its own, so its link and its errors are as in a real machine.
 
     A command of the guest, or loading or removing the driver, may take ``timeout`` seconds. ``trace`` keeps each
     access, ring, hook, DMA and interrupt for the report of a failing test; it makes devices slower. The other keywords
@@ -103,6 +106,7 @@ def machine(
         timeout=timeout,
         trace=trace,
         reset=reset,
+        root_port=root_port,
         guest=guest,
     )
     mark: pytest.MarkDecorator = getattr(pytest.mark, MARK)(wanted)
