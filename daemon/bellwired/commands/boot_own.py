@@ -73,7 +73,7 @@ def words(
         append=arguments.append,
         devices=[device.socket for device in devices],
         memory=arguments.memory * MIB,
-        vcpus=arguments.cpus,
+        cpus=arguments.cpus,
         console=arguments.console,
         timeout=arguments.timeout,
         no_reboot=True,
