@@ -17,6 +17,7 @@ from bellwire_vmm.machine.boot import MicroGuest
 from bellwire_vmm.machine.memory import PAGE
 from bellwire_vmm.moving import Moved, Policy, Source, Target
 from bellwire_vmm.moving.dirty import DirtyPages, in_pages, runs
+from bellwire_vmm.moving.wire import Kind, Wire
 from bellwire_vmm.vmm import Machine
 from vmm.program import Program
 
@@ -149,6 +150,43 @@ def test_a_target_of_another_shape_says_what_differs_and_the_guest_stays(machine
     assert str(ends.here_error) == f"the target gives up: {why}"
     machine.memory.write(STOP, b"\1")
     assert machine.resume(20).ok
+
+
+def test_a_target_that_goes_silent_in_the_pause_does_not_hold_the_guest(
+    machine: Machine, other: Callable[[Target], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_all_and_says_nothing(target: Target, machine: Machine) -> None:
+        target._wire.send(Kind.GOOD)
+        target._receive(machine)
+        target._wire.receive({})
+
+    monkeypatch.setattr("bellwire_vmm.moving.source.LEAST_PATIENCE", 0.5)
+    monkeypatch.setattr(Target, "take", takes_all_and_says_nothing)
+    machine.load(MicroGuest(COUNT + Program().leave().code))
+    ends = move(machine, other, Policy(pause=0.1))
+    assert str(ends.here_error) == "the target has taken longer than 0.5 s"
+    assert str(ends.there_error) == "the source gives up: the target has taken longer than 0.5 s"
+    machine.memory.write(STOP, b"\1")
+    assert machine.resume(20).ok
+
+
+def test_a_limit_holds_for_an_answer_that_comes_byte_by_byte() -> None:
+    left, right = socket.socketpair()
+    wire, done = Wire(left, "target"), threading.Event()
+
+    def drip() -> None:
+        while not done.wait(0.05):
+            right.send(b"G")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    wire.limit(0.2)
+    with pytest.raises(MigrationError, match=r"the target has taken longer than 0\.2 s"):
+        wire.expect_good()
+    done.set()
+    thread.join()
+    wire.close()
+    right.close()
 
 
 def test_pages_that_the_vmm_writes_itself_count_as_written_once(machine: Machine) -> None:

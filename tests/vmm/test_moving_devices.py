@@ -107,6 +107,14 @@ def test_a_device_whose_server_offers_no_migration_keeps_its_guest_here() -> Non
         assert machine.resume(20).ok
 
 
+def test_a_device_is_told_from_a_vmm_that_waits_for_a_guest() -> None:
+    with toy.served(Toy("wildcard")) as sock, Machine(16 * MIB) as machine:
+        source = Source(machine, sock, "")
+        with pytest.raises(MigrationError, match="the target is no VMM that waits for a guest"):
+            source.approach()
+        source.close()
+
+
 def test_a_target_that_cannot_take_the_state_leaves_guest_and_devices_at_work_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -139,7 +139,8 @@ def add_parser(commands: Any) -> None:
         type=_seconds,
         default=DEFAULTS["pause"],
         metavar="SECONDS",
-        help="with --migrate-to: how long the guest may stand still (default %(default)s)",
+        help="with --migrate-to: how long the guest is to stand still (default %(default)s); after five times as "
+        "much, and 15 s at least, it goes on here",
     )
     parser.add_argument(
         "--rounds",

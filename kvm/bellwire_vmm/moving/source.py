@@ -11,13 +11,14 @@ from typing import NamedTuple
 from bellwire_vmm.errors import MigrationError, StateError
 from bellwire_vmm.machine.memory import PAGE
 from bellwire_vmm.moving.dirty import DirtyPages
-from bellwire_vmm.moving.wire import ADDRESS, MOST_PAGES, Kind, RefusedError, Wire
+from bellwire_vmm.moving.wire import ADDRESS, MOST_PAGES, PATIENCE, Kind, RefusedError, Wire
 from bellwire_vmm.saved import devices, sections
 from bellwire_vmm.saved import machine as saved
 from bellwire_vmm.saved.file import used
 from bellwire_vmm.vmm import Machine
 
 _MIB = 1 << 20
+LEAST_PATIENCE = 15.0  # seconds
 
 
 class Round(NamedTuple):
@@ -36,6 +37,11 @@ class Policy:
 
     pause: float = 0.5
     rounds: int = 30
+
+    @property
+    def patience(self) -> float:
+        """The seconds after which a guest that stands still goes on here, if the target has not taken all of it."""
+        return max(LEAST_PATIENCE, 5 * self.pause)
 
 
 @dataclass(slots=True)
@@ -136,6 +142,7 @@ class Source:
         self._dirty.end()
 
     def _hand_over(self) -> None:
+        self._wire.limit(self._policy.patience)
         state = sections.pack(saved.take(self._machine))
         rest = [*self._rest, *self._dirty.collect()]
         if self._dirty.unlogged:
@@ -145,6 +152,7 @@ class Source:
         self._wire.send(Kind.STATE, state)
         self._wire.expect_good()
         self._wire.send(Kind.GO)
+        self._wire.limit(PATIENCE)
         try:
             self._wire.expect_good()
         except RefusedError:

@@ -9,8 +9,10 @@ FAIL at any time. Until GO the guest belongs to the source. A source that leaves
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
+import time
 from enum import Enum
 
 from bellwire_vmm.errors import MigrationError
@@ -24,6 +26,7 @@ MOST_PAGES = 1 << 20
 ADDRESS = struct.Struct("<Q")
 _FRAME = struct.Struct("<4sQ")
 _LONGEST_REASON = 4096
+_LAST_WORD = 1.0  # seconds, to say or to hear why an end gives up
 
 
 class Kind(Enum):
@@ -47,13 +50,17 @@ class Wire:
         self._sock = sock
         self._other = other
         self.sent = 0
-        sock.settimeout(PATIENCE)
+        self._seconds = self._deadline = math.inf
+
+    def limit(self, seconds: float) -> None:
+        """From now on, all calls may take ``seconds`` together, however the other end spreads what it says."""
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
 
     def send(self, kind: Kind, *parts: bytes | bytearray | memoryview) -> None:
         """Send a frame, whose content is ``parts`` one after the other."""
         try:
-            self._sock.sendall(_FRAME.pack(kind.value, sum(map(len, parts))))
-            for part in parts:
+            for part in (_FRAME.pack(kind.value, sum(map(len, parts))), *parts):
+                self._arm()
                 self._sock.sendall(part)
         except OSError as error:
             raise self._lost(error) from None
@@ -61,6 +68,7 @@ class Wire:
 
     def fail(self, reason: str) -> None:
         """Tell the other end why this one gives up, if it still listens."""
+        self.limit(_LAST_WORD)
         with contextlib.suppress(MigrationError):
             self.send(Kind.FAIL, reason.encode()[:_LONGEST_REASON])
 
@@ -88,6 +96,7 @@ class Wire:
         """Receive as many bytes as ``view`` has."""
         while view:
             try:
+                self._arm()
                 got = self._sock.recv_into(view)
             except OSError as error:
                 raise self._silent(error) from None
@@ -97,7 +106,9 @@ class Wire:
 
     def expect_good(self) -> None:
         """Wait for GOOD. Raises RefusedError, with the reason, for FAIL."""
-        self.receive({Kind.GOOD: 0})
+        kind, _ = self.receive({Kind.GOOD: 0, Kind.HELLO: 1 << 64})
+        if kind is Kind.HELLO:  # a vfio-user server repeats the first four bytes of what it does not understand
+            raise MigrationError(f"the {self._other} is no VMM that waits for a guest; is it the socket of a device?")
 
     def abort(self) -> None:
         """Let what another thread does on this connection fail at once."""
@@ -108,18 +119,29 @@ class Wire:
         """Close the connection."""
         self._sock.close()
 
+    def _arm(self) -> None:
+        """Let the next call of the socket wait for no longer than it may."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(PATIENCE, left))
+
     def _lost(self, error: OSError) -> MigrationError:
         """The error of a failed send: what the other end has said last explains it best."""
-        with contextlib.suppress(OSError, MigrationError):
-            self._sock.settimeout(1.0)
-            try:
-                self.receive({})
-            except RefusedError as refused:
-                return refused
-        return self._silent(error)
+        lost = self._silent(error)
+        self.limit(_LAST_WORD)
+        try:
+            self.receive({})
+        except RefusedError as refused:
+            return refused
+        except MigrationError:
+            pass
+        return lost
 
     def _silent(self, error: OSError) -> MigrationError:
         if isinstance(error, TimeoutError):
+            if self._seconds < math.inf:
+                return MigrationError(f"the {self._other} has taken longer than {self._seconds:g} s")
             return MigrationError(f"the {self._other} has not moved for {PATIENCE:g} s")
         return MigrationError(f"the connection to the {self._other} failed: {error.strerror or error}")
 
