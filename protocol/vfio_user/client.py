@@ -90,7 +90,7 @@ class Client:
         except VfioUserError:
             self.close()
             raise
-        self.migration = ClientMigration(self._request, self.device_feature, calls.most)
+        self.migration = ClientMigration(self._request, self.device_feature, calls.most, dialect)
         self.dirty: ClientDirtyPages | DraftDirtyPages = ClientDirtyPages(self.device_feature, calls.most)
         if dialect.dirty_pages is not None:
             self.dirty = DraftDirtyPages(self._request, calls.most)

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 
 from vfio_user.constants import Command, DeviceState, Feature, FeatureFlags, MigrationFlags
+from vfio_user.dialects import Dialect
 from vfio_user.errors import ProtocolError, RemoteError
 from vfio_user.features import FEATURE, MIGRATION, STATE, DeviceFeature, unpack_state
 from vfio_user.migration import MigrationData, MigrationRead
@@ -21,13 +22,18 @@ class ClientMigration:
     server: ``set_state(RESUMING)``, then :meth:`write` all of that in order, then ``set_state(RUNNING)``.
     """
 
-    def __init__(self, request: Callable[..., bytes], feature: Callable[..., DeviceFeature], most: int) -> None:
+    def __init__(
+        self, request: Callable[..., bytes], feature: Callable[..., DeviceFeature], most: int, dialect: Dialect
+    ) -> None:
         self._request = request
         self._feature = feature
         self._most = most
+        self._dialect = dialect
 
     def flags(self) -> MigrationFlags:
         """How the device can migrate; 0 if it cannot."""
+        if Command.DEVICE_FEATURE in self._dialect.missing:
+            return MigrationFlags(0)
         try:
             answer = self._feature(FeatureFlags.GET, Feature.MIGRATION, argsz=FEATURE.size + MIGRATION.size)
         except RemoteError as error:
@@ -57,6 +63,7 @@ class ClientMigration:
         In PRE_COPY the end is that of what can be read while the device runs. A message holds no more than
         ``max_data_xfer_size`` bytes, so there may be fewer than ``maximum``.
         """
+        self._dialect.check(Command.MIG_DATA_READ)
         size = min(maximum, self._most)
         data = MigrationData.unpack(memoryview(self._request(Command.MIG_DATA_READ, MigrationRead(size).pack()))).data
         if len(data) > size:
@@ -65,6 +72,7 @@ class ClientMigration:
 
     def write(self, data: bytes | memoryview) -> None:
         """MIG_DATA_WRITE: the next bytes of a state, in as many messages as it takes."""
+        self._dialect.check(Command.MIG_DATA_WRITE)
         rest = memoryview(data).cast("B")
         while rest:
             self._request(Command.MIG_DATA_WRITE, MigrationData(bytes(rest[: self._most])).pack())

@@ -24,12 +24,14 @@ from vfio_user import (
     Client,
     Command,
     Estate,
+    FeatureFlags,
     IoEventFd,
     IoRegionFd,
     Journal,
     Kept,
     Ledger,
     Mechanism,
+    MigrationFlags,
     ProtocolError,
     RemoteError,
     Session,
@@ -39,6 +41,7 @@ from vfio_user import (
 from vfio_user.dialects import DraftCommand
 from vfio_user.dma_logging import LoggingControl, LoggingReport
 from vfio_user.draft_dirty import DirtyFlags, DirtyRequest, answer_dirty_pages
+from vfio_user.in_process import joined
 from vfio_user.io_fds import DRAFT_ENTRIES, pack_sub_regions, unpack_sub_regions
 from vfio_user.journal import BUSY
 from vfio_user.message import Message
@@ -368,7 +371,16 @@ def test_our_client_and_our_server_speak_it(device: FakeDevice, subs: list[IoEve
         client.write(PLAIN, 0, b"ring")
         assert interrupts == [3]
         with pytest.raises(VfioUserError, match="DEVICE_FEATURE: the dialect draft-2021 has no such command"):
-            client.migration.flags()
+            client.device_feature(FeatureFlags.GET, 1)
+
+
+def test_there_is_no_migration_in_it(device: FakeDevice) -> None:
+    with joined(device, server={"dialect": DRAFT_2021}, dialect=DRAFT_2021) as (client, _):
+        assert client.migration.flags() == MigrationFlags(0)
+        with pytest.raises(VfioUserError, match="MIG_DATA_READ: the dialect draft-2021 has no such command"):
+            client.migration.read(4096)
+        with pytest.raises(VfioUserError, match="MIG_DATA_WRITE: the dialect draft-2021 has no such command"):
+            client.migration.write(b"state")
 
 
 def test_what_the_device_writes_is_logged(device: FakeDevice) -> None:
