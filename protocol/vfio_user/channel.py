@@ -33,7 +33,7 @@ from vfio_user.journal import (
     no_marks,
 )
 from vfio_user.loan import Loan
-from vfio_user.message import Message, command_name
+from vfio_user.message import Message, command_name, unsendable
 from vfio_user.received_fds import FD, KERNEL_MAX_FDS, ReceivedFds
 
 HEADER = struct.Struct("<HHIII")
@@ -210,8 +210,8 @@ class Channel:
         If ``listening``, messages from the peer are received into the buffer while the peer does not read: it may be
         waiting to send to us.
 
-        Raises TimedOut if the peer does not read, Disconnected if it is gone, VfioUserError (E2BIG) for too many fds.
-        A TimedOut may have cut the message short; every later send then raises Disconnected.
+        Raises TimedOut if the peer does not read, Disconnected if it is gone, VfioUserError for too many fds (E2BIG) or
+        closed ones (EBADF). A TimedOut may have cut the message short; every later send then raises Disconnected.
         """
         size = HEADER_SIZE
         for part in parts:
@@ -272,7 +272,7 @@ class Channel:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise Disconnected(self._broken or f"sending {name}: {error.strerror}") from None
+            raise unsendable(name, fds) or Disconnected(self._broken or f"sending {name}: {error.strerror}") from None
         if sent < size:
             ancillary = ancillary if sent == 0 else []
             self._send_rest(b"".join(pieces), sent, ancillary, name, listening)

@@ -21,7 +21,7 @@ from vfio_user.channel import Channel
 from vfio_user.client import Client
 from vfio_user.errors import TimedOut
 from vfio_user.journal import Journal
-from vfio_user.message import Message, close_fds
+from vfio_user.message import Message, close_fds, duplicates
 from vfio_user.session import Session
 
 _UCRED = struct.Struct("3i")
@@ -76,7 +76,7 @@ class End:
         if far is None or far._readable < 0:
             raise BrokenPipeError(32, "Broken pipe")
         data = b"".join(pieces)
-        far._put(memoryview(data), [os.dup(fd) for _, _, fds in ancillary for fd in fds])
+        far._put(memoryview(data), duplicates([fd for _, _, fds in ancillary for fd in fds]))
         return len(data)
 
     def recvmsg_into(

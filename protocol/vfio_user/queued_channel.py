@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import array
-import os
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from vfio_user.channel import SEND, Channel
-from vfio_user.errors import Disconnected
-from vfio_user.message import close_fds
+from vfio_user.errors import Disconnected, VfioUserError
+from vfio_user.message import close_fds, duplicates, unsendable
 
 MOST_UNSENT = 16 << 20
 """Bytes from which on a sender should wait."""
@@ -80,7 +80,13 @@ class QueuedChannel(Channel):
         self, data: bytes, sent: int, ancillary: list[tuple[int, int, array.array[int]]], name: str, listening: bool
     ) -> None:
         """Queue the bytes from ``sent`` on."""
-        fds = [os.dup(fd) for _, _, some in ancillary for fd in some]
+        given = [fd for _, _, some in ancillary for fd in some]
+        try:
+            fds = duplicates(given)
+        except OSError as error:
+            raise unsendable(name, given) or VfioUserError(
+                f"{name}: {error.strerror}", error.errno or errno.EIO
+            ) from None
         self._queue.append((memoryview(data)[sent:], fds))
         self.unsent += len(data) - sent
         self._blocked(self)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,7 @@ from protocol.backend import (
     message,
     served,
 )
+from protocol.conftest import ANSWER
 from protocol.guest import GUEST, GuestMemory
 from vfio_user import (
     PROPOSAL,
@@ -35,7 +39,10 @@ from vfio_user import (
     ProtocolError,
     RemoteError,
     TimedOut,
+    VfioUserError,
+    aio,
 )
+from vfio_user.in_process import joined
 
 MakeServer = Callable[..., tuple[Client, Wire]]
 
@@ -292,6 +299,60 @@ def test_the_proposal_fits_what_we_can_do() -> None:
     assert PROPOSAL.max_data_xfer_size == 1 << 20
     assert (PROPOSAL.max_dma_maps, PROPOSAL.pgsizes) == (65535, 4096)
     assert (PROPOSAL.write_multiple, PROPOSAL.twin_socket) == (True, False)
+
+
+# -- descriptors of the caller that are none
+
+BAD = 1 << 20  # above what a process may have open
+BAD_FDS: dict[str, Callable[[Any], Any]] = {
+    f"DMA_MAP: no open descriptor: {BAD}": lambda client: client.dma_map(0, 4096, BAD),
+    "DMA_MAP: no open descriptor: -1": lambda client: client.dma_map(0, 4096, -1),
+    f"DEVICE_SET_IRQS: no open descriptor: {BAD}, -1": lambda client: client.trigger_eventfds(2, 0, [0, BAD, -1]),
+}
+
+
+@pytest.mark.parametrize("why", BAD_FDS)
+def test_a_descriptor_that_is_not_open_is_the_callers_mistake(device: FakeDevice, why: str) -> None:
+    before = fd_count()
+    with served(device) as (_, sock), Client(sock) as client:
+        with pytest.raises(VfioUserError, match=f"^{why}$") as refusal:
+            BAD_FDS[why](client)
+        assert refusal.value.errno == errno.EBADF
+        client.reset()
+    with joined(device) as (client, _):
+        with pytest.raises(VfioUserError, match=f"^{why}$"):
+            BAD_FDS[why](client)
+        client.reset()
+    assert fd_count() == before
+
+
+@pytest.mark.parametrize("why", BAD_FDS)
+def test_a_descriptor_that_is_not_open_is_the_callers_mistake_with_asyncio(device: FakeDevice, why: str) -> None:
+    async def main() -> None:
+        async with await aio.Client.open(sock) as client:
+            with pytest.raises(VfioUserError, match=f"^{why}$") as refusal:
+                await BAD_FDS[why](client)
+            assert refusal.value.errno == errno.EBADF
+            await client.reset()
+
+    with served(device) as (_, sock):
+        asyncio.run(main())
+
+
+def test_a_descriptor_that_is_not_open_is_not_queued() -> None:
+    async def main() -> None:
+        async with await aio.Client.open(ours) as client:
+            await client.write(PLAIN, 0, bytes(1 << 20), posted=True)  # more than the socket takes
+            before = fd_count()
+            with pytest.raises(VfioUserError, match=r"^DEVICE_SET_IRQS: no open descriptor: -1$") as refusal:
+                await client.trigger_eventfds(2, 0, [0, -1])
+            assert refusal.value.errno == errno.EBADF
+            assert fd_count() == before
+
+    ours, theirs = socket.socketpair()
+    with closing(Wire(theirs)) as wire:
+        wire.raw(message(Command.VERSION, ANSWER, flags=REPLY))
+        asyncio.run(main())
 
 
 # -- the end, while other threads wait
