@@ -18,6 +18,7 @@ from bellwired.commands.reloading import INTERVAL, Reloading
 from bellwired.errors import CommandError
 from bellwired.workers.code import KEY, MOST_BYTES, MOST_FILES, Code, find_left, left
 from daemon.commands import PATIENCE, line, started
+from operating.edited import edit, plugin
 from operating.instance import EDITION, PLAIN, Instance, connect, read, write
 from operating.varlink import Refused
 from vfio_user import Client, Estate, Kept
@@ -53,22 +54,6 @@ class Lender(PciDevice, vendor=0x1234, device=0x98, class_code=0xFF0000, name="l
     edition = mmio.reg(0x0C, access="constant", reset=1)
     moves = True
 """
-
-
-def edit(file: Path, text: str) -> None:
-    """Save a file as editors do: another file in its place."""
-    fresh = file.with_suffix(".new")
-    fresh.write_text(text)
-    os.replace(fresh, file)
-
-
-def plugin(daemon: Instance, old: str, new: str) -> Callable[[], None]:
-    """Change the text of a daemon's plugin. Returns what takes that back."""
-    file = daemon.plugins / "probe.py"
-    text = file.read_text()
-    assert old in text
-    edit(file, text.replace(old, new))
-    return lambda: edit(file, text)
 
 
 @pytest.mark.daemon

@@ -34,7 +34,7 @@ from bellwired.manager.parent import Parent
 from bellwired.places import Places
 from bellwired.sources import is_path, open_named
 from bellwired.workers.captures import TIMELINE
-from bellwired.workers.code import find_left
+from bellwired.workers.code import find_left, why_left
 from bellwired.workers.process import allow_many_files
 from bellwired.workers.relay import Relay
 from bellwired.workers.ward import Ward
@@ -203,7 +203,7 @@ def _make(
     if ward is not None and arguments.reload and ward.number:
         try:
             if ward.as_started:
-                raise CommandError("it has not got further than its start")
+                raise CommandError(why_left(ward.estate))
             return _again(arguments)({}), None
         except Exception as error:  # noqa: BLE001 of the user's file
             failed = error

@@ -166,8 +166,8 @@ def describe_unusable(name: str, error: SettingsError, since: float, *, enabled:
 
 def _troubles(unit: Unit, bad: SettingsError | None) -> dict[str, str]:
     found: dict[str, str] = {}
-    if bad is not None or unit.kept:
-        found["file"] = f"it runs as before its files changed: {bad.in_words if bad is not None else unit.kept}"
+    if why := bad.in_words if bad is not None else unit.kept or unit.kept_code:
+        found["file"] = f"it runs as before its files changed: {why}"
     if unit.socket.is_lost(unit.path):
         mend = "restart its socket unit" if unit.socket.given is not None else f"bellwire restart {unit.name}"
         found["socket"] = f"{unit.address} was removed or replaced, so no client finds it: {mend}"

@@ -20,7 +20,10 @@ async def try_out(unit: Unit, spawner: Spawner, device: Device, folder: Path) ->
         order = unit.order(device, folder, trial=True)
         await trial.attempt(spawner, order, unit.daemon.start_timeout)
     except CommandError as error:
-        unit.kept = str(error)
+        if (device, folder) != (unit.settings, unit.folder):
+            unit.kept = str(error)
+        elif unit.edited():
+            unit.kept_code = str(error)
         raise
 
 
@@ -41,14 +44,14 @@ async def exchange(unit: Unit) -> bool:
         for file in files:
             fds += [open_trusted(Path(file))]
         pause = await unit.ask("reload", unit.daemon.start_timeout, fds, files="\n".join(files))
-        unit.kept = ""
+        unit.kept = unit.kept_code = ""
         if pause is None:
             await unit.move(hand_over.EDITED)
             return True
         unit.exchanged(pause)
         return False
     except CommandError as error:
-        unit.kept = str(error)
+        unit.kept_code = str(error)
         raise
     finally:
         wire.close(fds)
@@ -56,10 +59,10 @@ async def exchange(unit: Unit) -> bool:
 
 async def move(unit: Unit, spawner: Spawner) -> None:
     """Have another worker go on with client and state. A CommandError, before the one that is there ends, if its
-    device's files have changed and cannot go on.
+    device cannot be made anew of its files and options, or if files that have changed cannot go on.
     """
-    if unit.state is State.RUNNING and unit.edited():
+    if unit.state is State.RUNNING:
         await try_out(unit, spawner, unit.settings, unit.folder)
-        if unit.client is not None and await exchange(unit):
+        if unit.edited() and unit.client is not None and await exchange(unit):
             return
     await unit.move()

@@ -57,6 +57,10 @@ class Holder:
         """The number of descriptors that are held."""
         return self._fds
 
+    def has(self, key: str) -> bool:
+        """Whether a worker has kept something under ``key``."""
+        return key in self._entries
+
     def fds(self, key: str) -> list[int]:
         """The descriptors that a worker has kept under ``key``; they stay the holder's."""
         return self._entries[key][1] if key in self._entries else []

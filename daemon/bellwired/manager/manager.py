@@ -276,7 +276,7 @@ class Manager:
                     done.started.append(name)
                     await unit.start()
             elif (fresh := self._print(name)) != self._prints[name] or unit.edited():
-                folder, unit.kept = self._folder(name), ""
+                folder, unit.kept, unit.kept_code = self._folder(name), "", ""
                 if unit.state is State.RUNNING and device.enabled:
                     await edits.try_out(unit, self.spawner, device, folder)
                 if unit.client is not None and (device, folder) == (unit.settings, unit.folder):
@@ -289,7 +289,7 @@ class Manager:
                 {(True, False): done.started, (False, True): done.stopped}.get(enabled, done.restarted).append(name)
                 await unit.change(device, self._path(name), folder)
             else:
-                unit.kept = ""
+                unit.kept = unit.kept_code = ""
                 done.unchanged.append(name)
         except CommandError as error:
             done.failed[name] = str(error)

@@ -23,6 +23,7 @@ import socket
 import time
 from typing import Any
 
+from bellwire.serve.worker import TRYING
 from bellwired import messages
 from bellwired.box import privileges
 from bellwired.errors import CommandError
@@ -134,7 +135,7 @@ class Parent:
         privileges.hide_memory(hidden=False)  # its box hides it
         self._channel.close()
         try:
-            as_started = self._edited and self._restarts.stuck
+            as_started = self._edited and (self._restarts.stuck or self._holder.has(TRYING))
             return Ward(
                 theirs,
                 number,

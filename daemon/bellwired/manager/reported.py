@@ -30,6 +30,8 @@ class Reported(Noted):
         """The Python files that its last worker has loaded, and their states."""
         self.old_code = ""
         """Why its worker runs older code than that on disk."""
+        self.kept_code = ""
+        """Why its worker has not gone on with the files as they are."""
         self.over = False
         """Whether its worker has said that it ends because it shall: any other end is a death."""
         self.box = box
@@ -67,6 +69,7 @@ class Reported(Noted):
                 return
             case "made":
                 self.files = {file: known and (known[0], known[1], known[2]) for file, known in fields["files"].items()}
+                self.kept_code = ""
                 if self.state is State.RUNNING:  # else a worker that has failed with these files tells more
                     self.old_code = ""
                 return

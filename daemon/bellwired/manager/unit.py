@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bellwire.serve.worker import TRYING
 from bellwired import messages
 from bellwired.errors import CommandError
 from bellwired.manager import descriptors
@@ -58,7 +59,7 @@ class Unit(Filtered, Kept):
         """The folder of its file: relative paths start there."""
         self.restarts = 0
         self.kept = ""
-        """Why the last reload has left it as it was."""
+        """Why the last reload has not used its settings."""
         self._watched = Watched(self.holder, self._hangs)
         self._plugins = plugins
         self._spawner = spawner
@@ -179,7 +180,7 @@ class Unit(Filtered, Kept):
         """The order to the fork server for this device."""
         box = self.box.wanted(settings, self.daemon.worker_users, grouped=not trial)
         filters = self.filters(settings)
-        left = succeeds and self._restarts.stuck
+        left = succeeds and (self._restarts.stuck or self.holder.has(TRYING))
         return order(self.name, settings, self._plugins, folder, box, filters, trial, succeeds=succeeds, as_left=left)
 
     def _check_enabled(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from bellwire import PciDevice
+from bellwire.serve.worker import TRYING
 from bellwired import sources
 from bellwired.errors import CommandError
 from bellwired.find import find_again
@@ -62,6 +63,13 @@ def left(estate: Estate | None) -> Sources | None:
         return msgspec.msgpack.decode(os.pread(fds[0], size, 0), type=Sources)
     except (msgspec.DecodeError, OSError):
         return None
+
+
+def why_left(estate: Estate | None) -> str:
+    """Why a process that could read newer files is to have the code that was left."""
+    if estate is not None and TRYING in estate:
+        return "the process that tried them has ended"
+    return "it has not got further than its start"
 
 
 def find_left(

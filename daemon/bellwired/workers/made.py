@@ -12,7 +12,7 @@ from bellwire.serve.blame import told
 from bellwired import filtering, sources
 from bellwired.errors import CommandError
 from bellwired.find import find_trusted
-from bellwired.workers.code import find_left, left
+from bellwired.workers.code import find_left, left, why_left
 from bellwired.workers.ledger import inherit
 from bellwired.workers.relay import say
 from bellwired.workers.wire import Report, Spawn
@@ -24,8 +24,8 @@ def made(spawn: Spawn, channel: socket.socket) -> tuple[PciDevice, list[Filter],
     plugins = [Path(folder) for folder in spawn.plugins]
     estate = inherit(channel) if spawn.as_left else None
     try:
-        if left(estate) is not None:
-            raise CommandError("it has not got further than its start")
+        if estate is not None and left(estate) is not None:
+            raise CommandError(why_left(estate))
         device, filters = _made(spawn, channel, lambda: find_trusted(spawn.device, plugins))
     except Exception as error:
         if not spawn.succeeds:

@@ -274,8 +274,8 @@ class Core:
 
         A StateError says why the state is refused, and an exception of a hook passes through. Close the device then: a
         reset would clear areas that the guest maps. ``files`` stay the caller's. They still have the state, except for
-        what hooks have written to areas. ``moved`` is called when this process's state counts, before any hook.
-        ``loaded`` says that the state has come by a migration, and has not run yet.
+        what hooks have written to areas. ``moved`` is called when this process's state counts: before ``recovered``,
+        after ``restored``. ``loaded`` says that the state has come by a migration, and has not run yet.
         """
         succession.take_over(self, files, client=client, died=died, moved=moved, loaded=loaded)
 

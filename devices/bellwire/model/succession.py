@@ -63,12 +63,15 @@ def take_over(
         _give_up(core, error)
         return
     core.state.inherit(files)
-    moved()
     how = partial(_recover, core, torn) if died and not loaded else partial(_go_on, core)
+    if died:
+        moved()
     if core.still:
         core.waiting = how
     else:
         how()
+    if not died:  # until here the state of before is there for a successor of this process
+        moved()
 
 
 def _go_on(core: Core) -> None:

@@ -22,6 +22,8 @@ from bellwire.serve.served import Served
 from vfio_user import RATIFIED, SERVER, Dialect, Estate, FramingError, Kept, Ledger, VfioUserError
 
 TAKEN = {errno.EAGAIN, errno.EBUSY, errno.EADDRINUSE}
+TRYING = "trying"
+"""The ledger's entry while newer code is tried: if the process ends meanwhile, its successor has the code of before."""
 SWITCH_INTERVAL = 1e-5  # seconds: a background thread must not hold up a ring for 5 ms
 
 log = logging.getLogger("bellwire.worker")
@@ -128,6 +130,8 @@ class Worker:
     def _succeed(self, estate: Estate) -> None:
         try:
             self.served.take_over(estate, self._dialect)
+            if TRYING in estate and self._ledger is not None:
+                self._ledger.drop(TRYING)
         except VfioUserError as error:
             log.info("client gone: %s", error)
             self.disconnect(str(error))
@@ -164,10 +168,14 @@ class Worker:
         closed, another instance of its class does.
         """
         tell_no_more(self.served.filters)
+        if self._remembered is not None and self.served.session is not None:
+            self._remembered.keep(Kept(TRYING, {}, ()))
         try:
             self._replace(device)
         finally:
             tell_at_debug(self.served.filters)
+            if self._remembered is not None:
+                self._remembered.drop(TRYING)
 
     def _replace(self, device: PciDevice) -> None:
         if self._remembered is None or len(self.served.filters):
