@@ -40,6 +40,7 @@ class ClientDirtyPages:
         Bit n of the bitmap (of its byte n // 8: its words are little-endian) is the page at ``iova + n * page_size``.
         A range whose bitmap does not fit into a message is asked for in parts.
         """
+        LoggedRange(iova, length).check(Feature.DMA_LOGGING_REPORT.name)
         check_page_size(page_size, Feature.DMA_LOGGING_REPORT.name)
         room = self._most - FEATURE.size - REPORT.size
         step = max(1, room * 8 // WORD) * WORD * page_size

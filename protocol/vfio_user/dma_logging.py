@@ -23,7 +23,7 @@ class LoggedRange(NamedTuple):
 
     def check(self, what: str) -> None:
         """Raise ProtocolError, which says that it is in ``what``, if there are no such addresses."""
-        if not self.length or self.iova + self.length > _TOP:
+        if self.iova < 0 or self.length <= 0 or self.iova + self.length > _TOP:
             raise ProtocolError(f"{what}: range {self.iova:#x}+{self.length:#x} is empty or wraps around")
 
 

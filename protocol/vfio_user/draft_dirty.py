@@ -115,6 +115,7 @@ class DraftDirtyPages:
 
     def report(self, iova: int, length: int, page_size: int) -> bytes:
         """The bitmap of ``length`` bytes at ``iova``, asked for in parts if it is large."""
+        LoggedRange(iova, length).check(_NAME)
         check_page_size(page_size, _NAME)
         step = max(1, self._most * 8 // WORD) * WORD * page_size
         parts = (LoggingReport(at, min(step, iova + length - at), page_size) for at in range(iova, iova + length, step))

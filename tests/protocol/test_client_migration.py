@@ -24,6 +24,7 @@ from vfio_user import (
     RemoteError,
     Version,
 )
+from vfio_user.dialects import DIALECTS, Dialect
 from vfio_user.dma_logging import LoggedRange, LoggingControl, LoggingReport, bitmap_size
 
 GET, SET = int(FeatureFlags.GET), int(FeatureFlags.SET)
@@ -143,6 +144,15 @@ def test_a_page_size_is_a_power_of_two(fake_server: MakeServer, page_size: int) 
         client.dirty.start([], page_size)
     with pytest.raises(ProtocolError, match="page_size"):
         client.dirty.report(0, 4096, page_size)
+    assert wire.silent
+
+
+@pytest.mark.parametrize(("iova", "length"), [(0, -5), (0, 0), (-4096, 4096), (4096, (1 << 64) - 4095)])
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_a_report_is_of_a_range_of_addresses(fake_server: MakeServer, dialect: Dialect, iova: int, length: int) -> None:
+    client, wire = fake_server(Version(0, 2, Capabilities.of(max_msg_fds=16)).pack(), dialect=dialect)
+    with pytest.raises(ProtocolError, match="is empty or wraps around"):
+        client.dirty.report(iova, length, 4096)
     assert wire.silent
 
 
