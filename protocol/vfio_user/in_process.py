@@ -177,7 +177,13 @@ class JoinedChannel(Channel):
 
 
 def client_of(end: End, **options: Any) -> Client:
-    """A client on one end of a pair. From its VERSION on, it answers commands when the far end waits."""
+    """A client on one end of a pair. From its VERSION on, it answers commands when the far end waits.
+
+    Raises ValueError for ``twin``, which is a socket and a thread.
+    """
+    if options.get("twin"):
+        end.close()
+        raise ValueError("twin=True: its thread would run beside this one; leave it out, or use a client on a socket")
     client = Client(cast("socket.socket", end), channel=JoinedChannel, **options)
     channel = cast("JoinedChannel", client._channel)
 

@@ -41,15 +41,21 @@ def test_calls_are_answered_in_this_thread(
         assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("twin", [False, True])
-def test_dma_by_message_is_answered_within_the_access_and_outside(device: FakeDevice, twin: bool) -> None:
+def test_dma_by_message_is_answered_within_the_access_and_outside(device: FakeDevice) -> None:
     memory = GuestMemory(1 << 20)
-    with joined(device, memory=memory, twin=twin) as (client, session):
+    with joined(device, memory=memory) as (client, session):
         device.on_read = lambda *_: session.dma_read(GUEST, 8)
         assert client.read(PLAIN, 0, 8) == memory.data[:8]
         assert session.dma_read(GUEST, 1 << 20) == memory.data
         session.dma_write(GUEST, b"written")
         assert memory.data[:7] == b"written"
+
+
+def test_a_twin_socket_is_refused(device: FakeDevice) -> None:
+    before = fd_count()
+    with pytest.raises(ValueError, match="twin=True: its thread"), joined(device, twin=True):
+        pass
+    assert fd_count() == before
 
 
 def test_the_draft_is_spoken_too(device: FakeDevice) -> None:
