@@ -1,5 +1,7 @@
 """The client's side for asyncio: ``vfio_user.aio.Client`` has the calls of :class:`vfio_user.Client` to be awaited.
 
+It has no ``migration`` and no ``dirty``: a program that moves devices uses the blocking client.
+
 Calls of several tasks are sent in the order in which they are made, and do not wait for each other's replies: the
 server answers in that order. Commands of the server are answered between other events of the loop, also while a call
 waits.
